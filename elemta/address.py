@@ -1,0 +1,51 @@
+"""Mail addresses as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox, or the null reverse-path.
+
+    ``local`` is the local-part as it is meant: unquoted and unescaped, its case kept.
+    ``domain`` is lower case without a trailing dot: a U-label or A-label name as the client wrote it,
+    or an address literal in brackets (``[192.0.2.1]``, ``[IPv6:2001:db8::1]``).
+    Both empty is the null reverse-path ``<>`` (RFC 5321 §4.5.5), which is false in a condition.
+    """
+
+    local: str
+    domain: str
+
+    def __bool__(self) -> bool:
+        return bool(self.local or self.domain)
+
+    def __str__(self) -> str:
+        """The address as it stands between ``<`` and ``>``; the local-part is quoted where it must be."""
+        if not self:
+            return ""
+        local = self.local if _is_dot_string(self.local) else _quoted(self.local)
+        return f"{local}@{self.domain}" if self.domain else local
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether the address can only travel under SMTPUTF8 (RFC 6531 §3.4)."""
+        return not (self.local.isascii() and self.domain.isascii())
+
+
+NULL = Address("", "")
+
+# RFC 5321 §4.1.2 atext as of RFC 5322 §3.2.3; RFC 6531 §3.3 adds everything beyond ASCII.
+_ATEXT = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-/=?^_`{|}~")
+
+
+def _is_dot_string(text: str) -> bool:
+    return all(
+        atom and all(char in _ATEXT or not char.isascii() for char in atom) for atom in text.split(".")
+    )
+
+
+def _quoted(text: str) -> str:
+    # RFC 5321 §4.1.2 Quoted-string
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

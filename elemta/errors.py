@@ -1,0 +1,85 @@
+"""The error types of Elemta.
+
+What a peer or a message did wrong is a value (a reply, a verdict, an outcome). These exceptions
+are for us: configuration that can't be used, a disk that fails, a plugin that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ElemtaError(Exception):
+    """The base of every error that Elemta raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong in a configuration.
+
+    ``place`` is the file or the environment variable, ``key`` the dotted key (``server.hostname``,
+    ``listener[2].tls``; empty for the file as a whole), ``problem`` what was found and what is
+    allowed, ``hint`` a nearest key or a remedy (may be empty).
+    """
+
+    place: str
+    key: str
+    problem: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.place}: {self.key}" if self.key else self.place
+        return f"{where}: {self.problem}" + (f" ({self.hint})" if self.hint else "")
+
+
+class ConfigError(ElemtaError):
+    """A configuration that can't be used; carries every fault that was found, not only the first."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class PolicyUnavailable(ElemtaError):
+    """A policy that the chain names can't be found, imported, verified or built."""
+
+
+class SpoolError(ElemtaError):
+    """The spool could not do what was asked; nothing that was acknowledged is lost."""
+
+
+class SpoolFull(SpoolError):
+    """There is no room on the spool's disk."""
+
+
+class SpoolLocked(SpoolError):
+    """Another process owns this partition of the spool."""
+
+
+class SpoolFormatError(SpoolError):
+    """The spool on disk was written by a newer Elemta, or is not a spool."""
+
+
+class UnknownMessage(SpoolError):
+    """No message in the spool has this queue id."""
+
+
+class AddressSyntaxError(ElemtaError, ValueError):
+    """Text that is not a mail address by RFC 5321 §4.1.2."""
+
+
+class ProxyHeaderError(ElemtaError):
+    """A PROXY protocol header that is malformed, oversized or not allowed."""
+
+
+class StoreUnavailable(ElemtaError):
+    """The store of the limits did not answer in time or at all."""
+
+
+class UsersFileError(ElemtaError):
+    """A users file that can't be read or has a line that can't be used."""
+
+
+class ListenFailed(ElemtaError):
+    """A listener could not be opened."""

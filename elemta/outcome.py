@@ -1,0 +1,41 @@
+"""What became of one delivery attempt, described once, where it happened.
+
+The value travels untouched to the retry schedule, the log, the metrics and (with bounces) the DSN.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from elemta.address import Address
+
+
+class Status(enum.Enum):
+    """What one attempt came to."""
+
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome of one attempt for one recipient.
+
+    ``code`` and ``enhanced`` are the remote's (0 and "" when there was no reply), ``text`` is the
+    remote's reply or what happened locally, bounded and printable. ``next_hop`` names the host and
+    address (or directory) that was talked to, ``route`` the route's target as configured.
+    ``at`` is seconds since the epoch, ``seconds`` how long the attempt took.
+    """
+
+    queue_id: str
+    recipient: Address
+    status: Status
+    text: str
+    route: str
+    next_hop: str
+    at: float
+    seconds: float = 0.0
+    code: int = 0
+    enhanced: str = ""

@@ -1,0 +1,186 @@
+"""What a server session says to its shell (facts, instructions, questions) and what it is answered.
+
+The shell gives bytes to the session and gets events back, in order. A :class:`Question` is always
+the last event of a batch: the session does nothing more, and keeps what the client pipelined
+behind it, until the shell has given exactly one answer.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import ClassVar
+
+from elemta.envelope import Recipient
+from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.reply import Reply
+
+
+class Stage(enum.Enum):
+    """Where in the conversation a policy is asked."""
+
+    CONNECT = "connect"
+    HELO = "helo"
+    AUTH = "auth"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    MESSAGE = "message"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Anything that a session tells its shell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replied(Event):
+    """A fact: this reply was put into the outgoing bytes.
+
+    ``verb`` is the command it answers in upper case, ``""`` for the greeting, ``"?"`` for an unknown
+    command (a client never chooses a metric's label), ``"."`` for the end of a message.
+    ``reason`` is for the log where the reply's text is generic.
+    """
+
+    verb: str
+    reply: Reply
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageStarted(Event):
+    """A fact: the client may send the message now (354 was sent, or the first BDAT accepted)."""
+
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class MessageData(Event):
+    """A fact: the next octets of the message, dot-stuffing removed, line endings CRLF."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionEnded(Event):
+    """A fact: the transaction is over. ``accepted`` only after the answer was :class:`Queued`.
+
+    When it is false and the message had started, the shell throws away what it had written of it.
+    """
+
+    transaction: Transaction
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartTLS(Event):
+    """An instruction: send the outgoing bytes, start TLS, then call ``tls_started``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Event):
+    """An instruction: send the outgoing bytes and close. ``reason`` is for the log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Event):
+    """The session waits for one answer."""
+
+    session: SessionFacts
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsQuestion(Question):
+    """Are these credentials good? Answered by :class:`Authenticated` or :class:`Refuse`."""
+
+    username: str
+    password: bytes
+
+    def __repr__(self) -> str:
+        return "CredentialsQuestion(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class StageQuestion(Question):
+    """What do the policies of :attr:`stage` say? Answered by :class:`Proceed` or :class:`Refuse`."""
+
+    stage: ClassVar[Stage]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectQuestion(StageQuestion):
+    stage = Stage.CONNECT
+
+
+@dataclass(frozen=True, slots=True)
+class HeloQuestion(StageQuestion):
+    stage = Stage.HELO
+
+
+@dataclass(frozen=True, slots=True)
+class AuthQuestion(StageQuestion):
+    """The credentials were good and ``session.user`` is set; 235 was not sent yet."""
+
+    stage = Stage.AUTH
+
+
+@dataclass(frozen=True, slots=True)
+class MailQuestion(StageQuestion):
+    stage = Stage.MAIL
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class RcptQuestion(StageQuestion):
+    stage = Stage.RCPT
+    transaction: Transaction
+    recipient: Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class DataQuestion(StageQuestion):
+    stage = Stage.DATA
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class MessageQuestion(StageQuestion):
+    """The whole message was received. Answered by :class:`Queued` once it is durable, or :class:`Refuse`."""
+
+    stage = Stage.MESSAGE
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the shell answers to a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed(Answer):
+    """Go on: the session sends its own positive reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Answer):
+    """Send this reply instead; ``close`` ends the connection after it."""
+
+    reply: Reply
+    close: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated(Answer):
+    """The credentials are those of ``user``."""
+
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued(Answer):
+    """The message is on stable storage under this id."""
+
+    queue_id: str

@@ -1,0 +1,48 @@
+"""What a session knows about its client, and about the mail transaction under way: two objects, two lifetimes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from elemta.address import Address
+from elemta.envelope import MailParameters, Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class TLSInfo:
+    """What was negotiated: protocol version such as ``TLSv1.3``, cipher name, server name asked for."""
+
+    version: str
+    cipher: str
+    server_name: str | None = None
+
+
+@dataclass(slots=True)
+class SessionFacts:
+    """One connection, from accept to close. IPv4-mapped client addresses are kept as IPv4."""
+
+    id: str
+    client_ip: IPv4Address | IPv6Address
+    client_port: int
+    listener: str
+    helo: str = ""
+    esmtp: bool = False
+    tls: TLSInfo | None = None
+    user: str | None = None
+    reverse_name: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """One mail transaction, from MAIL to its end (RFC 5321 §3.3).
+
+    ``size`` is the declared size until the message arrives, then the octets received so far.
+    ``added_headers`` are the fields that policies added, in order, name and value.
+    """
+
+    sender: Address
+    parameters: MailParameters
+    recipients: list[Recipient] = field(default_factory=list)
+    added_headers: list[tuple[str, str]] = field(default_factory=list)
+    size: int = 0

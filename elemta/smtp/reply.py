@@ -1,0 +1,56 @@
+"""Replies: codes, enhanced status codes and their bytes on the wire (RFC 5321 §4.2, RFC 2034, RFC 3463)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+# RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
+_LONGEST_TEXT = 480
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply to the client: ``code``, ``enhanced`` ("" where a reply has none: 220, 354, EHLO) and lines of text.
+
+    The text is what the peer reads and is generic; reasons, policies and ids belong in the log.
+    """
+
+    code: int
+    enhanced: str
+    lines: tuple[str, ...]
+
+    @classmethod
+    def of(cls, code: int, enhanced: str, *lines: str) -> Reply:
+        return cls(code, enhanced, lines)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.lines)
+
+    @property
+    def is_positive(self) -> bool:
+        return self.code < 400
+
+    @property
+    def is_transient(self) -> bool:
+        return 400 <= self.code < 500
+
+    def with_code(self, code: int, enhanced: str) -> Reply:
+        return replace(self, code=code, enhanced=enhanced)
+
+    def encode(self) -> bytes:
+        """The reply as the client receives it. Control characters of a text never reach the wire."""
+        prefix = f"{self.enhanced} " if self.enhanced else ""
+        lines = [prefix + _printable(line) for line in self.lines] or [prefix]
+        out = [f"{self.code}-{line}\r\n" for line in lines[:-1]]
+        out.append(f"{self.code} {lines[-1]}\r\n")
+        # RFC 6531 §3.7.4.2: text beyond ASCII is only for clients that asked for it; ours never needs it.
+        return "".join(out).encode("ascii", "replace")
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.enhanced} {self.text}" if self.enhanced else f"{self.code} {self.text}"
+
+
+def _printable(line: str) -> str:
+    cleaned = line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
+    return cleaned[:_LONGEST_TEXT]

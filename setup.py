@@ -1,0 +1,64 @@
+"""Packaging of Elemta.
+
+``setup.py`` rather than only ``pyproject.toml`` because Twisted's plugins live in
+``twisted/plugins``, a directory that must be installed without becoming a package.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "elemta/__init__.py").read_text(), re.MULTILINE)
+assert VERSION is not None
+
+setup(
+    name="elemta",
+    version=VERSION.group(1),
+    description="An ESMTP daemon on Twisted whose limits hold across the fleet",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    # twisted/ and twisted/plugins/ have no __init__.py on purpose: one would shadow Twisted's own.
+    packages=[*find_packages(include=["elemta", "elemta.*"]), "twisted.plugins"],
+    package_data={"elemta": ["py.typed"]},
+    install_requires=[
+        "twisted[tls]>=22.4",
+        "zope.interface>=5.5",
+        "txredisapi>=1.4",
+        "prometheus-client>=0.16",
+        "toml>=0.10.2",
+        "idna>=3.3",
+    ],
+    extras_require={
+        "argon2": ["argon2-cffi>=21.1"],
+        "test": [
+            "pytest>=7.2",
+            "pytest-twisted>=1.14",
+            "pytest-timeout>=2.1",
+            "hypothesis>=6.67",
+            "argon2-cffi>=21.1",
+        ],
+        "check": [
+            "mypy>=1.10",
+            "mypy-zope>=1.0.5",
+            "ruff>=0.6",
+            "import-linter>=2.0",
+            "types-toml",
+        ],
+    },
+    entry_points={"console_scripts": ["elemtactl = elemta.ctl.main:console"]},
+    classifiers=[
+        "Framework :: Twisted",
+        "License :: OSI Approved :: MIT License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Communications :: Email :: Mail Transport Agents",
+        "Typing :: Typed",
+    ],
+)
