@@ -2,4 +2,6 @@
 
 from twisted.application.service import ServiceMaker
 
-elemta = ServiceMaker("Elemta", "elemta.tap", "An ESMTP daemon with policies and cluster-wide limits.", "elemta")
+elemta = ServiceMaker(
+    "Elemta", "elemta.tap", "An ESMTP daemon with policies and cluster-wide limits.", "elemta"
+)
