@@ -1,0 +1,170 @@
+"""``ESMTPFactory``: who gets a session, and what everybody else is told."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import count
+
+from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+
+from elemta.net.proxy import ProxyPreamble
+from elemta.net.protocol import ESMTPProtocol
+from elemta.net.terms import Terms
+from elemta.smtp import replies
+from elemta.smtp.facts import SessionFacts
+from elemta.smtp.reply import Reply
+
+_log = Logger()
+
+IPAddress = IPv4Address | IPv6Address
+
+# A Unix socket's clients are on this host, and are counted and allowed as such.
+_LOCAL = IPv4Address("127.0.0.1")
+
+
+class House:
+    """All connections of this node, over all listeners: their number is bounded, their deadlines are kept.
+
+    ``max_connections`` may change at a reload. While ``closed_with`` is a reply, every new client gets it.
+    """
+
+    def __init__(self, reactor: IReactorTime, max_connections: int) -> None:
+        self._reactor = reactor
+        self.max_connections = max_connections
+        self.closed_with: Reply | None = replies.STARTING
+        self.connections: set[ESMTPProtocol | ProxyPreamble] = set()
+        self._prefix = secrets.token_hex(4)
+        self._numbers = count(1)
+        self._when_empty: list[Callable[[], None]] = []
+
+    def seconds(self) -> float:
+        return self._reactor.seconds()
+
+    def next_session_id(self) -> str:
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+    def has_room(self) -> bool:
+        return len(self.connections) < self.max_connections
+
+    def add(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
+        self.connections.add(connection)
+
+    def remove(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            waiting, self._when_empty = self._when_empty, []
+            for callback in waiting:
+                callback()
+
+    def check_deadlines(self) -> None:
+        """Called once a second: one look at every connection is cheaper than a timer for every command."""
+        now = self.seconds()
+        for connection in tuple(self.connections):
+            connection.check_deadline(now)
+
+    def drain(self) -> None:
+        """From now on no new session; every session ends as soon as its message under way is done."""
+        self.closed_with = replies.SHUTTING_DOWN
+        for connection in tuple(self.connections):
+            connection.drain()
+
+    def call_when_empty(self, callback: Callable[[], None]) -> None:
+        if self.connections:
+            self._when_empty.append(callback)
+        else:
+            callback()
+
+    def abort_all(self) -> None:
+        for connection in tuple(self.connections):
+            connection.abort()
+
+
+class RefusalProtocol(Protocol):
+    """Says why there is no session, and closes."""
+
+    def __init__(self, reply: Reply | None) -> None:
+        self._reply = reply
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None  # noqa: S101 - Twisted sets it before this call
+        if self._reply is not None:
+            self.transport.write(self._reply.encode())
+        self.transport.loseConnection()
+
+
+class ESMTPFactory(Factory):
+    """Builds the sessions of one listener under :attr:`terms`, which a reload replaces."""
+
+    noisy = False
+
+    def __init__(self, house: House, terms: Terms) -> None:
+        self._house = house
+        self.terms = terms
+        self.open_sessions = 0
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        ip, port = _peer(addr)
+        if any(ip in network for network in self.terms.listener.proxy_protocol_from):
+            if not self._house.has_room():
+                return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
+            return ProxyPreamble(self, self._house, ip, port)
+        return self.session_for(ip, port, health_check=False)
+
+    def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol:
+        """The protocol for a client whose address is known: a session, or a refusal."""
+        if self._house.closed_with is not None:
+            return self._refuse(self._house.closed_with, "closed", ip)
+        if not self._house.has_room():
+            return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
+        facts = SessionFacts(
+            id=self._house.next_session_id(),
+            client_ip=ip,
+            client_port=port,
+            listener=self.terms.listener.name,
+        )
+        return ESMTPProtocol(self, self.terms, facts, health_check=health_check)
+
+    def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
+        self.terms.observer.connection_refused(self.terms.listener.name, reason)
+        _log.info(
+            "connection refused",
+            event="connection.refused",
+            listener=self.terms.listener.name,
+            client_ip=str(ip),
+            reason=reason,
+        )
+        # Plain text would be noise to a client that expects a handshake.
+        return RefusalProtocol(None if self.terms.session.implicit_tls else reply)
+
+    # The protocol's home
+
+    def seconds(self) -> float:
+        return self._house.seconds()
+
+    def opened(self, connection: ESMTPProtocol) -> None:
+        self._house.add(connection)
+        self.open_sessions += 1
+        name = self.terms.listener.name
+        if connection.health_check:
+            self.terms.observer.health_check(name)
+        else:
+            self.terms.observer.connection_opened(name)
+
+    def closed(self, connection: ESMTPProtocol) -> None:
+        self._house.remove(connection)
+        self.open_sessions -= 1
+        if not connection.health_check:
+            self.terms.observer.connection_closed(self.terms.listener.name, connection.seconds_open)
+
+
+def _peer(addr: IAddress) -> tuple[IPAddress, int]:
+    host = getattr(addr, "host", None)
+    if host is None:
+        return _LOCAL, 0
+    ip = ip_address(host.partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return mapped or ip, int(getattr(addr, "port", 0))

@@ -1,0 +1,68 @@
+"""Listening sockets: bound before privileges are given up, accepting only once the daemon is ready."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IReactorCore
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from elemta.errors import ListenFailed
+
+
+class Listener:
+    """One endpoint and the factory behind it."""
+
+    def __init__(self, name: str, endpoint: str, factory: Factory) -> None:
+        self.name = name
+        self.endpoint = _with_backlog(endpoint)
+        self.factory = factory
+        self._port: IListeningPort | None = None
+
+    def bind(self, reactor: IReactorCore) -> None:
+        """Bind and listen, but leave new connections in the kernel's backlog until :meth:`accept`.
+
+        Raises :class:`~elemta.errors.ListenFailed` with the reason when that is not possible.
+        """
+        outcome: list[IListeningPort | Failure] = []
+        listening: Deferred[IListeningPort] = maybeDeferred(
+            serverFromString(reactor, self.endpoint).listen, self.factory
+        )
+        listening.addBoth(outcome.append)
+        if not outcome:
+            raise ListenFailed(f"listener {self.name}: {self.endpoint} did not bind at once")
+        port = outcome[0]
+        if isinstance(port, Failure):
+            raise ListenFailed(f"listener {self.name}: {self.endpoint}: {port.getErrorMessage()}") from port.value
+        self._port = port
+        if hasattr(port, "stopReading"):
+            port.stopReading()
+
+    def accept(self) -> None:
+        """Take connections from the backlog from now on."""
+        if self._port is not None and hasattr(self._port, "startReading"):
+            self._port.startReading()
+
+    @property
+    def address(self) -> str:
+        """Where it really listens, such as ``127.0.0.1:2525``; the endpoint while it does not."""
+        if self._port is None:
+            return self.endpoint
+        host = self._port.getHost()
+        if hasattr(host, "port"):
+            name = f"[{host.host}]" if ":" in host.host else host.host
+            return f"{name}:{host.port}"
+        return str(getattr(host, "name", host))
+
+    async def close(self) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+
+
+def _with_backlog(endpoint: str) -> str:
+    """Twisted's own backlog of 50 overflows when a busy sender reconnects all at once."""
+    if endpoint.startswith(("tcp:", "tcp6:")) and ":backlog=" not in endpoint:
+        return f"{endpoint}:backlog=1024"
+    return endpoint

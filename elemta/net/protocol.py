@@ -1,0 +1,330 @@
+"""The protocol that moves bytes between a transport and a session, in order, with bounds and deadlines."""
+
+from __future__ import annotations
+
+from typing import Protocol as TypingProtocol
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from elemta.net import tls
+from elemta.net.deadlines import Deadlines, Waiting
+from elemta.net.reception import Reception
+from elemta.net.terms import Terms
+from elemta.smtp import replies
+from elemta.smtp.events import (
+    Answer,
+    Close,
+    Event,
+    MessageData,
+    MessageStarted,
+    Question,
+    Refuse,
+    Replied,
+    StartTLS,
+    TransactionEnded,
+)
+from elemta.smtp.facts import SessionFacts
+from elemta.smtp.session import ServerSession
+
+_log = Logger()
+
+# Input that waits behind an open question; above it reading pauses.
+MOST_WAITING_INPUT = 64 * 1024
+
+
+class Home(TypingProtocol):
+    """Where a protocol is kept while it lives: a paused transport that nobody refers to would be collected."""
+
+    def seconds(self) -> float: ...
+
+    def opened(self, connection: ESMTPProtocol) -> None: ...
+
+    def closed(self, connection: ESMTPProtocol) -> None: ...
+
+
+class _Pending:
+    """An answer that may be there already: then the loop goes on instead of recursing."""
+
+    __slots__ = ("_waiter", "answer")
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self._waiter: ESMTPProtocol | None = None
+
+    def fire(self, answer: Answer) -> None:
+        self.answer = answer
+        if self._waiter is not None:
+            self._waiter.answered(self)
+
+    def wait(self, waiter: ESMTPProtocol) -> None:
+        self._waiter = waiter
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class ESMTPProtocol(Protocol):
+    """One client's connection. Everything about SMTP is in the session, everything about mail in the reception."""
+
+    transport: Connection
+
+    def __init__(self, home: Home, terms: Terms, facts: SessionFacts, *, health_check: bool = False) -> None:
+        self._home = home
+        self._terms = terms
+        self.facts = facts
+        self.health_check = health_check
+        self._session = ServerSession(terms.session, facts)
+        self._reception = Reception(terms, facts, health_check=health_check)
+        self._deadlines = Deadlines(terms.server.command_timeout, terms.server.data_timeout)
+        self._pending: _Pending | None = None
+        self._paused_for: set[str] = set()
+        self._closing = False
+        self._lost = False
+        self._draining = False
+        self._opened_at = 0.0
+
+    # From the transport
+
+    def connectionMade(self) -> None:
+        self._opened_at = self._home.seconds()
+        if hasattr(self.transport, "setTcpNoDelay"):
+            self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+        self._home.opened(self)
+        if self._terms.session.implicit_tls:
+            self._start_tls()
+        else:
+            self._run(self._session.open())
+
+    def handshakeCompleted(self) -> None:
+        info = tls.describe(self.transport)
+        self._terms.observer.tls_started(info.version)
+        if self._terms.session.implicit_tls:
+            self.facts.tls = info
+            self._run(self._session.open())
+        else:
+            self._run(self._session.tls_started(info))
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if self._deadlines.waiting is Waiting.MESSAGE:
+            self._deadlines.received(len(data), self._home.seconds())
+        self._run(self._session.receive(data))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost = True
+        self._pending = None
+        if self._deadlines.waiting is Waiting.HANDSHAKE:
+            self._terms.observer.tls_started("failed")
+        self._act_on(self._session.lost())
+        self._reception.disconnected()
+        self._home.closed(self)
+        _log.debug(
+            "connection closed",
+            event="session.closed",
+            session_id=self.facts.id,
+            client_ip=str(self.facts.client_ip),
+            reason=reason.getErrorMessage(),
+            seconds=round(self._home.seconds() - self._opened_at, 3),
+        )
+
+    # From the transport as a consumer: the client does not read, or reads again
+
+    def pauseProducing(self) -> None:
+        self._deadlines.unread(self._home.seconds())
+        self._pause_reading("unread replies")
+
+    def resumeProducing(self) -> None:
+        self._deadlines.read_again()
+        self._resume_reading("unread replies")
+
+    def stopProducing(self) -> None:
+        self._pause_reading("connection is closing")
+
+    # From the house
+
+    @property
+    def seconds_open(self) -> float:
+        return self._home.seconds() - self._opened_at
+
+    def drain(self) -> None:
+        """Say 421 to this client as soon as no message of its is under way."""
+        self._draining = True
+        self._shut_if_drained()
+
+    def abort(self) -> None:
+        """Close at once, without another word."""
+        if not self._lost:
+            self.transport.abortConnection()
+
+    def check_deadline(self, now: float) -> None:
+        """Called about once a second: act when the deadline has passed."""
+        if self._deadlines.gave_up_reading(now):
+            self._log_timeout("the client does not read")
+            self.abort()
+        elif self._deadlines.has_passed(now):
+            self._time_out(now)
+
+    def _time_out(self, now: float) -> None:
+        waiting = self._deadlines.waiting
+        if self._paused_for and waiting in (Waiting.COMMAND, Waiting.MESSAGE):
+            self._deadlines.hold(now)
+            return
+        self._log_timeout(waiting.value)
+        if waiting in (Waiting.CLOSE, Waiting.HANDSHAKE):
+            self.abort()
+        elif waiting is Waiting.ANSWER:
+            self._pending = None
+            self._run(self._session.answer(Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")))
+        else:
+            self._run(self._session.shut(replies.TIMEOUT, f"timeout: {waiting.value}"))
+
+    def _log_timeout(self, what: str) -> None:
+        _log.info(
+            "connection timed out",
+            event="session.timeout",
+            session_id=self.facts.id,
+            client_ip=str(self.facts.client_ip),
+            waiting_for=what,
+        )
+
+    # The loop: events out of the session, answers into it
+
+    def _run(self, events: list[Event]) -> None:
+        while True:
+            replied, question = self._act_on(events)
+            if question is None:
+                break
+            pending = _Pending()
+            answer = self._reception.answer(question)
+            if isinstance(answer, Deferred):
+                answer.addCallback(pending.fire)
+                if pending.answer is None:
+                    self._pending = pending
+                    pending.wait(self)
+                    break
+                answer = pending.answer
+            events = self._session.answer(answer)
+        self._flush()
+        self._expect(replied)
+        self._shut_if_drained()
+
+    def answered(self, pending: _Pending) -> None:
+        """A late answer came; it counts unless the session has gone on without it."""
+        if pending is not self._pending or pending.answer is None:
+            return
+        self._pending = None
+        self._run(self._session.answer(pending.answer))
+
+    def _act_on(self, events: list[Event]) -> tuple[bool, Question | None]:
+        replied = False
+        for event in events:
+            kind = type(event)
+            if kind is Replied:
+                replied = True
+                self._replied(cast(Replied, event))
+            elif kind is MessageData:
+                self._take(cast(MessageData, event).data)
+            elif isinstance(event, Question):
+                return replied, event
+            else:
+                self._act_on_rare(event)
+        return replied, None
+
+    def _act_on_rare(self, event: Event) -> None:
+        if isinstance(event, MessageStarted):
+            self._reception.message_started(event.transaction)
+        elif isinstance(event, TransactionEnded):
+            self._reception.transaction_ended(event.transaction, event.accepted)
+        elif isinstance(event, StartTLS):
+            self._flush()
+            self._start_tls()
+        elif isinstance(event, Close):
+            self._close(event.reason)
+
+    def _replied(self, event: Replied) -> None:
+        reply = event.reply
+        self._terms.observer.replied(event.verb, reply.code)
+        if reply.code >= 400 and not self.health_check:
+            _log.info(
+                "command refused",
+                event="command.refused",
+                session_id=self.facts.id,
+                client_ip=str(self.facts.client_ip),
+                verb=event.verb,
+                reply=str(reply),
+                reason=event.reason,
+            )
+
+    def _take(self, data: bytes) -> None:
+        behind = self._reception.message_data(data)
+        if behind is not None and "disk" not in self._paused_for:
+            self._pause_reading("disk")
+            behind.when_drained().addBoth(lambda _: self._resume_reading("disk"))
+
+    def _expect(self, replied: bool) -> None:
+        """What the connection waits for now, and until when."""
+        if self._closing or self._deadlines.waiting is Waiting.HANDSHAKE and not replied:
+            return
+        if self._session.question is not None:
+            waiting = Waiting.ANSWER
+        elif self._session.receiving:
+            waiting = Waiting.MESSAGE
+        else:
+            waiting = Waiting.COMMAND
+        # A partial command line gets no new deadline, nor does a message's next read.
+        if replied or waiting is not self._deadlines.waiting:
+            self._deadlines.wait(waiting, self._home.seconds())
+        if self._session.buffered > MOST_WAITING_INPUT:
+            self._pause_reading("input")
+        elif "input" in self._paused_for:
+            self._resume_reading("input")
+
+    def _flush(self) -> None:
+        output = self._session.take_output()
+        if output and not self._lost:
+            self.transport.write(output)
+
+    def _start_tls(self) -> None:
+        certificate = self._terms.certificate
+        if certificate is None:
+            self._close("no certificate")
+            return
+        self._deadlines.wait(Waiting.HANDSHAKE, self._home.seconds())
+        self.transport.startTLS(certificate)
+
+    def _close(self, reason: str) -> None:
+        if self._closing or self._lost:
+            return
+        self._flush()
+        self._closing = True
+        self._deadlines.wait(Waiting.CLOSE, self._home.seconds())
+        _log.debug(
+            "closing connection", event="session.closing", session_id=self.facts.id, reason=reason
+        )
+        self.transport.unregisterProducer()
+        self.transport.resumeProducing()
+        self.transport.loseConnection()
+
+    def _shut_if_drained(self) -> None:
+        session = self._session
+        if self._draining and not (self._closing or self._lost or session.receiving or session.question):
+            self._draining = False
+            self._run(session.shut(replies.SHUTTING_DOWN, "drain"))
+
+    def _pause_reading(self, reason: str) -> None:
+        if not self._paused_for and not self._lost:
+            self.transport.pauseProducing()
+        self._paused_for.add(reason)
+
+    def _resume_reading(self, reason: str) -> None:
+        self._paused_for.discard(reason)
+        if not self._paused_for and not self._lost and not self._closing:
+            self._deadlines.hold(self._home.seconds())
+            self.transport.resumeProducing()

@@ -1,0 +1,100 @@
+"""What stands before the session where a load balancer speaks the PROXY protocol."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol as TypingProtocol
+
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.tcp import Connection
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import ProxyHeaderError
+from elemta.net.deadlines import PROXY_HEADER_SECONDS
+from elemta.smtp.proxy import ProxyHeader, ProxyResult
+
+_log = Logger()
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Sessions(TypingProtocol):
+    """Who builds the session once the client's address is known."""
+
+    def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol: ...
+
+
+class Keeper(TypingProtocol):
+    """Who keeps the connection alive and its deadline."""
+
+    def seconds(self) -> float: ...
+
+    def add(self, connection: ProxyPreamble) -> None: ...
+
+    def remove(self, connection: ProxyPreamble) -> None: ...
+
+
+class ProxyPreamble(Protocol):
+    """Waits for the header, says nothing before it, then hands the transport to a session.
+
+    A header that is malformed, or does not come within five seconds, closes the connection without a reply.
+    """
+
+    transport: Connection
+
+    def __init__(self, sessions: Sessions, keeper: Keeper, ip: IPAddress, port: int) -> None:
+        self._sessions = sessions
+        self._keeper = keeper
+        self._peer = (ip, port)
+        self._header = ProxyHeader()
+        self._deadline = 0.0
+        self._done = False
+
+    def connectionMade(self) -> None:
+        self._deadline = self._keeper.seconds() + PROXY_HEADER_SECONDS
+        self._keeper.add(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._done:
+            return
+        try:
+            result = self._header.feed(data)
+        except ProxyHeaderError as error:
+            self._give_up(str(error))
+            return
+        if result is not None:
+            self._hand_over(result)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+        self._keeper.remove(self)
+
+    def check_deadline(self, now: float) -> None:
+        if now >= self._deadline:
+            self._give_up("no PROXY header came in time")
+            self.abort()
+
+    def drain(self) -> None:
+        """Nothing is under way yet; the session that follows is refused by itself."""
+
+    def abort(self) -> None:
+        self.transport.abortConnection()
+
+    def _give_up(self, why: str) -> None:
+        self._done = True
+        _log.warn(
+            "connection closed: bad PROXY header", event="proxy.refused", peer=str(self._peer[0]), reason=why
+        )
+        self.transport.loseConnection()
+
+    def _hand_over(self, result: ProxyResult) -> None:
+        self._done = True
+        self._keeper.remove(self)
+        ip, port = result.source or self._peer
+        session = self._sessions.session_for(ip, port, health_check=result.local)
+        self.transport.protocol = session
+        session.makeConnection(self.transport)
+        if result.rest:
+            # After makeConnection the transport's protocol may be a TLS layer around the session.
+            receiver: Protocol = self.transport.protocol
+            receiver.dataReceived(result.rest)

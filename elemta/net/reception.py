@@ -1,0 +1,289 @@
+"""Answers one session's questions: what the policies say, whether credentials are good, whether a message is durable."""
+
+from __future__ import annotations
+
+
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.envelope import Client, Envelope, Recipient
+from elemta.errors import SpoolFull
+from elemta.message.trace import added_field, protocol_name, received_field
+from elemta.net.terms import Terms
+from elemta.policy import Continue, Disconnect, Message, Quarantine
+from elemta.policy.chain import Decision
+from elemta.policy.verdicts import Accept, reply_of
+from elemta.smtp import replies
+from elemta.smtp.events import (
+    Answer,
+    Authenticated,
+    CredentialsQuestion,
+    MailQuestion,
+    MessageQuestion,
+    Proceed,
+    Question,
+    Queued,
+    Refuse,
+    StageQuestion,
+)
+from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.spool import MessageWriter, Submission
+
+_log = Logger()
+
+# RFC 5321 §6.3 asks for a limit of at least 100 Received fields before a message is called a loop.
+MAX_HOPS = 100
+
+_PROCEED = Proceed()
+
+
+class Reception:
+    """One session's way through policies, credentials and spool.
+
+    It never raises: what goes wrong on our side becomes a 4xx answer and a log record.
+    ``health_check`` sessions come from a load balancer itself (PROXY LOCAL): no policy is asked,
+    no limit is charged, and no mail is taken from them.
+    """
+
+    def __init__(self, terms: Terms, facts: SessionFacts, *, health_check: bool) -> None:
+        self._terms = terms
+        self._facts = facts
+        self._health_check = health_check
+        self._conversation = terms.chain.open(facts)
+        self._writer: MessageWriter | None = None
+
+    def answer(self, question: Question) -> Answer | Deferred[Answer]:
+        """The answer to ``question``, now or later; the Deferred never fails."""
+        try:
+            answer = self._find_answer(question)
+        except Exception:  # whatever it is, it is ours, and the client may try again
+            return self._trouble(Failure())
+        if isinstance(answer, Deferred):
+            answer.addErrback(self._trouble)
+        return answer
+
+    def _find_answer(self, question: Question) -> Answer | Deferred[Answer]:
+        if isinstance(question, CredentialsQuestion):
+            return Deferred.fromCoroutine(self._check_credentials(question))
+        if self._health_check:
+            return self._answer_health_check(question)
+        if isinstance(question, MessageQuestion):
+            return self._answer_message(question)
+        assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
+        if isinstance(question, MailQuestion):
+            refusal = self._refuse_without_storage()
+            if refusal is not None:
+                return refusal
+        return self._ask_policies(question)
+
+    def _answer_health_check(self, question: Question) -> Answer:
+        if isinstance(question, MailQuestion):
+            return Refuse(replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail")
+        return _PROCEED
+
+    def _ask_policies(self, question: StageQuestion, message: Message | None = None) -> Answer | Deferred[Answer]:
+        if not self._terms.chain.asks(question.stage):
+            return _PROCEED
+        decision = self._conversation.ask(question, message)
+        if isinstance(decision, Deferred):
+            return decision.addCallback(self._answer_of, question.stage.value)
+        return self._answer_of(decision, question.stage.value)
+
+    def _answer_of(self, decision: Decision, stage: str) -> Answer:
+        verdict = decision.verdict
+        if isinstance(verdict, (Continue, Accept, Quarantine)):
+            return _PROCEED
+        reply = reply_of(verdict)
+        if reply is None:
+            return _PROCEED
+        self._terms.observer.message_refused(stage, decision.policy, reply.is_transient)
+        return Refuse(reply, close=isinstance(verdict, Disconnect), reason=f"policy {decision.policy}")
+
+    def _trouble(self, failure: Failure) -> Answer:
+        _log.failure(
+            "a question of a session could not be answered",
+            failure,
+            event="session.trouble",
+            session_id=self._facts.id,
+        )
+        return Refuse(replies.LOCAL_TROUBLE, reason="local trouble")
+
+    # Credentials
+
+    async def _check_credentials(self, question: CredentialsQuestion) -> Answer:
+        terms = self._terms
+        blocked = terms.limiter.auth_check(self._facts, question.username)
+        if isinstance(blocked, Deferred):
+            blocked = await blocked
+        if blocked is not None:
+            self._log_auth("refused", question.username, limit=blocked.limit)
+            return Refuse(replies.too_many_auth_failures(blocked.limit, blocked.retry_after))
+        try:
+            user = await terms.authenticator.verify(
+                question.username, question.password, client=str(self._facts.client_ip)
+            )
+        except UnauthorizedLogin:
+            self._log_auth("bad", question.username)
+            charged = terms.limiter.auth_failed(self._facts, question.username)
+            if isinstance(charged, Deferred):
+                await charged
+            return Refuse(replies.AUTH_FAILED, reason="bad credentials")
+        except Exception:  # a checker of somebody else's may raise anything; that is local trouble
+            _log.failure(
+                "credentials could not be checked", event="auth.trouble", session_id=self._facts.id
+            )
+            terms.observer.authenticated("error")
+            return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
+        self._log_auth("good", user)
+        return Authenticated(user)
+
+    def _log_auth(self, outcome: str, user: str, **more: object) -> None:
+        self._terms.observer.authenticated(outcome)
+        _log.info(
+            "authentication was tried",
+            event="auth.tried",
+            session_id=self._facts.id,
+            client_ip=str(self._facts.client_ip),
+            user=user,
+            outcome=outcome,
+            **more,
+        )
+
+    # Messages
+
+    def _refuse_without_storage(self) -> Answer | None:
+        spool = self._terms.spool
+        if not spool.healthy:
+            return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
+        if not spool.has_room():
+            return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
+        return None
+
+    def message_started(self, transaction: Transaction) -> None:  # noqa: ARG002 - what every fact carries
+        self._writer = self._terms.spool.begin()
+
+    def message_data(self, data: bytes) -> MessageWriter | None:
+        """Take the next octets; returns the writer when the disk is behind and reading should pause."""
+        writer = self._writer
+        if writer is None:
+            return None
+        writer.write(data)
+        return writer if writer.congested else None
+
+    def _answer_message(self, question: MessageQuestion) -> Answer | Deferred[Answer]:
+        writer = self._writer
+        if writer is None:
+            return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
+        if _count_received(writer.head) > MAX_HOPS:
+            return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
+        message = Message(writer.size, writer.head, writer.open)
+        answer = self._ask_policies(question, message)
+        if isinstance(answer, Deferred):
+            return answer.addCallback(self._commit_unless_refused, question.transaction, writer)
+        return self._commit_unless_refused(answer, question.transaction, writer)
+
+    def _commit_unless_refused(
+        self, answer: Answer, transaction: Transaction, writer: MessageWriter
+    ) -> Answer | Deferred[Answer]:
+        if not isinstance(answer, Proceed):
+            return answer
+        submission = self._submission(transaction, writer.queue_id)
+        if not submission.recipients:
+            return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
+        committed = self._terms.spool.commit(writer, submission)
+        self._writer = None
+        return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
+
+    def _submission(self, transaction: Transaction, queue_id: str) -> Submission:
+        facts = self._facts
+        recipients = _without_repeats(transaction.recipients)
+        at = self._terms.now()
+        client = Client(
+            ip=str(facts.client_ip),
+            helo=facts.helo,
+            listener=facts.listener,
+            session_id=facts.id,
+            user=facts.user,
+            tls=facts.tls.version if facts.tls else None,
+        )
+        received = received_field(
+            hostname=self._terms.server.hostname,
+            client=client,
+            protocol=protocol_name(
+                facts.esmtp, facts.tls is not None, facts.user is not None, transaction.parameters.smtputf8
+            ),
+            queue_id=queue_id,
+            at=at,
+            only_recipient=str(recipients[0]) if len(recipients) == 1 else None,
+        )
+        added = b"".join(added_field(name, value) for name, value in transaction.added_headers)
+        return Submission(
+            sender=transaction.sender,
+            recipients=recipients,
+            parameters=transaction.parameters,
+            client=client,
+            header_block=received + added,
+            received_at=at,
+            hold_reason=self._conversation.hold_reason(transaction),
+        )
+
+    def _queued(self, envelope: Envelope, submission: Submission) -> Answer:
+        self._terms.observer.message_accepted(self._facts.listener, envelope.size)
+        _log.info(
+            "message accepted",
+            event="message.accepted",
+            session_id=self._facts.id,
+            queue_id=envelope.queue_id,
+            client_ip=submission.client.ip,
+            sender=str(envelope.sender),
+            recipients=len(envelope.recipients),
+            size=envelope.size,
+            user=self._facts.user,
+            held=submission.hold_reason,
+        )
+        return Queued(envelope.queue_id)
+
+    def _not_queued(self, failure: Failure) -> Answer:
+        full = failure.check(SpoolFull) is not None
+        self._terms.observer.message_refused("spool", "spool", True)
+        _log.error(
+            "message could not be stored",
+            event="message.not-stored",
+            session_id=self._facts.id,
+            error=failure.getErrorMessage(),
+        )
+        reply = replies.STORAGE_FULL if full else replies.LOCAL_TROUBLE
+        return Refuse(reply, reason=f"spool: {failure.getErrorMessage()}")
+
+    def transaction_ended(self, transaction: Transaction, accepted: bool) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.discard()
+        if self._health_check:
+            return
+        if accepted:
+            self._conversation.committed(transaction)
+        else:
+            self._conversation.refused(transaction)
+
+    def disconnected(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+        if not self._health_check:
+            self._conversation.disconnected()
+
+
+def _without_repeats(recipients: list[Recipient]) -> tuple[Recipient, ...]:
+    # RFC 5321 §4.1.1.3 lets a client name a mailbox twice; one copy is what it means.
+    return tuple({recipient.address: recipient for recipient in reversed(recipients)}.values())[::-1]
+
+
+def _count_received(head: bytes) -> int:
+    end = head.find(b"\r\n\r\n")
+    fields = (head if end < 0 else head[:end]).lower()
+    return fields.count(b"\r\nreceived:") + fields.startswith(b"received:")
+
+

@@ -1,0 +1,35 @@
+"""Under which terms a listener receives mail: one immutable value, replaced as a whole by a reload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from elemta.auth import Authenticator
+from elemta.config import ListenerConfig, ServerConfig
+from elemta.limits import Limiter
+from elemta.net.observer import NetObserver
+from elemta.net.tls import ServerCertificate
+from elemta.policy.chain import PolicyChain
+from elemta.smtp.session import SessionSettings
+from elemta.spool import Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a new session of one listener gets.
+
+    A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
+    Received field; deadlines use the reactor's clock.
+    """
+
+    listener: ListenerConfig
+    server: ServerConfig
+    session: SessionSettings
+    chain: PolicyChain
+    limiter: Limiter
+    authenticator: Authenticator
+    certificate: ServerCertificate | None
+    spool: Spool
+    observer: NetObserver
+    now: Callable[[], float]
