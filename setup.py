@@ -24,6 +24,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
+    # With a package_dir an editable install puts this directory on sys.path. Without one setuptools makes an
+    # import hook instead, which twisted.plugin, looking for twisted/plugins along sys.path, can't see.
+    package_dir={"": "."},
     # twisted/ and twisted/plugins/ have no __init__.py on purpose: one would shadow Twisted's own.
     packages=[*find_packages(include=["elemta", "elemta.*"]), "twisted.plugins"],
     package_data={"elemta": ["py.typed"]},
@@ -55,7 +58,6 @@ setup(
     entry_points={"console_scripts": ["elemtactl = elemta.ctl.main:console"]},
     classifiers=[
         "Framework :: Twisted",
-        "License :: OSI Approved :: MIT License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Topic :: Communications :: Email :: Mail Transport Agents",
