@@ -1,0 +1,141 @@
+"""Every metric of Elemta, declared once: the instruments and ``docs/metrics.md`` are made from these."""
+
+from __future__ import annotations
+
+from elemta.ops.instruments import COUNTS, FAST, OCTETS, SLOW, Family, Kind
+
+
+def _counter(name: str, words: str, *labels: str) -> Family:
+    return Family(name, Kind.COUNTER, words, labels)
+
+
+def _gauge(name: str, words: str, *labels: str) -> Family:
+    return Family(name, Kind.GAUGE, words, labels)
+
+
+def _histogram(name: str, words: str, bounds: tuple[float, ...], *labels: str) -> Family:
+    return Family(name, Kind.HISTOGRAM, words, labels, bounds)
+
+
+BUILD_INFO = _gauge(
+    "elemta_build_info", "Always 1; what is running is in the labels.", "version", "python", "twisted"
+)
+
+CONNECTIONS_OPENED = _counter("elemta_connections_opened_total", "Connections accepted.", "listener")
+CONNECTIONS_OPEN = _gauge("elemta_connections_open", "Connections open now.", "listener")
+CONNECTIONS_REFUSED = _counter(
+    "elemta_connections_refused_total", "Connections turned away, by reason.", "listener", "reason"
+)
+HEALTH_CHECKS = _counter(
+    "elemta_health_checks_total", "Connections that a load balancer made for itself.", "listener"
+)
+SESSION_DURATION = _histogram("elemta_session_duration_seconds", "From accept to close.", SLOW, "listener")
+COMMANDS = _counter(
+    "elemta_commands_total",
+    "Replies sent, by the command they answer and their code; the verb is empty for the greeting, "
+    '"?" for an unknown command, "." for the end of a message.',
+    "verb",
+    "code",
+)
+MESSAGES_ACCEPTED = _counter(
+    "elemta_messages_accepted_total", "Messages that got their 250 after the end of data.", "listener"
+)
+MESSAGES_REJECTED = _counter(
+    "elemta_messages_rejected_total", "Refusals for good (5xx), by stage and policy.", "stage", "policy"
+)
+MESSAGES_DEFERRED = _counter(
+    "elemta_messages_deferred_total", "Refusals for now (4xx), by stage and policy.", "stage", "policy"
+)
+MESSAGE_SIZE = _histogram("elemta_message_size_bytes", "Size of accepted messages.", OCTETS, "listener")
+TLS_CONNECTIONS = _counter("elemta_tls_connections_total", "Finished TLS handshakes, by version.", "version")
+AUTH_ATTEMPTS = _counter("elemta_auth_attempts_total", "AUTH exchanges, by how they ended.", "outcome")
+
+POLICY_VERDICTS = _counter(
+    "elemta_policy_verdicts_total", "Verdicts that policies gave.", "policy", "stage", "verdict"
+)
+POLICY_FAILURES = _counter(
+    "elemta_policy_failures_total",
+    "Times a policy's on_error stood in for its verdict: it raised, timed out, answered nonsense, "
+    "or was not asked because its breaker is open or too many of its calls are out.",
+    "policy",
+    "stage",
+    "kind",
+)
+POLICY_DURATION = _histogram(
+    "elemta_policy_duration_seconds", "How long policies took to answer.", FAST, "policy", "stage"
+)
+
+LIMIT_CHECKS = _counter(
+    "elemta_limit_checks_total", "Checks of limits: admitted, refused, observed or error.", "limit", "outcome"
+)
+LIMIT_CHECK_DURATION = _histogram(
+    "elemta_limit_check_duration_seconds", "How long checks of limits took.", FAST
+)
+RATE_LIMIT_REJECTIONS = _counter(
+    "smtp_rate_limit_rejections_total",
+    "What limits refused: the name that Elemta's dashboards have always read.",
+)
+
+SPOOL_MESSAGES = _gauge("elemta_spool_messages", "Messages in the spool, by state.", "state")
+SPOOL_BYTES = _gauge("elemta_spool_bytes", "Octets of the messages in the spool.")
+SPOOL_OLDEST_AGE = _gauge(
+    "elemta_spool_oldest_message_age_seconds", "Age of the oldest message in the spool; 0 when it is empty."
+)
+SPOOL_COMMIT_DURATION = _histogram(
+    "elemta_spool_commit_duration_seconds", "From the begin of a commit until it is on stable storage.", FAST
+)
+SPOOL_COMMIT_MESSAGES = _histogram(
+    "elemta_spool_commit_messages", "Messages that shared one commit, and so one sync.", COUNTS
+)
+SPOOL_FAILURES = _counter("elemta_spool_failures_total", "What the disk could not do, by kind.", "kind")
+
+DELIVERY_ATTEMPTS = _counter(
+    "elemta_delivery_attempts_total",
+    "Delivery attempts, one for each recipient, by the route's target as configured and what they came to.",
+    "route",
+    "outcome",
+)
+DELIVERY_DURATION = _histogram(
+    "elemta_delivery_duration_seconds", "How long delivery attempts took.", SLOW, "route", "outcome"
+)
+
+LOOP_LAG = _histogram(
+    "elemta_event_loop_lag_seconds", "How late the event loop came to a timer that was due.", FAST
+)
+POLL_FAILURES = _counter(
+    "elemta_metrics_poll_failures_total",
+    "Times that a figure could not be had in time for a scrape.",
+    "source",
+)
+
+ALL = (
+    BUILD_INFO,
+    CONNECTIONS_OPENED,
+    CONNECTIONS_OPEN,
+    CONNECTIONS_REFUSED,
+    HEALTH_CHECKS,
+    SESSION_DURATION,
+    COMMANDS,
+    MESSAGES_ACCEPTED,
+    MESSAGES_REJECTED,
+    MESSAGES_DEFERRED,
+    MESSAGE_SIZE,
+    TLS_CONNECTIONS,
+    AUTH_ATTEMPTS,
+    POLICY_VERDICTS,
+    POLICY_FAILURES,
+    POLICY_DURATION,
+    LIMIT_CHECKS,
+    LIMIT_CHECK_DURATION,
+    RATE_LIMIT_REJECTIONS,
+    SPOOL_MESSAGES,
+    SPOOL_BYTES,
+    SPOOL_OLDEST_AGE,
+    SPOOL_COMMIT_DURATION,
+    SPOOL_COMMIT_MESSAGES,
+    SPOOL_FAILURES,
+    DELIVERY_ATTEMPTS,
+    DELIVERY_DURATION,
+    LOOP_LAG,
+    POLL_FAILURES,
+)

@@ -1,0 +1,239 @@
+"""What Elemta counts, as the observers of its rooms and as Prometheus text.
+
+Each room tells its own small object (``metrics.net``, ``.chain``, ``.limits``, ``.spool``
+and ``.delivery``), whose methods are those of the room's observer protocol; plugins make their own
+instruments through ``metrics.plugins``. Everything here belongs to the reactor thread.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+import twisted
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from elemta import __version__
+from elemta.ops import families
+from elemta.ops.instruments import Instruments
+from elemta.ops.plugins import PluginMetrics
+from elemta.outcome import Outcome
+
+_log = Logger()
+
+#: Seconds that a scrape waits for one polled figure before it shows the last one.
+POLL_DEADLINE = 2.0
+
+
+class NetMetrics:
+    """Counts what listeners and sessions tell."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._opened = instruments.counter(families.CONNECTIONS_OPENED)
+        self._open = instruments.gauge(families.CONNECTIONS_OPEN)
+        self._refused = instruments.counter(families.CONNECTIONS_REFUSED)
+        self._health_checks = instruments.counter(families.HEALTH_CHECKS)
+        self._duration = instruments.histogram(families.SESSION_DURATION)
+        self._commands = instruments.counter(families.COMMANDS)
+        self._accepted = instruments.counter(families.MESSAGES_ACCEPTED)
+        self._rejected = instruments.counter(families.MESSAGES_REJECTED)
+        self._deferred = instruments.counter(families.MESSAGES_DEFERRED)
+        self._size = instruments.histogram(families.MESSAGE_SIZE)
+        self._tls = instruments.counter(families.TLS_CONNECTIONS)
+        self._auth = instruments.counter(families.AUTH_ATTEMPTS)
+
+    def connection_opened(self, listener: str) -> None:
+        self._opened.inc(listener)
+        self._open.add(listener)
+
+    def connection_closed(self, listener: str, seconds: float) -> None:
+        self._open.add(listener, by=-1)
+        self._duration.observe(seconds, listener)
+
+    def connection_refused(self, listener: str, reason: str) -> None:
+        self._refused.inc(listener, reason)
+
+    def health_check(self, listener: str) -> None:
+        self._health_checks.inc(listener)
+
+    def replied(self, verb: str, code: int) -> None:
+        self._commands.inc(verb, code)
+
+    def message_accepted(self, listener: str, size: int) -> None:
+        self._accepted.inc(listener)
+        self._size.observe(size, listener)
+
+    def message_refused(self, stage: str, policy: str, transient: bool) -> None:
+        (self._deferred if transient else self._rejected).inc(stage, policy)
+
+    def tls_started(self, version: str) -> None:
+        self._tls.inc(version)
+
+    def authenticated(self, outcome: str) -> None:
+        self._auth.inc(outcome)
+
+
+class ChainMetrics:
+    """Counts what the policy chain tells."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._verdicts = instruments.counter(families.POLICY_VERDICTS)
+        self._failures = instruments.counter(families.POLICY_FAILURES)
+        self._duration = instruments.histogram(families.POLICY_DURATION)
+
+    def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
+        self._verdicts.inc(policy, stage, verdict)
+        self._duration.observe(seconds, policy, stage)
+
+    def failed(self, policy: str, stage: str, kind: str) -> None:
+        self._failures.inc(policy, stage, kind)
+
+
+class LimitsMetrics:
+    """Counts what the limiter tells."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._checks = instruments.counter(families.LIMIT_CHECKS)
+        self._duration = instruments.histogram(families.LIMIT_CHECK_DURATION)
+        self._rejections = instruments.counter(families.RATE_LIMIT_REJECTIONS)
+
+    def checked(self, limit: str, outcome: str, seconds: float) -> None:
+        self._checks.inc(limit, outcome)
+        self._duration.observe(seconds)
+        if outcome == "refused":
+            self._rejections.inc()
+
+
+class SpoolMetrics:
+    """Counts what the spool tells, and shows what it holds."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._commits = instruments.histogram(families.SPOOL_COMMIT_DURATION)
+        self._together = instruments.histogram(families.SPOOL_COMMIT_MESSAGES)
+        self._failures = instruments.counter(families.SPOOL_FAILURES)
+        self._messages = instruments.gauge(families.SPOOL_MESSAGES)
+        self._bytes = instruments.gauge(families.SPOOL_BYTES)
+        self._oldest = instruments.gauge(families.SPOOL_OLDEST_AGE)
+
+    def committed(self, messages: int, seconds: float) -> None:
+        self._commits.observe(seconds)
+        self._together.observe(messages)
+
+    def failed(self, kind: str) -> None:
+        self._failures.inc(kind)
+
+    def holds(self, messages: Mapping[str, int], size: int, oldest_age: float) -> None:
+        """What is in the spool now: messages by state, octets in all, seconds since the oldest came in."""
+        for state, number in messages.items():
+            self._messages.set(number, state)
+        self._bytes.set(size)
+        self._oldest.set(oldest_age)
+
+
+class DeliveryMetrics:
+    """Counts delivery attempts."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._attempts = instruments.counter(families.DELIVERY_ATTEMPTS)
+        self._duration = instruments.histogram(families.DELIVERY_DURATION)
+
+    def attempted(self, outcome: Outcome) -> None:
+        self._attempts.inc(outcome.route, outcome.status.value)
+        self._duration.observe(outcome.seconds, outcome.route, outcome.status.value)
+
+
+class Metrics:
+    """All metrics of one node, in a registry of their own."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        instruments = Instruments(node_id)
+        instruments.gauge(families.BUILD_INFO).set(
+            1, __version__, platform.python_version(), twisted.__version__
+        )
+        self.net = NetMetrics(instruments)
+        self.chain = ChainMetrics(instruments)
+        self.limits = LimitsMetrics(instruments)
+        self.spool = SpoolMetrics(instruments)
+        self.delivery = DeliveryMetrics(instruments)
+        self.loop_lag = instruments.histogram(families.LOOP_LAG)
+        self._poll_failures = instruments.counter(families.POLL_FAILURES)
+        self.plugins = PluginMetrics(instruments)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(instruments)
+        self.registry.register(_Process(node_id))
+        self._polls: dict[str, Callable[[], Awaitable[None]]] = {}
+
+    def poll(self, source: str, refresh: Callable[[], Awaitable[None]]) -> None:
+        """Await ``refresh()`` before each scrape, for at most :data:`POLL_DEADLINE` seconds.
+
+        ``source`` names it where it fails; a second refresh under the same name replaces the first.
+        """
+        self._polls[source] = refresh
+
+    def render(self) -> bytes:
+        """The metrics as they are now, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    async def scrape(self, clock: IReactorTime) -> bytes:
+        """The metrics, polled figures refreshed; one that can't be had in time keeps its last value."""
+        for source, refresh in tuple(self._polls.items()):
+            try:
+                await Deferred.fromCoroutine(_awaited(refresh)).addTimeout(POLL_DEADLINE, clock)
+            except Exception as error:  # one source that fails must not cost the others
+                self._poll_failures.inc(source)
+                _log.warn(
+                    "a figure for the metrics could not be had",
+                    event="metrics.poll_failed",
+                    source=source,
+                    error=repr(error),
+                )
+        return self.render()
+
+
+class LoopLag:
+    """Measures how late the event loop is: a timer every ``interval`` seconds, and when it really came."""
+
+    def __init__(self, metrics: Metrics, clock: IReactorTime, interval: float = 0.5) -> None:
+        self._observe = metrics.loop_lag.observe
+        self._clock = clock
+        self._interval = interval
+        self._call: IDelayedCall | None = None
+
+    def start(self) -> None:
+        self._due = self._clock.seconds() + self._interval
+        self._call = self._clock.callLater(self._interval, self._came)
+
+    def stop(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _came(self) -> None:
+        self._observe(max(0.0, self._clock.seconds() - self._due))
+        self.start()
+
+
+class _Process(Collector):
+    """CPU, memory and file descriptors of this process, under our prefix and with our label."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        self._process = ProcessCollector(namespace="elemta", registry=None)
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._process.collect():
+            named = Metric(metric.name, metric.documentation, metric.type)
+            for sample in metric.samples:
+                named.add_sample(sample.name, {"node_id": self._node_id, **sample.labels}, sample.value)
+            yield named
+
+
+async def _awaited(refresh: Callable[[], Awaitable[None]]) -> None:
+    await refresh()
