@@ -81,5 +81,9 @@ class UsersFileError(ElemtaError):
     """A users file that can't be read or has a line that can't be used."""
 
 
+class CredentialsUnavailable(ElemtaError):
+    """Credentials could not be checked in time or at all: local trouble, never the client's fault."""
+
+
 class ListenFailed(ElemtaError):
     """A listener could not be opened."""
