@@ -1,0 +1,126 @@
+"""What a client asks for, what a server offers, and the command lines that follow from both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from elemta.address import Address
+from elemta.envelope import BodyType, MailParameters, Notify, Recipient
+
+_UNSAFE_IN_PATH = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTransaction:
+    """One message for some recipients, as it is handed to a next hop.
+
+    ``size`` is the octets of the content; ``utf8_header`` whether the header has octets beyond ASCII,
+    so that the next hop must know SMTPUTF8 (RFC 6531 §3.1) even where the addresses do not need it.
+    """
+
+    sender: Address
+    recipients: tuple[Recipient, ...]
+    parameters: MailParameters
+    size: int
+    utf8_header: bool = False
+
+    def wants_smtputf8(self, recipients: Iterable[Recipient]) -> bool:
+        """Whether the message can't go to these recipients without SMTPUTF8."""
+        return (
+            self.utf8_header
+            or self.sender.needs_smtputf8
+            or any(recipient.address.needs_smtputf8 for recipient in recipients)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a server said to EHLO or LHLO: keywords in upper case, with parameters (RFC 5321 §4.1.1.1)."""
+
+    keywords: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lines: tuple[str, ...]) -> Features:
+        """Read the lines of the reply; the first names the server only."""
+        keywords: dict[str, str] = {}
+        for line in lines[1:]:
+            keyword, _, parameters = line.strip().partition(" ")
+            keywords.setdefault(keyword.upper(), parameters.strip())
+        return cls(keywords)
+
+    def __contains__(self, keyword: str) -> bool:
+        return keyword in self.keywords
+
+    @property
+    def max_size(self) -> int | None:
+        """The size limit that the server declares in octets; None where there is none (RFC 1870 §4)."""
+        text = self.keywords.get("SIZE", "")
+        if not text.isascii() or not text.isdigit() or len(text) > 20:
+            return None
+        return int(text) or None
+
+
+def is_sendable(address: Address) -> bool:
+    """Whether an address can stand in a command line: no control character may ever get there."""
+    return not _UNSAFE_IN_PATH.search(str(address)) and len(str(address)) <= 512
+
+
+def mail_line(transaction: ClientTransaction, features: Features, *, smtputf8: bool) -> bytes:
+    """MAIL with those of its parameters that the server offers to understand."""
+    parameters = transaction.parameters
+    words = [f"MAIL FROM:<{transaction.sender}>"]
+    if "SIZE" in features:
+        # RFC 1870 §5
+        words.append(f"SIZE={transaction.size}")
+    if "8BITMIME" in features and (parameters.body is BodyType.EIGHT_BIT or smtputf8):
+        # RFC 6152 §2
+        words.append("BODY=8BITMIME")
+    if smtputf8:
+        # RFC 6531 §3.4
+        words.append("SMTPUTF8")
+    if "DSN" in features:
+        # RFC 3461 §4.3, §4.4
+        if parameters.ret is not None:
+            words.append(f"RET={parameters.ret.value}")
+        if parameters.envid and parameters.envid.isascii():
+            words.append(f"ENVID={_xtext(parameters.envid)}")
+    return (" ".join(words) + "\r\n").encode("utf-8")
+
+
+def rcpt_line(recipient: Recipient, features: Features) -> bytes:
+    """RCPT with the DSN parameters where the server offers DSN."""
+    words = [f"RCPT TO:<{recipient.address}>"]
+    if "DSN" in features:
+        # RFC 3461 §4.1, §4.2
+        if recipient.notify is not None:
+            words.append(f"NOTIFY={_notify(recipient.notify)}")
+        original = _orcpt(recipient.orcpt)
+        if original:
+            words.append(f"ORCPT={original}")
+    return (" ".join(words) + "\r\n").encode("utf-8")
+
+
+def _notify(notify: Notify) -> str:
+    names = [flag.name for flag in (Notify.SUCCESS, Notify.FAILURE, Notify.DELAY) if flag in notify]
+    return ",".join(name for name in names if name) or "NEVER"
+
+
+def _orcpt(orcpt: str | None) -> str:
+    kind, semicolon, address = (orcpt or "").partition(";")
+    if not semicolon or not kind or not address or not kind.isascii() or not kind.isprintable():
+        return ""
+    if kind.lower() == "utf-8":
+        return f"{kind};{_utf8_xtext(address)}"
+    return f"{kind};{_xtext(address)}" if address.isascii() else ""
+
+
+def _xtext(text: str) -> str:
+    # RFC 3461 §4: everything but printable ASCII without "+" and "=" is written as "+" and two digits.
+    return "".join(c if "!" <= c <= "~" and c not in "+=" else f"+{ord(c):02X}" for c in text)
+
+
+def _utf8_xtext(text: str) -> str:
+    # RFC 6533 §3: the form that is ASCII, and so is right with and without SMTPUTF8.
+    return "".join(c if "!" <= c <= "~" and c not in "+=\\" else f"\\x{{{ord(c):02X}}}" for c in text)

@@ -1,0 +1,110 @@
+"""What becomes of each recipient of an outgoing transaction: replies turned into results, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from elemta.envelope import Recipient
+from elemta.outcome import Status
+from elemta.smtp.client_commands import ClientTransaction, Features, is_sendable
+from elemta.smtp.reply import Reply
+
+_LONGEST_TEXT = 500
+_STATUS = {2: Status.DELIVERED, 4: Status.DEFERRED, 5: Status.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientResult:
+    """What became of one recipient of a transaction.
+
+    ``code`` is the server's, 0 where it said nothing that counts; ``enhanced`` the server's enhanced
+    code, or, with code 0, the one that says what happened here (RFC 3463). ``text`` is printable and bounded.
+    """
+
+    recipient: Recipient
+    status: Status
+    code: int
+    enhanced: str
+    text: str
+
+
+class TransactionResults:
+    """The results of one transaction, by the position of the recipient; the first one stays."""
+
+    def __init__(self, transaction: ClientTransaction) -> None:
+        self.transaction = transaction
+        self._results: dict[int, RecipientResult] = {}
+        self._accepted: list[int] = []
+
+    @property
+    def complete(self) -> bool:
+        return len(self._results) == len(self.transaction.recipients)
+
+    @property
+    def pending(self) -> list[int]:
+        """Who has no result yet, in order."""
+        return [i for i in range(len(self.transaction.recipients)) if i not in self._results]
+
+    @property
+    def accepted(self) -> tuple[int, ...]:
+        """Whom the server accepted and who has no result yet, in order of acceptance."""
+        return tuple(i for i in self._accepted if i not in self._results)
+
+    def has(self, index: int) -> bool:
+        return index in self._results
+
+    def accept(self, index: int) -> None:
+        """The server will take the message for this recipient."""
+        self._accepted.append(index)
+
+    def answered(self, index: int, reply: Reply, verb: str, status: Status | None = None) -> bool:
+        """Make the result out of a reply; false where the reply means nothing at this place.
+
+        ``status`` says what it means where that is not what its first digit says.
+        """
+        status_of_code = _STATUS.get(reply.code // 100)
+        status = status or status_of_code
+        if status is None:
+            return False
+        recipient = self.transaction.recipients[index]
+        enhanced = reply.enhanced if status is status_of_code else ""
+        text = f"{reply.text[:_LONGEST_TEXT]} (in reply to {verb})".lstrip()
+        self._results.setdefault(index, RecipientResult(recipient, status, reply.code, enhanced, text))
+        return True
+
+    def decided_here(self, indices: Iterable[int], status: Status, enhanced: str, text: str) -> None:
+        """Make the results where no reply says it."""
+        for index in indices:
+            recipient = self.transaction.recipients[index]
+            self._results.setdefault(
+                index, RecipientResult(recipient, status, 0, enhanced, text[:_LONGEST_TEXT])
+            )
+
+    def in_order(self) -> tuple[RecipientResult, ...]:
+        """All results, once the transaction is complete."""
+        return tuple(self._results[index] for index in range(len(self.transaction.recipients)))
+
+    def refuse_impossible(self, features: Features) -> None:
+        """Fail, untried, what can't go to a server with these features."""
+        transaction = self.transaction
+        limit = features.max_size
+        smtputf8 = "SMTPUTF8" in features
+        if limit is not None and transaction.size > limit:
+            # RFC 1870 §6.1: what is over the declared limit need not be tried.
+            text = f"the message has {transaction.size} octets, the next hop takes {limit}"
+            self._fail(self.pending, "5.3.4", text)
+        elif not is_sendable(transaction.sender):
+            self._fail(self.pending, "5.1.7", "the sender's address can't be sent in a command")
+        elif not smtputf8 and transaction.wants_smtputf8(()):
+            # RFC 6531 §3.2: without the extension such a message can't be handed on.
+            self._fail(self.pending, "5.6.7", "the message needs SMTPUTF8, which the next hop does not offer")
+        for index in self.pending:
+            address = transaction.recipients[index].address
+            if not is_sendable(address):
+                self._fail((index,), "5.1.3", "the recipient's address can't be sent in a command")
+            elif address.needs_smtputf8 and not smtputf8:
+                self._fail((index,), "5.6.7", "the address needs SMTPUTF8, which the next hop does not offer")
+
+    def _fail(self, indices: Iterable[int], enhanced: str, text: str) -> None:
+        self.decided_here(indices, Status.FAILED, enhanced, text)
