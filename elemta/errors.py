@@ -41,8 +41,8 @@ class ConfigError(ElemtaError):
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 
-class PolicyUnavailable(ElemtaError):
-    """A policy that the chain names can't be found, imported, verified or built."""
+class PolicyUnavailable(ConfigError):
+    """A policy that the chain names can't be found, imported, verified or built; carries every fault, too."""
 
 
 class SpoolError(ElemtaError):

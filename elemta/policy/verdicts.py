@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from elemta.smtp.reply import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Accept(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Defer(Verdict):
-    """Not now: a 4xx reply."""
+    """Not now: a 4xx reply. ``text`` is what the peer reads; keep it generic and log the reason."""
 
     text: str
     code: int = 450
@@ -31,7 +34,7 @@ class Defer(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Reject(Verdict):
-    """No: a 5xx reply."""
+    """No: a 5xx reply. ``text`` is what the peer reads; keep it generic and log the reason."""
 
     text: str
     code: int = 550
@@ -40,7 +43,7 @@ class Reject(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Disconnect(Verdict):
-    """The reply, then the connection is closed."""
+    """The reply, then the connection is closed. The code may be any 4xx or 5xx; 421 is the usual one."""
 
     text: str
     code: int = 421
@@ -55,3 +58,69 @@ class Quarantine(Verdict):
 
 
 CONTINUE = Continue()
+
+_Refusal = Defer | Reject | Disconnect
+
+_NAMES: dict[type[Verdict], str] = {
+    Continue: "continue",
+    Accept: "accept",
+    Defer: "defer",
+    Reject: "reject",
+    Disconnect: "disconnect",
+    Quarantine: "quarantine",
+}
+
+# RFC 3463 §2
+_ENHANCED = re.compile(r"[45]\.\d{1,3}\.\d{1,3}", re.ASCII)
+
+
+def name_of(verdict: Verdict) -> str:
+    """The verdict's name in metrics and logs: continue, accept, defer, reject, disconnect or quarantine."""
+    name = _NAMES.get(type(verdict))
+    if name is None:  # a plugin may have derived a class of its own
+        name = next((_NAMES[kind] for kind in type(verdict).__mro__ if kind in _NAMES), "nonsense")
+    return name
+
+
+def reply_of(verdict: Verdict) -> Reply | None:
+    """The reply that tells the peer this verdict; None where the verdict refuses nothing.
+
+    The verdict is one that :func:`nonsense_in` has no complaint about: the chain gives no others.
+    """
+    if isinstance(verdict, _Refusal):
+        return Reply(verdict.code, verdict.enhanced, tuple(verdict.text.splitlines()) or ("",))
+    return None
+
+
+def nonsense_in(answer: object) -> str | None:
+    """What makes ``answer`` unusable as a verdict, in words for the log; None where it is a good verdict.
+
+    A code must be one that RFC 5321 §4.2 allows and of the verdict's own class (a ``Defer`` is 4xx), and
+    the enhanced status code must be of the same class as the code (RFC 2034 §4).
+    """
+    if isinstance(answer, Continue | Accept):
+        return None
+    if isinstance(answer, Quarantine):
+        return None if isinstance(answer.reason, str) else "the reason of a Quarantine is not a text"
+    if isinstance(answer, Defer):
+        return _nonsense_in_refusal(answer, (4,))
+    if isinstance(answer, Reject):
+        return _nonsense_in_refusal(answer, (5,))
+    if isinstance(answer, Disconnect):
+        return _nonsense_in_refusal(answer, (4, 5))
+    return f"not a verdict but {type(answer).__name__}"
+
+
+def _nonsense_in_refusal(verdict: _Refusal, classes: tuple[int, ...]) -> str | None:
+    name = type(verdict).__name__
+    code, enhanced = verdict.code, verdict.enhanced
+    if not isinstance(verdict.text, str):
+        return f"the text of a {name} is not a text"
+    # RFC 5321 §4.2: Reply-code = %x32-35 %x30-35 %x30-39
+    if not isinstance(code, int) or code // 100 not in classes or code % 100 >= 60:
+        return f"{name} with the code {code!r}"
+    if code == 421 and not isinstance(verdict, Disconnect):
+        return f"{name} with the code 421, which closes the connection: that is Disconnect"
+    if not isinstance(enhanced, str) or not _ENHANCED.fullmatch(enhanced) or int(enhanced[0]) != code // 100:
+        return f"{name} with the code {code} and the enhanced status code {enhanced!r}"
+    return None

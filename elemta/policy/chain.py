@@ -1,0 +1,90 @@
+"""The chain: the policies of the configuration in their order, ready to be asked by many sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from twisted.internet.interfaces import IReactorTime
+
+from elemta.policy.asking import Decision
+from elemta.policy.breaker import FAILURES, REST, Breaker
+from elemta.policy.conversation import NO_OPINION, Conversation
+from elemta.policy.member import MAX_OUTSTANDING, Call, LoadedPolicy, Member, calls_of, facts_of
+from elemta.policy.observer import PolicyObserver, SilentPolicyObserver
+from elemta.smtp.events import Stage
+from elemta.smtp.facts import SessionFacts
+
+__all__ = ["NO_OPINION", "ChainTerms", "Conversation", "Decision", "LoadedPolicy", "PolicyChain"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTerms:
+    """What holds for every policy of a chain.
+
+    ``failures`` in a row that cost waiting open a policy's breaker for ``rest`` seconds; ``max_outstanding``
+    calls of one policy may be unanswered at once.
+    """
+
+    failures: int = FAILURES
+    rest: float = REST
+    max_outstanding: int = MAX_OUTSTANDING
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Whom a session of one listener asks and tells."""
+
+    asked: Mapping[Stage, Sequence[Call]] = field(default_factory=dict)
+    told: Mapping[str, Sequence[Call]] = field(default_factory=dict)
+
+
+class PolicyChain:
+    """The policies in the configured order. A chain is replaced as a whole at a reload.
+
+    Each policy has one breaker and one bound on unanswered calls for all its sessions; sessions that began
+    with a chain end with it.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[LoadedPolicy],
+        clock: IReactorTime,
+        observer: PolicyObserver | None = None,
+        terms: ChainTerms | None = None,
+    ) -> None:
+        self.policies = tuple(policies)
+        self._clock = clock
+        self._calls: dict[str, _Calls] = {}
+        observer = observer or SilentPolicyObserver()
+        terms = terms or ChainTerms()
+        self._members = [
+            (loaded, Member(loaded, clock, observer, Breaker(terms.failures, terms.rest), terms.max_outstanding))
+            for loaded in policies
+        ]
+        self._stages = frozenset(
+            stage for loaded, member in self._members for stage in calls_of(member, loaded.policy)
+        )
+
+    def asks(self, stage: Stage) -> bool:
+        """Whether any policy, on any listener, is asked at ``stage``."""
+        return stage in self._stages
+
+    def open(self, facts: SessionFacts) -> Conversation:
+        """The policies of one new session; those that its listener has."""
+        calls = self._calls.get(facts.listener)
+        if calls is None:
+            calls = self._calls[facts.listener] = self._calls_at(facts.listener)
+        return Conversation(facts, calls.asked, calls.told, self._clock)
+
+    def _calls_at(self, listener: str) -> _Calls:
+        asked: dict[Stage, list[Call]] = {}
+        told: dict[str, list[Call]] = {"committed": [], "refused": [], "disconnected": []}
+        for loaded, member in self._members:
+            if loaded.common.listeners and listener not in loaded.common.listeners:
+                continue
+            for stage, call in calls_of(member, loaded.policy).items():
+                asked.setdefault(stage, []).append(call)
+            for call in facts_of(member, loaded.policy):
+                told[call.stage_name].append(call)
+        return _Calls(asked, told)

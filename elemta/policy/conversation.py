@@ -1,0 +1,292 @@
+"""One session's way through the chain: what each policy is shown, asked and told.
+
+The straight way has no Deferred in it: as long as policies answer at once, :meth:`Conversation.ask`
+returns a decision. From the first answer that is not there yet, an :class:`~elemta.policy.asking.Asking`
+goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.policy.asking import Asking, Decision, Turn
+from elemta.policy.breaker import Admission
+from elemta.policy.member import SLOW, Call, Member, as_deferred, problem_of
+from elemta.policy.observer import FailureKind
+from elemta.policy.telling import tell
+from elemta.policy.verdicts import CONTINUE, Accept, Continue, Disconnect, Quarantine, Verdict, name_of, reply_of
+from elemta.policy.views import Message, Session, Transaction
+from elemta.smtp.events import MailQuestion, RcptQuestion, Stage, StageQuestion
+from elemta.smtp.facts import SessionFacts
+from elemta.smtp.facts import Transaction as TransactionFacts
+
+_log = Logger()
+
+NO_OPINION = Decision(CONTINUE, "")
+
+# A session that is over gets nothing accepted any more.
+_GONE = Decision(Disconnect("The connection is closed", code=421, enhanced="4.4.2"), "")
+
+_SESSION_STAGES = frozenset({Stage.CONNECT, Stage.HELO, Stage.AUTH})
+
+
+class _TransactionViews:
+    """What belongs to one transaction: the policies' views of it, what they published, why it is held."""
+
+    __slots__ = ("board", "facts", "held", "views")
+
+    def __init__(self, facts: TransactionFacts) -> None:
+        self.facts = facts
+        self.board: dict[tuple[str, str], Any] = {}
+        self.views: dict[Member, Transaction] = {}
+        self.held: list[str] = []
+
+    def of(self, member: Member) -> Transaction:
+        view = self.views.get(member)
+        if view is None:
+            view = Transaction(self.facts, member.name, self.board, observed=member.observed)
+            self.views[member] = view
+        return view
+
+
+class Conversation:
+    """The policies of one session. Made by :meth:`elemta.policy.chain.PolicyChain.open`.
+
+    One question is asked at a time. Nothing here raises because of a policy: one that fails costs its
+    ``on_error`` verdict.
+    """
+
+    __slots__ = (
+        "_asking",
+        "_board",
+        "_calls",
+        "_clock",
+        "_facts",
+        "_gone",
+        "_held",
+        "_sessions",
+        "_told",
+        "_transaction",
+    )
+
+    def __init__(
+        self,
+        facts: SessionFacts,
+        calls: Mapping[Stage, Sequence[Call]],
+        told: Mapping[str, Sequence[Call]],
+        clock: IReactorTime,
+    ) -> None:
+        self._facts = facts
+        self._calls = calls
+        self._told = told
+        self._clock = clock
+        self._board: dict[tuple[str, str], Any] = {}
+        self._sessions: dict[Member, Session] = {}
+        self._transaction: _TransactionViews | None = None
+        self._held: list[str] = []
+        self._asking: Asking | None = None
+        self._gone = False
+
+    def ask(self, question: StageQuestion, message: Message | None = None) -> Decision | Deferred[Decision]:
+        """Ask the policies of the question's stage in their order; the first decisive verdict wins.
+
+        ``message`` is given at the stage MESSAGE. The decision comes at once where all policies answered
+        at once. A Deferred never fails; it never fires where :meth:`disconnected` came first, and
+        cancelling it gives the question up.
+        """
+        if self._gone:
+            return _GONE
+        calls = self._calls.get(question.stage)
+        if not calls:
+            return NO_OPINION
+        step = self.walk(calls, question, message)
+        if isinstance(step, Decision):
+            return step
+        self._asking = asking = Asking(self, self._clock, calls, question, message)
+        asking.wait(step)
+        return asking.decision or asking.result
+
+    def hold_reason(self, transaction: TransactionFacts) -> str | None:
+        """Why the message of ``transaction`` goes to the hold queue; None where it does not.
+
+        It does when a policy answered ``Quarantine`` at any stage of the transaction, or of the session
+        before it. Several reasons are joined.
+        """
+        views = self._transaction
+        held = self._held + (views.held if views is not None and views.facts is transaction else [])
+        return "; ".join(dict.fromkeys(held)) or None
+
+    def committed(self, transaction: TransactionFacts) -> None:
+        """Tell the policies that observe it that the message is on stable storage."""
+        self._tell_of_transaction("committed", transaction)
+
+    def refused(self, transaction: TransactionFacts) -> None:
+        """Tell the policies that observe it that the transaction ended without a message."""
+        self._tell_of_transaction("refused", transaction)
+
+    def disconnected(self) -> None:
+        """The session is over: give up what is being asked, and tell the policies that observe it."""
+        if self._gone:
+            return
+        self._gone = True
+        if self._asking is not None:
+            self._asking.give_up()
+            self._asking = None
+        for call in self._told["disconnected"]:
+            tell(call, (self._session_of(call.member),), self._clock, self._facts.id)
+
+    # What follows is for Asking: it goes on with the chain where an answer was waited for.
+
+    def walk(
+        self,
+        calls: Sequence[Call],
+        question: StageQuestion,
+        message: Message | None,
+        after: tuple[Turn, Verdict] | None = None,
+    ) -> Decision | Turn:
+        """Ask one policy after the other until one decides, one makes us wait, or none is left.
+
+        ``after`` is the policy that was waited for and what it said; its successors are asked.
+        """
+        start = 0
+        if after is not None:
+            turn, verdict = after
+            if verdict is not CONTINUE:
+                return self._decided(turn.call, question, verdict)
+            start = turn.index + 1
+        for index in range(start, len(calls)):
+            call = calls[index]
+            said = self._ask_one(index, call, question, message)
+            if said is CONTINUE:
+                continue
+            if isinstance(said, Turn):
+                return said
+            return self._decided(call, question, said)
+        return NO_OPINION
+
+    def answered(self, turn: Turn, answer: object) -> Verdict:
+        """Judge what a policy answered; returns what it counts for."""
+        if answer is not CONTINUE:
+            problem = problem_of(answer)
+            if problem is not None:
+                return self.failed(turn, FailureKind.NONSENSE, problem=problem)
+        verdict = cast(Verdict, answer)
+        member = turn.call.member
+        member.answered(turn.call, verdict, self._clock.seconds() - turn.began, turn.admission)
+        if turn.view is not None:
+            turn.view.writable = False
+        if isinstance(verdict, Continue):
+            return CONTINUE
+        self._log_verdict(turn.call, verdict)
+        return CONTINUE if member.observed else verdict
+
+    def failed(
+        self, turn: Turn, kind: FailureKind, failure: Failure | None = None, problem: str = ""
+    ) -> Verdict:
+        """Note that a policy failed; returns what that costs."""
+        if turn.view is not None:
+            turn.view.writable = False
+        member = turn.call.member
+        seconds = self._clock.seconds() - turn.began
+        member.ended_badly(turn.admission, seconds)
+        return member.failed(turn.call, kind, seconds, self._facts.id, failure, problem)
+
+    # Asking one policy
+
+    def _ask_one(
+        self, index: int, call: Call, question: StageQuestion, message: Message | None
+    ) -> Verdict | Turn:
+        member = call.member
+        began = self._clock.seconds()
+        admission = Admission.ASK
+        if member.breaker.is_open:
+            admission = member.breaker.admit(began)
+            if admission is Admission.LEAVE:
+                return member.leave_alone(call, FailureKind.OPEN)
+        if member.outstanding >= member.max_outstanding:
+            member.breaker.given_up(admission)
+            return member.leave_alone(call, FailureKind.BUSY)
+        turn = Turn(index, call, began, admission)
+        try:
+            answer = call.method(*self._shown(turn, question, message))
+            turn.answer = None if isinstance(answer, Verdict) else as_deferred(answer)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # SystemExit too: a policy does not take the daemon down
+            return self.failed(turn, FailureKind.ERROR, Failure())
+        if self._clock.seconds() - began >= SLOW:
+            member.blocked(call, self._clock.seconds() - began)
+        return self.answered(turn, answer) if turn.answer is None else turn
+
+    def _shown(self, turn: Turn, question: StageQuestion, message: Message | None) -> tuple[Any, ...]:
+        """The arguments of the policy's method."""
+        member = turn.call.member
+        session = self._session_of(member)
+        stage = question.stage
+        if stage in _SESSION_STAGES:
+            return (session,)
+        # Every question of the other stages is about a transaction.
+        turn.view = view = self._views(cast(MailQuestion, question).transaction).of(member)
+        view.writable = True
+        if stage is Stage.RCPT:
+            return session, view, cast(RcptQuestion, question).recipient
+        if stage is Stage.MESSAGE:
+            return session, view, message
+        return session, view
+
+    def _session_of(self, member: Member) -> Session:
+        view = self._sessions.get(member)
+        if view is None:
+            view = self._sessions[member] = Session(self._facts, member.name, self._board)
+        return view
+
+    def _views(self, transaction: TransactionFacts) -> _TransactionViews:
+        views = self._transaction
+        if views is None or views.facts is not transaction:
+            views = self._transaction = _TransactionViews(transaction)
+        return views
+
+    def _decided(self, call: Call, question: StageQuestion, verdict: Verdict) -> Decision:
+        if isinstance(verdict, Quarantine):
+            if question.stage in _SESSION_STAGES:
+                self._held.append(verdict.reason)
+            else:
+                self._views(cast(MailQuestion, question).transaction).held.append(verdict.reason)
+        return Decision(verdict, call.member.name)
+
+    def _log_verdict(self, call: Call, verdict: Verdict) -> None:
+        facts = {
+            "event": "policy.verdict",
+            "policy": call.member.name,
+            "stage": call.stage_name,
+            "verdict": name_of(verdict),
+            "session_id": self._facts.id,
+            "client_ip": str(self._facts.client_ip),
+        }
+        if call.member.observed:
+            facts["mode"] = "observe"
+        reply = reply_of(verdict)
+        if reply is not None:
+            _log.info("a policy refused", reply=str(reply), **facts)
+        elif isinstance(verdict, Quarantine):
+            _log.info("a policy put the message on hold", reason=verdict.reason, **facts)
+        elif isinstance(verdict, Accept):
+            _log.debug("a policy accepted", **facts)
+
+    # Telling
+
+    def _tell_of_transaction(self, fact: str, transaction: TransactionFacts) -> None:
+        calls = self._told[fact]
+        if calls:
+            views = self._views(transaction)
+            for call in calls:
+                member = call.member
+                tell(call, (self._session_of(member), views.of(member)), self._clock, self._facts.id)
+        if self._transaction is not None and self._transaction.facts is transaction:
+            self._transaction = None

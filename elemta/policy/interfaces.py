@@ -1,0 +1,141 @@
+"""The interfaces of the plugin contract: one per stage, and the plugin that builds a policy.
+
+A policy provides the interfaces of the stages it cares for and is asked at no other. Every method that
+returns a verdict may return it at once, or a Deferred or coroutine of it. ``session``, ``transaction`` and
+``message`` are the views of :mod:`elemta.policy.views`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+from zope.interface.interface import InterfaceClass
+
+from elemta.envelope import Envelope, Recipient
+from elemta.outcome import Outcome
+from elemta.policy.services import Services
+from elemta.policy.verdicts import Verdict
+from elemta.policy.views import Message, Session, Transaction
+from elemta.smtp.events import Stage
+
+PolicyAnswer = Verdict | Deferred[Verdict] | Coroutine[Deferred[Any], Any, Verdict]
+"""What a policy's method returns: a verdict, now or later."""
+
+FactAnswer = Deferred[None] | Coroutine[Deferred[Any], Any, None] | None
+"""What a policy that is told a fact returns: nothing, now or later."""
+
+
+class IConnectPolicy(Interface):
+    """Asked before the greeting."""
+
+    def connected(session: Session) -> PolicyAnswer:
+        """A client has connected. Neither HELO name nor user are known yet."""
+
+
+class IHeloPolicy(Interface):
+    """Asked at HELO, EHLO and LHLO."""
+
+    def helo(session: Session) -> PolicyAnswer:
+        """The client said its name, which is ``session.helo``."""
+
+
+class IAuthPolicy(Interface):
+    """Asked after good credentials, before 235."""
+
+    def authenticated(session: Session) -> PolicyAnswer:
+        """The client proved to be ``session.user``."""
+
+
+class IMailPolicy(Interface):
+    """Asked at MAIL."""
+
+    def mail(session: Session, transaction: Transaction) -> PolicyAnswer:
+        """The client begins a transaction; ``transaction.sender`` is the reverse-path."""
+
+
+class IRcptPolicy(Interface):
+    """Asked at each RCPT."""
+
+    def rcpt(session: Session, transaction: Transaction, recipient: Recipient) -> PolicyAnswer:
+        """The client names ``recipient``, which is not among ``transaction.recipients`` yet."""
+
+
+class IDataPolicy(Interface):
+    """Asked before 354, or at the first BDAT."""
+
+    def data(session: Session, transaction: Transaction) -> PolicyAnswer:
+        """The client wants to send the message; ``transaction.recipients`` are those that were accepted."""
+
+
+class IMessagePolicy(Interface):
+    """Asked with the whole message in hand, before it is committed to the spool."""
+
+    def message(session: Session, transaction: Transaction, message: Message) -> PolicyAnswer:
+        """The client has sent ``message`` and waits for the reply."""
+
+
+class IDeliveryPolicy(Interface):
+    """Asked before a delivery is planned. Part of the contract, but not asked in this version."""
+
+    def route(envelope: Envelope, recipient: Recipient) -> object:
+        """The route of this recipient, a hold, or ``CONTINUE``."""
+
+
+class IDeliveryObserver(Interface):
+    """Told after each delivery attempt. Part of the contract, but not told in this version."""
+
+    def attempted(outcome: Outcome) -> None:
+        """An attempt came to ``outcome``."""
+
+
+class IOutcomeObserver(Interface):
+    """Told what became of transactions and sessions: facts, for refunds and counters."""
+
+    def committed(session: Session, transaction: Transaction) -> FactAnswer:
+        """The message of ``transaction`` is on stable storage."""
+
+    def refused(session: Session, transaction: Transaction) -> FactAnswer:
+        """``transaction`` ended without a message: refused, reset, or its client went away."""
+
+    def disconnected(session: Session) -> FactAnswer:
+        """The session is over. Told once, last."""
+
+
+class IPolicyPlugin(Interface):
+    """What the daemon looks for: it has a name, options, and builds the policy."""
+
+    name = Attribute(
+        "The policy's name in [policies] chain and of its table [policy.NAME]: lower case letters, digits "
+        "and hyphens, beginning with a letter."
+    )
+    options = Attribute(
+        "A frozen dataclass whose fields are the policy's own keys, made with elemta.policy.setting; "
+        "NoOptions for a policy that has none."
+    )
+
+    def build(options: Any, services: Services) -> object:
+        """Make the policy. ``options`` is an instance of :attr:`options`, read and checked.
+
+        Called at the start, at ``--check`` and at each reload: open nothing and start nothing here.
+        An exception stops the start (or the reload) and is shown to the operator.
+        """
+
+
+STAGE_INTERFACES: dict[Stage, tuple[InterfaceClass, str]] = {
+    Stage.CONNECT: (IConnectPolicy, "connected"),
+    Stage.HELO: (IHeloPolicy, "helo"),
+    Stage.AUTH: (IAuthPolicy, "authenticated"),
+    Stage.MAIL: (IMailPolicy, "mail"),
+    Stage.RCPT: (IRcptPolicy, "rcpt"),
+    Stage.DATA: (IDataPolicy, "data"),
+    Stage.MESSAGE: (IMessagePolicy, "message"),
+}
+"""For each stage the interface whose provider is asked, and its method."""
+
+OTHER_INTERFACES: tuple[InterfaceClass, ...] = (IOutcomeObserver, IDeliveryPolicy, IDeliveryObserver)
+
+NOT_ASKED_YET: tuple[InterfaceClass, ...] = (IDeliveryPolicy, IDeliveryObserver)
+"""Interfaces of the contract that this version never asks or tells."""

@@ -1,0 +1,192 @@
+"""One policy of a running chain: how it is called, and what its failures cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import iscoroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.config import Mode, OnError, PolicyCommon
+from elemta.policy.breaker import Admission, Breaker
+from elemta.policy.interfaces import STAGE_INTERFACES, IOutcomeObserver
+from elemta.policy.observer import FailureKind, PolicyObserver
+from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Reject, Verdict, name_of, nonsense_in
+from elemta.smtp.events import Stage
+
+_log = Logger()
+
+MAX_OUTSTANDING = 1000
+"""So many calls of one policy may be unanswered at once, those that timed out and never ended included."""
+
+SLOW = 0.1
+"""Seconds within a policy's method, without giving the reactor back, that are worth a warning."""
+
+TRACEBACK_EVERY = 10.0
+"""Seconds between two tracebacks of one policy in the log; what fails between them is one line each."""
+
+# RFC 5321 §3.8: 451 is the code for local trouble; at the greeting there is only 421 (§4.3.2, §3.1).
+_DEFERRED = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
+_DEFERRED_GREETING = Disconnect("Local trouble, please try again later", code=421, enhanced="4.3.0")
+_REJECTED = Reject("Refused by local policy", code=554, enhanced="5.7.1")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """A policy that was found, verified and built. ``common`` are the settings that every policy takes."""
+
+    name: str
+    policy: object
+    common: PolicyCommon
+    origin: str = ""
+
+
+class Member:
+    """A policy with its breaker and the count of its unanswered calls, shared by all sessions."""
+
+    __slots__ = (
+        "_clock",
+        "_next_traceback",
+        "_next_warning",
+        "_observer",
+        "breaker",
+        "max_outstanding",
+        "name",
+        "observed",
+        "on_error",
+        "outstanding",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        clock: IReactorTime,
+        observer: PolicyObserver,
+        breaker: Breaker,
+        max_outstanding: int = MAX_OUTSTANDING,
+    ) -> None:
+        self.name = loaded.name
+        self.observed = loaded.common.mode is Mode.OBSERVE
+        self.timeout = loaded.common.timeout
+        self.on_error = loaded.common.on_error
+        self.breaker = breaker
+        self.outstanding = 0
+        self.max_outstanding = max_outstanding
+        self._clock = clock
+        self._observer = observer
+        self._next_traceback = self._next_warning = float("-inf")
+
+    def leave_alone(self, call: Call, kind: FailureKind) -> Verdict:
+        """The verdict of a policy that is not asked because it is open or busy."""
+        self._observer.failed(self.name, call.stage_name, kind)
+        if kind is FailureKind.BUSY:
+            self._warn("a policy has too many unanswered calls and is not asked", call, event="policy.busy")
+        return self._verdict_of_failure(call)
+
+    def failed(
+        self,
+        call: Call,
+        kind: FailureKind,
+        seconds: float,
+        session_id: str,
+        failure: Failure | None = None,
+        problem: str = "",
+    ) -> Verdict:
+        """Log and count a failure; returns what it costs."""
+        self._observer.failed(self.name, call.stage_name, kind)
+        now = self._clock.seconds()
+        facts = {
+            "event": "policy.failed",
+            "policy": self.name,
+            "stage": call.stage_name,
+            "kind": kind.value,
+            "session_id": session_id,
+            "seconds": seconds,
+            "verdict": name_of(self._verdict_of_failure(call)),
+        }
+        if failure is not None and now >= self._next_traceback:
+            self._next_traceback = now + TRACEBACK_EVERY
+            _log.failure("a policy failed", failure, **facts)
+        else:
+            error = problem or (failure.type.__qualname__ if failure is not None else kind.value)
+            _log.error("a policy failed", error=error, **facts)
+        return self._verdict_of_failure(call)
+
+    def answered(self, call: Call, verdict: Verdict, seconds: float, admission: Admission) -> None:
+        """Count a good answer."""
+        self._observer.asked(self.name, call.stage_name, name_of(verdict), seconds)
+        if self.breaker.succeeded(admission):
+            _log.info("a policy answers again", event="policy.breaker-closed", policy=self.name)
+
+    def ended_badly(self, admission: Admission, seconds: float) -> None:
+        # A breaker saves waiting. A failure that cost none costs only its own verdict, however often: else
+        # whoever finds input that makes a policy raise could switch it off for everybody.
+        if seconds < SLOW and admission is not Admission.PROBE:
+            return
+        if self.breaker.failed(admission, self._clock.seconds()):
+            _log.error("a policy keeps failing and is left alone", event="policy.breaker-open", policy=self.name)
+
+    def blocked(self, call: Call, seconds: float) -> None:
+        """A policy kept the reactor for itself: every session stood still meanwhile."""
+        self._warn("a policy blocked the reactor", call, event="policy.slow", seconds=seconds)
+
+    def _warn(self, words: str, call: Call, **facts: Any) -> None:
+        now = self._clock.seconds()
+        if now >= self._next_warning:
+            self._next_warning = now + TRACEBACK_EVERY
+            _log.warn(words, policy=self.name, stage=call.stage_name, **facts)
+
+    def _verdict_of_failure(self, call: Call) -> Verdict:
+        if self.observed or self.on_error is OnError.ACCEPT:
+            return CONTINUE
+        if self.on_error is OnError.REJECT:
+            return _REJECTED
+        return _DEFERRED_GREETING if call.stage is Stage.CONNECT else _DEFERRED
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One method of one policy."""
+
+    member: Member
+    method: Callable[..., object]
+    stage: Stage | None
+    stage_name: str
+
+
+def calls_of(member: Member, policy: object) -> dict[Stage, Call]:
+    """The stages at which ``policy`` wants to be asked."""
+    return {
+        stage: Call(member, getattr(policy, method), stage, stage.value)
+        for stage, (interface, method) in STAGE_INTERFACES.items()
+        if interface.providedBy(policy)
+    }
+
+
+def facts_of(member: Member, policy: object) -> list[Call]:
+    """The facts that ``policy`` wants to be told."""
+    if not IOutcomeObserver.providedBy(policy):
+        return []
+    return [Call(member, getattr(policy, fact), None, fact) for fact in ("committed", "refused", "disconnected")]
+
+
+def as_deferred(answer: object) -> Deferred[Any] | None:
+    """``answer`` as a Deferred where it is one or is a coroutine, else None. Runs a coroutine's beginning."""
+    if isinstance(answer, Deferred):
+        return answer
+    if iscoroutine(answer):
+        return Deferred.fromCoroutine(answer)
+    return None
+
+
+def problem_of(answer: object) -> str | None:
+    """What is wrong with an answer that should be a verdict; None where it is one."""
+    if answer is None:
+        return "no verdict but None: does a method end without return CONTINUE?"
+    return nonsense_in(answer)

@@ -1,0 +1,133 @@
+"""What the daemon lends to policies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from elemta.domains import Domains
+from elemta.envelope import Recipient
+from elemta.policy.views import Session, Transaction
+from elemta.smtp.events import Stage
+
+if TYPE_CHECKING:
+    from elemta.limits import Charge, Receipt
+
+METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Limits(Protocol):
+    """The cluster-wide limits of the configuration, as a policy uses them.
+
+    ``session`` and ``transaction`` are the policy's views. The bundled policy ``limits`` charges at every
+    stage; another policy rarely needs to.
+    """
+
+    def charges(self, stage: Stage) -> bool:
+        """Whether any limit is charged at ``stage``."""
+
+    def charge(
+        self,
+        stage: Stage,
+        session: Session,
+        transaction: Transaction | None = None,
+        recipient: Recipient | None = None,
+        *,
+        already: Collection[str] = (),
+    ) -> Charge | Deferred[Charge]:
+        """Charge what this stage counts: all limits or none. ``already`` are keys that were charged before."""
+
+    def refund(self, receipts: Iterable[Receipt]) -> Deferred[None] | None:
+        """Give back what was charged, but not what is held open."""
+
+    def release(self, receipts: Iterable[Receipt]) -> Deferred[None] | None:
+        """Give back what is held open: connections."""
+
+
+class Counter(Protocol):
+    """A number that only grows."""
+
+    def inc(self, amount: float = 1) -> None:
+        """Add ``amount``, at least 0."""
+
+    def labels(self, *values: str) -> Counter:
+        """The counter with these label values, in the order of the labels' names."""
+
+
+class Histogram(Protocol):
+    """A distribution of numbers."""
+
+    def observe(self, amount: float) -> None:
+        """Count one more number."""
+
+    def labels(self, *values: str) -> Histogram:
+        """The histogram with these label values, in the order of the labels' names."""
+
+
+class PluginMetrics(Protocol):
+    """Where a policy registers metrics of its own, usually in ``build``.
+
+    A policy names them shortly (``lookups_total``); what Prometheus sees is
+    ``elemta_plugin_POLICY_lookups_total``. Asked for the same name again, as happens at a reload, the same
+    metric is returned. Never give a label a value that a client chose: each value is kept for ever.
+    """
+
+    def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
+        """A counter; its name ends in ``_total`` by Prometheus' custom."""
+
+    def histogram(
+        self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
+    ) -> Histogram:
+        """A histogram; ``buckets`` are upper bounds, by default those for seconds."""
+
+
+class PrefixedMetrics:
+    """The metrics of one policy: every name is put under ``elemta_plugin_POLICY_``."""
+
+    def __init__(self, policy: str, registry: PluginMetrics) -> None:
+        self._prefix = f"elemta_plugin_{re.sub('[^a-z0-9]', '_', policy.lower())}_"
+        self._registry = registry
+
+    def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
+        return self._registry.counter(self._full(name), words, labels)
+
+    def histogram(
+        self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
+    ) -> Histogram:
+        return self._registry.histogram(self._full(name), words, labels, buckets)
+
+    def _full(self, name: str) -> str:
+        if not METRIC_NAME.fullmatch(name):
+            raise ValueError(f"a metric's name has lower case letters, digits and underscores: {name!r}")
+        return self._prefix + name
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a policy may use.
+
+    ``reactor`` for time, threads and connections (never imported: it is given); ``limits`` of the
+    configuration; ``domains``: which are local, who may relay; ``metrics`` for counters of its own; ``log``
+    under the policy's own namespace, which names it in every record.
+    A resolver comes with the version that speaks DNS.
+    """
+
+    reactor: IReactorTime
+    limits: Limits
+    domains: Domains
+    metrics: PluginMetrics
+    log: Logger
+
+    def of_policy(self, name: str) -> Services:
+        """The services with ``metrics`` and ``log`` under the name of one policy."""
+        return replace(
+            self,
+            metrics=PrefixedMetrics(name, self.metrics),
+            log=Logger(namespace=f"elemta.policy.{name}", observer=self.log.observer),
+        )

@@ -1,0 +1,54 @@
+"""Telling policies facts. Nobody waits for what they do with one, and what goes wrong is logged and counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.policy.member import Call, as_deferred
+from elemta.policy.observer import FailureKind
+
+_log = Logger()
+
+
+def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id: str) -> None:
+    """Tell a policy a fact. What it does later with it ends with the policy's timeout."""
+    member = call.member
+    if member.outstanding >= member.max_outstanding:
+        member.leave_alone(call, FailureKind.BUSY)
+        return
+    began = clock.seconds()
+    try:
+        pending = as_deferred(call.method(*arguments))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # SystemExit too: a policy does not take the daemon down
+        member.failed(call, FailureKind.ERROR, clock.seconds() - began, session_id, Failure())
+        return
+    if pending is None:
+        return
+    timed_out = False
+
+    def time_is_up() -> None:
+        nonlocal timed_out
+        timed_out = True
+        member.failed(call, FailureKind.TIMEOUT, clock.seconds() - began, session_id)
+        try:
+            pending.cancel()
+        except Exception:  # a canceller is a policy's code
+            _log.failure("a policy could not be cancelled", event="policy.cancel-failed", policy=member.name)
+
+    def done(result: object) -> None:
+        member.outstanding -= 1
+        if deadline.active():
+            deadline.cancel()
+        if isinstance(result, Failure) and not (timed_out and result.check(CancelledError)):
+            member.failed(call, FailureKind.ERROR, clock.seconds() - began, session_id, result)
+
+    member.outstanding += 1
+    deadline = clock.callLater(member.timeout, time_is_up)
+    pending.addBoth(done)
