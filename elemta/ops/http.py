@@ -1,0 +1,136 @@
+"""The site of ``[metrics] endpoint``: ``/metrics`` for Prometheus, ``/healthz``, ``/readyz``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from elemta.ops.metrics import Metrics
+
+_log = Logger()
+
+#: Seconds that a connection may be idle.
+IDLE_TIMEOUT = 60
+
+#: Why mail would not be accepted now, in words; empty when it would.
+Ready = Callable[[], Sequence[str]]
+
+
+class BodilessRequest(Request):
+    """A request that names no software in its answer and whose own body is thrown away as it comes."""
+
+    def handleContentChunk(self, data: bytes) -> None:
+        pass
+
+    def render(self, resrc: Resource) -> None:
+        self.responseHeaders.removeHeader(b"server")
+        super().render(resrc)
+
+
+class QuietSite(Site):
+    """A site whose accesses are debug records and whose faults show no traceback to the client."""
+
+    displayTracebacks = False
+    requestFactory = BodilessRequest
+
+    def log(self, request: http.Request) -> None:
+        _log.debug(
+            "an HTTP request was answered",
+            event="http.request",
+            method=request.method,
+            path=request.path,
+            status=request.code,
+        )
+
+
+class _Page(Resource):
+    """A page without children, so that only its own path leads to it."""
+
+    isLeaf = False
+
+    def _answer(self, request: Request, status: int, content_type: str, body: bytes) -> bytes:
+        request.setResponseCode(status)
+        request.setHeader("content-type", content_type)
+        request.setHeader("cache-control", "no-store")
+        return body
+
+    def _json(self, request: Request, status: int, value: object) -> bytes:
+        return self._answer(request, status, "application/json", json.dumps(value).encode() + b"\n")
+
+    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002 - twisted.web's signature
+        return NotFound()
+
+
+class NotFound(_Page):
+    """There is no such page."""
+
+    def render(self, request: Request) -> bytes:
+        return self._answer(request, http.NOT_FOUND, "text/plain; charset=utf-8", b"not found\n")
+
+
+class MetricsPage(_Page):
+    """The metrics in Prometheus' text format."""
+
+    def __init__(self, metrics: Metrics, clock: IReactorTime) -> None:
+        super().__init__()
+        self._metrics = metrics
+        self._clock = clock
+
+    def render_GET(self, request: Request) -> int:
+        gone: list[bool] = []
+        request.notifyFinish().addErrback(lambda _: gone.append(True))
+        scrape = Deferred.fromCoroutine(self._metrics.scrape(self._clock))
+        scrape.addCallback(self._finish, request, gone)
+        scrape.addErrback(self._failed, request, gone)
+        return NOT_DONE_YET
+
+    def _finish(self, text: bytes, request: Request, gone: Sequence[bool]) -> None:
+        if not gone:
+            request.write(self._answer(request, http.OK, CONTENT_TYPE_LATEST, text))
+            request.finish()
+
+    def _failed(self, failure: Failure, request: Request, gone: Sequence[bool]) -> None:
+        _log.failure("the metrics could not be rendered", failure, event="metrics.failed")
+        if not gone and not request.finished:
+            request.write(
+                self._answer(request, http.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", b"failed\n")
+            )
+            request.finish()
+
+
+class HealthPage(_Page):
+    """Alive: whoever can answer this is."""
+
+    def render_GET(self, request: Request) -> bytes:
+        return self._json(request, http.OK, {"alive": True})
+
+
+class ReadyPage(_Page):
+    """Ready: whether mail would be accepted now, and if not, why."""
+
+    def __init__(self, ready: Ready) -> None:
+        super().__init__()
+        self._ready = ready
+
+    def render_GET(self, request: Request) -> bytes:
+        reasons = list(self._ready())
+        status = http.SERVICE_UNAVAILABLE if reasons else http.OK
+        return self._json(request, status, {"ready": not reasons, "reasons": reasons})
+
+
+def metrics_site(metrics: Metrics, ready: Ready, reactor: IReactorTime) -> Site:
+    """The factory to listen with. ``ready()`` gives the reasons why mail would not be accepted now."""
+    root = NotFound()
+    root.putChild(b"metrics", MetricsPage(metrics, reactor))
+    root.putChild(b"healthz", HealthPage())
+    root.putChild(b"readyz", ReadyPage(ready))
+    return QuietSite(root, timeout=IDLE_TIMEOUT, reactor=reactor)

@@ -1,0 +1,271 @@
+"""The structured log: one record a line, as JSON or for human eyes.
+
+A record is made by ``Logger().info("message queued", event="message.queued", queue_id=…)``: a constant
+sentence, a dotted machine name, and keywords. ``docs/logging.md`` describes the fields. What clients sent is
+escaped, so one record is one line whatever is in it, and no value is longer than :data:`MAX_VALUE`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from twisted.logger import ILogObserver, LogEvent, formatEvent
+from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
+from zope.interface import implementer
+
+from elemta.ops.lines import Lines, TextStream
+
+#: Characters of one value; a traceback may have four times as many.
+MAX_VALUE = 4096
+_MAX_ELEMENTS = 100
+_MAX_DEPTH = 4
+
+_RANKS: Mapping[str, int] = {"debug": 0, "info": 1, "warn": 2, "error": 3, "critical": 4}
+# syslog(3) priorities, which journald takes from the front of a line.
+_PRIORITIES: Mapping[str, str] = {
+    "debug": "<7>",
+    "info": "<6>",
+    "warn": "<4>",
+    "error": "<3>",
+    "critical": "<2>",
+}
+
+# Keys that twisted.python.log puts into events, or that stand for the record's own fields.
+_NOT_FIELDS = frozenset(
+    [
+        "message",
+        "time",
+        "level",
+        "node_id",
+        "event",
+        "system",
+        "isError",
+        "format",
+        "why",
+        "failure",
+        "logLevel",
+        "debugInfo",
+    ]
+)
+_NEVER_LOGGED = frozenset(["password", "passwd", "secret", "credentials", "authorization", "token"])
+_NOISE = (
+    "Starting factory ",
+    "Stopping factory ",
+    "reactor class: ",
+    "Main loop terminated.",
+    "Timing out client: ",
+)
+
+Record = dict[str, Any]
+Format = Callable[[Record], str]
+
+
+def observer(
+    format: str,  # noqa: A002 - the name of the setting
+    level: str,
+    node_id: str,
+    stream: TextStream,
+    environ: Mapping[str, str] = os.environ,
+) -> ILogObserver:
+    """The observer that writes records of at least ``level`` (debug to critical) to ``stream``.
+
+    ``format`` is ``json`` or ``text``. Where ``JOURNAL_STREAM`` in ``environ`` says that ``stream`` goes to
+    journald, each line starts with its priority (``<6>``) and text has no time of its own.
+    """
+    journald = is_journal(stream, environ)
+    render = render_json if str(format) == "json" else (render_for_journald if journald else render_text)
+    return LogObserver(render, level=str(level), node_id=node_id, stream=stream, priorities=journald)
+
+
+@implementer(ILogObserver)
+class LogObserver:
+    """Turns events into lines. Never raises, whatever is in an event."""
+
+    def __init__(
+        self, render: Format, *, level: str, node_id: str, stream: TextStream, priorities: bool
+    ) -> None:
+        self._render = render
+        self._least = _RANKS[level]
+        self._node_id = node_id
+        self._priorities = priorities
+        self._lines = Lines(stream, self._lost_notice)
+        self._second = 0
+        self._second_text = ""
+
+    def __call__(self, event: LogEvent) -> None:
+        level = _level(event)
+        if _RANKS[level] >= self._least:
+            self._lines.write(self._line(event, level))
+
+    def _line(self, event: LogEvent, level: str) -> str:
+        try:
+            line = self._render(self._record(event, level))
+        except Exception as error:  # an event may hold any object, and a log must survive it
+            line = self._render(self._plain_record("error", "log.unrenderable", type(error).__name__))
+        return _PRIORITIES[level] + line if self._priorities else line
+
+    def _record(self, event: LogEvent, level: str) -> Record:
+        name = event.get("event")
+        record: Record = {
+            "time": self._timestamp(event.get("log_time")),
+            "level": level,
+            "event": _plain(name) if name is not None else _event_name(event),
+            "node_id": self._node_id,
+            "message": _message(event),
+        }
+        for key, value in event.items():
+            if key.startswith("log_") or key in _NOT_FIELDS:
+                continue
+            if key in _NEVER_LOGGED:
+                record[key] = "[not logged]"
+            elif name is not None or isinstance(value, str | int | float):
+                record[key] = _plain(value)
+        failure = event.get("log_failure")
+        if failure is not None:
+            _describe(failure, record)
+        return record
+
+    def _timestamp(self, at: float | None) -> str:
+        # RFC 3339 §5.6
+        at = time.time() if at is None else at
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((at - second) * 1000):03d}Z"
+
+    def _plain_record(self, level: str, name: str, message: str) -> Record:
+        return {
+            "time": self._timestamp(None),
+            "level": level,
+            "event": name,
+            "node_id": self._node_id,
+            "message": message,
+        }
+
+    def _lost_notice(self, count: int) -> str:
+        record = self._plain_record("warn", "log.lines_lost", "nobody took these lines")
+        record["count"] = count
+        return (_PRIORITIES["warn"] if self._priorities else "") + self._render(record)
+
+
+_encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":")).encode
+
+
+def render_json(record: Record) -> str:
+    """The record as one JSON object on one line."""
+    return _encode(record) + "\n"
+
+
+def render_text(record: Record) -> str:
+    """The record for human eyes: time, level, event, sentence, ``key=value``; a traceback below."""
+    return f"{record['time']} {record['level']:<5} {_text_fields(record)}"
+
+
+def render_for_journald(record: Record) -> str:
+    """As text, without what journald knows itself; what would be a second line is on the first."""
+    return f"{_text_fields(record, one_line=True)}"
+
+
+def is_journal(stream: TextStream, environ: Mapping[str, str]) -> bool:
+    """Whether ``stream`` is the one that systemd connected to journald (``JOURNAL_STREAM``: device:inode)."""
+    fileno = getattr(stream, "fileno", None)
+    if fileno is None or "JOURNAL_STREAM" not in environ:
+        return False
+    try:
+        status = os.fstat(fileno())
+    except (OSError, ValueError):
+        return False
+    return environ["JOURNAL_STREAM"] == f"{status.st_dev}:{status.st_ino}"
+
+
+def _text_fields(record: Record, one_line: bool = False) -> str:
+    words = [_printable(record["event"]), _printable(record["message"])]
+    traceback = ""
+    for key, value in record.items():
+        if key == "traceback" and not one_line:
+            traceback = "".join(f"    {_printable(line)}\n" for line in value.splitlines())
+        elif key not in ("time", "level", "event", "node_id", "message"):
+            words.append(f"{_printable(key)}={_word(value)}")
+    return " ".join(words) + "\n" + traceback
+
+
+def _word(value: object) -> str:
+    text = value if isinstance(value, str) else _encode(value)
+    if not text.isprintable():
+        return _encode(text)
+    if isinstance(value, str) and (not text or any(char in text for char in ' "=\\')):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else _encode(text)[1:-1]
+
+
+def _level(event: LogEvent) -> str:
+    level = event.get("log_level")
+    name: str = level.name if level is not None else "info"
+    if name == "info" and "event" not in event and _is_noise(event):
+        return "debug"
+    return name
+
+
+def _is_noise(event: LogEvent) -> bool:
+    """Whether this is Twisted saying what Elemta says better: factories and ports that come and go."""
+    if "eventType" in event:
+        return True
+    text = event.get("log_text") or event.get("log_format") or ""
+    return text.startswith(_NOISE) or text.endswith(" Closed)")
+
+
+def _event_name(event: LogEvent) -> str:
+    namespace = event.get("log_namespace", "")
+    return "twisted" if namespace in ("", "log_legacy") else _plain(namespace)
+
+
+def _message(event: LogEvent) -> str:
+    template = event.get("log_format")
+    if isinstance(template, str) and "{" not in template:
+        return template
+    return _cut(formatEvent(event).strip(), MAX_VALUE) or _cut(safe_str(event.get("why") or ""), MAX_VALUE)
+
+
+def _describe(failure: Failure, record: Record) -> None:
+    record["error"] = _cut(f"{type(failure.value).__name__}: {safe_str(failure.value)}", MAX_VALUE)
+    traceback = failure.getTraceback()
+    record["traceback"] = traceback[-4 * MAX_VALUE :]  # its end is what went wrong
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """``value`` as something JSON can hold, bounded."""
+    if isinstance(value, str | bytes | bytearray) or depth == _MAX_DEPTH:
+        return _text(value)
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, depth + 1)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {_text(key): _plain(value[key], depth + 1) for key in list(value)[:_MAX_ELEMENTS]}
+    if isinstance(value, Collection):
+        return [_plain(element, depth + 1) for element in list(value)[:_MAX_ELEMENTS]]
+    # JSON has no infinity and no NaN.
+    return value if isinstance(value, float) and abs(value) < float("inf") else _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return _cut(str(value), MAX_VALUE)
+    if isinstance(value, bytes | bytearray):
+        return _cut(bytes(value[: MAX_VALUE + 1]).decode("utf-8", "backslashreplace"), MAX_VALUE)
+    return _cut(safe_str(value), MAX_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "…"
