@@ -1,0 +1,171 @@
+"""Faults that show only when several settings are seen together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from elemta.config.choices import Counts, Identity, ListenerTLS, Role, RouteTLS
+from elemta.config.effective import Config
+from elemta.config.faults import Faults
+from elemta.config.sections import LimitConfig
+from elemta.config.values import did_you_mean
+from elemta.errors import Fault
+
+Check = Callable[[Config], Iterator[Fault]]
+
+_RESERVED_LIMIT_NAMES = {
+    "ip": "the connection rate of [resources]",
+    "connections-per-ip": "max_connections_per_ip of [resources]",
+    "node": "the nodes of the cluster",
+}
+_OF_A_MESSAGE = frozenset(
+    {
+        Identity.SENDER,
+        Identity.SENDER_DOMAIN,
+        Identity.RECIPIENT,
+        Identity.RECIPIENT_DOMAIN,
+        Identity.DESTINATION,
+    }
+)
+_BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
+_PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
+
+
+def check_together(config: Config, faults: Faults) -> None:
+    """Note every fault between settings, but not in tables with a fault already: it would be its echo."""
+    for tables, check in _CHECKS:
+        if not any(faults.within(table) for table in tables):
+            faults.extend(list(check(config)))
+
+
+def _fault(config: Config, key: str, problem: str, hint: str = "") -> Fault:
+    return Fault(config.place_of(key), key, problem, hint)
+
+
+def _duplicates(config: Config, table: str, values: list[str], name: str) -> Iterator[Fault]:
+    first: dict[str, int] = {}
+    for number, value in enumerate(values, start=1):
+        if value and value in first:
+            problem = f'found "{value}": {table}[{first[value]}] has it already'
+            yield _fault(config, f"{table}[{number}].{name}", problem)
+        first.setdefault(value, number)
+
+
+def _listeners(config: Config) -> Iterator[Fault]:
+    yield from _duplicates(config, "listener", [each.name for each in config.listeners], "name")
+    # Port 0 is any free port, so two of them are two places.
+    endpoints = ["" if _PORT_ZERO.match(each.endpoint) else each.endpoint for each in config.listeners]
+    yield from _duplicates(config, "listener", endpoints, "endpoint")
+
+
+def _tls(config: Config) -> Iterator[Fault]:
+    if config.tls.private_key and not config.tls.certificate:
+        yield _fault(config, "tls.certificate", "is needed: tls.private_key is set", "set both, or neither")
+
+
+def _implicit_tls(config: Config) -> Iterator[Fault]:
+    for number, listener in enumerate(config.listeners, start=1):
+        if listener.tls is ListenerTLS.IMPLICIT and not config.tls.certificate:
+            key = f"listener[{number}].tls"
+            yield _fault(config, key, 'found "implicit": needs a certificate', "set tls.certificate")
+
+
+def _submission(config: Config) -> Iterator[Fault]:
+    for number, listener in enumerate(config.listeners, start=1):
+        if listener.role is Role.SUBMISSION and not config.auth.checkers:
+            key = f"listener[{number}].role"
+            problem = 'found "submission": requires AUTH, and nobody could log in'
+            yield _fault(
+                config, key, problem, 'set auth.checkers, such as ["elemta-users:/etc/elemta/users"]'
+            )
+
+
+def _limits(config: Config) -> Iterator[Fault]:
+    yield from _duplicates(config, "limit", [limit.name for limit in config.limits], "name")
+    for number, limit in enumerate(config.limits, start=1):
+        key = f"limit[{number}]"
+        if limit.name in _RESERVED_LIMIT_NAMES:
+            problem = f'found "{limit.name}": this name is taken by {_RESERVED_LIMIT_NAMES[limit.name]}'
+            yield _fault(config, f"{key}.name", problem)
+        yield from _rates(config, key, limit)
+        yield from _identities(config, key, limit)
+
+
+def _rates(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
+    open_at_once = limit.counts is Counts.OPEN_CONNECTIONS
+    for number, rate in enumerate(limit.rates, start=1):
+        if open_at_once and rate.seconds is not None:
+            problem = f'found "{rate}": must be a plain number for open_connections'
+            yield _fault(config, f"{key}.rates[{number}]", problem, f'did you mean "{rate.limit}"?')
+        elif not open_at_once and rate.seconds is None:
+            problem = f'found "{rate}": must have a window for {limit.counts}'
+            yield _fault(config, f"{key}.rates[{number}]", problem, f'did you mean "{rate}/1m"?')
+
+
+def _identities(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
+    for number, identity in enumerate(limit.per, start=1):
+        if identity in limit.per[: number - 1]:
+            yield _fault(config, f"{key}.per[{number}]", f'found "{identity}": stands there twice')
+        elif identity in _OF_A_MESSAGE and limit.counts in _BEFORE_A_MESSAGE:
+            problem = f'found "{identity}": {limit.counts} are counted when there is no message yet'
+            yield _fault(config, f"{key}.per[{number}]", problem)
+
+
+def _chain(config: Config) -> Iterator[Fault]:
+    for number, name in enumerate(config.policies.chain, start=1):
+        if name in config.policies.chain[: number - 1]:
+            yield _fault(config, f"policies.chain[{number}]", f'found "{name}": stands there twice')
+
+
+def _policy_listeners(config: Config) -> Iterator[Fault]:
+    names = [listener.name for listener in config.listeners]
+    for policy, table in config.policy.items():
+        for number, name in enumerate(_list(table.get("listeners")), start=1):
+            if name not in names:
+                allowed = ", ".join(f'"{each}"' for each in names)
+                problem = f'found "{name}": there is no such listener; there are {allowed}'
+                yield _fault(
+                    config, f"policy.{policy}.listeners[{number}]", problem, did_you_mean(name, names)
+                )
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _routes(config: Config) -> Iterator[Fault]:
+    for number, route in enumerate(config.routes, start=1):
+        if route.tls is RouteTLS.REQUIRE:
+            problem = 'found "require": TLS towards next hops is not built yet; refusing to send in clear'
+            yield _fault(config, f"route[{number}].tls", problem)
+
+
+def _endpoints(config: Config) -> Iterator[Fault]:
+    taken: Mapping[str, str] = {
+        each.endpoint: f"listener[{n}].endpoint" for n, each in enumerate(config.listeners, start=1)
+    }
+    own = {"metrics.endpoint": config.metrics.endpoint, "console.endpoint": config.console.endpoint}
+    for key, endpoint in own.items():
+        if endpoint in taken and not _PORT_ZERO.match(endpoint):
+            yield _fault(config, key, f'found "{endpoint}": {taken[endpoint]} has it already')
+    if own["metrics.endpoint"] == own["console.endpoint"] != "" and not _PORT_ZERO.match(
+        config.metrics.endpoint
+    ):
+        yield _fault(
+            config, "console.endpoint", f'found "{config.console.endpoint}": metrics.endpoint has it already'
+        )
+
+
+_CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
+    (("listener",), _listeners),
+    (("tls",), _tls),
+    (("tls", "listener"), _implicit_tls),
+    (("auth", "listener"), _submission),
+    (("limit",), _limits),
+    (("policies",), _chain),
+    (("policy", "listener"), _policy_listeners),
+    (("route",), _routes),
+    (("listener", "metrics", "console"), _endpoints),
+)

@@ -1,0 +1,138 @@
+"""What an operator is told at the start: settings without effect, and settings that are dangerous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS
+from elemta.config.target import TargetKind, parse_target
+from elemta.config.values import did_you_mean
+from elemta.errors import Fault
+
+if TYPE_CHECKING:
+    from elemta.config.effective import Config
+
+_MX_LATER = "delivery by MX comes with a later version; until then its mail is put on hold"
+
+
+def without_effect(config: Config) -> Iterator[Fault]:
+    """Settings that were given explicitly and change nothing, each with the reason."""
+    for find in (_server, _valkey, _limits, _policies, _routes, _mail_without_a_route, _spool_and_console):
+        yield from find(config)
+
+
+def cautions(config: Config) -> Iterator[Fault]:
+    """Settings that are allowed and dangerous."""
+    for find in (_localhost, _everyone, _no_relay_policy, _unusable_auth):
+        yield from find(config)
+
+
+def _note(config: Config, key: str, problem: str, hint: str = "") -> Fault:
+    return Fault(config.place_of(key), key, problem, hint)
+
+
+def _given(config: Config, key: str, problem: str) -> Iterator[Fault]:
+    if key in config.explicit:
+        yield _note(config, key, f"has no effect yet: {problem}")
+
+
+def _server(config: Config) -> Iterator[Fault]:
+    if config.server.workers != 1:
+        yield from _given(config, "server.workers", "mail is taken by one process")
+
+
+def _valkey(config: Config) -> Iterator[Fault]:
+    if config.resources.valkey_url:
+        yield from _given(config, "resources.valkey_url", "limits are kept in this node's memory")
+    for name in ("valkey_key_prefix", "valkey_deadline"):
+        yield from _given(config, f"resources.{name}", "limits are kept in this node's memory")
+
+
+def _limits(config: Config) -> Iterator[Fault]:
+    for number, limit in enumerate(config.limits, start=1):
+        key = f"limit[{number}]"
+        if limit.scope == "cluster":
+            yield from _given(
+                config, f"{key}.scope", "limits are kept in this node's memory, each node for itself"
+            )
+        yield from _given(
+            config, f"{key}.when_valkey_is_down", "limits are kept in this node's memory, not in Valkey"
+        )
+        if Identity.DESTINATION in limit.per:
+            yield from _given(config, f"{key}.per", "limits per destination come with a later version")
+
+
+def _policies(config: Config) -> Iterator[Fault]:
+    for name in config.policy:
+        if name not in config.policies.chain:
+            hint = did_you_mean(name, config.policies.chain)
+            yield _note(
+                config, f"policy.{name}", "has no effect: [policies] chain does not name this policy", hint
+            )
+
+
+def _routes(config: Config) -> Iterator[Fault]:
+    seen: dict[str, int] = {}
+    for number, route in enumerate(config.routes, start=1):
+        key = f"route[{number}]"
+        if parse_target(route.to).kind is TargetKind.MX:
+            yield _note(config, f"{key}.to", f"has no effect yet: {_MX_LATER}")
+        if route.tls is RouteTLS.MAY:
+            yield from _given(config, f"{key}.tls", "mail is handed on without TLS")
+        for domain in route.domains:
+            earlier = seen.get("*", seen.get(domain.lower()))
+            if earlier is not None:
+                problem = f'has no effect for "{domain}": route[{earlier}] stands before it and matches'
+                yield _note(config, f"{key}.domains", problem)
+            seen.setdefault(domain.lower(), number)
+
+
+def _mail_without_a_route(config: Config) -> Iterator[Fault]:
+    can_relay = bool(config.domains.relay_from or config.auth.checkers)
+    if can_relay and not any("*" in route.domains for route in config.routes):
+        problem = f"mail to other domains than these and the local ones goes to mx:, but {_MX_LATER}"
+        yield _note(config, "route", problem, 'add a [[route]] with domains = ["*"]')
+
+
+def _spool_and_console(config: Config) -> Iterator[Fault]:
+    yield from _given(config, "spool.warn_after", "delay notices come with a later version")
+    for name in ("endpoint", "users"):
+        if config.console.endpoint:
+            yield from _given(config, f"console.{name}", "the web console comes with a later version")
+
+
+def _localhost(config: Config) -> Iterator[Fault]:
+    if config.server.hostname.partition(".")[0] == "localhost" and "server.hostname" not in config.explicit:
+        problem = f'this host calls itself "{config.server.hostname}", which no other host can use'
+        yield _note(config, "server.hostname", problem, "set hostname")
+
+
+def _everyone(config: Config) -> Iterator[Fault]:
+    for number, network in enumerate(config.domains.relay_from, start=1):
+        if network.prefixlen == 0:
+            key = f"domains.relay_from[{number}]"
+            yield _note(
+                config, key, f"{network} is everyone: this is an open relay", "name your own networks"
+            )
+    for number, listener in enumerate(config.listeners, start=1):
+        if any(network.prefixlen == 0 for network in listener.proxy_protocol_from):
+            key = f"listener[{number}].proxy_protocol_from"
+            yield _note(config, key, "every client may claim any address", "name the load balancers")
+
+
+def _no_relay_policy(config: Config) -> Iterator[Fault]:
+    if "relay" not in config.policies.chain:
+        problem = (
+            'does not name "relay": unless another policy says who may send where, this is an open relay'
+        )
+        yield _note(config, "policies.chain", problem)
+
+
+def _unusable_auth(config: Config) -> Iterator[Fault]:
+    for number, listener in enumerate(config.listeners, start=1):
+        without_tls = listener.tls is ListenerTLS.NONE or not config.tls.certificate
+        if listener.role is Role.SUBMISSION and config.auth.require_tls and without_tls:
+            problem = "nobody can log in here: AUTH needs TLS, and there is none"
+            hint = "give it TLS and [tls] a certificate, or set auth.require_tls = false"
+            yield _note(config, f"listener[{number}].tls", problem, hint)

@@ -1,0 +1,68 @@
+"""The configuration as a whole, as the rest of Elemta sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from elemta.config import effect
+from elemta.config.sections import (
+    AuthConfig,
+    ConsoleConfig,
+    DomainsConfig,
+    LimitConfig,
+    ListenerConfig,
+    LoggingConfig,
+    MetricsConfig,
+    PoliciesConfig,
+    ResourcesConfig,
+    RouteConfig,
+    ServerConfig,
+    SpoolConfig,
+    TLSConfig,
+)
+from elemta.errors import Fault
+
+DEFAULTS = "defaults"
+"""The source of a configuration that is from no file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting, checked: sizes in bytes, durations in seconds, networks parsed.
+
+    ``policy`` holds the raw ``[policy.NAME]`` tables, which :func:`read_policy` reads when the policy's
+    own options are known. ``source`` is the file's path (``defaults`` without one), ``explicit`` names the
+    keys that were set, such as ``server.workers`` or ``limit[1].scope``, and ``environment`` the variable
+    of each key that one has set; these three are no part of a comparison.
+    """
+
+    server: ServerConfig
+    listeners: tuple[ListenerConfig, ...]
+    tls: TLSConfig
+    domains: DomainsConfig
+    auth: AuthConfig
+    resources: ResourcesConfig
+    limits: tuple[LimitConfig, ...]
+    policies: PoliciesConfig
+    policy: Mapping[str, Mapping[str, object]] = field(hash=False)
+    routes: tuple[RouteConfig, ...]
+    spool: SpoolConfig
+    metrics: MetricsConfig
+    console: ConsoleConfig
+    logging: LoggingConfig
+    source: str = field(default=DEFAULTS, compare=False)
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
+    environment: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def place_of(self, key: str) -> str:
+        """The file or the environment variable that a key's value is from."""
+        return self.environment.get(key, self.source)
+
+    def without_effect(self) -> tuple[Fault, ...]:
+        """Settings that were given and change nothing, each with the reason; to be told at the start."""
+        return tuple(effect.without_effect(self))
+
+    def cautions(self) -> tuple[Fault, ...]:
+        """Settings that are allowed and dangerous, each with the danger; to be told at the start."""
+        return tuple(effect.cautions(self))

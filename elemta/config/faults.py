@@ -1,0 +1,51 @@
+"""The faults of one configuration, gathered while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from elemta.config.values import Unacceptable, show
+from elemta.errors import ConfigError, Fault
+
+
+class Faults:
+    """Gathers faults. ``places`` names the environment variable of each key that one has set."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.places: dict[str, str] = {}
+        self._faults: list[Fault] = []
+
+    def add(self, key: str, problem: str, hint: str = "") -> None:
+        """Note what is wrong with a key."""
+        self._faults.append(Fault(self.place_of(key), key, problem, hint))
+
+    def add_value(self, key: str, found: object, error: ValueError) -> None:
+        """Note that a key has a value that it can't have."""
+        problem = error.problem if isinstance(error, Unacceptable) else str(error)
+        self.add(
+            key, f"found {show(found)}: {problem}", error.hint if isinstance(error, Unacceptable) else ""
+        )
+
+    def add_variable(self, name: str, problem: str, hint: str = "") -> None:
+        """Note what is wrong with an environment variable that sets no key."""
+        self._faults.append(Fault(name, "", problem, hint))
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        self._faults.extend(faults)
+
+    def place_of(self, key: str) -> str:
+        """The file, or the environment variable, that the key's value is from."""
+        return self.places.get(key, self.place)
+
+    def within(self, prefix: str) -> bool:
+        """Whether a fault was found at this key or below it."""
+        return any(
+            fault.key == prefix or fault.key.startswith((f"{prefix}.", f"{prefix}["))
+            for fault in self._faults
+        )
+
+    def raise_any(self) -> None:
+        """Raise ConfigError with all that was found, if anything was."""
+        if self._faults:
+            raise ConfigError(self._faults)

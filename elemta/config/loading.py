@@ -1,0 +1,177 @@
+"""From a file and an environment to a ``Config``, or to every fault that is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from elemta.config.crosschecks import check_together
+from elemta.config.effective import DEFAULTS, Config
+from elemta.config.environment import Override, read_environment
+from elemta.config.faults import Faults
+from elemta.config.names import is_host_name
+from elemta.config.reading import homes_of, read_policy_common, read_table
+from elemta.config.sections import DEFAULT_LISTENER, SECTIONS, Section
+from elemta.config.values import nearest, show
+from elemta.errors import ConfigError, Fault
+
+Document = Mapping[str, object]
+
+_TOML_POSITION = re.compile(r" \(at (?P<where>line \d+, column \d+|end of document)\)$")
+
+
+def load(path: str | None, environ: Mapping[str, str]) -> Config:
+    """Read a configuration file (None: all defaults) and the overrides of an environment.
+
+    Raises ConfigError with every fault that was found. What it names is not opened: certificates,
+    users and recipients are read by those who use them.
+    """
+    source = DEFAULTS if path is None else path
+    document = {} if path is None else _read_document(path)
+    faults = Faults(source)
+    overrides = read_environment(environ, faults)
+    faults.places.update({f"{each.table}.{each.key}": each.variable for each in overrides})
+    tables = _tables(document, overrides, faults)
+    config = _read(document, tables, source, faults)
+    if config is not None:
+        check_together(config, faults)
+    faults.raise_any()
+    assert config is not None  # noqa: S101 - without a fault there is a configuration
+    return config
+
+
+def _read_document(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        fault = Fault(path, "", f"is not UTF-8: byte 0x{error.object[error.start]:02x} in line {line}")
+    except tomllib.TOMLDecodeError as error:
+        fault = Fault(path, "", _syntax_problem(str(error)))
+    except RecursionError:
+        fault = Fault(path, "", "is not TOML that can be read: lists or tables are nested too deep")
+    except OSError as error:
+        fault = Fault(path, "", f"can't be read: {error.strerror or error}")
+    except ValueError as error:
+        fault = Fault(path, "", f"can't be read: {error}")
+    raise ConfigError([fault])
+
+
+def _syntax_problem(text: str) -> str:
+    position = _TOML_POSITION.search(text)
+    if position is None:
+        return f"is not TOML: {text}"
+    return f"is not TOML, {position['where']}: {text[: position.start()]}"
+
+
+def _tables(document: Document, overrides: tuple[Override, ...], faults: Faults) -> dict[str, list[Document]]:
+    """The tables of each section, one or many, with the environment's values laid over the file's."""
+    known = {section.table: section for section in SECTIONS}
+    tables: dict[str, list[Document]] = {section.table: [] for section in SECTIONS}
+    for name, found in document.items():
+        if name in known:
+            tables[name] = list(_section_tables(known[name], found, faults))
+        elif name != "policy":
+            faults.add(name, *_unknown_table(name, found))
+    for override in overrides:
+        table = dict(tables[override.table][0]) if tables[override.table] else {}
+        tables[override.table] = [table | {override.key: override.value}]
+    return tables
+
+
+def _section_tables(section: Section, found: object, faults: Faults) -> Iterator[Document]:
+    if section.many:
+        if not isinstance(found, list):
+            hint = f"write [[{section.table}]]" if isinstance(found, dict) else ""
+            faults.add(section.table, f"found {show(found)}: must be tables [[{section.table}]]", hint)
+            return
+        for number, each in enumerate(found, start=1):
+            if isinstance(each, dict):
+                yield each
+            else:
+                faults.add(
+                    f"{section.table}[{number}]", f"found {show(each)}: must be a table [[{section.table}]]"
+                )
+    elif isinstance(found, dict):
+        yield found
+    else:
+        hint = f"write [{section.table}], once" if isinstance(found, list) else ""
+        faults.add(section.table, f"found {show(found)}: must be a table [{section.table}]", hint)
+
+
+def _unknown_table(name: str, found: object) -> tuple[str, str]:
+    by_name = {
+        section.table: f"[[{section.table}]]" if section.many else f"[{section.table}]"
+        for section in SECTIONS
+    }
+    by_name["policy"] = "[policy.NAME]"
+    if not isinstance(found, dict | list) or (isinstance(found, list) and homes_of(name)):
+        homes = homes_of(name)
+        return "unknown key outside of every table", f"it belongs in {' or '.join(homes)}" if homes else ""
+    match = nearest(name, by_name)
+    known = f"known are {', '.join(by_name.values())}"
+    return "unknown table", f"did you mean {by_name[match]}? {known}" if match else known
+
+
+def _read(
+    document: Document, tables: Mapping[str, list[Document]], source: str, faults: Faults
+) -> Config | None:
+    """Every section; None when one of many has a fault without a default to go on with."""
+    values: dict[str, Any] = {}
+    explicit: set[str] = set()
+    complete = True
+    for section in SECTIONS:
+        read = []
+        for number, table in enumerate(tables[section.table] or ([] if section.many else [{}]), start=1):
+            key = f"{section.table}[{number}]" if section.many else section.table
+            explicit.update(f"{key}.{name}" for name in table)
+            read.append(read_table(section.shape, table, key, faults))
+        complete = complete and None not in read
+        values[section.attribute] = tuple(read) if section.many else read[0]
+    policy = _read_policies(document.get("policy", {}), faults)
+    explicit.update(f"policy.{name}" for name in policy)
+    if not complete:
+        return None
+    config = Config(
+        **values, policy=policy, source=source, explicit=frozenset(explicit), environment=dict(faults.places)
+    )
+    return _with_computed_defaults(config)
+
+
+def _read_policies(found: object, faults: Faults) -> dict[str, Mapping[str, object]]:
+    """The raw ``[policy.NAME]`` tables; only the four keys that each of them has are checked here."""
+    if not isinstance(found, dict):
+        faults.add("policy", f"found {show(found)}: must be tables [policy.NAME]")
+        return {}
+    policies: dict[str, Mapping[str, object]] = {}
+    for name, table in found.items():
+        if isinstance(table, dict):
+            read_policy_common(table, f"policy.{name}", faults)
+            policies[name] = table
+        else:
+            faults.add(f"policy.{name}", f"found {show(table)}: must be a table [policy.NAME]")
+    return policies
+
+
+def _with_computed_defaults(config: Config) -> Config:
+    server, domains, listeners = config.server, config.domains, config.listeners
+    if not server.hostname:
+        server = dataclasses.replace(server, hostname=_own_name())
+    if not server.node_id:
+        server = dataclasses.replace(server, node_id=server.hostname)
+    if "domains.local" not in config.explicit:
+        domains = dataclasses.replace(domains, local=(server.hostname,))
+    return dataclasses.replace(
+        config, server=server, domains=domains, listeners=listeners or (DEFAULT_LISTENER,)
+    )
+
+
+def _own_name() -> str:
+    name = socket.getfqdn()
+    return name if is_host_name(name) else "localhost"

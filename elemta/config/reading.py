@@ -1,0 +1,155 @@
+"""From a TOML table to a dataclass of settings, with every fault on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from elemta.config.faults import Faults
+from elemta.config.kinds import Kind, kind_of
+from elemta.config.sections import SECTIONS, PolicyCommon
+from elemta.config.setting import SettingField, settings_of
+from elemta.config.values import nearest, show
+
+Options = TypeVar("Options")
+
+_BAD = object()
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """The options of a policy that has none."""
+
+
+def read_table(shape: type[Options], table: Mapping[str, object], key: str, faults: Faults) -> Options | None:
+    """Read a table into an instance of ``shape``.
+
+    A setting at fault takes its default so that reading goes on; None means that there was a fault in
+    one without a default. Nothing is raised but TypeError for a dataclass that can't be read.
+    """
+    values, complete = _read_settings(shape, table, key, faults)
+    note_unknown_keys(table, {field.key for field in settings_of(shape)}, key, faults)
+    return _construct(shape, values, key, faults) if complete else None
+
+
+def read_policy(
+    cls: type[Options] | None, table: Mapping[str, object], place: str, key: str
+) -> tuple[PolicyCommon, Options]:
+    """Read a ``[policy.NAME]`` table: the four keys of every policy, and the policy's own options.
+
+    ``cls`` is the policy's frozen dataclass of options (None for a policy without any); its fields are
+    made with :func:`setting` or are plain fields. ``place`` and ``key`` (``policy.NAME``) stand in the
+    faults. Raises ConfigError with every fault, and TypeError for a dataclass that can't be read.
+    """
+    shape: type[Any] = NoOptions if cls is None else cls
+    own = {field.key for field in settings_of(shape)}
+    common = {field.key for field in settings_of(PolicyCommon)}
+    if own & common:
+        raise TypeError(f"{shape.__qualname__}: every policy has {', '.join(sorted(own & common))} already")
+    faults = Faults(place)
+    common_values, _ = _read_settings(PolicyCommon, table, key, faults)
+    values, complete = _read_settings(shape, table, key, faults)
+    note_unknown_keys(table, own | common, key, faults)
+    options = _construct(shape, values, key, faults) if complete and not faults.within(key) else None
+    faults.raise_any()
+    assert options is not None  # noqa: S101 - without a fault there is an instance
+    return PolicyCommon(**common_values), options
+
+
+def read_policy_common(table: Mapping[str, object], key: str, faults: Faults) -> PolicyCommon:
+    """Read only the four keys that every policy takes; what else is there is the policy's own matter."""
+    values, _ = _read_settings(PolicyCommon, table, key, faults)
+    return PolicyCommon(**values)
+
+
+def note_unknown_keys(table: Mapping[str, object], known: Iterable[str], key: str, faults: Faults) -> None:
+    """Note each key of the table that isn't known, with where it belongs or the nearest one."""
+    names = list(known)
+    for name in table:
+        if name not in names:
+            dotted = f"{key}.{name}" if key else name
+            faults.add(dotted, "unknown key", _unknown_key_hint(name, names))
+
+
+def homes_of(name: str) -> list[str]:
+    """The tables of the schema that know a key of this name, in brackets as a file writes them."""
+    return [
+        f"[[{section.table}]]" if section.many else f"[{section.table}]"
+        for section in SECTIONS
+        if name in {field.key for field in settings_of(section.shape)}
+    ]
+
+
+def _unknown_key_hint(name: str, known: list[str]) -> str:
+    allowed = f"known here: {', '.join(known)}" if known else "no key is known here"
+    homes = homes_of(name)
+    if homes:
+        return f"it belongs in {' or '.join(homes)}; {allowed}"
+    match = nearest(name, known)
+    return f'did you mean "{match}"? {allowed}' if match else allowed
+
+
+def _read_settings(
+    shape: type[Any], table: Mapping[str, object], key: str, faults: Faults
+) -> tuple[dict[str, Any], bool]:
+    values: dict[str, Any] = {}
+    complete = True
+    for field in settings_of(shape):
+        kind, dotted = kind_of(field), f"{key}.{field.key}"
+        value = _BAD
+        if field.key in table:
+            value = _read_value(field, kind, table[field.key], dotted, faults)
+        elif field.required:
+            faults.add(dotted, f"is needed: {_needed(kind)}")
+        if value is not _BAD:
+            values[field.name] = value
+        elif field.required:
+            complete = False
+        else:
+            values[field.name] = field.default
+    return values, complete
+
+
+def _needed(kind: Kind) -> str:
+    return f"a list, each {kind.words}" if kind.is_list else kind.words
+
+
+def _read_value(field: SettingField, kind: Kind, found: object, key: str, faults: Faults) -> Any:
+    if kind.gather is None:
+        value = _read_one(kind, found, key, faults)
+    elif isinstance(found, list):
+        elements = [_read_one(kind, each, f"{key}[{n}]", faults) for n, each in enumerate(found, start=1)]
+        value = _BAD if _BAD in elements else kind.gather(elements)
+    else:
+        faults.add(key, f"found {show(found)}: must be a list, each {kind.words}", _list_hint(kind, found))
+        return _BAD
+    if field.about.not_empty and value is not _BAD and not value:
+        faults.add(key, f"found {show(found)}: must not be empty")
+        return _BAD
+    return value
+
+
+def _list_hint(kind: Kind, found: object) -> str:
+    try:
+        kind.read(found)
+    except ValueError:
+        return ""
+    return f"did you mean [{show(found)}]?"
+
+
+def _read_one(kind: Kind, found: object, key: str, faults: Faults) -> Any:
+    try:
+        return kind.read(found)
+    except ValueError as error:
+        faults.add_value(key, found, error)
+        return _BAD
+
+
+def _construct(shape: type[Options], values: Mapping[str, Any], key: str, faults: Faults) -> Options | None:
+    try:
+        return shape(**values)
+    except ValueError as error:
+        # What a dataclass of options checks over several fields, in its __post_init__.
+        faults.add(key, str(error))
+        return None

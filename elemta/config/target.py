@@ -1,0 +1,114 @@
+"""Where a route leads: the forms that ``to`` of a ``[[route]]`` can have."""
+
+from __future__ import annotations
+
+import enum
+import string
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from elemta.config.names import is_host_name
+from elemta.config.values import Unacceptable
+
+TARGET_WORDS = (
+    "smtp://HOST:PORT, lmtp://HOST:PORT, lmtp+unix:///PATH, mx:, maildir:/PATH/{domain}/{local} or hold:"
+)
+
+_PLACEHOLDERS = frozenset({"domain", "local"})
+
+
+class TargetKind(enum.StrEnum):
+    """How mail leaves on a route."""
+
+    SMTP = "smtp"
+    LMTP = "lmtp"
+    LMTP_UNIX = "lmtp+unix"
+    MX = "mx"
+    MAILDIR = "maildir"
+    HOLD = "hold"
+
+
+_DEFAULT_PORTS = {TargetKind.SMTP: 25, TargetKind.LMTP: 24}
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTarget:
+    """A route's target, taken apart.
+
+    ``host`` (a name or an IP address without brackets) and ``port`` are those of ``smtp`` and ``lmtp``;
+    ``path`` is the socket of ``lmtp+unix``, or the template of ``maildir`` with its ``{domain}`` and
+    ``{local}``.
+    """
+
+    kind: TargetKind
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+
+def parse_target(text: str) -> RouteTarget:
+    """Take a target apart; Unacceptable (a ValueError) says what is wrong with it."""
+    scheme, colon, rest = text.partition(":")
+    try:
+        kind = TargetKind(scheme)
+    except ValueError:
+        raise Unacceptable(f"must be one of {TARGET_WORDS}", _scheme_hint(scheme, rest)) from None
+    if kind in (TargetKind.SMTP, TargetKind.LMTP):
+        return _parse_network_target(kind, text)
+    if kind is TargetKind.LMTP_UNIX:
+        if not rest.startswith("///") or len(rest) < 4:
+            raise Unacceptable("must be like lmtp+unix:///run/dovecot/lmtp", "three slashes and a path")
+        return RouteTarget(kind, path=rest[2:])
+    if kind is TargetKind.MAILDIR:
+        _check_template(rest)
+        return RouteTarget(kind, path=rest)
+    if not colon or rest:
+        raise Unacceptable(f'must be "{kind}:" and nothing more', f'did you mean "{kind}:"?')
+    return RouteTarget(kind)
+
+
+def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:
+    example = f"{kind}://HOST:PORT"
+    if not text.startswith(f"{kind}://"):
+        rest = text.partition(":")[2].lstrip("/")
+        unix = kind is TargetKind.LMTP and text.startswith(("lmtp:unix:", "lmtp:/"))
+        meant = f"lmtp+unix:///{rest.removeprefix('unix:').lstrip('/')}" if unix else f"{kind}://{rest}"
+        raise Unacceptable(f"must be like {example}", f'did you mean "{meant}"?')
+    try:
+        url: SplitResult = urlsplit(text)
+        host, port = url.hostname or "", url.port
+    except ValueError:
+        raise Unacceptable(f"must be like {example}, with a port from 1 to 65535") from None
+    if url.username is not None or url.password is not None:
+        raise Unacceptable(f"must be like {example}, without a user or password")
+    if url.path not in ("", "/") or url.query or url.fragment:
+        raise Unacceptable(f"must be like {example}, with nothing after the port")
+    if port == 0 or not (is_host_name(host) or ":" in host):
+        raise Unacceptable(
+            f"must be like {example}, with a host name or an address and a port from 1 to 65535"
+        )
+    return RouteTarget(kind, host=host, port=port if port is not None else _DEFAULT_PORTS[kind])
+
+
+def _check_template(path: str) -> None:
+    if not path.startswith("/"):
+        raise Unacceptable("must have an absolute path, such as maildir:/var/mail/{domain}/{local}")
+    if ".." in path.split("/"):
+        raise Unacceptable("must have a path without ..")
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(path) if part[1] is not None]
+    except ValueError:
+        raise Unacceptable("has a brace that isn't closed; only {domain} and {local} are replaced") from None
+    for name, specification, conversion in fields:
+        if name not in _PLACEHOLDERS or specification or conversion:
+            raise Unacceptable(f"has {{{name}}}; only {{domain}} and {{local}} are replaced")
+
+
+def _scheme_hint(scheme: str, rest: str) -> str:
+    if scheme in ("smtps", "smtp+tls", "submission"):
+        return f'did you mean "smtp:{rest}"? TLS is chosen with tls'
+    if scheme in ("lmtps", "unix"):
+        return f'did you mean "lmtp+unix:///{rest.lstrip("/")}"?' if scheme == "unix" else ""
+    if not scheme or scheme.startswith("/"):
+        return f'did you mean "maildir:{scheme}"?' if scheme else ""
+    return f'did you mean "smtp://{scheme}:{rest}"?' if rest.isdecimal() and is_host_name(scheme) else ""
