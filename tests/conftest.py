@@ -1,13 +1,102 @@
-"""What every test gets: a hypothesis profile that CI can rely on."""
+"""What every test gets: a hypothesis profile that CI can rely on, and a look at what the test left behind.
+
+pytest-twisted sees neither a dirty reactor (a delayed call, a port or a connection that stays) nor a Deferred
+whose failure nobody took. Both are somebody's leak in production, so both fail the test that made them.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+import pytest_twisted
 from hypothesis import HealthCheck, settings
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 settings.register_profile("fast", max_examples=60, deadline=None)
 settings.register_profile(
     "ci", max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ci" if os.environ.get("CI") else "fast")
+
+# Turns of the reactor that a connection gets to notice that it was closed, 5 ms each.
+_PATIENCE = 100
+
+
+def pytest_collection_finish() -> None:
+    # What was imported by now stays; a collection after a test then looks at that test's garbage only.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _clean_reactor() -> Iterator[None]:
+    """Fails a test that leaves timers, sockets or subprocesses in the reactor."""
+    from twisted.internet import reactor
+
+    before = _in_reactor(reactor)
+    yield
+    for _ in range(_PATIENCE):
+        left = _in_reactor(reactor) - before
+        if not left:
+            return
+        pytest_twisted.blockon(deferLater(reactor, 0.005))
+    words = [f"  {thing!r}" for thing in left]
+    for thing in left:
+        _throw_out(thing, reactor)
+    pytest.fail("the test left this in the reactor:\n" + "\n".join(words), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _unhandled_errors() -> Iterator[list[LogEvent]]:
+    """Fails a test in which a Deferred's failure, or an exception under the reactor, was handled by nobody."""
+    unhandled: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        # What Elemta reports on purpose has an event name; Twisted's last resort has none.
+        if event.get("log_level") is LogLevel.critical and "event" not in event:
+            unhandled.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield unhandled
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    if unhandled:
+        pytest.fail("\n".join(_words(event) for event in unhandled), pytrace=False)
+
+
+@pytest.fixture
+def unhandled_errors(_unhandled_errors: list[LogEvent]) -> list[LogEvent]:
+    """For a test that wants one: the errors that nobody handled so far. The test clears what it expected."""
+    return _unhandled_errors
+
+
+def _in_reactor(reactor: Any) -> set[Any]:
+    timers = {call for call in reactor.getDelayedCalls() if call.active()}
+    sockets = set(reactor.getReaders()) | set(reactor.getWriters())
+    # The reactor's own pipes for signals and for threads; the first subprocess of a run makes one.
+    return timers | (sockets - getattr(reactor, "_internalReaders", set()))
+
+
+def _throw_out(thing: Any, reactor: Any) -> None:
+    """So that the next test starts clean and is not blamed."""
+    if hasattr(thing, "cancel"):
+        thing.cancel()
+        return
+    reactor.removeReader(thing)
+    reactor.removeWriter(thing)
+    for close in ("stopListening", "abortConnection", "loseConnection"):
+        if hasattr(thing, close):
+            getattr(thing, close)()
+            return
+
+
+def _words(event: LogEvent) -> str:
+    failure = event.get("log_failure")
+    return f"{formatEvent(event)}\n{failure.getTraceback() if failure is not None else ''}"
