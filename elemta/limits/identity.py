@@ -1,0 +1,160 @@
+"""Who is counted: identities in one canonical spelling, safe as a part of a key.
+
+Most identities are the client's own words. Spellings that mean the same get the same text, and no two
+that differ ever do: what is long or has unusual characters is replaced by a digest behind a ``#``,
+which no plain identity contains, and the parts of a combination are joined with ``|``, which none does.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import blake2b
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+import idna
+
+from elemta.address import Address
+
+LONGEST = 64
+EVERYONE = "*"
+_PLAIN = re.compile(rf"[a-z0-9._@+=/:\[\]-]{{1,{LONGEST}}}").fullmatch
+_JOINT = "|"
+_NULL_SENDER = "<>"
+_V6_HOST_BITS = 64
+
+IPAddress = IPv4Address | IPv6Address
+
+
+@lru_cache(maxsize=8192)
+def ip_identity(ip: IPAddress) -> str:
+    """IPv4 as it is, IPv4-mapped as IPv4, IPv6 by its /64: one customer has all of a /64 to himself."""
+    if isinstance(ip, IPv6Address):
+        mapped = ip.ipv4_mapped
+        return _v6_network(ip) if mapped is None else str(mapped)
+    return str(ip)
+
+
+@lru_cache(maxsize=8192)
+def network_identity(ip: IPAddress) -> str:
+    """The neighbourhood of an address: the /24 of IPv4, the /64 of IPv6."""
+    if isinstance(ip, IPv6Address):
+        mapped = ip.ipv4_mapped
+        if mapped is None:
+            return _v6_network(ip)
+        ip = mapped
+    return f"{IPv4Address(int(ip) & 0xFFFFFF00)}/24"
+
+
+def address_identity(address: Address) -> str:
+    """A mail address; the null reverse-path is ``<>``."""
+    if not address:
+        return _NULL_SENDER
+    return safe(f"{_lowered(address.local)}@{canonical_domain(address.domain)}")
+
+
+def domain_identity(address: Address) -> str:
+    """The domain of a mail address; that of the null reverse-path is ``<>``."""
+    return safe(canonical_domain(address.domain)) if address else _NULL_SENDER
+
+
+def host_identity(name: str) -> str:
+    """A HELO name: a domain, an address literal, or whatever the client said."""
+    return safe(canonical_domain(name))
+
+
+def name_identity(name: str) -> str:
+    """A user name or the name of a listener."""
+    return safe(_lowered(name))
+
+
+def canonical_domain(domain: str) -> str:
+    """Lower case, A-labels, no trailing dot. What is no domain at all is only lowered."""
+    domain = domain.removesuffix(".")
+    return domain.lower() if domain.isascii() else _a_labels(domain)
+
+
+def safe(text: str) -> str:
+    """The text itself where it is short and plain, else ``#`` and its digest."""
+    if _PLAIN(text):
+        return text
+    return "#" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def joined(parts: Iterable[str]) -> str:
+    """The identity of a combination, or of everybody when it is one of nothing.
+
+    The parts are identities already; none of them contains the joint.
+    """
+    return _JOINT.join(parts) or EVERYONE
+
+
+class Exceptions:
+    """Who is exempt from a limit: networks, by the client's address, and values of the limit's identities."""
+
+    __slots__ = ("_networks", "values")
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        networks: list[IPv4Network | IPv6Network] = []
+        values: set[str] = set()
+        for entry in entries:
+            network = _network(entry)
+            if network is None:
+                values.update(_value_identities(entry))
+            else:
+                networks.append(network)
+        self._networks = tuple(networks)
+        self.values = frozenset(values)
+
+    def __bool__(self) -> bool:
+        return bool(self._networks or self.values)
+
+    def cover(self, ip: IPAddress) -> bool:
+        """Whether a client at this address is exempt."""
+        if not self._networks:
+            return False
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        return any(ip in network for network in self._networks)
+
+
+def _network(entry: str) -> IPv4Network | IPv6Network | None:
+    try:
+        network = ip_network(entry.strip(), strict=False)
+    except ValueError:
+        return None
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _value_identities(entry: str) -> set[str]:
+    """Everything that an entry can stand for: the same word may be a user, a host or an address."""
+    entry = entry.strip()
+    if entry == _NULL_SENDER:
+        return {_NULL_SENDER}
+    local, at, domain = entry.rpartition("@")
+    if at:
+        return {address_identity(Address(local, domain)), name_identity(entry)}
+    return {host_identity(entry), name_identity(entry)}
+
+
+def _v6_network(ip: IPv6Address) -> str:
+    return f"{IPv6Address(int(ip) >> _V6_HOST_BITS << _V6_HOST_BITS)}/{_V6_HOST_BITS}"
+
+
+def _lowered(text: str) -> str:
+    return text.lower() if text.isascii() else unicodedata.normalize("NFC", text.lower())
+
+
+@lru_cache(maxsize=1024)
+def _a_labels(domain: str) -> str:
+    # RFC 5890 §2.3.2.1: an A-label and its U-label are the same name.
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii").lower()
+    except UnicodeError:
+        return _lowered(domain)

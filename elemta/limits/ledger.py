@@ -1,0 +1,81 @@
+"""The receipts of a session and of a transaction, kept until it is known what came of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from elemta.address import Address
+from elemta.envelope import Recipient
+from elemta.limits.limiter import Charge
+from elemta.limits.store import Receipt
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A receipt, and the recipients it was charged for; none where it is for the message as a whole."""
+
+    receipt: Receipt
+    recipients: list[Address]
+
+
+@dataclass(slots=True)
+class TransactionLedger:
+    """The charges of one transaction."""
+
+    keys: set[str] = field(default_factory=set)
+    over: bool = False
+    _entries: list[_Entry] = field(default_factory=list)
+
+    def record(self, charge: Charge, recipient: Recipient | None = None) -> None:
+        """Keep the receipts that belong to the transaction."""
+        for receipt in charge.of_transaction:
+            self.keys.add(receipt.request.key)
+            self._entries.append(_Entry(receipt, [] if recipient is None else [recipient.address]))
+        if recipient is not None and charge.covered:
+            covered = {request.key for request in charge.covered}
+            for entry in self._entries:
+                if entry.receipt.request.key in covered:
+                    entry.recipients.append(recipient.address)
+
+    def refused(self) -> list[Receipt]:
+        """The transaction came to nothing: everything is to be given back."""
+        self.over = True
+        return [entry.receipt for entry in self._entries]
+
+    def committed(self, recipients: Iterable[Recipient]) -> list[Receipt]:
+        """The message was accepted for these recipients: what was charged for others is to be given back.
+
+        A recipient that was named twice and accepted once was charged once too often.
+        """
+        self.over = True
+        accepted = Counter(recipient.address for recipient in recipients)
+        open_by_limit: dict[str, Counter[Address]] = {}
+        due = []
+        for entry in self._entries:
+            if not entry.recipients:
+                continue
+            still_open = open_by_limit.setdefault(entry.receipt.request.terms.name, Counter(accepted))
+            owner = next((address for address in entry.recipients if still_open[address] > 0), None)
+            if owner is None:
+                due.append(entry.receipt)
+            else:
+                still_open[owner] -= 1
+        return due
+
+
+@dataclass(slots=True)
+class SessionLedger:
+    """The charges of one connection, and the transaction that is under way in it."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    transaction: TransactionLedger | None = None
+    over: bool = False
+
+    def record(self, charge: Charge) -> None:
+        """Keep the receipts that belong to the connection."""
+        for receipt in charge.of_session:
+            self.keys.add(receipt.request.key)
+            self.receipts.append(receipt)

@@ -1,0 +1,394 @@
+"""Asks the store for what a stage of the conversation is to be charged, and says what the limits say."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar, cast
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
+from elemta.envelope import Recipient
+from elemta.errors import StoreUnavailable
+from elemta.limits.refusals import RememberedRefusals
+from elemta.limits.rules import LoginAttempt, Rule, SessionLike, Subject, TransactionLike
+from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Receipt, Request, Shortfall
+from elemta.smtp.events import Stage
+
+_log = Logger()
+
+LOG_INTERVAL = 10.0
+RETRY_WHEN_UNAVAILABLE = 10.0
+_MICROSECONDS = 1_000_000
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Cause(enum.Enum):
+    """Why a limit refused."""
+
+    EXCEEDED = "exceeded"
+    IMPOSSIBLE = "impossible"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A limit's refusal.
+
+    ``retry_after`` is the seconds until the same charge would pass if nothing else were charged;
+    infinite when the amount alone is more than the limit (``IMPOSSIBLE``), and a guess when the store
+    could not be asked (``UNAVAILABLE``) or when it depends on others closing their connections.
+    """
+
+    limit: str
+    action: OnExceed
+    retry_after: float
+    identity: str
+    counts: Counts
+    cause: Cause = Cause.EXCEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one stage was charged: receipts, or a refusal and nothing charged.
+
+    ``covered`` are the requests that were not charged because their key was among those charged already.
+    """
+
+    receipts: tuple[Receipt, ...] = ()
+    refusal: Refusal | None = None
+    covered: tuple[Request, ...] = ()
+
+    @property
+    def of_session(self) -> tuple[Receipt, ...]:
+        """The receipts that belong to the connection: never refunded with a transaction."""
+        return tuple(receipt for receipt in self.receipts if receipt.request.terms.of_session)
+
+    @property
+    def of_transaction(self) -> tuple[Receipt, ...]:
+        """The receipts that are given back when the transaction comes to nothing."""
+        return tuple(receipt for receipt in self.receipts if not receipt.request.terms.of_session)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """How full a limit is for somebody, for a person to read."""
+
+    limit: str
+    mode: Mode
+    identity: str
+    used: tuple[int, ...]
+    allowed: tuple[int, ...]
+    retry_after: float
+
+    @property
+    def would_pass(self) -> bool:
+        return self.retry_after == 0
+
+
+class LimitObserver(Protocol):
+    """Told of every check: ``outcome`` is ``admitted``, ``refused``, ``observed`` (would be) or ``error``."""
+
+    def checked(self, limit: str, outcome: str, seconds: float) -> None: ...
+
+
+class NoLimitObserver:
+    """Counts nothing."""
+
+    def checked(self, limit: str, outcome: str, seconds: float) -> None:
+        pass
+
+
+_NOTHING = Charge()
+
+
+class Limiter:
+    """The limits of one configuration over a store, which outlives them: a reload makes a new limiter.
+
+    Every method answers at once when the store does, and with a Deferred when the store does.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], store: ILimitStore, observer: LimitObserver | None = None
+    ) -> None:
+        self.rules = tuple(rules)
+        self._store = store
+        self._observer = NoLimitObserver() if observer is None else observer
+        self._by_name = {rule.name: rule for rule in rules}
+        self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
+        self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
+        self._refusals = RememberedRefusals()
+        self._next_log: dict[str, float] = {}
+        self._unlogged: dict[str, int] = {}
+
+    def charges(self, stage: Stage) -> bool:
+        """Whether any limit is charged at this stage."""
+        return bool(self._by_stage[stage])
+
+    def charge(
+        self,
+        stage: Stage,
+        session: SessionLike,
+        transaction: TransactionLike | None = None,
+        recipient: Recipient | None = None,
+        *,
+        already: Collection[str] = (),
+    ) -> Charge | Deferred[Charge]:
+        """Charge everything that this stage is charged, all or none.
+
+        ``already`` are the keys that this session, and this transaction, have been charged: what is
+        counted once only is not charged for them again.
+        """
+        rules = self._by_stage[stage]
+        if not rules:
+            return _NOTHING
+        subject = Subject(session, transaction, recipient)
+        asked: list[Request] = []
+        covered: list[Request] = []
+        for rule in rules:
+            for request in rule.requests(subject):
+                known = already and rule.once and request.key in already
+                (covered if known else asked).append(request)
+        if not asked:
+            return Charge(covered=tuple(covered)) if covered else _NOTHING
+        return self._ask(asked, tuple(covered))
+
+    def refund(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
+        """Give back what was charged. Leases and receipts that were given back already are left alone."""
+        return self._give_back([one for one in receipts if not one.is_lease], self._store.refund)
+
+    def release(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
+        """Give back the leases of open connections among these receipts, and nothing else."""
+        return self._give_back([one for one in receipts if one.is_lease], self._store.release)
+
+    def auth_check(self, session: SessionLike, username: str) -> MaybeLater[Refusal | None]:
+        """Whether this session may try to log in as ``username``. Charges nothing; ask it first."""
+        requests = self._login_requests(session, username, self._of_logins)
+        if not requests:
+            return None
+        now = self._store.seconds()
+        known = self._remembered(requests, now)
+        if known:
+            return self._refused(known, now).refusal
+        answer = _attempt(self._store.peek, requests)
+        return _then(answer, partial(self._login_verdict, now), partial(self._unavailable, requests, now))
+
+    def auth_failed(self, session: SessionLike, username: str) -> MaybeLater[None]:
+        """Count one failed login in every limit that counts them, full or not."""
+        requests = self._login_requests(session, username, self._of_logins)
+        if not requests:
+            return None
+        answer = _attempt(self._store.acquire, requests)
+        now = self._store.seconds()
+        return _then(answer, _ignore, lambda error: _ignore(self._unavailable(requests, now, error)))
+
+    def would(
+        self,
+        stage: Stage,
+        session: SessionLike,
+        transaction: TransactionLike | None = None,
+        recipient: Recipient | None = None,
+    ) -> MaybeLater[tuple[LimitState, ...]]:
+        """How full the limits of a stage are for somebody, and whether each would pass. Charges nothing.
+
+        Raises, or fails with, :class:`StoreUnavailable`.
+        """
+        subject = Subject(session, transaction, recipient)
+        requests = [request for rule in self._by_stage[stage] for request in rule.requests(subject)]
+        return self._states(self._store.peek(requests))
+
+    def top(self, limit: str, count: int = 20) -> MaybeLater[tuple[LimitState, ...]]:
+        """The fullest identities of a limit. KeyError when there is no such limit; else fails as above."""
+        return self._states(self._store.top(self._by_name[limit].terms, count))
+
+    def reset(self, limit: str, identity: str) -> MaybeLater[bool]:
+        """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
+        terms = self._by_name[limit].terms
+        self._refusals.forget(Request(terms, identity))
+        return self._store.reset(terms, identity)
+
+    def _ask(self, asked: list[Request], covered: tuple[Request, ...]) -> Charge | Deferred[Charge]:
+        now = self._store.seconds()
+        known = self._remembered(asked, now)
+        if known:
+            return self._refused(known, now)
+        answer = _attempt(self._store.acquire, asked)
+        if isinstance(answer, Answer):
+            return self._charged(covered, now, answer)
+        return cast(
+            "Charge | Deferred[Charge]",
+            _then(
+                answer,
+                partial(self._charged, covered, now),
+                lambda error: Charge((), self._unavailable(asked, now, error), covered),
+            ),
+        )
+
+    def _remembered(self, asked: Sequence[Request], now: float) -> list[Shortfall]:
+        if not len(self._refusals):
+            return []
+        waits = [(request, self._refusals.wait(request, now)) for request in asked]
+        return [Shortfall(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
+
+    def _charged(self, covered: tuple[Request, ...], began: float, answer: Answer) -> Charge:
+        if not answer.granted:
+            self._remember(answer.shortfalls)
+            return self._refused(answer.shortfalls, began)
+        seconds = self._store.seconds() - began
+        for receipt in answer.receipts:
+            self._observer.checked(receipt.request.terms.name, "admitted", seconds)
+        for shortfall in answer.shortfalls:
+            self._observe(shortfall, seconds)
+        return Charge(answer.receipts, None, covered)
+
+    def _remember(self, shortfalls: Sequence[Shortfall]) -> None:
+        now = self._store.seconds()
+        for shortfall in shortfalls:
+            # When a connection of somebody's closes nobody knows, so that is asked anew each time.
+            if shortfall.wait is not None and shortfall.request.terms.leases is None:
+                self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
+
+    def _refused(self, shortfalls: Sequence[Shortfall], began: float) -> Charge:
+        seconds = self._store.seconds() - began
+        for shortfall in shortfalls:
+            self._observer.checked(shortfall.request.terms.name, "refused", seconds)
+        # The one to wait for longest: whoever comes back then finds all of them open.
+        longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
+        return Charge((), self._refusal(longest.request, longest.wait))
+
+    def _refusal(self, request: Request, wait: int | None) -> Refusal:
+        rule = self._by_name[request.terms.name]
+        cause = Cause.IMPOSSIBLE if wait is None else Cause.EXCEEDED
+        return Refusal(rule.name, rule.on_exceed, _seconds(wait), request.identity, rule.counts, cause)
+
+    def _observe(self, shortfall: Shortfall, seconds: float) -> None:
+        """Tell of what a limit in observe mode would have refused; in the log only now and then."""
+        name = shortfall.request.terms.name
+        self._observer.checked(name, "observed", seconds)
+        now = self._store.seconds()
+        if now < self._next_log.get(name, -math.inf):
+            self._unlogged[name] = self._unlogged.get(name, 0) + 1
+            return
+        self._next_log[name] = now + LOG_INTERVAL
+        _log.info(
+            "a limit that is only observed would have refused",
+            event="limit.observed",
+            limit=name,
+            identity=shortfall.request.identity,
+            retry_after=_seconds(shortfall.wait),
+            others_since=self._unlogged.pop(name, 0),
+        )
+
+    def _unavailable(
+        self, requests: Sequence[Request], began: float, _error: StoreUnavailable
+    ) -> Refusal | None:
+        """What the limits say when the store can't: the first that defers then, else nothing."""
+        seconds = self._store.seconds() - began
+        refusal = None
+        for request in requests:
+            rule = self._by_name[request.terms.name]
+            self._observer.checked(rule.name, "error", seconds)
+            defers = rule.when_valkey_is_down is WhenValkeyIsDown.DEFER and rule.mode is Mode.ENFORCE
+            if defers and refusal is None:
+                refusal = Refusal(
+                    rule.name,
+                    OnExceed.DEFER,
+                    RETRY_WHEN_UNAVAILABLE,
+                    request.identity,
+                    rule.counts,
+                    Cause.UNAVAILABLE,
+                )
+        return refusal
+
+    def _login_requests(self, session: SessionLike, username: str, rules: Sequence[Rule]) -> list[Request]:
+        if not rules:
+            return []
+        attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
+        return [request for rule in rules for request in rule.requests(Subject(attempt))]
+
+    def _login_verdict(self, began: float, fills: Sequence[Fill]) -> Refusal | None:
+        seconds = self._store.seconds() - began
+        refusing = []
+        for fill in fills:
+            rule = self._by_name[fill.request.terms.name]
+            shortfall = Shortfall(fill.request, fill.wait)
+            if fill.wait == 0:
+                self._observer.checked(rule.name, "admitted", seconds)
+            elif rule.mode is Mode.OBSERVE:
+                self._observe(shortfall, seconds)
+            else:
+                refusing.append(shortfall)
+        if not refusing:
+            return None
+        self._remember(refusing)
+        return self._refused(refusing, began).refusal
+
+    def _give_back(
+        self, receipts: Sequence[Receipt], how: Callable[[Sequence[Receipt]], MaybeLater[None]]
+    ) -> MaybeLater[None]:
+        due = [receipt for receipt in receipts if not receipt.settled]
+        if not due:
+            return None
+        for receipt in due:
+            self._refusals.forget(receipt.request)
+        return _then(_attempt(how, due), _ignore, _log_lost_refund)
+
+    def _states(self, answer: MaybeLater[tuple[Fill, ...]]) -> MaybeLater[tuple[LimitState, ...]]:
+        if isinstance(answer, Deferred):
+            return answer.addCallback(lambda fills: tuple(self._state(fill) for fill in fills))
+        return tuple(self._state(fill) for fill in answer)
+
+    def _state(self, fill: Fill) -> LimitState:
+        terms = fill.request.terms
+        allowed = tuple(bound.limit for bound in terms.bounds) if terms.leases is None else (terms.leases,)
+        mode = self._by_name[terms.name].mode
+        return LimitState(terms.name, mode, fill.request.identity, fill.used, allowed, _seconds(fill.wait))
+
+
+def _seconds(wait: int | None) -> float:
+    return math.inf if wait is None else wait / _MICROSECONDS
+
+
+def _attempt(ask: Callable[..., MaybeLater[In]], *arguments: object) -> MaybeLater[In] | StoreUnavailable:
+    """What the store answers; its error when it can't at once."""
+    try:
+        return ask(*arguments)
+    except StoreUnavailable as error:
+        return error
+
+
+def _then(
+    answer: MaybeLater[In] | StoreUnavailable,
+    good: Callable[[In], Out],
+    bad: Callable[[StoreUnavailable], Out],
+) -> MaybeLater[Out]:
+    """Go on with an answer now, or when it is there."""
+    if isinstance(answer, Deferred):
+        return cast("Deferred[Out]", answer.addCallbacks(good, lambda failure: bad(_unavailability(failure))))
+    if isinstance(answer, StoreUnavailable):
+        return bad(answer)
+    return good(answer)
+
+
+def _ignore(_answer: object) -> None:
+    return None
+
+
+def _unavailability(failure: Failure) -> StoreUnavailable:
+    """The one failure that limits know how to live with; any other goes on as it is."""
+    if isinstance(failure.value, StoreUnavailable):
+        return failure.value
+    raise failure.value
+
+
+def _log_lost_refund(error: StoreUnavailable) -> None:
+    """A refund that is lost makes a limit stricter until its window ends, and no more: worth a line."""
+    _log.warn("a limit could not be given back", event="limit.refund_lost", reason=str(error))

@@ -1,0 +1,269 @@
+"""The limits of a configuration as rules: what each counts, for whom, and at which stage it is charged.
+
+A rule is charged at the earliest stage where both what it counts and all that it counts per are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from elemta.address import Address
+from elemta.config import (
+    Counts,
+    Identity,
+    LimitConfig,
+    Mode,
+    OnExceed,
+    Rate,
+    ResourcesConfig,
+    Scope,
+    WhenValkeyIsDown,
+)
+from elemta.envelope import Recipient
+from elemta.errors import ConfigError, Fault
+from elemta.limits.identity import (
+    Exceptions,
+    IPAddress,
+    address_identity,
+    domain_identity,
+    host_identity,
+    ip_identity,
+    joined,
+    name_identity,
+    network_identity,
+)
+from elemta.limits.store import Request, Terms
+from elemta.limits.window import Bound
+from elemta.smtp.events import Stage
+
+RATE_PER_IP = "ip"
+CONNECTIONS_PER_IP = "connections-per-ip"
+_MICROSECONDS = 1_000_000
+
+
+class SessionLike(Protocol):
+    """What a rule reads of a session; the views that policies get have it."""
+
+    @property
+    def client_ip(self) -> IPAddress: ...
+    @property
+    def listener(self) -> str: ...
+    @property
+    def helo(self) -> str: ...
+    @property
+    def user(self) -> str | None: ...
+
+
+class TransactionLike(Protocol):
+    """What a rule reads of a transaction."""
+
+    @property
+    def sender(self) -> Address: ...
+    @property
+    def recipients(self) -> Sequence[Recipient]: ...
+    @property
+    def size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a charge is about: the session, and what of a transaction there is at the stage."""
+
+    session: SessionLike
+    transaction: TransactionLike | None = None
+    recipient: Recipient | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoginAttempt:
+    """A session as though it were the user who tries to log in."""
+
+    client_ip: IPAddress
+    listener: str
+    helo: str
+    user: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One limit. ``stage`` is None for what is not charged by a stage: failed logins, and what goes out."""
+
+    terms: Terms
+    per: tuple[Identity, ...]
+    counts: Counts
+    stage: Stage | None
+    on_exceed: OnExceed = OnExceed.DEFER
+    when_valkey_is_down: WhenValkeyIsDown = WhenValkeyIsDown.LOCAL
+    mode: Mode = Mode.ENFORCE
+    exceptions: Exceptions = field(default_factory=Exceptions)
+
+    @property
+    def name(self) -> str:
+        return self.terms.name
+
+    @property
+    def once(self) -> bool:
+        """Whether an identity is charged only once in a session or transaction, however often it is met.
+
+        A connection is one connection, and a message to three recipients in one domain is one message to it.
+        """
+        return self.counts not in (Counts.RECIPIENTS, Counts.BYTES)
+
+    def requests(self, subject: Subject) -> list[Request]:
+        """What to ask of the store; nothing where the rule does not apply. Never the same key twice."""
+        identities = self._identities(subject)
+        if not identities:
+            return []
+        amount = 1
+        if self.counts is Counts.BYTES:
+            amount = 0 if subject.transaction is None else subject.transaction.size
+            if amount <= 0:
+                return []
+        return [Request(self.terms, identity, amount) for identity in identities]
+
+    def _identities(self, subject: Subject) -> Sequence[str]:
+        if self.exceptions and self.exceptions.cover(subject.session.client_ip):
+            return ()
+        about = subject.transaction
+        if self.stage is Stage.MESSAGE and about is not None and not _PER_RECIPIENT.isdisjoint(self.per):
+            each = (Subject(subject.session, about, recipient) for recipient in about.recipients)
+            return list(dict.fromkeys(found for one in each if (found := self._identity(one)) is not None))
+        identity = self._identity(subject)
+        return () if identity is None else (identity,)
+
+    def _identity(self, subject: Subject) -> str | None:
+        parts = []
+        for identity in self.per:
+            part = _PARTS[identity](subject)
+            if part is None or part in self.exceptions.values:
+                return None
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+
+def rules_from_config(resources: ResourcesConfig, limits: Sequence[LimitConfig]) -> tuple[Rule, ...]:
+    """The two limits of ``[resources]`` and those of ``[[limit]]``, in the order of the configuration.
+
+    The configuration has checked that names are not taken and that rates fit what is counted.
+    """
+    return (*_built_in(resources), *(_rule(limit) for limit in limits))
+
+
+def stage_of(counts: Counts, per: Sequence[Identity]) -> Stage | None:
+    """The earliest stage where what is counted and all identities are known; None if it is no stage."""
+    if counts is Counts.AUTH_FAILURES or Identity.DESTINATION in per:
+        return None
+    known = [_COUNTED_AT[counts], *(_KNOWN_AT[identity] for identity in per)]
+    return max(known, key=_ORDER.index)
+
+
+def _built_in(resources: ResourcesConfig) -> list[Rule]:
+    rules = []
+    if resources.max_requests_per_window:
+        window = _microseconds(resources.rate_limit_window)
+        bounds = (Bound.of(resources.max_requests_per_window, window),)
+        terms = Terms(RATE_PER_IP, bounds, of_session=True, share_when_down=True)
+        rules.append(Rule(terms, (Identity.IP,), Counts.CONNECTIONS, Stage.CONNECT))
+    if resources.max_connections_per_ip:
+        leases = resources.max_connections_per_ip
+        terms = Terms(CONNECTIONS_PER_IP, leases=leases, of_session=True, share_when_down=True)
+        rules.append(Rule(terms, (Identity.IP,), Counts.OPEN_CONNECTIONS, Stage.CONNECT))
+    return rules
+
+
+def _rule(limit: LimitConfig) -> Rule:
+    leases = limit.counts is Counts.OPEN_CONNECTIONS
+    weighted = limit.counts is Counts.BYTES
+    terms = Terms(
+        name=limit.name,
+        bounds=() if leases else tuple(_bound(limit.name, rate, weighted=weighted) for rate in limit.rates),
+        leases=min(rate.limit for rate in limit.rates) if leases else None,
+        # A failed login is a fact: it counts in each limit, also beside one that is full already.
+        binding=limit.mode is Mode.ENFORCE and limit.counts is not Counts.AUTH_FAILURES,
+        cluster=limit.scope is Scope.CLUSTER,
+        of_session=limit.counts in (Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS),
+        share_when_down=limit.when_valkey_is_down is WhenValkeyIsDown.LOCAL,
+    )
+    return Rule(
+        terms=terms,
+        per=tuple(limit.per),
+        counts=limit.counts,
+        stage=stage_of(limit.counts, limit.per),
+        on_exceed=limit.on_exceed,
+        when_valkey_is_down=limit.when_valkey_is_down,
+        mode=limit.mode,
+        exceptions=Exceptions(limit.except_),
+    )
+
+
+def _bound(name: str, rate: Rate, *, weighted: bool) -> Bound:
+    if rate.seconds is None:
+        problem = f'found "{rate}": must have a window, such as "{rate}/1m"'
+        raise ConfigError([Fault("configuration", f"limit {name}: rates", problem)])
+    return Bound.of(rate.limit, _microseconds(rate.seconds), weighted=weighted)
+
+
+def _microseconds(seconds: float) -> int:
+    return max(1, round(seconds * _MICROSECONDS))
+
+
+def _helo(subject: Subject) -> str:
+    return host_identity(subject.session.helo)
+
+
+def _user(subject: Subject) -> str | None:
+    user = subject.session.user
+    return None if user is None else name_identity(user)
+
+
+def _sender(subject: Subject) -> str | None:
+    return None if subject.transaction is None else address_identity(subject.transaction.sender)
+
+
+def _sender_domain(subject: Subject) -> str | None:
+    return None if subject.transaction is None else domain_identity(subject.transaction.sender)
+
+
+def _recipient(subject: Subject) -> str | None:
+    return None if subject.recipient is None else address_identity(subject.recipient.address)
+
+
+def _recipient_domain(subject: Subject) -> str | None:
+    return None if subject.recipient is None else domain_identity(subject.recipient.address)
+
+
+_PARTS: dict[Identity, Callable[[Subject], str | None]] = {
+    Identity.IP: lambda subject: ip_identity(subject.session.client_ip),
+    Identity.NETWORK: lambda subject: network_identity(subject.session.client_ip),
+    Identity.USER: _user,
+    Identity.HELO: _helo,
+    Identity.SENDER: _sender,
+    Identity.SENDER_DOMAIN: _sender_domain,
+    Identity.RECIPIENT: _recipient,
+    Identity.RECIPIENT_DOMAIN: _recipient_domain,
+    Identity.LISTENER: lambda subject: name_identity(subject.session.listener),
+    # On the way out; no session knows it.
+    Identity.DESTINATION: lambda _subject: None,
+}
+_PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})
+_ORDER = tuple(Stage)
+_COUNTED_AT = {
+    Counts.CONNECTIONS: Stage.CONNECT,
+    Counts.OPEN_CONNECTIONS: Stage.CONNECT,
+    Counts.MESSAGES: Stage.MAIL,
+    Counts.RECIPIENTS: Stage.RCPT,
+    Counts.BYTES: Stage.MESSAGE,
+}
+_KNOWN_AT = {
+    Identity.IP: Stage.CONNECT,
+    Identity.NETWORK: Stage.CONNECT,
+    Identity.LISTENER: Stage.CONNECT,
+    Identity.HELO: Stage.HELO,
+    Identity.USER: Stage.AUTH,
+    Identity.SENDER: Stage.MAIL,
+    Identity.SENDER_DOMAIN: Stage.MAIL,
+    Identity.RECIPIENT: Stage.RCPT,
+    Identity.RECIPIENT_DOMAIN: Stage.RCPT,
+}

@@ -1,0 +1,151 @@
+"""The seam between the limits and where they are counted: this node's memory, or later a shared store.
+
+A store knows keys, bounds and amounts; it knows nothing of mail. All methods give a value, or a Deferred
+of one; a store that answers at once must not make a Deferred, because every command of every client waits
+for it. A store that can't answer raises, or fails with, :class:`elemta.errors.StoreUnavailable`.
+
+Time is the store's own, so that all nodes of a cluster agree on it; only waits, in microseconds from now,
+come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from elemta.limits.window import Bound
+
+T = TypeVar("T")
+MaybeLater: TypeAlias = T | Deferred[T]
+
+LEASE_SECONDS = 30
+"""How long a lease outlives the last sign of life of the node that holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one limit asks of the store, the same for all its identities.
+
+    ``name`` is the first part of every key. ``bounds`` are all to hold; for open connections there are none
+    and ``leases`` says how many may be held at a time. ``binding`` requests are granted all or none; one
+    that is not is charged by itself, if the binding ones beside it were granted, and its shortfall refuses
+    nothing. ``cluster`` tells whether all nodes count together. ``of_session`` is for what belongs to the
+    connection rather than to the transaction in it, and ``share_when_down`` for limits of which this node
+    takes its share while a shared store is away.
+    """
+
+    name: str
+    bounds: tuple[Bound, ...] = ()
+    leases: int | None = None
+    binding: bool = True
+    cluster: bool = True
+    of_session: bool = False
+    share_when_down: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``amount`` for one identity of one limit. One call never has two requests with the same key."""
+
+    terms: Terms
+    identity: str
+    amount: int = 1
+
+    @property
+    def key(self) -> str:
+        return f"{self.terms.name}:{self.identity}"
+
+
+@dataclass(slots=True, eq=False)
+class Receipt:
+    """What one request was charged: a token rather than a value, because it is good for one return.
+
+    ``at`` is the store's time of the charge in microseconds, ``origin`` whatever the store needs to find
+    the charge again. The store sets ``settled`` when it takes the charge or the lease back.
+    """
+
+    request: Request
+    at: int
+    origin: object = None
+    settled: bool = False
+
+    @property
+    def is_lease(self) -> bool:
+        return self.request.terms.leases is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A request that did not pass. ``wait`` is exactly how many microseconds later the same request would,
+
+    if nothing else were charged; for a lease, whose end nobody knows, the time by which a dead node's are
+    gone. None: it never passes, because the amount alone is above the limit.
+    """
+
+    request: Request
+    wait: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of the requests of one call: a receipt for each that was charged."""
+
+    receipts: tuple[Receipt, ...] = ()
+    shortfalls: tuple[Shortfall, ...] = ()
+    granted: bool = field(default=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How full a request's key is: what counts now for each bound (or the leases held), and when it passes.
+
+    ``wait`` as in :class:`Shortfall`; 0 when the request would pass now.
+    """
+
+    request: Request
+    used: tuple[int, ...]
+    wait: int | None
+
+    @property
+    def fullness(self) -> float:
+        """The fullest bound's share, 1.0 for a full one."""
+        terms = self.request.terms
+        limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
+        return max((used / limit if limit else 1.0 for used, limit in zip(self.used, limits, strict=True)))
+
+
+class ILimitStore(Interface):
+    """Where limits are counted."""
+
+    renewal = Attribute("Every how many seconds to call renew; None where leases need no renewal.")
+
+    def seconds() -> float:
+        """This node's own steady time, by which waits can be remembered. Not the time that is counted by."""
+
+    def acquire(requests: Sequence[Request]) -> MaybeLater[Answer]:
+        """Charge the binding requests all or none, in one round trip; see :class:`Terms` for the others.
+
+        What is refused is not charged. A refusal reports every binding request that falls short.
+        """
+
+    def refund(receipts: Sequence[Receipt]) -> MaybeLater[None]:
+        """Take exactly these charges back; twice is once, after their expiry nothing. Not for leases."""
+
+    def release(receipts: Sequence[Receipt]) -> MaybeLater[None]:
+        """Give these leases back; twice is once."""
+
+    def renew() -> MaybeLater[None]:
+        """Prolong all leases of this node by :data:`LEASE_SECONDS`."""
+
+    def peek(requests: Sequence[Request]) -> MaybeLater[tuple[Fill, ...]]:
+        """How full the keys of these requests are, and whether each would pass by itself. Charges nothing."""
+
+    def reset(terms: Terms, identity: str) -> MaybeLater[bool]:
+        """Forget what is counted for one key; False when nothing is. Leases stay: they are facts."""
+
+    def top(terms: Terms, count: int) -> MaybeLater[tuple[Fill, ...]]:
+        """The ``count`` fullest keys of a limit, fullest first."""

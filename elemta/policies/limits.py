@@ -1,0 +1,257 @@
+"""The policy ``limits``: charges the limits of the configuration at every stage and says what they say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+from elemta.config import Counts, OnExceed
+from elemta.envelope import Recipient
+from elemta.limits.ledger import SessionLedger, TransactionLedger
+from elemta.limits.limiter import Cause, Charge, Limiter, Refusal
+from elemta.limits.store import Receipt
+from elemta.policy import (
+    CONTINUE,
+    Defer,
+    Disconnect,
+    IAuthPolicy,
+    IConnectPolicy,
+    IHeloPolicy,
+    IMailPolicy,
+    IMessagePolicy,
+    IOutcomeObserver,
+    IPolicyPlugin,
+    IRcptPolicy,
+    Message,
+    Reject,
+    Services,
+    Session,
+    Stage,
+    Transaction,
+    Verdict,
+    setting,
+)
+
+_LEDGER = "ledger"
+# A call that is made a moment too early is refused once more.
+_MARGIN = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsOptions:
+    """What ``[policy.limits]`` may say beside what every policy takes."""
+
+    max_delay: float = setting(
+        4.0,
+        'The longest that a client is kept waiting by a limit with on_exceed = "delay"; then it is deferred. '
+        "Keep it below this policy's timeout.",
+        unit="seconds",
+        minimum=0.0,
+        maximum=240.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Charged:
+    """Whom a charge is for, with the ledgers it goes into."""
+
+    stage: Stage
+    session: Session
+    ledger: SessionLedger
+    transaction: Transaction | None = None
+    recipient: Recipient | None = None
+    entries: TransactionLedger | None = None
+
+    @property
+    def already(self) -> set[str]:
+        if self.entries is None or not self.entries.keys:
+            return self.ledger.keys
+        return self.ledger.keys | self.entries.keys
+
+    @property
+    def over(self) -> bool:
+        """Whether what is charged now would be for something that has ended."""
+        return self.ledger.over or (self.entries is not None and self.entries.over)
+
+
+@implementer(
+    IConnectPolicy, IHeloPolicy, IAuthPolicy, IMailPolicy, IRcptPolicy, IMessagePolicy, IOutcomeObserver
+)
+class Limits:
+    """Keeps the receipts of what it charged, and gives back what came to nothing.
+
+    Charges of a transaction that is refused or abandoned are refunded, and those for recipients that a
+    later policy refused. Those of a connection stay, whoever refuses it; only its lease ends with it.
+    """
+
+    def __init__(self, limiter: Limiter, reactor: IReactorTime, options: LimitsOptions) -> None:
+        self._limiter = limiter
+        self._reactor = reactor
+        self._max_delay = options.max_delay
+
+    def connected(self, session: Session) -> Verdict | Deferred[Verdict]:
+        return self._of_session(Stage.CONNECT, session)
+
+    def helo(self, session: Session) -> Verdict | Deferred[Verdict]:
+        return self._of_session(Stage.HELO, session)
+
+    def authenticated(self, session: Session) -> Verdict | Deferred[Verdict]:
+        return self._of_session(Stage.AUTH, session)
+
+    def mail(self, session: Session, transaction: Transaction) -> Verdict | Deferred[Verdict]:
+        abandoned = _ledger(session).transaction
+        if abandoned is not None and not abandoned.over:
+            # Another policy refused the MAIL before this one: that transaction never began.
+            self._limiter.refund(abandoned.refused())
+        return self._of_transaction(Stage.MAIL, session, transaction)
+
+    def rcpt(
+        self, session: Session, transaction: Transaction, recipient: Recipient
+    ) -> Verdict | Deferred[Verdict]:
+        return self._of_transaction(Stage.RCPT, session, transaction, recipient)
+
+    def message(
+        self, session: Session, transaction: Transaction, message: Message
+    ) -> Verdict | Deferred[Verdict]:
+        del message  # its size is the transaction's by now
+        return self._of_transaction(Stage.MESSAGE, session, transaction)
+
+    def committed(self, session: Session, transaction: Transaction) -> Deferred[None] | None:
+        del session
+        entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
+        return None if entries is None else self._limiter.refund(entries.committed(transaction.recipients))
+
+    def refused(self, session: Session, transaction: Transaction) -> Deferred[None] | None:
+        del session
+        entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
+        return None if entries is None else self._limiter.refund(entries.refused())
+
+    def disconnected(self, session: Session) -> Deferred[None] | None:
+        ledger = _ledger(session)
+        ledger.over = True
+        if ledger.transaction is not None and not ledger.transaction.over:
+            self._limiter.refund(ledger.transaction.refused())
+        return self._limiter.release(ledger.receipts)
+
+    def _of_session(self, stage: Stage, session: Session) -> Verdict | Deferred[Verdict]:
+        if not self._limiter.charges(stage):
+            return CONTINUE
+        return self._charge(_Charged(stage, session, _ledger(session)))
+
+    def _of_transaction(
+        self, stage: Stage, session: Session, transaction: Transaction, recipient: Recipient | None = None
+    ) -> Verdict | Deferred[Verdict]:
+        if not self._limiter.charges(stage):
+            return CONTINUE
+        ledger = _ledger(session)
+        entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
+        if entries is None:
+            entries = ledger.transaction = transaction.notes[_LEDGER] = TransactionLedger()
+        return self._charge(_Charged(stage, session, ledger, transaction, recipient, entries))
+
+    def _charge(self, about: _Charged, *, again: bool = False) -> Verdict | Deferred[Verdict]:
+        charge = self._limiter.charge(
+            about.stage, about.session, about.transaction, about.recipient, already=about.already
+        )
+        if not isinstance(charge, Deferred):
+            return self._charged(charge, about, again)
+        answer: Deferred[Charge] = Deferred()
+        charge.addCallbacks(self._arrived, answer.errback, callbackArgs=(answer,))
+        return answer.addCallback(self._charged, about, again)
+
+    def _arrived(self, charge: Charge, answer: Deferred[Charge]) -> None:
+        """Pass the store's answer on, or give back what was charged when nobody waits for it any more."""
+        if answer.called:
+            self._give_back(charge.receipts)
+        else:
+            answer.callback(charge)
+
+    def _charged(self, charge: Charge, about: _Charged, again: bool) -> Verdict | Deferred[Verdict]:
+        if about.over:
+            self._give_back(charge.receipts)
+            return CONTINUE
+        about.ledger.record(charge)
+        if about.entries is not None:
+            about.entries.record(charge, about.recipient)
+        refusal = charge.refusal
+        if refusal is None:
+            return CONTINUE
+        if refusal.action is OnExceed.DELAY and refusal.cause is Cause.EXCEEDED and not again:
+            delay = min(refusal.retry_after + _MARGIN, self._max_delay)
+            return deferLater(self._reactor, delay, self._charge, about, again=True)
+        return verdict_of(refusal, about.stage)
+
+    def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
+        self._limiter.refund(receipts)
+        self._limiter.release(receipts)
+
+
+def verdict_of(refusal: Refusal, stage: Stage) -> Verdict:
+    """What a client is told: the limit's name and when to try again."""
+    text = _text(refusal)
+    if refusal.cause is Cause.UNAVAILABLE:
+        # Local trouble: never permanent, whatever the limit does when it is exceeded.
+        return _deferral(text, stage, 451, "4.3.0")
+    if refusal.action is OnExceed.DISCONNECT:
+        return Disconnect(text, 421, "4.7.0")
+    if refusal.action is OnExceed.REJECT:
+        # RFC 5321 §4.3.2: 554 is what a greeting may say instead of 220.
+        return Reject(text, 554 if stage is Stage.CONNECT else 550, "5.7.1")
+    if refusal.cause is Cause.IMPOSSIBLE and refusal.counts is Counts.BYTES:
+        # RFC 3463 §3.4: too big for this system, and no later attempt can pass either.
+        return Reject(text, 552, "5.3.4")
+    return _deferral(text, stage, 450, "4.7.1")
+
+
+def _deferral(text: str, stage: Stage, code: int, enhanced: str) -> Verdict:
+    if stage is Stage.CONNECT:
+        # RFC 5321 §4.3.2: a greeting has no other transient code.
+        return Disconnect(text, 421, "4.7.0" if code == 450 else enhanced)
+    if stage is Stage.AUTH:
+        # RFC 4954 §6: temporary authentication failure
+        return Defer(text, 454, "4.7.0")
+    return Defer(text, code, enhanced)
+
+
+def _text(refusal: Refusal) -> str:
+    if refusal.cause is Cause.IMPOSSIBLE:
+        if refusal.counts is Counts.BYTES:
+            return f"Message is larger than rate limit {refusal.limit} ever allows"
+        return f"Rate limit {refusal.limit} allows nothing"
+    when = f"try again in {_in_words(refusal.retry_after)}"
+    if refusal.cause is Cause.UNAVAILABLE:
+        return f"Rate limit {refusal.limit} can't be checked now, {when}"
+    if refusal.counts is Counts.OPEN_CONNECTIONS:
+        return f"Too many connections, limit {refusal.limit}, {when}"
+    return f"Rate limit {refusal.limit} exceeded, {when}"
+
+
+def _in_words(seconds: float) -> str:
+    whole = max(1, math.ceil(seconds))
+    return "1 second" if whole == 1 else f"{whole} seconds"
+
+
+def _ledger(session: Session) -> SessionLedger:
+    ledger = cast("SessionLedger | None", session.notes.get(_LEDGER))
+    if ledger is None:
+        ledger = session.notes[_LEDGER] = SessionLedger()
+    return ledger
+
+
+@implementer(IPlugin, IPolicyPlugin)
+class LimitsPlugin:
+    """How the policy is found: the name in ``[policies] chain`` is ``limits``."""
+
+    name = "limits"
+    options = LimitsOptions
+
+    def build(self, options: LimitsOptions, services: Services) -> Limits:
+        """The policy over the limits of the configuration."""
+        return Limits(cast(Limiter, services.limits), services.reactor, options)
