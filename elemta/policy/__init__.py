@@ -5,12 +5,12 @@ what works with 1.x works with every later 1.y.
 """
 
 from elemta.address import Address
-from elemta.config import setting
+from elemta.config import REQUIRED, NoOptions, setting
 from elemta.envelope import Envelope, MailParameters, Notify, Recipient
 from elemta.message.headers import Headers
 from elemta.outcome import Outcome
 from elemta.policy.chain import ChainTerms, Conversation, Decision, LoadedPolicy, PolicyChain
-from elemta.policy.discovery import NoOptions, PluginInfo, available_plugins, load_chain
+from elemta.policy.discovery import PluginInfo, available_plugins, load_chain
 from elemta.policy.interfaces import (
     FactAnswer,
     IAuthPolicy,
@@ -49,6 +49,7 @@ CONTRACT_VERSION = "1.0"
 __all__ = [
     "CONTINUE",
     "CONTRACT_VERSION",
+    "REQUIRED",
     "Accept",
     "Address",
     "ChainTerms",

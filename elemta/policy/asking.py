@@ -134,7 +134,9 @@ def cancel(turn: Turn) -> None:
     try:
         turn.answer.cancel()
     except Exception:  # a canceller is a policy's code
-        _log.failure("a policy could not be cancelled", event="policy.cancel-failed", policy=turn.call.member.name)
+        _log.failure(
+            "a policy could not be cancelled", event="policy.cancel-failed", policy=turn.call.member.name
+        )
 
 
 def _log_late(answer: object, turn: Turn) -> None:

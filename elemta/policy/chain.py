@@ -59,7 +59,10 @@ class PolicyChain:
         observer = observer or SilentPolicyObserver()
         terms = terms or ChainTerms()
         self._members = [
-            (loaded, Member(loaded, clock, observer, Breaker(terms.failures, terms.rest), terms.max_outstanding))
+            (
+                loaded,
+                Member(loaded, clock, observer, Breaker(terms.failures, terms.rest), terms.max_outstanding),
+            )
             for loaded in policies
         ]
         self._stages = frozenset(

@@ -20,7 +20,16 @@ from elemta.policy.breaker import Admission
 from elemta.policy.member import SLOW, Call, Member, as_deferred, problem_of
 from elemta.policy.observer import FailureKind
 from elemta.policy.telling import tell
-from elemta.policy.verdicts import CONTINUE, Accept, Continue, Disconnect, Quarantine, Verdict, name_of, reply_of
+from elemta.policy.verdicts import (
+    CONTINUE,
+    Accept,
+    Continue,
+    Disconnect,
+    Quarantine,
+    Verdict,
+    name_of,
+    reply_of,
+)
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.events import MailQuestion, RcptQuestion, Stage, StageQuestion
 from elemta.smtp.facts import SessionFacts

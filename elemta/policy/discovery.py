@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """The options of a policy that has none of its own."""
-
-
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
     """One installed plugin, for a listing.
@@ -55,8 +50,7 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
     fault that was found. Nothing of a chain with a fault is ever used.
     """
     unavailable: list[Fault] = []
-    faults = _repeated(config) + _unknown_listeners(config)
-    _warn_of_tables_outside(config)
+    faults: list[Fault] = []
     loaded: list[LoadedPolicy] = []
     for index, name in enumerate(config.policies.chain):
         try:
@@ -96,8 +90,12 @@ def _load(name: str, key: str, config: Config, services: Services) -> LoadedPoli
         common, options = read_policy(
             found.plugin.options, config.policy.get(name, {}), config.source, f"policy.{name}"
         )
-    except TypeError as error:  # the plugin's options are no dataclass, or have a type that no setting can have
-        raise _unavailable(config, key, name, f"its options can't be read: {words_of(error)}", found) from error
+    except (
+        TypeError
+    ) as error:  # the plugin's options are no dataclass, or have a type that no setting can have
+        raise _unavailable(
+            config, key, name, f"its options can't be read: {words_of(error)}", found
+        ) from error
     try:
         policy = found.plugin.build(options, services.of_policy(name))
     except ConfigError as error:
@@ -108,7 +106,7 @@ def _load(name: str, key: str, config: Config, services: Services) -> LoadedPoli
     except BaseException as error:
         _log.failure("a policy could not be built", event="policy.build-failed", policy=name)
         raise _unavailable(config, key, name, f"it can't be built: {words_of(error)}", found) from error
-    problem = _problem_with(policy)
+    problem = problem_with(policy)
     if problem:
         raise _unavailable(config, key, name, problem, found)
     _warn_of_what_is_not_asked(name, policy)
@@ -119,7 +117,9 @@ def _find_one(name: str, at: Fault) -> Found:
     found, broken = find(name)
     mine = [each for each in broken if each.name == name]
     if mine:
-        raise PolicyUnavailable([_fault(at, f'the policy "{name}" ({each.origin}): {each.error}') for each in mine])
+        raise PolicyUnavailable(
+            [_fault(at, f'the policy "{name}" ({each.origin}): {each.error}') for each in mine]
+        )
     if len(found) > 1:
         origins = " and ".join(each.origin for each in found)
         raise PolicyUnavailable([_fault(at, f'the policy "{name}" is there more than once: {origins}')])
@@ -140,7 +140,7 @@ def _remedy(name: str, broken: list[Broken]) -> str:
     return "; ".join(hints)
 
 
-def _problem_with(policy: object) -> str:
+def problem_with(policy: object) -> str:
     """Why an object is no policy; "" where it is one."""
     interfaces = [interface for interface, _ in STAGE_INTERFACES.values()]
     provided = [each for each in (*interfaces, *OTHER_INTERFACES) if each.providedBy(policy)]
@@ -167,39 +167,6 @@ def _warn_of_what_is_not_asked(name: str, policy: object) -> None:
                 event="policy.not-asked",
                 policy=name,
                 interface=interface.__name__,
-            )
-
-
-def _unknown_listeners(config: Config) -> list[Fault]:
-    known = [listener.name for listener in config.listeners]
-    faults = []
-    for name in config.policies.chain:
-        wanted = config.policy.get(name, {}).get("listeners", ())
-        for listener in wanted if isinstance(wanted, list | tuple) else ():
-            if isinstance(listener, str) and listener not in known:
-                close = get_close_matches(listener, known, n=1)
-                hint = f'did you mean "{close[0]}"?' if close else "listeners are: " + ", ".join(known)
-                problem = f'found "{listener}", which is no listener'
-                faults.append(Fault(config.source, f"policy.{name}.listeners", problem, hint))
-    return faults
-
-
-def _repeated(config: Config) -> list[Fault]:
-    chain = config.policies.chain
-    return [
-        Fault(config.source, f"policies.chain[{index + 1}]", f'found "{name}" again', "a policy is asked once")
-        for index, name in enumerate(chain)
-        if name in chain[:index]
-    ]
-
-
-def _warn_of_tables_outside(config: Config) -> None:
-    for name in config.policy:
-        if name not in config.policies.chain:
-            _log.warn(
-                "a table of a policy has no effect because the chain does not name the policy",
-                event="policy.not-in-chain",
-                policy=name,
             )
 
 

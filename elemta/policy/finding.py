@@ -119,7 +119,9 @@ def _load_cached(cached: CachedPlugin) -> Found | Broken:
         plugin = cached.load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # its cache said that it is there, but the module has changed for the worse
+    except (
+        BaseException
+    ) as error:  # its cache said that it is there, but the module has changed for the worse
         return Broken("", origin, f"can't be imported: {words_of(error)}")
     return _verified(plugin, origin, cached.name)
 

@@ -130,7 +130,9 @@ class Member:
         if seconds < SLOW and admission is not Admission.PROBE:
             return
         if self.breaker.failed(admission, self._clock.seconds()):
-            _log.error("a policy keeps failing and is left alone", event="policy.breaker-open", policy=self.name)
+            _log.error(
+                "a policy keeps failing and is left alone", event="policy.breaker-open", policy=self.name
+            )
 
     def blocked(self, call: Call, seconds: float) -> None:
         """A policy kept the reactor for itself: every session stood still meanwhile."""
@@ -173,7 +175,9 @@ def facts_of(member: Member, policy: object) -> list[Call]:
     """The facts that ``policy`` wants to be told."""
     if not IOutcomeObserver.providedBy(policy):
         return []
-    return [Call(member, getattr(policy, fact), None, fact) for fact in ("committed", "refused", "disconnected")]
+    return [
+        Call(member, getattr(policy, fact), None, fact) for fact in ("committed", "refused", "disconnected")
+    ]
 
 
 def as_deferred(answer: object) -> Deferred[Any] | None:

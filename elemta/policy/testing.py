@@ -1,0 +1,313 @@
+"""Testing a policy without a server.
+
+A :class:`Rehearsal` builds a policy as the daemon does, from its plugin and a table of options, and asks it
+what you tell it to, with the very views that it will see::
+
+    rehearsal = Rehearsal(RefuseFuturePlugin(), {"prefix": "next-"})
+    assert rehearsal.rcpt("next-year@example.com") == Reject("no such mailbox yet", enhanced="5.1.1")
+
+Time stands still until :attr:`Rehearsal.clock` is advanced. Errors of the policy are not swallowed here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Any, TypeVar, cast
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, Logger
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
+
+from elemta.address import NULL
+from elemta.config import read_policy
+from elemta.domains import Domains
+from elemta.envelope import MailParameters, Recipient
+from elemta.limits import Limiter, MemoryStore
+from elemta.policy.discovery import problem_with
+from elemta.policy.interfaces import STAGE_INTERFACES, IPolicyPlugin
+from elemta.policy.member import as_deferred, problem_of
+from elemta.policy.services import Limits, Services
+from elemta.policy.verdicts import CONTINUE, Verdict, reply_of
+from elemta.policy.views import Message, Session, Transaction
+from elemta.smtp.events import Stage
+from elemta.smtp.facts import SessionFacts, TLSInfo
+from elemta.smtp.facts import Transaction as TransactionFacts
+from elemta.smtp.path import parse_address
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class RecordedMetric:
+    """A counter or histogram that keeps what it is given, by the values of its labels."""
+
+    label_names: tuple[str, ...]
+    amounts: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+    values: tuple[str, ...] = ()
+
+    def inc(self, amount: float = 1) -> None:
+        if amount < 0:
+            raise ValueError("a counter only grows")
+        self._record(amount)
+
+    def observe(self, amount: float) -> None:
+        self._record(amount)
+
+    def labels(self, *values: str) -> RecordedMetric:
+        if len(values) != len(self.label_names):
+            raise ValueError(f"the labels are {self.label_names}, but {values} were given")
+        return RecordedMetric(self.label_names, self.amounts, values)
+
+    def _record(self, amount: float) -> None:
+        if len(self.values) != len(self.label_names):
+            raise ValueError(f"the labels {self.label_names} were not given")
+        self.amounts.setdefault(self.values, []).append(amount)
+
+
+class RecordedMetrics:
+    """Metrics that are kept for a test to look at, by their full names (``elemta_plugin_POLICY_NAME``)."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, RecordedMetric] = {}
+
+    def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> RecordedMetric:
+        return self._metric(name, words, labels)
+
+    def histogram(
+        self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
+    ) -> RecordedMetric:
+        if buckets is not None and list(buckets) != sorted(set(buckets)):
+            raise ValueError("the buckets of a histogram are ascending bounds")
+        return self._metric(name, words, labels)
+
+    def total(self, name: str, *values: str) -> float:
+        """What a counter has come to; 0 where nothing was counted."""
+        return sum(self.observed(name, *values))
+
+    def observed(self, name: str, *values: str) -> list[float]:
+        """What was given to a metric, in order. KeyError where no metric has this name."""
+        return self._metrics[name].amounts.get(values, [])
+
+    def _metric(self, name: str, words: str, labels: Sequence[str]) -> RecordedMetric:
+        if not words:
+            raise ValueError(f"the metric {name} has no words that say what it is")
+        metric = self._metrics.setdefault(name, RecordedMetric(tuple(labels)))
+        if metric.label_names != tuple(labels):
+            raise ValueError(f"there is another metric {name} already")
+        return metric
+
+
+def make_services(
+    clock: Clock | None = None,
+    *,
+    local: Collection[str] = ("example.com",),
+    mailboxes: Collection[str] | None = None,
+    relay_from: Collection[str] = (),
+    limits: Limits | None = None,
+    metrics: RecordedMetrics | None = None,
+    logged: list[LogEvent] | None = None,
+) -> Services:
+    """Services with real parts and a clock that stands still: local domains, mailboxes (None: every address
+    at a local domain), networks that may relay, and no limits unless some are given."""
+    clock = clock or Clock()
+    log = logged if logged is not None else []
+    return Services(
+        reactor=cast(IReactorTime, clock),
+        limits=limits or Limiter((), MemoryStore(clock)),
+        domains=Domains(
+            frozenset(local),
+            None if mailboxes is None else frozenset(mailboxes),
+            tuple(ip_network(network) for network in relay_from),
+        ),
+        metrics=metrics or RecordedMetrics(),
+        log=Logger(namespace="elemta.policy", observer=log.append),
+    )
+
+
+def make_message(content: bytes) -> Message:
+    """A message as a policy sees it, from its octets (lines ending in CRLF)."""
+    return Message(len(content), content[: 64 * 1024], lambda: io.BytesIO(content))
+
+
+class Rehearsal:
+    """One policy and one client's conversation with it.
+
+    ``options`` is the policy's table as it would stand in the configuration; bad ones raise
+    :class:`~elemta.errors.ConfigError`. ``facts`` is the session that the policy sees; change it as you
+    like. A method per stage asks and returns the verdict; where the policy is not asked at that stage it
+    returns ``CONTINUE``. ``wait`` is how many seconds the clock is advanced for a policy that doesn't
+    answer at once; where it hasn't answered then, AssertionError.
+    """
+
+    def __init__(
+        self,
+        plugin: Any,
+        options: Mapping[str, object] | None = None,
+        *,
+        services: Services | None = None,
+        client_ip: str = "192.0.2.1",
+        listener: str = "mx",
+        user: str | None = None,
+        tls: TLSInfo | None = None,
+        reverse_name: str | None = None,
+    ) -> None:
+        verifyObject(IPolicyPlugin, plugin)
+        self.clock = Clock()
+        self.metrics = RecordedMetrics()
+        self.logged: list[LogEvent] = []
+        self.services = services or make_services(self.clock, metrics=self.metrics, logged=self.logged)
+        self.common, parsed = read_policy(plugin.options, options or {}, "test", f"policy.{plugin.name}")
+        self.name: str = plugin.name
+        self.policy: Any = plugin.build(parsed, self.services.of_policy(plugin.name))
+        problem = problem_with(self.policy)
+        if problem:
+            raise AssertionError(problem)
+        self.facts = SessionFacts(
+            "session-1", ip_address(client_ip), 54321, listener, tls=tls, user=user, reverse_name=reverse_name
+        )
+        self._session_board: dict[tuple[str, str], Any] = {}
+        self.session = Session(self.facts, self.name, self._session_board)
+        self._transaction_board: dict[tuple[str, str], Any] = {}
+        self.transaction_facts: TransactionFacts | None = None
+        self._transaction: Transaction | None = None
+
+    @property
+    def transaction(self) -> Transaction:
+        """The policy's view of the transaction under way; one from sender@example.org is begun if none is."""
+        if self._transaction is None:
+            return self._begin("sender@example.org", MailParameters())
+        return self._transaction
+
+    @property
+    def added_headers(self) -> list[tuple[str, str]]:
+        """What the policy put on top of the message."""
+        return list(self.transaction_facts.added_headers) if self.transaction_facts else []
+
+    def publish_on_session(self, policy: str, key: str, value: object) -> None:
+        """Let it be as if another policy had published a note on the session."""
+        self._session_board[policy, key] = value
+
+    def publish_on_transaction(self, policy: str, key: str, value: object) -> None:
+        """Let it be as if another policy had published a note on the transaction under way."""
+        self._transaction_board[policy, key] = value
+
+    # The conversation
+
+    def connected(self, *, wait: float = 0) -> Verdict:
+        return self._wait(self.ask(Stage.CONNECT), wait)
+
+    def helo(self, name: str = "client.example.org", *, wait: float = 0) -> Verdict:
+        self.facts.helo, self.facts.esmtp = name, True
+        return self._wait(self.ask(Stage.HELO), wait)
+
+    def authenticated(self, user: str, *, wait: float = 0) -> Verdict:
+        self.facts.user = user
+        return self._wait(self.ask(Stage.AUTH), wait)
+
+    def mail(
+        self, sender: str = "sender@example.org", parameters: MailParameters | None = None, *, wait: float = 0
+    ) -> Verdict:
+        """Begin a transaction; ``""`` is the null sender."""
+        self._begin(sender, parameters or MailParameters())
+        return self._wait(self.ask(Stage.MAIL), wait)
+
+    def rcpt(self, recipient: str | Recipient, *, wait: float = 0) -> Verdict:
+        """Name a recipient, which is one of the transaction's afterwards unless it was refused."""
+        if isinstance(recipient, str):
+            recipient = Recipient(parse_address(recipient))
+        transaction = self.transaction
+        verdict = self._wait(self.ask(Stage.RCPT, recipient), wait)
+        if reply_of(verdict) is None and self.transaction_facts is not None:
+            self.transaction_facts.recipients.append(recipient)
+        assert transaction is self._transaction  # noqa: S101 - asking begins no other one
+        return verdict
+
+    def data(self, *, wait: float = 0) -> Verdict:
+        return self._wait(self.ask(Stage.DATA), wait)
+
+    def message(self, content: bytes, *, wait: float = 0) -> Verdict:
+        """Send a message."""
+        message = make_message(content)
+        self.transaction  # noqa: B018 - begins one where there is none
+        if self.transaction_facts is not None:
+            self.transaction_facts.size = message.size
+        return self._wait(self.ask(Stage.MESSAGE, message), wait)
+
+    def committed(self, *, wait: float = 0) -> None:
+        """Tell the policy that the message is on stable storage; the transaction is over then."""
+        self._wait(self._tell("committed", self.session, self.transaction), wait)
+        self._end()
+
+    def refused(self, *, wait: float = 0) -> None:
+        """Tell the policy that the transaction came to nothing; it is over then."""
+        self._wait(self._tell("refused", self.session, self.transaction), wait)
+        self._end()
+
+    def disconnected(self, *, wait: float = 0) -> None:
+        self._wait(self._tell("disconnected", self.session), wait)
+
+    def ask(self, stage: Stage, about: Recipient | Message | None = None) -> Deferred[Verdict]:
+        """Ask at ``stage``, about a recipient at RCPT and a message at MESSAGE; the verdict comes in a Deferred.
+
+        Nonsense fails it with AssertionError, and whatever the policy raises with that.
+        """
+        interface, method = STAGE_INTERFACES[stage]
+        if not interface.providedBy(self.policy):
+            return succeed(CONTINUE)
+        shown: list[Any] = [self.session]
+        view = None
+        if stage not in (Stage.CONNECT, Stage.HELO, Stage.AUTH):
+            view = self.transaction
+            view.writable = True
+            shown.append(view)
+        if about is not None:
+            shown.append(about)
+        answer = getattr(self.policy, method)(*shown)
+        pending = as_deferred(answer)
+        result: Deferred[Any] = succeed(answer) if pending is None else pending
+        return result.addBoth(self._judged, view)
+
+    def _judged(self, answer: object, view: Transaction | None) -> object:
+        if view is not None:
+            view.writable = False
+        if isinstance(answer, Failure):
+            return answer
+        problem = problem_of(answer)
+        if problem is not None:
+            raise AssertionError(problem)
+        return answer
+
+    def _tell(self, fact: str, *shown: object) -> Deferred[None]:
+        method = getattr(self.policy, fact, None)
+        pending = as_deferred(method(*shown)) if method is not None else None
+        return succeed(None) if pending is None else pending
+
+    def _wait(self, answer: Deferred[_T], seconds: float) -> _T:
+        results: list[_T] = []
+        failures: list[Failure] = []
+        answer.addCallbacks(results.append, failures.append)
+        if seconds and not results and not failures:
+            self.clock.advance(seconds)
+        if failures:
+            failures[0].raiseException()
+        if not results:
+            raise AssertionError(f"no answer within {seconds:g} s")
+        return results[0]
+
+    def _begin(self, sender: str, parameters: MailParameters) -> Transaction:
+        address = parse_address(sender) if sender else NULL
+        self._transaction_board = {}
+        self.transaction_facts = TransactionFacts(address, parameters, size=parameters.size or 0)
+        self._transaction = Transaction(
+            self.transaction_facts, self.name, self._transaction_board, observed=False
+        )
+        return self._transaction
+
+    def _end(self) -> None:
+        self._transaction = self.transaction_facts = None
