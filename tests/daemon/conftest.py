@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon import Daemon
+from tests.support.daemon import Daemon
 
 
 @pytest.fixture
