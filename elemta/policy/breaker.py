@@ -20,7 +20,7 @@ class Admission(enum.Enum):
 
 
 class Breaker:
-    """Closed: everybody asks. Open: nobody, for :data:`REST` seconds. Then one probe decides which of the two.
+    """Closed: everybody asks. Open: nobody, for ``rest`` seconds. Then one probe decides which of the two.
 
     What a call came to is told with the admission that it got, so that calls that began before the
     breaker opened decide nothing. A call that was given up because its client went away is neither success

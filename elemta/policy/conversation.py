@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from elemta.policy.asking import Asking, Decision, Turn
 from elemta.policy.breaker import Admission
-from elemta.policy.member import SLOW, Call, Member, as_deferred, problem_of
+from elemta.policy.member import SLOW, Call, Member, Trouble, as_deferred, problem_of
 from elemta.policy.observer import FailureKind
 from elemta.policy.telling import tell
 from elemta.policy.verdicts import (
@@ -204,7 +204,7 @@ class Conversation:
         member = turn.call.member
         seconds = self._clock.seconds() - turn.began
         member.ended_badly(turn.admission, seconds)
-        return member.failed(turn.call, kind, seconds, self._facts.id, failure, problem)
+        return member.failed(turn.call, Trouble(kind, seconds, failure, problem), self._facts.id)
 
     # Asking one policy
 

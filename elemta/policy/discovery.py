@@ -1,4 +1,4 @@
-"""From the configuration's chain to policies that are found, verified and built, or to a start that is refused."""
+"""From the chain of a configuration to policies that are found, verified and built, or to a refused start."""
 
 from __future__ import annotations
 

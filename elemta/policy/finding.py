@@ -24,7 +24,7 @@ GROUP = "elemta.policies"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A plugin and where it is from: ``entry point of DISTRIBUTION VERSION``, or ``module twisted.plugins.NAME``."""
+    """A plugin and where it is from: a distribution's entry point, or a module in ``twisted/plugins/``."""
 
     name: str
     plugin: Any
@@ -83,8 +83,8 @@ def _load_entry_point(entry: EntryPoint) -> Found | Broken:
     dist = entry.dist
     origin = f"entry point of {dist.name} {dist.version}" if dist is not None else "entry point"
     try:
-        plugin = entry.load()
-        if isinstance(plugin, type) and IPolicyPlugin.implementedBy(plugin):
+        plugin: Any = entry.load()
+        if isinstance(plugin, type) and _implements_plugin(plugin):
             plugin = plugin()
     except KeyboardInterrupt:
         raise
@@ -95,6 +95,10 @@ def _load_entry_point(entry: EntryPoint) -> Found | Broken:
         problem = f'the entry point is called "{entry.name}" but its plugin "{found.name}"'
         return Broken(entry.name, origin, problem)
     return Broken(entry.name, origin, found.error) if isinstance(found, Broken) else found
+
+
+def _implements_plugin(kind: Any) -> bool:
+    return bool(IPolicyPlugin.implementedBy(kind))
 
 
 def _twisted_plugins() -> Iterator[Found | Broken]:

@@ -46,6 +46,22 @@ class LoadedPolicy:
     origin: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What went wrong in a call, and how many seconds it took."""
+
+    kind: FailureKind
+    seconds: float
+    failure: Failure | None = None
+    problem: str = ""
+
+    @property
+    def words(self) -> str:
+        if self.failure is not None:
+            return repr(self.failure.value)[:300]
+        return self.problem or self.kind.value
+
+
 class Member:
     """A policy with its breaker and the count of its unanswered calls, shared by all sessions."""
 
@@ -89,34 +105,26 @@ class Member:
             self._warn("a policy has too many unanswered calls and is not asked", call, event="policy.busy")
         return self._verdict_of_failure(call)
 
-    def failed(
-        self,
-        call: Call,
-        kind: FailureKind,
-        seconds: float,
-        session_id: str,
-        failure: Failure | None = None,
-        problem: str = "",
-    ) -> Verdict:
+    def failed(self, call: Call, trouble: Trouble, session_id: str) -> Verdict:
         """Log and count a failure; returns what it costs."""
-        self._observer.failed(self.name, call.stage_name, kind)
-        now = self._clock.seconds()
-        facts = {
+        self._observer.failed(self.name, call.stage_name, trouble.kind)
+        verdict = self._verdict_of_failure(call)
+        facts: dict[str, Any] = {
             "event": "policy.failed",
             "policy": self.name,
             "stage": call.stage_name,
-            "kind": kind.value,
+            "kind": trouble.kind.value,
             "session_id": session_id,
-            "seconds": seconds,
-            "verdict": name_of(self._verdict_of_failure(call)),
+            "seconds": trouble.seconds,
+            "verdict": name_of(verdict),
         }
-        if failure is not None and now >= self._next_traceback:
+        now = self._clock.seconds()
+        if trouble.failure is not None and now >= self._next_traceback:
             self._next_traceback = now + TRACEBACK_EVERY
-            _log.failure("a policy failed", failure, **facts)
+            _log.failure("a policy failed", trouble.failure, **facts)
         else:
-            error = problem or (failure.type.__qualname__ if failure is not None else kind.value)
-            _log.error("a policy failed", error=error, **facts)
-        return self._verdict_of_failure(call)
+            _log.error("a policy failed", error=trouble.words, **facts)
+        return verdict
 
     def answered(self, call: Call, verdict: Verdict, seconds: float, admission: Admission) -> None:
         """Count a good answer."""

@@ -41,7 +41,7 @@ class Limits(Protocol):
         *,
         already: Collection[str] = (),
     ) -> Charge | Deferred[Charge]:
-        """Charge what this stage counts: all limits or none. ``already`` are keys that were charged before."""
+        """Charge what this stage counts: all limits or none. ``already`` are keys charged before."""
 
     def refund(self, receipts: Iterable[Receipt]) -> Deferred[None] | None:
         """Give back what was charged, but not what is held open."""

@@ -1,4 +1,4 @@
-"""Telling policies facts. Nobody waits for what they do with one, and what goes wrong is logged and counted."""
+"""Telling policies facts. Nobody waits for what they do with one; what goes wrong is logged and counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.policy.member import Call, as_deferred
+from elemta.policy.member import Call, Trouble, as_deferred
 from elemta.policy.observer import FailureKind
 
 _log = Logger()
@@ -27,7 +27,7 @@ def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id
     except KeyboardInterrupt:
         raise
     except BaseException:  # SystemExit too: a policy does not take the daemon down
-        member.failed(call, FailureKind.ERROR, clock.seconds() - began, session_id, Failure())
+        member.failed(call, Trouble(FailureKind.ERROR, clock.seconds() - began, Failure()), session_id)
         return
     if pending is None:
         return
@@ -36,7 +36,7 @@ def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id
     def time_is_up() -> None:
         nonlocal timed_out
         timed_out = True
-        member.failed(call, FailureKind.TIMEOUT, clock.seconds() - began, session_id)
+        member.failed(call, Trouble(FailureKind.TIMEOUT, clock.seconds() - began), session_id)
         try:
             pending.cancel()
         except Exception:  # a canceller is a policy's code
@@ -47,7 +47,7 @@ def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id
         if deadline.active():
             deadline.cancel()
         if isinstance(result, Failure) and not (timed_out and result.check(CancelledError)):
-            member.failed(call, FailureKind.ERROR, clock.seconds() - began, session_id, result)
+            member.failed(call, Trouble(FailureKind.ERROR, clock.seconds() - began, result), session_id)
 
     member.outstanding += 1
     deadline = clock.callLater(member.timeout, time_is_up)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
@@ -126,7 +126,7 @@ def make_services(
             tuple(ip_network(network) for network in relay_from),
         ),
         metrics=metrics or RecordedMetrics(),
-        log=Logger(namespace="elemta.policy", observer=log.append),
+        log=Logger(namespace="elemta.policy", observer=cast(ILogObserver, log.append)),
     )
 
 
@@ -253,7 +253,7 @@ class Rehearsal:
         self._wait(self._tell("disconnected", self.session), wait)
 
     def ask(self, stage: Stage, about: Recipient | Message | None = None) -> Deferred[Verdict]:
-        """Ask at ``stage``, about a recipient at RCPT and a message at MESSAGE; the verdict comes in a Deferred.
+        """Ask at ``stage``, about a recipient at RCPT and a message at MESSAGE; the verdict is in a Deferred.
 
         Nonsense fails it with AssertionError, and whatever the policy raises with that.
         """
