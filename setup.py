@@ -46,6 +46,7 @@ setup(
             "pytest-timeout>=2.1",
             "hypothesis>=6.67",
             "argon2-cffi>=21.1",
+            "setuptools>=70.1",  # the tests of packaging build without the network
         ],
         "check": [
             "mypy>=1.10",

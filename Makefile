@@ -1,0 +1,71 @@
+# The commands of the house. `make` alone lists them.
+
+VENV := .venv
+PACKAGING := setup.py pyproject.toml elemta/__init__.py .ci/venv
+PYTEST := bin/python -m pytest
+DEV := etc/elemta-dev.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench campaign clean
+
+help: ## this list
+	@echo 'usage: make TARGET'
+	@sed -n 's/^\([a-z][a-z0-9.-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+
+run: $(VENV)/.run ## start Elemta on 127.0.0.1:2525 with everything it writes below ./var
+	@mkdir -p var
+	@sed -n -e '/^#/!q' -e 's/^# \{0,1\}//p' $(DEV)
+	@exec $(VENV)/bin/twistd -n --pidfile= elemta --config $(DEV)
+
+test: $(VENV)/.test ## run the tests with the newest Twisted; a warning is an error
+	$(VENV)/bin/python -W error -m pytest $(ARGS)
+
+check: $(VENV)/.check ## ruff, mypy --strict, the floors, generated files not stale
+	@.ci/check $(VENV)
+
+format: $(VENV)/.check ## let ruff put the code in order
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts of docs/
+	$(VENV)/bin/python -m elemta.config write
+	$(VENV)/bin/python docs/generate_metrics.py
+	$(VENV)/bin/python docs/generate_rfc.py
+
+test-twisted-22.4: .venv-22.4/.test ## the tests with the Twisted of Debian 12 (needs Python 3.11)
+	.venv-22.4/$(PYTEST) -o filterwarnings=default -m 'not campaign and not servers' $(ARGS)
+
+test-twisted-24.11: .venv-24.11/.test ## the tests with the Twisted of Debian 13
+	.venv-24.11/$(PYTEST) -o filterwarnings=default -m 'not campaign and not servers' $(ARGS)
+
+bench: $(VENV)/.test ## messages a second, beside Postfix on the same disk (needs postfix)
+	$(VENV)/bin/python bench/accept $(ARGS)
+
+campaign: $(VENV)/.test ## the long tests: kill -9 under load, and their kin
+	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
+
+clean: ## remove the virtual environments and caches; ./var, which holds mail, stays
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find elemta tests twisted docs bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment for all work with the newest of everything; the stamps say what is in it.
+$(VENV)/.run: $(PACKAGING)
+	@.ci/venv $(VENV) -e .
+	@touch $@
+
+$(VENV)/.test: $(PACKAGING)
+	@.ci/venv $(VENV) -e '.[test]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.check: $(PACKAGING)
+	@.ci/venv $(VENV) -e '.[test,check]'
+	@touch $@ $(VENV)/.run $(VENV)/.test
+
+# Twisted 22.4 needs the standard library's cgi module, which Python 3.13 no longer has.
+.venv-22.4/.test: $(PACKAGING) .ci/constraints-22.4.txt
+	@.ci/venv .venv-22.4 --python 3.11 -c .ci/constraints-22.4.txt -e '.[test]'
+	@touch $@
+
+.venv-24.11/.test: $(PACKAGING) .ci/constraints-24.11.txt
+	@.ci/venv .venv-24.11 -c .ci/constraints-24.11.txt -e '.[test]'
+	@touch $@
