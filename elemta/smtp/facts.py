@@ -1,4 +1,4 @@
-"""What a session knows about its client, and about the mail transaction under way: two objects, two lifetimes."""
+"""What a session knows about its client, and about the transaction under way: two objects, two lifetimes."""
 
 from __future__ import annotations
 

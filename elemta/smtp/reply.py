@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 # RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
 _LONGEST_TEXT = 480
@@ -10,7 +11,7 @@ _LONGEST_TEXT = 480
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply to the client: ``code``, ``enhanced`` ("" where a reply has none: 220, 354, EHLO) and lines of text.
+    """One reply to the client: ``code``, ``enhanced`` ("" where there is none, as in 354), lines of text.
 
     The text is what the peer reads and is generic; reasons, policies and ids belong in the log.
     """
@@ -40,12 +41,7 @@ class Reply:
 
     def encode(self) -> bytes:
         """The reply as the client receives it. Control characters of a text never reach the wire."""
-        prefix = f"{self.enhanced} " if self.enhanced else ""
-        lines = [prefix + _printable(line) for line in self.lines] or [prefix]
-        out = [f"{self.code}-{line}\r\n" for line in lines[:-1]]
-        out.append(f"{self.code} {lines[-1]}\r\n")
-        # RFC 6531 §3.7.4.2: text beyond ASCII is only for clients that asked for it; ours never needs it.
-        return "".join(out).encode("ascii", "replace")
+        return _encode(self)
 
     def __str__(self) -> str:
         return f"{self.code} {self.enhanced} {self.text}" if self.enhanced else f"{self.code} {self.text}"
@@ -54,3 +50,14 @@ class Reply:
 def _printable(line: str) -> str:
     cleaned = line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
     return cleaned[:_LONGEST_TEXT]
+
+
+# Nearly every reply is one of a few; what is particular (a queue id, a limit) falls out of the cache again.
+@lru_cache(maxsize=256)
+def _encode(reply: Reply) -> bytes:
+    prefix = f"{reply.enhanced} " if reply.enhanced else ""
+    lines = [prefix + _printable(line) for line in reply.lines] or [prefix]
+    out = [f"{reply.code}-{line}\r\n" for line in lines[:-1]]
+    out.append(f"{reply.code} {lines[-1]}\r\n")
+    # RFC 6531 §3.7.4.2: text beyond ASCII is only for clients that asked for it; ours never needs it.
+    return "".join(out).encode("ascii", "replace")

@@ -1,0 +1,232 @@
+"""Where things end: command lines, the message of DATA, the chunks of BDAT.
+
+Only CRLF ends a line and only CRLF.CRLF ends the message of DATA. Message content is scanned in the
+blocks it arrives in, never line by line.
+"""
+
+from __future__ import annotations
+
+import enum
+
+_CR = 13
+
+
+class LineFault(enum.Enum):
+    """Why a line is not one."""
+
+    TOO_LONG = "too long"
+    ENDLESS = "too long to wait for its end"
+    BARE_NEWLINE = "ended by a bare LF"
+
+
+class Flaw(enum.Enum):
+    """Why the content of a message can't be accepted."""
+
+    BARE_NEWLINE = "bare CR or LF"
+    NUL = "NUL octet"
+
+
+class InputBuffer:
+    """What the client sent and nobody has used yet.
+
+    Feeding costs the same however much is held, and taking a line looks at its octets once.
+    """
+
+    __slots__ = ("_block", "_discarded", "_held", "_held_size", "_last_discarded", "_offset")
+
+    def __init__(self) -> None:
+        self._block = b""
+        self._offset = 0
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._discarded = 0
+        self._last_discarded = 0
+
+    def __len__(self) -> int:
+        return len(self._block) - self._offset + self._held_size
+
+    def feed(self, data: bytes) -> None:
+        if self._offset == len(self._block) and not self._held:
+            self._block = data
+            self._offset = 0
+        elif data:
+            self._held.append(data)
+            self._held_size += len(data)
+
+    def clear(self) -> None:
+        self._block = b""
+        self._offset = 0
+        self._held.clear()
+        self._held_size = 0
+
+    def begins_with(self, prefix: bytes) -> bool:
+        """Whether the input begins with ``prefix``; False while it is shorter."""
+        if len(self._block) - self._offset < len(prefix):
+            self._gather()
+        return self._block.startswith(prefix, self._offset)
+
+    def block(self) -> bytes:
+        """Some octets from the front, as many as are at hand in one piece; empty when nothing is held."""
+        if self._offset == len(self._block):
+            self._gather()
+        if self._offset:
+            self._block = self._block[self._offset :]
+            self._offset = 0
+        return self._block
+
+    def consume(self, octets: int) -> None:
+        """Drop this many octets from the front of what :meth:`block` gave."""
+        self._offset += octets
+
+    def take_line(self, limit: int, discard_limit: int) -> bytes | LineFault | None:
+        """The next line without its CRLF, why there is none, or None when more must come.
+
+        A line longer than ``limit`` octets, CRLF included, is dropped as it comes and reported at its end,
+        or as ENDLESS once it is longer than ``discard_limit``.
+        """
+        end = self._block.find(b"\n", self._offset)
+        if end < 0 and self._gather():
+            end = self._block.find(b"\n", self._offset)
+        if end >= 0:
+            return self._line(end, limit, discard_limit)
+        pending = len(self._block) - self._offset
+        if pending and (self._discarded or pending > limit):
+            self._discarded += pending
+            self._last_discarded = self._block[-1]
+            self.clear()
+        return LineFault.ENDLESS if self._discarded > discard_limit else None
+
+    def _line(self, end: int, limit: int, discard_limit: int) -> bytes | LineFault:
+        start = self._offset
+        length = self._discarded + end + 1 - start
+        before = self._block[end - 1] if end > start else self._last_discarded
+        self._offset = end + 1
+        self._discarded = self._last_discarded = 0
+        if length > discard_limit:
+            return LineFault.ENDLESS
+        # RFC 5321 §2.3.8: a line ends with CRLF and with nothing else
+        if before != _CR:
+            return LineFault.BARE_NEWLINE
+        if length > limit:
+            return LineFault.TOO_LONG
+        return self._block[start : end - 1]
+
+    def _gather(self) -> bool:
+        """Join what came meanwhile to the block; False when nothing came."""
+        if not self._held:
+            return False
+        self._block = b"".join((self._block[self._offset :], *self._held))
+        self._offset = 0
+        self._held.clear()
+        self._held_size = 0
+        return True
+
+
+class ContentCheck:
+    """Looks for what makes a message mean different things to different readers.
+
+    A bare CR or LF is a flaw, or with ``normalize`` becomes CRLF. Since the end of the message was found
+    before, in what the client really sent, no line ending that is made here can end it.
+    """
+
+    __slots__ = ("_normalize", "flaw")
+
+    def __init__(self, *, normalize: bool) -> None:
+        self._normalize = normalize
+        self.flaw: Flaw | None = None
+
+    def clean(self, piece: bytes) -> bytes:
+        """``piece`` with line endings made right; it must not part a CR from an LF that follows it."""
+        if b"\0" in piece:
+            # RFC 5322 §4.1 calls NUL obsolete, and to readers that drop it CRLF NUL . CRLF ends a message.
+            self.flaw = self.flaw or Flaw.NUL
+        pairs = piece.count(b"\r\n")
+        if piece.count(b"\n") == pairs and piece.count(b"\r") == pairs:
+            return piece
+        if not self._normalize:
+            # RFC 5321 §2.3.8: CR and LF only together
+            self.flaw = self.flaw or Flaw.BARE_NEWLINE
+            return piece
+        return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+
+class DataDecoder:
+    """The message of one DATA command: finds its end and takes the dot-stuffing away.
+
+    At most four octets are kept back between two calls: what may be the beginning of CRLF.CRLF.
+    """
+
+    __slots__ = ("_at_start", "_carry", "check")
+
+    def __init__(self, *, normalize: bool) -> None:
+        self.check = ContentCheck(normalize=normalize)
+        # The message begins at the beginning of a line: as if a CRLF, which is no part of it, came before.
+        self._carry = b"\r\n"
+        self._at_start = True
+
+    def feed(self, block: bytes) -> tuple[bytes, int | None]:
+        """The content that is now certain, and how many octets of ``block`` belong to the message.
+
+        The second is None while the end has not come; then all do.
+        """
+        carried = len(self._carry)
+        text = self._carry + block if carried else block
+        # RFC 5321 §4.1.1.4: CRLF.CRLF and nothing else is the end, and its first CRLF belongs to the message
+        end = text.find(b"\r\n.\r\n")
+        if end >= 0:
+            self._carry = b""
+            return self._content(text[: end + 2]), end + 5 - carried
+        kept = _kept_back(text)
+        self._carry = text[len(text) - kept :]
+        return self._content(text[: len(text) - kept] if kept else text), None
+
+    def _content(self, piece: bytes) -> bytes:
+        if not piece:
+            return piece
+        # RFC 5321 §4.5.2: a dot at the beginning of a line was added by the client
+        piece = piece.replace(b"\r\n.", b"\r\n")
+        if self._at_start:
+            self._at_start = False
+            piece = piece[2:]
+        return self.check.clean(piece)
+
+
+def _kept_back(text: bytes) -> int:
+    """How many octets at the end of ``text`` may be the beginning of CRLF.CRLF."""
+    if text.endswith((b"\r", b"\n", b".")):
+        for kept in (4, 3, 2, 1):
+            if text.endswith(b"\r\n.\r"[:kept]):
+                return kept
+    return 0
+
+
+class ChunkDecoder:
+    """The message of a series of BDAT commands: no dots, no end, only octets that must be lines."""
+
+    __slots__ = ("_carry", "_ends_line", "check")
+
+    def __init__(self, *, normalize: bool) -> None:
+        self.check = ContentCheck(normalize=normalize)
+        self._carry = b""
+        self._ends_line = True
+
+    def feed(self, block: bytes) -> bytes:
+        """The content that is now certain: all but a CR at the end, whose LF may be in the next chunk."""
+        text = self._carry + block if self._carry else block
+        self._carry = b""
+        if text.endswith(b"\r"):
+            text, self._carry = text[:-1], b"\r"
+        return self._content(text)
+
+    def finish(self) -> bytes:
+        """What was kept back, and a CRLF when the last line has none: every message in hand ends a line."""
+        rest = self._content(self._carry)
+        self._carry = b""
+        return rest if self._ends_line else rest + b"\r\n"
+
+    def _content(self, text: bytes) -> bytes:
+        if not text:
+            return text
+        content = self.check.clean(text)
+        self._ends_line = content.endswith(b"\r\n")
+        return content

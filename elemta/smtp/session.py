@@ -1,0 +1,326 @@
+"""The server's side of one SMTP session, without I/O, clock or await (RFC 5321 §3).
+
+Bytes in, events and reply bytes out. ``receive`` goes on until the client must send more or a
+:class:`~elemta.smtp.events.Question` is open; then what the client pipelined waits inside, in order,
+until ``answer``. How much waits is :attr:`ServerSession.buffered`: the shell stops reading when it is
+much, and a hard bound (``max_pipelined``) ends the session of a client whose shell does not.
+
+How strict pipelining is taken: nothing may be behind STARTTLS, and nothing behind DATA before its
+reply, or the conversation ends and nothing of what was behind is executed (RFC 3207 §4.2, RFC 2920
+§3.1). Behind EHLO, AUTH, VRFY and NOOP, which should end a group too, commands are let pass: they are
+executed in order after it and mean the same.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+from elemta.smtp import authentication, mailing, replies
+from elemta.smtp.commands import COMMANDS
+from elemta.smtp.dialogue import Dialogue, Reading
+from elemta.smtp.events import Answer, ConnectQuestion, Event, Proceed, Question, Refuse
+from elemta.smtp.facts import SessionFacts, TLSInfo, Transaction
+from elemta.smtp.framing import InputBuffer, LineFault
+from elemta.smtp.reply import Reply
+from elemta.smtp.settings import SessionSettings
+
+__all__ = ["Expected", "ServerSession", "SessionSettings"]
+
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_HTTP = frozenset({"GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "CONNECT", "PATCH", "TRACE", "PRI"})
+# RFC 8446 §5.1: a handshake record of any version begins so
+_CLIENT_HELLO = b"\x16\x03"
+
+
+class Expected(enum.Enum):
+    """What the session wants of its client now; for deadlines."""
+
+    COMMAND = "a command line"
+    MESSAGE = "message content"
+    NOTHING = "nothing"
+
+
+class ServerSession:
+    """One session. ``open`` once, then ``receive`` and ``answer`` until :attr:`closed`.
+
+    Every method gives the events that came of it, in order; a question is always the last. Take the
+    output after acting on them. Exactly one answer per question; once closed, all input is ignored.
+    """
+
+    def __init__(self, settings: SessionSettings, facts: SessionFacts) -> None:
+        self._settings = settings
+        self._dialogue = Dialogue(settings, facts)
+        self._input = InputBuffer()
+        self._greeted = False
+        self._talked_early = False
+        self._ends_group = False
+
+    # What there is to know
+
+    @property
+    def facts(self) -> SessionFacts:
+        return self._dialogue.facts
+
+    @property
+    def transaction(self) -> Transaction | None:
+        return self._dialogue.transaction
+
+    @property
+    def question(self) -> Question | None:
+        """The question that waits for an answer."""
+        return self._dialogue.question
+
+    @property
+    def buffered(self) -> int:
+        """Octets of input that were not looked at yet."""
+        return len(self._input)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether a message is under way: inside DATA, or from the first chunk of BDAT to the last."""
+        return self._dialogue.message is not None and self._dialogue.question is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way that an end of the session would break."""
+        return self._dialogue.transaction is None and self._dialogue.question is None
+
+    @property
+    def closed(self) -> bool:
+        return self._dialogue.closed
+
+    @property
+    def expects(self) -> Expected:
+        dialogue = self._dialogue
+        if dialogue.question is not None or dialogue.reading in (
+            Reading.HANDSHAKE,
+            Reading.NOTHING,
+        ):
+            return Expected.NOTHING
+        if dialogue.reading in (Reading.DATA, Reading.CHUNK):
+            return Expected.MESSAGE
+        return Expected.COMMAND
+
+    # What happens
+
+    def open(self) -> list[Event]:
+        """The connection stands, and with implicit TLS its handshake is done: ask who may come in."""
+        self._dialogue.ask(ConnectQuestion(self.facts), self._greet)
+        return self._events()
+
+    def receive(self, data: bytes) -> list[Event]:
+        """The client sent ``data``."""
+        dialogue = self._dialogue
+        if dialogue.closed or not data:
+            return []
+        if dialogue.reading is Reading.HANDSHAKE:
+            # Plaintext where a handshake belongs
+            dialogue.close("input between STARTTLS and its handshake")
+            return self._events()
+        if not self._greeted:
+            self._talked_early = True
+        self._input.feed(data)
+        if dialogue.question is None and self._greeted:
+            return self._go_on()
+        if len(self._input) > self._settings.max_pipelined:
+            dialogue.say_goodbye("?", replies.TOO_MUCH_PIPELINED, "too much input behind an open question")
+        return self._events()
+
+    def answer(self, answer: Answer) -> list[Event]:
+        """The one answer to the open question; what was pipelined behind it goes on."""
+        dialogue = self._dialogue
+        if dialogue.closed:
+            return []
+        resume = dialogue.resume
+        if resume is None:
+            raise RuntimeError("there is no question to answer")
+        if self._ends_group and self._input and isinstance(answer, Proceed):
+            self._refuse_group("DATA")
+            return self._events()
+        dialogue.question = dialogue.resume = None
+        resume(answer)
+        if self._ends_group and self._input:
+            # What is behind a refused DATA was meant as a message, or to be taken for one
+            dialogue.close("input behind DATA before its reply")
+        self._ends_group = False
+        return self._go_on()
+
+    def tls_started(self, info: TLSInfo) -> list[Event]:
+        """The handshake that :class:`StartTLS` asked for is done: both sides begin anew (RFC 3207 §4.2)."""
+        dialogue = self._dialogue
+        if dialogue.reading is not Reading.HANDSHAKE:
+            return []
+        dialogue.forget()
+        dialogue.facts.tls = info
+        dialogue.reading = Reading.COMMAND
+        return self._events()
+
+    def shut(self, reply: Reply, reason: str) -> list[Event]:
+        """The shell ends the session: ``reply`` is said, unless a TLS handshake is under way."""
+        dialogue = self._dialogue
+        if dialogue.closed:
+            return []
+        if dialogue.reading is not Reading.HANDSHAKE:
+            dialogue.say("", reply, reason)
+        dialogue.close(reason)
+        return self._events()
+
+    def lost(self) -> list[Event]:
+        """The client is gone."""
+        dialogue = self._dialogue
+        if dialogue.closed:
+            return []
+        dialogue.end_transaction(accepted=False)
+        dialogue.hush()
+        self._input.clear()
+        return self._events()
+
+    def take_output(self) -> bytes:
+        """The replies since the last call, to be sent as they are."""
+        output = self._dialogue.output
+        if not output:
+            return b""
+        taken = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return taken
+
+    def _events(self) -> list[Event]:
+        dialogue = self._dialogue
+        if dialogue.closed:
+            self._input.clear()
+        events, dialogue.events = dialogue.events, []
+        return events
+
+    # The greeting
+
+    def _greet(self, answer: Answer) -> None:
+        dialogue = self._dialogue
+        self._greeted = True
+        if isinstance(answer, Refuse):
+            self._refuse_connection(answer)
+        elif not isinstance(answer, Proceed):
+            raise TypeError(f"a connection is answered by Proceed or Refuse, not {answer!r}")
+        elif self._talked_early and dialogue.facts.tls is None and not self._settings.implicit_tls:
+            # RFC 5321 §4.3.1: a client waits for the greeting
+            dialogue.say_goodbye("", replies.EARLY_TALKER, "early talker")
+        else:
+            dialogue.say("", replies.greeting(self._settings.hostname))
+
+    def _refuse_connection(self, answer: Refuse) -> None:
+        dialogue = self._dialogue
+        reply = answer.reply
+        reason = answer.reason or "refused"
+        if reply.is_transient:
+            # RFC 5321 §3.8: the only transient reply to a connection
+            dialogue.say_goodbye("", reply.with_code(421, reply.enhanced), reason)
+            return
+        # RFC 5321 §3.1: 554, or RFC 7504 §2: 521 where mail is never taken
+        reply = reply if reply.code in (521, 554) else reply.with_code(554, reply.enhanced)
+        if answer.close or self._talked_early:
+            dialogue.say_goodbye("", reply, reason)
+        else:
+            dialogue.unwelcome = True
+            dialogue.say("", reply, reason)
+
+    # The input
+
+    def _go_on(self) -> list[Event]:
+        dialogue = self._dialogue
+        while dialogue.question is None and not dialogue.closed:
+            reading = dialogue.reading
+            if reading is Reading.COMMAND:
+                more = self._take_command()
+            elif reading is Reading.AUTH:
+                more = self._take_response()
+            elif reading is Reading.DATA:
+                more = self._take_data()
+            elif reading is Reading.CHUNK:
+                more = self._take_chunk()
+            else:
+                break
+            if not more:
+                break
+        return self._events()
+
+    def _take_data(self) -> bool:
+        block = self._input.block()
+        if not block:
+            return False
+        self._input.consume(mailing.take_data(self._dialogue, block))
+        return True
+
+    def _take_chunk(self) -> bool:
+        block = self._input.block()
+        chunk = self._dialogue.chunk
+        if not block and chunk is not None and chunk.left:
+            return False
+        self._input.consume(mailing.take_chunk(self._dialogue, block))
+        return True
+
+    def _take_response(self) -> bool:
+        settings = self._settings
+        line = self._input.take_line(settings.max_auth_line, settings.max_discarded_line)
+        if line is None:
+            return False
+        if not self._close_for(line, "AUTH"):
+            authentication.take_response(self._dialogue, line)
+        return True
+
+    def _take_command(self) -> bool:
+        settings = self._settings
+        if not self._input:
+            return False
+        if self._input.begins_with(_CLIENT_HELLO):
+            self._dialogue.say_goodbye("?", replies.NOT_TLS_YET, "TLS on a plain port")
+            return True
+        line = self._input.take_line(settings.max_line, settings.max_discarded_line)
+        if line is None:
+            return False
+        if isinstance(line, bytes):
+            self._execute(line)
+        elif not self._close_for(line, "?"):
+            self._dialogue.fault("?", replies.LINE_TOO_LONG)
+        return True
+
+    def _close_for(self, line: bytes | LineFault, verb: str) -> bool:
+        """Close where nobody can say any more what a line is."""
+        if line is LineFault.BARE_NEWLINE:
+            # RFC 5321 §2.3.8: what some reader takes for two lines is none here, nor is what follows
+            self._dialogue.say_goodbye(verb, replies.BARE_NEWLINE_IN_COMMAND, "line ended by a bare LF")
+        elif line is LineFault.ENDLESS:
+            self._dialogue.say_goodbye(verb, replies.TOO_LONG_A_LINE, "line without an end")
+        else:
+            return False
+        return True
+
+    def _execute(self, line: bytes) -> None:
+        dialogue = self._dialogue
+        if _CONTROL.search(line) is not None:
+            dialogue.fault("?", replies.CONTROL_IN_COMMAND)
+            return
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            dialogue.fault("?", replies.NOT_UTF8)
+            return
+        verb, _, argument = text.partition(" ")
+        verb = verb.upper()
+        command = COMMANDS.get(verb)
+        if dialogue.unwelcome and verb != "QUIT":
+            # RFC 5321 §3.1
+            dialogue.fault("?", replies.SERVICE_REFUSED)
+        elif command is None:
+            if verb in _HTTP:
+                dialogue.say_goodbye("?", replies.NOT_HTTP, "HTTP on an SMTP port")
+            else:
+                dialogue.fault("?", replies.UNKNOWN_COMMAND)
+        elif command.ends_group and self._input:
+            self._refuse_group(verb)
+        else:
+            # RFC 5321 §4.1.1: trailing white space is tolerated
+            command.perform(dialogue, argument.rstrip(" "))
+            self._ends_group = command.ends_group and dialogue.question is not None
+
+    def _refuse_group(self, verb: str) -> None:
+        self._dialogue.say_goodbye(verb, replies.IMPROPER_PIPELINING, f"input behind {verb} before its reply")

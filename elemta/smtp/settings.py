@@ -1,0 +1,51 @@
+"""What a server session is told once: who it is, what it offers, and where its patience ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """The settings of one server session. Sizes are octets; line lengths include the CRLF.
+
+    ``starttls`` and ``auth`` say what is offered, ``require_auth`` makes it a submission session, and
+    ``postmaster_domain`` is the domain that a bare ``<postmaster>`` is given. Of every ``max_...`` the
+    number itself is still answered normally; what comes one past it is told 421 and the connection ends.
+    """
+
+    hostname: str
+    max_message_size: int
+    max_recipients: int
+    normalize_newlines: bool
+    starttls: bool
+    auth: bool
+    auth_needs_tls: bool
+    require_auth: bool
+    postmaster_domain: str
+    #: TLS stands before the greeting (RFC 8314 §3): nobody is an early talker there.
+    implicit_tls: bool = False
+
+    # RFC 5321 §4.5.3.1.4: 512, and what SIZE, 8BITMIME, SMTPUTF8, DSN and AUTH= add to MAIL and RCPT.
+    max_line: int = 2 * _KIB
+    # RFC 4954 §4: the longest line of an authentication exchange.
+    max_auth_line: int = 12 * _KIB
+    #: An over-long line is read to its end and refused; one longer than this ends the connection.
+    max_discarded_line: int = 64 * _KIB
+    #: Protocol errors since the last accepted message.
+    max_errors: int = 20
+    #: Commands that bring no message nearer (NOOP, RSET, VRFY, EHLO, ...) since the last accepted message.
+    max_junk: int = 100
+    #: Commands and messages that were well-formed and refused, since the last accepted message.
+    max_refusals: int = 1000
+    #: Refused credentials in one session; the next AUTH is not tried any more.
+    max_auth_failures: int = 3
+    #: Chunks under 1 KiB, LAST apart, in one message (RFC 3030 sets no bound).
+    max_small_chunks: int = 1000
+    #: How far an oversized message is still read, past the limit, so that its sender can be told why.
+    oversize_slack: int = 16 * _MIB
+    #: Input held back behind an open question. The shell pauses reading long before this.
+    max_pipelined: int = _MIB
