@@ -1,0 +1,218 @@
+"""Whether credentials are good: twisted.cred checkers in order, with a deadline, off the reactor's thread."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+
+from twisted.cred.checkers import ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.credentials import IUsernamePassword, UsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.cred.strcred import InvalidAuthType, findCheckerFactories, makeChecker
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as OutOfTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from elemta.auth.checker import IBlockingChecker
+from elemta.auth.names import MAX_NAME_OCTETS, UnusableName, canonical_name
+from elemta.auth.slowdown import Slowdown
+from elemta.auth.threads import HashingThreads
+from elemta.config import AuthConfig
+from elemta.errors import ConfigError, CredentialsUnavailable, Fault
+
+DEADLINE_SECONDS = 10.0
+
+_log = Logger()
+
+
+class Authenticator:
+    """Asks the checkers in order; the first that knows the user with this password decides.
+
+    Nothing runs until :meth:`start`: it is built before twistd forks.
+    """
+
+    def __init__(
+        self,
+        checkers: Sequence[ICredentialsChecker],
+        reactor: ReactorBase,
+        *,
+        clock: IReactorTime | None = None,
+        deadline: float = DEADLINE_SECONDS,
+    ) -> None:
+        """``clock`` is the reactor unless given; ``deadline`` is for all checkers together, in seconds."""
+        self._checkers = tuple(checkers)
+        self._clock: IReactorTime = clock if clock is not None else reactor
+        self._deadline = deadline
+        self._threads = HashingThreads(reactor)
+        self._slowdown = Slowdown(self._clock)
+        self._pauses: set[IDelayedCall] = set()
+        self._stopping = False
+
+    @classmethod
+    def from_config(
+        cls, config: AuthConfig, reactor: ReactorBase, *, source: str = "configuration"
+    ) -> Authenticator:
+        """The checkers of ``[auth] checkers``; ``source`` is the file that the faults name.
+
+        Raises :class:`~elemta.errors.ConfigError` with every fault.
+        """
+        return cls(load_checkers(config.checkers, source), reactor)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is any checker: without one AUTH is not offered."""
+        return bool(self._checkers)
+
+    def start(self) -> None:
+        """Start the threads. A second call does nothing."""
+        self._stopping = False
+        if self.enabled:
+            self._threads.start()
+
+    async def stop(self) -> None:
+        """Answer what is under way, without the waits after failures, and end the threads."""
+        self._stopping = True
+        for pause in tuple(self._pauses):
+            pause.reset(0)
+        await self._threads.stop()
+
+    def inherit(self, previous: Authenticator) -> None:
+        """Go on with the counts of failures of ``previous``: a reload must not be an amnesty."""
+        self._slowdown = previous._slowdown
+
+    async def verify(self, username: str, password: bytes, *, client: str = "") -> str:
+        """The canonical name of the user whose credentials these are.
+
+        ``client`` is the client's IP address. Raises ``UnauthorizedLogin`` for bad credentials, after
+        1, 2, 4… up to 10 seconds for each failure in a row of this client and user, and
+        :class:`~elemta.errors.CredentialsUnavailable` when nobody could say in time.
+        """
+        counted_as = _counted_name(username)
+        try:
+            user = await self._ask_in_time(username, password)
+        except UnauthorizedLogin:
+            await self._pause(self._slowdown.failed(client, counted_as))
+            raise
+        self._slowdown.succeeded(client, counted_as)
+        return user
+
+    async def _ask_in_time(self, username: str, password: bytes) -> str:
+        answer = Deferred.fromCoroutine(self._ask(username, password))
+        answer.addTimeout(self._deadline, self._clock)
+        try:
+            return await answer
+        except OutOfTime:
+            raise CredentialsUnavailable(f"no answer within {self._deadline:g} seconds") from None
+
+    async def _ask(self, username: str, password: bytes) -> str:
+        if not _sane(username):
+            raise UnauthorizedLogin
+        trouble: Exception | None = None
+        for checker in self._checkers:
+            try:
+                return await self._ask_one(checker, username, password)
+            except (CancelledError, CredentialsUnavailable):
+                # Out of time or overloaded: the next checker would have no more of either.
+                raise
+            except UnauthorizedLogin:
+                continue
+            except Exception as error:  # anybody's checker may raise anything: it costs only its own answer
+                _log.failure(
+                    "a credentials checker failed",
+                    event="auth.checker_failed",
+                    checker=type(checker).__name__,
+                )
+                trouble = error
+        if trouble is not None:
+            raise CredentialsUnavailable("a checker failed and no other one knew the user") from trouble
+        raise UnauthorizedLogin
+
+    async def _ask_one(self, checker: ICredentialsChecker, username: str, password: bytes) -> str:
+        if IBlockingChecker.providedBy(checker):
+            known: str | None = await self._threads.run(checker.verify, username, password)
+            if known is None:
+                raise UnauthorizedLogin
+            return known
+        credentials = UsernamePassword(username.encode("utf-8"), password)
+        avatar: object = await maybeDeferred(checker.requestAvatarId, credentials)
+        user = avatar.decode("utf-8") if isinstance(avatar, bytes) else avatar
+        # twisted.cred's ANONYMOUS is an empty tuple: nobody in particular is nobody here
+        if not isinstance(user, str) or not user:
+            raise UnauthorizedLogin
+        return user
+
+    async def _pause(self, seconds: float) -> None:
+        over: Deferred[None] = Deferred(lambda _: call.cancel())
+        call = self._clock.callLater(0 if self._stopping else seconds, over.callback, None)
+        self._pauses.add(call)
+        try:
+            await over
+        finally:
+            self._pauses.discard(call)
+
+
+def load_checkers(
+    descriptions: Sequence[str], source: str = "configuration"
+) -> tuple[ICredentialsChecker, ...]:
+    """The checkers that strcred descriptions such as ``elemta-users:/etc/elemta/users`` name.
+
+    Raises :class:`~elemta.errors.ConfigError` with a fault for each one that can't be had. A fault
+    never repeats what stands behind the colon, which may be a password.
+    """
+    checkers: list[ICredentialsChecker] = []
+    faults: list[Fault] = []
+    for index, description in enumerate(descriptions, start=1):
+        kind = description.partition(":")[0]
+        key = f"auth.checkers[{index}]"
+        try:
+            checker: ICredentialsChecker = makeChecker(description)
+        except InvalidAuthType:
+            faults.append(Fault(source, key, f"no kind of checker is called {kind!r}", _nearest_kind(kind)))
+        except Exception as error:  # the factory may be anybody's
+            faults.extend(Fault(source, key, line) for line in (str(error) or repr(error)).splitlines())
+        else:
+            if IUsernamePassword not in checker.credentialInterfaces:
+                faults.append(
+                    Fault(
+                        source, key, f"{kind} takes no user name with a password, and AUTH has nothing else"
+                    )
+                )
+            checkers.append(_with_octets(checker))
+    if faults:
+        raise ConfigError(faults)
+    return tuple(checkers)
+
+
+def _with_octets(checker: ICredentialsChecker) -> ICredentialsChecker:
+    """Twisted's ``memory:`` keeps text where credentials, and all other checkers, have octets."""
+    if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
+        checker.users = {_octets(name): _octets(password) for name, password in checker.users.items()}
+    return checker
+
+
+def _octets(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8")
+
+
+def _nearest_kind(kind: str) -> str:
+    factories = findCheckerFactories()
+    known = sorted({str(factory.authType) for factory in factories})
+    near = difflib.get_close_matches(kind, known, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def _sane(username: str) -> bool:
+    if not username or len(username.encode("utf-8", "replace")) > MAX_NAME_OCTETS:
+        return False
+    # RFC 4616 §2: no NUL; and no other control character is anybody's name
+    return not any(unicodedata.category(char) in ("Cc", "Cs") for char in username)
+
+
+def _counted_name(username: str) -> str:
+    try:
+        return canonical_name(username)
+    except UnusableName:
+        return username.lower()[:MAX_NAME_OCTETS]
