@@ -1,4 +1,4 @@
-"""Writes docs/rfc.md from the comments that cite RFCs: section, where the code follows it, which tests are about it.
+"""Writes docs/rfc.md from the comments that cite RFCs: section, code that follows it, tests about it.
 
 A citation has one form, ``RFC 5321 §4.5.2``, in comments and docstrings of ``elemta/`` and ``tests/``.
 
@@ -60,7 +60,7 @@ def scopes(path: Path) -> list[tuple[int, int, str]]:
 
 
 def place(path: Path, line: int, known: list[tuple[int, int, str]]) -> str:
-    """Where a citation stands: file and innermost function or class. No line number, which every edit would move."""
+    """File and innermost function or class of a citation; no line number, which every edit would move."""
     around = [name for first, last, name in known if first <= line <= last]
     # A comment above a definition belongs to it.
     below = [name for first, _, name in known if line < first <= line + 3]
@@ -94,9 +94,8 @@ def render() -> str:
     for section in sorted({*code, *tests}, key=order):
         if section[0] != rfc:
             rfc = section[0]
-            lines.append(
-                f"{'' if len(lines) == 1 else chr(10)}## [RFC {rfc}](https://www.rfc-editor.org/rfc/rfc{rfc})\n\n"
-            )
+            gap = "\n" if len(lines) > 1 else ""
+            lines.append(f"{gap}## [RFC {rfc}](https://www.rfc-editor.org/rfc/rfc{rfc})\n\n")
             lines.append("| section | code | tests |\n|---|---|---|\n")
         where = "<br>".join(code.get(section, ()))
         tested = "<br>".join(tests.get(section, ()))
