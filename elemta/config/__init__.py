@@ -16,9 +16,11 @@ from elemta.config.choices import (
     TLSVersion,
     WhenValkeyIsDown,
 )
+from elemta.config.dumping import dump
 from elemta.config.effective import Config
 from elemta.config.loading import load
 from elemta.config.reading import NoOptions, read_policy
+from elemta.config.rendering import render_markdown, render_sample
 from elemta.config.sections import (
     DEFAULT_LISTENER,
     AuthConfig,
@@ -88,6 +90,7 @@ __all__ = [
     "TargetKind",
     "Unacceptable",
     "WhenValkeyIsDown",
+    "dump",
     "format_duration",
     "format_size",
     "load",
@@ -97,5 +100,7 @@ __all__ = [
     "parse_size",
     "parse_target",
     "read_policy",
+    "render_markdown",
+    "render_sample",
     "setting",
 ]

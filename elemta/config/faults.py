@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from elemta.config.values import Unacceptable, show
+from elemta.config.redaction import shown
+from elemta.config.values import Unacceptable
 from elemta.errors import ConfigError, Fault
 
 
@@ -20,12 +21,16 @@ class Faults:
         """Note what is wrong with a key."""
         self._faults.append(Fault(self.place_of(key), key, problem, hint))
 
+    def add_found(self, key: str, found: object, problem: str, hint: str = "") -> None:
+        """Note what is wrong with what was found at a key; secrets don't get into the text."""
+        self.add(key, f"found {shown(key, found)}: {problem}", hint)
+
     def add_value(self, key: str, found: object, error: ValueError) -> None:
         """Note that a key has a value that it can't have."""
-        problem = error.problem if isinstance(error, Unacceptable) else str(error)
-        self.add(
-            key, f"found {show(found)}: {problem}", error.hint if isinstance(error, Unacceptable) else ""
-        )
+        if isinstance(error, Unacceptable):
+            self.add_found(key, found, error.problem, error.hint)
+        else:
+            self.add_found(key, found, str(error))
 
     def add_variable(self, name: str, problem: str, hint: str = "") -> None:
         """Note what is wrong with an environment variable that sets no key."""

@@ -73,7 +73,7 @@ def kind_of(field: SettingField) -> Kind:
     if origin is tuple and (len(arguments) != 2 or arguments[1] is not Ellipsis):
         raise TypeError(f"{field.name}: a list is written tuple[T, ...], not {annotation}")
     element = _checked(_scalar(field.name, arguments[0], about), about)
-    return dataclasses.replace(element, label=f"list of {element.label}s", gather=origin)
+    return dataclasses.replace(element, label=f"list: {element.label}", gather=origin)
 
 
 def _checked(kind: Kind, about: Words) -> Kind:

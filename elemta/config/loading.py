@@ -17,7 +17,7 @@ from elemta.config.faults import Faults
 from elemta.config.names import is_host_name
 from elemta.config.reading import homes_of, read_policy_common, read_table
 from elemta.config.sections import DEFAULT_LISTENER, SECTIONS, Section
-from elemta.config.values import nearest, show
+from elemta.config.values import nearest
 from elemta.errors import ConfigError, Fault
 
 Document = Mapping[str, object]
@@ -89,20 +89,18 @@ def _section_tables(section: Section, found: object, faults: Faults) -> Iterator
     if section.many:
         if not isinstance(found, list):
             hint = f"write [[{section.table}]]" if isinstance(found, dict) else ""
-            faults.add(section.table, f"found {show(found)}: must be tables [[{section.table}]]", hint)
+            faults.add_found(section.table, found, f"must be tables [[{section.table}]]", hint)
             return
         for number, each in enumerate(found, start=1):
             if isinstance(each, dict):
                 yield each
             else:
-                faults.add(
-                    f"{section.table}[{number}]", f"found {show(each)}: must be a table [[{section.table}]]"
-                )
+                faults.add_found(f"{section.table}[{number}]", each, f"must be a table [[{section.table}]]")
     elif isinstance(found, dict):
         yield found
     else:
         hint = f"write [{section.table}], once" if isinstance(found, list) else ""
-        faults.add(section.table, f"found {show(found)}: must be a table [{section.table}]", hint)
+        faults.add_found(section.table, found, f"must be a table [{section.table}]", hint)
 
 
 def _unknown_table(name: str, found: object) -> tuple[str, str]:
@@ -147,7 +145,7 @@ def _read(
 def _read_policies(found: object, faults: Faults) -> dict[str, Mapping[str, object]]:
     """The raw ``[policy.NAME]`` tables; only the four keys that each of them has are checked here."""
     if not isinstance(found, dict):
-        faults.add("policy", f"found {show(found)}: must be tables [policy.NAME]")
+        faults.add_found("policy", found, "must be tables [policy.NAME]")
         return {}
     policies: dict[str, Mapping[str, object]] = {}
     for name, table in found.items():
@@ -155,7 +153,7 @@ def _read_policies(found: object, faults: Faults) -> dict[str, Mapping[str, obje
             read_policy_common(table, f"policy.{name}", faults)
             policies[name] = table
         else:
-            faults.add(f"policy.{name}", f"found {show(table)}: must be a table [policy.NAME]")
+            faults.add_found(f"policy.{name}", table, "must be a table [policy.NAME]")
     return policies
 
 

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from elemta.config.faults import Faults
 from elemta.config.kinds import Kind, kind_of
+from elemta.config.redaction import shown
 from elemta.config.sections import SECTIONS, PolicyCommon
 from elemta.config.setting import SettingField, settings_of
-from elemta.config.values import nearest, show
+from elemta.config.values import nearest
 
 Options = TypeVar("Options")
 
@@ -122,20 +123,20 @@ def _read_value(field: SettingField, kind: Kind, found: object, key: str, faults
         elements = [_read_one(kind, each, f"{key}[{n}]", faults) for n, each in enumerate(found, start=1)]
         value = _BAD if _BAD in elements else kind.gather(elements)
     else:
-        faults.add(key, f"found {show(found)}: must be a list, each {kind.words}", _list_hint(kind, found))
+        faults.add_found(key, found, f"must be a list, each {kind.words}", _list_hint(kind, key, found))
         return _BAD
     if field.about.not_empty and value is not _BAD and not value:
-        faults.add(key, f"found {show(found)}: must not be empty")
+        faults.add_found(key, found, "must not be empty")
         return _BAD
     return value
 
 
-def _list_hint(kind: Kind, found: object) -> str:
+def _list_hint(kind: Kind, key: str, found: object) -> str:
     try:
         kind.read(found)
     except ValueError:
         return ""
-    return f"did you mean [{show(found)}]?"
+    return f"did you mean [{shown(key, found)}]?"
 
 
 def _read_one(kind: Kind, found: object, key: str, faults: Faults) -> Any:

@@ -125,7 +125,6 @@ class ListenerConfig:
         (),
         "Networks of load balancers: from these a PROXY v1 or v2 header is required, from others it is "
         "refused.",
-        example=("192.0.2.0/24",),
     )
 
 
@@ -226,7 +225,7 @@ class LimitConfig:
         "What is counted apart: any of ip, network (v4 /24, v6 /64), user, helo, sender, sender_domain, "
         "recipient, recipient_domain, listener, destination (on the way out); [] is one count for all; "
         "several: their combination.",
-        example=("sender",),
+        example=(Identity.SENDER,),
     )
     counts: Counts = setting(REQUIRED, "What is counted.", example=Counts.MESSAGES)
     rates: tuple[Rate, ...] = setting(
@@ -234,7 +233,7 @@ class LimitConfig:
         'How many in which rolling window; all must hold. For open_connections a plain number: ["20"]; '
         'for bytes a size: ["50MiB/1h"].',
         not_empty=True,
-        example=("100/1m", "1000/1h"),
+        example=(Rate(100, _MINUTE), Rate(1000, _HOUR)),
     )
     scope: Scope = setting(Scope.CLUSTER, "Whether the limit holds for the whole fleet or for each node.")
     on_exceed: OnExceed = setting(

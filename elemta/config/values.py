@@ -6,7 +6,6 @@ Each has a reader that takes what TOML (or an environment variable) holds and ra
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -189,28 +188,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name; empty when none is near."""
     match = nearest(name, known)
     return f'did you mean "{match}"?' if match is not None else ""
-
-
-_URL_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/?#@:]*):[^\s/?#]*@")
-
-
-def redacted(text: str) -> str:
-    """The text with the password of every URL in it replaced by ``***``."""
-    return _URL_PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
-
-
-def show(found: object) -> str:
-    """What was found, as TOML writes it, bounded and without passwords: for the text of a fault."""
-    if isinstance(found, bool):
-        return "true" if found else "false"
-    if isinstance(found, dict):
-        return "a table"
-    if isinstance(found, list):
-        return "an empty list" if not found else "a list"
-    if isinstance(found, str):
-        text = redacted(found)
-        return json.dumps(text if len(text) <= 80 else text[:77] + "...", ensure_ascii=False)
-    return str(found)[:80]
 
 
 def _size_hint(number: str, unit: str) -> str:
