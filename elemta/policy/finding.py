@@ -161,4 +161,6 @@ def _sorted_out(things: list[Found | Broken]) -> tuple[list[Found], list[Broken]
 
 def _is_same(one: object, other: object) -> bool:
     # A package may offer one plugin in both ways, with an object for each.
-    return one is other or (type(one) is type(other) and vars(one) == vars(other))
+    if one is other:
+        return True
+    return type(one) is type(other) and getattr(one, "__dict__", None) == getattr(other, "__dict__", None)

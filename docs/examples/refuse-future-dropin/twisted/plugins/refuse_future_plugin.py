@@ -1,0 +1,3 @@
+from refuse_future import RefuseFuturePlugin
+
+refuse_future = RefuseFuturePlugin()
