@@ -384,9 +384,10 @@ def _ignore(_answer: object) -> None:
 
 def _unavailability(failure: Failure) -> StoreUnavailable:
     """The one failure that limits know how to live with; any other goes on as it is."""
-    if isinstance(failure.value, StoreUnavailable):
-        return failure.value
-    raise failure.value
+    error = cast(BaseException, failure.value)
+    if isinstance(error, StoreUnavailable):
+        return error
+    raise error
 
 
 def _log_lost_refund(error: StoreUnavailable) -> None:

@@ -185,7 +185,8 @@ class Limits:
             return CONTINUE
         if refusal.action is OnExceed.DELAY and refusal.cause is Cause.EXCEEDED and not again:
             delay = min(refusal.retry_after + _MARGIN, self._max_delay)
-            return deferLater(self._reactor, delay, self._charge, about, again=True)
+            waited = deferLater(self._reactor, delay)
+            return waited.addCallback(lambda _nothing: self._charge(about, again=True))
         return verdict_of(refusal, about.stage)
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:

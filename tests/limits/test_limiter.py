@@ -1,0 +1,401 @@
+"""The limiter over a real store in memory, over one that answers later, and over one that does not answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+from zope.interface import implementer
+
+from elemta.address import Address
+from elemta.config import (
+    Counts,
+    Identity,
+    LimitConfig,
+    Mode,
+    OnExceed,
+    Rate,
+    ResourcesConfig,
+    WhenValkeyIsDown,
+)
+from elemta.envelope import Recipient
+from elemta.errors import StoreUnavailable
+from elemta.limits import Cause, Charge, Limiter, MemoryStore, rules_from_config
+from elemta.limits.limiter import LOG_INTERVAL
+from elemta.limits.refusals import RememberedRefusals
+from elemta.limits.store import Answer, ILimitStore, Request, Terms
+from elemta.smtp.events import Stage
+
+CLIENT = ip_address("192.0.2.1")
+SENDER = Address("jane", "example.org")
+
+
+@dataclass
+class Session:
+    client_ip: IPv4Address | IPv6Address = CLIENT
+    listener: str = "mx"
+    helo: str = "client.example"
+    user: str | None = None
+
+
+@dataclass
+class Transaction:
+    sender: Address = SENDER
+    recipients: list[Recipient] = field(default_factory=list)
+    size: int = 0
+
+
+@dataclass
+class Observed:
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def checked(self, limit: str, outcome: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.seen.append((limit, outcome))
+
+
+class CountingStore(MemoryStore):
+    """How often it was asked."""
+
+    asked = 0
+
+    def acquire(self, requests: Sequence[Request]) -> Answer:
+        self.asked += 1
+        return super().acquire(requests)
+
+
+@implementer(ILimitStore)
+class LateStore:
+    """A real store whose answers come later, or not at all: what a store across a network does."""
+
+    renewal = None
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.pending: list[Callable[[], None]] = []
+        self.down = False
+
+    def seconds(self) -> float:
+        return self._store.seconds()
+
+    def __getattr__(self, name: str) -> Any:
+        def later(*arguments: Any) -> Deferred[Any]:
+            if self.down:
+                return fail(StoreUnavailable("no answer within its deadline"))
+            answer: Deferred[Any] = Deferred()
+            self.pending.append(lambda: answer.callback(getattr(self._store, name)(*arguments)))
+            return answer
+
+        return later
+
+    def deliver(self) -> None:
+        pending, self.pending = self.pending, []
+        for each in pending:
+            each()
+
+
+class DownStore(MemoryStore):
+    """Knows at once that there is no answer to be had, as an open breaker does."""
+
+    def acquire(self, requests: Sequence[Request]) -> Answer:
+        raise StoreUnavailable("the breaker is open")
+
+    peek = refund = release = acquire  # type: ignore[assignment]
+
+
+def limit(
+    name: str, counts: Counts, *per: Identity, rates: Sequence[str] = ("2/1m",), **more: Any
+) -> LimitConfig:
+    numbers = [rate.split("/") for rate in rates]
+    units = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "1h": 3600.0}
+    made = tuple(Rate(int(one[0]), units[one[1]] if len(one) > 1 else None) for one in numbers)
+    return LimitConfig(name=name, per=per, counts=counts, rates=made, **more)
+
+
+def limiter(
+    clock: Clock, *limits: LimitConfig, store: Any = None, observer: Observed | None = None
+) -> Limiter:
+    rules = rules_from_config(ResourcesConfig(max_requests_per_window=0, max_connections_per_ip=1000), limits)
+    return Limiter(rules, MemoryStore(clock) if store is None else store, observer)
+
+
+def now(answer: Charge | Deferred[Charge]) -> Charge:
+    assert isinstance(answer, Charge)
+    return answer
+
+
+def test_connections_over_the_rate_are_refused_with_name_and_exact_time() -> None:
+    clock = Clock()
+    one = Limiter(rules_from_config(ResourcesConfig(max_requests_per_window=3), []), MemoryStore(clock))
+    for _ in range(3):
+        assert now(one.charge(Stage.CONNECT, Session())).refusal is None
+        clock.advance(5)
+    refusal = now(one.charge(Stage.CONNECT, Session())).refusal
+    assert refusal is not None
+    assert (refusal.limit, refusal.action, refusal.retry_after) == ("ip", OnExceed.DEFER, 45.0)
+    assert refusal.identity == "192.0.2.1"
+    assert now(one.charge(Stage.CONNECT, Session(ip_address("192.0.2.2")))).refusal is None
+    clock.advance(44.999999)
+    assert now(one.charge(Stage.CONNECT, Session())).refusal is not None
+    clock.advance(0.000001)
+    assert now(one.charge(Stage.CONNECT, Session())).refusal is None
+
+
+def test_a_stage_that_no_limit_is_for_is_answered_at_once() -> None:
+    one = limiter(Clock(), limit("m", Counts.MESSAGES))
+    assert not one.charges(Stage.RCPT)
+    assert now(one.charge(Stage.RCPT, Session(), Transaction())) == Charge()
+
+
+def test_a_refused_charge_of_several_limits_charges_none() -> None:
+    clock = Clock()
+    one = limiter(
+        clock, limit("wide", Counts.MESSAGES, rates=["9/1m"]), limit("narrow", Counts.MESSAGES, Identity.IP)
+    )
+    for _ in range(1000):
+        one.charge(Stage.MAIL, Session(), Transaction())
+    wide = next(state for state in one.would(Stage.MAIL, Session(), Transaction()) if state.limit == "wide")
+    assert wide.used == (2,)
+
+
+def test_the_refusal_is_of_the_limit_that_takes_longest() -> None:
+    one = limiter(
+        Clock(),
+        limit("hour", Counts.MESSAGES, rates=["1/1h"], on_exceed=OnExceed.REJECT),
+        limit("minute", Counts.MESSAGES, rates=["1/1m"]),
+    )
+    one.charge(Stage.MAIL, Session(), Transaction())
+    refusal = now(one.charge(Stage.MAIL, Session(), Transaction())).refusal
+    assert refusal is not None
+    assert (refusal.limit, refusal.action, refusal.retry_after) == ("hour", OnExceed.REJECT, 3600.0)
+
+
+def test_a_refund_makes_room_also_for_one_who_was_refused() -> None:
+    one = limiter(Clock(), limit("m", Counts.MESSAGES, rates=["1/1m"]))
+    first = now(one.charge(Stage.MAIL, Session(), Transaction()))
+    assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is not None
+    one.refund(first.receipts)
+    assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is None
+
+
+def test_a_refused_flood_costs_the_store_one_question() -> None:
+    clock = Clock()
+    store = CountingStore(clock)
+    one = limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
+    for _ in range(500):
+        clock.advance(0.1)
+        one.charge(Stage.MAIL, Session(), Transaction())
+    assert store.asked == 2
+    refusal = now(one.charge(Stage.MAIL, Session(), Transaction())).refusal
+    assert refusal is not None
+    assert refusal.retry_after == pytest.approx(60 - 49.9)
+    clock.advance(refusal.retry_after)
+    assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is None
+
+
+def test_a_smaller_amount_is_asked_about_though_a_larger_one_was_refused() -> None:
+    one = limiter(Clock(), limit("b", Counts.BYTES, rates=["1000/1m"]))
+    assert now(one.charge(Stage.MESSAGE, Session(), Transaction(size=600))).refusal is None
+    assert now(one.charge(Stage.MESSAGE, Session(), Transaction(size=500))).refusal is not None
+    assert now(one.charge(Stage.MESSAGE, Session(), Transaction(size=400))).refusal is None
+
+
+def test_an_amount_above_the_limit_is_told_apart() -> None:
+    one = limiter(Clock(), limit("b", Counts.BYTES, rates=["1000/1m"]))
+    refusal = now(one.charge(Stage.MESSAGE, Session(), Transaction(size=1001))).refusal
+    assert refusal is not None
+    assert (refusal.cause, refusal.retry_after) == (Cause.IMPOSSIBLE, math.inf)
+
+
+def test_a_reset_clears_the_count_and_the_memory_of_the_refusal() -> None:
+    one = limiter(Clock(), limit("m", Counts.MESSAGES, Identity.IP, rates=["1/1m"]))
+    for _ in range(3):
+        one.charge(Stage.MAIL, Session(), Transaction())
+    assert [state.identity for state in one.top("m")] == ["192.0.2.1"]
+    assert one.reset("m", "192.0.2.1") is True
+    assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is None
+
+
+def test_what_is_counted_once_is_not_charged_again_for_the_same_key() -> None:
+    one = limiter(
+        Clock(),
+        limit("per-domain", Counts.MESSAGES, Identity.RECIPIENT_DOMAIN),
+        limit("rcpt", Counts.RECIPIENTS, Identity.IP, rates=["9/1m"]),
+    )
+    to = Recipient(Address("a", "example.com"))
+    first = now(one.charge(Stage.RCPT, Session(), Transaction(), to))
+    already = {receipt.request.key for receipt in first.receipts}
+    again = now(one.charge(Stage.RCPT, Session(), Transaction(), to, already=already))
+    assert [receipt.request.terms.name for receipt in again.receipts] == ["rcpt"]
+    assert [request.key for request in again.covered] == ["per-domain:example.com"]
+
+
+def test_leases_are_released_and_rates_stay() -> None:
+    clock = Clock()
+    rules = rules_from_config(ResourcesConfig(max_connections_per_ip=2, max_requests_per_window=3), [])
+    one = Limiter(rules, MemoryStore(clock))
+    charges = [now(one.charge(Stage.CONNECT, Session())) for _ in range(2)]
+    refusal = now(one.charge(Stage.CONNECT, Session())).refusal
+    assert refusal is not None
+    assert refusal.limit == "connections-per-ip"
+    one.release(charges[0].receipts)
+    one.release(charges[0].receipts)
+    assert now(one.charge(Stage.CONNECT, Session())).refusal is None
+    one.release(charges[1].receipts)
+    refusal = now(one.charge(Stage.CONNECT, Session())).refusal
+    assert refusal is not None
+    assert refusal.limit == "ip"
+
+
+def test_an_observed_limit_refuses_nothing_and_is_logged_now_and_then() -> None:
+    clock, observer = Clock(), Observed()
+    one = limiter(clock, limit("w", Counts.MESSAGES, rates=["1/1h"], mode=Mode.OBSERVE), observer=observer)
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        for _ in range(50):
+            assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is None
+        clock.advance(LOG_INTERVAL)
+        one.charge(Stage.MAIL, Session(), Transaction())
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    assert observer.seen == [("w", "admitted"), *[("w", "observed")] * 50]
+    told = [event for event in events if event.get("event") == "limit.observed"]
+    assert [event["others_since"] for event in told] == [0, 48]
+    assert told[0]["limit"] == "w"
+
+
+def test_every_check_is_told_to_the_observer() -> None:
+    observer = Observed()
+    one = limiter(Clock(), limit("m", Counts.MESSAGES, rates=["1/1m"]), observer=observer)
+    for _ in range(3):
+        one.charge(Stage.MAIL, Session(), Transaction())
+    assert observer.seen == [("m", "admitted"), ("m", "refused"), ("m", "refused")]
+
+
+def test_failed_logins_are_counted_and_then_further_attempts_refused() -> None:
+    clock = Clock()
+    one = limiter(
+        clock,
+        limit("per-ip", Counts.AUTH_FAILURES, Identity.IP, rates=["3/1m"]),
+        limit("per-user", Counts.AUTH_FAILURES, Identity.USER, rates=["2/1m"]),
+    )
+    for _ in range(2):
+        assert one.auth_check(Session(), "Bob") is None
+        one.auth_failed(Session(), "bob")
+    refusal = one.auth_check(Session(), "BOB")
+    assert refusal is not None
+    assert (refusal.limit, refusal.retry_after) == ("per-user", 60.0)
+    assert one.auth_check(Session(), "carol") is None
+    one.auth_failed(Session(), "bob")
+    refusal = one.auth_check(Session(), "carol")
+    assert refusal is not None
+    assert refusal.limit == "per-ip"
+    clock.advance(60)
+    assert one.auth_check(Session(), "bob") is None
+
+
+def test_an_observed_limit_of_failed_logins_refuses_none() -> None:
+    one = limiter(Clock(), limit("w", Counts.AUTH_FAILURES, rates=["1/1m"], mode=Mode.OBSERVE))
+    one.auth_failed(Session(), "bob")
+    assert one.auth_check(Session(), "bob") is None
+
+
+def test_looking_charges_nothing() -> None:
+    one = limiter(Clock(), limit("m", Counts.MESSAGES, rates=["1/1m", "5/1h"]))
+    for _ in range(5):
+        (state,) = one.would(Stage.MAIL, Session(), Transaction())
+        assert state.would_pass
+    one.charge(Stage.MAIL, Session(), Transaction())
+    (state,) = one.would(Stage.MAIL, Session(), Transaction())
+    assert (state.used, state.allowed, state.retry_after) == ((1, 1), (1, 5), 60.0)
+
+
+def test_a_store_that_answers_later_gives_the_same_answers_later() -> None:
+    clock, observer = Clock(), Observed()
+    store = LateStore(MemoryStore(clock))
+    one = limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store, observer=observer)
+    got: list[Charge] = []
+    for _ in range(2):
+        answer = one.charge(Stage.MAIL, Session(), Transaction())
+        assert isinstance(answer, Deferred)
+        answer.addCallback(got.append)
+    assert got == []
+    clock.advance(0.01)
+    store.deliver()
+    assert [charge.refusal is None for charge in got] == [True, False]
+    refused = one.charge(Stage.MAIL, Session(), Transaction())
+    assert isinstance(refused, Charge)  # remembered: the store is not asked
+    assert refused.refusal is not None
+    given_back = one.refund(got[0].receipts)
+    assert isinstance(given_back, Deferred)
+    store.deliver()
+    again = one.charge(Stage.MAIL, Session(), Transaction())
+    assert isinstance(again, Deferred)
+    store.deliver()
+    states = one.would(Stage.MAIL, Session(), Transaction())
+    assert isinstance(states, Deferred)
+    states.addCallback(lambda found: got.append(found[0].used))
+    store.deliver()
+    assert got[-1] == (1,)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("words", list(WhenValkeyIsDown))
+def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown, at_once: bool) -> None:
+    clock, observer = Clock(), Observed()
+    late = LateStore(MemoryStore(clock))
+    late.down = True
+    store = DownStore(clock) if at_once else late
+    one = limiter(
+        clock,
+        limit("m", Counts.MESSAGES, when_valkey_is_down=words, on_exceed=OnExceed.REJECT),
+        limit("a", Counts.AUTH_FAILURES, when_valkey_is_down=words),
+        store=store,
+        observer=observer,
+    )
+    got: list[Any] = []
+    for answer in (one.charge(Stage.MAIL, Session(), Transaction()), one.auth_check(Session(), "bob")):
+        answer.addCallback(got.append) if isinstance(answer, Deferred) else got.append(answer)
+    charge, login = got
+    assert charge.receipts == ()
+    assert observer.seen == [("m", "error"), ("a", "error")]
+    if words is WhenValkeyIsDown.DEFER:
+        assert (charge.refusal.limit, charge.refusal.action, charge.refusal.cause) == (
+            "m",
+            OnExceed.DEFER,
+            Cause.UNAVAILABLE,
+        )
+        assert login.cause is Cause.UNAVAILABLE
+    else:
+        assert charge.refusal is None
+        assert login is None
+
+
+def test_an_error_that_is_not_the_stores_absence_is_not_hidden() -> None:
+    class BrokenStore(MemoryStore):
+        def acquire(self, requests: Sequence[Request]) -> Answer:
+            raise ZeroDivisionError
+
+    one = limiter(Clock(), limit("m", Counts.MESSAGES), store=BrokenStore(Clock()))
+    with pytest.raises(ZeroDivisionError):
+        one.charge(Stage.MAIL, Session(), Transaction())
+
+
+def test_remembered_refusals_are_bounded_and_the_oldest_is_forgotten() -> None:
+    refusals = RememberedRefusals(room=3)
+    terms = Terms("r")
+    for number in range(10):
+        refusals.remember(Request(terms, str(number)), until=100.0)
+    assert len(refusals) == 3
+    assert refusals.wait(Request(terms, "6"), now=1.0) == 0
+    assert refusals.wait(Request(terms, "9"), now=1.0) == 99.0
+    assert refusals.wait(Request(terms, "9"), now=100.0) == 0
+    assert len(refusals) == 2
