@@ -50,6 +50,7 @@ class Authenticator:
         self._slowdown = Slowdown(self._clock)
         self._pauses: set[IDelayedCall] = set()
         self._stopping = False
+        self._has_heir = False
 
     @classmethod
     def from_config(
@@ -73,15 +74,26 @@ class Authenticator:
             self._threads.start()
 
     async def stop(self) -> None:
-        """Answer what is under way, without the waits after failures, and end the threads."""
+        """Answer what is under way, without the waits after failures, and end the threads.
+
+        One that has an heir does nothing and goes on to answer: sessions that began before a reload ask it.
+        """
+        if self._has_heir:
+            return
         self._stopping = True
         for pause in tuple(self._pauses):
             pause.reset(0)
         await self._threads.stop()
 
     def inherit(self, previous: Authenticator) -> None:
-        """Go on with the counts of failures of ``previous``: a reload must not be an amnesty."""
+        """Take over threads and counts of failures from ``previous``, before the start of this one.
+
+        A reload is no amnesty for who guesses, and no local trouble for who is being checked.
+        """
         self._slowdown = previous._slowdown
+        self._threads = previous._threads
+        self._pauses = previous._pauses
+        previous._has_heir = True
 
     async def verify(self, username: str, password: bytes, *, client: str = "") -> str:
         """The canonical name of the user whose credentials these are.

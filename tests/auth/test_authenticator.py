@@ -221,9 +221,39 @@ async def test_a_reload_is_no_amnesty(started) -> None:
     clock = Clock()
     guessing = Guessing(authenticator(started, Answers(UnauthorizedLogin()), clock=clock), clock)
     await guessing.wait_for_refusal()
-    successor = authenticator(started, Answers(UnauthorizedLogin()), clock=clock)
+    successor = Authenticator([Answers(UnauthorizedLogin())], reactor, clock=clock)
+    started.append(successor)
     successor.inherit(guessing.checked)
     assert await Guessing(successor, clock).wait_for_refusal() == 2
+
+
+@ensureDeferred
+async def test_a_session_from_before_a_reload_can_still_ask_and_all_ends_with_the_successor(started) -> None:
+    before, after = OneUser("anna"), OneUser("berta")
+    previous = authenticator(started, before)
+    successor = Authenticator([after], reactor)
+    successor.inherit(previous)
+    successor.start()
+    started.append(successor)
+    await previous.stop()
+    assert await previous.verify("anna", b"secret") == "anna"
+    assert await successor.verify("berta", b"secret") == "berta"
+    await successor.stop()
+    with pytest.raises(CredentialsUnavailable):
+        await previous.verify("anna", b"secret")
+
+
+@ensureDeferred
+async def test_stopping_the_successor_answers_who_waits_at_its_predecessor(started) -> None:
+    clock = Clock()
+    previous = authenticator(started, Answers(UnauthorizedLogin()), clock=clock)
+    successor = Authenticator([Answers(UnauthorizedLogin())], reactor, clock=clock)
+    started.append(successor)
+    successor.inherit(previous)
+    attempt = Deferred.fromCoroutine(previous.verify("anna", b"x"))
+    await successor.stop()
+    clock.advance(0)
+    await refused(attempt)
 
 
 @ensureDeferred
