@@ -1,0 +1,33 @@
+"""The durable queue: what it confirmed is on stable storage, whatever happens next."""
+
+from elemta.spool.bodies import MessageWriter
+from elemta.spool.disk import Disk
+from elemta.spool.records import (
+    AttemptRecord,
+    MessageRecord,
+    MessageSummary,
+    QueuedMessage,
+    RecipientRecord,
+    SpoolObserver,
+    SpoolSettings,
+    SpoolStats,
+    State,
+    Submission,
+)
+from elemta.spool.spool import Spool
+
+__all__ = [
+    "AttemptRecord",
+    "Disk",
+    "MessageRecord",
+    "MessageSummary",
+    "MessageWriter",
+    "QueuedMessage",
+    "RecipientRecord",
+    "Spool",
+    "SpoolObserver",
+    "SpoolSettings",
+    "SpoolStats",
+    "State",
+    "Submission",
+]

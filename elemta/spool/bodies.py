@@ -1,0 +1,312 @@
+"""Bodies on their way in: small ones stay in memory, large ones stream to a file in the disk's threads."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import SpoolError
+from elemta.spool.disk import Disk, refusal
+from elemta.spool.partition import Places
+from elemta.spool.records import SpoolObserver, SpoolSettings
+from elemta.spool.threads import DiskThreads
+
+_log = Logger()
+
+HEAD = 64 * 1024
+
+
+class BodyFile:
+    """A body under way to its file. Its methods block; threads take turns."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path = path
+        self._disk = disk
+        self._descriptor: int | None = None
+        self._abandoned = False
+        self._turn = threading.Lock()
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write the next octets; the first call creates the file. Nothing happens to one that was given up."""
+        with self._turn:
+            if self._abandoned:
+                return
+            if self._descriptor is None:
+                self._descriptor = self._disk.create(self.path)
+            self._disk.write(self._descriptor, chunks)
+
+    def finish(self) -> None:
+        """Sync and close. After a failure the file is gone: a second sync of it would prove nothing."""
+        with self._turn:
+            descriptor = self._descriptor
+            if descriptor is None:
+                raise SpoolError("the body was never written")
+            try:
+                self._disk.sync_file(descriptor)
+            except BaseException:
+                self._remove()
+                raise
+            self._descriptor = None
+            self._disk.close(descriptor)
+
+    def abandon(self) -> None:
+        """Remove an unfinished file; a finished one is no longer this object's."""
+        with self._turn:
+            self._abandoned = True
+            self._remove()
+
+    def _remove(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        try:
+            self._disk.close(descriptor)
+            self._disk.unlink(self.path)
+        except OSError as error:
+            # The next start removes it.
+            _log.warn(
+                "an unfinished body could not be removed",
+                event="spool.body_left",
+                file=self.path.name,
+                reason=str(error),
+            )
+
+
+class Bodies:
+    """What the writers of one spool share: directory, threads, and the memory that they may use together."""
+
+    def __init__(
+        self,
+        settings: SpoolSettings,
+        places: Places,
+        disk: Disk,
+        threads: DiskThreads,
+        observer: SpoolObserver,
+    ) -> None:
+        self.settings = settings
+        self.threads = threads
+        self.observer = observer
+        self.in_memory = 0
+        self.writers: set[MessageWriter] = set()
+        self._places = places
+        self._disk = disk
+
+    def new_file(self, queue_id: str) -> BodyFile:
+        return BodyFile(self._places.unfinished_body(queue_id), self._disk)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether all writers together hold as much memory as they may."""
+        return self.in_memory > self.settings.memory
+
+
+class MessageWriter:
+    """Takes the body of one message, piece by piece, and never blocks.
+
+    ``queue_id`` is the message's from the start; ``size`` the octets written so far; ``failure`` what went
+    wrong with the disk (then what is written is dropped and the commit fails).
+    """
+
+    def __init__(self, queue_id: str, bodies: Bodies) -> None:
+        self.queue_id = queue_id
+        self.size = 0
+        self.failure: SpoolError | None = None
+        self._bodies = bodies
+        self._chunks: list[bytes] = []
+        self._held = 0
+        self._file: BodyFile | None = None
+        self._head = b""
+        self._writing = False
+        self._ended = False
+        self._waiting: list[Deferred[None]] = []
+
+    def write(self, data: bytes) -> None:
+        """Take the next octets. Returns at once; `congested` tells when to stop giving."""
+        if self._ended:
+            raise SpoolError("the message is already committed or discarded")
+        if not data:
+            return
+        self.size += len(data)
+        if self.failure is not None:
+            return
+        self._chunks.append(data)
+        self._hold(len(data))
+        if self._file is not None:
+            self._write_out()
+        elif self.size > self._bodies.settings.inline_limit or self._bodies.crowded:
+            self._spill()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the writer was committed or discarded."""
+        return self._ended
+
+    @property
+    def in_file(self) -> bool:
+        return self._file is not None
+
+    @property
+    def head(self) -> bytes:
+        """The first 64 KiB of the body, or as much as there is."""
+        return self._head if self._file is not None else self._joined()[:HEAD]
+
+    @property
+    def congested(self) -> bool:
+        """Whether the disk is behind: more than a MiB is unwritten, or memory is scarce and anything is."""
+        if self._file is None:
+            return False
+        unwritten = self._held - len(self._head)
+        return unwritten > self._bodies.settings.congestion or (unwritten > 0 and self._bodies.crowded)
+
+    def when_drained(self) -> Deferred[None]:
+        """Fires when all that was written so far is with the disk (or has failed); at once if it is."""
+        done: Deferred[None] = Deferred()
+        if self._writing:
+            self._waiting.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def open(self) -> BinaryIO:
+        """The body so far as a binary file. For one that is in a file, wait for `when_drained` first.
+
+        SpoolError: the disk failed, or is still writing.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self._file is None:
+            return io.BytesIO(self._joined())
+        if self._writing:
+            raise SpoolError("the body is still being written")
+        try:
+            return self._file.path.open("rb")
+        except OSError as error:
+            raise refusal(error, "the body can't be read") from error
+
+    def discard(self) -> None:
+        """Forget the message; harmless after a commit."""
+        if self._ended:
+            return
+        self._ended = True
+        self._chunks = []
+        self._drop_file()
+
+    def take(self) -> bytes:
+        """The whole body of a message in memory; the writer takes no more. The memory stays counted."""
+        self._ended = True
+        body, self._chunks = self._joined(), []
+        return body
+
+    def finish(self) -> Deferred[None]:
+        """Sync and close the file, still under its unfinished name; the writer takes no more.
+
+        Fails with SpoolFull or SpoolError; then the file is gone.
+        """
+        self._ended = True
+        done: Deferred[None] = Deferred()
+        self.when_drained().addCallback(self._sync, done)
+        return done
+
+    def release(self) -> None:
+        """Give back the memory that the body took: it is on disk, or refused."""
+        self._release(self._held)
+        self._bodies.writers.discard(self)
+
+    def _joined(self) -> bytes:
+        if len(self._chunks) > 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0] if self._chunks else b""
+
+    def _hold(self, octets: int) -> None:
+        self._held += octets
+        self._bodies.in_memory += octets
+
+    def _release(self, octets: int) -> None:
+        octets = min(
+            octets, self._held
+        )  # all was given back already when the message was discarded meanwhile
+        self._held -= octets
+        self._bodies.in_memory -= octets
+
+    def _spill(self) -> None:
+        self._file = self._bodies.new_file(self.queue_id)
+        self._bodies.writers.add(self)
+        self._write_out()
+
+    def _keep_head(self) -> None:
+        missing = HEAD - len(self._head)
+        for chunk in self._chunks:
+            if missing <= 0:
+                return
+            part = chunk[:missing]
+            missing -= len(part)
+            self._head += part
+            self._hold(len(part))
+
+    def _write_out(self) -> None:
+        self._keep_head()
+        if self._writing or self._file is None:
+            return
+        self._writing = True
+        chunks, self._chunks = self._chunks, []
+        octets = sum(map(len, chunks))
+        self._bodies.threads.call(self._file.append, chunks).addCallbacks(
+            self._written, self._failed, callbackArgs=(octets,), errbackArgs=(octets,)
+        )
+
+    def _written(self, _: None, octets: int) -> None:
+        self._writing = False
+        self._release(octets)
+        if self._chunks:
+            self._write_out()
+        else:
+            self._drained()
+
+    def _failed(self, failure: Failure, octets: int) -> None:
+        self._writing = False
+        self._release(octets)
+        self._fail(failure, "the body could not be written")
+        self._drained()
+
+    def _fail(self, failure: Failure, what: str) -> None:
+        error: BaseException = failure.value  # type: ignore[assignment]  # None only before a failure is made
+        self.failure = refusal(error, what)
+        self._bodies.observer.failed("body")
+        _log.error(
+            "the body of a message could not be stored",
+            event="spool.body_failed",
+            queue_id=self.queue_id,
+            reason=str(error),
+        )
+        self._release(sum(map(len, self._chunks)))
+        self._chunks = []
+        self._drop_file()
+
+    def _drained(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done.callback(None)
+
+    def _drop_file(self) -> None:
+        self.release()
+        if self._file is not None:
+            self._bodies.threads.start(self._file.abandon)
+
+    def _sync(self, _: None, done: Deferred[None]) -> None:
+        if self.failure is not None or self._file is None:
+            done.errback(self.failure or SpoolError("the body is not in a file"))
+            return
+        self._bodies.threads.call(self._file.finish).addCallbacks(
+            done.callback, self._unsynced, errbackArgs=(done,)
+        )
+
+    def _unsynced(self, failure: Failure, done: Deferred[None]) -> None:
+        self._fail(failure, "the body could not be synced")
+        done.errback(self.failure or failure)

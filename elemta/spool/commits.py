@@ -1,0 +1,245 @@
+"""Group commit: what is asked for while one transaction syncs goes into the next, all of it with one sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from elemta.errors import SpoolError
+from elemta.spool.disk import refusal, trouble_of
+from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
+from elemta.spool.records import SpoolObserver, SpoolSettings
+from elemta.spool.store import Store
+from elemta.spool.threads import DiskThreads, SpoolReactor
+
+_log = Logger()
+
+
+@dataclass(slots=True)
+class Entry:
+    """An operation on its way: who waits for it, and the value that they get."""
+
+    operation: Operation
+    done: Deferred[Any]
+    value: object
+
+
+class GroupCommit:
+    """Collects operations in the reactor thread; one thread carries them out, a batch at a time.
+
+    After a failure that leaves doubt about the disk, everything is refused at once until the store has been
+    opened anew, which is tried again and again with growing pauses.
+    """
+
+    def __init__(
+        self,
+        settings: SpoolSettings,
+        *,
+        reactor: SpoolReactor,
+        threads: DiskThreads,
+        store: Store,
+        observer: SpoolObserver,
+        ledger: Ledger,
+        after_batch: Callable[[Sequence[Entry], Batch], None],
+    ) -> None:
+        self.healthy = True
+        self.ledger = ledger
+        self._settings = settings
+        self._reactor = reactor
+        self._threads = threads
+        self._store = store
+        self._observer = observer
+        self._after_batch = after_batch
+        self._pending: list[Entry] = []
+        self._running = False
+        self._closing = False
+        self._start_call: IDelayedCall | None = None
+        self._reopen_call: IDelayedCall | None = None
+        self._reopening = False
+        self._pause = settings.first_reopen
+        self._late: list[Settlement] = []
+        self._idle: list[Deferred[None]] = []
+
+    def submit(self, operation: Operation, value: object = None) -> Deferred[Any]:
+        """Have an operation done; fires with the value when that is on stable storage, else SpoolFull, SpoolError.
+
+        The Deferred has no canceller: giving up waiting does not undo the operation.
+        """
+        done: Deferred[Any] = Deferred()
+        if not self.healthy or self._closing:
+            if isinstance(operation, Settlement):
+                self._late.append(operation)
+            why = (
+                "the spool is closing"
+                if self._closing
+                else "the spool's disk failed and is not yet trusted again"
+            )
+            refused = Batch([operation], {operation: SpoolError(why)})
+            self._conclude([Entry(operation, done, value)], refused)
+            return done
+        self._pending.append(Entry(operation, done, value))
+        if not self._running and self._start_call is None:
+            # At the end of this turn of the reactor: all that it still brings goes along.
+            self._start_call = self._reactor.callLater(0, self._start)
+        return done
+
+    def nudge(self) -> None:
+        """Write what is left from a full disk, and tidy the log; to be called now and then."""
+        if self.healthy and not self._closing and not self._running:
+            self._run([])
+
+    async def close(self) -> None:
+        """Finish what was asked for, then stop."""
+        self._closing = True
+        if self._reopen_call is not None:
+            self._reopen_call.cancel()
+            self._reopen_call = None
+        while self._running or self._pending or self._reopening:
+            idle: Deferred[None] = Deferred()
+            self._idle.append(idle)
+            await idle
+        if self._start_call is not None:
+            self._start_call.cancel()
+            self._start_call = None
+
+    def _start(self) -> None:
+        self._start_call = None
+        if self._running:
+            return
+        if self._pending:
+            self._run(self._next_batch())
+        else:
+            self._tell_idle()
+
+    def _next_batch(self) -> list[Entry]:
+        pending = self._pending
+        octets = 0
+        for count, entry in enumerate(pending):
+            octets += entry.operation.cost
+            if count and (octets > self._settings.batch_bytes or count >= self._settings.batch_operations):
+                self._pending = pending[count:]
+                return pending[:count]
+        self._pending = []
+        return pending
+
+    def _run(self, entries: list[Entry]) -> None:
+        self._running = True
+        self._threads.start(self._work, entries)
+
+    def _work(self, entries: list[Entry]) -> None:
+        """In the commit thread."""
+        if entries or self._store.unsettled:
+            batch = self._store.apply([entry.operation for entry in entries])
+        else:
+            batch = Batch([])
+        self._reactor.callFromThread(self._finished, entries, batch)
+        if self._store.wants_checkpoint or not entries:
+            error = self._store.checkpoint()
+            if error is not None:
+                self._reactor.callFromThread(self._broke, error)
+
+    def _finished(self, entries: list[Entry], batch: Batch) -> None:
+        self._running = False
+        self.ledger.add(batch.ledger)
+        self._observe(entries, batch)
+        if batch.broken is not None:
+            self._broke(batch.broken)
+        # The next batch starts before the answers of this one are worked through.
+        if self._pending:
+            self._run(self._next_batch())
+        self._conclude(entries, batch)
+        if not self._running:
+            self._tell_idle()
+
+    def _conclude(self, entries: list[Entry], batch: Batch) -> None:
+        _answer(entries, batch)
+        try:
+            self._after_batch(entries, batch)
+        except Exception:
+            _log.failure("the spool could not tidy up after a commit", event="spool.after_batch_failed")
+
+    def _observe(self, entries: list[Entry], batch: Batch) -> None:
+        messages = sum(
+            1
+            for entry in entries
+            if isinstance(entry.operation, NewMessage) and entry.operation not in batch.errors
+        )
+        if messages:
+            self._observer.committed(messages, batch.seconds)
+        for kind in {_kind(error) for error in batch.errors.values() if error.__cause__ is not None}:
+            self._observer.failed(kind)
+
+    def _broke(self, error: BaseException) -> None:
+        if not self.healthy:
+            return
+        self.healthy = False
+        _log.critical(
+            "the spool's disk failed; nothing is accepted until it is trusted again",
+            event="spool.disk_failed",
+            reason=str(error),
+        )
+        pending, self._pending = self._pending, []
+        self._late.extend(entry.operation for entry in pending if isinstance(entry.operation, Settlement))
+        refused = Batch([entry.operation for entry in pending])
+        refused.refuse(refused.operations, refusal(error, "the spool's disk failed"))
+        self._conclude(pending, refused)
+        self._tell_idle()
+        self._schedule_reopen()
+
+    def _schedule_reopen(self) -> None:
+        if self._closing:
+            return
+        self._reopen_call = self._reactor.callLater(self._pause, self._reopen)
+        self._pause = min(self._pause * 2, self._settings.longest_reopen)
+
+    def _reopen(self) -> None:
+        self._reopen_call = None
+        self._reopening = True
+        late, self._late = self._late, []
+        self._threads.call(self._store.reopen, late).addCallbacks(self._reopened, self._still_broken)
+
+    def _reopened(self, ledger: Ledger) -> None:
+        self._reopening = False
+        self.healthy = True
+        self._pause = self._settings.first_reopen
+        self.ledger = ledger
+        _log.info("the spool's disk is trusted again", event="spool.disk_trusted")
+        if self._closing:
+            self._tell_idle()
+        else:
+            self.nudge()
+
+    def _still_broken(self, failure: Any) -> None:
+        self._reopening = False
+        _log.error("the spool's disk still fails", event="spool.disk_still_fails", reason=str(failure.value))
+        self._tell_idle()
+        self._schedule_reopen()
+
+    def _tell_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for done in idle:
+            done.callback(None)
+
+
+def _answer(entries: Iterable[Entry], batch: Batch) -> None:
+    errors = batch.errors
+    for entry in entries:
+        try:
+            error = errors.get(entry.operation) if errors else None
+            if error is None:
+                entry.done.callback(entry.value)
+            else:
+                entry.done.errback(error)
+        except Exception:
+            # One caller that spoiled its Deferred must not keep the others waiting.
+            _log.failure("an answer of the spool could not be given", event="spool.answer_failed")
+
+
+def _kind(error: SpoolError) -> str:
+    cause = error.__cause__
+    return trouble_of(cause).value if cause is not None else "operation"

@@ -1,0 +1,69 @@
+"""The content of a queued message as a binary file: the header block, then the body."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import BinaryIO
+
+from elemta.errors import SpoolError
+
+
+class Content(io.RawIOBase):
+    """Reads a header block and a body as one; ``size`` is the octets of both. Seekable, to be sent again.
+
+    Unlike a raw file, `read` gives exactly what was asked for until the end. Reading a large message reads
+    a file: do it in a thread, or in pieces.
+    """
+
+    def __init__(self, header: bytes, body: BinaryIO, body_size: int) -> None:
+        super().__init__()
+        self._header = header
+        self._body = body
+        self._position = 0
+        self.size = len(header) + body_size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, base + offset)
+        self._body.seek(max(0, self._position - len(self._header)))
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]  # the stub has no name for a buffer
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most ``size`` octets, fewer only at the end; all that is left for a negative size."""
+        left = max(0, self.size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        parts: list[bytes] = []
+        if self._position < len(self._header) and wanted:
+            parts.append(self._header[self._position : self._position + wanted])
+        missing = wanted - sum(map(len, parts))
+        while missing:
+            piece = self._body.read(missing)
+            if not piece:
+                raise SpoolError("the body of a queued message is shorter than it was")
+            parts.append(piece)
+            missing -= len(piece)
+        self._position += wanted
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._body.close()
+        super().close()

@@ -1,0 +1,126 @@
+"""The system calls that durability rests on, and what their failures mean.
+
+`Disk` is a seam: tests make a call fail or record the order of calls.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elemta.errors import SpoolError, SpoolFull
+
+_IOV_MAX = 512
+_sync_data = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Free space for this process, in bytes and in files (None: the file system does not count them)."""
+
+    free: int
+    files: int | None
+
+
+class Disk:
+    """The real disk."""
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        """A connection whose transactions are all explicit; threads take turns with it."""
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+
+    def create(self, path: Path) -> int:
+        """Open a new file for appending; it must not be there yet."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def write(self, descriptor: int, chunks: Sequence[bytes]) -> None:
+        """Write all chunks, however short the single writes are."""
+        waiting = [memoryview(chunk) for chunk in chunks if chunk]
+        while waiting:
+            written = os.writev(descriptor, waiting[:_IOV_MAX])
+            while waiting and written >= len(waiting[0]):
+                written -= len(waiting.pop(0))
+            if written:
+                waiting[0] = waiting[0][written:]
+
+    def sync_file(self, descriptor: int) -> None:
+        """Return when the file's data are on stable storage. A failure is final for this file."""
+        _sync_data(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        """Return when the directory's entries (new names, renames) are on stable storage."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def names(self, path: Path) -> list[str]:
+        return os.listdir(path)
+
+    def room(self, path: Path) -> Room:
+        status = os.statvfs(path)
+        return Room(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
+
+
+class Trouble(enum.Enum):
+    """What a failure says about the disk and the database connection.
+
+    FULL: no room; the transaction is rolled back and the connection still good. BUSY: someone else holds
+    the database. OPERATION: this one operation can't be done. BROKEN: nothing that this connection
+    believes may be trusted any more.
+    """
+
+    FULL = "full"
+    BUSY = "busy"
+    OPERATION = "operation"
+    BROKEN = "disk"
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BY_CODE = {
+    sqlite3.SQLITE_FULL: Trouble.FULL,
+    sqlite3.SQLITE_BUSY: Trouble.BUSY,
+    sqlite3.SQLITE_LOCKED: Trouble.BUSY,
+    sqlite3.SQLITE_CONSTRAINT: Trouble.OPERATION,
+    sqlite3.SQLITE_MISMATCH: Trouble.OPERATION,
+    sqlite3.SQLITE_TOOBIG: Trouble.OPERATION,
+    sqlite3.SQLITE_RANGE: Trouble.OPERATION,
+}
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """Classify a failure. What is not known for certain to be harmless is BROKEN."""
+    if isinstance(error, OSError):
+        return Trouble.FULL if error.errno in _NO_ROOM else Trouble.BROKEN
+    if isinstance(error, sqlite3.Error):
+        code: int | None = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            # The sqlite3 module itself refused (a value that can't be bound): SQLite never saw it.
+            return Trouble.OPERATION
+        return _BY_CODE.get(code & 0xFF, Trouble.BROKEN)
+    return Trouble.OPERATION
+
+
+def refusal(error: BaseException, what: str) -> SpoolError:
+    """The error that a caller gets: SpoolFull (452) where there is no room, else SpoolError (451)."""
+    if isinstance(error, SpoolError):
+        return error
+    kind = SpoolFull if trouble_of(error) is Trouble.FULL else SpoolError
+    refused = kind(f"{what}: {error}")
+    refused.__cause__ = error
+    return refused

@@ -1,0 +1,124 @@
+"""What can be asked of the queue database: the reactor thread makes it, the commit thread carries it out."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from elemta.errors import SpoolError, SpoolFull
+from elemta.outcome import Outcome
+from elemta.spool.records import State
+
+
+@dataclass(slots=True, eq=False)
+class NewMessage:
+    """A message to take in. ``content`` is None where the body is in a file: synced, not yet renamed."""
+
+    key: int
+    queue_id: str
+    state: State
+    received_at: float
+    size: int
+    pending: int
+    hold_reason: str | None
+    envelope: str
+    header: bytes
+    content: bytes | None
+
+    @property
+    def cost(self) -> int:
+        return len(self.header) + len(self.envelope) + (len(self.content) if self.content is not None else 0)
+
+
+@dataclass(slots=True, eq=False)
+class Settlement:
+    """What became of an attempt, and what to do with the recipients that are left."""
+
+    key: int
+    queue_id: str
+    outcomes: Sequence[Outcome]
+    retry_at: float | None
+    hold_reason: str | None
+
+    @property
+    def cost(self) -> int:
+        return 256 * len(self.outcomes)
+
+
+class Action(enum.Enum):
+    """What an operator can do to a message."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    RETRY = "retry"
+    DELETE = "delete"
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold."""
+
+    key: int
+    queue_id: str
+    action: Action
+    at: float
+    reason: str
+
+    @property
+    def cost(self) -> int:
+        return 256
+
+
+Operation = NewMessage | Settlement | Change
+
+
+@dataclass(slots=True)
+class Ledger:
+    """How the numbers of the queue change: messages and octets by state."""
+
+    messages: Counter[State] = field(default_factory=Counter)
+    octets: Counter[State] = field(default_factory=Counter)
+
+    def enter(self, state: State, size: int) -> None:
+        self.messages[state] += 1
+        self.octets[state] += size
+
+    def leave(self, state: State, size: int) -> None:
+        self.messages[state] -= 1
+        self.octets[state] -= size
+
+    def add(self, other: Ledger) -> None:
+        for state, number in other.messages.items():
+            self.messages[state] += number
+        for state, number in other.octets.items():
+            self.octets[state] += number
+
+
+@dataclass(slots=True)
+class Batch:
+    """The operations of one transaction and what became of each.
+
+    ``errors`` has an entry for each operation that was not done; ``freed`` are queue ids whose body file may
+    go now that the transaction is on disk; ``broken`` is the failure after which nothing is trusted.
+    """
+
+    operations: list[Operation]
+    errors: dict[Operation, SpoolError] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    freed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    broken: BaseException | None = None
+    full: bool = False
+
+    def open(self) -> list[Operation]:
+        """The operations that nothing has gone wrong with yet."""
+        if not self.errors:
+            return self.operations
+        return [operation for operation in self.operations if operation not in self.errors]
+
+    def refuse(self, operations: Iterable[Operation], error: SpoolError) -> None:
+        for operation in operations:
+            self.errors.setdefault(operation, error)
+        self.full = self.full or isinstance(error, SpoolFull)

@@ -1,0 +1,51 @@
+"""Queue ids: short, unique over nodes and restarts, in the order of time, safe in file names of any case.
+
+A queue id is 90 bits in 18 characters of Crockford's base 32: 51 bits of microseconds since 2020, then 39
+random bits. Its first 12 characters are the key of the message's row, so that no second index is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_VALUES = {char: value for value, char in enumerate(_ALPHABET)}
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+_EPOCH = 1_577_836_800  # 2020-01-01T00:00:00Z
+_RANDOM_BITS = 39
+_LENGTH = 18
+_KEY_LENGTH = 12
+_SHIFTS = tuple(range(80, -1, -10))
+
+
+class QueueIds:
+    """Gives queue ids that grow strictly within one process, also when the clock steps back."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        # Uniqueness is needed here, not secrecy: the generator is seeded per process and fast.
+        self._draw = random.Random(os.urandom(16)).getrandbits  # noqa: S311
+        self._last = 0
+
+    def next(self) -> str:
+        moment = int((self._seconds() - _EPOCH) * 1_000_000)
+        if moment <= self._last:
+            moment = self._last + 1
+        self._last = moment
+        number = (moment << _RANDOM_BITS) | self._draw(_RANDOM_BITS)
+        return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+
+
+def row_key(queue_id: str) -> int | None:
+    """The key of a message's row, 60 bits; None for text that can't be a queue id."""
+    if len(queue_id) != _LENGTH:
+        return None
+    key = 0
+    for char in queue_id[:_KEY_LENGTH]:
+        value = _VALUES.get(char)
+        if value is None:
+            return None
+        key = key << 5 | value
+    return key

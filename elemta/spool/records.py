@@ -1,0 +1,199 @@
+"""The values that the spool takes and gives."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from elemta.address import Address
+from elemta.envelope import Client, Envelope, MailParameters, Recipient
+from elemta.outcome import Status
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+
+
+class State(enum.Enum):
+    """Where a queued message stands.
+
+    ACTIVE: to be delivered as soon as possible. DEFERRED: an attempt failed for now, the next has a
+    time. HOLD: kept, visible, and not delivered until an operator releases it.
+    """
+
+    ACTIVE = "active"
+    DEFERRED = "deferred"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """Where the spool lives and what it may use. Sizes are bytes, times seconds.
+
+    ``partition`` is the part of the directory that this process owns alone. Below ``minimum_free``
+    there is no room. Bodies up to ``inline_limit`` live in memory, then in the database; larger ones
+    stream to a file. A writer is congested beyond ``congestion`` unwritten bytes; all writers together
+    keep to ``memory``. One transaction takes at most ``batch_operations`` and ``batch_bytes``.
+    ``history`` is the number of attempts kept for a message.
+    """
+
+    directory: Path
+    partition: int = 0
+    minimum_free: int = 256 * _MIB
+    inline_limit: int = 64 * _KIB
+    congestion: int = _MIB
+    memory: int = 64 * _MIB
+    batch_operations: int = 1000
+    batch_bytes: int = 16 * _MIB
+    history: int = 50
+    file_threads: int = 4
+    refresh: float = 5.0
+    first_reopen: float = 0.1
+    longest_reopen: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What the spool needs beside the body to take responsibility for a message.
+
+    ``header_block`` are the fields put in front of the body (trace and added fields, each ending in
+    CRLF); ``received_at`` is seconds since the epoch. With a ``hold_reason`` the message goes to HOLD.
+    """
+
+    sender: Address
+    recipients: tuple[Recipient, ...]
+    parameters: MailParameters
+    client: Client
+    header_block: bytes
+    received_at: float
+    hold_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedMessage:
+    """A message as delivery sees it.
+
+    ``pending`` are the recipients that still need an attempt, a part of ``envelope.recipients``;
+    ``attempts`` how many were made; ``next_attempt_at`` seconds since the epoch.
+    """
+
+    envelope: Envelope
+    state: State
+    attempts: int
+    pending: tuple[Recipient, ...]
+    next_attempt_at: float
+    hold_reason: str | None = None
+
+    @property
+    def queue_id(self) -> str:
+        return self.envelope.queue_id
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientRecord:
+    """One recipient and the last that became of it; ``status`` is None before the first attempt.
+
+    ``pending`` says whether it still needs an attempt: a failed recipient of a held message does.
+    """
+
+    recipient: Recipient
+    pending: bool
+    status: Status | None = None
+    code: int = 0
+    enhanced: str = ""
+    text: str = ""
+    route: str = ""
+    next_hop: str = ""
+    at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One delivery attempt for one recipient, as its outcome told it."""
+
+    number: int
+    recipient: Address
+    status: Status
+    code: int
+    enhanced: str
+    text: str
+    route: str
+    next_hop: str
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSummary:
+    """A line of the queue listing. ``size`` is octets as sent on; times are seconds since the epoch."""
+
+    queue_id: str
+    state: State
+    sender: Address
+    recipients: int
+    pending: int
+    size: int
+    received_at: float
+    next_attempt_at: float
+    attempts: int
+    hold_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """Everything that the spool knows about a message but its content. ``history`` is oldest first."""
+
+    message: QueuedMessage
+    recipients: tuple[RecipientRecord, ...]
+    history: tuple[AttemptRecord, ...]
+    in_file: bool
+
+    @property
+    def envelope(self) -> Envelope:
+        return self.message.envelope
+
+    @property
+    def queue_id(self) -> str:
+        return self.message.queue_id
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStats:
+    """The queue in numbers: messages and octets by state, the oldest message's age in seconds (0.0: empty),
+    free bytes on the disk, and whether the disk can be trusted right now."""
+
+    messages: Mapping[State, int]
+    octets: Mapping[State, int]
+    oldest_age: float
+    free: int
+    healthy: bool
+
+    @property
+    def total(self) -> int:
+        return sum(self.messages.values())
+
+    @property
+    def total_octets(self) -> int:
+        return sum(self.octets.values())
+
+
+class SpoolObserver(Protocol):
+    """What the spool tells the metrics, in the reactor thread."""
+
+    def committed(self, messages: int, seconds: float) -> None:
+        """One synced transaction took in this many new messages, in this many seconds."""
+
+    def failed(self, kind: str) -> None:
+        """Something failed: ``full``, ``busy``, ``operation``, ``body``, or ``disk`` (now not trusted)."""
+
+
+class Unobserved:
+    """An observer that does not care."""
+
+    def committed(self, messages: int, seconds: float) -> None:
+        pass
+
+    def failed(self, kind: str) -> None:
+        pass

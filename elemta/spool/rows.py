@@ -1,0 +1,103 @@
+"""Envelopes as rows: how values become columns, and come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from elemta.address import NULL, Address
+from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
+from elemta.spool.records import QueuedMessage, State, Submission
+
+STATE_CODES: Mapping[State, int] = {State.ACTIVE: 0, State.DEFERRED: 1, State.HOLD: 2}
+STATES: Mapping[int, State] = {code: state for state, code in STATE_CODES.items()}
+
+# What `message_of` reads, in this order.
+MESSAGE_COLUMNS = (
+    "m.queue_id, m.state, m.next_attempt_at, m.received_at, m.size,"
+    " m.attempts, m.hold_reason, m.envelope, m.pending"
+)
+
+_NO_PARAMETERS = MailParameters()
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def encode_envelope(submission: Submission) -> str:
+    """The parts of an envelope that no query looks into, as JSON; ASCII, so that any text survives."""
+    client = submission.client
+    value: dict[str, object] = {
+        "from": (submission.sender.local, submission.sender.domain),
+        "to": [_recipient_parts(recipient) for recipient in submission.recipients],
+        "client": (client.ip, client.helo, client.listener, client.session_id, client.user, client.tls),
+    }
+    if submission.parameters != _NO_PARAMETERS:
+        value["mail"] = _parameter_parts(submission.parameters)
+    return _encode(value)
+
+
+def _recipient_parts(recipient: Recipient) -> tuple[object, ...]:
+    address = recipient.address
+    if recipient.notify is None and recipient.orcpt is None:
+        return (address.local, address.domain)
+    notify = None if recipient.notify is None else recipient.notify.value
+    return (address.local, address.domain, notify, recipient.orcpt)
+
+
+def _parameter_parts(parameters: MailParameters) -> dict[str, object]:
+    parts: dict[str, object] = {
+        "size": parameters.size,
+        "body": parameters.body and parameters.body.value,
+        "smtputf8": parameters.smtputf8 or None,
+        "ret": parameters.ret and parameters.ret.value,
+        "envid": parameters.envid,
+        "auth": parameters.auth,
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def decode_envelope(queue_id: str, received_at: float, size: int, text: str) -> Envelope:
+    value: dict[str, Any] = json.loads(text)
+    sender = value["from"]
+    return Envelope(
+        queue_id=queue_id,
+        sender=Address(sender[0], sender[1]) if sender[0] or sender[1] else NULL,
+        recipients=tuple(_recipient_of(parts) for parts in value["to"]),
+        received_at=received_at,
+        size=size,
+        parameters=_parameters_of(value.get("mail")),
+        client=Client(*value["client"]),
+    )
+
+
+def _recipient_of(parts: Sequence[Any]) -> Recipient:
+    address = Address(parts[0], parts[1])
+    if len(parts) == 2:
+        return Recipient(address)
+    return Recipient(address, None if parts[2] is None else Notify(parts[2]), parts[3])
+
+
+def _parameters_of(parts: Mapping[str, Any] | None) -> MailParameters:
+    if not parts:
+        return _NO_PARAMETERS
+    body = parts.get("body")
+    ret = parts.get("ret")
+    return MailParameters(
+        size=parts.get("size"),
+        body=None if body is None else BodyType(body),
+        smtputf8=bool(parts.get("smtputf8")),
+        ret=None if ret is None else Return(ret),
+        envid=parts.get("envid"),
+        auth=parts.get("auth"),
+    )
+
+
+def message_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
+    """A row of `MESSAGE_COLUMNS` and the positions of the recipients that need no attempt any more."""
+    queue_id, state, next_attempt_at, received_at, size, attempts, hold_reason, text = row[:8]
+    envelope = decode_envelope(queue_id, received_at, size, text)
+    done = frozenset(finished)
+    pending = envelope.recipients
+    if done:
+        pending = tuple(recipient for place, recipient in enumerate(pending) if place not in done)
+    return QueuedMessage(envelope, STATES[state], attempts, pending, next_attempt_at, hold_reason)

@@ -1,0 +1,148 @@
+"""The format of the queue database, and the way from every older one to it.
+
+The version is SQLite's ``user_version``; ``application_id`` marks the file as ours. Version 1 is the format
+of the pre-releases: no reason for a hold, no count and no history of attempts.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from twisted.logger import Logger
+
+from elemta.errors import SpoolFormatError
+
+_log = Logger()
+
+APPLICATION_ID = 0x454C4D54  # "ELMT"
+VERSION = 2
+
+_MARK = f"PRAGMA application_id = {APPLICATION_ID}"
+_DUE = "CREATE INDEX message_due ON message (state, next_attempt_at)"
+_IN_FILE = "CREATE INDEX message_in_file ON message (id) WHERE in_file = 1"
+_BODY = "CREATE TABLE body (id INTEGER PRIMARY KEY, header BLOB NOT NULL, content BLOB)"
+# The listing by state pages through these; ACTIVE has none because every accepted message would pay for it.
+_BY_STATE = (
+    "CREATE INDEX message_deferred ON message (id) WHERE state = 1",
+    "CREATE INDEX message_held ON message (id) WHERE state = 2",
+)
+# A recipient has a row from its first outcome on; until then the envelope says all there is to say.
+_RECIPIENT = """CREATE TABLE recipient (
+    message_id INTEGER NOT NULL, position INTEGER NOT NULL, pending INTEGER NOT NULL,
+    status TEXT NOT NULL, code INTEGER NOT NULL, enhanced TEXT NOT NULL, text TEXT NOT NULL,
+    route TEXT NOT NULL, next_hop TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (message_id, position)) WITHOUT ROWID"""
+_ATTEMPT = """CREATE TABLE attempt (
+    message_id INTEGER NOT NULL, number INTEGER NOT NULL, position INTEGER NOT NULL,
+    status TEXT NOT NULL, code INTEGER NOT NULL, enhanced TEXT NOT NULL, text TEXT NOT NULL,
+    route TEXT NOT NULL, next_hop TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (message_id, number)) WITHOUT ROWID"""
+
+VERSION_1 = (
+    _MARK,
+    """CREATE TABLE message (
+    id INTEGER PRIMARY KEY, queue_id TEXT NOT NULL, state INTEGER NOT NULL CHECK (state BETWEEN 0 AND 2),
+    next_attempt_at REAL NOT NULL, received_at REAL NOT NULL, size INTEGER NOT NULL,
+    in_file INTEGER NOT NULL, envelope TEXT NOT NULL)""",
+    _DUE,
+    _IN_FILE,
+    _BODY,
+    """CREATE TABLE recipient (
+    message_id INTEGER NOT NULL, position INTEGER NOT NULL, delivered INTEGER NOT NULL,
+    text TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (message_id, position)) WITHOUT ROWID""",
+    "PRAGMA user_version = 1",
+)
+
+_CURRENT = (
+    _MARK,
+    """CREATE TABLE message (
+    id INTEGER PRIMARY KEY, queue_id TEXT NOT NULL, state INTEGER NOT NULL CHECK (state BETWEEN 0 AND 2),
+    next_attempt_at REAL NOT NULL, received_at REAL NOT NULL, size INTEGER NOT NULL,
+    in_file INTEGER NOT NULL, envelope TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    pending INTEGER NOT NULL DEFAULT 0, hold_reason TEXT)""",
+    _DUE,
+    _IN_FILE,
+    *_BY_STATE,
+    _BODY,
+    _RECIPIENT,
+    _ATTEMPT,
+    f"PRAGMA user_version = {VERSION}",
+)
+
+# From the version that is the key to the next one.
+_STEPS = {
+    1: (
+        "ALTER TABLE message ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE message ADD COLUMN pending INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE message ADD COLUMN hold_reason TEXT",
+        "ALTER TABLE recipient RENAME TO recipient_1",
+        _RECIPIENT,
+        """INSERT INTO recipient SELECT message_id, position, NOT delivered,
+        CASE WHEN delivered THEN 'delivered' ELSE 'deferred' END, 0, '', text, '', '', at FROM recipient_1""",
+        "DROP TABLE recipient_1",
+        _ATTEMPT,
+        *_BY_STATE,
+        # A recipient with an outcome means that there was an attempt, though nobody counted how many.
+        """UPDATE message SET
+        attempts = EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = message.id),
+        pending = json_array_length(envelope, '$.to')
+            - (SELECT count(*) FROM recipient r WHERE r.message_id = message.id AND NOT r.pending),
+        hold_reason = CASE state WHEN 2 THEN 'held before the upgrade; the reason was not recorded' END""",
+        "PRAGMA user_version = 2",
+    ),
+}
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Bring a database to the current version, or create it; each step is one transaction.
+
+    SpoolFormatError: written by a newer Elemta, or not a queue database at all (then nothing is changed).
+    """
+    version = format_of(connection)
+    if version == VERSION:
+        return
+    if version == 0:
+        _run(connection, _CURRENT)
+        return
+    while version < VERSION:
+        _log.info(
+            "upgrading the spool's format",
+            event="spool.upgrade",
+            from_version=version,
+            to_version=version + 1,
+        )
+        _run(connection, _STEPS[version])
+        version += 1
+
+
+def format_of(connection: sqlite3.Connection) -> int:
+    """The version of a database that is ours, 0 for an empty one."""
+    try:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        mark: int = connection.execute("PRAGMA application_id").fetchone()[0]
+        empty = not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+            raise SpoolFormatError("queue.db is not a database") from error
+        raise
+    if empty and version == 0:
+        return 0
+    if mark != APPLICATION_ID or version == 0:
+        raise SpoolFormatError("queue.db is a database, but not of Elemta's spool")
+    if version > VERSION:
+        raise SpoolFormatError(
+            f"the spool has format {version}, written by a newer Elemta; this one knows up to {VERSION}"
+        )
+    return version
+
+
+def _run(connection: sqlite3.Connection, statements: tuple[str, ...]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,416 @@
+"""The durable queue as the rest of Elemta sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import BinaryIO, ParamSpec, TypeVar, cast
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.envelope import Envelope
+from elemta.errors import SpoolError, UnknownMessage
+from elemta.outcome import Outcome
+from elemta.spool.bodies import Bodies, MessageWriter
+from elemta.spool.commits import Entry, GroupCommit
+from elemta.spool.disk import Disk, Room
+from elemta.spool.operations import Action, Batch, Change, Ledger, NewMessage, Settlement
+from elemta.spool.partition import Partition
+from elemta.spool.queries import Queries
+from elemta.spool.queueid import QueueIds, row_key
+from elemta.spool.records import (
+    MessageRecord,
+    MessageSummary,
+    QueuedMessage,
+    SpoolObserver,
+    SpoolSettings,
+    SpoolStats,
+    State,
+    Submission,
+    Unobserved,
+)
+from elemta.spool.rows import encode_envelope
+from elemta.spool.store import Store
+from elemta.spool.threads import SpoolReactor, SpoolThreads
+
+_log = Logger()
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Spool:
+    """One partition of the queue, owned by this process. Made by `open`; all is for the reactor thread.
+
+    What a Deferred or coroutine of the spool confirms is on stable storage. Nothing that it gives out can be
+    cancelled half way: giving up waiting does not undo the work.
+    """
+
+    def __init__(
+        self,
+        settings: SpoolSettings,
+        *,
+        reactor: SpoolReactor,
+        observer: SpoolObserver,
+        disk: Disk,
+        partition: Partition,
+        threads: SpoolThreads,
+        store: Store,
+        ledger: Ledger,
+        room: Room,
+    ) -> None:
+        self.settings = settings
+        self._reactor = reactor
+        self._disk = disk
+        self._partition = partition
+        self._threads = threads
+        self._store = store
+        self._room = room
+        self._queries = Queries(partition.places, disk)
+        self._bodies = Bodies(settings, partition.places, disk, threads.files, observer)
+        self._ids = QueueIds(reactor.seconds)
+        self._commits = GroupCommit(
+            settings,
+            reactor=reactor,
+            threads=threads.commit,
+            store=store,
+            observer=observer,
+            ledger=ledger,
+            after_batch=self._after_batch,
+        )
+        self._writers: dict[NewMessage, MessageWriter] = {}
+        self._listeners: list[Callable[[QueuedMessage], None]] = []
+        self._due_listeners: list[Callable[[], None]] = []
+        self._closed = False
+        self._syncing = 0
+        self._synced: list[Deferred[None]] = []
+        self._refresh_call: IDelayedCall | None = reactor.callLater(settings.refresh, self._refresh)
+
+    @classmethod
+    async def open(
+        cls,
+        settings: SpoolSettings,
+        *,
+        reactor: SpoolReactor,
+        observer: SpoolObserver | None = None,
+        disk: Disk | None = None,
+    ) -> Spool:
+        """Take the partition, upgrade its format, clean up after a crash, and count.
+
+        SpoolLocked: another process owns it. SpoolFormatError: written by a newer Elemta, or no spool.
+        SpoolError: it can't be used.
+        """
+        disk = disk or Disk()
+        partition = Partition(settings.directory, settings.partition, disk)
+        store = Store(partition.places, disk, settings.history)
+        threads = SpoolThreads(reactor, settings.file_threads)
+
+        def prepare() -> tuple[Ledger, Room]:
+            partition.claim()
+            try:
+                return store.open(), disk.room(settings.directory)
+            except BaseException:
+                store.close()
+                partition.leave()
+                raise
+
+        try:
+            ledger, room = await threads.commit.call(prepare)
+        except BaseException:
+            threads.stop()
+            raise
+        _log.info(
+            "the spool is open",
+            event="spool.open",
+            partition=settings.partition,
+            active=ledger.messages[State.ACTIVE],
+            deferred=ledger.messages[State.DEFERRED],
+            hold=ledger.messages[State.HOLD],
+        )
+        return cls(
+            settings,
+            reactor=reactor,
+            observer=observer or Unobserved(),
+            disk=disk,
+            partition=partition,
+            threads=threads,
+            store=store,
+            ledger=ledger,
+            room=room,
+        )
+
+    async def close(self) -> None:
+        """Finish what is under way, then give up the partition. What comes meanwhile is refused."""
+        if self._closed:
+            return
+        self._closed = True
+        while self._syncing:
+            await self._next_synced()
+        if self._refresh_call is not None:
+            self._refresh_call.cancel()
+            self._refresh_call = None
+        for writer in tuple(self._bodies.writers):
+            writer.discard()
+        await self._commits.close()
+        await self._threads.read.call(self._queries.close)
+        await self._threads.commit.call(self._store.close)
+        self._threads.stop()
+        self._partition.leave()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the disk is trusted. While it is not, everything new gets SpoolError at once."""
+        return self._commits.healthy
+
+    @property
+    def messages(self) -> dict[State, int]:
+        """How many messages there are by state, without asking the disk."""
+        return {state: self._commits.ledger.messages[state] for state in State}
+
+    def has_room(self, size: int = 0) -> bool:
+        """Whether a message of this size leaves ``minimum_free`` on the disk, as of a few seconds ago."""
+        room = self._room
+        return room.free - size >= self.settings.minimum_free and room.files != 0
+
+    def begin(self) -> MessageWriter:
+        """A writer for a new message, which has its queue id at once."""
+        return MessageWriter(self._ids.next(), self._bodies)
+
+    def commit(self, writer: MessageWriter, submission: Submission) -> Deferred[Envelope]:
+        """Take responsibility for a message; fires when it is on stable storage.
+
+        SpoolFull: there is no room (452). SpoolError: local trouble (451). The writer is used up either way.
+        """
+        key = row_key(writer.queue_id)
+        refused = self._refusal(writer, submission)
+        if refused is not None or key is None:
+            writer.discard()
+            return fail(refused or UnknownMessage(writer.queue_id))
+        envelope = Envelope(
+            queue_id=writer.queue_id,
+            sender=submission.sender,
+            recipients=submission.recipients,
+            received_at=submission.received_at,
+            size=len(submission.header_block) + writer.size,
+            parameters=submission.parameters,
+            client=submission.client,
+        )
+        operation = NewMessage(
+            key=key,
+            queue_id=writer.queue_id,
+            state=State.ACTIVE if submission.hold_reason is None else State.HOLD,
+            received_at=submission.received_at,
+            size=envelope.size,
+            pending=len(submission.recipients),
+            hold_reason=submission.hold_reason,
+            envelope=encode_envelope(submission),
+            header=submission.header_block,
+            content=None if writer.in_file else writer.take(),
+        )
+        self._writers[operation] = writer
+        if operation.content is not None:
+            return cast("Deferred[Envelope]", self._commits.submit(operation, envelope))
+        done: Deferred[Envelope] = Deferred()
+        self._syncing += 1
+        writer.finish().addCallbacks(
+            self._commit_large,
+            self._body_failed,
+            callbackArgs=(operation, envelope, done),
+            errbackArgs=(operation, done),
+        )
+        return done
+
+    def settle(
+        self, queue_id: str, outcomes: Sequence[Outcome], *, retry_at: float | None, hold_reason: str | None
+    ) -> Deferred[None]:
+        """Record what became of an attempt; fires when that is on stable storage.
+
+        Recipients with a delivered or failed outcome are done; when none is left, the message is removed.
+        With ``hold_reason`` failed recipients stay pending and the message goes to HOLD; else with
+        ``retry_at`` it is DEFERRED until then; with neither it keeps its state (other recipients are still
+        under way). A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
+        in memory and stores them as soon as the disk lets it.
+        """
+        key = row_key(queue_id)
+        if key is None:
+            return fail(_unknown(queue_id))
+        return cast(
+            "Deferred[None]",
+            self._commits.submit(Settlement(key, queue_id, tuple(outcomes), retry_at, hold_reason)),
+        )
+
+    async def hold(self, queue_id: str, reason: str = "held by the operator") -> None:
+        """Keep a message from being delivered. UnknownMessage; SpoolError."""
+        await self._change(queue_id, Action.HOLD, reason)
+
+    async def release(self, queue_id: str) -> None:
+        """Deliver a held message now; no effect on one that is not held. UnknownMessage; SpoolError."""
+        await self._change(queue_id, Action.RELEASE)
+        self._tell_due()
+
+    async def retry(self, queue_id: str) -> None:
+        """Attempt a deferred message now. UnknownMessage; SpoolError, also for a message on hold."""
+        await self._change(queue_id, Action.RETRY)
+        self._tell_due()
+
+    async def delete(self, queue_id: str) -> None:
+        """Remove a message for good, whatever its state. UnknownMessage; SpoolError."""
+        await self._change(queue_id, Action.DELETE)
+
+    async def due(self, now: float, limit: int, excluding: Collection[str] = ()) -> list[QueuedMessage]:
+        """At most ``limit`` messages to attempt now but for those ``excluding`` names; active ones first."""
+        return await self._read(self._queries.due, now, limit, tuple(excluding))
+
+    async def next_due(self, excluding: Collection[str] = ()) -> float | None:
+        """When the next attempt is due, in seconds since the epoch; in the past if one is due already."""
+        return await self._read(self._queries.next_due, tuple(excluding))
+
+    async def open_content(self, queue_id: str) -> BinaryIO:
+        """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
+        return cast(BinaryIO, await self._read(self._queries.content, queue_id))
+
+    async def show(self, queue_id: str) -> MessageRecord:
+        """All that is known of a message but its content. UnknownMessage."""
+        return await self._read(self._queries.show, queue_id)
+
+    async def stats(self) -> SpoolStats:
+        """The queue in numbers."""
+        oldest = await self._read(self._queries.oldest)
+        ledger = self._commits.ledger
+        return SpoolStats(
+            messages={state: ledger.messages[state] for state in State},
+            octets={state: ledger.octets[state] for state in State},
+            oldest_age=0.0 if oldest is None else max(0.0, self._reactor.seconds() - oldest),
+            free=self._room.free,
+            healthy=self.healthy,
+        )
+
+    def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
+        """Call this with each new active message, in the reactor thread, after its commit."""
+        self._listeners.append(callback)
+
+    def on_due(self, callback: Callable[[], None]) -> None:
+        """Call this when an operator made a message due (`retry`, `release`), in the reactor thread."""
+        self._due_listeners.append(callback)
+
+    def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
+        """Do blocking work on a message's content, such as a read, in one of the spool's threads."""
+        return self._threads.files.call(work, *args, **kwargs)
+
+    def _refusal(self, writer: MessageWriter, submission: Submission) -> SpoolError | None:
+        if self._closed:
+            return SpoolError("the spool is closed")
+        if writer.ended:
+            return SpoolError("the message is already committed or discarded")
+        if not submission.recipients:
+            return SpoolError("a message needs a recipient")
+        if not self.healthy:
+            return SpoolError("the spool's disk failed and is not yet trusted again")
+        return writer.failure
+
+    def _commit_large(
+        self, _: None, operation: NewMessage, envelope: Envelope, done: Deferred[Envelope]
+    ) -> None:
+        self._commits.submit(operation, envelope).addCallbacks(done.callback, done.errback)
+        self._tell_synced()
+
+    def _body_failed(self, failure: Failure, operation: NewMessage, done: Deferred[Envelope]) -> None:
+        self._writers.pop(operation).release()
+        done.errback(failure)
+        self._tell_synced()
+
+    def _next_synced(self) -> Deferred[None]:
+        synced: Deferred[None] = Deferred()
+        self._synced.append(synced)
+        return synced
+
+    def _tell_synced(self) -> None:
+        self._syncing -= 1
+        synced, self._synced = self._synced, []
+        for done in synced:
+            done.callback(None)
+
+    async def _change(self, queue_id: str, action: Action, reason: str = "") -> None:
+        key = row_key(queue_id)
+        if key is None:
+            raise _unknown(queue_id)
+        await self._commits.submit(Change(key, queue_id, action, self._reactor.seconds(), reason))
+
+    async def _read(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._closed:
+            raise SpoolError("the spool is closed")
+        return await self._threads.read.call(work, *args, **kwargs)
+
+    def _after_batch(self, entries: Sequence[Entry], batch: Batch) -> None:
+        if batch.full:
+            # The next refresh tells how it really is; until then no one is invited to send more.
+            self._room = Room(0, self._room.files)
+        if batch.freed:
+            self._threads.files.start(self._remove_bodies, batch.freed)
+        for entry in entries:
+            operation = entry.operation
+            if isinstance(operation, NewMessage):
+                self._writers.pop(operation).release()
+                if operation.state is State.ACTIVE and operation not in batch.errors:
+                    self._tell_committed(operation, cast(Envelope, entry.value))
+
+    def _tell_committed(self, operation: NewMessage, envelope: Envelope) -> None:
+        if not self._listeners:
+            return
+        message = QueuedMessage(envelope, State.ACTIVE, 0, envelope.recipients, operation.received_at)
+        for listener in self._listeners:
+            try:
+                listener(message)
+            except Exception:
+                _log.failure("a listener of the spool failed", event="spool.listener_failed")
+
+    def _tell_due(self) -> None:
+        for listener in self._due_listeners:
+            try:
+                listener()
+            except Exception:
+                _log.failure("a listener of the spool failed", event="spool.listener_failed")
+
+    def _remove_bodies(self, queue_ids: Sequence[str]) -> None:
+        """In a disk thread: the rows are gone for good, so the files may go. The next start removes the rest."""
+        for queue_id in queue_ids:
+            try:
+                self._disk.unlink(self._partition.places.body(queue_id))
+            except OSError as error:
+                _log.warn(
+                    "a body file could not be removed",
+                    event="spool.body_left",
+                    queue_id=queue_id,
+                    reason=str(error),
+                )
+
+    def _refresh(self) -> None:
+        self._refresh_call = None
+        self._commits.nudge()
+        self._threads.files.call(self._disk.room, self.settings.directory).addCallbacks(
+            self._refreshed, self._refresh_failed
+        )
+
+    def _refreshed(self, room: Room) -> None:
+        self._room = room
+        if not self._closed:
+            self._refresh_call = self._reactor.callLater(self.settings.refresh, self._refresh)
+
+    def _refresh_failed(self, failure: Failure) -> None:
+        _log.error(
+            "the room on the spool's disk is not known", event="spool.room_unknown", reason=str(failure.value)
+        )
+        self._refreshed(Room(0, None))
+
+    # Last, because from here on the name means this method.
+    async def list(
+        self, state: State | None = None, limit: int = 100, after: str | None = None
+    ) -> list[MessageSummary]:
+        """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
+        return await self._read(self._queries.page, state, limit, after)
+
+
+def _unknown(queue_id: str) -> UnknownMessage:
+    return UnknownMessage(f"there is no message {queue_id} in the queue")

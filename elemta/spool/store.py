@@ -1,0 +1,367 @@
+"""The write side of the queue database: one connection, used by the commit thread alone.
+
+A batch is one transaction and one sync. A failure that leaves doubt about the disk closes the connection for
+good: a failed sync may have thrown the written pages away while the system calls them clean, so nothing that
+this connection or its write-ahead log believes counts. `reopen` starts from the file: it moves what the log
+holds into the database, syncs that, begins a new log, takes back what was refused and only then is trusted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from twisted.logger import Logger
+
+from elemta.errors import SpoolError, SpoolFormatError
+from elemta.spool.changes import carry_out, remove
+from elemta.spool.disk import Disk, Trouble, refusal, trouble_of
+from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
+from elemta.spool.partition import TEMPORARY, Places
+from elemta.spool.queueid import row_key
+from elemta.spool.rows import STATES
+from elemta.spool.schema import VERSION, upgrade
+
+_log = Logger()
+
+_PAGE = 4096
+_CHECKPOINT_BYTES = 8 * 1024 * 1024
+_MOST_UNSETTLED = 10_000
+# The log is moved by `checkpoint`, after the callers have their answer, never inside their commit.
+_PRAGMAS = (
+    "synchronous = FULL",
+    "wal_autocheckpoint = 0",
+    "secure_delete = OFF",
+    "cache_size = -8192",
+    "temp_store = MEMORY",
+)
+
+BODY_MISSING = "the body file is missing"
+
+
+class Store:
+    """Carries out batches, keeps the log short, and comes back from a failed disk."""
+
+    def __init__(self, places: Places, disk: Disk, history: int) -> None:
+        self._places = places
+        self._disk = disk
+        self._history = history
+        self._connection: sqlite3.Connection | None = None
+        self._since_checkpoint = 0
+        self._refused: list[NewMessage] = []
+        self._unsettled: list[Settlement] = []
+        self._witnesses: list[int] = []
+
+    @property
+    def unsettled(self) -> int:
+        """Settlements that could not be written yet; the next batch carries them."""
+        return len(self._unsettled)
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        return self._since_checkpoint >= _CHECKPOINT_BYTES
+
+    def open(self) -> Ledger:
+        """Connect, upgrade, begin a new write-ahead log, clean up after a crash, and count.
+
+        SpoolFormatError: not ours or newer. SpoolError: it can't be opened.
+        """
+        try:
+            connection = self._connection = self._connect()
+            self._renew_log(connection)
+            self._clean_up(connection)
+            return self._count(connection)
+        except SpoolFormatError:
+            self.close()
+            raise
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise refusal(error, f"the queue database {self._places.database} can't be opened") from error
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except sqlite3.Error as error:
+                _log.error("closing the queue database failed", event="spool.close_failed", reason=str(error))
+
+    def apply(self, operations: Sequence[Operation]) -> Batch:
+        """Carry out a batch in one synced transaction; never raises, the batch tells what became of it."""
+        started = time.perf_counter()
+        carried, self._unsettled = self._unsettled, []
+        batch = Batch([*carried, *operations])
+        connection = self._connection
+        try:
+            if connection is None:
+                raise SpoolError("the spool's disk failed and is not yet trusted again")  # noqa: TRY301
+            self._place_bodies(batch)
+            self._commit(connection, batch)
+        except Exception as error:
+            self._give_up(batch, error)
+        self._remember(batch)
+        batch.seconds = time.perf_counter() - started
+        return batch
+
+    def checkpoint(self) -> BaseException | None:
+        """Move the log into the database so that it can start over; gives a failure after which nothing is trusted."""
+        if self._connection is None or not self._since_checkpoint:
+            return None
+        self._since_checkpoint = 0
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            _log.error("a checkpoint failed", event="spool.checkpoint_failed", reason=str(error))
+            if trouble_of(error) is Trouble.BROKEN:
+                self.close()
+                return error
+        return None
+
+    def reopen(self, late: Iterable[Settlement]) -> Ledger:
+        """After a failure: start from what is on disk, take back what was refused, and count anew.
+
+        Raises SpoolError when the disk can't be trusted yet; what was delivered in vain is kept for later.
+        """
+        self.retain(late)
+        self.close()
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._connect()
+            if not self._renew_log(connection):
+                raise SpoolError("another program keeps the queue database from a new log")  # noqa: TRY301
+            self._verify(connection)
+            self._take_back(connection)
+            ledger = self._count(connection)
+        except (sqlite3.Error, OSError, SpoolError) as error:
+            if connection is not None:
+                connection.close()
+            raise refusal(error, "the spool's disk is not usable yet") from error
+        self._connection = connection
+        return ledger
+
+    def retain(self, settlements: Iterable[Settlement]) -> None:
+        """Keep settlements to write them later: what was delivered must not be delivered again."""
+        self._unsettled.extend(settlements)
+        excess = len(self._unsettled) - _MOST_UNSETTLED
+        if excess > 0:
+            del self._unsettled[:excess]
+            _log.error(
+                "too many outcomes wait for the disk; some messages will be delivered again",
+                event="spool.outcomes_dropped",
+                messages=excess,
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = self._disk.connect(self._places.database)
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                raise SpoolError(f"the file system of {self._places.directory} can't keep a write-ahead log")  # noqa: TRY301
+            for pragma in _PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+            upgrade(connection)
+        except BaseException as error:
+            connection.close()
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
+                raise SpoolFormatError(f"{self._places.database} is not a database") from error
+            raise
+        return connection
+
+    def _renew_log(self, connection: sqlite3.Connection) -> bool:
+        """Rewrite and sync what the log holds into the database, and empty it.
+
+        Pages of the log that a process left behind may be in memory and not on disk, and look clean after a
+        failed sync; what is appended behind such a page would be lost with it.
+        """
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._since_checkpoint = 0
+        if busy:
+            _log.warn(
+                "another program reads the queue database; its log could not be renewed",
+                event="spool.log_busy",
+            )
+        return not busy
+
+    def _verify(self, connection: sqlite3.Connection) -> None:
+        """Say loudly if the disk lost what it had confirmed: no software can bring that back."""
+        for key in self._witnesses:
+            if not connection.execute("SELECT 1 FROM body WHERE id = ?", (key,)).fetchone():
+                _log.critical(
+                    "the disk lost a message that it had confirmed as written",
+                    event="spool.disk_lied",
+                    row=key,
+                )
+
+    def _take_back(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        remove(connection, [message.key for message in self._refused])
+        # Writes a page in any case, so that success here means a sync that worked.
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+        refused, self._refused = self._refused, []
+        self._drop_bodies(message.queue_id for message in refused if message.content is None)
+
+    def _count(self, connection: sqlite3.Connection) -> Ledger:
+        ledger = Ledger()
+        for code, messages, octets in connection.execute(
+            "SELECT state, count(*), sum(size) FROM message GROUP BY state"
+        ).fetchall():
+            ledger.messages[STATES[code]] = messages
+            ledger.octets[STATES[code]] = octets
+        return ledger
+
+    def _clean_up(self, connection: sqlite3.Connection) -> None:
+        """Remove bodies that no row knows (a crash between file and row), hold rows whose body is gone."""
+        names = set(self._disk.names(self._places.bodies))
+        known: dict[str, int] = dict(
+            connection.execute("SELECT queue_id, id FROM message WHERE in_file = 1").fetchall()
+        )
+        for name in sorted(names - known.keys()):
+            if name.startswith(TEMPORARY) or row_key(name) is not None:
+                self._disk.unlink(self._places.bodies / name)
+                _log.info("removed a body that no message needs", event="spool.orphan_removed", file=name)
+        missing = sorted(known.keys() - names)
+        for queue_id in missing:
+            _log.critical(
+                "a message's body file is missing; the message is on hold",
+                event="spool.body_missing",
+                queue_id=queue_id,
+            )
+        if missing:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(
+                "UPDATE message SET state = 2, hold_reason = ? WHERE id = ?",
+                [(BODY_MISSING, known[queue_id]) for queue_id in missing],
+            )
+            connection.execute("COMMIT")
+
+    def _place_bodies(self, batch: Batch) -> None:
+        """Give finished body files their names; the names are on disk before the rows are."""
+        placed: list[NewMessage] = []
+        for operation in batch.operations:
+            if not isinstance(operation, NewMessage) or operation.content is not None:
+                continue
+            queue_id = operation.queue_id
+            try:
+                self._disk.rename(self._places.unfinished_body(queue_id), self._places.body(queue_id))
+            except OSError as error:
+                batch.refuse([operation], refusal(error, "the body could not be stored"))
+                self._drop(self._places.unfinished_body(queue_id))
+            else:
+                placed.append(operation)
+        if not placed:
+            return
+        try:
+            self._disk.sync_directory(self._places.bodies)
+        except OSError as error:
+            batch.refuse(placed, refusal(error, "the body could not be stored"))
+
+    def _commit(self, connection: sqlite3.Connection, batch: Batch) -> None:
+        """Carry out the batch whole; if one operation spoils it, each apart; without room, all but new messages."""
+        for apart in (False, True):
+            try:
+                self._transact(connection, batch, apart=apart)
+                return
+            except Exception as error:
+                trouble = self._roll_back(connection, batch, error)
+                if trouble is not Trouble.OPERATION or apart:
+                    failure = refusal(error, "the spool could not store it")
+                    break
+        batch.refuse([operation for operation in batch.open() if isinstance(operation, NewMessage)], failure)
+        try:
+            self._transact(connection, batch, apart=False)
+        except Exception as error:
+            trouble = self._roll_back(connection, batch, error)
+            if trouble is not Trouble.OPERATION:
+                self.retain(_settlements(batch.open()))
+            batch.refuse(batch.open(), refusal(error, "the spool could not store it"))
+
+    def _transact(self, connection: sqlite3.Connection, batch: Batch, *, apart: bool) -> None:
+        operations = batch.open()
+        if not operations:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        if apart:
+            for operation in operations:
+                self._carry_out_apart(connection, operation, batch)
+        else:
+            carry_out(connection, operations, batch, self._history)
+        connection.execute("COMMIT")
+
+    def _carry_out_apart(self, connection: sqlite3.Connection, operation: Operation, batch: Batch) -> None:
+        one = Batch([operation])
+        connection.execute("SAVEPOINT one")
+        try:
+            carry_out(connection, [operation], one, self._history)
+        except Exception as error:
+            if trouble_of(error) is not Trouble.OPERATION:
+                raise
+            connection.execute("ROLLBACK TO one")
+            one = Batch([operation], errors={operation: refusal(error, "the spool could not store it")})
+        connection.execute("RELEASE one")
+        batch.errors.update(one.errors)
+        batch.ledger.add(one.ledger)
+        batch.freed.extend(one.freed)
+
+    def _roll_back(self, connection: sqlite3.Connection, batch: Batch, error: Exception) -> Trouble:
+        """Undo the transaction and what the batch believes of it; raises where nothing may be believed."""
+        trouble = trouble_of(error)
+        if trouble is Trouble.BROKEN:
+            raise error
+        batch.ledger = Ledger()
+        batch.freed.clear()
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        return trouble
+
+    def _give_up(self, batch: Batch, error: Exception) -> None:
+        batch.broken = error
+        batch.ledger = Ledger()
+        batch.freed.clear()
+        self._refused.extend(operation for operation in batch.open() if isinstance(operation, NewMessage))
+        self.retain(_settlements(batch.open()))
+        batch.refuse(batch.open(), refusal(error, "the spool's disk failed"))
+        self.close()
+
+    def _remember(self, batch: Batch) -> None:
+        if batch.broken is not None:
+            return
+        self._drop_bodies(
+            operation.queue_id
+            for operation in batch.errors
+            if isinstance(operation, NewMessage) and operation.content is None
+        )
+        new = [operation.key for operation in batch.open() if isinstance(operation, NewMessage)]
+        if new:
+            self._witnesses = new
+        elif self._witnesses:
+            touched = {operation.key for operation in batch.operations}
+            self._witnesses = [key for key in self._witnesses if key not in touched]
+        self._since_checkpoint += _PAGE + sum(_written(operation) for operation in batch.operations)
+
+    def _drop_bodies(self, queue_ids: Iterable[str]) -> None:
+        for queue_id in queue_ids:
+            self._drop(self._places.body(queue_id))
+            self._drop(self._places.unfinished_body(queue_id))
+
+    def _drop(self, path: Path) -> None:
+        try:
+            self._disk.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # The next start removes it.
+            _log.warn(
+                "a body file could not be removed", event="spool.body_left", file=path.name, reason=str(error)
+            )
+
+
+def _settlements(operations: Iterable[Operation]) -> list[Settlement]:
+    return [operation for operation in operations if isinstance(operation, Settlement)]
+
+
+def _written(operation: Operation) -> int:
+    """About what an operation adds to the log: a change rewrites the pages that it touches."""
+    return operation.cost + (0 if isinstance(operation, NewMessage) else 2 * _PAGE)
