@@ -1,0 +1,158 @@
+"""Routes: which way a recipient's mail leaves, by the first that matches its domain."""
+
+from __future__ import annotations
+
+import enum
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from elemta.address import Address
+from elemta.config import Config, RouteConfig, RouteTarget, RouteTLS, TargetKind, parse_target
+from elemta.domains import Domains, canonical_domain
+
+ANY = "*"
+_REMEMBERED = 4096
+
+
+class Placeholder(enum.Enum):
+    """What a Maildir path takes from the recipient."""
+
+    DOMAIN = "domain"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where mail for some domains goes.
+
+    ``target`` is the text of the configuration, which outcomes and metrics carry; ``domains`` are in
+    canonical form, ``*`` for any; ``max_connections`` bounds the connections to it at one time.
+    """
+
+    target: str
+    domains: frozenset[str]
+    max_connections: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class MaildirRoute(Route):
+    """Final delivery to a Maildir; ``template`` is its path in parts."""
+
+    template: tuple[str | Placeholder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRoute(Route):
+    """Mail stays in the hold queue for ``reason``."""
+
+    reason: str = "the route says hold:"
+
+
+@dataclass(frozen=True, slots=True)
+class MxRoute(Route):
+    """Mail goes to the mail exchangers of its domain, which this version can't do: it is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextHopRoute(Route):
+    """Mail goes to a server of the configuration: ``host`` and ``port``, or the Unix socket ``path``."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    lmtp: bool = False
+    tls: RouteTLS = RouteTLS.MAY
+
+    @property
+    def name(self) -> str:
+        """The server as the configuration names it, for outcomes and logs."""
+        if self.path:
+            return self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class RouteTable:
+    """Finds the route of a recipient: the first in order whose domains match."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = tuple(routes)
+        self._found: dict[str, Route] = {}
+
+    def route(self, recipient: Address) -> Route:
+        """The route for this recipient; without any match mail goes by MX."""
+        found = self._found.get(recipient.domain)
+        if found is None:
+            found = self._first(canonical_domain(recipient.domain))
+            if len(self._found) >= _REMEMBERED:
+                self._found.clear()
+            self._found[recipient.domain] = found
+        return found
+
+    def _first(self, domain: str) -> Route:
+        for route in self.routes:
+            if domain in route.domains or ANY in route.domains:
+                return route
+        return _BY_MX
+
+
+_BY_MX = MxRoute("mx:", frozenset({ANY}))
+
+
+def routes_from_config(config: Config, domains: Domains) -> tuple[Route, ...]:
+    """All routes in order: those of the configuration, then what goes without one.
+
+    Without a matching ``[[route]]`` mail for local domains goes to a Maildir below the spool directory,
+    and other mail to ``mx:``.
+    """
+    directory = str(config.spool.directory).rstrip("/")
+    template = (f"{directory}/mail/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
+    local = MaildirRoute(
+        f"maildir:{directory}/mail/{{domain}}/{{local}}", _canonical_domains(domains.local), template=template
+    )
+    return (*(route_of(route) for route in config.routes), local, _BY_MX)
+
+
+def route_of(config: RouteConfig) -> Route:
+    """One ``[[route]]`` as a route. The configuration has checked it; what it could not is a ValueError."""
+    target = parse_target(config.to)
+    text, domains, most = config.to, _canonical_domains(config.domains), config.max_connections
+    if target.kind is TargetKind.MAILDIR:
+        return MaildirRoute(text, domains, most, template=_template(target.path))
+    if target.kind is TargetKind.HOLD:
+        return HoldRoute(text, domains, most)
+    if target.kind is TargetKind.MX:
+        return MxRoute(text, domains, most)
+    return _next_hop_route(config, target, domains)
+
+
+def _next_hop_route(config: RouteConfig, target: RouteTarget, domains: frozenset[str]) -> Route:
+    lmtp = target.kind is not TargetKind.SMTP
+    if config.tls is RouteTLS.REQUIRE and target.kind is not TargetKind.LMTP_UNIX:
+        # Never in the clear where the operator forbade it: it waits for the version that can.
+        reason = f'the route {config.to} has tls = "require", and this version speaks no TLS to next hops'
+        return HoldRoute(config.to, domains, config.max_connections, reason)
+    return NextHopRoute(
+        config.to,
+        domains,
+        config.max_connections,
+        host=target.host,
+        port=target.port,
+        path=target.path if target.kind is TargetKind.LMTP_UNIX else "",
+        lmtp=lmtp,
+        tls=config.tls,
+    )
+
+
+def _canonical_domains(domains: Iterable[str]) -> frozenset[str]:
+    return frozenset(canonical_domain(domain) for domain in domains)
+
+
+def _template(path: str) -> tuple[str | Placeholder, ...]:
+    parts: list[str | Placeholder] = []
+    for literal, field, _, _ in string.Formatter().parse(path):
+        if literal:
+            parts.append(literal)
+        if field is not None:
+            parts.append(Placeholder(field))
+    return tuple(parts)
