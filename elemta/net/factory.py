@@ -7,12 +7,14 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
 
-from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
-from elemta.net.proxy import ProxyPreamble
+from elemta.config import ListenerConfig, ListenerTLS
+from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
+from elemta.net.proxy import ProxyPreamble
 from elemta.net.terms import Terms
 from elemta.smtp import replies
 from elemta.smtp.facts import SessionFacts
@@ -97,18 +99,20 @@ class RefusalProtocol(Protocol):
 
 
 class ESMTPFactory(Factory):
-    """Builds the sessions of one listener under :attr:`terms`, which a reload replaces."""
+    """Builds the sessions of one listener under :attr:`terms`, which the start sets and a reload replaces."""
 
     noisy = False
 
-    def __init__(self, house: House, terms: Terms) -> None:
+    def __init__(self, house: House, listener: ListenerConfig, observer: NetObserver) -> None:
         self._house = house
-        self.terms = terms
+        self._observer = observer
+        self.listener = listener
+        self.terms: Terms | None = None
         self.open_sessions = 0
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         ip, port = _peer(addr)
-        if any(ip in network for network in self.terms.listener.proxy_protocol_from):
+        if any(ip in network for network in self.listener.proxy_protocol_from):
             if not self._house.has_room():
                 return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
             return ProxyPreamble(self, self._house, ip, port)
@@ -116,29 +120,27 @@ class ESMTPFactory(Factory):
 
     def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol:
         """The protocol for a client whose address is known: a session, or a refusal."""
-        if self._house.closed_with is not None:
-            return self._refuse(self._house.closed_with, "closed", ip)
+        closed_with = self._house.closed_with
+        if self.terms is None or closed_with is not None:
+            return self._refuse(closed_with or replies.STARTING, "closed", ip)
         if not self._house.has_room():
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
         facts = SessionFacts(
-            id=self._house.next_session_id(),
-            client_ip=ip,
-            client_port=port,
-            listener=self.terms.listener.name,
+            id=self._house.next_session_id(), client_ip=ip, client_port=port, listener=self.listener.name
         )
         return ESMTPProtocol(self, self.terms, facts, health_check=health_check)
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
-        self.terms.observer.connection_refused(self.terms.listener.name, reason)
+        self._observer.connection_refused(self.listener.name, reason)
         _log.info(
             "connection refused",
             event="connection.refused",
-            listener=self.terms.listener.name,
+            listener=self.listener.name,
             client_ip=str(ip),
             reason=reason,
         )
         # Plain text would be noise to a client that expects a handshake.
-        return RefusalProtocol(None if self.terms.session.implicit_tls else reply)
+        return RefusalProtocol(None if self.listener.tls is ListenerTLS.IMPLICIT else reply)
 
     # The protocol's home
 
@@ -148,20 +150,19 @@ class ESMTPFactory(Factory):
     def opened(self, connection: ESMTPProtocol) -> None:
         self._house.add(connection)
         self.open_sessions += 1
-        name = self.terms.listener.name
         if connection.health_check:
-            self.terms.observer.health_check(name)
+            self._observer.health_check(self.listener.name)
         else:
-            self.terms.observer.connection_opened(name)
+            self._observer.connection_opened(self.listener.name)
 
     def closed(self, connection: ESMTPProtocol) -> None:
         self._house.remove(connection)
         self.open_sessions -= 1
         if not connection.health_check:
-            self.terms.observer.connection_closed(self.terms.listener.name, connection.seconds_open)
+            self._observer.connection_closed(self.listener.name, connection.seconds_open)
 
 
-def _peer(addr: IAddress) -> tuple[IPAddress, int]:
+def _peer(addr: IAddress | None) -> tuple[IPAddress, int]:
     host = getattr(addr, "host", None)
     if host is None:
         return _LOCAL, 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorCore
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorCore
 from twisted.python.failure import Failure
 
 from elemta.errors import ListenFailed
@@ -14,7 +14,7 @@ from elemta.errors import ListenFailed
 class Listener:
     """One endpoint and the factory behind it."""
 
-    def __init__(self, name: str, endpoint: str, factory: Factory) -> None:
+    def __init__(self, name: str, endpoint: str, factory: IProtocolFactory) -> None:
         self.name = name
         self.endpoint = _with_backlog(endpoint)
         self.factory = factory
@@ -34,7 +34,9 @@ class Listener:
             raise ListenFailed(f"listener {self.name}: {self.endpoint} did not bind at once")
         port = outcome[0]
         if isinstance(port, Failure):
-            raise ListenFailed(f"listener {self.name}: {self.endpoint}: {port.getErrorMessage()}") from port.value
+            raise ListenFailed(
+                f"listener {self.name}: {self.endpoint}: {port.getErrorMessage()}"
+            ) from port.value
         self._port = port
         if hasattr(port, "stopReading"):
             port.stopReading()
@@ -50,9 +52,10 @@ class Listener:
         if self._port is None:
             return self.endpoint
         host = self._port.getHost()
-        if hasattr(host, "port"):
-            name = f"[{host.host}]" if ":" in host.host else host.host
-            return f"{name}:{host.port}"
+        if isinstance(host, (IPv4Address, IPv6Address)):
+            return (
+                f"[{host.host}]:{host.port}" if isinstance(host, IPv6Address) else f"{host.host}:{host.port}"
+            )
         return str(getattr(host, "name", host))
 
     async def close(self) -> None:

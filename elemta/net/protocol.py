@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol as TypingProtocol
 from typing import cast
 
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -40,7 +41,7 @@ MOST_WAITING_INPUT = 64 * 1024
 
 
 class Home(TypingProtocol):
-    """Where a protocol is kept while it lives: a paused transport that nobody refers to would be collected."""
+    """Keeps a protocol while it lives: a paused transport that nobody refers to would be collected."""
 
     def seconds(self) -> float: ...
 
@@ -69,7 +70,7 @@ class _Pending:
 
 @implementer(IHandshakeListener, IPushProducer)
 class ESMTPProtocol(Protocol):
-    """One client's connection. Everything about SMTP is in the session, everything about mail in the reception."""
+    """One client's connection: SMTP is the session's affair, mail is the reception's."""
 
     transport: Connection
 
@@ -96,15 +97,15 @@ class ESMTPProtocol(Protocol):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
         self._home.opened(self)
-        if self._terms.session.implicit_tls:
+        if self._terms.implicit_tls:
             self._start_tls()
         else:
             self._run(self._session.open())
 
     def handshakeCompleted(self) -> None:
-        info = tls.describe(self.transport)
+        info = tls.describe(cast(SSL.Connection, self.transport.getHandle()))
         self._terms.observer.tls_started(info.version)
-        if self._terms.session.implicit_tls:
+        if self._terms.implicit_tls:
             self.facts.tls = info
             self._run(self._session.open())
         else:
@@ -270,7 +271,7 @@ class ESMTPProtocol(Protocol):
 
     def _expect(self, replied: bool) -> None:
         """What the connection waits for now, and until when."""
-        if self._closing or self._deadlines.waiting is Waiting.HANDSHAKE and not replied:
+        if self._closing or (self._deadlines.waiting is Waiting.HANDSHAKE and not replied):
             return
         if self._session.question is not None:
             waiting = Waiting.ANSWER
@@ -305,9 +306,7 @@ class ESMTPProtocol(Protocol):
         self._flush()
         self._closing = True
         self._deadlines.wait(Waiting.CLOSE, self._home.seconds())
-        _log.debug(
-            "closing connection", event="session.closing", session_id=self.facts.id, reason=reason
-        )
+        _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
         self.transport.loseConnection()

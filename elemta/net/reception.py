@@ -1,7 +1,6 @@
-"""Answers one session's questions: what the policies say, whether credentials are good, whether a message is durable."""
+"""Answers one session's questions: what policies say, if credentials are good, if a message is durable."""
 
 from __future__ import annotations
-
 
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
@@ -73,17 +72,21 @@ class Reception:
             return self._answer_message(question)
         assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
         if isinstance(question, MailQuestion):
-            refusal = self._refuse_without_storage()
+            refusal = self._refuse_without_storage(question.transaction.size)
             if refusal is not None:
                 return refusal
         return self._ask_policies(question)
 
     def _answer_health_check(self, question: Question) -> Answer:
         if isinstance(question, MailQuestion):
-            return Refuse(replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail")
+            return Refuse(
+                replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail"
+            )
         return _PROCEED
 
-    def _ask_policies(self, question: StageQuestion, message: Message | None = None) -> Answer | Deferred[Answer]:
+    def _ask_policies(
+        self, question: StageQuestion, message: Message | None = None
+    ) -> Answer | Deferred[Answer]:
         if not self._terms.chain.asks(question.stage):
             return _PROCEED
         decision = self._conversation.ask(question, message)
@@ -119,7 +122,10 @@ class Reception:
             blocked = await blocked
         if blocked is not None:
             self._log_auth("refused", question.username, limit=blocked.limit)
-            return Refuse(replies.too_many_auth_failures(blocked.limit, blocked.retry_after))
+            return Refuse(
+                replies.too_many_auth_failures(blocked.limit, blocked.retry_after),
+                reason=f"limit {blocked.limit}",
+            )
         try:
             user = await terms.authenticator.verify(
                 question.username, question.password, client=str(self._facts.client_ip)
@@ -131,9 +137,7 @@ class Reception:
                 await charged
             return Refuse(replies.AUTH_FAILED, reason="bad credentials")
         except Exception:  # a checker of somebody else's may raise anything; that is local trouble
-            _log.failure(
-                "credentials could not be checked", event="auth.trouble", session_id=self._facts.id
-            )
+            _log.failure("credentials could not be checked", event="auth.trouble", session_id=self._facts.id)
             terms.observer.authenticated("error")
             return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
         self._log_auth("good", user)
@@ -153,11 +157,11 @@ class Reception:
 
     # Messages
 
-    def _refuse_without_storage(self) -> Answer | None:
+    def _refuse_without_storage(self, size: int) -> Answer | None:
         spool = self._terms.spool
         if not spool.healthy:
             return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
-        if not spool.has_room():
+        if not spool.has_room(size):
             return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
         return None
 
@@ -178,8 +182,13 @@ class Reception:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
         if _count_received(writer.head) > MAX_HOPS:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
-        message = Message(writer.size, writer.head, writer.open)
-        answer = self._ask_policies(question, message)
+        if writer.in_file:
+            # A policy may read the message as a file, so all of it has to be there.
+            return writer.when_drained().addCallback(lambda _: self._judge_message(question, writer))
+        return self._judge_message(question, writer)
+
+    def _judge_message(self, question: MessageQuestion, writer: MessageWriter) -> Answer | Deferred[Answer]:
+        answer = self._ask_policies(question, Message(writer.size, writer.head, writer.open))
         if isinstance(answer, Deferred):
             return answer.addCallback(self._commit_unless_refused, question.transaction, writer)
         return self._commit_unless_refused(answer, question.transaction, writer)
@@ -212,7 +221,10 @@ class Reception:
             hostname=self._terms.server.hostname,
             client=client,
             protocol=protocol_name(
-                facts.esmtp, facts.tls is not None, facts.user is not None, transaction.parameters.smtputf8
+                esmtp=facts.esmtp,
+                tls=facts.tls is not None,
+                auth=facts.user is not None,
+                smtputf8=transaction.parameters.smtputf8,
             ),
             queue_id=queue_id,
             at=at,
@@ -285,5 +297,3 @@ def _count_received(head: bytes) -> int:
     end = head.find(b"\r\n\r\n")
     fields = (head if end < 0 else head[:end]).lower()
     return fields.count(b"\r\nreceived:") + fields.startswith(b"received:")
-
-

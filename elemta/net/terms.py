@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from elemta.auth import Authenticator
-from elemta.config import ListenerConfig, ServerConfig
+from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
 from elemta.limits import Limiter
 from elemta.net.observer import NetObserver
 from elemta.net.tls import ServerCertificate
@@ -33,3 +33,8 @@ class Terms:
     spool: Spool
     observer: NetObserver
     now: Callable[[], float]
+
+    @property
+    def implicit_tls(self) -> bool:
+        """Whether the handshake comes before the greeting (RFC 8314 §3)."""
+        return self.listener.tls is ListenerTLS.IMPLICIT

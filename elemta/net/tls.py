@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Protocol
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -25,12 +24,6 @@ _VERSIONS = {
     "TLSv1.2": TLSVersion.TLSv1_2,
     "TLSv1.3": TLSVersion.TLSv1_3,
 }
-
-
-class HasHandle(Protocol):
-    """A transport on which TLS runs."""
-
-    def getHandle(self) -> SSL.Connection: ...  # noqa: N802
 
 
 def load_context(config: TLSConfig) -> SSL.Context | None:
@@ -78,13 +71,12 @@ class ServerCertificate:
     def replace(self, context: SSL.Context) -> None:
         self._context = context
 
-    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: N802, N803, ARG002
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         return SSL.Connection(self._context, None)
 
 
-def describe(transport: HasHandle) -> TLSInfo:
-    """What the handshake on ``transport`` came to."""
-    connection = transport.getHandle()
+def describe(connection: SSL.Connection) -> TLSInfo:
+    """What the handshake on ``connection`` came to."""
     name = connection.get_servername()
     return TLSInfo(
         version=connection.get_protocol_version_name(),

@@ -166,7 +166,9 @@ endpoint = "tcp:0:interface=127.0.0.1"
         return sum(values)
 
     def client(self, listener: str = "mx", timeout: float = 20.0) -> smtplib.SMTP:
-        return smtplib.SMTP("127.0.0.1", self.port_of(listener), local_hostname="client.test", timeout=timeout)
+        return smtplib.SMTP(
+            "127.0.0.1", self.port_of(listener), local_hostname="client.test", timeout=timeout
+        )
 
     def socket(self, listener: str = "mx", timeout: float = 20.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port_of(listener)), timeout=timeout)

@@ -1,0 +1,97 @@
+"""What a configuration comes to: every part that is built from it, and nothing that is open.
+
+``--check``, the start and a reload all go through :func:`assemble`, so that what one of them accepts
+the others do too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from OpenSSL import SSL
+from twisted.internet.base import ReactorBase
+from twisted.logger import Logger
+
+from elemta.auth import Authenticator
+from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, Role
+from elemta.delivery.routes import Route, routes_from_config
+from elemta.delivery.settings import DeliverySettings
+from elemta.domains import Domains
+from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
+from elemta.net.tls import load_context
+from elemta.ops.metrics import Metrics
+from elemta.policy import Services
+from elemta.policy.chain import PolicyChain
+from elemta.policy.discovery import load_chain
+from elemta.smtp.session import SessionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What outlives a reload: the reactor, the counters of the limits, the metrics."""
+
+    reactor: ReactorBase
+    store: ILimitStore
+    metrics: Metrics
+
+    @classmethod
+    def from_config(cls, config: Config, reactor: ReactorBase) -> Lasting:
+        """What the daemon begins with; nothing is opened and no thread started."""
+        return cls(reactor, MemoryStore(), Metrics(config.server.node_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts that one configuration comes to."""
+
+    config: Config
+    domains: Domains
+    chain: PolicyChain
+    limiter: Limiter
+    authenticator: Authenticator
+    context: SSL.Context | None
+    routes: tuple[Route, ...]
+    delivery: DeliverySettings
+
+    def session_settings(self, listener: ListenerConfig) -> SessionSettings:
+        """What the SMTP sessions of ``listener`` are told."""
+        server = self.config.server
+        return SessionSettings(
+            hostname=server.hostname,
+            max_message_size=server.max_message_size,
+            max_recipients=server.max_recipients,
+            normalize_newlines=server.bare_newline is BareNewline.NORMALIZE,
+            implicit_tls=listener.tls is ListenerTLS.IMPLICIT,
+            starttls=listener.tls is ListenerTLS.STARTTLS and self.context is not None,
+            auth=self.authenticator.enabled,
+            auth_needs_tls=self.config.auth.require_tls,
+            require_auth=listener.role is Role.SUBMISSION,
+            postmaster_domain=self.config.domains.local[0],
+        )
+
+
+def assemble(config: Config, lasting: Lasting) -> Assembly:
+    """Build every part from ``config``, opening nothing.
+
+    Raises :class:`~elemta.errors.ConfigError` or :class:`~elemta.errors.PolicyUnavailable`.
+    """
+    metrics = lasting.metrics
+    domains = Domains.from_config(config.domains)
+    limiter = Limiter(rules_from_config(config.resources, config.limits), lasting.store, metrics.limits)
+    services = Services(
+        reactor=lasting.reactor,
+        limits=limiter,
+        domains=domains,
+        metrics=metrics.plugins,
+        log=Logger(namespace="elemta.policies"),
+    )
+    return Assembly(
+        config=config,
+        domains=domains,
+        chain=load_chain(config, services, metrics.chain),
+        limiter=limiter,
+        authenticator=Authenticator.from_config(config.auth, lasting.reactor),
+        context=load_context(config.tls),
+        routes=routes_from_config(config, domains),
+        delivery=DeliverySettings.from_config(config),
+    )

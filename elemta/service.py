@@ -1,0 +1,362 @@
+"""The composition root: configuration in, running services out. The only place that knows every part."""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from twisted.application.service import IServiceCollection, Service
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from elemta.assembly import Assembly, Lasting, assemble
+from elemta.config import Config, load
+from elemta.delivery import Delivery
+from elemta.errors import ConfigError, Fault, ListenFailed, PolicyUnavailable
+from elemta.net.factory import ESMTPFactory, House
+from elemta.net.listeners import Listener
+from elemta.net.terms import Terms
+from elemta.net.tls import ServerCertificate
+from elemta.ops.http import metrics_site
+from elemta.ops.metrics import LoopLag
+from elemta.ops.notify import Notifier
+from elemta.spool import Spool, SpoolSettings
+
+_log = Logger()
+
+# sysexits.h: EX_TEMPFAIL; another try may succeed, so a supervisor should restart us.
+EX_TEMPFAIL = 75
+
+
+class State(enum.Enum):
+    """Where the daemon is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The parts that are open once the daemon has started."""
+
+    spool: Spool
+    delivery: Delivery
+    loops: tuple[LoopingCall, ...]
+    lag: LoopLag
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload came to: faults, and then nothing was changed; else what still needs a restart."""
+
+    faults: tuple[Fault, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
+class Elemta(Service):
+    """The daemon: binds before privileges go, starts its parts in order, is ready only when all of them are.
+
+    ``config_path`` and ``environ`` are read again at a reload.
+    """
+
+    name = "elemta"
+
+    def __init__(
+        self,
+        reactor: ReactorBase,
+        *,
+        lasting: Lasting,
+        assembly: Assembly,
+        config_path: str | None,
+        environ: Mapping[str, str],
+        log_observer: ILogObserver | None = None,
+    ) -> None:
+        self.reactor = reactor
+        self.lasting = lasting
+        self.assembly = assembly
+        self.state = State.STARTING
+        self.started_at = time.time()
+        self.house = House(reactor, assembly.config.resources.max_connections)
+        self.listeners: list[Listener] = []
+        self.parts: Running | None = None
+        self._factories: dict[str, ESMTPFactory] = {}
+        self._extra_listeners: list[Listener] = []
+        self._config_path = config_path
+        self._environ = environ
+        self._log_observer = log_observer
+        self._certificate = ServerCertificate(assembly.context) if assembly.context else None
+        self._notifier = Notifier(environ, reactor)
+        self._starting: Deferred[None] | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.assembly.config
+
+    # What twistd calls
+
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        """Become part of twistd's application, and give it our log observer."""
+        if self._log_observer is not None and isinstance(parent, Componentized):
+            Componentized.setComponent(parent, ILogObserver, self._log_observer)
+        Service.setServiceParent(self, parent)
+
+    def privilegedStartService(self) -> None:
+        """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
+        Service.privilegedStartService(self)
+        try:
+            self._bind()
+        except ListenFailed as error:
+            _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
+            raise SystemExit(f"elemta: {error}") from None
+
+    def startService(self) -> None:
+        Service.startService(self)
+        signal.signal(signal.SIGHUP, self._hang_up)
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._start_failed)
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    # Start
+
+    def _bind(self) -> None:
+        site = metrics_site(self.lasting.metrics, self.why_not_ready, self.reactor)
+        metrics = Listener("metrics", self.config.metrics.endpoint, site)
+        if metrics.endpoint:
+            self._extra_listeners.append(metrics)
+        for listener in self.config.listeners:
+            factory = ESMTPFactory(self.house, listener, self.lasting.metrics.net)
+            self._factories[listener.name] = factory
+            self.listeners.append(Listener(listener.name, listener.endpoint, factory))
+        for opened in (*self.listeners, *self._extra_listeners):
+            opened.bind(self.reactor)
+
+    async def _start(self) -> None:
+        config = self.config
+        spool = await Spool.open(
+            SpoolSettings(directory=Path(config.spool.directory), minimum_free=config.spool.minimum_free),
+            reactor=self.reactor,
+            observer=self.lasting.metrics.spool,
+        )
+        self.assembly.authenticator.start()
+        delivery = Delivery(
+            self.reactor,
+            spool,
+            self.assembly.routes,
+            self.assembly.delivery,
+            self.lasting.metrics.delivery,
+        )
+        delivery.startService()
+        lag = LoopLag(self.lasting.metrics, self.reactor)
+        lag.start()
+        self.parts = Running(
+            spool,
+            delivery,
+            (self._every(1.0, self.house.check_deadlines), self._every(5.0, self._tell_status)),
+            lag,
+        )
+        self._apply_terms()
+        for listener in (*self.listeners, *self._extra_listeners):
+            listener.accept()
+        self.house.closed_with = None
+        self.state = State.SERVING
+        self._notifier.ready("serving")
+        self._say_ready()
+
+    def _apply_terms(self) -> None:
+        """Let every listener's next session begin under the assembly of the moment."""
+        assembly, running = self.assembly, self.parts
+        if running is None:
+            return
+        self.house.max_connections = assembly.config.resources.max_connections
+        for listener in self.config.listeners:
+            factory = self._factories.get(listener.name)
+            if factory is not None:
+                factory.terms = Terms(
+                    listener=listener,
+                    server=assembly.config.server,
+                    session=assembly.session_settings(listener),
+                    chain=assembly.chain,
+                    limiter=assembly.limiter,
+                    authenticator=assembly.authenticator,
+                    certificate=self._certificate,
+                    spool=running.spool,
+                    observer=self.lasting.metrics.net,
+                    now=time.time,
+                )
+
+    def _every(self, seconds: float, call: Callable[[], object]) -> LoopingCall:
+        loop = LoopingCall(call)
+        loop.clock = self.reactor
+        loop.start(seconds, now=False).addErrback(
+            lambda failure: _log.failure("a periodic task ended", failure, event="daemon.task_failed")
+        )
+        return loop
+
+    def _say_ready(self) -> None:
+        for note in self.config.without_effect():
+            _log.warn(
+                "a setting has no effect yet", event="config.no_effect", key=note.key, note=note.problem
+            )
+        _log.info(
+            "ready",
+            event="daemon.ready",
+            config=self.config.source,
+            listeners=[f"{listener.name} {listener.address}" for listener in self.listeners],
+            metrics=[listener.address for listener in self._extra_listeners],
+            spool=self.config.spool.directory,
+            policies=list(self.config.policies.chain),
+        )
+
+    def _start_failed(self, failure: Failure) -> None:
+        _log.failure("the daemon could not start", failure, event="daemon.start_failed")
+        sys.stderr.write(f"elemta: could not start: {failure.getErrorMessage()}\n")
+        # twistd exits with 0 after a plain stop; its own cleaning (pid file) must still happen first.
+        atexit.register(_exit_with, EX_TEMPFAIL)
+        self.reactor.stop()
+
+    def why_not_ready(self) -> tuple[str, ...]:
+        """Why mail would not be accepted now; empty when it would."""
+        running = self.parts
+        if self.state is not State.SERVING or running is None:
+            return (self.state.value,)
+        reasons = []
+        if not running.spool.healthy:
+            reasons.append("the spool's disk has failed")
+        if not running.spool.has_room():
+            reasons.append("the spool's disk is below minimum_free")
+        return tuple(reasons)
+
+    async def _tell_status(self) -> None:
+        if self.parts is not None:
+            stats = await self.parts.spool.stats()
+            self._notifier.status(f"queue {stats.total}, sessions {len(self.house.connections)}")
+
+    # Reload
+
+    def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
+        self.reactor.callFromThread(self._reload_on_signal)
+
+    def _reload_on_signal(self) -> None:
+        self.reload()
+
+    def reload(self) -> Reloaded:
+        """Read the configuration again and put it into force as a whole, or leave everything as it is.
+
+        What needs a new socket or spool stays as it was and is named in the result.
+        """
+        self._notifier.reloading()
+        try:
+            assembly = assemble(load(self._config_path, self._environ), self.lasting)
+        except ConfigError as error:
+            return self._not_reloaded(error.faults)
+        except PolicyUnavailable as error:
+            return self._not_reloaded((Fault(str(self._config_path), "policies.chain", str(error)),))
+        finally:
+            self._notifier.ready()
+        return self._put_into_force(assembly)
+
+    def _not_reloaded(self, faults: Sequence[Fault]) -> Reloaded:
+        for fault in faults:
+            _log.error("reload refused; nothing was changed", event="config.reload_refused", fault=str(fault))
+        return Reloaded(faults=tuple(faults))
+
+    def _put_into_force(self, assembly: Assembly) -> Reloaded:
+        previous, running = self.assembly, self.parts
+        needs_restart = _needs_restart(previous, assembly)
+        assembly.authenticator.inherit(previous.authenticator)
+        self.assembly = assembly
+        if assembly.context is not None and self._certificate is not None:
+            self._certificate.replace(assembly.context)
+        if running is not None:
+            assembly.authenticator.start()
+            running.delivery.reconfigure(assembly.routes, assembly.delivery)
+            self._apply_terms()
+            # A session that began under the old terms may still ask the old checkers.
+            retire = Deferred.fromCoroutine(previous.authenticator.stop())
+            retire.addErrback(
+                lambda f: _log.failure("old checkers did not stop", f, event="auth.stop_failed")
+            )
+        _log.info("reloaded", event="config.reloaded", config=self.config.source, needs_restart=needs_restart)
+        return Reloaded(needs_restart=needs_restart)
+
+    # End
+
+    def drain(self) -> None:
+        """Take no new session and end the others as soon as their message is done; delivery goes on."""
+        if self.state is State.SERVING:
+            self.state = State.DRAINING
+            _log.info("draining", event="daemon.draining", sessions=len(self.house.connections))
+            self.house.drain()
+
+    async def _stop(self) -> None:
+        grace = self.config.server.shutdown_grace
+        self.state = State.STOPPING
+        self._notifier.stopping("draining")
+        if self._starting is not None:
+            await self._starting
+        self.house.drain()
+        for listener in (*self.listeners, *self._extra_listeners):
+            await listener.close()
+        await self._wait_until_empty(grace)
+        running, self.parts = self.parts, None
+        if running is not None:
+            await self._close_parts(running)
+        await self.assembly.authenticator.stop()
+        self._notifier.close()
+        _log.info("stopped", event="daemon.stopped")
+
+    async def _wait_until_empty(self, grace: float) -> None:
+        empty: Deferred[None] = Deferred()
+        self.house.call_when_empty(lambda: None if empty.called else empty.callback(None))
+        late = self.reactor.callLater(grace, self.house.abort_all)
+        try:
+            await empty
+        finally:
+            if late.active():
+                late.cancel()
+
+    async def _close_parts(self, running: Running) -> None:
+        for loop in running.loops:
+            loop.stop()
+        running.lag.stop()
+        await running.delivery.stopService()
+        await running.spool.close()
+
+
+def _needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
+    """The settings that changed and can't be changed while running, by their keys."""
+    before, after = old.config, new.config
+    changed = {
+        "server.node_id": before.server.node_id != after.server.node_id,
+        "listener": [(c.name, c.endpoint) for c in before.listeners]
+        != [(c.name, c.endpoint) for c in after.listeners],
+        "tls.certificate": (old.context is None) != (new.context is None),
+        "spool.directory": before.spool.directory != after.spool.directory,
+        "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
+        "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
+        "logging": before.logging != after.logging,
+    }
+    return tuple(key for key, differs in changed.items() if differs)
+
+
+def _exit_with(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

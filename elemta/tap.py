@@ -1,0 +1,102 @@
+"""``twistd elemta``: the command line, and the service that it makes.
+
+twistd calls :func:`makeService` before it forks, so nothing here starts a thread or opens a socket.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn, TextIO, cast
+
+from twisted.application.service import IService
+from twisted.internet.base import ReactorBase
+from twisted.logger import ILogObserver
+from twisted.python import usage
+from twisted.python.logfile import LogFile
+
+from elemta import __version__
+from elemta.config import Config, load
+from elemta.errors import ConfigError, PolicyUnavailable
+from elemta.ops.log import observer
+
+# sysexits.h: EX_CONFIG. A unit file can tell it from a crash and not restart in a loop.
+EX_CONFIG = 78
+
+
+class Options(usage.Options):
+    """The options of ``twistd elemta``."""
+
+    synopsis = "[--config FILE] [--check]"
+    longdesc = "Elemta: an ESMTP daemon with policies at every stage and cluster-wide limits."
+    optParameters = [
+        [
+            "config",
+            "c",
+            None,
+            "The configuration file; without it every default holds.",
+        ],
+    ]
+    optFlags = [
+        [
+            "check",
+            None,
+            "Read and build everything, open nothing; exit 0, or 78 with every fault.",
+        ],
+    ]
+
+    def opt_version(self) -> NoReturn:
+        """Show the version of Elemta and exit."""
+        sys.stdout.write(f"elemta {__version__}\n")
+        sys.exit(0)
+
+
+def makeService(options: Options) -> IService:
+    """The daemon as a service; exits with 78 and every fault on stderr when the configuration can't be used."""
+    from twisted.internet import reactor  # twistd has installed the one that was asked for by now
+
+    from elemta.assembly import Lasting, assemble
+    from elemta.service import Elemta
+
+    the_reactor = cast(ReactorBase, reactor)
+    try:
+        config = load(options["config"], os.environ)
+        lasting = Lasting.from_config(config, the_reactor)
+        assembly = assemble(config, lasting)
+    except (ConfigError, PolicyUnavailable) as error:
+        sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
+        raise SystemExit(EX_CONFIG) from None
+    if options["check"]:
+        for note in config.without_effect():
+            sys.stdout.write(f"note: {note}\n")
+        sys.stdout.write(f"elemta: {config.source}: the configuration is good\n")
+        raise SystemExit(0)
+    return Elemta(
+        the_reactor,
+        lasting=lasting,
+        assembly=assembly,
+        config_path=options["config"],
+        environ=os.environ,
+        log_observer=_log_observer(config, options.parent),
+    )
+
+
+def _log_observer(config: Config, twistd: usage.Options | None) -> ILogObserver:
+    """Where twistd would have logged: its ``--logfile``, standard output in the foreground, else ``twistd.log``."""
+    logfile = twistd["logfile"] if twistd is not None else None
+    foreground = twistd is None or bool(twistd["nodaemon"])
+    stream: TextIO
+    if logfile == "-" or (foreground and not logfile):
+        stream = sys.stdout
+    else:
+        stream = cast(TextIO, LogFile.fromFullPath(logfile or "twistd.log", rotateLength=None))
+    return observer(
+        format=config.logging.format,
+        level=config.logging.level,
+        node_id=config.server.node_id,
+        stream=stream,
+    )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
