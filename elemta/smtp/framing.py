@@ -171,20 +171,25 @@ class DataDecoder:
         """
         carried = len(self._carry)
         text = self._carry + block if carried else block
-        # RFC 5321 §4.1.1.4: CRLF.CRLF and nothing else is the end, and its first CRLF belongs to the message
-        end = text.find(b"\r\n.\r\n")
-        if end >= 0:
-            self._carry = b""
-            return self._content(text[: end + 2]), end + 5 - carried
+        # One search is enough for nearly every block: without a dot that begins a line there is neither
+        # an end nor anything to take away.
+        dot = text.find(b"\r\n.")
+        if dot >= 0:
+            # RFC 5321 §4.1.1.4: CRLF.CRLF and nothing else is the end, and its first CRLF is the message's
+            end = text.find(b"\r\n.\r\n", dot)
+            if end >= 0:
+                self._carry = b""
+                return self._content(text[: end + 2], dotted=dot < end), end + 5 - carried
         kept = _kept_back(text)
         self._carry = text[len(text) - kept :]
-        return self._content(text[: len(text) - kept] if kept else text), None
+        return self._content(text[: len(text) - kept] if kept else text, dotted=dot >= 0), None
 
-    def _content(self, piece: bytes) -> bytes:
+    def _content(self, piece: bytes, *, dotted: bool) -> bytes:
         if not piece:
             return piece
-        # RFC 5321 §4.5.2: a dot at the beginning of a line was added by the client
-        piece = piece.replace(b"\r\n.", b"\r\n")
+        if dotted:
+            # RFC 5321 §4.5.2: a dot at the beginning of a line was added by the client
+            piece = piece.replace(b"\r\n.", b"\r\n")
         if self._at_start:
             self._at_start = False
             piece = piece[2:]

@@ -1,8 +1,7 @@
-"""The header of the PROXY protocol, versions 1 and 2, read as it comes (the specification of HAProxy, 2020/03/05)."""
+"""The header of the PROXY protocol, versions 1 and 2, read as it comes (HAProxy: proxy-protocol.txt)."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
