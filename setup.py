@@ -13,12 +13,11 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "elemta/__init__.py").read_text(), re.MULTILINE)
-assert VERSION is not None
+(VERSION,) = re.findall(r'^__version__ = "([^"]+)"$', (HERE / "elemta/__init__.py").read_text(), re.MULTILINE)
 
 setup(
     name="elemta",
-    version=VERSION.group(1),
+    version=VERSION,
     description="An ESMTP daemon on Twisted whose limits hold across the fleet",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

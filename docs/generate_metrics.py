@@ -28,9 +28,9 @@ seconds and bytes.
 """
 
 TAIL = """
-Beside these there are `elemta_process_*` (CPU seconds, memory, open and allowed file descriptors, start time),
-and `elemta_plugin_POLICY_NAME`, the metrics that a policy makes for itself: each of those has at most 200 sets
-of label values; what comes after is counted under `other`.
+Beside these there are `elemta_process_*` (CPU seconds, memory, file descriptors, start time), and
+`elemta_plugin_POLICY_NAME`, the metrics that a policy makes for itself: each of those has at most 200 sets of
+label values; what comes after is counted under `other`.
 
 """
 

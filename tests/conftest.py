@@ -53,7 +53,7 @@ def _clean_reactor() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _unhandled_errors() -> Iterator[list[LogEvent]]:
-    """Fails a test in which a Deferred's failure, or an exception under the reactor, was handled by nobody."""
+    """Fails a test in which nobody handled a Deferred's failure, or an exception under the reactor."""
     unhandled: list[LogEvent] = []
 
     def observe(event: LogEvent) -> None:

@@ -33,7 +33,7 @@ class BodilessRequest(Request):
 
     def render(self, resrc: Resource) -> None:
         self.responseHeaders.removeHeader(b"server")
-        super().render(resrc)
+        Request.render(self, resrc)
 
 
 class QuietSite(Site):
@@ -41,6 +41,9 @@ class QuietSite(Site):
 
     displayTracebacks = False
     requestFactory = BodilessRequest
+
+    def __init__(self, root: Resource, reactor: IReactorTime) -> None:
+        Site.__init__(self, root, timeout=IDLE_TIMEOUT, reactor=reactor)
 
     def log(self, request: http.Request) -> None:
         _log.debug(
@@ -53,9 +56,21 @@ class QuietSite(Site):
 
 
 class _Page(Resource):
-    """A page without children, so that only its own path leads to it."""
+    """A page that is only read, and without children, so that only its own path leads to it."""
 
-    isLeaf = False
+    def __init__(self) -> None:
+        Resource.__init__(self)
+
+    def render(self, request: Request) -> bytes | int:
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader("allow", "GET, HEAD")
+            return self._answer(
+                request, http.NOT_ALLOWED, "text/plain; charset=utf-8", b"only GET and HEAD\n"
+            )
+        return self.render_GET(request)
+
+    def render_GET(self, request: Request) -> bytes | int:
+        raise NotImplementedError
 
     def _answer(self, request: Request, status: int, content_type: str, body: bytes) -> bytes:
         request.setResponseCode(status)
@@ -73,7 +88,7 @@ class _Page(Resource):
 class NotFound(_Page):
     """There is no such page."""
 
-    def render(self, request: Request) -> bytes:
+    def render_GET(self, request: Request) -> bytes:
         return self._answer(request, http.NOT_FOUND, "text/plain; charset=utf-8", b"not found\n")
 
 
@@ -133,4 +148,4 @@ def metrics_site(metrics: Metrics, ready: Ready, reactor: IReactorTime) -> Site:
     root.putChild(b"metrics", MetricsPage(metrics, reactor))
     root.putChild(b"healthz", HealthPage())
     root.putChild(b"readyz", ReadyPage(ready))
-    return QuietSite(root, timeout=IDLE_TIMEOUT, reactor=reactor)
+    return QuietSite(root, reactor)

@@ -95,7 +95,7 @@ class LogObserver:
         self._node_id = node_id
         self._priorities = priorities
         self._lines = Lines(stream, self._lost_notice)
-        self._second = 0
+        self._second = -1
         self._second_text = ""
 
     def __call__(self, event: LogEvent) -> None:

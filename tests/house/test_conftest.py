@@ -9,7 +9,7 @@ from pathlib import Path
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
-LEAKS = '''
+LEAKS = """
 from pytest_twisted import ensureDeferred
 from twisted.internet import defer, endpoints, protocol, reactor
 
@@ -54,7 +54,7 @@ async def test_all_is_tidy():
 def test_an_expected_error(unhandled_errors):
     defer.fail(ValueError("expected"))
     unhandled_errors.clear()
-'''
+"""
 
 
 def test_a_test_that_leaves_something_behind_fails_and_a_tidy_one_does_not(tmp_path: Path) -> None:
@@ -69,7 +69,9 @@ def test_a_test_that_leaves_something_behind_fails_and_a_tidy_one_does_not(tmp_p
         timeout=50,
         check=False,
     )
-    failed = {line.split("::")[1].split(" ")[0] for line in run.stdout.splitlines() if line.startswith("ERROR")}
+    failed = {
+        line.split("::")[1].split(" ")[0] for line in run.stdout.splitlines() if line.startswith("ERROR")
+    }
     assert failed == {
         "test_a_timer_stays",
         "test_a_port_stays",
