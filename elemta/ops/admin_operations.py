@@ -1,0 +1,103 @@
+"""What the admin API needs of the daemon: the operations, and the values that they give.
+
+The composition root provides :class:`Operations`; nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from elemta.errors import Fault
+from elemta.policy.discovery import PluginInfo
+from elemta.spool.records import MessageRecord, MessageSummary, SpoolStats, State
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStatus:
+    """One listener: name, role and TLS as configured, the address it is bound to, its open connections."""
+
+    name: str
+    role: str
+    tls: str
+    address: str
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The daemon at one moment.
+
+    ``started_at`` is seconds since the epoch. ``state`` is ``starting``, ``serving``, ``draining`` or
+    ``stopping``; ``not_ready`` says why mail would not be accepted now (empty when it would).
+    ``sessions`` are the open ones on all listeners. ``limiter`` is where limits are counted:
+    ``memory``. ``notes`` are settings that were given and have no effect, or are dangerous.
+    """
+
+    version: str
+    node_id: str
+    hostname: str
+    pid: int
+    started_at: float
+    state: str
+    not_ready: tuple[str, ...]
+    listeners: tuple[ListenerStatus, ...]
+    sessions: int
+    policies: tuple[str, ...]
+    config_source: str
+    spool_directory: str
+    limiter: str = "memory"
+    notes: tuple[Fault, ...] = ()
+
+
+class ReloadResult(Protocol):
+    """What a reload came to: with faults nothing was changed; else what still waits for a restart."""
+
+    @property
+    def faults(self) -> Sequence[Fault]: ...
+
+    @property
+    def needs_restart(self) -> Sequence[str]: ...
+
+
+class Queue(Protocol):
+    """What the admin API does with the spool. Raises what the spool raises."""
+
+    async def list(
+        self, state: State | None = None, limit: int = 100, after: str | None = None
+    ) -> Sequence[MessageSummary]: ...
+
+    async def show(self, queue_id: str) -> MessageRecord: ...
+
+    async def stats(self) -> SpoolStats: ...
+
+    async def hold(self, queue_id: str, reason: str) -> None: ...
+
+    async def release(self, queue_id: str) -> None: ...
+
+    async def retry(self, queue_id: str) -> None: ...
+
+    async def delete(self, queue_id: str) -> None: ...
+
+
+class Operations(Protocol):
+    """What can be asked of a running daemon and done to it."""
+
+    @property
+    def spool(self) -> Queue:
+        """The open spool."""
+
+    def status(self) -> Status: ...
+
+    def plugins(self) -> Sequence[PluginInfo]:
+        """Every installed policy plugin, those that can't be used too."""
+
+    def reload(self) -> ReloadResult:
+        """Read the configuration again and put it into force, or change nothing."""
+
+    def drain(self) -> None:
+        """Take no new session and end the others as soon as their message is done. A restart undoes it."""
+
+    def config_dump(self) -> str:
+        """The configuration in force as TOML, without secrets."""
