@@ -42,6 +42,8 @@ from elemta.policy import (
 _LEDGER = "ledger"
 # A call that is made a moment too early is refused once more.
 _MARGIN = 0.001
+MAX_DELAYED = 200
+"""So many clients are kept waiting at once by limits that delay; others are deferred at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Limits:
         self._limiter = limiter
         self._reactor = reactor
         self._max_delay = options.max_delay
+        self._delayed = 0
 
     def connected(self, session: Session) -> Verdict | Deferred[Verdict]:
         return self._of_session(Stage.CONNECT, session)
@@ -183,11 +186,23 @@ class Limits:
         refusal = charge.refusal
         if refusal is None:
             return CONTINUE
-        if refusal.action is OnExceed.DELAY and refusal.cause is Cause.EXCEEDED and not again:
-            delay = min(refusal.retry_after + _MARGIN, self._max_delay)
-            waited = deferLater(self._reactor, delay)
-            return waited.addCallback(lambda _nothing: self._charge(about, again=True))
+        delays = refusal.action is OnExceed.DELAY and refusal.cause is Cause.EXCEEDED
+        if delays and not again and self._delayed < MAX_DELAYED:
+            return self._delay(refusal, about)
         return verdict_of(refusal, about.stage)
+
+    def _delay(self, refusal: Refusal, about: _Charged) -> Deferred[Verdict]:
+        """Try once more when it would pass, or as late as we may."""
+
+        def over(result: object) -> object:
+            self._delayed -= 1
+            return result
+
+        self._delayed += 1
+        seconds = min(refusal.retry_after + _MARGIN, self._max_delay)
+        waited: Deferred[object] = deferLater(self._reactor, seconds)
+        waited.addBoth(over)
+        return waited.addCallback(lambda _nothing: self._charge(about, again=True))
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limiter.refund(receipts)

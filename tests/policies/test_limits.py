@@ -1,0 +1,428 @@
+"""The policy ``limits`` over a real limiter and store, on a clock that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from elemta.config import (
+    Counts,
+    Identity,
+    LimitConfig,
+    Mode,
+    OnExceed,
+    PolicyCommon,
+    Rate,
+    ResourcesConfig,
+    WhenValkeyIsDown,
+)
+from elemta.envelope import MailParameters, Recipient
+from elemta.errors import StoreUnavailable
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits.store import Answer, Request
+from elemta.policies import limits as limits_module
+from elemta.policies.limits import LimitsOptions, LimitsPlugin
+from elemta.policy import (
+    CONTINUE,
+    Defer,
+    Disconnect,
+    IMailPolicy,
+    IRcptPolicy,
+    LoadedPolicy,
+    PolicyChain,
+    Reject,
+    Verdict,
+)
+from elemta.policy.testing import Rehearsal, make_services
+from elemta.smtp.events import ConnectQuestion, MailQuestion, RcptQuestion, Stage
+from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.path import parse_address
+
+WINDOWS = {"1s": 1.0, "10s": 10.0, "1m": 60.0}
+
+
+def limit(
+    name: str, counts: Counts, *per: Identity, rates: Sequence[str] = ("2/1m",), **more: Any
+) -> LimitConfig:
+    made = [rate.partition("/") for rate in rates]
+    parsed = tuple(Rate(int(number), WINDOWS[window] if window else None) for number, _, window in made)
+    return LimitConfig(name=name, per=per, counts=counts, rates=parsed, **more)
+
+
+class House:
+    """One node's limits, with as many clients as a test wants."""
+
+    def __init__(self, *limits: LimitConfig, store: MemoryStore | None = None, **resources: int) -> None:
+        self.clock = store.clock if isinstance(store, LateStore) else Clock()
+        self.store = store or MemoryStore(self.clock)
+        settings = {"max_requests_per_window": 0, "max_connections_per_ip": 1000, **resources}
+        self.limiter = Limiter(rules_from_config(ResourcesConfig(**settings), limits), self.store)
+        self.services = make_services(self.clock, limits=self.limiter)
+
+    def client(self, client_ip: str = "192.0.2.1", **more: Any) -> Rehearsal:
+        made = Rehearsal(LimitsPlugin(), services=self.services, client_ip=client_ip, **more)
+        made.clock = self.clock
+        return made
+
+    def used(self, name: str) -> int:
+        """What counts against the fullest key of a limit."""
+        top = self.limiter.top(name, 1)
+        assert not isinstance(top, Deferred)
+        return top[0].used[0] if top else 0
+
+
+class LateStore(MemoryStore):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        super().__init__(self.clock)
+        self.pending: list[tuple[Deferred[Answer], Sequence[Request]]] = []
+
+    def acquire(self, requests: Sequence[Request]) -> Any:
+        answer: Deferred[Answer] = Deferred()
+        self.pending.append((answer, requests))
+        return answer
+
+    def deliver(self) -> None:
+        pending, self.pending = self.pending, []
+        for answer, requests in pending:
+            answer.callback(super().acquire(requests))
+
+
+def test_a_connection_over_the_rate_is_greeted_with_421_name_and_time() -> None:
+    house = House(max_requests_per_window=2)
+    assert [house.client().connected() for _ in range(2)] == [CONTINUE, CONTINUE]
+    house.clock.advance(18)
+    expected = Disconnect("Rate limit ip exceeded, try again in 42 seconds", 421, "4.7.0")
+    assert house.client().connected() == expected
+    assert house.client("198.51.100.1").connected() == CONTINUE
+    house.clock.advance(42)
+    assert house.client().connected() == CONTINUE
+
+
+def test_too_many_open_connections_are_421_until_one_closes() -> None:
+    house = House(max_connections_per_ip=2)
+    first, second = house.client(), house.client()
+    assert [first.connected(), second.connected()] == [CONTINUE, CONTINUE]
+    refused = house.client().connected()
+    assert refused == Disconnect(
+        "Too many connections, limit connections-per-ip, try again in 30 seconds", 421, "4.7.0"
+    )
+    first.disconnected()
+    first.disconnected()
+    assert house.client().connected() == CONTINUE
+    assert house.client().connected() == refused
+
+
+def test_a_session_that_was_refused_holds_no_lease_that_its_end_could_release() -> None:
+    house = House(max_connections_per_ip=1)
+    house.client().connected()
+    for _ in range(3):
+        refused = house.client()
+        refused.connected()
+        refused.disconnected()
+    assert house.used("connections-per-ip") == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "verdict"),
+    [
+        (OnExceed.DEFER, Defer("Rate limit m exceeded, try again in 60 seconds", 450, "4.7.1")),
+        (OnExceed.REJECT, Reject("Rate limit m exceeded, try again in 60 seconds", 550, "5.7.1")),
+        (OnExceed.DISCONNECT, Disconnect("Rate limit m exceeded, try again in 60 seconds", 421, "4.7.0")),
+    ],
+)
+def test_each_action_has_its_verdict(action: OnExceed, verdict: Verdict) -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=action))
+    client = house.client()
+    assert client.mail() == CONTINUE
+    client.committed()
+    assert client.mail() == verdict
+
+
+def test_a_greeting_is_rejected_with_554_and_a_login_deferred_with_454() -> None:
+    house = House(
+        limit("c", Counts.CONNECTIONS, rates=["1/1m"], on_exceed=OnExceed.REJECT),
+        limit("u", Counts.CONNECTIONS, Identity.USER, rates=["1/1m"]),
+    )
+    first = house.client()
+    assert [first.connected(), first.authenticated("bob")] == [CONTINUE, CONTINUE]
+    assert house.client().connected() == Reject(
+        "Rate limit c exceeded, try again in 60 seconds", 554, "5.7.1"
+    )
+    second = house.client()
+    assert second.authenticated("bob") == Defer(
+        "Rate limit u exceeded, try again in 60 seconds", 454, "4.7.0"
+    )
+    assert second.authenticated("carol") == CONTINUE
+
+
+def test_the_last_second_is_rounded_up() -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1s"]))
+    client = house.client()
+    client.mail()
+    client.committed()
+    house.clock.advance(0.6)
+    assert client.mail() == Defer("Rate limit m exceeded, try again in 1 second", 450, "4.7.1")
+
+
+def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
+    house = House(limit("b", Counts.BYTES, rates=["100/1m"]))
+    client = house.client()
+    client.mail()
+    assert client.message(b"x" * 101) == Reject(
+        "Message is larger than rate limit b ever allows", 552, "5.3.4"
+    )
+    client.refused()
+    client.mail()
+    assert client.message(b"x" * 60) == CONTINUE
+    client.committed()
+    client.mail()
+    assert client.message(b"x" * 60) == Defer("Rate limit b exceeded, try again in 60 seconds", 450, "4.7.1")
+
+
+def test_a_limit_of_zero_refuses_without_naming_a_time() -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["0/1m"]))
+    assert house.client().mail() == Defer("Rate limit m allows nothing", 450, "4.7.1")
+
+
+def test_a_transaction_that_comes_to_nothing_costs_nothing() -> None:
+    house = House(
+        limit("m", Counts.MESSAGES, rates=["9/1m"]),
+        limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
+        limit("b", Counts.BYTES, rates=["900/1m"]),
+    )
+    client = house.client()
+    client.mail()
+    client.rcpt("a@example.com")
+    client.rcpt("b@example.com")
+    client.message(b"x" * 50)
+    assert [house.used(name) for name in "mrb"] == [1, 2, 50]
+    client.refused()
+    assert [house.used(name) for name in "mrb"] == [0, 0, 0]
+
+
+def test_what_was_committed_stays_charged() -> None:
+    house = House(
+        limit("m", Counts.MESSAGES), limit("r", Counts.RECIPIENTS), limit("b", Counts.BYTES, rates=["900/1m"])
+    )
+    client = house.client()
+    client.mail()
+    client.rcpt("a@example.com")
+    client.message(b"x" * 50)
+    client.committed()
+    client.disconnected()
+    assert [house.used(name) for name in "mrb"] == [1, 1, 50]
+
+
+def test_recipients_that_another_policy_refused_are_given_back_at_the_end() -> None:
+    house = House(limit("r", Counts.RECIPIENTS, rates=["9/1m"]))
+    client = house.client()
+    client.mail()
+    for name in ("a", "b", "c"):
+        client.rcpt(f"{name}@example.com")
+    assert client.transaction_facts is not None
+    del client.transaction_facts.recipients[1]
+    assert house.used("r") == 3
+    client.committed()
+    assert house.used("r") == 2
+
+
+def test_a_message_to_several_recipients_of_a_domain_is_one_message_to_it() -> None:
+    house = House(limit("d", Counts.MESSAGES, Identity.RECIPIENT_DOMAIN, rates=["9/1m"]))
+    client = house.client()
+    client.mail()
+    for name in ("a", "b", "c"):
+        client.rcpt(f"{name}@example.com")
+    assert house.used("d") == 1
+    assert client.transaction_facts is not None
+    # The first of them, for which the message was charged, is refused by another policy.
+    del client.transaction_facts.recipients[0]
+    client.committed()
+    assert house.used("d") == 1
+    client.mail()
+    client.rcpt("a@example.com")
+    assert client.transaction_facts is not None
+    client.transaction_facts.recipients.clear()
+    client.committed()
+    assert house.used("d") == 1
+
+
+def test_a_mail_that_another_policy_refused_is_given_back_with_the_next_or_at_the_end() -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["9/1m"]))
+    client = house.client()
+    client.mail()
+    client.mail()  # no word of the first: it never became a transaction
+    assert house.used("m") == 1
+    client.disconnected()
+    assert house.used("m") == 0
+
+
+def test_a_helo_name_said_again_is_charged_once_and_another_one_anew() -> None:
+    house = House(limit("h", Counts.CONNECTIONS, Identity.HELO, rates=["1/1m"]))
+    client = house.client()
+    assert [client.helo("one.example"), client.helo("ONE.example")] == [CONTINUE, CONTINUE]
+    assert client.helo("two.example") == CONTINUE
+    assert isinstance(house.client().helo("one.example"), Defer)
+
+
+def test_open_connections_per_user_are_held_until_the_end() -> None:
+    house = House(limit("u", Counts.OPEN_CONNECTIONS, Identity.USER, rates=["1"]))
+    first, second = house.client(), house.client()
+    assert first.authenticated("bob") == CONTINUE
+    assert isinstance(second.authenticated("bob"), Defer)
+    first.disconnected()
+    assert second.authenticated("bob") == CONTINUE
+
+
+def test_delay_waits_until_it_passes() -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
+    client = house.client()
+    client.mail()
+    client.committed()
+    answer = client.ask(Stage.MAIL)
+    verdicts: list[Verdict] = []
+    answer.addCallback(verdicts.append)
+    house.clock.advance(0.9)
+    assert verdicts == []
+    house.clock.advance(0.2)
+    assert verdicts == [CONTINUE]
+
+
+def test_delay_is_bounded_and_then_defers() -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
+    client = house.client()
+    client.mail()
+    client.committed()
+    assert client.mail(wait=LimitsOptions().max_delay) == Defer(
+        "Rate limit m exceeded, try again in 56 seconds", 450, "4.7.1"
+    )
+
+
+def test_only_so_many_clients_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "MAX_DELAYED", 1)
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
+    policy = house.client()
+    policy.mail()
+    policy.committed()
+    waiting = policy.ask(Stage.MAIL)
+    assert isinstance(policy.mail(), Defer)
+    waiting.addErrback(lambda failure: failure.trap(CancelledError))
+    waiting.cancel()
+    with pytest.raises(AssertionError, match="no answer"):
+        policy.mail()
+    house.clock.advance(60)
+
+
+def test_a_client_that_leaves_while_it_is_delayed_is_not_charged() -> None:
+    house = House(limit("c", Counts.OPEN_CONNECTIONS, rates=["1"], on_exceed=OnExceed.DELAY))
+    first, second = house.client(), house.client()
+    first.connected()
+    second.ask(Stage.CONNECT)
+    second.disconnected()
+    first.disconnected()
+    house.clock.advance(10)
+    assert house.used("c") == 0
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_given_back() -> None:
+    store = LateStore()
+    house = House(limit("m", Counts.MESSAGES), store=store, max_connections_per_ip=5)
+    client = house.client()
+    asked = client.ask(Stage.MAIL)
+    asked.addErrback(lambda failure: failure.trap(CancelledError))
+    asked.cancel()
+    left = house.client()
+    left.ask(Stage.CONNECT)
+    left.disconnected()
+    store.deliver()
+    assert house.used("m") == 0
+    assert house.used("connections-per-ip") == 0
+
+
+def test_a_store_that_answers_later_is_waited_for() -> None:
+    store = LateStore()
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
+    verdicts: list[Verdict] = []
+    for _ in range(2):
+        house.client().ask(Stage.MAIL).addCallback(verdicts.append)
+    assert verdicts == []
+    store.deliver()
+    assert verdicts == [CONTINUE, Defer("Rate limit m exceeded, try again in 60 seconds", 450, "4.7.1")]
+
+
+@pytest.mark.parametrize("action", list(OnExceed))
+def test_a_store_that_is_away_is_never_a_permanent_refusal(action: OnExceed) -> None:
+    class DownStore(MemoryStore):
+        def acquire(self, requests: Sequence[Request]) -> Answer:
+            raise StoreUnavailable("away")
+
+    down = {"when_valkey_is_down": WhenValkeyIsDown.DEFER, "on_exceed": action}
+    house = House(
+        limit("c", Counts.CONNECTIONS, **down), limit("m", Counts.MESSAGES, **down), store=DownStore(Clock())
+    )
+    assert house.client().connected() == Disconnect(
+        "Rate limit c can't be checked now, try again in 10 seconds", 421, "4.3.0"
+    )
+    assert house.client().mail() == Defer(
+        "Rate limit m can't be checked now, try again in 10 seconds", 451, "4.3.0"
+    )
+
+
+def test_an_observed_limit_lets_everybody_pass() -> None:
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], mode=Mode.OBSERVE))
+    for _ in range(5):
+        client = house.client()
+        assert client.mail() == CONTINUE
+        client.committed()
+    assert house.used("m") == 1
+
+
+@implementer(IMailPolicy, IRcptPolicy)
+class Later:
+    """A policy behind ``limits`` in the chain."""
+
+    refuses_mail = False
+
+    def mail(self, session: object, transaction: object) -> Verdict:
+        return Reject("not today") if self.refuses_mail else CONTINUE
+
+    def rcpt(self, session: object, transaction: object, recipient: Recipient) -> Verdict:
+        return Reject("no such mailbox") if recipient.local.startswith("no") else CONTINUE
+
+
+def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() -> None:
+    house = House(
+        limit("m", Counts.MESSAGES, rates=["9/1m"]),
+        limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
+        max_requests_per_window=9,
+    )
+    policy = LimitsPlugin().build(LimitsOptions(), house.services)
+    chain = PolicyChain(
+        [LoadedPolicy("limits", policy, PolicyCommon()), LoadedPolicy("later", Later(), PolicyCommon())],
+        house.clock,
+    )
+    facts = SessionFacts("s1", ip_address("192.0.2.1"), 1025, "mx")
+    talk = chain.open(facts)
+    talk.ask(ConnectQuestion(facts))
+    transaction = Transaction(parse_address("jane@example.org"), MailParameters())
+    talk.ask(MailQuestion(facts, transaction))
+    for name in ("yes", "no1", "no2"):
+        recipient = Recipient(parse_address(f"{name}@example.com"))
+        decision = talk.ask(RcptQuestion(facts, transaction, recipient))
+        assert not isinstance(decision, Deferred)
+        if decision.verdict is CONTINUE:
+            transaction.recipients.append(recipient)
+    assert (house.used("m"), house.used("r")) == (1, 3)
+    talk.committed(transaction)
+    talk.disconnected()
+    assert (house.used("m"), house.used("r")) == (1, 1)
+    assert house.used("ip") == 1
+    assert house.used("connections-per-ip") == 0
