@@ -1,4 +1,4 @@
-"""``python -m elemta.config write|check [ROOT]``: what is generated from the schema, or whether it is stale."""
+"""``python -m elemta.config write|check [ROOT]``: what is generated from the schema, or is it stale."""
 
 from __future__ import annotations
 

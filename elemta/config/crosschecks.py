@@ -96,7 +96,10 @@ def _limits(config: Config) -> Iterator[Fault]:
 def _rates(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
     open_at_once = limit.counts is Counts.OPEN_CONNECTIONS
     for number, rate in enumerate(limit.rates, start=1):
-        if open_at_once and rate.seconds is not None:
+        if rate.is_size and limit.counts is not Counts.BYTES:
+            problem = f"found a size: must be a number, for {limit.counts}"
+            yield _fault(config, f"{key}.rates[{number}]", problem, 'sizes are for counts = "bytes"')
+        elif open_at_once and rate.seconds is not None:
             problem = f'found "{rate}": must be a plain number for open_connections'
             yield _fault(config, f"{key}.rates[{number}]", problem, f'did you mean "{rate.limit}"?')
         elif not open_at_once and rate.seconds is None:

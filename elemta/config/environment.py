@@ -99,8 +99,10 @@ def _note_unknown(name: str, known: Mapping[str, Variable], faults: Faults) -> N
             problem = f"{section.table}.{key.lower()} is a list, which can't be set from the environment"
             faults.add_variable(name, problem, "set it in the file")
         else:
-            names = [variable.name for variable in known.values() if variable.table == section.table]
-            hint = did_you_mean(name, names) or (f"known are {', '.join(names)}" if names else "")
+            scalars = {each.key: each.name for each in known.values() if each.table == section.table}
+            match = nearest(key, scalars)
+            listed = f"known are {', '.join(scalars.values())}" if scalars else ""
+            hint = f'did you mean "{scalars[match]}"?' if match else listed
             faults.add_variable(name, f"[{section.table}] has no key {key.lower()}", hint)
         return
     if key and table in _IN_THE_FILE_ONLY:

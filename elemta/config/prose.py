@@ -20,9 +20,10 @@ PAGE_HEAD: Final = r"""# Configuration
 
 <!-- Generated from the schema by `python -m elemta.config write`; edit the schema. -->
 
-Elemta reads one [TOML](https://toml.io) file, as a rule `/etc/elemta.toml`; `etc/elemta.toml` is a sample of it
-with a comment and the default for every setting. What the file doesn't set has its default, so an empty file is
-one too: then there is one listener, `tcp:2525:interface=127.0.0.1`, and no `[[limit]]` and no `[[route]]`.
+Elemta reads one [TOML](https://toml.io) file, as a rule `/etc/elemta.toml`; `etc/elemta.toml` is a sample of
+it with a comment and the default for every setting. What the file doesn't set has its default, so an empty
+file is one too: then there is one listener, `tcp:2525:interface=127.0.0.1`, and no `[[limit]]` and no
+`[[route]]`.
 
 `twistd elemta --config FILE --check` reads the file, tells every fault in it at once and opens nothing.
 A fault names the file, the key, what was found, what is allowed and the nearest known key:
@@ -50,7 +51,7 @@ that matches before them. It also warns of what is allowed but dangerous, such a
 | network | in CIDR notation, or an address | `"192.0.2.0/24"`, `"2001:db8::/32"`, `"127.0.0.1"` |
 | rate | how many in which rolling window; a size for bytes; without a window for what is open at once \
 | `"100/1m"`, `"50MiB/1h"`, `"20"` |
-| endpoint | as Twisted describes it; the colons of an IPv6 address are escaped, here in a literal string of TOML \
+| endpoint | as Twisted describes it; the colons of an IPv6 address are escaped, here in a literal string \
 | `"tcp:25"`, `'tcp6:25:interface=2001\:db8\:\:1'`, `"unix:/run/elemta/smtp.sock"` |
 
 ## Environment

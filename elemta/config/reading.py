@@ -30,7 +30,7 @@ def read_table(shape: type[Options], table: Mapping[str, object], key: str, faul
     one without a default. Nothing is raised but TypeError for a dataclass that can't be read.
     """
     values, complete = _read_settings(shape, table, key, faults)
-    note_unknown_keys(table, {field.key for field in settings_of(shape)}, key, faults)
+    note_unknown_keys(table, [field.key for field in settings_of(shape)], key, faults)
     return _construct(shape, values, key, faults) if complete else None
 
 
@@ -44,14 +44,15 @@ def read_policy(
     faults. Raises ConfigError with every fault, and TypeError for a dataclass that can't be read.
     """
     shape: type[Any] = NoOptions if cls is None else cls
-    own = {field.key for field in settings_of(shape)}
-    common = {field.key for field in settings_of(PolicyCommon)}
-    if own & common:
-        raise TypeError(f"{shape.__qualname__}: every policy has {', '.join(sorted(own & common))} already")
+    own = [field.key for field in settings_of(shape)]
+    common = [field.key for field in settings_of(PolicyCommon)]
+    twice = [name for name in own if name in common]
+    if twice:
+        raise TypeError(f"{shape.__qualname__}: every policy has {', '.join(twice)} already")
     faults = Faults(place)
     common_values, _ = _read_settings(PolicyCommon, table, key, faults)
     values, complete = _read_settings(shape, table, key, faults)
-    note_unknown_keys(table, own | common, key, faults)
+    note_unknown_keys(table, [*own, *common], key, faults)
     options = _construct(shape, values, key, faults) if complete and not faults.within(key) else None
     faults.raise_any()
     assert options is not None  # noqa: S101 - without a fault there is an instance
@@ -121,7 +122,7 @@ def _read_value(field: SettingField, kind: Kind, found: object, key: str, faults
         value = _read_one(kind, found, key, faults)
     elif isinstance(found, list):
         elements = [_read_one(kind, each, f"{key}[{n}]", faults) for n, each in enumerate(found, start=1)]
-        value = _BAD if _BAD in elements else kind.gather(elements)
+        value = _BAD if any(each is _BAD for each in elements) else kind.gather(elements)
     else:
         faults.add_found(key, found, f"must be a list, each {kind.words}", _list_hint(kind, key, found))
         return _BAD

@@ -212,7 +212,7 @@ class ResourcesConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitConfig:
-    """One ``[[limit]]`` table: as many as wanted, beside the two of ``[resources]``."""
+    """One ``[[limit]]`` table: a limit of your own, beside the two of ``[resources]``; as many as wanted."""
 
     name: str = setting(
         REQUIRED,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -78,10 +78,14 @@ class Unacceptable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """At most ``limit`` in any ``seconds``; ``seconds`` is None for a number that may be open at once."""
+    """At most ``limit`` in any ``seconds``; ``seconds`` is None for a number that may be open at once.
+
+    ``is_size`` tells that the number was written as a size, which is only right for bytes.
+    """
 
     limit: int
     seconds: float | None = None
+    is_size: bool = field(default=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         """The rate as it is written in a configuration, such as ``100/1m``."""
@@ -174,12 +178,14 @@ def parse_rate(found: object) -> Rate:
         raise Unacceptable(f"must be {RATE_WORDS}", error.hint) from None
     if seconds is not None and not 0.001 <= seconds <= 366 * 86400:
         raise Unacceptable('must have a window from "1ms" to "366d"')
-    return Rate(limit, seconds)
+    return Rate(limit, seconds, is_size=not number.strip().isdecimal())
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that ``name`` was most likely meant to be, or None; ``cutoff`` 1 is only itself."""
     by_lower = {candidate.lower(): candidate for candidate in known}
+    # One letter of two is half of a name and still one slip.
+    cutoff = min(cutoff, 0.5) if len(name) < 3 else cutoff
     matches = get_close_matches(name.lower()[:100], by_lower, n=1, cutoff=cutoff)
     return by_lower[matches[0]] if matches else None
 
