@@ -52,7 +52,7 @@ class Options(usage.Options):
 
 
 def makeService(options: Options) -> IService:
-    """The daemon as a service; exits with 78 and every fault on stderr when the configuration can't be used."""
+    """The daemon as a service; exits with 78 and every fault when the configuration can't be used."""
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
     from elemta.assembly import Lasting, assemble
@@ -82,7 +82,7 @@ def makeService(options: Options) -> IService:
 
 
 def _log_observer(config: Config, twistd: usage.Options | None) -> ILogObserver:
-    """Where twistd would have logged: its ``--logfile``, standard output in the foreground, else ``twistd.log``."""
+    """Where twistd would have logged: ``--logfile``, standard output in the foreground, or twistd.log."""
     logfile = twistd["logfile"] if twistd is not None else None
     foreground = twistd is None or bool(twistd["nodaemon"])
     stream: TextIO
