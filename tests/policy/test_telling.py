@@ -1,0 +1,145 @@
+"""Facts: what became of transactions and sessions."""
+
+import pytest
+from twisted.internet.defer import Deferred, fail
+from zope.interface import implementer
+
+from elemta.policy import ChainTerms, Decision, IOutcomeObserver, IRcptPolicy, Reject
+from elemta.policy.conversation import NO_OPINION
+
+
+@implementer(IOutcomeObserver)
+class Watcher:
+    def __init__(self, answer=None):
+        self.answer = answer
+        self.told = []
+
+    def _note(self, fact, *shown):
+        self.told.append((fact, *shown))
+        return self.answer(*shown) if self.answer else None
+
+    def committed(self, session, transaction):
+        return self._note("committed", session, transaction)
+
+    def refused(self, session, transaction):
+        return self._note("refused", session, transaction)
+
+    def disconnected(self, session):
+        return self._note("disconnected", session)
+
+
+FACTS = ["committed", "refused", "disconnected"]
+
+
+def tell(client, fact):
+    if fact == "disconnected":
+        client.talk.disconnected()
+    else:
+        getattr(client.talk, fact)(client.transaction)
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_an_observer_is_told_with_its_own_views(stage, fact):
+    watcher = Watcher()
+    client = stage.play(watcher)
+    tell(client, fact)
+    ((told, session, *rest),) = watcher.told
+    assert told == fact
+    assert session.id == client.facts.id
+    assert [str(each.sender) for each in rest] == ["sender@example.org"] * len(rest)
+
+
+def test_a_transaction_that_is_told_of_has_the_notes_that_were_made_while_it_was_asked_about(stage):
+    @implementer(IRcptPolicy)
+    class Noting(Watcher):
+        def rcpt(self, session, transaction, recipient):
+            transaction.notes["receipt"] = 42
+            return Reject("no")
+
+    noting = Noting()
+    client = stage.play(noting)
+    client.rcpt()
+    client.talk.refused(client.transaction)
+    assert noting.told[0][2].notes["receipt"] == 42
+
+
+def test_a_disconnection_is_told_once(stage):
+    watcher = Watcher()
+    client = stage.play(watcher)
+    client.talk.disconnected()
+    client.talk.disconnected()
+    assert len(watcher.told) == 1
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_every_observer_is_told_whatever_the_others_do(stage, fact):
+    def leave(*shown):
+        raise SystemExit(1)
+
+    last = Watcher()
+    client = stage.play(
+        Watcher(lambda *shown: 1 / 0), Watcher(leave), Watcher(lambda *shown: fail(OSError())), last
+    )
+    tell(client, fact)
+    assert len(last.told) == 1
+    assert stage.counted.failed_ == [(f"p{number}", fact, "error") for number in (1, 2, 3)]
+    assert len(stage.events("policy.failed")) == 3
+
+
+def test_what_an_observer_does_later_ends_with_its_timeout(stage):
+    cancelled = []
+    client = stage.play(Watcher(lambda *shown: Deferred(cancelled.append)), timeout=2.0)
+    client.talk.committed(client.transaction)
+    stage.clock.advance(2.0)
+    assert len(cancelled) == 1
+    assert stage.counted.failed_ == [("p1", "committed", "timeout")]
+
+
+def test_what_an_observer_finishes_in_time_is_no_failure(stage):
+    pending = Deferred()
+    client = stage.play(Watcher(lambda *shown: pending))
+    client.talk.disconnected()
+    pending.callback(None)
+    stage.clock.advance(60.0)
+    assert stage.counted.failed_ == []
+
+
+def test_an_observer_may_be_a_coroutine_that_fails(stage):
+    async def broken(*shown):
+        raise OSError
+
+    client = stage.play(Watcher(broken))
+    client.talk.refused(client.transaction)
+    assert stage.counted.failed_ == [("p1", "refused", "error")]
+
+
+def test_unfinished_facts_of_one_policy_are_bounded(stage):
+    watcher = Watcher(lambda *shown: Deferred())
+    client = stage.play(watcher, terms=ChainTerms(max_outstanding=2))
+    for _ in range(4):
+        client.talk.committed(client.begin())
+    assert len(watcher.told) == 2
+    assert stage.counted.failed_ == [("p1", "committed", "busy")] * 2
+
+
+def test_a_fact_changes_no_transaction(stage):
+    client = stage.play(Watcher(lambda session, transaction: transaction.add_header("X-Late", "yes")))
+    client.talk.committed(client.transaction)
+    assert client.transaction.added_headers == []
+    assert stage.counted.failed_ == [("p1", "committed", "error")]
+
+
+def test_an_observer_is_told_of_its_listeners_only(stage):
+    watcher = Watcher()
+    stage.play(("watch", watcher, {"listeners": ("submission",)}))
+    stage.another(listener="mx").talk.disconnected()
+    assert watcher.told == []
+    stage.another(listener="submission").talk.disconnected()
+    assert len(watcher.told) == 1
+
+
+def test_one_that_only_observes_is_never_asked(stage, scripted):
+    client = stage.play(Watcher(), scripted(Reject("no")))
+    assert client.rcpt() == Decision(Reject("no"), "p2")
+    assert client.begin()
+    assert stage.play(Watcher()).rcpt() == NO_OPINION
