@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from elemta.config import read_policy
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.policy.chain import LoadedPolicy, PolicyChain
-from elemta.policy.finding import Broken, Found, find, find_all, known_names, stages_of, words_of
+from elemta.policy.finding import Broken, Catalogue, Found, stages_of, words_of
 from elemta.policy.interfaces import NOT_ASKED_YET, OTHER_INTERFACES, STAGE_INTERFACES
 from elemta.policy.observer import PolicyObserver
 from elemta.policy.services import Services
@@ -52,9 +52,11 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
     unavailable: list[Fault] = []
     faults: list[Fault] = []
     loaded: list[LoadedPolicy] = []
+    catalogue = Catalogue()
     for index, name in enumerate(config.policies.chain):
         try:
-            loaded.append(_load(name, f"policies.chain[{index + 1}]", config, services))
+            found = _find_one(catalogue, name, Fault(config.source, f"policies.chain[{index + 1}]", ""))
+            loaded.append(_load(found, f"policies.chain[{index + 1}]", config, services))
         except PolicyUnavailable as error:
             unavailable.extend(error.faults)
         except ConfigError as error:
@@ -69,7 +71,7 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
 def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
     """Every installed plugin by name, those that can't be imported too; ``chain`` is the running one."""
     running = {loaded.name: loaded for loaded in chain.policies} if chain is not None else {}
-    found, broken = find_all()
+    found, broken = Catalogue().find_all()
     plugins = [
         PluginInfo(
             name=each.name,
@@ -84,8 +86,8 @@ def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
     return sorted(plugins, key=lambda plugin: (plugin.name == "", plugin.name, plugin.origin))
 
 
-def _load(name: str, key: str, config: Config, services: Services) -> LoadedPolicy:
-    found = _find_one(name, Fault(config.source, key, ""))
+def _load(found: Found, key: str, config: Config, services: Services) -> LoadedPolicy:
+    name = found.name
     try:
         common, options = read_policy(
             found.plugin.options, config.policy.get(name, {}), config.source, f"policy.{name}"
@@ -113,8 +115,8 @@ def _load(name: str, key: str, config: Config, services: Services) -> LoadedPoli
     return LoadedPolicy(name, policy, common, found.origin)
 
 
-def _find_one(name: str, at: Fault) -> Found:
-    found, broken = find(name)
+def _find_one(catalogue: Catalogue, name: str, at: Fault) -> Found:
+    found, broken = catalogue.find(name)
     mine = [each for each in broken if each.name == name]
     if mine:
         raise PolicyUnavailable(
@@ -125,12 +127,12 @@ def _find_one(name: str, at: Fault) -> Found:
         raise PolicyUnavailable([_fault(at, f'the policy "{name}" is there more than once: {origins}')])
     if found:
         return found[0]
-    raise PolicyUnavailable([_fault(at, f'no policy is called "{name}"', _remedy(name, broken))])
+    raise PolicyUnavailable([_fault(at, f'no policy is called "{name}"', _remedy(catalogue, name, broken))])
 
 
-def _remedy(name: str, broken: list[Broken]) -> str:
+def _remedy(catalogue: Catalogue, name: str, broken: list[Broken]) -> str:
     hints = []
-    names = known_names()
+    names = catalogue.names()
     close = get_close_matches(name, names, n=1)
     if close:
         hints.append(f'did you mean "{close[0]}"?')

@@ -40,29 +40,30 @@ class Broken:
     error: str
 
 
-def find(name: str) -> tuple[list[Found], list[Broken]]:
-    """The plugins called ``name``, and what could not be used and is or may be of that name.
+class Catalogue:
+    """What is installed, looked up once. Of the entry points only those that are asked for are loaded."""
 
-    Of the entry points only those of that name are loaded. What is found twice is one plugin when it is
-    the same object.
-    """
-    things = [_load_entry_point(entry) for entry in entry_points(group=GROUP, name=name)]
-    things += [thing for thing in _twisted_plugins() if thing.name in (name, "")]
-    return _sorted_out(things)
+    def __init__(self) -> None:
+        self._entry_points = entry_points(group=GROUP)
+        self._from_twisted = list(_twisted_plugins())
 
+    def find(self, name: str) -> tuple[list[Found], list[Broken]]:
+        """The plugins called ``name``, and what can't be used and is, or may be, of that name.
 
-def find_all() -> tuple[list[Found], list[Broken]]:
-    """Every plugin that is installed, whether the configuration names it or not."""
-    things = [_load_entry_point(entry) for entry in entry_points(group=GROUP)]
-    things += _twisted_plugins()
-    return _sorted_out(things)
+        What is found twice is one plugin when it is the same one.
+        """
+        things = [_load_entry_point(entry) for entry in self._entry_points if entry.name == name]
+        return _sorted_out([*things, *(thing for thing in self._from_twisted if thing.name in (name, ""))])
 
+    def find_all(self) -> tuple[list[Found], list[Broken]]:
+        """Every plugin that is installed, whether the configuration names it or not."""
+        return _sorted_out([*(_load_entry_point(entry) for entry in self._entry_points), *self._from_twisted])
 
-def known_names() -> list[str]:
-    """The names of plugins that could be meant; nothing but modules in ``twisted/plugins/`` is imported."""
-    names = {entry.name for entry in entry_points(group=GROUP)}
-    names.update(thing.name for thing in _twisted_plugins() if thing.name)
-    return sorted(names)
+    def names(self) -> list[str]:
+        """The names that a configuration could mean."""
+        names = {entry.name for entry in self._entry_points}
+        names.update(thing.name for thing in self._from_twisted if thing.name)
+        return sorted(names)
 
 
 def stages_of(kind: object) -> tuple[str, ...]:

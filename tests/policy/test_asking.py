@@ -340,7 +340,7 @@ def test_after_its_rest_one_probe_is_asked_and_its_success_closes_the_breaker(st
 
 
 def test_a_probe_that_fails_lets_the_policy_rest_again(stage, scripted, said):
-    later, client = open_the_breaker(stage, scripted, said)
+    _, client = open_the_breaker(stage, scripted, said)
     stage.clock.advance(30.0)
     time_out(stage, said, client)
     assert client.rcpt() == Decision(TROUBLE, "p1")
