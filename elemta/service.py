@@ -24,11 +24,14 @@ from twisted.python.failure import Failure
 from elemta.assembly import Assembly, Lasting, assemble
 from elemta.config import Config, load
 from elemta.delivery import Delivery
-from elemta.errors import ConfigError, Fault, ListenFailed, PolicyUnavailable
+from elemta.errors import ConfigError, ElemtaError, Fault, ListenFailed, PolicyUnavailable
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
 from elemta.net.terms import Terms
 from elemta.net.tls import ServerCertificate
+from elemta.operations import DaemonOperations
+from elemta.ops.admin import AdminSite
+from elemta.ops.admin_socket import AdminSocket
 from elemta.ops.http import metrics_site
 from elemta.ops.metrics import LoopLag
 from elemta.ops.notify import Notifier
@@ -55,6 +58,7 @@ class Running:
 
     spool: Spool
     delivery: Delivery
+    admin: AdminSocket
     loops: tuple[LoopingCall, ...]
     lag: LoopLag
 
@@ -93,7 +97,7 @@ class Elemta(Service):
         self.house = House(reactor, assembly.config.resources.max_connections)
         self.listeners: list[Listener] = []
         self.parts: Running | None = None
-        self._factories: dict[str, ESMTPFactory] = {}
+        self.factories: dict[str, ESMTPFactory] = {}
         self._extra_listeners: list[Listener] = []
         self._config_path = config_path
         self._environ = environ
@@ -105,6 +109,10 @@ class Elemta(Service):
     @property
     def config(self) -> Config:
         return self.assembly.config
+
+    @property
+    def state_name(self) -> str:
+        return self.state.value
 
     # What twistd calls
 
@@ -142,7 +150,7 @@ class Elemta(Service):
             self._extra_listeners.append(metrics)
         for listener in self.config.listeners:
             factory = ESMTPFactory(self.house, listener, self.lasting.metrics.net)
-            self._factories[listener.name] = factory
+            self.factories[listener.name] = factory
             self.listeners.append(Listener(listener.name, listener.endpoint, factory))
         for opened in (*self.listeners, *self._extra_listeners):
             opened.bind(self.reactor)
@@ -163,11 +171,15 @@ class Elemta(Service):
             self.lasting.metrics.delivery,
         )
         delivery.startService()
+        site = AdminSite(DaemonOperations(self, spool), self.reactor)
+        admin = AdminSocket(Path(config.spool.directory) / "admin.sock", site, self.reactor)
+        admin.open()
         lag = LoopLag(self.lasting.metrics, self.reactor)
         lag.start()
         self.parts = Running(
             spool,
             delivery,
+            admin,
             (self._every(1.0, self.house.check_deadlines), self._every(5.0, self._tell_status)),
             lag,
         )
@@ -186,7 +198,7 @@ class Elemta(Service):
             return
         self.house.max_connections = assembly.config.resources.max_connections
         for listener in self.config.listeners:
-            factory = self._factories.get(listener.name)
+            factory = self.factories.get(listener.name)
             if factory is not None:
                 factory.terms = Terms(
                     listener=listener,
@@ -225,8 +237,12 @@ class Elemta(Service):
         )
 
     def _start_failed(self, failure: Failure) -> None:
-        _log.failure("the daemon could not start", failure, event="daemon.start_failed")
-        sys.stderr.write(f"elemta: could not start: {failure.getErrorMessage()}\n")
+        _log.critical(
+            "the daemon could not start",
+            event="daemon.start_failed",
+            error=failure.getErrorMessage(),
+            log_failure=None if failure.check(ElemtaError) else failure,
+        )
         # twistd exits with 0 after a plain stop; its own cleaning (pid file) must still happen first.
         atexit.register(_exit_with, EX_TEMPFAIL)
         self.reactor.stop()
@@ -333,6 +349,7 @@ class Elemta(Service):
                 late.cancel()
 
     async def _close_parts(self, running: Running) -> None:
+        await running.admin.close()
         for loop in running.loops:
             loop.stop()
         running.lag.stop()

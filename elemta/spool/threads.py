@@ -20,15 +20,17 @@ class SpoolReactor(Protocol):
         self,
         delay: float,
         callable: Callable[..., Any],  # noqa: A002 Twisted's name
+        /,
         *args: object,
-        **kw: object,
+        **kwargs: object,
     ) -> IDelayedCall: ...
 
     def callFromThread(
         self,
         callable: Callable[..., Any],  # noqa: A002 Twisted's name
+        /,
         *args: object,
-        **kw: object,
+        **kwargs: object,
     ) -> None: ...
 
     def seconds(self) -> float: ...

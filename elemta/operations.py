@@ -1,0 +1,90 @@
+"""What an administrator may ask of the running daemon and do to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from elemta import __version__
+from elemta.assembly import Assembly
+from elemta.config import dump
+from elemta.net.factory import ESMTPFactory, House
+from elemta.net.listeners import Listener
+from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
+from elemta.policy import PluginInfo, available_plugins
+from elemta.spool import Spool
+
+
+class Daemon(Protocol):
+    """What the operations need of the daemon."""
+
+    started_at: float
+    house: House
+    listeners: list[Listener]
+    factories: dict[str, ESMTPFactory]
+
+    @property
+    def assembly(self) -> Assembly: ...
+
+    @property
+    def state_name(self) -> str: ...
+
+    def why_not_ready(self) -> tuple[str, ...]: ...
+
+    def reload(self) -> ReloadResult: ...
+
+    def drain(self) -> None: ...
+
+
+class DaemonOperations:
+    """The operations of the admin API on one daemon and its open spool."""
+
+    def __init__(self, daemon: Daemon, spool: Spool) -> None:
+        self._daemon = daemon
+        self._spool = spool
+
+    @property
+    def spool(self) -> Spool:
+        return self._spool
+
+    def status(self) -> Status:
+        daemon = self._daemon
+        config = daemon.assembly.config
+        return Status(
+            version=__version__,
+            node_id=config.server.node_id,
+            hostname=config.server.hostname,
+            pid=os.getpid(),
+            started_at=daemon.started_at,
+            state=daemon.state_name,
+            not_ready=daemon.why_not_ready(),
+            listeners=tuple(self._listener_status(listener) for listener in daemon.listeners),
+            sessions=len(daemon.house.connections),
+            policies=tuple(config.policies.chain),
+            config_source=config.source,
+            spool_directory=config.spool.directory,
+            notes=config.without_effect(),
+        )
+
+    def _listener_status(self, listener: Listener) -> ListenerStatus:
+        factory = self._daemon.factories[listener.name]
+        return ListenerStatus(
+            name=listener.name,
+            role=factory.listener.role.value,
+            tls=factory.listener.tls.value,
+            address=listener.address,
+            connections=factory.open_sessions,
+        )
+
+    def plugins(self) -> Sequence[PluginInfo]:
+        return available_plugins(self._daemon.assembly.chain)
+
+    def reload(self) -> ReloadResult:
+        return self._daemon.reload()
+
+    def drain(self) -> None:
+        self._daemon.drain()
+
+    def config_dump(self) -> str:
+        return dump(self._daemon.assembly.config)
