@@ -22,7 +22,6 @@ class SpoolReactor(Protocol):
         callable: Callable[..., Any],  # noqa: A002 Twisted's name
         /,
         *args: object,
-        **kwargs: object,
     ) -> IDelayedCall: ...
 
     def callFromThread(
@@ -30,7 +29,6 @@ class SpoolReactor(Protocol):
         callable: Callable[..., Any],  # noqa: A002 Twisted's name
         /,
         *args: object,
-        **kwargs: object,
     ) -> None: ...
 
     def seconds(self) -> float: ...
