@@ -1,0 +1,131 @@
+"""The admin API as seen from outside: HTTP over a Unix socket, synchronous, with a deadline."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from elemta.ctl.exits import EX_FAILED, EX_NOPERM, EX_UNAVAILABLE, CommandFailed
+
+# The daemon answers or gives up within 30 seconds.
+TIMEOUT_SECONDS = 35.0
+MAX_ANSWER = 64 * 1024 * 1024
+# unix(7): sun_path has 108 octets with the NUL at the end
+MAX_PATH_OCTETS = 107
+
+
+class Refused(CommandFailed):
+    """The daemon answered with an error; ``status`` is the HTTP status, ``content`` the whole answer."""
+
+    def __init__(self, status: int, content: Mapping[str, Any]) -> None:
+        error = str(content.get("error") or f"the daemon answered {status}")
+        super().__init__(EX_FAILED, error, str(content.get("hint") or ""))
+        self.status = status
+        self.content = content
+
+
+class AdminClient:
+    """Calls to the daemon that listens at ``path``, over one connection; ``timeout`` is seconds a call."""
+
+    def __init__(self, path: str, timeout: float = TIMEOUT_SECONDS) -> None:
+        self.path = path
+        self._connection = _UnixConnection(path, timeout)
+
+    def get(self, *segments: str, **query: str) -> dict[str, Any]:
+        return self.call("GET", *segments, **query)
+
+    def post(self, *segments: str, **query: str) -> dict[str, Any]:
+        return self.call("POST", *segments, **query)
+
+    def delete(self, *segments: str) -> dict[str, Any]:
+        return self.call("DELETE", *segments)
+
+    def call(self, method: str, *segments: str, **query: str) -> dict[str, Any]:
+        """The answer to one call.
+
+        Raises :class:`Refused`, or :class:`CommandFailed` when nobody listens, nobody answers in time,
+        or the socket may not be opened.
+        """
+        target = "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
+        if query:
+            target += "?" + urlencode(query)
+        try:
+            self._connection.request(method, target)
+            response = self._connection.getresponse()
+            body = response.read(MAX_ANSWER + 1)
+        except PermissionError as error:
+            self.close()
+            raise CommandFailed(
+                EX_NOPERM,
+                f"permission denied: {self.path}",
+                "the socket is for root and the user that the daemon runs as",
+            ) from error
+        except TimeoutError as error:
+            self.close()
+            raise CommandFailed(
+                EX_UNAVAILABLE, f"the daemon at {self.path} did not answer in time"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise CommandFailed(
+                EX_UNAVAILABLE,
+                f"the daemon is not running: nobody answers at {self.path} ({error.strerror or error})",
+                "start it, or name its configuration with --config or its socket with --socket",
+            ) from error
+        except http.client.HTTPException as error:
+            self.close()
+            raise CommandFailed(
+                EX_UNAVAILABLE, f"what answers at {self.path} is not Elemta's admin API ({error!r})"
+            ) from error
+        return self._content(response.status, body)
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        self._connection.close()
+
+    def _content(self, status: int, body: bytes) -> dict[str, Any]:
+        try:
+            content = json.loads(body)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or len(body) > MAX_ANSWER:
+            raise CommandFailed(EX_UNAVAILABLE, f"what answers at {self.path} is not Elemta's admin API")
+        if status != http.client.OK:
+            raise Refused(status, content)
+        return content
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 over the Unix socket at ``path``."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self.timeout)
+            _connect(sock, self._path)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    if len(os.fsencode(path)) <= MAX_PATH_OCTETS:
+        sock.connect(path)
+        return
+    # The same file by a short name
+    directory = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{directory}/{Path(path).name}")
+    finally:
+        os.close(directory)

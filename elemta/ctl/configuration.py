@@ -1,0 +1,74 @@
+"""``config``: whether the configuration is good, and what is in effect."""
+
+from __future__ import annotations
+
+from elemta.auth.authenticator import load_checkers
+from elemta.config import Config, dump
+from elemta.config.values import nearest
+from elemta.ctl.exits import EX_CONFIG, EX_OK, CommandFailed
+from elemta.ctl.invocation import Invocation
+from elemta.domains import Domains
+from elemta.errors import ConfigError, Fault
+from elemta.policy.discovery import available_plugins
+
+
+def check(invocation: Invocation) -> int:
+    """``config check``: every fault, in the file itself and in what it names. Needs no daemon."""
+    config = invocation.config()
+    faults = [*_of_domains(config), *_of_checkers(config), *_of_chain(config)]
+    if faults:
+        raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
+    notes = [*config.without_effect(), *config.cautions()]
+    if invocation.json:
+        invocation.give({"ok": True, "config": config.source, "notes": [str(note) for note in notes]})
+        return EX_OK
+    for note in notes:
+        invocation.say(f"note: {note}")
+    invocation.say(f"{config.source}: the configuration is good")
+    return EX_OK
+
+
+def show(invocation: Invocation) -> int:
+    """``config dump``: what the file and the environment come to, or what the daemon has in force."""
+    if invocation.args.running:
+        text = str(invocation.client().get("config")["toml"])
+    else:
+        text = dump(invocation.config())
+    if invocation.json:
+        invocation.give({"toml": text})
+    else:
+        invocation.say(*text.splitlines())
+    return EX_OK
+
+
+def _of_domains(config: Config) -> tuple[Fault, ...]:
+    try:
+        Domains.from_config(config.domains)
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
+def _of_checkers(config: Config) -> tuple[Fault, ...]:
+    try:
+        load_checkers(config.auth.checkers, config.source)
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
+def _of_chain(config: Config) -> list[Fault]:
+    if not config.policies.chain:
+        return []
+    usable = {plugin.name: plugin.error for plugin in available_plugins() if plugin.name}
+    faults = []
+    for index, name in enumerate(config.policies.chain, start=1):
+        key = f"policies.chain[{index}]"
+        if name not in usable:
+            near = nearest(name, usable)
+            known = f"known: {', '.join(sorted(usable))}"
+            hint = f"did you mean {near}? {known}" if near else known
+            faults.append(Fault(config.source, key, f"no policy is called {name!r}", hint))
+        elif usable[name]:
+            faults.append(Fault(config.source, key, f"policy {name!r} can't be used: {usable[name]}"))
+    return faults

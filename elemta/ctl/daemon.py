@@ -1,0 +1,128 @@
+"""``status``, ``plugins``, ``reload``, ``drain``: the daemon as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elemta.ctl.client import Refused
+from elemta.ctl.exits import EX_CONFIG, EX_OK, CommandFailed
+from elemta.ctl.invocation import Invocation
+from elemta.ctl.text import Column, age, size
+from elemta.errors import Fault
+
+_LISTENERS = (
+    Column("LISTENER", flexible=True),
+    Column("ROLE"),
+    Column("TLS"),
+    Column("ADDRESS", flexible=True),
+    Column("OPEN", right=True),
+)
+_PLUGINS = (
+    Column("NAME", flexible=True),
+    Column("CHAIN"),
+    Column("FROM", flexible=True),
+    Column("ABOUT", flexible=True),
+)
+
+
+def status(invocation: Invocation) -> int:
+    answer = invocation.client().get("status")
+    if invocation.json:
+        invocation.give(answer)
+        return EX_OK
+    invocation.say(
+        f"Elemta {answer['version']} on {answer['hostname']}, node {answer['node_id']}, "
+        f"pid {answer['pid']}, up {age(answer['uptime'])}"
+    )
+    ready = "yes" if answer["ready"] else "no: " + ", ".join(answer["not_ready"])
+    for name, value in (
+        ("state", answer["state"]),
+        ("ready", ready),
+        ("config", answer["config"]),
+        ("policies", ", ".join(answer["policies"]) or "none"),
+        ("limits in", answer["limiter"]),
+        ("sessions", str(answer["sessions"])),
+        *spool_lines(answer["spool"]),
+    ):
+        invocation.say(f"{name:<10}{value}")
+    invocation.say("")
+    invocation.give_table(_LISTENERS, [_listener(listener) for listener in answer["listeners"]])
+    for note in answer["notes"]:
+        invocation.say(f"note: {fault_of(note)}")
+    return EX_OK
+
+
+def _listener(listener: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        listener["name"],
+        listener["role"],
+        listener["tls"],
+        listener["address"],
+        str(listener["connections"]),
+    )
+
+
+def spool_lines(spool: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is to be said about the spool, as names and values."""
+    lines = [("spool", spool["directory"])] if "directory" in spool else []
+    if "error" in spool:
+        return [*lines, ("", f"not healthy: {spool['error']}")]
+    states = ", ".join(f"{count['messages']} {state}" for state, count in spool["states"].items())
+    total = spool["total"]
+    oldest = f", oldest {age(spool['oldest_age'])}" if total["messages"] else ""
+    messages = "message" if total["messages"] == 1 else "messages"
+    return [
+        *lines,
+        ("disk", f"{'healthy' if spool['healthy'] else 'NOT HEALTHY'}, {size(spool['free'])} free"),
+        ("queue", f"{total['messages']} {messages} ({states}), {size(total['octets'])}{oldest}"),
+    ]
+
+
+def plugins(invocation: Invocation) -> int:
+    answer = invocation.client().get("plugins")
+    if invocation.json:
+        invocation.give(answer)
+        return EX_OK
+    rows = [
+        (
+            plugin["name"] or "?",
+            "yes" if plugin["in_chain"] else "",
+            plugin["origin"],
+            f"can't be used: {plugin['error']}" if plugin["error"] else plugin["words"],
+        )
+        for plugin in answer["plugins"]
+    ]
+    invocation.give_table(_PLUGINS, rows)
+    return EX_OK
+
+
+def reload(invocation: Invocation) -> int:
+    try:
+        answer = invocation.client().post("reload")
+    except Refused as refused:
+        faults = [fault_of(fault) for fault in refused.content.get("faults", ())]
+        if not faults:
+            raise
+        raise CommandFailed(EX_CONFIG, refused.problem, faults=faults) from refused
+    if invocation.json:
+        invocation.give(answer)
+        return EX_OK
+    invocation.say("reloaded")
+    for key in answer["needs_restart"]:
+        invocation.say(f"{key} changed and takes effect after a restart")
+    return EX_OK
+
+
+def drain(invocation: Invocation) -> int:
+    answer = invocation.client().post("drain")
+    if invocation.json:
+        invocation.give(answer)
+    else:
+        invocation.say("draining: no new session; open ones end after their message; restart to serve again")
+    return EX_OK
+
+
+def fault_of(value: Mapping[str, Any]) -> Fault:
+    """A fault as the daemon told it."""
+    return Fault(value["place"], value["key"], value["problem"], value["hint"])

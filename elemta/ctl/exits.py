@@ -1,0 +1,25 @@
+"""The exit codes of ``elemtactl``, after sysexits.h where it has a word for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elemta.errors import Fault
+
+EX_OK = 0
+EX_FAILED = 1
+EX_USAGE = 2
+EX_UNAVAILABLE = 69
+EX_NOPERM = 77
+EX_CONFIG = 78
+
+
+class CommandFailed(Exception):
+    """A command that came to nothing: its exit code, what happened, and what to do about it."""
+
+    def __init__(self, code: int, problem: str, hint: str = "", faults: Sequence[Fault] = ()) -> None:
+        super().__init__(problem)
+        self.code = code
+        self.problem = problem
+        self.hint = hint
+        self.faults = tuple(faults)

@@ -1,0 +1,87 @@
+"""One run of ``elemtactl``: its arguments and streams, and what every command needs of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from elemta.config import Config, load
+from elemta.ctl.client import AdminClient
+from elemta.ctl.exits import EX_CONFIG, EX_NOPERM, CommandFailed
+from elemta.ctl.text import Column, safe, table
+from elemta.errors import ConfigError
+
+DEFAULT_CONFIG = "/etc/elemta.toml"
+CONFIG_VARIABLE = "ELEMTA_CONFIG"
+SOCKET_NAME = "admin.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """Arguments, streams and environment of one run."""
+
+    args: argparse.Namespace
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+    environ: Mapping[str, str]
+
+    @property
+    def json(self) -> bool:
+        return bool(getattr(self.args, "json", False))
+
+    @property
+    def width(self) -> int | None:
+        """The columns of the terminal; None where the output goes elsewhere, and is not cut then."""
+        return shutil.get_terminal_size().columns if self.stdout.isatty() else None
+
+    # Configuration and daemon
+
+    @property
+    def config_path(self) -> str | None:
+        """The configuration that was named, else the usual one if it is there, else None: the defaults."""
+        named = getattr(self.args, "config", None) or self.environ.get(CONFIG_VARIABLE)
+        if named:
+            return str(named)
+        return DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None
+
+    def config(self) -> Config:
+        """The configuration. Raises :class:`CommandFailed` with every fault."""
+        path = self.config_path
+        if path is not None and os.path.lexists(path) and not os.access(path, os.R_OK):
+            raise CommandFailed(EX_NOPERM, f"permission denied: {path}", "or name the socket with --socket")
+        environ = {name: value for name, value in self.environ.items() if name != CONFIG_VARIABLE}
+        try:
+            return load(path, environ)
+        except ConfigError as error:
+            raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=error.faults) from error
+
+    def client(self) -> AdminClient:
+        """The daemon's admin API; nothing is opened yet."""
+        named = getattr(self.args, "socket", None)
+        return AdminClient(named or str(Path(self.config().spool.directory) / SOCKET_NAME))
+
+    # Output
+
+    def say(self, *lines: str) -> None:
+        """Lines to standard output, nothing in them that could drive the terminal."""
+        for line in lines:
+            self.stdout.write(safe(line) + "\n")
+
+    def note(self, line: str) -> None:
+        """A line to standard error."""
+        self.stderr.write(f"elemtactl: {safe(line)}\n")
+
+    def give(self, document: object) -> None:
+        """One JSON document to standard output."""
+        self.stdout.write(json.dumps(document, indent=2) + "\n")
+
+    def give_table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+        """A table to standard output."""
+        self.say(*table(columns, rows, self.width))

@@ -1,0 +1,207 @@
+"""The command line of ``elemtactl``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, NoReturn, TextIO
+
+from elemta import __version__
+from elemta.ctl import configuration, daemon, queue, users
+from elemta.ctl.exits import EX_FAILED, EX_USAGE, CommandFailed
+from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG, Invocation
+from elemta.ctl.text import safe
+
+Command = Callable[[Invocation], int]
+
+EPILOG = """\
+exit codes: 0 done, 1 failed or no, 2 wrong use, 69 the daemon is not running,
+77 permission denied, 78 the configuration can't be used
+"""
+
+
+def main(
+    argv: Sequence[str],
+    stdout: TextIO,
+    stderr: TextIO,
+    environ: Mapping[str, str],
+    stdin: TextIO | None = None,
+) -> int:
+    """Run one command line without the program's name; the exit code."""
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            args = parser().parse_args(list(argv))
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else EX_USAGE
+    invocation = Invocation(args, stdin if stdin is not None else sys.stdin, stdout, stderr, environ)
+    command: Command = args.command
+    try:
+        return command(invocation)
+    except CommandFailed as failed:
+        return _fail(invocation, failed)
+    except KeyboardInterrupt:
+        stderr.write("\n")
+        return 130
+    except BrokenPipeError:
+        # Who read our output has seen enough.
+        return EX_FAILED
+
+
+def console() -> NoReturn:
+    """The entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code = main(sys.argv[1:], sys.stdout, sys.stderr, os.environ)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or EX_FAILED
+        # Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _fail(invocation: Invocation, failed: CommandFailed) -> int:
+    if invocation.json:
+        invocation.give(
+            {
+                "error": failed.problem,
+                "hint": failed.hint,
+                "faults": [
+                    {"place": each.place, "key": each.key, "problem": each.problem, "hint": each.hint}
+                    for each in failed.faults
+                ],
+            }
+        )
+    invocation.stderr.write(f"elemtactl: {safe(failed.problem)}\n")
+    for fault in failed.faults:
+        invocation.stderr.write(f"  {safe(str(fault))}\n")
+    if failed.hint:
+        invocation.stderr.write(f"  {safe(failed.hint)}\n")
+    return failed.code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar; the options of :func:`_shared` may stand before or behind a command."""
+    top = argparse.ArgumentParser(
+        prog="elemtactl",
+        description="Look at a running Elemta and tell it what to do.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_shared()],
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"elemtactl {__version__}")
+    commands = _commands(top)
+    _add(commands, "status", daemon.status, "the daemon, its listeners and its queue")
+    _add_config(_group(commands, "config", "the configuration"))
+    _add(commands, "plugins", daemon.plugins, "the installed policy plugins and which are in the chain")
+    _add_queue(_group(commands, "queue", "the messages that wait"))
+    _add_user(_group(commands, "user", "who may log in: edits the users file, needs no daemon"))
+    _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
+    _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
+    return top
+
+
+def _shared() -> argparse.ArgumentParser:
+    # Without defaults, or a command's parser would overwrite what stood before the command.
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options = shared.add_argument_group("options of every command")
+    options.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"the daemon's configuration (default: ${CONFIG_VARIABLE}, then {DEFAULT_CONFIG})",
+    )
+    options.add_argument(
+        "--socket", metavar="PATH", help="the admin socket (default: in the spool directory)"
+    )
+    options.add_argument("--json", action="store_true", help="print one JSON document")
+    return shared
+
+
+def _commands(parent: argparse.ArgumentParser) -> Any:
+    return parent.add_subparsers(metavar="COMMAND", required=True, title="commands")
+
+
+def _group(commands: Any, name: str, words: str) -> Any:
+    return _commands(commands.add_parser(name, help=words, description=words, parents=[_shared()]))
+
+
+def _add(commands: Any, name: str, command: Command, words: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=words, description=words, parents=[_shared()], allow_abbrev=False
+    )
+    added.set_defaults(command=command)
+    return added
+
+
+def _add_config(commands: Any) -> None:
+    _add(commands, "check", configuration.check, "name every fault of the configuration; needs no daemon")
+    dump = _add(commands, "dump", configuration.show, "print the effective configuration, without secrets")
+    dump.add_argument("--running", action="store_true", help="what the running daemon has in force")
+
+
+def _add_queue(commands: Any) -> None:
+    listing = _add(commands, "list", queue.show_list, "the messages, oldest first")
+    _add_filters(listing)
+    listing.add_argument(
+        "--limit", type=_count, default=100, metavar="N", help="at most N (default 100; 0: all)"
+    )
+    shown = _add(commands, "show", queue.show, "all about a message: client, recipients, attempts")
+    shown.add_argument("ids", nargs="+", metavar="ID")
+    for action, words in (
+        ("retry", "attempt deferred messages now"),
+        ("hold", "keep messages from being delivered"),
+        ("release", "deliver held messages now"),
+        ("delete", "remove messages for good; nobody is told"),
+    ):
+        added = _add(commands, action, queue.change, words)
+        added.set_defaults(action=action)
+        added.add_argument("ids", nargs="*", metavar="ID")
+        added.add_argument("--all", action="store_true", help="all that match the filters")
+        _add_filters(added)
+        if action == "hold":
+            added.add_argument("--reason", metavar="TEXT", help="shown in the listing")
+        if action == "delete":
+            added.add_argument("--yes", action="store_true", help="do not ask")
+    _add(commands, "stats", queue.stats, "the queue in numbers")
+
+
+def _add_filters(added: argparse.ArgumentParser) -> None:
+    filters = added.add_argument_group("filters", "PATTERN is an address, @domain, <>, or has * and ? in it.")
+    filters.add_argument("--state", choices=("active", "deferred", "hold"))
+    filters.add_argument("--from", dest="sender", metavar="PATTERN")
+    filters.add_argument("--to", dest="recipient", metavar="PATTERN", help="asks for every message: slow")
+
+
+def _add_user(commands: Any) -> None:
+    for name, command, words in (
+        ("add", users.add, "add a user; asks for the password twice"),
+        ("delete", users.delete, "remove a user"),
+        ("list", users.show_list, "names and hash schemes"),
+    ):
+        added = _add(commands, name, command, words)
+        added.add_argument(
+            "--file",
+            metavar="PATH",
+            help="the users file (default: the first elemta-users: in [auth] checkers)",
+        )
+        if name != "list":
+            added.add_argument("name", metavar="NAME")
+        if name == "add":
+            added.add_argument("--password-stdin", action="store_true", help="read the first line of stdin")
+            added.add_argument("--replace", action="store_true", help="set a new password for a known user")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,260 @@
+"""``queue``: what waits in the spool, and what an operator does about it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from fnmatch import fnmatchcase
+from http import HTTPStatus
+from typing import Any
+
+from elemta.ctl.client import AdminClient, Refused
+from elemta.ctl.daemon import spool_lines
+from elemta.ctl.exits import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
+from elemta.ctl.invocation import Invocation
+from elemta.ctl.text import Column, age, safe, size
+
+PAGE = 1000
+
+_MESSAGES = (
+    Column("ID"),
+    Column("STATE"),
+    Column("SIZE", right=True),
+    Column("AGE", right=True),
+    Column("RCPT", right=True),
+    Column("FROM", flexible=True),
+    Column("NEXT", flexible=True),
+)
+# What "--all" means where no --state says otherwise: those that the action makes a difference to.
+_STATES_OF_ALL: Mapping[str, Sequence[str]] = {
+    "retry": ("deferred",),
+    "release": ("hold",),
+    "hold": ("active", "deferred"),
+    "delete": ("",),
+}
+_DONE = {"retry": "retried", "release": "released", "hold": "held", "delete": "deleted"}
+
+
+def show_list(invocation: Invocation) -> int:
+    args = invocation.args
+    client = invocation.client()
+    found: list[Mapping[str, Any]] = []
+    complete = True
+    for message in _matching(client, args, (args.state or "",)):
+        if args.limit and len(found) >= args.limit:
+            complete = False
+            break
+        found.append(message)
+    if invocation.json:
+        invocation.give({"messages": found, "complete": complete})
+        return EX_OK
+    now = time.time()
+    if found:
+        invocation.give_table(_MESSAGES, [_row(message, now) for message in found])
+    else:
+        invocation.say("no message")
+    if not complete:
+        invocation.note(f"only the first {args.limit}; --limit 0 shows all")
+    return EX_OK
+
+
+def _row(message: Mapping[str, Any], now: float) -> Sequence[str]:
+    return (
+        message["queue_id"],
+        message["state"],
+        size(message["size"]),
+        age(now - message["received_at"]),
+        f"{message['pending']}/{message['recipients']}",
+        f"<{message['sender']}>",
+        _next(message, now),
+    )
+
+
+def _next(message: Mapping[str, Any], now: float) -> str:
+    if message["state"] == "hold":
+        return str(message["hold_reason"] or "")
+    wait = message["next_attempt_at"] - now
+    return f"in {age(wait)}" if wait >= 1 else "now"
+
+
+def show(invocation: Invocation) -> int:
+    client = invocation.client()
+    records, failures = [], []
+    for queue_id in invocation.args.ids:
+        try:
+            records.append(client.get("queue", queue_id))
+        except Refused as refused:
+            _only_about_a_message(refused)
+            failures.append(queue_id)
+            invocation.note(f"{queue_id}: {refused.problem}")
+    if invocation.json:
+        invocation.give({"messages": records})
+    else:
+        for place, record in enumerate(records):
+            if place:
+                invocation.say("")
+            _describe(invocation, record)
+    return EX_FAILED if failures else EX_OK
+
+
+def _describe(invocation: Invocation, record: Mapping[str, Any]) -> None:
+    client, now = record["client"], time.time()
+    said = {
+        "id": record["queue_id"],
+        "state": record["state"] + (f": {record['hold_reason']}" if record["hold_reason"] else ""),
+        "received": f"{_moment(record['received_at'])} ({age(now - record['received_at'])} ago)",
+        "size": f"{size(record['size'])} ({record['size']} B)",
+        "from": f"<{record['sender']}>",
+        "client": f"{client['ip']} helo {client['helo']}, listener {client['listener']}",
+        "session": client["session_id"],
+        "user": client["user"] or "",
+        "tls": client["tls"] or "",
+        "attempts": str(record["attempts"]),
+        "next": "" if record["state"] == "hold" else _next(record, now),
+    }
+    invocation.say(*(f"{name:<10}{value}" for name, value in said.items() if value))
+    for recipient in record["recipients"]:
+        status = recipient["status"] or "not tried yet"
+        done = "" if recipient["pending"] else ", done"
+        invocation.say(f"to        <{recipient['address']}> {status}{done}{_words(recipient)}")
+    for attempt in record["history"]:
+        invocation.say(
+            f"tried     {_moment(attempt['at'])} #{attempt['number']} <{attempt['recipient']}> "
+            f"{attempt['status']}{_words(attempt)}"
+        )
+
+
+def _words(said: Mapping[str, Any]) -> str:
+    reply = " ".join(str(part) for part in (said["code"], said["enhanced"], said["text"]) if part)
+    hop = f" at {said['next_hop']}" if said["next_hop"] else ""
+    return f"{hop}: {reply}" if reply else hop
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def stats(invocation: Invocation) -> int:
+    answer = invocation.client().get("queue", "stats")
+    if invocation.json:
+        invocation.give(answer)
+    else:
+        invocation.say(*(f"{name:<10}{value}" for name, value in spool_lines(answer)))
+    return EX_OK
+
+
+def change(invocation: Invocation) -> int:
+    """``queue retry|hold|release|delete``: on the ids that were given, or on all that match."""
+    args = invocation.args
+    _check_choice(args)
+    client = invocation.client()
+    ids = args.ids or [
+        message["queue_id"]
+        for message in _matching(client, args, (args.state,) if args.state else _STATES_OF_ALL[args.action])
+    ]
+    if args.action == "delete" and ids and not args.yes:
+        _confirm(invocation, ids)
+    results = [_change_one(client, args, queue_id) for queue_id in ids]
+    return _report(invocation, results)
+
+
+def _check_choice(args: argparse.Namespace) -> None:
+    if bool(args.ids) == args.all:
+        raise CommandFailed(EX_USAGE, "give queue ids, or --all")
+    if args.ids and (args.state or args.sender or args.recipient):
+        raise CommandFailed(EX_USAGE, "--state, --from and --to choose among --all, not among given ids")
+
+
+def _change_one(client: AdminClient, args: argparse.Namespace, queue_id: str) -> dict[str, Any]:
+    try:
+        if args.action == "delete":
+            client.delete("queue", queue_id)
+        elif args.action == "hold" and args.reason:
+            client.post("queue", queue_id, "hold", reason=args.reason)
+        else:
+            client.post("queue", queue_id, args.action)
+    except Refused as refused:
+        _only_about_a_message(refused)
+        gone = args.all and refused.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+        # What was delivered or held between the listing and now is not a failure of "all".
+        return {"queue_id": queue_id, "ok": gone, "error": refused.problem, "hint": refused.hint}
+    return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action]}
+
+
+def _only_about_a_message(refused: Refused) -> None:
+    if refused.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+        raise refused
+
+
+def _report(invocation: Invocation, results: Sequence[Mapping[str, Any]]) -> int:
+    failed = [result for result in results if not result["ok"]]
+    if invocation.json:
+        invocation.give({"results": results})
+    else:
+        for result in results:
+            if "done" in result:
+                invocation.say(f"{result['queue_id']} {result['done']}")
+            else:
+                hint = f" ({result['hint']})" if result["hint"] else ""
+                invocation.note(f"{result['queue_id']}: {result['error']}{hint}")
+        if not results:
+            invocation.say("no message")
+    return EX_FAILED if failed else EX_OK
+
+
+def _confirm(invocation: Invocation, ids: Sequence[str]) -> None:
+    if not invocation.stdin.isatty():
+        if invocation.args.all:
+            raise CommandFailed(EX_USAGE, "delete --all without a terminal needs --yes")
+        return
+    what = safe(ids[0]) if len(ids) == 1 else f"{len(ids)} messages"
+    invocation.stderr.write(f"Delete {what} for good, without telling the sender? [y/N] ")
+    invocation.stderr.flush()
+    if invocation.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandFailed(EX_FAILED, "nothing was deleted")
+
+
+def _matching(
+    client: AdminClient, args: argparse.Namespace, states: Sequence[str]
+) -> Iterator[Mapping[str, Any]]:
+    """The messages in one of ``states`` ("" for any) that ``--from`` and ``--to`` let through."""
+    for state in states:
+        for message in _pages(client, {"state": state} if state else {}):
+            if args.sender and not _fits(message["sender"], args.sender):
+                continue
+            if args.recipient and not _has_recipient(client, message["queue_id"], args.recipient):
+                continue
+            yield message
+
+
+def _pages(client: AdminClient, query: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+    after: str | None = None
+    while True:
+        page = client.get("queue", **query, limit=str(PAGE), **({"after": after} if after else {}))
+        yield from page["messages"]
+        after = page["next"]
+        if after is None:
+            return
+
+
+def _has_recipient(client: AdminClient, queue_id: str, pattern: str) -> bool:
+    try:
+        record = client.get("queue", queue_id)
+    except Refused as refused:
+        if refused.status != HTTPStatus.NOT_FOUND:
+            raise
+        return False
+    return any(_fits(recipient["address"], pattern) for recipient in record["recipients"])
+
+
+def _fits(address: str, pattern: str) -> bool:
+    """Whether ``address`` is ``pattern``: an address, ``@domain``, ``<>``, or with ``*`` and ``?``."""
+    if pattern == "<>":
+        return address == ""
+    wanted = pattern.lower()
+    if wanted.startswith("@"):
+        wanted = f"*{wanted}"
+    # Brackets stand for themselves: they are in address literals.
+    return fnmatchcase(address.lower(), wanted.replace("[", "[[]"))

@@ -1,0 +1,128 @@
+"""Text for a terminal: tables that fit, sizes and ages for people, and nothing that drives the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ELLIPSIS = "…"
+GAP = "  "
+MIN_WIDTH = 8
+
+
+def safe(text: str) -> str:
+    """``text`` on one line with everything that is not printable written out, such as ``\\x1b``.
+
+    Addresses, HELO names and remote replies are chosen by strangers; none of them may move the cursor,
+    colour the screen or turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _written_out(char) for char in text)
+
+
+def _written_out(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_cells_of, text))
+
+
+def _cells_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+
+
+def cut(text: str, width: int) -> str:
+    """``text`` in at most ``width`` columns, ending in … where something was cut off."""
+    if cells(text) <= width:
+        return text
+    kept: list[str] = []
+    room = width - 1
+    for char in text:
+        room -= _cells_of(char)
+        if room < 0:
+            break
+        kept.append(char)
+    return "".join(kept) + ELLIPSIS
+
+
+def size(octets: float) -> str:
+    """``12345`` as ``12 KiB``: three digits at most, powers of 1024."""
+    amount = float(octets)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 999.5:
+            return _amount(amount, unit)
+        amount /= 1024
+    return _amount(amount, "TiB")
+
+
+def _amount(amount: float, unit: str) -> str:
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 9.95 else f"{amount:.1f} {unit}"
+
+
+def age(seconds: float) -> str:
+    """``93784`` as ``1d 2h``: the two largest units."""
+    rest = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or parts:
+            parts.append(f"{count}{unit}" if count else "")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if part) or "0s"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its title, whether numbers stand in it, whether it may be cut to fit the terminal."""
+
+    title: str
+    right: bool = False
+    flexible: bool = False
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """The lines of a table; no wider than ``width`` columns, or as wide as it needs to be for None."""
+    shown = [[safe(value) for value in row] for row in rows]
+    widths = [
+        max([cells(column.title), *(cells(row[index]) for row in shown)])
+        for index, column in enumerate(columns)
+    ]
+    if width is not None:
+        widths = _fitting(columns, widths, width)
+    titles = [column.title for column in columns]
+    return [_line(columns, values, widths, width) for values in (titles, *shown)]
+
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    fitting = list(widths)
+    excess = sum(fitting) + len(GAP) * (len(fitting) - 1) - width
+    while excess > 0:
+        wide = [
+            index for index, column in enumerate(columns) if column.flexible and fitting[index] > MIN_WIDTH
+        ]
+        if not wide:
+            break
+        # A column at a time loses what makes it wider than the next one: long texts give first.
+        widest = max(wide, key=lambda index: fitting[index])
+        fitting[widest] -= 1
+        excess -= 1
+    return fitting
+
+
+def _line(columns: Sequence[Column], values: Sequence[str], widths: Sequence[int], width: int | None) -> str:
+    parts = []
+    for column, value, room in zip(columns, values, widths, strict=True):
+        text = cut(value, room)
+        fill = " " * (room - cells(text))
+        parts.append(fill + text if column.right else text + fill)
+    line = GAP.join(parts).rstrip()
+    return line if width is None else cut(line, width)
