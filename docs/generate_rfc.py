@@ -29,17 +29,20 @@ sections that it cites itself.
 
 """
 
+# From Python 3.12 on the text of an f-string is a token of its own kind.
+TEXT = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+
 Section = tuple[str, str]
 
 
-def citations(path: Path) -> Iterator[tuple[Section, int]]:
-    """The sections that comments and strings of one file cite, each with its line."""
+def citations(path: Path) -> Iterator[tuple[Section, int, bool]]:
+    """The sections that one file cites, each with its line and whether that is a comment (else a string)."""
     with io.BytesIO(path.read_bytes()) as source:
         for token in tokenize.tokenize(source.readline):
-            if token.type in (tokenize.COMMENT, tokenize.STRING):
+            if token.type in TEXT:
                 for match in CITATION.finditer(token.string):
                     line = token.start[0] + token.string.count("\n", 0, match.start())
-                    yield (match[1], match[2]), line
+                    yield (match[1], match[2]), line, token.type == tokenize.COMMENT
 
 
 def scopes(path: Path) -> list[tuple[int, int, str]]:
@@ -59,11 +62,11 @@ def scopes(path: Path) -> list[tuple[int, int, str]]:
     return found
 
 
-def place(path: Path, line: int, known: list[tuple[int, int, str]]) -> str:
+def place(path: Path, line: int, is_comment: bool, known: list[tuple[int, int, str]]) -> str:
     """File and innermost function or class of a citation; no line number, which every edit would move."""
     around = [name for first, last, name in known if first <= line <= last]
     # A comment above a definition belongs to it.
-    below = [name for first, _, name in known if line < first <= line + 3]
+    below = [name for first, _, name in known if is_comment and line < first <= line + 3]
     name = around[-1] if around else (below[0] if below else "")
     relative = path.relative_to(ROOT).as_posix()
     return f"`{relative}` {name}".rstrip()
@@ -74,8 +77,8 @@ def gather(folder: str) -> dict[Section, list[str]]:
     places: dict[Section, list[str]] = defaultdict(list)
     for path in sorted((ROOT / folder).rglob("*.py")):
         known = scopes(path)
-        for section, line in citations(path):
-            where = place(path, line, known)
+        for section, line, is_comment in citations(path):
+            where = place(path, line, is_comment, known)
             if where not in places[section]:
                 places[section].append(where)
     return places

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -61,6 +62,7 @@ _NOISE = (
     "Main loop terminated.",
     "Timing out client: ",
 )
+_STARTING_ON = re.compile(r"\S+ starting on \S+$")
 
 Record = dict[str, Any]
 Format = Callable[[Record], str]
@@ -191,7 +193,7 @@ def _text_fields(record: Record, one_line: bool = False) -> str:
     for key, value in record.items():
         if key == "traceback" and not one_line:
             traceback = "".join(f"    {_printable(line)}\n" for line in value.splitlines())
-        elif key not in ("time", "level", "event", "node_id", "message"):
+        elif value is not None and key not in ("time", "level", "event", "node_id", "message"):
             words.append(f"{_printable(key)}={_word(value)}")
     return " ".join(words) + "\n" + traceback
 
@@ -222,12 +224,12 @@ def _is_noise(event: LogEvent) -> bool:
     if "eventType" in event:
         return True
     text = event.get("log_text") or event.get("log_format") or ""
-    return text.startswith(_NOISE) or text.endswith(" Closed)")
+    return text.startswith(_NOISE) or text.endswith(" Closed)") or _STARTING_ON.match(text) is not None
 
 
 def _event_name(event: LogEvent) -> str:
-    namespace = event.get("log_namespace", "")
-    return "twisted" if namespace in ("", "log_legacy") else _plain(namespace)
+    namespace = event.get("log_namespace") or "log_legacy"
+    return "twisted" if namespace.startswith(("log_legacy", "twisted.")) else _text(namespace)
 
 
 def _message(event: LogEvent) -> str:

@@ -243,11 +243,12 @@ def test_twisteds_factories_and_ports_are_debug_and_its_errors_are_not() -> None
     for book in (quiet, loud):
         Logger(observer=book.observer).info("Starting factory {factory!r}", factory=Factory())
         publisher = legacy.LogPublisher(publishPublisher=LogPublisher(book.observer))
-        publisher.msg("Site starting on 8080", eventSource=book, eventType="start", protocol="Site")
+        publisher.msg("Site (TLS) is here", eventSource=book, eventType="start", protocol="Site")
+        publisher.msg("Site starting on 8080")
         publisher.msg("(TCP Port 8080 Closed)")
         publisher.msg("Received SIGTERM, shutting down.")
     assert [record["message"] for record in quiet.records] == ["Received SIGTERM, shutting down."]
-    assert [record["level"] for record in loud.records] == ["debug", "debug", "debug", "info"]
+    assert [record["level"] for record in loud.records] == ["debug", "debug", "debug", "debug", "info"]
     assert quiet.records[0]["event"] == "twisted"
     assert set(quiet.records[0]) == {"time", "level", "event", "node_id", "message"}
 

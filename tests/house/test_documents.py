@@ -1,0 +1,156 @@
+"""What the documents say is there, and nothing in the tree is about the machine that it was written on."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from elemta.config import load
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tracked() -> list[Path]:
+    """The files of the project; a tarball has no git, and holds nothing else."""
+    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in str(path)]
+    return [path for name in run.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def generator(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z0-9.-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        named = set(
+            re.findall(r"`make ([a-z][a-z0-9.-]*)`|^make ([a-z][a-z0-9.-]*)", page.read_text(), re.MULTILINE)
+        )
+        words = {first or second for first, second in named}
+        assert words <= targets(), page
+    assert {"run", "test"} <= targets()
+
+
+def test_make_alone_lists_every_target_with_its_words() -> None:
+    run = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[0] for line in run.stdout.splitlines()[1:]}
+    assert listed == targets()
+    assert all(len(line.split()) > 2 for line in run.stdout.splitlines()[1:])
+
+
+def test_every_link_inside_the_project_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readmes_map_names_what_is_there() -> None:
+    for name in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
+        assert (ROOT / name).exists(), name
+
+
+def test_what_make_run_prints_is_what_its_configuration_says() -> None:
+    text = (ROOT / "etc" / "elemta-dev.toml").read_text()
+    words = "\n".join(line for line in text.split("\n\n[")[0].splitlines() if line.startswith("#"))
+    config = load(str(ROOT / "etc" / "elemta-dev.toml"), {})
+    port = {"tcp:2525:interface=127.0.0.1": "127.0.0.1:2525"}[config.listeners[0].endpoint]
+    assert f"SMTP     {port}" in words
+    assert f"--server {port} --to someone@{next(iter(config.domains.local))}" in words
+    assert config.metrics.endpoint == "tcp:8080:interface=127.0.0.1"
+    assert "http://127.0.0.1:8080/metrics" in words
+    assert f"{config.spool.directory}/mail/{next(iter(config.domains.local))}/" in words
+    assert f"--server {port} --to someone@{next(iter(config.domains.local))}" in README
+
+
+def test_nothing_is_about_the_machine_that_it_was_written_on() -> None:
+    # In pieces, so that this file does not name them itself.
+    places = [
+        "/wo" + "rk/",
+        "/ro" + "ot/",
+        "/opt/" + "elemta",
+        "/tmp/" + "elemta",
+        "/home" + "/",
+        "/opt/" + "pypi",
+    ]
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for place in places:
+            assert place not in text, f"{path.relative_to(ROOT)} has {place}"
+
+
+@pytest.mark.parametrize("name", ["22.4", "24.11"])
+def test_the_constraints_pin_the_twisted_they_are_named_for(name: str) -> None:
+    lines = (ROOT / ".ci" / f"constraints-{name}.txt").read_text().splitlines()
+    assert any(line.startswith(f"Twisted=={name}.") for line in lines)
+    assert f"test-twisted-{name}" in targets()
+
+
+def test_every_dependency_has_a_floor() -> None:
+    text = (ROOT / "setup.py").read_text()
+    block = text.split("install_requires=[\n")[1].split("\n    ],")[0]
+    requirements = re.findall(r'"([^"]+)"', block)
+    assert requirements
+    assert all(">=" in requirement for requirement in requirements), requirements
+
+
+def test_a_citation_is_found_with_the_function_it_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rfc = generator("generate_rfc")
+    (tmp_path / "elemta").mkdir()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "elemta" / "room.py").write_text(
+        '"""A room (RFC 5321 §4.5.3.1.5)."""\n\n'
+        "# RFC 5321 §4.10.\n"
+        "def above():\n"
+        "    pass\n\n\n"
+        "class Reader:\n"
+        "    def read(self):\n"
+        "        # RFC 5321 §4.2 and RFC 3461 §4.1, RFC 5321 §4.2\n"
+        "        return 'not RFC5321 4.3'\n"
+    )
+    (tmp_path / "tests" / "test_room.py").write_text('def test_it():\n    """RFC 3461 §4.1"""\n')
+    monkeypatch.setattr(rfc, "ROOT", tmp_path)
+    text = rfc.render()
+    assert [line for line in text.splitlines() if line.startswith(("| §", "## "))] == [
+        "## [RFC 3461](https://www.rfc-editor.org/rfc/rfc3461)",
+        "| §4.1 | `elemta/room.py` Reader.read | `tests/test_room.py` test_it |",
+        "## [RFC 5321](https://www.rfc-editor.org/rfc/rfc5321)",
+        "| §4.2 | `elemta/room.py` Reader.read |  |",
+        "| §4.5.3.1.5 | `elemta/room.py` |  |",
+        "| §4.10 | `elemta/room.py` above |  |",
+    ]
+
+
+def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("generate_rfc", "generate_metrics", "generate_logging"):
+        module = generator(name)
+        monkeypatch.setattr(module, "TARGET", tmp_path / f"{name}.md")
+        assert module.main(["--check"]) == 1
+        assert module.main([]) == 0
+        assert module.main(["--check"]) == 0
+        with (tmp_path / f"{name}.md").open("a") as page:
+            page.write("by hand\n")
+        assert module.main(["--check"]) == 1
