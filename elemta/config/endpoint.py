@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from elemta.config.values import Unacceptable, nearest
 
 _PART = re.compile(r"((?:[^\\:=]|\\.)*)([:=]?)", re.DOTALL)
+_KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]*")
 _KINDS = ("tcp", "tcp6", "unix", "systemd")
 _TCP_KEYS = frozenset({"port", "interface", "backlog"})
 _UNIX_KEYS = frozenset({"address", "mode", "backlog", "lockfile"})
@@ -45,7 +46,7 @@ def check_endpoint(text: str) -> None:
         check(arguments, keyed)
         return
     meant = nearest(kind, _KINDS)
-    if meant is not None or len(positional) + len(keyed) < 2 or _is_address(kind):
+    if meant is not None or len(positional) + len(keyed) < 2 or not _KIND.fullmatch(kind):
         hint = f'did you mean "{meant}:{text.partition(":")[2]}"?' if meant else _address_hint(text)
         raise Unacceptable('must be a Twisted server endpoint such as "tcp:25:interface=192.0.2.1"', hint)
 
@@ -59,7 +60,7 @@ def _split(text: str) -> tuple[list[str], Mapping[str, str]]:
     position = 0
     while True:
         match = _PART.match(text, position)
-        if match is None or (match.end() == position and position < len(text)):
+        if match is None or (not match[2] and match.end() < len(text)):
             raise Unacceptable("ends in a backslash, which must stand before a character")
         pending += re.sub(r"\\(.)", r"\1", match[1], flags=re.DOTALL)
         position = match.end()

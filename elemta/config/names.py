@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from elemta.config.values import Unacceptable
 
@@ -17,6 +17,16 @@ _MAX_DOMAIN = 255
 def is_host_name(text: str) -> bool:
     """Whether the text is a host name in ASCII, without a trailing dot."""
     return len(text) <= _MAX_DOMAIN and all(_HOST_LABEL.fullmatch(label) for label in text.split("."))
+
+
+def is_remote_host(text: str) -> bool:
+    """Whether the text names another host: an IP address, or a name that a resolver may know."""
+    try:
+        ip_address(text)
+    except ValueError:
+        # An underscore is in no host name, but in names that container networks resolve.
+        return is_host_name(text.replace("_", "a"))
+    return True
 
 
 def check_hostname(text: str) -> None:

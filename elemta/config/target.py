@@ -7,7 +7,7 @@ import string
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from elemta.config.names import is_host_name
+from elemta.config.names import is_host_name, is_remote_host
 from elemta.config.values import Unacceptable
 
 TARGET_WORDS = (
@@ -83,7 +83,7 @@ def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:
         raise Unacceptable(f"must be like {example}, without a user or password")
     if url.path not in ("", "/") or url.query or url.fragment:
         raise Unacceptable(f"must be like {example}, with nothing after the port")
-    if port == 0 or not (is_host_name(host) or ":" in host):
+    if port == 0 or not (is_remote_host(host)):
         raise Unacceptable(
             f"must be like {example}, with a host name or an address and a port from 1 to 65535"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, urlsplit
 
-from elemta.config.names import is_host_name
+from elemta.config.names import is_remote_host
 from elemta.config.values import Unacceptable, nearest
 
 _SINGLE = ("valkey", "valkeys", "redis", "rediss")
@@ -44,7 +44,7 @@ def _check_hosts(url: SplitResult, *, several: bool) -> None:
         raise Unacceptable("must name one host", "several are for valkey+sentinel:// and valkey+cluster://")
     for host in hosts:
         match = _HOST.fullmatch(host)
-        if match is None or (match["name"] and not is_host_name(match["name"].replace("_", "a"))):
+        if match is None or not is_remote_host(match["v6"] or match["name"]):
             raise Unacceptable("must name a host, as in valkey://127.0.0.1:6379/0")
         if match["port"] is not None and not 1 <= int(match["port"]) <= 65535:
             raise Unacceptable("must have a port from 1 to 65535")

@@ -1,0 +1,158 @@
+"""What an operator is told at the start about settings that are allowed."""
+
+# ruff: noqa: E501 - the notes stand here as they are read
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from elemta.config import Config, load
+
+Read = Callable[..., Config]
+
+LIMIT = '[[limit]]\nname = "a"\nper = ["sender"]\ncounts = "messages"\nrates = ["1/1m"]\n'
+HOLD = '[[route]]\ndomains = ["*"]\nto = "hold:"\n'
+LISTENER = '[[listener]]\nname = "in"\nendpoint = "tcp:587"\n'
+
+
+@pytest.fixture(autouse=True)
+def _a_host_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: "mx7.example.net")
+
+
+def test_the_defaults_say_nothing() -> None:
+    config = load(None, {})
+    assert config.without_effect() == ()
+    assert config.cautions() == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("[server]\nworkers = 4", "server.workers: has no effect yet: mail is taken by one process"),
+        (
+            '[resources]\nvalkey_url = "valkey://db.example"',
+            "resources.valkey_url: has no effect yet: limits are kept in this node's memory",
+        ),
+        (
+            '[resources]\nvalkey_key_prefix = "x:"',
+            "resources.valkey_key_prefix: has no effect yet: limits are kept in this node's memory",
+        ),
+        (
+            '[resources]\nvalkey_deadline = "10ms"',
+            "resources.valkey_deadline: has no effect yet: limits are kept in this node's memory",
+        ),
+        (
+            f'{LIMIT}scope = "cluster"',
+            "limit[1].scope: has no effect yet: limits are kept in this node's memory, each node for itself",
+        ),
+        (
+            f'{LIMIT}when_valkey_is_down = "allow"',
+            "limit[1].when_valkey_is_down: has no effect yet: limits are kept in this node's memory, not in Valkey",
+        ),
+        (
+            LIMIT.replace('"sender"', '"destination"'),
+            "limit[1].per: has no effect yet: limits per destination come with a later version",
+        ),
+        (
+            "[policy.rely]\ntimeout = 1",
+            'policy.rely: has no effect: [policies] chain does not name this policy (did you mean "relay"?)',
+        ),
+        (
+            '[[route]]\ndomains = ["a.example"]\nto = "mx:"',
+            "route[1].to: has no effect yet: delivery by MX comes with a later version; until then its mail is put on hold",
+        ),
+        (
+            f'{HOLD}tls = "may"',
+            "route[1].tls: has no effect yet: mail is handed on without TLS",
+        ),
+        (
+            f'{HOLD}[[route]]\ndomains = ["a.example"]\nto = "hold:"',
+            'route[2].domains: has no effect for "a.example": route[1] stands before it and matches',
+        ),
+        (
+            '[[route]]\ndomains = ["a.example", "A.example"]\nto = "hold:"',
+            'route[1].domains: has no effect for "A.example": route[1] stands before it and matches',
+        ),
+        (
+            '[domains]\nrelay_from = ["192.0.2.0/24"]',
+            'route: mail to other domains than these and the local ones goes to mx:, but delivery by MX comes with a later version; until then its mail is put on hold (add a [[route]] with domains = ["*"])',
+        ),
+        (
+            '[spool]\nwarn_after = "1h"',
+            "spool.warn_after: has no effect yet: delay notices come with a later version",
+        ),
+        (
+            '[console]\nusers = "/etc/users"',
+            "console.users: has no effect yet: the web console comes with a later version",
+        ),
+        (
+            '[console]\nendpoint = "tcp:1"',
+            "console.endpoint: has no effect yet: the web console comes with a later version",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_told_with_the_reason(read: Read, text: str, note: str) -> None:
+    config = read(text)
+    assert [str(fault).removeprefix(f"{config.source}: ") for fault in config.without_effect()] == [note]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[server]\nworkers = 1",
+        '[resources]\nvalkey_url = ""',
+        f'{LIMIT}scope = "node"',
+        "[policy.relay]\ntimeout = 1",
+        f'{HOLD}tls = "none"',
+        f'[domains]\nrelay_from = ["192.0.2.0/24"]\n{HOLD}',
+        '[console]\nendpoint = ""',
+    ],
+)
+def test_a_setting_that_has_its_effect_is_not_told(read: Read, text: str) -> None:
+    assert read(text).without_effect() == ()
+
+
+def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
+    config = load(None, {"VALKEY_URL": "valkey://db.example"})
+    assert [str(fault) for fault in config.without_effect()] == [
+        "VALKEY_URL: resources.valkey_url: has no effect yet: limits are kept in this node's memory"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "caution"),
+    [
+        (
+            f'[domains]\nrelay_from = ["0.0.0.0/0"]\n{HOLD}',
+            "domains.relay_from[1]: 0.0.0.0/0 is everyone: this is an open relay (name your own networks)",
+        ),
+        (
+            f'{LISTENER}proxy_protocol_from = ["::/0"]',
+            "listener[1].proxy_protocol_from: every client may claim any address (name the load balancers)",
+        ),
+        (
+            '[policies]\nchain = ["limits"]',
+            'policies.chain: does not name "relay": unless another policy says who may send where, this is an open relay',
+        ),
+        (
+            f'[auth]\ncheckers = ["elemta-users:/u"]\n{LISTENER}role = "submission"',
+            "listener[1].tls: nobody can log in here: AUTH needs TLS, and there is none (give it TLS and [tls] a certificate, or set auth.require_tls = false)",
+        ),
+    ],
+)
+def test_a_dangerous_setting_is_told_with_the_danger(read: Read, text: str, caution: str) -> None:
+    config = read(text)
+    assert [str(fault).removeprefix(f"{config.source}: ") for fault in config.cautions()] == [caution]
+
+
+def test_a_host_that_only_calls_itself_localhost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: "localhost.localdomain")
+    (caution,) = load(None, {}).cautions()
+    assert str(caution) == (
+        'defaults: server.hostname: this host calls itself "localhost.localdomain", which no other host can use '
+        "(set hostname)"
+    )
