@@ -11,8 +11,8 @@ import toml
 
 from elemta.config.effective import Config
 from elemta.config.kinds import kind_of
+from elemta.config.layout import SECTIONS
 from elemta.config.redaction import redacted_checker, redacted_table, redacted_url
-from elemta.config.sections import SECTIONS
 from elemta.config.setting import settings_of
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")

@@ -9,7 +9,7 @@ from typing import Final
 
 from elemta.config.faults import Faults
 from elemta.config.kinds import Kind, kind_of
-from elemta.config.sections import SECTIONS
+from elemta.config.layout import SECTIONS
 from elemta.config.setting import settings_of
 from elemta.config.values import did_you_mean, nearest
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from elemta.config.faults import Faults
 from elemta.config.kinds import Kind, kind_of
+from elemta.config.layout import SECTIONS
 from elemta.config.redaction import shown
-from elemta.config.sections import SECTIONS, PolicyCommon
+from elemta.config.sections import PolicyCommon
 from elemta.config.setting import SettingField, settings_of
 from elemta.config.values import nearest
 

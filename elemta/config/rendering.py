@@ -10,8 +10,9 @@ from typing import Any, Final
 from elemta.config.dumping import literal
 from elemta.config.environment import ALIASES
 from elemta.config.kinds import Kind, kind_of
+from elemta.config.layout import SECTIONS, Section
 from elemta.config.prose import PAGE_HEAD, SAMPLE_HEAD
-from elemta.config.sections import SECTIONS, PolicyCommon, Section
+from elemta.config.sections import PolicyCommon
 from elemta.config.setting import SettingField, settings_of
 
 _WIDTH: Final = 100

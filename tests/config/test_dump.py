@@ -36,6 +36,7 @@ DURATIONS = st.floats(1, 86_000) | st.integers(1, 86_000) | st.sampled_from(["5m
 SCALARS = (
     TEXT | st.integers(-(2**62), 2**62) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
 )
+RATES = st.builds("{}/{}s".format, st.integers(1, 10**9), st.integers(1, 10**6))
 LIMITS = st.lists(
     st.fixed_dictionaries(
         {
@@ -43,6 +44,20 @@ LIMITS = st.lists(
             "per": st.lists(st.sampled_from(["ip", "user", "sender", "listener"]), unique=True),
             "counts": st.sampled_from(["messages", "recipients", "bytes"]),
             "rates": st.lists(RATES, min_size=1, max_size=3),
+        },
+        optional={
+            "scope": st.sampled_from(["cluster", "node"]),
+            "on_exceed": st.sampled_from(["defer", "reject", "disconnect", "delay"]),
+            "except": st.lists(TEXT, max_size=3),
+        },
+    ),
+    max_size=3,
+    unique_by=lambda limit: limit["name"],
+)
+ROUTES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "domains": st.lists(NAMES | st.just("*") | st.just("bücher.example"), min_size=1, max_size=3),
             "to": st.sampled_from(["hold:", "mx:", "smtp://[::1]:25", "maildir:/m/{domain}/{local}"]),
         },
         optional={"tls": st.sampled_from(["none", "may"]), "max_connections": st.integers(1, 100)},

@@ -1,0 +1,50 @@
+"""Which tables a file has, and which dataclass of settings each is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from elemta.config.sections import (
+    AuthConfig,
+    ConsoleConfig,
+    DomainsConfig,
+    LimitConfig,
+    ListenerConfig,
+    LoggingConfig,
+    MetricsConfig,
+    PoliciesConfig,
+    ResourcesConfig,
+    RouteConfig,
+    ServerConfig,
+    SpoolConfig,
+    TLSConfig,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table of the file: its name there and in ``Config``, its settings, and whether it repeats."""
+
+    table: str
+    attribute: str
+    shape: type[Any]
+    many: bool = False
+
+
+SECTIONS: Final = (
+    Section("server", "server", ServerConfig),
+    Section("listener", "listeners", ListenerConfig, many=True),
+    Section("tls", "tls", TLSConfig),
+    Section("domains", "domains", DomainsConfig),
+    Section("auth", "auth", AuthConfig),
+    Section("resources", "resources", ResourcesConfig),
+    Section("limit", "limits", LimitConfig, many=True),
+    Section("policies", "policies", PoliciesConfig),
+    Section("route", "routes", RouteConfig, many=True),
+    Section("spool", "spool", SpoolConfig),
+    Section("metrics", "metrics", MetricsConfig),
+    Section("console", "console", ConsoleConfig),
+    Section("logging", "logging", LoggingConfig),
+)
+"""Every table but ``[policy.NAME]``, in the order of the sample file."""
