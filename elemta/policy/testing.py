@@ -139,8 +139,10 @@ class Rehearsal:
     """One policy and one client's conversation with it.
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
-    :class:`~elemta.errors.ConfigError`. ``facts`` is the session that the policy sees; change it as you
-    like. A method per stage asks and returns the verdict; where the policy is not asked at that stage it
+    :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from`` and ``limits`` are those
+    of :func:`make_services`. ``facts`` is the session that the policy sees; change it as you like.
+
+    A method per stage asks and returns the verdict; where the policy is not asked at that stage it
     returns ``CONTINUE``. ``wait`` is how many seconds the clock is advanced for a policy that doesn't
     answer at once; where it hasn't answered then, AssertionError.
     """
@@ -150,7 +152,10 @@ class Rehearsal:
         plugin: Any,
         options: Mapping[str, object] | None = None,
         *,
-        services: Services | None = None,
+        local: Collection[str] = ("example.com",),
+        mailboxes: Collection[str] | None = None,
+        relay_from: Collection[str] = (),
+        limits: Limits | None = None,
         client_ip: str = "192.0.2.1",
         listener: str = "mx",
         user: str | None = None,
@@ -161,7 +166,15 @@ class Rehearsal:
         self.clock = Clock()
         self.metrics = RecordedMetrics()
         self.logged: list[LogEvent] = []
-        self.services = services or make_services(self.clock, metrics=self.metrics, logged=self.logged)
+        self.services = make_services(
+            self.clock,
+            local=local,
+            mailboxes=mailboxes,
+            relay_from=relay_from,
+            limits=limits,
+            metrics=self.metrics,
+            logged=self.logged,
+        )
         self.common, parsed = read_policy(plugin.options, options or {}, "test", f"policy.{plugin.name}")
         self.name: str = plugin.name
         self.policy: Any = plugin.build(parsed, self.services.of_policy(plugin.name))

@@ -1,0 +1,164 @@
+"""The kit that a plugin's author tests with."""
+
+from dataclasses import dataclass
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+from elemta.envelope import MailParameters
+from elemta.errors import ConfigError
+from elemta.policy import (
+    CONTINUE,
+    IConnectPolicy,
+    IMessagePolicy,
+    IOutcomeObserver,
+    IPolicyPlugin,
+    IRcptPolicy,
+    NoOptions,
+    Quarantine,
+    Reject,
+    Stage,
+    setting,
+)
+from elemta.policy.testing import Rehearsal, make_message
+
+
+@dataclass(frozen=True)
+class Options:
+    delay: float = setting(0.0, "Seconds that an answer takes.", unit="seconds", minimum=0)
+
+
+@implementer(IConnectPolicy, IRcptPolicy, IMessagePolicy, IOutcomeObserver)
+class Everything:
+    def __init__(self, options, services):
+        self.options = options
+        self.services = services
+        self.counter = services.metrics.counter("asked_total", "Questions.", ["stage"])
+
+    def connected(self, session):
+        return CONTINUE if session.notes.published("other", "good") else Reject("no")
+
+    async def rcpt(self, session, transaction, recipient):
+        self.counter.labels("rcpt").inc()
+        self.services.log.info("asked", recipient=str(recipient))
+        if self.options.delay:
+            await deferLater(self.services.reactor, self.options.delay)
+        if recipient.local == "bad":
+            raise RuntimeError("bad recipient")
+        if recipient.local == "odd":
+            return Reject("no", code=250)
+        transaction.add_header("X-Seen", str(len(transaction.recipients)))
+        return Reject("no") if recipient.local == "refused" else CONTINUE
+
+    def message(self, session, transaction, message):
+        with message.open() as file:
+            content = file.read()
+        assert len(content) == message.size == transaction.size
+        return Quarantine(message.headers.get("Subject") or "no subject")
+
+    def committed(self, session, transaction):
+        session.notes["committed"] = [str(recipient) for recipient in transaction.recipients]
+
+    async def refused(self, session, transaction):
+        session.notes["refused"] = True
+
+    def disconnected(self, session):
+        raise OSError("gone")
+
+
+@implementer(IPlugin, IPolicyPlugin)
+class EverythingPlugin:
+    name = "every-thing"
+    options = Options
+
+    def build(self, options, services):
+        return Everything(options, services)
+
+
+def test_a_policy_is_asked_as_the_daemon_asks_it():
+    rehearsal = Rehearsal(EverythingPlugin(), user="alice", client_ip="2001:db8::1")
+    assert rehearsal.session.user == "alice"
+    assert str(rehearsal.session.client_ip) == "2001:db8::1"
+    assert rehearsal.helo("somebody") == CONTINUE
+    assert rehearsal.mail("", MailParameters(size=7)) == CONTINUE
+    assert not rehearsal.transaction.sender
+    assert rehearsal.transaction.size == 7
+    assert rehearsal.rcpt("refused@example.com") == Reject("no")
+    assert rehearsal.rcpt("someone@example.com") == CONTINUE
+    assert [str(recipient) for recipient in rehearsal.transaction.recipients] == ["someone@example.com"]
+    assert rehearsal.added_headers == [("X-Seen", "0"), ("X-Seen", "0")]
+    assert rehearsal.message(b"Subject: odd\r\n\r\n") == Quarantine("odd")
+    rehearsal.committed()
+    assert rehearsal.session.notes["committed"] == ["someone@example.com"]
+
+
+def test_metrics_and_log_of_a_policy_can_be_looked_at():
+    rehearsal = Rehearsal(EverythingPlugin())
+    rehearsal.rcpt("someone@example.com")
+    assert rehearsal.metrics.total("elemta_plugin_every_thing_asked_total", "rcpt") == 1
+    assert rehearsal.metrics.total("elemta_plugin_every_thing_asked_total", "mail") == 0
+    with pytest.raises(KeyError):
+        rehearsal.metrics.total("elemta_plugin_every_thing_other_total")
+    assert [event["recipient"] for event in rehearsal.logged] == ["someone@example.com"]
+
+
+def test_what_other_policies_published_can_be_given():
+    rehearsal = Rehearsal(EverythingPlugin())
+    assert rehearsal.connected() == Reject("no")
+    rehearsal.publish_on_session("other", "good", True)
+    assert rehearsal.connected() == CONTINUE
+
+
+def test_a_policy_that_takes_its_time_is_waited_for_on_the_clock():
+    rehearsal = Rehearsal(EverythingPlugin(), {"delay": "2s"})
+    assert rehearsal.rcpt("refused@example.com", wait=2.0) == Reject("no")
+    with pytest.raises(AssertionError, match="no answer within 1 s"):
+        rehearsal.rcpt("refused@example.com", wait=1.0)
+    pending = rehearsal.ask(Stage.MESSAGE, make_message(b""))
+    assert isinstance(pending, Deferred)
+
+
+def test_what_a_policy_raises_is_raised():
+    with pytest.raises(RuntimeError, match="bad recipient"):
+        Rehearsal(EverythingPlugin()).rcpt("bad@example.com")
+    with pytest.raises(OSError, match="gone"):
+        Rehearsal(EverythingPlugin()).disconnected()
+
+
+def test_nonsense_fails_the_test_with_words():
+    with pytest.raises(AssertionError, match="Reject with the code 250"):
+        Rehearsal(EverythingPlugin()).rcpt("odd@example.com")
+
+
+def test_wrong_options_are_told_as_the_daemon_tells_them():
+    with pytest.raises(ConfigError, match=r'policy\.every-thing\.dealy: unknown key.*"delay"'):
+        Rehearsal(EverythingPlugin(), {"dealy": 1})
+
+
+def test_a_plugin_that_builds_no_policy_fails_the_test():
+    class Useless(EverythingPlugin):
+        options = NoOptions
+
+        def build(self, options, services):
+            return self
+
+    with pytest.raises(AssertionError, match="no interface"):
+        Rehearsal(Useless())
+
+
+def test_a_transaction_is_changed_only_while_the_policy_is_asked():
+    rehearsal = Rehearsal(EverythingPlugin())
+    rehearsal.rcpt("someone@example.com")
+    with pytest.raises(RuntimeError):
+        rehearsal.transaction.add_header("X-Late", "yes")
+
+
+def test_a_transaction_that_was_refused_is_over():
+    rehearsal = Rehearsal(EverythingPlugin())
+    rehearsal.rcpt("someone@example.com")
+    rehearsal.refused()
+    assert rehearsal.session.notes["refused"]
+    assert rehearsal.transaction.recipients == ()
