@@ -1,0 +1,201 @@
+"""AUTH: PLAIN and LOGIN, what is refused, and when nobody is asked any more."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elemta.smtp import replies
+from elemta.smtp.events import (
+    Answer,
+    AuthQuestion,
+    CredentialsQuestion,
+    Question,
+    Refuse,
+)
+from elemta.smtp.sasl import Credentials, Login, Plain, decode_response
+from tests.smtp.transcript import ENVELOPE, HELLO, TLS, Conversation, converse, proceed
+
+
+def encoded(text: str) -> str:
+    """Base64 of ``text``, in which ␀ is a NUL, ␊ a line feed and every other letter one octet."""
+    return base64.b64encode(text.replace("␀", "\0").replace("␊", "\n").encode("latin-1")).decode()
+
+
+def refusing_credentials(question: Question) -> Answer:
+    if isinstance(question, CredentialsQuestion):
+        return Refuse(replies.AUTH_FAILED)
+    return proceed(question)
+
+
+ACCEPTED = "S: 235 2.7.0 Authentication successful\n"
+MALFORMED = "S: 501 5.5.2 Malformed authentication response\n"
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        f"C: AUTH PLAIN {encoded('␀jane␀secret')}\n",
+        f"C: auth plain {encoded('jane␀jane␀secret')}\n",
+        f"C: AUTH PLAIN\nS: 334 \nC: {encoded('␀jane␀secret')}\n",
+        f"C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: {encoded('jane')}\nS: 334 UGFzc3dvcmQ6\nC: {encoded('secret')}\n",
+        f"C: AUTH LOGIN {encoded('jane')}\nS: 334 UGFzc3dvcmQ6\nC: {encoded('secret')}\n",
+    ],
+    ids=["plain", "plain with authzid", "plain without initial response", "login", "login with name"],
+)
+def test_good_credentials_make_a_user(exchange: str) -> None:
+    told = converse_with_tls(HELLO + exchange + ACCEPTED)
+    asked = [event for event in told.events if isinstance(event, CredentialsQuestion)]
+    assert [(question.username, question.password) for question in asked] == [("jane", b"secret")]
+    assert told.session.facts.user == "jane"
+    assert "secret" not in repr(asked)
+
+
+def converse_with_tls(script: str, answering=proceed, **changes) -> Conversation:
+    return converse(script, answering, tls=TLS, **changes)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "said"),
+    [
+        ("C: AUTH\n", "S: 501 5.5.4 Syntax: AUTH mechanism [initial-response]\n"),
+        ("C: AUTH PLAIN a b\n", "S: 501 5.5.4 Syntax: AUTH mechanism [initial-response]\n"),
+        ("C: AUTH CRAM-MD5\n", "S: 504 5.5.4 Authentication mechanism not supported\n"),
+        ("C: AUTH PLAIN not-base64\n", MALFORMED),
+        ("C: AUTH PLAIN AGEAYg\n", MALFORMED),
+        ("C: AUTH PLAIN AGEA Yg==\n", "S: 501 5.5.4 Syntax: AUTH mechanism [initial-response]\n"),
+        ("C: AUTH PLAIN =\n", MALFORMED),
+        (f"C: AUTH PLAIN {encoded('jane')}\n", MALFORMED),
+        (f"C: AUTH PLAIN {encoded('␀jane␀')}\n", MALFORMED),
+        (f"C: AUTH PLAIN {encoded('␀␀secret')}\n", MALFORMED),
+        (f"C: AUTH PLAIN {encoded('␀a␀b␀c')}\n", MALFORMED),
+        (f"C: AUTH PLAIN {encoded('␀ÿ␀secret')}\n", MALFORMED),
+        (f"C: AUTH PLAIN {encoded('␀ja␊ne␀secret')}\n", MALFORMED),
+        (
+            f"C: AUTH PLAIN {encoded('root␀jane␀secret')}\n",
+            "S: 535 5.7.8 Authentication credentials invalid\n",
+        ),
+        ("C: AUTH PLAIN\nS: 334 \nC: *\n", "S: 501 5.7.0 Authentication cancelled\n"),
+        ("C: AUTH PLAIN\nS: 334 \nC: ====\n", MALFORMED),
+        ("C: AUTH LOGIN =\nS: 334 UGFzc3dvcmQ6\nC: c2VjcmV0\n", MALFORMED),
+        (
+            f"C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: {encoded('j')}\nS: 334 UGFzc3dvcmQ6\nC: {encoded('a␀b')}\n",
+            MALFORMED,
+        ),
+    ],
+)
+def test_a_malformed_exchange_is_refused_and_the_session_goes_on(exchange: str, said: str) -> None:
+    told = converse_with_tls(HELLO + exchange + said + "C: NOOP\nS: 250 2.0.0 OK\n")
+    assert told.session.facts.user is None
+    assert not any(isinstance(event, CredentialsQuestion) for event in told.events)
+
+
+def test_bad_credentials_are_535() -> None:
+    told = converse_with_tls(
+        HELLO + "C: AUTH PLAIN AGEAYg==\nS: 535 5.7.8 Authentication credentials invalid\n",
+        refusing_credentials,
+    )
+    assert told.session.facts.user is None
+
+
+def test_policies_are_asked_before_235_and_may_refuse() -> None:
+    def answer(question: Question) -> Answer:
+        if isinstance(question, AuthQuestion):
+            assert question.session.user == "a"
+            return Refuse(replies.AUTH_TROUBLE)
+        return proceed(question)
+
+    told = converse_with_tls(
+        HELLO + "C: AUTH PLAIN AGEAYg==\nS: 454 4.7.0 Temporary authentication failure\n", answer
+    )
+    assert told.session.facts.user is None
+
+
+def test_auth_waits_for_tls_where_it_must() -> None:
+    converse(HELLO + "C: AUTH PLAIN AGEAYg==\nS: 538 5.7.11 Encryption required for authentication\n")
+    converse(HELLO + "C: AUTH PLAIN AGEAYg==\n" + ACCEPTED, auth_needs_tls=False)
+    converse(HELLO + "C: AUTH PLAIN AGEAYg==\nS: 502 5.5.1 Command not implemented\n", auth=False)
+
+
+def test_a_second_auth_and_one_in_a_transaction_are_503() -> None:
+    converse_with_tls(
+        HELLO
+        + "C: AUTH PLAIN AGEAYg==\n"
+        + ACCEPTED
+        + "C: AUTH PLAIN AGEAYg==\nS: 503 5.5.1 Already authenticated\n"
+    )
+    converse_with_tls(ENVELOPE + "C: AUTH PLAIN AGEAYg==\nS: 503 5.5.1 Not during a mail transaction\n")
+
+
+def test_submission_wants_authentication_before_mail() -> None:
+    converse_with_tls(
+        HELLO
+        + "C: MAIL FROM:<a@b.test>\nS: 530 5.7.0 Authentication required\n"
+        + "C: RCPT TO:<a@b.test>\nS: 503 5.5.1 Need MAIL command\n"
+        + "C: AUTH PLAIN AGEAYg==\n"
+        + ACCEPTED
+        + "C: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n",
+        require_auth=True,
+    )
+
+
+def test_after_the_limit_of_failures_credentials_are_not_tried_any_more() -> None:
+    failing = "C: AUTH PLAIN AGEAYg==\nS: 535 5.7.8 Authentication credentials invalid\n"
+    told = converse_with_tls(HELLO + failing * 3, refusing_credentials)
+    assert not told.closed
+    told = converse_with_tls(
+        HELLO + failing * 3 + "C: AUTH PLAIN AGEAYg==\nS: 421 4.7.0 Too many failed authentications\nX:\n",
+        refusing_credentials,
+    )
+    assert sum(isinstance(event, CredentialsQuestion) for event in told.events) == 3
+
+
+def test_local_trouble_is_no_failure_of_the_client() -> None:
+    def trouble(question: Question) -> Answer:
+        if isinstance(question, CredentialsQuestion):
+            return Refuse(replies.AUTH_TROUBLE)
+        return proceed(question)
+
+    converse_with_tls(
+        HELLO + "C: AUTH PLAIN AGEAYg==\nS: 454 4.7.0 Temporary authentication failure\n" * 5, trouble
+    )
+
+
+def test_a_response_line_has_a_limit() -> None:
+    at_limit = encoded("␀jane␀" + "x" * 9200)
+    at_limit += "A" * (12286 - len(at_limit))
+    begin = HELLO + "C: AUTH PLAIN\nS: 334 \n"
+    assert len(at_limit) + 2 == 12288
+    converse_with_tls(begin + f"C: {at_limit}\n" + MALFORMED)
+    converse_with_tls(begin + f"C: {at_limit}A\nS: 500 5.5.6 Authentication exchange line is too long\n")
+
+
+def test_a_bare_lf_in_an_exchange_ends_the_session() -> None:
+    told = converse_with_tls(
+        HELLO + "C: AUTH PLAIN\nS: 334 \nC> AGEAYg==\\n\nS: 500 5.5.2 Command lines end with CRLF\nX:\n"
+    )
+    assert told.session.facts.user is None
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
+    st.binary(min_size=1).filter(lambda p: b"\0" not in p),
+)
+def test_any_name_and_password_travel_unchanged(name: str, password: bytes) -> None:
+    expected = Credentials(name, password)
+    assert Plain().respond(b"\0" + name.encode() + b"\0" + password) == expected
+    login = Login()
+    login.respond(name.encode())
+    assert login.respond(password) == expected
+
+
+@given(st.binary(max_size=200))
+def test_base64_is_taken_strictly(octets: bytes) -> None:
+    text = base64.b64encode(octets)
+    assert decode_response(text) == octets
+    assert decode_response(text + b"\n") is None
+    assert decode_response(b" " + text) is None
+    assert decode_response(text + b"!") is None
