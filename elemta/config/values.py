@@ -55,7 +55,7 @@ _LONG_DURATION_UNITS = {
 }
 
 # Digits are bounded so that no text in a configuration can cost more than it is long.
-_NUMBER = r"[0-9]{1,30}(?:\.[0-9]{1,30})?"
+_NUMBER = r"[0-9]{1,30}(?:\.[0-9]{1,60})?"
 _SIZE = re.compile(rf"({_NUMBER}) ?([A-Za-z]*)")
 _DURATION_PART = re.compile(rf"({_NUMBER})(ms|[smhdw])")
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|[smhdw])){{1,6}}")
