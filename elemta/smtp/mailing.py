@@ -116,14 +116,13 @@ def take_data(dialogue: Dialogue, block: bytes) -> int:
     content, used = message.feed(block)
     if content:
         dialogue.events.append(MessageData(content))
-    if used is not None:
-        dialogue.reading = Reading.COMMAND
-        _message_received(dialogue, END_OF_DATA)
-        return used
     if message.out_of_patience:
         refusal = message.refusal or replies.MESSAGE_TOO_BIG
         dialogue.say_goodbye(END_OF_DATA, refusal, "message far beyond the size limit")
-    return len(block)
+    elif used is not None:
+        dialogue.reading = Reading.COMMAND
+        _message_received(dialogue, END_OF_DATA)
+    return len(block) if used is None else used
 
 
 # BDAT

@@ -32,6 +32,8 @@ def refusing_credentials(question: Question) -> Answer:
 
 
 ACCEPTED = "S: 235 2.7.0 Authentication successful\n"
+ASK_NAME = "S: 334 VXNlcm5hbWU6\n"
+ASK_PASSWORD = "S: 334 UGFzc3dvcmQ6\n"
 MALFORMED = "S: 501 5.5.2 Malformed authentication response\n"
 
 
@@ -41,7 +43,7 @@ MALFORMED = "S: 501 5.5.2 Malformed authentication response\n"
         f"C: AUTH PLAIN {encoded('␀jane␀secret')}\n",
         f"C: auth plain {encoded('jane␀jane␀secret')}\n",
         f"C: AUTH PLAIN\nS: 334 \nC: {encoded('␀jane␀secret')}\n",
-        f"C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: {encoded('jane')}\nS: 334 UGFzc3dvcmQ6\nC: {encoded('secret')}\n",
+        f"C: AUTH LOGIN\n{ASK_NAME}C: {encoded('jane')}\n{ASK_PASSWORD}C: {encoded('secret')}\n",
         f"C: AUTH LOGIN {encoded('jane')}\nS: 334 UGFzc3dvcmQ6\nC: {encoded('secret')}\n",
     ],
     ids=["plain", "plain with authzid", "plain without initial response", "login", "login with name"],
@@ -82,7 +84,7 @@ def converse_with_tls(script: str, answering=proceed, **changes) -> Conversation
         ("C: AUTH PLAIN\nS: 334 \nC: ====\n", MALFORMED),
         ("C: AUTH LOGIN =\nS: 334 UGFzc3dvcmQ6\nC: c2VjcmV0\n", MALFORMED),
         (
-            f"C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: {encoded('j')}\nS: 334 UGFzc3dvcmQ6\nC: {encoded('a␀b')}\n",
+            f"C: AUTH LOGIN\n{ASK_NAME}C: {encoded('j')}\n{ASK_PASSWORD}C: {encoded('a␀b')}\n",
             MALFORMED,
         ),
     ],

@@ -99,7 +99,8 @@ def test_a_chunk_that_policies_refuse_is_read_and_ends_the_transaction() -> None
     told = converse(
         ENVELOPE
         + f"C> BDAT 6\\r\\n{INSIDE}\nC> BDAT 6 LAST\\r\\n{INSIDE}\n"
-        + "S: 450 4.7.1 Later\nS: 503 5.5.1 Need MAIL command\nC: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n",
+        + "S: 450 4.7.1 Later\nS: 503 5.5.1 Need MAIL command\n"
+        + "C: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n",
         refusing_data,
         max_errors=0,
     )
