@@ -110,13 +110,6 @@ class Fill:
     used: tuple[int, ...]
     wait: int | None
 
-    @property
-    def fullness(self) -> float:
-        """The fullest bound's share, 1.0 for a full one."""
-        terms = self.request.terms
-        limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
-        return max((used / limit if limit else 1.0 for used, limit in zip(self.used, limits, strict=True)))
-
 
 class ILimitStore(Interface):
     """Where limits are counted."""

@@ -129,21 +129,19 @@ class Series:
 class Counter:
     """What one identity has used of one limit: a series for each of the limit's bounds, charged together.
 
-    A time before one that was seen already is taken as that one: a clock that is set back makes
-    charges count longer, never shorter.
+    Time may go back: what was charged in a time that is to come again counts until it is W past, so a
+    clock that is set back makes charges count longer, never shorter.
     """
 
-    __slots__ = ("_last", "_series", "bounds")
+    __slots__ = ("_series", "bounds")
 
     def __init__(self, bounds: tuple[Bound, ...]) -> None:
         self.bounds = bounds
         self._series = tuple(Series(bound) for bound in bounds)
-        self._last = 0
 
     def copy(self) -> Counter:
         twin = Counter(self.bounds)
         twin._series = tuple(series.carried(series.bound) for series in self._series)
-        twin._last = self._last
         return twin
 
     @property
@@ -151,9 +149,15 @@ class Counter:
         """The time from which on this counter is as good as a new one."""
         return max((series.expires for series in self._series), default=0)
 
+    def fullness(self, now: int) -> float:
+        """The fullest bound's share at ``now``, 1.0 for a full one."""
+        used = zip(self.used(now), self.bounds, strict=True)
+        return max((total / bound.limit if bound.limit else 1.0 for total, bound in used), default=0.0)
+
     def used(self, now: int) -> tuple[int, ...]:
         """What counts at ``now``, for each bound."""
-        self._advance(now)
+        for series in self._series:
+            series.prune(now)
         return tuple(series.total for series in self._series)
 
     def earliest(self, now: int, amount: int) -> int | None:
@@ -161,21 +165,20 @@ class Counter:
 
         None stands for never: the amount alone is more than a limit.
         """
-        current = self._advance(now)
-        latest = current
+        latest = now
         for series in self._series:
-            passes = series.earliest(current, amount)
+            series.prune(now)
+            passes = series.earliest(now, amount)
             if passes is None:
                 return None
             latest = max(latest, passes)
-        return now if latest == current else latest
+        return latest
 
-    def charge(self, now: int, amount: int) -> int:
-        """Charge all bounds, whether it passes or not. Returns the time to :meth:`refund` with."""
-        at = self._advance(now)
+    def charge(self, at: int, amount: int) -> None:
+        """Charge all bounds, whether it passes or not (ask :meth:`earliest`)."""
         for series in self._series:
+            series.prune(at)
             series.add(at, amount)
-        return at
 
     def refund(self, at: int, amount: int) -> None:
         """Take one charge back, once: the caller sees to that. Nothing after it has expired."""
@@ -186,12 +189,6 @@ class Counter:
         """Go on under other bounds, with what was charged so far."""
         self._series = tuple(_source(bound, self._series).carried(bound) for bound in bounds)
         self.bounds = bounds
-
-    def _advance(self, now: int) -> int:
-        self._last = now = max(now, self._last)
-        for series in self._series:
-            series.prune(now)
-        return now
 
 
 def _source(bound: Bound, known: Sequence[Series]) -> Series:

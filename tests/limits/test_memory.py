@@ -178,6 +178,38 @@ def test_what_has_expired_makes_room_for_others() -> None:
     assert room._shared == {}
 
 
+def test_who_finds_room_again_starts_with_what_was_used_while_sharing() -> None:
+    clock = Clock()
+    store, terms = MemoryStore(clock, max_keys=1), rate("r", 3, 60)
+    store.acquire([Request(terms, "first")])
+    clock.advance(30)
+    for _ in range(3):
+        assert store.acquire([Request(terms, "second")]).granted
+    clock.advance(31)
+    assert store.size(terms) == 1
+    other = next(f"x{n}" for n in range(9999) if memory._share(f"x{n}") == memory._share("second"))
+    assert not store.acquire([Request(terms, "second")]).granted
+    assert not store.acquire([Request(terms, other)]).granted
+    clock.advance(29)
+    for _ in range(3):
+        assert store.acquire([Request(terms, "second")]).granted
+    assert not store.acquire([Request(terms, "second")]).granted
+    assert "second" in store._room(terms).counters
+
+
+def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
+    clock = Clock()
+    store, terms = MemoryStore(clock, max_keys=1), rate("r", 3, 60)
+    store.acquire([Request(terms, "first")])
+    clock.advance(30)
+    for _ in range(2):
+        assert store.acquire([Request(terms, "second")]).granted
+    clock.advance(31)
+    assert store.acquire([Request(terms, "second")]).granted
+    assert "second" in store._room(terms).counters
+    assert not store.acquire([Request(terms, "second")]).granted
+
+
 def test_the_room_of_one_limit_is_not_taken_by_another() -> None:
     store, senders, addresses = MemoryStore(Clock(), max_keys=10), rate("senders", 5), rate("addresses", 5)
     for number in range(1000):

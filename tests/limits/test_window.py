@@ -127,7 +127,8 @@ def test_a_refund_leaves_the_counter_as_though_nothing_had_been_charged(
         if spared.earliest(now, amount) == now:
             charged.charge(now, amount)
             spared.charge(now, amount)
-    at = charged.charge(now, 3)
+    at = now
+    charged.charge(at, 3)
     for gone, amount in after:
         now += gone
         charged.charge(now, amount)
@@ -182,7 +183,8 @@ def test_a_charge_counts_until_the_last_microsecond_of_its_window_and_not_at_its
     counter = Counter((Bound.of(1, MINUTE),))
     counter.charge(1_000_000, 1)
     assert counter.earliest(1_000_000 + MINUTE - 1, 1) == 1_000_000 + MINUTE
-    assert counter.earliest(1_000_000 + MINUTE, 1) == 1_000_000 + MINUTE
+    assert counter.used(1_000_000 + MINUTE - 1) == (1,)
+    assert counter.used(1_000_000 + MINUTE) == (0,)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,8 @@ def test_an_amount_above_the_limit_never_passes_and_an_equal_one_does() -> None:
 
 def test_a_refund_after_its_expiry_takes_nothing_from_anybody() -> None:
     counter = Counter((Bound.of(10, MINUTE, weighted=True),))
-    at = counter.charge(10**15, 4)
+    at = 10**15
+    counter.charge(at, 4)
     later = 10**15 + 2 * MINUTE
     counter.charge(later, 5)
     counter.refund(at, 4)
@@ -240,3 +243,31 @@ def test_several_rates_name_the_time_at_which_all_of_them_pass() -> None:
         assert counter.earliest(now, 1) == now
         counter.charge(now, 1)
     assert counter.earliest(1_600_000, 1) == MINUTE
+
+
+def test_another_set_of_rates_looks_back_as_far_as_was_counted() -> None:
+    counter = Counter((Bound.of(9, 1_000_000), Bound.of(9, 60 * MINUTE), Bound.of(9, MINUTE)))
+    for now in (0, 30_000_000, 90_000_000):
+        counter.charge(now, 1)
+    counter.rebind((Bound.of(5, MINUTE), Bound.of(7, 30 * MINUTE), Bound.of(6, 120 * MINUTE)))
+    assert counter.used(90_000_001) == (1, 3, 3)
+    assert counter.used(149_999_999) == (1, 3, 3)
+
+
+def test_a_sub_bucket_counts_as_though_all_had_come_at_its_end() -> None:
+    grain = MINUTE // SUB_BUCKETS
+    counter = Counter((Bound.of(500, MINUTE),))
+    counter.charge(10 * grain + 1, 3)
+    counter.charge(11 * grain, 4)
+    counter.charge(11 * grain + 1, 5)
+    assert counter.used(11 * grain + MINUTE - 1) == (12,)
+    assert counter.used(11 * grain + MINUTE) == (5,)
+
+
+def test_what_is_charged_after_a_step_back_expires_in_its_own_turn() -> None:
+    counter = Counter((Bound.of(9, MINUTE),))
+    for at in (500, 600, 700, 100):
+        counter.charge(at, 1)
+    assert counter.used(MINUTE + 99) == (4,)
+    assert counter.used(MINUTE + 100) == (3,)
+    assert counter.used(MINUTE + 600) == (1,)

@@ -63,11 +63,12 @@ class House:
         self.store = store or MemoryStore(self.clock)
         settings = {"max_requests_per_window": 0, "max_connections_per_ip": 1000, **resources}
         self.limiter = Limiter(rules_from_config(ResourcesConfig(**settings), limits), self.store)
-        self.services = make_services(self.clock, limits=self.limiter)
+        services = make_services(self.clock, limits=self.limiter)
+        self.policy = LimitsPlugin().build(LimitsOptions(), services)
 
     def client(self, client_ip: str = "192.0.2.1", **more: Any) -> Rehearsal:
-        made = Rehearsal(LimitsPlugin(), services=self.services, client_ip=client_ip, **more)
-        made.clock = self.clock
+        made = Rehearsal(LimitsPlugin(), client_ip=client_ip, **more)
+        made.policy, made.clock = self.policy, self.clock
         return made
 
     def used(self, name: str) -> int:
@@ -296,6 +297,38 @@ def test_delay_waits_until_it_passes() -> None:
     assert verdicts == [CONTINUE]
 
 
+@pytest.mark.parametrize("number", range(100, 150, 5))
+def test_a_client_that_was_delayed_is_not_refused_for_a_rounding(number: int) -> None:
+    start = number * 12_345_678.9123457 + number / 7
+    house = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
+    house.clock.advance(start)
+    client = house.client()
+    client.mail()
+    client.committed()
+    house.clock.advance(1 / 3)
+    verdicts: list[Verdict] = []
+    client.ask(Stage.MAIL).addCallback(verdicts.append)
+    (waiting,) = house.clock.getDelayedCalls()
+    # At the very time for which it was asked, as a reactor does that is quick.
+    house.clock.rightNow = waiting.getTime()
+    house.clock.advance(0)
+    assert verdicts == [CONTINUE]
+
+
+def test_a_recipient_that_was_named_twice_and_accepted_once_is_charged_once() -> None:
+    house = House(
+        limit("r", Counts.RECIPIENTS, rates=["9/1m"]), limit("s", Counts.RECIPIENTS, Identity.SENDER)
+    )
+    client = house.client()
+    client.mail()
+    for _ in range(2):
+        client.rcpt("a@example.com")
+    assert client.transaction_facts is not None
+    client.transaction_facts.recipients.pop()
+    client.committed()
+    assert (house.used("r"), house.used("s")) == (1, 1)
+
+
 def test_delay_is_bounded_and_then_defers() -> None:
     house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
     client = house.client()
@@ -404,9 +437,11 @@ def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() ->
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
         max_requests_per_window=9,
     )
-    policy = LimitsPlugin().build(LimitsOptions(), house.services)
     chain = PolicyChain(
-        [LoadedPolicy("limits", policy, PolicyCommon()), LoadedPolicy("later", Later(), PolicyCommon())],
+        [
+            LoadedPolicy("limits", house.policy, PolicyCommon()),
+            LoadedPolicy("later", Later(), PolicyCommon()),
+        ],
         house.clock,
     )
     facts = SessionFacts("s1", ip_address("192.0.2.1"), 1025, "mx")
