@@ -34,7 +34,7 @@ class BodyFile:
         self._turn = threading.Lock()
 
     def append(self, chunks: Sequence[bytes]) -> None:
-        """Write the next octets; the first call creates the file. Nothing happens to one that was given up."""
+        """Write the next octets; the first call creates the file. A file that was given up stays away."""
         with self._turn:
             if self._abandoned:
                 return

@@ -25,26 +25,28 @@ _log = Logger()
 
 _MESSAGE = (
     "INSERT INTO message (id, queue_id, state, next_attempt_at, received_at, size, in_file, envelope,"
-    " pending, hold_reason) VALUES "
+    " pending, hold_reason) VALUES {}"
 )
-_BODY = "INSERT INTO body (id, header, content) VALUES "
+_BODY = "INSERT INTO body (id, header, content) VALUES {}"
 _RECIPIENT = (
     "INSERT OR REPLACE INTO recipient (message_id, position, pending, status, code, enhanced, text, route,"
-    " next_hop, at) VALUES "
+    " next_hop, at) VALUES {}"
 )
 _ATTEMPT = (
     "INSERT INTO attempt (message_id, number, position, status, code, enhanced, text, route, next_hop, at,"
-    " seconds) VALUES "
+    " seconds) VALUES {}"
 )
 # One row for the whole answer, so one step.
 _LOAD = """SELECT json_group_array(json_array(
     m.id, m.queue_id, m.state, m.attempts, m.size, m.in_file, m.hold_reason,
     json_extract(m.envelope, '$.to'),
-    (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending)))
+    (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending),
+    (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id)))
     FROM message m WHERE m.id IN (SELECT value FROM json_each(?))"""
 _UPDATE = (
-    "UPDATE message SET state = ?, attempts = ?, pending = ?, hold_reason = ?,"
-    " next_attempt_at = coalesce(?, next_attempt_at) WHERE id = ?"
+    "UPDATE message SET state = new.column2, attempts = new.column3, pending = new.column4,"
+    " hold_reason = new.column5, next_attempt_at = coalesce(new.column6, next_attempt_at) FROM (VALUES {})"
+    " AS new WHERE id = new.column1"
 )
 _CHUNK = 64
 
@@ -62,16 +64,22 @@ class _Queued:
     hold_reason: str | None
     recipients: Sequence[Sequence[Any]]
     finished: set[int]
+    attempt: int
     found: State
     next_attempt_at: float | None = None
     gone: bool = False
     changed: bool = False
     outcomes: dict[int, tuple[object, ...]] = field(default_factory=dict)
     history: list[tuple[object, ...]] = field(default_factory=list)
+    _places: dict[tuple[str, str], list[int]] | None = None
 
     def positions(self, address: Address) -> list[int]:
-        wanted = [address.local, address.domain]
-        return [place for place, parts in enumerate(self.recipients) if list(parts[:2]) == wanted]
+        """Where the address stands among the recipients: more than once if the client named it twice."""
+        if self._places is None:
+            self._places = {}
+            for place, parts in enumerate(self.recipients):
+                self._places.setdefault((parts[0], parts[1]), []).append(place)
+        return self._places.get((address.local, address.domain), [])
 
     @property
     def pending(self) -> int:
@@ -147,20 +155,21 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
         )
         bodies.append((key, message.header, message.content))
         ledger.enter(message.state, message.size)
-    _insert(connection, _MESSAGE, messages)
-    _insert(connection, _BODY, bodies)
+    _write_rows(connection, _MESSAGE, messages)
+    _write_rows(connection, _BODY, bodies)
 
 
 _statements: dict[tuple[str, int, int], str] = {}
 
 
-def _insert(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+def _write_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Execute a statement that has ``{}`` where a list of rows goes."""
     for part in _chunks(rows):
         shape = (statement, len(part), len(part[0]))
         text = _statements.get(shape)
         if text is None:
             marks = "(" + ",".join("?" * len(part[0])) + ")"
-            text = _statements[shape] = statement + ",".join([marks] * len(part))
+            text = _statements[shape] = statement.format(",".join([marks] * len(part)))
         connection.execute(text, [value for row in part for value in row])
 
 
@@ -177,10 +186,20 @@ def _chunks(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[objec
 def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, _Queued]:
     text: str = connection.execute(_LOAD, (json.dumps(list(keys)),)).fetchone()[0]
     found: dict[int, _Queued] = {}
-    for key, queue_id, code, attempts, size, in_file, reason, recipients, finished in json.loads(text):
+    for key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last in json.loads(text):
         state = STATES[code]
         found[key] = _Queued(
-            key, queue_id, state, attempts, size, bool(in_file), reason, recipients, set(finished), state
+            key,
+            queue_id,
+            state,
+            attempts,
+            size,
+            bool(in_file),
+            reason,
+            recipients,
+            set(finished),
+            last or 0,
+            state,
         )
     return found
 
@@ -230,7 +249,8 @@ def _record(message: _Queued, position: int, outcome: Outcome, *, keep_failed: b
         outcome.at,
     )
     message.outcomes[position] = (message.key, position, not finished, *said)
-    message.history.append((position, *said, outcome.seconds))
+    message.attempt += 1
+    message.history.append((message.key, message.attempt, position, *said, outcome.seconds))
 
 
 def _change(message: _Queued | None, change: Change) -> SpoolError | None:
@@ -254,6 +274,8 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[_Queued], batch:
     gone: list[int] = []
     updates: list[tuple[object, ...]] = []
     outcomes: list[tuple[object, ...]] = []
+    attempts: list[tuple[object, ...]] = []
+    too_old: list[tuple[int, int]] = []
     for message in found:
         if not message.changed and not message.gone:
             continue
@@ -264,27 +286,24 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[_Queued], batch:
                 batch.freed.append(message.queue_id)
             continue
         batch.ledger.enter(message.state, message.size)
-        code = STATE_CODES[message.state]
-        values = (code, message.attempts, message.pending, message.hold_reason, message.next_attempt_at)
-        updates.append((*values, message.key))
+        updates.append(
+            (
+                message.key,
+                STATE_CODES[message.state],
+                message.attempts,
+                message.pending,
+                message.hold_reason,
+                message.next_attempt_at,
+            )
+        )
         outcomes.extend(message.outcomes.values())
-        if message.history:
-            _write_history(connection, message, history)
+        attempts.extend(message.history[-history:])
+        if message.history and message.attempt > history:
+            too_old.append((message.key, message.attempt - history))
     if gone:
         remove(connection, gone)
-    if updates:
-        connection.executemany(_UPDATE, updates)
-    _insert(connection, _RECIPIENT, outcomes)
-
-
-def _write_history(connection: sqlite3.Connection, message: _Queued, history: int) -> None:
-    last: int = connection.execute(
-        "SELECT coalesce(max(number), 0) FROM attempt WHERE message_id = ?", (message.key,)
-    ).fetchone()[0]
-    numbered = [
-        (message.key, number, *attempt) for number, attempt in enumerate(message.history, start=last + 1)
-    ]
-    _insert(connection, _ATTEMPT, numbered[-history:])
-    oldest = last + len(numbered) - history
-    if oldest > 0:
-        connection.execute("DELETE FROM attempt WHERE message_id = ? AND number <= ?", (message.key, oldest))
+    _write_rows(connection, _UPDATE, updates)
+    _write_rows(connection, _RECIPIENT, outcomes)
+    _write_rows(connection, _ATTEMPT, attempts)
+    if too_old:
+        connection.executemany("DELETE FROM attempt WHERE message_id = ? AND number <= ?", too_old)

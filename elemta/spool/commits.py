@@ -58,6 +58,7 @@ class GroupCommit:
         self._pending: list[Entry] = []
         self._running = False
         self._closing = False
+        self._tend = False
         self._start_call: IDelayedCall | None = None
         self._reopen_call: IDelayedCall | None = None
         self._reopening = False
@@ -66,7 +67,7 @@ class GroupCommit:
         self._idle: list[Deferred[None]] = []
 
     def submit(self, operation: Operation, value: object = None) -> Deferred[Any]:
-        """Have an operation done; fires with the value when that is on stable storage, else SpoolFull, SpoolError.
+        """Have an operation done; fires with the value once it is on stable storage. SpoolFull, SpoolError.
 
         The Deferred has no canceller: giving up waiting does not undo the operation.
         """
@@ -90,6 +91,7 @@ class GroupCommit:
 
     def nudge(self) -> None:
         """Write what is left from a full disk, and tidy the log; to be called now and then."""
+        self._tend = True
         if self.healthy and not self._closing and not self._running:
             self._run([])
 
@@ -129,16 +131,19 @@ class GroupCommit:
 
     def _run(self, entries: list[Entry]) -> None:
         self._running = True
-        self._threads.start(self._work, entries)
+        tend, self._tend = self._tend, False
+        self._threads.start(self._work, entries, tend)
 
-    def _work(self, entries: list[Entry]) -> None:
+    def _work(self, entries: list[Entry], tend: bool) -> None:
         """In the commit thread."""
+        if tend:
+            self._store.reserve.restore()
         if entries or self._store.unsettled:
             batch = self._store.apply([entry.operation for entry in entries])
         else:
             batch = Batch([])
         self._reactor.callFromThread(self._finished, entries, batch)
-        if self._store.wants_checkpoint or not entries:
+        if self._store.wants_checkpoint or tend:
             error = self._store.checkpoint()
             if error is not None:
                 self._reactor.callFromThread(self._broke, error)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from elemta.errors import SpoolError, SpoolFull
+from elemta.errors import SpoolError
 from elemta.outcome import Outcome
 from elemta.spool.records import State
 
@@ -110,7 +110,6 @@ class Batch:
     freed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     broken: BaseException | None = None
-    full: bool = False
 
     def open(self) -> list[Operation]:
         """The operations that nothing has gone wrong with yet."""
@@ -121,4 +120,3 @@ class Batch:
     def refuse(self, operations: Iterable[Operation], error: SpoolError) -> None:
         for operation in operations:
             self.errors.setdefault(operation, error)
-        self.full = self.full or isinstance(error, SpoolFull)

@@ -15,7 +15,7 @@ TEMPORARY = "tmp."
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the parts of a partition are: ``DIR/pN/{lock,queue.db,bodies/}``."""
+    """Where the parts of a partition are: ``DIR/pN/{lock,queue.db,reserve,bodies/}``."""
 
     directory: Path
 
@@ -26,6 +26,10 @@ class Places:
     @property
     def database(self) -> Path:
         return self.directory / "queue.db"
+
+    @property
+    def reserve(self) -> Path:
+        return self.directory / "reserve"
 
     @property
     def bodies(self) -> Path:
@@ -54,10 +58,12 @@ class Partition:
         """
         places = self.places
         try:
-            made = [path for path in (self._root, places.directory, places.bodies) if self._make(path)]
+            missing = [path for path in (places.bodies, *places.bodies.parents) if not path.exists()]
+            for path in reversed(missing):
+                path.mkdir(0o700)
             self._lock = self._take_lock()
             self._touch(places.database)
-            for path in {path.parent for path in made} | {places.directory}:
+            for path in {path.parent for path in missing} | {self._root, places.directory}:
                 self._disk.sync_directory(path)
         except OSError as error:
             self.leave()
@@ -68,13 +74,6 @@ class Partition:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _make(self, path: Path) -> bool:
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            return False
-        return True
 
     def _touch(self, path: Path) -> None:
         # SQLite gives its side files the mode of the database, so the database gets the right one first.

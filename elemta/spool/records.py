@@ -36,7 +36,8 @@ class SpoolSettings:
     there is no room. Bodies up to ``inline_limit`` live in memory, then in the database; larger ones
     stream to a file. A writer is congested beyond ``congestion`` unwritten bytes; all writers together
     keep to ``memory``. One transaction takes at most ``batch_operations`` and ``batch_bytes``.
-    ``history`` is the number of attempts kept for a message.
+    ``history`` is the number of attempts kept for a message. ``reserve`` is kept aside for emptying the queue
+    of a full disk; half of it bounds the database's log.
     """
 
     directory: Path
@@ -48,6 +49,7 @@ class SpoolSettings:
     batch_operations: int = 1000
     batch_bytes: int = 16 * _MIB
     history: int = 50
+    reserve: int = 16 * _MIB
     file_threads: int = 4
     refresh: float = 5.0
     first_reopen: float = 0.1

@@ -116,15 +116,10 @@ def upgrade(connection: sqlite3.Connection) -> None:
 
 
 def format_of(connection: sqlite3.Connection) -> int:
-    """The version of a database that is ours, 0 for an empty one."""
-    try:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        mark: int = connection.execute("PRAGMA application_id").fetchone()[0]
-        empty = not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
-            raise SpoolFormatError("queue.db is not a database") from error
-        raise
+    """The version of a database that is ours, 0 for an empty one; changes nothing. SpoolFormatError."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    mark: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    empty = not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if empty and version == 0:
         return 0
     if mark != APPLICATION_ID or version == 0:

@@ -104,7 +104,7 @@ class Spool:
         """
         disk = disk or Disk()
         partition = Partition(settings.directory, settings.partition, disk)
-        store = Store(partition.places, disk, settings.history)
+        store = Store(settings, partition.places, disk)
         threads = SpoolThreads(reactor, settings.file_threads)
 
         def prepare() -> tuple[Ledger, Room]:
@@ -172,7 +172,7 @@ class Spool:
     def has_room(self, size: int = 0) -> bool:
         """Whether a message of this size leaves ``minimum_free`` on the disk, as of a few seconds ago."""
         room = self._room
-        return room.free - size >= self.settings.minimum_free and room.files != 0
+        return self._store.reserve.held and room.free - size >= self.settings.minimum_free and room.files != 0
 
     def begin(self) -> MessageWriter:
         """A writer for a new message, which has its queue id at once."""
@@ -230,8 +230,8 @@ class Spool:
         Recipients with a delivered or failed outcome are done; when none is left, the message is removed.
         With ``hold_reason`` failed recipients stay pending and the message goes to HOLD; else with
         ``retry_at`` it is DEFERRED until then; with neither it keeps its state (other recipients are still
-        under way). A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
-        in memory and stores them as soon as the disk lets it.
+        under way). A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps
+        the outcomes in memory and stores them as soon as the disk lets it.
         """
         key = row_key(queue_id)
         if key is None:
@@ -344,9 +344,6 @@ class Spool:
         return await self._threads.read.call(work, *args, **kwargs)
 
     def _after_batch(self, entries: Sequence[Entry], batch: Batch) -> None:
-        if batch.full:
-            # The next refresh tells how it really is; until then no one is invited to send more.
-            self._room = Room(0, self._room.files)
         if batch.freed:
             self._threads.files.start(self._remove_bodies, batch.freed)
         for entry in entries:
@@ -374,7 +371,7 @@ class Spool:
                 _log.failure("a listener of the spool failed", event="spool.listener_failed")
 
     def _remove_bodies(self, queue_ids: Sequence[str]) -> None:
-        """In a disk thread: the rows are gone for good, so the files may go. The next start removes the rest."""
+        """In a disk thread: the rows are gone for good, so the files may go. A start removes the rest."""
         for queue_id in queue_ids:
             try:
                 self._disk.unlink(self._partition.places.body(queue_id))

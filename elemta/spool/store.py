@@ -15,19 +15,20 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from elemta.errors import SpoolError, SpoolFormatError
+from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
 from elemta.spool.changes import carry_out, remove
 from elemta.spool.disk import Disk, Trouble, refusal, trouble_of
 from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
 from elemta.spool.partition import TEMPORARY, Places
 from elemta.spool.queueid import row_key
+from elemta.spool.records import SpoolSettings
+from elemta.spool.reserve import Reserve
 from elemta.spool.rows import STATES
-from elemta.spool.schema import VERSION, upgrade
+from elemta.spool.schema import VERSION, format_of, upgrade
 
 _log = Logger()
 
 _PAGE = 4096
-_CHECKPOINT_BYTES = 8 * 1024 * 1024
 _MOST_UNSETTLED = 10_000
 # The log is moved by `checkpoint`, after the callers have their answer, never inside their commit.
 _PRAGMAS = (
@@ -44,10 +45,12 @@ BODY_MISSING = "the body file is missing"
 class Store:
     """Carries out batches, keeps the log short, and comes back from a failed disk."""
 
-    def __init__(self, places: Places, disk: Disk, history: int) -> None:
+    def __init__(self, settings: SpoolSettings, places: Places, disk: Disk) -> None:
+        self.reserve = Reserve(places.reserve, settings.reserve, disk)
+        self._checkpoint_bytes = max(settings.reserve // 2, 64 * _PAGE)
         self._places = places
         self._disk = disk
-        self._history = history
+        self._history = settings.history
         self._connection: sqlite3.Connection | None = None
         self._since_checkpoint = 0
         self._refused: list[NewMessage] = []
@@ -61,7 +64,7 @@ class Store:
 
     @property
     def wants_checkpoint(self) -> bool:
-        return self._since_checkpoint >= _CHECKPOINT_BYTES
+        return self._since_checkpoint >= self._checkpoint_bytes
 
     def open(self) -> Ledger:
         """Connect, upgrade, begin a new write-ahead log, clean up after a crash, and count.
@@ -69,16 +72,28 @@ class Store:
         SpoolFormatError: not ours or newer. SpoolError: it can't be opened.
         """
         try:
-            connection = self._connection = self._connect()
-            self._renew_log(connection)
-            self._clean_up(connection)
-            return self._count(connection)
+            try:
+                ledger = self._start()
+            except sqlite3.Error as error:
+                if trouble_of(error) is not Trouble.FULL:
+                    raise
+                self.close()
+                self.reserve.spend()
+                ledger = self._start()
+            self.reserve.restore()
+            return ledger
         except SpoolFormatError:
             self.close()
             raise
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise refusal(error, f"the queue database {self._places.database} can't be opened") from error
+
+    def _start(self) -> Ledger:
+        connection = self._connection = self._connect()
+        self._renew_log(connection)
+        self._clean_up(connection)
+        return self._count(connection)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -97,6 +112,8 @@ class Store:
         try:
             if connection is None:
                 raise SpoolError("the spool's disk failed and is not yet trusted again")  # noqa: TRY301
+            if not self.reserve.held:
+                batch.refuse(_new(batch.operations), SpoolFull("the spool's disk is full"))
             self._place_bodies(batch)
             self._commit(connection, batch)
         except Exception as error:
@@ -106,18 +123,21 @@ class Store:
         return batch
 
     def checkpoint(self) -> BaseException | None:
-        """Move the log into the database so that it can start over; gives a failure after which nothing is trusted."""
+        """Move the log into the database so that it can start over; gives a failure that breaks all trust."""
         if self._connection is None or not self._since_checkpoint:
             return None
-        self._since_checkpoint = 0
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._move_log(self._connection)
         except sqlite3.Error as error:
             _log.error("a checkpoint failed", event="spool.checkpoint_failed", reason=str(error))
             if trouble_of(error) is Trouble.BROKEN:
                 self.close()
                 return error
         return None
+
+    def _move_log(self, connection: sqlite3.Connection) -> None:
+        self._since_checkpoint = 0
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def reopen(self, late: Iterable[Settlement]) -> Ledger:
         """After a failure: start from what is on disk, take back what was refused, and count anew.
@@ -156,6 +176,7 @@ class Store:
     def _connect(self) -> sqlite3.Connection:
         connection = self._disk.connect(self._places.database)
         try:
+            format_of(connection)  # before anything is changed
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode != "wal":
                 raise SpoolError(f"the file system of {self._places.directory} can't keep a write-ahead log")  # noqa: TRY301
@@ -240,8 +261,8 @@ class Store:
     def _place_bodies(self, batch: Batch) -> None:
         """Give finished body files their names; the names are on disk before the rows are."""
         placed: list[NewMessage] = []
-        for operation in batch.operations:
-            if not isinstance(operation, NewMessage) or operation.content is not None:
+        for operation in _new(batch.open()):
+            if operation.content is not None:
                 continue
             queue_id = operation.queue_id
             try:
@@ -259,7 +280,7 @@ class Store:
             batch.refuse(placed, refusal(error, "the body could not be stored"))
 
     def _commit(self, connection: sqlite3.Connection, batch: Batch) -> None:
-        """Carry out the batch whole; if one operation spoils it, each apart; without room, all but new messages."""
+        """Carry out the batch whole; if one operation spoils it, each apart; without room, nothing new."""
         for apart in (False, True):
             try:
                 self._transact(connection, batch, apart=apart)
@@ -269,7 +290,9 @@ class Store:
                 if trouble is not Trouble.OPERATION or apart:
                     failure = refusal(error, "the spool could not store it")
                     break
-        batch.refuse([operation for operation in batch.open() if isinstance(operation, NewMessage)], failure)
+        batch.refuse(_new(batch.open()), failure)
+        if trouble is Trouble.FULL:
+            self._make_room(connection)
         try:
             self._transact(connection, batch, apart=False)
         except Exception as error:
@@ -277,6 +300,14 @@ class Store:
             if trouble is not Trouble.OPERATION:
                 self.retain(_settlements(batch.open()))
             batch.refuse(batch.open(), refusal(error, "the spool could not store it"))
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Spend the reserve on moving the log, whose room then serves for what empties the queue."""
+        self.reserve.spend()
+        try:
+            self._move_log(connection)
+        except sqlite3.Error as error:
+            self._roll_back(connection, Batch([]), error)
 
     def _transact(self, connection: sqlite3.Connection, batch: Batch, *, apart: bool) -> None:
         operations = batch.open()
@@ -320,7 +351,7 @@ class Store:
         batch.broken = error
         batch.ledger = Ledger()
         batch.freed.clear()
-        self._refused.extend(operation for operation in batch.open() if isinstance(operation, NewMessage))
+        self._refused.extend(_new(batch.open()))
         self.retain(_settlements(batch.open()))
         batch.refuse(batch.open(), refusal(error, "the spool's disk failed"))
         self.close()
@@ -328,12 +359,8 @@ class Store:
     def _remember(self, batch: Batch) -> None:
         if batch.broken is not None:
             return
-        self._drop_bodies(
-            operation.queue_id
-            for operation in batch.errors
-            if isinstance(operation, NewMessage) and operation.content is None
-        )
-        new = [operation.key for operation in batch.open() if isinstance(operation, NewMessage)]
+        self._drop_bodies(message.queue_id for message in _new(batch.errors) if message.content is None)
+        new = [message.key for message in _new(batch.open())]
         if new:
             self._witnesses = new
         elif self._witnesses:
@@ -356,6 +383,10 @@ class Store:
             _log.warn(
                 "a body file could not be removed", event="spool.body_left", file=path.name, reason=str(error)
             )
+
+
+def _new(operations: Iterable[Operation]) -> list[NewMessage]:
+    return [operation for operation in operations if isinstance(operation, NewMessage)]
 
 
 def _settlements(operations: Iterable[Operation]) -> list[Settlement]:

@@ -1,0 +1,314 @@
+"""A message goes in, is there, and comes out as it was."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from pytest_twisted import ensureDeferred
+
+from elemta.address import NULL, Address
+from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient, Return
+from elemta.errors import SpoolError, UnknownMessage
+from elemta.spool import QueuedMessage, State, Submission
+from tests.spool.mail import HEADER, put, read, recipients, submission, written
+
+NO_SUCH_ID = "0" * 18
+
+
+@ensureDeferred
+async def test_a_committed_message_is_there_after_a_restart_byte_for_byte(open_spool):
+    spool = await open_spool()
+    body = bytes(range(256)) * 7
+    envelope = await put(spool, body)
+    await spool.close()
+
+    again = await open_spool()
+    assert await read(again, envelope.queue_id) == HEADER + body
+    assert [message.envelope for message in await again.due(time.time(), 10)] == [envelope]
+
+
+@ensureDeferred
+async def test_the_envelope_survives_with_every_parameter(open_spool):
+    spool = await open_spool()
+    given = Submission(
+        Address("söme one", "exämple.org"),
+        (
+            Recipient(Address("a b", "[192.0.2.1]"), Notify.SUCCESS | Notify.DELAY, "rfc822;x@y"),
+            Recipient(Address("never", "example.com"), Notify.NEVER),
+            Recipient(Address("postmaster", "")),
+        ),
+        MailParameters(1234, BodyType.EIGHT_BIT, True, Return.HEADERS, "id+\x00\udcff", ""),
+        Client("2001:db8::1", 'he"lo', "submission", "SID", "user", "TLSv1.3"),
+        HEADER,
+        time.time(),
+    )
+    envelope = await spool.commit(written(spool, b"body"), given)
+    stored = (await spool.show(envelope.queue_id)).envelope
+    assert stored == envelope
+    assert stored.parameters == given.parameters
+    assert stored.client == given.client
+    assert stored.recipients == given.recipients
+    assert stored.size == len(HEADER) + 4
+
+
+@ensureDeferred
+async def test_the_null_sender_stays_null(open_spool):
+    spool = await open_spool()
+    given = Submission(NULL, recipients("bob"), MailParameters(), Client(), b"", time.time())
+    envelope = await spool.commit(written(spool, b"bounce"), given)
+    assert (await spool.show(envelope.queue_id)).envelope.sender == NULL
+
+
+@ensureDeferred
+async def test_an_empty_body_is_a_message_too(open_spool):
+    spool = await open_spool()
+    envelope = await spool.commit(spool.begin(), submission())
+    assert await read(spool, envelope.queue_id) == HEADER
+
+
+@ensureDeferred
+async def test_nothing_is_queued_before_its_commit_or_after_a_discard(open_spool):
+    spool = await open_spool()
+    written(spool, b"under way")
+    written(spool, b"given up").discard()
+    assert await spool.list() == []
+    assert (await spool.stats()).total == 0
+
+
+@ensureDeferred
+async def test_a_message_is_committed_once_only(open_spool):
+    spool = await open_spool()
+    writer = written(spool, b"once")
+    await spool.commit(writer, submission())
+    with pytest.raises(SpoolError):
+        await spool.commit(writer, submission())
+    with pytest.raises(SpoolError):
+        writer.write(b"more")
+    writer.discard()
+    assert (await spool.stats()).total == 1
+
+
+@ensureDeferred
+async def test_a_message_without_recipients_is_refused(open_spool):
+    spool = await open_spool()
+    given = Submission(NULL, (), MailParameters(), Client(), b"", 0.0)
+    with pytest.raises(SpoolError):
+        await spool.commit(written(spool, b"to nobody"), given)
+
+
+@ensureDeferred
+async def test_listeners_hear_of_active_messages_after_their_commit_and_a_failing_one_harms_nobody(
+    open_spool,
+):
+    spool = await open_spool()
+    heard: list[QueuedMessage] = []
+
+    def fail(message: QueuedMessage) -> None:
+        raise RuntimeError("a listener's own trouble")
+
+    spool.on_committed(fail)
+    spool.on_committed(heard.append)
+    envelope = await put(spool, b"body")
+    await put(spool, b"quarantined", hold_reason="smells")
+    await put(spool, b"body")
+    assert [message.state for message in heard[:1]] == [State.ACTIVE]
+    assert heard[0].envelope == envelope
+    assert heard[0].pending == envelope.recipients
+    stored = await spool.due(time.time(), 1)
+    assert stored == heard[:1]
+
+
+@ensureDeferred
+async def test_a_quarantined_message_is_visible_and_not_due(open_spool):
+    spool = await open_spool()
+    envelope = await put(spool, b"body", hold_reason="smells of fish")
+    assert await spool.due(time.time() + 1e9, 10) == []
+    assert await spool.next_due() is None
+    (line,) = await spool.list(State.HOLD)
+    assert (line.queue_id, line.hold_reason) == (envelope.queue_id, "smells of fish")
+
+
+@ensureDeferred
+async def test_active_messages_are_due_before_deferred_ones_and_those_under_way_are_left_out(open_spool):
+    spool = await open_spool()
+    ids = [(await put(spool, b"body")).queue_id for _ in range(5)]
+    await spool.settle(ids[0], [], retry_at=50.0, hold_reason=None)
+    await spool.settle(ids[1], [], retry_at=40.0, hold_reason=None)
+    await spool.settle(ids[2], [], retry_at=1e12, hold_reason=None)
+
+    now = time.time()
+    assert [message.queue_id for message in await spool.due(now, 10)] == [ids[3], ids[4], ids[1], ids[0]]
+    assert [message.queue_id for message in await spool.due(now, 1, {ids[3]})] == [ids[4]]
+    assert [message.queue_id for message in await spool.due(now, 3, ids[3:4])] == [ids[4], ids[1], ids[0]]
+    assert await spool.next_due(ids[3:]) == 40.0
+    assert await spool.next_due(ids) is None
+    assert await spool.next_due([ids[0], ids[1], ids[3], ids[4]]) == 1e12
+
+
+@ensureDeferred
+async def test_looking_for_due_messages_uses_an_index_however_many_there_are(open_spool, tmp_path):
+    import sqlite3
+
+    spool = await open_spool()
+    await put(spool, b"body")
+    await spool.close()
+    connection = sqlite3.connect(tmp_path / "spool" / "p0" / "queue.db")
+    plans = []
+    real = connection.execute
+
+    from elemta.spool.partition import Places
+    from elemta.spool.queries import Queries
+
+    class Planning:
+        def execute(self, statement, values=()):
+            if statement.startswith("SELECT"):
+                plans.extend(row[-1] for row in real("EXPLAIN QUERY PLAN " + statement, values))
+            return real(statement, values)
+
+        def close(self):
+            connection.close()
+
+    class PlanningDisk:
+        def connect(self, path):
+            return Planning()
+
+    queries = Queries(Places(tmp_path / "spool" / "p0"), PlanningDisk())
+    queries.due(1e12, 10, ["0" * 18])
+    queries.next_due([])
+    queries.oldest()
+    queries.page(None, 10, None)
+    queries.page(State.HOLD, 10, "0" * 18)
+    queries.page(State.DEFERRED, 10, None)
+    queries.content((queries.page(None, 1, None))[0].queue_id)
+    queries.close()
+    scans = [plan for plan in plans if plan.startswith("SCAN m") and "INDEX" not in plan]
+    assert plans
+    # The oldest message is the first row; nothing else walks the table.
+    assert scans == ["SCAN message"], plans
+
+
+@ensureDeferred
+async def test_the_listing_pages_through_the_queue_in_the_order_of_arrival(open_spool):
+    spool = await open_spool()
+    ids = [(await put(spool, b"body", "bob", "eve")).queue_id for _ in range(7)]
+    await spool.hold(ids[2], "why not")
+    await spool.settle(ids[4], [], retry_at=9e9, hold_reason=None)
+    seen: list[str] = []
+    after = None
+    while page := await spool.list(limit=3, after=after):
+        seen += [line.queue_id for line in page]
+        after = page[-1].queue_id
+    assert seen == ids
+    assert [line.queue_id for line in await spool.list(State.DEFERRED)] == [ids[4]]
+    assert [line.queue_id for line in await spool.list(State.ACTIVE, limit=2, after=ids[1])] == [
+        ids[3],
+        ids[5],
+    ]
+    (line,) = await spool.list(State.HOLD)
+    assert (line.recipients, line.pending, line.hold_reason) == (2, 2, "why not")
+
+
+@ensureDeferred
+async def test_the_numbers_follow_every_change_and_a_restart_counts_the_same(open_spool):
+    spool = await open_spool()
+    ids = [(await put(spool, b"x" * 100)).queue_id for _ in range(4)]
+    size = len(HEADER) + 100
+    await spool.hold(ids[0], "h")
+    await spool.settle(ids[1], [], retry_at=9e9, hold_reason=None)
+    await spool.delete(ids[2])
+    stats = await spool.stats()
+    assert dict(stats.messages) == {State.ACTIVE: 1, State.DEFERRED: 1, State.HOLD: 1}
+    assert set(stats.octets.values()) == {size}
+    assert stats.total_octets == 3 * size
+    assert 0 < stats.oldest_age < 60
+    assert stats.free > 0
+    assert stats.healthy
+    await spool.close()
+    again = await open_spool()
+    assert (await again.stats()).messages == stats.messages
+    assert again.messages == stats.messages
+
+
+@ensureDeferred
+async def test_operators_hold_release_retry_and_delete(open_spool):
+    spool = await open_spool()
+    woken: list[str] = []
+    spool.on_due(lambda: woken.append("due"))
+    queue_id = (await put(spool, b"body")).queue_id
+    await spool.hold(queue_id, "to look at")
+    with pytest.raises(SpoolError, match="on hold"):
+        await spool.retry(queue_id)
+    assert woken == []
+    await spool.release(queue_id)
+    assert woken == ["due"]
+    (message,) = await spool.due(time.time(), 1)
+    assert (message.state, message.hold_reason) == (State.ACTIVE, None)
+
+    await spool.settle(queue_id, [], retry_at=9e9, hold_reason=None)
+    assert await spool.due(time.time(), 1) == []
+    await spool.retry(queue_id)
+    assert [message.queue_id for message in await spool.due(time.time(), 1)] == [queue_id]
+
+    await spool.delete(queue_id)
+    with pytest.raises(UnknownMessage):
+        await spool.show(queue_id)
+
+
+@pytest.mark.parametrize("queue_id", [NO_SUCH_ID, "", "../../etc/passwd", "ÄÖÜ" * 6, "0" * 17 + "!"])
+@ensureDeferred
+async def test_an_unknown_queue_id_is_said_to_be_unknown(open_spool, queue_id):
+    spool = await open_spool()
+    await put(spool, b"body")
+    for operation in (spool.hold, spool.release, spool.retry, spool.delete, spool.show, spool.open_content):
+        with pytest.raises(UnknownMessage):
+            await operation(queue_id)
+
+
+@ensureDeferred
+async def test_a_queue_id_of_the_same_moment_and_another_end_is_another_message(open_spool):
+    spool = await open_spool()
+    queue_id = (await put(spool, b"body")).queue_id
+    twin = queue_id[:12] + ("000000" if queue_id[12:] != "000000" else "000001")
+    for operation in (spool.show, spool.open_content, spool.delete):
+        with pytest.raises(UnknownMessage):
+            await operation(twin)
+    assert (await spool.show(queue_id)).queue_id == queue_id
+
+
+@ensureDeferred
+async def test_a_closed_spool_refuses_everything(open_spool):
+    spool = await open_spool()
+    envelope = await put(spool, b"body")
+    late = written(spool, b"late")
+    await spool.close()
+    await spool.close()
+    with pytest.raises(SpoolError):
+        await spool.commit(late, submission())
+    with pytest.raises(SpoolError):
+        await spool.settle(envelope.queue_id, [], retry_at=None, hold_reason=None)
+    with pytest.raises(SpoolError):
+        await spool.list()
+    with pytest.raises(SpoolError):
+        await spool.delete(envelope.queue_id)
+
+
+@ensureDeferred
+async def test_closing_finishes_what_was_asked_for(open_spool):
+    spool = await open_spool()
+    small = spool.commit(written(spool, b"small"), submission())
+    large = spool.commit(written(spool, b"large" * 50_000), submission())
+    await spool.close()
+    ids = {(await small).queue_id, (await large).queue_id}
+    again = await open_spool()
+    assert {line.queue_id for line in await again.list()} == ids
+    assert await read(again, (await large).queue_id) == HEADER + b"large" * 50_000
+
+
+@ensureDeferred
+async def test_room_is_what_the_disk_has_beyond_the_minimum(open_spool):
+    spool = await open_spool(minimum_free=1)
+    assert spool.has_room()
+    assert not spool.has_room(1 << 60)
+    await spool.close()
+    assert not (await open_spool(minimum_free=1 << 60)).has_room()
