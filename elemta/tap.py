@@ -67,6 +67,8 @@ def makeService(options: Options) -> IService:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
         raise SystemExit(EX_CONFIG) from None
     if options["check"]:
+        for caution in config.cautions():
+            sys.stdout.write(f"caution: {caution}\n")
         for note in config.without_effect():
             sys.stdout.write(f"note: {note}\n")
         sys.stdout.write(f"elemta: {config.source}: the configuration is good\n")
