@@ -222,6 +222,8 @@ class Elemta(Service):
         return loop
 
     def _say_ready(self) -> None:
+        for caution in self.config.cautions():
+            _log.warn("a setting is dangerous", event="config.caution", key=caution.key, note=caution.problem)
         for note in self.config.without_effect():
             _log.warn(
                 "a setting has no effect yet", event="config.no_effect", key=note.key, note=note.problem
