@@ -12,6 +12,8 @@ EX_USAGE = 2
 EX_UNAVAILABLE = 69
 EX_NOPERM = 77
 EX_CONFIG = 78
+# 128 + SIGINT, as a shell has it
+EX_INTERRUPTED = 130
 
 
 class CommandFailed(Exception):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -24,13 +25,14 @@ SOCKET_NAME = "admin.sock"
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """Arguments, streams and environment of one run."""
+    """Arguments, streams and environment of one run; ``closing`` closes at its end what it opened."""
 
     args: argparse.Namespace
     stdin: TextIO
     stdout: TextIO
     stderr: TextIO
     environ: Mapping[str, str]
+    closing: ExitStack
 
     @property
     def json(self) -> bool:
@@ -65,7 +67,9 @@ class Invocation:
     def client(self) -> AdminClient:
         """The daemon's admin API; nothing is opened yet."""
         named = getattr(self.args, "socket", None)
-        return AdminClient(named or str(Path(self.config().spool.directory) / SOCKET_NAME))
+        client = AdminClient(named or str(Path(self.config().spool.directory) / SOCKET_NAME))
+        self.closing.callback(client.close)
+        return client
 
     # Output
 

@@ -6,12 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
 from elemta.ctl import configuration, daemon, queue, users
-from elemta.ctl.exits import EX_FAILED, EX_USAGE, CommandFailed
+from elemta.ctl.exits import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG, Invocation
 from elemta.ctl.text import safe
 
@@ -36,15 +36,19 @@ def main(
             args = parser().parse_args(list(argv))
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else EX_USAGE
-    invocation = Invocation(args, stdin if stdin is not None else sys.stdin, stdout, stderr, environ)
-    command: Command = args.command
+    with ExitStack() as closing:
+        source = stdin if stdin is not None else sys.stdin
+        return _run(args.command, Invocation(args, source, stdout, stderr, environ, closing))
+
+
+def _run(command: Command, invocation: Invocation) -> int:
     try:
         return command(invocation)
     except CommandFailed as failed:
         return _fail(invocation, failed)
     except KeyboardInterrupt:
-        stderr.write("\n")
-        return 130
+        invocation.stderr.write("\n")
+        return EX_INTERRUPTED
     except BrokenPipeError:
         # Who read our output has seen enough.
         return EX_FAILED

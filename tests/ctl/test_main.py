@@ -1,0 +1,547 @@
+"""``elemtactl`` against a real admin API, and without one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
+
+from elemta.address import NULL, Address
+from elemta.ctl.main import main
+from elemta.envelope import Client, MailParameters, Recipient
+from elemta.errors import Fault
+from elemta.ops.admin import AdminSite
+from elemta.ops.admin_operations import ListenerStatus, Status
+from elemta.ops.admin_socket import AdminSocket
+from elemta.outcome import Outcome
+from elemta.outcome import Status as Came
+from elemta.policy.discovery import PluginInfo
+from elemta.spool import Spool, SpoolSettings, State, Submission
+
+EVIL = "\x1b]0;owned\x07"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(*argv: str, stdin: str = "", terminal: bool = False, **environ: str) -> tuple[int, str, str]:
+    make = Terminal if terminal else io.StringIO
+    out, err = make(), make()
+    code = main(argv, out, err, environ, make(stdin))
+    return code, out.getvalue(), err.getvalue()
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    faults: tuple[Fault, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
+@dataclass
+class Daemon:
+    spool: Any
+    socket: str
+    state: str = "serving"
+    reloaded: Reloaded = field(default_factory=Reloaded)
+
+    def status(self) -> Status:
+        return Status(
+            version="0.1.0",
+            node_id="mx1",
+            hostname="mx1.example.org",
+            pid=42,
+            started_at=time.time() - 3700,
+            state=self.state,
+            not_ready=() if self.state == "serving" else (self.state,),
+            listeners=(ListenerStatus("mx", "mx", "starttls", "127.0.0.1:2525", 3),),
+            sessions=3,
+            policies=("limits", "relay"),
+            config_source="/etc/elemta.toml",
+            spool_directory="/var/spool/elemta",
+            notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
+        )
+
+    def plugins(self) -> list[PluginInfo]:
+        return [
+            PluginInfo("relay", "elemta 0.1.0", words="Who may relay where.", in_chain=True),
+            PluginInfo("", "broken.module", error="ImportError: nothing"),
+        ]
+
+    def reload(self) -> Reloaded:
+        return self.reloaded
+
+    def drain(self) -> None:
+        self.state = "draining"
+
+    def config_dump(self) -> str:
+        return '[server]\nhostname = "running.example.org"\n'
+
+    async def ctl(self, *argv: str, **more: Any) -> tuple[int, str, str]:
+        return await deferToThread(run, "--socket", self.socket, *argv, **more)
+
+    async def json(self, *argv: str, **more: Any) -> Any:
+        _, out, _ = await self.ctl("--json", *argv, **more)
+        return json.loads(out)
+
+    async def queue(self, sender: Address = NULL, *to: str, helo: str = "c", hold: str | None = None) -> str:
+        writer = self.spool.begin()
+        writer.write(b"Subject: hello\r\n\r\nhello\r\n")
+        recipients = tuple(Recipient(Address(*each.split("@"))) for each in to or ("anna@example.com",))
+        client = Client(ip="192.0.2.1", helo=helo, listener="mx", session_id="s1")
+        submission = Submission(sender, recipients, MailParameters(), client, b"X: y\r\n", time.time(), hold)
+        return (await self.spool.commit(writer, submission)).queue_id
+
+    async def state_of(self, queue_id: str) -> State:
+        return (await self.spool.show(queue_id)).message.state
+
+    async def ids(self) -> list[str]:
+        return [summary.queue_id for summary in await self.spool.list()]
+
+
+@pytest_twisted.async_yield_fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+    spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
+    daemon = Daemon(spool, str(tmp_path / "spool" / "admin.sock"))
+    opened = AdminSocket(daemon.socket, AdminSite(daemon, reactor), reactor)
+    opened.open()
+    yield daemon
+    await opened.close()
+    await spool.close()
+
+
+# The daemon
+
+
+@ensureDeferred
+async def test_status_tells_what_runs_and_what_waits(daemon: Daemon) -> None:
+    await daemon.queue(hold="odd")
+    code, out, err = await daemon.ctl("status")
+    assert (code, err) == (0, "")
+    assert "Elemta 0.1.0 on mx1.example.org, node mx1, pid 42, up 1h 1m" in out
+    assert "1 message (0 active, 0 deferred, 1 hold)" in out
+    assert "127.0.0.1:2525" in out
+    assert "note: /etc/elemta.toml: server.workers: has no effect yet" in out
+
+
+@ensureDeferred
+async def test_the_socket_is_found_through_the_configuration(daemon: Daemon, tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text(f'[spool]\ndirectory = "{tmp_path}/spool"\n')
+    code, out, _ = await deferToThread(run, "status", "--json", ELEMTA_CONFIG=str(config))
+    assert (code, json.loads(out)["pid"]) == (0, 42)
+    code, out, _ = await deferToThread(run, "status", "--config", str(config), "--json")
+    assert (code, json.loads(out)["pid"]) == (0, 42)
+
+
+@ensureDeferred
+async def test_json_may_stand_before_or_behind_the_command_and_is_one_document(daemon: Daemon) -> None:
+    for argv in (("--json", "queue", "list"), ("queue", "list", "--json"), ("queue", "--json", "list")):
+        code, out, _ = await daemon.ctl(*argv)
+        assert (code, json.loads(out)) == (0, {"messages": [], "complete": True})
+
+
+@ensureDeferred
+async def test_plugins_are_listed_with_those_that_are_broken(daemon: Daemon) -> None:
+    code, out, _ = await daemon.ctl("plugins")
+    assert code == 0
+    assert "Who may relay where." in out
+    assert "can't be used: ImportError: nothing" in out
+
+
+@ensureDeferred
+async def test_a_reload_that_is_refused_exits_78_with_every_fault(daemon: Daemon) -> None:
+    daemon.reloaded = Reloaded(
+        faults=(Fault("f.toml", "a.b", "is bad", "try c"), Fault("f.toml", "d", "worse"))
+    )
+    code, out, err = await daemon.ctl("reload")
+    assert (code, out) == (78, "")
+    assert "f.toml: a.b: is bad (try c)" in err
+    assert "f.toml: d: worse" in err
+    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    code, out, _ = await daemon.ctl("reload")
+    assert code == 0
+    assert "listener changed and takes effect after a restart" in out
+
+
+@ensureDeferred
+async def test_drain_drains(daemon: Daemon) -> None:
+    code, out, _ = await daemon.ctl("drain")
+    assert code == 0
+    assert "draining" in out
+    assert daemon.state == "draining"
+    assert "no: draining" in (await daemon.ctl("status"))[1]
+
+
+@ensureDeferred
+async def test_the_running_configuration_can_be_dumped(daemon: Daemon) -> None:
+    code, out, _ = await daemon.ctl("config", "dump", "--running")
+    assert (code, out) == (0, '[server]\nhostname = "running.example.org"\n')
+
+
+# The queue
+
+
+@ensureDeferred
+async def test_the_list_is_a_table_that_fits_the_terminal(daemon: Daemon, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    queue_id = await daemon.queue(Address("x" * 60, "example.net"))
+    code, out, _ = await daemon.ctl("queue", "list", terminal=True)
+    assert code == 0
+    lines = out.splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert lines[1].startswith(queue_id)
+    assert "…" in lines[1]
+    _, piped, _ = await daemon.ctl("queue", "list")
+    assert "x" * 60 in piped
+
+
+@ensureDeferred
+async def test_text_of_strangers_does_not_drive_the_terminal(daemon: Daemon) -> None:
+    sender = Address(EVIL, "example.net")
+    queue_id = await daemon.queue(sender, helo=f"{EVIL}\u202e", hold=f"because\r{EVIL}")
+    for argv in (("queue", "list"), ("queue", "show", queue_id), ("--json", "queue", "show", queue_id)):
+        code, out, err = await daemon.ctl(*argv, terminal=True)
+        assert code == 0
+        assert all(char == "\n" or char.isprintable() for char in out + err)
+    assert "\\x1b" in (await daemon.ctl("queue", "show", queue_id))[1]
+
+
+@ensureDeferred
+async def test_filters_choose_by_state_sender_and_recipient(daemon: Daemon) -> None:
+    berta = await daemon.queue(Address("Berta", "Example.net"), "anna@example.com", "carla@example.org")
+    bounce = await daemon.queue(NULL, "dora@example.com")
+    literal = await daemon.queue(Address("x", "[192.0.2.1]"), "dora@example.org", hold="odd")
+
+    async def chosen(*filters: str) -> list[str]:
+        return [each["queue_id"] for each in (await daemon.json("queue", "list", *filters))["messages"]]
+
+    assert await chosen("--from", "berta@example.NET") == [berta]
+    assert await chosen("--from", "<>") == [bounce]
+    assert await chosen("--from", "@[192.0.2.1]") == [literal]
+    assert await chosen("--to", "@example.org") == [berta, literal]
+    assert await chosen("--to", "d*@example.*") == [bounce, literal]
+    assert await chosen("--state", "hold", "--to", "@example.org") == [literal]
+    assert await chosen("--from", "@ample.net") == []
+
+
+@ensureDeferred
+async def test_a_limited_list_says_that_there_is_more(daemon: Daemon) -> None:
+    ids = [await daemon.queue() for _ in range(3)]
+    code, out, err = await daemon.ctl("queue", "list", "--limit", "2")
+    assert code == 0
+    assert ids[1] in out
+    assert ids[2] not in out
+    assert "--limit 0" in err
+    assert (await daemon.json("queue", "list", "--limit", "2"))["complete"] is False
+    assert len((await daemon.json("queue", "list", "--limit", "0"))["messages"]) == 3
+
+
+@ensureDeferred
+async def test_a_long_queue_is_read_page_by_page(daemon: Daemon, monkeypatch) -> None:
+    from elemta.ctl import queue
+
+    monkeypatch.setattr(queue, "PAGE", 2)
+    ids = [await daemon.queue() for _ in range(7)]
+    found = await daemon.json("queue", "list", "--limit", "0")
+    assert [each["queue_id"] for each in found["messages"]] == ids
+
+
+@ensureDeferred
+async def test_show_tells_what_became_of_each_recipient(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(NULL, "anna@example.com", "berta@example.com")
+    came = Outcome(
+        queue_id,
+        Address("anna", "example.com"),
+        Came.DEFERRED,
+        f"try later {EVIL}",
+        route="lmtp://127.0.0.1:24",
+        next_hop="127.0.0.1:24",
+        at=time.time(),
+        code=451,
+        enhanced="4.3.0",
+    )
+    await daemon.spool.settle(queue_id, [came], retry_at=time.time() + 300, hold_reason=None)
+    code, out, _ = await daemon.ctl("queue", "show", queue_id)
+    assert code == 0
+    assert "to        <anna@example.com> deferred at 127.0.0.1:24: 451 4.3.0 try later \\x1b" in out
+    assert "to        <berta@example.com> not tried yet" in out
+    assert "#1 <anna@example.com> deferred" in out
+    shown = (await daemon.json("queue", "show", queue_id))["messages"][0]
+    assert shown["history"][0]["text"] == f"try later {EVIL}"
+    assert shown["state"] == "deferred"
+
+
+@ensureDeferred
+async def test_several_messages_are_held_and_released(daemon: Daemon) -> None:
+    ids = [await daemon.queue() for _ in range(2)]
+    code, out, _ = await daemon.ctl("queue", "hold", *ids, "--reason", "looks odd")
+    assert (code, out) == (0, f"{ids[0]} held\n{ids[1]} held\n")
+    assert "looks odd" in (await daemon.ctl("queue", "list"))[1]
+    assert (await daemon.ctl("queue", "release", *ids))[0] == 0
+    assert [await daemon.state_of(each) for each in ids] == [State.ACTIVE] * 2
+
+
+@ensureDeferred
+async def test_an_unknown_id_is_an_answer_of_no_and_the_others_are_done(daemon: Daemon) -> None:
+    queue_id = await daemon.queue()
+    code, out, err = await daemon.ctl("queue", "hold", "NOSUCH", queue_id)
+    assert code == 1
+    assert out == f"{queue_id} held\n"
+    assert "NOSUCH: no message has this queue id" in err
+    for argv in (("show", "NOSUCH"), ("retry", "NOSUCH"), ("delete", "--yes", "NOSUCH")):
+        assert (await daemon.ctl("queue", *argv))[0] == 1
+
+
+@ensureDeferred
+async def test_retrying_a_held_message_says_to_release_it(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(hold="odd")
+    code, _, err = await daemon.ctl("queue", "retry", queue_id)
+    assert code == 1
+    assert "release it instead" in err
+    assert await daemon.state_of(queue_id) is State.HOLD
+
+
+@ensureDeferred
+async def test_all_means_all_that_the_filters_let_through(daemon: Daemon) -> None:
+    held = [await daemon.queue(hold="odd") for _ in range(2)]
+    other = await daemon.queue(Address("x", "example.net"), hold="odd")
+    code, out, _ = await daemon.ctl("queue", "release", "--all", "--from", "<>")
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert [await daemon.state_of(each) for each in held] == [State.ACTIVE] * 2
+    assert await daemon.state_of(other) is State.HOLD
+    assert (await daemon.ctl("queue", "hold", "--all"))[0] == 0
+    assert {await daemon.state_of(each) for each in held} == {State.HOLD}
+
+
+@ensureDeferred
+async def test_delete_asks_on_a_terminal_and_takes_no_for_an_answer(daemon: Daemon) -> None:
+    queue_id = await daemon.queue()
+    for answer in ("n\n", "\n", ""):
+        code, _, err = await daemon.ctl("queue", "delete", queue_id, terminal=True, stdin=answer)
+        assert code == 1
+        assert "[y/N]" in err
+        assert await daemon.ids() == [queue_id]
+    assert (await daemon.ctl("queue", "delete", queue_id, terminal=True, stdin="y\n"))[0] == 0
+    assert await daemon.ids() == []
+
+
+@ensureDeferred
+async def test_delete_with_yes_does_not_ask(daemon: Daemon) -> None:
+    ids = [await daemon.queue() for _ in range(3)]
+    assert (await daemon.ctl("queue", "delete", "--yes", *ids[:2], terminal=True))[0] == 0
+    assert await daemon.ids() == ids[2:]
+
+
+@ensureDeferred
+async def test_a_script_that_deletes_everything_has_to_say_yes(daemon: Daemon) -> None:
+    queue_id = await daemon.queue()
+    assert (await daemon.ctl("queue", "delete", "--all"))[0] == 2
+    assert await daemon.ids() == [queue_id]
+    assert (await daemon.ctl("queue", "delete", "--all", "--yes"))[0] == 0
+    assert await daemon.ids() == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("retry",),
+        ("delete",),
+        ("hold", "A", "--all"),
+        ("release", "A", "--state", "hold"),
+        ("retry", "--from", "x"),
+    ],
+)
+@ensureDeferred
+async def test_neither_ids_nor_all_or_both_is_wrong_use(daemon: Daemon, argv: tuple[str, ...]) -> None:
+    queue_id = await daemon.queue(hold="odd")
+    assert (await daemon.ctl("queue", *argv))[0] == 2
+    assert await daemon.state_of(queue_id) is State.HOLD
+
+
+@ensureDeferred
+async def test_the_queue_in_numbers(daemon: Daemon) -> None:
+    await daemon.queue()
+    code, out, _ = await daemon.ctl("queue", "stats")
+    assert code == 0
+    assert "1 message (1 active, 0 deferred, 0 hold)" in out
+    assert (await daemon.json("queue", "stats"))["total"]["messages"] == 1
+
+
+# Without a daemon
+
+
+def test_without_a_daemon_the_word_names_the_socket_and_the_code_is_69(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text(f'[spool]\ndirectory = "{tmp_path}"\n')
+    code, out, err = run("--config", str(config), "status")
+    assert (code, out) == (69, "")
+    assert f"not running: nobody answers at {tmp_path}/admin.sock" in err
+    assert "Traceback" not in err
+
+
+def test_the_socket_of_a_dead_daemon_is_no_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    assert run("--socket", str(path), "status")[0] == 69
+
+
+def test_a_failure_under_json_is_one_document_too(tmp_path: Path) -> None:
+    code, out, _ = run("--json", "--socket", str(tmp_path / "absent"), "status")
+    assert code == 69
+    assert "not running" in json.loads(out)["error"]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"220 mx1 ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b""]
+)
+def test_something_else_behind_the_socket_is_named_and_nothing_breaks(tmp_path: Path, answer: bytes) -> None:
+    import threading
+
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        code, _, err = run("--socket", str(path), "status")
+        thread.join()
+    assert code == 69
+    assert str(path) in err
+
+
+def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from elemta.ctl import client
+
+    path = tmp_path / "stuck.sock"
+    monkeypatch.setattr(client.AdminClient.__init__, "__defaults__", (0.05,))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        server.listen()
+        code, _, err = run("--socket", str(path), "status")
+    assert code == 69
+    assert "did not answer in time" in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("nonsense",),
+        ("queue",),
+        ("queue", "show"),
+        ("queue", "list", "--limit", "x"),
+        ("--conf", "x", "status"),
+    ],
+)
+def test_wrong_use_is_2_with_the_usage(argv: tuple[str, ...]) -> None:
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert "usage: elemtactl" in err
+
+
+@pytest.mark.parametrize(
+    "argv", [("--help",), ("queue", "delete", "--help"), ("user", "add", "-h"), ("--version",)]
+)
+def test_help_goes_to_standard_output(argv: tuple[str, ...]) -> None:
+    code, out, err = run(*argv)
+    assert (code, err) == (0, "")
+    assert "elemtactl" in out
+
+
+# The configuration
+
+
+def test_a_good_configuration_is_good(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text('[server]\nhostname = "mx1.example.org"\n')
+    code, out, err = run("config", "check", "--config", str(config))
+    assert (code, err) == (0, "")
+    assert f"{config}: the configuration is good" in out
+
+
+def test_every_fault_of_the_file_is_listed_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text('[server]\nhostnam = "x"\nmax_recipients = "many"\n')
+    code, out, err = run("config", "check", "--config", str(config))
+    assert (code, out) == (78, "")
+    assert "server.hostnam" in err
+    assert "server.max_recipients" in err
+    code, out, _ = run("--json", "config", "check", "--config", str(config))
+    assert {fault["key"] for fault in json.loads(out)["faults"]} == {
+        "server.hostnam",
+        "server.max_recipients",
+    }
+
+
+def test_what_the_file_names_is_checked_too(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text("anna:plain\n")
+    config = tmp_path / "elemta.toml"
+    config.write_text(
+        '[server]\nhostname = "mx1.example.org"\n'
+        f'[domains]\nrecipients = "{tmp_path}/absent"\n'
+        f'[auth]\ncheckers = ["elemta-users:{users}"]\n'
+        '[policies]\nchain = ["limits", "rellay"]\n'
+    )
+    code, _, err = run("config", "check", "--config", str(config))
+    assert code == 78
+    assert f"{tmp_path}/absent" in err
+    assert "auth.checkers[1]" in err
+    assert "line 1" in err
+    assert "policies.chain[2]: no policy is called 'rellay' (did you mean relay?" in err
+
+
+def test_a_configuration_that_was_named_and_is_not_there_is_a_fault(tmp_path: Path) -> None:
+    code, _, err = run("config", "check", "--config", str(tmp_path / "absent.toml"))
+    assert code == 78
+    assert "absent.toml" in err
+
+
+def test_the_dump_can_be_read_again_and_hides_passwords(tmp_path: Path) -> None:
+    import tomllib
+
+    config = tmp_path / "elemta.toml"
+    config.write_text('[resources]\nvalkey_url = "valkey://elemta:hunter2@127.0.0.1/0"\n')
+    code, out, _ = run("config", "dump", "--config", str(config))
+    assert code == 0
+    assert "hunter2" not in out
+    assert tomllib.loads(out)["server"]["max_recipients"] == 1000
+
+
+def test_the_variable_that_names_the_file_is_no_setting(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text('[server]\nhostname = "mx1.example.org"\n')
+    code, out, err = run("config", "check", ELEMTA_CONFIG=str(config))
+    assert (code, err) == (0, "")
+    assert str(config) in out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_configuration_that_may_not_be_read_is_77(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text("")
+    config.chmod(0)
+    assert run("config", "check", "--config", str(config))[0] == 77
