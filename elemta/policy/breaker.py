@@ -50,8 +50,6 @@ class Breaker:
         if admission is Admission.PROBE:
             self._probing = False
             self.is_open = False
-        elif self.is_open:
-            return False
         self._failures = 0
         return admission is Admission.PROBE
 

@@ -390,12 +390,14 @@ def test_a_call_from_before_the_breaker_opened_neither_closes_nor_prolongs_it(st
     good, bad = stage.another().rcpt(), stage.another().rcpt()
     stage.clock.advance(1.0)
     assert said(early).verdict == TROUBLE
+    stage.clock.advance(3.0)
     later.asked[1].callback(CONTINUE)
     later.asked[2].errback(RuntimeError("boom"))
     assert said(good) == NO_OPINION
     assert said(bad).verdict == TROUBLE
     assert stage.another().rcpt() == Decision(TROUBLE, "p1")
-    stage.clock.advance(30.0)
+    assert len(stage.events("policy.breaker-open")) == 1
+    stage.clock.advance(27.0)
     assert isinstance(stage.another().rcpt(), Deferred)
 
 
