@@ -162,6 +162,7 @@ class Elemta(Service):
             reactor=self.reactor,
             observer=self.lasting.metrics.spool,
         )
+        self.lasting.metrics.watch_spool(spool.stats)
         self.assembly.authenticator.start()
         delivery = Delivery(
             self.reactor,

@@ -77,7 +77,9 @@ RATE_LIMIT_REJECTIONS = _counter(
 )
 
 SPOOL_MESSAGES = _gauge("elemta_spool_messages", "Messages in the spool, by state.", "state")
-SPOOL_BYTES = _gauge("elemta_spool_bytes", "Octets of the messages in the spool.")
+SPOOL_BYTES = _gauge("elemta_spool_bytes", "Octets of the messages in the spool, by state.", "state")
+SPOOL_FREE = _gauge("elemta_spool_free_bytes", "Room that is left on the spool's disk.")
+SPOOL_HEALTHY = _gauge("elemta_spool_healthy", "1 while the spool's disk can be trusted, 0 after it failed.")
 SPOOL_OLDEST_AGE = _gauge(
     "elemta_spool_oldest_message_age_seconds", "Age of the oldest message in the spool; 0 when it is empty."
 )
@@ -131,6 +133,8 @@ ALL = (
     SPOOL_MESSAGES,
     SPOOL_BYTES,
     SPOOL_OLDEST_AGE,
+    SPOOL_FREE,
+    SPOOL_HEALTHY,
     SPOOL_COMMIT_DURATION,
     SPOOL_COMMIT_MESSAGES,
     SPOOL_FAILURES,

@@ -1,7 +1,7 @@
 """Counters, gauges and histograms that cost a dictionary look-up to move, and their exposition.
 
 ``prometheus_client`` writes the text format, but its own instruments take a lock for every increment:
-these count in plain numbers (0.1 µs instead of 0.26 µs; see ``docs/metrics.md``) and are turned into its
+these count in plain numbers (0.1 µs instead of 0.26 µs) and are turned into its
 metric families when somebody asks. They belong to the reactor thread: neither increments nor reads lock.
 """
 

@@ -8,7 +8,7 @@ instruments through ``metrics.plugins``. Everything here belongs to the reactor 
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 
 import twisted
 from prometheus_client import CollectorRegistry, generate_latest
@@ -24,6 +24,7 @@ from elemta.ops import families
 from elemta.ops.instruments import Instruments
 from elemta.ops.plugins import PluginMetrics
 from elemta.outcome import Outcome
+from elemta.spool import SpoolStats
 
 _log = Logger()
 
@@ -120,6 +121,8 @@ class SpoolMetrics:
         self._messages = instruments.gauge(families.SPOOL_MESSAGES)
         self._bytes = instruments.gauge(families.SPOOL_BYTES)
         self._oldest = instruments.gauge(families.SPOOL_OLDEST_AGE)
+        self._free = instruments.gauge(families.SPOOL_FREE)
+        self._healthy = instruments.gauge(families.SPOOL_HEALTHY)
 
     def committed(self, messages: int, seconds: float) -> None:
         self._commits.observe(seconds)
@@ -128,12 +131,15 @@ class SpoolMetrics:
     def failed(self, kind: str) -> None:
         self._failures.inc(kind)
 
-    def holds(self, messages: Mapping[str, int], size: int, oldest_age: float) -> None:
-        """What is in the spool now: messages by state, octets in all, seconds since the oldest came in."""
-        for state, number in messages.items():
+    def holds(self, stats: SpoolStats) -> None:
+        """What is in the spool, and how its disk is, now."""
+        for state, number in stats.messages.items():
             self._messages.set(number, state)
-        self._bytes.set(size)
-        self._oldest.set(oldest_age)
+        for state, octets in stats.octets.items():
+            self._bytes.set(octets, state)
+        self._oldest.set(stats.oldest_age)
+        self._free.set(stats.free)
+        self._healthy.set(int(stats.healthy))
 
 
 class DeliveryMetrics:
@@ -176,6 +182,14 @@ class Metrics:
         ``source`` names it where it fails; a second refresh under the same name replaces the first.
         """
         self._polls[source] = refresh
+
+    def watch_spool(self, stats: Callable[[], Awaitable[SpoolStats]]) -> None:
+        """Show what ``stats()`` says about the spool at each scrape."""
+
+        async def refresh() -> None:
+            self.spool.holds(await stats())
+
+        self.poll("spool", refresh)
 
     def render(self) -> bytes:
         """The metrics as they are now, in Prometheus' text format."""

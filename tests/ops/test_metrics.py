@@ -17,6 +17,7 @@ from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics
 from elemta.ops.plugins import MAX_CHILDREN
 from elemta.outcome import Outcome, Status
 from elemta.policy.observer import PolicyObserver
+from elemta.spool import SpoolStats, State
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -166,21 +167,30 @@ def test_the_lag_of_the_event_loop_is_how_late_a_timer_came() -> None:
 
 
 @ensureDeferred
-async def test_a_polled_figure_is_fresh_at_each_scrape() -> None:
+async def test_what_the_spool_holds_is_asked_at_each_scrape() -> None:
     metrics, clock = Metrics("mx1"), Clock()
-    queued = 0
+    asked = 0
 
-    async def refresh() -> None:
-        nonlocal queued
-        queued += 1
-        metrics.spool.holds({"active": queued, "hold": 0}, size=1000, oldest_age=7.5)
+    async def stats() -> SpoolStats:
+        nonlocal asked
+        asked += 1
+        return SpoolStats(
+            messages={State.ACTIVE: asked, State.DEFERRED: 0, State.HOLD: 7},
+            octets={State.ACTIVE: 1000, State.DEFERRED: 0, State.HOLD: 50},
+            oldest_age=7.5,
+            free=123456,
+            healthy=False,
+        )
 
-    metrics.poll("spool", refresh)
+    metrics.watch_spool(stats)
     await metrics.scrape(clock)
     text = (await metrics.scrape(clock)).decode()
     assert 'elemta_spool_messages{node_id="mx1",state="active"} 2.0' in text
-    assert 'elemta_spool_bytes{node_id="mx1"} 1000.0' in text
+    assert 'elemta_spool_messages{node_id="mx1",state="hold"} 7.0' in text
+    assert 'elemta_spool_bytes{node_id="mx1",state="active"} 1000.0' in text
     assert 'elemta_spool_oldest_message_age_seconds{node_id="mx1"} 7.5' in text
+    assert 'elemta_spool_free_bytes{node_id="mx1"} 123456.0' in text
+    assert 'elemta_spool_healthy{node_id="mx1"} 0.0' in text
 
 
 def test_a_poll_that_hangs_costs_the_scrape_its_deadline_and_no_other_figure() -> None:
