@@ -337,9 +337,12 @@ class Limiter:
         due = [receipt for receipt in receipts if not receipt.settled]
         if not due:
             return None
-        for receipt in due:
-            self._refusals.forget(receipt.request)
-        return _then(_attempt(how, due), _ignore, _log_lost_refund)
+
+        def given_back(_answer: object) -> None:
+            for receipt in due:
+                self._refusals.forget(receipt.request)
+
+        return _then(_attempt(how, due), given_back, _log_lost_refund)
 
     def _states(self, answer: MaybeLater[tuple[Fill, ...]]) -> MaybeLater[tuple[LimitState, ...]]:
         if isinstance(answer, Deferred):

@@ -11,7 +11,7 @@ come out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -96,7 +96,7 @@ class Answer:
 
     receipts: tuple[Receipt, ...] = ()
     shortfalls: tuple[Shortfall, ...] = ()
-    granted: bool = field(default=True)
+    granted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
