@@ -27,8 +27,8 @@ class Command:
     """One row of the table; every function but ``parse`` gets the dialogue and what ``parse`` made.
 
     ``perform`` goes from left to right: parse, allowed in this state, ``check``, then ``question`` to the
-    policies where there is one, then ``effect``. ``rebuffed`` answers what was not allowed, and
-    ``refused`` is what a refusal by the shell has as its effect, beside the reply.
+    policies where there is one, then ``effect``. ``rebuffed`` answers what was malformed (then it gets None)
+    or not allowed, and ``refused`` is what a refusal by the shell has as its effect, beside the reply.
     ``is_junk``: brings no message nearer and is counted. ``ends_group``: nothing may be sent behind it
     before its reply is read.
     """
@@ -51,7 +51,7 @@ class Command:
             return
         arguments = self.parse(argument, dialogue.settings)
         if isinstance(arguments, Reply):
-            dialogue.fault(self.verb, arguments)
+            self._rebuff(dialogue, None, arguments)
             return
         state = dialogue.state
         if state in self.states:
@@ -241,6 +241,7 @@ COMMANDS = _table(
         check=mailing.check_mail,
         question=mailing.ask_mail,
         refused=mailing.sender_refused,
+        rebuffed=mailing.mail_rebuffed,
     ),
     Command(
         "RCPT",

@@ -92,7 +92,8 @@ class Dialogue:
 
     def rebuff(self, verb: str, reply: Reply) -> None:
         """Answer a command that can't be done now: whose fault that is depends."""
-        if reply in replies.DECLINES or (self.transaction_failed and self.transaction is None):
+        # RFC 2920 §3.1: what a client pipelined behind a MAIL that failed is no error of its
+        if reply in replies.DECLINES or (reply is replies.MAIL_FIRST and self.transaction_failed):
             self.decline(verb, reply)
         else:
             self.fault(verb, reply)

@@ -48,6 +48,12 @@ def check_mail(dialogue: Dialogue, command: MailCommand) -> Reply | None:
     return None
 
 
+def mail_rebuffed(dialogue: Dialogue, command: MailCommand | None, reply: Reply) -> None:  # noqa: ARG001
+    dialogue.rebuff("MAIL", reply)
+    if dialogue.transaction is None:
+        dialogue.transaction_failed = True
+
+
 def ask_mail(dialogue: Dialogue, command: MailCommand) -> MailQuestion:
     """The transaction begins with the question: whoever is asked about it will hear of its end."""
     transaction = Transaction(command.sender, command.parameters, size=command.parameters.size or 0)

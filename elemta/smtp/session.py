@@ -5,10 +5,10 @@ Bytes in, events and reply bytes out. ``receive`` goes on until the client must 
 until ``answer``. How much waits is :attr:`ServerSession.buffered`: the shell stops reading when it is
 much, and a hard bound (``max_pipelined``) ends the session of a client whose shell does not.
 
-How strict pipelining is taken: nothing may be behind STARTTLS, and nothing behind DATA before its
-reply, or the conversation ends and nothing of what was behind is executed (RFC 3207 §4.2, RFC 2920
-§3.1). Behind EHLO, AUTH, VRFY and NOOP, which should end a group too, commands are let pass: they are
-executed in order after it and mean the same.
+How strict pipelining is taken: nothing may be behind STARTTLS (RFC 3207 §4.2), and nothing behind DATA
+before its reply (RFC 2920 §3.1), or the conversation ends and nothing of what was behind is executed.
+Behind EHLO, AUTH, VRFY and NOOP, which should end a group too, commands are let pass: they are executed
+in order after it and mean the same.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class ServerSession:
             # RFC 5321 §3.8: the only transient reply to a connection
             dialogue.say_goodbye("", reply.with_code(421, reply.enhanced), reason)
             return
-        # RFC 5321 §3.1: 554, or RFC 7504 §2: 521 where mail is never taken
+        # RFC 5321 §3.1: 554, or RFC 7504 §3: 521 where mail is never taken
         reply = reply if reply.code in (521, 554) else reply.with_code(554, reply.enhanced)
         if answer.close or self._talked_early:
             dialogue.say_goodbye("", reply, reason)

@@ -1,4 +1,4 @@
-"""BDAT: chunks, and everything that can go wrong in and between them."""
+"""BDAT: chunks, and everything that can go wrong in and between them (RFC 3030 §2)."""
 
 from __future__ import annotations
 

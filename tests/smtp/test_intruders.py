@@ -1,4 +1,4 @@
-"""Clients that do not speak SMTP, or speak out of turn."""
+"""Clients that do not speak SMTP, or speak out of turn (RFC 5321 §4.3.1, RFC 2920 §3.1, RFC 5321 §2.3.8)."""
 
 from __future__ import annotations
 

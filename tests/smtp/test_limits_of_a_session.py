@@ -1,4 +1,7 @@
-"""Every limit of a session, at the number itself and one past it."""
+"""Every limit of a session, at the number itself and one past it.
+
+RFC 5321 §4.5.3.1.4, RFC 5321 §4.5.3.1.10, RFC 1870 §6.1, RFC 1870 §6.3.
+"""
 
 from __future__ import annotations
 

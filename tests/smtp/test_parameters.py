@@ -1,4 +1,8 @@
-"""ESMTP parameters and their encodings."""
+"""ESMTP parameters and their encodings.
+
+RFC 5321 §4.1.1.11, RFC 1870 §3, RFC 6152 §2, RFC 6531 §3.1, RFC 3461 §4, RFC 3461 §4.1, RFC 3461 §4.2,
+RFC 3461 §4.3, RFC 3461 §4.4, RFC 4954 §5, RFC 6533 §3.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Addresses are what the grammar says, at every edge."""
+"""Addresses are what the grammar says, at every edge.
+
+RFC 5321 §4.1.2, RFC 5321 §4.1.3, RFC 5321 §4.5.3.1.1, RFC 5321 §4.5.3.1.2, RFC 5321 §4.5.3.1.3, RFC 5321 §C,
+RFC 5321 §4.5.5, RFC 6531 §3.3, RFC 5890 §2.3.2.1.
+"""
 
 from __future__ import annotations
 

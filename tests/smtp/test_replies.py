@@ -1,4 +1,4 @@
-"""The texts that users' scripts know, and what a reply can't carry."""
+"""The texts that users' scripts know, and what a reply can't carry (RFC 5321 §4.2, RFC 2034 §4)."""
 
 from __future__ import annotations
 

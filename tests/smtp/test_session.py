@@ -1,4 +1,7 @@
-"""Whole conversations: the state after every order of commands."""
+"""Whole conversations: the state after every order of commands.
+
+RFC 5321 §4.1.4, RFC 5321 §3.3, RFC 5321 §3.1.
+"""
 
 from __future__ import annotations
 
@@ -278,6 +281,24 @@ def test_a_refused_mail_ends_its_transaction_and_what_was_pipelined_is_no_error_
         max_errors=3,
     )
     assert [event.accepted for event in told.events if isinstance(event, TransactionEnded)] == [False]
+
+
+@pytest.mark.parametrize(
+    ("mail", "said"),
+    [
+        ("MAIL FROM:<a@b.test> SIZE=1001", "552 5.3.4 Message size exceeds fixed limit"),
+        ("MAIL FROM:<a@b_.test>", "501 5.1.7 Bad sender address syntax"),
+        ("MAIL FROM:<ü@b.test>", "553 5.6.7 Address needs SMTPUTF8"),
+    ],
+)
+def test_a_mail_that_can_not_be_taken_does_not_make_errors_of_what_was_pipelined(
+    mail: str, said: str
+) -> None:
+    pipelined = f"C: {mail}\n" + "C: RCPT TO:<c@home.test>\n" * 30 + f"S: {said}\n"
+    converse(HELLO + pipelined + "S: 503 5.5.1 Need MAIL command\n" * 30, max_errors=1)
+    converse(
+        HELLO + f"C: {mail}x\nS: 5...\n" * 1 + "C: XYZZY\nS: 500 5.5.2 Command not recognized\n", max_errors=2
+    )
 
 
 def test_a_refused_data_ends_the_transaction() -> None:

@@ -1,4 +1,4 @@
-"""Nothing crosses STARTTLS."""
+"""Nothing crosses STARTTLS (RFC 3207 §4.2)."""
 
 from __future__ import annotations
 
