@@ -125,6 +125,7 @@ class Asking:
             self.wait(step)
             return
         self.decision = step
+        self._conversation.decided()
         self.result.callback(step)
 
 

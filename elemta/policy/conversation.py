@@ -152,6 +152,10 @@ class Conversation:
 
     # What follows is for Asking: it goes on with the chain where an answer was waited for.
 
+    def decided(self) -> None:
+        """Nothing is being asked any more."""
+        self._asking = None
+
     def walk(
         self,
         calls: Sequence[Call],

@@ -30,8 +30,9 @@ SLOW = 0.1
 TRACEBACK_EVERY = 10.0
 """Seconds between two tracebacks of one policy in the log; what fails between them is one line each."""
 
-# RFC 5321 §3.8: 451 is the code for local trouble; at the greeting there is only 421 (§4.3.2, §3.1).
+# RFC 5321 §4.2.2: 451 is a local error in processing
 _DEFERRED = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
+# RFC 5321 §4.3.2: in place of a greeting there are 554 and 421, which is the one that passes
 _DEFERRED_GREETING = Disconnect("Local trouble, please try again later", code=421, enhanced="4.3.0")
 _REJECTED = Reject("Refused by local policy", code=554, enhanced="5.7.1")
 
