@@ -136,17 +136,19 @@ class GroupCommit:
 
     def _work(self, entries: list[Entry], tend: bool) -> None:
         """In the commit thread."""
-        if tend:
-            self._store.reserve.restore()
         if entries or self._store.unsettled:
             batch = self._store.apply([entry.operation for entry in entries])
         else:
             batch = Batch([])
         self._reactor.callFromThread(self._finished, entries, batch)
-        if self._store.wants_checkpoint or tend:
+        if tend:
+            error = self._store.tend()
+        elif self._store.wants_checkpoint:
             error = self._store.checkpoint()
-            if error is not None:
-                self._reactor.callFromThread(self._broke, error)
+        else:
+            return
+        if error is not None:
+            self._reactor.callFromThread(self._broke, error)
 
     def _finished(self, entries: list[Entry], batch: Batch) -> None:
         self._running = False

@@ -30,6 +30,8 @@ _log = Logger()
 
 _PAGE = 4096
 _MOST_UNSETTLED = 10_000
+_VACUUM_PAGES = 256
+_VACUUM_ROUNDS = 64
 # The log is moved by `checkpoint`, after the callers have their answer, never inside their commit.
 _PRAGMAS = (
     "synchronous = FULL",
@@ -122,6 +124,28 @@ class Store:
         batch.seconds = time.perf_counter() - started
         return batch
 
+    def tend(self) -> BaseException | None:
+        """What is done now and then: shorten the log; after a full disk, put the reserve aside again.
+
+        Gives a failure that breaks all trust.
+        """
+        connection = self._connection
+        if connection is None:
+            return None
+        self.reserve.restore()
+        if self.reserve.held:
+            return self.checkpoint()
+        try:
+            for _ in range(_VACUUM_ROUNDS):
+                if self.reserve.held or not connection.execute("PRAGMA freelist_count").fetchone()[0]:
+                    break
+                connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self.reserve.restore()
+        except sqlite3.Error as error:
+            return self._tending_failed(error)
+        return None
+
     def checkpoint(self) -> BaseException | None:
         """Move the log into the database so that it can start over; gives a failure that breaks all trust."""
         if self._connection is None or not self._since_checkpoint:
@@ -129,11 +153,15 @@ class Store:
         try:
             self._move_log(self._connection)
         except sqlite3.Error as error:
-            _log.error("a checkpoint failed", event="spool.checkpoint_failed", reason=str(error))
-            if trouble_of(error) is Trouble.BROKEN:
-                self.close()
-                return error
+            return self._tending_failed(error)
         return None
+
+    def _tending_failed(self, error: sqlite3.Error) -> BaseException | None:
+        _log.error("the queue database could not be tidied", event="spool.tidy_failed", reason=str(error))
+        if trouble_of(error) is not Trouble.BROKEN:
+            return None
+        self.close()
+        return error
 
     def _move_log(self, connection: sqlite3.Connection) -> None:
         self._since_checkpoint = 0
@@ -177,6 +205,8 @@ class Store:
         connection = self._disk.connect(self._places.database)
         try:
             format_of(connection)  # before anything is changed
+            # Counts in a new database only; lets `tend` give free pages back to a full disk.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode != "wal":
                 raise SpoolError(f"the file system of {self._places.directory} can't keep a write-ahead log")  # noqa: TRY301
