@@ -51,7 +51,7 @@ def add_user(path: str, name: str, password: bytes, *, replace: bool = False) ->
 
 
 def delete_user(path: str, name: str) -> str:
-    """Remove ``name`` from the file; its canonical form. Raises as :func:`add_user`, or :class:`NoSuchUser`."""
+    """Remove ``name`` from the file; its canonical form. Raises also :class:`NoSuchUser`."""
     canonical = canonical_name(name)
     with _locked(path):
         lines = read_text(path).splitlines()

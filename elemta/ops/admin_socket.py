@@ -47,6 +47,9 @@ class AdminSocket:
             self._port = self._listen()
         except (OSError, CannotListenError) as error:
             self._close_directory()
+            if self._factory.numPorts:
+                # Twisted starts a factory before it binds, and leaves it so when that fails.
+                self._factory.doStop()
             raise ListenFailed(f"admin socket {self.path}: {error}") from error
         _log.info("the admin socket is open", event="admin.listening", path=str(self.path))
 
