@@ -12,7 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from elemta.delivery.maildir import Drop, MaildirWriter, file_name, maildir_path
+from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildir_path
 from elemta.delivery.nexthop import NextHopConnection, NextHopUnreachableError, connect
 from elemta.delivery.queue import Queue
 from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Route, RouteTable
@@ -58,12 +58,12 @@ class Carrier:
         settings: DeliverySettings,
         observer: DeliveryObserver,
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._reactor = reactor
         self._queue = queue
         self._pool = pool
         self._observer = observer
-        self._maildirs = MaildirWriter()
+        self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
         self._slots: dict[tuple[str, int], DeferredSemaphore] = {}
         self._connections: set[NextHopConnection] = set()
 
@@ -74,10 +74,10 @@ class Carrier:
             groups.setdefault(routes.route(recipient.address), []).append(recipient)
         held = tuple(reason for route in groups if (reason := _hold_reason(route)))
         parts = [
-            (route, recipients[start : start + self.settings.max_recipients])
+            (route, recipients[start : start + self._settings.max_recipients])
             for route, recipients in groups.items()
             if not _hold_reason(route)
-            for start in range(0, len(recipients), self.settings.max_recipients)
+            for start in range(0, len(recipients), self._settings.max_recipients)
         ]
         if len(parts) == 1:
             return Carried(tuple(await self._carry_part(message, *parts[0])), held)
@@ -85,6 +85,11 @@ class Carrier:
             [Deferred.fromCoroutine(self._carry_part(message, *part)) for part in parts], consumeErrors=True
         )
         return Carried(tuple(outcome for outcomes in done for outcome in outcomes), held)
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Use these settings for every attempt from now on."""
+        self._settings = settings
+        self._maildirs.threads = settings.maildir_threads
 
     def abandon(self) -> None:
         """Cut every connection; what was under way on it is deferred."""
@@ -122,24 +127,20 @@ class Carrier:
         drops = [
             Drop(
                 maildir_path(route.template, recipient.address),
-                file_name(envelope.queue_id, recipient.address, envelope.received_at, self.settings.hostname),
+                file_name(
+                    envelope.queue_id, recipient.address, envelope.received_at, self._settings.hostname
+                ),
                 prefix,
             )
             for recipient in attempt.recipients
         ]
         content = await self._queue.open_content(envelope.queue_id)
-        errors = await self._in_thread(self._write, content, envelope.size, drops)
+        errors = await self._maildirs.write(Job(content, envelope.size, drops))
         now = self._reactor.seconds()
         return [
             attempt.outcome(_maildir_result(recipient, error), drop.directory, now)
             for recipient, drop, error in zip(attempt.recipients, drops, errors, strict=True)
         ]
-
-    def _write(
-        self, content: BinaryIO, size: int, drops: Sequence[Drop]
-    ) -> list[OSError | SpoolError | None]:
-        with content:
-            return self._maildirs.write(content, size, drops)
 
     async def _to_next_hop(self, attempt: _Attempt, route: NextHopRoute) -> list[Outcome]:
         slots = self._slots_of(route)
@@ -149,7 +150,7 @@ class Carrier:
         connected = False
         try:
             connection = await self._prepare(attempt, route)
-            await connect(self._reactor, route, connection, self.settings.connect_timeout)
+            await connect(self._reactor, route, connection, self._settings.connect_timeout)
             connected = True
         except NextHopUnreachableError as error:
             return attempt.deferred(str(error), "4.4.1", self._reactor.seconds())
@@ -178,7 +179,7 @@ class Carrier:
         )
         return NextHopConnection(
             self._reactor,
-            self.settings,
+            self._settings,
             transaction,
             lmtp=route.lmtp,
             open_content=open_content,

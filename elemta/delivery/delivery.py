@@ -53,7 +53,7 @@ class Delivery(Service):
         self._queue = queue
         self._settings = settings
         self._routes = RouteTable(routes)
-        self._pool = ThreadPool(0, settings.disk_threads, "delivery")
+        self._pool = ThreadPool(0, settings.threads, "delivery")
         self._carrier = Carrier(reactor, queue, self._pool, settings, observer or Unobserved())
         self._ready: deque[QueuedMessage] = deque()
         self._known: set[str] = set()
@@ -80,8 +80,9 @@ class Delivery(Service):
     def reconfigure(self, routes: Sequence[Route], settings: DeliverySettings) -> None:
         """Use these routes and settings for every attempt from now on."""
         self._routes = RouteTable(routes)
-        self._settings = self._carrier.settings = settings
-        self._pool.adjustPoolsize(0, settings.disk_threads)
+        self._settings = settings
+        self._carrier.reconfigure(settings)
+        self._pool.adjustPoolsize(0, settings.threads)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]

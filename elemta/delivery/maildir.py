@@ -6,9 +6,15 @@ import contextlib
 import hashlib
 import os
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 from elemta.address import Address
 from elemta.delivery.routes import Placeholder
@@ -18,6 +24,7 @@ from elemta.errors import SpoolError
 _CHUNK = 64 * 1024
 _LONGEST_PART = 200
 _REMEMBERED = 10_000
+_MOST_TOGETHER = 64
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-+=@.")
 _sync_data = getattr(os, "fdatasync", os.fsync)
 
@@ -66,48 +73,70 @@ def file_name(queue_id: str, recipient: Address, received_at: float, hostname: s
     return f"{int(received_at)}.Q{queue_id}R{who}.{host}"
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One message to be dropped; ``content`` must have ``size`` octets, and is closed when it was written."""
+
+    content: BinaryIO
+    size: int
+    drops: Sequence[Drop]
+
+
+Errors = list[OSError | SpoolError | None]
+
+
 class MaildirWriter:
     """Writes messages into Maildirs. Blocks: to be called in a thread, from any number of them."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    def write(self, content: BinaryIO, size: int, drops: Sequence[Drop]) -> list[OSError | SpoolError | None]:
-        """Make every drop of one message; for each the error, or None once it is on stable storage.
+    def write(self, jobs: Sequence[Job]) -> list[Errors]:
+        """Make every drop of every job; for each the error, or None once it is on stable storage.
 
-        ``content`` is read from its start for each drop and must have ``size`` octets.
+        The jobs share one sync of each directory that they write to.
         """
-        errors: list[OSError | SpoolError | None] = []
-        for drop in drops:
+        results: list[Errors] = []
+        written: dict[str, list[tuple[Errors, int]]] = {}
+        for job in jobs:
+            errors: Errors = []
+            results.append(errors)
+            with job.content:
+                for drop in job.drops:
+                    try:
+                        self._drop(job, drop)
+                    except (OSError, SpoolError) as error:
+                        errors.append(error)
+                    else:
+                        written.setdefault(drop.directory, []).append((errors, len(errors)))
+                        errors.append(None)
+        for directory, places in written.items():
             try:
-                content.seek(0)
-                self._drop(content, size, drop)
-            except (OSError, SpoolError) as error:
-                errors.append(error)
-            else:
-                errors.append(None)
-        return errors
+                _sync_directory(f"{directory}/new")
+            except OSError as error:
+                for errors, place in places:
+                    errors[place] = error
+        return results
 
-    def _drop(self, content: BinaryIO, size: int, drop: Drop) -> None:
+    def _drop(self, job: Job, drop: Drop) -> None:
         if drop.directory not in self._known:
             self._make(drop.directory)
         try:
-            self._place(content, size, drop)
+            self._place(job, drop)
         except FileNotFoundError:
             # Somebody removed the Maildir since it was last seen.
             self._known.discard(drop.directory)
             self._make(drop.directory)
-            content.seek(0)
-            self._place(content, size, drop)
+            self._place(job, drop)
 
-    def _place(self, content: BinaryIO, size: int, drop: Drop) -> None:
+    def _place(self, job: Job, drop: Drop) -> None:
         temporary = f"{drop.directory}/tmp/{drop.name}"  # noqa: S108 - a part of every Maildir
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        job.content.seek(0)
         descriptor = os.open(temporary, flags, 0o600)
         try:
             try:
-                _write(descriptor, drop.prefix)
-                _copy(content, size, descriptor)
+                _copy(job, drop.prefix, descriptor)
                 # The data first, then the name: a name in new/ never stands for half a message.
                 _sync_data(descriptor)
             finally:
@@ -117,7 +146,6 @@ class MaildirWriter:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_directory(f"{drop.directory}/new")
 
     def _make(self, directory: str) -> None:
         """Make the Maildir and every directory above it that is missing, durably."""
@@ -126,6 +154,47 @@ class MaildirWriter:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known.add(directory)
+
+
+class MaildirThreads:
+    """Writes jobs in threads, together those that wait for one.
+
+    A thread that takes what has come meanwhile costs one hop and one sync of a directory for many
+    messages, and gets more of the interpreter than one thread for each.
+    """
+
+    def __init__(self, reactor: Any, pool: ThreadPool, threads: int) -> None:
+        self.threads = threads
+        self._reactor = reactor
+        self._pool = pool
+        self._writer = MaildirWriter()
+        self._waiting: deque[tuple[Job, Deferred[Errors]]] = deque()
+        self._busy = 0
+
+    def write(self, job: Job) -> Deferred[Errors]:
+        """Make the job's drops; fires with the error of each, or None."""
+        done: Deferred[Errors] = Deferred()
+        self._waiting.append((job, done))
+        self._start()
+        return done
+
+    def _start(self) -> None:
+        if not self._waiting or self._busy >= self.threads:
+            return
+        self._busy += 1
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
+        work = deferToThreadPool(self._reactor, self._pool, self._writer.write, [job for job, _ in batch])
+        work.addBoth(self._finished, [done for _, done in batch])
+
+    def _finished(self, results: list[Errors] | Failure, waiting: list[Deferred[Errors]]) -> None:
+        self._busy -= 1
+        self._start()
+        if isinstance(results, Failure):
+            for done in waiting:
+                done.errback(results)
+            return
+        for done, errors in zip(waiting, results, strict=True):
+            done.callback(errors)
 
 
 def _percent(char: str) -> str:
@@ -151,13 +220,15 @@ def _sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def _copy(content: BinaryIO, size: int, descriptor: int) -> None:
-    copied = 0
-    while chunk := content.read(_CHUNK):
+def _copy(job: Job, prefix: bytes, descriptor: int) -> None:
+    copied = -len(prefix)
+    chunk = prefix + job.content.read(_CHUNK)
+    while chunk:
         _write(descriptor, chunk)
         copied += len(chunk)
-    if copied != size:
-        raise SpoolError(f"the stored message has {copied} octets of {size}")
+        chunk = job.content.read(_CHUNK)
+    if copied != job.size:
+        raise SpoolError(f"the stored message has {copied} octets of {job.size}")
 
 
 def _write(descriptor: int, data: bytes) -> None:

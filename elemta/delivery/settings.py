@@ -54,8 +54,9 @@ class DeliverySettings:
     """``hostname`` is this host's name for next hops and Maildir file names; durations are seconds.
 
     At most ``max_messages`` messages are under way at one time and ``max_recipients`` go with one
-    transaction; ``disk_threads`` write Maildirs and read contents; ``grace`` is how long a stop waits for
-    deliveries under way. ``lifetime`` bounds a connection as a whole.
+    transaction; ``maildir_threads`` write to Maildirs, ``read_threads`` read contents for next hops;
+    ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a connection as a whole;
+    ``poll`` is the longest time between two looks into the queue.
     """
 
     hostname: str
@@ -63,11 +64,17 @@ class DeliverySettings:
     grace: float = 30.0
     max_messages: int = 500
     max_recipients: int = 100
-    disk_threads: int = 4
+    maildir_threads: int = 2
+    read_threads: int = 4
     connect_timeout: float = 30.0
     lifetime: float = 7200.0
     poll: float = 5.0
     deadlines: Deadlines = field(default_factory=Deadlines)
+
+    @property
+    def threads(self) -> int:
+        """All threads that delivery may use."""
+        return self.maildir_threads + self.read_threads
 
     @classmethod
     def from_config(cls, config: Config) -> DeliverySettings:
