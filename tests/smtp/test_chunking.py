@@ -142,6 +142,13 @@ def test_a_chunk_far_beyond_the_limit_is_not_waited_for() -> None:
     assert isinstance(told.events[-1], Close)
 
 
+def test_a_chunk_up_to_the_end_of_patience_is_read_and_one_octet_more_is_not() -> None:
+    read = "C> BDAT 1500 LAST\\r\\n" + "x" * 1500 + "\n"
+    converse(ENVELOPE + read + "S: 552 5.3.4 Message size exceeds fixed limit\n", oversize_slack=500)
+    over = "C> BDAT 1501 LAST\\r\\n" + "x" * 1501 + "\n"
+    converse(ENVELOPE + over + "S: 552 5.3.4 Message size exceeds fixed limit\nX:\n", oversize_slack=500)
+
+
 def test_the_size_limit_holds_over_all_chunks() -> None:
     chunk = "C> BDAT 500\\r\\n" + "x" * 500 + "\nS: 250 2.0.0 500 octets received\n"
     converse(ENVELOPE + chunk + "C> BDAT 500 LAST\\r\\n" + "x" * 498 + "\\r\\n\n" + QUEUED)

@@ -157,11 +157,11 @@ class Conversation:
 
 def play(script: str, conversation: Conversation) -> Conversation:
     """Play ``script``, which begins with the greeting, and compare every word."""
-    sending = b""
+    sending, mark = b"", ""
     for number, line in enumerate(script.strip().splitlines(), 1):
-        mark, text = line.lstrip()[:2], line.lstrip()[3:]
-        if not mark:
+        if not line.strip():
             continue
+        mark, text = line.lstrip()[:2], line.lstrip()[3:]
         if mark == "C:":
             sending += text.encode() + b"\r\n"
             continue
@@ -189,7 +189,7 @@ def play(script: str, conversation: Conversation) -> Conversation:
     if sending:
         conversation.send(sending)
     assert not conversation.output, f"the server also said {conversation.output!r}"
-    assert conversation.closed == conversation.session.closed
+    assert conversation.closed == conversation.session.closed == (mark == "X:")
     return conversation
 
 
