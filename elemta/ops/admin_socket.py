@@ -81,6 +81,8 @@ class AdminSocket:
 
 def _clear_place(path: Path) -> None:
     """Remove the socket file that a dead daemon left. Raises :class:`ListenFailed` for anything else."""
+    if not path.parent.is_dir():
+        raise ListenFailed(f"admin socket {path}: there is no directory {path.parent}")
     try:
         found = path.lstat()
     except FileNotFoundError:

@@ -1,0 +1,417 @@
+"""The admin API over a real Unix socket, with a real spool behind it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
+
+from elemta.address import NULL, Address
+from elemta.envelope import Client, MailParameters, Recipient
+from elemta.errors import Fault, ListenFailed, SpoolError
+from elemta.ops.admin import MAX_BODY, AdminSite
+from elemta.ops.admin_operations import ListenerStatus, Status
+from elemta.ops.admin_socket import AdminSocket
+from elemta.policy.discovery import PluginInfo
+from elemta.spool import Spool, SpoolSettings, State, Submission
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    faults: tuple[Fault, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
+@dataclass
+class Daemon:
+    """The operations of a daemon that has a real spool and nothing else."""
+
+    spool: Any
+    state: str = "serving"
+    reloaded: Reloaded = field(default_factory=Reloaded)
+    broken: bool = False
+
+    def status(self) -> Status:
+        return Status(
+            version="0.1.0",
+            node_id="mx1",
+            hostname="mx1.example.org",
+            pid=42,
+            started_at=time.time() - 100,
+            state=self.state,
+            not_ready=() if self.state == "serving" else (self.state,),
+            listeners=(ListenerStatus("mx", "mx", "starttls", "127.0.0.1:2525", 3),),
+            sessions=3,
+            policies=("limits", "relay"),
+            config_source="/etc/elemta.toml",
+            spool_directory="/var/spool/elemta",
+            notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
+        )
+
+    def plugins(self) -> list[PluginInfo]:
+        if self.broken:
+            raise RuntimeError("secret of the inside")
+        return [PluginInfo("relay", "elemta", words="Who may relay.", in_chain=True, interfaces=("rcpt",))]
+
+    def reload(self) -> Reloaded:
+        return self.reloaded
+
+    def drain(self) -> None:
+        self.state = "draining"
+
+    def config_dump(self) -> str:
+        return '[server]\nhostname = "mx1.example.org"\n'
+
+
+async def queue(spool: Spool, sender: Address = NULL, *to: str, hold: str | None = None) -> str:
+    writer = spool.begin()
+    writer.write(b"Subject: hello\r\n\r\nhello\r\n")
+    recipients = tuple(Recipient(Address(*each.split("@"))) for each in to or ("anna@example.com",))
+    client = Client(ip="192.0.2.1", helo="client.example", listener="mx", session_id="s1")
+    submission = Submission(sender, recipients, MailParameters(), client, b"X: y\r\n", time.time(), hold)
+    envelope = await spool.commit(writer, submission)
+    return envelope.queue_id
+
+
+@pytest_twisted.async_yield_fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+    spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
+    daemon = Daemon(spool)
+    opened = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon, reactor), reactor)
+    opened.open()
+    yield daemon
+    await opened.close()
+    await spool.close()
+
+
+def exchange(path: Path, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send raw octets, read one response as HTTP has it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
+        sock.connect(str(path))
+        sock.sendall(request)
+        response = http.client.HTTPResponse(sock)
+        response.begin()
+        body = response.read()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, body
+
+
+async def ask(tmp_path: Path, method: str, target: str) -> tuple[int, dict[str, Any]]:
+    request = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    status, headers, body = await deferToThread(exchange, tmp_path / "admin.sock", request)
+    assert headers["content-type"] == "application/json"
+    assert "server" not in headers
+    return status, json.loads(body)
+
+
+@ensureDeferred
+async def test_the_status_tells_the_daemon_its_listeners_and_its_queue(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    await queue(daemon.spool)
+    await queue(daemon.spool, hold="looks odd")
+    status, answer = await ask(tmp_path, "GET", "/v1/status")
+    assert status == 200
+    assert (answer["node_id"], answer["state"], answer["ready"]) == ("mx1", "serving", True)
+    assert 100 <= answer["uptime"] < 160
+    assert answer["listeners"][0] == {
+        "name": "mx",
+        "role": "mx",
+        "tls": "starttls",
+        "address": "127.0.0.1:2525",
+        "connections": 3,
+    }
+    assert answer["spool"]["states"]["active"]["messages"] == 1
+    assert answer["spool"]["states"]["hold"]["messages"] == 1
+    assert answer["spool"]["total"]["messages"] == 2
+    assert answer["notes"][0]["key"] == "server.workers"
+
+
+@ensureDeferred
+async def test_the_status_answers_when_the_disk_does_not(daemon: Daemon, tmp_path: Path, monkeypatch) -> None:
+    class Broken:
+        async def stats(self) -> None:
+            raise SpoolError("disk on fire")
+
+    monkeypatch.setattr(daemon, "spool", Broken())
+    opened = AdminSocket(tmp_path / "second.sock", AdminSite(daemon, reactor), reactor)
+    opened.open()
+    request = b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    status, _, body = await deferToThread(exchange, tmp_path / "second.sock", request)
+    await opened.close()
+    assert status == 200
+    assert json.loads(body)["spool"] == {
+        "directory": "/var/spool/elemta",
+        "healthy": False,
+        "error": "disk on fire",
+    }
+
+
+@ensureDeferred
+async def test_a_message_is_shown_with_its_client_and_recipients(daemon: Daemon, tmp_path: Path) -> None:
+    queue_id = await queue(
+        daemon.spool, Address("berta", "example.net"), "anna@example.com", "o'x@example.com"
+    )
+    status, answer = await ask(tmp_path, "GET", f"/v1/queue/{queue_id}")
+    assert status == 200
+    assert answer["sender"] == "berta@example.net"
+    assert [recipient["address"] for recipient in answer["recipients"]] == [
+        "anna@example.com",
+        "o'x@example.com",
+    ]
+    assert all(recipient["pending"] for recipient in answer["recipients"])
+    assert (answer["client"]["ip"], answer["client"]["helo"]) == ("192.0.2.1", "client.example")
+    assert answer["history"] == []
+
+
+@ensureDeferred
+async def test_a_queue_id_in_small_letters_is_the_same_message(daemon: Daemon, tmp_path: Path) -> None:
+    queue_id = await queue(daemon.spool)
+    status, answer = await ask(tmp_path, "GET", f"/v1/queue/{queue_id.lower()}")
+    assert (status, answer["queue_id"]) == (200, queue_id)
+
+
+@ensureDeferred
+async def test_the_listing_comes_in_pages_that_lead_to_each_other(daemon: Daemon, tmp_path: Path) -> None:
+    ids = [await queue(daemon.spool) for _ in range(5)]
+    seen, after, pages = [], "", 0
+    while True:
+        _, page = await ask(tmp_path, "GET", f"/v1/queue?limit=2&after={after}")
+        seen += [message["queue_id"] for message in page["messages"]]
+        pages += 1
+        after = page["next"]
+        if after is None:
+            break
+    assert seen == ids
+    assert pages == 3
+
+
+@ensureDeferred
+async def test_a_message_is_held_released_retried_and_deleted(daemon: Daemon, tmp_path: Path) -> None:
+    queue_id = await queue(daemon.spool)
+    status, answer = await ask(tmp_path, "POST", f"/v1/queue/{queue_id}/hold?reason=looks%20odd")
+    assert (status, answer["queue_id"]) == (200, queue_id)
+    _, held = await ask(tmp_path, "GET", "/v1/queue?state=hold")
+    assert held["messages"][0]["hold_reason"] == "looks odd"
+    status, answer = await ask(tmp_path, "POST", f"/v1/queue/{queue_id}/retry")
+    assert status == 409
+    assert "release" in answer["hint"]
+    assert (await ask(tmp_path, "POST", f"/v1/queue/{queue_id}/release"))[0] == 200
+    assert (await daemon.spool.show(queue_id)).message.state is State.ACTIVE
+    assert (await ask(tmp_path, "POST", f"/v1/queue/{queue_id}/retry"))[0] == 200
+    assert (await ask(tmp_path, "DELETE", f"/v1/queue/{queue_id}"))[0] == 200
+    status, answer = await ask(tmp_path, "GET", f"/v1/queue/{queue_id}")
+    assert (status, answer["error"]) == (404, "no message has this queue id")
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/queue/NOSUCH", "/v1/queue/../etc", "/v1/queue/%00", "/v1/queue/STATS"]
+)
+@ensureDeferred
+async def test_an_unknown_id_is_404(daemon: Daemon, tmp_path: Path, target: str) -> None:
+    status, answer = await ask(tmp_path, "GET", target)
+    assert status == 404
+    assert set(answer) == {"error", "hint"}
+
+
+@pytest.mark.parametrize("target", ["/", "/v1", "/v2/status", "/v1/status/", "/v1/queue/X/hold/now", "/v1/"])
+@ensureDeferred
+async def test_an_unknown_path_is_404(daemon: Daemon, tmp_path: Path, target: str) -> None:
+    assert (await ask(tmp_path, "GET", target))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "allowed"),
+    [
+        ("POST", "/v1/status", "GET"),
+        ("GET", "/v1/reload", "POST"),
+        ("PUT", "/v1/queue/ABC", "GET, DELETE"),
+        ("GET", "/v1/queue/ABC/hold", "POST"),
+        ("DELETE", "/v1/queue", "GET"),
+    ],
+)
+@ensureDeferred
+async def test_a_wrong_method_is_405_and_tells_the_right_ones(
+    daemon: Daemon, tmp_path: Path, method: str, target: str, allowed: str
+) -> None:
+    request = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    status, headers, _ = await deferToThread(exchange, tmp_path / "admin.sock", request)
+    assert (status, headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "state=odd",
+        "limit=0",
+        "limit=1001",
+        "limit=-1",
+        "limit=x",
+        "stat=hold",
+        "limit",
+        "&".join(["a=b"] * 99),
+    ],
+)
+@ensureDeferred
+async def test_a_query_that_is_not_understood_is_400_and_never_everything(
+    daemon: Daemon, tmp_path: Path, query: str
+) -> None:
+    status, answer = await ask(tmp_path, "GET", f"/v1/queue?{query}")
+    assert status == 400
+    assert answer["error"]
+
+
+@ensureDeferred
+async def test_a_reload_that_is_refused_is_422_with_every_fault(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.reloaded = Reloaded(faults=(Fault("f", "a.b", "bad", "try c"), Fault("f", "d", "worse")))
+    status, answer = await ask(tmp_path, "POST", "/v1/reload")
+    assert status == 422
+    assert answer["faults"][0] == {"place": "f", "key": "a.b", "problem": "bad", "hint": "try c"}
+    assert len(answer["faults"]) == 2
+    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    assert await ask(tmp_path, "POST", "/v1/reload") == (200, {"faults": [], "needs_restart": ["listener"]})
+
+
+@ensureDeferred
+async def test_a_drain_is_done_and_seen(daemon: Daemon, tmp_path: Path) -> None:
+    assert await ask(tmp_path, "POST", "/v1/drain") == (200, {"state": "draining"})
+    _, answer = await ask(tmp_path, "GET", "/v1/status")
+    assert (answer["ready"], answer["not_ready"]) == (False, ["draining"])
+
+
+@ensureDeferred
+async def test_the_configuration_in_force_is_told(daemon: Daemon, tmp_path: Path) -> None:
+    _, answer = await ask(tmp_path, "GET", "/v1/config")
+    assert "mx1.example.org" in answer["toml"]
+
+
+@ensureDeferred
+async def test_a_panic_is_500_without_a_word_of_the_inside(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.broken = True
+    status, answer = await ask(tmp_path, "GET", "/v1/plugins")
+    assert (status, answer) == (500, {"error": "internal error", "hint": "see the log"})
+
+
+@ensureDeferred
+async def test_a_call_that_takes_too_long_is_504(tmp_path: Path) -> None:
+    class Stuck:
+        def stats(self) -> Deferred[None]:
+            reactor.callLater(0, asked.callback, None)
+            return Deferred()
+
+    clock, asked = Clock(), Deferred()
+    site = AdminSite(Daemon(Stuck()), reactor, deadline=30)
+    site.resource._clock = clock
+    opened = AdminSocket(tmp_path / "admin.sock", site, reactor)
+    opened.open()
+    answer = ask(tmp_path, "GET", "/v1/queue/stats")
+    waiting = Deferred.fromCoroutine(answer)
+    await asked
+    clock.advance(31)
+    status, content = await waiting
+    await opened.close()
+    assert (status, content["error"]) == (504, "no answer in time")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@ensureDeferred
+async def test_a_body_beyond_the_bound_is_cut_off(daemon: Daemon, tmp_path: Path, chunked: bool) -> None:
+    def flood() -> int:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(10)
+            sock.connect(str(tmp_path / "admin.sock"))
+            kind = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 100000000"
+            sock.sendall(b"POST /v1/drain HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n\r\n")
+            block = b"x" * 4096
+            sent = 0
+            try:
+                while sent < 100 * MAX_BODY:
+                    sock.sendall(b"1000\r\n" + block + b"\r\n" if chunked else block)
+                    sent += len(block)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            return sent
+
+    assert await deferToThread(flood) < 100 * MAX_BODY
+    assert daemon.state == "serving"
+
+
+@ensureDeferred
+async def test_a_client_that_leaves_before_the_answer_harms_nobody(daemon: Daemon, tmp_path: Path) -> None:
+    def leave() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(tmp_path / "admin.sock"))
+            sock.sendall(b"GET /v1/queue HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    await deferToThread(leave)
+    assert (await ask(tmp_path, "GET", "/v1/status"))[0] == 200
+
+
+@ensureDeferred
+async def test_only_the_owner_may_open_the_socket(daemon: Daemon, tmp_path: Path) -> None:
+    found = (tmp_path / "admin.sock").stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert found.st_uid == os.geteuid()
+
+
+@ensureDeferred
+async def test_the_socket_of_a_living_daemon_is_left_alone(daemon: Daemon, tmp_path: Path) -> None:
+    second = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon, reactor), reactor)
+    with pytest.raises(ListenFailed, match="another daemon listens"):
+        second.open()
+    assert (await ask(tmp_path, "GET", "/v1/status"))[0] == 200
+
+
+@ensureDeferred
+async def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+        dead.listen()
+    opened = AdminSocket(path, AdminSite(Daemon(None), reactor), reactor)
+    opened.open()
+    assert (await ask(tmp_path, "GET", "/v1/plugins"))[0] == 200
+    await opened.close()
+    assert not path.exists()
+
+
+@ensureDeferred
+async def test_something_that_is_no_socket_is_never_removed(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    path.write_text("precious")
+    with pytest.raises(ListenFailed, match="no socket"):
+        AdminSocket(path, AdminSite(Daemon(None), reactor), reactor).open()
+    assert path.read_text() == "precious"
+
+
+@ensureDeferred
+async def test_a_directory_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ListenFailed, match="absent"):
+        AdminSocket(tmp_path / "absent" / "admin.sock", AdminSite(Daemon(None), reactor), reactor).open()
+
+
+@ensureDeferred
+async def test_a_path_longer_than_a_socket_address_works(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    opened = AdminSocket(deep / "admin.sock", AdminSite(Daemon(None), reactor), reactor)
+    opened.open()
+    assert stat.S_IMODE((deep / "admin.sock").stat().st_mode) == 0o600
+    await opened.close()
+    assert list(deep.iterdir()) == []
