@@ -36,6 +36,7 @@ class Daemon:
         listener: str = "",
         spool: str = "",
         server: str = "",
+        domains: str = "",
         environ: dict[str, str] | None = None,
     ) -> None:
         self.directory = directory
@@ -45,9 +46,11 @@ class Daemon:
         self.log = directory / "elemta.log"
         self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
-        self.configure(tables, listener=listener, spool=spool, server=server)
+        self.configure(tables, listener=listener, spool=spool, server=server, domains=domains)
 
-    def configure(self, tables: str = "", *, listener: str = "", spool: str = "", server: str = "") -> None:
+    def configure(
+        self, tables: str = "", *, listener: str = "", spool: str = "", server: str = "", domains: str = ""
+    ) -> None:
         self.config.write_text(
             f"""
 [server]
@@ -55,6 +58,7 @@ hostname = "mx.example.test"
 {server}
 [domains]
 local = ["example.test"]
+{domains}
 [spool]
 directory = "{self.spool}"
 minimum_free = "1MiB"
