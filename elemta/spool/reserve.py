@@ -20,6 +20,7 @@ class Reserve:
 
     def __init__(self, path: Path, size: int, disk: Disk) -> None:
         self.held = False
+        self._told = False
         self._path = path
         self._size = size
         self._disk = disk
@@ -32,18 +33,24 @@ class Reserve:
             self._disk.allocate(self._path, self._size)
         except OSError as error:
             self._remove()
-            _log.warn(
-                "no room can be kept aside; nothing new is accepted",
-                event="spool.no_reserve",
-                reason=str(error),
-            )
+            if not self._told:
+                self._told = True
+                _log.warn(
+                    "no room can be kept aside; nothing new is accepted",
+                    event="spool.no_reserve",
+                    reason=str(error),
+                )
             return
         self.held = True
+        if self._told:
+            self._told = False
+            _log.info("there is room on the spool's disk again", event="spool.room_again")
 
     def spend(self) -> None:
         """Make the room free for what empties the queue."""
         if self.held:
             self.held = False
+            self._told = True
             _log.warn("the spool's disk is full; nothing new is accepted", event="spool.disk_full")
         self._remove()
 

@@ -81,8 +81,8 @@ async def test_kill_9_at_any_moment_loses_nothing_that_was_confirmed(open_spool,
 @ensureDeferred
 async def test_syncs_that_really_fail_are_refused_and_lose_nothing(open_spool, tmp_path, moment):
     strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed")
+    if strace is None or subprocess.run([strace, "-qq", "-o", os.devnull, "true"], check=False).returncode:
+        pytest.skip("strace is not installed or not permitted")
     directory = tmp_path / "spool"
     inject = f"inject=fdatasync,fsync:error=EIO:when={moment}"
     traced = (strace, "-f", "-qq", "-o", os.devnull, "-e", "trace=fdatasync,fsync", "-e", inject)
