@@ -539,7 +539,7 @@ def test_the_variable_that_names_the_file_is_no_setting(tmp_path: Path) -> None:
     assert str(config) in out
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_configuration_that_may_not_be_read_is_77(tmp_path: Path) -> None:
     config = tmp_path / "elemta.toml"
     config.write_text("")

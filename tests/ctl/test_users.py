@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -202,17 +203,20 @@ def test_a_directory_that_is_not_there_is_a_plain_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become somebody else")
-def test_who_may_not_write_gets_permission_denied(path: Path, tmp_path: Path) -> None:
-    add(path, "anna", "secret")
-    script = (
-        "import os, sys; os.setgid(65534); os.setuid(65534)\n"
-        "import io; from elemta.ctl.main import main\n"
-        f"sys.exit(main(['user', 'add', 'b', '--password-stdin', '--file', {str(path)!r}],"
-        " sys.stdout, sys.stderr, {}, io.StringIO('x\\n')))"
-    )
-    for parent in (tmp_path, *list(tmp_path.parents)[:3]):
-        if stat.S_IMODE(parent.stat().st_mode) & 0o005 != 0o005:
-            return  # the temporary directory is closed to others: then the directory itself is what is denied
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 77, done.stderr
-    assert "permission denied" in done.stderr
+@pytest.mark.parametrize("command", [("add", "berta", "--password-stdin"), ("delete", "anna"), ("list",)])
+def test_who_may_not_change_or_read_the_file_gets_permission_denied(command: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "users"
+        add(path, "anna", "secret")
+        path.chmod(0o600)
+        Path(name).chmod(0o755)
+        before = path.read_text()
+        argv = ["user", *command, "--file", str(path)]
+        script = (
+            "import io, os, sys; from elemta.ctl.main import main; os.setgid(65534); os.setuid(65534)\n"
+            f"sys.exit(main({argv!r}, sys.stdout, sys.stderr, {{}}, io.StringIO('x\\n')))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 77, done.stderr
+        assert "permission denied" in done.stderr
+        assert path.read_text() == before
