@@ -201,6 +201,7 @@ class Elemta(Service):
         for listener in self.config.listeners:
             factory = self.factories.get(listener.name)
             if factory is not None:
+                factory.listener = listener
                 factory.terms = Terms(
                     listener=listener,
                     server=assembly.config.server,
@@ -301,7 +302,8 @@ class Elemta(Service):
         needs_restart = _needs_restart(previous, assembly)
         assembly.authenticator.inherit(previous.authenticator)
         self.assembly = assembly
-        if assembly.context is not None and self._certificate is not None:
+        if assembly.context is not None:
+            self._certificate = self._certificate or ServerCertificate(assembly.context)
             self._certificate.replace(assembly.context)
         if running is not None:
             assembly.authenticator.start()
@@ -367,7 +369,6 @@ def _needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
         "server.node_id": before.server.node_id != after.server.node_id,
         "listener": [(c.name, c.endpoint) for c in before.listeners]
         != [(c.name, c.endpoint) for c in after.listeners],
-        "tls.certificate": (old.context is None) != (new.context is None),
         "spool.directory": before.spool.directory != after.spool.directory,
         "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
         "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,

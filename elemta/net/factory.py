@@ -66,7 +66,11 @@ class House:
         """Called once a second: one look at every connection is cheaper than a timer for every command."""
         now = self.seconds()
         for connection in tuple(self.connections):
-            connection.check_deadline(now)
+            try:
+                connection.check_deadline(now)
+            except Exception:  # one connection's trouble must not end everybody's deadlines
+                _log.failure("a deadline could not be kept", event="session.deadline_failed")
+                connection.abort()
 
     def drain(self) -> None:
         """From now on no new session; every session ends as soon as its message under way is done."""

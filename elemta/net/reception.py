@@ -52,6 +52,7 @@ class Reception:
         self._health_check = health_check
         self._conversation = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
+        self._committing: Transaction | None = None
 
     def answer(self, question: Question) -> Answer | Deferred[Answer]:
         """The answer to ``question``, now or later; the Deferred never fails."""
@@ -203,6 +204,7 @@ class Reception:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         committed = self._terms.spool.commit(writer, submission)
         self._writer = None
+        self._committing = transaction
         return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
 
     def _submission(self, transaction: Transaction, queue_id: str) -> Submission:
@@ -258,6 +260,7 @@ class Reception:
         return Queued(envelope.queue_id)
 
     def _not_queued(self, failure: Failure) -> Answer:
+        self._committing = None
         full = failure.check(SpoolFull) is not None
         self._terms.observer.message_refused("spool", "spool", True)
         _log.error(
@@ -275,7 +278,9 @@ class Reception:
             writer.discard()
         if self._health_check:
             return
-        if accepted:
+        # A client that leaves between its dot and our 250 has sent its message all the same: were it told as
+        # refused, its charges would come back and limits would be no bound.
+        if accepted or transaction is self._committing:
             self._conversation.committed(transaction)
         else:
             self._conversation.refused(transaction)

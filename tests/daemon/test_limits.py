@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -98,3 +100,21 @@ def test_an_observed_limit_changes_nothing(make_daemon: MakeDaemon) -> None:
     ).start()
     assert [greeting(daemon)[:3] for _ in range(3)] == ["220"] * 3
     assert daemon.metric(r'elemta_limit.*limit="watch".*observed') >= 1
+
+
+def test_leaving_between_the_dot_and_the_reply_gives_no_charge_back(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(
+        '[[limit]]\nname = "mail-per-sender"\nper = ["sender"]\ncounts = "messages"\nrates = ["3/1m"]\n'
+    ).start()
+    for _ in range(12):
+        with Wire(daemon.socket()) as wire:
+            wire.reply()
+            wire.command("EHLO client.test")
+            wire.send(b"MAIL FROM:<hasty@client.test>\r\nRCPT TO:<u@example.test>\r\nDATA\r\n")
+            if [wire.reply()[:3] for _ in range(3)] != ["250", "250", "354"]:
+                continue
+            # Closing with a reply unread resets the connection: the daemon sees the client leave at once.
+            wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            wire.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
+    time.sleep(0.5)
+    assert len(daemon.mailbox("u")) <= 3
