@@ -90,7 +90,7 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
         domains=domains,
         chain=load_chain(config, services, metrics.chain),
         limiter=limiter,
-        authenticator=Authenticator.from_config(config.auth, lasting.reactor),
+        authenticator=Authenticator.from_config(config.auth, lasting.reactor, source=config.source),
         context=load_context(config.tls),
         routes=routes_from_config(config, domains),
         delivery=DeliverySettings.from_config(config),
