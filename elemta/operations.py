@@ -8,7 +8,7 @@ from typing import Protocol
 
 from elemta import __version__
 from elemta.assembly import Assembly
-from elemta.config import dump
+from elemta.config import ListenerTLS, dump
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
@@ -72,7 +72,7 @@ class DaemonOperations:
         return ListenerStatus(
             name=listener.name,
             role=factory.listener.role.value,
-            tls=factory.listener.tls.value,
+            tls=_tls_in_words(factory.listener.tls, certificate=self._daemon.assembly.context is not None),
             address=listener.address,
             connections=factory.open_sessions,
         )
@@ -88,3 +88,7 @@ class DaemonOperations:
 
     def config_dump(self) -> str:
         return dump(self._daemon.assembly.config)
+
+
+def _tls_in_words(tls: ListenerTLS, *, certificate: bool) -> str:
+    return f"{tls.value} (no certificate)" if tls is ListenerTLS.STARTTLS and not certificate else tls.value

@@ -253,7 +253,9 @@ class ESMTPProtocol(Protocol):
         reply = event.reply
         self._terms.observer.replied(event.verb, reply.code)
         if reply.code >= 400 and not self.health_check:
-            _log.info(
+            # What a policy refused stands in the log already, with the policy's name.
+            say = _log.debug if event.reason.startswith("policy ") else _log.info
+            say(
                 "command refused",
                 event="command.refused",
                 session_id=self.facts.id,

@@ -263,7 +263,7 @@ def _ledger(session: Session) -> SessionLedger:
 
 @implementer(IPlugin, IPolicyPlugin)
 class LimitsPlugin:
-    """How the policy is found: the name in ``[policies] chain`` is ``limits``."""
+    """How much of what: every ``[[limit]]``, and the two limits of ``[resources]``."""
 
     name = "limits"
     options = LimitsOptions

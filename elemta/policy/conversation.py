@@ -31,7 +31,14 @@ from elemta.policy.verdicts import (
     reply_of,
 )
 from elemta.policy.views import Message, Session, Transaction
-from elemta.smtp.events import MailQuestion, RcptQuestion, Stage, StageQuestion
+from elemta.smtp.events import (
+    DataQuestion,
+    MailQuestion,
+    MessageQuestion,
+    RcptQuestion,
+    Stage,
+    StageQuestion,
+)
 from elemta.smtp.facts import SessionFacts
 from elemta.smtp.facts import Transaction as TransactionFacts
 
@@ -79,6 +86,7 @@ class Conversation:
         "_facts",
         "_gone",
         "_held",
+        "_question",
         "_sessions",
         "_told",
         "_transaction",
@@ -100,6 +108,7 @@ class Conversation:
         self._transaction: _TransactionViews | None = None
         self._held: list[str] = []
         self._asking: Asking | None = None
+        self._question: StageQuestion | None = None
         self._gone = False
 
     def ask(self, question: StageQuestion, message: Message | None = None) -> Decision | Deferred[Decision]:
@@ -114,6 +123,7 @@ class Conversation:
         calls = self._calls.get(question.stage)
         if not calls:
             return NO_OPINION
+        self._question = question
         step = self.walk(calls, question, message)
         if isinstance(step, Decision):
             return step
@@ -282,6 +292,10 @@ class Conversation:
             "session_id": self._facts.id,
             "client_ip": str(self._facts.client_ip),
         }
+        if isinstance(self._question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
+            facts["sender"] = str(self._question.transaction.sender)
+        if isinstance(self._question, RcptQuestion):
+            facts["recipient"] = str(self._question.recipient)
         if call.member.observed:
             facts["mode"] = "observe"
         reply = reply_of(verdict)
