@@ -40,7 +40,13 @@ class BodyFile:
                 return
             if self._descriptor is None:
                 self._descriptor = self._disk.create(self.path)
-            self._disk.write(self._descriptor, chunks)
+            try:
+                self._disk.write(self._descriptor, chunks)
+            except BaseException:
+                # At once: what it wrote may be the room that others need.
+                self._abandoned = True
+                self._remove()
+                raise
 
     def finish(self) -> None:
         """Sync and close. After a failure the file is gone: a second sync of it would prove nothing."""

@@ -118,6 +118,11 @@ def carry_out(
         _write_back(connection, found.values(), batch, history)
 
 
+def storable(text: str) -> str:
+    """Text as the database can keep it: half characters, which a hostile peer may cause, are spelled out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
     """Remove all that is stored of these messages."""
     wanted = json.dumps(list(keys))
@@ -150,7 +155,7 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
                 message.content is None,
                 message.envelope,
                 message.pending,
-                message.hold_reason,
+                None if message.hold_reason is None else storable(message.hold_reason),
             )
         )
         bodies.append((key, message.header, message.content))
@@ -222,7 +227,7 @@ def _settle(message: _Queued, settlement: Settlement) -> None:
         message.gone = True
     elif settlement.hold_reason is not None:
         message.state = State.HOLD
-        message.hold_reason = settlement.hold_reason
+        message.hold_reason = storable(settlement.hold_reason)
         message.attempts += 1
     elif settlement.retry_at is not None:
         # An operator who held the message meanwhile meant it.
@@ -242,10 +247,10 @@ def _record(message: _Queued, position: int, outcome: Outcome, *, keep_failed: b
     said = (
         status.value,
         outcome.code,
-        outcome.enhanced,
-        outcome.text,
-        outcome.route,
-        outcome.next_hop,
+        storable(outcome.enhanced),
+        storable(outcome.text),
+        storable(outcome.route),
+        storable(outcome.next_hop),
         outcome.at,
     )
     message.outcomes[position] = (message.key, position, not finished, *said)
@@ -259,7 +264,7 @@ def _change(message: _Queued | None, change: Change) -> SpoolError | None:
     if change.action is Action.DELETE:
         message.gone = True
     elif change.action is Action.HOLD:
-        message.state, message.hold_reason = State.HOLD, change.reason
+        message.state, message.hold_reason = State.HOLD, storable(change.reason)
     elif change.action is Action.RETRY:
         if message.state is State.HOLD:
             return SpoolError(f"message {change.queue_id} is on hold; release it instead")

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from elemta.errors import SpoolError
-from elemta.spool.disk import refusal, trouble_of
+from elemta.errors import SpoolError, SpoolFull
+from elemta.spool.disk import Trouble, refusal, trouble_of
 from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
 from elemta.spool.records import SpoolObserver, SpoolSettings
 from elemta.spool.store import Store
@@ -105,6 +105,13 @@ class GroupCommit:
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
             await idle
+        unsettled = len(self._late) + self._store.unsettled
+        if unsettled:
+            _log.error(
+                "outcomes could not be stored before the end; those messages will be attempted again",
+                event="spool.outcomes_lost",
+                messages=unsettled,
+            )
         if self._start_call is not None:
             self._start_call.cancel()
             self._start_call = None
@@ -136,19 +143,24 @@ class GroupCommit:
 
     def _work(self, entries: list[Entry], tend: bool) -> None:
         """In the commit thread."""
-        if entries or self._store.unsettled:
-            batch = self._store.apply([entry.operation for entry in entries])
-        else:
-            batch = Batch([])
+        batch = Batch([entry.operation for entry in entries])
+        try:
+            if entries or self._store.unsettled:
+                batch = self._store.apply(batch.operations)
+        except Exception as error:
+            # A fault of ours. Whoever waits must hear of it, and the store has to start over.
+            _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
+            batch.broken = error
+            batch.refuse(batch.operations, refusal(error, "the spool failed"))
         self._reactor.callFromThread(self._finished, entries, batch)
         if tend:
-            error = self._store.tend()
+            doubt = self._store.tend()
         elif self._store.wants_checkpoint:
-            error = self._store.checkpoint()
+            doubt = self._store.checkpoint()
         else:
             return
-        if error is not None:
-            self._reactor.callFromThread(self._broke, error)
+        if doubt is not None:
+            self._reactor.callFromThread(self._broke, doubt)
 
     def _finished(self, entries: list[Entry], batch: Batch) -> None:
         self._running = False
@@ -178,8 +190,9 @@ class GroupCommit:
         )
         if messages:
             self._observer.committed(messages, batch.seconds)
-        for kind in {_kind(error) for error in batch.errors.values() if error.__cause__ is not None}:
-            self._observer.failed(kind)
+        kinds = {_kind(error) for error in batch.errors.values()}
+        for kind in sorted(kinds - {None}, key=str):
+            self._observer.failed(str(kind))
 
     def _broke(self, error: BaseException) -> None:
         if not self.healthy:
@@ -247,6 +260,9 @@ def _answer(entries: Iterable[Entry], batch: Batch) -> None:
             _log.failure("an answer of the spool could not be given", event="spool.answer_failed")
 
 
-def _kind(error: SpoolError) -> str:
+def _kind(error: SpoolError) -> str | None:
+    """The kind of a failure; None for what is only an answer, such as that a message is unknown."""
+    if isinstance(error, SpoolFull):
+        return Trouble.FULL.value
     cause = error.__cause__
-    return trouble_of(cause).value if cause is not None else "operation"
+    return None if cause is None else trouble_of(cause).value

@@ -60,7 +60,7 @@ class Partition:
         try:
             missing = [path for path in (places.bodies, *places.bodies.parents) if not path.exists()]
             for path in reversed(missing):
-                path.mkdir(0o700)
+                path.mkdir(0o700, exist_ok=True)
             self._lock = self._take_lock()
             self._touch(places.database)
             for path in {path.parent for path in missing} | {self._root, places.directory}:

@@ -185,6 +185,8 @@ class Store:
         except (sqlite3.Error, OSError, SpoolError) as error:
             if connection is not None:
                 connection.close()
+            if trouble_of(error) is Trouble.FULL:
+                self.reserve.spend()
             raise refusal(error, "the spool's disk is not usable yet") from error
         self._connection = connection
         return ledger
@@ -387,15 +389,14 @@ class Store:
         self.close()
 
     def _remember(self, batch: Batch) -> None:
+        touched = {operation.key for operation in batch.operations if not isinstance(operation, NewMessage)}
+        self._witnesses = [key for key in self._witnesses if key not in touched]
         if batch.broken is not None:
             return
         self._drop_bodies(message.queue_id for message in _new(batch.errors) if message.content is None)
         new = [message.key for message in _new(batch.open())]
         if new:
             self._witnesses = new
-        elif self._witnesses:
-            touched = {operation.key for operation in batch.operations}
-            self._witnesses = [key for key in self._witnesses if key not in touched]
         self._since_checkpoint += _PAGE + sum(_written(operation) for operation in batch.operations)
 
     def _drop_bodies(self, queue_ids: Iterable[str]) -> None:

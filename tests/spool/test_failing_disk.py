@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 import time
 
@@ -49,7 +50,9 @@ async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
     spool = await open_spool(small_disk / "spool", refresh=0.05, reserve=1 << 20)
     kept = []
     refused = 0
+    started = time.monotonic()
     while refused < 3:
+        assert time.monotonic() < started + 20
         try:
             kept.append((await put(spool, os.urandom(20_000))).queue_id)
         except SpoolFull:
@@ -169,6 +172,56 @@ async def test_what_was_delivered_while_the_disk_failed_is_not_delivered_again(o
             )
     await _until(lambda: spool.healthy and spool.messages[State.ACTIVE] == 1)
     assert [line.queue_id for line in await spool.list()] == ids[2:]
+
+
+@ensureDeferred
+async def test_a_removal_that_was_written_though_its_sync_failed_is_no_loss(open_spool, events):
+    disk = FailingDisk()
+    spool = await open_spool(disk=disk, first_reopen=0.05)
+    queue_id = (await put(spool, b"body")).queue_id
+    disk.fail("after commit")
+    with pytest.raises(SpoolError):
+        await spool.delete(queue_id)
+    await _until(lambda: spool.healthy)
+    assert await spool.list() == []
+    assert spool.messages[State.ACTIVE] == 0
+    assert "spool.disk_lied" not in [event.get("event") for event in events]
+
+
+@ensureDeferred
+async def test_a_disk_that_lost_what_it_confirmed_is_told_on(open_spool, tmp_path, events):
+    disk = FailingDisk()
+    spool = await open_spool(disk=disk, first_reopen=0.05)
+    await put(spool, b"body")
+    connection = sqlite3.connect(tmp_path / "spool" / "p0" / "queue.db")
+    connection.executescript("DELETE FROM message; DELETE FROM body")
+    connection.close()
+    disk.fail("before commit")
+    with pytest.raises(SpoolError):
+        await put(spool, b"body")
+    await _until(lambda: spool.healthy)
+    assert "spool.disk_lied" in [event.get("event") for event in events]
+
+
+@ensureDeferred
+async def test_a_disk_without_room_for_the_reserve_lets_the_queue_empty_and_takes_nothing_in(
+    open_spool, small_disk
+):
+    spool = await open_spool(small_disk / "spool", reserve=1 << 20)
+    queue_id = (await put(spool, b"body")).queue_id
+    await spool.close()
+    (small_disk / "spool" / "p0" / "reserve").unlink()
+    with (small_disk / "other").open("wb") as other:
+        other.write(b"x" * (5 << 20))
+    again = await open_spool(small_disk / "spool", reserve=1 << 20, refresh=0.05)
+    assert not again.has_room()
+    with pytest.raises(SpoolFull):
+        await put(again, b"body")
+    assert await read(again, queue_id) == HEADER + b"body"
+    await again.delete(queue_id)
+    (small_disk / "other").unlink()
+    await _until(again.has_room)
+    assert (await put(again, b"body")).queue_id
 
 
 @ensureDeferred

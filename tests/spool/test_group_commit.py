@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError, DeferredList, gatherResults
@@ -78,8 +76,7 @@ async def test_a_value_that_no_database_takes_fails_alone(open_spool):
         MailParameters(),
         Client(),
         b"",
-        time.time(),
-        "\udcff",
+        1j,
     )
     good, bad = (
         spool.commit(written(spool, b"body"), submission()),

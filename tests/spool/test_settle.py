@@ -181,6 +181,19 @@ async def test_the_history_tells_each_attempt_and_keeps_the_last_ones(open_spool
 
 
 @ensureDeferred
+async def test_text_that_is_not_text_does_not_keep_an_outcome_from_being_stored(open_spool):
+    spool = await open_spool()
+    queue_id = (await put(spool, b"body", "b\udcffb", hold_reason="\udcff")).queue_id
+    said = [outcome(queue_id, "b\udcffb", DEFERRED, text="half \udcff, nul \x00, whole ü")]
+    await spool.settle(queue_id, said, retry_at=1.0, hold_reason="why \udcff")
+    record = await spool.show(queue_id)
+    assert record.recipients[0].text == "half \\udcff, nul \x00, whole ü"
+    assert record.message.hold_reason == "why \\udcff"
+    await spool.settle(queue_id, [outcome(queue_id, "b\udcffb", DELIVERED)], retry_at=None, hold_reason=None)
+    assert await spool.list() == []
+
+
+@ensureDeferred
 async def test_a_thousand_recipients_are_settled_in_one_go(open_spool):
     spool = await open_spool()
     names = [f"user{number}" for number in range(1000)]
