@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from twisted.application.service import Service
@@ -62,6 +63,7 @@ class Delivery(Service):
         self._set_aside: dict[str, float] = {}
         self._timer: IDelayedCall | None = None
         self._looking = False
+        self._look_again = inf
         self._more = False
         self._abandoned = False
         self._subscribed = False
@@ -146,7 +148,11 @@ class Delivery(Service):
             self._look_in(0.0)
 
     def _look_in(self, seconds: float) -> None:
-        if self._looking or not self.running:
+        if not self.running:
+            return
+        if self._looking:
+            # What is seen now may be older than what asks for this look.
+            self._look_again = min(self._look_again, self._reactor.seconds() + seconds)
             return
         if self._timer is not None and self._timer.active():
             if self._timer.getTime() <= self._reactor.seconds() + seconds:
@@ -156,6 +162,7 @@ class Delivery(Service):
 
     def _look(self) -> None:
         self._looking = True
+        self._look_again = inf
         self._finished_meanwhile.clear()
         Deferred.fromCoroutine(self._take_due()).addBoth(self._looked)
 
@@ -172,7 +179,7 @@ class Delivery(Service):
                 )
             result = self._settings.poll
         if self.running:
-            self._look_in(result)
+            self._look_in(max(min(result, self._look_again - self._reactor.seconds()), 0.0))
             self._fill()
 
     async def _take_due(self) -> float:
@@ -209,6 +216,8 @@ class Delivery(Service):
             return
         outcomes, retry_at, hold_reason = self._conclusion(message, carried)
         await self._queue.settle(message.queue_id, outcomes, retry_at=retry_at, hold_reason=hold_reason)
+        if retry_at is not None:
+            self._look_in(max(retry_at - self._reactor.seconds(), 0.1))
         if hold_reason is not None:
             _log.warn(
                 "message put on hold",

@@ -182,7 +182,9 @@ class MaildirThreads:
         if not self._waiting or self._busy >= self.threads:
             return
         self._busy += 1
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
+        # A fair share: the others sync at the same time, which the disk does together.
+        share = min(-(-len(self._waiting) // self.threads), _MOST_TOGETHER)
+        batch = [self._waiting.popleft() for _ in range(share)]
         work = deferToThreadPool(self._reactor, self._pool, self._writer.write, [job for job, _ in batch])
         work.addBoth(self._finished, [done for _, done in batch])
 

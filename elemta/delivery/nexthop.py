@@ -73,6 +73,7 @@ class NextHopConnection(Protocol):
         self._read = read
         self._wire: Connection | None = None
         self._writable: Deferred[None] | None = None
+        self._producing = False
         self._timer: IDelayedCall | None = None
         self._lifetime: IDelayedCall | None = None
         self._awaited: tuple[int, float | None] = (-1, None)
@@ -154,7 +155,7 @@ class NextHopConnection(Protocol):
             return
         if output := self._session.take_output():
             self._wire.write(output)
-        self._wire.unregisterProducer()
+        self._end_producing()
         self.resumeProducing()
         self._wire.loseConnection()
         self._arm(_FAREWELL, self.cut)
@@ -178,6 +179,7 @@ class NextHopConnection(Protocol):
         content = await self._open_content()
         try:
             if self._wire is not None and not self._session.closed:
+                self._producing = True
                 self._wire.registerProducer(self, True)
             sent = 0
             while not self._session.closed:
@@ -197,10 +199,14 @@ class NextHopConnection(Protocol):
             # A message that was cut short on the disk must never end: it would count as delivered.
             self.abandon(f"the stored message has {sent} octets of {self._transaction.size}")
             return
-        if self._wire is not None:
-            self._wire.unregisterProducer()
+        self._end_producing()
         self._session.end_content()
         self._flush()
+
+    def _end_producing(self) -> None:
+        if self._producing and self._wire is not None:
+            self._producing = False
+            self._wire.unregisterProducer()
 
 
 def endpoint(reactor: Any, route: NextHopRoute, timeout: float) -> IStreamClientEndpoint:

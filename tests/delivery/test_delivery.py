@@ -1,0 +1,378 @@
+"""The delivery service over a real spool: what leaves, what stays, and when it is tried again."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred
+
+from elemta.delivery import Delivery, Retries
+from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Placeholder, Route
+from elemta.envelope import MailParameters
+from elemta.outcome import Status
+from elemta.smtp.client import Deadlines
+from elemta.spool import State
+from tests.support.post import BODY, CLOSE, ENDLESS, STALL, TRACE, Hop, Post, files, reactor
+
+ANY = frozenset("*")
+
+
+def maildir(post: Post, domains: frozenset[str] = ANY) -> MaildirRoute:
+    template = (f"{post.directory}/mail/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
+    return MaildirRoute("maildir:", domains, template=template)
+
+
+@ensureDeferred
+async def test_a_new_message_lies_in_the_maildir_and_leaves_the_queue(post: Post) -> None:
+    post.start(maildir(post))
+    queue_id = await post.send("bob@example.com", "eve@example.com")
+    await post.idle(2)
+    assert await post.queued() == []
+    paths = files(post.directory / "mail")
+    assert [path.parts[-3] for path in paths] == ["bob", "eve"]
+    assert all(path.read_bytes() == b"Return-Path: <sender@example.org>\r\n" + TRACE + BODY for path in paths)
+    first = post.observer.outcomes[0]
+    assert (first.queue_id, first.status, first.route) == (queue_id, Status.DELIVERED, "maildir:")
+    assert first.next_hop == str(post.directory / "mail/example.com/bob")
+
+
+@ensureDeferred
+async def test_what_was_queued_before_the_start_is_delivered_after_it(post: Post) -> None:
+    for i in range(5):
+        await post.send(f"u{i}@example.com")
+    post.start(maildir(post))
+    await post.idle(5)
+    assert await post.queued() == []
+    assert len(files(post.directory / "mail")) == 5
+
+
+@ensureDeferred
+async def test_a_large_message_goes_through_a_file_and_arrives_whole(post: Post) -> None:
+    body = b"Subject: big\r\n\r\n" + os.urandom(500_000).replace(b"\n", b"x").replace(b"\r", b"x") + b"\r\n"
+    hop = Hop()
+    post.start(await post.listen(hop))
+    await post.send("bob@example.com", body=body)
+    await post.idle()
+    assert hop.messages == [TRACE + body]
+
+
+@ensureDeferred
+async def test_a_message_is_handed_to_a_next_hop_with_its_envelope(post: Post) -> None:
+    hop = Hop()
+    route = await post.listen(hop)
+    post.start(route)
+    await post.send("bob@example.com", "eve@example.net")
+    await post.idle(2)
+    assert hop.heard[:4] == [
+        b"EHLO me.example",
+        b"MAIL FROM:<sender@example.org>",
+        b"RCPT TO:<bob@example.com>",
+        b"RCPT TO:<eve@example.net>",
+    ]
+    assert hop.messages == [TRACE + BODY.replace(b"\r\n.", b"\r\n..")]
+    assert await post.queued() == []
+    outcome = post.observer.outcomes[0]
+    assert (outcome.code, outcome.enhanced, outcome.next_hop) == (250, "2.0.0", route.name)
+
+
+@pytest.mark.parametrize("unix", [False, True])
+@ensureDeferred
+async def test_over_lmtp_each_recipient_has_an_outcome_of_its_own(post: Post, unix: bool) -> None:
+    hop = Hop(
+        {
+            ".": b"250 2.0.0 stored\r\n452 4.2.2 over quota\r\n",
+            "RCPT": [b"250 ok\r\n", b"550 5.1.1 no\r\n", b"250 ok\r\n"],
+        },
+        lmtp=True,
+    )
+    post.start(await post.listen(hop, Path("/tmp") / f"elemta-{os.getpid()}.lmtp" if unix else None))
+    queue_id = await post.send("bob@example.com", "eve@example.com", "tom@example.com")
+    await post.idle(3)
+    assert [outcome.status.value for outcome in post.observer.outcomes] == ["delivered", "failed", "deferred"]
+    record = await post.show(queue_id)
+    assert record.message.state is State.DEFERRED
+    assert [str(recipient) for recipient in record.message.pending] == ["eve@example.com", "tom@example.com"]
+    assert "5.1.1" in record.recipients[1].enhanced
+
+
+SCRIPTS = [
+    ({"": b"421 4.3.2 no\r\n"}, "deferred"),
+    ({"": b"554 5.7.1 no\r\n"}, "deferred"),
+    ({"": CLOSE}, "deferred"),
+    ({"": b"999 what\r\n"}, "deferred"),
+    ({"": b"250-endless\r\n" * 10_000}, "deferred"),
+    ({"": b"x" * 1_000_000}, "deferred"),
+    ({"EHLO": b"451 later\r\n"}, "deferred"),
+    ({"EHLO": CLOSE}, "deferred"),
+    ({"EHLO": ENDLESS}, "deferred"),
+    ({"MAIL": b"450 later\r\n"}, "deferred"),
+    ({"MAIL": b"550 5.7.1 never\r\n"}, "held"),
+    ({"MAIL": CLOSE}, "deferred"),
+    ({"MAIL": ENDLESS}, "deferred"),
+    ({"RCPT": b"450 4.2.0 later\r\n"}, "deferred"),
+    ({"RCPT": b"550 5.1.1 never\r\n"}, "held"),
+    ({"RCPT": CLOSE}, "deferred"),
+    ({"DATA": b"451 later\r\n"}, "deferred"),
+    ({"DATA": b"554 5.6.0 never\r\n"}, "held"),
+    ({"DATA": CLOSE}, "deferred"),
+    ({"DATA": b"250 what\r\n"}, "deferred"),
+    ({".": b"452 4.3.1 full\r\n"}, "deferred"),
+    ({".": b"550 5.7.1 spam\r\n"}, "held"),
+    ({".": CLOSE}, "deferred"),
+    ({".": ENDLESS}, "deferred"),
+    ({".": b"354 again?\r\n"}, "deferred"),
+    ({"QUIT": CLOSE}, "delivered"),
+    ({"QUIT": b"550 no\r\n"}, "delivered"),
+    ({"QUIT": b"x" * 100_000}, "delivered"),
+]
+
+
+@pytest.mark.parametrize(
+    "ehlo", [b"250 hop\r\n", b"250-hop\r\n250 PIPELINING\r\n"], ids=["plain", "pipelining"]
+)
+@pytest.mark.parametrize(
+    ("script", "expected"), SCRIPTS, ids=[f"{k}-{v[:16]!r}-{e}" for s, e in SCRIPTS for k, v in s.items()]
+)
+@ensureDeferred
+async def test_whatever_a_next_hop_says_the_message_is_delivered_or_still_there(
+    post: Post, script: dict[str, bytes], expected: str, ehlo: bytes
+) -> None:
+    hop = Hop({"EHLO": ehlo, **script})
+    post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com")
+    await post.idle()
+    if expected == "delivered":
+        assert await post.queued() == []
+        return
+    message = (await post.show(queue_id)).message
+    assert [str(recipient) for recipient in message.pending] == ["bob@example.com"]
+    if expected == "held":
+        assert message.state is State.HOLD
+        assert message.hold_reason is not None
+        assert "failed: bob@example.com 55" in message.hold_reason
+    else:
+        assert message.state is State.DEFERRED
+        assert time.time() + 3500 < message.next_attempt_at < time.time() + 3.0 * 3600
+
+
+@pytest.mark.parametrize(
+    ("verb", "deadline"),
+    [("", "greeting"), ("EHLO", "hello"), ("MAIL", "mail"), ("RCPT", "rcpt"), ("DATA", "data"), (".", "end")],
+)
+@ensureDeferred
+async def test_a_next_hop_that_stalls_at_any_point_defers(post: Post, verb: str, deadline: str) -> None:
+    post.settings = replace(post.settings, deadlines=Deadlines(**{deadline: 0.05}))
+    post.start(await post.listen(Hop({verb: STALL})))
+    queue_id = await post.send("bob@example.com")
+    await post.idle()
+    assert (await post.show(queue_id)).message.state is State.DEFERRED
+    assert "no progress within 0.05 s" in post.observer.outcomes[0].text
+
+
+@ensureDeferred
+async def test_one_refused_recipient_of_three_does_not_hold_up_the_others(post: Post) -> None:
+    hop = Hop({"RCPT": [b"250 ok\r\n", b"550 5.1.1 no such user\r\n", b"250 ok\r\n"]})
+    post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com", "eve@example.com", "tom@example.com")
+    await post.idle(3)
+    message = (await post.show(queue_id)).message
+    assert message.state is State.HOLD
+    assert [str(recipient) for recipient in message.pending] == ["eve@example.com"]
+    assert len(hop.messages) == 1
+
+
+@ensureDeferred
+async def test_a_recipient_that_failed_is_not_lost_while_others_are_deferred(post: Post) -> None:
+    hop = Hop({"RCPT": [b"550 5.1.1 no\r\n", b"450 later\r\n", b"550 5.1.1 no\r\n", b"250 ok\r\n"]})
+    post.settings = replace(post.settings, retries=Retries((0.01,)))
+    post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com", "eve@example.com")
+    await post.idle(4)
+    message = (await post.show(queue_id)).message
+    assert message.state is State.HOLD
+    assert [str(recipient) for recipient in message.pending] == ["bob@example.com"]
+    assert message.attempts == 2
+
+
+@ensureDeferred
+async def test_a_deferred_message_is_tried_again_and_a_released_one_too(post: Post) -> None:
+    hop = Hop({"MAIL": [b"450 later\r\n", b"550 no\r\n", b"250 ok\r\n"]})
+    post.settings = replace(post.settings, retries=Retries((0.05,)), poll=60.0)
+    post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com")
+    await post.idle(2)
+    assert (await post.show(queue_id)).message.state is State.HOLD
+    await post.spool.release(queue_id)
+    await post.idle(3)
+    assert await post.queued() == []
+
+
+@ensureDeferred
+async def test_a_message_that_is_too_old_is_held_after_its_last_attempt(post: Post) -> None:
+    post.settings = replace(post.settings, retries=Retries((60.0,), expire=100.0))
+    post.start(await post.listen(Hop({"MAIL": b"450 4.2.0 later\r\n"})))
+    queue_id = await post.send("bob@example.com", received_at=time.time() - 200)
+    await post.idle()
+    message = (await post.show(queue_id)).message
+    assert message.state is State.HOLD
+    assert message.hold_reason == "expired: bob@example.com 450 4.2.0 later (in reply to MAIL)"
+
+
+@ensureDeferred
+async def test_a_dead_next_hop_defers_without_a_busy_loop(post: Post) -> None:
+    hop = Hop()
+    route = await post.listen(hop)
+    await post._ports.pop().stopListening()
+    post.start(route)
+    queue_ids = [await post.send("bob@example.com") for _ in range(20)]
+    await post.idle(20)
+    assert all("no connection to 127.0.0.1" in outcome.text for outcome in post.observer.outcomes)
+    for queue_id in queue_ids:
+        assert (await post.show(queue_id)).message.attempts == 1
+
+
+@pytest.mark.parametrize("route", [HoldRoute("hold:", ANY), MxRoute("mx:", ANY)])
+@ensureDeferred
+async def test_what_a_route_holds_stays_visibly_in_the_queue(post: Post, route: Route) -> None:
+    post.start(route)
+    queue_id = await post.send("bob@example.com")
+    message = (await post.reached(queue_id, State.HOLD)).message
+    assert message.hold_reason
+    assert len(message.pending) == 1
+
+
+@ensureDeferred
+async def test_each_recipient_takes_its_own_route(post: Post) -> None:
+    hop = Hop()
+    smtp = replace(await post.listen(hop), domains=frozenset({"hop.example"}))
+    post.start(smtp, maildir(post, frozenset({"local.example"})), HoldRoute("hold:", ANY))
+    queue_id = await post.send("a@hop.example", "b@local.example", "c@hop.example", "d@kept.example")
+    await post.idle(3)
+    assert len(hop.messages) == 1
+    assert len(files(post.directory / "mail")) == 1
+    message = (await post.show(queue_id)).message
+    assert (message.state, [str(recipient) for recipient in message.pending]) == (
+        State.HOLD,
+        ["d@kept.example"],
+    )
+
+
+@ensureDeferred
+async def test_many_recipients_go_in_transactions_of_a_hundred(post: Post) -> None:
+    hop = Hop()
+    post.start(await post.listen(hop))
+    await post.send(*[f"u{i}@example.com" for i in range(250)])
+    await post.idle(250)
+    assert len(hop.messages) == 3
+    assert sorted(line for line in hop.heard if line.startswith(b"RCPT")) == sorted(
+        b"RCPT TO:<u%d@example.com>" % i for i in range(250)
+    )
+
+
+@ensureDeferred
+async def test_no_more_connections_than_the_route_allows_are_open(post: Post) -> None:
+    hop = Hop()
+    post.start(replace(await post.listen(hop), max_connections=3))
+    for _ in range(30):
+        await post.send("bob@example.com")
+    await post.idle(30)
+    assert len(hop.messages) == 30
+    assert hop.most_sessions <= 3
+
+
+@ensureDeferred
+async def test_more_messages_than_memory_holds_are_all_delivered_once(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elemta.delivery.delivery._MOST_READY", 10)
+    post.settings = replace(post.settings, max_messages=4)
+    post.start(maildir(post))
+    sent = [post.send(f"u{i % 7}@example.com") for i in range(200)]
+    for one in [Deferred.fromCoroutine(coroutine) for coroutine in sent]:
+        await one
+    await post.idle(200)
+    await post.until(lambda: not post.spool.messages[State.ACTIVE])
+    assert len(files(post.directory / "mail")) == len(post.observer.outcomes) == 200
+
+
+@ensureDeferred
+async def test_a_maildir_that_cannot_be_written_defers(post: Post) -> None:
+    (post.directory / "mail").write_bytes(b"a file where a directory should be")
+    post.start(maildir(post))
+    queue_id = await post.send("bob@example.com")
+    await post.idle()
+    assert (await post.show(queue_id)).message.state is State.DEFERRED
+    assert "the Maildir could not be written" in post.observer.outcomes[0].text
+
+
+@ensureDeferred
+async def test_smtputf8_is_needed_only_where_header_or_addresses_do(post: Post) -> None:
+    post.start(await post.listen(Hop()))
+    plain = await post.send("bob@example.com", parameters=MailParameters(smtputf8=True))
+    await post.idle()
+    assert plain not in await post.queued()
+    needy = await post.send(
+        "bob@example.com",
+        body="Subject: Grüße\r\n\r\nhi\r\n".encode(),
+        parameters=MailParameters(smtputf8=True),
+    )
+    await post.idle(2)
+    assert "SMTPUTF8" in ((await post.show(needy)).message.hold_reason or "")
+
+
+@ensureDeferred
+async def test_new_routes_are_taken_from_the_next_attempt_on(post: Post) -> None:
+    delivery = post.start(HoldRoute("hold:", ANY))
+    queue_id = await post.send("bob@example.com")
+    await post.reached(queue_id, State.HOLD)
+    delivery.reconfigure([maildir(post)], post.settings)
+    await post.spool.release(queue_id)
+    await post.idle()
+    assert await post.queued() == []
+
+
+@ensureDeferred
+async def test_a_stop_waits_for_what_is_under_way(post: Post) -> None:
+    post.settings = replace(post.settings, deadlines=Deadlines(end=0.2))
+    hop = Hop({".": STALL})
+    delivery = post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com")
+    await post.until(lambda: hop.messages)
+    await delivery.stopService()
+    assert (await post.show(queue_id)).message.state is State.DEFERRED
+
+
+@ensureDeferred
+async def test_what_is_cut_off_at_the_end_of_the_grace_stays_in_the_queue_as_it_was(post: Post) -> None:
+    post.settings = replace(post.settings, grace=0.05)
+    hop = Hop({"MAIL": STALL})
+    delivery = post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com")
+    await post.until(lambda: hop.heard[-1:] == [b"MAIL FROM:<sender@example.org>"])
+    await delivery.stopService()
+    message = (await post.show(queue_id)).message
+    assert (message.state, message.attempts) == (State.ACTIVE, 0)
+    hop.script.clear()
+    again = Delivery(reactor, post.spool, delivery.routes, post.settings, post.observer)
+    post.delivery = again
+    again.startService()
+    await post.until(lambda: len(hop.messages) == 1 and not again.under_way)
+    assert await post.queued() == []
+
+
+@ensureDeferred
+async def test_after_the_stop_nothing_new_is_started(post: Post) -> None:
+    delivery = post.start(maildir(post))
+    await delivery.stopService()
+    queue_id = await post.send("bob@example.com")
+    assert await post.queued() == [queue_id]
+    assert not delivery.under_way
+
+
+def test_the_next_hop_of_a_unix_socket_is_its_path() -> None:
+    assert NextHopRoute("lmtp+unix:///x", ANY, path="/x", lmtp=True).name == "/x"

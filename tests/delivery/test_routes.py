@@ -1,0 +1,118 @@
+"""Which route a recipient's mail takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elemta.address import Address
+from elemta.config import RouteConfig, RouteTLS, load
+from elemta.delivery.maildir import maildir_path
+from elemta.delivery.routes import (
+    HoldRoute,
+    MaildirRoute,
+    MxRoute,
+    NextHopRoute,
+    RouteTable,
+    route_of,
+    routes_from_config,
+)
+from elemta.domains import Domains
+
+CONFIG = """
+[server]
+hostname = "mx.example.com"
+[domains]
+local = ["example.com"]
+[spool]
+directory = "/var/spool/elemta"
+"""
+
+
+def table(tmp_path: Path, routes: str = "") -> RouteTable:
+    path = tmp_path / "elemta.toml"
+    path.write_text(CONFIG + routes)
+    config = load(str(path), {})
+    return RouteTable(routes_from_config(config, Domains.from_config(config.domains)))
+
+
+def config_of(to: str, **more: object) -> RouteConfig:
+    return RouteConfig(domains=("*",), to=to, **more)  # type: ignore[arg-type]
+
+
+def test_without_routes_local_mail_goes_to_a_maildir_below_the_spool_and_other_mail_by_mx(
+    tmp_path: Path,
+) -> None:
+    routes = table(tmp_path)
+    local = routes.route(Address("Bob", "Example.COM"))
+    assert isinstance(local, MaildirRoute)
+    assert local.target == "maildir:/var/spool/elemta/mail/{domain}/{local}"
+    assert (
+        maildir_path(local.template, Address("Bob", "Example.COM"))
+        == "/var/spool/elemta/mail/example.com/bob"
+    )
+    assert isinstance(routes.route(Address("x", "elsewhere.example")), MxRoute)
+
+
+def test_the_first_route_that_matches_wins(tmp_path: Path) -> None:
+    routes = table(
+        tmp_path,
+        """
+[[route]]
+domains = ["a.example", "b.example"]
+to = "hold:"
+[[route]]
+domains = ["b.example", "c.example"]
+to = "lmtp://127.0.0.1:24"
+max_connections = 7
+[[route]]
+domains = ["*"]
+to = "smtp://[2001:db8::1]:2525"
+""",
+    )
+    assert isinstance(routes.route(Address("x", "b.example")), HoldRoute)
+    lmtp = routes.route(Address("x", "C.EXAMPLE"))
+    assert isinstance(lmtp, NextHopRoute)
+    assert (lmtp.lmtp, lmtp.host, lmtp.port, lmtp.max_connections, lmtp.name) == (
+        True,
+        "127.0.0.1",
+        24,
+        7,
+        "127.0.0.1:24",
+    )
+    smtp = routes.route(Address("x", "example.com"))
+    assert isinstance(smtp, NextHopRoute)
+    assert (smtp.lmtp, smtp.name, smtp.target) == (False, "[2001:db8::1]:2525", "smtp://[2001:db8::1]:2525")
+
+
+@pytest.mark.parametrize("domain", ["MÜNCHEN.example", "xn--mnchen-3ya.example", "münchen.example."])
+def test_a_domain_matches_in_every_spelling(tmp_path: Path, domain: str) -> None:
+    routes = table(tmp_path, '[[route]]\ndomains = ["münchen.example"]\nto = "hold:"\n')
+    assert isinstance(routes.route(Address("x", domain)), HoldRoute)
+
+
+def test_a_unix_socket_is_a_next_hop() -> None:
+    route = route_of(config_of("lmtp+unix:///run/dovecot/lmtp"))
+    assert isinstance(route, NextHopRoute)
+    assert (route.path, route.lmtp, route.name) == ("/run/dovecot/lmtp", True, "/run/dovecot/lmtp")
+
+
+def test_where_tls_is_required_nothing_is_sent_in_the_clear() -> None:
+    route = route_of(config_of("smtp://mail.example:25", tls=RouteTLS.REQUIRE))
+    assert isinstance(route, HoldRoute)
+    assert "TLS" in route.reason
+    assert isinstance(route_of(config_of("lmtp+unix:///x", tls=RouteTLS.REQUIRE)), NextHopRoute)
+
+
+def test_a_template_keeps_its_literal_braces() -> None:
+    route = route_of(config_of("maildir:/m/{{x}}/{domain}/{local}/Maildir"))
+    assert isinstance(route, MaildirRoute)
+    assert maildir_path(route.template, Address("b", "e.example")) == "/m/{x}/e.example/b/Maildir"
+
+
+def test_many_domains_do_not_grow_the_memory_of_the_table(tmp_path: Path) -> None:
+    routes = table(tmp_path)
+    for i in range(10_000):
+        routes.route(Address("x", f"d{i}.example"))
+    assert len(routes._found) <= 4096

@@ -1,0 +1,121 @@
+"""The two cores of Elemta talk in memory: what one sends the other takes for the same message."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elemta.address import Address
+from elemta.envelope import BodyType, MailParameters, Notify, Recipient, Return
+from elemta.outcome import Status
+from elemta.smtp.client import ClientSession, ClientSettings
+from elemta.smtp.client_commands import ClientTransaction
+from elemta.smtp.client_events import ContentWanted, Settled
+from elemta.smtp.events import MessageData, MessageQuestion, Proceed, Question, Queued, RcptQuestion, Refuse
+from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.reply import Reply
+from elemta.smtp.session import ServerSession
+from elemta.smtp.settings import SessionSettings
+
+REFUSED = Recipient(Address("nobody", "example.com"))
+
+
+class Server:
+    """A server session whose every question is answered at once; it refuses one recipient."""
+
+    def __init__(self) -> None:
+        settings = SessionSettings(
+            hostname="mx.example",
+            max_message_size=1_000_000,
+            max_recipients=100,
+            normalize_newlines=False,
+            starttls=False,
+            auth=False,
+            auth_needs_tls=True,
+            require_auth=False,
+            postmaster_domain="example.com",
+        )
+        self.session = ServerSession(settings, SessionFacts("S", IPv4Address("192.0.2.1"), 1, "mx"))
+        self.messages: list[bytes] = []
+        self.transactions: list[Transaction] = []
+        self._data = b""
+
+    def act(self, events: list) -> bytes:  # type: ignore[type-arg]
+        pending = list(events)
+        while pending:
+            event = pending.pop(0)
+            if isinstance(event, MessageData):
+                self._data += event.data
+            elif isinstance(event, MessageQuestion):
+                self.messages.append(self._data)
+                self.transactions.append(event.transaction)
+                self._data = b""
+                pending += self.session.answer(Queued("Q1"))
+            elif isinstance(event, RcptQuestion) and event.recipient.address == REFUSED.address:
+                pending += self.session.answer(Refuse(Reply.of(550, "5.1.1", "no such user")))
+            elif isinstance(event, Question):
+                pending += self.session.answer(Proceed())
+        return self.session.take_output()
+
+
+def converse(transaction: ClientTransaction, chunks: list[bytes], step: int) -> tuple[Server, Settled]:
+    """Let the two talk, the client's bytes cut every ``step``."""
+    server, client = Server(), ClientSession(ClientSettings("client.example"))
+    client.start(transaction)
+    wire = server.act(server.session.open())
+    for _ in range(50):
+        for event in client.receive(wire):
+            if isinstance(event, Settled):
+                return server, event
+            if isinstance(event, ContentWanted):
+                for chunk in chunks:
+                    client.content(chunk)
+                client.end_content()
+        sent = client.take_output()
+        wire = b""
+        for start in range(0, len(sent), step):
+            wire += server.act(server.session.receive(sent[start : start + step]))
+    raise AssertionError("they never came to an end")
+
+
+def transaction_of(size: int) -> ClientTransaction:
+    return ClientTransaction(
+        Address("a b", "example.org"),
+        (Recipient(Address("bob", "example.com"), Notify.SUCCESS, "rfc822;b+o=b@example.com"), REFUSED),
+        MailParameters(body=BodyType.EIGHT_BIT, ret=Return.HEADERS, envid="x y+z"),
+        size,
+    )
+
+
+pieces = st.lists(
+    st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"a" * 70, b"\xff", b"\r\n.\r\nRSET\r\n"]), max_size=30
+).map(b"".join)
+
+
+@given(message=pieces, cut=st.integers(1, 50), step=st.integers(1, 200))
+def test_the_server_gets_one_message_in_canonical_form(message: bytes, cut: int, step: int) -> None:
+    chunks = [message[i : i + cut] for i in range(0, len(message), cut)]
+    server, settled = converse(transaction_of(len(message)), chunks, step)
+    text = message.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+    canonical = text if not text or text.endswith(b"\r\n") else text + b"\r\n"
+    assert server.messages == [canonical]
+    assert [result.status for result in settled.results] == [Status.DELIVERED, Status.FAILED]
+
+
+def test_the_envelope_arrives_as_it_was_meant() -> None:
+    server, settled = converse(transaction_of(3), [b"x\r\n"], 1000)
+    (transaction,) = server.transactions
+    assert transaction.sender == Address("a b", "example.org")
+    assert transaction.recipients == [
+        Recipient(Address("bob", "example.com"), Notify.SUCCESS, "rfc822;b+o=b@example.com")
+    ]
+    parameters = transaction.parameters
+    assert (parameters.body, parameters.ret, parameters.envid, parameters.size) == (
+        BodyType.EIGHT_BIT,
+        Return.HEADERS,
+        "x y+z",
+        3,
+    )
+    assert settled.results[0].text == "Message accepted for delivery; queued as Q1 (in reply to the message)"
