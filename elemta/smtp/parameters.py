@@ -157,16 +157,27 @@ def _orcpt(value: str | None) -> str:
     kind, semicolon, encoded = (value or "").partition(";")
     if not semicolon or len(encoded) > _MAX_ORCPT or _ADDRESS_TYPE.fullmatch(kind) is None:
         raise _Malformed
+    kind = kind.lower()
     # RFC 6533 §3: the type utf-8 has an encoding of its own
-    if kind.lower() == "utf-8":
-        decoded = decode_utf8_address(encoded)
-    else:
-        decoded = decode_xtext(encoded)
-        if decoded is not None and _PRINTABLE_ASCII.fullmatch(decoded) is None:
-            decoded = None
+    decoded = decode_utf8_address(encoded) if kind == "utf-8" else decode_xtext(encoded)
     if not decoded:
         raise _Malformed
-    return f"{kind.lower()};{decoded}"
+    if kind != "utf-8" and _PRINTABLE_ASCII.fullmatch(decoded) is None:
+        kind, decoded = "utf-8", _internationalised(kind, decoded)
+    return f"{kind};{decoded}"
+
+
+def _internationalised(kind: str, octets: str) -> str:
+    # Postfix writes rfc822 and the xtext of UTF-8 where RFC 6533 §3 has the type utf-8: its mail is good.
+    if kind != "rfc822":
+        raise _Malformed
+    try:
+        address = octets.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        raise _Malformed from None
+    if not address.isprintable():
+        raise _Malformed
+    return address
 
 
 _NOTIFY = {"SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}

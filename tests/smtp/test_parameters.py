@@ -102,6 +102,8 @@ def test_unknown_mail_parameters(text: str) -> None:
         ("ORCPT=RFC822;a@c", {"orcpt": "rfc822;a@c"}),
         (r"ORCPT=utf-8;j\x{FC}rgen@c", {"orcpt": "utf-8;jürgen@c"}),
         ("ORCPT=utf-8;jürgen@c", {"orcpt": "utf-8;jürgen@c"}),
+        # What Postfix makes of an internationalised address.
+        ("ORCPT=rfc822;j+C3+BCrgen@c", {"orcpt": "utf-8;jürgen@c"}),
         ("ORCPT=rfc822;" + "a" * 500, {"orcpt": "rfc822;" + "a" * 500}),
     ],
 )
@@ -124,6 +126,9 @@ def test_rcpt_parameters(text: str, values: dict[str, object]) -> None:
         "ORCPT=;a@b",
         "ORCPT=rfc822;a+0D+0Ab",
         "ORCPT=rfc822;a b",
+        "ORCPT=rfc822;j+FCrgen@c",
+        "ORCPT=rfc822;j+C3+BCrgen+0D+0A@c",
+        "ORCPT=x400;j+C3+BCrgen@c",
         "ORCPT=rfc822;" + "a" * 501,
         r"ORCPT=utf-8;\x{0A}@c",
         r"ORCPT=utf-8;\x{D800}@c",
