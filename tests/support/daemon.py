@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,13 @@ endpoint = "tcp:0:interface=127.0.0.1"
         self.wait_until_ready()
         return self
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start without waiting; ``before`` is a command that the daemon's stands behind, such as strace -D."""
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *before,
                     str(Path(sys.executable).with_name("twistd")),
                     "-n",
                     "--pidfile=",

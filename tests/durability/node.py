@@ -1,0 +1,93 @@
+"""A daemon under load that is brought to its end again and again, on one spool."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.durability.ledger import Ledger
+from tests.durability.load import LOCAL, Clients, Sink
+from tests.support.daemon import Daemon, DaemonFailed
+
+#: Records that no crash may ever cause: the disk lied, a body is gone, a fault inside Elemta.
+_NEVER = ("spool.disk_lied", "spool.body_missing", "delivery.broke", "session.trouble")
+
+
+class Node:
+    """One node, its spool, the next hop for part of its mail, and everything that it ever logged as wrong."""
+
+    def __init__(self, directory: Path, ledger: Ledger, sink_port: int, *, spool: str = "") -> None:
+        self.ledger = ledger
+        self.daemon = Daemon(
+            directory,
+            f'[[route]]\ndomains = ["sink.test"]\nto = "smtp://127.0.0.1:{sink_port}"\n',
+            spool='retry = ["1s"]\n' + spool,
+            domains='relay_from = ["127.0.0.0/8"]\n',
+        )
+        self.faults: list[str] = []
+        self.starts = 0
+        self.start_seconds = 1.0
+
+    @property
+    def mail(self) -> Path:
+        """The Maildirs of the local domain."""
+        return self.daemon.spool / "mail" / LOCAL
+
+    def launch(self, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start without waiting; each life has a log of its own."""
+        self.starts += 1
+        self.daemon.log = self.daemon.directory / f"elemta-{self.starts}.log"
+        return self.daemon.launch(before)
+
+    def start(self, before: Sequence[str] = ()) -> None:
+        begun = time.monotonic()
+        self.launch(before)
+        self.daemon.wait_until_ready()
+        self.start_seconds = time.monotonic() - begun
+
+    def kill(self) -> None:
+        """kill -9, wherever it is; keeps its log only if there was something wrong."""
+        self.daemon.kill()
+        self.look_for_faults()
+
+    def stop(self) -> None:
+        """SIGTERM, and the end that an operator wants."""
+        self.daemon.stop()
+        self.look_for_faults()
+
+    def look_for_faults(self) -> None:
+        output = self.daemon.output()
+        found = [
+            line
+            for line in output.splitlines()
+            if any(f'"{event}"' in line for event in _NEVER) or "Traceback" in line
+        ]
+        self.faults += found
+        if not found:
+            self.daemon.log.unlink()
+
+    def is_dead(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
+        """Whether the process was killed by itself within so many seconds."""
+        try:
+            return process.wait(timeout=seconds) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            return False
+
+    def empty(self, seconds: float = 60.0) -> None:
+        """Wait until nothing is queued any more, then take all mail out of the Maildirs."""
+        deadline = time.monotonic() + seconds
+        while queued := self.daemon.metric("elemta_spool_messages"):
+            if time.monotonic() > deadline:
+                raise DaemonFailed(f"{queued:.0f} messages are still queued\n{self.daemon.output()[-4000:]}")
+            time.sleep(0.05)
+        self.ledger.take_mail(self.mail, LOCAL)
+
+
+def run_dry(node: Node, clients: Clients, seconds: float = 60.0) -> None:
+    """Let the clients read their last answers and the daemon deliver what it has."""
+    clients.rest()
+    clients.wait_until_idle()
+    node.empty(seconds)
