@@ -64,7 +64,7 @@ class DeliverySettings:
     grace: float = 30.0
     max_messages: int = 500
     max_recipients: int = 100
-    maildir_threads: int = 4
+    maildir_threads: int = 2
     read_threads: int = 4
     connect_timeout: float = 30.0
     lifetime: float = 7200.0
