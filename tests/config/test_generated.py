@@ -91,7 +91,7 @@ def test_other_arguments_get_the_usage(arguments: list[str], capsys: pytest.Capt
 def test_the_configuration_is_read_without_twisted() -> None:
     program = (
         "import sys, elemta.config; elemta.config.load(None, {}); "
-        "sys.exit(any(name.partition('.')[0] in ('twisted', 'zope', 'idna') for name in sys.modules))"
+        "sys.exit(any(name.partition('.')[0] in ('twisted', 'idna') for name in sys.modules))"
     )
     assert (
         subprocess.run(

@@ -157,3 +157,13 @@ def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with (tmp_path / f"{name}.md").open("a") as page:
             page.write("by hand\n")
         assert module.main(["--check"]) == 1
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    missing = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+            file = ROOT / path
+            if not file.is_file() or not re.search(rf"def {name}\(", file.read_text(encoding="utf-8")):
+                missing.append(f"{page.name}: {path}::{name}")
+    assert missing == []
