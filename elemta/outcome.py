@@ -23,8 +23,9 @@ class Status(enum.Enum):
 class Outcome:
     """The outcome of one attempt for one recipient.
 
-    ``code`` and ``enhanced`` are the remote's (0 and "" when there was no reply), ``text`` is the
-    remote's reply or what happened locally, bounded and printable. ``next_hop`` names the host and
+    ``code`` and ``enhanced`` are the remote's; when there was no reply, ``code`` is 0 and ``enhanced``
+    says what happened here (RFC 3463; may be ""). ``text`` is the remote's reply or what happened
+    locally, bounded and printable. ``next_hop`` names the host and
     address (or directory) that was talked to, ``route`` the route's target as configured.
     ``at`` is seconds since the epoch, ``seconds`` how long the attempt took.
     """

@@ -6,14 +6,17 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_twisted import ensureDeferred
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
+from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.delivery import Delivery, Retries
 from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Placeholder, Route
 from elemta.envelope import MailParameters
+from elemta.errors import SpoolError
 from elemta.outcome import Status
 from elemta.smtp.client import Deadlines
 from elemta.spool import State
@@ -372,6 +375,47 @@ async def test_after_the_stop_nothing_new_is_started(post: Post) -> None:
     queue_id = await post.send("bob@example.com")
     assert await post.queued() == [queue_id]
     assert not delivery.under_way
+
+
+@ensureDeferred
+async def test_every_attempt_is_logged_with_its_ids_and_the_reply(post: Post) -> None:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        post.start(await post.listen(Hop({"RCPT": b"450 4.2.1 greylisted\r\n"})))
+        queue_id = await post.send("bob@example.com")
+        await post.idle()
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    (event,) = [event for event in events if event.get("event") == "delivery.attempt"]
+    assert (event["queue_id"], event["session_id"], event["recipient"]) == (queue_id, "S1", "bob@example.com")
+    assert (event["status"], event["code"], event["enhanced"]) == ("deferred", 450, "4.2.1")
+    assert event["reply"] == "greylisted (in reply to RCPT)"
+
+
+@ensureDeferred
+async def test_an_attempt_that_cannot_be_recorded_is_not_made_again_and_again(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post.settings = replace(post.settings, poll=0.01)
+    monkeypatch.setattr(post.spool, "settle", lambda *_, **__: fail(SpoolError("the disk says no")))
+    hop = Hop()
+    delivery = post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com")
+    await post.idle()
+    looks = 0
+    due = post.spool.due
+
+    async def counted(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await due(*args)
+
+    monkeypatch.setattr(post.spool, "due", counted)
+    await post.until(lambda: looks >= 3)
+    assert len(hop.messages) == 1
+    assert not delivery.under_way
+    assert await post.queued() == [queue_id]
 
 
 def test_the_next_hop_of_a_unix_socket_is_its_path() -> None:
