@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from elemta.net import tls
 from elemta.net.deadlines import Deadlines, Waiting
+from elemta.net.directwrite import write_at_once
 from elemta.net.reception import Reception
 from elemta.net.terms import Terms
 from elemta.smtp import replies
@@ -292,7 +293,7 @@ class ESMTPProtocol(Protocol):
     def _flush(self) -> None:
         output = self._session.take_output()
         if output and not self._lost:
-            self.transport.write(output)
+            write_at_once(self.transport, output)
 
     def _start_tls(self) -> None:
         certificate = self._terms.certificate
