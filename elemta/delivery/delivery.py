@@ -259,9 +259,7 @@ class Delivery(Service):
         if isinstance(result, Failure):
             # The queue keeps what it could not write and writes it later; until then the message still
             # stands there as due, and taking it up again at once would deliver it again and again.
-            _log.failure(
-                "an attempt could not be recorded", result, event="delivery.not_recorded", queue_id=queue_id
-            )
+            _tell_not_recorded(result, queue_id)
             self._set_aside[queue_id] = self._reactor.seconds() + self._settings.retries.delays[0]
         else:
             self._forget(queue_id)
@@ -287,6 +285,21 @@ class Delivery(Service):
         if late.active():
             late.cancel()
         return not self._under_way
+
+
+def _tell_not_recorded(failure: Failure, queue_id: str) -> None:
+    if failure.check(SpoolError) is None:
+        _log.failure(
+            "an attempt could not be recorded", failure, event="delivery.not_recorded", queue_id=queue_id
+        )
+    else:
+        # The disk's failure itself is told once, by the spool.
+        _log.error(
+            "an attempt could not be recorded yet",
+            event="delivery.not_recorded",
+            queue_id=queue_id,
+            reason=failure.getErrorMessage(),
+        )
 
 
 def _as_deferred(outcome: Outcome) -> Outcome:
