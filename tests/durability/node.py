@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 import time
+import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.durability.ledger import Ledger
-from tests.durability.load import LOCAL, Clients, Sink
+from tests.durability.load import LOCAL, Clients
 from tests.support.daemon import Daemon, DaemonFailed
 
 #: Records that no crash may ever cause: the disk lied, a body is gone, a fault inside Elemta.
@@ -76,6 +82,24 @@ class Node:
         except subprocess.TimeoutExpired:
             return False
 
+    def readiness(self) -> tuple[int, list[str]]:
+        """The status of /readyz, and the reasons if it is not 200."""
+        try:
+            self.daemon.get("/readyz")
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return answer.code, json.loads(answer.read())["reasons"]
+        return 200, []
+
+    def wait_until_ready_again(self, seconds: float) -> float:
+        """Wait until mail would be accepted; how long that took."""
+        begun = time.monotonic()
+        while (found := self.readiness())[0] != 200:
+            if time.monotonic() - begun > seconds:
+                raise DaemonFailed(f"still {found}\n{self.daemon.output()[-4000:]}")
+            time.sleep(0.05)
+        return time.monotonic() - begun
+
     def empty(self, seconds: float = 60.0) -> None:
         """Wait until nothing is queued any more, then take all mail out of the Maildirs."""
         deadline = time.monotonic() + seconds
@@ -91,3 +115,11 @@ def run_dry(node: Node, clients: Clients, seconds: float = 60.0) -> None:
     clients.rest()
     clients.wait_until_idle()
     node.empty(seconds)
+
+
+def find_strace() -> str:
+    """The path of a strace that may trace; skips the test where there is none."""
+    strace = shutil.which("strace")
+    if strace is None or subprocess.run([strace, "-qq", "-o", os.devnull, "true"], check=False).returncode:
+        pytest.skip("strace is not installed or not permitted")
+    return strace

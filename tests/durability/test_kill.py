@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from tests.durability.ledger import Ledger
 from tests.durability.load import LOCAL, Clients, sink
-from tests.durability.node import Node, run_dry
+from tests.durability.node import Node, find_strace, run_dry
 
 #: Every so many kills the queue is delivered to its end and the books are compared.
 _ROUNDS_TOGETHER = 10
@@ -21,13 +20,6 @@ _ROUNDS_TOGETHER = 10
 _WHILE_STARTING = 0.25
 
 Kill = tuple[str, int]
-
-
-def _strace() -> str:
-    strace = shutil.which("strace")
-    if strace is None or subprocess.run([strace, "-qq", "-o", os.devnull, "true"], check=False).returncode:
-        pytest.skip("strace is not installed or not permitted")
-    return strace
 
 
 def _kill_at_random(directory: Path, rounds: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +79,7 @@ def test_kill_9_at_two_hundred_random_moments_loses_no_message_that_got_a_250(
 
 
 def _kill_at_calls(directory: Path, kills: list[Kill], capsys: pytest.CaptureFixture[str]) -> None:
-    strace = _strace()
+    strace = find_strace()
     ledger = Ledger()
     begun = time.monotonic()
     reached: list[Kill] = []

@@ -86,7 +86,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
         return self
 
     def launch(self, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Start without waiting; ``before`` is a command that the daemon's stands behind, such as strace -D."""
+        """Start without waiting; ``before`` is a command to put before the daemon's, such as strace -D."""
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
