@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 
@@ -19,6 +20,8 @@ class Sender:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        # So that pieces leave one by one.
+        wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         assert wire.reply().startswith("220")
         assert "CHUNKING" in wire.command("EHLO sender.test")
 
@@ -27,7 +30,8 @@ class Sender:
     ) -> str:
         """Send the message; the last reply.
 
-        ``sizes`` are those of the pieces: of the writes with DATA, of the chunks with BDAT; the last repeats.
+        ``sizes`` are those of the pieces: of the writes with DATA, of the chunks with BDAT, where an empty
+        chunk is the last then; the last size repeats.
         """
         wire = self._wire
         envelope = [f"MAIL FROM:<sender@client.test> BODY=8BITMIME SIZE={len(content)}"]
@@ -37,6 +41,9 @@ class Sender:
             reply = wire.reply()
             assert reply.startswith("250"), (line, reply)
         pieces = _cut(content if way is Way.BDAT else _on_the_wire(content), sizes)
+        if way is Way.BDAT and sizes is None:
+            wire.send(b"BDAT %d LAST\r\n" % len(content) + content)
+            return wire.reply()
         if way is Way.BDAT:
             return self._send_chunks(pieces)
         reply = wire.command("DATA")

@@ -95,7 +95,7 @@ def passage(tmp_path_factory: pytest.TempPathFactory, open_directory: Path) -> I
     if not (shipped := debian_samples()):
         missing("spamassassin, whose samples are part of the corpus, is not installed")
     samples = shipped + python_samples() + generated_samples() + large_samples()
-    dovecot = Dovecot(open_directory / "dovecot", ["all"]).start()
+    dovecot = Dovecot(open_directory / "dovecot", ["all", "other"]).start()
     try:
         with Sink("PIPELINING", "8BITMIME", "SIZE") as sink:
             node = Daemon(
@@ -208,6 +208,26 @@ def test_every_message_reaches_a_strict_next_hop_as_it_was_sent(passage: Passage
 
 def test_every_message_lies_in_dovecot_as_it_was_sent(passage: Passage) -> None:
     assert _changed(passage.in_dovecot(), passage.for_dovecot) == []
+
+
+@pytest.mark.parametrize("sizes", [None, (1000,)], ids=["one chunk", "chunks"])
+def test_a_last_line_without_an_end_gets_one(passage: Passage, sizes: tuple[int, ...] | None) -> None:
+    local = "no-end" if sizes is None else "no-end-in-chunks"
+    content = b"Subject: no end\r\n\r\n" + b"x" * 5000 + b"\r\n.the last line"
+    with Wire(passage.node.socket()) as wire:
+        recipients = [f"{local}@example.test", f"{local}@sink.test", "other@dovecot.test"]
+        reply = Sender(wire).send(content, recipients, Way.BDAT, sizes)
+        assert reply.startswith("250 2.0.0")
+    (stored,) = passage.node.wait_for_mail(local)
+    assert _strip(_IN_MAILDIR, stored)[1] == content + b"\r\n"
+    wait_until("the message", lambda: f"{local}@sink.test" in passage.sink.by_recipient())
+    (taken,) = passage.sink.by_recipient()[f"{local}@sink.test"]
+    assert _strip(_AT_NEXT_HOP, taken.content)[1] == content + b"\r\n"
+    wait_until(
+        "the message in Dovecot", lambda: len(passage.dovecot.mailbox("other")) == (1 if sizes is None else 2)
+    )
+    for message in passage.dovecot.mailbox("other"):
+        assert message.endswith(b"\r\n" + content + b"\r\n")
 
 
 def test_the_ledger_of_the_corpus_is_even(passage: Passage, capsys: pytest.CaptureFixture[str]) -> None:
