@@ -28,6 +28,10 @@ class Outcome:
     locally, bounded and printable. ``next_hop`` names the host and
     address (or directory) that was talked to, ``route`` the route's target as configured.
     ``at`` is seconds since the epoch, ``seconds`` how long the attempt took.
+
+    Of a delivered one, ``dsn_passed_on`` says that the next hop offers DSN and so reports by itself from
+    here on, ``final`` that the message is where its recipient reads it (a Maildir, an LMTP server); with
+    neither it was relayed to a host that will not report (RFC 3461 §5.2.2).
     """
 
     queue_id: str
@@ -40,3 +44,5 @@ class Outcome:
     seconds: float = 0.0
     code: int = 0
     enhanced: str = ""
+    final: bool = False
+    dsn_passed_on: bool = False
