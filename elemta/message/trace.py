@@ -58,13 +58,19 @@ def received_field(
     if only_recipient and _may_be_shown(only_recipient, utf8):
         lines.append(f"\tfor <{only_recipient}>")
     lines[-1] += ";"
-    lines.append(f"\t{_date(at)}")
+    lines.append(f"\t{date_time(at)}")
     return ("\r\n".join(lines) + "\r\n").encode("utf-8")
 
 
 def return_path_field(sender: Address) -> bytes:
     """The Return-Path field that final delivery adds (RFC 5321 §4.4), ending in CRLF."""
     return f"Return-Path: <{_FORBIDDEN_IN_VALUE.sub('?', str(sender))}>\r\n".encode("utf-8", "replace")
+
+
+def date_time(at: float) -> str:
+    """A moment in seconds since the epoch as a message's fields write it, in UTC."""
+    # RFC 5322 §3.3; RFC 5321 §4.4 allows UTC
+    return format_datetime(datetime.fromtimestamp(int(at), tz=UTC))
 
 
 def added_field(name: str, value: str) -> bytes:
@@ -108,11 +114,6 @@ def _literal(ip: str) -> str:
 
 def _may_be_shown(recipient: str, utf8: bool) -> bool:
     return len(recipient) <= 320 and recipient.isprintable() and (utf8 or recipient.isascii())
-
-
-def _date(at: float) -> str:
-    # RFC 5322 §3.3; UTC, which RFC 5321 §4.4 allows
-    return format_datetime(datetime.fromtimestamp(int(at), tz=UTC))
 
 
 def _encoded_words(text: str) -> str:
