@@ -20,6 +20,7 @@ class RecipientResult:
 
     ``code`` is the server's, 0 where it said nothing that counts; ``enhanced`` the server's enhanced
     code, or, with code 0, the one that says what happened here (RFC 3463). ``text`` is printable and bounded.
+    ``dsn_passed_on`` says of a delivered one that the server offers DSN, and so reports from here on.
     """
 
     recipient: Recipient
@@ -27,6 +28,7 @@ class RecipientResult:
     code: int
     enhanced: str
     text: str
+    dsn_passed_on: bool = False
 
 
 class TransactionResults:
@@ -36,6 +38,7 @@ class TransactionResults:
         self.transaction = transaction
         self._results: dict[int, RecipientResult] = {}
         self._accepted: list[int] = []
+        self._dsn = False
 
     @property
     def complete(self) -> bool:
@@ -70,7 +73,9 @@ class TransactionResults:
         recipient = self.transaction.recipients[index]
         enhanced = reply.enhanced if status is status_of_code else ""
         text = f"{reply.text[:_LONGEST_TEXT]} (in reply to {verb})".lstrip()
-        self._results.setdefault(index, RecipientResult(recipient, status, reply.code, enhanced, text))
+        # RFC 3461 §5.2.1: a server that offers DSN takes over what was asked to be reported.
+        dsn = self._dsn and status is Status.DELIVERED
+        self._results.setdefault(index, RecipientResult(recipient, status, reply.code, enhanced, text, dsn))
         return True
 
     def decided_here(self, indices: Iterable[int], status: Status, enhanced: str, text: str) -> None:
@@ -88,6 +93,7 @@ class TransactionResults:
     def refuse_impossible(self, features: Features) -> None:
         """Fail, untried, what can't go to a server with these features."""
         transaction = self.transaction
+        self._dsn = "DSN" in features
         limit = features.max_size
         smtputf8 = "SMTPUTF8" in features
         if limit is not None and transaction.size > limit:

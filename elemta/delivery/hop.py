@@ -1,0 +1,81 @@
+"""Where a transaction goes and what came of sending it there: the values that delivery hands to connections."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from elemta.config import RouteTLS
+from elemta.smtp.client_results import RecipientResult
+from elemta.smtp.facts import TLSInfo
+from elemta.smtp.sasl import Credentials
+
+IPAddress = IPv4Address | IPv6Address
+Results = tuple[RecipientResult, ...]
+LookUp = Callable[[str], Awaitable[Sequence[IPAddress]]]
+"""The addresses of a host name. Raises an :class:`~elemta.errors.ElemtaError` or an OSError where it can't."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One host that would take the message: its name (or address as text), and its port.
+
+    The name is what TLS verifies and what outcomes say. Without an ``address`` it is looked up when its
+    turn comes, and all its addresses are tried.
+    """
+
+    host: str
+    port: int
+    address: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The next hop of a transaction: candidates in the order in which to try them, or a Unix socket.
+
+    ``name`` stands in outcomes where nothing was reached. ``route`` (the target as configured) is what
+    ``max_connections`` is counted for; ``destination``, where it is not empty, has the limit of all
+    destinations beside that. ``look_up`` finds the addresses of candidates that have none, in place of
+    the system's own way.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...] = ()
+    path: str = ""
+    lmtp: bool = False
+    tls: RouteTLS = RouteTLS.MAY
+    credentials: Credentials | None = None
+    route: str = ""
+    max_connections: int = 20
+    destination: str = ""
+    look_up: LookUp | None = field(default=None, compare=False, repr=False)
+
+
+class Reached(enum.Enum):
+    """How far a transaction came; it says whom a failure is about.
+
+    NOTHING_FREE: no connection was allowed in time, which is no fault of the next hop. NOWHERE: no
+    candidate could be connected to, or none was ready to talk. ANSWERED: the next hop answered for this
+    very message, or broke off while it was doing so.
+    """
+
+    NOTHING_FREE = "nothing free"
+    NOWHERE = "nowhere"
+    ANSWERED = "answered"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of one transaction: a result for each recipient, in order.
+
+    ``next_hop`` names whom the results are from, ``tls`` what protected the way (None: nothing);
+    ``reused`` says that the connection had carried messages before.
+    """
+
+    results: Results
+    next_hop: str
+    reached: Reached
+    tls: TLSInfo | None = None
+    reused: bool = False
