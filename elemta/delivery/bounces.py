@@ -1,0 +1,283 @@
+"""Which sender is told what about which recipients, and the DSN that tells it put into the queue.
+
+The decision is a function of values and the time; what it needs to remember comes in and goes out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, ParamSpec, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from elemta.address import NULL, Address
+from elemta.config import Config
+from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
+from elemta.message.dsn import Dsn, build_dsn, examine
+from elemta.message.notice import Action, Kind, Notice, RecipientReport
+from elemta.outcome import Outcome, Status
+from elemta.spool.bodies import MessageWriter
+from elemta.spool.records import QueuedMessage, Submission
+
+__all__ = ["BounceSpool", "Notice", "NoticeSettings", "Notices", "decide", "submit"]
+
+_log = Logger()
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LONGEST_REASON = 500
+# RFC 3463 §2
+_STATUS_CODE = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+_EXPIRED = "5.4.7"
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeSettings:
+    """``hostname`` is the reporting host. Durations are seconds from the receipt of a message.
+
+    After ``warn_after`` a sender is told that the message waits (0: never), after ``expire`` that it was
+    given up. Where the sender did not say how much of a failed message to return, one of up to
+    ``whole_limit`` octets goes back whole.
+    """
+
+    hostname: str
+    warn_after: float = 14400.0
+    expire: float = 432000.0
+    whole_limit: int = 50 * 1024
+
+    @classmethod
+    def from_config(cls, config: Config) -> NoticeSettings:
+        """What the configuration says about it."""
+        return cls(config.server.hostname, config.spool.warn_after, config.spool.expire)
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What follows from an attempt for those who sent the message.
+
+    ``to_send`` has at most one notice of each kind. ``warned`` are the recipients whose delay it tells, to
+    be remembered. ``held`` are recipients that failed and whose sender is the null reverse-path, which
+    can't be told: they stay with the message, which goes on hold for the reason ``hold`` (None: nobody).
+    """
+
+    to_send: tuple[Notice, ...] = ()
+    hold: str | None = None
+    held: tuple[Address, ...] = ()
+    warned: tuple[Address, ...] = ()
+
+
+def decide(
+    message: QueuedMessage,
+    outcomes: Sequence[Outcome],
+    *,
+    now: float,
+    settings: NoticeSettings,
+    warned: Collection[Address] = (),
+) -> Notices:
+    """Who is to be told what after an attempt that came to ``outcomes`` at ``now``.
+
+    A deferred recipient counts as failed once the message is as old as ``settings.expire``. ``warned``
+    are the recipients whose delay was told before.
+    """
+    age = now - message.envelope.received_at
+    expired = age >= settings.expire
+    late = 0 < settings.warn_after <= age
+    reports: dict[Kind, list[RecipientReport]] = {kind: [] for kind in Kind}
+    held: list[Outcome] = []
+    told_late: list[Address] = []
+    for recipient, outcome in _paired(message, outcomes):
+        kind = _kind(outcome, expired=expired, late=late and recipient.address not in warned)
+        if kind is None:
+            continue
+        if not message.envelope.sender:
+            # RFC 5321 §4.5.5, RFC 3464 §2: no notice about a notice. What failed is kept for the operator.
+            held += [outcome] if kind is Kind.FAILURE else []
+        elif _wants(recipient.notify, kind):
+            reports[kind].append(_report(kind, recipient, outcome, expired=expired))
+            told_late += [recipient.address] if kind is Kind.DELAY else []
+    return Notices(
+        tuple(_notice(kind, message, found, now, settings) for kind, found in reports.items() if found),
+        _hold_reason(held),
+        tuple(dict.fromkeys(outcome.recipient for outcome in held)),
+        tuple(dict.fromkeys(told_late)),
+    )
+
+
+def _paired(message: QueuedMessage, outcomes: Sequence[Outcome]) -> Iterator[tuple[Recipient, Outcome]]:
+    """Each outcome with its recipient; an address that was named twice has its outcomes in order."""
+    waiting: defaultdict[Address, deque[Recipient]] = defaultdict(deque)
+    for recipient in message.pending:
+        waiting[recipient.address].append(recipient)
+    for outcome in outcomes:
+        if found := waiting[outcome.recipient]:
+            yield found.popleft(), outcome
+
+
+def _kind(outcome: Outcome, *, expired: bool, late: bool) -> Kind | None:
+    """What there is to tell of an outcome, if somebody wants to hear it."""
+    if outcome.status is Status.DELIVERED:
+        # RFC 3461 §5.2.1: who took over the request for a notice answers it.
+        return None if outcome.dsn_passed_on else Kind.SUCCESS
+    if outcome.status is Status.FAILED or expired:
+        return Kind.FAILURE
+    return Kind.DELAY if late else None
+
+
+_FLAGS = {Kind.FAILURE: Notify.FAILURE, Kind.DELAY: Notify.DELAY, Kind.SUCCESS: Notify.SUCCESS}
+
+
+def _wants(notify: Notify | None, kind: Kind) -> bool:
+    # RFC 3461 §4.1: without the parameter failures are told, and delays may be.
+    return kind is not Kind.SUCCESS if notify is None else _FLAGS[kind] in notify
+
+
+def _report(kind: Kind, recipient: Recipient, outcome: Outcome, *, expired: bool) -> RecipientReport:
+    given_up = kind is Kind.FAILURE and expired and outcome.status is Status.DEFERRED
+    return RecipientReport(
+        recipient.address,
+        _action(kind, outcome),
+        _EXPIRED if given_up else _status(kind, outcome),
+        outcome.text,
+        outcome.at,
+        outcome.code,
+        outcome.enhanced,
+        outcome.next_hop,
+        recipient.orcpt,
+        given_up,
+    )
+
+
+def _action(kind: Kind, outcome: Outcome) -> Action:
+    if kind is Kind.SUCCESS:
+        # RFC 3461 §5.2.2, §5.2.3
+        return Action.DELIVERED if outcome.final else Action.RELAYED
+    return Action.FAILED if kind is Kind.FAILURE else Action.DELAYED
+
+
+_CLASSES = {Kind.FAILURE: "5", Kind.DELAY: "4", Kind.SUCCESS: "2"}
+
+
+def _status(kind: Kind, outcome: Outcome) -> str:
+    """The outcome's enhanced code where it is one and says what the notice says."""
+    number = _CLASSES[kind]
+    fits = _STATUS_CODE.fullmatch(outcome.enhanced) and outcome.enhanced.startswith(number)
+    # RFC 3464 §2.3.4: the field is required; nothing more is known.
+    return outcome.enhanced if fits else f"{number}.0.0"
+
+
+def _notice(
+    kind: Kind,
+    message: QueuedMessage,
+    reports: Sequence[RecipientReport],
+    now: float,
+    settings: NoticeSettings,
+) -> Notice:
+    envelope = message.envelope
+    return Notice(
+        kind,
+        settings.hostname,
+        envelope,
+        tuple(reports),
+        now,
+        envelope.received_at + settings.expire,
+        kind is Kind.FAILURE and _goes_back_whole(envelope, settings.whole_limit),
+    )
+
+
+def _goes_back_whole(envelope: Envelope, limit: int) -> bool:
+    # RFC 3461 §4.3: what was asked for; where nothing was, it is for us to choose.
+    wanted = envelope.parameters.ret
+    return envelope.size <= limit if wanted is None else wanted is Return.FULL
+
+
+def _hold_reason(held: Sequence[Outcome]) -> str | None:
+    if not held:
+        return None
+    what = "; ".join(
+        " ".join(
+            word for word in (str(each.recipient), str(each.code or ""), each.enhanced, each.text) if word
+        )
+        for each in held
+    )
+    return f"undeliverable, and the sender <> can't be told: {what}"[:_LONGEST_REASON]
+
+
+class BounceSpool(Protocol):
+    """What a notice needs of the spool; :class:`elemta.spool.Spool` has it."""
+
+    def begin(self) -> MessageWriter:
+        """A writer for a new message."""
+
+    def commit(self, writer: MessageWriter, submission: Submission) -> Deferred[Envelope]:
+        """Take responsibility for it."""
+
+    def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
+        """Do blocking work on a message's content."""
+
+
+def submit(spool: BounceSpool, notice: Notice, original_content: BinaryIO | None) -> Deferred[Envelope]:
+    """Put the DSN for a notice into the queue; fires with its envelope when it is on stable storage.
+
+    ``original_content`` is the message that it is about, as the spool opens it, and is closed in any case;
+    None leaves it out of the DSN. Record the attempt that led to it only afterwards: in this order a crash
+    may tell the sender twice, and never not at all. Fails with SpoolFull, SpoolError or OSError; then
+    nothing is queued.
+    """
+    return Deferred.fromCoroutine(_submit(spool, notice, original_content))
+
+
+async def _submit(spool: BounceSpool, notice: Notice, content: BinaryIO | None) -> Envelope:
+    writer = spool.begin()
+    try:
+        original = None
+        if content is not None:
+            original = await spool.in_disk_thread(examine, content, whole=notice.whole)
+        dsn = build_dsn(notice, original, queue_id=writer.queue_id)
+        await _write(spool, writer, dsn)
+    except BaseException:
+        writer.discard()
+        raise
+    finally:
+        if content is not None:
+            content.close()
+    envelope = await spool.commit(writer, _submission(notice, dsn))
+    _log.info(
+        "notice to a sender queued",
+        event="bounce.queued",
+        queue_id=envelope.queue_id,
+        about=notice.envelope.queue_id,
+        kind=notice.kind.value,
+        sender=str(notice.envelope.sender),
+        recipients=[str(report.address) for report in notice.recipients[:10]],
+        count=len(notice.recipients),
+    )
+    return envelope
+
+
+async def _write(spool: BounceSpool, writer: MessageWriter, dsn: Dsn) -> None:
+    chunks = dsn.chunks()
+    while chunk := await spool.in_disk_thread(_next, chunks):
+        writer.write(chunk)
+        if writer.congested:
+            await writer.when_drained()
+
+
+def _next(chunks: Iterator[bytes]) -> bytes:
+    return next(chunks, b"")
+
+
+def _submission(notice: Notice, dsn: Dsn) -> Submission:
+    return Submission(
+        # RFC 3461 §6.1: from <>, and nobody is to be told what becomes of it.
+        sender=NULL,
+        recipients=(Recipient(notice.envelope.sender, Notify.NEVER),),
+        parameters=MailParameters(body=BodyType.EIGHT_BIT if dsn.eight_bit else None, smtputf8=dsn.smtputf8),
+        client=Client(listener="bounce"),
+        header_block=dsn.header,
+        received_at=notice.at,
+    )

@@ -1,0 +1,233 @@
+"""The words of a DSN for people: what happened first, what the other side said, and what can be done."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
+from ipaddress import ip_address
+
+from elemta.address import Address
+from elemta.message.notice import Action, Kind, Notice, RecipientReport
+from elemta.message.trace import date_time
+
+WIDTH = 76
+_LONGEST_TEXT = 1000
+_LONGEST_WORD = 200
+_LONGEST_ADDRESS = 225  # in UTF-8 still less than a line may have
+_LONGEST_ASCII_ADDRESS = 500
+_LONGEST_SUBJECT = 300
+_LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})(?=\S)")
+
+# The forms of a next hop's name: [address]:port, host:port, host[address]:port, host
+_NEXT_HOP = re.compile(r"(?:\[([^\]]*)\]|([^/:\[\]]+)(?:\[[^\]]*\])?)(?::\d+)?\Z")
+_HOST = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?")
+
+# What the subject and detail of an enhanced code say (RFC 3463 §3; IANA's registry has the later ones), and
+# what a sender can do about it.
+_CHECK_ADDRESS = "Check the address for mistakes and send the message again."
+_SMALLER = "Send it in smaller parts, or put the file where the recipient can fetch it."
+_ASK = "Ask the recipient by another way, or show them this notice: their administrator knows the reason."
+_CHANGE = "Look at the answer above: it may name the reason, or a page about it."
+_MEANINGS: dict[str, tuple[str, str]] = {
+    "1.0": ("The address was not accepted.", _CHECK_ADDRESS),
+    "1.1": ("There is no such mailbox there.", _CHECK_ADDRESS),
+    "1.2": ("The part of the address after the @ is no domain that takes mail.", _CHECK_ADDRESS),
+    "1.3": ("The address is not written the way addresses are.", _CHECK_ADDRESS),
+    "1.4": ("The address stands for more than one mailbox there.", _CHECK_ADDRESS),
+    "1.6": ("The mailbox has moved and its new address is not known.", _ASK),
+    "1.7": ("Your own address, as it came with the message, was not accepted.", _CHANGE),
+    "1.8": ("Your own address, as it came with the message, was not accepted.", _CHANGE),
+    "1.10": ("The domain says that it takes no mail.", _CHECK_ADDRESS),
+    "2.0": ("The mailbox can't take the message.", _ASK),
+    "2.1": ("The mailbox is switched off and takes no mail.", _ASK),
+    "2.2": ("The mailbox is full.", "Send it again later, or reach the recipient by another way."),
+    "2.3": ("The message is larger than the mailbox takes.", _SMALLER),
+    "3.0": ("The mail system there has trouble.", "Send the message again later."),
+    "3.1": ("The mail system there has no room left.", "Send the message again later."),
+    "3.2": ("The mail system there takes no mail now.", "Send the message again later."),
+    "3.4": ("The message is larger than the mail system there takes.", _SMALLER),
+    "4.0": ("There is trouble on the way to the recipient's mail system.", "Send the message again later."),
+    "4.1": ("The recipient's mail system does not answer.", _CHECK_ADDRESS),
+    "4.2": ("The connection to the recipient's mail system broke.", "Send the message again later."),
+    "4.3": ("It can't be found out which host takes mail for the domain.", _CHECK_ADDRESS),
+    "4.4": ("There is no way to the recipient's mail system.", _CHECK_ADDRESS),
+    "4.5": ("The mail system there is overloaded.", "Send the message again later."),
+    "4.6": ("The message goes round in a circle between mail systems.", _ASK),
+    "4.7": ("The message was too long on its way.", "Send the message again later."),
+    "5.3": (
+        "The message has more recipients than the mail system there takes.",
+        "Send it to fewer at a time.",
+    ),
+    "6.0": ("The mail system there does not take a message of this kind.", _ASK),
+    "6.1": ("The mail system there does not take a message of this kind.", _ASK),
+    "6.3": ("The mail system there does not take a message of this kind.", _ASK),
+    "6.7": (
+        "The mail system there does not know addresses or header fields with letters beyond ASCII.",
+        "Ask the recipient for an address in plain letters, and send the message to that one.",
+    ),
+    "7.0": ("The mail system there refused the message by its rules.", _CHANGE),
+    "7.1": ("The mail system there refused the message by its rules.", _CHANGE),
+    "7.2": ("You may not write to this mailing list.", _ASK),
+    "7.8": ("The mail system there wants its clients to log in.", _CHANGE),
+    "7.25": ("The mail system there wants a host name for our address.", _CHANGE),
+    "7.26": ("The mail system there could not verify who sent the message.", _CHANGE),
+    "7.27": ("Your domain says that it takes no mail, so mail from it is refused.", _CHANGE),
+}
+_UNKNOWN = {
+    "2": ("The message was accepted.", ""),
+    "4": ("The message can't be taken now.", "Send the message again later."),
+    "5": ("The message was refused.", _CHANGE),
+}
+
+
+def meaning(status: str) -> tuple[str, str]:
+    """What an enhanced status code says in plain words, and what the sender can do about it."""
+    kind, _, detail = status.partition(".")
+    return _MEANINGS.get(detail) or _UNKNOWN.get(kind, _UNKNOWN["5"])
+
+
+def explanation(notice: Notice, subject: str | None) -> str:
+    """The first part of the DSN, in lines of a readable length that end in LF.
+
+    ``subject`` is the value of the message's Subject field, None where it has none.
+    """
+    parts = [paragraph(_opening(notice))]
+    parts += [_about(report, notice) for report in notice.recipients]
+    parts.append(_closing(notice, subject_of(subject)))
+    return "\n\n".join(parts) + "\n"
+
+
+def mta_name(next_hop: str) -> str:
+    """The host of an outcome's next hop as a DSN names it: a domain, or an address literal.
+
+    "" where it is none of the Internet's: a directory or a Unix socket, which are nobody else's business.
+    """
+    match = _NEXT_HOP.match(next_hop)
+    host = (match[1] or match[2]) if match else next_hop
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host if _HOST.fullmatch(host) else ""
+    # RFC 5321 §4.1.3
+    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
+
+
+def _opening(notice: Notice) -> str:
+    """What happened, in the first sentence; then whether the sender has to do anything."""
+    count = len(notice.recipients)
+    whom = shown(notice.recipients[0].address) if count == 1 else f"{count} recipients"
+    if notice.kind is Kind.DELAY:
+        return (
+            f"Your message to {whom} could not be delivered yet. You need not send it again: "
+            f"it is tried again by itself until {date_time(notice.retry_until)}."
+        )
+    if notice.kind is Kind.SUCCESS:
+        if all(report.action is Action.DELIVERED for report in notice.recipients):
+            return f"Your message to {whom} was delivered."
+        return f"Your message to {whom} was handed on."
+    return f"Your message to {whom} could not be delivered, and will not be tried again."
+
+
+def _about(report: RecipientReport, notice: Notice) -> str:
+    """One recipient: who, what happened in plain words, what the other side said, what to do."""
+    lines = [shown(report.address)]
+    said, advice = _words(report, notice)
+    lines.append(paragraph(said, "    "))
+    host = mta_name(report.next_hop)
+    if report.code:
+        reply = plain(f"{report.code} {report.enhanced} {report.text}")
+        lines += [f"    The answer of {host or 'the mail system there'}:", paragraph(reply, "        ")]
+    elif report.text and notice.kind is not Kind.SUCCESS:
+        lines += ["    What happened:", paragraph(plain(report.text), "        ")]
+    if advice:
+        lines.append(paragraph(f"What you can do: {advice}", "    "))
+    return "\n".join(lines)
+
+
+def _words(report: RecipientReport, notice: Notice) -> tuple[str, str]:
+    if report.action is Action.DELIVERED:
+        return "It is in the mailbox.", ""
+    if report.action is Action.RELAYED:
+        return "It was handed on to a mail system that does not report what becomes of it.", ""
+    if report.action is Action.EXPANDED:
+        return "It was handed on to the members of a list.", ""
+    said, advice = meaning(report.enhanced or ("4.0.0" if report.expired else report.status))
+    if report.action is Action.DELAYED:
+        return said, ""
+    if report.expired:
+        waited = span(notice.at - notice.envelope.received_at)
+        return f"It was tried for {waited}. The last time: {said[0].lower()}{said[1:]}", advice
+    return said, advice
+
+
+def _closing(notice: Notice, subject: str) -> str:
+    envelope = notice.envelope
+    lines = ["Your message:"]
+    if subject:
+        lines.append(paragraph(f"Subject: {subject}", "    "))
+    lines.append(f"    Taken in by {notice.hostname}: {date_time(envelope.received_at)}")
+    lines.append(f"    Queue id: {plain(envelope.queue_id)}")
+    lines.append("")
+    lines.append(
+        paragraph(
+            "This notice is only about the recipients named above. It was written by the mail system at "
+            f"{notice.hostname}; its administrator will ask for the queue id."
+        )
+    )
+    return "\n".join(lines)
+
+
+def plain(text: str, limit: int = _LONGEST_TEXT) -> str:
+    """Somebody else's text as one line of bounded length, without control characters.
+
+    Runs of white space become one blank; a word too long for a line of a message is parted.
+    """
+    line = " ".join(text[:limit].split())
+    return _LONG_WORD.sub(r"\1 ", _printable(line))
+
+
+def shown(address: Address) -> str:
+    """An address for people: printable and bounded."""
+    text = _printable(str(address))
+    limit = _LONGEST_ASCII_ADDRESS if text.isascii() else _LONGEST_ADDRESS
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    """The text in lines of a readable length, each behind the indent; no line end at its end."""
+    lines = textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
+
+
+def subject_of(value: str | None) -> str:
+    """A Subject field's value for people; what can't be decoded stays as it is. "" where there is none."""
+    if not value:
+        return ""
+    value = value[:_LONGEST_SUBJECT]
+    try:
+        decoded = str(make_header(decode_header(value)))
+    except (HeaderParseError, LookupError, ValueError):
+        decoded = value
+    return plain(decoded, _LONGEST_SUBJECT)
+
+
+def span(seconds: float) -> str:
+    """A time span as people say it: the largest unit in which it is a whole number, or nearly so."""
+    for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        number = round(seconds / length)
+        if number >= 2 or (number == 1 and seconds % length < length / 10):
+            return f"{number} {name}" + ("s" if number != 1 else "")
+    return f"{max(0, round(seconds))} seconds"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
