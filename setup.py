@@ -36,6 +36,7 @@ setup(
         "prometheus-client>=0.16",
         "toml>=0.10.2",
         "idna>=3.3",
+        "dnspython>=2.3",
     ],
     extras_require={
         "argon2": ["argon2-cffi>=21.1"],

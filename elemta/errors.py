@@ -87,3 +87,11 @@ class CredentialsUnavailable(ElemtaError):
 
 class ListenFailed(ElemtaError):
     """A listener could not be opened."""
+
+
+class NoSuchDomain(ElemtaError):
+    """DNS says that a name does not exist (NXDOMAIN), or the text can't be a name at all."""
+
+
+class ResolverTrouble(ElemtaError):
+    """DNS gave no usable answer in time: trouble that may pass, and no fact about the name."""

@@ -1,0 +1,264 @@
+"""Which hosts take the mail of a domain: its exchangers in order, or why there is none (RFC 5321 §5.1)."""
+
+from __future__ import annotations
+
+import math
+import random
+import socket
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, gatherResults
+
+from elemta.dns import NULL_MX, MailExchanger
+from elemta.domains import canonical_domain
+from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.outcome import Status
+
+IPAddress = IPv4Address | IPv6Address
+Shuffle = Callable[[list[Any]], None]
+
+SMTP_PORT = 25
+
+#: Exchangers of a domain that are looked at, and hosts that are tried in one attempt.
+MOST_LOOKED_AT = 20
+MOST_TRIED = 5
+#: Addresses of one host that are tried, of each kind.
+MOST_ADDRESSES = 4
+
+
+class MailResolver(Protocol):
+    """What is asked of DNS; :class:`elemta.dns.Resolver` is one."""
+
+    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+        """The MX records."""
+
+    async def addresses(self, host: str) -> tuple[IPAddress, ...]:
+        """The addresses of a host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanger:
+    """A host that takes the mail, and its addresses: IPv6 before IPv4, each kind shuffled; never empty.
+
+    ``host`` is its name as DNS has it, or the address literal that stood in its place.
+    """
+
+    host: str
+    addresses: tuple[IPAddress, ...]
+    preference: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchangers:
+    """The hosts for ``domain`` in the order in which they are tried; at least one."""
+
+    domain: str
+    hosts: tuple[Exchanger, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoExchanger:
+    """No host takes the mail of ``domain`` now (deferred) or at all (failed).
+
+    ``enhanced`` and ``text`` are for the outcome (RFC 3463).
+    """
+
+    domain: str
+    status: Status
+    enhanced: str
+    text: str
+
+
+async def find_exchangers(
+    resolver: MailResolver,
+    domain: str,
+    *,
+    own_names: Collection[str],
+    own_addresses: Collection[tuple[IPAddress, int]],
+    port: int = SMTP_PORT,
+    shuffle: Shuffle = random.shuffle,
+) -> Exchangers | NoExchanger:
+    """The hosts that take mail for ``domain`` on ``port``. Does not raise for anything that DNS says.
+
+    ``own_names`` are names of this host and ``own_addresses`` where it takes mail itself: an exchanger that
+    is one of them is left out, and with it all of equal or worse preference, which would send the mail back.
+    An unspecified address among them, ``0.0.0.0`` or ``::``, is every address of this machine.
+    ``shuffle`` puts a list in random order, in place.
+    """
+    search = _Search(resolver, domain, _OwnPlaces(own_names, own_addresses, port), shuffle)
+    if domain.startswith("["):
+        return search.by_literal()
+    try:
+        records = await resolver.mail_exchangers(domain)
+    except NoSuchDomain as error:
+        return search.failed("5.1.2", str(error))
+    except ResolverTrouble as error:
+        return search.deferred(str(error))
+    if records == (NULL_MX,):
+        # RFC 7505 §3
+        return search.failed("5.1.10", f"{domain} takes no mail: it says so with a null MX")
+    # RFC 5321 §5.1: without MX records the domain is its own exchanger.
+    return await search.among(records or (MailExchanger(0, canonical_domain(domain)),))
+
+
+class _OwnPlaces:
+    """Where this host itself takes mail."""
+
+    def __init__(
+        self, names: Collection[str], addresses: Collection[tuple[IPAddress, int]], port: int
+    ) -> None:
+        self._names = frozenset(canonical_domain(name) for name in names)
+        self._addresses = frozenset(_plain(address) for address, at in addresses if at == port)
+        self._everywhere = any(address.is_unspecified for address in self._addresses)
+
+    def has_name(self, host: str) -> bool:
+        return canonical_domain(host) in self._names
+
+    def has_address(self, address: IPAddress) -> bool:
+        return address in self._addresses or (self._everywhere and is_of_this_machine(address))
+
+
+class _Search:
+    """The way from the records of one domain to hosts with addresses."""
+
+    def __init__(self, resolver: MailResolver, domain: str, own: _OwnPlaces, shuffle: Shuffle) -> None:
+        self._resolver = resolver
+        self._domain = domain
+        self._own = own
+        self._shuffle = shuffle
+        self._trouble = ""
+        # Records of this preference or a worse one would send the mail back here.
+        self._own_preference = math.inf
+
+    def failed(self, enhanced: str, text: str) -> NoExchanger:
+        return NoExchanger(self._domain, Status.FAILED, enhanced, text)
+
+    def deferred(self, text: str) -> NoExchanger:
+        return NoExchanger(self._domain, Status.DEFERRED, "4.4.3", text)
+
+    def by_literal(self) -> Exchangers | NoExchanger:
+        """The host of an address literal."""
+        address = _of_literal(self._domain)
+        if address is None:
+            return self.failed("5.1.2", f"{self._domain} is not the address of a host")
+        usable = _usable((address,))
+        if not usable:
+            return self.failed("5.4.4", f"no host can have the address {self._domain}")
+        if self._own.has_address(usable[0]):
+            return self.failed("5.4.6", f"{self._domain} is this host, which has no other way for its mail")
+        return Exchangers(self._domain, (Exchanger(self._domain, usable),))
+
+    async def among(self, records: Sequence[MailExchanger]) -> Exchangers | NoExchanger:
+        """Look hosts up, a few at a time, the most preferred first, until there are enough.
+
+        Records behind those that are tried need no look: one of this host's there sends nothing back.
+        """
+        left = self._in_order(records)
+        hosts: list[Exchanger] = []
+        while left:
+            batch, left = left[:MOST_TRIED], left[MOST_TRIED:]
+            found = await gatherResults(
+                [Deferred.fromCoroutine(self._look_up(record)) for record in batch], consumeErrors=True
+            )
+            hosts += [exchanger for exchanger in found if exchanger is not None]
+            hosts = [host for host in hosts if host.preference < self._own_preference]
+            left = [record for record in left if record.preference < self._own_preference]
+            if len(hosts) >= MOST_TRIED and left and left[0].preference > hosts[MOST_TRIED - 1].preference:
+                break
+        return Exchangers(self._domain, tuple(hosts[:MOST_TRIED])) if hosts else self._none()
+
+    def _in_order(self, records: Sequence[MailExchanger]) -> list[MailExchanger]:
+        """The preferred first, those of one preference in random order, up to the ones with this host's name."""
+        own = [record.preference for record in records if self._own.has_name(record.host)]
+        self._own_preference = min(own, default=math.inf)
+        ordered = [record for record in records if record.preference < self._own_preference]
+        # RFC 5321 §5.1: equal ones are tried in random order.
+        self._shuffle(ordered)
+        ordered.sort(key=lambda record: record.preference)
+        return ordered[:MOST_LOOKED_AT]
+
+    async def _look_up(self, record: MailExchanger) -> Exchanger | None:
+        """The host with its addresses, or None where it has none, or is this one."""
+        try:
+            addresses = list(_usable(await self._resolver.addresses(record.host)))
+        except NoSuchDomain:
+            return None
+        except ResolverTrouble as error:
+            self._trouble = self._trouble or str(error)
+            return None
+        if any(self._own.has_address(address) for address in addresses):
+            self._own_preference = min(self._own_preference, record.preference)
+            return None
+        self._shuffle(addresses)
+        six = [address for address in addresses if address.version == 6][:MOST_ADDRESSES]
+        four = [address for address in addresses if address.version == 4][:MOST_ADDRESSES]
+        return Exchanger(record.host, (*six, *four), record.preference) if addresses else None
+
+    def _none(self) -> NoExchanger:
+        if self._trouble:
+            return self.deferred(self._trouble)
+        if self._own_preference < math.inf:
+            # RFC 5321 §5.1: where no record is left the message is returned.
+            text = (
+                f"this host is the best mail exchanger of {self._domain}, but has no other way for its mail"
+            )
+            return self.failed("5.4.6", text)
+        return self.failed("5.4.4", f"no mail exchanger of {self._domain} has an address")
+
+
+def is_of_this_machine(address: IPAddress) -> bool:
+    """Whether packets for the address stay here. Sends nothing.
+
+    Asks the kernel which address it would use itself to get there; unlike trying to bind it, that also tells
+    the truth where foreign addresses may be bound (``ip_nonlocal_bind``, as with floating addresses).
+    """
+    if address.is_loopback:
+        return True
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((str(address), SMTP_PORT))
+            return ip_address(str(sock.getsockname()[0]).partition("%")[0]) == address
+    except OSError:
+        # There is no way to it from here, so it is not here.
+        return False
+
+
+def _of_literal(domain: str) -> IPAddress | None:
+    # RFC 5321 §4.1.3
+    inside = domain.removeprefix("[").removesuffix("]")
+    try:
+        if inside[:5].lower() == "ipv6:":
+            return IPv6Address(inside[5:])
+        return IPv4Address(inside)
+    except ValueError:
+        return None
+
+
+def _usable(addresses: Sequence[IPAddress]) -> tuple[IPAddress, ...]:
+    """Those that a host can have, in their plain form, each once."""
+    plain = dict.fromkeys(_plain(address) for address in addresses)
+    return tuple(
+        address
+        for address in plain
+        if not (address.is_unspecified or address.is_multicast or _is_link_local_six(address))
+        and address != _BROADCAST
+    )
+
+
+_BROADCAST = IPv4Address("255.255.255.255")
+
+
+def _is_link_local_six(address: IPAddress) -> bool:
+    # It means nothing without the name of an interface, which DNS can't give.
+    return isinstance(address, IPv6Address) and address.is_link_local
+
+
+def _plain(address: IPAddress) -> IPAddress:
+    """IPv4 in IPv6 clothes as what it is: it would be connected to by IPv4."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

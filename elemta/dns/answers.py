@@ -1,0 +1,75 @@
+"""What DNS answers, as values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+import dns.rdatatype
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Kind(enum.Enum):
+    """The types of records that mail needs."""
+
+    MX = dns.rdatatype.MX
+    A = dns.rdatatype.A
+    AAAA = dns.rdatatype.AAAA
+    TXT = dns.rdatatype.TXT
+    PTR = dns.rdatatype.PTR
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MailExchanger:
+    """An MX record: the lowest ``preference`` comes first; ``host`` is lower case, without a trailing dot."""
+
+    preference: int
+    host: str
+
+
+#: The only exchanger of a domain that takes no mail (RFC 7505 §3).
+NULL_MX = MailExchanger(0, "")
+
+Record = MailExchanger | IPAddress | str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: ``name`` in A-labels and lower case, without a trailing dot."""
+
+    name: str
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} of {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The records, in the order of the answer; they are good for ``ttl`` seconds."""
+
+    records: tuple[Record, ...]
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """There is no such record; without ``name_exists`` there is no such name (NXDOMAIN).
+
+    ``ttl`` is how many seconds that holds, None where the answer does not say.
+    """
+
+    name_exists: bool
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Nobody gave a usable answer; ``text`` says who failed in which way."""
+
+    text: str
+
+
+Result = Found | Absent | Trouble

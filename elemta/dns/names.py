@@ -1,0 +1,62 @@
+"""Names on their way into DNS and out of it."""
+
+from __future__ import annotations
+
+import dns.name
+import dns.reversename
+
+from elemta.dns.answers import IPAddress
+from elemta.domains import canonical_domain
+from elemta.errors import NoSuchDomain
+
+# RFC 1035 §2.3.4: 255 octets on the wire, which has one for the length of each label and one for the root.
+_LONGEST = 253
+_LONGEST_LABEL = 63
+_LONGEST_SHOWN = 80
+_OF_HOSTS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def canonical_name(text: str) -> str:
+    """The name to ask for, from text in any spelling: A-labels, lower case, no trailing dot.
+
+    Raises :class:`~elemta.errors.NoSuchDomain` for what can't be in DNS: characters that IDNA refuses,
+    blanks and controls, a label that is empty or longer than 63 octets, a name longer than 253.
+    """
+    if len(text) > _LONGEST + 1:
+        raise NoSuchDomain(f'no domain name is as long as "{_shown(text)}"')
+    name = canonical_domain(text).removesuffix(".")
+    labels = name.split(".")
+    if len(name) > _LONGEST or not all(_is_label(label) for label in labels):
+        raise NoSuchDomain(f'"{_shown(text)}" is not a domain name')
+    return name
+
+
+def reverse_name(address: IPAddress) -> str:
+    """The name under which DNS knows the names of an address (RFC 1035 §3.5, RFC 3596 §2.5)."""
+    return str(dns.reversename.from_address(str(address))).removesuffix(".").lower()
+
+
+def to_dns(name: str) -> dns.name.Name:
+    """A canonical name as dnspython's. Never read from text, in which backslashes would mean something."""
+    return dns.name.Name((*(label.encode("ascii") for label in name.split(".")), b""))
+
+
+def host_name(name: dns.name.Name) -> str | None:
+    """The text of a host's name that an answer has, or None for what no host can be named.
+
+    Lower case, no trailing dot. Letters, digits, hyphens and (they exist) underscores only: it goes into logs
+    and is compared with certificates.
+    """
+    labels = [label.decode("latin-1").lower() for label in name.labels]
+    if not labels or labels.pop() or not labels:
+        return None
+    return ".".join(labels) if all(label and _OF_HOSTS.issuperset(label) for label in labels) else None
+
+
+def _is_label(label: str) -> bool:
+    return 0 < len(label) <= _LONGEST_LABEL and all("!" <= char <= "~" for char in label)
+
+
+def _shown(text: str) -> str:
+    printable = "".join(char if char.isprintable() else "?" for char in text[: _LONGEST_SHOWN + 1])
+    return printable if len(printable) <= _LONGEST_SHOWN else printable[: _LONGEST_SHOWN - 3] + "..."

@@ -1,0 +1,114 @@
+"""Which servers are asked: those of the configuration, or those of the system."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+RESOLV_CONF = "/etc/resolv.conf"
+PORT = 53
+
+_MOST = 8
+_LONGEST_FILE = 64 * 1024
+_LOOK_AGAIN = 5.0
+_SHUN = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Nameserver:
+    """A recursive server: an IP ``address``, with its zone where it is link-local, and a ``port``."""
+
+    address: str
+    port: int = PORT
+
+    def __str__(self) -> str:
+        if self.port == PORT:
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Nameservers:
+    """The servers in the order in which they are asked; used from many threads.
+
+    Without ``configured`` ones they are read from ``resolv_conf``, again when that file changes. A server
+    that did not answer goes behind the others for a while: a dead first one must not slow every lookup.
+    ``seconds`` is a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        configured: Sequence[Nameserver],
+        seconds: Callable[[], float],
+        resolv_conf: str = RESOLV_CONF,
+    ) -> None:
+        self._configured = tuple(configured)
+        self._seconds = seconds
+        self._path = resolv_conf
+        self._lock = threading.Lock()
+        self._looked_at = float("-inf")
+        self._version: tuple[int, int, int] | None = None
+        self._system: tuple[Nameserver, ...] = ()
+        self._silent: dict[Nameserver, float] = {}
+
+    def in_order(self) -> tuple[Nameserver, ...]:
+        """Whom to ask now, first to last; never nobody. Reads a small file now and then."""
+        now = self._seconds()
+        with self._lock:
+            servers = self._configured or self._of_the_system(now)
+            return tuple(sorted(servers, key=lambda server: self._silent.get(server, now) > now))
+
+    def was_silent(self, server: Nameserver) -> None:
+        """It did not answer in time, or can't be reached."""
+        with self._lock:
+            self._silent[server] = self._seconds() + _SHUN
+
+    def answered(self, server: Nameserver) -> None:
+        """It said something."""
+        with self._lock:
+            self._silent.pop(server, None)
+
+    def _of_the_system(self, now: float) -> tuple[Nameserver, ...]:
+        if now - self._looked_at < _LOOK_AGAIN:
+            return self._system
+        self._looked_at = now
+        version = _version(self._path)
+        if version != self._version or not self._system:
+            self._version = version
+            self._system = read_resolv_conf(self._path)
+            self._silent.clear()
+        return self._system
+
+
+def read_resolv_conf(path: str) -> tuple[Nameserver, ...]:
+    """The servers that a resolv.conf(5) names; where it names none, or isn't there, one on this host."""
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(_LONGEST_FILE).splitlines()
+    except OSError:
+        lines = []
+    found = []
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver" and _is_address(words[1]):
+            found.append(Nameserver(words[1]))
+    return tuple(dict.fromkeys(found))[:_MOST] or (Nameserver("127.0.0.1"),)
+
+
+def _version(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""What the resolver is told: bounds and times; and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class ResolverObserver(Protocol):
+    """What the resolver tells the metrics, in the reactor thread."""
+
+    def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
+        """One question of a caller has its answer.
+
+        ``kind`` is mx | a | aaaa | txt | ptr, ``outcome`` answered | empty (no such record) | nonexistent |
+        trouble, ``seconds`` how long the caller waited: 0 where the cache knew.
+        """
+
+
+class Unobserved:
+    """An observer that does not care."""
+
+    def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverSettings:
+    """Bounds of the resolver. Durations are seconds.
+
+    No lookup takes its callers longer than ``deadline``. At most ``threads`` are under way and ``queue``
+    more wait. The cache holds answers of about ``cache_bytes`` altogether, each for its TTL within
+    ``min_ttl`` and ``max_ttl``; that something does not exist is believed for ``max_negative_ttl`` at most,
+    for ``unknown_ttl`` where the answer does not say how long (RFC 2308 §5); trouble is remembered for
+    ``trouble_ttl`` (RFC 2308 §7).
+    """
+
+    deadline: float = 10.0
+    threads: int = 32
+    queue: int = 1000
+    cache_bytes: int = 16 * 1024 * 1024
+    min_ttl: float = 5.0
+    max_ttl: float = 3600.0
+    max_negative_ttl: float = 900.0
+    unknown_ttl: float = 30.0
+    trouble_ttl: float = 5.0
