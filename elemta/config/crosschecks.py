@@ -10,6 +10,7 @@ from elemta.config.choices import Counts, Identity, ListenerTLS, Role, RouteTLS
 from elemta.config.effective import Config
 from elemta.config.faults import Faults
 from elemta.config.sections import LimitConfig
+from elemta.config.target import TargetKind, is_loopback, parse_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
 
@@ -140,9 +141,15 @@ def _list(value: object) -> list[Any]:
 
 def _routes(config: Config) -> Iterator[Fault]:
     for number, route in enumerate(config.routes, start=1):
-        if route.tls is RouteTLS.REQUIRE:
-            problem = 'found "require": TLS towards next hops is not built yet; refusing to send in clear'
-            yield _fault(config, f"route[{number}].tls", problem)
+        if not route.credentials:
+            continue
+        key, target = f"route[{number}].credentials", parse_target(route.to)
+        if target.kind not in (TargetKind.SMTP, TargetKind.LMTP):
+            problem = f'found "{route.credentials}": {route.to} has nobody to log in to'
+            yield _fault(config, key, problem, "credentials are for smtp:// and lmtp:// next hops")
+        elif route.tls is RouteTLS.NONE and not is_loopback(target.host):
+            problem = f'found "{route.credentials}": tls = "none" would send the password in the clear'
+            yield _fault(config, key, problem, 'set tls = "require"')
 
 
 def _endpoints(config: Config) -> Iterator[Fault]:

@@ -13,6 +13,7 @@ from elemta.errors import Fault
 if TYPE_CHECKING:
     from elemta.config.effective import Config
 
+_OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
 _MX_LATER = "delivery by MX comes with a later version; until then its mail is put on hold"
 
 
@@ -32,9 +33,9 @@ def _note(config: Config, key: str, problem: str, hint: str = "") -> Fault:
     return Fault(config.place_of(key), key, problem, hint)
 
 
-def _given(config: Config, key: str, problem: str) -> Iterator[Fault]:
+def _given(config: Config, key: str, problem: str, *, never: bool = False) -> Iterator[Fault]:
     if key in config.explicit:
-        yield _note(config, key, f"has no effect yet: {problem}")
+        yield _note(config, key, f"has no effect{'' if never else ' yet'}: {problem}")
 
 
 def _server(config: Config) -> Iterator[Fault]:
@@ -76,10 +77,11 @@ def _routes(config: Config) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     for number, route in enumerate(config.routes, start=1):
         key = f"route[{number}]"
-        if parse_target(route.to).kind is TargetKind.MX:
+        kind = parse_target(route.to).kind
+        if kind is TargetKind.MX:
             yield _note(config, f"{key}.to", f"has no effect yet: {_MX_LATER}")
-        if route.tls is RouteTLS.MAY:
-            yield from _given(config, f"{key}.tls", "mail is handed on without TLS")
+        if route.tls is not RouteTLS.NONE and kind not in _OVER_TCP:
+            yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}", never=True)
         for domain in route.domains:
             earlier = seen.get("*", seen.get(domain.lower()))
             if earlier is not None:

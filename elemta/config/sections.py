@@ -302,7 +302,14 @@ class RouteConfig:
         maximum=10_000,
     )
     tls: RouteTLS = setting(
-        RouteTLS.MAY, "may uses TLS where it is offered, require refuses to send without verified TLS."
+        RouteTLS.MAY,
+        "may uses TLS where it is offered, unverified, and else sends in the clear; require sends only over "
+        "TLS with a certificate that is good for the host's name.",
+    )
+    credentials: str = setting(
+        "",
+        "A file whose one line user:password logs in to an smtp:// or lmtp:// next hop. Empty: no login.",
+        example="/etc/elemta/smarthost",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import string
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from elemta.config.names import is_host_name, is_remote_host
@@ -65,6 +66,14 @@ def parse_target(text: str) -> RouteTarget:
     if not colon or rest:
         raise Unacceptable(f'must be "{kind}:" and nothing more', f'did you mean "{kind}:"?')
     return RouteTarget(kind)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a target's host is this very machine, as far as its text says."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:

@@ -1,4 +1,4 @@
-"""Where a transaction goes and what came of sending it there: the values that delivery hands to connections."""
+"""Where a transaction goes, and what came of sending it there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elemta.smtp.sasl import Credentials
 IPAddress = IPv4Address | IPv6Address
 Results = tuple[RecipientResult, ...]
 LookUp = Callable[[str], Awaitable[Sequence[IPAddress]]]
-"""The addresses of a host name. Raises an :class:`~elemta.errors.ElemtaError` or an OSError where it can't."""
+"""The addresses of a host name; an :class:`~elemta.errors.ElemtaError` or OSError says why there are none."""
 
 
 @dataclass(frozen=True, slots=True)

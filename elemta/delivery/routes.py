@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from elemta.address import Address
-from elemta.config import Config, RouteConfig, RouteTarget, RouteTLS, TargetKind, parse_target
+from elemta.config import Config, RouteConfig, RouteTLS, TargetKind, parse_target
+from elemta.delivery.credentials import read_credentials
 from elemta.domains import Domains, canonical_domain
+from elemta.errors import ConfigError, Fault
+from elemta.smtp.sasl import Credentials
 
 ANY = "*"
 _REMEMBERED = 4096
@@ -53,16 +56,22 @@ class HoldRoute(Route):
 class MxRoute(Route):
     """Mail goes to the mail exchangers of its domain, which this version can't do: it is held."""
 
+    tls: RouteTLS = RouteTLS.MAY
+
 
 @dataclass(frozen=True, slots=True)
 class NextHopRoute(Route):
-    """Mail goes to a server of the configuration: ``host`` and ``port``, or the Unix socket ``path``."""
+    """Mail goes to a server of the configuration: ``host`` and ``port``, or the Unix socket ``path``.
+
+    With ``credentials`` nothing is sent but to a server that took them.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
     lmtp: bool = False
     tls: RouteTLS = RouteTLS.MAY
+    credentials: Credentials | None = None
 
     @property
     def name(self) -> str:
@@ -103,18 +112,31 @@ def routes_from_config(config: Config, domains: Domains) -> tuple[Route, ...]:
     """All routes in order: those of the configuration, then what goes without one.
 
     Without a matching ``[[route]]`` mail for local domains goes to a Maildir below the spool directory,
-    and other mail to ``mx:``.
+    and other mail to ``mx:``. Files of credentials are read here; ConfigError says which can't be used.
     """
     directory = str(config.spool.directory).rstrip("/")
     template = (f"{directory}/mail/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
     local = MaildirRoute(
         f"maildir:{directory}/mail/{{domain}}/{{local}}", _canonical_domains(domains.local), template=template
     )
-    return (*(route_of(route) for route in config.routes), local, _BY_MX)
+    routes: list[Route] = []
+    faults: list[Fault] = []
+    for number, route in enumerate(config.routes, start=1):
+        try:
+            routes.append(route_of(route, f"route[{number}]"))
+        except ConfigError as error:
+            faults.extend(error.faults)
+    if faults:
+        raise ConfigError(faults)
+    return (*routes, local, _BY_MX)
 
 
-def route_of(config: RouteConfig) -> Route:
-    """One ``[[route]]`` as a route. The configuration has checked it; what it could not is a ValueError."""
+def route_of(config: RouteConfig, key: str = "route") -> Route:
+    """One ``[[route]]`` as a route; ``key`` names it in a fault.
+
+    The configuration has checked it; what it could not is a ValueError, or, where the file of credentials
+    can't be used, a ConfigError.
+    """
     target = parse_target(config.to)
     text, domains, most = config.to, _canonical_domains(config.domains), config.max_connections
     if target.kind is TargetKind.MAILDIR:
@@ -122,25 +144,19 @@ def route_of(config: RouteConfig) -> Route:
     if target.kind is TargetKind.HOLD:
         return HoldRoute(text, domains, most)
     if target.kind is TargetKind.MX:
-        return MxRoute(text, domains, most)
-    return _next_hop_route(config, target, domains)
-
-
-def _next_hop_route(config: RouteConfig, target: RouteTarget, domains: frozenset[str]) -> Route:
-    lmtp = target.kind is not TargetKind.SMTP
-    if config.tls is RouteTLS.REQUIRE and target.kind is not TargetKind.LMTP_UNIX:
-        # Never in the clear where the operator forbade it: it waits for the version that can.
-        reason = f'the route {config.to} has tls = "require", and this version speaks no TLS to next hops'
-        return HoldRoute(config.to, domains, config.max_connections, reason)
+        return MxRoute(text, domains, most, tls=config.tls)
     return NextHopRoute(
-        config.to,
+        text,
         domains,
-        config.max_connections,
+        most,
         host=target.host,
         port=target.port,
         path=target.path if target.kind is TargetKind.LMTP_UNIX else "",
-        lmtp=lmtp,
+        lmtp=target.kind is not TargetKind.SMTP,
         tls=config.tls,
+        credentials=read_credentials(config.credentials, f"{key}.credentials")
+        if config.credentials
+        else None,
     )
 
 

@@ -19,7 +19,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the client has said in the end."""
+    """Who logs in, and how that is proved: what a client has said in the end, or says to a next hop."""
 
     username: str
     password: bytes

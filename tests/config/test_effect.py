@@ -67,7 +67,7 @@ def test_the_defaults_say_nothing() -> None:
         ),
         (
             f'{HOLD}tls = "may"',
-            "route[1].tls: has no effect yet: mail is handed on without TLS",
+            "route[1].tls: has no effect: there is no TLS on the way to hold:",
         ),
         (
             f'{HOLD}[[route]]\ndomains = ["a.example"]\nto = "hold:"',

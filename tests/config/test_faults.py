@@ -318,9 +318,16 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="unknown listener",
         ),
         pytest.param(
-            '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:25"\ntls = "require"',
-            'route[1].tls: found "require": TLS towards next hops is not built yet; refusing to send in clear',
-            id="TLS that is not built",
+            '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:25"\ntls = "none"\ncredentials = "/c"',
+            'route[1].credentials: found "/c": tls = "none" would send the password in the clear '
+            '(set tls = "require")',
+            id="a password in the clear",
+        ),
+        pytest.param(
+            '[[route]]\ndomains = ["*"]\nto = "mx:"\ncredentials = "/c"',
+            'route[1].credentials: found "/c": mx: has nobody to log in to '
+            "(credentials are for smtp:// and lmtp:// next hops)",
+            id="credentials for nobody",
         ),
     ],
 )

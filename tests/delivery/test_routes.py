@@ -19,6 +19,8 @@ from elemta.delivery.routes import (
     routes_from_config,
 )
 from elemta.domains import Domains
+from elemta.errors import ConfigError
+from elemta.smtp.sasl import Credentials
 
 CONFIG = """
 [server]
@@ -98,11 +100,58 @@ def test_a_unix_socket_is_a_next_hop() -> None:
     assert (route.path, route.lmtp, route.name) == ("/run/dovecot/lmtp", True, "/run/dovecot/lmtp")
 
 
-def test_where_tls_is_required_nothing_is_sent_in_the_clear() -> None:
-    route = route_of(config_of("smtp://mail.example:25", tls=RouteTLS.REQUIRE))
-    assert isinstance(route, HoldRoute)
-    assert "TLS" in route.reason
-    assert isinstance(route_of(config_of("lmtp+unix:///x", tls=RouteTLS.REQUIRE)), NextHopRoute)
+def test_a_route_says_whether_it_needs_tls_and_who_logs_in(tmp_path: Path) -> None:
+    file = tmp_path / "smarthost"
+    file.write_text("me@example.com:pa:ss\n")
+    routes = table(
+        tmp_path,
+        f'''
+[[route]]
+domains = ["a.example"]
+to = "smtp://mail.example:587"
+tls = "require"
+credentials = "{file}"
+[[route]]
+domains = ["b.example"]
+to = "mx:"
+tls = "require"
+''',
+    )
+    route = routes.route(Address("x", "a.example"))
+    assert isinstance(route, NextHopRoute)
+    assert (route.tls, route.credentials) == (RouteTLS.REQUIRE, Credentials("me@example.com", b"pa:ss"))
+    assert "pa:ss" not in repr(route)
+    by_mx = routes.route(Address("x", "b.example"))
+    assert isinstance(by_mx, MxRoute)
+    assert by_mx.tls is RouteTLS.REQUIRE
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "can't be read: No such file or directory"),
+        (b"", "must hold one line user:password"),
+        (b"only-a-name\n", "must hold one line user:password"),
+        (b":secret\n", "must hold one line user:password"),
+        (b"me:\n", "must hold one line user:password"),
+        (b"me:secret\nyou:secret\n", "without a second line"),
+        (b"me:sec\0ret\n", "without control characters"),
+        (b"m\xff:secret\n", "has a user name that is not UTF-8"),
+        (b"me:" + b"secret" * 1000, "is longer than 4096 octets"),
+    ],
+)
+def test_a_file_of_credentials_that_cannot_be_used_is_a_fault_that_does_not_tell_them(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    file = tmp_path / "smarthost"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        table(tmp_path, f'[[route]]\ndomains = ["*"]\nto = "smtp://mail.example"\ncredentials = "{file}"\n')
+    (fault,) = caught.value.faults
+    assert (fault.place, fault.key) == (str(file), "route[1].credentials")
+    assert problem in fault.problem
+    assert "secret" not in str(fault)
 
 
 def test_a_template_keeps_its_literal_braces() -> None:
