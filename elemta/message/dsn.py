@@ -156,7 +156,7 @@ def build_dsn(notice: Notice, original: Original | None, *, queue_id: str, token
     before = b"".join(delimiter + part.head + part.body for part in parts)
     return Dsn(
         header,
-        eight_bit,
+        eight_bit or not header.isascii(),
         not header.isascii() or any(part.kind.startswith("message/global") for part in parts),
         before,
         f"\r\n--=_{token}--\r\n".encode("ascii"),

@@ -132,7 +132,7 @@ def _opening(notice: Notice) -> str:
 
 def _about(report: RecipientReport, notice: Notice) -> str:
     """One recipient: who, what happened in plain words, what the other side said, what to do."""
-    lines = [shown(report.address)]
+    lines = [shown(report.address) + _written_to(report)]
     said, advice = _words(report, notice)
     lines.append(paragraph(said, "    "))
     host = mta_name(report.next_hop)
@@ -144,6 +144,14 @@ def _about(report: RecipientReport, notice: Notice) -> str:
     if advice:
         lines.append(paragraph(f"What you can do: {advice}", "    "))
     return "\n".join(lines)
+
+
+def _written_to(report: RecipientReport) -> str:
+    """The address that the sender knows, where the mail was for another one on its way here."""
+    kind, _, original = (report.orcpt or "").partition(";")
+    if kind not in ("rfc822", "utf-8") or original.lower() == str(report.address).lower():
+        return ""
+    return f"\n    (you wrote to {plain(original, _LONGEST_ADDRESS)})"
 
 
 def _words(report: RecipientReport, notice: Notice) -> tuple[str, str]:
@@ -221,11 +229,12 @@ def subject_of(value: str | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time span as people say it: the largest unit in which it is a whole number, or nearly so."""
+    """A time span as people say it: in the largest unit of which it is one, or about two and more."""
     for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        number = round(seconds / length)
-        if number >= 2 or (number == 1 and seconds % length < length / 10):
-            return f"{number} {name}" + ("s" if number != 1 else "")
+        if abs(seconds - length) < length / 20:
+            return f"1 {name}"
+        if seconds >= 1.95 * length:
+            return f"{round(seconds / length)} {name}s"
     return f"{max(0, round(seconds))} seconds"
 
 
