@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
@@ -14,21 +13,19 @@ from elemta.smtp.sasl import Credentials
 
 IPAddress = IPv4Address | IPv6Address
 Results = tuple[RecipientResult, ...]
-LookUp = Callable[[str], Awaitable[Sequence[IPAddress]]]
-"""The addresses of a host name; an :class:`~elemta.errors.ElemtaError` or OSError says why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One host that would take the message: its name (or address as text), and its port.
+    """One host that would take the message: its name (or address as text), port and addresses.
 
-    The name is what TLS verifies and what outcomes say. Without an ``address`` it is looked up when its
-    turn comes, and all its addresses are tried.
+    The name is what TLS verifies and what outcomes say. Without ``addresses`` they are looked up, the way
+    the system does, when its turn comes.
     """
 
     host: str
     port: int
-    address: IPAddress | None = None
+    addresses: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +34,7 @@ class Hop:
 
     ``name`` stands in outcomes where nothing was reached. ``route`` (the target as configured) is what
     ``max_connections`` is counted for; ``destination``, where it is not empty, has the limit of all
-    destinations beside that. ``look_up`` finds the addresses of candidates that have none, in place of
-    the system's own way.
+    destinations beside that.
     """
 
     name: str
@@ -50,7 +46,6 @@ class Hop:
     route: str = ""
     max_connections: int = 20
     destination: str = ""
-    look_up: LookUp | None = field(default=None, compare=False, repr=False)
 
 
 class Reached(enum.Enum):

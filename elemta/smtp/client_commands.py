@@ -61,6 +61,11 @@ class Features:
             return None
         return int(text) or None
 
+    @property
+    def mechanisms(self) -> frozenset[str]:
+        """The SASL mechanisms that the server offers (RFC 4954 §3)."""
+        return frozenset(self.keywords.get("AUTH", "").upper().split())
+
 
 def is_sendable(address: Address) -> bool:
     """Whether an address can stand in a command line: no control character may ever get there."""

@@ -1,4 +1,4 @@
-"""The content of an outgoing message on the wire: canonical line ends, dots stuffed, one end.
+"""The content of an outgoing message on the wire: canonical line ends; dots stuffed, or octets counted.
 
 State is kept across chunks, so that however a message is cut it reads as one message and nothing
 in it reads as an end.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+# Enough to make the replies cost nothing, little enough to be held in memory by every connection.
+CHUNK = 256 * 1024
+
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -15,10 +18,12 @@ class ContentEncoder:
     """Turns the chunks of one message into what follows 354 (RFC 5321 §4.5.2).
 
     A bare CR and a bare LF become CRLF (RFC 5321 §2.3.8: they must not be sent); a dot at the start of
-    a line is doubled; :meth:`finish` ends the last line where it has no end, then the message.
+    a line is doubled; :meth:`finish` ends the last line where it has no end, then the message. With
+    ``dots`` false no dot is doubled and no dot ends the message: for BDAT.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, dots: bool = True) -> None:
+        self._dots = dots
         self._held_cr = False
         self._at_line_start = True
 
@@ -34,16 +39,53 @@ class ContentEncoder:
         ends = chunk.count(b"\r\n")
         if ends != chunk.count(b"\n") or ends != chunk.count(b"\r"):
             chunk = _LINE_END.sub(b"\r\n", chunk)
+        at_line_start, self._at_line_start = self._at_line_start, chunk.endswith(b"\r\n")
+        if not self._dots:
+            return chunk
         # RFC 5321 §4.5.2
         stuffed = chunk.replace(b"\r\n.", b"\r\n..")
-        if self._at_line_start and chunk.startswith(b"."):
-            stuffed = b"." + stuffed
-        self._at_line_start = chunk.endswith(b"\r\n")
-        return stuffed
+        return b"." + stuffed if at_line_start and chunk.startswith(b".") else stuffed
 
     def finish(self) -> bytes:
         """The octets that end the message: the end of its last line where it has none, and the dot."""
         last_line = b"" if self._at_line_start and not self._held_cr else b"\r\n"
         self._held_cr = False
         self._at_line_start = True
-        return last_line + b".\r\n"
+        return last_line + b".\r\n" if self._dots else last_line
+
+
+class ChunkEncoder:
+    """Turns the chunks of one message, of any sizes, into BDAT commands with their octets (RFC 3030 §2).
+
+    Lines end as :class:`ContentEncoder` has them end, because whoever hands the message on by DATA needs
+    them so. A chunk is sent once more of the message is known to follow, so that only the last can be small.
+    """
+
+    def __init__(self, size: int = CHUNK) -> None:
+        self._size = size
+        self._encoder = ContentEncoder(dots=False)
+        self._held: list[bytes] = []
+        self._octets = 0
+
+    def encode(self, chunk: bytes) -> bytes:
+        """Take the next octets of the message; the BDAT command that can be sent now, or nothing."""
+        encoded = self._encoder.encode(chunk)
+        ready = b""
+        if encoded and self._octets >= self._size:
+            ready = self._command(b"")
+        if encoded:
+            self._held.append(encoded)
+            self._octets += len(encoded)
+        return ready
+
+    def finish(self) -> bytes:
+        """The last BDAT command, with what is left; an empty message is an empty chunk."""
+        end = self._encoder.finish()
+        self._held.append(end)
+        self._octets += len(end)
+        return self._command(b" LAST")
+
+    def _command(self, last: bytes) -> bytes:
+        octets = b"".join(self._held)
+        self._held, self._octets = [], 0
+        return b"BDAT %d%s\r\n%s" % (len(octets), last, octets)

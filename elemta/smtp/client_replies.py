@@ -30,6 +30,11 @@ class ReplyReader:
         self._lines: list[tuple[int, str]] = []
         self._size = 0
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are bytes behind the last whole reply."""
+        return bool(self._buffer or self._lines)
+
     def feed(self, data: bytes) -> Iterator[Reply]:
         """The replies that are complete with ``data``, each as soon as it is asked for.
 

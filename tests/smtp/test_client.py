@@ -234,7 +234,7 @@ def test_every_reply_class_at_every_command(
         talk.hear(wire)  # HELO
     if not talk.results:
         # What was pipelined behind a refusal is answered too.
-        talk.hear(b"503 no\r\n" * len(talk.session._sent))
+        talk.hear(b"503 no\r\n" * len(talk.session._dialogue.sent))
     assert talk.statuses == [expected]
     assert talk.results[0].text.isprintable()
     assert len(talk.results[0].text) < 600

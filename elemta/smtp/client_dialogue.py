@@ -1,0 +1,133 @@
+"""Where a client's conversation stands, and its voice: what the answers of the server work on."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+
+from elemta.outcome import Status
+from elemta.smtp.client_commands import Features
+from elemta.smtp.client_events import Extent, Hangup, Settled
+from elemta.smtp.client_replies import ReplyReader
+from elemta.smtp.client_results import TransactionResults
+from elemta.smtp.client_settings import ClientSettings
+from elemta.smtp.events import Event
+from elemta.smtp.facts import TLSInfo
+from elemta.smtp.reply import Reply
+
+
+class Phase(enum.Enum):
+    """What the session is about now."""
+
+    OPENING = "opening"
+    HANDSHAKE = "handshake"
+    READY = "ready"
+    ENVELOPE = "envelope"
+    CONTENT = "content"
+    END = "end"
+    QUITTING = "quitting"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, or what else is answered: ``""`` the connection itself, ``"."`` the end of the message."""
+
+    verb: str
+    line: bytes = b""
+    recipients: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        # The lines of AUTH are secret.
+        return f"Command({self.verb!r})"
+
+
+class ClientDialogue:
+    """One conversation with a server: what was said, what is awaited, and whose results are open."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self.reader = ReplyReader()
+        self.phase = Phase.OPENING
+        self.features = Features()
+        self.tls: TLSInfo | None = None
+        self.results: TransactionResults | None = None
+        self.extent = Extent.OPENING
+        self.events: list[Event] = []
+        self.output: list[bytes] = []
+        self.waiting: deque[Command] = deque()
+        self.sent: deque[Command] = deque([Command("")])
+        self.progress = 0
+
+    @property
+    def closed(self) -> bool:
+        return self.phase is Phase.CLOSED
+
+    def send(self, command: Command) -> None:
+        """Say a command; its reply is awaited."""
+        self.output.append(command.line)
+        self.sent.append(command)
+
+    # What becomes of those who have no result
+
+    def result_for_rest(self, reply: Reply, verb: str, status: Status | None = None) -> None:
+        """The reply to a command that is about everybody; a positive one where none belongs is no success."""
+        if reply.code < 400:
+            self.senseless(reply, verb)
+        elif self.results is not None:
+            for index in self.results.pending:
+                self.results.answered(index, reply, verb, status)
+
+    def settle(self) -> None:
+        """Tell the results, if a transaction was under way."""
+        results, self.results = self.results, None
+        if results is not None:
+            self.phase = Phase.READY
+            self.events.append(Settled(results.in_order(), self.extent))
+
+    # Ends of the conversation
+
+    def refused(self, reply: Reply, what: str) -> None:
+        """The server will not talk: that is about the server, so it is deferred unless it says never."""
+        # RFC 7504 §4: 521 says that this host accepts no mail at all.
+        status = Status.FAILED if reply.code == 521 else Status.DEFERRED
+        self.result_for_rest(reply, what, status)
+        self.leave(f"the next hop refused {what}: {reply}")
+
+    def going_away(self, reply: Reply, what: str) -> None:
+        """The server said that it closes the connection."""
+        self.result_for_rest(reply, what, Status.DEFERRED)
+        self.close(f"the next hop is closing: {reply}")
+
+    def senseless(self, reply: Reply, verb: str) -> None:
+        """The reply makes no sense as an answer to this."""
+        self.give_up(f"the next hop answered {verb} by {reply}", "4.5.0")
+
+    def decline(self, text: str, enhanced: str) -> None:
+        """We will not talk: the server does not offer what is needed, or did not take what we have."""
+        self._defer(text, enhanced)
+        self.leave(text)
+
+    def give_up(self, text: str, enhanced: str) -> None:
+        """Nothing more can come of this connection: who has no result is deferred."""
+        self._defer(text, enhanced)
+        self.close(text)
+
+    def leave(self, reason: str) -> None:
+        """Close with a last word."""
+        if not self.closed:
+            # RFC 5321 §3.1: also a session that was refused ends by QUIT.
+            self.output.append(b"QUIT\r\n")
+        self.close(reason)
+
+    def close(self, reason: str) -> None:
+        """The end; whose results are open must have one by now."""
+        if not self.closed:
+            self.settle()
+            self.phase = Phase.CLOSED
+            self.events.append(Hangup(reason))
+
+    def _defer(self, text: str, enhanced: str) -> None:
+        if self.results is not None:
+            self.results.decided_here(self.results.pending, Status.DEFERRED, enhanced, text)

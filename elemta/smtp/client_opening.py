@@ -1,0 +1,166 @@
+"""From the greeting to where a server takes mail: EHLO, STARTTLS, EHLO again, AUTH."""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from elemta.config import RouteTLS
+from elemta.smtp.client_commands import Features
+from elemta.smtp.client_dialogue import ClientDialogue, Command, Phase
+from elemta.smtp.client_events import LoginRefused
+from elemta.smtp.events import StartTLS
+from elemta.smtp.facts import TLSInfo
+from elemta.smtp.reply import Reply
+from elemta.smtp.sasl import Credentials
+
+# RFC 5321 §4.5.3.1.4: a command line with its CRLF
+_LONGEST_LINE = 512
+
+
+class Opening:
+    """What has to be said before the first transaction; ``ready`` is called when it was."""
+
+    def __init__(self, dialogue: ClientDialogue, ready: Callable[[], None]) -> None:
+        self._dialogue = dialogue
+        self._ready = ready
+        self._responses: deque[bytes] = deque()
+        self._secrets: tuple[str, ...] = ()
+
+    @property
+    def secret(self) -> bool:
+        """Whether what the server says now may repeat credentials."""
+        return bool(self._secrets)
+
+    def greeted(self, _: Command, reply: Reply) -> None:
+        if reply.code == 220:
+            self._say_hello()
+        else:
+            self._dialogue.refused(reply, "the connection")
+
+    def ehlo_answered(self, command: Command, reply: Reply) -> None:
+        if reply.code // 100 == 2:
+            self._dialogue.features = Features.of(reply.lines)
+            self._introduced()
+        elif reply.code // 100 == 5 and command.verb == "EHLO":
+            # RFC 5321 §3.2: a server that does not know EHLO is greeted by HELO.
+            self._dialogue.send(Command("HELO", f"HELO {self._dialogue.settings.hostname}\r\n".encode()))
+        else:
+            self._dialogue.refused(reply, command.verb)
+
+    def helo_answered(self, _: Command, reply: Reply) -> None:
+        if reply.code // 100 == 2:
+            self._introduced()
+        else:
+            self._dialogue.refused(reply, "HELO")
+
+    def _say_hello(self) -> None:
+        verb = "LHLO" if self._dialogue.settings.lmtp else "EHLO"
+        self._dialogue.send(Command(verb, f"{verb} {self._dialogue.settings.hostname}\r\n".encode()))
+
+    def _introduced(self) -> None:
+        dialogue = self._dialogue
+        wanted = dialogue.settings.tls is not RouteTLS.NONE and dialogue.tls is None
+        if wanted and "STARTTLS" in dialogue.features:
+            dialogue.send(Command("STARTTLS", b"STARTTLS\r\n"))
+        elif wanted and dialogue.settings.tls is RouteTLS.REQUIRE:
+            dialogue.decline('the route has tls = "require", and the next hop offers no STARTTLS', "4.7.4")
+        else:
+            self._log_in()
+
+    # TLS
+
+    def starttls_answered(self, _: Command, reply: Reply) -> None:
+        dialogue = self._dialogue
+        if reply.code == 220 and dialogue.reader.pending:
+            # What stands in the clear behind this reply was never said by whom TLS proves: nobody may
+            # take it for the answer to what is asked under TLS.
+            dialogue.give_up("the next hop said more, in the clear, behind its reply to STARTTLS", "4.7.0")
+        elif reply.code == 220:
+            dialogue.phase = Phase.HANDSHAKE
+            dialogue.events.append(StartTLS())
+        elif dialogue.settings.tls is RouteTLS.REQUIRE:
+            # Also 521 is about TLS here, which somebody may mend.
+            dialogue.decline(
+                f'the route has tls = "require", and the next hop refused STARTTLS: {reply}', "4.7.4"
+            )
+        else:
+            self._log_in()
+
+    def tls_started(self, info: TLSInfo) -> None:
+        dialogue = self._dialogue
+        dialogue.tls = info
+        dialogue.progress += 1
+        # RFC 3207 §4.2: nothing that the server said before counts any more.
+        dialogue.features = Features()
+        dialogue.phase = Phase.OPENING
+        self._say_hello()
+
+    # AUTH
+
+    def _log_in(self) -> None:
+        dialogue = self._dialogue
+        settings, offered = dialogue.settings, dialogue.features.mechanisms
+        if settings.credentials is None:
+            self._ready()
+        elif dialogue.tls is None and not settings.plaintext_login:
+            text = "the route has credentials, and they are given over TLS only, which there is not here"
+            dialogue.decline(text, "4.7.11")
+        elif "PLAIN" in offered:
+            self._begin_plain(settings.credentials)
+        elif "LOGIN" in offered:
+            self._begin_login(settings.credentials)
+        else:
+            text = "the route has credentials, and the next hop offers neither AUTH PLAIN nor AUTH LOGIN"
+            dialogue.decline(text, "4.7.4")
+
+    def _begin_plain(self, credentials: Credentials) -> None:
+        # RFC 4616 §2
+        response = base64.b64encode(b"\0" + credentials.username.encode() + b"\0" + credentials.password)
+        self._keep_secret(credentials, response)
+        line = b"AUTH PLAIN " + response + b"\r\n"
+        if len(line) <= _LONGEST_LINE:
+            self._say(line)
+        else:
+            # RFC 4954 §4: an initial response that is too long for a command waits for the challenge.
+            self._responses.append(response)
+            self._say(b"AUTH PLAIN\r\n")
+
+    def _begin_login(self, credentials: Credentials) -> None:
+        name = base64.b64encode(credentials.username.encode())
+        password = base64.b64encode(credentials.password)
+        self._keep_secret(credentials, password)
+        self._responses.extend((name, password))
+        self._say(b"AUTH LOGIN\r\n")
+
+    def _keep_secret(self, credentials: Credentials, response: bytes) -> None:
+        self._secrets = (response.decode(), credentials.password.decode("utf-8", "replace"))
+
+    def _say(self, line: bytes) -> None:
+        self._dialogue.send(Command("AUTH", line))
+
+    def without_secrets(self, reply: Reply) -> Reply:
+        """The reply as it may be logged: there are servers that repeat what they did not understand."""
+        lines = reply.lines
+        for secret in self._secrets:
+            lines = tuple(line.replace(secret, "[...]") for line in lines)
+        return replace(reply, lines=lines) if lines != reply.lines else reply
+
+    def auth_answered(self, _: Command, reply: Reply) -> None:
+        dialogue = self._dialogue
+        if reply.code == 334 and self._responses:
+            self._say(self._responses.popleft() + b"\r\n")
+            return
+        self._responses.clear()
+        self._secrets = ()
+        if reply.code // 100 == 2:
+            # RFC 4954 §6
+            self._ready()
+        elif reply.code >= 400:
+            # That our credentials are not good is for our operator to mend, and no word about the message.
+            dialogue.events.append(LoginRefused(reply))
+            dialogue.decline(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
+        else:
+            dialogue.senseless(reply, "AUTH")

@@ -1,0 +1,40 @@
+"""What a client session is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elemta.config import RouteTLS
+from elemta.smtp.sasl import Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long to wait for the whole of each reply, in seconds (RFC 5321 §4.5.3.2)."""
+
+    greeting: float = 300.0
+    hello: float = 300.0
+    handshake: float = 60.0
+    login: float = 120.0
+    mail: float = 300.0
+    rcpt: float = 300.0
+    data: float = 120.0
+    block: float = 180.0
+    end: float = 600.0
+    quit: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """``hostname`` is the name for EHLO; ``lmtp`` speaks LMTP (RFC 2033) instead of SMTP.
+
+    ``tls`` says whether STARTTLS is used. With ``credentials`` nothing is sent before they were taken;
+    they are given over TLS only, unless ``plaintext_login`` says that nobody is on the way.
+    """
+
+    hostname: str
+    lmtp: bool = False
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    tls: RouteTLS = RouteTLS.NONE
+    credentials: Credentials | None = None
+    plaintext_login: bool = False
