@@ -136,35 +136,37 @@ class _Part:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-def build_dsn(notice: Notice, original: Original | None, *, queue_id: str, token: str | None = None) -> Dsn:
+def build_dsn(
+    notice: Notice, original: Original | None, *, queue_id: str, boundary: str | None = None
+) -> Dsn:
     """The DSN that carries a notice.
 
     ``original`` is the examined message; None gives a DSN without it, for one that can't be read any
-    more. ``queue_id`` is the DSN's own. ``token`` parts the parts: it must be in none of them, so it
+    more. ``queue_id`` is the DSN's own. ``boundary`` parts the parts: it must be in none of them, so it
     is random unless given.
     """
-    token = token or secrets.token_hex(16)
+    boundary = boundary or secrets.token_hex(16)
     fields = read_headers(original.header) if original else Headers()
     may_utf8 = notice.envelope.smtputf8 or notice.envelope.sender.needs_smtputf8
     parts = [_text_part(notice, fields.get("Subject")), _status_part(notice, utf8=may_utf8)]
     if original is not None:
         parts.append(_returned_part(notice, original, utf8=may_utf8))
     eight_bit = any(part.eight_bit for part in parts)
-    header = _header(notice, fields, queue_id=queue_id, token=token, eight_bit=eight_bit)
+    header = _header(notice, fields, queue_id=queue_id, boundary=boundary, eight_bit=eight_bit)
     # RFC 2046 §5.1.1: the line end before a delimiter belongs to the delimiter.
-    delimiter = f"\r\n--=_{token}\r\n".encode("ascii")
+    delimiter = f"\r\n--=_{boundary}\r\n".encode("ascii")
     before = b"".join(delimiter + part.head + part.body for part in parts)
     return Dsn(
         header,
         eight_bit or not header.isascii(),
         not header.isascii() or any(part.kind.startswith("message/global") for part in parts),
         before,
-        f"\r\n--=_{token}--\r\n".encode("ascii"),
+        f"\r\n--=_{boundary}--\r\n".encode("ascii"),
         original.content if original and notice.whole else None,
     )
 
 
-def _header(notice: Notice, original: Headers, *, queue_id: str, token: str, eight_bit: bool) -> bytes:
+def _header(notice: Notice, original: Headers, *, queue_id: str, boundary: str, eight_bit: bool) -> bytes:
     lines = [
         f"From: Mail Delivery System <MAILER-DAEMON@{notice.hostname}>",
         f"To: {_to(notice.envelope.sender)}",
@@ -181,7 +183,7 @@ def _header(notice: Notice, original: Headers, *, queue_id: str, token: str, eig
         "Auto-Submitted: auto-replied",
         "MIME-Version: 1.0",
         # RFC 6522 §3
-        f'Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary="=_{token}"',
+        f'Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary="=_{boundary}"',
         # RFC 2045 §6.4: a multipart is 8bit where any of its parts is.
         f"Content-Transfer-Encoding: {'8bit' if eight_bit else '7bit'}",
     ]

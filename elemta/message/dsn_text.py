@@ -121,7 +121,7 @@ def _opening(notice: Notice) -> str:
     if notice.kind is Kind.DELAY:
         return (
             f"Your message to {whom} could not be delivered yet. You need not send it again: "
-            f"it is tried again by itself until {date_time(notice.retry_until)}."
+            f"it is tried again by itself until {_moment(notice.retry_until)}."
         )
     if notice.kind is Kind.SUCCESS:
         if all(report.action is Action.DELIVERED for report in notice.recipients):
@@ -154,6 +154,10 @@ def _written_to(report: RecipientReport) -> str:
     return f"\n    (you wrote to {plain(original, _LONGEST_ADDRESS)})"
 
 
+def _moment(at: float) -> str:
+    return date_time(at).replace("+0000", "UTC")
+
+
 def _words(report: RecipientReport, notice: Notice) -> tuple[str, str]:
     if report.action is Action.DELIVERED:
         return "It is in the mailbox.", ""
@@ -175,7 +179,7 @@ def _closing(notice: Notice, subject: str) -> str:
     lines = ["Your message:"]
     if subject:
         lines.append(paragraph(f"Subject: {subject}", "    "))
-    lines.append(f"    Taken in by {notice.hostname}: {date_time(envelope.received_at)}")
+    lines.append(f"    Taken in by {notice.hostname}: {_moment(envelope.received_at)}")
     lines.append(f"    Queue id: {plain(envelope.queue_id)}")
     lines.append("")
     lines.append(
