@@ -129,7 +129,7 @@ class _Search:
         self._domain = domain
         self._own = own
         self._shuffle = shuffle
-        self._trouble = ""
+        self._troubles: list[tuple[int, str]] = []
         # Records of this preference or a worse one would send the mail back here.
         self._own_preference = math.inf
 
@@ -171,7 +171,7 @@ class _Search:
         return Exchangers(self._domain, tuple(hosts[:MOST_TRIED])) if hosts else self._none()
 
     def _in_order(self, records: Sequence[MailExchanger]) -> list[MailExchanger]:
-        """The preferred first, those of one preference in random order, up to the ones with this host's name."""
+        """The preferred first, equal ones in random order, up to those with a name of this host."""
         own = [record.preference for record in records if self._own.has_name(record.host)]
         self._own_preference = min(own, default=math.inf)
         ordered = [record for record in records if record.preference < self._own_preference]
@@ -187,7 +187,7 @@ class _Search:
         except NoSuchDomain:
             return None
         except ResolverTrouble as error:
-            self._trouble = self._trouble or str(error)
+            self._troubles.append((record.preference, str(error)))
             return None
         if any(self._own.has_address(address) for address in addresses):
             self._own_preference = min(self._own_preference, record.preference)
@@ -198,13 +198,12 @@ class _Search:
         return Exchanger(record.host, (*six, *four), record.preference) if addresses else None
 
     def _none(self) -> NoExchanger:
-        if self._trouble:
-            return self.deferred(self._trouble)
+        troubles = [text for preference, text in self._troubles if preference < self._own_preference]
+        if troubles:
+            return self.deferred(troubles[0])
         if self._own_preference < math.inf:
             # RFC 5321 §5.1: where no record is left the message is returned.
-            text = (
-                f"this host is the best mail exchanger of {self._domain}, but has no other way for its mail"
-            )
+            text = f"this host is the best mail exchanger of {self._domain} and has no other way for its mail"
             return self.failed("5.4.6", text)
         return self.failed("5.4.4", f"no mail exchanger of {self._domain} has an address")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -93,14 +94,12 @@ class Lookup:
         return answer
 
 
+@dataclass(frozen=True, slots=True)
 class Alias:
     """The answer ends in another ``name``, about which it says nothing; good for ``ttl`` seconds."""
 
-    __slots__ = ("name", "ttl")
-
-    def __init__(self, name: dns.name.Name, ttl: float) -> None:
-        self.name = name
-        self.ttl = ttl
+    name: dns.name.Name
+    ttl: float
 
 
 def read_answer(answer: dns.message.QueryMessage, kind: Kind) -> Result | Alias:

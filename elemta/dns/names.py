@@ -24,7 +24,7 @@ def canonical_name(text: str) -> str:
     """
     if len(text) > _LONGEST + 1:
         raise NoSuchDomain(f'no domain name is as long as "{_shown(text)}"')
-    name = canonical_domain(text).removesuffix(".")
+    name = canonical_domain(text)
     labels = name.split(".")
     if len(name) > _LONGEST or not all(_is_label(label) for label in labels):
         raise NoSuchDomain(f'"{_shown(text)}" is not a domain name')
