@@ -107,7 +107,8 @@ def mta_name(next_hop: str) -> str:
     match = _NEXT_HOP.match(next_hop)
     host = (match[1] or match[2]) if match else next_hop
     try:
-        address = ip_address(host)
+        # A scope means nothing elsewhere, and may be any text.
+        address = ip_address(host.partition("%")[0])
     except ValueError:
         return host if _HOST.fullmatch(host) else ""
     # RFC 5321 §4.1.3

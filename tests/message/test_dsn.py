@@ -249,6 +249,8 @@ def test_without_an_answer_no_host_is_quoted() -> None:
         ("[192.0.2.9]:25", "[192.0.2.9]"),
         ("[2001:db8::1]:24", "[IPv6:2001:db8::1]"),
         ("2001:db8::1", "[IPv6:2001:db8::1]"),
+        ("[fe80::1%eth0]:25", "[IPv6:fe80::1]"),
+        ("[fe80::1%x\r\nX-Evil: 1]:25", "[IPv6:fe80::1]"),
         ("/run/dovecot/lmtp", ""),
         ("/var/mail/example.com/bob", ""),
         ("", ""),
