@@ -4,8 +4,11 @@ from elemta.spool.bodies import MessageWriter
 from elemta.spool.disk import Disk
 from elemta.spool.records import (
     AttemptRecord,
+    LaneDue,
     MessageRecord,
     MessageSummary,
+    Page,
+    PlannedPart,
     QueuedMessage,
     RecipientRecord,
     SpoolObserver,
@@ -19,9 +22,12 @@ from elemta.spool.spool import Spool
 __all__ = [
     "AttemptRecord",
     "Disk",
+    "LaneDue",
     "MessageRecord",
     "MessageSummary",
     "MessageWriter",
+    "Page",
+    "PlannedPart",
     "QueuedMessage",
     "RecipientRecord",
     "Spool",

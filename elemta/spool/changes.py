@@ -9,23 +9,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.logger import Logger
-
-from elemta.address import Address
-from elemta.errors import SpoolError, UnknownMessage
-from elemta.outcome import Outcome, Status
-from elemta.spool.operations import Action, Batch, Change, Ledger, NewMessage, Operation, Settlement
-from elemta.spool.records import State
+from elemta.spool.operations import Assignment, Batch, Change, Ledger, NewMessage, Operation, Settlement
+from elemta.spool.parts import Part, Queued, assign, change, settle, storable
 from elemta.spool.rows import STATE_CODES, STATES
-
-_log = Logger()
 
 _MESSAGE = (
     "INSERT INTO message (id, queue_id, state, next_attempt_at, received_at, size, in_file, envelope,"
     " pending, hold_reason) VALUES {}"
+)
+_PART = (
+    "INSERT OR REPLACE INTO part (message_id, number, lane, state, turn, attempts, warned, positions)"
+    " VALUES {}"
 )
 _BODY = "INSERT INTO body (id, header, content) VALUES {}"
 _RECIPIENT = (
@@ -41,49 +37,19 @@ _LOAD = """SELECT json_group_array(json_array(
     m.id, m.queue_id, m.state, m.attempts, m.size, m.in_file, m.hold_reason,
     json_extract(m.envelope, '$.to'),
     (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending),
-    (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id)))
+    (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id),
+    (SELECT json_group_array(json_array(p.number, p.lane, p.state, printf('%!.17g', p.turn), p.attempts,
+        p.warned, p.positions)) FROM part p WHERE p.message_id = m.id)))
     FROM message m WHERE m.id IN (SELECT value FROM json_each(?))"""
 _UPDATE = (
     "UPDATE message SET state = new.column2, attempts = new.column3, pending = new.column4,"
     " hold_reason = new.column5, next_attempt_at = coalesce(new.column6, next_attempt_at) FROM (VALUES {})"
     " AS new WHERE id = new.column1"
 )
+# The members of the list are [message, number].
+_REMOVE_PARTS = """DELETE FROM part WHERE (message_id, number) IN
+    (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
 _CHUNK = 64
-
-
-@dataclass(slots=True)
-class _Queued:
-    """A message under change, as the transaction found it and as it will leave it."""
-
-    key: int
-    queue_id: str
-    state: State
-    attempts: int
-    size: int
-    in_file: bool
-    hold_reason: str | None
-    recipients: Sequence[Sequence[Any]]
-    finished: set[int]
-    attempt: int
-    found: State
-    next_attempt_at: float | None = None
-    gone: bool = False
-    changed: bool = False
-    outcomes: dict[int, tuple[object, ...]] = field(default_factory=dict)
-    history: list[tuple[object, ...]] = field(default_factory=list)
-    _places: dict[tuple[str, str], list[int]] | None = None
-
-    def positions(self, address: Address) -> list[int]:
-        """Where the address stands among the recipients: more than once if the client named it twice."""
-        if self._places is None:
-            self._places = {}
-            for place, parts in enumerate(self.recipients):
-                self._places.setdefault((parts[0], parts[1]), []).append(place)
-        return self._places.get((address.local, address.domain), [])
-
-    @property
-    def pending(self) -> int:
-        return len(self.recipients) - len(self.finished)
 
 
 def carry_out(
@@ -94,7 +60,7 @@ def carry_out(
     Raises what SQLite raises; the caller rolls back and decides what the failure means.
     """
     new: list[NewMessage] = []
-    others: list[Settlement | Change] = []
+    others: list[Settlement | Assignment | Change] = []
     for operation in operations:
         if isinstance(operation, NewMessage):
             new.append(operation)
@@ -108,19 +74,21 @@ def carry_out(
             message = found.get(operation.key)
             if message is not None and (message.gone or message.queue_id != operation.queue_id):
                 message = None
-            if isinstance(operation, Settlement):
-                if message is not None:
-                    _settle(message, operation)
-            else:
-                error = _change(message, operation)
-                if error is not None:
-                    batch.errors[operation] = error
+            _carry_out(message, operation, batch)
         _write_back(connection, found.values(), batch, history)
 
 
-def storable(text: str) -> str:
-    """Text as the database can keep it: half characters, which a hostile peer may cause, are spelled out."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+def _carry_out(message: Queued | None, operation: Settlement | Assignment | Change, batch: Batch) -> None:
+    if isinstance(operation, Change):
+        error = change(message, operation)
+        if error is not None:
+            batch.errors[operation] = error
+    elif message is None:
+        return
+    elif isinstance(operation, Settlement):
+        settle(message, operation)
+    else:
+        assign(message, operation)
 
 
 def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
@@ -129,6 +97,7 @@ def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
     for table, column in (
         ("message", "id"),
         ("body", "id"),
+        ("part", "message_id"),
         ("recipient", "message_id"),
         ("attempt", "message_id"),
     ):
@@ -141,6 +110,7 @@ def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
 def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: Ledger) -> None:
     messages: list[tuple[object, ...]] = []
     bodies: list[tuple[object, ...]] = []
+    parts: list[tuple[object, ...]] = []
     for message in new:
         key = message.key
         code = STATE_CODES[message.state]
@@ -159,9 +129,13 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
             )
         )
         bodies.append((key, message.header, message.content))
+        for number, part in enumerate(message.parts):
+            places = None if part.positions is None else json.dumps(part.positions)
+            parts.append((key, number, storable(part.lane), code, part.turn, 0, 0, places))
         ledger.enter(message.state, message.size)
     _write_rows(connection, _MESSAGE, messages)
     _write_rows(connection, _BODY, bodies)
+    _write_rows(connection, _PART, parts)
 
 
 _statements: dict[tuple[str, int, int], str] = {}
@@ -188,12 +162,13 @@ def _chunks(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[objec
         start += size
 
 
-def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, _Queued]:
+def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queued]:
     text: str = connection.execute(_LOAD, (json.dumps(list(keys)),)).fetchone()[0]
-    found: dict[int, _Queued] = {}
-    for key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last in json.loads(text):
+    found: dict[int, Queued] = {}
+    for row in json.loads(text):
+        key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last, parts = row
         state = STATES[code]
-        found[key] = _Queued(
+        found[key] = Queued(
             key,
             queue_id,
             state,
@@ -204,83 +179,26 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, _Que
             recipients,
             set(finished),
             last or 0,
+            [_part_of(part) for part in parts],
             state,
         )
     return found
 
 
-def _settle(message: _Queued, settlement: Settlement) -> None:
-    keep_failed = settlement.hold_reason is not None
-    for outcome in settlement.outcomes:
-        positions = message.positions(outcome.recipient)
-        if not positions:
-            _log.warn(
-                "an outcome names a recipient that the message does not have",
-                event="spool.outcome_without_recipient",
-                queue_id=message.queue_id,
-                recipient=str(outcome.recipient),
-            )
-        for position in positions:
-            _record(message, position, outcome, keep_failed=keep_failed)
-    message.changed = True
-    if not message.pending:
-        message.gone = True
-    elif settlement.hold_reason is not None:
-        message.state = State.HOLD
-        message.hold_reason = storable(settlement.hold_reason)
-        message.attempts += 1
-    elif settlement.retry_at is not None:
-        # An operator who held the message meanwhile meant it.
-        if message.state is not State.HOLD:
-            message.state = State.DEFERRED
-        message.next_attempt_at = settlement.retry_at
-        message.attempts += 1
+def _part_of(values: Sequence[Any]) -> Part:
+    number, lane, code, turn, attempts, warned, positions = values
+    places = None if positions is None else json.loads(positions)
+    return Part(number, lane, STATES[code], float(turn), attempts, bool(warned), places)
 
 
-def _record(message: _Queued, position: int, outcome: Outcome, *, keep_failed: bool) -> None:
-    if position in message.finished:
-        return
-    status = outcome.status
-    finished = status is Status.DELIVERED or (status is Status.FAILED and not keep_failed)
-    if finished:
-        message.finished.add(position)
-    said = (
-        status.value,
-        outcome.code,
-        storable(outcome.enhanced),
-        storable(outcome.text),
-        storable(outcome.route),
-        storable(outcome.next_hop),
-        outcome.at,
-    )
-    message.outcomes[position] = (message.key, position, not finished, *said)
-    message.attempt += 1
-    message.history.append((message.key, message.attempt, position, *said, outcome.seconds))
-
-
-def _change(message: _Queued | None, change: Change) -> SpoolError | None:
-    if message is None:
-        return UnknownMessage(f"there is no message {change.queue_id} in the queue")
-    if change.action is Action.DELETE:
-        message.gone = True
-    elif change.action is Action.HOLD:
-        message.state, message.hold_reason = State.HOLD, storable(change.reason)
-    elif change.action is Action.RETRY:
-        if message.state is State.HOLD:
-            return SpoolError(f"message {change.queue_id} is on hold; release it instead")
-        message.next_attempt_at = change.at
-    elif message.state is State.HOLD:
-        message.state, message.hold_reason, message.next_attempt_at = State.ACTIVE, None, change.at
-    message.changed = True
-    return None
-
-
-def _write_back(connection: sqlite3.Connection, found: Iterable[_Queued], batch: Batch, history: int) -> None:
+def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: Batch, history: int) -> None:
     gone: list[int] = []
     updates: list[tuple[object, ...]] = []
     outcomes: list[tuple[object, ...]] = []
     attempts: list[tuple[object, ...]] = []
     too_old: list[tuple[int, int]] = []
+    parts: list[tuple[object, ...]] = []
+    left: list[tuple[int, int]] = []
     for message in found:
         if not message.changed and not message.gone:
             continue
@@ -301,14 +219,25 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[_Queued], batch:
                 message.next_attempt_at,
             )
         )
+        parts.extend(_part_row(message.key, part) for part in message.parts if part.changed and not part.gone)
+        left.extend((message.key, part.number) for part in message.parts if part.gone)
         outcomes.extend(message.outcomes.values())
         attempts.extend(message.history[-history:])
         if message.history and message.attempt > history:
             too_old.append((message.key, message.attempt - history))
     if gone:
         remove(connection, gone)
+    if left:
+        connection.execute(_REMOVE_PARTS, (json.dumps(left),))
     _write_rows(connection, _UPDATE, updates)
+    _write_rows(connection, _PART, parts)
     _write_rows(connection, _RECIPIENT, outcomes)
     _write_rows(connection, _ATTEMPT, attempts)
     if too_old:
         connection.executemany("DELETE FROM attempt WHERE message_id = ? AND number <= ?", too_old)
+
+
+def _part_row(key: int, part: Part) -> tuple[object, ...]:
+    places = None if part.positions is None else json.dumps(part.positions)
+    state = STATE_CODES[part.state]
+    return (key, part.number, part.lane, state, part.turn, part.attempts, part.warned, places)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome
-from elemta.spool.records import State
+from elemta.spool.records import PlannedPart, State
 
 
 @dataclass(slots=True, eq=False)
@@ -26,25 +26,50 @@ class NewMessage:
     envelope: str
     header: bytes
     content: bytes | None
+    parts: Sequence[PlannedPart]
 
     @property
     def cost(self) -> int:
-        return len(self.header) + len(self.envelope) + (len(self.content) if self.content is not None else 0)
+        return (
+            64 * len(self.parts)
+            + len(self.header)
+            + len(self.envelope)
+            + (len(self.content) if self.content is not None else 0)
+        )
 
 
 @dataclass(slots=True, eq=False)
 class Settlement:
-    """What became of an attempt, and what to do with the recipients that are left."""
+    """What became of an attempt, and what to do with the recipients that are left.
+
+    ``part`` is the number of the part that was attempted, None for the whole message.
+    """
 
     key: int
     queue_id: str
     outcomes: Sequence[Outcome]
     retry_at: float | None
     hold_reason: str | None
+    part: int | None = None
+    warned: bool = False
 
     @property
     def cost(self) -> int:
         return 256 * len(self.outcomes)
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """Other ways for the recipients of a part; those that it does not name stay."""
+
+    key: int
+    queue_id: str
+    part: int
+    ways: Sequence[PlannedPart]
+
+    @property
+    def cost(self) -> int:
+        return 256 * len(self.ways)
 
 
 class Action(enum.Enum):
@@ -58,20 +83,24 @@ class Action(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Change:
-    """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold."""
+    """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold.
+
+    ``woken`` gets the lanes in which something is due by it.
+    """
 
     key: int
     queue_id: str
     action: Action
     at: float
     reason: str
+    woken: set[str] = field(default_factory=set)
 
     @property
     def cost(self) -> int:
         return 256
 
 
-Operation = NewMessage | Settlement | Change
+Operation = NewMessage | Settlement | Assignment | Change
 
 
 @dataclass(slots=True)
@@ -116,6 +145,11 @@ class Batch:
         if not self.errors:
             return self.operations
         return [operation for operation in self.operations if operation not in self.errors]
+
+    def start_over(self) -> None:
+        """Forget what was done: it was undone."""
+        self.ledger = Ledger()
+        self.freed.clear()
 
     def refuse(self, operations: Iterable[Operation], error: SpoolError) -> None:
         for operation in operations:

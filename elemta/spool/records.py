@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,11 +74,29 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class QueuedMessage:
-    """A message as delivery sees it.
+class PlannedPart:
+    """Recipients of one message that go one way.
 
-    ``pending`` are the recipients that still need an attempt, a part of ``envelope.recipients``;
-    ``attempts`` how many were made; ``next_attempt_at`` seconds since the epoch.
+    ``lane`` names the way; ``turn`` is the part's place in its line, counted like seconds since the epoch;
+    ``positions`` those of its recipients in the envelope, None for all of them.
+    """
+
+    lane: str
+    turn: float
+    positions: tuple[int, ...] | None = None
+
+
+Plan = Callable[[Submission], Sequence[PlannedPart]]
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedMessage:
+    """A message, or that part of it which goes one way, as delivery sees it.
+
+    ``pending`` are the recipients that still need an attempt, some of ``envelope.recipients``;
+    ``attempts`` how many were made. ``next_attempt_at`` is seconds since the epoch; of an active part it is
+    the place in the line of its ``lane``. ``part`` is the part's number; ``warned`` says that the sender
+    was told of the delay.
     """
 
     envelope: Envelope
@@ -87,10 +105,39 @@ class QueuedMessage:
     pending: tuple[Recipient, ...]
     next_attempt_at: float
     hold_reason: str | None = None
+    part: int = 0
+    lane: str = ""
+    warned: bool = False
 
     @property
     def queue_id(self) -> str:
         return self.envelope.queue_id
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names the part: its message's queue id and its number."""
+        return self.envelope.queue_id, self.part
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDue:
+    """What is due in a lane: some parts in their order, and when more will be (None: nothing else waits)."""
+
+    lane: str
+    messages: tuple[QueuedMessage, ...]
+    next_due: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a walk through the queue in the order of arrival.
+
+    ``after`` is the place to go on behind, ``more`` whether there is something to go on with now.
+    """
+
+    messages: tuple[QueuedMessage, ...]
+    after: int
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)

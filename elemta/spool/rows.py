@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from elemta.address import NULL, Address
@@ -17,6 +18,11 @@ STATES: Mapping[int, State] = {code: state for state, code in STATE_CODES.items(
 MESSAGE_COLUMNS = (
     "m.queue_id, m.state, m.next_attempt_at, m.received_at, m.size,"
     " m.attempts, m.hold_reason, m.envelope, m.pending"
+)
+# What `part_of` reads, in this order; the first eight stand as in MESSAGE_COLUMNS.
+PART_COLUMNS = (
+    "m.queue_id, p.state, p.turn, m.received_at, m.size, p.attempts, m.hold_reason, m.envelope,"
+    " p.number, p.lane, p.positions, p.warned"
 )
 
 _NO_PARAMETERS = MailParameters()
@@ -101,3 +107,16 @@ def message_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
     if done:
         pending = tuple(recipient for place, recipient in enumerate(pending) if place not in done)
     return QueuedMessage(envelope, STATES[state], attempts, pending, next_attempt_at, hold_reason)
+
+
+def part_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
+    """A row of `PART_COLUMNS` and the positions of the message's recipients that need no attempt any more."""
+    whole = message_of(row, ())
+    number, lane, positions, warned = row[8:12]
+    done = frozenset(finished)
+    everyone = whole.envelope.recipients
+    places = range(len(everyone)) if positions is None else json.loads(positions)
+    pending = everyone
+    if positions is not None or done:
+        pending = tuple(everyone[place] for place in places if place not in done)
+    return replace(whole, pending=pending, part=number, lane=lane, warned=bool(warned))

@@ -1,7 +1,8 @@
 """The format of the queue database, and the way from every older one to it.
 
 The version is SQLite's ``user_version``; ``application_id`` marks the file as ours. Version 1 is the format
-of the pre-releases: no reason for a hold, no count and no history of attempts.
+of the pre-releases: no reason for a hold, no count and no history of attempts. Version 2, that of 0.1, knew
+one time for a message as a whole; since version 3 the recipients that go one way are a part with its own.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from elemta.errors import SpoolFormatError
 _log = Logger()
 
 APPLICATION_ID = 0x454C4D54  # "ELMT"
-VERSION = 2
+VERSION = 3
 
 _MARK = f"PRAGMA application_id = {APPLICATION_ID}"
 _DUE = "CREATE INDEX message_due ON message (state, next_attempt_at)"
 _IN_FILE = "CREATE INDEX message_in_file ON message (id) WHERE in_file = 1"
 _BODY = "CREATE TABLE body (id INTEGER PRIMARY KEY, header BLOB NOT NULL, content BLOB)"
-# The listing by state pages through these; ACTIVE has none because every accepted message would pay for it.
+# The listing by state pages through these, and so does the search for what is too old.
 _BY_STATE = (
     "CREATE INDEX message_deferred ON message (id) WHERE state = 1",
     "CREATE INDEX message_held ON message (id) WHERE state = 2",
 )
+_ACTIVE = "CREATE INDEX message_active ON message (id) WHERE state = 0"
 # A recipient has a row from its first outcome on; until then the envelope says all there is to say.
 _RECIPIENT = """CREATE TABLE recipient (
     message_id INTEGER NOT NULL, position INTEGER NOT NULL, pending INTEGER NOT NULL,
@@ -37,6 +39,17 @@ _ATTEMPT = """CREATE TABLE attempt (
     status TEXT NOT NULL, code INTEGER NOT NULL, enhanced TEXT NOT NULL, text TEXT NOT NULL,
     route TEXT NOT NULL, next_hop TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (message_id, number)) WITHOUT ROWID"""
+# What is scheduled: recipients of one message that go one way, its lane. ``turn`` orders the parts of a lane:
+# for an active one its place in the line, for a deferred one the time of its next attempt. ``positions`` is a
+# JSON list of the recipients' positions, or NULL for all of them, which is nearly always so.
+_PART = (
+    """CREATE TABLE part (
+    message_id INTEGER NOT NULL, number INTEGER NOT NULL, lane TEXT NOT NULL,
+    state INTEGER NOT NULL CHECK (state BETWEEN 0 AND 2), turn REAL NOT NULL,
+    attempts INTEGER NOT NULL, warned INTEGER NOT NULL, positions TEXT,
+    PRIMARY KEY (message_id, number)) WITHOUT ROWID""",
+    "CREATE INDEX part_lane ON part (lane, state, turn)",
+)
 
 VERSION_1 = (
     _MARK,
@@ -60,10 +73,11 @@ _CURRENT = (
     next_attempt_at REAL NOT NULL, received_at REAL NOT NULL, size INTEGER NOT NULL,
     in_file INTEGER NOT NULL, envelope TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     pending INTEGER NOT NULL DEFAULT 0, hold_reason TEXT)""",
-    _DUE,
+    _ACTIVE,
     _IN_FILE,
     *_BY_STATE,
     _BODY,
+    *_PART,
     _RECIPIENT,
     _ATTEMPT,
     f"PRAGMA user_version = {VERSION}",
@@ -89,6 +103,14 @@ _STEPS = {
             - (SELECT count(*) FROM recipient r WHERE r.message_id = message.id AND NOT r.pending),
         hold_reason = CASE state WHEN 2 THEN 'held before the upgrade; the reason was not recorded' END""",
         "PRAGMA user_version = 2",
+    ),
+    2: (
+        *_PART,
+        # Which way they go nobody has written down yet: they stand in the lane without a name.
+        """INSERT INTO part SELECT id, 0, '', state, next_attempt_at, attempts, 0, NULL FROM message""",
+        "DROP INDEX message_due",
+        _ACTIVE,
+        "PRAGMA user_version = 3",
     ),
 }
 

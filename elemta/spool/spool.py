@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
@@ -16,13 +17,19 @@ from elemta.outcome import Outcome
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.commits import Entry, GroupCommit
 from elemta.spool.disk import Disk, Room
-from elemta.spool.operations import Action, Batch, Change, Ledger, NewMessage, Settlement
+from elemta.spool.listeners import Listeners
+from elemta.spool.operations import Action, Assignment, Batch, Change, Ledger, NewMessage, Settlement
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queueid import QueueIds, row_key
+from elemta.spool.reading import Reader
 from elemta.spool.records import (
+    LaneDue,
     MessageRecord,
     MessageSummary,
+    Page,
+    Plan,
+    PlannedPart,
     QueuedMessage,
     SpoolObserver,
     SpoolSettings,
@@ -32,6 +39,7 @@ from elemta.spool.records import (
     Unobserved,
 )
 from elemta.spool.rows import encode_envelope
+from elemta.spool.schedule import Schedule
 from elemta.spool.store import Store
 from elemta.spool.threads import SpoolReactor, SpoolThreads
 
@@ -68,7 +76,9 @@ class Spool:
         self._threads = threads
         self._store = store
         self._room = room
-        self._queries = Queries(partition.places, disk)
+        self._reader = Reader(partition.places, disk)
+        self._queries = Queries(self._reader)
+        self._schedule = Schedule(self._reader)
         self._bodies = Bodies(settings, partition.places, disk, threads.files, observer)
         self._ids = QueueIds(reactor.seconds)
         self._commits = GroupCommit(
@@ -81,8 +91,7 @@ class Spool:
             after_batch=self._after_batch,
         )
         self._writers: dict[NewMessage, MessageWriter] = {}
-        self._listeners: list[Callable[[QueuedMessage], None]] = []
-        self._due_listeners: list[Callable[[], None]] = []
+        self._listeners = Listeners()
         self._closed = False
         self._syncing = 0
         self._synced: list[Deferred[None]] = []
@@ -154,7 +163,7 @@ class Spool:
         for writer in tuple(self._bodies.writers):
             writer.discard()
         await self._commits.close()
-        await self._threads.read.call(self._queries.close)
+        await self._threads.read.call(self._reader.close)
         await self._threads.commit.call(self._store.close)
         self._threads.stop()
         self._partition.leave()
@@ -208,6 +217,7 @@ class Spool:
             envelope=encode_envelope(submission),
             header=submission.header_block,
             content=None if writer.in_file else writer.take(),
+            parts=self._listeners.planned(submission),
         )
         self._writers[operation] = writer
         if operation.content is not None:
@@ -223,23 +233,39 @@ class Spool:
         return done
 
     def settle(
-        self, queue_id: str, outcomes: Sequence[Outcome], *, retry_at: float | None, hold_reason: str | None
+        self,
+        queue_id: str,
+        outcomes: Sequence[Outcome],
+        *,
+        part: int | None = None,
+        retry_at: float | None,
+        hold_reason: str | None,
+        warned: bool = False,
     ) -> Deferred[None]:
-        """Record what became of an attempt; fires when that is on stable storage.
+        """Record what became of an attempt for a part (None: all of them); fires when that is durable.
 
-        Recipients with a delivered or failed outcome are done; when none is left, the message is removed.
-        With ``hold_reason`` failed recipients stay pending and the message goes to HOLD; else with
-        ``retry_at`` it is DEFERRED until then; with neither it keeps its state (other recipients are still
-        under way). A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps
-        the outcomes in memory and stores them as soon as the disk lets it.
+        Recipients with a delivered or failed outcome are done; when none is left, the part is gone, and with
+        the last part the message. With ``retry_at`` the part is DEFERRED until then. With ``hold_reason``
+        failed recipients stay pending and the part goes to HOLD, but for those that are deferred and have a
+        ``retry_at``. With neither it keeps its state. ``warned`` notes that the sender was told of the delay.
+        A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
+        in memory and stores them as soon as the disk lets it.
         """
         key = row_key(queue_id)
         if key is None:
             return fail(_unknown(queue_id))
-        return cast(
-            "Deferred[None]",
-            self._commits.submit(Settlement(key, queue_id, tuple(outcomes), retry_at, hold_reason)),
-        )
+        settlement = Settlement(key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned)
+        return cast("Deferred[None]", self._commits.submit(settlement))
+
+    def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:
+        """Let recipients of a part go other ways, each group as a part of its own. SpoolError.
+
+        A message or part that is gone meanwhile is no error.
+        """
+        key = row_key(queue_id)
+        if key is None:
+            return fail(_unknown(queue_id))
+        return cast("Deferred[None]", self._commits.submit(Assignment(key, queue_id, part, tuple(ways))))
 
     async def hold(self, queue_id: str, reason: str = "held by the operator") -> None:
         """Keep a message from being delivered. UnknownMessage; SpoolError."""
@@ -248,24 +274,33 @@ class Spool:
     async def release(self, queue_id: str) -> None:
         """Deliver a held message now; no effect on one that is not held. UnknownMessage; SpoolError."""
         await self._change(queue_id, Action.RELEASE)
-        self._tell_due()
 
     async def retry(self, queue_id: str) -> None:
         """Attempt a deferred message now. UnknownMessage; SpoolError, also for a message on hold."""
         await self._change(queue_id, Action.RETRY)
-        self._tell_due()
 
     async def delete(self, queue_id: str) -> None:
         """Remove a message for good, whatever its state. UnknownMessage; SpoolError."""
         await self._change(queue_id, Action.DELETE)
 
-    async def due(self, now: float, limit: int, excluding: Collection[str] = ()) -> list[QueuedMessage]:
-        """At most ``limit`` messages to attempt now but for those ``excluding`` names; active ones first."""
-        return await self._read(self._queries.due, now, limit, tuple(excluding))
+    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Lanes by name from behind ``after`` on, and when something is due: 0.0 now, None if all is held."""
+        return await self._read(self._schedule.lanes, after, limit)
 
-    async def next_due(self, excluding: Collection[str] = ()) -> float | None:
-        """When the next attempt is due, in seconds since the epoch; in the past if one is due already."""
-        return await self._read(self._queries.next_due, tuple(excluding))
+    async def due(
+        self,
+        now: float,
+        wanted: Mapping[str, int],
+        excluding: Mapping[str, Collection[tuple[str, int]]] = MappingProxyType({}),
+    ) -> list[LaneDue]:
+        """For each of the lanes at most so many parts to attempt now, but for those ``excluding`` names."""
+        return await self._read(self._schedule.due, now, wanted, excluding)
+
+    async def older(
+        self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
+    ) -> Page:
+        """Parts that wait, of messages received at ``before`` or earlier; see `Schedule.older`."""
+        return await self._read(self._schedule.older, before, after, limit, unwarned=unwarned)
 
     async def open_content(self, queue_id: str) -> BinaryIO:
         """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
@@ -289,11 +324,15 @@ class Spool:
 
     def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
         """Call this with each new active message, in the reactor thread, after its commit."""
-        self._listeners.append(callback)
+        self._listeners.committed.append(callback)
 
-    def on_due(self, callback: Callable[[], None]) -> None:
-        """Call this when an operator made a message due (`retry`, `release`), in the reactor thread."""
-        self._due_listeners.append(callback)
+    def use_plan(self, plan: Plan) -> None:
+        """From now on ask this which ways a new message goes; without it they all go one."""
+        self._listeners.plan = plan
+
+    def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
+        """Call this with lanes in which an operator made something due (`retry`, `release`)."""
+        self._listeners.due.append(callback)
 
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
         """Do blocking work on a message's content, such as a read, in one of the spool's threads."""
@@ -336,7 +375,10 @@ class Spool:
         key = row_key(queue_id)
         if key is None:
             raise _unknown(queue_id)
-        await self._commits.submit(Change(key, queue_id, action, self._reactor.seconds(), reason))
+        change = Change(key, queue_id, action, self._reactor.seconds(), reason)
+        await self._commits.submit(change)
+        if change.woken:
+            self._listeners.tell_due(change.woken)
 
     async def _read(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._closed:
@@ -351,24 +393,7 @@ class Spool:
             if isinstance(operation, NewMessage):
                 self._writers.pop(operation).release()
                 if operation.state is State.ACTIVE and operation not in batch.errors:
-                    self._tell_committed(operation, cast(Envelope, entry.value))
-
-    def _tell_committed(self, operation: NewMessage, envelope: Envelope) -> None:
-        if not self._listeners:
-            return
-        message = QueuedMessage(envelope, State.ACTIVE, 0, envelope.recipients, operation.received_at)
-        for listener in self._listeners:
-            try:
-                listener(message)
-            except Exception:
-                _log.failure("a listener of the spool failed", event="spool.listener_failed")
-
-    def _tell_due(self) -> None:
-        for listener in self._due_listeners:
-            try:
-                listener()
-            except Exception:
-                _log.failure("a listener of the spool failed", event="spool.listener_failed")
+                    self._listeners.tell_committed(operation, cast(Envelope, entry.value))
 
     def _remove_bodies(self, queue_ids: Sequence[str]) -> None:
         """In a disk thread: the rows are gone for good, so the files may go. A start removes the rest."""

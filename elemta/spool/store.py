@@ -284,10 +284,12 @@ class Store:
             )
         if missing:
             connection.execute("BEGIN IMMEDIATE")
+            keys = [known[queue_id] for queue_id in missing]
             connection.executemany(
                 "UPDATE message SET state = 2, hold_reason = ? WHERE id = ?",
-                [(BODY_MISSING, known[queue_id]) for queue_id in missing],
+                [(BODY_MISSING, key) for key in keys],
             )
+            connection.executemany("UPDATE part SET state = 2 WHERE message_id = ?", [(key,) for key in keys])
             connection.execute("COMMIT")
 
     def _place_bodies(self, batch: Batch) -> None:
@@ -373,16 +375,14 @@ class Store:
         trouble = trouble_of(error)
         if trouble is Trouble.BROKEN:
             raise error
-        batch.ledger = Ledger()
-        batch.freed.clear()
+        batch.start_over()
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         return trouble
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         batch.broken = error
-        batch.ledger = Ledger()
-        batch.freed.clear()
+        batch.start_over()
         self._refused.extend(_new(batch.open()))
         self.retain(_settlements(batch.open()))
         batch.refuse(batch.open(), refusal(error, "the spool's disk failed"))

@@ -14,7 +14,7 @@ from typing import Any
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
 from elemta.outcome import Outcome, Status
-from elemta.spool import Disk, MessageWriter, Spool, Submission
+from elemta.spool import Disk, MessageWriter, QueuedMessage, Spool, Submission
 
 SENDER = Address("alice", "example.org")
 HEADER = b"Received: from client by mx; now\r\n"
@@ -47,6 +47,15 @@ def written(spool: Spool, *pieces: bytes) -> MessageWriter:
 
 async def put(spool: Spool, body: bytes, *names: str, hold_reason: str | None = None) -> Envelope:
     return await spool.commit(written(spool, body), submission(*names, hold_reason=hold_reason))
+
+
+async def due(
+    spool: Spool, now: float, limit: int = 10, excluding: Sequence[str] = ()
+) -> list[QueuedMessage]:
+    """What is due in any lane, lane by lane."""
+    lanes = {lane: limit for lane, _ in await spool.lanes(None, 1000)}
+    known = {lane: [(queue_id, number) for queue_id in excluding for number in range(9)] for lane in lanes}
+    return [message for found in await spool.due(now, lanes, known) for message in found.messages]
 
 
 async def read(spool: Spool, queue_id: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypothesis import settings
@@ -12,25 +12,60 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from elemta.outcome import Status
-from elemta.spool import Disk, SpoolSettings, State
-from elemta.spool.operations import Action, Change, NewMessage, Settlement
+from elemta.spool import Disk, PlannedPart, SpoolSettings, State
+from elemta.spool.operations import Action, Assignment, Change, NewMessage, Settlement
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queueid import QueueIds, row_key
+from elemta.spool.reading import Reader
 from elemta.spool.rows import encode_envelope
+from elemta.spool.schedule import Schedule
 from elemta.spool.store import Store
 from tests.spool.mail import outcome, submission
 
 NAMES = ("ann", "bob", "cyd")
+WAYS = (
+    (PlannedPart("one", 5.0),),
+    (PlannedPart("one", 5.0, (0, 1)), PlannedPart("two", 6.0, (2,))),
+    (PlannedPart("two", 4.0, (0,)), PlannedPart("three", 5.0, (1,)), PlannedPart("one", 5.5, (2,))),
+)
+
+
+@dataclass
+class Part:
+    lane: str
+    names: set[str]
+    state: State
+    due: float
+    attempts: int = 0
 
 
 @dataclass
 class Modelled:
-    state: State
     due: float
+    parts: dict[int, Part]
     reason: str | None = None
     attempts: int = 0
-    pending: set[str] = field(default_factory=lambda: set(NAMES))
+
+    @property
+    def state(self) -> State:
+        return min((part.state for part in self.parts.values()), key=list(State).index)
+
+    @property
+    def pending(self) -> set[str]:
+        return {name for part in self.parts.values() for name in part.names}
+
+    def conclude(self, *changed: Part) -> bool:
+        """Whether anything of it is left."""
+        self.parts = {number: part for number, part in self.parts.items() if part.names}
+        if not self.parts:
+            return False
+        self.attempts = max(self.attempts, *(part.attempts for part in self.parts.values()))
+        if all(part.state is not State.HOLD for part in self.parts.values()):
+            self.reason = None
+        if self.state is not State.ACTIVE and any(part.names for part in changed):
+            self.due = min(part.due for part in self.parts.values() if part.state is self.state)
+        return True
 
 
 class Queue(RuleBasedStateMachine):
@@ -52,11 +87,13 @@ class Queue(RuleBasedStateMachine):
         self.partition.claim()
         self.store = Store(self.settings, self.partition.places, disk)
         self.ledger = self.store.open()
-        self.queries = Queries(self.partition.places, disk)
+        self.reader = Reader(self.partition.places, disk)
+        self.queries = Queries(self.reader)
+        self.schedule = Schedule(self.reader)
 
     def stop(self) -> None:
         self.flush()
-        self.queries.close()
+        self.reader.close()
         self.store.close()
         self.partition.leave()
 
@@ -72,8 +109,8 @@ class Queue(RuleBasedStateMachine):
         self.ledger.add(batch.ledger)
         self.waiting, self.expected = [], []
 
-    @rule(target=messages, reason=st.none() | st.just("quarantined"))
-    def take_in(self, reason: str | None) -> str:
+    @rule(target=messages, reason=st.none() | st.just("quarantined"), ways=st.sampled_from(WAYS))
+    def take_in(self, reason: str | None, ways: tuple[PlannedPart, ...]) -> str:
         queue_id = self.ids.next()
         given = submission(*NAMES, hold_reason=reason, at=5.0)
         state = State.HOLD if reason else State.ACTIVE
@@ -89,37 +126,97 @@ class Queue(RuleBasedStateMachine):
                 encode_envelope(given),
                 b"header",
                 b"body",
+                ways,
             )
         )
         self.flush()  # no one can name a message before its commit
-        self.model[queue_id] = Modelled(state, 5.0, reason)
+        parts = {
+            number: Part(way.lane, {NAMES[place] for place in way.positions or range(3)}, state, way.turn)
+            for number, way in enumerate(ways)
+        }
+        self.model[queue_id] = Modelled(5.0, parts, reason)
         return queue_id
 
     @rule(
         queue_id=messages,
         said=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(Status)),
+        number=st.none() | st.integers(0, 3),
         retry_at=st.none() | st.floats(0, 100),
         reason=st.none() | st.just("failed"),
     )
     def settle(
-        self, queue_id: str, said: dict[str, Status], retry_at: float | None, reason: str | None
+        self,
+        queue_id: str,
+        said: dict[str, Status],
+        number: int | None,
+        retry_at: float | None,
+        reason: str | None,
     ) -> None:
         outcomes = [outcome(queue_id, name, status) for name, status in said.items()]
-        self.ask(Settlement(row_key(queue_id), queue_id, outcomes, retry_at, reason))
+        self.ask(Settlement(row_key(queue_id), queue_id, outcomes, retry_at, reason, number))
         message = self.model.get(queue_id)
         if message is None:
             return
         for name, status in said.items():
             if status is Status.DELIVERED or (status is Status.FAILED and reason is None):
-                message.pending.discard(name)
-        if not message.pending:
+                for part in message.parts.values():
+                    part.names.discard(name)
+        changed: list[Part] = []
+        for part_number, part in list(message.parts.items()):
+            if number in (None, part_number) and part.names:
+                changed += self.let_wait(message, part, said, retry_at, reason)
+        if not message.conclude(*changed):
             del self.model[queue_id]
-        elif reason is not None:
-            message.state, message.reason, message.attempts = State.HOLD, reason, message.attempts + 1
-        elif retry_at is not None:
-            message.due, message.attempts = retry_at, message.attempts + 1
-            if message.state is not State.HOLD:
-                message.state = State.DEFERRED
+
+    def let_wait(
+        self,
+        message: Modelled,
+        part: Part,
+        said: dict[str, Status],
+        retry_at: float | None,
+        reason: str | None,
+    ) -> list[Part]:
+        if retry_at is None and reason is None:
+            return []
+        message.reason = reason or message.reason
+        on = {name for name in part.names if said.get(name) is Status.DEFERRED and retry_at is not None}
+        if reason is None:
+            on = part.names
+        held = part
+        if on and on != part.names:
+            held = Part(part.lane, part.names - on, part.state, part.due, part.attempts)
+            message.parts[max(message.parts) + 1] = held
+            part.names = on
+        if reason is not None and held.names != on:
+            held.state, held.attempts = State.HOLD, held.attempts + 1
+        if part.names == on and retry_at is not None:
+            part.due, part.attempts = retry_at, part.attempts + 1
+            if part.state is not State.HOLD:
+                part.state = State.DEFERRED
+        return [part, held]
+
+    @rule(queue_id=messages, number=st.integers(0, 3), ways=st.sampled_from(WAYS[1:]))
+    def assign(self, queue_id: str, number: int, ways: tuple[PlannedPart, ...]) -> None:
+        self.ask(Assignment(row_key(queue_id), queue_id, number, ways))
+        message = self.model.get(queue_id)
+        part = message and message.parts.get(number)
+        if message is None or part is None:
+            return
+        for way in ways:
+            moved = {NAMES[place] for place in way.positions or ()} & part.names
+            if not moved:
+                continue
+            new = part
+            if moved != part.names:
+                part.names -= moved
+                new = Part(way.lane, moved, part.state, part.due, part.attempts)
+                message.parts[max(message.parts) + 1] = new
+            new.lane = way.lane
+            if new.state is State.ACTIVE:
+                new.due = way.turn
+            message.conclude(part, new)
+            if new is part:
+                break
 
     @rule(queue_id=messages, action=st.sampled_from(Action), at=st.floats(0, 100))
     def change(self, queue_id: str, action: Action, at: float) -> None:
@@ -129,14 +226,20 @@ class Queue(RuleBasedStateMachine):
         self.ask(Change(row_key(queue_id), queue_id, action, at, "by hand"), known=possible)
         if message is None or not possible:
             return
+        parts = message.parts.values()
         if action is Action.DELETE:
             del self.model[queue_id]
         elif action is Action.HOLD:
-            message.state, message.reason = State.HOLD, "by hand"
-        elif action is Action.RETRY:
-            message.due = at
-        elif held:
-            message.state, message.reason, message.due = State.ACTIVE, None, at
+            message.reason = "by hand"
+            for part in parts:
+                part.state = State.HOLD
+            message.conclude(*parts)
+        else:
+            due = [part for part in parts if (part.state is State.HOLD) == (action is Action.RELEASE)]
+            for part in due:
+                part.due = message.due = at
+                part.state = State.ACTIVE if action is Action.RELEASE else part.state
+            message.conclude(*due)
 
     @rule()
     def commit(self) -> None:
@@ -171,11 +274,20 @@ class Queue(RuleBasedStateMachine):
                 message.state is state for message in self.model.values()
             )
             assert self.ledger.octets[state] == 10 * self.ledger.messages[state]
-        due = self.queries.due(50.0, 1000, ())
-        assert {message.queue_id: {r.local for r in message.pending} for message in due} == {
-            queue_id: message.pending
+        lanes = dict(self.schedule.lanes(None, 1000))
+        assert lanes.keys() == {
+            part.lane for message in self.model.values() for part in message.parts.values()
+        }
+        due = {
+            (message.queue_id, message.part): (found.lane, {r.local for r in message.pending})
+            for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {})
+            for message in found.messages
+        }
+        assert due == {
+            (queue_id, number): (part.lane, part.names)
             for queue_id, message in self.model.items()
-            if message.state is State.ACTIVE or (message.state is State.DEFERRED and message.due <= 50.0)
+            for number, part in message.parts.items()
+            if part.state is State.ACTIVE or (part.state is State.DEFERRED and part.due <= 50.0)
         }
 
     def teardown(self) -> None:

@@ -15,7 +15,7 @@ from pytest_twisted import ensureDeferred
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolLocked
 from elemta.spool import State
-from tests.spool.mail import put, read
+from tests.spool.mail import due, put, read
 
 LARGE = b"large" * 40_000
 
@@ -96,7 +96,7 @@ async def test_a_message_whose_body_is_missing_is_held_and_loudly_so(open_spool,
     again = await open_spool()
     (line,) = await again.list(State.HOLD)
     assert (line.queue_id, line.hold_reason) == (lost.queue_id, "the body file is missing")
-    assert [message.queue_id for message in await again.due(time.time(), 10)] == [kept.queue_id]
+    assert [message.queue_id for message in await due(again, time.time(), 10)] == [kept.queue_id]
     assert [event["queue_id"] for event in events if event.get("event") == "spool.body_missing"] == [
         lost.queue_id
     ]

@@ -10,7 +10,7 @@ from pytest_twisted import ensureDeferred
 from elemta.errors import UnknownMessage
 from elemta.outcome import Status
 from elemta.spool import State
-from tests.spool.mail import outcome, put, recipients
+from tests.spool.mail import due, outcome, put, recipients
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
 
@@ -55,11 +55,11 @@ async def test_who_could_not_be_reached_is_tried_again_at_the_time_given(open_sp
     queue_id = (await put(spool, b"body", "bob", "eve")).queue_id
     said = _said(queue_id, bob=DELIVERED, eve=DEFERRED)
     await spool.settle(queue_id, said, retry_at=1234.5, hold_reason=None)
-    (message,) = await spool.due(time.time(), 10)
+    (message,) = await due(spool, time.time(), 10)
     assert (message.state, message.attempts, message.next_attempt_at) == (State.DEFERRED, 1, 1234.5)
     assert message.pending == recipients("eve")
     assert message.envelope.recipients == recipients("bob", "eve")
-    assert await spool.due(1234.0, 10) == []
+    assert await due(spool, 1234.0, 10) == []
 
 
 @ensureDeferred
@@ -67,7 +67,7 @@ async def test_a_permanent_failure_with_a_reason_to_hold_keeps_who_did_not_get_i
     spool = await open_spool()
     queue_id = (await put(spool, b"body", "bob", "eve", "mallory")).queue_id
     said = _said(queue_id, bob=DELIVERED, eve=FAILED, mallory=DEFERRED)
-    await spool.settle(queue_id, said, retry_at=99.0, hold_reason="550 from the next hop")
+    await spool.settle(queue_id, said, retry_at=None, hold_reason="550 from the next hop")
     record = await spool.show(queue_id)
     assert (record.message.state, record.message.hold_reason) == (State.HOLD, "550 from the next hop")
     assert record.message.pending == recipients("eve", "mallory")
@@ -77,7 +77,7 @@ async def test_a_permanent_failure_with_a_reason_to_hold_keeps_who_did_not_get_i
         (DEFERRED, True),
     ]
     await spool.release(queue_id)
-    (message,) = await spool.due(time.time(), 1)
+    (message,) = await due(spool, time.time(), 1)
     assert message.pending == recipients("eve", "mallory")
 
 
@@ -200,7 +200,7 @@ async def test_a_thousand_recipients_are_settled_in_one_go(open_spool):
     queue_id = (await put(spool, b"body", *names)).queue_id
     said = [outcome(queue_id, name, DEFERRED if name.endswith("7") else DELIVERED) for name in names]
     await spool.settle(queue_id, said, retry_at=1.0, hold_reason=None)
-    (message,) = await spool.due(time.time(), 1)
+    (message,) = await due(spool, time.time(), 1)
     assert message.pending == recipients(*(name for name in names if name.endswith("7")))
     assert (await spool.list())[0].pending == 100
     assert len((await spool.show(queue_id)).history) == 50

@@ -11,7 +11,7 @@ from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.spool import QueuedMessage, State, Submission
-from tests.spool.mail import HEADER, put, read, recipients, submission, written
+from tests.spool.mail import HEADER, due, put, read, recipients, submission, written
 
 NO_SUCH_ID = "0" * 18
 
@@ -25,7 +25,7 @@ async def test_a_committed_message_is_there_after_a_restart_byte_for_byte(open_s
 
     again = await open_spool()
     assert await read(again, envelope.queue_id) == HEADER + body
-    assert [message.envelope for message in await again.due(time.time(), 10)] == [envelope]
+    assert [message.envelope for message in await due(again, time.time(), 10)] == [envelope]
 
 
 @ensureDeferred
@@ -115,7 +115,7 @@ async def test_listeners_hear_of_active_messages_after_their_commit_and_a_failin
     assert [message.state for message in heard[:1]] == [State.ACTIVE]
     assert heard[0].envelope == envelope
     assert heard[0].pending == envelope.recipients
-    stored = await spool.due(time.time(), 1)
+    stored = await due(spool, time.time(), 1)
     assert stored == heard[:1]
 
 
@@ -123,8 +123,8 @@ async def test_listeners_hear_of_active_messages_after_their_commit_and_a_failin
 async def test_a_quarantined_message_is_visible_and_not_due(open_spool):
     spool = await open_spool()
     envelope = await put(spool, b"body", hold_reason="smells of fish")
-    assert await spool.due(time.time() + 1e9, 10) == []
-    assert await spool.next_due() is None
+    assert await due(spool, time.time() + 1e9, 10) == []
+    assert await spool.lanes(None, 10) == [("", None)]
     (line,) = await spool.list(State.HOLD)
     assert (line.queue_id, line.hold_reason) == (envelope.queue_id, "smells of fish")
 
@@ -138,12 +138,17 @@ async def test_active_messages_are_due_before_deferred_ones_and_those_under_way_
     await spool.settle(ids[2], [], retry_at=1e12, hold_reason=None)
 
     now = time.time()
-    assert [message.queue_id for message in await spool.due(now, 10)] == [ids[3], ids[4], ids[1], ids[0]]
-    assert [message.queue_id for message in await spool.due(now, 1, {ids[3]})] == [ids[4]]
-    assert [message.queue_id for message in await spool.due(now, 3, ids[3:4])] == [ids[4], ids[1], ids[0]]
-    assert await spool.next_due(ids[3:]) == 40.0
-    assert await spool.next_due(ids) is None
-    assert await spool.next_due([ids[0], ids[1], ids[3], ids[4]]) == 1e12
+    assert [message.queue_id for message in await due(spool, now, 10)] == [ids[3], ids[4], ids[1], ids[0]]
+    assert [message.queue_id for message in await due(spool, now, 1, {ids[3]})] == [ids[4]]
+    assert [message.queue_id for message in await due(spool, now, 3, ids[3:4])] == [ids[4], ids[1], ids[0]]
+    assert await spool.lanes(None, 10) == [("", 0.0)]
+    (found,) = await spool.due(now, {"": 10}, {"": [(queue_id, 0) for queue_id in ids[:2]]})
+    assert ([message.queue_id for message in found.messages], found.next_due) == (ids[3:], 1e12)
+    (found,) = await spool.due(now, {"": 3})
+    assert ([message.queue_id for message in found.messages], found.next_due) == (
+        [ids[3], ids[4], ids[1]],
+        now,
+    )
 
 
 @ensureDeferred
@@ -159,6 +164,8 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
 
     from elemta.spool.partition import Places
     from elemta.spool.queries import Queries
+    from elemta.spool.reading import Reader
+    from elemta.spool.schedule import Schedule
 
     class Planning:
         def execute(self, statement, values=()):
@@ -173,19 +180,27 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
         def connect(self, path):
             return Planning()
 
-    queries = Queries(Places(tmp_path / "spool" / "p0"), PlanningDisk())
-    queries.due(1e12, 10, ["0" * 18])
-    queries.next_due([])
+    reader = Reader(Places(tmp_path / "spool" / "p0"), PlanningDisk())
+    schedule = Schedule(reader)
+    schedule.lanes(None, 10)
+    schedule.due(1e12, {"": 10}, {"": [("0" * 18, 0)]})
+    schedule.older(1e12, -1, 10, unwarned=True)
+    queries = Queries(reader)
     queries.oldest()
     queries.page(None, 10, None)
     queries.page(State.HOLD, 10, "0" * 18)
     queries.page(State.DEFERRED, 10, None)
     queries.content((queries.page(None, 1, None))[0].queue_id)
-    queries.close()
-    scans = [plan for plan in plans if plan.startswith("SCAN m") and "INDEX" not in plan]
+    reader.close()
+    scans = [plan for plan in plans if plan.startswith("SCAN") and "INDEX" not in plan]
     assert plans
-    # The oldest message is the first row; nothing else walks the table.
-    assert scans == ["SCAN message"], plans
+    # The oldest message is the first row; nothing else walks a table.
+    assert {plan for plan in scans if "json_each" not in plan and "found" not in plan} == {"SCAN message"}, (
+        plans
+    )
+    assert any(
+        plan.startswith("SEARCH p USING") and "part_lane (lane=? AND state=?" in plan for plan in plans
+    )
 
 
 @ensureDeferred
@@ -234,21 +249,21 @@ async def test_the_numbers_follow_every_change_and_a_restart_counts_the_same(ope
 async def test_operators_hold_release_retry_and_delete(open_spool):
     spool = await open_spool()
     woken: list[str] = []
-    spool.on_due(lambda: woken.append("due"))
+    spool.on_due(woken.extend)
     queue_id = (await put(spool, b"body")).queue_id
     await spool.hold(queue_id, "to look at")
     with pytest.raises(SpoolError, match="on hold"):
         await spool.retry(queue_id)
     assert woken == []
     await spool.release(queue_id)
-    assert woken == ["due"]
-    (message,) = await spool.due(time.time(), 1)
+    assert woken == [""]
+    (message,) = await due(spool, time.time(), 1)
     assert (message.state, message.hold_reason) == (State.ACTIVE, None)
 
     await spool.settle(queue_id, [], retry_at=9e9, hold_reason=None)
-    assert await spool.due(time.time(), 1) == []
+    assert await due(spool, time.time(), 1) == []
     await spool.retry(queue_id)
-    assert [message.queue_id for message in await spool.due(time.time(), 1)] == [queue_id]
+    assert [message.queue_id for message in await due(spool, time.time(), 1)] == [queue_id]
 
     await spool.delete(queue_id)
     with pytest.raises(UnknownMessage):

@@ -1,0 +1,60 @@
+"""Who is told of new and due messages, and who says which ways a new one goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from twisted.logger import Logger
+
+from elemta.envelope import Envelope
+from elemta.spool.operations import NewMessage
+from elemta.spool.records import Plan, PlannedPart, QueuedMessage, State, Submission
+
+_log = Logger()
+
+
+def one_way(submission: Submission) -> Sequence[PlannedPart]:
+    """All recipients in the lane without a name: whoever delivers finds out where they go."""
+    return (PlannedPart("", submission.received_at),)
+
+
+class Listeners:
+    """Tells without fail: a listener's own trouble stays its own."""
+
+    def __init__(self) -> None:
+        self.committed: list[Callable[[QueuedMessage], None]] = []
+        self.due: list[Callable[[Collection[str]], None]] = []
+        self.plan: Plan = one_way
+
+    def planned(self, submission: Submission) -> Sequence[PlannedPart]:
+        """The ways that the message goes; whatever the plan does, each recipient has one."""
+        try:
+            return self.plan(submission)
+        except Exception:
+            _log.failure("a new message's ways could not be planned", event="spool.plan_failed")
+            return one_way(submission)
+
+    def tell_committed(self, operation: NewMessage, envelope: Envelope) -> None:
+        """A new active message is on stable storage."""
+        if not self.committed:
+            return
+        everyone = envelope.recipients
+        for number, part in enumerate(operation.parts):
+            places = part.positions
+            pending = everyone if places is None else tuple(everyone[place] for place in places)
+            message = QueuedMessage(
+                envelope, State.ACTIVE, 0, pending, part.turn, part=number, lane=part.lane
+            )
+            for listener in self.committed:
+                try:
+                    listener(message)
+                except Exception:
+                    _log.failure("a listener of the spool failed", event="spool.listener_failed")
+
+    def tell_due(self, lanes: Collection[str]) -> None:
+        """Something in these lanes became due otherwise than by time."""
+        for listener in self.due:
+            try:
+                listener(lanes)
+            except Exception:
+                _log.failure("a listener of the spool failed", event="spool.listener_failed")

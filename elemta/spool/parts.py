@@ -1,0 +1,226 @@
+"""A queued message and its parts under change, as one transaction finds them and leaves them; no SQL here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.logger import Logger
+
+from elemta.address import Address
+from elemta.errors import SpoolError, UnknownMessage
+from elemta.outcome import Outcome, Status
+from elemta.spool.operations import Action, Assignment, Change, Settlement
+from elemta.spool.records import State
+
+_log = Logger()
+
+
+@dataclass(slots=True)
+class Part:
+    """Recipients of the message that go one way, by position; None is all of them."""
+
+    number: int
+    lane: str
+    state: State
+    turn: float
+    attempts: int
+    warned: bool
+    positions: list[int] | None
+    changed: bool = False
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class Queued:
+    """A message under change. ``finished`` are the positions of recipients that need no attempt any more."""
+
+    key: int
+    queue_id: str
+    state: State
+    attempts: int
+    size: int
+    in_file: bool
+    hold_reason: str | None
+    recipients: Sequence[Sequence[Any]]
+    finished: set[int]
+    attempt: int
+    parts: list[Part]
+    found: State
+    next_attempt_at: float | None = None
+    gone: bool = False
+    changed: bool = False
+    outcomes: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    history: list[tuple[object, ...]] = field(default_factory=list)
+    _places: dict[tuple[str, str], list[int]] | None = None
+
+    def positions(self, address: Address) -> list[int]:
+        """Where the address stands among the recipients: more than once if the client named it twice."""
+        if self._places is None:
+            self._places = {}
+            for place, parts in enumerate(self.recipients):
+                self._places.setdefault((parts[0], parts[1]), []).append(place)
+        return self._places.get((address.local, address.domain), [])
+
+    @property
+    def pending(self) -> int:
+        return len(self.recipients) - len(self.finished)
+
+    def left_in(self, part: Part) -> list[int]:
+        """The positions of a part that still need an attempt."""
+        places: Iterable[int] = range(len(self.recipients)) if part.positions is None else part.positions
+        return [place for place in places if place not in self.finished]
+
+    def split(self, part: Part, positions: list[int]) -> Part:
+        """A new part with some positions of another one, that is left as it was."""
+        number = max(each.number for each in self.parts) + 1
+        new = Part(number, part.lane, part.state, part.turn, part.attempts, part.warned, positions, True)
+        self.parts.append(new)
+        return new
+
+    def conclude(self) -> None:
+        """Let the message as a whole say what its parts come to."""
+        self.changed = True
+        for part in self.parts:
+            if not part.gone and not self.left_in(part):
+                part.gone = True
+        left = [part for part in self.parts if not part.gone]
+        if not left:
+            self.gone = True
+            return
+        states = {part.state for part in left}
+        self.state = next(state for state in (State.ACTIVE, State.DEFERRED, State.HOLD) if state in states)
+        self.attempts = max(self.attempts, *(part.attempts for part in left))
+        if State.HOLD not in states:
+            self.hold_reason = None
+        if any(part.changed for part in left) and self.state is not State.ACTIVE:
+            self.next_attempt_at = min(part.turn for part in left if part.state is self.state)
+
+
+def storable(text: str) -> str:
+    """Text as the database can keep it: half characters, which a hostile peer may cause, are spelled out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def settle(message: Queued, settlement: Settlement) -> None:
+    """Note the outcomes of an attempt, and let what is left of the part wait or stay on hold."""
+    keep_failed = settlement.hold_reason is not None
+    wait: set[int] = set()
+    for outcome in settlement.outcomes:
+        positions = message.positions(outcome.recipient)
+        if not positions:
+            _log.warn(
+                "an outcome names a recipient that the message does not have",
+                event="spool.outcome_without_recipient",
+                queue_id=message.queue_id,
+                recipient=str(outcome.recipient),
+            )
+        for position in positions:
+            _record(message, position, outcome, keep_failed=keep_failed)
+        if outcome.status is Status.DEFERRED and settlement.retry_at is not None:
+            wait.update(positions)
+    for part in list(message.parts):
+        if settlement.part is None or settlement.part == part.number:
+            _let_wait(message, part, settlement, wait)
+    message.conclude()
+
+
+def _let_wait(message: Queued, part: Part, settlement: Settlement, wait: set[int]) -> None:
+    left = message.left_in(part)
+    if not left:
+        return
+    if settlement.warned and part.state is not State.HOLD:
+        part.warned = part.changed = True
+    if settlement.hold_reason is not None:
+        message.hold_reason = storable(settlement.hold_reason)
+        held = [position for position in left if position not in wait]
+        if held:
+            _hold(message, part, held)
+        if len(held) == len(left):
+            return
+        part.positions = [position for position in left if position in wait]
+    if settlement.retry_at is not None:
+        # An operator who held the message meanwhile meant it.
+        if part.state is not State.HOLD:
+            part.state = State.DEFERRED
+        part.turn, part.attempts, part.changed = settlement.retry_at, part.attempts + 1, True
+
+
+def _hold(message: Queued, part: Part, positions: list[int]) -> None:
+    """Put some recipients of a part on hold: as a part of their own, if they are not all of it."""
+    held = part if positions == message.left_in(part) else message.split(part, positions)
+    held.state, held.attempts, held.changed = State.HOLD, held.attempts + 1, True
+
+
+def _record(message: Queued, position: int, outcome: Outcome, *, keep_failed: bool) -> None:
+    if position in message.finished:
+        return
+    status = outcome.status
+    finished = status is Status.DELIVERED or (status is Status.FAILED and not keep_failed)
+    if finished:
+        message.finished.add(position)
+    said = (
+        status.value,
+        outcome.code,
+        storable(outcome.enhanced),
+        storable(outcome.text),
+        storable(outcome.route),
+        storable(outcome.next_hop),
+        outcome.at,
+    )
+    message.outcomes[position] = (message.key, position, not finished, *said)
+    message.attempt += 1
+    message.history.append((message.key, message.attempt, position, *said, outcome.seconds))
+
+
+def assign(message: Queued, assignment: Assignment) -> None:
+    """Give recipients of a part another way; a part whose recipients all left is gone."""
+    part = next((part for part in message.parts if part.number == assignment.part), None)
+    if part is None:
+        return
+    left = set(message.left_in(part))
+    for way in assignment.ways:
+        moved = [place for place in (way.positions or sorted(left)) if place in left]
+        left.difference_update(moved)
+        if not moved:
+            continue
+        new = part if not left else message.split(part, moved)
+        new.lane, new.changed = storable(way.lane), True
+        if new is part and part.positions is not None:
+            part.positions = moved
+        if new.state is State.ACTIVE:
+            new.turn = way.turn
+        if new is not part:
+            part.positions, part.changed = sorted(left), True
+    message.conclude()
+
+
+def change(message: Queued | None, wish: Change) -> SpoolError | None:
+    """Do what an operator wants, or say why not."""
+    if message is None:
+        return UnknownMessage(f"there is no message {wish.queue_id} in the queue")
+    if wish.action is Action.DELETE:
+        message.gone = True
+        return None
+    if wish.action is Action.HOLD:
+        message.hold_reason = storable(wish.reason)
+        for part in message.parts:
+            part.state, part.changed = State.HOLD, True
+    elif wish.action is Action.RETRY and message.state is State.HOLD:
+        return SpoolError(f"message {wish.queue_id} is on hold; release it instead")
+    else:
+        _make_due(message, wish)
+    message.conclude()
+    return None
+
+
+def _make_due(message: Queued, wish: Change) -> None:
+    released = wish.action is Action.RELEASE
+    for part in message.parts:
+        if (part.state is State.HOLD) == released:
+            part.turn, part.changed = wish.at, True
+            if released:
+                part.state = State.ACTIVE
+            wish.woken.add(part.lane)
+            message.next_attempt_at = wish.at

@@ -1,0 +1,109 @@
+"""What is to be done in the queue, and when: the questions of delivery, each answered from an index.
+
+However many messages there are, no question costs more than what it gives: a lane whose next hop is down is
+never looked into, and the lanes themselves are found by leaping from one name to the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from elemta.spool.queueid import row_key
+from elemta.spool.reading import Reader
+from elemta.spool.records import LaneDue, Page
+from elemta.spool.rows import PART_COLUMNS, part_of
+
+_FINISHED = (
+    "(SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending)"
+)
+# CROSS JOIN keeps SQLite to this order of the tables, and so to the order of the index.
+_DUE = (
+    f"SELECT {PART_COLUMNS}, {_FINISHED} FROM part p INDEXED BY part_lane"  # noqa: S608 - names are ours
+    " CROSS JOIN message m ON m.id = p.message_id"
+    " WHERE p.lane = ? AND p.state = {}"
+    " AND (p.message_id, p.number) NOT IN"
+    " (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
+    " ORDER BY p.turn, p.message_id, p.number LIMIT ?"
+)
+_ACTIVE = _DUE.format("0")
+_DEFERRED = _DUE.format("1 AND p.turn <= ?")
+_NEXT_DEFERRED = "SELECT min(turn) FROM part WHERE lane = ? AND state = 1 AND turn > ?"
+_LANES = """WITH RECURSIVE found(lane) AS (
+    SELECT min(lane) FROM part WHERE lane > ?1 OR ?1 IS NULL
+    UNION ALL SELECT (SELECT min(p.lane) FROM part p WHERE p.lane > found.lane) FROM found
+    WHERE found.lane IS NOT NULL LIMIT ?2)
+    SELECT lane, EXISTS (SELECT 1 FROM part p WHERE p.lane = found.lane AND p.state = 0),
+    (SELECT min(p.turn) FROM part p WHERE p.lane = found.lane AND p.state = 1)
+    FROM found WHERE lane IS NOT NULL"""
+_OLD = (
+    f"SELECT {PART_COLUMNS}, {_FINISHED} FROM part p"  # noqa: S608 - names are ours
+    " CROSS JOIN message m ON m.id = p.message_id"
+    " WHERE p.message_id IN (SELECT value FROM json_each(?)) AND p.state < 2 AND p.warned <= ?"
+    " ORDER BY p.message_id, p.number"
+)
+# The queued ones in the order of arrival.
+_WALK = (
+    "SELECT id, received_at FROM message INDEXED BY message_active WHERE state = 0 AND id > ?1"
+    " UNION ALL SELECT id, received_at FROM message INDEXED BY message_deferred WHERE state = 1 AND id > ?1"
+    " ORDER BY id LIMIT ?2"
+)
+
+
+class Schedule:
+    """Answers when what is to be attempted."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Some lanes in the order of their names, from behind ``after`` on, and when each has something due.
+
+        That is 0.0 for one with active parts, None for one where all is on hold.
+        """
+        rows = self._reader.all(_LANES, (after, limit))
+        return [(lane, 0.0 if active else due) for lane, active, due in rows]
+
+    def due(
+        self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]
+    ) -> list[LaneDue]:
+        """What is due in each of the lanes: at most so many parts, but for those ``excluding`` names.
+
+        Half of the room is for parts that were never attempted, in the order of their turns; the other half
+        for deferred ones, by time; what one kind leaves is the other's.
+        """
+        return [self._due_in(lane, now, most, excluding.get(lane, ())) for lane, most in wanted.items()]
+
+    def _due_in(self, lane: str, now: float, most: int, known: Collection[tuple[str, int]]) -> LaneDue:
+        excluded = json.dumps([(row_key(queue_id), number) for queue_id, number in known])
+        active = self._reader.all(_ACTIVE, (lane, excluded, most + 1))
+        deferred = self._reader.all(_DEFERRED, (lane, now, excluded, most + 1))
+        half = most - most // 2
+        room_for_active = max(half, most - len(deferred))
+        taken = active[:room_for_active]
+        taken += deferred[: most - len(taken)]
+        if len(taken) < len(active) + len(deferred):
+            next_due: float | None = now
+        else:
+            next_due = (self._reader.one(_NEXT_DEFERRED, (lane, now)) or (None,))[0]
+        return LaneDue(lane, tuple(part_of(row, json.loads(row[12])) for row in taken), next_due)
+
+    def older(self, before: float, after: int, limit: int, *, unwarned: bool) -> Page:
+        """Parts that wait, of messages received at ``before`` or earlier, in the order of arrival.
+
+        ``limit`` bounds the messages that are looked at, from behind the place ``after`` on. With
+        ``unwarned``, only parts whose sender was not told of the delay.
+        """
+        walked = self._reader.all(_WALK, (after, limit))
+        old = [key for key, received_at in walked if received_at <= before]
+        rows: list[tuple[Any, ...]] = []
+        if old:
+            rows = self._reader.all(_OLD, (json.dumps(old), 0 if unwarned else 1))
+        place = after
+        for key, received_at in walked:
+            if received_at > before:
+                break
+            place = key
+        messages = tuple(part_of(row, json.loads(row[12])) for row in rows)
+        return Page(messages, place, len(walked) == limit and place == walked[-1][0])
