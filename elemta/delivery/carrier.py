@@ -1,22 +1,25 @@
-"""Taking one message to where the routes of its recipients lead, and describing what became of it."""
+"""Taking a part of a message to where its routes lead, and describing what became of it."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from elemta.delivery.connections import Connections
+from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
 from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildir_path
-from elemta.delivery.nexthop import NextHopConnection, NextHopUnreachableError, connect
+from elemta.delivery.mx import MailResolver, NoExchanger, find_exchangers
 from elemta.delivery.queue import Queue
-from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Route, RouteTable
+from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings
+from elemta.domains import canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.message.trace import return_path_field
@@ -29,7 +32,6 @@ _log = Logger()
 
 _CHUNK = 64 * 1024
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-_BY_MX = "mail for this domain goes by MX, which this version can't do: add a [[route]]"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,14 +39,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What one attempt for a message came to.
-
-    ``outcomes`` are those of the recipients that were tried; ``held`` says, by the route that keeps
-    them, why others were not.
-    """
+    """What one attempt for a part came to: the outcomes of its recipients, and how far it came."""
 
     outcomes: tuple[Outcome, ...]
-    held: tuple[str, ...] = ()
+    reached: Reached
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether the next hop was there, but for no recipient was there any word of it that counts."""
+        return self.reached is Reached.ANSWERED and all(
+            outcome.status is Status.DEFERRED and not outcome.code and outcome.enhanced in _BROKEN_OFF
+            for outcome in self.outcomes
+        )
+
+
+# RFC 3463 §3.5: no answer in time or a connection that was lost, and what makes no sense.
+_BROKEN_OFF = frozenset({"4.4.2", "4.5.0"})
 
 
 class Carrier:
@@ -57,71 +67,78 @@ class Carrier:
         pool: ThreadPool,
         settings: DeliverySettings,
         observer: DeliveryObserver,
+        *,
+        resolver: MailResolver | None = None,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
         self._queue = queue
         self._pool = pool
         self._observer = observer
+        self._resolver = resolver
         self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
-        self._slots: dict[tuple[str, int], DeferredSemaphore] = {}
-        self._connections: set[NextHopConnection] = set()
+        self._connections = Connections(reactor, settings, self._read, observer)
 
-    async def carry(self, message: QueuedMessage, routes: RouteTable) -> Carried:
-        """Try every pending recipient once. Does not raise: what goes wrong here defers."""
-        groups: dict[Route, list[Recipient]] = {}
-        for recipient in message.pending:
-            groups.setdefault(routes.route(recipient.address), []).append(recipient)
-        held = tuple(reason for route in groups if (reason := _hold_reason(route)))
+    async def carry(self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]]) -> Carried:
+        """Try each of these recipients once. Does not raise: what goes wrong here defers."""
+        most = self._settings.max_recipients
         parts = [
-            (route, recipients[start : start + self._settings.max_recipients])
-            for route, recipients in groups.items()
-            if not _hold_reason(route)
-            for start in range(0, len(recipients), self._settings.max_recipients)
+            (route, recipients[start : start + most])
+            for route, recipients in ways.items()
+            for start in range(0, len(recipients), most)
         ]
         if len(parts) == 1:
-            return Carried(tuple(await self._carry_part(message, *parts[0])), held)
+            return await self._carry_part(message, *parts[0])
         done = await gatherResults(
             [Deferred.fromCoroutine(self._carry_part(message, *part)) for part in parts], consumeErrors=True
         )
-        return Carried(tuple(outcome for outcomes in done for outcome in outcomes), held)
+        outcomes = tuple(outcome for carried in done for outcome in carried.outcomes)
+        return Carried(outcomes, max((carried.reached for carried in done), key=list(Reached).index))
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         """Use these settings for every attempt from now on."""
         self._settings = settings
         self._maildirs.threads = settings.maildir_threads
+        self._connections.reconfigure(settings)
 
     def abandon(self) -> None:
         """Cut every connection; what was under way on it is deferred."""
-        for connection in list(self._connections):
-            connection.cut()
+        self._connections.abandon()
+
+    async def stop(self) -> None:
+        """Close what is still open when nothing is under way any more."""
+        await self._connections.stop()
 
     # One route
 
     async def _carry_part(
         self, message: QueuedMessage, route: Route, recipients: Sequence[Recipient]
-    ) -> list[Outcome]:
+    ) -> Carried:
         attempt = _Attempt(message, route, recipients, self._reactor.seconds())
         try:
             if isinstance(route, MaildirRoute):
-                outcomes = await self._to_maildirs(attempt, route)
+                carried = Carried(await self._to_maildirs(attempt, route), Reached.ANSWERED)
             elif isinstance(route, NextHopRoute):
-                outcomes = await self._to_next_hop(attempt, route)
+                carried = await self._to_next_hop(attempt, hop_of(route))
+            elif isinstance(route, MxRoute):
+                carried = await self._by_mx(attempt, route)
             else:
                 raise TypeError(f"no way to deliver by {route!r}")  # noqa: TRY301
         except SpoolError as error:
-            text = f"the message could not be read here: {error}"
-            outcomes = attempt.deferred(text, "4.3.0", self._reactor.seconds())
+            carried = self._not_sent(attempt, f"the message could not be read here: {error}")
         except Exception:
             # A fault of ours must neither lose the message nor stop the others.
             _log.failure("a delivery attempt broke", event="delivery.broke", queue_id=message.queue_id)
-            text = "a fault inside Elemta; the log has it"
-            outcomes = attempt.deferred(text, "4.3.0", self._reactor.seconds())
-        for outcome in outcomes:
-            self._tell(message, outcome)
-        return outcomes
+            carried = self._not_sent(attempt, "a fault inside Elemta; the log has it")
+        if carried.reached is not Reached.NOTHING_FREE:
+            for outcome in carried.outcomes:
+                self._tell(message, outcome)
+        return carried
 
-    async def _to_maildirs(self, attempt: _Attempt, route: MaildirRoute) -> list[Outcome]:
+    def _not_sent(self, attempt: _Attempt, text: str) -> Carried:
+        return attempt.all(Status.DEFERRED, "4.3.0", text, self._reactor.seconds(), Reached.ANSWERED)
+
+    async def _to_maildirs(self, attempt: _Attempt, route: MaildirRoute) -> tuple[Outcome, ...]:
         envelope = attempt.message.envelope
         prefix = return_path_field(envelope.sender)
         drops = [
@@ -137,33 +154,39 @@ class Carrier:
         content = await self._queue.open_content(envelope.queue_id)
         errors = await self._maildirs.write(Job(content, envelope.size, drops))
         now = self._reactor.seconds()
-        return [
-            attempt.outcome(_maildir_result(recipient, error), drop.directory, now)
+        return tuple(
+            attempt.outcome(_maildir_result(recipient, error), drop.directory, now, final=True)
             for recipient, drop, error in zip(attempt.recipients, drops, errors, strict=True)
-        ]
+        )
 
-    async def _to_next_hop(self, attempt: _Attempt, route: NextHopRoute) -> list[Outcome]:
-        slots = self._slots_of(route)
-        await slots.acquire()
-        # The time in the queue for a connection is none of the next hop's.
-        attempt = replace(attempt, started=self._reactor.seconds())
-        connected = False
-        try:
-            connection = await self._prepare(attempt, route)
-            await connect(self._reactor, route, connection, self._settings.connect_timeout)
-            connected = True
-        except NextHopUnreachableError as error:
-            return attempt.deferred(str(error), "4.4.1", self._reactor.seconds())
-        finally:
-            if not connected:
-                slots.release()
-        self._connections.add(connection)
-        connection.closed.addCallback(lambda _: self._closed(connection, slots))
-        results = await connection.settled
-        now = self._reactor.seconds()
-        return [attempt.outcome(result, connection.name, now) for result in results]
+    async def _by_mx(self, attempt: _Attempt, route: MxRoute) -> Carried:
+        domain = canonical_domain(attempt.recipients[0].domain)
+        if self._resolver is None:
+            text = "nothing here asks DNS for mail exchangers"
+            return attempt.all(Status.DEFERRED, "4.3.5", text, self._reactor.seconds(), Reached.NOWHERE)
+        settings = self._settings
+        found = await find_exchangers(
+            self._resolver,
+            domain,
+            own_names=settings.own_names,
+            own_addresses=settings.own_addresses,
+            port=settings.mx_port,
+        )
+        if isinstance(found, NoExchanger):
+            failed = found.status is Status.FAILED
+            reached = Reached.ANSWERED if failed else Reached.NOWHERE
+            return attempt.all(found.status, found.enhanced, found.text, self._reactor.seconds(), reached)
+        hop = Hop(
+            domain,
+            tuple(Candidate(host.host, settings.mx_port, host.addresses) for host in found.hosts),
+            tls=route.tls,
+            route=route.target,
+            max_connections=route.max_connections,
+            destination=domain,
+        )
+        return await self._to_next_hop(attempt, hop)
 
-    async def _prepare(self, attempt: _Attempt, route: NextHopRoute) -> NextHopConnection:
+    async def _to_next_hop(self, attempt: _Attempt, hop: Hop) -> Carried:
         envelope = attempt.message.envelope
 
         async def open_content() -> BinaryIO:
@@ -177,27 +200,11 @@ class Carrier:
         transaction = ClientTransaction(
             envelope.sender, tuple(attempt.recipients), envelope.parameters, envelope.size, utf8_header
         )
-        return NextHopConnection(
-            self._reactor,
-            self._settings,
-            transaction,
-            lmtp=route.lmtp,
-            open_content=open_content,
-            read=self._read,
-        )
+        sent = await self._connections.send(hop, transaction, open_content)
+        return _carried(attempt, hop, sent, self._reactor.seconds())
 
     async def _read(self, content: BinaryIO) -> bytes:
         return await self._in_thread(content.read, _CHUNK)
-
-    def _closed(self, connection: NextHopConnection, slots: DeferredSemaphore) -> None:
-        self._connections.discard(connection)
-        slots.release()
-
-    def _slots_of(self, route: NextHopRoute) -> DeferredSemaphore:
-        key = (route.target, route.max_connections)
-        if key not in self._slots:
-            self._slots[key] = DeferredSemaphore(route.max_connections)
-        return self._slots[key]
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
@@ -220,12 +227,6 @@ class Carrier:
         )
 
 
-def _hold_reason(route: Route) -> str:
-    if isinstance(route, HoldRoute):
-        return route.reason
-    return _BY_MX if isinstance(route, MxRoute) else ""
-
-
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One try for some recipients over one route, while it lasts; makes their outcomes."""
@@ -235,7 +236,16 @@ class _Attempt:
     recipients: Sequence[Recipient]
     started: float
 
-    def outcome(self, result: RecipientResult, next_hop: str, now: float) -> Outcome:
+    def outcome(
+        self,
+        result: RecipientResult,
+        next_hop: str,
+        now: float,
+        *,
+        seconds: float | None = None,
+        final: bool = False,
+    ) -> Outcome:
+        delivered = result.status is Status.DELIVERED
         return Outcome(
             self.message.queue_id,
             result.recipient.address,
@@ -244,18 +254,26 @@ class _Attempt:
             self.route.target,
             next_hop,
             now,
-            now - self.started,
+            now - self.started if seconds is None else seconds,
             result.code,
             result.enhanced,
+            final and delivered,
+            result.dsn_passed_on,
         )
 
-    def deferred(self, text: str, enhanced: str, now: float) -> list[Outcome]:
-        """The outcomes where nothing was reached that could have answered."""
+    def all(self, status: Status, enhanced: str, text: str, now: float, reached: Reached) -> Carried:
+        """The same for every recipient, where nothing was reached that could have answered."""
+        results = (RecipientResult(recipient, status, 0, enhanced, text) for recipient in self.recipients)
         next_hop = self.route.name if isinstance(self.route, NextHopRoute) else ""
-        return [
-            self.outcome(RecipientResult(recipient, Status.DEFERRED, 0, enhanced, text), next_hop, now)
-            for recipient in self.recipients
-        ]
+        return Carried(tuple(self.outcome(result, next_hop, now) for result in results), reached)
+
+
+def _carried(attempt: _Attempt, hop: Hop, sent: Sent, now: float) -> Carried:
+    outcomes = tuple(
+        attempt.outcome(result, sent.next_hop, now, seconds=sent.seconds, final=hop.lmtp)
+        for result in sent.results
+    )
+    return Carried(outcomes, sent.reached)
 
 
 def _maildir_result(recipient: Recipient, error: OSError | SpoolError | None) -> RecipientResult:

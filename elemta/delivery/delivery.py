@@ -109,6 +109,7 @@ class Delivery(Service):
             self._abandoned = True
             self._carrier.abandon()
             await self._wait_until_empty(_LAST_WAIT)
+        await self._carrier.stop()
         self._known.clear()
         self._set_aside.clear()
         # Joining threads blocks, so it is done in one.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
+from elemta.delivery.routes import NextHopRoute
 from elemta.smtp.client_results import RecipientResult
 from elemta.smtp.facts import TLSInfo
 from elemta.smtp.sasl import Credentials
@@ -66,7 +67,8 @@ class Sent:
     """What came of one transaction: a result for each recipient, in order.
 
     ``next_hop`` names whom the results are from, ``tls`` what protected the way (None: nothing);
-    ``reused`` says that the connection had carried messages before.
+    ``reused`` says that the connection had carried messages before; ``seconds`` is how long it took,
+    without the wait for a connection to become free.
     """
 
     results: Results
@@ -74,3 +76,18 @@ class Sent:
     reached: Reached
     tls: TLSInfo | None = None
     reused: bool = False
+    seconds: float = 0.0
+
+
+def hop_of(route: NextHopRoute) -> Hop:
+    """The next hop that a route names itself."""
+    return Hop(
+        route.name,
+        () if route.path else (Candidate(route.host, route.port),),
+        route.path,
+        route.lmtp,
+        route.tls,
+        route.credentials,
+        route.target,
+        route.max_connections,
+    )

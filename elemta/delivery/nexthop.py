@@ -3,80 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
-from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
-from twisted.internet.error import TimeoutError as TwistedTimeoutError
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IAddress,
     IDelayedCall,
+    IHandshakeListener,
     IPushProducer,
     IReactorTime,
-    IStreamClientEndpoint,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.delivery.routes import NextHopRoute
-from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.hop import IPAddress
+from elemta.delivery.outbound_tls import Handshake, TLSRefused
 from elemta.errors import SpoolError
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_events import ContentWanted, Hangup, Settled
-from elemta.smtp.client_results import RecipientResult
-from elemta.smtp.events import Event
+from elemta.smtp.client_events import ContentWanted, Hangup, LoginRefused, Settled
+from elemta.smtp.events import Event, StartTLS
+from elemta.smtp.facts import TLSInfo
 
 _log = Logger()
 
 # How long what was said last may take to leave before the connection is cut.
 _FAREWELL = 5.0
 
-Results = tuple[RecipientResult, ...]
 Read = Callable[[BinaryIO], Awaitable[bytes]]
+OpenContent = Callable[[], Awaitable[BinaryIO]]
 
 
-class NextHopUnreachableError(Exception):
-    """No connection could be made. The text says to what, and why not."""
-
-
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHandshakeListener)
 class NextHopConnection(Protocol):
     """Moves bytes between a transport and a client session, and the content when it is wanted.
 
-    ``settled`` fires once with the results of the transaction; ``closed`` when the connection is gone.
+    :meth:`send` may be called again after each result as long as the connection is :attr:`idle`; one
+    transaction may take ``lifetime`` seconds. ``closed`` fires when the connection is gone.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
-        settings: DeliverySettings,
-        transaction: ClientTransaction,
+        settings: ClientSettings,
+        handshake: Handshake | None,
         *,
-        lmtp: bool,
-        open_content: Callable[[], Awaitable[BinaryIO]],
+        name: str,
+        address: IPAddress | None = None,
+        lifetime: float,
         read: Read,
     ) -> None:
-        self.settled: Deferred[Results] = Deferred()
         self.closed: Deferred[None] = Deferred()
-        self.name = ""
+        self.name = name
+        self.address = address
+        self.served = 0
+        self.tls_failed = False
+        self.login_refused = False
         self._clock = clock
-        self._settings = settings
-        self._transaction = transaction
-        self._session = ClientSession(ClientSettings(settings.hostname, lmtp, settings.deadlines))
-        self._open_content = open_content
+        self._session = ClientSession(settings)
+        self._handshake = handshake
+        self._handshaking = False
+        self._lifetime = lifetime
         self._read = read
+        self._settled: Deferred[Settled] | None = None
+        self._transaction: ClientTransaction | None = None
+        self._open_content: OpenContent | None = None
         self._wire: Connection | None = None
-        self._writable: Deferred[None] | None = None
+        self._paused = False
+        self._may_go_on: Deferred[None] | None = None
         self._producing = False
         self._timer: IDelayedCall | None = None
-        self._lifetime: IDelayedCall | None = None
+        self._end: IDelayedCall | None = None
         self._awaited: tuple[int, float | None] = (-1, None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the next transaction may be sent."""
+        return self._session.idle
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """What protects the connection; None: nothing."""
+        return self._session.tls
+
+    def send(self, transaction: ClientTransaction, open_content: OpenContent) -> Deferred[Settled]:
+        """Send a transaction; fires with what it came to, and never fails."""
+        self._transaction, self._open_content = transaction, open_content
+        settled = self._settled = Deferred()
+        self._end = self._clock.callLater(self._lifetime, self._outlived)
+        self._act(self._session.start(transaction))
+        return settled
+
+    def quit(self) -> None:
+        """Say goodbye and close."""
+        self._act(self._session.quit())
+
+    def abandon(self, text: str) -> None:
+        """Give the transaction up and close; what has no result yet is deferred with ``text``."""
+        self._act(self._session.abandon(text))
+
+    def cut(self) -> None:
+        """Close now, whatever is unsent."""
+        if self._wire is not None and not self.closed.called:
+            self._wire.abortConnection()
 
     # The transport speaks
 
@@ -85,51 +118,88 @@ class NextHopConnection(Protocol):
         self._wire = cast(Connection, self.transport)
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._lifetime = self._clock.callLater(self._settings.lifetime, self._outlived)
-        self._act(self._session.start(self._transaction))
+        self._flush()
+
+    def handshakeCompleted(self) -> None:
+        if self._wire is None or self._handshake is None or not self._handshaking:
+            return
+        self._handshaking = False
+        try:
+            info = self._handshake.check(cast(SSL.Connection, self._wire.getHandle()))
+        except TLSRefused as error:
+            self._tls_failed(str(error))
+            return
+        _log.info(
+            "TLS with a next hop",
+            event="delivery.tls_started",
+            next_hop=self.name,
+            version=info.version,
+            cipher=info.cipher,
+        )
+        self._act(self._session.tls_started(info))
 
     def dataReceived(self, data: bytes) -> None:
         self._act(self._session.receive(data))
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self._act(self._session.lost(reason.getErrorMessage() if reason is not None else "closed"))
-        for timer in (self._timer, self._lifetime):
+        text = reason.getErrorMessage() if reason is not None else "closed"
+        if self._handshaking and self._handshake is not None and not self._session.closed:
+            self._handshaking = False
+            self._tls_failed(self._handshake.reason(reason) if reason is not None else text)
+        elif not self._session.closed:
+            # A server that breaks off at the first words under TLS has no TLS that works.
+            self.tls_failed = self.tls is not None and not self._session.features.keywords
+            self._act(self._session.lost(text))
+        for timer in (self._timer, self._end):
             if timer is not None and timer.active():
                 timer.cancel()
-        self.resumeProducing()
+        self._go_on()
         self.closed.callback(None)
 
     # Back-pressure
 
     def pauseProducing(self) -> None:
-        if self._writable is None and not self._session.closed:
-            self._writable = Deferred()
+        self._paused = True
 
     def resumeProducing(self) -> None:
-        writable, self._writable = self._writable, None
-        if writable is not None:
-            writable.callback(None)
+        self._paused = False
+        self._go_on()
 
     def stopProducing(self) -> None:
         self.resumeProducing()
 
+    def _go_on(self) -> None:
+        """Let the content go on if nothing keeps it any more."""
+        if self._may_go_on is not None and not self._is_kept:
+            may_go_on, self._may_go_on = self._may_go_on, None
+            may_go_on.callback(None)
+
+    @property
+    def _is_kept(self) -> bool:
+        return not self._session.closed and (self._paused or self._session.congested)
+
     # The session speaks
 
-    def abandon(self, text: str) -> None:
-        """Give the transaction up and close; what has no result yet is deferred with ``text``."""
-        self._act(self._session.abandon(text))
-
     def _act(self, events: list[Event]) -> None:
+        settled: Settled | None = None
         for event in events:
             if isinstance(event, ContentWanted):
                 self._start_content()
+            elif isinstance(event, StartTLS):
+                self._start_tls()
+            elif isinstance(event, LoginRefused):
+                self._tell_login_refused(event)
             elif isinstance(event, Settled):
-                self.settled.callback(event.results)
-                self._session.quit()
+                settled = event
             elif isinstance(event, Hangup):
                 self._hang_up()
-                return
-        self._flush()
+                break
+        else:
+            self._flush()
+            self._go_on()
+        if settled is not None:
+            # Last of all: whoever waits for it may send again, or close.
+            self._settle(settled)
 
     def _flush(self) -> None:
         if self._wire is not None and (output := self._session.take_output()):
@@ -139,16 +209,50 @@ class NextHopConnection(Protocol):
             self._awaited = awaited
             self._arm(awaited[1], self._too_late)
 
+    def _settle(self, event: Settled) -> None:
+        self.served += 1
+        if self._end is not None and self._end.active():
+            self._end.cancel()
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled.callback(event)
+
+    def _start_tls(self) -> None:
+        self._flush()
+        if self._wire is not None and self._handshake is not None:
+            self._handshaking = True
+            self._wire.startTLS(self._handshake)
+
+    def _tls_failed(self, reason: str) -> None:
+        self.tls_failed = True
+        _log.warn(
+            "TLS with a next hop failed", event="delivery.tls_failed", next_hop=self.name, reason=reason
+        )
+        self._act(self._session.tls_failed(reason))
+
+    def _tell_login_refused(self, event: LoginRefused) -> None:
+        self.login_refused = True
+        _log.error(
+            "a next hop did not take the credentials of its route",
+            event="delivery.login_refused",
+            next_hop=self.name,
+            code=event.reply.code,
+            reply=event.reply.text,
+        )
+
+    # Ends
+
     def _arm(self, seconds: float | None, late: Callable[[], None]) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None if seconds is None else self._clock.callLater(seconds, late)
 
     def _too_late(self) -> None:
+        self.tls_failed = self.tls_failed or self._handshaking
         self._act(self._session.timed_out())
 
     def _outlived(self) -> None:
-        self.abandon(f"the transaction was not done after {self._settings.lifetime:g} s")
+        self.abandon(f"the transaction was not done after {self._lifetime:g} s")
 
     def _hang_up(self) -> None:
         if self._wire is None:
@@ -156,14 +260,9 @@ class NextHopConnection(Protocol):
         if output := self._session.take_output():
             self._wire.write(output)
         self._end_producing()
-        self.resumeProducing()
+        self._go_on()
         self._wire.loseConnection()
         self._arm(_FAREWELL, self.cut)
-
-    def cut(self) -> None:
-        """Close now, whatever is unsent."""
-        if self._wire is not None and not self.closed.called:
-            self._wire.abortConnection()
 
     # The content
 
@@ -176,6 +275,9 @@ class NextHopConnection(Protocol):
         self.abandon(f"the message could not be read here: {failure.getErrorMessage()}")
 
     async def _send_content(self) -> None:
+        assert self._open_content is not None  # noqa: S101 - content is wanted for what was sent
+        assert self._transaction is not None  # noqa: S101
+        size = self._transaction.size
         content = await self._open_content()
         try:
             if self._wire is not None and not self._session.closed:
@@ -189,15 +291,16 @@ class NextHopConnection(Protocol):
                     break
                 self._session.content(chunk)
                 self._flush()
-                if self._writable is not None:
-                    await self._writable
+                if self._is_kept:
+                    self._may_go_on = Deferred()
+                    await self._may_go_on
         finally:
             content.close()
         if self._session.closed:
             return
-        if sent != self._transaction.size:
+        if sent != size:
             # A message that was cut short on the disk must never end: it would count as delivered.
-            self.abandon(f"the stored message has {sent} octets of {self._transaction.size}")
+            self.abandon(f"the stored message has {sent} octets of {size}")
             return
         self._end_producing()
         self._session.end_content()
@@ -207,39 +310,3 @@ class NextHopConnection(Protocol):
         if self._producing and self._wire is not None:
             self._producing = False
             self._wire.unregisterProducer()
-
-
-def endpoint(reactor: Any, route: NextHopRoute, timeout: float) -> IStreamClientEndpoint:
-    """Where the route leads; ``timeout`` in seconds is for one attempt to connect."""
-    if route.path:
-        return UNIXClientEndpoint(reactor, route.path, timeout)
-    return HostnameEndpoint(reactor, route.host, route.port, timeout)
-
-
-async def connect(reactor: Any, route: NextHopRoute, connection: NextHopConnection, timeout: float) -> None:
-    """Connect to the route's next hop; raises :class:`NextHopUnreachableError`.
-
-    The name's lookup and all addresses together get twice the ``timeout``.
-    """
-    connecting = endpoint(reactor, route, timeout).connect(Factory.forProtocol(lambda: connection))
-    connecting.addTimeout(2 * timeout, reactor)
-    try:
-        await connecting
-    except (
-        ConnectError,
-        ConnectingCancelledError,
-        DNSLookupError,
-        TwistedTimeoutError,
-        CancelledError,
-        OSError,
-    ) as error:
-        reason = str(error) or type(error).__name__
-        raise NextHopUnreachableError(f"no connection to {route.name}: {reason}") from error
-    connection.name = _reached(route, connection.transport.getPeer() if connection.transport else None)
-
-
-def _reached(route: NextHopRoute, peer: IAddress | None) -> str:
-    host = getattr(peer, "host", "")
-    if route.path or not host or host == route.host:
-        return route.name
-    return f"{route.host}[{host}]:{route.port}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from elemta.config import Config
@@ -11,17 +12,45 @@ from elemta.outcome import Outcome
 from elemta.smtp.client import Deadlines
 
 
-class DeliveryObserver(Protocol):
+class ConnectionsObserver(Protocol):
+    """What connections tell the metrics, in the reactor thread."""
+
+    def connection(self, outcome: str) -> None:
+        """A message got one, ``opened`` for it or ``reused``; or one ``failed`` to be made."""
+
+    def connection_closed(self) -> None:
+        """One that was opened is gone."""
+
+    def tls(self, outcome: str) -> None:
+        """A handshake ended: the version of TLS, or ``failed``."""
+
+
+class DeliveryObserver(ConnectionsObserver, Protocol):
     """What delivery tells the metrics, in the reactor thread."""
 
     def attempted(self, outcome: Outcome) -> None:
         """One attempt for one recipient came to this."""
 
+    def lanes(self, known: int, blocked: int) -> None:
+        """So many destinations have mail, and so many of them are left alone until they are back."""
+
 
 class Unobserved:
     """An observer that does not care."""
 
+    def connection(self, outcome: str) -> None:
+        pass
+
+    def connection_closed(self) -> None:
+        pass
+
+    def tls(self, outcome: str) -> None:
+        pass
+
     def attempted(self, outcome: Outcome) -> None:
+        pass
+
+    def lanes(self, known: int, blocked: int) -> None:
         pass
 
 
@@ -45,8 +74,12 @@ class Retries:
         end = received_at + self.expire
         if now >= end:
             return None
-        delay = self.delays[min(max(attempts, 1), len(self.delays)) - 1]
-        return min(now + delay * random.uniform(1.0, 1.0 + self.jitter), end)  # noqa: S311
+        return min(self.after_failures(attempts, now), end)
+
+    def after_failures(self, failures: int, now: float) -> float:
+        """When to try a destination again that was found down so many times in a row."""
+        delay = self.delays[min(max(failures, 1), len(self.delays)) - 1]
+        return now + delay * random.uniform(1.0, 1.0 + self.jitter)  # noqa: S311
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +88,18 @@ class DeliverySettings:
 
     At most ``max_messages`` messages are under way at one time and ``max_recipients`` go with one
     transaction; ``maildir_threads`` write to Maildirs, ``read_threads`` read contents for next hops;
-    ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a connection as a whole;
-    ``poll`` is the longest time between two looks into the queue.
+    ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a transaction as a whole;
+    ``poll`` is the longest time between two looks into the queue. After ``warn_after`` (0: never) a sender
+    is told that a message waits.
+
+    ``mx_port`` is where mail exchangers listen; ``own_names`` and ``own_addresses`` (with their ports) are
+    what this host itself is called and takes mail at.
+
+    One attempt to connect may take ``connect_timeout``, and the next address of a host is tried
+    ``head_start`` after the one before it, or when that failed. At most ``max_per_destination`` connections
+    go to one destination; ``connection_wait`` is the longest wait for one to become free. A connection is
+    kept for ``keep_idle`` without a message, and for ``messages_per_connection`` messages.
+    ``no_tls_memory`` is how long a host whose handshake failed is spoken to in the clear where that may be.
     """
 
     hostname: str
@@ -67,8 +110,18 @@ class DeliverySettings:
     maildir_threads: int = 2
     read_threads: int = 4
     connect_timeout: float = 30.0
+    head_start: float = 0.25
+    max_per_destination: int = 10
+    connection_wait: float = 300.0
+    keep_idle: float = 10.0
+    messages_per_connection: int = 100
+    no_tls_memory: float = 600.0
     lifetime: float = 7200.0
     poll: float = 5.0
+    warn_after: float = 14400.0
+    mx_port: int = 25
+    own_names: tuple[str, ...] = ()
+    own_addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()
     deadlines: Deadlines = field(default_factory=Deadlines)
 
     @property
@@ -83,4 +136,6 @@ class DeliverySettings:
             hostname=config.server.hostname,
             retries=Retries(config.spool.retry, config.spool.expire),
             grace=config.server.shutdown_grace,
+            warn_after=config.spool.warn_after,
+            own_names=(config.server.hostname,),
         )

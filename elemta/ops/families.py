@@ -100,6 +100,20 @@ DELIVERY_ATTEMPTS = _counter(
 DELIVERY_DURATION = _histogram(
     "elemta_delivery_duration_seconds", "How long delivery attempts took.", SLOW, "route", "outcome"
 )
+DELIVERY_CONNECTIONS = _counter(
+    "elemta_delivery_connections_total",
+    "Connections to next hops that messages got: opened for them or reused; or that failed to be made.",
+    "outcome",
+)
+DELIVERY_CONNECTIONS_OPEN = _gauge(
+    "elemta_delivery_connections_open",
+    "Connections to next hops open now, those that wait for mail included.",
+)
+DELIVERY_TLS = _counter(
+    "elemta_delivery_tls_total",
+    "TLS handshakes with next hops: the version that was agreed on, or failed.",
+    "outcome",
+)
 
 LOOP_LAG = _histogram(
     "elemta_event_loop_lag_seconds", "How late the event loop came to a timer that was due.", FAST
@@ -140,6 +154,9 @@ ALL = (
     SPOOL_FAILURES,
     DELIVERY_ATTEMPTS,
     DELIVERY_DURATION,
+    DELIVERY_CONNECTIONS,
+    DELIVERY_CONNECTIONS_OPEN,
+    DELIVERY_TLS,
     LOOP_LAG,
     POLL_FAILURES,
 )

@@ -143,15 +143,29 @@ class SpoolMetrics:
 
 
 class DeliveryMetrics:
-    """Counts delivery attempts."""
+    """Counts delivery attempts, and the connections that they take."""
 
     def __init__(self, instruments: Instruments) -> None:
+        self._connections = instruments.counter(families.DELIVERY_CONNECTIONS)
+        self._open = instruments.gauge(families.DELIVERY_CONNECTIONS_OPEN)
+        self._tls = instruments.counter(families.DELIVERY_TLS)
         self._attempts = instruments.counter(families.DELIVERY_ATTEMPTS)
         self._duration = instruments.histogram(families.DELIVERY_DURATION)
 
     def attempted(self, outcome: Outcome) -> None:
         self._attempts.inc(outcome.route, outcome.status.value)
         self._duration.observe(outcome.seconds, outcome.route, outcome.status.value)
+
+    def connection(self, outcome: str) -> None:
+        self._connections.inc(outcome)
+        if outcome == "opened":
+            self._open.add()
+
+    def connection_closed(self) -> None:
+        self._open.add(by=-1)
+
+    def tls(self, outcome: str) -> None:
+        self._tls.inc(outcome)
 
 
 class Metrics:

@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 from elemta.address import Address
 from elemta.delivery import Delivery, DeliverySettings, Retries
 from elemta.delivery.routes import NextHopRoute, Route
+from elemta.delivery.settings import Unobserved
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.outcome import Outcome
 from elemta.spool import MessageRecord, Spool, State, Submission
@@ -122,7 +123,7 @@ class HopSession(Protocol):
 
 
 @dataclass
-class Observer:
+class Observer(Unobserved):
     outcomes: list[Outcome] = field(default_factory=list)
 
     def attempted(self, outcome: Outcome) -> None:

@@ -1,0 +1,231 @@
+"""Sending transactions to next hops: candidate by candidate, over connections that are kept and counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from elemta.config import RouteTLS
+from elemta.delivery.connecting import NextHopUnreachableError
+from elemta.delivery.dialling import Dialling
+from elemta.delivery.hop import Candidate, Hop, IPAddress, Reached, Sent
+from elemta.delivery.nexthop import NextHopConnection, OpenContent, Read
+from elemta.delivery.pool import Kept, Pool
+from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, Unobserved
+from elemta.delivery.slots import NothingFreeError, Slot
+from elemta.outcome import Status
+from elemta.smtp.client_commands import ClientTransaction
+from elemta.smtp.client_events import Extent, Settled
+from elemta.smtp.client_results import RecipientResult
+
+# Connections of one attempt on which a server was listened to: each may take all the time of its deadlines.
+_MOST_SESSIONS = 3
+_LONGEST_TEXT = 500
+
+
+class Connections:
+    """Sends transactions to next hops.
+
+    A connection on which a message went well waits a while for the next one to the same place. No more are
+    open at one time than the route and the destination allow, idle ones included; who has to wait for one
+    takes turns with other destinations.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: DeliverySettings,
+        read: Read,
+        observer: ConnectionsObserver | None = None,
+        *,
+        trust: object | None = None,
+    ) -> None:
+        self.pool = Pool(reactor, settings, observer or Unobserved())
+        self.dialling = Dialling(reactor, settings, read, trust)
+        self.observer = observer or Unobserved()
+        #: Changes when everything that is under way has to be given up.
+        self.abandoned = 0
+        self._reactor = reactor
+
+    @property
+    def open(self) -> int:
+        """How many connections are open, resting ones included."""
+        return self.pool.open
+
+    async def send(self, hop: Hop, transaction: ClientTransaction, open_content: OpenContent) -> Sent:
+        """Send a transaction to the first candidate that takes it. Does not raise for anything of the peers.
+
+        What the first server that answered for the message said is the result; those before it were not to
+        be had. ``open_content`` is called at most once.
+        """
+        return await _Sending(self, hop, transaction, open_content, self._reactor).run()
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Use these settings from now on; no connection that is open now gets another message."""
+        self.dialling.reconfigure(settings)
+        self.pool.reconfigure(settings)
+
+    async def stop(self) -> None:
+        """Close all connections politely; what still has a message after a short wait is cut."""
+        await self.pool.stop()
+
+    def abandon(self) -> None:
+        """Cut everything and give every wait up; what was under way is deferred."""
+        self.abandoned += 1
+        self.pool.refuse("Elemta is stopping")
+        self.dialling.cancel()
+        self.pool.cut()
+
+
+class _Sending:
+    """One transaction on its way: which connection it gets, and what is tried when one is no good.
+
+    It holds a slot whenever no connection does it for it.
+    """
+
+    def __init__(
+        self,
+        home: Connections,
+        hop: Hop,
+        transaction: ClientTransaction,
+        open_content: OpenContent,
+        clock: IReactorTime,
+    ) -> None:
+        self._home = home
+        self._pool = home.pool
+        self._dialling = home.dialling
+        self._observer = home.observer
+        self._clock = clock
+        self._hop = hop
+        self._transaction = transaction
+        self._open_content = open_content
+        self._slot: Slot | None = None
+        self._sessions = 0
+        self._abandoned = home.abandoned
+        self._unreachable: list[str] = []
+        self._refusal: Sent | None = None
+
+    async def run(self) -> Sent:
+        try:
+            claimed = await self._pool.claim(self._hop)
+        except NothingFreeError as error:
+            # RFC 3463 §3.5 X.4.5: too much mail for what there is here, and not the next hop's trouble
+            return self._deferred(str(error), "4.4.5", Reached.NOTHING_FREE)
+        began = self._clock.seconds()
+        try:
+            sent = await self._with_claimed(claimed)
+        finally:
+            if self._slot is not None:
+                self._pool.release(self._slot)
+        return replace(sent, seconds=self._clock.seconds() - began)
+
+    async def _with_claimed(self, claimed: Kept | Slot) -> Sent:
+        if isinstance(claimed, Slot):
+            self._slot = claimed
+            return await self._anew()
+        self._observer.connection("reused")
+        sent = await self._over(claimed, reused=True)
+        if sent is None:
+            # It was dead before it took a word: that is no attempt yet.
+            self._refusal = None
+            sent = await self._anew()
+        return sent
+
+    async def _anew(self) -> Sent:
+        """Try one candidate after the other over new connections."""
+        if self._hop.path:
+            sent = await self._over_unix()
+            return sent or self._nowhere()
+        for candidate in self._hop.candidates:
+            try:
+                sent = await self._with(candidate)
+            except NextHopUnreachableError as error:
+                self._unreachable.append(f"{candidate.host}: {error}")
+                self._observer.connection("failed")
+                continue
+            if sent is not None:
+                return sent
+            if self._is_over:
+                break
+        return self._nowhere()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._sessions >= _MOST_SESSIONS or self._abandoned != self._home.abandoned
+
+    async def _with(self, candidate: Candidate) -> Sent | None:
+        addresses = await self._dialling.addresses(candidate)
+        while addresses and not self._is_over:
+            tls = self._dialling.tls_for(self._hop, candidate)
+            sent = await self._on(candidate, addresses, tls)
+            if sent is not None:
+                return sent
+        return None
+
+    async def _on(self, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS) -> Sent | None:
+        connection = await self._dialling.connect(self._hop, candidate, addresses, tls)
+        sent = await self._over(self._add(connection, candidate.host, candidate.port))
+        if connection.tls is not None:
+            self._observer.tls(connection.tls.version)
+        if not connection.tls_failed:
+            return sent
+        self._observer.tls("failed")
+        if sent is None and self._dialling.may_fall_back(self._hop) and not self._is_over:
+            # RFC 7435 §3: where TLS is optional, a message goes rather in the clear than not at all.
+            self._dialling.remember_no_tls(candidate)
+            same = [connection.address] if connection.address is not None else []
+            again = await self._dialling.connect(self._hop, candidate, same, RouteTLS.NONE)
+            return await self._over(self._add(again, candidate.host, candidate.port))
+        return sent
+
+    async def _over_unix(self) -> Sent | None:
+        try:
+            connection = await self._dialling.connect_unix(self._hop)
+        except NextHopUnreachableError as error:
+            self._unreachable.append(str(error))
+            self._observer.connection("failed")
+            return None
+        return await self._over(self._add(connection, self._hop.path, 0))
+
+    def _add(self, connection: NextHopConnection, host: str, port: int) -> Kept:
+        slot, self._slot = self._slot, None
+        assert slot is not None  # noqa: S101 - no connection is made without one
+        self._sessions += 1
+        return self._pool.add(connection, self._hop, (host, port), slot)
+
+    async def _over(self, kept: Kept, *, reused: bool = False) -> Sent | None:
+        """Send it over this connection; None: this server is no good, and another may be."""
+        connection = kept.connection
+        settled: Settled = await connection.send(self._transaction, self._open_content)
+        answered = settled.extent is Extent.ANSWERED
+        reached = Reached.ANSWERED if answered else Reached.NOWHERE
+        sent = Sent(settled.results, connection.name, reached, connection.tls, reused)
+        # What is wrong with our credentials is so with every address, and may lock the account.
+        if answered or connection.login_refused:
+            self._pool.give_back(kept)
+            return sent
+        self._refusal = sent
+        self._slot = kept.take_slot()
+        await kept.closed()
+        return None
+
+    def _nowhere(self) -> Sent:
+        """The result when no candidate was any good."""
+        refusal = self._refusal
+        if refusal is not None and not (self._unreachable and _is_final(refusal)):
+            return refusal
+        text = f"no connection to {self._hop.name}: {'; '.join(self._unreachable) or 'given up'}"
+        return self._deferred(text[:_LONGEST_TEXT], "4.4.1", Reached.NOWHERE)
+
+    def _deferred(self, text: str, enhanced: str, reached: Reached) -> Sent:
+        results = tuple(
+            RecipientResult(recipient, Status.DEFERRED, 0, enhanced, text)
+            for recipient in self._transaction.recipients
+        )
+        return Sent(results, self._hop.name, reached)
+
+
+def _is_final(sent: Sent) -> bool:
+    return all(result.status is Status.FAILED for result in sent.results)

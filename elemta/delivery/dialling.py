@@ -1,0 +1,128 @@
+"""Making connections to next hops: which addresses, with or without TLS, and with which settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+
+from elemta.config import RouteTLS
+from elemta.delivery.connecting import NextHopUnreachableError, Race, alternating, connect_unix, look_up
+from elemta.delivery.hop import Candidate, Hop, IPAddress
+from elemta.delivery.nexthop import NextHopConnection, Read
+from elemta.delivery.outbound_tls import OutboundTLS
+from elemta.delivery.settings import DeliverySettings
+from elemta.smtp.client import ClientSettings
+
+_MOST_REMEMBERED = 4096
+
+
+class Dialling:
+    """Makes connections, and remembers with whom TLS did not work."""
+
+    def __init__(self, reactor: Any, settings: DeliverySettings, read: Read, trust: object | None) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._read = read
+        self._tls = OutboundTLS(trust)
+        self._racing: set[Deferred[NextHopConnection]] = set()
+        self._no_tls: dict[tuple[str, int], float] = {}
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        self._settings = settings
+        self._tls.forget()
+        self._no_tls.clear()
+
+    def cancel(self) -> None:
+        """Give up what is being dialled."""
+        for racing in list(self._racing):
+            racing.cancel()
+
+    async def addresses(self, candidate: Candidate) -> list[IPAddress]:
+        """What to dial, in order; raises :class:`NextHopUnreachableError`."""
+        found = candidate.addresses or await look_up(
+            self._reactor, candidate.host, self._settings.connect_timeout
+        )
+        return alternating(found)
+
+    async def connect(
+        self, hop: Hop, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS
+    ) -> NextHopConnection:
+        """Connect to one of the addresses, which are used up; raises :class:`NextHopUnreachableError`."""
+
+        def make(address: IPAddress) -> NextHopConnection:
+            return self._make(hop, _reached(candidate, address), candidate.host, tls, address)
+
+        race = Race(
+            self._reactor,
+            addresses,
+            candidate.port,
+            make,
+            timeout=self._settings.connect_timeout,
+            head_start=self._settings.head_start,
+        )
+        racing = race.run()
+        self._racing.add(racing)
+        try:
+            return await racing
+        except CancelledError as error:
+            raise NextHopUnreachableError("given up") from error
+        finally:
+            self._racing.discard(racing)
+
+    async def connect_unix(self, hop: Hop) -> NextHopConnection:
+        """Connect to the hop's socket; raises :class:`NextHopUnreachableError`."""
+        connection = self._make(hop, hop.path, "", RouteTLS.NONE, None)
+        await connect_unix(self._reactor, hop.path, connection, self._settings.connect_timeout)
+        return connection
+
+    def _make(
+        self, hop: Hop, name: str, host: str, tls: RouteTLS, address: IPAddress | None
+    ) -> NextHopConnection:
+        settings = ClientSettings(
+            self._settings.hostname,
+            hop.lmtp,
+            self._settings.deadlines,
+            tls=tls,
+            credentials=hop.credentials,
+            plaintext_login=address is None or address.is_loopback,
+        )
+        handshake = None
+        if tls is not RouteTLS.NONE:
+            handshake = self._tls.handshake(host, verified=tls is RouteTLS.REQUIRE)
+        return NextHopConnection(
+            self._reactor,
+            settings,
+            handshake,
+            name=name,
+            address=address,
+            lifetime=self._settings.lifetime,
+            read=self._read,
+        )
+
+    # Hosts whose TLS does not work
+
+    def tls_for(self, hop: Hop, candidate: Candidate) -> RouteTLS:
+        """Whether to try TLS with a candidate: not where it is optional and has just failed."""
+        until = self._no_tls.get((candidate.host, candidate.port), 0.0)
+        if self.may_fall_back(hop) and until > self._reactor.seconds():
+            return RouteTLS.NONE
+        return hop.tls
+
+    def may_fall_back(self, hop: Hop) -> bool:
+        """Whether the message may go in the clear where TLS fails: credentials never do."""
+        return hop.tls is RouteTLS.MAY and hop.credentials is None
+
+    def remember_no_tls(self, candidate: Candidate) -> None:
+        """So that not each message pays for a handshake that fails."""
+        if len(self._no_tls) >= _MOST_REMEMBERED:
+            self._no_tls.clear()
+        until = self._reactor.seconds() + self._settings.no_tls_memory
+        self._no_tls[candidate.host, candidate.port] = until
+
+
+def _reached(candidate: Candidate, address: IPAddress) -> str:
+    host = f"[{address}]" if address.version == 6 else str(address)
+    if candidate.host == str(address):
+        return f"{host}:{candidate.port}"
+    return f"{candidate.host}[{address}]:{candidate.port}"

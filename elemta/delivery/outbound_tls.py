@@ -1,0 +1,130 @@
+"""TLS towards next hops: opportunistic, with no proof of who is there, or verified by name."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+from OpenSSL import SSL
+from service_identity import CertificateError, VerificationError
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import CertificateOptions, TLSVersion, platformTrust
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from elemta.domains import canonical_domain
+from elemta.smtp.facts import TLSInfo
+
+# What OpenSSL says about a chain that does not hold, by its number (X509_V_ERR_...).
+_CHAIN = {
+    9: "it is not valid yet",
+    10: "it has expired",
+    18: "it is self-signed",
+    19: "its chain ends in a certificate that is not trusted here",
+    20: "its issuer is not known here",
+    21: "it comes without the certificate of its issuer",
+    23: "it was revoked",
+}
+
+
+class TLSRefused(Exception):
+    """The handshake is done, and its certificate is not good enough. The text says why."""
+
+
+class OutboundTLS:
+    """Makes the handshakes of all connections.
+
+    ``trust`` is whom to believe, as :class:`~twisted.internet.ssl.CertificateOptions` takes it; None: what
+    this system trusts.
+    """
+
+    def __init__(self, trust: Any = None) -> None:
+        self._trust = trust
+        self._contexts: dict[bool, SSL.Context] = {}
+
+    def handshake(self, host: str, *, verified: bool) -> Handshake:
+        """A handshake with ``host``, a name or an address; ``verified``: only with a certificate of it."""
+        if verified not in self._contexts:
+            self._contexts[verified] = self._context(verified)
+        return Handshake(self._contexts[verified], host, verified=verified)
+
+    def forget(self) -> None:
+        """Read what is trusted anew for the next handshake."""
+        self._contexts.clear()
+
+    def _context(self, verified: bool) -> SSL.Context:
+        trust = (self._trust or platformTrust()) if verified else None
+        # RFC 8996 §2: nothing older than TLS 1.2, also where the other choice is no TLS at all
+        options = CertificateOptions(trustRoot=trust, insecurelyLowerMinimumTo=TLSVersion.TLSv1_2)
+        context = options.getContext()
+        if verified:
+            context.set_verify(SSL.VERIFY_PEER, _note_chain)
+        return context
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class Handshake:
+    """One handshake: what it is made with, and whether what it came to is good enough."""
+
+    def __init__(self, context: SSL.Context, host: str, *, verified: bool) -> None:
+        self._context = context
+        self._verified = verified
+        self._host = canonical_domain(host)
+        self._is_address = _is_address(host)
+        self.chain_error = 0
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(self)
+        name = self._host.encode("ascii", "ignore")
+        # RFC 6066 §3: an address is no server name
+        if name and not self._is_address:
+            connection.set_tlsext_host_name(name)
+        return connection
+
+    def check(self, connection: SSL.Connection) -> TLSInfo:
+        """What was negotiated; :class:`TLSRefused` where the certificate is not the host's and has to be."""
+        if self._verified:
+            self._check_name(connection)
+        return TLSInfo(
+            version=connection.get_protocol_version_name(),
+            cipher=connection.get_cipher_name() or "",
+            server_name=None if self._is_address else self._host,
+        )
+
+    def _check_name(self, connection: SSL.Connection) -> None:
+        try:
+            if self._is_address:
+                verify_ip_address(connection, self._host)
+            else:
+                # RFC 6125 §6
+                verify_hostname(connection, self._host)
+        except (VerificationError, CertificateError) as error:
+            raise TLSRefused(f"its certificate is not one of {self._host}") from error
+
+    def reason(self, failure: Failure) -> str:
+        """Why the handshake failed, in words."""
+        if self.chain_error:
+            why = _CHAIN.get(self.chain_error, f"OpenSSL calls it error {self.chain_error}")
+            return f"its certificate can't be trusted: {why}"
+        error = failure.value
+        if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
+            return "; ".join(entry[-1] for entry in error.args[0] if entry) or "OpenSSL gives no reason"
+        return str(failure.getErrorMessage()) or type(error).__name__
+
+
+def _note_chain(connection: SSL.Connection, _: object, error: int, __: int, good: int) -> bool:
+    handshake = connection.get_app_data()
+    if not good and isinstance(handshake, Handshake):
+        handshake.chain_error = error
+    return bool(good)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,209 @@
+"""Open connections: bounded in number, kept for the next message to the same place, given back when done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall
+
+from elemta.delivery.hop import Hop
+from elemta.delivery.nexthop import NextHopConnection
+from elemta.delivery.settings import ConnectionsObserver, DeliverySettings
+from elemta.delivery.slots import Slot, Slots
+
+# Messages in a row for one destination on one connection while others of the route wait for theirs.
+_TURN = 10
+# How long goodbyes may take at a stop.
+_GOODBYES = 2.0
+
+
+class Kept:
+    """A connection in the pool, and where it leads: ``host`` (or the path of a socket) and ``port``.
+
+    It has its slot until it is closed, unless the slot was taken from it for another.
+    """
+
+    def __init__(
+        self, connection: NextHopConnection, hop: Hop, place: tuple[str, int], slot: Slot, generation: int
+    ) -> None:
+        self.connection = connection
+        self.slot: Slot | None = slot
+        self.generation = generation
+        self.timer: IDelayedCall | None = None
+        self._place = place
+        self._terms = _terms(hop)
+        self._closing: list[Deferred[None]] = []
+        connection.closed.addCallback(self._closed)
+
+    @property
+    def resting(self) -> bool:
+        """Whether it waits for a message."""
+        return self.timer is not None
+
+    def leads_to(self, hop: Hop) -> bool:
+        """Whether a message for this hop may go here: the same place on the same terms."""
+        return self._terms == _terms(hop) and self._rank(hop) is not None
+
+    def rank(self, hop: Hop) -> int:
+        """The place of its host among the candidates of a hop that it leads to."""
+        return self._rank(hop) or 0
+
+    def _rank(self, hop: Hop) -> int | None:
+        places = [(each.host, each.port) for each in hop.candidates] or [(hop.path, 0)]
+        return places.index(self._place) if self._place in places else None
+
+    def wake(self) -> None:
+        """It is about to get a message, or to close."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+        self.timer = None
+
+    def quit(self) -> None:
+        self.wake()
+        self.connection.quit()
+
+    def take_slot(self) -> Slot | None:
+        """The slot, for the connection that follows this one."""
+        slot, self.slot = self.slot, None
+        return slot
+
+    def closed(self) -> Deferred[None]:
+        """Fires when the connection is gone."""
+        closed: Deferred[None] = Deferred()
+        if self.connection.closed.called:
+            closed.callback(None)
+        else:
+            self._closing.append(closed)
+        return closed
+
+    def _closed(self, _: None) -> None:
+        self.wake()
+        closing, self._closing = self._closing, []
+        for closed in closing:
+            closed.callback(None)
+
+
+def _terms(hop: Hop) -> tuple[object, ...]:
+    return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials)
+
+
+class Pool:
+    """All open connections. A message gets one from :meth:`claim` and gives it back when it is done."""
+
+    def __init__(self, clock: Any, settings: DeliverySettings, observer: ConnectionsObserver) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._observer = observer
+        self._slots: Slots[Kept] = Slots(clock, settings.max_per_destination)
+        self._open: dict[Kept, None] = {}
+        self._generation = 0
+
+    @property
+    def open(self) -> int:
+        return len(self._open)
+
+    @property
+    def resting(self) -> int:
+        return sum(kept.resting for kept in self._open)
+
+    async def claim(self, hop: Hop) -> Kept | Slot:
+        """A connection that leads to the hop, or the right to make one.
+
+        Raises :class:`~elemta.delivery.slots.NothingFreeError`.
+        """
+        fitting = [kept for kept in self._open if kept.resting and kept.leads_to(hop)]
+        if fitting:
+            kept = min(fitting, key=lambda kept: kept.rank(hop))
+            kept.wake()
+            return kept
+        if self._slots.is_full(hop.route, hop.destination, hop.max_connections):
+            self._make_room(hop)
+        return await self._slots.acquire(
+            hop.route,
+            hop.destination,
+            hop.max_connections,
+            self._settings.connection_wait,
+            lambda kept: kept.leads_to(hop),
+        )
+
+    def _make_room(self, hop: Hop) -> None:
+        """Close the connection that rests longest of those in the way of this hop."""
+        narrow = self._slots.is_full_for(hop.route, hop.destination)
+        for kept in self._open:
+            slot = kept.slot
+            if not kept.resting or slot is None or slot.route != hop.route:
+                continue
+            if not narrow or slot.destination == hop.destination:
+                kept.quit()
+                return
+
+    def add(self, connection: NextHopConnection, hop: Hop, place: tuple[str, int], slot: Slot) -> Kept:
+        """Take a new connection in, for a message that comes now."""
+        kept = Kept(connection, hop, place, slot, self._generation)
+        self._open[kept] = None
+        self._observer.connection("opened")
+        connection.closed.addCallback(self._closed, kept)
+        return kept
+
+    def _closed(self, _: None, kept: Kept) -> None:
+        del self._open[kept]
+        self._observer.connection_closed()
+        if kept.slot is not None:
+            self._slots.release(kept.slot)
+
+    def release(self, slot: Slot) -> None:
+        """No connection came of the slot."""
+        self._slots.release(slot)
+
+    def give_back(self, kept: Kept) -> None:
+        """The message is done: let the connection serve the next one, rest, or close."""
+        if not kept.connection.idle or kept.slot is None:
+            return
+        served = kept.connection.served
+        if kept.generation != self._generation or served >= self._settings.messages_per_connection:
+            kept.quit()
+        elif self._pass_on(kept, kept.slot, served):
+            pass
+        elif self._slots.somebody_waits(kept.slot):
+            kept.quit()
+        else:
+            # To the end of the line: whoever rests longest is the first to make room.
+            del self._open[kept]
+            self._open[kept] = None
+            kept.timer = self._clock.callLater(self._settings.keep_idle, kept.quit)
+
+    def _pass_on(self, kept: Kept, slot: Slot, served: int) -> bool:
+        turn_is_over = served % _TURN == 0 and self._slots.others_wait(slot)
+        return not turn_is_over and self._slots.pass_on(slot, kept)
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Use these settings from now on; nothing that is open now is used again."""
+        self._settings = settings
+        self._slots.per_destination = settings.max_per_destination
+        self.drain()
+
+    def drain(self) -> None:
+        """Close what rests now, and what is busy when its message is done."""
+        self._generation += 1
+        for kept in list(self._open):
+            if kept.resting:
+                kept.quit()
+
+    async def stop(self) -> None:
+        """Close everything, and wait a little for the goodbyes; what still has a message then is cut."""
+        self.drain()
+        late = self._clock.callLater(_GOODBYES, self.cut)
+        await DeferredList([kept.closed() for kept in self._open])
+        if late.active():
+            late.cancel()
+
+    def cut(self) -> None:
+        """Cut every connection."""
+        self._generation += 1
+        for kept in list(self._open):
+            kept.connection.cut()
+
+    def refuse(self, text: str) -> None:
+        """Let nobody wait for a connection any longer."""
+        self._slots.give_up(text)

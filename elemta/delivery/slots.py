@@ -1,0 +1,168 @@
+"""Who may have a connection now: so many for a route, so many for a destination, and turns for who waits."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+T = TypeVar("T")
+
+
+class NothingFreeError(Exception):
+    """No connection became free in time. The text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The right to one open connection."""
+
+    route: str
+    destination: str
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter(Generic[T]):
+    destination: str
+    usable: Callable[[T], bool]
+    granted: Deferred[Slot | T]
+    timer: IDelayedCall | None = None
+
+
+@dataclass(slots=True)
+class _Line(Generic[T]):
+    """One route: how many connections it may have and has, and who waits, by destination."""
+
+    most: int
+    taken: int = 0
+    waiting: OrderedDict[str, deque[_Waiter[T]]] = field(default_factory=OrderedDict)
+
+
+class Slots(Generic[T]):
+    """Gives out slots, and passes on connections (``T``) that become free to who can use them.
+
+    Destinations take turns, so that one with many messages does not keep the others of its route waiting.
+    """
+
+    def __init__(self, clock: IReactorTime, per_destination: int) -> None:
+        self.per_destination = per_destination
+        self._clock = clock
+        self._lines: dict[str, _Line[T]] = {}
+        self._taken: Counter[tuple[str, str]] = Counter()
+        self._granted: deque[tuple[Deferred[Slot | T], Slot | T]] = deque()
+        self._handing_out = False
+
+    def acquire(
+        self, route: str, destination: str, most: int, seconds: float, usable: Callable[[T], bool]
+    ) -> Deferred[Slot | T]:
+        """A slot, or a connection that became free meanwhile and is ``usable``.
+
+        Fails with :class:`NothingFreeError` after so many seconds. Without a destination only the route's
+        number counts, which is ``most`` from now on.
+        """
+        line = self._lines.setdefault(route, _Line(most))
+        line.most = most
+        waiter: _Waiter[T] = _Waiter(destination, usable, Deferred())
+        line.waiting.setdefault(destination, deque()).append(waiter)
+        waiter.timer = self._clock.callLater(seconds, self._late, route, waiter, seconds)
+        self._serve(route)
+        return waiter.granted
+
+    def is_full(self, route: str, destination: str, most: int) -> bool:
+        """Whether a connection to the destination has to wait now."""
+        line = self._lines.get(route)
+        return (line is not None and line.taken >= most) or self.is_full_for(route, destination)
+
+    def is_full_for(self, route: str, destination: str) -> bool:
+        """Whether the destination alone has all the connections that it may have."""
+        return not self._has_room(route, destination)
+
+    def release(self, slot: Slot) -> None:
+        """A connection is gone."""
+        line = self._lines[slot.route]
+        line.taken -= 1
+        self._taken[slot.route, slot.destination] -= 1
+        if not self._taken[slot.route, slot.destination]:
+            del self._taken[slot.route, slot.destination]
+        self._serve(slot.route)
+
+    def pass_on(self, slot: Slot, connection: T) -> bool:
+        """Give a connection that became free to who waits for its destination and can use it."""
+        line = self._lines[slot.route]
+        for waiter in line.waiting.get(slot.destination, ()):
+            if waiter.usable(connection):
+                self._grant(line, waiter, connection)
+                self._hand_out()
+                return True
+        return False
+
+    def somebody_waits(self, slot: Slot) -> bool:
+        """Whether somebody would get a connection if this slot were released."""
+        waiting = self._lines[slot.route].waiting
+        return any(each == slot.destination or self._has_room(slot.route, each) for each in waiting)
+
+    def others_wait(self, slot: Slot) -> bool:
+        """Whether the slot, released, would go to another destination."""
+        waiting = self._lines[slot.route].waiting
+        return any(each != slot.destination and self._has_room(slot.route, each) for each in waiting)
+
+    def give_up(self, text: str) -> None:
+        """Let nobody wait any longer."""
+        for line in list(self._lines.values()):
+            for waiters in list(line.waiting.values()):
+                for waiter in list(waiters):
+                    self._refuse(line, waiter, text)
+
+    def _has_room(self, route: str, destination: str) -> bool:
+        return not destination or self._taken[route, destination] < self.per_destination
+
+    def _serve(self, route: str) -> None:
+        line = self._lines[route]
+        while line.taken < line.most:
+            destination = next((each for each in line.waiting if self._has_room(route, each)), None)
+            if destination is None:
+                break
+            line.taken += 1
+            self._taken[route, destination] += 1
+            # The next time it is the others' turn.
+            line.waiting.move_to_end(destination)
+            self._grant(line, line.waiting[destination][0], Slot(route, destination))
+        if not line.taken and not line.waiting:
+            del self._lines[route]
+        self._hand_out()
+
+    def _grant(self, line: _Line[T], waiter: _Waiter[T], what: Slot | T) -> None:
+        self._forget(line, waiter)
+        self._granted.append((waiter.granted, what))
+
+    def _hand_out(self) -> None:
+        """Tell who was granted something; they may ask again or give back meanwhile, to any depth."""
+        if self._handing_out:
+            return
+        self._handing_out = True
+        try:
+            while self._granted:
+                granted, what = self._granted.popleft()
+                granted.callback(what)
+        finally:
+            self._handing_out = False
+
+    def _refuse(self, line: _Line[T], waiter: _Waiter[T], text: str) -> None:
+        self._forget(line, waiter)
+        waiter.granted.errback(NothingFreeError(text))
+
+    def _late(self, route: str, waiter: _Waiter[T], seconds: float) -> None:
+        text = f"no connection was free within {seconds:g} s: all that are allowed are busy"
+        self._refuse(self._lines[route], waiter, text)
+
+    def _forget(self, line: _Line[T], waiter: _Waiter[T]) -> None:
+        if waiter.timer is not None and waiter.timer.active():
+            waiter.timer.cancel()
+        waiters = line.waiting[waiter.destination]
+        waiters.remove(waiter)
+        if not waiters:
+            del line.waiting[waiter.destination]
