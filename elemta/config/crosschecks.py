@@ -27,7 +27,15 @@ _OF_A_MESSAGE = frozenset(
         Identity.SENDER_DOMAIN,
         Identity.RECIPIENT,
         Identity.RECIPIENT_DOMAIN,
+    }
+)
+_ON_THE_WAY_OUT = frozenset(
+    {
         Identity.DESTINATION,
+        Identity.SENDER,
+        Identity.SENDER_DOMAIN,
+        Identity.USER,
+        Identity.RECIPIENT_DOMAIN,
     }
 )
 _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
@@ -92,6 +100,8 @@ def _limits(config: Config) -> Iterator[Fault]:
             yield _fault(config, f"{key}.name", problem)
         yield from _rates(config, key, limit)
         yield from _identities(config, key, limit)
+        if Identity.DESTINATION in limit.per:
+            yield from _destination(config, key, limit)
 
 
 def _rates(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
@@ -112,9 +122,26 @@ def _identities(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]
     for number, identity in enumerate(limit.per, start=1):
         if identity in limit.per[: number - 1]:
             yield _fault(config, f"{key}.per[{number}]", f'found "{identity}": stands there twice')
+        elif Identity.DESTINATION in limit.per:
+            continue
         elif identity in _OF_A_MESSAGE and limit.counts in _BEFORE_A_MESSAGE:
             problem = f'found "{identity}": {limit.counts} are counted when there is no message yet'
             yield _fault(config, f"{key}.per[{number}]", problem)
+
+
+def _destination(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
+    """A limit on the way out: it knows messages and connections, and less of them than a session does."""
+    if limit.counts not in (Counts.MESSAGES, Counts.OPEN_CONNECTIONS):
+        problem = f'found "{limit.counts}": per destination only messages and open_connections are counted'
+        yield _fault(config, f"{key}.counts", problem)
+    for number, identity in enumerate(limit.per, start=1):
+        if identity not in _ON_THE_WAY_OUT:
+            problem = f'found "{identity}": is not known on the way out, for which "destination" is'
+            hint = "with destination: sender, sender_domain, user, recipient_domain"
+            yield _fault(config, f"{key}.per[{number}]", problem, hint)
+        elif limit.counts is Counts.OPEN_CONNECTIONS and identity is not Identity.DESTINATION:
+            problem = f'found "{identity}": a connection to a destination carries mail of many'
+            yield _fault(config, f"{key}.per[{number}]", problem, 'use per = ["destination"] alone')
 
 
 def _chain(config: Config) -> Iterator[Fault]:

@@ -10,12 +10,13 @@ from elemta.limits.limiter import (
     Refusal,
 )
 from elemta.limits.memory import MemoryStore
-from elemta.limits.rules import Rule, rules_from_config
+from elemta.limits.rules import Departure, Rule, rules_from_config
 from elemta.limits.store import ILimitStore, Receipt
 
 __all__ = [
     "Cause",
     "Charge",
+    "Departure",
     "ILimitStore",
     "LimitObserver",
     "LimitState",

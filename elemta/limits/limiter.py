@@ -17,7 +17,7 @@ from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits.refusals import RememberedRefusals
-from elemta.limits.rules import LoginAttempt, Rule, SessionLike, Subject, TransactionLike
+from elemta.limits.rules import Departure, LoginAttempt, Rule, SessionLike, Subject, TransactionLike
 from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Receipt, Request, Shortfall
 from elemta.smtp.events import Stage
 
@@ -125,9 +125,14 @@ class Limiter:
         self._by_name = {rule.name: rule for rule in rules}
         self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
+        self._departing = tuple(rule for rule in rules if rule.departs)
         self._refusals = RememberedRefusals()
         self._next_log: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
+
+    def seconds(self) -> float:
+        """The store's steady time."""
+        return self._store.seconds()
 
     def charges(self, stage: Stage) -> bool:
         """Whether any limit is charged at this stage."""
@@ -160,6 +165,17 @@ class Limiter:
         if not asked:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
         return self._ask(asked, tuple(covered))
+
+    def charge_out(self, departure: Departure, counts: Counts) -> Charge | Deferred[Charge]:
+        """Charge what leaves in all limits per destination that count this, all or none.
+
+        ``counts`` are messages, for a transaction, or open connections, for a connection that is to be made.
+        """
+        if not self._departing:
+            return _NOTHING
+        rules = [rule for rule in self._departing if rule.counts is counts]
+        asked = [request for rule in rules for request in rule.departures(departure)]
+        return self._ask(asked, ()) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""

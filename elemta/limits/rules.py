@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from elemta.address import Address
+from elemta.address import NULL, Address
 from elemta.config import (
     Counts,
     Identity,
@@ -77,6 +77,22 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Departure:
+    """What a charge on the way out is about: a transaction with a destination, or a connection to it.
+
+    ``destination`` is the recipients' domain where mail goes by MX, else the name of the next hop. Of a
+    transaction there are the sender, the user who handed the message in, and the recipients that go
+    together; ``client_ip`` is where it came from, for exceptions (None: not known).
+    """
+
+    destination: str
+    sender: Address = NULL
+    user: str | None = None
+    recipients: Sequence[Recipient] = ()
+    client_ip: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoginAttempt:
     """A session as though it were the user who tries to log in."""
 
@@ -110,6 +126,22 @@ class Rule:
         A connection is one connection, and a message to three recipients in one domain is one message to it.
         """
         return self.counts not in (Counts.RECIPIENTS, Counts.BYTES)
+
+    @property
+    def departs(self) -> bool:
+        """Whether it is charged on the way out, and nowhere else."""
+        return Identity.DESTINATION in self.per
+
+    def departures(self, departure: Departure) -> list[Request]:
+        """What to ask of the store on the way out; per recipient domain one for each. Never a key twice."""
+        ip = departure.client_ip
+        if ip is not None and self.exceptions and self.exceptions.cover(ip):
+            return []
+        identities = [""]
+        for identity in self.per:
+            parts = [part for part in _OUT[identity](departure) if part not in self.exceptions.values]
+            identities = [joined((*filter(None, [so_far]), part)) for so_far in identities for part in parts]
+        return [Request(self.terms, identity) for identity in dict.fromkeys(identities)]
 
     def requests(self, subject: Subject) -> list[Request]:
         """What to ask of the store; nothing where the rule does not apply. Never the same key twice."""
@@ -246,6 +278,21 @@ _PARTS: dict[Identity, Callable[[Subject], str | None]] = {
     Identity.LISTENER: lambda subject: name_identity(subject.session.listener),
     # On the way out; no session knows it.
     Identity.DESTINATION: lambda _subject: None,
+}
+
+
+def _departing_user(departure: Departure) -> tuple[str, ...]:
+    return () if departure.user is None else (name_identity(departure.user),)
+
+
+_OUT: dict[Identity, Callable[[Departure], Sequence[str]]] = {
+    Identity.DESTINATION: lambda departure: (host_identity(departure.destination),),
+    Identity.SENDER: lambda departure: (address_identity(departure.sender),),
+    Identity.SENDER_DOMAIN: lambda departure: (domain_identity(departure.sender),),
+    Identity.USER: _departing_user,
+    Identity.RECIPIENT_DOMAIN: lambda departure: [
+        domain_identity(each.address) for each in departure.recipients
+    ],
 }
 _PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})
 _ORDER = tuple(Stage)

@@ -257,6 +257,23 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="endpoint of a listener and the metrics",
         ),
         pytest.param(
+            '[[limit]]\nname = "a"\nper = ["destination"]\ncounts = "recipients"\nrates = ["1/1m"]',
+            'limit[1].counts: found "recipients": per destination only messages and open_connections are counted',
+            id="what can't be counted on the way out",
+        ),
+        pytest.param(
+            '[[limit]]\nname = "a"\nper = ["destination", "helo"]\ncounts = "messages"\nrates = ["1/1m"]',
+            'limit[1].per[2]: found "helo": is not known on the way out, for which "destination" is '
+            "(with destination: sender, sender_domain, user, recipient_domain)",
+            id="an identity that is not known on the way out",
+        ),
+        pytest.param(
+            '[[limit]]\nname = "a"\nper = ["sender", "destination"]\ncounts = "open_connections"\nrates = ["5"]',
+            'limit[1].per[1]: found "sender": a connection to a destination carries mail of many '
+            '(use per = ["destination"] alone)',
+            id="a connection to a destination per sender",
+        ),
+        pytest.param(
             f'{LISTENER}tls = "implicit"',
             'listener[1].tls: found "implicit": needs a certificate (set tls.certificate)',
             id="implicit TLS without a certificate",

@@ -1,0 +1,130 @@
+"""The pace per destination: limits that mail keeps on its way out. Who is over one waits; nothing fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from elemta.config import Counts, Identity
+from elemta.envelope import Client, Envelope, Recipient
+from elemta.limits import Cause, Charge, Departure, Limiter, Receipt
+from elemta.limits.identity import IPAddress
+from elemta.limits.store import MaybeLater
+
+_log = Logger()
+
+LOG_INTERVAL = 10.0
+"""Seconds between two lines of the log about the same limit."""
+
+LOOK_AGAIN = 1.0
+"""Seconds after which to ask again for a connection: nobody knows when another node closes one."""
+
+_SOONEST, _LATEST = 0.001, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """It may leave now. To be given back with :meth:`Pace.done`, once."""
+
+    receipts: tuple[Receipt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not before so many seconds have passed: ``limit`` is full.
+
+    ``everybody`` tells that this holds for all mail to the destination, not only for this sender's.
+    """
+
+    seconds: float
+    limit: str
+    everybody: bool
+
+
+FREE = Go()
+
+
+class Pace:
+    """Asks the limits per destination before mail leaves.
+
+    A destination is named the way a limit is shown: the recipients' domain where mail goes by MX, else the
+    next hop's name, such as ``smtp.example.net:587``. Answers come at once where the store answers at
+    once, else in a Deferred. ``limiter`` is replaced at a reload; what was charged before can still be given
+    back.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+        self._next_log: dict[str, float] = {}
+
+    def acquire(
+        self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
+    ) -> MaybeLater[Go | Wait]:
+        """Ask for one transaction: a message, and those of its recipients that go together."""
+        client = envelope.client
+        return self._ask(
+            Departure(destination, envelope.sender, client.user, tuple(recipients), _ip(client)),
+            Counts.MESSAGES,
+        )
+
+    def connect(self, destination: str) -> MaybeLater[Go | Wait]:
+        """Ask for one connection, before it is made. It counts, idle or not, until :meth:`done`."""
+        return self._ask(Departure(destination), Counts.OPEN_CONNECTIONS)
+
+    def done(self, go: Go, *, sent: bool = True) -> MaybeLater[None]:
+        """A connection is closed, or a transaction is over.
+
+        One that was not ``sent``, so that the next hop never heard of it, is given back.
+        """
+        if not go.receipts:
+            return None
+        released = self.limiter.release(go.receipts)
+        if sent:
+            return released
+        refunded = self.limiter.refund(go.receipts)
+        return refunded if released is None else released
+
+    def _ask(self, departure: Departure, counts: Counts) -> MaybeLater[Go | Wait]:
+        charge = self.limiter.charge_out(departure, counts)
+        if isinstance(charge, Deferred):
+            return cast("Deferred[Go | Wait]", charge.addCallback(self._answer, departure.destination))
+        return self._answer(charge, departure.destination)
+
+    def _answer(self, charge: Charge, destination: str) -> Go | Wait:
+        refusal = charge.refusal
+        if refusal is None:
+            return Go(charge.receipts) if charge.receipts else FREE
+        seconds = min(max(refusal.retry_after, _SOONEST), _LATEST)
+        if refusal.counts is Counts.OPEN_CONNECTIONS and refusal.cause is Cause.EXCEEDED:
+            seconds = min(seconds, LOOK_AGAIN)
+        wait = Wait(seconds, refusal.limit, refusal.limit in self._for_everybody())
+        self._tell(wait, destination)
+        return wait
+
+    def _for_everybody(self) -> set[str]:
+        return {rule.name for rule in self.limiter.rules if rule.per == (Identity.DESTINATION,)}
+
+    def _tell(self, wait: Wait, destination: str) -> None:
+        now = self.limiter.seconds()
+        if now < self._next_log.get(wait.limit, now):
+            return
+        self._next_log[wait.limit] = now + LOG_INTERVAL
+        _log.info(
+            "mail waits for a limit",
+            event="delivery.paced",
+            limit=wait.limit,
+            destination=destination,
+            seconds=round(wait.seconds, 3),
+        )
+
+
+def _ip(client: Client) -> IPAddress | None:
+    try:
+        return ip_address(client.ip)
+    except ValueError:
+        return None  # from a Unix socket, or written here
