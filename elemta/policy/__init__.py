@@ -6,10 +6,13 @@ what works with 1.x works with every later 1.y.
 
 from elemta.address import Address
 from elemta.config import REQUIRED, NoOptions, setting
-from elemta.envelope import Envelope, MailParameters, Notify, Recipient
+from elemta.dns import NULL_MX, MailExchanger
+from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
+from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.message.headers import Headers
-from elemta.outcome import Outcome
+from elemta.outcome import Outcome, Status
 from elemta.policy.chain import ChainTerms, Conversation, Decision, LoadedPolicy, PolicyChain
+from elemta.policy.departing import DeliveryHooks
 from elemta.policy.discovery import PluginInfo, available_plugins, load_chain
 from elemta.policy.interfaces import (
     FactAnswer,
@@ -27,15 +30,17 @@ from elemta.policy.interfaces import (
     PolicyAnswer,
 )
 from elemta.policy.observer import FailureKind, PolicyObserver, SilentPolicyObserver
-from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Services
+from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Resolver, Services
 from elemta.policy.verdicts import (
     CONTINUE,
     Accept,
     Continue,
     Defer,
     Disconnect,
+    Hold,
     Quarantine,
     Reject,
+    RouteTo,
     Verdict,
     reply_of,
 )
@@ -43,27 +48,31 @@ from elemta.policy.views import Message, Notes, Session, Transaction
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import TLSInfo
 
-CONTRACT_VERSION = "1.0"
+CONTRACT_VERSION = "1.1"
 """The version of the plugin contract, MAJOR.MINOR."""
 
 __all__ = [
     "CONTINUE",
     "CONTRACT_VERSION",
+    "NULL_MX",
     "REQUIRED",
     "Accept",
     "Address",
     "ChainTerms",
+    "Client",
     "Continue",
     "Conversation",
     "Counter",
     "Decision",
     "Defer",
+    "DeliveryHooks",
     "Disconnect",
     "Envelope",
     "FactAnswer",
     "FailureKind",
     "Headers",
     "Histogram",
+    "Hold",
     "IAuthPolicy",
     "IConnectPolicy",
     "IDataPolicy",
@@ -77,9 +86,11 @@ __all__ = [
     "IRcptPolicy",
     "Limits",
     "LoadedPolicy",
+    "MailExchanger",
     "MailParameters",
     "Message",
     "NoOptions",
+    "NoSuchDomain",
     "Notes",
     "Notify",
     "Outcome",
@@ -91,10 +102,14 @@ __all__ = [
     "Quarantine",
     "Recipient",
     "Reject",
+    "Resolver",
+    "ResolverTrouble",
+    "RouteTo",
     "Services",
     "Session",
     "SilentPolicyObserver",
     "Stage",
+    "Status",
     "TLSInfo",
     "Transaction",
     "Verdict",

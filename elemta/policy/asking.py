@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -15,11 +15,7 @@ from elemta.policy.breaker import Admission
 from elemta.policy.member import Call
 from elemta.policy.observer import FailureKind
 from elemta.policy.verdicts import Verdict
-from elemta.policy.views import Message, Transaction
-from elemta.smtp.events import StageQuestion
-
-if TYPE_CHECKING:
-    from elemta.policy.conversation import Conversation
+from elemta.policy.views import Transaction
 
 _log = Logger()
 
@@ -48,6 +44,23 @@ class Turn:
     live: bool = True
 
 
+class Asker(Protocol):
+    """Who asks the question: it judges answers and failures, and goes on behind them."""
+
+    def answered(self, turn: Turn, answer: object) -> Verdict:
+        """Judge what a policy answered; what it counts for."""
+
+    def failed(self, turn: Turn, kind: FailureKind, failure: Failure | None = None) -> Verdict:
+        """Note that a policy failed; what that costs."""
+
+    def decided(self) -> None:
+        """Nothing is being asked any more."""
+
+
+GoOn = Callable[[Turn, Verdict], Decision | Turn]
+"""Asks the policies behind a turn that came to a verdict."""
+
+
 class Asking:
     """A question that some policy did not answer at once.
 
@@ -55,19 +68,10 @@ class Asking:
     one is made, so that nobody waits for Deferreds that had fired already.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        clock: IReactorTime,
-        calls: Sequence[Call],
-        question: StageQuestion,
-        message: Message | None,
-    ) -> None:
-        self._conversation = conversation
+    def __init__(self, asker: Asker, clock: IReactorTime, go_on: GoOn) -> None:
+        self._asker = asker
         self._clock = clock
-        self._calls = calls
-        self._question = question
-        self._message = message
+        self._next = go_on
         self._turn: Turn | None = None
         self._deadline: IDelayedCall | None = None
         self.decision: Decision | None = None
@@ -98,15 +102,15 @@ class Asking:
             return
         self._end(turn)
         if isinstance(answer, Failure):
-            verdict = self._conversation.failed(turn, FailureKind.ERROR, answer)
+            verdict = self._asker.failed(turn, FailureKind.ERROR, answer)
         else:
-            verdict = self._conversation.answered(turn, answer)
+            verdict = self._asker.answered(turn, answer)
         self._go_on(turn, verdict)
 
     def _time_is_up(self, turn: Turn) -> None:
         self._deadline = None
         self._end(turn)
-        verdict = self._conversation.failed(turn, FailureKind.TIMEOUT)
+        verdict = self._asker.failed(turn, FailureKind.TIMEOUT)
         cancel(turn)
         self._go_on(turn, verdict)
 
@@ -120,12 +124,12 @@ class Asking:
             self._deadline = None
 
     def _go_on(self, turn: Turn, verdict: Verdict) -> None:
-        step = self._conversation.walk(self._calls, self._question, self._message, after=(turn, verdict))
+        step = self._next(turn, verdict)
         if isinstance(step, Turn):
             self.wait(step)
             return
         self.decision = step
-        self._conversation.decided()
+        self._asker.decided()
         self.result.callback(step)
 
 

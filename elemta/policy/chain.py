@@ -10,7 +10,17 @@ from twisted.internet.interfaces import IReactorTime
 from elemta.policy.asking import Decision
 from elemta.policy.breaker import FAILURES, REST, Breaker
 from elemta.policy.conversation import NO_OPINION, Conversation
-from elemta.policy.member import MAX_OUTSTANDING, Call, LoadedPolicy, Member, calls_of, facts_of
+from elemta.policy.departing import DeliveryHooks
+from elemta.policy.member import (
+    MAX_OUTSTANDING,
+    Call,
+    LoadedPolicy,
+    Member,
+    attempted_of,
+    calls_of,
+    facts_of,
+    route_of,
+)
 from elemta.policy.observer import PolicyObserver, SilentPolicyObserver
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts
@@ -68,6 +78,16 @@ class PolicyChain:
         self._stages = frozenset(
             stage for loaded, member in self._members for stage in calls_of(member, loaded.policy)
         )
+        self._delivery_hooks = DeliveryHooks(
+            [call for loaded, member in self._members if (call := route_of(member, loaded.policy))],
+            [call for loaded, member in self._members if (call := attempted_of(member, loaded.policy))],
+            clock,
+        )
+
+    @property
+    def delivery_hooks(self) -> DeliveryHooks:
+        """The same policies on the way out."""
+        return self._delivery_hooks
 
     def asks(self, stage: Stage) -> bool:
         """Whether any policy, on any listener, is asked at ``stage``."""
@@ -84,7 +104,7 @@ class PolicyChain:
         asked: dict[Stage, list[Call]] = {}
         told: dict[str, list[Call]] = {"committed": [], "refused": [], "disconnected": []}
         for loaded, member in self._members:
-            if loaded.common.listeners and listener not in loaded.common.listeners:
+            if not member.cares_for(listener):
                 continue
             for stage, call in calls_of(member, loaded.policy).items():
                 asked.setdefault(stage, []).append(call)

@@ -127,7 +127,11 @@ class Conversation:
         step = self.walk(calls, question, message)
         if isinstance(step, Decision):
             return step
-        self._asking = asking = Asking(self, self._clock, calls, question, message)
+
+        def go_on(turn: Turn, verdict: Verdict) -> Decision | Turn:
+            return self.walk(calls, question, message, after=(turn, verdict))
+
+        self._asking = asking = Asking(self, self._clock, go_on)
         asking.wait(step)
         return asking.decision or asking.result
 

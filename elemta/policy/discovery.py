@@ -14,7 +14,7 @@ from elemta.config import read_policy
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.policy.chain import LoadedPolicy, PolicyChain
 from elemta.policy.finding import Broken, Catalogue, Found, stages_of, words_of
-from elemta.policy.interfaces import NOT_ASKED_YET, OTHER_INTERFACES, STAGE_INTERFACES
+from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES
 from elemta.policy.observer import PolicyObserver
 from elemta.policy.services import Services
 
@@ -111,7 +111,6 @@ def _load(found: Found, key: str, config: Config, services: Services) -> LoadedP
     problem = problem_with(policy)
     if problem:
         raise _unavailable(config, key, name, problem, found)
-    _warn_of_what_is_not_asked(name, policy)
     return LoadedPolicy(name, policy, common, found.origin)
 
 
@@ -159,17 +158,6 @@ def problem_with(policy: object) -> str:
         if callable(getattr(policy, method, None))
     ]
     return "it provides no interface of a policy" + (f" ({hints[0]})" if hints else "")
-
-
-def _warn_of_what_is_not_asked(name: str, policy: object) -> None:
-    for interface in NOT_ASKED_YET:
-        if interface.providedBy(policy):
-            _log.warn(
-                "an interface of a policy is not asked in this version",
-                event="policy.not-asked",
-                policy=name,
-                interface=interface.__name__,
-            )
 
 
 def _placed(fault: Fault, source: str, name: str) -> Fault:

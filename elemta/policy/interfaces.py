@@ -78,17 +78,20 @@ class IMessagePolicy(Interface):
 
 
 class IDeliveryPolicy(Interface):
-    """Asked before a delivery is planned. Part of the contract, but not asked in this version."""
+    """Asked before a delivery is planned: which way a recipient's mail leaves."""
 
-    def route(envelope: Envelope, recipient: Recipient) -> object:
-        """The route of this recipient, a hold, or ``CONTINUE``."""
+    def route(envelope: Envelope, recipient: Recipient) -> PolicyAnswer:
+        """``RouteTo`` a target, ``Hold``, ``Defer``, or ``CONTINUE`` for the routes of the configuration.
+
+        Asked for each recipient before each attempt: the answer is not kept.
+        """
 
 
 class IDeliveryObserver(Interface):
-    """Told after each delivery attempt. Part of the contract, but not told in this version."""
+    """Told after each delivery attempt: a fact."""
 
-    def attempted(outcome: Outcome) -> None:
-        """An attempt came to ``outcome``."""
+    def attempted(outcome: Outcome) -> FactAnswer:
+        """An attempt for one recipient came to ``outcome``. It may not be recorded yet."""
 
 
 class IOutcomeObserver(Interface):
@@ -136,6 +139,3 @@ STAGE_INTERFACES: dict[Stage, tuple[InterfaceClass, str]] = {
 """For each stage the interface whose provider is asked, and its method."""
 
 OTHER_INTERFACES: tuple[InterfaceClass, ...] = (IOutcomeObserver, IDeliveryPolicy, IDeliveryObserver)
-
-NOT_ASKED_YET: tuple[InterfaceClass, ...] = (IDeliveryPolicy, IDeliveryObserver)
-"""Interfaces of the contract that this version never asks or tells."""

@@ -14,9 +14,9 @@ from twisted.python.failure import Failure
 
 from elemta.config import Mode, OnError, PolicyCommon
 from elemta.policy.breaker import Admission, Breaker
-from elemta.policy.interfaces import STAGE_INTERFACES, IOutcomeObserver
+from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryObserver, IDeliveryPolicy, IOutcomeObserver
 from elemta.policy.observer import FailureKind, PolicyObserver
-from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Reject, Verdict, name_of, nonsense_in
+from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Hold, Reject, Verdict, name_of, nonsense_in
 from elemta.smtp.events import Stage
 
 _log = Logger()
@@ -35,6 +35,9 @@ _DEFERRED = Defer("Local trouble, please try again later", code=451, enhanced="4
 # RFC 5321 §4.3.2: in place of a greeting there are 554 and 421, which is the one that passes
 _DEFERRED_GREETING = Disconnect("Local trouble, please try again later", code=421, enhanced="4.3.0")
 _REJECTED = Reject("Refused by local policy", code=554, enhanced="5.7.1")
+
+ROUTE = "route"
+"""What being asked on the way out is called beside the stages of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Member:
         "_next_warning",
         "_observer",
         "breaker",
+        "listeners",
         "max_outstanding",
         "name",
         "observed",
@@ -89,6 +93,7 @@ class Member:
         max_outstanding: int = MAX_OUTSTANDING,
     ) -> None:
         self.name = loaded.name
+        self.listeners = frozenset(loaded.common.listeners)
         self.observed = loaded.common.mode is Mode.OBSERVE
         self.timeout = loaded.common.timeout
         self.on_error = loaded.common.on_error
@@ -99,6 +104,10 @@ class Member:
         self._observer = observer
         self._next_traceback = self._next_warning = float("-inf")
 
+    def cares_for(self, listener: str) -> bool:
+        """Whether the policy is asked about clients of this listener."""
+        return not self.listeners or listener in self.listeners
+
     def leave_alone(self, call: Call, kind: FailureKind) -> Verdict:
         """The verdict of a policy that is not asked because it is open or busy."""
         self._observer.failed(self.name, call.stage_name, kind)
@@ -106,8 +115,8 @@ class Member:
             self._warn("a policy has too many unanswered calls and is not asked", call, event="policy.busy")
         return self._verdict_of_failure(call)
 
-    def failed(self, call: Call, trouble: Trouble, session_id: str) -> Verdict:
-        """Log and count a failure; returns what it costs."""
+    def failed(self, call: Call, trouble: Trouble, session_id: str, queue_id: str = "") -> Verdict:
+        """Log and count a failure; returns what it costs. On the way out it is about a queued message."""
         self._observer.failed(self.name, call.stage_name, trouble.kind)
         verdict = self._verdict_of_failure(call)
         facts: dict[str, Any] = {
@@ -119,6 +128,8 @@ class Member:
             "seconds": trouble.seconds,
             "verdict": name_of(verdict),
         }
+        if queue_id:
+            facts["queue_id"] = queue_id
         now = self._clock.seconds()
         if trouble.failure is not None and now >= self._next_traceback:
             self._next_traceback = now + TRACEBACK_EVERY
@@ -157,7 +168,8 @@ class Member:
         if self.observed or self.on_error is OnError.ACCEPT:
             return CONTINUE
         if self.on_error is OnError.REJECT:
-            return _REJECTED
+            # What was accepted is not returned because something broke here: an operator looks at it.
+            return Hold(f"the policy {self.name} failed") if call.stage_name == ROUTE else _REJECTED
         return _DEFERRED_GREETING if call.stage is Stage.CONNECT else _DEFERRED
 
 
@@ -189,6 +201,18 @@ def facts_of(member: Member, policy: object) -> list[Call]:
     ]
 
 
+def route_of(member: Member, policy: object) -> Call | None:
+    """How ``policy`` is asked on the way out, where it wants to be."""
+    return Call(member, policy.route, None, ROUTE) if IDeliveryPolicy.providedBy(policy) else None
+
+
+def attempted_of(member: Member, policy: object) -> Call | None:
+    """How ``policy`` is told of attempts, where it wants to be."""
+    if not IDeliveryObserver.providedBy(policy):
+        return None
+    return Call(member, policy.attempted, None, "attempted")
+
+
 def as_deferred(answer: object) -> Deferred[Any] | None:
     """``answer`` as a Deferred where it is one or is a coroutine, else None. Runs a coroutine's beginning."""
     if isinstance(answer, Deferred):
@@ -198,8 +222,8 @@ def as_deferred(answer: object) -> Deferred[Any] | None:
     return None
 
 
-def problem_of(answer: object) -> str | None:
+def problem_of(answer: object, judge: Callable[[object], str | None] = nonsense_in) -> str | None:
     """What is wrong with an answer that should be a verdict; None where it is one."""
     if answer is None:
         return "no verdict but None: does a method end without return CONTINUE?"
-    return nonsense_in(answer)
+    return judge(answer)

@@ -24,12 +24,16 @@ class FailureKind(enum.StrEnum):
 class PolicyObserver(Protocol):
     """Facts about policies, for counting. Implementations never raise and never block.
 
-    ``stage`` is a stage's name (``connect`` … ``message``) or, for facts that a policy is told,
-    ``committed``, ``refused`` or ``disconnected``. No argument is ever chosen by a client.
+    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` on the way out or, for facts that a
+    policy is told, ``committed``, ``refused``, ``disconnected`` or ``attempted``. No argument is ever chosen
+    by a client.
     """
 
     def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
-        """A policy answered after ``seconds``: continue, accept, defer, reject, disconnect or quarantine."""
+        """A policy answered after ``seconds``.
+
+        Continue, accept, defer, reject, disconnect or quarantine; on the way out route or hold.
+        """
 
     def failed(self, policy: str, stage: str, kind: str) -> None:
         """A policy failed; ``kind`` is a :class:`FailureKind`. What it said instead is its ``on_error``."""

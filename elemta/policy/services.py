@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from elemta.dns import MailExchanger
 from elemta.domains import Domains
 from elemta.envelope import Recipient
+from elemta.errors import ResolverTrouble
 from elemta.policy.views import Session, Transaction
 from elemta.smtp.events import Stage
 
@@ -48,6 +51,43 @@ class Limits(Protocol):
 
     def release(self, receipts: Iterable[Receipt]) -> Deferred[None] | None:
         """Give back what is held open: connections."""
+
+
+class Resolver(Protocol):
+    """DNS. Each lookup ends within a deadline of its own (10 s); answers are cached.
+
+    Every method raises :class:`~elemta.errors.NoSuchDomain` where the name does not exist, and
+    :class:`~elemta.errors.ResolverTrouble` where nobody gave a usable answer in time, which says nothing of
+    the name. A name without such a record gives nothing: an empty tuple.
+    """
+
+    async def addresses(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The addresses of a host, IPv6 first."""
+
+    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+        """The MX records, the most preferred first; ``(NULL_MX,)`` where the domain takes no mail."""
+
+    async def text(self, name: str) -> tuple[str, ...]:
+        """The TXT records, the strings of each put together."""
+
+    async def reverse(self, ip: str | IPv4Address | IPv6Address) -> tuple[str, ...]:
+        """The names that the owner of an address gives it (PTR). Unconfirmed: anybody may claim any name."""
+
+
+class NoResolver:
+    """A resolver where there is none: every lookup has trouble."""
+
+    async def addresses(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+        raise ResolverTrouble(f"there is no resolver to look up {host}")
+
+    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+        raise ResolverTrouble(f"there is no resolver to look up {domain}")
+
+    async def text(self, name: str) -> tuple[str, ...]:
+        raise ResolverTrouble(f"there is no resolver to look up {name}")
+
+    async def reverse(self, ip: str | IPv4Address | IPv6Address) -> tuple[str, ...]:
+        raise ResolverTrouble(f"there is no resolver to look up {ip}")
 
 
 class Counter(Protocol):
@@ -114,8 +154,7 @@ class Services:
 
     ``reactor`` for time, threads and connections (never imported: it is given); ``limits`` of the
     configuration; ``domains``: which are local, who may relay; ``metrics`` for counters of its own; ``log``
-    under the policy's own namespace, which names it in every record.
-    A resolver comes with the version that speaks DNS.
+    under the policy's own namespace, which names it in every record; ``resolver`` for DNS.
     """
 
     reactor: IReactorTime
@@ -123,6 +162,7 @@ class Services:
     domains: Domains
     metrics: PluginMetrics
     log: Logger
+    resolver: Resolver = field(default_factory=NoResolver)
 
     def of_policy(self, name: str) -> Services:
         """The services with ``metrics`` and ``log`` under the name of one policy."""

@@ -15,7 +15,9 @@ from elemta.policy.observer import FailureKind
 _log = Logger()
 
 
-def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id: str) -> None:
+def tell(
+    call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id: str, queue_id: str = ""
+) -> None:
     """Tell a policy a fact. What it does later with it ends with the policy's timeout."""
     member = call.member
     if member.outstanding >= member.max_outstanding:
@@ -27,7 +29,9 @@ def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id
     except KeyboardInterrupt:
         raise
     except BaseException:  # SystemExit too: a policy does not take the daemon down
-        member.failed(call, Trouble(FailureKind.ERROR, clock.seconds() - began, Failure()), session_id)
+        member.failed(
+            call, Trouble(FailureKind.ERROR, clock.seconds() - began, Failure()), session_id, queue_id
+        )
         return
     if pending is None:
         return
@@ -36,7 +40,7 @@ def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id
     def time_is_up() -> None:
         nonlocal timed_out
         timed_out = True
-        member.failed(call, Trouble(FailureKind.TIMEOUT, clock.seconds() - began), session_id)
+        member.failed(call, Trouble(FailureKind.TIMEOUT, clock.seconds() - began), session_id, queue_id)
         try:
             pending.cancel()
         except Exception:  # a canceller is a policy's code
@@ -47,7 +51,9 @@ def tell(call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id
         if deadline.active():
             deadline.cancel()
         if isinstance(result, Failure) and not (timed_out and result.check(CancelledError)):
-            member.failed(call, Trouble(FailureKind.ERROR, clock.seconds() - began, result), session_id)
+            member.failed(
+                call, Trouble(FailureKind.ERROR, clock.seconds() - began, result), session_id, queue_id
+            )
 
     member.outstanding += 1
     deadline = clock.callLater(member.timeout, time_is_up)

@@ -12,9 +12,9 @@ Time stands still until :attr:`Rehearsal.clock` is advanced. Errors of the polic
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
@@ -26,14 +26,17 @@ from zope.interface.verify import verifyObject
 
 from elemta.address import NULL
 from elemta.config import read_policy
+from elemta.dns import MailExchanger
 from elemta.domains import Domains
-from elemta.envelope import MailParameters, Recipient
+from elemta.envelope import Client, Envelope, MailParameters, Recipient
+from elemta.errors import NoSuchDomain
 from elemta.limits import Limiter, MemoryStore
+from elemta.outcome import Outcome
 from elemta.policy.discovery import problem_with
-from elemta.policy.interfaces import STAGE_INTERFACES, IPolicyPlugin
+from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin
 from elemta.policy.member import as_deferred, problem_of
-from elemta.policy.services import Limits, Services
-from elemta.policy.verdicts import CONTINUE, Verdict, reply_of
+from elemta.policy.services import Limits, Resolver, Services
+from elemta.policy.verdicts import CONTINUE, Verdict, nonsense_in, nonsense_in_choice, reply_of
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts, TLSInfo
@@ -103,6 +106,46 @@ class RecordedMetrics:
         return metric
 
 
+@dataclass
+class Zone:
+    """A resolver that knows what the test puts into it, by name in lower case; other names do not exist.
+
+    A value may also be an exception, such as ``ResolverTrouble("no answer")``, which the lookup then raises.
+    """
+
+    addresses_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
+    exchangers_of: dict[str, Sequence[MailExchanger] | Exception] = field(default_factory=dict)
+    texts_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
+    names_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
+
+    async def addresses(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+        found = self._records(self.addresses_of, host)
+        return tuple(sorted(map(ip_address, found), key=lambda ip: -ip.version))
+
+    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+        return tuple(
+            sorted(self._records(self.exchangers_of, domain), key=lambda mx: (mx.preference, mx.host))
+        )
+
+    async def text(self, name: str) -> tuple[str, ...]:
+        return self._records(self.texts_of, name)
+
+    async def reverse(self, ip: str | IPv4Address | IPv6Address) -> tuple[str, ...]:
+        return self._records(self.names_of, str(ip))
+
+    def _records(self, records: Mapping[str, Sequence[_T] | Exception], name: str) -> tuple[_T, ...]:
+        key = name.lower().rstrip(".")
+        found = records.get(key)
+        if isinstance(found, Exception):
+            raise found
+        if found is not None:
+            return tuple(found)
+        every = (self.addresses_of, self.exchangers_of, self.texts_of, self.names_of)
+        if any(key in kind for kind in every):
+            return ()
+        raise NoSuchDomain(f"{name} does not exist")
+
+
 def make_services(
     clock: Clock | None = None,
     *,
@@ -112,9 +155,10 @@ def make_services(
     limits: Limits | None = None,
     metrics: RecordedMetrics | None = None,
     logged: list[LogEvent] | None = None,
+    resolver: Resolver | None = None,
 ) -> Services:
     """Services with real parts and a clock that stands still: local domains, mailboxes (None: every address
-    at a local domain), networks that may relay, and no limits unless some are given."""
+    at a local domain), networks that may relay; no limits and an empty DNS unless some are given."""
     clock = clock or Clock()
     log = logged if logged is not None else []
     return Services(
@@ -127,6 +171,7 @@ def make_services(
         ),
         metrics=metrics or RecordedMetrics(),
         log=Logger(namespace="elemta.policy", observer=cast(ILogObserver, log.append)),
+        resolver=resolver or Zone(),
     )
 
 
@@ -139,8 +184,8 @@ class Rehearsal:
     """One policy and one client's conversation with it.
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
-    :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from`` and ``limits`` are those
-    of :func:`make_services`. ``facts`` is the session that the policy sees; change it as you like.
+    :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from``, ``limits`` and ``resolver``
+    are those of :func:`make_services`. ``facts`` is the session that the policy sees; change it as you like.
 
     A method per stage asks and returns the verdict; where the policy is not asked at that stage it
     returns ``CONTINUE``. ``wait`` is how many seconds the clock is advanced for a policy that doesn't
@@ -156,6 +201,7 @@ class Rehearsal:
         mailboxes: Collection[str] | None = None,
         relay_from: Collection[str] = (),
         limits: Limits | None = None,
+        resolver: Resolver | None = None,
         client_ip: str = "192.0.2.1",
         listener: str = "mx",
         user: str | None = None,
@@ -174,6 +220,7 @@ class Rehearsal:
             limits=limits,
             metrics=self.metrics,
             logged=self.logged,
+            resolver=resolver,
         )
         self.common, parsed = read_policy(plugin.options, options or {}, "test", f"policy.{plugin.name}")
         self.name: str = plugin.name
@@ -265,6 +312,48 @@ class Rehearsal:
     def disconnected(self, *, wait: float = 0) -> None:
         self._wait(self._tell("disconnected", self.session), wait)
 
+    # The way out
+
+    def route(
+        self, recipient: str | Recipient, envelope: Envelope | None = None, *, wait: float = 0
+    ) -> Verdict:
+        """Ask which way a recipient's mail leaves: ``RouteTo``, ``Hold``, ``Defer`` or ``CONTINUE``.
+
+        Without an envelope it is that of the transaction under way, to this recipient too.
+        """
+        if isinstance(recipient, str):
+            recipient = Recipient(parse_address(recipient))
+        if not IDeliveryPolicy.providedBy(self.policy):
+            return CONTINUE
+        answer = self.policy.route(envelope or self._envelope(recipient), recipient)
+        pending = as_deferred(answer)
+        result: Deferred[Any] = succeed(answer) if pending is None else pending
+        return cast(Verdict, self._wait(result.addCallback(_sensible, nonsense_in_choice), wait))
+
+    def attempted(self, outcome: Outcome, *, wait: float = 0) -> None:
+        """Tell the policy of a delivery attempt."""
+        self._wait(self._tell("attempted", outcome), wait)
+
+    def _envelope(self, recipient: Recipient) -> Envelope:
+        transaction, facts = self.transaction, self.facts
+        others = tuple(known for known in transaction.recipients if known != recipient)
+        return Envelope(
+            queue_id="2CmXq07DRb3",
+            sender=transaction.sender,
+            recipients=(*others, recipient),
+            received_at=1_800_000_000.0,
+            size=transaction.size or 1000,
+            parameters=transaction.parameters,
+            client=Client(
+                str(facts.client_ip),
+                facts.helo,
+                facts.listener,
+                facts.id,
+                facts.user,
+                facts.tls.version if facts.tls else None,
+            ),
+        )
+
     def ask(self, stage: Stage, about: Recipient | Message | None = None) -> Deferred[Verdict]:
         """Ask at ``stage``, about a recipient at RCPT and a message at MESSAGE; the verdict is in a Deferred.
 
@@ -289,12 +378,7 @@ class Rehearsal:
     def _judged(self, answer: object, view: Transaction | None) -> object:
         if view is not None:
             view.writable = False
-        if isinstance(answer, Failure):
-            return answer
-        problem = problem_of(answer)
-        if problem is not None:
-            raise AssertionError(problem)
-        return answer
+        return answer if isinstance(answer, Failure) else _sensible(answer, nonsense_in)
 
     def _tell(self, fact: str, *shown: object) -> Deferred[None]:
         method = getattr(self.policy, fact, None)
@@ -324,3 +408,10 @@ class Rehearsal:
 
     def _end(self) -> None:
         self._transaction = self.transaction_facts = None
+
+
+def _sensible(answer: _T, judge: Callable[[object], str | None]) -> _T:
+    problem = problem_of(answer, judge)
+    if problem is not None:
+        raise AssertionError(problem)
+    return answer

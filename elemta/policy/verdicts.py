@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from elemta.config import parse_target
 from elemta.smtp.reply import Reply
 
 
@@ -57,6 +58,23 @@ class Quarantine(Verdict):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class RouteTo(Verdict):
+    """On the way out: the recipient's mail leaves by this ``target``, in any form of ``to`` in ``[[route]]``.
+
+    Where a ``[[route]]`` has the same ``to``, its TLS, credentials and number of connections hold.
+    """
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Verdict):
+    """On the way out: the recipient's mail stays in the hold queue; ``reason`` is what is seen there."""
+
+    reason: str
+
+
 CONTINUE = Continue()
 
 _Refusal = Defer | Reject | Disconnect
@@ -68,6 +86,8 @@ _NAMES: dict[type[Verdict], str] = {
     Reject: "reject",
     Disconnect: "disconnect",
     Quarantine: "quarantine",
+    RouteTo: "route",
+    Hold: "hold",
 }
 
 # RFC 3463 §2
@@ -75,7 +95,10 @@ _ENHANCED = re.compile(r"[45]\.\d{1,3}\.\d{1,3}", re.ASCII)
 
 
 def name_of(verdict: Verdict) -> str:
-    """The verdict's name in metrics and logs: continue, accept, defer, reject, disconnect or quarantine."""
+    """The verdict's name in metrics and logs.
+
+    It is continue, accept, defer, reject, disconnect or quarantine; on the way out also route or hold.
+    """
     name = _NAMES.get(type(verdict))
     if name is None:  # a plugin may have derived a class of its own
         name = next((_NAMES[kind] for kind in type(verdict).__mro__ if kind in _NAMES), "nonsense")
@@ -109,6 +132,29 @@ def nonsense_in(answer: object) -> str | None:
     if isinstance(answer, Disconnect):
         return _nonsense_in_refusal(answer, (4, 5))
     return f"not a verdict but {type(answer).__name__}"
+
+
+def nonsense_in_choice(answer: object) -> str | None:
+    """Likewise on the way out, where an answer is a route, a hold, a wait, or no opinion."""
+    if isinstance(answer, Continue):
+        return None
+    if isinstance(answer, Hold):
+        return None if isinstance(answer.reason, str) else "the reason of a Hold is not a text"
+    if isinstance(answer, Defer):
+        return _nonsense_in_refusal(answer, (4,))
+    if isinstance(answer, RouteTo):
+        return _nonsense_in_target(answer.target)
+    return f"no choice of a route but {type(answer).__name__}"
+
+
+def _nonsense_in_target(target: object) -> str | None:
+    if not isinstance(target, str):
+        return "the target of a RouteTo is not a text"
+    try:
+        parse_target(target)
+    except ValueError as error:
+        return f"RouteTo with the target {target[:200]!r}: {error}"
+    return None
 
 
 def _nonsense_in_refusal(verdict: _Refusal, classes: tuple[int, ...]) -> str | None:

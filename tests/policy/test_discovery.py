@@ -270,19 +270,19 @@ def test_a_policy_without_options_may_say_so(site, start):
         start(["refuse-all"], '[policy.refuse-all]\nword = "no"')
 
 
-def test_a_policy_is_warned_about_that_wants_what_is_not_asked_yet(site, start, logged):
+def test_a_policy_of_the_way_out_is_found_and_verified_like_any(site, start):
     source = PLUGIN.replace("@implementer(IRcptPolicy)", "@implementer(IDeliveryPolicy)").replace(
         "def rcpt(self, session, transaction, recipient)", "def route(self, envelope, recipient)"
     )
     site("refuse-all", source, entry_point="Plugin")
-    start(["refuse-all"])
-    (event,) = [event for event in logged if event.get("event") == "policy.not-asked"]
-    assert (event["log_level"].name, event["policy"], event["interface"]) == (
-        "warn",
-        "refuse-all",
-        "IDeliveryPolicy",
+    assert start(["refuse-all"]).delivery_hooks.asks
+    site(
+        "refuse-less",
+        source.replace("refuse-all", "refuse-less").replace(", recipient)", ")"),
+        entry_point="Plugin",
     )
-    assert event["log_format"] == "an interface of a policy is not asked in this version"
+    with pytest.raises(PolicyUnavailable, match="IDeliveryPolicy"):
+        start(["refuse-less"])
 
 
 def test_a_policys_metrics_and_log_carry_its_name(site, start):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.plugin import IPlugin
@@ -12,18 +13,30 @@ from elemta.envelope import MailParameters
 from elemta.errors import ConfigError
 from elemta.policy import (
     CONTINUE,
+    Accept,
+    Address,
+    Defer,
+    Hold,
     IConnectPolicy,
+    IDeliveryObserver,
+    IDeliveryPolicy,
     IMessagePolicy,
     IOutcomeObserver,
     IPolicyPlugin,
     IRcptPolicy,
+    MailExchanger,
     NoOptions,
+    NoSuchDomain,
+    Outcome,
     Quarantine,
     Reject,
+    ResolverTrouble,
+    RouteTo,
     Stage,
+    Status,
     setting,
 )
-from elemta.policy.testing import Rehearsal, make_message
+from elemta.policy.testing import Rehearsal, Zone, make_message
 
 
 @dataclass(frozen=True)
@@ -162,3 +175,89 @@ def test_a_transaction_that_was_refused_is_over():
     rehearsal.refused()
     assert rehearsal.session.notes["refused"]
     assert rehearsal.transaction.recipients == ()
+
+
+@implementer(IPlugin, IPolicyPlugin)
+class DepartingPlugin:
+    """Sends mail of a user where DNS says, and counts what became of it."""
+
+    name = "departing"
+    options = NoOptions
+
+    def build(self, options, services):
+        return Departing(services)
+
+
+@implementer(IDeliveryPolicy, IDeliveryObserver)
+class Departing:
+    def __init__(self, services):
+        self._resolver = services.resolver
+        self._attempts = services.metrics.counter("attempts_total", "Attempts.", ["status"])
+
+    async def route(self, envelope, recipient):
+        if envelope.client.user is None:
+            return CONTINUE
+        try:
+            (target,) = await self._resolver.text(f"_relay.{recipient.domain}")
+        except NoSuchDomain:
+            return Hold("no relay is named")
+        except ResolverTrouble as trouble:
+            return Defer(str(trouble))
+        return RouteTo(target)
+
+    def attempted(self, outcome):
+        self._attempts.labels(outcome.status.value).inc()
+
+
+def test_a_policy_on_the_way_out_is_asked_and_told():
+    trouble = ResolverTrouble("no answer")
+    zone = Zone(
+        texts_of={"_relay.example.net": ["smtp://relay.example.net:25"], "_relay.example.edu": trouble}
+    )
+    rehearsal = Rehearsal(DepartingPlugin(), resolver=zone, user="alice")
+    assert rehearsal.route("bob@Example.NET") == RouteTo("smtp://relay.example.net:25")
+    assert rehearsal.route("bob@example.com") == Hold("no relay is named")
+    assert rehearsal.route("bob@example.edu") == Defer("no answer")
+    assert rehearsal.rcpt("bob@example.net") == CONTINUE
+    outcome = Outcome("Q1", Address("bob", "example.net"), Status.DELIVERED, "ok", "mx:", "mail", 1.0)
+    rehearsal.attempted(outcome)
+    assert rehearsal.metrics.total("elemta_plugin_departing_attempts_total", "delivered") == 1
+
+
+def test_the_envelope_on_the_way_out_is_that_of_the_transaction():
+    seen = []
+
+    @implementer(IDeliveryPolicy)
+    class Looking:
+        def route(self, envelope, recipient):
+            seen.append(envelope)
+            return Accept() if recipient.local == "odd" else CONTINUE
+
+    class LookingPlugin(DepartingPlugin):
+        def build(self, options, services):
+            return Looking()
+
+    rehearsal = Rehearsal(LookingPlugin(), client_ip="192.0.2.9")
+    rehearsal.mail("alice@example.org")
+    rehearsal.rcpt("carol@example.com")
+    assert rehearsal.route("bob@example.net") == CONTINUE
+    (envelope,) = seen
+    assert (str(envelope.sender), envelope.client.ip) == ("alice@example.org", "192.0.2.9")
+    assert [str(each) for each in envelope.recipients] == ["carol@example.com", "bob@example.net"]
+    with pytest.raises(AssertionError, match="no choice of a route but Accept"):
+        rehearsal.route("odd@example.net")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_zone_answers_as_dns_does():
+    zone = Zone(
+        addresses_of={"mail.example.net": ["192.0.2.1", "2001:db8::1"]},
+        exchangers_of={"example.net": [MailExchanger(20, "b.example"), MailExchanger(10, "a.example")]},
+        names_of={"192.0.2.1": ["mail.example.net"]},
+    )
+    assert [str(ip) for ip in await zone.addresses("mail.example.net.")] == ["2001:db8::1", "192.0.2.1"]
+    assert [mx.host for mx in await zone.mail_exchangers("EXAMPLE.net")] == ["a.example", "b.example"]
+    assert await zone.reverse("192.0.2.1") == ("mail.example.net",)
+    assert await zone.text("example.net") == ()
+    with pytest.raises(NoSuchDomain):
+        await zone.text("example.invalid")

@@ -1,0 +1,249 @@
+"""Policies on the way out: the route that they choose, what they are told, and what their failures cost."""
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from zope.interface import implementer
+
+from elemta.address import Address
+from elemta.config import Mode, OnError
+from elemta.envelope import Client, Envelope, Recipient
+from elemta.outcome import Outcome, Status
+from elemta.policy import (
+    CONTINUE,
+    Accept,
+    ChainTerms,
+    Decision,
+    Defer,
+    Hold,
+    IDeliveryObserver,
+    IDeliveryPolicy,
+    IRcptPolicy,
+    Quarantine,
+    Reject,
+    RouteTo,
+)
+from elemta.policy.conversation import NO_OPINION
+
+RECIPIENT = Recipient(Address("bob", "example.net"))
+ENVELOPE = Envelope(
+    "2CmXq07DRb3",
+    Address("alice", "example.org"),
+    (RECIPIENT,),
+    1_800_000_000.0,
+    1000,
+    client=Client("192.0.2.7", "client.example", "submission", "s1", "alice"),
+)
+OUTCOME = Outcome(
+    "2CmXq07DRb3", RECIPIENT.address, Status.DELIVERED, "ok", "mx:", "mail.example.net", 1_800_000_001.0
+)
+TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
+
+
+@implementer(IDeliveryPolicy)
+class Router:
+    """Answers with what it was made with; a callable is called."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.seen = []
+
+    def route(self, envelope, recipient):
+        self.seen.append((envelope, recipient))
+        return self.answer() if callable(self.answer) else self.answer
+
+
+@implementer(IDeliveryObserver)
+class Listener:
+    """Keeps what it is told; ``answer`` is called with it."""
+
+    def __init__(self, answer=None):
+        self.told = []
+        self._answer = answer
+
+    def attempted(self, outcome):
+        self.told.append(outcome)
+        return self._answer(outcome) if self._answer else None
+
+
+def raising():
+    raise RuntimeError("boom")
+
+
+def ask(stage, *policies, terms=None, envelope=ENVELOPE, **common):
+    if policies:
+        stage.play(*policies, terms=terms, **common)
+    return stage.chain.delivery_hooks.route(envelope, RECIPIENT)
+
+
+@pytest.mark.parametrize("choice", [RouteTo("smtp://mail.example.net:25"), RouteTo("mx:"), Hold("by hand")])
+def test_the_first_policy_with_an_opinion_decides(stage, choice):
+    third = Router(RouteTo("hold:"))
+    assert ask(stage, Router(CONTINUE), Router(choice), third) == Decision(choice, "p2")
+    assert third.seen == []
+    assert [(name, where, verdict) for name, where, verdict, _ in stage.counted.asked_] == [
+        ("p1", "route", "continue"),
+        ("p2", "route", "hold" if isinstance(choice, Hold) else "route"),
+    ]
+
+
+def test_policies_see_the_envelope_and_the_recipient(stage):
+    router = Router(CONTINUE)
+    assert ask(stage, router) == NO_OPINION
+    assert router.seen == [(ENVELOPE, RECIPIENT)]
+
+
+def test_a_chain_without_such_policies_asks_and_tells_nobody(stage, scripted):
+    stage.play(scripted())
+    hooks = stage.chain.delivery_hooks
+    assert (hooks.asks, hooks.tells) == (False, False)
+    assert hooks.route(ENVELOPE, RECIPIENT) == NO_OPINION
+    hooks.attempted(OUTCOME)
+
+
+def test_a_choice_is_logged_with_its_policy_and_the_message(stage):
+    ask(stage, Router(RouteTo("mx:")))
+    (event,) = stage.events("policy.route")
+    assert (event["policy"], event["target"], event["queue_id"]) == ("p1", "mx:", "2CmXq07DRb3")
+
+
+def test_an_answer_that_comes_later_counts_like_one_at_once(stage, said):
+    later = Deferred()
+    decision = ask(stage, Router(later), Router(Hold("second")))
+    assert isinstance(decision, Deferred)
+    stage.clock.advance(1.5)
+    later.callback(CONTINUE)
+    assert said(decision) == Decision(Hold("second"), "p2")
+    assert stage.counted.asked_[0][3] == 1.5
+    assert stage.clock.getDelayedCalls() == []
+
+
+def test_a_coroutine_may_answer(stage):
+    async def at_once():
+        return RouteTo("mx:")
+
+    assert ask(stage, Router(at_once)) == Decision(RouteTo("mx:"), "p1")
+
+
+@pytest.mark.parametrize(
+    ("on_error", "cost"),
+    [
+        (OnError.ACCEPT, NO_OPINION),
+        (OnError.DEFER, Decision(TROUBLE, "p1")),
+        (OnError.REJECT, Decision(Hold("the policy p1 failed"), "p1")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (raising, "error"),
+        (None, "nonsense"),
+        ("mx:", "nonsense"),
+        (Accept(), "nonsense"),
+        (Reject("no"), "nonsense"),
+        (Quarantine("odd"), "nonsense"),
+        (Defer("later", code=550), "nonsense"),
+        (RouteTo("mx:example.net"), "nonsense"),
+        (RouteTo("smtp://"), "nonsense"),
+        (RouteTo(None), "nonsense"),
+        (Hold(7), "nonsense"),
+    ],
+)
+def test_a_failure_costs_what_the_operator_chose_and_never_a_bounce(stage, answer, kind, on_error, cost):
+    assert ask(stage, Router(answer), on_error=on_error) == cost
+    assert stage.counted.failed_ == [("p1", "route", kind)]
+
+
+def test_a_policy_that_does_not_answer_in_time_costs_its_own_opinion(stage, said):
+    cancelled = []
+    never = Deferred(cancelled.append)
+    decision = ask(stage, Router(never), timeout=2.0)
+    stage.clock.advance(1.9)
+    assert not decision.called
+    stage.clock.advance(0.2)
+    assert said(decision) == Decision(TROUBLE, "p1")
+    assert cancelled == [never]
+    assert stage.counted.failed_ == [("p1", "route", "timeout")]
+
+
+def test_a_policy_that_keeps_hanging_is_left_alone_also_in_conversations(stage):
+    @implementer(IDeliveryPolicy, IRcptPolicy)
+    class Hanging:
+        asked = 0
+
+        def route(self, envelope, recipient):
+            self.asked += 1
+            return Deferred()
+
+        def rcpt(self, session, transaction, recipient):
+            raise AssertionError("asked although its breaker is open")
+
+    hanging = Hanging()
+    client = stage.play(hanging, terms=ChainTerms(failures=3, rest=30.0), timeout=1.0)
+    for _ in range(3):
+        ask(stage)
+        stage.clock.advance(1.1)
+    assert ask(stage) == Decision(TROUBLE, "p1")
+    assert client.rcpt() == Decision(TROUBLE, "p1")
+    assert hanging.asked == 3
+    assert stage.counted.failed_[-2:] == [("p1", "route", "open"), ("p1", "rcpt", "open")]
+
+
+def test_unanswered_questions_are_bounded(stage):
+    router = Router(Deferred)
+    stage.play(router, terms=ChainTerms(max_outstanding=2))
+    for _ in range(2):
+        assert isinstance(ask(stage), Deferred)
+    assert ask(stage) == Decision(TROUBLE, "p1")
+    assert len(router.seen) == 2
+
+
+def test_an_observed_policy_is_asked_and_changes_nothing(stage):
+    assert ask(stage, Router(Hold("by hand")), Router(raising), mode=Mode.OBSERVE) == NO_OPINION
+    assert stage.counted.asked_[0][:3] == ("p1", "route", "hold")
+    assert stage.events("policy.route")[0]["mode"] == "observe"
+
+
+def test_a_policy_is_asked_only_about_mail_of_its_listeners(stage):
+    router = Router(Hold("by hand"))
+    assert ask(stage, router, listeners=("mx",)) == NO_OPINION
+    assert ask(stage, router, listeners=("mx", "submission")) == Decision(Hold("by hand"), "p1")
+    assert len(router.seen) == 1
+
+
+def test_a_question_that_is_given_up_is_neither_success_nor_failure(stage):
+    never = Deferred()
+    decision = ask(stage, Router(never))
+    decision.addErrback(lambda failure: failure.trap(CancelledError))
+    decision.cancel()
+    assert stage.clock.getDelayedCalls() == []
+    assert stage.counted.failed_ == []
+
+
+@pytest.mark.parametrize("verdict", [RouteTo("mx:"), Hold("by hand")])
+def test_a_choice_of_routes_is_nonsense_in_a_conversation(stage, scripted, verdict):
+    client = stage.play(scripted(verdict))
+    assert client.rcpt() == Decision(TROUBLE, "p1")
+    assert stage.counted.failed_ == [("p1", "rcpt", "nonsense")]
+
+
+# Facts
+
+
+def test_everybody_is_told_of_an_attempt_whatever_the_others_do_with_it(stage):
+    first = Listener(lambda outcome: raising())
+    second, third = Listener(lambda outcome: Deferred()), Listener()
+    stage.play(first, second, third, timeout=1.0)
+    stage.chain.delivery_hooks.attempted(OUTCOME, ENVELOPE)
+    assert first.told == second.told == third.told == [OUTCOME]
+    stage.clock.advance(1.1)
+    assert stage.counted.failed_ == [("p1", "attempted", "error"), ("p2", "attempted", "timeout")]
+    failed = stage.events("policy.failed")
+    assert [event["queue_id"] for event in failed] == ["2CmXq07DRb3"] * 2
+    assert stage.clock.getDelayedCalls() == []
+
+
+def test_only_who_cares_for_the_listener_is_told(stage):
+    inside, outside = Listener(), Listener()
+    stage.play(("in", inside, {"listeners": ("submission",)}), ("out", outside, {"listeners": ("mx",)}))
+    stage.chain.delivery_hooks.attempted(OUTCOME, ENVELOPE)
+    assert (inside.told, outside.told) == ([OUTCOME], [])
