@@ -14,10 +14,12 @@ from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.delivery import DeliverySettings
-from elemta.delivery.nexthop import NextHopConnection, Results
+from elemta.delivery.hop import Results
+from elemta.delivery.nexthop import NextHopConnection
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Status
+from elemta.smtp.client import ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 
 CONTENT = b"Subject: x\r\n\r\nhello\r\n"
@@ -41,14 +43,18 @@ class Wire:
         transaction = ClientTransaction(Address("a", "b.example"), recipients, MailParameters(), self.size)
         self.connection = NextHopConnection(
             self.clock,
-            DeliverySettings("me.example"),
-            transaction,
-            lmtp=False,
-            open_content=self._open,
+            ClientSettings("me.example"),
+            None,
+            name="hop",
+            lifetime=DeliverySettings("me.example").lifetime,
             read=self._read,
         )
-        self.connection.settled.addCallback(self.results.append)
         self.connection.makeConnection(self.transport)
+        self.send(transaction)
+
+    def send(self, transaction: ClientTransaction) -> None:
+        sent = self.connection.send(transaction, self._open)
+        sent.addCallback(lambda settled: self.results.append(settled.results))
 
     async def _open(self) -> BinaryIO:
         if self.fails is not None:
@@ -68,7 +74,7 @@ class Wire:
 
     @property
     def status(self) -> Status:
-        ((result,),) = self.results
+        ((result,),) = self.results[-1:]
         return result.status
 
 
@@ -164,6 +170,9 @@ def test_a_message_that_cannot_be_read_is_never_ended() -> None:
 def test_the_result_does_not_wait_for_the_goodbye_and_the_goodbye_does_not_wait_long() -> None:
     wire = Wire().hear(*GOOD, b"250 ok\r\n")
     assert wire.status is Status.DELIVERED
+    assert wire.connection.idle
+    assert not wire.clock.getDelayedCalls()
+    wire.connection.quit()
     assert wire.transport.value().endswith(b"QUIT\r\n")
     assert not wire.transport.disconnecting
     wire.clock.advance(5.1)
@@ -172,15 +181,66 @@ def test_the_result_does_not_wait_for_the_goodbye_and_the_goodbye_does_not_wait_
     assert wire.transport.aborted
 
 
-def test_a_connection_as_a_whole_has_an_end() -> None:
+def test_a_transaction_as_a_whole_has_an_end() -> None:
     wire = Wire().hear(*GOOD[:2])
     for _ in range(23):
         wire.clock.advance(290)
-        wire.connection._session.progress += 1
+        wire.connection._session._dialogue.progress += 1
         wire.connection._flush()
     assert not wire.results
     wire.clock.advance(290)
-    wire.connection._session.progress += 1
+    wire.connection._session._dialogue.progress += 1
     wire.connection._flush()
     wire.clock.advance(290)
     assert wire.status is Status.DEFERRED
+
+
+def test_the_next_message_goes_over_the_same_connection_and_has_its_own_time() -> None:
+    wire = Wire().hear(*GOOD, b"250 ok\r\n")
+    wire.clock.advance(7000)
+    wire.transport.clear()
+    recipients = (Recipient(Address("eve", "example.com")),)
+    wire.send(ClientTransaction(Address("a", "b.example"), recipients, MailParameters(), len(CONTENT)))
+    assert wire.transport.value() == b"MAIL FROM:<a@b.example>\r\n"
+    wire.clock.advance(290)
+    wire.hear(*GOOD[2:], b"250 ok\r\n")
+    assert [each.status for (each,) in wire.results] == [Status.DELIVERED] * 2
+    assert wire.connection.served == 2
+
+
+def test_what_a_next_hop_says_while_it_has_nothing_to_say_ends_the_connection() -> None:
+    wire = Wire().hear(*GOOD, b"250 ok\r\n")
+    wire.hear(b"421 4.4.2 idle for too long\r\n")
+    assert not wire.connection.idle
+    assert wire.transport.disconnecting
+
+
+def test_chunks_wait_for_the_replies_to_those_before() -> None:
+    content = b"x" * 998 + b"\r\n"
+    wire = Wire(content=content * 2000, size=len(content) * 2000)
+    wire.hear(GOOD[0], b"250-hop\r\n250 CHUNKING\r\n", *GOOD[2:4])
+    assert wire.transport.value().count(b"BDAT ") == 1
+    for sent in range(2, 9):
+        wire.hear(b"250 ok\r\n")
+        assert wire.transport.value().count(b"BDAT ") == min(sent, 8)
+    assert b" LAST\r\n" in wire.transport.value()
+    wire.hear(b"250 ok\r\n")
+    assert wire.status is Status.DELIVERED
+
+
+def test_a_connection_that_is_lost_while_a_chunk_waits_ends_the_sending() -> None:
+    content = b"x" * 998 + b"\r\n"
+    wire = Wire(content=content * 2000, size=len(content) * 2000)
+    wire.hear(GOOD[0], b"250-hop\r\n250 CHUNKING\r\n", *GOOD[2:4])
+    wire.lose()
+    assert wire.status is Status.DEFERRED
+    assert not wire.clock.getDelayedCalls()
+
+
+def test_a_next_hop_that_answers_no_chunk_is_given_up() -> None:
+    content = b"x" * 998 + b"\r\n"
+    wire = Wire(content=content * 2000, size=len(content) * 2000)
+    wire.hear(GOOD[0], b"250-hop\r\n250 CHUNKING\r\n", *GOOD[2:4])
+    wire.clock.advance(181)
+    assert wire.status is Status.DEFERRED
+    assert b" LAST" not in wire.transport.value()

@@ -4,35 +4,51 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.address import Address
+from elemta.config import RouteTLS
 from elemta.envelope import BodyType, MailParameters, Notify, Recipient, Return
 from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_events import ContentWanted, Settled
-from elemta.smtp.events import MessageData, MessageQuestion, Proceed, Question, Queued, RcptQuestion, Refuse
-from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.events import (
+    Authenticated,
+    CredentialsQuestion,
+    MessageData,
+    MessageQuestion,
+    Proceed,
+    Question,
+    Queued,
+    RcptQuestion,
+    Refuse,
+    StartTLS,
+)
+from elemta.smtp.facts import SessionFacts, TLSInfo, Transaction
+from elemta.smtp.replies import AUTH_FAILED
 from elemta.smtp.reply import Reply
+from elemta.smtp.sasl import Credentials
 from elemta.smtp.session import ServerSession
 from elemta.smtp.settings import SessionSettings
 
+TLS = TLSInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
 REFUSED = Recipient(Address("nobody", "example.com"))
 
 
 class Server:
     """A server session whose every question is answered at once; it refuses one recipient."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
         settings = SessionSettings(
             hostname="mx.example",
             max_message_size=1_000_000,
             max_recipients=100,
             normalize_newlines=False,
-            starttls=False,
-            auth=False,
+            starttls=tls,
+            auth=tls,
             auth_needs_tls=True,
             require_auth=False,
             postmaster_domain="example.com",
@@ -41,6 +57,7 @@ class Server:
         self.messages: list[bytes] = []
         self.transactions: list[Transaction] = []
         self._data = b""
+        self.handshake = False
 
     def act(self, events: list) -> bytes:  # type: ignore[type-arg]
         pending = list(events)
@@ -53,6 +70,12 @@ class Server:
                 self.transactions.append(event.transaction)
                 self._data = b""
                 pending += self.session.answer(Queued("Q1"))
+            elif isinstance(event, CredentialsQuestion):
+                good = (event.username, event.password) == ("me", b"sesame")
+                assert self.session.facts.tls
+                pending += self.session.answer(Authenticated("me") if good else Refuse(AUTH_FAILED))
+            elif isinstance(event, StartTLS):
+                self.handshake = True
             elif isinstance(event, RcptQuestion) and event.recipient.address == REFUSED.address:
                 pending += self.session.answer(Refuse(Reply.of(550, "5.1.1", "no such user")))
             elif isinstance(event, Question):
@@ -60,12 +83,22 @@ class Server:
         return self.session.take_output()
 
 
-def converse(transaction: ClientTransaction, chunks: list[bytes], step: int) -> tuple[Server, Settled]:
+def converse(
+    transaction: ClientTransaction,
+    chunks: list[bytes],
+    step: int,
+    *,
+    chunking: bool = True,
+    settings: ClientSettings | None = None,
+) -> tuple[Server, Settled]:
     """Let the two talk, the client's bytes cut every ``step``."""
-    server, client = Server(), ClientSession(ClientSettings("client.example"))
+    client = ClientSession(settings or ClientSettings("client.example"))
+    server = Server(tls=settings is not None)
     client.start(transaction)
     wire = server.act(server.session.open())
     for _ in range(50):
+        if not chunking:
+            wire = wire.replace(b"CHUNKING", b"X-HIDDEN")
         for event in client.receive(wire):
             if isinstance(event, Settled):
                 return server, event
@@ -77,6 +110,12 @@ def converse(transaction: ClientTransaction, chunks: list[bytes], step: int) -> 
         wire = b""
         for start in range(0, len(sent), step):
             wire += server.act(server.session.receive(sent[start : start + step]))
+        if server.handshake:
+            server.handshake = False
+            client.receive(wire)
+            wire = server.act(server.session.tls_started(TLS))
+            client.tls_started(TLS)
+            wire += server.act(server.session.receive(client.take_output()))
     raise AssertionError("they never came to an end")
 
 
@@ -94,10 +133,12 @@ pieces = st.lists(
 ).map(b"".join)
 
 
-@given(message=pieces, cut=st.integers(1, 50), step=st.integers(1, 200))
-def test_the_server_gets_one_message_in_canonical_form(message: bytes, cut: int, step: int) -> None:
+@given(message=pieces, cut=st.integers(1, 50), step=st.integers(1, 200), chunking=st.booleans())
+def test_the_server_gets_one_message_in_canonical_form(
+    message: bytes, cut: int, step: int, chunking: bool
+) -> None:
     chunks = [message[i : i + cut] for i in range(0, len(message), cut)]
-    server, settled = converse(transaction_of(len(message)), chunks, step)
+    server, settled = converse(transaction_of(len(message)), chunks, step, chunking=chunking)
     text = message.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
     canonical = text if not text or text.endswith(b"\r\n") else text + b"\r\n"
     assert server.messages == [canonical]
@@ -119,3 +160,12 @@ def test_the_envelope_arrives_as_it_was_meant() -> None:
         3,
     )
     assert settled.results[0].text == "Message accepted for delivery; queued as Q1 (in reply to the message)"
+
+
+@pytest.mark.parametrize(("password", "status"), [(b"sesame", Status.DELIVERED), (b"wrong", Status.DEFERRED)])
+def test_the_client_logs_in_under_tls_before_it_hands_anything_on(password: bytes, status: Status) -> None:
+    settings = ClientSettings("client.example", tls=RouteTLS.REQUIRE, credentials=Credentials("me", password))
+    server, settled = converse(transaction_of(3), [b"x\r\n"], 1000, settings=settings)
+    assert settled.results[0].status is status
+    assert len(server.messages) == (status is Status.DELIVERED)
+    assert server.session.facts.user == ("me" if status is Status.DELIVERED else None)
