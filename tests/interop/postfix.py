@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.interop.programs import Server, free_port, greets, need_root, program
+from tests.support.places import HERE, Place
 
 _MAIN = """
 compatibility_level = 3.6
@@ -39,7 +40,7 @@ queue_run_delay = 1s
 """
 
 _MASTER = """
-127.0.0.1:{port} inet n - n - - smtpd
+{host}:{port} inet n - n - - smtpd
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -65,13 +66,25 @@ postlog unix-dgram n - n - 1 postlogd
 
 
 class Postfix:
-    """One instance below ``directory``, which its users must be able to enter."""
+    """One instance below ``directory``, which its users must be able to enter.
 
-    def __init__(self, directory: Path, settings: str, *, hostname: str = "postfix.test") -> None:
+    It listens on a free port of 127.0.0.1, unless it is told a ``place`` and an ``address``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: str,
+        *,
+        hostname: str = "postfix.test",
+        place: Place = HERE,
+        address: tuple[str, int] | None = None,
+    ) -> None:
         need_root("Postfix")
         self._postfix = program("postfix")
         self.directory = directory
-        self.port = free_port()
+        self._place = place
+        self.host, self.port = address or ("127.0.0.1", free_port())
         self._server = Server("Postfix", directory / "output")
         self._configuration = directory / "etc"
         for name in ("etc", "queue", "data", "mail"):
@@ -81,10 +94,19 @@ class Postfix:
         self._configuration.joinpath("main.cf").write_text(
             _MAIN.format(directory=directory, hostname=hostname, settings=settings)
         )
-        self._configuration.joinpath("master.cf").write_text(_MASTER.format(port=self.port))
+        self._configuration.joinpath("master.cf").write_text(_MASTER.format(host=self.host, port=self.port))
 
     @classmethod
-    def with_mailboxes(cls, directory: Path, domain: str, users: Sequence[str]) -> Postfix:
+    def with_mailboxes(
+        cls,
+        directory: Path,
+        domain: str,
+        users: Sequence[str],
+        *,
+        more: str = "",
+        place: Place = HERE,
+        address: tuple[str, int] | None = None,
+    ) -> Postfix:
         """One that is the end of the way for ``domain``: a Maildir ``mail/USER`` for each of ``users``."""
         directory.mkdir()
         boxes = directory / "boxes"
@@ -95,7 +117,7 @@ class Postfix:
             f"virtual_mailbox_maps = texthash:{boxes}\n"
             "virtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\n"
         )
-        return cls(directory, settings)
+        return cls(directory, settings + more, place=place, address=address)
 
     @classmethod
     def relaying_to(cls, directory: Path, port: int, *, tls: bool) -> Postfix:
@@ -111,11 +133,12 @@ class Postfix:
 
     def start(self) -> Postfix:
         self._server.run(
+            *self._place.prefix,
             self._postfix,
             "-c",
             str(self._configuration),
             "start-fg",
-            ready=lambda: greets(self.port),
+            ready=lambda: greets(self.port, self.host, self._place),
         )
         return self
 

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.places import HERE, Place
+
 _BEYOND_PATH = ("/usr/sbin", "/sbin")
 
 
@@ -86,10 +88,10 @@ class Server:
         self._process = None
 
 
-def greets(port: int) -> bool:
-    """Whether who listens on this port of 127.0.0.1 says 220."""
+def greets(port: int, host: str = "127.0.0.1", place: Place = HERE) -> bool:
+    """Whether who listens there says 220."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        with place.call(lambda: socket.create_connection((host, port), timeout=5)) as sock:
             if not sock.recv(512).startswith(b"220"):
                 return False
             sock.sendall(b"QUIT\r\n")

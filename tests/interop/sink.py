@@ -9,6 +9,8 @@ import threading
 from dataclasses import dataclass
 from types import TracebackType
 
+from tests.support.places import HERE, Place
+
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 # What begins with a dot on the wire must begin with two, or be the end.
 _UNSTUFFED = re.compile(rb"\r\n\.(?!\.)")
@@ -25,21 +27,34 @@ class Taken:
 
 
 class Sink:
-    """Listens on a port of 127.0.0.1 while it is entered; accepts everything."""
+    """Listens while it is entered, on a free port of 127.0.0.1 unless it is told where; accepts everything.
 
-    def __init__(self, *extensions: str) -> None:
+    With another ``greeting`` than 220 it says that, and closes.
+    """
+
+    def __init__(
+        self,
+        *extensions: str,
+        place: Place = HERE,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        greeting: str = "220 sink.test ESMTP",
+    ) -> None:
         self.taken: list[Taken] = []
         self.faults: list[str] = []
+        self.connections = 0
+        self.greeting = greeting
         sink = self
 
         class Conversation(socketserver.BaseRequestHandler):
             def handle(self) -> None:
+                sink.connections += 1
                 try:
                     _Session(self.request, sink, extensions).talk()
                 except OSError as error:
                     sink.faults.append(f"the connection broke: {error}")
 
-        self._server = _Server(("127.0.0.1", 0), Conversation)
+        kind = _ServerOfBoth if ":" in address[0] else _Server
+        self._server = place.call(lambda: kind(address, Conversation))
         self.port = int(self._server.server_address[1])
 
     def __enter__(self) -> Sink:
@@ -68,6 +83,12 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
 
+class _ServerOfBoth(_Server):
+    """Takes IPv4 too, where its address is ``::``."""
+
+    address_family = socket.AF_INET6
+
+
 class _Session:
     def __init__(self, sock: socket.socket, sink: Sink, extensions: tuple[str, ...]) -> None:
         sock.settimeout(60)
@@ -79,7 +100,9 @@ class _Session:
         self._recipients: list[str] = []
 
     def talk(self) -> None:
-        self._say("220 sink.test ESMTP")
+        self._say(self._sink.greeting)
+        if not self._sink.greeting.startswith("220"):
+            return
         while (line := self._line()) is not None:
             verb = line[:4].upper()
             if verb == "EHLO":

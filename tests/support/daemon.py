@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.places import HERE, Place
+
 _START_SECONDS = 30.0
 
 
@@ -39,12 +41,14 @@ class Daemon:
         server: str = "",
         domains: str = "",
         environ: dict[str, str] | None = None,
+        place: Place = HERE,
     ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.config = directory / "elemta.toml"
         self.spool = directory / "spool"
         self.log = directory / "elemta.log"
+        self._place = place
         self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.configure(tables, listener=listener, spool=spool, server=server, domains=domains)
@@ -91,6 +95,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._place.prefix,
                     *before,
                     str(Path(sys.executable).with_name("twistd")),
                     "-n",
@@ -160,7 +165,8 @@ endpoint = "tcp:0:interface=127.0.0.1"
         return self._process.pid
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=5) as answer:
+        url = f"http://127.0.0.1:{self.metrics_port}{path}"
+        with self._place.call(lambda: urllib.request.urlopen(url, timeout=5)) as answer:
             return str(answer.read().decode())
 
     def metric(self, pattern: str) -> float:
@@ -173,12 +179,14 @@ endpoint = "tcp:0:interface=127.0.0.1"
         return sum(values)
 
     def client(self, listener: str = "mx", timeout: float = 20.0) -> smtplib.SMTP:
-        return smtplib.SMTP(
-            "127.0.0.1", self.port_of(listener), local_hostname="client.test", timeout=timeout
+        port = self.port_of(listener)
+        return self._place.call(
+            lambda: smtplib.SMTP("127.0.0.1", port, local_hostname="client.test", timeout=timeout)
         )
 
     def socket(self, listener: str = "mx", timeout: float = 20.0) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port_of(listener)), timeout=timeout)
+        address = ("127.0.0.1", self.port_of(listener))
+        return self._place.call(lambda: socket.create_connection(address, timeout=timeout))
 
     def ctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run ``elemtactl`` against this daemon."""

@@ -20,16 +20,18 @@ import dns.query
 import dns.rcode
 import pytest
 
+from tests.support.places import HERE, Place
+
 _ZONE = """$ORIGIN {name}.
 $TTL 300
 @ SOA ns.{name}. hostmaster.{name}. 1 3600 600 86400 60
 @ NS ns.{name}.
-ns A 127.0.0.1
+ns A {address}
 """
 
 _SERVER = """
 server:
-  ip-address: 127.0.0.1@{port}
+  ip-address: {address}@{port}
   username: ""
   database: ""
   pidfile: "{directory}/nsd.pid"
@@ -68,34 +70,40 @@ def nsd_program() -> str:
 
 
 class Nsd:
-    """A real authoritative server on 127.0.0.1.
+    """A real authoritative server, on a free port of 127.0.0.1 unless it is told a ``place`` and an address.
 
     ``zones`` are the records of each zone, behind an SOA (negative answers hold for 60 seconds) and an NS;
     for a zone of ``broken`` it says SERVFAIL, for all others REFUSED.
     """
 
-    def __init__(self, directory: Path, zones: Mapping[str, str], broken: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        zones: Mapping[str, str],
+        broken: tuple[str, ...] = (),
+        *,
+        place: Place = HERE,
+        address: tuple[str, int] | None = None,
+    ) -> None:
         self._program = nsd_program()
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self.port = free_dns_port()
+        self._place = place
+        self.address = address or ("127.0.0.1", free_dns_port())
+        host, self.port = self.address
         self._process: subprocess.Popen[bytes] | None = None
-        configuration = _SERVER.format(port=self.port, directory=directory)
+        configuration = _SERVER.format(address=host, port=self.port, directory=directory)
         for name in (*zones, *broken):
             configuration += f'zone:\n  name: "{name}"\n  zonefile: "{name}.zone"\n'
         for name, records in zones.items():
-            (directory / f"{name}.zone").write_text(_ZONE.format(name=name) + records + "\n")
+            (directory / f"{name}.zone").write_text(_ZONE.format(name=name, address=host) + records + "\n")
         (directory / "nsd.conf").write_text(configuration)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.port)
 
     def start(self) -> Nsd:
         output = self._directory / "nsd.log"
         with output.open("wb") as log:
             self._process = subprocess.Popen(
-                [self._program, "-d", "-c", str(self._directory / "nsd.conf")],
+                [*self._place.prefix, self._program, "-d", "-c", str(self._directory / "nsd.conf")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -118,9 +126,13 @@ class Nsd:
     def _answers(self) -> bool:
         query = dns.message.make_query("ready.invalid", "A")
         try:
-            return dns.query.udp(query, "127.0.0.1", 0.5, self.port).rcode() == dns.rcode.REFUSED
+            return self._place.call(lambda: self._ask(query).rcode()) == dns.rcode.REFUSED
         except (OSError, dns.exception.DNSException):
             return False
+
+    def _ask(self, query: dns.message.Message) -> dns.message.Message:
+        host, port = self.address
+        return dns.query.udp(query, host, 0.5, port)
 
 
 Answer = Callable[[dns.message.Message, str], "bytes | dns.message.Message | None"]
