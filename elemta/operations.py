@@ -9,6 +9,8 @@ from typing import Protocol
 from elemta import __version__
 from elemta.assembly import Assembly
 from elemta.config import ListenerTLS, dump
+from elemta.delivery.bounces import NoticeSettings
+from elemta.delivery.returning import Returned, return_to_sender
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
@@ -76,6 +78,10 @@ class DaemonOperations:
             address=listener.address,
             connections=factory.open_sessions,
         )
+
+    async def return_to_sender(self, queue_id: str) -> Returned:
+        settings = NoticeSettings.from_config(self._daemon.assembly.config)
+        return await return_to_sender(self._spool, queue_id, settings)
 
     def plugins(self) -> Sequence[PluginInfo]:
         return available_plugins(self._daemon.assembly.chain)

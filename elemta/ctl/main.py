@@ -161,6 +161,7 @@ def _add_queue(commands: Any) -> None:
         ("retry", "attempt deferred messages now"),
         ("hold", "keep messages from being delivered"),
         ("release", "deliver held messages now"),
+        ("bounce", "return messages to their senders, as mail that could not be delivered"),
         ("delete", "remove messages for good; nobody is told"),
     ):
         added = _add(commands, action, queue.change, words)
@@ -170,7 +171,7 @@ def _add_queue(commands: Any) -> None:
         _add_filters(added)
         if action == "hold":
             added.add_argument("--reason", metavar="TEXT", help="shown in the listing")
-        if action == "delete":
+        if action in ("bounce", "delete"):
             added.add_argument("--yes", action="store_true", help="do not ask")
     _add(commands, "stats", queue.stats, "the queue in numbers")
 

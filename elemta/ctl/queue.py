@@ -32,9 +32,15 @@ _STATES_OF_ALL: Mapping[str, Sequence[str]] = {
     "retry": ("deferred",),
     "release": ("hold",),
     "hold": ("active", "deferred"),
+    "bounce": ("",),
     "delete": ("",),
 }
-_DONE = {"retry": "retried", "release": "released", "hold": "held", "delete": "deleted"}
+_DONE = {"retry": "retried", "release": "released", "hold": "held", "delete": "deleted", "bounce": "returned"}
+# Those that can't be undone, and what is asked before.
+_FINAL = {
+    "delete": ("Delete {} for good, without telling the sender?", "deleted"),
+    "bounce": ("Return {} to the sender, as mail that could not be delivered?", "returned"),
+}
 
 
 def show_list(invocation: Invocation) -> int:
@@ -122,8 +128,14 @@ def _describe(invocation: Invocation, record: Mapping[str, Any]) -> None:
     for attempt in record["history"]:
         invocation.say(
             f"tried     {_moment(attempt['at'])} #{attempt['number']} <{attempt['recipient']}> "
-            f"{attempt['status']}{_words(attempt)}"
+            f"{attempt['status']}{_by(attempt)}{_words(attempt)}"
         )
+
+
+def _by(attempt: Mapping[str, Any]) -> str:
+    """The route and how long it took, where anybody was tried."""
+    took = f" in {attempt['seconds']:.1f} s" if attempt["next_hop"] else ""
+    return f"{took} by {attempt['route']}" if attempt["route"] else took
 
 
 def _words(said: Mapping[str, Any]) -> str:
@@ -146,7 +158,7 @@ def stats(invocation: Invocation) -> int:
 
 
 def change(invocation: Invocation) -> int:
-    """``queue retry|hold|release|delete``: on the ids that were given, or on all that match."""
+    """``queue retry|hold|release|bounce|delete``: on the ids that were given, or on all that match."""
     args = invocation.args
     _check_choice(args)
     client = invocation.client()
@@ -154,7 +166,7 @@ def change(invocation: Invocation) -> int:
         message["queue_id"]
         for message in _matching(client, args, (args.state,) if args.state else _STATES_OF_ALL[args.action])
     ]
-    if args.action == "delete" and ids and not args.yes:
+    if args.action in _FINAL and ids and not args.yes:
         _confirm(invocation, ids)
     results = [_change_one(client, args, queue_id) for queue_id in ids]
     return _report(invocation, results)
@@ -168,11 +180,14 @@ def _check_choice(args: argparse.Namespace) -> None:
 
 
 def _change_one(client: AdminClient, args: argparse.Namespace, queue_id: str) -> dict[str, Any]:
+    more = {}
     try:
         if args.action == "delete":
             client.delete("queue", queue_id)
         elif args.action == "hold" and args.reason:
             client.post("queue", queue_id, "hold", reason=args.reason)
+        elif args.action == "bounce":
+            more["notices"] = client.post("queue", queue_id, "bounce")["notices"]
         else:
             client.post("queue", queue_id, args.action)
     except Refused as refused:
@@ -180,7 +195,7 @@ def _change_one(client: AdminClient, args: argparse.Namespace, queue_id: str) ->
         gone = args.all and refused.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         # What was delivered or held between the listing and now is not a failure of "all".
         return {"queue_id": queue_id, "ok": gone, "error": refused.problem, "hint": refused.hint}
-    return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action]}
+    return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action], **more}
 
 
 def _only_about_a_message(refused: Refused) -> None:
@@ -195,7 +210,8 @@ def _report(invocation: Invocation, results: Sequence[Mapping[str, Any]]) -> int
     else:
         for result in results:
             if "done" in result:
-                invocation.say(f"{result['queue_id']} {result['done']}")
+                untold = ", but the sender wanted no notice" if result.get("notices") == 0 else ""
+                invocation.say(f"{result['queue_id']} {result['done']}{untold}")
             else:
                 hint = f" ({result['hint']})" if result["hint"] else ""
                 invocation.note(f"{result['queue_id']}: {result['error']}{hint}")
@@ -205,15 +221,17 @@ def _report(invocation: Invocation, results: Sequence[Mapping[str, Any]]) -> int
 
 
 def _confirm(invocation: Invocation, ids: Sequence[str]) -> None:
+    action = invocation.args.action
     if not invocation.stdin.isatty():
         if invocation.args.all:
-            raise CommandFailed(EX_USAGE, "delete --all without a terminal needs --yes")
+            raise CommandFailed(EX_USAGE, f"{action} --all without a terminal needs --yes")
         return
+    question, done = _FINAL[action]
     what = safe(ids[0]) if len(ids) == 1 else f"{len(ids)} messages"
-    invocation.stderr.write(f"Delete {what} for good, without telling the sender? [y/N] ")
+    invocation.stderr.write(f"{question.format(what)} [y/N] ")
     invocation.stderr.flush()
     if invocation.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise CommandFailed(EX_FAILED, "nothing was deleted")
+        raise CommandFailed(EX_FAILED, f"nothing was {done}")
 
 
 def _matching(

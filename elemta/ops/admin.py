@@ -10,6 +10,7 @@
 ``GET /v1/queue/stats``                   the queue in numbers
 ``GET /v1/queue/ID``                      one message with recipients and history
 ``POST /v1/queue/ID/retry|hold|release``  what it says; ``hold`` takes ``?reason=``
+``POST /v1/queue/ID/bounce``              returned to its sender, who is told; ``notices`` says how often
 ``DELETE /v1/queue/ID``                   the message is gone, no bounce is sent
 ========================================  ===========================================================
 
@@ -47,7 +48,7 @@ from elemta.ops.admin_json import (
     status_json,
     summary_json,
 )
-from elemta.ops.admin_operations import Operations
+from elemta.ops.admin_operations import Operations, Returned
 from elemta.spool.records import State
 
 _log = Logger()
@@ -177,6 +178,20 @@ class Api:
             raise Refusal(http.CONFLICT, "the message is on hold", "release it instead")
         return await self._change(call, self._operations.spool.retry, "to be retried")
 
+    async def bounce(self, call: Call) -> Json:
+        call.only()
+        record = await self._operations.spool.show(_queue_id(call))
+        if not record.envelope.sender:
+            hint = "delete it, or hold it"
+            raise Refusal(http.CONFLICT, "the sender is <>: nobody can be told", hint)
+        returned: list[Returned] = []
+
+        async def give_up(queue_id: str) -> None:
+            returned.append(await self._operations.return_to_sender(queue_id))
+
+        answer = await self._change(call, give_up, "returned to the sender")
+        return {**answer, "recipients": returned[0].recipients, "notices": returned[0].notices}
+
     async def delete(self, call: Call) -> Json:
         call.only()
         return await self._change(call, self._operations.spool.delete, "deleted")
@@ -199,6 +214,7 @@ ROUTES: Sequence[tuple[str, str, Answer]] = (
     ("GET", "queue/stats", Api.queue_stats),
     ("GET", "queue/*", Api.show),
     ("DELETE", "queue/*", Api.delete),
+    ("POST", "queue/*/bounce", Api.bounce),
     ("POST", "queue/*/hold", Api.hold),
     ("POST", "queue/*/release", Api.release),
     ("POST", "queue/*/retry", Api.retry),

@@ -51,6 +51,16 @@ class Status:
     notes: tuple[Fault, ...] = ()
 
 
+class Returned(Protocol):
+    """What returning a message came to: recipients that were given up, and notices to the sender."""
+
+    @property
+    def recipients(self) -> int: ...
+
+    @property
+    def notices(self) -> int: ...
+
+
 class ReloadResult(Protocol):
     """What a reload came to: with faults nothing was changed; else what still waits for a restart."""
 
@@ -87,6 +97,12 @@ class Operations(Protocol):
     @property
     def spool(self) -> Queue:
         """The open spool."""
+
+    async def return_to_sender(self, queue_id: str) -> Returned:
+        """Give up what is left of a message and tell its sender. Raises what the spool raises.
+
+        SpoolError also where the sender is the null reverse-path, which can't be told.
+        """
 
     def status(self) -> Status: ...
 

@@ -114,6 +114,11 @@ DELIVERY_TLS = _counter(
     "TLS handshakes with next hops: the version that was agreed on, or failed.",
     "outcome",
 )
+DELIVERY_LANES = _gauge(
+    "elemta_delivery_lanes",
+    "Destinations that have mail in the queue: those that may be tried, and those that are down.",
+    "state",
+)
 
 LOOP_LAG = _histogram(
     "elemta_event_loop_lag_seconds", "How late the event loop came to a timer that was due.", FAST
@@ -157,6 +162,7 @@ ALL = (
     DELIVERY_CONNECTIONS,
     DELIVERY_CONNECTIONS_OPEN,
     DELIVERY_TLS,
+    DELIVERY_LANES,
     LOOP_LAG,
     POLL_FAILURES,
 )

@@ -20,6 +20,8 @@ from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
 from elemta.ctl.main import main
+from elemta.delivery.bounces import NoticeSettings
+from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
@@ -80,6 +82,9 @@ class Daemon:
             PluginInfo("relay", "elemta 0.1.0", words="Who may relay where.", in_chain=True),
             PluginInfo("", "broken.module", error="ImportError: nothing"),
         ]
+
+    async def return_to_sender(self, queue_id: str) -> Returned:
+        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"))
 
     def reload(self) -> Reloaded:
         return self.reloaded
@@ -271,6 +276,7 @@ async def test_show_tells_what_became_of_each_recipient(daemon: Daemon) -> None:
         route="lmtp://127.0.0.1:24",
         next_hop="127.0.0.1:24",
         at=time.time(),
+        seconds=2.5,
         code=451,
         enhanced="4.3.0",
     )
@@ -279,7 +285,10 @@ async def test_show_tells_what_became_of_each_recipient(daemon: Daemon) -> None:
     assert code == 0
     assert "to        <anna@example.com> deferred at 127.0.0.1:24: 451 4.3.0 try later \\x1b" in out
     assert "to        <berta@example.com> not tried yet" in out
-    assert "#1 <anna@example.com> deferred" in out
+    tried = (
+        "#1 <anna@example.com> deferred in 2.5 s by lmtp://127.0.0.1:24 at 127.0.0.1:24: 451 4.3.0 try later"
+    )
+    assert tried in out
     shown = (await daemon.json("queue", "show", queue_id))["messages"][0]
     assert shown["history"][0]["text"] == f"try later {EVIL}"
     assert shown["state"] == "deferred"
@@ -354,6 +363,40 @@ async def test_a_script_that_deletes_everything_has_to_say_yes(daemon: Daemon) -
     assert await daemon.ids() == [queue_id]
     assert (await daemon.ctl("queue", "delete", "--all", "--yes"))[0] == 0
     assert await daemon.ids() == []
+
+
+@ensureDeferred
+async def test_bounce_asks_and_then_returns_the_message_to_its_sender(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(Address("jane", "example.org"))
+    code, _, err = await daemon.ctl("queue", "bounce", queue_id, terminal=True, stdin="n\n")
+    assert (code, "Return" in err, "nothing was returned" in err) == (1, True, True)
+    assert await daemon.ids() == [queue_id]
+    code, out, _ = await daemon.ctl("queue", "bounce", queue_id, terminal=True, stdin="y\n")
+    assert (code, out) == (0, f"{queue_id} returned\n")
+    (notice,) = await daemon.ids()
+    record = await daemon.spool.show(notice)
+    assert not record.envelope.sender
+    assert [str(each.recipient) for each in record.recipients] == ["jane@example.org"]
+
+
+@ensureDeferred
+async def test_what_has_no_sender_is_not_returned_and_the_others_are(daemon: Daemon) -> None:
+    from_nobody = await daemon.queue(NULL)
+    from_jane = await daemon.queue(Address("jane", "example.org"))
+    code, out, err = await daemon.ctl("queue", "bounce", from_nobody, from_jane)
+    assert (code, out) == (1, f"{from_jane} returned\n")
+    assert f"{from_nobody}: the sender is <>: nobody can be told" in err
+    assert from_nobody in await daemon.ids()
+
+
+@ensureDeferred
+async def test_a_script_that_returns_everything_has_to_say_yes(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(Address("jane", "example.org"))
+    code, _, err = await daemon.ctl("queue", "bounce", "--all")
+    assert (code, "bounce --all without a terminal needs --yes" in err) == (2, True)
+    assert await daemon.ids() == [queue_id]
+    done = await daemon.json("queue", "bounce", "--all", "--yes")
+    assert done["results"] == [{"queue_id": queue_id, "ok": True, "done": "returned", "notices": 1}]
 
 
 @pytest.mark.parametrize(

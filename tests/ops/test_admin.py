@@ -22,6 +22,8 @@ from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
+from elemta.delivery.bounces import NoticeSettings
+from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError
 from elemta.ops.admin import MAX_BODY, AdminSite
@@ -67,6 +69,9 @@ class Daemon:
         if self.broken:
             raise RuntimeError("secret of the inside")
         return [PluginInfo("relay", "elemta", words="Who may relay.", in_chain=True, interfaces=("rcpt",))]
+
+    async def return_to_sender(self, queue_id: str) -> Returned:
+        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"))
 
     def reload(self) -> Reloaded:
         return self.reloaded
