@@ -7,6 +7,7 @@ the others do too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from OpenSSL import SSL
 from twisted.internet.base import ReactorBase
@@ -16,6 +17,8 @@ from elemta.auth import Authenticator
 from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, Role
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
+from elemta.dns import Resolver
+from elemta.dns.threads import ResolverReactor
 from elemta.domains import Domains
 from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
 from elemta.net.tls import load_context
@@ -28,16 +31,18 @@ from elemta.smtp.session import SessionSettings
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """What outlives a reload: the reactor, the counters of the limits, the metrics."""
+    """What outlives a reload: the reactor, the counters of the limits, the metrics, what DNS said."""
 
     reactor: ReactorBase
     store: ILimitStore
     metrics: Metrics
+    resolver: Resolver
 
     @classmethod
     def from_config(cls, config: Config, reactor: ReactorBase) -> Lasting:
         """What the daemon begins with; nothing is opened and no thread started."""
-        return cls(reactor, MemoryStore(), Metrics(config.server.node_id))
+        metrics = Metrics(config.server.node_id)
+        return cls(reactor, MemoryStore(), metrics, Resolver(cast(ResolverReactor, reactor)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
         reactor=lasting.reactor,
         limits=limiter,
         domains=domains,
+        resolver=lasting.resolver,
         metrics=metrics.plugins,
         log=Logger(namespace="elemta.policies"),
     )

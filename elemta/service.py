@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +24,8 @@ from twisted.python.failure import Failure
 
 from elemta.assembly import Assembly, Lasting, assemble
 from elemta.config import Config, load
-from elemta.delivery import Delivery
+from elemta.delivery import Delivery, DeliverySettings
+from elemta.delivery.pace import Pace
 from elemta.errors import ConfigError, ElemtaError, Fault, ListenFailed, PolicyUnavailable
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
@@ -58,6 +60,7 @@ class Running:
 
     spool: Spool
     delivery: Delivery
+    pace: Pace
     admin: AdminSocket
     loops: tuple[LoopingCall, ...]
     lag: LoopLag
@@ -164,12 +167,17 @@ class Elemta(Service):
         )
         self.lasting.metrics.watch_spool(spool.stats)
         self.assembly.authenticator.start()
+        self.lasting.resolver.start()
+        pace = Pace(self.assembly.limiter)
         delivery = Delivery(
             self.reactor,
             spool,
             self.assembly.routes,
-            self.assembly.delivery,
+            self._delivery_settings(),
             self.lasting.metrics.delivery,
+            resolver=self.lasting.resolver,
+            pace=pace,
+            hooks=self.assembly.chain.delivery_hooks,
         )
         delivery.startService()
         site = AdminSite(DaemonOperations(self, spool), self.reactor)
@@ -180,6 +188,7 @@ class Elemta(Service):
         self.parts = Running(
             spool,
             delivery,
+            pace,
             admin,
             (self._every(1.0, self.house.check_deadlines), self._every(5.0, self._tell_status)),
             lag,
@@ -191,6 +200,12 @@ class Elemta(Service):
         self.state = State.SERVING
         self._notifier.ready("serving")
         self._say_ready()
+
+    def _delivery_settings(self) -> DeliverySettings:
+        """What delivery is told, with where this host takes mail itself."""
+        places = [listener.place for listener in self.listeners]
+        own = tuple((ip_address(place[0]), place[1]) for place in places if place is not None)
+        return replace(self.assembly.delivery, own_addresses=own)
 
     def _apply_terms(self) -> None:
         """Let every listener's next session begin under the assembly of the moment."""
@@ -307,7 +322,10 @@ class Elemta(Service):
             self._certificate.replace(assembly.context)
         if running is not None:
             assembly.authenticator.start()
-            running.delivery.reconfigure(assembly.routes, assembly.delivery)
+            running.pace.limiter = assembly.limiter
+            running.delivery.reconfigure(
+                assembly.routes, self._delivery_settings(), assembly.chain.delivery_hooks
+            )
             self._apply_terms()
             # A session that began under the old terms may still ask the old checkers.
             retire = Deferred.fromCoroutine(previous.authenticator.stop())
@@ -359,6 +377,7 @@ class Elemta(Service):
             loop.stop()
         running.lag.stop()
         await running.delivery.stopService()
+        await self.lasting.resolver.stop()
         await running.spool.close()
 
 

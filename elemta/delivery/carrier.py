@@ -24,6 +24,7 @@ from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.message.trace import return_path_field
 from elemta.outcome import Outcome, Status
+from elemta.policy.departing import DeliveryHooks
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_results import RecipientResult
 from elemta.spool.records import QueuedMessage
@@ -69,6 +70,7 @@ class Carrier:
         observer: DeliveryObserver,
         *,
         resolver: MailResolver | None = None,
+        hooks: DeliveryHooks | None = None,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -76,6 +78,7 @@ class Carrier:
         self._pool = pool
         self._observer = observer
         self._resolver = resolver
+        self._hooks = hooks
         self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
         self._connections = Connections(reactor, settings, self._read, observer)
 
@@ -95,9 +98,10 @@ class Carrier:
         outcomes = tuple(outcome for carried in done for outcome in carried.outcomes)
         return Carried(outcomes, max((carried.reached for carried in done), key=list(Reached).index))
 
-    def reconfigure(self, settings: DeliverySettings) -> None:
-        """Use these settings for every attempt from now on."""
+    def reconfigure(self, settings: DeliverySettings, hooks: DeliveryHooks | None = None) -> None:
+        """Use these for every attempt from now on."""
         self._settings = settings
+        self._hooks = hooks
         self._maildirs.threads = settings.maildir_threads
         self._connections.reconfigure(settings)
 
@@ -211,6 +215,8 @@ class Carrier:
 
     def _tell(self, message: QueuedMessage, outcome: Outcome) -> None:
         self._observer.attempted(outcome)
+        if self._hooks is not None and self._hooks.tells:
+            self._hooks.attempted(outcome, message.envelope)
         _log.info(
             "delivery attempt",
             event="delivery.attempt",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from math import inf
 from typing import Any
 
@@ -16,28 +14,35 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from elemta.delivery.carrier import Carried, Carrier
+from elemta.delivery.aging import Aging
+from elemta.delivery.attempts import Attempts
+from elemta.delivery.carrier import Carrier
+from elemta.delivery.choosing import Chooser
+from elemta.delivery.lanes import Lanes
+from elemta.delivery.mx import MailResolver
+from elemta.delivery.pace import Pace
 from elemta.delivery.queue import Queue
 from elemta.delivery.routes import Route, RouteTable
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Unobserved
+from elemta.delivery.ways import Ways
 from elemta.errors import SpoolError
-from elemta.outcome import Outcome, Status
-from elemta.spool.records import QueuedMessage, State
+from elemta.policy.departing import DeliveryHooks
+from elemta.spool.records import PlannedPart, QueuedMessage, State, Submission
 
 _log = Logger()
 
-# Messages waiting in memory for their turn; more wait in the spool alone.
-_MOST_READY = 1000
-_LONGEST_REASON = 500
 _LAST_WAIT = 5.0
+# Lanes that are listed at one time, and how often they are listed anew, in case one was missed.
+_LANES_AT_ONCE = 1000
+_LIST_LANES_EVERY = 300.0
 
 
 class Delivery(Service):
     """Delivers what is in the queue, at least once and never one message twice at the same time.
 
     A message that was just accepted is started without reading the disk; everything else is found by
-    asking the queue for what is due. ``routes`` and ``settings`` can be replaced while it runs, by
-    :meth:`reconfigure`; what is under way keeps what it began with.
+    asking the queue what is due in the lanes that may go on. ``routes`` and ``settings`` can be replaced
+    while it runs, by :meth:`reconfigure`; what is under way keeps what it began with.
     """
 
     name = "delivery"
@@ -49,68 +54,89 @@ class Delivery(Service):
         routes: Sequence[Route],
         settings: DeliverySettings,
         observer: DeliveryObserver | None = None,
+        *,
+        resolver: MailResolver | None = None,
+        pace: Pace | None = None,
+        hooks: DeliveryHooks | None = None,
     ) -> None:
         self._reactor = reactor
         self._queue = queue
         self._settings = settings
-        self._routes = RouteTable(routes)
+        self._observer = observer or Unobserved()
         self._pool = ThreadPool(0, settings.threads, "delivery")
-        self._carrier = Carrier(reactor, queue, self._pool, settings, observer or Unobserved())
-        self._ready: deque[QueuedMessage] = deque()
-        self._known: set[str] = set()
-        self._under_way: set[str] = set()
-        self._finished_meanwhile: set[str] = set()
-        self._set_aside: dict[str, float] = {}
+        self._ways = _ways(routes, settings, hooks)
+        self._lanes = Lanes(self._limit, settings.max_messages)
+        self._carrier = Carrier(
+            reactor, queue, self._pool, settings, self._observer, resolver=resolver, hooks=hooks
+        )
+        self._attempts = Attempts(
+            reactor, queue, self._lanes, self._carrier, ways=self._ways, settings=settings, pace=pace
+        )
+        self._aging = Aging(queue, self._lanes, settings)
+        self._under_way: set[tuple[str, int]] = set()
+        self._set_aside: dict[QueuedMessage, float] = {}
         self._timer: IDelayedCall | None = None
         self._looking = False
-        self._look_again = inf
-        self._more = False
-        self._abandoned = False
+        self._aging_call: IDelayedCall | None = None
+        self._walk: Deferred[None] | None = None
+        self._listed_at = -inf
         self._subscribed = False
         self._empty: Deferred[None] | None = None
 
     @property
     def routes(self) -> tuple[Route, ...]:
         """The routes in force."""
-        return self._routes.routes
+        return self._ways.routes.routes
 
     @property
     def under_way(self) -> int:
-        """How many messages are being delivered now."""
+        """How many messages, or parts of them, are being delivered now."""
         return len(self._under_way)
 
-    def reconfigure(self, routes: Sequence[Route], settings: DeliverySettings) -> None:
-        """Use these routes and settings for every attempt from now on."""
-        self._routes = RouteTable(routes)
+    def reconfigure(
+        self, routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None = None
+    ) -> None:
+        """Use these for every attempt from now on; destinations that were down are tried again."""
         self._settings = settings
-        self._carrier.reconfigure(settings)
+        self._ways = _ways(routes, settings, hooks)
+        self._attempts.reconfigure(self._ways, settings)
+        self._aging.settings = settings
+        self._carrier.reconfigure(settings, hooks)
         self._pool.adjustPoolsize(0, settings.threads)
+        self._lanes.places = settings.max_messages
+        self._lanes.probe_now()
+        self._look_soon()
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        self._abandoned = False
+        self._attempts.abandoned = False
         self._pool.start()
+        self._queue.use_plan(self._plan)
         if not self._subscribed:
             self._subscribed = True
             self._queue.on_committed(self._committed)
-            self._queue.on_due(self.wake)
-        self.wake()
+            self._queue.on_due(self._became_due)
+        self._listed_at = -inf
+        self._arm(0.0)
+        self._grow_older()
 
     async def _stop(self) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._ready.clear()
+        for timer in (self._timer, self._aging_call):
+            if timer is not None and timer.active():
+                timer.cancel()
+        if self._walk is not None:
+            await self._walk
         if not await self._wait_until_empty(self._settings.grace):
             _log.warn(
                 "deliveries were cut off; their messages stay in the queue",
                 event="delivery.abandoned",
                 messages=len(self._under_way),
             )
-            self._abandoned = True
+            self._attempts.abandoned = True
             self._carrier.abandon()
             await self._wait_until_empty(_LAST_WAIT)
         await self._carrier.stop()
-        self._known.clear()
+        self._lanes.drop_all()
         self._set_aside.clear()
         # Joining threads blocks, so it is done in one.
         await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
@@ -120,54 +146,48 @@ class Delivery(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         return Deferred.fromCoroutine(self._stop())
 
-    def wake(self) -> None:
-        """Look into the queue now: something in it may have become due otherwise than by time."""
-        self._look_in(0.0)
+    # What comes in
+
+    def _limit(self, lane: str) -> int | None:
+        return self._ways.limit(lane)
+
+    def _plan(self, submission: Submission) -> Sequence[PlannedPart]:
+        sender, now = submission.sender, submission.received_at
+        return self._ways.plan(submission, lambda lane: self._lanes.turn(lane, sender, now))
+
+    def _committed(self, message: QueuedMessage) -> None:
+        if self.running and message.state is State.ACTIVE:
+            self._lanes.enter(message, self._reactor.seconds())
+            self._fill()
+
+    def _became_due(self, lanes: Collection[str]) -> None:
+        if self.running:
+            self._lanes.probe_now(lanes)
+            self._look_soon()
 
     # What is due
 
-    def _committed(self, message: QueuedMessage) -> None:
-        if not self.running or message.state is not State.ACTIVE:
+    def _arm(self, when: float | None = None) -> None:
+        """Look into the queue when the next lane has something, and now and then in any case."""
+        if not self.running or self._looking:
             return
-        if len(self._ready) >= _MOST_READY:
-            self._more = True
-            return
-        self._enter(message)
-        self._fill()
-
-    def _enter(self, message: QueuedMessage) -> None:
-        if message.queue_id not in self._known:
-            self._known.add(message.queue_id)
-            self._ready.append(message)
-
-    def _fill(self) -> None:
-        while self._ready and len(self._under_way) < self._settings.max_messages:
-            message = self._ready.popleft()
-            self._under_way.add(message.queue_id)
-            Deferred.fromCoroutine(self._deliver(message)).addBoth(self._delivered, message.queue_id)
-        if self._more and len(self._ready) < _MOST_READY // 2:
-            self._look_in(0.0)
-
-    def _look_in(self, seconds: float) -> None:
-        if not self.running:
-            return
-        if self._looking:
-            # What is seen now may be older than what asks for this look.
-            self._look_again = min(self._look_again, self._reactor.seconds() + seconds)
-            return
+        now = self._reactor.seconds()
+        wake = self._lanes.next_wake() if when is None else when
+        wake = min(max(wake, now), now + self._settings.poll)
         if self._timer is not None and self._timer.active():
-            if self._timer.getTime() <= self._reactor.seconds() + seconds:
+            if self._timer.getTime() <= wake:
                 return
             self._timer.cancel()
-        self._timer = self._reactor.callLater(seconds, self._look)
+        self._timer = self._reactor.callLater(wake - now, self._look)
+
+    def _look_soon(self) -> None:
+        self._arm(0.0)
 
     def _look(self) -> None:
         self._looking = True
-        self._look_again = inf
-        self._finished_meanwhile.clear()
         Deferred.fromCoroutine(self._take_due()).addBoth(self._looked)
 
-    def _looked(self, result: float | Failure) -> None:
+    def _looked(self, result: Failure | None) -> None:
         self._looking = False
         if isinstance(result, Failure):
             if result.check(SpoolError) is None:
@@ -178,102 +198,70 @@ class Delivery(Service):
                     event="delivery.look_failed",
                     reason=result.getErrorMessage(),
                 )
-            result = self._settings.poll
         if self.running:
-            self._look_in(max(min(result, self._look_again - self._reactor.seconds()), 0.0))
+            self._observer.lanes(len(self._lanes), self._lanes.blocked)
             self._fill()
 
-    async def _take_due(self) -> float:
-        """Take up what is due; in how many seconds to look again."""
-        poll = self._settings.poll
-        limit = _MOST_READY - len(self._ready)
-        if limit <= 0:
-            return poll
-        self._more = False
+    async def _take_due(self) -> None:
+        """Get what is due in the lanes that may go on."""
         now = self._reactor.seconds()
-        for queue_id in [queue_id for queue_id, until in self._set_aside.items() if until <= now]:
-            del self._set_aside[queue_id]
-            self._known.discard(queue_id)
-        found = await self._queue.due(now, limit, frozenset(self._known))
-        for message in found:
-            # What was done since the question was asked may still stand in the answer.
-            if self.running and message.queue_id not in self._finished_meanwhile:
-                self._enter(message)
-        if len(found) >= limit:
-            self._more = True
-            return poll
-        next_due = await self._queue.next_due(frozenset(self._known))
-        if next_due is None:
-            return poll
-        # Never at once: nothing that goes wrong here may make this a busy loop.
-        return min(max(next_due - float(self._reactor.seconds()), 0.1), poll)
+        self._end_setting_aside(now)
+        if now - self._listed_at >= _LIST_LANES_EVERY:
+            await self._list_lanes(now)
+        wanted = self._lanes.wanted(now)
+        if not wanted:
+            return
+        try:
+            found = await self._queue.due(now, wanted, self._lanes.known(wanted))
+        except BaseException:
+            self._lanes.not_loaded(wanted, now + self._settings.poll)
+            raise
+        for lane in found if self.running else ():
+            self._lanes.loaded(lane, self._reactor.seconds())
+
+    async def _list_lanes(self, now: float) -> None:
+        """Learn which lanes there are; from then on every change is told."""
+        after: str | None = None
+        while self.running:
+            lanes = await self._queue.lanes(after, _LANES_AT_ONCE)
+            for name, due in lanes:
+                if due is not None:
+                    self._lanes.due_at(name, due)
+            if len(lanes) < _LANES_AT_ONCE:
+                break
+            after = lanes[-1][0]
+        self._listed_at = now
+
+    def _end_setting_aside(self, now: float) -> None:
+        for message in [message for message, until in self._set_aside.items() if until <= now]:
+            del self._set_aside[message]
+            self._lanes.release(message, now)
 
     # One message
 
-    async def _deliver(self, message: QueuedMessage) -> None:
-        carried = await self._carrier.carry(message, self._routes)
-        if self._abandoned:
-            await self._settle_abandoned(message, carried)
-            return
-        outcomes, retry_at, hold_reason = self._conclusion(message, carried)
-        await self._queue.settle(message.queue_id, outcomes, retry_at=retry_at, hold_reason=hold_reason)
-        if retry_at is not None:
-            self._look_in(max(retry_at - self._reactor.seconds(), 0.1))
-        if hold_reason is not None:
-            _log.warn(
-                "message put on hold",
-                event="delivery.held",
-                queue_id=message.queue_id,
-                sender=str(message.envelope.sender),
-                reason=hold_reason,
-            )
+    def _fill(self) -> None:
+        now = self._reactor.seconds()
+        while (free := self._settings.max_messages - len(self._under_way)) > 0 and self.running:
+            message = self._lanes.take(now, free)
+            if message is None:
+                break
+            self._under_way.add(message.key)
+            Deferred.fromCoroutine(self._attempts.make(message)).addBoth(self._made, message)
+        self._arm()
 
-    async def _settle_abandoned(self, message: QueuedMessage, carried: Carried) -> None:
-        """At the end only what was delivered is recorded; the rest begins anew after the next start."""
-        delivered = [outcome for outcome in carried.outcomes if outcome.status is Status.DELIVERED]
-        if delivered:
-            now = self._reactor.seconds()
-            await self._queue.settle(message.queue_id, delivered, retry_at=now, hold_reason=None)
-
-    def _conclusion(
-        self, message: QueuedMessage, carried: Carried
-    ) -> tuple[list[Outcome], float | None, str | None]:
-        """What to record, and when to try again or why not."""
-        deferred = [outcome for outcome in carried.outcomes if outcome.status is Status.DEFERRED]
-        if deferred:
-            now = self._reactor.seconds()
-            received_at = message.envelope.received_at
-            retry_at = self._settings.retries.next_attempt(message.attempts + 1, received_at, now)
-            if retry_at is not None:
-                # Who failed stays with the message and is tried again with the others: without bounces a
-                # recipient that is given up while the message goes on would be gone without a word.
-                return [_as_deferred(outcome) for outcome in carried.outcomes], retry_at, None
-        reasons = [
-            f"failed: {_says(outcome)}" for outcome in carried.outcomes if outcome.status is Status.FAILED
-        ]
-        reasons += [f"expired: {_says(outcome)}" for outcome in deferred]
-        reasons += carried.held
-        return list(carried.outcomes), None, "; ".join(reasons)[:_LONGEST_REASON] or None
-
-    def _delivered(self, result: Failure | None, queue_id: str) -> None:
-        self._under_way.discard(queue_id)
+    def _made(self, result: Failure | None, message: QueuedMessage) -> None:
+        self._under_way.discard(message.key)
         if isinstance(result, Failure):
             # The queue keeps what it could not write and writes it later; until then the message still
             # stands there as due, and taking it up again at once would deliver it again and again.
-            _tell_not_recorded(result, queue_id)
-            self._set_aside[queue_id] = self._reactor.seconds() + self._settings.retries.delays[0]
-        else:
-            self._forget(queue_id)
+            _tell_not_recorded(result, message.queue_id)
+            self._set_aside[message] = self._reactor.seconds() + self._settings.retries.delays[0]
+        self._lanes.finished(message, known=isinstance(result, Failure))
         if self._empty is not None and not self._under_way:
             empty, self._empty = self._empty, None
             empty.callback(None)
         if self.running:
             self._fill()
-
-    def _forget(self, queue_id: str) -> None:
-        self._known.discard(queue_id)
-        if self._looking:
-            self._finished_meanwhile.add(queue_id)
 
     async def _wait_until_empty(self, seconds: float) -> bool:
         """Whether nothing is under way any more, at the latest after so many seconds."""
@@ -286,6 +274,36 @@ class Delivery(Service):
         if late.active():
             late.cancel()
         return not self._under_way
+
+    # What grows old
+
+    def _grow_older(self) -> None:
+        self._aging_call = None
+        now = self._reactor.seconds()
+        self._walk = Deferred.fromCoroutine(self._aging.walk(now, lambda: bool(self.running)))
+        self._walk.addErrback(_tell_not_walked)
+        self._walk.addCallback(self._grown_older)
+
+    def _grown_older(self, _: None) -> None:
+        self._walk = None
+        if self.running:
+            self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
+
+
+def _ways(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Ways:
+    choose = Chooser(hooks, routes) if hooks is not None and hooks.asks else None
+    return Ways(RouteTable(routes), settings, choose)
+
+
+def _tell_not_walked(failure: Failure) -> None:
+    if failure.check(SpoolError, OSError) is None:
+        _log.failure("looking for old messages failed", failure, event="delivery.aging_failed")
+    else:
+        _log.warn(
+            "old messages can't be looked after now",
+            event="delivery.aging_failed",
+            reason=failure.getErrorMessage(),
+        )
 
 
 def _tell_not_recorded(failure: Failure, queue_id: str) -> None:
@@ -301,12 +319,3 @@ def _tell_not_recorded(failure: Failure, queue_id: str) -> None:
             queue_id=queue_id,
             reason=failure.getErrorMessage(),
         )
-
-
-def _as_deferred(outcome: Outcome) -> Outcome:
-    return replace(outcome, status=Status.DEFERRED) if outcome.status is Status.FAILED else outcome
-
-
-def _says(outcome: Outcome) -> str:
-    words = (str(outcome.recipient), str(outcome.code or ""), outcome.enhanced, outcome.text)
-    return " ".join(word for word in words if word)

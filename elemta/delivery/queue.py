@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 from twisted.internet.defer import Deferred
 
+from elemta.delivery.bounces import BounceSpool
 from elemta.outcome import Outcome
-from elemta.spool.records import QueuedMessage
+from elemta.spool.records import LaneDue, MessageRecord, Page, Plan, PlannedPart, QueuedMessage
 
 
-class Queue(Protocol):
+class Queue(BounceSpool, Protocol):
     """The durable queue; :class:`elemta.spool.Spool` is one."""
 
-    async def due(self, now: float, limit: int, excluding: Collection[str]) -> list[QueuedMessage]:
-        """Messages whose next attempt is due, oldest first, without those named."""
+    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Lanes by name, and when something is due in each: 0.0 now, None where all is held."""
 
-    async def next_due(self, excluding: Collection[str]) -> float | None:
-        """When the next message is due, in seconds since the epoch; None where none waits."""
+    async def due(
+        self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]
+    ) -> list[LaneDue]:
+        """For each of these lanes at most so many parts to attempt now, without those named."""
+
+    async def older(
+        self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
+    ) -> Page:
+        """Parts that wait, of messages received at ``before`` or earlier."""
+
+    async def show(self, queue_id: str) -> MessageRecord:
+        """All that is known of a message."""
 
     async def open_content(self, queue_id: str) -> BinaryIO:
         """The whole message as it is sent on."""
 
     def settle(
-        self, queue_id: str, outcomes: Sequence[Outcome], *, retry_at: float | None, hold_reason: str | None
+        self,
+        queue_id: str,
+        outcomes: Sequence[Outcome],
+        *,
+        part: int | None = None,
+        retry_at: float | None,
+        hold_reason: str | None,
+        warned: bool = False,
+        attempted: bool = True,
     ) -> Deferred[None]:
         """Record an attempt; fires when that is durable."""
 
-    def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
-        """Be called with every message that comes in, after its commit."""
+    def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:
+        """Let recipients of a part go other ways; fires when that is durable."""
 
-    def on_due(self, callback: Callable[[], None]) -> None:
-        """Be called when messages became due otherwise than by time."""
+    def use_plan(self, plan: Plan) -> None:
+        """Ask this which ways a new message goes."""
+
+    def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
+        """Be called with every part of a message that comes in, after its commit."""
+
+    def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
+        """Be called with lanes in which something became due otherwise than by time."""

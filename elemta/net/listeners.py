@@ -58,6 +58,12 @@ class Listener:
             )
         return str(getattr(host, "name", host))
 
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """The IP address and port where it listens; None for any other socket, and while it does not."""
+        host = None if self._port is None else self._port.getHost()
+        return (host.host, host.port) if isinstance(host, (IPv4Address, IPv6Address)) else None
+
     async def close(self) -> None:
         port, self._port = self._port, None
         if port is not None:

@@ -52,6 +52,7 @@ class Settlement:
     hold_reason: str | None
     part: int | None = None
     warned: bool = False
+    attempted: bool = True
 
     @property
     def cost(self) -> int:

@@ -144,7 +144,8 @@ def _let_wait(message: Queued, part: Part, settlement: Settlement, wait: set[int
         # An operator who held the message meanwhile meant it.
         if part.state is not State.HOLD:
             part.state = State.DEFERRED
-        part.turn, part.attempts, part.changed = settlement.retry_at, part.attempts + 1, True
+        part.turn, part.changed = settlement.retry_at, True
+        part.attempts += settlement.attempted
 
 
 def _hold(message: Queued, part: Part, positions: list[int]) -> None:

@@ -241,20 +241,24 @@ class Spool:
         retry_at: float | None,
         hold_reason: str | None,
         warned: bool = False,
+        attempted: bool = True,
     ) -> Deferred[None]:
         """Record what became of an attempt for a part (None: all of them); fires when that is durable.
 
         Recipients with a delivered or failed outcome are done; when none is left, the part is gone, and with
         the last part the message. With ``retry_at`` the part is DEFERRED until then. With ``hold_reason``
         failed recipients stay pending and the part goes to HOLD, but for those that are deferred and have a
-        ``retry_at``. With neither it keeps its state. ``warned`` notes that the sender was told of the delay.
+        ``retry_at``. With neither it keeps its state. ``warned`` notes that the sender was told of the delay;
+        what was not ``attempted`` only waits, and does not count.
         A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
         in memory and stores them as soon as the disk lets it.
         """
         key = row_key(queue_id)
         if key is None:
             return fail(_unknown(queue_id))
-        settlement = Settlement(key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned)
+        settlement = Settlement(
+            key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned, attempted
+        )
         return cast("Deferred[None]", self._commits.submit(settlement))
 
     def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:

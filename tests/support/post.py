@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from elemta.address import Address
 from elemta.delivery import Delivery, DeliverySettings, Retries
-from elemta.delivery.routes import NextHopRoute, Route
+from elemta.delivery.routes import HoldRoute, NextHopRoute, Route
 from elemta.delivery.settings import Unobserved
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.outcome import Outcome
@@ -137,6 +137,7 @@ class Post:
         self.directory = directory
         self.spool = spool
         self.observer = Observer()
+        self.sender = Address("sender", "example.org")
         self.settings = DeliverySettings(
             "me.example", Retries((3600.0,)), poll=0.2, connect_timeout=5.0, grace=5.0
         )
@@ -144,6 +145,9 @@ class Post:
         self._ports: list[Any] = []
 
     def start(self, *routes: Route) -> Delivery:
+        # What is told to the sender stays where a test can look at it.
+        bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
+        routes = (bounces, *routes)
         self.delivery = Delivery(reactor, self.spool, routes, self.settings, self.observer)
         self.delivery.startService()
         return self.delivery
@@ -171,7 +175,7 @@ class Post:
         for start in range(0, len(body), 65536):
             writer.write(body[start : start + 65536])
         submission = Submission(
-            Address("sender", "example.org"),
+            self.sender,
             tuple(recipient(text) for text in recipients),
             parameters or MailParameters(),
             Client(session_id="S1"),
@@ -194,7 +198,17 @@ class Post:
         await self.until(lambda: len(self.observer.outcomes) >= attempts and not delivery.under_way)
 
     async def queued(self) -> list[str]:
-        return [summary.queue_id for summary in await self.spool.list()]
+        """What waits, but for notices."""
+        return [summary.queue_id for summary in await self.spool.list() if summary.sender]
+
+    async def bounces(self) -> list[str]:
+        """The notices to senders, as text."""
+        texts = []
+        for summary in await self.spool.list():
+            if not summary.sender:
+                with await self.spool.open_content(summary.queue_id) as content:
+                    texts.append(content.read().decode())
+        return texts
 
     async def show(self, queue_id: str) -> MessageRecord:
         return await self.spool.show(queue_id)

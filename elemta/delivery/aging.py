@@ -1,0 +1,152 @@
+"""What time does to messages that nobody attempts: senders are told of the delay, and of the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from twisted.logger import Logger
+
+from elemta.delivery.conclusions import conclude
+from elemta.delivery.lanes import Lanes
+from elemta.delivery.notices import tell
+from elemta.delivery.queue import Queue
+from elemta.delivery.settings import DeliverySettings
+from elemta.envelope import Recipient
+from elemta.errors import UnknownMessage
+from elemta.outcome import Outcome, Status
+from elemta.spool.records import QueuedMessage
+
+_log = Logger()
+
+# Messages that one look at the oldest ones takes in.
+_PAGE = 500
+
+
+class Aging:
+    """Walks the queue from its old end.
+
+    A message in a lane that is shut is not attempted, so here it expires when its time has come; one in an
+    open lane has a last attempt instead. Delays are told here, whatever the lane does.
+    """
+
+    def __init__(self, queue: Queue, lanes: Lanes, settings: DeliverySettings) -> None:
+        self.settings = settings
+        self._queue = queue
+        self._lanes = lanes
+        self._told_up_to = -1
+
+    async def walk(self, now: float, goes_on: Callable[[], bool]) -> None:
+        """Expire and tell what is due by age. ``goes_on`` is asked between two messages. SpoolError."""
+        await self._expire(now, goes_on)
+        if self.settings.warn_after > 0:
+            await self._tell_delays(now, goes_on)
+
+    async def _expire(self, now: float, goes_on: Callable[[], bool]) -> None:
+        place, more = -1, True
+        while more:
+            page = await self._queue.older(now - self.settings.retries.expire, place, _PAGE)
+            place, more = page.after, page.more
+            for parts in _by_message(page.messages):
+                if not goes_on():
+                    return
+                shut = [part for part in parts if self._is_left_alone(part, now)]
+                if shut:
+                    await self._give_up(shut, now)
+
+    def _is_left_alone(self, part: QueuedMessage, now: float) -> bool:
+        return self._lanes.is_shut(part.lane, now) and not self._lanes.is_known(part)
+
+    async def _tell_delays(self, now: float, goes_on: Callable[[], bool]) -> None:
+        more = True
+        while more:
+            page = await self._queue.older(
+                now - self.settings.warn_after, self._told_up_to, _PAGE, unwarned=True
+            )
+            more = page.more
+            for parts in _by_message(page.messages):
+                if not goes_on():
+                    return
+                if now < parts[0].envelope.received_at + self.settings.retries.expire:
+                    await self._tell_delay(parts, now)
+            self._told_up_to = page.after
+
+    async def _tell_delay(self, parts: Sequence[QueuedMessage], now: float) -> None:
+        message, outcomes = await self._together(parts, now)
+        conclusion = conclude(message, outcomes, self.settings, now=now, retry_at=now)
+        await tell(self._queue, message, conclusion.notices.to_send)
+        await self._queue.settle(message.queue_id, (), retry_at=None, hold_reason=None, warned=True)
+
+    async def _give_up(self, parts: Sequence[QueuedMessage], now: float) -> None:
+        """Tell the sender once, whatever the number of lanes, then record each part."""
+        message, outcomes = await self._together(parts, now)
+        conclusion = conclude(message, outcomes, self.settings, now=now)
+        await tell(self._queue, message, conclusion.notices.to_send)
+        for part in parts:
+            mine = [outcome for outcome in conclusion.outcomes if _is_for(part, outcome)]
+            await self._queue.settle(
+                message.queue_id, mine, part=part.part, retry_at=None, hold_reason=conclusion.hold_reason
+            )
+        _log.info(
+            "message given up",
+            event="delivery.expired",
+            queue_id=message.queue_id,
+            recipients=len(outcomes),
+            reason=outcomes[0].text if outcomes else "",
+            hold_reason=conclusion.hold_reason,
+        )
+
+    async def _together(
+        self, parts: Sequence[QueuedMessage], now: float
+    ) -> tuple[QueuedMessage, list[Outcome]]:
+        """Parts of one message as one, and why its recipients still wait."""
+        outcomes = [await self._last_outcome(part, who, now) for part in parts for who in part.pending]
+        pending = tuple(who for part in parts for who in part.pending)
+        return replace(parts[0], pending=pending, warned=False), outcomes
+
+    async def _last_outcome(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
+        """Why the recipient still waits: what its destination said last, or else what itself was told."""
+        lane = self._lanes.find(message.lane)
+        if lane is not None and lane.reason is not None:
+            return replace(
+                lane.reason, queue_id=message.queue_id, recipient=recipient.address, at=now, seconds=0.0
+            )
+        return await self._recorded(message, recipient, now)
+
+    async def _recorded(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
+        waiting = Outcome(
+            message.queue_id,
+            recipient.address,
+            Status.DEFERRED,
+            "it waits for its turn",
+            "",
+            "",
+            now,
+            # RFC 3463 §3.5 X.4.5
+            enhanced="4.4.5",
+        )
+        try:
+            record = await self._queue.show(message.queue_id)
+        except UnknownMessage:
+            return waiting
+        for said in record.recipients:
+            if said.recipient == recipient and said.status is Status.DEFERRED and said.at is not None:
+                return replace(
+                    waiting,
+                    text=said.text,
+                    route=said.route,
+                    next_hop=said.next_hop,
+                    at=said.at,
+                    code=said.code,
+                    enhanced=said.enhanced,
+                )
+        return waiting
+
+
+def _by_message(parts: Sequence[QueuedMessage]) -> list[list[QueuedMessage]]:
+    return [list(group) for _, group in groupby(parts, key=lambda part: part.queue_id)]
+
+
+def _is_for(part: QueuedMessage, outcome: Outcome) -> bool:
+    return any(recipient.address == outcome.recipient for recipient in part.pending)

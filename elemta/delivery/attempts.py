@@ -1,0 +1,203 @@
+"""One attempt from its beginning to its record: which way, whether now, what came of it for all concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from elemta.delivery.carrier import Carried, Carrier
+from elemta.delivery.conclusions import conclude
+from elemta.delivery.hop import Reached
+from elemta.delivery.lanes import Lanes
+from elemta.delivery.notices import record
+from elemta.delivery.pace import FREE, Go, Pace, Wait
+from elemta.delivery.queue import Queue
+from elemta.delivery.routes import HoldRoute, MaildirRoute, NextHopRoute
+from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
+from elemta.envelope import Recipient
+from elemta.outcome import Outcome, Status
+from elemta.spool.records import QueuedMessage
+
+_log = Logger()
+
+# How long a lane waits when there was no connection to be had for it.
+_NOTHING_FREE = 5.0
+_LONGEST_REASON = 500
+
+T = TypeVar("T")
+
+
+class Attempts:
+    """Makes attempts; what the destination of one does is noted in its lane."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        queue: Queue,
+        lanes: Lanes,
+        carrier: Carrier,
+        *,
+        ways: Ways,
+        settings: DeliverySettings,
+        pace: Pace | None,
+    ) -> None:
+        self.abandoned = False
+        self._clock = reactor
+        self._queue = queue
+        self._lanes = lanes
+        self._carrier = carrier
+        self._ways = ways
+        self._settings = settings
+        self._pace = pace
+
+    def reconfigure(self, ways: Ways, settings: DeliverySettings) -> None:
+        """Use these for every attempt from now on."""
+        self._ways = ways
+        self._settings = settings
+
+    async def make(self, message: QueuedMessage) -> None:
+        """Attempt a part. SpoolError: what came of it is not stored yet."""
+        ways = await self._ways.sort(message)
+        if ways.elsewhere:
+            await self._move(message, ways.elsewhere)
+        elif message.lane == HELD and ways.here:
+            await self._hold(message, [route.reason for route in ways.here if isinstance(route, HoldRoute)])
+        elif ways.here:
+            await self._carry(message, ways)
+        else:
+            await self._record(message, _kept_waiting(message, ways, self._clock.seconds()), None)
+
+    async def _carry(self, message: QueuedMessage, ways: Sorted) -> None:
+        go = await self._acquire(message, ways)
+        if go is None:
+            return
+        started, epoch = self._clock.seconds(), self._lanes.epoch(message.lane)
+        carried = await self._carrier.carry(message, ways.here)
+        if self._pace is not None:
+            await _maybe_later(self._pace.done(go, sent=carried.reached is Reached.ANSWERED))
+        if self.abandoned:
+            await self._settle_abandoned(message, carried.outcomes)
+        elif carried.reached is Reached.NOTHING_FREE:
+            self._lanes.put_back(message, self._clock.seconds() + _NOTHING_FREE)
+        else:
+            retry_at = self._judge(message.lane, carried, epoch, started)
+            outcomes = (*carried.outcomes, *_kept_waiting(message, ways, self._clock.seconds()))
+            await self._record(message, outcomes, retry_at)
+
+    async def _acquire(self, message: QueuedMessage, ways: Sorted) -> Go | None:
+        """Ask whether this may leave now; None where it waits, which is noted."""
+        route = next(iter(ways.here))
+        if self._pace is None or isinstance(route, MaildirRoute):
+            return FREE
+        destination = route.name if isinstance(route, NextHopRoute) else message.lane
+        everyone = [recipient for recipients in ways.here.values() for recipient in recipients]
+        answer: Go | Wait = await _maybe_later(self._pace.acquire(destination, message.envelope, everyone))
+        if isinstance(answer, Go):
+            return answer
+        until = self._clock.seconds() + answer.seconds
+        if answer.everybody:
+            self._lanes.put_back(message, until)
+        else:
+            await self._queue.settle(
+                message.queue_id, (), part=message.part, retry_at=until, hold_reason=None, attempted=False
+            )
+            self._lanes.due_at(message.lane, until)
+        return None
+
+    async def _move(self, message: QueuedMessage, elsewhere: Mapping[str, Sequence[Recipient]]) -> None:
+        """Let recipients wait in the lanes of where they go now."""
+        sender, now = message.envelope.sender, self._clock.seconds()
+        parts = moved(message, elsewhere, lambda lane: self._lanes.turn(lane, sender, now))
+        await self._queue.assign(message.queue_id, message.part, parts)
+        for lane in (message.lane, *elsewhere):
+            self._lanes.due_at(lane, now)
+
+    async def _hold(self, message: QueuedMessage, reasons: list[str]) -> None:
+        reason = "; ".join(reasons)[:_LONGEST_REASON]
+        await self._queue.settle(message.queue_id, (), part=message.part, retry_at=None, hold_reason=reason)
+        _log.warn(
+            "message put on hold",
+            event="delivery.held",
+            queue_id=message.queue_id,
+            sender=str(message.envelope.sender),
+            reason=reason,
+        )
+
+    async def _settle_abandoned(self, message: QueuedMessage, outcomes: Sequence[Outcome]) -> None:
+        """At the end only what was delivered is recorded; the rest begins anew after the next start."""
+        delivered = [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
+        if delivered:
+            now = self._clock.seconds()
+            await self._queue.settle(
+                message.queue_id, delivered, part=message.part, retry_at=now, hold_reason=None
+            )
+
+    async def _record(
+        self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None
+    ) -> None:
+        now = self._clock.seconds()
+        conclusion = conclude(message, outcomes, self._settings, now=now, retry_at=retry_at)
+        again = now + self._settings.retries.delays[0]
+        recorded = await record(self._queue, message, conclusion, again)
+        if recorded.retry_at is not None:
+            self._lanes.due_at(message.lane, recorded.retry_at)
+
+    # What it says about the destination
+
+    def _judge(self, lane: str, carried: Carried, epoch: int, started: float) -> float | None:
+        """Note how the destination did; when it is to be tried again, if it decides that."""
+        if lane == LOCAL:
+            return None
+        now = self._clock.seconds()
+        if carried.reached is Reached.NOWHERE:
+            down = self._lanes.failed(lane, epoch, started)
+        elif carried.broke_off:
+            down = self._lanes.broke_off(lane) and self._lanes.failed(lane, epoch, started)
+        else:
+            delivered = any(outcome.status is Status.DELIVERED for outcome in carried.outcomes)
+            if self._lanes.answered(lane, now, delivered=delivered):
+                _log.info("a destination is back", event="delivery.lane_reopened", lane=lane)
+            return None
+        if down:
+            self._block(lane, carried.outcomes[0], now)
+        found = self._lanes.find(lane)
+        return found.shut_until if found is not None and found.failures else None
+
+    def _block(self, lane: str, reason: Outcome, now: float) -> None:
+        failures = self._lanes.failures(lane) + 1
+        until = self._settings.retries.after_failures(failures, now)
+        self._lanes.block(lane, until, reason)
+        _log.info(
+            "a destination is down; its mail waits",
+            event="delivery.lane_blocked",
+            lane=lane,
+            next_hop=reason.next_hop,
+            failures=failures,
+            seconds=round(until - now, 1),
+            reason=reason.text,
+        )
+
+
+def _kept_waiting(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, ...]:
+    """The outcomes of those whom a policy lets wait."""
+    return tuple(
+        Outcome(
+            message.queue_id,
+            recipient.address,
+            Status.DEFERRED,
+            route.reason,
+            "",
+            "",
+            now,
+            enhanced=route.enhanced,
+        )
+        for recipient, route in ways.waiting
+    )
+
+
+async def _maybe_later(answer: T | Deferred[T]) -> T:
+    return await answer if isinstance(answer, Deferred) else answer

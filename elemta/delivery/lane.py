@@ -1,0 +1,151 @@
+"""One lane: the parts of messages that go to one destination, their order, and how the destination does."""
+
+from __future__ import annotations
+
+from bisect import insort
+from math import inf
+
+from elemta.address import Address
+from elemta.outcome import Outcome
+from elemta.spool.records import QueuedMessage, State
+
+Key = tuple[str, int]
+
+# How many may be under way before one has succeeded: what a dead destination costs when it is met first.
+FIRST_WINDOW = 2
+# Attempts that broke off in a row without a success before the destination counts as down.
+MOST_BROKEN_OFF = 3
+_MOST_SENDERS = 10_000
+
+
+class Lane:
+    """The line before one destination.
+
+    What is due is in the spool; a few parts of it wait here in memory: active ones in the order of their
+    turns, deferred ones in the order of their times, and each kind has every second go. ``due`` is when the
+    spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
+    often in a row the destination was found down, and ``reason`` what was said then.
+    """
+
+    __slots__ = (
+        "_active",
+        "_deferred",
+        "_deferred_next",
+        "_served",
+        "_turns",
+        "broken_off",
+        "due",
+        "epoch",
+        "failures",
+        "in_ring",
+        "known",
+        "last_success",
+        "loading",
+        "most",
+        "name",
+        "reason",
+        "settled_meanwhile",
+        "shut_until",
+        "under_way",
+        "wake",
+        "window",
+    )
+
+    def __init__(self, name: str, most: int, first: int = FIRST_WINDOW) -> None:
+        self.name = name
+        self.most = most
+        self.window = min(first, most)
+        self.under_way = 0
+        self.due = inf
+        self.shut_until = 0.0
+        self.failures = 0
+        self.broken_off = 0
+        self.epoch = 0
+        self.last_success = 0.0
+        self.reason: Outcome | None = None
+        self.loading = False
+        self.wake = inf
+        self.in_ring = False
+        self.known: set[Key] = set()
+        self.settled_meanwhile: set[Key] = set()
+        self._active: list[tuple[float, str, int, QueuedMessage]] = []
+        self._deferred: list[tuple[float, str, int, QueuedMessage]] = []
+        self._deferred_next = False
+        self._served = 0.0
+        self._turns: dict[Address, float] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many parts wait in memory."""
+        return len(self._active) + len(self._deferred)
+
+    @property
+    def capacity(self) -> int:
+        """How many parts may wait in memory."""
+        return 1 if self.failures else min(max(4 * self.most, 40), 500)
+
+    @property
+    def hungry(self) -> bool:
+        """Whether there should soon be more of it in memory."""
+        return self.waiting <= self.capacity // 2 and not self.loading
+
+    @property
+    def limit(self) -> int:
+        """How many may be under way: one, as a probe, where the destination was down."""
+        return 1 if self.failures else self.window
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is known of it that would not be known without it."""
+        return not (self.known or self.loading or self.under_way) and self.due == inf
+
+    def turn(self, sender: Address, now: float) -> float:
+        """The place in the line for a new part.
+
+        Each part of a sender stands one second behind the one before it, and at the earliest behind what
+        was served last, as in start-time fair queueing: who sends a flood waits behind it himself, while
+        others pass.
+        """
+        base = self._served or now
+        last = self._turns.get(sender)
+        turn = base if last is None or last < base else last + 1.0
+        if last is None and len(self._turns) >= _MOST_SENDERS:
+            self._forget_senders(base)
+        self._turns[sender] = turn
+        return turn
+
+    def _forget_senders(self, base: float) -> None:
+        self._turns = {sender: turn for sender, turn in self._turns.items() if turn > base}
+        if len(self._turns) >= _MOST_SENDERS:
+            self._turns.clear()
+
+    def push(self, message: QueuedMessage) -> QueuedMessage | None:
+        """Let a part wait in memory; gives the one that has to leave for it, perhaps itself."""
+        line = self._active if message.state is State.ACTIVE else self._deferred
+        insort(line, (message.next_attempt_at, *message.key, message))
+        self.known.add(message.key)
+        if self.waiting <= self.capacity:
+            return None
+        longer = self._active if len(self._active) > len(self._deferred) else self._deferred
+        last = longer.pop()[-1]
+        self.known.discard(last.key)
+        return last
+
+    def pop(self) -> QueuedMessage:
+        """The next part in turn; it counts as under way."""
+        deferred = self._deferred and (self._deferred_next or not self._active)
+        line = self._deferred if deferred else self._active
+        self._deferred_next = not deferred
+        turn, _, _, message = line.pop(0)
+        if line is self._active:
+            self._served = max(self._served, turn)
+        self.under_way += 1
+        return message
+
+    def drop(self) -> None:
+        """Forget what waits in memory: the spool has it."""
+        for *_, message in (*self._active, *self._deferred):
+            self.known.discard(message.key)
+        self._active.clear()
+        self._deferred.clear()
+        self.due = 0.0

@@ -1,0 +1,342 @@
+"""All lanes: whose turn it is, which destination is left alone for a while, and what to get from the spool.
+
+There is no loop over all lanes here and no list of all messages: a lane is touched when something happens in
+it or when its time has come.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable
+from math import inf
+
+from elemta.address import Address
+from elemta.delivery.lane import FIRST_WINDOW, MOST_BROKEN_OFF, Key, Lane
+from elemta.outcome import Outcome
+from elemta.spool.records import LaneDue, QueuedMessage
+
+# Lanes that one look into the spool serves, and parts that wait in memory in all lanes together.
+MOST_LOOKED_INTO = 200
+MOST_WAITING = 4000
+
+
+class Lanes:
+    """The lanes that have something to do.
+
+    ``limit`` says how many parts of a lane may be under way, None where it leads to no destination; then
+    ``places`` is the limit, which is how many may be under way in all lanes together.
+    """
+
+    def __init__(self, limit: Callable[[str], int | None], places: int) -> None:
+        self._limit = limit
+        self.places = places
+        self._lanes: dict[str, Lane] = {}
+        self._ring: deque[Lane] = deque()
+        self._wakes: list[tuple[float, str]] = []
+        self._waiting = 0
+        self._blocked = 0
+        self._probing: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @property
+    def blocked(self) -> int:
+        """How many lanes wait for their destination to come back."""
+        return self._blocked
+
+    def find(self, name: str) -> Lane | None:
+        return self._lanes.get(name)
+
+    def failures(self, name: str) -> int:
+        """How often in a row the lane's destination was found down."""
+        lane = self._lanes.get(name)
+        return 0 if lane is None else lane.failures
+
+    def turn(self, name: str, sender: Address, now: float) -> float:
+        """The place in a lane's line for a new part of this sender's."""
+        lane = self._lanes.get(name)
+        return now if lane is None else lane.turn(sender, now)
+
+    def is_shut(self, name: str, now: float) -> bool:
+        """Whether nothing in this lane is attempted now."""
+        lane = self._lanes.get(name)
+        return lane is not None and (lane.shut_until > now or lane.failures > 0)
+
+    def is_known(self, message: QueuedMessage) -> bool:
+        """Whether the part waits in memory or is under way."""
+        lane = self._lanes.get(message.lane)
+        return lane is not None and message.key in lane.known
+
+    # What comes in
+
+    def enter(self, message: QueuedMessage, now: float) -> None:
+        """A part is due; it waits in memory if there is room, else in the spool."""
+        lane = self._lane(message.lane)
+        if message.key in lane.known:
+            return
+        if lane.failures or lane.shut_until > now or self._waiting >= MOST_WAITING:
+            self._is_due(lane, now)
+            return
+        self._push(lane, message, now)
+        self._schedule(lane)
+
+    def due_at(self, name: str, when: float) -> None:
+        """The spool has something in this lane for then."""
+        self._is_due(self._lane(name), when)
+
+    def wanted(self, now: float) -> dict[str, int]:
+        """Which lanes to look into now, and how many parts to take from each.
+
+        To be followed by :meth:`loaded` for each of them, or by :meth:`not_loaded`.
+        """
+        wanted: dict[str, int] = {}
+        room = MOST_WAITING - self._waiting
+        while self._has_room(room) and self._wakes and self._wakes[0][0] <= now:
+            if len(wanted) == MOST_LOOKED_INTO:
+                break
+            when, name = heapq.heappop(self._wakes)
+            lane = self._lanes.get(name)
+            if lane is None or lane.wake != when:
+                continue
+            lane.wake = inf
+            if lane.shut_until <= now:
+                lane.shut_until = 0.0
+                self._join(lane)
+            if lane.due <= now and lane.hungry and not lane.shut_until:
+                lane.loading, lane.due = True, inf
+                # Never all the room, so that there is always some for another lane.
+                wanted[name] = max(1, min(lane.capacity - lane.waiting, room // 4))
+                room -= wanted[name]
+            else:
+                self._schedule(lane)
+        return wanted
+
+    def known(self, names: Iterable[str]) -> dict[str, tuple[Key, ...]]:
+        """What of these lanes needs no telling."""
+        return {name: tuple(lane.known) for name in names if (lane := self._lanes.get(name)) is not None}
+
+    def loaded(self, found: LaneDue, now: float) -> None:
+        """This is due in a lane."""
+        lane = self._lane(found.lane)
+        lane.loading = False
+        done, lane.settled_meanwhile = lane.settled_meanwhile, set()
+        for message in found.messages:
+            # What was done since the question was asked may still stand in the answer.
+            if message.key not in lane.known and message.key not in done:
+                self._push(lane, message, now)
+        if found.next_due is not None:
+            lane.due = min(lane.due, found.next_due)
+        self._schedule(lane)
+        self._tidy(lane)
+
+    def not_loaded(self, names: Iterable[str], again_at: float) -> None:
+        """The spool did not say what is due."""
+        for name in names:
+            lane = self._lane(name)
+            lane.loading = False
+            lane.settled_meanwhile.clear()
+            self._is_due(lane, again_at)
+
+    def next_wake(self) -> float:
+        """When the next lane has to be looked at; never, before there is room for what it has."""
+        while self._wakes and self._has_room(MOST_WAITING - self._waiting):
+            when, name = self._wakes[0]
+            lane = self._lanes.get(name)
+            if lane is not None and lane.wake == when:
+                return when
+            heapq.heappop(self._wakes)
+        return inf
+
+    # What goes out
+
+    def take(self, now: float, free: int) -> QueuedMessage | None:
+        """The next part to attempt, if any may be, with ``free`` places for parts under way left.
+
+        Lanes take turns. A lane may have as many under way as there are places left, so that there is always
+        one for a lane that has none; destinations that were down together get a quarter of the places.
+        """
+        for _ in range(len(self._ring)):
+            lane = self._ring.popleft()
+            if not lane.waiting or lane.shut_until > now or lane.under_way >= lane.limit:
+                lane.in_ring = False
+                continue
+            if lane.under_way > free or (lane.failures and len(self._probing) > free // 3):
+                self._ring.append(lane)
+                continue
+            message = lane.pop()
+            self._waiting -= 1
+            if lane.failures:
+                self._probing.add(lane.name)
+            if lane.waiting:
+                self._ring.append(lane)
+            else:
+                lane.in_ring = False
+            self._schedule(lane)
+            return message
+        return None
+
+    def epoch(self, name: str) -> int:
+        """A number that grows whenever the lane is found down; to be given to :meth:`failed` later."""
+        return self._lane(name).epoch
+
+    def finished(self, message: QueuedMessage, *, known: bool = False) -> None:
+        """A part is not under way any more. ``known``: it must not be taken up again yet, see `release`."""
+        lane = self._lane(message.lane)
+        lane.under_way -= 1
+        self._probing.discard(lane.name)
+        if not known:
+            self._release(lane, message)
+        self._join(lane)
+        self._schedule(lane)
+        self._tidy(lane)
+
+    def release(self, message: QueuedMessage, when: float) -> None:
+        """A part that was finished as known may be taken up from the spool then."""
+        lane = self._lane(message.lane)
+        self._release(lane, message)
+        self._is_due(lane, when)
+
+    def put_back(self, message: QueuedMessage, until: float) -> None:
+        """A part was taken, but may not go before then; nor may the others in its lane."""
+        lane = self._lane(message.lane)
+        lane.shut_until = max(lane.shut_until, until)
+        lane.due = 0.0
+        self._schedule(lane)
+
+    # How destinations do
+
+    def answered(self, name: str, now: float, *, delivered: bool) -> bool:
+        """A destination took a message, or at least answered for it; whether it had been down."""
+        lane = self._lane(name)
+        lane.last_success = now
+        lane.broken_off = 0
+        if delivered:
+            lane.window = min(lane.window + 1, lane.most)
+        if not lane.failures:
+            return False
+        self._open(lane)
+        return True
+
+    def broke_off(self, name: str) -> bool:
+        """A destination broke off while it answered; whether that makes it one that is down."""
+        lane = self._lane(name)
+        lane.broken_off += 1
+        lane.window = 1
+        return lane.broken_off >= MOST_BROKEN_OFF
+
+    def failed(self, name: str, epoch: int, started: float) -> bool:
+        """A destination could not be reached; whether the lane must be blocked for it.
+
+        Not if that is known already, nor if others got through after that attempt began: then there are
+        too many at one time, and their number is halved.
+        """
+        lane = self._lane(name)
+        if lane.epoch != epoch:
+            return False
+        if not lane.failures and lane.last_success >= started > 0.0:
+            lane.window = max(1, min(lane.window, lane.under_way) // 2)
+            return False
+        return True
+
+    def block(self, name: str, until: float, reason: Outcome) -> None:
+        """Leave a destination alone until then; after that one part may probe it."""
+        lane = self._lane(name)
+        if not lane.failures:
+            self._blocked += 1
+        lane.failures += 1
+        lane.epoch += 1
+        lane.shut_until, lane.reason = until, reason
+        lane.window = min(FIRST_WINDOW, lane.most)
+        lane.broken_off = 0
+        self._waiting -= lane.waiting
+        lane.drop()
+        self._schedule(lane)
+
+    def probe_now(self, names: Iterable[str] | None = None) -> None:
+        """Let the next attempts in these lanes (None: all) be made now, whatever was known of them."""
+        for lane in list(self._lanes.values()) if names is None else [self._lane(name) for name in names]:
+            lane.most = self._most(lane.name)
+            lane.window = min(lane.window, lane.most)
+            lane.shut_until = lane.due = 0.0
+            self._join(lane)
+            self._schedule(lane)
+
+    def drop_all(self) -> None:
+        """Forget everything that waits."""
+        for lane in self._lanes.values():
+            lane.drop()
+            lane.known.clear()
+        self._waiting = 0
+        self._lanes.clear()
+        self._ring.clear()
+        self._wakes.clear()
+        self._probing.clear()
+        self._blocked = 0
+
+    # Inside
+
+    def _lane(self, name: str) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            limit = self._limit(name)
+            lane = Lane(name, limit) if limit is not None else Lane(name, self.places, self.places)
+            self._lanes[name] = lane
+        return lane
+
+    def _most(self, name: str) -> int:
+        limit = self._limit(name)
+        return self.places if limit is None else limit
+
+    def _has_room(self, room: int) -> bool:
+        return room > MOST_WAITING // 8
+
+    def _open(self, lane: Lane) -> None:
+        lane.failures = 0
+        lane.epoch += 1
+        lane.shut_until, lane.reason = 0.0, None
+        lane.due = 0.0
+        self._blocked -= 1
+        self._schedule(lane)
+
+    def _push(self, lane: Lane, message: QueuedMessage, now: float) -> None:
+        self._waiting += 1
+        if lane.push(message) is not None:
+            self._waiting -= 1
+            lane.due = min(lane.due, now)
+        self._join(lane)
+
+    def _join(self, lane: Lane) -> None:
+        if not lane.in_ring and lane.waiting:
+            lane.in_ring = True
+            self._ring.append(lane)
+
+    def _is_due(self, lane: Lane, when: float) -> None:
+        lane.due = min(lane.due, when)
+        self._schedule(lane)
+
+    def _schedule(self, lane: Lane) -> None:
+        """Have the lane looked at when there is something to get for it, or when it may go on."""
+        wake = inf
+        if lane.waiting and lane.shut_until:
+            wake = lane.shut_until
+        if lane.hungry:
+            wake = min(wake, max(lane.due, lane.shut_until))
+        if wake != lane.wake:
+            lane.wake = wake
+            if wake < inf:
+                heapq.heappush(self._wakes, (wake, lane.name))
+                if len(self._wakes) > 4 * len(self._lanes) + 1000:
+                    self._wakes = [(each.wake, each.name) for each in self._lanes.values() if each.wake < inf]
+                    heapq.heapify(self._wakes)
+
+    def _release(self, lane: Lane, message: QueuedMessage) -> None:
+        lane.known.discard(message.key)
+        if lane.loading:
+            lane.settled_meanwhile.add(message.key)
+
+    def _tidy(self, lane: Lane) -> None:
+        if lane.idle and self._lanes.pop(lane.name, None) is not None and lane.failures:
+            # It was down, and nobody wants anything of it any more.
+            self._blocked -= 1
