@@ -40,10 +40,10 @@ class Connections:
         read: Read,
         observer: ConnectionsObserver | None = None,
         *,
-        trust: object | None = None,
+        authorities: str = "",
     ) -> None:
         self.pool = Pool(reactor, settings, observer or Unobserved())
-        self.dialling = Dialling(reactor, settings, read, trust)
+        self.dialling = Dialling(reactor, settings, read, authorities)
         self.observer = observer or Unobserved()
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0

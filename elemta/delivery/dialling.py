@@ -20,11 +20,11 @@ _MOST_REMEMBERED = 4096
 class Dialling:
     """Makes connections, and remembers with whom TLS did not work."""
 
-    def __init__(self, reactor: Any, settings: DeliverySettings, read: Read, trust: object | None) -> None:
+    def __init__(self, reactor: Any, settings: DeliverySettings, read: Read, authorities: str) -> None:
         self._reactor = reactor
         self._settings = settings
         self._read = read
-        self._tls = OutboundTLS(trust)
+        self._tls = OutboundTLS(authorities)
         self._racing: set[Deferred[NextHopConnection]] = set()
         self._no_tls: dict[tuple[str, int], float] = {}
 

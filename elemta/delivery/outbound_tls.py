@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from ipaddress import ip_address
-from typing import Any
+from weakref import WeakKeyDictionary
 
 from OpenSSL import SSL
 from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import CertificateOptions, TLSVersion, platformTrust
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -36,40 +36,61 @@ class TLSRefused(Exception):
 class OutboundTLS:
     """Makes the handshakes of all connections.
 
-    ``trust`` is whom to believe, as :class:`~twisted.internet.ssl.CertificateOptions` takes it; None: what
-    this system trusts.
+    ``authorities`` is a PEM file of whom to believe; empty: whom this system believes.
     """
 
-    def __init__(self, trust: Any = None) -> None:
-        self._trust = trust
+    def __init__(self, authorities: str = "") -> None:
+        self._authorities = authorities
+        self._under_way: WeakKeyDictionary[SSL.Connection, Handshake] = WeakKeyDictionary()
         self._contexts: dict[bool, SSL.Context] = {}
 
     def handshake(self, host: str, *, verified: bool) -> Handshake:
         """A handshake with ``host``, a name or an address; ``verified``: only with a certificate of it."""
         if verified not in self._contexts:
             self._contexts[verified] = self._context(verified)
-        return Handshake(self._contexts[verified], host, verified=verified)
+        return Handshake(self._contexts[verified], self._under_way, host, verified=verified)
 
     def forget(self) -> None:
         """Read what is trusted anew for the next handshake."""
         self._contexts.clear()
 
     def _context(self, verified: bool) -> SSL.Context:
-        trust = (self._trust or platformTrust()) if verified else None
+        context = SSL.Context(SSL.TLS_METHOD)
         # RFC 8996 §2: nothing older than TLS 1.2, also where the other choice is no TLS at all
-        options = CertificateOptions(trustRoot=trust, insecurelyLowerMinimumTo=TLSVersion.TLSv1_2)
-        context = options.getContext()
-        if verified:
-            context.set_verify(SSL.VERIFY_PEER, _note_chain)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_options(SSL.OP_NO_COMPRESSION)
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+        if not verified:
+            context.set_verify(SSL.VERIFY_NONE)
+            return context
+        if self._authorities:
+            context.load_verify_locations(self._authorities)
+        else:
+            context.set_default_verify_paths()
+        context.set_verify(SSL.VERIFY_PEER, self._note_chain)
         return context
+
+    def _note_chain(self, connection: SSL.Connection, _: object, error: int, __: int, good: int) -> bool:
+        handshake = self._under_way.get(connection)
+        if not good and handshake is not None:
+            handshake.chain_error = error
+        return bool(good)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class Handshake:
     """One handshake: what it is made with, and whether what it came to is good enough."""
 
-    def __init__(self, context: SSL.Context, host: str, *, verified: bool) -> None:
+    def __init__(
+        self,
+        context: SSL.Context,
+        under_way: MutableMapping[SSL.Connection, Handshake],
+        host: str,
+        *,
+        verified: bool,
+    ) -> None:
         self._context = context
+        self._under_way = under_way
         self._verified = verified
         self._host = canonical_domain(host)
         self._is_address = _is_address(host)
@@ -77,7 +98,7 @@ class Handshake:
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
         connection = SSL.Connection(self._context, None)
-        connection.set_app_data(self)
+        self._under_way[connection] = self
         name = self._host.encode("ascii", "ignore")
         # RFC 6066 §3: an address is no server name
         if name and not self._is_address:
@@ -113,13 +134,6 @@ class Handshake:
         if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
             return "; ".join(entry[-1] for entry in error.args[0] if entry) or "OpenSSL gives no reason"
         return str(failure.getErrorMessage()) or type(error).__name__
-
-
-def _note_chain(connection: SSL.Connection, _: object, error: int, __: int, good: int) -> bool:
-    handshake = connection.get_app_data()
-    if not good and isinstance(handshake, Handshake):
-        handshake.chain_error = error
-    return bool(good)
 
 
 def _is_address(host: str) -> bool:
