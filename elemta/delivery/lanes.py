@@ -42,6 +42,11 @@ class Lanes:
         return len(self._lanes)
 
     @property
+    def waiting(self) -> int:
+        """How many parts wait in memory."""
+        return self._waiting
+
+    @property
     def blocked(self) -> int:
         """How many lanes wait for their destination to come back."""
         return self._blocked

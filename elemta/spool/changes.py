@@ -23,6 +23,7 @@ _PART = (
     "INSERT OR REPLACE INTO part (message_id, number, lane, state, turn, attempts, warned, positions)"
     " VALUES {}"
 )
+_NEW_PART = "INSERT INTO part (message_id, number, lane, state, turn, positions) VALUES {}"
 _BODY = "INSERT INTO body (id, header, content) VALUES {}"
 _RECIPIENT = (
     "INSERT OR REPLACE INTO recipient (message_id, position, pending, status, code, enhanced, text, route,"
@@ -131,11 +132,11 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
         bodies.append((key, message.header, message.content))
         for number, part in enumerate(message.parts):
             places = None if part.positions is None else json.dumps(part.positions)
-            parts.append((key, number, storable(part.lane), code, part.turn, 0, 0, places))
+            parts.append((key, number, storable(part.lane), code, part.turn, places))
         ledger.enter(message.state, message.size)
     _write_rows(connection, _MESSAGE, messages)
     _write_rows(connection, _BODY, bodies)
-    _write_rows(connection, _PART, parts)
+    _write_rows(connection, _NEW_PART, parts)
 
 
 _statements: dict[tuple[str, int, int], str] = {}

@@ -46,7 +46,7 @@ _PART = (
     """CREATE TABLE part (
     message_id INTEGER NOT NULL, number INTEGER NOT NULL, lane TEXT NOT NULL,
     state INTEGER NOT NULL CHECK (state BETWEEN 0 AND 2), turn REAL NOT NULL,
-    attempts INTEGER NOT NULL, warned INTEGER NOT NULL, positions TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0, warned INTEGER NOT NULL DEFAULT 0, positions TEXT,
     PRIMARY KEY (message_id, number)) WITHOUT ROWID""",
     "CREATE INDEX part_lane ON part (lane, state, turn)",
 )

@@ -1,0 +1,429 @@
+"""Whose turn it is, and which destination is left alone: lanes over a queue that is a dict, and a clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elemta.address import Address
+from elemta.delivery import Retries
+from elemta.delivery.lane import FIRST_WINDOW, MOST_BROKEN_OFF
+from elemta.delivery.lanes import Lanes
+from elemta.envelope import Envelope, Recipient
+from elemta.outcome import Outcome, Status
+from elemta.spool import LaneDue, QueuedMessage, State
+
+PLACES = 100
+LOCAL = "maildir:"
+
+
+def reason(text: str = "refused") -> Outcome:
+    return Outcome("Q", Address("bob", "x.example"), Status.DEFERRED, text, "mx:", "x.example", 0.0)
+
+
+@dataclass
+class Scheduled:
+    """Lanes over a queue that is a dict; ``now`` is the time."""
+
+    limit: int = 20
+    now: float = 1000.0
+    queue: dict[tuple[str, int], QueuedMessage] = field(default_factory=dict)
+    looks: int = 0
+    taken: list[QueuedMessage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lanes = Lanes(lambda lane: None if lane == LOCAL else self.limit, PLACES)
+        self.number = 0
+
+    def send(self, lane: str, sender: str = "s", *, tell: bool = True) -> QueuedMessage:
+        """A new message; ``tell``: as after its commit, else it is only in the queue."""
+        self.number += 1
+        origin = Address(sender, "example.org")
+        envelope = Envelope(
+            f"Q{self.number:06}", origin, (Recipient(Address("bob", "x.example")),), self.now, 1
+        )
+        turn = self.lanes.turn(lane, origin, self.now)
+        message = QueuedMessage(envelope, State.ACTIVE, 0, envelope.recipients, turn, lane=lane)
+        self.queue[message.key] = message
+        if tell:
+            self.lanes.enter(message, self.now)
+        return message
+
+    def look(self) -> None:
+        wanted = self.lanes.wanted(self.now)
+        if not wanted:
+            return
+        self.looks += 1
+        known = self.lanes.known(wanted)
+        for lane, most in wanted.items():
+            there = [message for message in self.queue.values() if message.lane == lane]
+            due = sorted(
+                (
+                    message
+                    for message in there
+                    if message.key not in known.get(lane, ())
+                    and (message.state is State.ACTIVE or message.next_attempt_at <= self.now)
+                ),
+                key=lambda message: (message.state is not State.ACTIVE, message.next_attempt_at, message.key),
+            )
+            later = [
+                message.next_attempt_at
+                for message in there
+                if message.state is State.DEFERRED and message.next_attempt_at > self.now
+            ]
+            following = self.now if len(due) > most else min(later, default=None)
+            self.lanes.loaded(LaneDue(lane, tuple(due[:most]), following), self.now)
+
+    def take(self) -> QueuedMessage | None:
+        self.look()
+        message = self.lanes.take(self.now, PLACES - len(self.under_way))
+        if message is not None:
+            self.taken.append(message)
+            self.under_way[message.key] = message
+        return message
+
+    def take_all(self) -> list[QueuedMessage]:
+        found = []
+        while len(self.under_way) < PLACES and (message := self.take()) is not None:
+            found.append(message)
+        return found
+
+    @property
+    def under_way(self) -> dict[tuple[str, int], QueuedMessage]:
+        return self.__dict__.setdefault("_under_way", {})
+
+    def end(self, message: QueuedMessage) -> None:
+        del self.under_way[message.key]
+        self.lanes.finished(message)
+
+    def deliver(self, message: QueuedMessage) -> None:
+        del self.queue[message.key]
+        self.lanes.answered(message.lane, self.now, delivered=True)
+        self.end(message)
+
+    def defer(self, message: QueuedMessage, until: float) -> None:
+        self.queue[message.key] = replace(
+            message, state=State.DEFERRED, next_attempt_at=until, attempts=message.attempts + 1
+        )
+        self.lanes.due_at(message.lane, until)
+        self.end(message)
+
+    def find_down(self, message: QueuedMessage, epoch: int, started: float, wait: float = 60.0) -> bool:
+        """The attempt found the destination down; whether the lane is blocked for it."""
+        lane = message.lane
+        blocked = self.lanes.failed(lane, epoch, started)
+        if blocked:
+            self.lanes.block(lane, self.now + wait, reason())
+        found = self.lanes.find(lane)
+        assert found is not None
+        self.defer(message, found.shut_until if found.failures else self.now + 3600.0)
+        return blocked
+
+
+def test_lanes_take_turns_however_long_their_lines_are() -> None:
+    queue = Scheduled()
+    for _ in range(50):
+        queue.send("long.example")
+    for lane in ("a.example", "b.example"):
+        queue.send(lane)
+    first = [queue.take() for _ in range(4)]
+    assert [message.lane for message in first if message] == [
+        "long.example",
+        "a.example",
+        "b.example",
+        "long.example",
+    ]
+
+
+def test_a_lane_starts_with_few_and_widens_with_each_success_up_to_its_limit() -> None:
+    queue = Scheduled(limit=5)
+    for _ in range(100):
+        queue.send("x.example")
+    widths = []
+    for _ in range(5):
+        batch = queue.take_all()
+        widths.append(len(batch))
+        for message in batch:
+            queue.deliver(message)
+    assert widths == [FIRST_WINDOW, 4, 5, 5, 5]
+
+
+def test_mail_that_ends_here_does_not_start_slowly() -> None:
+    queue = Scheduled()
+    for _ in range(300):
+        queue.send(LOCAL)
+    assert len(queue.take_all()) > PLACES // 3
+
+
+def test_a_flood_from_one_sender_waits_behind_itself_while_others_pass() -> None:
+    queue = Scheduled(limit=2)
+    for _ in range(5000):
+        queue.send("x.example", "flood")
+    for message in queue.take_all():
+        queue.deliver(message)
+    late = {queue.send("x.example", f"other{i}").key for i in range(5)}
+    served = 0
+    while late & queue.queue.keys():
+        for message in queue.take_all():
+            queue.deliver(message)
+            served += 1
+    # Those in memory before them may go first, and two floods at a time share.
+    assert served <= 20
+
+
+def test_two_floods_share_a_lane_whenever_they_began() -> None:
+    queue = Scheduled(limit=2)
+    for _ in range(1000):
+        queue.send("x.example", "first")
+    for _ in range(100):
+        for message in queue.take_all():
+            queue.deliver(message)
+    for _ in range(1000):
+        queue.send("x.example", "second")
+    before = len(queue.taken)
+    for _ in range(200):
+        for message in queue.take_all():
+            queue.deliver(message)
+    senders = Counter(message.envelope.sender.local for message in queue.taken[before + 20 :])
+    assert abs(senders["first"] - senders["second"]) <= 10
+
+
+def test_a_destination_that_is_down_costs_one_probe_per_interval_however_much_waits() -> None:
+    queue = Scheduled()
+    for _ in range(1000):
+        queue.send("dead.example")
+    retries = Retries((60.0, 300.0, 900.0), jitter=0.0)
+    attempts = 0
+    while queue.now < 1000.0 + 3 * 3600:
+        batch, epoch = queue.take_all(), queue.lanes.epoch("dead.example")
+        for message in batch:
+            attempts += 1
+            failures = queue.lanes.failures("dead.example")
+            queue.find_down(message, epoch, queue.now, retries.after_failures(failures + 1, 0.0))
+        assert queue.lanes.is_shut("dead.example", queue.now)
+        wake = queue.lanes.next_wake()
+        assert wake > queue.now
+        queue.now = wake
+    # Two at first, then after 1, 5, 15, 15, … minutes.
+    assert attempts == FIRST_WINDOW + 2 + (3 * 3600 - 60 - 300) // 900
+    assert queue.lanes.blocked == 1
+    assert queue.looks < 3 * attempts
+
+
+def test_the_others_that_were_under_way_do_not_make_it_worse() -> None:
+    queue = Scheduled()
+    for _ in range(10):
+        queue.send("x.example")
+    for message in queue.take_all():
+        queue.deliver(message)
+    batch = queue.take_all()
+    assert len(batch) == 4
+    queue.now += 30.0
+    epoch = queue.lanes.epoch("x.example")
+    blocked = [queue.find_down(message, epoch, queue.now - 1.0) for message in batch]
+    assert blocked == [True, False, False, False]
+    assert queue.lanes.failures("x.example") == 1
+
+
+def test_the_next_probe_is_another_message_and_a_success_reopens_the_lane_at_once() -> None:
+    queue = Scheduled()
+    sent = [queue.send("x.example") for _ in range(30)]
+    for message in queue.take_all():
+        queue.find_down(message, queue.lanes.epoch("x.example"), queue.now)
+    queue.now += 61.0
+    (probe,) = queue.take_all()
+    assert probe == sent[2]
+    assert queue.take() is None
+    assert queue.lanes.answered("x.example", queue.now, delivered=False)
+    queue.end(probe)
+    del queue.queue[probe.key]
+    assert queue.lanes.blocked == 0
+    while batch := queue.take_all():
+        for message in batch:
+            queue.deliver(message)
+    assert not queue.queue
+
+
+def test_where_others_get_through_the_number_is_halved_instead() -> None:
+    queue = Scheduled()
+    for _ in range(100):
+        queue.send("x.example")
+    for _ in range(4):
+        for message in queue.take_all():
+            queue.deliver(message)
+    batch = queue.take_all()
+    epoch, started = queue.lanes.epoch("x.example"), queue.now
+    queue.now += 1.0
+    queue.deliver(batch[0])
+    assert not queue.find_down(batch[1], epoch, started)
+    assert queue.lanes.failures("x.example") == 0
+    for message in batch[2:]:
+        queue.deliver(message)
+    lane = queue.lanes.find("x.example")
+    assert lane is not None
+    assert lane.window <= len(batch)
+
+
+def test_a_destination_that_only_breaks_off_is_tried_by_one_and_soon_left_alone() -> None:
+    queue = Scheduled()
+    for _ in range(100):
+        queue.send("x.example")
+    for _ in range(3):
+        for message in queue.take_all():
+            queue.deliver(message)
+    down = []
+    for message in queue.take_all()[:MOST_BROKEN_OFF]:
+        down.append(queue.lanes.broke_off("x.example"))
+        queue.defer(message, queue.now + 60.0)
+    assert down == [False] * (MOST_BROKEN_OFF - 1) + [True]
+    lane = queue.lanes.find("x.example")
+    assert lane is not None
+    assert lane.window == 1
+
+
+def test_slow_destinations_never_take_the_last_places() -> None:
+    queue = Scheduled(limit=1000)
+    for lane in range(3):
+        for _ in range(200):
+            queue.send(f"slow{lane}.example")
+    for _ in range(6):
+        # Half of them get wide by success, then all stand still.
+        for message in queue.take_all()[::2]:
+            queue.deliver(message)
+    queue.take_all()
+    quick = queue.send("quick.example")
+    assert queue.take() == quick
+
+
+def test_destinations_that_were_down_share_a_part_of_the_places() -> None:
+    queue = Scheduled()
+    for lane in range(PLACES):
+        message = queue.send(f"d{lane}.example")
+        assert queue.take() == message
+        queue.find_down(message, queue.lanes.epoch(message.lane), queue.now)
+    queue.now += 61.0
+    probes = queue.take_all()
+    assert PLACES // 5 < len(probes) <= PLACES // 3
+    queue.send("alive.example")
+    assert queue.take() is not None
+
+
+def test_what_must_wait_holds_up_its_lane_alone_and_costs_no_look() -> None:
+    queue = Scheduled()
+    for _ in range(10):
+        queue.send("paced.example")
+    message = queue.take()
+    assert message is not None
+    queue.lanes.put_back(message, queue.now + 10.0)
+    queue.end(message)
+    looks = queue.looks
+    assert queue.take() is None
+    assert queue.lanes.next_wake() == queue.now + 10.0
+    assert queue.looks == looks
+    assert queue.lanes.failures("paced.example") == 0
+    queue.now += 10.0
+    assert len({message.key for message in queue.take_all()}) == FIRST_WINDOW
+
+
+def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elemta.delivery.lanes.MOST_WAITING", 200)
+    queue = Scheduled()
+    for _ in range(1000):
+        queue.send("a.example")
+        queue.send("b.example", tell=False)
+    queue.lanes.due_at("b.example", 0.0)
+    queue.look()
+    assert queue.lanes.waiting <= 200
+    lanes = Counter(message.lane for message in queue.take_all())
+    assert set(lanes) == {"a.example", "b.example"}
+    assert queue.lanes.waiting <= 200
+
+
+def test_a_lane_without_mail_is_forgotten_also_when_it_was_down() -> None:
+    queue = Scheduled()
+    message = queue.send("x.example")
+    other = queue.send("dead.example")
+    assert {queue.take(), queue.take()} == {message, other}
+    queue.deliver(message)
+    queue.find_down(other, queue.lanes.epoch("dead.example"), queue.now)
+    assert len(queue.lanes) == 1
+    del queue.queue[other.key]
+    queue.now += 61.0
+    queue.look()
+    assert (len(queue.lanes), queue.lanes.blocked, queue.lanes.next_wake()) == (0, 0, inf)
+
+
+def test_an_operator_has_a_destination_probed_at_once() -> None:
+    queue = Scheduled()
+    for _ in range(5):
+        queue.send("dead.example")
+    for message in queue.take_all():
+        queue.find_down(message, queue.lanes.epoch("dead.example"), queue.now)
+    assert queue.take() is None
+    queue.lanes.probe_now(["dead.example"])
+    assert queue.take() is not None
+    assert queue.take() is None
+
+
+def test_senders_beyond_number_are_forgotten_before_memory_is_full() -> None:
+    queue = Scheduled()
+    queue.send("x.example")
+    for i in range(30_000):
+        queue.lanes.turn("x.example", Address(f"s{i}", "example.org"), queue.now)
+    lane = queue.lanes.find("x.example")
+    assert lane is not None
+    assert len(lane._turns) <= 10_000
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["send", "quiet", "take", "deliver", "defer", "down", "wait", "operator"]),
+            st.integers(0, 3),
+        ),
+        min_size=10,
+        max_size=120,
+    )
+)
+def test_whatever_happens_each_message_is_taken_by_one_at_a_time_and_all_are_served(
+    events: list[tuple[str, int]],
+) -> None:
+    queue = Scheduled(limit=3)
+    for event, which in events:
+        lane = f"d{which}.example"
+        busy = [message for message in queue.under_way.values() if message.lane == lane]
+        if event == "send":
+            queue.send(lane, f"s{which}")
+        elif event == "quiet":
+            queue.send(lane, tell=False)
+            queue.lanes.due_at(lane, queue.now)
+        elif event == "take":
+            before = set(queue.under_way)
+            message = queue.take()
+            assert message is None or message.key not in before
+        elif event == "wait":
+            queue.now += 10.0**which
+        elif event == "operator":
+            queue.lanes.probe_now([lane])
+        elif busy and event == "deliver":
+            queue.deliver(busy[0])
+        elif busy and event == "defer":
+            queue.defer(busy[0], queue.now + 5.0 * which)
+        elif busy:
+            queue.find_down(busy[0], queue.lanes.epoch(lane), queue.now)
+    for _ in range(10_000):
+        for message in list(queue.under_way.values()):
+            queue.deliver(message)
+        if not queue.take_all():
+            wake = queue.lanes.next_wake()
+            if wake == inf:
+                break
+            queue.now = max(queue.now, wake)
+    assert not queue.queue
+    assert (len(queue.lanes), queue.lanes.blocked, queue.lanes.waiting) == (0, 0, 0)
