@@ -12,7 +12,7 @@ from elemta.delivery.connecting import NextHopUnreachableError
 from elemta.delivery.dialling import Dialling
 from elemta.delivery.hop import Candidate, Hop, IPAddress, Reached, Sent
 from elemta.delivery.nexthop import NextHopConnection, OpenContent, Read
-from elemta.delivery.pool import Kept, Pool
+from elemta.delivery.pool import Gate, Kept, Pool
 from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, Unobserved
 from elemta.delivery.slots import NothingFreeError, Slot
 from elemta.outcome import Status
@@ -40,9 +40,10 @@ class Connections:
         read: Read,
         observer: ConnectionsObserver | None = None,
         *,
+        gate: Gate | None = None,
         authorities: str = "",
     ) -> None:
-        self.pool = Pool(reactor, settings, observer or Unobserved())
+        self.pool = Pool(reactor, settings, observer or Unobserved(), gate)
         self.dialling = Dialling(reactor, settings, read, authorities)
         self.observer = observer or Unobserved()
         #: Changes when everything that is under way has to be given up.
@@ -206,7 +207,9 @@ class _Sending:
         if answered or connection.login_refused:
             self._pool.give_back(kept)
             return sent
-        self._refusal = sent
+        # Somebody who may take it later outweighs somebody who never will.
+        if self._refusal is None or not _is_final(sent):
+            self._refusal = sent
         self._slot = kept.take_slot()
         await kept.closed()
         return None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 
 from elemta.delivery.hop import Hop
 from elemta.delivery.nexthop import NextHopConnection
+from elemta.delivery.pace import Go, Wait
 from elemta.delivery.settings import ConnectionsObserver, DeliverySettings
-from elemta.delivery.slots import Slot, Slots
+from elemta.delivery.slots import NothingFreeError, Slot, Slots
+from elemta.limits.store import MaybeLater
 
 # Messages in a row for one destination on one connection while others of the route wait for theirs.
 _TURN = 10
@@ -31,10 +34,10 @@ class Kept:
         self.slot: Slot | None = slot
         self.generation = generation
         self.timer: IDelayedCall | None = None
+        self.is_gone = False
         self._place = place
         self._terms = _terms(hop)
         self._closing: list[Deferred[None]] = []
-        connection.closed.addCallback(self._closed)
 
     @property
     def resting(self) -> bool:
@@ -71,14 +74,15 @@ class Kept:
     def closed(self) -> Deferred[None]:
         """Fires when the connection is gone."""
         closed: Deferred[None] = Deferred()
-        if self.connection.closed.called:
+        if self.is_gone:
             closed.callback(None)
         else:
             self._closing.append(closed)
         return closed
 
-    def _closed(self, _: None) -> None:
-        self.wake()
+    def gone(self) -> None:
+        """The connection is gone, and the pool knows."""
+        self.is_gone = True
         closing, self._closing = self._closing, []
         for closed in closing:
             closed.callback(None)
@@ -88,13 +92,26 @@ def _terms(hop: Hop) -> tuple[object, ...]:
     return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials)
 
 
+class Gate(Protocol):
+    """Says how many connections the limits allow; :class:`elemta.delivery.pace.Pace` is one."""
+
+    def connect(self, destination: str) -> MaybeLater[Go | Wait]:
+        """Ask for one connection."""
+
+    def done(self, go: Go) -> MaybeLater[None]:
+        """It is closed."""
+
+
 class Pool:
     """All open connections. A message gets one from :meth:`claim` and gives it back when it is done."""
 
-    def __init__(self, clock: Any, settings: DeliverySettings, observer: ConnectionsObserver) -> None:
+    def __init__(
+        self, clock: Any, settings: DeliverySettings, observer: ConnectionsObserver, gate: Gate | None = None
+    ) -> None:
         self._clock = clock
         self._settings = settings
         self._observer = observer
+        self._gate = gate
         self._slots: Slots[Kept] = Slots(clock, settings.max_per_destination)
         self._open: dict[Kept, None] = {}
         self._generation = 0
@@ -119,13 +136,34 @@ class Pool:
             return kept
         if self._slots.is_full(hop.route, hop.destination, hop.max_connections):
             self._make_room(hop)
-        return await self._slots.acquire(
-            hop.route,
-            hop.destination,
-            hop.max_connections,
-            self._settings.connection_wait,
-            lambda kept: kept.leads_to(hop),
-        )
+        until = self._clock.seconds() + self._settings.connection_wait
+        while True:
+            claimed = await self._slots.acquire(
+                hop.route,
+                hop.destination,
+                hop.max_connections,
+                until - self._clock.seconds(),
+                lambda kept: kept.leads_to(hop),
+            )
+            if not isinstance(claimed, Slot):
+                return claimed
+            permit = await self._permit(hop, claimed)
+            if isinstance(permit, Go):
+                return replace(claimed, permit=permit)
+            self._slots.keep_back(claimed, permit.seconds)
+            if self._clock.seconds() >= until:
+                raise NothingFreeError(f"no connection was free: the limit {permit.limit} is full")
+
+    async def _permit(self, hop: Hop, slot: Slot) -> Go | Wait:
+        """What the limits per destination say to one more connection."""
+        if self._gate is None:
+            return slot.permit
+        try:
+            answer = self._gate.connect(hop.name)
+            return await answer if isinstance(answer, Deferred) else answer
+        except BaseException:
+            self._slots.release(slot)
+            raise
 
     def _make_room(self, hop: Hop) -> None:
         """Close the connection that rests longest of those in the way of this hop."""
@@ -148,12 +186,16 @@ class Pool:
 
     def _closed(self, _: None, kept: Kept) -> None:
         del self._open[kept]
+        kept.wake()
         self._observer.connection_closed()
         if kept.slot is not None:
-            self._slots.release(kept.slot)
+            self.release(kept.slot)
+        kept.gone()
 
     def release(self, slot: Slot) -> None:
-        """No connection came of the slot."""
+        """The connection of the slot is gone, or none came of it."""
+        if self._gate is not None:
+            self._gate.done(slot.permit)
         self._slots.release(slot)
 
     def give_back(self, kept: Kept) -> None:

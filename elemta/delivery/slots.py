@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from elemta.delivery.pace import FREE, Go
+
 T = TypeVar("T")
 
 
@@ -19,10 +21,11 @@ class NothingFreeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The right to one open connection."""
+    """The right to one open connection; ``permit`` is what the limits per destination said to it."""
 
     route: str
     destination: str
+    permit: Go = FREE
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +56,7 @@ class Slots(Generic[T]):
         self._clock = clock
         self._lines: dict[str, _Line[T]] = {}
         self._taken: Counter[tuple[str, str]] = Counter()
+        self._kept_back: dict[tuple[str, str], IDelayedCall] = {}
         self._granted: deque[tuple[Deferred[Slot | T], Slot | T]] = deque()
         self._handing_out = False
 
@@ -83,12 +87,33 @@ class Slots(Generic[T]):
 
     def release(self, slot: Slot) -> None:
         """A connection is gone."""
-        line = self._lines[slot.route]
-        line.taken -= 1
+        self._free(slot)
+        self._let_go((slot.route, slot.destination))
+
+    def keep_back(self, slot: Slot, seconds: float) -> None:
+        """Take back a slot that may not be used now.
+
+        For so long, or until a connection to its destination is gone, there is no other in its place; who
+        waits may still get a connection that becomes free.
+        """
+        place = slot.route, slot.destination
+        self._free(slot)
+        if place not in self._kept_back:
+            self._kept_back[place] = self._clock.callLater(seconds, self._let_go, place)
+        self._serve(slot.route)
+
+    def _free(self, slot: Slot) -> None:
+        self._lines[slot.route].taken -= 1
         self._taken[slot.route, slot.destination] -= 1
         if not self._taken[slot.route, slot.destination]:
             del self._taken[slot.route, slot.destination]
-        self._serve(slot.route)
+
+    def _let_go(self, place: tuple[str, str]) -> None:
+        timer = self._kept_back.pop(place, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+        if place[0] in self._lines:
+            self._serve(place[0])
 
     def pass_on(self, slot: Slot, connection: T) -> bool:
         """Give a connection that became free to who waits for its destination and can use it."""
@@ -116,8 +141,12 @@ class Slots(Generic[T]):
             for waiters in list(line.waiting.values()):
                 for waiter in list(waiters):
                     self._refuse(line, waiter, text)
+        for place in list(self._kept_back):
+            self._let_go(place)
 
     def _has_room(self, route: str, destination: str) -> bool:
+        if (route, destination) in self._kept_back:
+            return False
         return not destination or self._taken[route, destination] < self.per_destination
 
     def _serve(self, route: str) -> None:
