@@ -21,6 +21,9 @@ _TURN = 10
 _GOODBYES = 2.0
 
 
+Terms = tuple[object, ...]
+
+
 class Kept:
     """A connection in the pool, and where it leads: ``host`` (or the path of a socket) and ``port``.
 
@@ -36,7 +39,7 @@ class Kept:
         self.timer: IDelayedCall | None = None
         self.is_gone = False
         self._place = place
-        self._terms = _terms(hop)
+        self.terms = _terms(hop)
         self._closing: list[Deferred[None]] = []
 
     @property
@@ -46,7 +49,7 @@ class Kept:
 
     def leads_to(self, hop: Hop) -> bool:
         """Whether a message for this hop may go here: the same place on the same terms."""
-        return self._terms == _terms(hop) and self._rank(hop) is not None
+        return self.terms == _terms(hop) and self._rank(hop) is not None
 
     def rank(self, hop: Hop) -> int:
         """The place of its host among the candidates of a hop that it leads to."""
@@ -88,7 +91,7 @@ class Kept:
             closed.callback(None)
 
 
-def _terms(hop: Hop) -> tuple[object, ...]:
+def _terms(hop: Hop) -> Terms:
     return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials)
 
 
@@ -114,6 +117,7 @@ class Pool:
         self._gate = gate
         self._slots: Slots[Kept] = Slots(clock, settings.max_per_destination)
         self._open: dict[Kept, None] = {}
+        self._by_terms: dict[Terms, dict[Kept, None]] = {}
         self._generation = 0
 
     @property
@@ -129,7 +133,8 @@ class Pool:
 
         Raises :class:`~elemta.delivery.slots.NothingFreeError`.
         """
-        fitting = [kept for kept in self._open if kept.resting and kept.leads_to(hop)]
+        same_terms = self._by_terms.get(_terms(hop), ())
+        fitting = [kept for kept in same_terms if kept.resting and kept.leads_to(hop)]
         if fitting:
             kept = min(fitting, key=lambda kept: kept.rank(hop))
             kept.wake()
@@ -180,12 +185,17 @@ class Pool:
         """Take a new connection in, for a message that comes now."""
         kept = Kept(connection, hop, place, slot, self._generation)
         self._open[kept] = None
+        self._by_terms.setdefault(kept.terms, {})[kept] = None
         self._observer.connection("opened")
         connection.closed.addCallback(self._closed, kept)
         return kept
 
     def _closed(self, _: None, kept: Kept) -> None:
         del self._open[kept]
+        same_terms = self._by_terms[kept.terms]
+        del same_terms[kept]
+        if not same_terms:
+            del self._by_terms[kept.terms]
         kept.wake()
         self._observer.connection_closed()
         if kept.slot is not None:
