@@ -1,4 +1,4 @@
-"""The servers that are measured: each on a directory of its own, keeping what it accepts on hold."""
+"""The servers that are measured, each on a directory of its own, and the sink that some of them relay to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 DOMAIN = "bench.test"
 START_SECONDS = 30.0
 HOLD_SECONDS = 120.0
+CONNECTIONS = 20  # to the next hop; Postfix's default
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -24,13 +25,17 @@ class BenchError(Exception):
 
 
 class Server(ABC):
-    """One server on a directory of its own."""
+    """One server on a directory of its own. It keeps what it accepts on hold.
+
+    With a ``next_hop``, a port, it hands everything to that instead.
+    """
 
     name: str
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, next_hop: int | None = None) -> None:
         self.directory = directory
         self.port = free_port()
+        self.next_hop = next_hop
 
     @abstractmethod
     def start(self) -> None: ...
@@ -65,12 +70,21 @@ class Server(ABC):
         if (held, others) != (messages, 0):
             raise BenchError(f"{self.name} took {messages}, has {held} on hold and {others} elsewhere")
 
+    def wait_until_empty(self) -> None:
+        """Raises BenchError unless nothing stays in its queues."""
+        deadline = time.monotonic() + HOLD_SECONDS
+        while any(left := self.held()):
+            if time.monotonic() > deadline:
+                raise BenchError(f"{self.name} still has {left[0]} on hold and {left[1]} elsewhere")
+            time.sleep(0.02)
+
 
 class ElemtaServer(Server):
     name = "Elemta"
 
     def start(self) -> None:
         config = self.directory / "elemta.toml"
+        to = f"smtp://127.0.0.1:{self.next_hop}" if self.next_hop else "hold:"
         config.write_text(
             f"""
 [server]
@@ -85,7 +99,8 @@ max_connections_per_ip = 1000
 max_requests_per_window = 10000000
 [[route]]
 domains = ["*"]
-to = "hold:"
+to = "{to}"
+max_connections = {CONNECTIONS}
 [spool]
 directory = "{self.directory}/spool"
 [metrics]
@@ -144,6 +159,8 @@ showq     unix       n - n - - showq
 error     unix       - - n - - error
 retry     unix       - - n - - error
 local     unix       - n n - - local
+smtp      unix       - - n - - smtp
+scache    unix       - - n - 1 scache
 postlog   unix-dgram n - n - 1 postlogd
 """
     SETTINGS = """
@@ -153,7 +170,6 @@ data_directory = {directory}/data
 maillog_file = {directory}/maillog
 maillog_file_prefixes = {directory}
 myhostname = {domain}
-mydestination = {domain}
 mynetworks = 127.0.0.0/8
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
@@ -161,7 +177,6 @@ alias_maps =
 alias_database =
 local_recipient_maps =
 local_header_rewrite_clients =
-smtpd_client_restrictions = check_client_access static:HOLD
 smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination
 smtpd_peername_lookup = no
 smtpd_client_connection_count_limit = 0
@@ -176,10 +191,25 @@ max_idle = 600s
 in_flow_delay = 0
 message_size_limit = 0
 mailbox_size_limit = 0
+{way}
+"""
+    HOLD = f"mydestination = {DOMAIN}\nsmtpd_client_restrictions = check_client_access static:HOLD"
+    RELAY = f"""mydestination =
+relayhost = [127.0.0.1]:{{port}}
+default_destination_concurrency_limit = {CONNECTIONS}
+smtp_dns_support_level = disabled
+smtp_host_lookup = native
+smtp_tls_security_level = none
 """
 
     def start(self) -> None:
-        settings = {"directory": self.directory, "domain": DOMAIN, "port": self.port, "processes": 150}
+        settings = {
+            "directory": self.directory,
+            "domain": DOMAIN,
+            "port": self.port,
+            "processes": 150,
+            "way": self.RELAY.format(port=self.next_hop) if self.next_hop else self.HOLD,
+        }
         self._config = self.directory / "config"
         for name in ("config", "queue", "data"):
             (self.directory / name).mkdir()
@@ -210,6 +240,51 @@ mailbox_size_limit = 0
 
     def _files(self, queue: str) -> int:
         return sum(len(files) for _, _, files in os.walk(self.directory / "queue" / queue))
+
+
+class Sink(Server):
+    """smtp-sink, which takes everything and counts."""
+
+    name = "smtp-sink"
+
+    def start(self) -> None:
+        self._counters = self.directory / "counters"
+        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        with self._counters.open("wb") as counters:
+            self._process = subprocess.Popen(
+                ["smtp-sink", *user, "-c", f"127.0.0.1:{self.port}", "1000"],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=counters,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait_until_serving()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def pid(self) -> int:
+        return self._process.pid
+
+    def held(self) -> tuple[int, int]:
+        return self.counted(), 0
+
+    def counted(self) -> int:
+        """The messages so far; it writes "sess=1 quit=1 mesg=1" and a CR, again and again."""
+        with self._counters.open("rb") as counters:
+            counters.seek(max(0, counters.seek(0, os.SEEK_END) - 200))
+            whole = counters.read().rpartition(b"\r")[0]
+        return int(whole.rpartition(b"mesg=")[2] or 0)
+
+    def wait_until_counted(self, messages: int) -> float:
+        """When all were there, by time.perf_counter(); raises BenchError if there are more or less."""
+        deadline = time.monotonic() + HOLD_SECONDS
+        while (counted := self.counted()) < messages and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if counted != messages:
+            raise BenchError(f"smtp-sink has {counted} of {messages} messages")
+        return time.perf_counter()
 
 
 def free_port() -> int:

@@ -39,8 +39,8 @@ elemta      A     198.51.100.2
 
 order       MX    10 anna
 order       MX    20 bert
-equal       MX    10 anna
-equal       MX    10 bert
+*.equal     MX    10 anna
+*.equal     MX    10 bert
 null        MX    0 .
 refusing    MX    10 closed
 refusing    MX    20 bert
