@@ -41,6 +41,7 @@ test-twisted-24.11: .venv-24.11/.test ## the tests with the Twisted of Debian 13
 
 bench: $(VENV)/.test ## messages a second, beside Postfix on the same disk (needs postfix)
 	$(VENV)/bin/python bench/accept $(ARGS)
+	$(VENV)/bin/python bench/relay $(ARGS)
 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, and their kin
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
