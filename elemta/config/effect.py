@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS
-from elemta.config.target import TargetKind, parse_target
+from elemta.config.target import TargetKind, is_loopback, parse_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
 
@@ -25,7 +25,7 @@ def without_effect(config: Config) -> Iterator[Fault]:
 
 def cautions(config: Config) -> Iterator[Fault]:
     """Settings that are allowed and dangerous."""
-    for find in (_localhost, _everyone, _no_relay_policy, _unusable_auth):
+    for find in (_localhost, _everyone, _no_relay_policy, _unusable_auth, _unproven_smarthosts):
         yield from find(config)
 
 
@@ -61,7 +61,7 @@ def _limits(config: Config) -> Iterator[Fault]:
             config, f"{key}.when_valkey_is_down", "limits are kept in this node's memory, not in Valkey"
         )
         if Identity.DESTINATION in limit.per:
-            yield from _given(config, f"{key}.per", "limits per destination come with a later version")
+            yield from _given(config, f"{key}.on_exceed", "on the way out mail waits", never=True)
 
 
 def _policies(config: Config) -> Iterator[Fault]:
@@ -138,3 +138,11 @@ def _unusable_auth(config: Config) -> Iterator[Fault]:
             problem = "nobody can log in here: AUTH needs TLS, and there is none"
             hint = "give it TLS and [tls] a certificate, or set auth.require_tls = false"
             yield _note(config, f"listener[{number}].tls", problem, hint)
+
+
+def _unproven_smarthosts(config: Config) -> Iterator[Fault]:
+    for number, route in enumerate(config.routes, start=1):
+        unproven = route.tls is RouteTLS.MAY and not is_loopback(parse_target(route.to).host)
+        if route.credentials and unproven:
+            problem = 'with tls = "may" the password is given to whoever answers in the place of the host'
+            yield _note(config, f"route[{number}].credentials", problem, 'set tls = "require"')

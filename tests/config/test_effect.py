@@ -54,8 +54,8 @@ def test_the_defaults_say_nothing() -> None:
             "limit[1].when_valkey_is_down: has no effect yet: limits are kept in this node's memory, not in Valkey",
         ),
         (
-            LIMIT.replace('"sender"', '"destination"'),
-            "limit[1].per: has no effect yet: limits per destination come with a later version",
+            LIMIT.replace('"sender"', '"destination"') + 'on_exceed = "reject"',
+            "limit[1].on_exceed: has no effect: on the way out mail waits",
         ),
         (
             "[policy.rely]\ntimeout = 1",
@@ -141,6 +141,10 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
         (
             f'[auth]\ncheckers = ["elemta-users:/u"]\n{LISTENER}role = "submission"',
             "listener[1].tls: nobody can log in here: AUTH needs TLS, and there is none (give it TLS and [tls] a certificate, or set auth.require_tls = false)",
+        ),
+        (
+            '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:587"\ncredentials = "/c"',
+            'route[1].credentials: with tls = "may" the password is given to whoever answers in the place of the host (set tls = "require")',
         ),
     ],
 )
