@@ -72,7 +72,8 @@ class Postfix:
         self._postfix = program("postfix")
         self.directory = directory
         self.port = free_port()
-        self._server = Server("Postfix", directory / "output")
+        # What is started is a shell, which ends when the master process does, but does not end it.
+        self._server = Server("Postfix", directory / "output", directory / "queue/pid/master.pid")
         self._configuration = directory / "etc"
         for name in ("etc", "queue", "data", "mail"):
             (directory / name).mkdir(parents=True)
@@ -121,6 +122,7 @@ class Postfix:
 
     def stop(self) -> None:
         self._server.stop()
+        assert not greets(self.port), "Postfix was stopped and still answers"
 
     def log(self) -> str:
         log = self.directory / "postfix.log"
