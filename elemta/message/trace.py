@@ -6,6 +6,7 @@ import base64
 import re
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from elemta.address import Address
 from elemta.envelope import Client
@@ -58,7 +59,7 @@ def received_field(
     if only_recipient and _may_be_shown(only_recipient, utf8):
         lines.append(f"\tfor <{only_recipient}>")
     lines[-1] += ";"
-    lines.append(f"\t{_date(at)}")
+    lines.append(f"\t{_date(int(at))}")
     return ("\r\n".join(lines) + "\r\n").encode("utf-8")
 
 
@@ -110,9 +111,10 @@ def _may_be_shown(recipient: str, utf8: bool) -> bool:
     return len(recipient) <= 320 and recipient.isprintable() and (utf8 or recipient.isascii())
 
 
-def _date(at: float) -> str:
+@lru_cache(maxsize=4)
+def _date(second: int) -> str:
     # RFC 5322 §3.3; UTC, which RFC 5321 §4.4 allows
-    return format_datetime(datetime.fromtimestamp(int(at), tz=UTC))
+    return format_datetime(datetime.fromtimestamp(second, tz=UTC))
 
 
 def _encoded_words(text: str) -> str:
