@@ -126,6 +126,7 @@ def run_dry(node: Node, clients: Clients, seconds: float = 60.0, *, take: bool =
     node.wait_until_empty(seconds)
     if take:
         node.ledger.take_mail(node.mail, LOCAL)
+        node.ledger.close()
 
 
 def find_strace() -> str:

@@ -130,6 +130,7 @@ def test_a_power_cut_at_any_moment_loses_no_message_that_got_a_250(
                     disk.cut()  # what is delivered and out of the queue has to be on the disk as well
             # Taken only now: what a reader removed would come back at the next cut and look like a duplicate.
             ledger.take_mail(node.mail, LOCAL)
+            ledger.close()
             ledger.judge()
         finally:
             node.daemon.kill()
