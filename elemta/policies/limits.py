@@ -160,14 +160,20 @@ class Limits:
         return self._charge(_Charged(stage, session, ledger, transaction, recipient, entries))
 
     def _charge(self, about: _Charged, *, again: bool = False) -> Verdict | Deferred[Verdict]:
+        may_delay = not again and self._delayed < MAX_DELAYED
         charge = self._limiter.charge(
-            about.stage, about.session, about.transaction, about.recipient, already=about.already
+            about.stage,
+            about.session,
+            about.transaction,
+            about.recipient,
+            already=about.already,
+            may_delay=may_delay,
         )
         if not isinstance(charge, Deferred):
-            return self._charged(charge, about, again)
+            return self._charged(charge, about, may_delay)
         answer: Deferred[Charge] = Deferred()
         charge.addCallbacks(self._arrived, answer.errback, callbackArgs=(answer,))
-        return answer.addCallback(self._charged, about, again)
+        return answer.addCallback(self._charged, about, may_delay)
 
     def _arrived(self, charge: Charge, answer: Deferred[Charge]) -> None:
         """Pass the store's answer on, or give back what was charged when nobody waits for it any more."""
@@ -176,7 +182,7 @@ class Limits:
         else:
             answer.callback(charge)
 
-    def _charged(self, charge: Charge, about: _Charged, again: bool) -> Verdict | Deferred[Verdict]:
+    def _charged(self, charge: Charge, about: _Charged, may_delay: bool) -> Verdict | Deferred[Verdict]:
         if about.over:
             self._give_back(charge.receipts)
             return CONTINUE
@@ -186,8 +192,7 @@ class Limits:
         refusal = charge.refusal
         if refusal is None:
             return CONTINUE
-        delays = refusal.action is OnExceed.DELAY and refusal.cause is Cause.EXCEEDED
-        if delays and not again and self._delayed < MAX_DELAYED:
+        if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
             return self._delay(refusal, about)
         return verdict_of(refusal, about.stage)
 
