@@ -69,6 +69,10 @@ class PolicyChain:
             stage for loaded, member in self._members for stage in calls_of(member, loaded.policy)
         )
 
+    def open_breakers(self) -> dict[str, bool]:
+        """For each policy by name whether it is left alone now because it kept failing."""
+        return {member.name: member.breaker.is_open for _, member in self._members}
+
     def asks(self, stage: Stage) -> bool:
         """Whether any policy, on any listener, is asked at ``stage``."""
         return stage in self._stages
