@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from elemta.assembly import Assembly, Lasting, assemble
 from elemta.config import Config, load
 from elemta.delivery import Delivery
+from elemta.delivery.routes import RouteTable
 from elemta.errors import ConfigError, ElemtaError, Fault, ListenFailed, PolicyUnavailable
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
@@ -197,6 +198,7 @@ class Elemta(Service):
         assembly, running = self.assembly, self.parts
         if running is None:
             return
+        routes = RouteTable(assembly.routes)
         self.house.max_connections = assembly.config.resources.max_connections
         for listener in self.config.listeners:
             factory = self.factories.get(listener.name)
@@ -211,6 +213,7 @@ class Elemta(Service):
                     authenticator=assembly.authenticator,
                     certificate=self._certificate,
                     spool=running.spool,
+                    routes=routes,
                     observer=self.lasting.metrics.net,
                     now=time.time,
                 )

@@ -79,6 +79,8 @@ class Carrier:
             if not _hold_reason(route)
             for start in range(0, len(recipients), self._settings.max_recipients)
         ]
+        if not parts:
+            return Carried((), held)
         if len(parts) == 1:
             return Carried(tuple(await self._carry_part(message, *parts[0])), held)
         done = await gatherResults(

@@ -18,7 +18,7 @@ from twisted.python.threadpool import ThreadPool
 
 from elemta.delivery.carrier import Carried, Carrier
 from elemta.delivery.queue import Queue
-from elemta.delivery.routes import Route, RouteTable
+from elemta.delivery.routes import AS_CONFIGURED, Route, RouteTable
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Unobserved
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
@@ -219,13 +219,7 @@ class Delivery(Service):
         if retry_at is not None:
             self._look_in(max(retry_at - self._reactor.seconds(), 0.1))
         if hold_reason is not None:
-            _log.warn(
-                "message put on hold",
-                event="delivery.held",
-                queue_id=message.queue_id,
-                sender=str(message.envelope.sender),
-                reason=hold_reason,
-            )
+            _log_hold(message, hold_reason)
 
     async def _settle_abandoned(self, message: QueuedMessage, carried: Carried) -> None:
         """At the end only what was delivered is recorded; the rest begins anew after the next start."""
@@ -304,6 +298,26 @@ def _tell_not_recorded(failure: Failure, queue_id: str) -> None:
 
 def _as_deferred(outcome: Outcome) -> Outcome:
     return replace(outcome, status=Status.DEFERRED) if outcome.status is Status.FAILED else outcome
+
+
+def _log_hold(message: QueuedMessage, reason: str) -> None:
+    sender = str(message.envelope.sender)
+    if reason == AS_CONFIGURED:
+        _log.info(
+            "message put on hold as its routes say",
+            event="delivery.held",
+            queue_id=message.queue_id,
+            sender=sender,
+            reason=reason,
+        )
+    else:
+        _log.warn(
+            "message put on hold",
+            event="delivery.held",
+            queue_id=message.queue_id,
+            sender=sender,
+            reason=reason,
+        )
 
 
 def _says(outcome: Outcome) -> str:

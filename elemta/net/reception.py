@@ -240,7 +240,8 @@ class Reception:
             client=client,
             header_block=received + added,
             received_at=at,
-            hold_reason=self._conversation.hold_reason(transaction),
+            hold_reason=self._conversation.hold_reason(transaction)
+            or self._terms.routes.hold_reason(recipients),
         )
 
     def _queued(self, envelope: Envelope, submission: Submission) -> Answer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
+from elemta.delivery.routes import RouteTable
 from elemta.limits import Limiter
 from elemta.net.observer import NetObserver
 from elemta.net.tls import ServerCertificate
@@ -31,6 +32,7 @@ class Terms:
     authenticator: Authenticator
     certificate: ServerCertificate | None
     spool: Spool
+    routes: RouteTable
     observer: NetObserver
     now: Callable[[], float]
 
