@@ -96,7 +96,7 @@ class Limits:
     def __init__(self, limiter: Limiter, reactor: IReactorTime, options: LimitsOptions) -> None:
         self._limiter = limiter
         self._reactor = reactor
-        self._max_delay = options.max_delay
+        self.max_delay = options.max_delay
         self._delayed = 0
 
     def connected(self, session: Session) -> Verdict | Deferred[Verdict]:
@@ -204,7 +204,7 @@ class Limits:
             return result
 
         self._delayed += 1
-        seconds = min(refusal.retry_after + _MARGIN, self._max_delay)
+        seconds = min(refusal.retry_after + _MARGIN, self.max_delay)
         waited: Deferred[object] = deferLater(self._reactor, seconds)
         waited.addBoth(over)
         return waited.addCallback(lambda _nothing: self._charge(about, again=True))
