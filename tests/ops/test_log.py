@@ -163,6 +163,17 @@ def test_a_record_below_the_level_is_not_written(form: str) -> None:
     assert len(book.lines) == 3
 
 
+def test_level_and_format_can_be_changed_while_it_runs() -> None:
+    stream = io.StringIO()
+    log = observer("json", "error", "mx1", stream)
+    logger = Logger(observer=log)
+    logger.info("before", event="a.b")
+    log.configure("text", "debug")
+    logger.debug("after", event="a.b")
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(" debug a.b after")
+
+
 def test_an_exception_is_one_field_with_its_traceback() -> None:
     book = Book()
     try:
