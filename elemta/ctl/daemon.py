@@ -14,7 +14,7 @@ from elemta.errors import Fault
 _LISTENERS = (
     Column("LISTENER", flexible=True),
     Column("ROLE"),
-    Column("TLS"),
+    Column("TLS", flexible=True),
     Column("ADDRESS", flexible=True),
     Column("OPEN", right=True),
 )
@@ -41,7 +41,7 @@ def status(invocation: Invocation) -> int:
         ("ready", ready),
         ("config", answer["config"]),
         ("policies", ", ".join(answer["policies"]) or "none"),
-        ("limits in", answer["limiter"]),
+        ("limits", f"counted in {answer['limiter']}"),
         ("sessions", str(answer["sessions"])),
         *spool_lines(answer["spool"]),
     ):

@@ -157,6 +157,9 @@ class Api:
 
     async def hold(self, call: Call) -> Json:
         call.only("reason")
+        if not call.query.get("reason") and await self._is_held(call):
+            # It keeps the reason that it is held for.
+            return {"queue_id": _queue_id(call), "done": "held"}
         reason = call.query.get("reason") or "held by the operator"
         if len(reason) > MAX_REASON:
             raise Refusal(http.BAD_REQUEST, f"a reason of more than {MAX_REASON} characters")
@@ -172,14 +175,17 @@ class Api:
 
     async def retry(self, call: Call) -> Json:
         call.only()
-        record = await self._operations.spool.show(_queue_id(call))
-        if record.message.state is State.HOLD:
+        if await self._is_held(call):
             raise Refusal(http.CONFLICT, "the message is on hold", "release it instead")
         return await self._change(call, self._operations.spool.retry, "to be retried")
 
     async def delete(self, call: Call) -> Json:
         call.only()
         return await self._change(call, self._operations.spool.delete, "deleted")
+
+    async def _is_held(self, call: Call) -> bool:
+        record = await self._operations.spool.show(_queue_id(call))
+        return record.message.state is State.HOLD
 
     async def _change(self, call: Call, change: Callable[[str], Awaitable[None]], done: str) -> Json:
         queue_id = _queue_id(call)

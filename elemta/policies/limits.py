@@ -268,7 +268,7 @@ def _ledger(session: Session) -> SessionLedger:
 
 @implementer(IPlugin, IPolicyPlugin)
 class LimitsPlugin:
-    """How much of what: every ``[[limit]]``, and the two limits of ``[resources]``."""
+    """How much of what: every [[limit]], and the two limits of [resources]."""
 
     name = "limits"
     options = LimitsOptions

@@ -197,14 +197,16 @@ async def test_the_running_configuration_can_be_dumped(daemon: Daemon) -> None:
 
 @ensureDeferred
 async def test_the_list_is_a_table_that_fits_the_terminal(daemon: Daemon, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "56")
     queue_id = await daemon.queue(Address("x" * 60, "example.net"))
     code, out, _ = await daemon.ctl("queue", "list", terminal=True)
     assert code == 0
     lines = out.splitlines()
-    assert all(len(line) <= 60 for line in lines)
+    assert all(len(line) <= 56 for line in lines)
+    assert lines[0].split() == ["ID", "STATE", "AGE", "RCPT", "FROM", "NEXT"]
     assert lines[1].startswith(queue_id)
     assert "…" in lines[1]
+    assert lines[1].endswith("now")
     _, piped, _ = await daemon.ctl("queue", "list")
     assert "x" * 60 in piped
 
@@ -293,6 +295,24 @@ async def test_several_messages_are_held_and_released(daemon: Daemon) -> None:
     assert "looks odd" in (await daemon.ctl("queue", "list"))[1]
     assert (await daemon.ctl("queue", "release", *ids))[0] == 0
     assert [await daemon.state_of(each) for each in ids] == [State.ACTIVE] * 2
+
+
+@ensureDeferred
+async def test_holding_a_held_message_keeps_its_reason_unless_another_is_given(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(hold="550 no such user")
+    assert (await daemon.ctl("queue", "hold", queue_id))[:2] == (0, f"{queue_id} held\n")
+    (held,) = (await daemon.json("queue", "list"))["messages"]
+    assert (held["hold_reason"], held["next_attempt_at"]) == ("550 no such user", None)
+    assert (await daemon.ctl("queue", "hold", queue_id, "--reason", "asked them"))[0] == 0
+    assert (await daemon.json("queue", "list"))["messages"][0]["hold_reason"] == "asked them"
+
+
+@ensureDeferred
+async def test_what_could_not_be_shown_is_in_the_document_too(daemon: Daemon) -> None:
+    queue_id = await daemon.queue()
+    document = await daemon.json("queue", "show", queue_id, "NOSUCH")
+    assert [message["queue_id"] for message in document["messages"]] == [queue_id]
+    assert [failed["queue_id"] for failed in document["failed"]] == ["NOSUCH"]
 
 
 @ensureDeferred
