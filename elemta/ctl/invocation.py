@@ -54,7 +54,7 @@ class Invocation:
         return DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None
 
     def config(self, hint: str = "") -> Config:
-        """The configuration. Raises CommandFailed with every fault; with ``hint`` where it may not be read."""
+        """The configuration. Raises CommandFailed with every fault, or ``hint`` where it may not be read."""
         path = self.config_path
         if path is not None and os.path.lexists(path) and not os.access(path, os.R_OK):
             raise CommandFailed(EX_NOPERM, f"permission denied: {path}", hint)
