@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Lines:
         self._limit = limit
         self._fd = _descriptor(stream)
         self._poll = select.poll()
+        self._may_block = self._fd is not None and not _is_file(self._fd)
         if self._fd is not None:
             self._poll.register(self._fd, select.POLLOUT)
         self._pending: deque[bytes] = deque()
@@ -77,7 +79,7 @@ class Lines:
 
     def _drain(self, fd: int) -> None:
         try:
-            while self._pending and self._poll.poll(0):
+            while self._pending and (not self._may_block or self._poll.poll(0)):
                 head = self._pending[0]
                 written = os.write(fd, head[:_PIPE_BUF])
                 self._held -= written
@@ -109,3 +111,11 @@ def _descriptor(stream: TextStream) -> int | None:
         return int(fileno())
     except (OSError, ValueError):
         return None
+
+
+def _is_file(fd: int) -> bool:
+    """Whether writing never waits for a reader: poll(2) calls a regular file ready, always."""
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False

@@ -52,6 +52,13 @@ _NOT_FIELDS = frozenset(
         "failure",
         "logLevel",
         "debugInfo",
+        # Those of every event of twisted.logger, which need no look at their beginning then.
+        "log_logger",
+        "log_level",
+        "log_namespace",
+        "log_source",
+        "log_format",
+        "log_time",
     ]
 )
 _NEVER_LOGGED = frozenset(["password", "passwd", "secret", "credentials", "authorization", "token"])
@@ -131,12 +138,16 @@ class LogObserver:
             "node_id": self._node_id,
             "message": _message(event),
         }
+        ours = name is not None
         for key, value in event.items():
-            if key.startswith("log_") or key in _NOT_FIELDS:
+            if key in _NOT_FIELDS or key.startswith("log_"):
                 continue
             if key in _NEVER_LOGGED:
                 record[key] = "[not logged]"
-            elif name is not None or isinstance(value, str | int | float):
+            elif type(value) is int or (type(value) is str and len(value) <= MAX_VALUE):
+                # Nearly every value, as it is: `_plain` would come to the same in ten times as long.
+                record[key] = value
+            elif ours or isinstance(value, str | int | float):
                 record[key] = _plain(value)
         failure = event.get("log_failure")
         if failure is not None:
