@@ -64,7 +64,7 @@ class DaemonOperations:
             policies=tuple(config.policies.chain),
             config_source=config.source,
             spool_directory=config.spool.directory,
-            notes=config.without_effect(),
+            notes=(*config.cautions(), *config.without_effect()),
         )
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:
