@@ -51,6 +51,22 @@ class Lines:
         """Octets that wait for a reader."""
         return self._held
 
+    def reopen(self) -> None:
+        """Go on in the file that has the stream's name now, which a rotation of logs has made another one.
+
+        Nothing for a stream that is no file. Raises OSError, and then goes on in the old file.
+        """
+        name = getattr(self._stream, "name", None)
+        if self._fd is None or self._may_block or not isinstance(name, str):
+            return
+        mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+        opened = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+        try:
+            with self._lock:
+                os.dup2(opened, self._fd, inheritable=False)
+        finally:
+            os.close(opened)
+
     def write(self, line: str) -> None:
         """Write ``line``, which ends in a newline, or keep it until the stream takes it."""
         if self._fd is None:

@@ -117,6 +117,10 @@ class LogObserver:
         self._render: Format = render_json if str(format) == "json" else in_text
         self._least = _RANKS[str(level)]
 
+    def reopen(self) -> None:
+        """Go on in the file of the same name, after a rotation; OSError: in the old one."""
+        self._lines.reopen()
+
     def __call__(self, event: LogEvent) -> None:
         level = _level(event)
         if _RANKS[level] >= self._least:
