@@ -54,10 +54,11 @@ class Lines:
     def reopen(self) -> None:
         """Go on in the file that has the stream's name now, which a rotation of logs has made another one.
 
-        Nothing for a stream that is no file. Raises OSError, and then goes on in the old file.
+        Nothing for a stream that was not opened by an absolute path, such as a standard one, whose name is
+        ``<stdout>``. Raises OSError, and then goes on in the old file.
         """
         name = getattr(self._stream, "name", None)
-        if self._fd is None or self._may_block or not isinstance(name, str):
+        if self._fd is None or self._may_block or not isinstance(name, str) or not os.path.isabs(name):
             return
         mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
         opened = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)

@@ -375,6 +375,22 @@ def test_a_log_file_that_can_not_be_opened_again_goes_on_in_the_old_one(tmp_path
     assert "after" in (moved / "elemta.log").read_text()
 
 
+def test_a_standard_stream_is_not_opened_again_though_it_goes_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "out"
+    with path.open("ab") as binary:
+        stream = io.TextIOWrapper(binary)
+        binary.raw.name = "<stdout>"  # type: ignore[misc]
+        assert stream.name == "<stdout>"
+        log = observer("text", "info", "mx1", stream)
+        log.reopen()
+        Logger(observer=log).info("after", event="a.b")
+        assert "after" in path.read_text()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_stream_that_is_no_file_is_not_opened_again(pipe: tuple[Any, int]) -> None:
     stream, reader = pipe
     log = observer("text", "info", "mx1", stream)
