@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -106,6 +106,8 @@ class Reception:
         return Refuse(reply, close=isinstance(verdict, Disconnect), reason=f"policy {decision.policy}")
 
     def _trouble(self, failure: Failure) -> Answer:
+        if failure.check(CancelledError) is not None:
+            return Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")
         _log.failure(
             "a question of a session could not be answered",
             failure,
@@ -199,6 +201,9 @@ class Reception:
     ) -> Answer | Deferred[Answer]:
         if not isinstance(answer, Proceed):
             return answer
+        if writer.ended:
+            # The client left, or was told 451 because this took too long.
+            return Refuse(replies.LOCAL_TROUBLE, reason="nobody waits for this message any more")
         submission = self._submission(transaction, writer.queue_id)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
@@ -261,6 +266,9 @@ class Reception:
         return Queued(envelope.queue_id)
 
     def _not_queued(self, failure: Failure) -> Answer:
+        if failure.check(CancelledError) is not None:
+            # It may yet be committed, so it stays charged.
+            return Refuse(replies.LOCAL_TROUBLE, reason="the commit takes too long")
         self._committing = None
         full = failure.check(SpoolFull) is not None
         self._terms.observer.message_refused("spool", "spool", True)
