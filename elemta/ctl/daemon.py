@@ -48,6 +48,8 @@ def status(invocation: Invocation) -> int:
         invocation.say(f"{name:<10}{value}")
     invocation.say("")
     invocation.give_table(_LISTENERS, [_listener(listener) for listener in answer["listeners"]])
+    for key in answer["needs_restart"]:
+        invocation.say(f"note: {waits_for_restart(key)}")
     for note in answer["notes"]:
         invocation.say(f"note: {fault_of(note)}")
     return EX_OK
@@ -110,8 +112,13 @@ def reload(invocation: Invocation) -> int:
         return EX_OK
     invocation.say("reloaded")
     for key in answer["needs_restart"]:
-        invocation.say(f"{key} changed and takes effect after a restart")
+        invocation.say(waits_for_restart(key))
     return EX_OK
+
+
+def waits_for_restart(key: str) -> str:
+    """What is said of a setting that a reload could not put into force."""
+    return f"{key} changed and takes effect after a restart"
 
 
 def drain(invocation: Invocation) -> int:

@@ -113,7 +113,8 @@ class Api:
 
     async def config(self, call: Call) -> Json:
         call.only()
-        return {"toml": self._operations.config_dump()}
+        waiting = list(self._operations.status().needs_restart)
+        return {"toml": self._operations.config_dump(), "needs_restart": waiting}
 
     async def reload(self, call: Call) -> Json:
         call.only()

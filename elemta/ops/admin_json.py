@@ -40,6 +40,7 @@ def status_json(status: Status, spool: Json, now: float) -> Json:
         "policies": list(status.policies),
         "limiter": status.limiter,
         "spool": {"directory": status.spool_directory, **spool},
+        "needs_restart": list(status.needs_restart),
         "notes": [fault_json(note) for note in status.notes],
     }
 

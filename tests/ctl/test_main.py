@@ -72,6 +72,7 @@ class Daemon:
             policies=("limits", "relay"),
             config_source="/etc/elemta.toml",
             spool_directory="/var/spool/elemta",
+            needs_restart=self.reloaded.needs_restart,
             notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
         )
 
@@ -190,6 +191,17 @@ async def test_drain_drains(daemon: Daemon) -> None:
 async def test_the_running_configuration_can_be_dumped(daemon: Daemon) -> None:
     code, out, _ = await daemon.ctl("config", "dump", "--running")
     assert (code, out) == (0, '[server]\nhostname = "running.example.org"\n')
+
+
+@ensureDeferred
+async def test_what_waits_for_a_restart_is_told_after_the_reload_too(daemon: Daemon) -> None:
+    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    told = "listener changed and takes effect after a restart"
+    assert told in (await daemon.ctl("reload"))[1]
+    assert f"note: {told}" in (await daemon.ctl("status"))[1]
+    _, out, err = await daemon.ctl("config", "dump", "--running")
+    assert told in err
+    assert told not in out
 
 
 # The queue
