@@ -231,7 +231,9 @@ class Elemta(Service):
         if running is None:
             return
         routes = RouteTable(assembly.routes)
-        self.house.max_connections = assembly.config.resources.max_connections
+        resources = assembly.config.resources
+        self.house.max_connections = resources.max_connections
+        self.house.max_connections_per_ip = resources.max_connections_per_ip
         configured = {listener.name: listener for listener in self.config.listeners}
         for factory in self.factories.values():
             listener = configured.get(factory.listener.name, factory.listener)

@@ -164,6 +164,11 @@ class ESMTPProtocol(Protocol):
     # From the house
 
     @property
+    def handshaking(self) -> bool:
+        """Whether a TLS handshake is under way."""
+        return self._handshaking
+
+    @property
     def seconds_open(self) -> float:
         return self._home.seconds() - self._opened_at
 
@@ -267,7 +272,7 @@ class ESMTPProtocol(Protocol):
             self._flush()
             self._start_tls()
         elif isinstance(event, Close):
-            self._close(event.reason)
+            self._close(event.reason, in_message=event.in_message)
 
     def _replied(self, event: Replied) -> None:
         reply = event.reply
@@ -323,7 +328,7 @@ class ESMTPProtocol(Protocol):
         self._deadlines.wait(Waiting.HANDSHAKE, self._home.seconds())
         self.transport.startTLS(certificate)
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str, *, in_message: bool = False) -> None:
         if self._closing or self._lost:
             return
         self._flush()
@@ -332,7 +337,11 @@ class ESMTPProtocol(Protocol):
         _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
-        self.transport.loseConnection()
+        if in_message and self.facts.tls is None:
+            # TLS waits for the other side's close by itself.
+            self.transport.loseWriteConnection()
+        else:
+            self.transport.loseConnection()
 
     def _shut_if_drained(self) -> None:
         session = self._session

@@ -116,7 +116,11 @@ class Transport(StringTransport):
     def __init__(self) -> None:
         super().__init__(lenient=True)
         self.tls = False
+        self.half_closed = False
         self.aborted = False
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
 
     def startTLS(self, creator: object) -> None:
         self.tls = True

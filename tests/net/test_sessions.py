@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 
 from elemta.config import ListenerTLS
+from elemta.net.deadlines import CLOSING_SECONDS
 from elemta.net.factory import RefusalProtocol
 from elemta.net.protocol import MOST_WAITING_INPUT
 from elemta.policy import CONTINUE, Reject
@@ -193,6 +194,56 @@ def test_whoever_comes_during_a_drain_is_told_so(place: Place) -> None:
     assert isinstance(client.protocol, RefusalProtocol)
     assert client.said() == [SHUTTING_DOWN]
     assert place.house.connections == set()
+
+
+# Too much
+
+
+def test_one_address_that_stalls_its_handshakes_does_not_take_everybodys_place(place: Place) -> None:
+    place.listener = replace(place.listener, tls=ListenerTLS.IMPLICIT)
+    place.house.max_connections_per_ip = 3
+    stalling = [place.connect(f"2001:db8:1:2::{number:x}") for number in range(1, 6)]
+    assert [isinstance(client.protocol, RefusalProtocol) for client in stalling] == [False] * 3 + [True] * 2
+    assert stalling[-1].said() == []  # no plain text where a handshake is expected
+    assert stalling[-1].transport.disconnecting
+    assert place.observer.refused == ["max_connections_per_ip"] * 2
+    other = place.connect("2001:db8:1:3::1")
+    assert other.handshake() == ["220 mx.test ESMTP Elemta"]
+    # Whose handshake is done is the limits' affair.
+    stalling[0].handshake()
+    assert not isinstance(place.connect("2001:db8:1:2::9").protocol, RefusalProtocol)
+    stalling[1].lose()
+    assert not isinstance(place.connect("2001:db8:1:2::9").protocol, RefusalProtocol)
+    assert isinstance(place.connect("2001:db8:1:2::9").protocol, RefusalProtocol)
+
+
+def test_over_max_connections_a_client_is_told_421_and_takes_no_place(place: Place) -> None:
+    place.house.max_connections = 2
+    first, _, third = (place.connect() for _ in range(3))
+    assert third.said() == ["421 4.7.0 Too many connections, try again later"]
+    assert third.transport.disconnecting
+    first.lose()
+    assert place.connect().said() == ["220 mx.test ESMTP Elemta"]
+
+
+@pytest.mark.parametrize("start", [b"DATA\r\n", b"BDAT 999999999 LAST\r\n"])
+def test_who_sends_far_too_much_can_read_why_before_the_connection_is_gone(
+    place: Place, start: bytes
+) -> None:
+    client = place.connect()
+    client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\nRCPT TO:<b@example.test>\r\n")
+    client.said()
+    said = client.send(start)
+    block = BLOCK * 1024
+    for _ in range(81):
+        said += client.send(block)
+    assert said[-1] == "552 5.3.4 Message size exceeds fixed limit"
+    assert len(said) <= 2
+    assert client.transport.half_closed
+    assert not client.transport.disconnecting
+    assert client.send(block) == []
+    place.pass_time(CLOSING_SECONDS)
+    assert client.transport.aborted
 
 
 # The disk
