@@ -11,6 +11,7 @@ from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import SpoolFull
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.terms import Terms
+from elemta.policies.limits import verdict_of
 from elemta.policy import Continue, Disconnect, Message, Quarantine
 from elemta.policy.chain import Decision
 from elemta.policy.verdicts import Accept, reply_of
@@ -25,6 +26,7 @@ from elemta.smtp.events import (
     Question,
     Queued,
     Refuse,
+    Stage,
     StageQuestion,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
@@ -125,8 +127,10 @@ class Reception:
             blocked = await blocked
         if blocked is not None:
             self._log_auth("refused", question.username, limit=blocked.limit)
+            verdict = verdict_of(blocked, Stage.AUTH)
             return Refuse(
-                replies.too_many_auth_failures(blocked.limit, blocked.retry_after),
+                reply_of(verdict) or replies.AUTH_TROUBLE,
+                close=isinstance(verdict, Disconnect),
                 reason=f"limit {blocked.limit}",
             )
         try:
