@@ -113,3 +113,17 @@ def _check_delays(config: Config, chain: PolicyChain) -> None:
                 f"{loaded.common.timeout:g} s, because a limit delays"
             )
             raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
+
+
+def needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
+    """The settings that changed and can't be changed while running, by their keys."""
+    before, after = old.config, new.config
+    changed = {
+        "server.node_id": before.server.node_id != after.server.node_id,
+        "listener": [(c.name, c.endpoint) for c in before.listeners]
+        != [(c.name, c.endpoint) for c in after.listeners],
+        "spool.directory": before.spool.directory != after.spool.directory,
+        "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
+        "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
+    }
+    return tuple(key for key, differs in changed.items() if differs)

@@ -21,11 +21,12 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from elemta.assembly import Assembly, Lasting, assemble
+from elemta.assembly import Assembly, Lasting, assemble, needs_restart
 from elemta.config import Config, load
 from elemta.delivery import Delivery
 from elemta.delivery.routes import RouteTable
 from elemta.errors import ConfigError, ElemtaError, Fault, ListenFailed, PolicyUnavailable, SpoolError
+from elemta.net.descriptors import provide_descriptors
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
 from elemta.net.terms import Terms
@@ -123,7 +124,7 @@ class Elemta(Service):
     @property
     def needs_restart(self) -> tuple[str, ...]:
         """The keys of settings that reloads have changed and only a restart puts into force."""
-        return _needs_restart(self._started_with, self.assembly)
+        return needs_restart(self._started_with, self.assembly)
 
     # What twistd calls
 
@@ -136,6 +137,7 @@ class Elemta(Service):
     def privilegedStartService(self) -> None:
         """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
         Service.privilegedStartService(self)
+        provide_descriptors(self.config.resources.max_connections)
         try:
             self._bind()
         except ListenFailed as error:
@@ -232,6 +234,8 @@ class Elemta(Service):
             return
         routes = RouteTable(assembly.routes)
         resources = assembly.config.resources
+        if resources.max_connections > self.house.max_connections:
+            provide_descriptors(resources.max_connections)
         self.house.max_connections = resources.max_connections
         self.house.max_connections_per_ip = resources.max_connections_per_ip
         configured = {listener.name: listener for listener in self.config.listeners}
@@ -424,20 +428,6 @@ class Elemta(Service):
         running.lag.stop()
         await running.delivery.stopService()
         await running.spool.close()
-
-
-def _needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
-    """The settings that changed and can't be changed while running, by their keys."""
-    before, after = old.config, new.config
-    changed = {
-        "server.node_id": before.server.node_id != after.server.node_id,
-        "listener": [(c.name, c.endpoint) for c in before.listeners]
-        != [(c.name, c.endpoint) for c in after.listeners],
-        "spool.directory": before.spool.directory != after.spool.directory,
-        "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
-        "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
-    }
-    return tuple(key for key, differs in changed.items() if differs)
 
 
 def _exit_with(status: int) -> None:

@@ -207,3 +207,27 @@ def test_a_warning_would_be_an_error_and_there_is_none(make_daemon: MakeDaemon) 
     daemon.stop()
     assert "Warning" not in daemon.output()
     assert not [record for record in daemon.records() if "traceback" in record]
+
+
+def open_files_allowed(pid: int) -> int:
+    found = re.search(r"^Max open files +(\d+) ", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+WITH_LIMITS = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:3])))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize(("hard", "allowed", "warned"), [(4096, 2256, 0), (1500, 1500, 1)])
+def test_max_connections_gets_the_open_files_it_needs_or_a_warning(
+    make_daemon: MakeDaemon, hard: int, allowed: int, warned: int
+) -> None:
+    daemon = make_daemon()
+    daemon.launch(before=[sys.executable, "-c", WITH_LIMITS, "1024", str(hard)])
+    daemon.wait_until_ready()
+    assert open_files_allowed(daemon.pid) == allowed
+    assert len(daemon.records("descriptors.few")) == warned
