@@ -46,6 +46,9 @@ record is one line whatever is in it. No password, AUTH exchange or message body
 In `text` a record is `time level event message key=value …`, and a traceback follows on lines that begin with four
 blanks; keys without a value and `node_id` are left out.
 
+A reload (SIGHUP, `elemtactl reload`) puts another `format` and `level` into force, and opens the file of `--logfile` again, so
+a rotation of logs may move it away and reload; a file that is cut short in its place goes on at its new end.
+
 Under systemd (`JOURNAL_STREAM`) each line starts with its priority, which journald takes off again, and text has no
 time, which journald has itself. Where nobody takes the lines the daemon does not wait: it keeps 1 MiB of them, and says
 afterwards (`log.lines_lost`) how many were lost.

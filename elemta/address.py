@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -25,7 +26,7 @@ class Address:
         """The address as it stands between ``<`` and ``>``; the local-part is quoted where it must be."""
         if not self:
             return ""
-        local = self.local if _is_dot_string(self.local) else _quoted(self.local)
+        local = self.local if _DOT_STRING.fullmatch(self.local) else _quoted(self.local)
         return f"{local}@{self.domain}" if self.domain else local
 
     @property
@@ -37,13 +38,8 @@ class Address:
 NULL = Address("", "")
 
 # RFC 5321 §4.1.2 atext as of RFC 5322 §3.2.3; RFC 6531 §3.3 adds everything beyond ASCII.
-_ATEXT = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-/=?^_`{|}~")
-
-
-def _is_dot_string(text: str) -> bool:
-    return all(
-        atom and all(char in _ATEXT or not char.isascii() for char in atom) for atom in text.split(".")
-    )
+_ATOM = r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~\u0080-\U0010ffff]+"
+_DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 
 
 def _quoted(text: str) -> str:

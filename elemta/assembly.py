@@ -14,15 +14,17 @@ from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
 
 from elemta.auth import Authenticator
-from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, Role
+from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import Resolver
 from elemta.dns.threads import ResolverReactor
 from elemta.domains import Domains
+from elemta.errors import ConfigError, Fault
 from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
 from elemta.net.tls import load_context
 from elemta.ops.metrics import Metrics
+from elemta.policies.limits import Limits
 from elemta.policy import Services
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import load_chain
@@ -91,13 +93,43 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
         metrics=metrics.plugins,
         log=Logger(namespace="elemta.policies"),
     )
+    chain = load_chain(config, services, metrics.chain)
+    _check_delays(config, chain)
     return Assembly(
         config=config,
         domains=domains,
-        chain=load_chain(config, services, metrics.chain),
+        chain=chain,
         limiter=limiter,
         authenticator=Authenticator.from_config(config.auth, lasting.reactor, source=config.source),
         context=load_context(config.tls),
         routes=routes_from_config(config, domains),
         delivery=DeliverySettings.from_config(config),
     )
+
+
+def _check_delays(config: Config, chain: PolicyChain) -> None:
+    """A limit may not keep clients waiting for longer than its policy may take: each would be a failure."""
+    if all(limit.on_exceed is not OnExceed.DELAY for limit in config.limits):
+        return
+    for loaded in chain.policies:
+        if isinstance(loaded.policy, Limits) and loaded.policy.max_delay >= loaded.common.timeout:
+            key = f"policy.{loaded.name}.max_delay"
+            problem = (
+                f"is {loaded.policy.max_delay:g} s: must be less than the policy's timeout, "
+                f"{loaded.common.timeout:g} s, because a limit delays"
+            )
+            raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
+
+
+def needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
+    """The settings that changed and can't be changed while running, by their keys."""
+    before, after = old.config, new.config
+    changed = {
+        "server.node_id": before.server.node_id != after.server.node_id,
+        "listener": [(c.name, c.endpoint) for c in before.listeners]
+        != [(c.name, c.endpoint) for c in after.listeners],
+        "spool.directory": before.spool.directory != after.spool.directory,
+        "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
+        "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
+    }
+    return tuple(key for key, differs in changed.items() if differs)

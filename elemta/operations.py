@@ -32,6 +32,9 @@ class Daemon(Protocol):
     @property
     def state_name(self) -> str: ...
 
+    @property
+    def needs_restart(self) -> tuple[str, ...]: ...
+
     def why_not_ready(self) -> tuple[str, ...]: ...
 
     def reload(self) -> ReloadResult: ...
@@ -66,7 +69,8 @@ class DaemonOperations:
             policies=tuple(config.policies.chain),
             config_source=config.source,
             spool_directory=config.spool.directory,
-            notes=config.without_effect(),
+            needs_restart=daemon.needs_restart,
+            notes=(*config.cautions(), *config.without_effect()),
         )
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:

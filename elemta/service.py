@@ -22,11 +22,13 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from elemta.assembly import Assembly, Lasting, assemble
+from elemta.assembly import Assembly, Lasting, assemble, needs_restart
 from elemta.config import Config, load
 from elemta.delivery import Delivery, DeliverySettings
 from elemta.delivery.pace import Pace
-from elemta.errors import ConfigError, ElemtaError, Fault, ListenFailed, PolicyUnavailable
+from elemta.delivery.routes import RouteTable
+from elemta.errors import ConfigError, ElemtaError, Fault, ListenFailed, PolicyUnavailable, SpoolError
+from elemta.net.descriptors import provide_descriptors
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.listeners import Listener
 from elemta.net.terms import Terms
@@ -35,6 +37,7 @@ from elemta.operations import DaemonOperations
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_socket import AdminSocket
 from elemta.ops.http import metrics_site
+from elemta.ops.log import LogObserver
 from elemta.ops.metrics import LoopLag
 from elemta.ops.notify import Notifier
 from elemta.spool import Spool, SpoolSettings
@@ -77,7 +80,8 @@ class Reloaded:
 class Elemta(Service):
     """The daemon: binds before privileges go, starts its parts in order, is ready only when all of them are.
 
-    ``config_path`` and ``environ`` are read again at a reload.
+    ``config_path`` and ``environ`` are read again at a reload. ``in_background``: twistd forks, and its first
+    process waits to hear how the start went.
     """
 
     name = "elemta"
@@ -90,7 +94,8 @@ class Elemta(Service):
         assembly: Assembly,
         config_path: str | None,
         environ: Mapping[str, str],
-        log_observer: ILogObserver | None = None,
+        log_observer: LogObserver | None = None,
+        in_background: bool = False,
     ) -> None:
         self.reactor = reactor
         self.lasting = lasting
@@ -105,6 +110,8 @@ class Elemta(Service):
         self._config_path = config_path
         self._environ = environ
         self._log_observer = log_observer
+        self._in_background = in_background
+        self._started_with = assembly
         self._certificate = ServerCertificate(assembly.context) if assembly.context else None
         self._notifier = Notifier(environ, reactor)
         self._starting: Deferred[None] | None = None
@@ -117,6 +124,11 @@ class Elemta(Service):
     def state_name(self) -> str:
         return self.state.value
 
+    @property
+    def needs_restart(self) -> tuple[str, ...]:
+        """The keys of settings that reloads have changed and only a restart puts into force."""
+        return needs_restart(self._started_with, self.assembly)
+
     # What twistd calls
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -128,10 +140,15 @@ class Elemta(Service):
     def privilegedStartService(self) -> None:
         """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
         Service.privilegedStartService(self)
+        provide_descriptors(self.config.resources.max_connections)
         try:
             self._bind()
         except ListenFailed as error:
             _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
+            if self._in_background:
+                # twistd passes any other error on to the process that waits, and lets that wait for ever
+                # after a SystemExit.
+                raise
             raise SystemExit(f"elemta: {error}") from None
 
     def startService(self) -> None:
@@ -159,13 +176,43 @@ class Elemta(Service):
             opened.bind(self.reactor)
 
     async def _start(self) -> None:
+        for listener in self._extra_listeners:
+            # Whoever watches us should see during a long recovery that we live and are not ready.
+            listener.accept()
         config = self.config
         spool = await Spool.open(
             SpoolSettings(directory=Path(config.spool.directory), minimum_free=config.spool.minimum_free),
             reactor=self.reactor,
             observer=self.lasting.metrics.spool,
         )
+        try:
+            self.parts = self._open_parts(spool)
+        finally:
+            if self.parts is None:
+                # Its threads would keep the process from ending.
+                await spool.close()
+        if self.parts is None:
+            return
         self.lasting.metrics.watch_spool(spool.stats)
+        self.lasting.metrics.chain.watch_breakers(self._open_breakers)
+        self._apply_terms()
+        for listener in self.listeners:
+            listener.accept()
+        self.house.closed_with = None
+        self.state = State.SERVING
+        self._notifier.ready("serving")
+        self._say_ready()
+
+    def _open_parts(self, spool: Spool) -> Running | None:
+        """What there is beside the spool; None when the daemon was told to stop meanwhile."""
+        if self.state is State.STOPPING:
+            return None
+        admin = AdminSocket(
+            Path(spool.settings.directory) / "admin.sock",
+            AdminSite(DaemonOperations(self, spool), self.reactor),
+            self.reactor,
+        )
+        admin.open()
         self.assembly.authenticator.start()
         self.lasting.resolver.start()
         pace = Pace(self.assembly.limiter)
@@ -180,26 +227,13 @@ class Elemta(Service):
             hooks=self.assembly.chain.delivery_hooks,
         )
         delivery.startService()
-        site = AdminSite(DaemonOperations(self, spool), self.reactor)
-        admin = AdminSocket(Path(config.spool.directory) / "admin.sock", site, self.reactor)
-        admin.open()
         lag = LoopLag(self.lasting.metrics, self.reactor)
         lag.start()
-        self.parts = Running(
-            spool,
-            delivery,
-            pace,
-            admin,
-            (self._every(1.0, self.house.check_deadlines), self._every(5.0, self._tell_status)),
-            lag,
-        )
-        self._apply_terms()
-        for listener in (*self.listeners, *self._extra_listeners):
-            listener.accept()
-        self.house.closed_with = None
-        self.state = State.SERVING
-        self._notifier.ready("serving")
-        self._say_ready()
+        loops = (self._every(1.0, self.house.check_deadlines), self._every(5.0, self._tell_status))
+        return Running(spool, delivery, pace, admin, loops, lag)
+
+    def _open_breakers(self) -> Mapping[str, bool]:
+        return self.assembly.chain.open_breakers()
 
     def _delivery_settings(self) -> DeliverySettings:
         """What delivery is told, with where this host takes mail itself."""
@@ -212,23 +246,32 @@ class Elemta(Service):
         assembly, running = self.assembly, self.parts
         if running is None:
             return
-        self.house.max_connections = assembly.config.resources.max_connections
-        for listener in self.config.listeners:
-            factory = self.factories.get(listener.name)
-            if factory is not None:
+        routes = RouteTable(assembly.routes)
+        resources = assembly.config.resources
+        if resources.max_connections > self.house.max_connections:
+            provide_descriptors(resources.max_connections)
+        self.house.max_connections = resources.max_connections
+        self.house.max_connections_per_ip = resources.max_connections_per_ip
+        configured = {listener.name: listener for listener in self.config.listeners}
+        for factory in self.factories.values():
+            listener = configured.get(factory.listener.name, factory.listener)
+            if listener.endpoint == factory.listener.endpoint:
                 factory.listener = listener
-                factory.terms = Terms(
-                    listener=listener,
-                    server=assembly.config.server,
-                    session=assembly.session_settings(listener),
-                    chain=assembly.chain,
-                    limiter=assembly.limiter,
-                    authenticator=assembly.authenticator,
-                    certificate=self._certificate,
-                    spool=running.spool,
-                    observer=self.lasting.metrics.net,
-                    now=time.time,
-                )
+            # Else it needs a restart, and stays till then what it was at this address; its clients are
+            # judged by the new policies all the same.
+            factory.terms = Terms(
+                listener=factory.listener,
+                server=assembly.config.server,
+                session=assembly.session_settings(factory.listener),
+                chain=assembly.chain,
+                limiter=assembly.limiter,
+                authenticator=assembly.authenticator,
+                certificate=self._certificate,
+                spool=running.spool,
+                routes=None if assembly.chain.delivery_hooks.asks else routes,
+                observer=self.lasting.metrics.net,
+                now=time.time,
+            )
 
     def _every(self, seconds: float, call: Callable[[], object]) -> LoopingCall:
         loop = LoopingCall(call)
@@ -238,9 +281,12 @@ class Elemta(Service):
         )
         return loop
 
-    def _say_ready(self) -> None:
+    def _say_cautions(self) -> None:
         for caution in self.config.cautions():
             _log.warn("a setting is dangerous", event="config.caution", key=caution.key, note=caution.problem)
+
+    def _say_ready(self) -> None:
+        self._say_cautions()
         for note in self.config.without_effect():
             _log.warn(
                 "a setting has no effect yet", event="config.no_effect", key=note.key, note=note.problem
@@ -264,7 +310,8 @@ class Elemta(Service):
         )
         # twistd exits with 0 after a plain stop; its own cleaning (pid file) must still happen first.
         atexit.register(_exit_with, EX_TEMPFAIL)
-        self.reactor.stop()
+        if self.state is not State.STOPPING:
+            self.reactor.callWhenRunning(self.reactor.stop)
 
     def why_not_ready(self) -> tuple[str, ...]:
         """Why mail would not be accepted now; empty when it would."""
@@ -279,8 +326,13 @@ class Elemta(Service):
         return tuple(reasons)
 
     async def _tell_status(self) -> None:
-        if self.parts is not None:
+        if self.parts is None:
+            return
+        try:
             stats = await self.parts.spool.stats()
+        except SpoolError as error:
+            self._notifier.status(f"spool: {error}")
+        else:
             self._notifier.status(f"queue {stats.total}, sessions {len(self.house.connections)}")
 
     # Reload
@@ -296,6 +348,8 @@ class Elemta(Service):
 
         What needs a new socket or spool stays as it was and is named in the result.
         """
+        if self.state is State.STOPPING:
+            return self._not_reloaded((Fault(self.config.source, "", "the daemon is stopping"),))
         self._notifier.reloading()
         try:
             assembly = assemble(load(self._config_path, self._environ), self.lasting)
@@ -314,9 +368,9 @@ class Elemta(Service):
 
     def _put_into_force(self, assembly: Assembly) -> Reloaded:
         previous, running = self.assembly, self.parts
-        needs_restart = _needs_restart(previous, assembly)
         assembly.authenticator.inherit(previous.authenticator)
         self.assembly = assembly
+        self._renew_log()
         if assembly.context is not None:
             self._certificate = self._certificate or ServerCertificate(assembly.context)
             self._certificate.replace(assembly.context)
@@ -332,8 +386,21 @@ class Elemta(Service):
             retire.addErrback(
                 lambda f: _log.failure("old checkers did not stop", f, event="auth.stop_failed")
             )
-        _log.info("reloaded", event="config.reloaded", config=self.config.source, needs_restart=needs_restart)
-        return Reloaded(needs_restart=needs_restart)
+        self._say_cautions()
+        waiting = self.needs_restart
+        _log.info("reloaded", event="config.reloaded", config=self.config.source, needs_restart=waiting)
+        return Reloaded(needs_restart=waiting)
+
+    def _renew_log(self) -> None:
+        """Level and format as they are set now, in a new file where the old one was rotated away."""
+        if self._log_observer is None:
+            return
+        logging = self.config.logging
+        self._log_observer.configure(logging.format, logging.level)
+        try:
+            self._log_observer.reopen()
+        except OSError as error:
+            _log.error("the log file can't be opened again", event="log.not_reopened", error=str(error))
 
     # End
 
@@ -379,21 +446,6 @@ class Elemta(Service):
         await running.delivery.stopService()
         await self.lasting.resolver.stop()
         await running.spool.close()
-
-
-def _needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
-    """The settings that changed and can't be changed while running, by their keys."""
-    before, after = old.config, new.config
-    changed = {
-        "server.node_id": before.server.node_id != after.server.node_id,
-        "listener": [(c.name, c.endpoint) for c in before.listeners]
-        != [(c.name, c.endpoint) for c in after.listeners],
-        "spool.directory": before.spool.directory != after.spool.directory,
-        "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
-        "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
-        "logging": before.logging != after.logging,
-    }
-    return tuple(key for key, differs in changed.items() if differs)
 
 
 def _exit_with(status: int) -> None:

@@ -6,19 +6,19 @@ twistd calls :func:`makeService` before it forks, so nothing here starts a threa
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 from twisted.application.service import IService
 from twisted.internet.base import ReactorBase
-from twisted.logger import ILogObserver
 from twisted.python import usage
-from twisted.python.logfile import LogFile
 
 from elemta import __version__
 from elemta.config import Config, load
 from elemta.errors import ConfigError, PolicyUnavailable
-from elemta.ops.log import observer
+from elemta.ops.log import LogObserver, observer
 
 # sysexits.h: EX_CONFIG. A unit file can tell it from a crash and not restart in a loop.
 EX_CONFIG = 78
@@ -59,6 +59,8 @@ def makeService(options: Options) -> IService:
     from elemta.service import Elemta
 
     the_reactor = cast(ReactorBase, reactor)
+    # Until the service takes it: what a reload would read is not read yet, and the default is to die of it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(options["config"], os.environ)
         lasting = Lasting.from_config(config, the_reactor)
@@ -80,24 +82,34 @@ def makeService(options: Options) -> IService:
         config_path=options["config"],
         environ=os.environ,
         log_observer=_log_observer(config, options.parent),
+        in_background=not _is_in_foreground(options.parent),
     )
 
 
-def _log_observer(config: Config, twistd: usage.Options | None) -> ILogObserver:
+def _log_observer(config: Config, twistd: usage.Options | None) -> LogObserver:
     """Where twistd would have logged: ``--logfile``, standard output in the foreground, or twistd.log."""
     logfile = twistd["logfile"] if twistd is not None else None
-    foreground = twistd is None or bool(twistd["nodaemon"])
+    foreground = _is_in_foreground(twistd)
     stream: TextIO
     if logfile == "-" or (foreground and not logfile):
         stream = sys.stdout
     else:
-        stream = cast(TextIO, LogFile.fromFullPath(logfile or "twistd.log", rotateLength=None))
+        # twistd changes to another directory; what a rotation cuts short is appended to.
+        path = Path(logfile or "twistd.log").absolute()
+        try:
+            stream = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise SystemExit(f"elemta: the log file {path} can't be written: {error.strerror}") from None
     return observer(
         format=config.logging.format,
         level=config.logging.level,
         node_id=config.server.node_id,
         stream=stream,
     )
+
+
+def _is_in_foreground(twistd: usage.Options | None) -> bool:
+    return twistd is None or bool(twistd["nodaemon"])
 
 
 def _indented(text: str) -> str:

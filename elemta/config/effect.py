@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS
+from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS
 from elemta.config.target import TargetKind, is_loopback, parse_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
@@ -25,7 +25,15 @@ def without_effect(config: Config) -> Iterator[Fault]:
 
 def cautions(config: Config) -> Iterator[Fault]:
     """Settings that are allowed and dangerous."""
-    for find in (_localhost, _everyone, _no_relay_policy, _unusable_auth, _unproven_smarthosts):
+    for find in (
+        _localhost,
+        _everyone,
+        _no_relay_policy,
+        _lax_relay_policy,
+        _no_limits_policy,
+        _unusable_auth,
+        _unproven_smarthosts,
+    ):
         yield from find(config)
 
 
@@ -127,6 +135,30 @@ def _no_relay_policy(config: Config) -> Iterator[Fault]:
     if "relay" not in config.policies.chain:
         problem = (
             'does not name "relay": unless another policy says who may send where, this is an open relay'
+        )
+        yield _note(config, "policies.chain", problem)
+
+
+def _lax_relay_policy(config: Config) -> Iterator[Fault]:
+    table = config.policy.get("relay", {})
+    if "relay" not in config.policies.chain:
+        return
+    if table.get("mode") == Mode.OBSERVE.value:
+        yield _note(config, "policy.relay.mode", "refuses nobody: this is an open relay")
+    if table.get("on_error") == OnError.ACCEPT.value:
+        yield _note(config, "policy.relay.on_error", "whenever this policy fails, this is an open relay")
+    asked = table.get("listeners")
+    for listener in config.listeners:
+        if isinstance(asked, list) and asked and listener.role is Role.MX and listener.name not in asked:
+            problem = f'"{listener.name}" is not among them: for its clients this is an open relay'
+            yield _note(config, "policy.relay.listeners", problem)
+
+
+def _no_limits_policy(config: Config) -> Iterator[Fault]:
+    if "limits" not in config.policies.chain:
+        problem = (
+            'does not name "limits": the limits per client of [resources] do not hold, '
+            "and of [[limit]] only those that count auth_failures"
         )
         yield _note(config, "policies.chain", problem)
 

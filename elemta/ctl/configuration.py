@@ -5,6 +5,7 @@ from __future__ import annotations
 from elemta.auth.authenticator import load_checkers
 from elemta.config import Config, dump
 from elemta.config.values import nearest
+from elemta.ctl.daemon import waits_for_restart
 from elemta.ctl.exits import EX_CONFIG, EX_OK, CommandFailed
 from elemta.ctl.invocation import Invocation
 from elemta.domains import Domains
@@ -31,7 +32,10 @@ def check(invocation: Invocation) -> int:
 def show(invocation: Invocation) -> int:
     """``config dump``: what the file and the environment come to, or what the daemon has in force."""
     if invocation.args.running:
-        text = str(invocation.client().get("config")["toml"])
+        answer = invocation.client().get("config")
+        text = str(answer["toml"])
+        for key in answer["needs_restart"]:
+            invocation.note(waits_for_restart(key))
     else:
         text = dump(invocation.config())
     if invocation.json:

@@ -14,7 +14,7 @@ from elemta.errors import Fault
 _LISTENERS = (
     Column("LISTENER", flexible=True),
     Column("ROLE"),
-    Column("TLS"),
+    Column("TLS", flexible=True),
     Column("ADDRESS", flexible=True),
     Column("OPEN", right=True),
 )
@@ -41,13 +41,15 @@ def status(invocation: Invocation) -> int:
         ("ready", ready),
         ("config", answer["config"]),
         ("policies", ", ".join(answer["policies"]) or "none"),
-        ("limits in", answer["limiter"]),
+        ("limits", f"counted in {answer['limiter']}"),
         ("sessions", str(answer["sessions"])),
         *spool_lines(answer["spool"]),
     ):
         invocation.say(f"{name:<10}{value}")
     invocation.say("")
     invocation.give_table(_LISTENERS, [_listener(listener) for listener in answer["listeners"]])
+    for key in answer["needs_restart"]:
+        invocation.say(f"note: {waits_for_restart(key)}")
     for note in answer["notes"]:
         invocation.say(f"note: {fault_of(note)}")
     return EX_OK
@@ -110,8 +112,13 @@ def reload(invocation: Invocation) -> int:
         return EX_OK
     invocation.say("reloaded")
     for key in answer["needs_restart"]:
-        invocation.say(f"{key} changed and takes effect after a restart")
+        invocation.say(waits_for_restart(key))
     return EX_OK
+
+
+def waits_for_restart(key: str) -> str:
+    """What is said of a setting that a reload could not put into force."""
+    return f"{key} changed and takes effect after a restart"
 
 
 def drain(invocation: Invocation) -> int:

@@ -53,11 +53,11 @@ class Invocation:
             return str(named)
         return DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None
 
-    def config(self) -> Config:
-        """The configuration. Raises :class:`CommandFailed` with every fault."""
+    def config(self, hint: str = "") -> Config:
+        """The configuration. Raises CommandFailed with every fault, or ``hint`` where it may not be read."""
         path = self.config_path
         if path is not None and os.path.lexists(path) and not os.access(path, os.R_OK):
-            raise CommandFailed(EX_NOPERM, f"permission denied: {path}", "or name the socket with --socket")
+            raise CommandFailed(EX_NOPERM, f"permission denied: {path}", hint)
         environ = {name: value for name, value in self.environ.items() if name != CONFIG_VARIABLE}
         try:
             return load(path, environ)
@@ -67,9 +67,13 @@ class Invocation:
     def client(self) -> AdminClient:
         """The daemon's admin API; nothing is opened yet."""
         named = getattr(self.args, "socket", None)
-        client = AdminClient(named or str(Path(self.config().spool.directory) / SOCKET_NAME))
+        client = AdminClient(named or self._usual_socket())
         self.closing.callback(client.close)
         return client
+
+    def _usual_socket(self) -> str:
+        config = self.config("it says where the daemon's socket is; --socket PATH says it too")
+        return str(Path(config.spool.directory) / SOCKET_NAME)
 
     # Output
 

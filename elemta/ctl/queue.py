@@ -21,9 +21,9 @@ PAGE = 1000
 _MESSAGES = (
     Column("ID"),
     Column("STATE"),
-    Column("SIZE", right=True),
-    Column("AGE", right=True),
-    Column("RCPT", right=True),
+    Column("SIZE", right=True, spare=3),
+    Column("AGE", right=True, spare=1),
+    Column("RCPT", right=True, spare=2),
     Column("FROM", flexible=True),
     Column("NEXT", flexible=True),
 )
@@ -93,10 +93,10 @@ def show(invocation: Invocation) -> int:
             records.append(client.get("queue", queue_id))
         except Refused as refused:
             _only_about_a_message(refused)
-            failures.append(queue_id)
-            invocation.note(f"{queue_id}: {refused.problem}")
+            failures.append({"queue_id": queue_id, "error": refused.problem, "hint": refused.hint})
+            invocation.note(_failure(failures[-1]))
     if invocation.json:
-        invocation.give({"messages": records})
+        invocation.give({"messages": records, "failed": failures})
     else:
         for place, record in enumerate(records):
             if place:
@@ -111,7 +111,7 @@ def _describe(invocation: Invocation, record: Mapping[str, Any]) -> None:
         "id": record["queue_id"],
         "state": record["state"] + (f": {record['hold_reason']}" if record["hold_reason"] else ""),
         "received": f"{_moment(record['received_at'])} ({age(now - record['received_at'])} ago)",
-        "size": f"{size(record['size'])} ({record['size']} B)",
+        "size": _exact_size(record["size"]),
         "from": f"<{record['sender']}>",
         "client": f"{client['ip']} helo {client['helo']}, listener {client['listener']}",
         "session": client["session_id"],
@@ -136,6 +136,11 @@ def _by(attempt: Mapping[str, Any]) -> str:
     """The route and how long it took, where anybody was tried."""
     took = f" in {attempt['seconds']:.1f} s" if attempt["next_hop"] else ""
     return f"{took} by {attempt['route']}" if attempt["route"] else took
+
+
+def _exact_size(octets: int) -> str:
+    about, exact = size(octets), f"{octets} B"
+    return exact if about == exact else f"{about} ({exact})"
 
 
 def _words(said: Mapping[str, Any]) -> str:
@@ -213,11 +218,15 @@ def _report(invocation: Invocation, results: Sequence[Mapping[str, Any]]) -> int
                 untold = ", but the sender wanted no notice" if result.get("notices") == 0 else ""
                 invocation.say(f"{result['queue_id']} {result['done']}{untold}")
             else:
-                hint = f" ({result['hint']})" if result["hint"] else ""
-                invocation.note(f"{result['queue_id']}: {result['error']}{hint}")
+                invocation.note(_failure(result))
         if not results:
             invocation.say("no message")
     return EX_FAILED if failed else EX_OK
+
+
+def _failure(result: Mapping[str, Any]) -> str:
+    hint = f" ({result['hint']})" if result["hint"] else ""
+    return f"{result['queue_id']}: {result['error']}{hint}"
 
 
 def _confirm(invocation: Invocation, ids: Sequence[str]) -> None:

@@ -82,11 +82,15 @@ def age(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its title, whether numbers stand in it, whether it may be cut to fit the terminal."""
+    """A column: its title, whether numbers stand in it, whether it may be cut to fit the terminal.
+
+    Where cutting is not enough, columns with a ``spare`` above 0 are left out, the highest first.
+    """
 
     title: str
     right: bool = False
     flexible: bool = False
+    spare: int = 0
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
@@ -96,10 +100,27 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int |
         max([cells(column.title), *(cells(row[index]) for row in shown)])
         for index, column in enumerate(columns)
     ]
+    kept = list(range(len(columns))) if width is None else _kept(columns, widths, width)
+    columns = [columns[index] for index in kept]
+    widths = [widths[index] for index in kept]
     if width is not None:
         widths = _fitting(columns, widths, width)
     titles = [column.title for column in columns]
-    return [_line(columns, values, widths, width) for values in (titles, *shown)]
+    rows_kept = ([row[index] for index in kept] for row in shown)
+    return [_line(columns, values, widths, width) for values in (titles, *rows_kept)]
+
+
+def _kept(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    """Which columns there is room for when all that may be cut are."""
+    kept = list(range(len(columns)))
+    least = [
+        min(room, MIN_WIDTH) if column.flexible else room
+        for column, room in zip(columns, widths, strict=True)
+    ]
+    for index in sorted(kept, key=lambda index: -columns[index].spare):
+        if columns[index].spare and sum(least[each] for each in kept) + len(GAP) * (len(kept) - 1) > width:
+            kept.remove(index)
+    return kept
 
 
 def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:

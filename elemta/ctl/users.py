@@ -51,7 +51,7 @@ def show_list(invocation: Invocation) -> int:
     try:
         users = list_users(path)
     except (UsersFileError, OSError) as error:
-        raise _file_trouble(path, error) from error
+        raise _file_trouble(path, error, writing=False) from error
     names = sorted(users.hashes)
     if invocation.json:
         invocation.give(
@@ -99,11 +99,11 @@ def _password(invocation: Invocation) -> bytes:
     return first.encode("utf-8", "surrogateescape")
 
 
-def _file_trouble(path: str, error: Exception) -> CommandFailed:
+def _file_trouble(path: str, error: Exception, *, writing: bool = True) -> CommandFailed:
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, PermissionError):
         directory = os.path.dirname(os.path.abspath(path))
-        hint = f"writing needs the right to change {path} and {directory}"
+        hint = f"writing needs the right to change {path} and {directory}" if writing else ""
         return CommandFailed(EX_NOPERM, f"permission denied: {path}", hint)
     if isinstance(error, OSError):
         return CommandFailed(EX_FAILED, f"{path}: {error.strerror or error}")

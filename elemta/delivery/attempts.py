@@ -15,7 +15,7 @@ from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import record
 from elemta.delivery.pace import FREE, Go, Pace, Wait
 from elemta.delivery.queue import Queue
-from elemta.delivery.routes import HoldRoute, MaildirRoute, NextHopRoute
+from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
 from elemta.envelope import Recipient
@@ -119,7 +119,9 @@ class Attempts:
     async def _hold(self, message: QueuedMessage, reasons: list[str]) -> None:
         reason = "; ".join(reasons)[:_LONGEST_REASON]
         await self._queue.settle(message.queue_id, (), part=message.part, retry_at=None, hold_reason=reason)
-        _log.warn(
+        # Where a route says so it is nothing to worry about.
+        say = _log.info if reason == AS_CONFIGURED else _log.warn
+        say(
             "message put on hold",
             event="delivery.held",
             queue_id=message.queue_id,

@@ -90,6 +90,8 @@ class Carrier:
             for route, recipients in ways.items()
             for start in range(0, len(recipients), most)
         ]
+        if not parts:
+            return Carried((), Reached.NOTHING_FREE)
         if len(parts) == 1:
             return await self._carry_part(message, *parts[0])
         done = await gatherResults(

@@ -11,10 +11,12 @@ from elemta.address import Address
 from elemta.config import Config, RouteConfig, RouteTLS, TargetKind, parse_target
 from elemta.delivery.credentials import read_credentials
 from elemta.domains import Domains, canonical_domain
+from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault
 from elemta.smtp.sasl import Credentials
 
 ANY = "*"
+AS_CONFIGURED = "the route says hold:"
 _REMEMBERED = 4096
 
 
@@ -49,7 +51,7 @@ class MaildirRoute(Route):
 class HoldRoute(Route):
     """Mail stays in the hold queue for ``reason``."""
 
-    reason: str = "the route says hold:"
+    reason: str = AS_CONFIGURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,17 @@ class RouteTable:
                 self._found.clear()
             self._found[recipient.domain] = found
         return found
+
+    def hold_reason(self, recipients: Iterable[Recipient]) -> str | None:
+        """Why a message for these never leaves the hold queue by itself: all their routes say ``hold:``.
+
+        Such a message can be stored on hold at once, and needs no attempt to get there.
+        """
+        for recipient in recipients:
+            route = self.route(recipient.address)
+            if not isinstance(route, HoldRoute) or route.reason != AS_CONFIGURED:
+                return None
+        return AS_CONFIGURED
 
     def _first(self, domain: str) -> Route:
         for route in self.routes:

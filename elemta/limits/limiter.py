@@ -55,6 +55,11 @@ class Refusal:
     counts: Counts
     cause: Cause = Cause.EXCEEDED
 
+    @property
+    def delays(self) -> bool:
+        """Whether the client is to wait rather than be told."""
+        return self.action is OnExceed.DELAY and self.cause is Cause.EXCEEDED
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:
@@ -95,7 +100,11 @@ class LimitState:
 
 
 class LimitObserver(Protocol):
-    """Told of every check: ``outcome`` is ``admitted``, ``refused``, ``observed`` (would be) or ``error``."""
+    """Told of every check.
+
+    ``outcome`` is ``admitted``, ``refused``, ``delayed`` (refused for now, and will be asked once more),
+    ``observed`` (would have been refused) or ``error``.
+    """
 
     def checked(self, limit: str, outcome: str, seconds: float) -> None: ...
 
@@ -146,11 +155,13 @@ class Limiter:
         recipient: Recipient | None = None,
         *,
         already: Collection[str] = (),
+        may_delay: bool = False,
     ) -> Charge | Deferred[Charge]:
         """Charge everything that this stage is charged, all or none.
 
         ``already`` are the keys that this session, and this transaction, have been charged: what is
-        counted once only is not charged for them again.
+        counted once only is not charged for them again. ``may_delay`` says that the caller will wait and
+        ask once more where the refusal is one that delays.
         """
         rules = self._by_stage[stage]
         if not rules:
@@ -164,7 +175,7 @@ class Limiter:
                 (covered if known else asked).append(request)
         if not asked:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
-        return self._ask(asked, tuple(covered))
+        return self._ask(asked, tuple(covered), may_delay=may_delay)
 
     def charge_out(self, departure: Departure, counts: Counts) -> Charge | Deferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
@@ -175,7 +186,7 @@ class Limiter:
             return _NOTHING
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.departures(departure)]
-        return self._ask(asked, ()) if asked else _NOTHING
+        return self._ask(asked, (), may_delay=True) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
@@ -231,33 +242,36 @@ class Limiter:
         self._refusals.forget(Request(terms, identity))
         return self._store.reset(terms, identity)
 
-    def _ask(self, asked: list[Request], covered: tuple[Request, ...]) -> Charge | Deferred[Charge]:
+    def _ask(
+        self, asked: list[Request], covered: tuple[Request, ...], *, may_delay: bool
+    ) -> Charge | Deferred[Charge]:
         now = self._store.seconds()
         known = self._remembered(asked, now)
         if known:
-            return self._refused(known, now)
+            return self._refused(known, now, may_delay=may_delay)
         answer = _attempt(self._store.acquire, asked)
         if isinstance(answer, Answer):
-            return self._charged(covered, now, answer)
+            return self._charged(covered, now, may_delay, answer)
         return cast(
             "Charge | Deferred[Charge]",
             _then(
                 answer,
-                partial(self._charged, covered, now),
+                partial(self._charged, covered, now, may_delay),
                 lambda error: Charge((), self._unavailable(asked, now, error), covered),
             ),
         )
 
     def _remembered(self, asked: Sequence[Request], now: float) -> list[Shortfall]:
-        if not len(self._refusals):
+        if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
+            # What can never pass is told so, even while less than it is refused for now.
             return []
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Shortfall(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(self, covered: tuple[Request, ...], began: float, answer: Answer) -> Charge:
+    def _charged(self, covered: tuple[Request, ...], began: float, may_delay: bool, answer: Answer) -> Charge:
         if not answer.granted:
             self._remember(answer.shortfalls)
-            return self._refused(answer.shortfalls, began)
+            return self._refused(answer.shortfalls, began, may_delay=may_delay)
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
             self._observer.checked(receipt.request.terms.name, "admitted", seconds)
@@ -272,13 +286,17 @@ class Limiter:
             if shortfall.wait is not None and shortfall.request.terms.leases is None:
                 self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
 
-    def _refused(self, shortfalls: Sequence[Shortfall], began: float) -> Charge:
-        seconds = self._store.seconds() - began
-        for shortfall in shortfalls:
-            self._observer.checked(shortfall.request.terms.name, "refused", seconds)
+    def _refused(self, shortfalls: Sequence[Shortfall], began: float, *, may_delay: bool = False) -> Charge:
         # The one to wait for longest: whoever comes back then finds all of them open.
         longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
-        return Charge((), self._refusal(longest.request, longest.wait))
+        refusal = self._refusal(longest.request, longest.wait)
+        # On the way out nobody is refused anything: mail waits.
+        waits = refusal.delays or self._by_name[refusal.limit] in self._departing
+        outcome = "delayed" if may_delay and waits else "refused"
+        seconds = self._store.seconds() - began
+        for shortfall in shortfalls:
+            self._observer.checked(shortfall.request.terms.name, outcome, seconds)
+        return Charge((), refusal)
 
     def _refusal(self, request: Request, wait: int | None) -> Refusal:
         rule = self._by_name[request.terms.name]
@@ -374,6 +392,10 @@ class Limiter:
 
 def _seconds(wait: int | None) -> float:
     return math.inf if wait is None else wait / _MICROSECONDS
+
+
+def _can_never_pass(request: Request) -> bool:
+    return request.amount > 1 and any(request.amount > bound.limit for bound in request.terms.bounds)
 
 
 def _attempt(ask: Callable[..., MaybeLater[In]], *arguments: object) -> MaybeLater[In] | StoreUnavailable:

@@ -6,6 +6,7 @@ import base64
 import re
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from elemta.address import Address
 from elemta.envelope import Client
@@ -69,8 +70,13 @@ def return_path_field(sender: Address) -> bytes:
 
 def date_time(at: float) -> str:
     """A moment in seconds since the epoch as a message's fields write it, in UTC."""
+    return _date_of(int(at))
+
+
+@lru_cache(maxsize=4)
+def _date_of(second: int) -> str:
     # RFC 5322 §3.3; RFC 5321 §4.4 allows UTC
-    return format_datetime(datetime.fromtimestamp(int(at), tz=UTC))
+    return format_datetime(datetime.fromtimestamp(second, tz=UTC))
 
 
 def added_field(name: str, value: str) -> bytes:

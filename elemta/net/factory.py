@@ -12,6 +12,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
+from elemta.limits.identity import ip_identity
 from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
@@ -31,12 +32,14 @@ _LOCAL = IPv4Address("127.0.0.1")
 class House:
     """All connections of this node, over all listeners: their number is bounded, their deadlines are kept.
 
-    ``max_connections`` may change at a reload. While ``closed_with`` is a reply, every new client gets it.
+    ``max_connections`` and ``max_connections_per_ip`` may change at a reload. While ``closed_with`` is a
+    reply, every new client gets it.
     """
 
     def __init__(self, reactor: IReactorTime, max_connections: int) -> None:
         self._reactor = reactor
         self.max_connections = max_connections
+        self.max_connections_per_ip = max_connections
         self.closed_with: Reply | None = replies.STARTING
         self.connections: set[ESMTPProtocol | ProxyPreamble] = set()
         self._prefix = secrets.token_hex(4)
@@ -51,6 +54,20 @@ class House:
 
     def has_room(self) -> bool:
         return len(self.connections) < self.max_connections
+
+    def has_room_for_handshake(self, ip: IPAddress) -> bool:
+        """Whether a client may begin with a handshake.
+
+        Till that is done no policy is asked and no limit charged, so that one address that stalls its
+        handshakes could take everybody's place.
+        """
+        client = ip_identity(ip)
+        stalled = sum(
+            ip_identity(connection.facts.client_ip) == client
+            for connection in self.connections
+            if isinstance(connection, ESMTPProtocol) and connection.handshaking
+        )
+        return stalled < self.max_connections_per_ip
 
     def add(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
         self.connections.add(connection)
@@ -129,6 +146,8 @@ class ESMTPFactory(Factory):
             return self._refuse(closed_with or replies.STARTING, "closed", ip)
         if not self._house.has_room():
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
+        if self.terms.implicit_tls and not (health_check or self._house.has_room_for_handshake(ip)):
+            return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip", ip)
         facts = SessionFacts(
             id=self._house.next_session_id(), client_ip=ip, client_port=port, listener=self.listener.name
         )

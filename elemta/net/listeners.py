@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -26,20 +28,24 @@ class Listener:
         Raises :class:`~elemta.errors.ListenFailed` with the reason when that is not possible.
         """
         outcome: list[IListeningPort | Failure] = []
-        listening: Deferred[IListeningPort] = maybeDeferred(
-            serverFromString(reactor, self.endpoint).listen, self.factory
-        )
+        listening: Deferred[IListeningPort] = maybeDeferred(self._listen, reactor)
         listening.addBoth(outcome.append)
         if not outcome:
             raise ListenFailed(f"listener {self.name}: {self.endpoint} did not bind at once")
         port = outcome[0]
         if isinstance(port, Failure):
-            raise ListenFailed(
-                f"listener {self.name}: {self.endpoint}: {port.getErrorMessage()}"
-            ) from port.value
+            why = port.getErrorMessage()
+            if port.check(IndexError, KeyError) and self.endpoint.startswith("systemd:"):
+                # All that Twisted says is which index or name it did not find.
+                why = "systemd handed over no such socket"
+            raise ListenFailed(f"listener {self.name}: {self.endpoint}: {why}") from port.value
         self._port = port
         if hasattr(port, "stopReading"):
             port.stopReading()
+
+    def _listen(self, reactor: IReactorCore) -> Deferred[IListeningPort]:
+        listening: Deferred[IListeningPort] = serverFromString(reactor, self.endpoint).listen(self.factory)
+        return listening
 
     def accept(self) -> None:
         """Take connections from the backlog from now on."""
@@ -56,7 +62,8 @@ class Listener:
             return (
                 f"[{host.host}]:{host.port}" if isinstance(host, IPv6Address) else f"{host.host}:{host.port}"
             )
-        return str(getattr(host, "name", host))
+        name = getattr(host, "name", None)
+        return os.fsdecode(name) if isinstance(name, (bytes, str)) else str(host)
 
     @property
     def place(self) -> tuple[str, int] | None:

@@ -54,10 +54,11 @@ class Home(TypingProtocol):
 class _Pending:
     """An answer that may be there already: then the loop goes on instead of recursing."""
 
-    __slots__ = ("_waiter", "answer")
+    __slots__ = ("_deferred", "_waiter", "answer")
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
+        self._deferred: Deferred[Answer] | None = None
         self._waiter: ESMTPProtocol | None = None
 
     def fire(self, answer: Answer) -> None:
@@ -65,8 +66,14 @@ class _Pending:
         if self._waiter is not None:
             self._waiter.answered(self)
 
-    def wait(self, waiter: ESMTPProtocol) -> None:
+    def wait(self, waiter: ESMTPProtocol, deferred: Deferred[Answer]) -> None:
         self._waiter = waiter
+        self._deferred = deferred
+
+    def give_up(self) -> None:
+        """Wait no longer: what is being done for the answer ends, and that is answered."""
+        if self._deferred is not None:
+            self._deferred.cancel()
 
 
 @implementer(IHandshakeListener, IPushProducer)
@@ -85,6 +92,7 @@ class ESMTPProtocol(Protocol):
         self._deadlines = Deadlines(terms.server.command_timeout, terms.server.data_timeout)
         self._pending: _Pending | None = None
         self._paused_for: set[str] = set()
+        self._handshaking = False
         self._closing = False
         self._lost = False
         self._draining = False
@@ -104,6 +112,7 @@ class ESMTPProtocol(Protocol):
             self._run(self._session.open())
 
     def handshakeCompleted(self) -> None:
+        self._handshaking = False
         info = tls.describe(cast(SSL.Connection, self.transport.getHandle()))
         self._terms.observer.tls_started(info.version)
         if self._terms.implicit_tls:
@@ -122,11 +131,14 @@ class ESMTPProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         self._pending = None
-        if self._deadlines.waiting is Waiting.HANDSHAKE:
+        if self._handshaking:
             self._terms.observer.tls_started("failed")
-        self._act_on(self._session.lost())
-        self._reception.disconnected()
-        self._home.closed(self)
+        try:
+            self._act_on(self._session.lost())
+            self._reception.disconnected()
+        finally:
+            # Whatever goes wrong: a connection that is gone takes nobody's place and holds up no stop.
+            self._home.closed(self)
         _log.debug(
             "connection closed",
             event="session.closed",
@@ -150,6 +162,11 @@ class ESMTPProtocol(Protocol):
         self._pause_reading("connection is closing")
 
     # From the house
+
+    @property
+    def handshaking(self) -> bool:
+        """Whether a TLS handshake is under way."""
+        return self._handshaking
 
     @property
     def seconds_open(self) -> float:
@@ -182,10 +199,17 @@ class ESMTPProtocol(Protocol):
         if waiting in (Waiting.CLOSE, Waiting.HANDSHAKE):
             self.abort()
         elif waiting is Waiting.ANSWER:
-            self._pending = None
-            self._run(self._session.answer(Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")))
+            self._give_up_waiting()
         else:
             self._run(self._session.shut(replies.TIMEOUT, f"timeout: {waiting.value}"))
+
+    def _give_up_waiting(self) -> None:
+        pending = self._pending
+        if pending is not None:
+            pending.give_up()
+        if pending is self._pending and self._session.question is not None:
+            self._pending = None
+            self._run(self._session.answer(Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")))
 
     def _log_timeout(self, what: str) -> None:
         _log.info(
@@ -209,7 +233,7 @@ class ESMTPProtocol(Protocol):
                 answer.addCallback(pending.fire)
                 if pending.answer is None:
                     self._pending = pending
-                    pending.wait(self)
+                    pending.wait(self, answer)
                     break
                 answer = pending.answer
             events = self._session.answer(answer)
@@ -248,7 +272,7 @@ class ESMTPProtocol(Protocol):
             self._flush()
             self._start_tls()
         elif isinstance(event, Close):
-            self._close(event.reason)
+            self._close(event.reason, in_message=event.in_message)
 
     def _replied(self, event: Replied) -> None:
         reply = event.reply
@@ -274,7 +298,7 @@ class ESMTPProtocol(Protocol):
 
     def _expect(self, replied: bool) -> None:
         """What the connection waits for now, and until when."""
-        if self._closing or (self._deadlines.waiting is Waiting.HANDSHAKE and not replied):
+        if self._closing or self._handshaking:
             return
         if self._session.question is not None:
             waiting = Waiting.ANSWER
@@ -300,10 +324,11 @@ class ESMTPProtocol(Protocol):
         if certificate is None:
             self._close("no certificate")
             return
+        self._handshaking = True
         self._deadlines.wait(Waiting.HANDSHAKE, self._home.seconds())
         self.transport.startTLS(certificate)
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str, *, in_message: bool = False) -> None:
         if self._closing or self._lost:
             return
         self._flush()
@@ -312,7 +337,11 @@ class ESMTPProtocol(Protocol):
         _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
-        self.transport.loseConnection()
+        if in_message and self.facts.tls is None:
+            # TLS waits for the other side's close by itself.
+            self.transport.loseWriteConnection()
+        else:
+            self.transport.loseConnection()
 
     def _shut_if_drained(self) -> None:
         session = self._session

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -11,6 +13,7 @@ from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import SpoolFull
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.terms import Terms
+from elemta.policies.limits import verdict_of
 from elemta.policy import Continue, Disconnect, Message, Quarantine
 from elemta.policy.chain import Decision
 from elemta.policy.verdicts import Accept, reply_of
@@ -25,6 +28,7 @@ from elemta.smtp.events import (
     Question,
     Queued,
     Refuse,
+    Stage,
     StageQuestion,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
@@ -106,6 +110,8 @@ class Reception:
         return Refuse(reply, close=isinstance(verdict, Disconnect), reason=f"policy {decision.policy}")
 
     def _trouble(self, failure: Failure) -> Answer:
+        if failure.check(CancelledError) is not None:
+            return Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")
         _log.failure(
             "a question of a session could not be answered",
             failure,
@@ -123,8 +129,10 @@ class Reception:
             blocked = await blocked
         if blocked is not None:
             self._log_auth("refused", question.username, limit=blocked.limit)
+            verdict = verdict_of(blocked, Stage.AUTH)
             return Refuse(
-                replies.too_many_auth_failures(blocked.limit, blocked.retry_after),
+                reply_of(verdict) or replies.AUTH_TROUBLE,
+                close=isinstance(verdict, Disconnect),
                 reason=f"limit {blocked.limit}",
             )
         try:
@@ -199,6 +207,9 @@ class Reception:
     ) -> Answer | Deferred[Answer]:
         if not isinstance(answer, Proceed):
             return answer
+        if writer.ended:
+            # The client left, or was told 451 because this took too long.
+            return Refuse(replies.LOCAL_TROUBLE, reason="nobody waits for this message any more")
         submission = self._submission(transaction, writer.queue_id)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
@@ -240,8 +251,12 @@ class Reception:
             client=client,
             header_block=received + added,
             received_at=at,
-            hold_reason=self._conversation.hold_reason(transaction),
+            hold_reason=self._conversation.hold_reason(transaction) or self._held_by_routes(recipients),
         )
+
+    def _held_by_routes(self, recipients: Sequence[Recipient]) -> str | None:
+        routes = self._terms.routes
+        return routes.hold_reason(recipients) if routes is not None else None
 
     def _queued(self, envelope: Envelope, submission: Submission) -> Answer:
         self._terms.observer.message_accepted(self._facts.listener, envelope.size)
@@ -260,6 +275,9 @@ class Reception:
         return Queued(envelope.queue_id)
 
     def _not_queued(self, failure: Failure) -> Answer:
+        if failure.check(CancelledError) is not None:
+            # It may yet be committed, so it stays charged.
+            return Refuse(replies.LOCAL_TROUBLE, reason="the commit takes too long")
         self._committing = None
         full = failure.check(SpoolFull) is not None
         self._terms.observer.message_refused("spool", "spool", True)

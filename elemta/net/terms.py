@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
+from elemta.delivery.routes import RouteTable
 from elemta.limits import Limiter
 from elemta.net.observer import NetObserver
 from elemta.net.tls import ServerCertificate
@@ -20,7 +21,8 @@ class Terms:
     """What a new session of one listener gets.
 
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
-    Received field; deadlines use the reactor's clock.
+    Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
+    a policy has a say in them: then nobody knows before it was asked what is held.
     """
 
     listener: ListenerConfig
@@ -31,6 +33,7 @@ class Terms:
     authenticator: Authenticator
     certificate: ServerCertificate | None
     spool: Spool
+    routes: RouteTable | None
     observer: NetObserver
     now: Callable[[], float]
 

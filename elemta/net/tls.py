@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from OpenSSL import SSL
@@ -39,7 +40,22 @@ def load_context(config: TLSConfig) -> SSL.Context | None:
     certificates = _PEM_CERTIFICATE.findall(chain)
     if not certificates:
         raise ConfigError([Fault(config.certificate, "tls.certificate", "holds no PEM certificate")])
+    if b"ENCRYPTED" in key:
+        # OpenSSL would ask for the passphrase at the terminal, and the reactor would wait with it.
+        fault = Fault(config.private_key or config.certificate, "tls.private_key", "needs a passphrase")
+        raise ConfigError([fault])
     try:
+        return _context(certificates, key, config)
+    except Exception as error:  # pyOpenSSL and cryptography raise many kinds, all meaning "unusable"
+        problem = f"certificate and key can't be used together: {error or type(error).__name__}"
+        raise ConfigError([Fault(config.certificate, "tls", problem)]) from error
+
+
+def _context(certificates: list[bytes], key: bytes, config: TLSConfig) -> SSL.Context:
+    with warnings.catch_warnings():
+        # Twisted gives pyOpenSSL the kind of certificate that newer ones will not take for ever; where
+        # warnings are errors that would look like a bad certificate.
+        warnings.simplefilter("ignore", DeprecationWarning)
         own = PrivateCertificate.loadPEM(certificates[0] + b"\n" + key)
         options = CertificateOptions(
             privateKey=own.privateKey.original,
@@ -47,11 +63,7 @@ def load_context(config: TLSConfig) -> SSL.Context | None:
             extraCertChain=[Certificate.loadPEM(pem).original for pem in certificates[1:]],
             insecurelyLowerMinimumTo=_VERSIONS[config.minimum],
         )
-        context = options.getContext()
-    except Exception as error:  # pyOpenSSL and cryptography raise many kinds, all meaning "unusable"
-        problem = f"certificate and key can't be used together: {error or type(error).__name__}"
-        raise ConfigError([Fault(config.certificate, "tls", problem)]) from error
-    return context
+        return options.getContext()
 
 
 def _read(path: str, key: str) -> bytes:

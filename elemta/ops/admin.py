@@ -114,7 +114,8 @@ class Api:
 
     async def config(self, call: Call) -> Json:
         call.only()
-        return {"toml": self._operations.config_dump()}
+        waiting = list(self._operations.status().needs_restart)
+        return {"toml": self._operations.config_dump(), "needs_restart": waiting}
 
     async def reload(self, call: Call) -> Json:
         call.only()
@@ -158,6 +159,9 @@ class Api:
 
     async def hold(self, call: Call) -> Json:
         call.only("reason")
+        if not call.query.get("reason") and await self._is_held(call):
+            # It keeps the reason that it is held for.
+            return {"queue_id": _queue_id(call), "done": "held"}
         reason = call.query.get("reason") or "held by the operator"
         if len(reason) > MAX_REASON:
             raise Refusal(http.BAD_REQUEST, f"a reason of more than {MAX_REASON} characters")
@@ -173,8 +177,7 @@ class Api:
 
     async def retry(self, call: Call) -> Json:
         call.only()
-        record = await self._operations.spool.show(_queue_id(call))
-        if record.message.state is State.HOLD:
+        if await self._is_held(call):
             raise Refusal(http.CONFLICT, "the message is on hold", "release it instead")
         return await self._change(call, self._operations.spool.retry, "to be retried")
 
@@ -195,6 +198,10 @@ class Api:
     async def delete(self, call: Call) -> Json:
         call.only()
         return await self._change(call, self._operations.spool.delete, "deleted")
+
+    async def _is_held(self, call: Call) -> bool:
+        record = await self._operations.spool.show(_queue_id(call))
+        return record.message.state is State.HOLD
 
     async def _change(self, call: Call, change: Callable[[str], Awaitable[None]], done: str) -> Json:
         queue_id = _queue_id(call)

@@ -10,7 +10,14 @@ from elemta.envelope import Client, Notify, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
 from elemta.policy.discovery import PluginInfo
-from elemta.spool.records import AttemptRecord, MessageRecord, MessageSummary, RecipientRecord, SpoolStats
+from elemta.spool.records import (
+    AttemptRecord,
+    MessageRecord,
+    MessageSummary,
+    RecipientRecord,
+    SpoolStats,
+    State,
+)
 
 Json = dict[str, "str | int | float | bool | Json | list[Json] | list[str] | None"]
 
@@ -33,6 +40,7 @@ def status_json(status: Status, spool: Json, now: float) -> Json:
         "policies": list(status.policies),
         "limiter": status.limiter,
         "spool": {"directory": status.spool_directory, **spool},
+        "needs_restart": list(status.needs_restart),
         "notes": [fault_json(note) for note in status.notes],
     }
 
@@ -95,7 +103,7 @@ def summary_json(summary: MessageSummary) -> Json:
         "pending": summary.pending,
         "size": summary.size,
         "received_at": summary.received_at,
-        "next_attempt_at": summary.next_attempt_at,
+        "next_attempt_at": _next_attempt(summary.state, summary.next_attempt_at),
         "attempts": summary.attempts,
         "hold_reason": summary.hold_reason,
     }
@@ -112,7 +120,7 @@ def record_json(record: MessageRecord) -> Json:
         "sender": str(envelope.sender),
         "size": envelope.size,
         "received_at": envelope.received_at,
-        "next_attempt_at": message.next_attempt_at,
+        "next_attempt_at": _next_attempt(message.state, message.next_attempt_at),
         "attempts": message.attempts,
         "client": _client(envelope.client),
         "parameters": {
@@ -126,6 +134,10 @@ def record_json(record: MessageRecord) -> Json:
         "recipients": [_recipient(recipient) for recipient in record.recipients],
         "history": [_attempt(attempt) for attempt in record.history],
     }
+
+
+def _next_attempt(state: State, at: float) -> float | None:
+    return None if state is State.HOLD else at
 
 
 def _client(client: Client) -> Json:

@@ -32,7 +32,8 @@ class Status:
     ``started_at`` is seconds since the epoch. ``state`` is ``starting``, ``serving``, ``draining`` or
     ``stopping``; ``not_ready`` says why mail would not be accepted now (empty when it would).
     ``sessions`` are the open ones on all listeners. ``limiter`` is where limits are counted:
-    ``memory``. ``notes`` are settings that were given and have no effect, or are dangerous.
+    ``memory``. ``needs_restart`` are keys that reloads changed and only a restart puts into force.
+    ``notes`` are settings that were given and have no effect, or are dangerous.
     """
 
     version: str
@@ -48,6 +49,7 @@ class Status:
     config_source: str
     spool_directory: str
     limiter: str = "memory"
+    needs_restart: tuple[str, ...] = ()
     notes: tuple[Fault, ...] = ()
 
 
@@ -116,4 +118,4 @@ class Operations(Protocol):
         """Take no new session and end the others as soon as their message is done. A restart undoes it."""
 
     def config_dump(self) -> str:
-        """The configuration in force as TOML, without secrets."""
+        """The configuration in force as TOML, without secrets; what needs a restart is in it, too."""

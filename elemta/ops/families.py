@@ -65,8 +65,18 @@ POLICY_DURATION = _histogram(
     "elemta_policy_duration_seconds", "How long policies took to answer.", FAST, "policy", "stage"
 )
 
+POLICY_BREAKER_OPEN = _gauge(
+    "elemta_policy_breaker_open",
+    "1 while a policy is left alone because it kept failing slowly, else 0.",
+    "policy",
+)
+
 LIMIT_CHECKS = _counter(
-    "elemta_limit_checks_total", "Checks of limits: admitted, refused, observed or error.", "limit", "outcome"
+    "elemta_limit_checks_total",
+    "Checks of limits: admitted, refused, delayed (refused for now, and asked once more), "
+    "observed (would have been refused) or error.",
+    "limit",
+    "outcome",
 )
 LIMIT_CHECK_DURATION = _histogram(
     "elemta_limit_check_duration_seconds", "How long checks of limits took.", FAST
@@ -146,6 +156,7 @@ ALL = (
     POLICY_VERDICTS,
     POLICY_FAILURES,
     POLICY_DURATION,
+    POLICY_BREAKER_OPEN,
     LIMIT_CHECKS,
     LIMIT_CHECK_DURATION,
     RATE_LIMIT_REJECTIONS,

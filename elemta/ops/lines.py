@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Lines:
         self._limit = limit
         self._fd = _descriptor(stream)
         self._poll = select.poll()
+        self._may_block = self._fd is not None and not _is_file(self._fd)
         if self._fd is not None:
             self._poll.register(self._fd, select.POLLOUT)
         self._pending: deque[bytes] = deque()
@@ -48,6 +50,23 @@ class Lines:
     def held(self) -> int:
         """Octets that wait for a reader."""
         return self._held
+
+    def reopen(self) -> None:
+        """Go on in the file that has the stream's name now, which a rotation of logs has made another one.
+
+        Nothing for a stream that was not opened by an absolute path, such as a standard one, whose name is
+        ``<stdout>``. Raises OSError, and then goes on in the old file.
+        """
+        name = getattr(self._stream, "name", None)
+        if self._fd is None or self._may_block or not isinstance(name, str) or not os.path.isabs(name):
+            return
+        mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+        opened = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+        try:
+            with self._lock:
+                os.dup2(opened, self._fd, inheritable=False)
+        finally:
+            os.close(opened)
 
     def write(self, line: str) -> None:
         """Write ``line``, which ends in a newline, or keep it until the stream takes it."""
@@ -77,7 +96,7 @@ class Lines:
 
     def _drain(self, fd: int) -> None:
         try:
-            while self._pending and self._poll.poll(0):
+            while self._pending and (not self._may_block or self._poll.poll(0)):
                 head = self._pending[0]
                 written = os.write(fd, head[:_PIPE_BUF])
                 self._held -= written
@@ -109,3 +128,11 @@ def _descriptor(stream: TextStream) -> int | None:
         return int(fileno())
     except (OSError, ValueError):
         return None
+
+
+def _is_file(fd: int) -> bool:
+    """Whether writing never waits for a reader: poll(2) calls a regular file ready, always."""
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False

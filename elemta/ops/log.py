@@ -52,6 +52,13 @@ _NOT_FIELDS = frozenset(
         "failure",
         "logLevel",
         "debugInfo",
+        # Those of every event of twisted.logger, which need no look at their beginning then.
+        "log_logger",
+        "log_level",
+        "log_namespace",
+        "log_source",
+        "log_format",
+        "log_time",
     ]
 )
 _NEVER_LOGGED = frozenset(["password", "passwd", "secret", "credentials", "authorization", "token"])
@@ -74,15 +81,14 @@ def observer(
     node_id: str,
     stream: TextStream,
     environ: Mapping[str, str] = os.environ,
-) -> ILogObserver:
+) -> LogObserver:
     """The observer that writes records of at least ``level`` (debug to critical) to ``stream``.
 
     ``format`` is ``json`` or ``text``. Where ``JOURNAL_STREAM`` in ``environ`` says that ``stream`` goes to
     journald, each line starts with its priority (``<6>``) and text has no time of its own.
     """
     journald = is_journal(stream, environ)
-    render = render_json if str(format) == "json" else (render_for_journald if journald else render_text)
-    return LogObserver(render, level=str(level), node_id=node_id, stream=stream, priorities=journald)
+    return LogObserver(format, level, node_id=node_id, stream=stream, journald=journald)
 
 
 @implementer(ILogObserver)
@@ -90,15 +96,30 @@ class LogObserver:
     """Turns events into lines. Never raises, whatever is in an event."""
 
     def __init__(
-        self, render: Format, *, level: str, node_id: str, stream: TextStream, priorities: bool
+        self,
+        format: str,  # noqa: A002 - the name of the setting
+        level: str,
+        *,
+        node_id: str,
+        stream: TextStream,
+        journald: bool,
     ) -> None:
-        self._render = render
-        self._least = _RANKS[level]
         self._node_id = node_id
-        self._priorities = priorities
+        self._journald = journald
+        self.configure(format, level)
         self._lines = Lines(stream, self._lost_notice)
         self._second = -1
         self._second_text = ""
+
+    def configure(self, format: str, level: str) -> None:  # noqa: A002 - the name of the setting
+        """Write what comes from now on as ``format``, from ``level`` on; as at a reload."""
+        in_text = render_for_journald if self._journald else render_text
+        self._render: Format = render_json if str(format) == "json" else in_text
+        self._least = _RANKS[str(level)]
+
+    def reopen(self) -> None:
+        """Go on in the file of the same name, after a rotation; OSError: in the old one."""
+        self._lines.reopen()
 
     def __call__(self, event: LogEvent) -> None:
         level = _level(event)
@@ -110,7 +131,7 @@ class LogObserver:
             line = self._render(self._record(event, level))
         except Exception as error:  # an event may hold any object, and a log must survive it
             line = self._render(self._plain_record("error", "log.unrenderable", type(error).__name__))
-        return _PRIORITIES[level] + line if self._priorities else line
+        return _PRIORITIES[level] + line if self._journald else line
 
     def _record(self, event: LogEvent, level: str) -> Record:
         name = event.get("event")
@@ -121,12 +142,16 @@ class LogObserver:
             "node_id": self._node_id,
             "message": _message(event),
         }
+        ours = name is not None
         for key, value in event.items():
-            if key.startswith("log_") or key in _NOT_FIELDS:
+            if key in _NOT_FIELDS or key.startswith("log_"):
                 continue
             if key in _NEVER_LOGGED:
                 record[key] = "[not logged]"
-            elif name is not None or isinstance(value, str | int | float):
+            elif type(value) is int or (type(value) is str and len(value) <= MAX_VALUE):
+                # Nearly every value, as it is: `_plain` would come to the same in ten times as long.
+                record[key] = value
+            elif ours or isinstance(value, str | int | float):
                 record[key] = _plain(value)
         failure = event.get("log_failure")
         if failure is not None:
@@ -154,7 +179,7 @@ class LogObserver:
     def _lost_notice(self, count: int) -> str:
         record = self._plain_record("warn", "log.lines_lost", "nobody took these lines")
         record["count"] = count
-        return (_PRIORITIES["warn"] if self._priorities else "") + self._render(record)
+        return (_PRIORITIES["warn"] if self._journald else "") + self._render(record)
 
 
 _encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":")).encode

@@ -8,7 +8,7 @@ instruments through ``metrics.plugins``. Everything here belongs to the reactor 
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import twisted
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from elemta import __version__
+from elemta.errors import SpoolError
 from elemta.ops import families
 from elemta.ops.instruments import Instruments
 from elemta.ops.plugins import PluginMetrics
@@ -87,6 +88,11 @@ class ChainMetrics:
         self._verdicts = instruments.counter(families.POLICY_VERDICTS)
         self._failures = instruments.counter(families.POLICY_FAILURES)
         self._duration = instruments.histogram(families.POLICY_DURATION)
+        self._breakers = instruments.gauge(families.POLICY_BREAKER_OPEN)
+
+    def watch_breakers(self, breakers: Callable[[], Mapping[str, bool]]) -> None:
+        """Show at each scrape what ``breakers()`` says: for each policy in force whether it is left alone."""
+        self._breakers.poll = lambda: [((name,), int(is_open)) for name, is_open in breakers().items()]
 
     def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
         self._verdicts.inc(policy, stage, verdict)
@@ -130,6 +136,10 @@ class SpoolMetrics:
 
     def failed(self, kind: str) -> None:
         self._failures.inc(kind)
+
+    def unreadable(self) -> None:
+        """The spool could not even be asked; the other figures stay those of the last time."""
+        self._healthy.set(0)
 
     def holds(self, stats: SpoolStats) -> None:
         """What is in the spool, and how its disk is, now."""
@@ -206,7 +216,12 @@ class Metrics:
         """Show what ``stats()`` says about the spool at each scrape."""
 
         async def refresh() -> None:
-            self.spool.holds(await stats())
+            try:
+                found = await stats()
+            except SpoolError:
+                self.spool.unreadable()
+                raise
+            self.spool.holds(found)
 
         self.poll("spool", refresh)
 

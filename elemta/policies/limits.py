@@ -96,7 +96,7 @@ class Limits:
     def __init__(self, limiter: Limiter, reactor: IReactorTime, options: LimitsOptions) -> None:
         self._limiter = limiter
         self._reactor = reactor
-        self._max_delay = options.max_delay
+        self.max_delay = options.max_delay
         self._delayed = 0
 
     def connected(self, session: Session) -> Verdict | Deferred[Verdict]:
@@ -160,14 +160,20 @@ class Limits:
         return self._charge(_Charged(stage, session, ledger, transaction, recipient, entries))
 
     def _charge(self, about: _Charged, *, again: bool = False) -> Verdict | Deferred[Verdict]:
+        may_delay = not again and self._delayed < MAX_DELAYED
         charge = self._limiter.charge(
-            about.stage, about.session, about.transaction, about.recipient, already=about.already
+            about.stage,
+            about.session,
+            about.transaction,
+            about.recipient,
+            already=about.already,
+            may_delay=may_delay,
         )
         if not isinstance(charge, Deferred):
-            return self._charged(charge, about, again)
+            return self._charged(charge, about, may_delay)
         answer: Deferred[Charge] = Deferred()
         charge.addCallbacks(self._arrived, answer.errback, callbackArgs=(answer,))
-        return answer.addCallback(self._charged, about, again)
+        return answer.addCallback(self._charged, about, may_delay)
 
     def _arrived(self, charge: Charge, answer: Deferred[Charge]) -> None:
         """Pass the store's answer on, or give back what was charged when nobody waits for it any more."""
@@ -176,7 +182,7 @@ class Limits:
         else:
             answer.callback(charge)
 
-    def _charged(self, charge: Charge, about: _Charged, again: bool) -> Verdict | Deferred[Verdict]:
+    def _charged(self, charge: Charge, about: _Charged, may_delay: bool) -> Verdict | Deferred[Verdict]:
         if about.over:
             self._give_back(charge.receipts)
             return CONTINUE
@@ -186,8 +192,7 @@ class Limits:
         refusal = charge.refusal
         if refusal is None:
             return CONTINUE
-        delays = refusal.action is OnExceed.DELAY and refusal.cause is Cause.EXCEEDED
-        if delays and not again and self._delayed < MAX_DELAYED:
+        if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
             return self._delay(refusal, about)
         return verdict_of(refusal, about.stage)
 
@@ -199,7 +204,7 @@ class Limits:
             return result
 
         self._delayed += 1
-        seconds = min(refusal.retry_after + _MARGIN, self._max_delay)
+        seconds = min(refusal.retry_after + _MARGIN, self.max_delay)
         waited: Deferred[object] = deferLater(self._reactor, seconds)
         waited.addBoth(over)
         return waited.addCallback(lambda _nothing: self._charge(about, again=True))
@@ -263,7 +268,7 @@ def _ledger(session: Session) -> SessionLedger:
 
 @implementer(IPlugin, IPolicyPlugin)
 class LimitsPlugin:
-    """How much of what: every ``[[limit]]``, and the two limits of ``[resources]``."""
+    """How much of what: every [[limit]], and the two limits of [resources]."""
 
     name = "limits"
     options = LimitsOptions

@@ -89,6 +89,10 @@ class PolicyChain:
         """The same policies on the way out."""
         return self._delivery_hooks
 
+    def open_breakers(self) -> dict[str, bool]:
+        """For each policy by name whether it is left alone now because it kept failing."""
+        return {member.name: member.breaker.is_open for _, member in self._members}
+
     def asks(self, stage: Stage) -> bool:
         """Whether any policy, on any listener, is asked at ``stage``."""
         return stage in self._stages

@@ -152,6 +152,10 @@ def problem_with(policy: object) -> str:
             return f"it says that it provides {interface.__name__} but does not: {words_of(error)}"
     if provided:
         return ""
+    if policy is None:
+        return "build returned None: does it end without return?"
+    if isinstance(policy, type):
+        return f"build returned the class {policy.__name__}, not a policy made from it"
     hints = [
         f"it has a method {method}: declare @implementer({interface.__name__})"
         for interface, method in STAGE_INTERFACES.values()

@@ -28,7 +28,7 @@ SLOW = 0.1
 """Seconds within a policy's method, without giving the reactor back, that are worth a warning."""
 
 TRACEBACK_EVERY = 10.0
-"""Seconds between two tracebacks of one policy in the log; what fails between them is one line each."""
+"""Seconds between two tracebacks of one policy at one stage; what fails between them is one line each."""
 
 # RFC 5321 §4.2.2: 451 is a local error in processing
 _DEFERRED = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
@@ -102,7 +102,8 @@ class Member:
         self.max_outstanding = max_outstanding
         self._clock = clock
         self._observer = observer
-        self._next_traceback = self._next_warning = float("-inf")
+        self._next_traceback: dict[str, float] = {}
+        self._next_warning = float("-inf")
 
     def cares_for(self, listener: str) -> bool:
         """Whether the policy is asked about clients of this listener."""
@@ -125,14 +126,15 @@ class Member:
             "stage": call.stage_name,
             "kind": trouble.kind.value,
             "session_id": session_id,
-            "seconds": trouble.seconds,
-            "verdict": name_of(verdict),
+            "seconds": round(trouble.seconds, 6),
         }
         if queue_id:
             facts["queue_id"] = queue_id
+        if call.stage is not None:
+            facts["verdict"] = name_of(verdict)
         now = self._clock.seconds()
-        if trouble.failure is not None and now >= self._next_traceback:
-            self._next_traceback = now + TRACEBACK_EVERY
+        if trouble.failure is not None and now >= self._next_traceback.get(call.stage_name, now):
+            self._next_traceback[call.stage_name] = now + TRACEBACK_EVERY
             _log.failure("a policy failed", trouble.failure, **facts)
         else:
             _log.error("a policy failed", error=trouble.words, **facts)
@@ -156,7 +158,7 @@ class Member:
 
     def blocked(self, call: Call, seconds: float) -> None:
         """A policy kept the reactor for itself: every session stood still meanwhile."""
-        self._warn("a policy blocked the reactor", call, event="policy.slow", seconds=seconds)
+        self._warn("a policy blocked the reactor", call, event="policy.slow", seconds=round(seconds, 6))
 
     def _warn(self, words: str, call: Call, **facts: Any) -> None:
         now = self._clock.seconds()

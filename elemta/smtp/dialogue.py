@@ -106,17 +106,17 @@ class Dialogue:
         else:
             self.decline(verb, answer.reply, answer.reason)
 
-    def say_goodbye(self, verb: str, reply: Reply, reason: str) -> None:
+    def say_goodbye(self, verb: str, reply: Reply, reason: str, *, in_message: bool = False) -> None:
         self.say(verb, reply, reason)
-        self.close(reason)
+        self.close(reason, in_message=in_message)
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, *, in_message: bool = False) -> None:
         """End the transaction and the conversation; nothing is said or read any more."""
         if self.closed:
             return
         self.end_transaction(accepted=False)
         self.hush()
-        self.events.append(Close(reason))
+        self.events.append(Close(reason, in_message))
 
     def hush(self) -> None:
         """Nothing is said, asked or read from now on."""

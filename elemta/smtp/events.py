@@ -79,9 +79,14 @@ class StartTLS(Event):
 
 @dataclass(frozen=True, slots=True)
 class Close(Event):
-    """An instruction: send the outgoing bytes and close. ``reason`` is for the log."""
+    """An instruction: send the outgoing bytes and close. ``reason`` is for the log.
+
+    ``in_message``: the client is sending a message and does not look for a reply yet, so what it still
+    sends should be taken and thrown away for a while: a reset could destroy the reply.
+    """
 
     reason: str
+    in_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def take_data(dialogue: Dialogue, block: bytes) -> int:
         dialogue.events.append(MessageData(content))
     if message.out_of_patience:
         refusal = message.refusal or replies.MESSAGE_TOO_BIG
-        dialogue.say_goodbye(END_OF_DATA, refusal, "message far beyond the size limit")
+        dialogue.say_goodbye(END_OF_DATA, refusal, "message far beyond the size limit", in_message=True)
     elif used is not None:
         dialogue.reading = Reading.COMMAND
         _message_received(dialogue, END_OF_DATA)
@@ -186,7 +186,9 @@ def _read_chunk(dialogue: Dialogue, chunk: Chunk) -> None:
     message = dialogue.message
     if chunk.size > settings.max_message_size + settings.oversize_slack:
         # Nobody waits for its end
-        dialogue.say_goodbye("BDAT", replies.MESSAGE_TOO_BIG, "chunk far beyond the size limit")
+        dialogue.say_goodbye(
+            "BDAT", replies.MESSAGE_TOO_BIG, "chunk far beyond the size limit", in_message=True
+        )
     elif isinstance(message, ChunkedContent) and not message.allows(chunk):
         dialogue.say_goodbye("BDAT", replies.TOO_MANY_CHUNKS, "too many small chunks")
     else:

@@ -5,7 +5,6 @@ Texts are generic and stable, since users' scripts read them; what is particular
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from elemta.smtp.reply import Reply
@@ -38,13 +37,6 @@ def chunk_received(octets: int) -> Reply:
 def challenge(text: str) -> Reply:
     # RFC 4954 §4: 334 and the challenge in base64, which may be empty.
     return Reply.of(334, "", text)
-
-
-def too_many_auth_failures(limit: str, retry_after: float) -> Reply:
-    """A limit on failed authentications holds; ``retry_after`` is seconds."""
-    return Reply.of(
-        454, "4.7.0", f"Too many failed authentications ({limit}), try again in {math.ceil(retry_after)} s"
-    )
 
 
 OK = Reply.of(250, "2.0.0", "OK")

@@ -78,8 +78,12 @@ class ServerSession:
 
     @property
     def receiving(self) -> bool:
-        """Whether a message is under way: inside DATA, or from the first chunk of BDAT to the last."""
-        return self._dialogue.message is not None and self._dialogue.question is None
+        """Whether a message is under way: inside DATA, or from the first chunk of BDAT to the last.
+
+        A chunk that is only read to be refused counts too.
+        """
+        dialogue = self._dialogue
+        return (dialogue.message is not None or dialogue.chunk is not None) and dialogue.question is None
 
     @property
     def idle(self) -> bool:
@@ -106,7 +110,8 @@ class ServerSession:
 
     def open(self) -> list[Event]:
         """The connection stands, and with implicit TLS its handshake is done: ask who may come in."""
-        self._dialogue.ask(ConnectQuestion(self.facts), self._greet)
+        if not self._dialogue.closed:
+            self._dialogue.ask(ConnectQuestion(self.facts), self._greet)
         return self._events()
 
     def receive(self, data: bytes) -> list[Event]:

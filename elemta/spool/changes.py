@@ -154,13 +154,9 @@ def _write_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[t
 
 
 def _chunks(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[object, ...]]]:
-    # Powers of two, so that few statements serve every number of rows and stay prepared.
-    start, size = 0, _CHUNK
-    while start < len(rows):
-        while size > len(rows) - start:
-            size //= 2
-        yield rows[start : start + size]
-        start += size
+    # Nearly every batch is one statement, and there are few enough of them to stay prepared.
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]
 
 
 def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queued]:

@@ -32,7 +32,9 @@ class Disk:
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """A connection whose transactions are all explicit; threads take turns with it."""
-        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        return sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=512
+        )
 
     def create(self, path: Path) -> int:
         """Open a new file for appending; it must not be there yet."""

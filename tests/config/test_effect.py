@@ -138,6 +138,19 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
             '[policies]\nchain = ["limits"]',
             'policies.chain: does not name "relay": unless another policy says who may send where, this is an open relay',
         ),
+        ('[policy.relay]\nmode = "observe"', "policy.relay.mode: refuses nobody: this is an open relay"),
+        (
+            '[policy.relay]\non_error = "accept"',
+            "policy.relay.on_error: whenever this policy fails, this is an open relay",
+        ),
+        (
+            f'{LISTENER}[[listener]]\nname = "out"\nendpoint = "tcp:588"\n[policy.relay]\nlisteners = ["out"]',
+            'policy.relay.listeners: "in" is not among them: for its clients this is an open relay',
+        ),
+        (
+            '[policies]\nchain = ["relay"]',
+            'policies.chain: does not name "limits": the limits per client of [resources] do not hold, and of [[limit]] only those that count auth_failures',
+        ),
         (
             f'[auth]\ncheckers = ["elemta-users:/u"]\n{LISTENER}role = "submission"',
             "listener[1].tls: nobody can log in here: AUTH needs TLS, and there is none (give it TLS and [tls] a certificate, or set auth.require_tls = false)",

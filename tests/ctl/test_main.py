@@ -74,6 +74,7 @@ class Daemon:
             policies=("limits", "relay"),
             config_source="/etc/elemta.toml",
             spool_directory="/var/spool/elemta",
+            needs_restart=self.reloaded.needs_restart,
             notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
         )
 
@@ -197,19 +198,32 @@ async def test_the_running_configuration_can_be_dumped(daemon: Daemon) -> None:
     assert (code, out) == (0, '[server]\nhostname = "running.example.org"\n')
 
 
+@ensureDeferred
+async def test_what_waits_for_a_restart_is_told_after_the_reload_too(daemon: Daemon) -> None:
+    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    told = "listener changed and takes effect after a restart"
+    assert told in (await daemon.ctl("reload"))[1]
+    assert f"note: {told}" in (await daemon.ctl("status"))[1]
+    _, out, err = await daemon.ctl("config", "dump", "--running")
+    assert told in err
+    assert told not in out
+
+
 # The queue
 
 
 @ensureDeferred
 async def test_the_list_is_a_table_that_fits_the_terminal(daemon: Daemon, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "56")
     queue_id = await daemon.queue(Address("x" * 60, "example.net"))
     code, out, _ = await daemon.ctl("queue", "list", terminal=True)
     assert code == 0
     lines = out.splitlines()
-    assert all(len(line) <= 60 for line in lines)
+    assert all(len(line) <= 56 for line in lines)
+    assert lines[0].split() == ["ID", "STATE", "AGE", "RCPT", "FROM", "NEXT"]
     assert lines[1].startswith(queue_id)
     assert "…" in lines[1]
+    assert lines[1].endswith("now")
     _, piped, _ = await daemon.ctl("queue", "list")
     assert "x" * 60 in piped
 
@@ -302,6 +316,24 @@ async def test_several_messages_are_held_and_released(daemon: Daemon) -> None:
     assert "looks odd" in (await daemon.ctl("queue", "list"))[1]
     assert (await daemon.ctl("queue", "release", *ids))[0] == 0
     assert [await daemon.state_of(each) for each in ids] == [State.ACTIVE] * 2
+
+
+@ensureDeferred
+async def test_holding_a_held_message_keeps_its_reason_unless_another_is_given(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(hold="550 no such user")
+    assert (await daemon.ctl("queue", "hold", queue_id))[:2] == (0, f"{queue_id} held\n")
+    (held,) = (await daemon.json("queue", "list"))["messages"]
+    assert (held["hold_reason"], held["next_attempt_at"]) == ("550 no such user", None)
+    assert (await daemon.ctl("queue", "hold", queue_id, "--reason", "asked them"))[0] == 0
+    assert (await daemon.json("queue", "list"))["messages"][0]["hold_reason"] == "asked them"
+
+
+@ensureDeferred
+async def test_what_could_not_be_shown_is_in_the_document_too(daemon: Daemon) -> None:
+    queue_id = await daemon.queue()
+    document = await daemon.json("queue", "show", queue_id, "NOSUCH")
+    assert [message["queue_id"] for message in document["messages"]] == [queue_id]
+    assert [failed["queue_id"] for failed in document["failed"]] == ["NOSUCH"]
 
 
 @ensureDeferred

@@ -69,6 +69,14 @@ def test_long_text_gives_way_before_ids_do() -> None:
     assert len(lines[1]) == 80
 
 
+def test_a_column_that_can_be_spared_gives_way_before_a_line_is_cut_off() -> None:
+    columns = (Column("ID"), Column("SIZE", right=True, spare=2), Column("AGE", spare=1), Column("LAST"))
+    row = ("0123456789", "1 KiB", "3d 4h", "end")
+    assert table(columns, [row], 30)[1] == "0123456789  1 KiB  3d 4h  end"
+    assert table(columns, [row], 29)[1] == "0123456789  3d 4h  end"
+    assert table(columns, [row], 22)[1] == "0123456789  end"
+
+
 def test_a_table_that_is_piped_is_not_cut() -> None:
     lines = table(COLUMNS, [("ID1", "1 B", "x" * 500, "now")], None)
     assert "x" * 500 in lines[1]

@@ -126,3 +126,28 @@ def test_no_password_is_in_the_log(node: Daemon) -> None:
     assert "correct horse" not in node.output()
     assert base64.b64encode(b"\0alice\0correct horse").decode() not in node.output()
     assert "guess" not in node.output()
+
+
+def test_a_limit_of_failed_logins_does_what_it_was_told(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.touch(mode=0o600)
+    daemon = Daemon(
+        tmp_path / "node",
+        f'[auth]\ncheckers = ["elemta-users:{users}"]\nrequire_tls = false\n'
+        '[[limit]]\nname = "guesses"\nper = ["ip"]\ncounts = "auth_failures"\nrates = ["1/1h"]\n'
+        'on_exceed = "disconnect"\n',
+    )
+    add_user(daemon, "alice", "correct horse")
+    daemon.start()
+    token = base64.b64encode(b"\0alice\0wrong").decode()
+    try:
+        with Wire(daemon.socket()) as wire:
+            wire.reply()
+            wire.command("EHLO client.test")
+            assert wire.command(f"AUTH PLAIN {token}").startswith("535")
+            refused = wire.command(f"AUTH PLAIN {token}")
+            assert refused.startswith("421 4.7.0")
+            assert "guesses" in refused
+            assert wire.is_closed()
+    finally:
+        daemon.kill()

@@ -19,6 +19,7 @@ from elemta.delivery.routes import (
     routes_from_config,
 )
 from elemta.domains import Domains
+from elemta.envelope import Recipient
 from elemta.errors import ConfigError
 from elemta.smtp.sasl import Credentials
 
@@ -165,3 +166,15 @@ def test_many_domains_do_not_grow_the_memory_of_the_table(tmp_path: Path) -> Non
     for i in range(10_000):
         routes.route(Address("x", f"d{i}.example"))
     assert len(routes._found) <= 4096
+
+
+def test_a_message_is_held_from_the_start_only_when_every_route_says_hold(tmp_path: Path) -> None:
+    routes = table(tmp_path, '[[route]]\ndomains = ["kept.example"]\nto = "hold:"\n')
+
+    def reason(*domains: str) -> str | None:
+        return routes.hold_reason([Recipient(Address("x", domain)) for domain in domains])
+
+    assert reason("kept.example") == reason("kept.example", "KEPT.example") == "the route says hold:"
+    assert reason("kept.example", "example.com") is None
+    # This waits for a version that can deliver it: the delivery says so, as a warning.
+    assert reason("elsewhere.example") is None

@@ -66,6 +66,7 @@ class Ledger:
         self.deliveries: Counter[tuple[str, str]] = Counter()
         self.corrupted: list[str] = []
         self.strangers: list[str] = []
+        self.complete = False
         self._lock = threading.Lock()
 
     # The side of the clients
@@ -73,6 +74,7 @@ class Ledger:
     def sending(self, message: Message) -> None:
         """From here on the message may turn up."""
         with self._lock:
+            self.complete = False
             self.sent[message.ident] = (message.digest, message.recipients)
 
     def answered(self, message: Message, reply: str) -> None:
@@ -117,6 +119,10 @@ class Ledger:
                     path.unlink()
 
     # The judgement
+
+    def close(self) -> None:
+        """All answers are read and all queues empty: what has not come out by now is lost."""
+        self.complete = True
 
     @property
     def in_doubt(self) -> set[str]:
@@ -167,7 +173,7 @@ class Ledger:
             "duplicates": self.duplicates,
             "corrupted": len(self.corrupted),
             "never sent": len(self.strangers),
-            "torn": len(self.torn()),
-            "lost": len(self.lost()),
+            "torn": len(self.torn()) if self.complete else "not known",
+            "lost": len(self.lost()) if self.complete else "not known, because the test ended early",
         }
         return "\n".join(f"  {name + ' ':.<16} {value}" for name, value in rows.items())

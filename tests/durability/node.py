@@ -75,6 +75,16 @@ class Node:
         if not found:
             self.daemon.log.unlink()
 
+    def is_serving(self, process: subprocess.Popen[bytes], seconds: float = 30.0) -> bool:
+        """Whether it became ready, rather than being killed on the way there."""
+        deadline = time.monotonic() + seconds
+        while not self.daemon.records("daemon.ready"):
+            if process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, self.daemon.output()
+            time.sleep(0.02)
+        return True
+
     def is_dead(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
         """Whether the process was killed by itself within so many seconds."""
         try:
@@ -100,21 +110,23 @@ class Node:
             time.sleep(0.05)
         return time.monotonic() - begun
 
-    def empty(self, seconds: float = 60.0) -> None:
-        """Wait until nothing is queued any more, then take all mail out of the Maildirs."""
+    def wait_until_empty(self, seconds: float) -> None:
+        """Wait until nothing is queued any more."""
         deadline = time.monotonic() + seconds
         while queued := self.daemon.metric("elemta_spool_messages"):
             if time.monotonic() > deadline:
                 raise DaemonFailed(f"{queued:.0f} messages are still queued\n{self.daemon.output()[-4000:]}")
             time.sleep(0.05)
-        self.ledger.take_mail(self.mail, LOCAL)
 
 
-def run_dry(node: Node, clients: Clients, seconds: float = 60.0) -> None:
-    """Let the clients read their last answers and the daemon deliver what it has."""
+def run_dry(node: Node, clients: Clients, seconds: float = 60.0, *, take: bool = True) -> None:
+    """Let the clients read their last answers and the daemon deliver all; then ``take`` what is delivered."""
     clients.rest()
     clients.wait_until_idle()
-    node.empty(seconds)
+    node.wait_until_empty(seconds)
+    if take:
+        node.ledger.take_mail(node.mail, LOCAL)
+        node.ledger.close()
 
 
 def find_strace() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
 from pathlib import Path
 
@@ -92,11 +91,9 @@ def _kill_at_calls(directory: Path, kills: list[Kill], capsys: pytest.CaptureFix
                 before = (strace, "-D", "-f", "-qq", "-o", os.devnull)
                 inject = ("-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when={nth}")
                 process = node.launch((*before, *inject))
-                if not _ends_before_it_is_ready(node, process):
+                if node.is_serving(process):
                     clients.aim(node.daemon.port)
-                    if node.is_dead(process, 6.0):
-                        reached.append((calls, nth))
-                else:
+                if node.is_dead(process, 6.0):
                     reached.append((calls, nth))
                 node.kill()
                 clients.rest()  # the port is anybody's now
@@ -121,16 +118,6 @@ def _kill_at_calls(directory: Path, kills: list[Kill], capsys: pytest.CaptureFix
     assert node.faults == []
     assert clients.trouble == []
     assert len(reached) > len(kills) // 2
-
-
-def _ends_before_it_is_ready(node: Node, process: subprocess.Popen[bytes]) -> bool:
-    deadline = time.monotonic() + 30
-    while not node.daemon.records("daemon.ready"):
-        if process.poll() is not None:
-            return True
-        assert time.monotonic() < deadline, node.daemon.output()
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.timeout(300)

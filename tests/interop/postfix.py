@@ -85,7 +85,8 @@ class Postfix:
         self.directory = directory
         self._place = place
         self.host, self.port = address or ("127.0.0.1", free_port())
-        self._server = Server("Postfix", directory / "output")
+        # What is started is a shell, which ends when the master process does, but does not end it.
+        self._server = Server("Postfix", directory / "output", directory / "queue/pid/master.pid")
         self._configuration = directory / "etc"
         for name in ("etc", "queue", "data", "mail"):
             (directory / name).mkdir(parents=True)
@@ -144,6 +145,7 @@ class Postfix:
 
     def stop(self) -> None:
         self._server.stop()
+        assert not greets(self.port), "Postfix was stopped and still answers"
 
     def log(self) -> str:
         log = self.directory / "postfix.log"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -47,11 +49,15 @@ def free_port() -> int:
 
 
 class Server:
-    """A server of Debian's in the foreground, in a session of its own: it may kill its process group."""
+    """A server of Debian's in the foreground, in a session of its own: it may kill its process group.
 
-    def __init__(self, name: str, output: Path) -> None:
+    ``pid_file`` names the process to stop where that is not the one that is started.
+    """
+
+    def __init__(self, name: str, output: Path, pid_file: Path | None = None) -> None:
         self.name = name
         self.output = output
+        self._pid_file = pid_file
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, *command: str, ready: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -77,9 +83,14 @@ class Server:
         return self.output.read_text("utf-8", "replace") if self.output.exists() else ""
 
     def stop(self) -> None:
+        """Stop it and wait until it is gone."""
         if self._process is None:
             return
-        self._process.terminate()
+        if self._pid_file is not None and self._pid_file.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(self._pid_file.read_text()), signal.SIGTERM)
+        else:
+            self._process.terminate()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

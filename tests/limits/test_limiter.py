@@ -207,6 +207,38 @@ def test_a_smaller_amount_is_asked_about_though_a_larger_one_was_refused() -> No
     assert now(one.charge(Stage.MESSAGE, Session(), Transaction(size=400))).refusal is None
 
 
+def test_what_can_never_pass_is_told_so_though_something_smaller_was_refused_for_now() -> None:
+    one = limiter(Clock(), limit("b", Counts.BYTES, rates=["1000/1m"]))
+    one.charge(Stage.MESSAGE, Session(), Transaction(size=600))
+    deferred = now(one.charge(Stage.MESSAGE, Session(), Transaction(size=500))).refusal
+    refused = now(one.charge(Stage.MESSAGE, Session(), Transaction(size=1001))).refusal
+    assert deferred is not None
+    assert refused is not None
+    assert (deferred.cause, refused.cause) == (Cause.EXCEEDED, Cause.IMPOSSIBLE)
+
+
+def test_a_refusal_that_will_be_asked_once_more_is_a_delay_and_else_a_refusal() -> None:
+    observed = Observed()
+    one = limiter(
+        Clock(),
+        limit("slow", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY),
+        limit("hard", Counts.RECIPIENTS, rates=["1/1m"]),
+        observer=observed,
+    )
+    to = Recipient(Address("a", "example.com"))
+    for stage in (Stage.MAIL, Stage.RCPT):
+        for may_delay in (True, True, False):
+            one.charge(stage, Session(), Transaction(), to, may_delay=may_delay)
+    assert observed.seen == [
+        ("slow", "admitted"),
+        ("slow", "delayed"),
+        ("slow", "refused"),
+        ("hard", "admitted"),
+        ("hard", "refused"),
+        ("hard", "refused"),
+    ]
+
+
 def test_an_amount_above_the_limit_is_told_apart() -> None:
     one = limiter(Clock(), limit("b", Counts.BYTES, rates=["1000/1m"]))
     refusal = now(one.charge(Stage.MESSAGE, Session(), Transaction(size=1001))).refusal

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +162,17 @@ def test_a_record_below_the_level_is_not_written(form: str) -> None:
     book.logger.error("d", event="d")
     book.logger.critical("e", event="e")
     assert len(book.lines) == 3
+
+
+def test_level_and_format_can_be_changed_while_it_runs() -> None:
+    stream = io.StringIO()
+    log = observer("json", "error", "mx1", stream)
+    logger = Logger(observer=log)
+    logger.info("before", event="a.b")
+    log.configure("text", "debug")
+    logger.debug("after", event="a.b")
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(" debug a.b after")
 
 
 def test_an_exception_is_one_field_with_its_traceback() -> None:
@@ -322,6 +334,69 @@ def test_a_reader_that_stops_reading_stops_nobody_and_is_told_what_it_missed(pip
     numbers = [int(line) for line in seen if line.isdecimal()]
     assert numbers == list(range(len(numbers)))  # whole lines, in order, none torn
     assert len(numbers) + lost >= 2000
+
+
+def test_after_a_rotation_the_log_goes_on_in_the_file_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "elemta.log"
+    with path.open("a", encoding="utf-8") as stream:
+        log = observer("text", "info", "mx1", stream)
+        logger = Logger(observer=log)
+        logger.info("before", event="a.b")
+        path.chmod(0o640)
+        rotated = path.rename(tmp_path / "elemta.log.1")
+        logger.info("between", event="a.b")
+        log.reopen()
+        logger.info("after", event="a.b")
+    assert [line.split()[-1] for line in rotated.read_text().splitlines()] == ["before", "between"]
+    assert [line.split()[-1] for line in path.read_text().splitlines()] == ["after"]
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_was_cut_short_by_its_rotation_has_no_hole(tmp_path: Path) -> None:
+    path = tmp_path / "elemta.log"
+    with path.open("a", encoding="utf-8") as stream:
+        logger = Logger(observer=observer("text", "info", "mx1", stream))
+        logger.info("before", event="a.b")
+        os.truncate(path, 0)
+        logger.info("after", event="a.b")
+    assert path.read_bytes().endswith(b" info  a.b after\n")
+    assert b"\0" not in path.read_bytes()
+
+
+def test_a_log_file_that_can_not_be_opened_again_goes_on_in_the_old_one(tmp_path: Path) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    with (directory / "elemta.log").open("a", encoding="utf-8") as stream:
+        log = observer("text", "info", "mx1", stream)
+        moved = directory.rename(tmp_path / "moved")
+        with pytest.raises(OSError, match="No such file"):
+            log.reopen()
+        Logger(observer=log).info("after", event="a.b")
+    assert "after" in (moved / "elemta.log").read_text()
+
+
+def test_a_standard_stream_is_not_opened_again_though_it_goes_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "out"
+    with path.open("ab") as binary:
+        stream = io.TextIOWrapper(binary)
+        binary.raw.name = "<stdout>"  # type: ignore[misc]
+        assert stream.name == "<stdout>"
+        log = observer("text", "info", "mx1", stream)
+        log.reopen()
+        Logger(observer=log).info("after", event="a.b")
+        assert "after" in path.read_text()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stream_that_is_no_file_is_not_opened_again(pipe: tuple[Any, int]) -> None:
+    stream, reader = pipe
+    log = observer("text", "info", "mx1", stream)
+    log.reopen()
+    Logger(observer=log).info("after", event="a.b")
+    assert b"after" in os.read(reader, 4096)
 
 
 def test_a_reader_that_went_away_costs_lines_and_raises_nothing() -> None:

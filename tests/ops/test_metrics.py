@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.address import Address
+from elemta.errors import SpoolError
 from elemta.net.observer import NetObserver
 from elemta.ops import families
 from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics
@@ -78,13 +79,22 @@ def test_what_the_chain_tells_is_counted_by_policy_and_stage() -> None:
     )
 
 
+def test_the_breakers_of_the_policies_in_force_are_shown() -> None:
+    metrics = Metrics("mx1")
+    metrics.chain.watch_breakers(lambda: {"relay": False, "greylist": True})
+    assert value(metrics, "elemta_policy_breaker_open", policy="relay") == 0
+    assert value(metrics, "elemta_policy_breaker_open", policy="greylist") == 1
+    metrics.chain.watch_breakers(lambda: {"relay": False})
+    assert "greylist" not in metrics.render().decode()
+
+
 def test_only_what_a_limit_refused_is_a_rejection() -> None:
     metrics = Metrics("mx1")
-    for outcome in ("admitted", "refused", "observed", "error", "refused"):
+    for outcome in ("admitted", "refused", "observed", "error", "delayed", "refused"):
         metrics.limits.checked("ip", outcome, 0.0001)
     assert value(metrics, "smtp_rate_limit_rejections_total") == 2
     assert value(metrics, "elemta_limit_checks_total", limit="ip", outcome="observed") == 1
-    assert value(metrics, "elemta_limit_check_duration_seconds_count") == 5
+    assert value(metrics, "elemta_limit_check_duration_seconds_count") == 6
 
 
 def test_rejections_are_zero_and_there_before_the_first() -> None:
@@ -191,6 +201,26 @@ async def test_what_the_spool_holds_is_asked_at_each_scrape() -> None:
     assert 'elemta_spool_oldest_message_age_seconds{node_id="mx1"} 7.5' in text
     assert 'elemta_spool_free_bytes{node_id="mx1"} 123456.0' in text
     assert 'elemta_spool_healthy{node_id="mx1"} 0.0' in text
+
+
+@ensureDeferred
+async def test_a_spool_that_can_not_be_asked_is_not_healthy() -> None:
+    metrics, clock = Metrics("mx1"), Clock()
+    failing = False
+
+    async def stats() -> SpoolStats:
+        if failing:
+            raise SpoolError("the disk is away")
+        return SpoolStats(messages={State.HOLD: 7}, octets={}, oldest_age=7.5, free=1, healthy=True)
+
+    metrics.watch_spool(stats)
+    await metrics.scrape(clock)
+    assert value(metrics, "elemta_spool_healthy") == 1
+    failing = True
+    await metrics.scrape(clock)
+    assert value(metrics, "elemta_spool_healthy") == 0
+    assert value(metrics, "elemta_spool_messages", state="hold") == 7
+    assert value(metrics, "elemta_metrics_poll_failures_total", source="spool") == 1
 
 
 def test_a_poll_that_hangs_costs_the_scrape_its_deadline_and_no_other_figure() -> None:

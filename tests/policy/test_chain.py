@@ -241,6 +241,25 @@ def test_of_many_failures_in_a_row_one_in_ten_seconds_has_its_traceback_in_the_l
     assert "log_failure" in stage.events("policy.failed")[-1]
 
 
+def test_a_noisy_stage_does_not_take_the_traceback_of_another(stage, scripted):
+    client = stage.play(scripted(boom))
+    client.mail()
+    client.rcpt()
+    assert ["log_failure" in event for event in stage.events("policy.failed")] == [True, True]
+
+
+def test_the_chain_tells_which_breakers_are_open(stage, scripted):
+    def slow(*shown):
+        stage.clock.advance(1)
+        boom()
+
+    client = stage.play(("slow", scripted(slow), {}), ("quick", scripted(boom), {}))
+    assert stage.chain.open_breakers() == {"slow": False, "quick": False}
+    for _ in range(5):
+        client.rcpt()
+    assert stage.chain.open_breakers() == {"slow": True, "quick": False}
+
+
 def test_a_policy_that_blocks_the_reactor_is_named_in_the_log(stage, scripted):
     def block(*shown):
         stage.clock.advance(0.5)

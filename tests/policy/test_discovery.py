@@ -228,7 +228,12 @@ def test_a_module_that_broke_after_twisted_cached_it_is_named(site, start, tmp_p
             "can't be built: OSError: no such",
         ),
         ("return Policy(options, services)", "raise SystemExit(1)", "can't be built: SystemExit: 1"),
-        ("return Policy(options, services)", "return None", "provides no interface of a policy"),
+        ("return Policy(options, services)", "return None", "build returned None"),
+        (
+            "return Policy(options, services)",
+            "return Policy",
+            "build returned the class Policy, not a policy",
+        ),
         (
             "@implementer(IRcptPolicy)",
             "",

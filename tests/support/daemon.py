@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,18 @@ endpoint = "tcp:0:interface=127.0.0.1"
         self.wait_until_ready()
         return self
 
-    def launch(self, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Start without waiting; ``before`` is a command to put before the daemon's, such as strace -D."""
+    def launch(
+        self,
+        before: Sequence[str] = (),
+        *,
+        options: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> subprocess.Popen[bytes]:
+        """Start without waiting.
+
+        ``before`` is a command to put before the daemon's, such as strace -D; ``options`` are twistd's.
+        """
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -100,6 +110,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
                     str(Path(sys.executable).with_name("twistd")),
                     "-n",
                     "--pidfile=",
+                    *options,
                     "elemta",
                     "--config",
                     str(self.config),
@@ -107,7 +118,8 @@ endpoint = "tcp:0:interface=127.0.0.1"
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                env=self._environ,
+                env={**self._environ, **(environ or {})},
+                pass_fds=pass_fds,
             )
         return self._process
 

@@ -1,0 +1,233 @@
+"""The ways in which a daemon is started, and may fail to: in the background, by systemd, as another user."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.wire import Wire
+
+MakeDaemon = Callable[..., Daemon]
+
+TWISTD = str(Path(sys.executable).with_name("twistd"))
+
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_start_that_fails_after_the_spool_is_open_ends_and_is_worth_another_try(
+    make_daemon: MakeDaemon,
+) -> None:
+    daemon = make_daemon()
+    daemon.spool.mkdir(parents=True)
+    (daemon.spool / "admin.sock").write_text("somebody's file")
+    assert daemon.launch().wait(timeout=20) == 75
+    assert "there is something that is no socket" in daemon.records("daemon.start_failed")[0]["error"]
+    assert not daemon.records("daemon.ready")
+    (daemon.spool / "admin.sock").unlink()
+    daemon.start()
+
+
+class Background:
+    """A daemon that twistd put into the background, with its pid file and its log."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.pidfile = daemon.directory / "elemta.pid"
+        self.log = daemon.directory / "background.log"
+        self.started = subprocess.run(
+            [
+                *(TWISTD, f"--pidfile={self.pidfile}", f"--logfile={self.log}"),
+                *("elemta", "--config", str(daemon.config)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            cwd=daemon.directory,
+            check=False,
+        )
+
+    def wait_for(self, event: str) -> str:
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            text = self.log.read_text() if self.log.exists() else ""
+            if f'"event":"{event}"' in text:
+                return text
+            time.sleep(0.02)
+        raise AssertionError(f"no {event} in {self.log.read_text()}")
+
+    def wait_until_gone(self) -> None:
+        deadline = time.monotonic() + 15
+        while self.pidfile.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not self.pidfile.exists()
+
+
+def test_in_the_background_it_has_a_pid_file_and_a_log_and_takes_signals(make_daemon: MakeDaemon) -> None:
+    background = Background(make_daemon())
+    assert background.started.returncode == 0, background.started
+    log = background.wait_for("daemon.ready")
+    pid = int(background.pidfile.read_text())
+    try:
+        found = re.search(r'"mx 127.0.0.1:(\d+)"', log)
+        assert found is not None
+        with Wire(socket.create_connection(("127.0.0.1", int(found[1])), timeout=5)) as wire:
+            assert wire.reply() == "220 mx.example.test ESMTP Elemta"
+        os.kill(pid, signal.SIGHUP)
+        background.wait_for("config.reloaded")
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    background.wait_for("daemon.stopped")
+    background.wait_until_gone()
+
+
+def test_in_the_background_a_port_that_is_taken_is_told_to_who_started_it(make_daemon: MakeDaemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        background = Background(make_daemon(f'[[listener]]\nname = "b"\nendpoint = "{endpoint}"\n'))
+    assert background.started.returncode == 1
+    assert "listener b" in background.started.stdout + background.started.stderr
+    assert endpoint in background.wait_for("listener.failed")
+    background.wait_until_gone()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_privileges_are_given_up_after_the_sockets_are_bound(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon()
+    nobody = 65534
+    daemon.spool.mkdir()
+    os.chown(daemon.spool, nobody, nobody)
+    for directory in (daemon.directory, *daemon.directory.parents):
+        if not directory.stat().st_mode & 0o001:
+            directory.chmod(directory.stat().st_mode | 0o711)
+    daemon.launch(options=["--uid", str(nobody), "--gid", str(nobody)])
+    daemon.wait_until_ready()
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    assert re.findall(r"^[UG]id:\t(\d+)\t(\d+)\t(\d+)\t(\d+)$", status, re.M) == [(str(nobody),) * 4] * 2
+    with daemon.client() as client:
+        client.sendmail("a@client.test", ["x@example.test"], "Subject: x\r\n\r\nx\r\n")
+    daemon.wait_for_mail("x")
+    assert daemon.spool.stat().st_uid == nobody
+
+
+@pytest.fixture
+def handed_over() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def test_a_socket_that_systemd_opened_is_listened_on(
+    make_daemon: MakeDaemon, handed_over: socket.socket
+) -> None:
+    daemon = make_daemon('[[listener]]\nname = "handed"\nendpoint = "systemd:domain=INET:index=0"\n')
+
+    daemon.launch(
+        environ={"LISTEN_FDS": "1", "LISTEN_FDNAMES": "smtp"},
+        before=[
+            sys.executable,
+            "-c",
+            AS_SYSTEMD,
+            str(handed_over.fileno()),
+        ],
+        pass_fds=[handed_over.fileno()],
+    )
+    daemon.wait_until_ready()
+    with Wire(socket.create_connection(handed_over.getsockname(), timeout=5)) as wire:
+        assert wire.reply() == "220 mx.example.test ESMTP Elemta"
+        assert wire.command("QUIT").startswith("221")
+
+
+def test_without_the_socket_that_systemd_should_open_the_start_stops(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon('[[listener]]\nname = "handed"\nendpoint = "systemd:domain=INET:index=0"\n')
+    assert daemon.launch().wait(timeout=20) not in (0, None)
+    assert "handed" in daemon.output()
+    assert "Traceback" not in daemon.output()
+
+
+def test_a_listener_on_ipv6_knows_its_clients_addresses(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(
+        '[[listener]]\nname = "six"\nendpoint = "tcp6:0:interface=\\\\:\\\\:1"\n'
+        '[[listener]]\nname = "both"\nendpoint = "tcp6:0:interface=\\\\:\\\\:"\n'
+    ).start()
+    with Wire(socket.create_connection(("::1", daemon.port_of("six")), timeout=5)) as wire:
+        assert wire.reply().startswith("220")
+        wire.command("BREAK")
+        daemon.wait_for("command.refused", client_ip="::1", verb="?")
+    with Wire(socket.create_connection(("127.0.0.1", daemon.port_of("both")), timeout=5)) as wire:
+        assert wire.reply().startswith("220")
+        wire.command("BREAK")
+        daemon.wait_for("command.refused", client_ip="127.0.0.1", verb="?")
+
+
+def test_a_unix_socket_has_the_mode_it_was_given_and_its_clients_are_local(
+    make_daemon: MakeDaemon, tmp_path: Path
+) -> None:
+    place = tmp_path / "smtp.sock"
+    daemon = make_daemon(f'[[listener]]\nname = "unix"\nendpoint = "unix:{place}:mode=660"\n').start()
+    assert place.stat().st_mode & 0o777 == 0o660
+    assert f"unix {place}" in daemon.records("daemon.ready")[0]["listeners"]
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(place))
+        with Wire(sock) as wire:
+            assert wire.reply() == "220 mx.example.test ESMTP Elemta"
+            wire.command("EHLO client.test")
+            wire.send(b"MAIL FROM:<a@client.test>\r\nRCPT TO:<x@example.test>\r\nDATA\r\n")
+            assert [wire.reply()[:3] for _ in range(3)] == ["250", "250", "354"]
+            wire.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
+            assert "queued as" in wire.reply()
+    assert b"from client.test ([127.0.0.1])" in daemon.wait_for_mail("x")[0]
+    daemon.kill()
+    daemon.start()  # over the socket file that the dead daemon left
+    assert place.exists()
+    daemon.stop()
+    assert not place.exists()
+
+
+def test_a_warning_would_be_an_error_and_there_is_none(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(environ={"PYTHONWARNINGS": "error"}).start()
+    with daemon.client() as client:
+        client.sendmail("a@client.test", ["x@example.test"], "Subject: x\r\n\r\nx\r\n")
+    daemon.wait_for_mail("x")
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("config.reloaded")
+    daemon.stop()
+    assert "Warning" not in daemon.output()
+    assert not [record for record in daemon.records() if "traceback" in record]
+
+
+def open_files_allowed(pid: int) -> int:
+    found = re.search(r"^Max open files +(\d+) ", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+WITH_LIMITS = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:3])))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize(("hard", "allowed", "warned"), [(4096, 2256, 0), (1500, 1500, 1)])
+def test_max_connections_gets_the_open_files_it_needs_or_a_warning(
+    make_daemon: MakeDaemon, hard: int, allowed: int, warned: int
+) -> None:
+    daemon = make_daemon()
+    daemon.launch(before=[sys.executable, "-c", WITH_LIMITS, "1024", str(hard)])
+    daemon.wait_until_ready()
+    assert open_files_allowed(daemon.pid) == allowed
+    assert len(daemon.records("descriptors.few")) == warned

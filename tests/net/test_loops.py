@@ -1,0 +1,34 @@
+"""Mail that goes round: counted by its Received fields."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_twisted import ensureDeferred
+
+from elemta.net.reception import MAX_HOPS
+from tests.net.conftest import Place, reply_of
+
+FIELD = b"rEcEiVeD: from a.test by b.test; Mon, 1 Jan 2024 00:00:00 +0000\r\n"
+
+
+@ensureDeferred
+@pytest.mark.parametrize("first", [b"", b"Subject: x\r\n", b"X: y\r\n\tReceived: folded, not a field\r\n"])
+async def test_a_message_with_a_hundred_hops_is_taken_and_with_one_more_it_is_a_loop(
+    place: Place, first: bytes
+) -> None:
+    client = place.connect()
+    client.envelope()
+    client.send(first + FIELD * MAX_HOPS + b"\r\nx\r\n.\r\n")
+    assert "queued as" in (await reply_of(client))[0]
+    client.envelope()
+    said = client.send(first + FIELD * (MAX_HOPS + 1) + b"\r\nx\r\n.\r\n")
+    assert said == ["554 5.4.6 Too many hops, mail loop suspected"]
+    assert place.policy.told == ["committed", "refused"]
+
+
+@ensureDeferred
+async def test_what_a_body_says_about_hops_does_not_count(place: Place) -> None:
+    client = place.connect()
+    client.envelope()
+    client.send(b"Subject: bounce\r\n\r\n" + FIELD * (2 * MAX_HOPS) + b".\r\n")
+    assert "queued as" in (await reply_of(client))[0]
