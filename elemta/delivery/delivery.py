@@ -67,7 +67,7 @@ class Delivery(Service):
         self._ways = _ways(routes, settings, hooks)
         self._lanes = Lanes(self._limit, settings.max_messages)
         self._carrier = Carrier(
-            reactor, queue, self._pool, settings, self._observer, resolver=resolver, hooks=hooks
+            reactor, queue, self._pool, settings, self._observer, resolver=resolver, hooks=hooks, pace=pace
         )
         self._aging = Aging(queue, self._lanes, settings)
         self._attempts = Attempts(
