@@ -26,6 +26,9 @@ _log = Logger()
 LOG_INTERVAL = 10.0
 RETRY_WHEN_UNAVAILABLE = 10.0
 _MICROSECONDS = 1_000_000
+_REFUSED = "refused"
+# On the way out nobody is refused anything.
+_WAITS = "waits"
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -95,7 +98,11 @@ class LimitState:
 
 
 class LimitObserver(Protocol):
-    """Told of every check: ``outcome`` is ``admitted``, ``refused``, ``observed`` (would be) or ``error``."""
+    """Told of every check.
+
+    ``outcome`` is ``admitted``, ``refused``, ``observed`` (would be) or ``error``; on the way out ``waits``
+    in place of ``refused``.
+    """
 
     def checked(self, limit: str, outcome: str, seconds: float) -> None: ...
 
@@ -175,7 +182,7 @@ class Limiter:
             return _NOTHING
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.departures(departure)]
-        return self._ask(asked, ()) if asked else _NOTHING
+        return self._ask(asked, (), _WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
@@ -231,19 +238,22 @@ class Limiter:
         self._refusals.forget(Request(terms, identity))
         return self._store.reset(terms, identity)
 
-    def _ask(self, asked: list[Request], covered: tuple[Request, ...]) -> Charge | Deferred[Charge]:
+    def _ask(
+        self, asked: list[Request], covered: tuple[Request, ...], no: str = _REFUSED
+    ) -> Charge | Deferred[Charge]:
+        """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
         now = self._store.seconds()
         known = self._remembered(asked, now)
         if known:
-            return self._refused(known, now)
+            return self._refused(known, now, no)
         answer = _attempt(self._store.acquire, asked)
         if isinstance(answer, Answer):
-            return self._charged(covered, now, answer)
+            return self._charged(covered, now, no, answer)
         return cast(
             "Charge | Deferred[Charge]",
             _then(
                 answer,
-                partial(self._charged, covered, now),
+                partial(self._charged, covered, now, no),
                 lambda error: Charge((), self._unavailable(asked, now, error), covered),
             ),
         )
@@ -254,10 +264,10 @@ class Limiter:
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Shortfall(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(self, covered: tuple[Request, ...], began: float, answer: Answer) -> Charge:
+    def _charged(self, covered: tuple[Request, ...], began: float, no: str, answer: Answer) -> Charge:
         if not answer.granted:
             self._remember(answer.shortfalls)
-            return self._refused(answer.shortfalls, began)
+            return self._refused(answer.shortfalls, began, no)
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
             self._observer.checked(receipt.request.terms.name, "admitted", seconds)
@@ -272,10 +282,10 @@ class Limiter:
             if shortfall.wait is not None and shortfall.request.terms.leases is None:
                 self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
 
-    def _refused(self, shortfalls: Sequence[Shortfall], began: float) -> Charge:
+    def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
         seconds = self._store.seconds() - began
         for shortfall in shortfalls:
-            self._observer.checked(shortfall.request.terms.name, "refused", seconds)
+            self._observer.checked(shortfall.request.terms.name, no, seconds)
         # The one to wait for longest: whoever comes back then finds all of them open.
         longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
         return Charge((), self._refusal(longest.request, longest.wait))

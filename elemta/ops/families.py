@@ -66,7 +66,10 @@ POLICY_DURATION = _histogram(
 )
 
 LIMIT_CHECKS = _counter(
-    "elemta_limit_checks_total", "Checks of limits: admitted, refused, observed or error.", "limit", "outcome"
+    "elemta_limit_checks_total",
+    "Checks of limits: admitted, refused, observed, error, or on the way out waits.",
+    "limit",
+    "outcome",
 )
 LIMIT_CHECK_DURATION = _histogram(
     "elemta_limit_check_duration_seconds", "How long checks of limits took.", FAST
