@@ -6,7 +6,7 @@ PYTEST := bin/python -m pytest
 DEV := etc/elemta-dev.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench campaign clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay campaign clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -41,6 +41,8 @@ test-twisted-24.11: .venv-24.11/.test ## the tests with the Twisted of Debian 13
 
 bench: $(VENV)/.test ## messages a second, beside Postfix on the same disk (needs postfix)
 	$(VENV)/bin/python bench/accept $(ARGS)
+
+bench-relay: $(VENV)/.test ## the same for messages that go in and out again
 	$(VENV)/bin/python bench/relay $(ARGS)
 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, and their kin

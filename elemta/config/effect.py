@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from elemta.config.effective import Config
 
 _OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
-_MX_LATER = "delivery by MX comes with a later version; until then its mail is put on hold"
 
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    for find in (_server, _valkey, _limits, _policies, _routes, _mail_without_a_route, _spool_and_console):
+    for find in (_server, _valkey, _limits, _policies, _routes, _console):
         yield from find(config)
 
 
@@ -86,8 +85,6 @@ def _routes(config: Config) -> Iterator[Fault]:
     for number, route in enumerate(config.routes, start=1):
         key = f"route[{number}]"
         kind = parse_target(route.to).kind
-        if kind is TargetKind.MX:
-            yield _note(config, f"{key}.to", f"has no effect yet: {_MX_LATER}")
         if route.tls is not RouteTLS.NONE and kind not in _OVER_TCP:
             yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}", never=True)
         for domain in route.domains:
@@ -98,15 +95,7 @@ def _routes(config: Config) -> Iterator[Fault]:
             seen.setdefault(domain.lower(), number)
 
 
-def _mail_without_a_route(config: Config) -> Iterator[Fault]:
-    can_relay = bool(config.domains.relay_from or config.auth.checkers)
-    if can_relay and not any("*" in route.domains for route in config.routes):
-        problem = f"mail to other domains than these and the local ones goes to mx:, but {_MX_LATER}"
-        yield _note(config, "route", problem, 'add a [[route]] with domains = ["*"]')
-
-
-def _spool_and_console(config: Config) -> Iterator[Fault]:
-    yield from _given(config, "spool.warn_after", "delay notices come with a later version")
+def _console(config: Config) -> Iterator[Fault]:
     for name in ("endpoint", "users"):
         if config.console.endpoint:
             yield from _given(config, f"console.{name}", "the web console comes with a later version")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 
 from twisted.logger import Logger
 
 from elemta.delivery.conclusions import conclude
+from elemta.delivery.lane import Key
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import tell
 from elemta.delivery.queue import Queue
@@ -16,7 +18,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Recipient
 from elemta.errors import UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import QueuedMessage
+from elemta.spool.records import Page, QueuedMessage
 
 _log = Logger()
 
@@ -28,7 +30,8 @@ class Aging:
     """Walks the queue from its old end.
 
     A message in a lane that is shut is not attempted, so here it expires when its time has come; one in an
-    open lane has a last attempt instead. Delays are told here, whatever the lane does.
+    open lane has a last attempt instead. Delays are told here, whatever the lane does, but for messages whose
+    attempt is near or under way: that will tell, if it has to.
     """
 
     def __init__(self, queue: Queue, lanes: Lanes, settings: DeliverySettings) -> None:
@@ -36,16 +39,43 @@ class Aging:
         self._queue = queue
         self._lanes = lanes
         self._told_up_to = -1
+        # Where pages begin that had messages for which an attempt was near.
+        self._again: set[int] = set()
+        self._walking = False
+        self._attempted: set[str] = set()
+        self._telling: set[Key] = set()
+        self._giving_up: set[Key] = set()
+
+    def attempted(self, message: QueuedMessage) -> None:
+        """An attempt for the message is over, so that what was read of it before is no longer so."""
+        self._telling.discard(message.key)
+        self._giving_up.discard(message.key)
+        if self._walking:
+            self._attempted.add(message.queue_id)
+
+    def tells(self, message: QueuedMessage) -> bool:
+        """Whether the delay is being told, or was since the message was read."""
+        return message.key in self._telling
+
+    def gives_up(self, message: QueuedMessage) -> bool:
+        """Whether this part is being given up, or was since it was read: no attempt is to be made."""
+        return message.key in self._giving_up
 
     async def walk(self, now: float, goes_on: Callable[[], bool]) -> None:
         """Expire and tell what is due by age. ``goes_on`` is asked between two messages. SpoolError."""
-        await self._expire(now, goes_on)
-        if self.settings.warn_after > 0:
-            await self._tell_delays(now, goes_on)
+        self._walking = True
+        try:
+            await self._expire(now, goes_on)
+            if self.settings.warn_after > 0:
+                await self._tell_delays(now, goes_on)
+        finally:
+            self._walking = False
+            self._attempted.clear()
 
     async def _expire(self, now: float, goes_on: Callable[[], bool]) -> None:
         place, more = -1, True
         while more:
+            self._attempted.clear()
             page = await self._queue.older(now - self.settings.retries.expire, place, _PAGE)
             place, more = page.after, page.more
             for parts in _by_message(page.messages):
@@ -53,24 +83,48 @@ class Aging:
                     return
                 shut = [part for part in parts if self._is_left_alone(part, now)]
                 if shut:
-                    await self._give_up(shut, now)
+                    with self._marked(shut, self._giving_up):
+                        await self._give_up(shut, now)
 
     def _is_left_alone(self, part: QueuedMessage, now: float) -> bool:
-        return self._lanes.is_shut(part.lane, now) and not self._lanes.is_known(part)
+        return self._lanes.is_shut(part.lane, now) and not self._is_attempted(part)
+
+    def _is_attempted(self, part: QueuedMessage) -> bool:
+        """Whether an attempt is near or under way, or was made since the part was read."""
+        return part.queue_id in self._attempted or self._lanes.is_known(part)
 
     async def _tell_delays(self, now: float, goes_on: Callable[[], bool]) -> None:
-        more = True
-        while more:
-            page = await self._queue.older(
-                now - self.settings.warn_after, self._told_up_to, _PAGE, unwarned=True
-            )
-            more = page.more
-            for parts in _by_message(page.messages):
-                if not goes_on():
-                    return
-                if now < parts[0].envelope.received_at + self.settings.retries.expire:
-                    await self._tell_delay(parts, now)
+        for place in sorted(self._again):
+            await self._tell_page(place, now, goes_on)
+        page = await self._tell_page(self._told_up_to, now, goes_on)
+        while page.more and goes_on():
             self._told_up_to = page.after
+            page = await self._tell_page(self._told_up_to, now, goes_on)
+        if goes_on():
+            self._told_up_to = page.after
+
+    async def _tell_page(self, place: int, now: float, goes_on: Callable[[], bool]) -> Page:
+        self._again.discard(place)
+        self._attempted.clear()
+        page = await self._queue.older(now - self.settings.warn_after, place, _PAGE, unwarned=True)
+        for parts in _by_message(page.messages):
+            if not goes_on():
+                break
+            if any(self._is_attempted(part) for part in parts):
+                self._again.add(place)
+            elif now < parts[0].envelope.received_at + self.settings.retries.expire:
+                with self._marked(parts, self._telling):
+                    await self._tell_delay(parts, now)
+        return page
+
+    @contextmanager
+    def _marked(self, parts: Sequence[QueuedMessage], marked: set[Key]) -> Iterator[None]:
+        """Keep parts marked while something is done about them, and until what was read meanwhile is gone."""
+        marked.update(part.key for part in parts)
+        try:
+            yield
+        finally:
+            marked.difference_update(part.key for part in parts if not self._lanes.may_know(part))
 
     async def _tell_delay(self, parts: Sequence[QueuedMessage], now: float) -> None:
         message, outcomes = await self._together(parts, now)

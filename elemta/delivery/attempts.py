@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from elemta.delivery.aging import Aging
 from elemta.delivery.carrier import Carried, Carrier
 from elemta.delivery.conclusions import conclude
 from elemta.delivery.hop import Reached
@@ -41,6 +43,7 @@ class Attempts:
         lanes: Lanes,
         carrier: Carrier,
         *,
+        aging: Aging,
         ways: Ways,
         settings: DeliverySettings,
         pace: Pace | None,
@@ -50,6 +53,7 @@ class Attempts:
         self._queue = queue
         self._lanes = lanes
         self._carrier = carrier
+        self._aging = aging
         self._ways = ways
         self._settings = settings
         self._pace = pace
@@ -61,6 +65,8 @@ class Attempts:
 
     async def make(self, message: QueuedMessage) -> None:
         """Attempt a part. SpoolError: what came of it is not stored yet."""
+        if self._aging.gives_up(message):
+            return
         ways = await self._ways.sort(message)
         if ways.elsewhere:
             await self._move(message, ways.elsewhere)
@@ -142,6 +148,8 @@ class Attempts:
         self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None
     ) -> None:
         now = self._clock.seconds()
+        if self._aging.tells(message):
+            message = replace(message, warned=True)
         conclusion = conclude(message, outcomes, self._settings, now=now, retry_at=retry_at)
         again = now + self._settings.retries.delays[0]
         recorded = await record(self._queue, message, conclusion, again)

@@ -16,6 +16,7 @@ from elemta.delivery.connections import Connections
 from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
 from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildir_path
 from elemta.delivery.mx import MailResolver, NoExchanger, find_exchangers
+from elemta.delivery.pace import Pace
 from elemta.delivery.queue import Queue
 from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings
@@ -71,6 +72,7 @@ class Carrier:
         *,
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
@@ -80,7 +82,7 @@ class Carrier:
         self._resolver = resolver
         self._hooks = hooks
         self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
-        self._connections = Connections(reactor, settings, self._read, observer)
+        self._connections = Connections(reactor, settings, self._read, observer, gate=pace)
 
     async def carry(self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]]) -> Carried:
         """Try each of these recipients once. Does not raise: what goes wrong here defers."""

@@ -67,12 +67,19 @@ class Delivery(Service):
         self._ways = _ways(routes, settings, hooks)
         self._lanes = Lanes(self._limit, settings.max_messages)
         self._carrier = Carrier(
-            reactor, queue, self._pool, settings, self._observer, resolver=resolver, hooks=hooks
-        )
-        self._attempts = Attempts(
-            reactor, queue, self._lanes, self._carrier, ways=self._ways, settings=settings, pace=pace
+            reactor, queue, self._pool, settings, self._observer, resolver=resolver, hooks=hooks, pace=pace
         )
         self._aging = Aging(queue, self._lanes, settings)
+        self._attempts = Attempts(
+            reactor,
+            queue,
+            self._lanes,
+            self._carrier,
+            aging=self._aging,
+            ways=self._ways,
+            settings=settings,
+            pace=pace,
+        )
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
         self._timer: IDelayedCall | None = None
@@ -118,7 +125,8 @@ class Delivery(Service):
             self._queue.on_due(self._became_due)
         self._listed_at = -inf
         self._arm(0.0)
-        self._grow_older()
+        # Not at once: what is late because nothing ran may leave now.
+        self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
 
     async def _stop(self) -> None:
         for timer in (self._timer, self._aging_call):
@@ -251,6 +259,7 @@ class Delivery(Service):
 
     def _made(self, result: Failure | None, message: QueuedMessage) -> None:
         self._under_way.discard(message.key)
+        self._aging.attempted(message)
         if isinstance(result, Failure):
             # The queue keeps what it could not write and writes it later; until then the message still
             # stands there as due, and taking it up again at once would deliver it again and again.

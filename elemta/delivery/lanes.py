@@ -74,6 +74,11 @@ class Lanes:
         lane = self._lanes.get(message.lane)
         return lane is not None and message.key in lane.known
 
+    def may_know(self, message: QueuedMessage) -> bool:
+        """Whether the part is known, or may be in what the spool is being asked."""
+        lane = self._lanes.get(message.lane)
+        return lane is not None and (lane.loading or message.key in lane.known)
+
     # What comes in
 
     def enter(self, message: QueuedMessage, now: float) -> None:

@@ -244,6 +244,7 @@ class Pool:
 
     async def stop(self) -> None:
         """Close everything, and wait a little for the goodbyes; what still has a message then is cut."""
+        self.refuse("Elemta is stopping")
         self.drain()
         late = self._clock.callLater(_GOODBYES, self.cut)
         await DeferredList([kept.closed() for kept in self._open])

@@ -56,7 +56,7 @@ class HoldRoute(Route):
 
 @dataclass(frozen=True, slots=True)
 class MxRoute(Route):
-    """Mail goes to the mail exchangers of its domain, which this version can't do: it is held."""
+    """Mail goes to the mail exchangers of its domain."""
 
     tls: RouteTLS = RouteTLS.MAY
 

@@ -26,6 +26,10 @@ _log = Logger()
 LOG_INTERVAL = 10.0
 RETRY_WHEN_UNAVAILABLE = 10.0
 _MICROSECONDS = 1_000_000
+_REFUSED = "refused"
+# On the way out nobody is refused anything.
+_DELAYED = "delayed"
+_WAITS = "waits"
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -103,7 +107,7 @@ class LimitObserver(Protocol):
     """Told of every check.
 
     ``outcome`` is ``admitted``, ``refused``, ``delayed`` (refused for now, and will be asked once more),
-    ``observed`` (would have been refused) or ``error``.
+    ``observed`` (would have been refused) or ``error``; on the way out ``waits`` in place of ``refused``.
     """
 
     def checked(self, limit: str, outcome: str, seconds: float) -> None: ...
@@ -175,7 +179,7 @@ class Limiter:
                 (covered if known else asked).append(request)
         if not asked:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
-        return self._ask(asked, tuple(covered), may_delay=may_delay)
+        return self._ask(asked, tuple(covered), _DELAYED if may_delay else _REFUSED)
 
     def charge_out(self, departure: Departure, counts: Counts) -> Charge | Deferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
@@ -186,7 +190,7 @@ class Limiter:
             return _NOTHING
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.departures(departure)]
-        return self._ask(asked, (), may_delay=True) if asked else _NOTHING
+        return self._ask(asked, (), _WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
@@ -243,20 +247,21 @@ class Limiter:
         return self._store.reset(terms, identity)
 
     def _ask(
-        self, asked: list[Request], covered: tuple[Request, ...], *, may_delay: bool
+        self, asked: list[Request], covered: tuple[Request, ...], no: str = _REFUSED
     ) -> Charge | Deferred[Charge]:
+        """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
         now = self._store.seconds()
         known = self._remembered(asked, now)
         if known:
-            return self._refused(known, now, may_delay=may_delay)
+            return self._refused(known, now, no)
         answer = _attempt(self._store.acquire, asked)
         if isinstance(answer, Answer):
-            return self._charged(covered, now, may_delay, answer)
+            return self._charged(covered, now, no, answer)
         return cast(
             "Charge | Deferred[Charge]",
             _then(
                 answer,
-                partial(self._charged, covered, now, may_delay),
+                partial(self._charged, covered, now, no),
                 lambda error: Charge((), self._unavailable(asked, now, error), covered),
             ),
         )
@@ -268,10 +273,10 @@ class Limiter:
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Shortfall(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(self, covered: tuple[Request, ...], began: float, may_delay: bool, answer: Answer) -> Charge:
+    def _charged(self, covered: tuple[Request, ...], began: float, no: str, answer: Answer) -> Charge:
         if not answer.granted:
             self._remember(answer.shortfalls)
-            return self._refused(answer.shortfalls, began, may_delay=may_delay)
+            return self._refused(answer.shortfalls, began, no)
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
             self._observer.checked(receipt.request.terms.name, "admitted", seconds)
@@ -286,13 +291,11 @@ class Limiter:
             if shortfall.wait is not None and shortfall.request.terms.leases is None:
                 self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
 
-    def _refused(self, shortfalls: Sequence[Shortfall], began: float, *, may_delay: bool = False) -> Charge:
+    def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
         # The one to wait for longest: whoever comes back then finds all of them open.
         longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
         refusal = self._refusal(longest.request, longest.wait)
-        # On the way out nobody is refused anything: mail waits.
-        waits = refusal.delays or self._by_name[refusal.limit] in self._departing
-        outcome = "delayed" if may_delay and waits else "refused"
+        outcome = _REFUSED if no == _DELAYED and not refusal.delays else no
         seconds = self._store.seconds() - began
         for shortfall in shortfalls:
             self._observer.checked(shortfall.request.terms.name, outcome, seconds)

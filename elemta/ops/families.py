@@ -74,7 +74,7 @@ POLICY_BREAKER_OPEN = _gauge(
 LIMIT_CHECKS = _counter(
     "elemta_limit_checks_total",
     "Checks of limits: admitted, refused, delayed (refused for now, and asked once more), "
-    "observed (would have been refused) or error.",
+    "observed (would have been refused), error, or on the way out waits.",
     "limit",
     "outcome",
 )

@@ -252,6 +252,21 @@ def test_what_was_charged_under_old_limits_is_given_back_under_new_ones() -> Non
     assert isinstance(node.connect(), Go)
 
 
+def test_what_waits_is_no_refusal_in_the_metrics() -> None:
+    told: list[tuple[str, str]] = []
+
+    class Observer:
+        def checked(self, limit: str, outcome: str, seconds: float) -> None:
+            told.append((limit, outcome))
+
+    clock = Clock()
+    limits = rules_from_config(ResourcesConfig(), (limit(rates=(Rate(1, 60.0),)),))
+    pace = Pace(Limiter(limits, MemoryStore(clock), Observer()))
+    for _ in range(3):
+        pace.acquire(BIG, envelope(), ())
+    assert told == [("pace", "admitted"), ("pace", "waits"), ("pace", "waits")]
+
+
 def test_that_mail_waits_is_told_now_and_then() -> None:
     events: list[LogEvent] = []
     globalLogPublisher.addObserver(events.append)  # type: ignore[arg-type]

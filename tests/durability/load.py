@@ -10,6 +10,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
 from tests.durability.ledger import Ledger, Message
 from tests.support.wire import Wire
@@ -19,6 +20,7 @@ REMOTE = "sink.test"
 _SIZES = (300, 1000, 4000, 20_000, 70_000, 300_000)
 _WEIGHTS = (40, 30, 15, 7, 6, 2)
 _NAMES = itertools.count(1)
+S = TypeVar("S", bound="Sink")
 
 
 class Gone(Exception):
@@ -127,7 +129,7 @@ class Clients:
 
     def _send_in_chunks(self, wire: Wire) -> None:
         """Whole messages one behind the other in one write, before the first answer is read."""
-        batch = [self._next_message() for _ in range(random.randint(1, 6))]
+        batch = [self.next_message() for _ in range(random.randint(1, 6))]
         for message in batch:
             self.ledger.sending(message)
         wire.send(b"".join(_envelope(m) + b"BDAT %d LAST\r\n" % len(m.content) + m.content for m in batch))
@@ -139,7 +141,7 @@ class Clients:
 
     def _send_with_data(self, wire: Wire) -> None:
         """The next envelope right behind the end of a message, in the same write."""
-        batch = [self._next_message() for _ in range(random.randint(1, 4))]
+        batch = [self.next_message() for _ in range(random.randint(1, 4))]
         for message in batch:
             self.ledger.sending(message)
         wire.send(_envelope(batch[0]) + b"DATA\r\n")
@@ -160,14 +162,19 @@ class Clients:
         replies = [_read(wire) for _ in range(1 + len(message.recipients))]
         return next((reply for reply in replies if not reply.startswith("250")), "")
 
-    def _next_message(self) -> Message:
+    def next_message(self) -> Message:
+        """What a client sends next."""
         recipients = [f"u{random.randrange(8)}@{LOCAL}"]
         if random.random() < self._remote:
             recipients[random.randrange(2) :] = [f"s{random.randrange(8)}@{REMOTE}"]
         elif random.random() < 0.2:
             recipients.append(f"v{random.randrange(8)}@{LOCAL}")
+        return self.make_message(*recipients)
+
+    def make_message(self, *recipients: str) -> Message:
+        """A new message, of a size by chance."""
         octets = random.choices(_SIZES, self._weights)[0]
-        return Message.make(f"m{next(_NAMES)}", octets + random.randrange(200), tuple(recipients))
+        return Message.make(f"m{next(_NAMES)}", octets + random.randrange(200), recipients)
 
 
 def _envelope(message: Message) -> bytes:
@@ -186,22 +193,27 @@ class _Hop(socketserver.StreamRequestHandler):
     timeout = 30
 
     def handle(self) -> None:
-        with contextlib.suppress(OSError):
+        server = self.server
+        assert isinstance(server, Sink)
+        with server.conversation(), contextlib.suppress(OSError):
             self._say("220 sink.test ESMTP")
-            recipients: list[str] = []
+            sender, recipients = "", list[str]()
             while line := self.rfile.readline(2000):
                 verb = line[:4].upper()
                 if verb == b"EHLO":
                     self._say("250-sink.test\r\n250-PIPELINING\r\n250 8BITMIME")
                 elif verb == b"MAIL":
-                    recipients = []
+                    sender, recipients = _path(line), []
                     self._say("250 OK")
                 elif verb == b"RCPT":
-                    recipients.append(line.partition(b"<")[2].partition(b">")[0].decode())
-                    self._say("250 OK")
+                    reply = server.reply_to(_path(line))
+                    recipients += [_path(line)] if reply.startswith("250") else []
+                    self._say(reply)
+                elif verb == b"DATA" and not recipients:
+                    self._say("554 5.5.1 for nobody")
                 elif verb == b"DATA":
                     self._say("354 go on")
-                    self._take(recipients)
+                    self._take(server, sender, recipients)
                 elif verb == b"QUIT":
                     self._say("221 bye")
                     return
@@ -211,20 +223,20 @@ class _Hop(socketserver.StreamRequestHandler):
     def _say(self, text: str) -> None:
         self.wfile.write(text.encode() + b"\r\n")
 
-    def _take(self, recipients: list[str]) -> None:
+    def _take(self, server: Sink, sender: str, recipients: list[str]) -> None:
         lines = []
         while (line := self.rfile.readline()) != b".\r\n":
             if not line:
                 return  # cut off: not ours
             lines.append(line[1:] if line.startswith(b".") else line)
-        content = b"".join(lines)
-        server = self.server
-        assert isinstance(server, Sink)
-        for recipient in recipients:
-            server.ledger.delivered(recipient, content)
+        server.take(sender, recipients, b"".join(lines))
         # Time for a kill between what we took and what the sender knows of it.
         time.sleep(random.uniform(0, server.delay))
         self._say("250 taken")
+
+
+def _path(line: bytes) -> str:
+    return line.partition(b"<")[2].partition(b">")[0].decode()
 
 
 class Sink(socketserver.ThreadingTCPServer):
@@ -237,7 +249,29 @@ class Sink(socketserver.ThreadingTCPServer):
     def __init__(self, ledger: Ledger, *, port: int = 0, delay: float = 0.02) -> None:
         self.ledger = ledger
         self.delay = delay
+        self.conversations = 0
+        self._lock = threading.Lock()
         super().__init__(("127.0.0.1", port), _Hop)
+
+    def reply_to(self, recipient: str) -> str:
+        """What is said to a RCPT."""
+        return "250 OK"
+
+    def take(self, sender: str, recipients: list[str], content: bytes) -> None:
+        """A message came to its end, and will be said to be taken."""
+        for recipient in recipients:
+            self.ledger.delivered(recipient, content)
+
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Counts who talks."""
+        with self._lock:
+            self.conversations += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.conversations -= 1
 
     @property
     def port(self) -> int:
@@ -247,7 +281,14 @@ class Sink(socketserver.ThreadingTCPServer):
 @contextlib.contextmanager
 def sink(ledger: Ledger, *, port: int = 0, delay: float = 0.02) -> Iterator[Sink]:
     """A sink that runs in threads."""
-    with Sink(ledger, port=port, delay=delay) as server:
+    with serving(Sink(ledger, port=port, delay=delay)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving(server: S) -> Iterator[S]:
+    """Let a sink run in threads."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:

@@ -39,7 +39,7 @@ _IN_MAILDIR = re.compile(rb"Return-Path: <sender@client\.test>\r\n" + _RECEIVED)
 _IN_DOVECOT = re.compile(
     rb"Return-Path: <sender@client\.test>\r\nDelivered-To: all@dovecot\.test\r\n"
     rb"Received: from mx\.example\.test \(\[127\.0\.0\.1\]\)\r\n"
-    rb"\tby dovecot\.test with LMTP\r\n\tid [\w+/]+\r\n\t\(envelope-from <sender@client\.test>\)\r\n"
+    rb"\tby dovecot\.test with LMTP\r\n\tid [\w+/:]+\r\n\t\(envelope-from <sender@client\.test>\)\r\n"
     rb"\tfor <all@dovecot\.test>; [^\r\n]*\r\n" + _RECEIVED
 )
 

@@ -40,7 +40,9 @@ class Way:
         with self.node.client() as client:
             recipients = [self.address(local) for local in locals_]
             message = _MESSAGE.replace(b"Subject: s", b"Subject: " + subject.encode())
-            assert client.sendmail("a@client.test", recipients, message, mail_options=["BODY=8BITMIME"]) == {}
+            assert (
+                client.sendmail("a@example.test", recipients, message, mail_options=["BODY=8BITMIME"]) == {}
+            )
         return str(self.node.records("message.accepted")[before]["queue_id"])
 
     def outcome(self, queue_id: str, local: str) -> tuple[str, int, str]:
@@ -51,6 +53,11 @@ class Way:
         """The messages of this user with this subject, from its field on."""
         mark = b"\r\nFrom: a@client.test\r\nSubject: " + subject.encode() + b"\r\n"
         return [mail[mail.index(mark) + 2 :] for mail in self.dovecot.mailbox(local) if mark in mail]
+
+    def notices(self, queue_id: str) -> list[bytes]:
+        """What the sender was told of a message."""
+        notices = [path.read_bytes() for path in self.node.mailbox("a")]
+        return [notice for notice in notices if f"Queue-Id: {queue_id}".encode() in notice]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +100,12 @@ def test_each_recipient_gets_the_outcome_that_dovecot_gave(way: Way) -> None:
     assert way.outcome(queue_id, "nobody") == ("failed", 550, "5.1.1")
     assert way.outcome(queue_id, "bert") == ("delivered", 250, "2.0.0")
     assert [len(way.stored(local, subject)) for local in ("anna", "bert", "nobody")] == [1, 1, 0]
-    # What failed for good is kept, visibly, and only for whom it failed.
-    shown = way.node.ctl("queue", "show", queue_id).stdout
-    assert "User doesn't exist" in shown
-    assert way.address("nobody") in shown
+    # What failed for good is told to the sender, and for whom.
+    wait_until("the notice", lambda: bool(way.notices(queue_id)))
+    (notice,) = way.notices(queue_id)
+    assert b"User doesn't exist" in notice
+    assert f"Final-Recipient: rfc822; {way.address('nobody')}".encode() in notice
+    assert notice.count(b"Final-Recipient:") == 1
 
 
 def test_one_transaction_serves_many_users(way: Way) -> None:

@@ -155,7 +155,7 @@ def test_a_message_reaches_postfix_as_it_was(gateway: Daemon, next_hop: Postfix)
 def test_each_recipient_at_postfix_gets_an_outcome_of_its_own(gateway: Daemon, next_hop: Postfix) -> None:
     with gateway.client() as client:
         client.sendmail(
-            "a@client.test",
+            "sender@example.test",
             ["anna@far.test", "nobody@far.test", "bert@far.test"],
             "Subject: three\r\n\r\nx\r\n",
         )
@@ -170,11 +170,12 @@ def test_each_recipient_at_postfix_gets_an_outcome_of_its_own(gateway: Daemon, n
         wait_until(
             local, lambda box=local: any(b"Subject: three\n" in mail for mail in next_hop.mailbox(box))
         )
-    # What failed for good is kept, visibly.
-    held = gateway.ctl("queue", "list").stdout
-    assert failed["queue_id"] in held
-    assert "hold" in held
-    assert "nobody@far.test" in gateway.ctl("queue", "show", failed["queue_id"]).stdout
+    # What failed for good is told to the sender, and is no longer in the queue.
+    (notice,) = gateway.wait_for_mail("sender")
+    assert b"Final-Recipient: rfc822; nobody@far.test" in notice
+    assert b"User unknown" in notice
+    assert b"anna@far.test" not in notice
+    wait_until("an empty queue", lambda: failed["queue_id"] not in gateway.ctl("queue", "list").stdout)
 
 
 def test_mail_waits_while_postfix_is_away_and_goes_when_it_is_back(

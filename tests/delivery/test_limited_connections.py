@@ -1,0 +1,157 @@
+"""Limits on open connections per destination, with real connections: a bound for a fleet, no standstill."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+from typing import BinaryIO
+
+import pytest_twisted
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock
+
+from elemta.address import Address
+from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
+from elemta.delivery.connections import Connections
+from elemta.delivery.hop import Candidate, Hop, Reached, Sent
+from elemta.delivery.pace import Go, Pace, Wait
+from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.slots import NothingFreeError, Slot, Slots
+from elemta.envelope import MailParameters, Recipient
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.outcome import Status
+from elemta.smtp.client_commands import ClientTransaction
+from tests.support.post import Hop as Server
+from tests.support.post import Post, reactor
+
+CONTENT = b"Subject: x\r\n\r\nhello\r\n"
+
+
+async def open_content() -> BinaryIO:
+    return io.BytesIO(CONTENT)
+
+
+async def read(content: BinaryIO) -> bytes:
+    return content.read(65536)
+
+
+def pace(most: int, store: MemoryStore) -> Pace:
+    limit = LimitConfig("lines", (Identity.DESTINATION,), Counts.OPEN_CONNECTIONS, (Rate(most),))
+    return Pace(Limiter(rules_from_config(ResourcesConfig(), (limit,)), store))
+
+
+class Node:
+    """One node of a fleet: connections of its own, limits in a store that it shares."""
+
+    def __init__(self, port: int, most: int, store: MemoryStore, wait: float = 10.0) -> None:
+        settings = DeliverySettings("me.example", keep_idle=0.2, connection_wait=wait)
+        self.pace = pace(most, store)
+        self.connections = Connections(reactor, settings, read, gate=self.pace)
+        self.hop = Hop("big.example", (Candidate("127.0.0.1", port),), route="mx:", destination="big.example")
+
+    def send(self) -> Deferred[Sent]:
+        people = (Recipient(Address("bob", "big.example")),)
+        transaction = ClientTransaction(Address("a", "b.example"), people, MailParameters(), len(CONTENT))
+        return Deferred.fromCoroutine(self.connections.send(self.hop, transaction, open_content))
+
+
+@pytest_twisted.async_yield_fixture
+async def nodes() -> AsyncIterator[list[Node]]:
+    nodes: list[Node] = []
+    yield nodes
+    for node in nodes:
+        await node.connections.stop()
+
+
+@ensureDeferred
+async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
+    post: Post, nodes: list[Node]
+) -> None:
+    server = Server()
+    port = (await post.listen(server)).port
+    store = MemoryStore()
+    nodes += [Node(port, 2, store) for _ in range(3)]
+    sent = await gatherResults([node.send() for _ in range(10) for node in nodes])
+    assert [each.results[0].status for each in sent] == [Status.DELIVERED] * 30
+    assert len(server.messages) == 30
+    assert server.most_sessions == 2
+
+
+@ensureDeferred
+async def test_a_connection_that_is_gone_makes_room_at_once(post: Post, nodes: list[Node]) -> None:
+    server = Server({"MAIL": [b"421 not now\r\n"] * 4 + [b"250 ok\r\n"] * 4})
+    port = (await post.listen(server)).port
+    nodes.append(Node(port, 1, MemoryStore()))
+    started = reactor.seconds()
+    sent = await gatherResults([nodes[0].send() for _ in range(6)])
+    assert sum(each.results[0].status is Status.DELIVERED for each in sent) >= 2
+    assert server.most_sessions == 1
+    assert reactor.seconds() - started < 0.9, "it waited for the time to look again"
+
+
+@ensureDeferred
+async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
+    post: Post, nodes: list[Node]
+) -> None:
+    port = (await post.listen(Server())).port
+    store = MemoryStore()
+    elsewhere = pace(1, store)
+    taken = elsewhere.connect("big.example")
+    assert isinstance(taken, Go)
+    nodes.append(Node(port, 1, store, wait=0.3))
+    sent = await nodes[0].send()
+    assert (sent.reached, sent.results[0].status) == (Reached.NOTHING_FREE, Status.DEFERRED)
+    elsewhere.done(taken)
+    # Nobody told this node; it looks again by itself.
+    await post.until(lambda: isinstance(nodes[0].pace.connect("big.example"), Go))
+
+
+@ensureDeferred
+async def test_a_connection_that_never_came_to_be_is_given_back(post: Post, nodes: list[Node]) -> None:
+    store = MemoryStore()
+    nodes.append(Node(1, 1, store))
+    for _ in range(2):
+        sent = await nodes[0].send()
+        assert sent.reached is Reached.NOWHERE
+    assert isinstance(nodes[0].pace.connect("big.example"), Go)
+    assert isinstance(nodes[0].pace.connect("big.example"), Wait)
+
+
+# The slots alone
+
+
+def test_a_slot_that_is_kept_back_stops_its_destination_for_a_while_and_no_other() -> None:
+    clock = Clock()
+    slots: Slots[str] = Slots(clock, 10)
+    granted: list[str] = []
+
+    def ask(destination: str) -> None:
+        slots.acquire("mx:", destination, 20, 60.0, lambda _: True).addCallbacks(
+            lambda slot: granted.append(f"{slot.destination}"), lambda failure: failure.trap(NothingFreeError)
+        )
+
+    ask("a")
+    slots.keep_back(Slot("mx:", "a"), 1.0)
+    ask("a")
+    ask("b")
+    assert granted == ["a", "b"]
+    clock.advance(1.0)
+    assert granted == ["a", "b", "a"]
+    assert not [call for call in clock.getDelayedCalls() if call.getTime() < 60.0]
+
+
+def test_who_waits_behind_a_slot_that_is_kept_back_gets_a_connection_that_becomes_free() -> None:
+    clock = Clock()
+    slots: Slots[str] = Slots(clock, 10)
+    came: list[object] = []
+    for _ in range(2):
+        slots.acquire("mx:", "a", 20, 60.0, lambda _: True).addCallback(came.append)
+    first, second = came
+    assert isinstance(second, Slot)
+    slots.keep_back(second, 1.0)
+    slots.acquire("mx:", "a", 20, 60.0, lambda _: True).addCallback(came.append)
+    assert len(came) == 2
+    assert isinstance(first, Slot)
+    assert slots.pass_on(first, "a connection")
+    assert came[2] == "a connection"
