@@ -7,7 +7,7 @@ from typing import cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, IUNIXTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -102,7 +102,8 @@ class ESMTPProtocol(Protocol):
 
     def connectionMade(self) -> None:
         self._opened_at = self._home.seconds()
-        if hasattr(self.transport, "setTcpNoDelay"):
+        # A Unix socket of older Twisteds has the method, and raises.
+        if hasattr(self.transport, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
         self._home.opened(self)

@@ -18,6 +18,8 @@ _log = Logger()
 
 IPAddress = IPv4Address | IPv6Address
 
+_DRAIN_SECONDS = 1.0
+
 
 class Sessions(TypingProtocol):
     """Who builds the session once the client's address is known."""
@@ -75,7 +77,8 @@ class ProxyPreamble(Protocol):
             self.abort()
 
     def drain(self) -> None:
-        """Nothing is under way yet; the session that follows is refused by itself."""
+        """A header that is on its way is waited for, and its client refused; a stop waits no longer."""
+        self._deadline = min(self._deadline, self._keeper.seconds() + _DRAIN_SECONDS)
 
     def abort(self) -> None:
         self.transport.abortConnection()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import twisted
 
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
@@ -197,6 +198,7 @@ def test_a_unix_socket_has_the_mode_it_was_given_and_its_clients_are_local(
     assert not place.exists()
 
 
+@pytest.mark.skipif(twisted.version.major < 24, reason="older Twisteds use modules that warn")
 def test_a_warning_would_be_an_error_and_there_is_none(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(environ={"PYTHONWARNINGS": "error"}).start()
     with daemon.client() as client:
