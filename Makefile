@@ -31,6 +31,7 @@ generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts 
 	$(VENV)/bin/python -m elemta.config write
 	$(VENV)/bin/python docs/generate_metrics.py
 	$(VENV)/bin/python docs/generate_logging.py
+	$(VENV)/bin/python docs/generate_dsn.py
 	$(VENV)/bin/python docs/generate_rfc.py
 
 test-twisted-22.4: .venv-22.4/.test ## the tests with the Twisted of Debian 12 (needs Python 3.11)
