@@ -7,13 +7,7 @@ from typing import BinaryIO, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHandshakeListener,
-    IPushProducer,
-    IReactorTime,
-    ITCPTransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -114,10 +108,10 @@ class NextHopConnection(Protocol):
     # The transport speaks
 
     def connectionMade(self) -> None:
-        # Over a Unix socket it is one but for what only TCP has.
+        # A Unix socket's is one but for what only TCP has, though some say that they have it.
         self._wire = cast(Connection, self.transport)
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
+        if self.address is not None:
+            self._wire.setTcpNoDelay(True)
         self._flush()
 
     def handshakeCompleted(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory, Protocol
@@ -169,7 +170,7 @@ class Harbour:
 
     async def close(self) -> None:
         for port in self._ports:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
 
 
 async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
