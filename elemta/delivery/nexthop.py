@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import BinaryIO, cast
 
@@ -16,6 +17,7 @@ from zope.interface import implementer
 
 from elemta.delivery.hop import IPAddress
 from elemta.delivery.outbound_tls import Handshake, TLSRefused
+from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
@@ -197,7 +199,7 @@ class NextHopConnection(Protocol):
 
     def _flush(self) -> None:
         if self._wire is not None and (output := self._session.take_output()):
-            self._wire.write(output)
+            write_at_once(self._wire, output)
         awaited = (self._session.progress, self._session.deadline)
         if awaited != self._awaited:
             self._awaited = awaited
@@ -252,7 +254,7 @@ class NextHopConnection(Protocol):
         if self._wire is None:
             return
         if output := self._session.take_output():
-            self._wire.write(output)
+            write_at_once(self._wire, output)
         self._end_producing()
         self._go_on()
         self._wire.loseConnection()
@@ -278,12 +280,17 @@ class NextHopConnection(Protocol):
                 self._producing = True
                 self._wire.registerProducer(self, True)
             sent = 0
-            while not self._session.closed:
+            stored = content.seek(0, os.SEEK_END)
+            content.seek(0)
+            while sent < size and not self._session.closed:
                 chunk = await self._read(content)
                 sent += len(chunk)
                 if not chunk:
                     break
                 self._session.content(chunk)
+                if sent >= size:
+                    # The end goes with it: one packet less, and for a small message one wait less.
+                    break
                 self._flush()
                 if self._is_kept:
                     self._may_go_on = Deferred()
@@ -292,9 +299,9 @@ class NextHopConnection(Protocol):
             content.close()
         if self._session.closed:
             return
-        if sent != size:
+        if sent != size or stored != size:
             # A message that was cut short on the disk must never end: it would count as delivered.
-            self.abandon(f"the stored message has {sent} octets of {size}")
+            self.abandon(f"the stored message has {min(sent, stored)} octets of {size}")
             return
         self._end_producing()
         self._session.end_content()

@@ -14,9 +14,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.directwrite import write_at_once
 from elemta.net import tls
 from elemta.net.deadlines import Deadlines, Waiting
-from elemta.net.directwrite import write_at_once
 from elemta.net.reception import Reception
 from elemta.net.terms import Terms
 from elemta.smtp import replies

@@ -1,4 +1,4 @@
-"""Replies that go to the socket at once, where Twisted would wait for the reactor's next turn.
+"""Commands and replies that go to the socket at once, where Twisted would wait for the reactor's next turn.
 
 ``transport.write`` keeps what it is given, asks the reactor to watch for room in the socket, sends in the
 next turn, and has the reactor stop watching: two system calls and a turn of the reactor for a reply that
@@ -6,6 +6,8 @@ nearly always fits. In SMTP without pipelining every command pays that.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ITransport
@@ -19,8 +21,8 @@ def write_at_once(transport: ITransport, data: bytes) -> None:
     does not take, which keeps the order and tells producers as ever. A lost connection is found by the
     reactor afterwards, never in here.
     """
-    if type(transport) is tcp.Server and _has_nothing_to_send(transport):
-        sent = transport.writeSomeData(data)
+    if type(transport) in (tcp.Server, tcp.Client) and _has_nothing_to_send(cast(tcp.Connection, transport)):
+        sent = cast(tcp.Connection, transport).writeSomeData(data)
         if isinstance(sent, int) and sent > 0:
             if sent == len(data):
                 return
@@ -28,7 +30,7 @@ def write_at_once(transport: ITransport, data: bytes) -> None:
     transport.write(data)
 
 
-def _has_nothing_to_send(connection: tcp.Server) -> bool:
+def _has_nothing_to_send(connection: tcp.Connection) -> bool:
     # `_tempDataBuffer` is not public, and has been there for as long as there is Twisted: it is what
     # `write` was given since the last time the reactor sent something.
     return (

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.config import TLSConfig
-from elemta.net.directwrite import write_at_once
+from elemta.directwrite import write_at_once
 from elemta.net.tls import ServerCertificate, load_context
 from tests.support.certificates import make_certificate
 
