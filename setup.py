@@ -45,6 +45,7 @@ setup(
             "pytest-twisted>=1.14",
             "pytest-timeout>=2.1",
             "hypothesis>=6.67",
+            "flufl.bounce>=6.0",  # reads bounces as mailing lists do
             "argon2-cffi>=21.1",
             "setuptools>=70.1",  # the tests of packaging build without the network
         ],

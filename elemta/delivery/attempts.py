@@ -155,6 +155,15 @@ class Attempts:
         recorded = await record(self._queue, message, conclusion, again)
         if recorded.retry_at is not None:
             self._lanes.due_at(message.lane, recorded.retry_at)
+            if recorded.retry_at == retry_at:
+                self._lanes.wait_for_it(message)
+
+    async def hurry(self) -> None:
+        """Make due what only waits for destinations that are back, or are to be tried now. SpoolError."""
+        now = self._clock.seconds()
+        for lane, (queue_id, part) in self._lanes.hurried():
+            await self._queue.settle(queue_id, (), part=part, retry_at=now, hold_reason=None, attempted=False)
+            self._lanes.due_at(lane, now)
 
     # What it says about the destination
 

@@ -216,6 +216,7 @@ class Delivery(Service):
         self._end_setting_aside(now)
         if now - self._listed_at >= _LIST_LANES_EVERY:
             await self._list_lanes(now)
+        await self._attempts.hurry()
         wanted = self._lanes.wanted(now)
         if not wanted:
             return

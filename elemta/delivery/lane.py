@@ -24,7 +24,8 @@ class Lane:
     What is due is in the spool; a few parts of it wait here in memory: active ones in the order of their
     turns, deferred ones in the order of their times, and each kind has every second go. ``due`` is when the
     spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
-    often in a row the destination was found down, and ``reason`` what was said then.
+    often in a row the destination was found down, ``reason`` what was said then, and ``victims`` the parts
+    that wait for no other reason than that.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Lane:
         "settled_meanwhile",
         "shut_until",
         "under_way",
+        "victims",
         "wake",
         "window",
     )
@@ -68,6 +70,7 @@ class Lane:
         self.in_ring = False
         self.known: set[Key] = set()
         self.settled_meanwhile: set[Key] = set()
+        self.victims: set[Key] = set()
         self._active: list[tuple[float, str, int, QueuedMessage]] = []
         self._deferred: list[tuple[float, str, int, QueuedMessage]] = []
         self._deferred_next = False
@@ -139,6 +142,7 @@ class Lane:
         turn, _, _, message = line.pop(0)
         if line is self._active:
             self._served = max(self._served, turn)
+        self.victims.discard(message.key)
         self.under_way += 1
         return message
 

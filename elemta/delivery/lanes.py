@@ -19,6 +19,8 @@ from elemta.spool.records import LaneDue, QueuedMessage
 # Lanes that one look into the spool serves, and parts that wait in memory in all lanes together.
 MOST_LOOKED_INTO = 200
 MOST_WAITING = 4000
+# Parts of a lane of which it is known that they wait only for their destination to come back.
+_MOST_VICTIMS = 1000
 
 
 class Lanes:
@@ -37,6 +39,7 @@ class Lanes:
         self._waiting = 0
         self._blocked = 0
         self._probing: set[str] = set()
+        self._hurried: list[tuple[str, Key]] = []
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -151,6 +154,8 @@ class Lanes:
 
     def next_wake(self) -> float:
         """When the next lane has to be looked at; never, before there is room for what it has."""
+        if self._hurried:
+            return 0.0
         while self._wakes and self._has_room(MOST_WAITING - self._waiting):
             when, name = self._wakes[0]
             lane = self._lanes.get(name)
@@ -264,12 +269,24 @@ class Lanes:
         lane.drop()
         self._schedule(lane)
 
+    def wait_for_it(self, message: QueuedMessage) -> None:
+        """The part is deferred because its destination is down, and only for that."""
+        victims = self._lane(message.lane).victims
+        if len(victims) < _MOST_VICTIMS:
+            victims.add(message.key)
+
+    def hurried(self) -> list[tuple[str, Key]]:
+        """Parts, by lane, whose destination is back before the time that they were given: due now."""
+        hurried, self._hurried = self._hurried, []
+        return hurried
+
     def probe_now(self, names: Iterable[str] | None = None) -> None:
         """Let the next attempts in these lanes (None: all) be made now, whatever was known of them."""
         for lane in list(self._lanes.values()) if names is None else [self._lane(name) for name in names]:
             lane.most = self._most(lane.name)
             lane.window = min(lane.window, lane.most)
             lane.shut_until = lane.due = 0.0
+            self._hurry(lane)
             self._join(lane)
             self._schedule(lane)
 
@@ -283,6 +300,7 @@ class Lanes:
         self._ring.clear()
         self._wakes.clear()
         self._probing.clear()
+        self._hurried.clear()
         self._blocked = 0
 
     # Inside
@@ -308,7 +326,12 @@ class Lanes:
         lane.shut_until, lane.reason = 0.0, None
         lane.due = 0.0
         self._blocked -= 1
+        self._hurry(lane)
         self._schedule(lane)
+
+    def _hurry(self, lane: Lane) -> None:
+        self._hurried += [(lane.name, key) for key in lane.victims]
+        lane.victims.clear()
 
     def _push(self, lane: Lane, message: QueuedMessage, now: float) -> None:
         self._waiting += 1

@@ -29,10 +29,14 @@ class Listeners:
     def planned(self, submission: Submission) -> Sequence[PlannedPart]:
         """The ways that the message goes; whatever the plan does, each recipient has one."""
         try:
-            return self.plan(submission)
+            parts = self.plan(submission)
+            if len(parts) == 1 and parts[0].positions is None:
+                return parts
+            _check(parts, len(submission.recipients))
         except Exception:
             _log.failure("a new message's ways could not be planned", event="spool.plan_failed")
             return one_way(submission)
+        return parts
 
     def tell_committed(self, operation: NewMessage, envelope: Envelope) -> None:
         """A new active message is on stable storage."""
@@ -58,3 +62,9 @@ class Listeners:
                 listener(lanes)
             except Exception:
                 _log.failure("a listener of the spool failed", event="spool.listener_failed")
+
+
+def _check(parts: Sequence[PlannedPart], recipients: int) -> None:
+    places = sorted(place for part in parts for place in part.positions or ())
+    if places != list(range(recipients)):
+        raise ValueError(f"the parts {parts!r} are not of {recipients} recipients each once")

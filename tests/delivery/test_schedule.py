@@ -1,0 +1,420 @@
+"""The scheduler over a real spool and real connections: many lanes, lanes that are shut, time passing."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import fail
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, globalLogPublisher
+
+from elemta.address import NULL, Address
+from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
+from elemta.delivery import Delivery, Retries
+from elemta.delivery.pace import Pace
+from elemta.delivery.routes import HoldRoute, MxRoute, NextHopRoute, Route
+from elemta.dns import MailExchanger
+from elemta.errors import NoSuchDomain, ResolverTrouble, SpoolError
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.outcome import Status
+from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool.records import PlannedPart
+from tests.support.post import CLOSE, Hop, Post, reactor
+
+DEAD = NextHopRoute("smtp://127.0.0.1:1", frozenset({"dead.example"}), host="127.0.0.1", port=1)
+
+
+def to(route: NextHopRoute, *domains: str) -> NextHopRoute:
+    return replace(route, domains=frozenset(domains))
+
+
+async def lane_is_blocked(post: Post, lane: str = DEAD.target) -> None:
+    delivery = post.delivery
+    assert delivery is not None
+    await post.until(lambda: delivery._lanes.failures(lane) and not delivery.under_way)
+
+
+async def gone(post: Post) -> None:
+    """Wait until nothing waits but notices."""
+    for _ in range(2000):
+        if not await post.queued():
+            return
+        await deferLater(reactor, 0.005)
+    raise AssertionError("there is still mail")
+
+
+@ensureDeferred
+async def test_a_message_to_several_destinations_is_settled_for_each_on_its_own(post: Post) -> None:
+    good, full = Hop(), Hop({"RCPT": b"452 4.2.2 full\r\n"})
+    never = Hop({"RCPT": b"550 5.1.1 no such user\r\n"})
+    post.start(
+        to(await post.listen(good), "good.example"),
+        to(await post.listen(full), "full.example"),
+        to(await post.listen(never), "never.example"),
+        DEAD,
+    )
+    queue_id = await post.send("a@good.example", "b@full.example", "c@never.example", "d@dead.example")
+    await post.idle(4)
+    record = await post.show(queue_id)
+    assert [(str(said.recipient), said.pending, said.status) for said in record.recipients] == [
+        ("a@good.example", False, Status.DELIVERED),
+        ("b@full.example", True, Status.DEFERRED),
+        ("c@never.example", False, Status.FAILED),
+        ("d@dead.example", True, Status.DEFERRED),
+    ]
+    assert record.message.state is State.DEFERRED
+    (bounce,) = await post.bounces()
+    assert "c@never.example" in bounce
+    assert len(good.messages) == 1
+
+
+@ensureDeferred
+async def test_when_a_destination_is_back_one_probe_brings_all_its_mail(post: Post) -> None:
+    hop = Hop()
+    route = await post.listen(hop)
+    await post._ports.pop().stopListening()
+    post.settings = replace(post.settings, retries=Retries((0.3,)))
+    post.start(route)
+    for _ in range(50):
+        await post.send("bob@example.com")
+    await lane_is_blocked(post, route.target)
+    attempts = len(post.observer.outcomes)
+    assert attempts <= 2
+    post._ports.append(reactor.listenTCP(route.port, hop, interface="127.0.0.1"))
+    await gone(post)
+    assert len(hop.messages) == 50
+    # One more may have been made in vain before the host was back.
+    assert len(post.observer.outcomes) <= attempts + 51
+
+
+@ensureDeferred
+async def test_a_lane_tells_when_it_is_blocked_and_when_it_is_open_again(post: Post) -> None:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        hop = Hop({"": [b"421 4.3.2 not now\r\n", b"421 4.3.2 not now\r\n"] + [b"220 hop\r\n"] * 9})
+        route = await post.listen(hop)
+        post.settings = replace(post.settings, retries=Retries((0.1,)))
+        post.start(route)
+        await post.send("bob@example.com")
+        await gone(post)
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    told = [event for event in events if str(event.get("event")).startswith("delivery.lane")]
+    assert [event["event"] for event in told] == [
+        "delivery.lane_blocked",
+        "delivery.lane_blocked",
+        "delivery.lane_reopened",
+    ]
+    assert [event.get("failures") for event in told] == [1, 2, None]
+    assert "not now" in told[0]["reason"]
+
+
+@ensureDeferred
+async def test_mail_for_a_destination_that_stays_down_expires_untried_with_what_was_said_last(
+    post: Post,
+) -> None:
+    post.settings = replace(post.settings, retries=Retries((3600.0,), expire=0.6), poll=0.05)
+    post.start(DEAD)
+    for _ in range(10):
+        await post.send("bob@dead.example")
+    await lane_is_blocked(post)
+    attempts = len(post.observer.outcomes)
+    await gone(post)
+    assert len(post.observer.outcomes) == attempts <= 2
+    bounces = await post.bounces()
+    assert len(bounces) == 10
+    assert all("Status: 5.4.7" in bounce and "no connection to 127.0.0.1:1" in bounce for bounce in bounces)
+
+
+@ensureDeferred
+async def test_a_message_in_many_dead_lanes_expires_with_one_notice_for_all(post: Post) -> None:
+    dead = [
+        NextHopRoute(f"smtp://127.0.0.1:{port}", frozenset({f"d{port}.example"}), host="127.0.0.1", port=port)
+        for port in range(1, 6)
+    ]
+    post.settings = replace(post.settings, retries=Retries((3600.0,), expire=0.6), poll=0.05)
+    post.start(*dead)
+    await post.send(*[f"bob@d{port}.example" for port in range(1, 6)])
+    await gone(post)
+    (bounce,) = await post.bounces()
+    assert all(f"Final-Recipient: rfc822; bob@d{port}.example" in bounce for port in range(1, 6))
+
+
+@ensureDeferred
+async def test_nobody_is_told_of_an_expired_notice_it_stays_on_hold(post: Post) -> None:
+    post.settings = replace(post.settings, retries=Retries((3600.0,), expire=0.4), poll=0.05)
+    post.sender = NULL
+    post.start(DEAD)
+    queue_id = await post.send("bob@dead.example")
+    message = (await post.reached(queue_id, State.HOLD)).message
+    assert "can't be told" in (message.hold_reason or "")
+    assert [line.queue_id for line in await post.spool.list()] == [queue_id]
+
+
+@ensureDeferred
+async def test_a_sender_is_told_of_a_delay_once_also_over_a_restart(post: Post) -> None:
+    post.settings = replace(post.settings, warn_after=0.3, poll=0.05)
+    delivery = post.start(DEAD)
+    await post.send("bob@dead.example")
+    await lane_is_blocked(post)
+    assert await post.bounces() == []
+    while not await post.bounces():
+        await deferLater(reactor, 0.01)
+    await delivery.stopService()
+    post.start(DEAD)
+    await deferLater(reactor, 0.3)
+    (notice,) = await post.bounces()
+    assert "Action: delayed" in notice
+    assert "no connection to 127.0.0.1:1" in notice
+    assert len(await post.queued()) == 1
+
+
+@ensureDeferred
+async def test_new_routes_take_effect_on_what_waits_for_a_dead_destination(post: Post) -> None:
+    hop = Hop()
+    alive = to(await post.listen(hop), "dead.example")
+    delivery = post.start(DEAD)
+    for _ in range(20):
+        await post.send("bob@dead.example", "eve@dead.example")
+    await lane_is_blocked(post)
+    delivery.reconfigure([alive], post.settings)
+    await gone(post)
+    assert len(hop.messages) == 20
+
+
+@ensureDeferred
+async def test_an_operators_retry_probes_a_destination_and_if_it_is_back_all_its_mail_goes(
+    post: Post,
+) -> None:
+    hop = Hop()
+    route = await post.listen(hop)
+    await post._ports.pop().stopListening()
+    post.start(route)
+    first = await post.send("bob@example.com")
+    for _ in range(5):
+        await post.send("bob@example.com")
+    await lane_is_blocked(post, route.target)
+    post._ports.append(reactor.listenTCP(route.port, hop, interface="127.0.0.1"))
+    await post.spool.retry(first)
+    await gone(post)
+    assert len(hop.messages) == 6
+
+
+@ensureDeferred
+async def test_mail_of_an_older_spool_finds_its_lanes(tmp_path: Path) -> None:
+    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor)
+    post = Post(tmp_path, spool)
+    for _ in range(30):
+        await post.send("a@one.example", "b@two.example")
+    # As an upgrade leaves it: in the lane without a name.
+    assert [lane for lane, _ in await spool.lanes(None, 10)] == [""]
+    one, two = Hop(), Hop()
+    post.start(to(await post.listen(one), "one.example"), to(await post.listen(two), "two.example"))
+    await gone(post)
+    assert (len(one.messages), len(two.messages)) == (30, 30)
+    await post.stop()
+    await spool.close()
+
+
+@ensureDeferred
+async def test_a_plan_that_breaks_delays_nothing(post: Post) -> None:
+    hop = Hop()
+    post.start(await post.listen(hop))
+
+    def broken(submission: Submission) -> tuple[PlannedPart, ...]:
+        raise RuntimeError("no plan")
+
+    post.spool.use_plan(broken)
+    await post.send("bob@example.com")
+    await gone(post)
+    assert len(hop.messages) == 1
+
+
+@ensureDeferred
+async def test_a_recipient_is_not_given_up_before_its_notice_is_stored(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = post.spool.commit
+    hop = Hop({"RCPT": b"550 5.1.1 no\r\n"})
+    post.settings = replace(post.settings, retries=Retries((0.2,)))
+    post.start(await post.listen(hop))
+    queue_id = await post.send("bob@example.com")
+    monkeypatch.setattr(post.spool, "commit", lambda *_: fail(SpoolError("the disk is full")))
+    await post.idle()
+    record = await post.show(queue_id)
+    assert (record.message.state, record.recipients[0].pending) == (State.DEFERRED, True)
+    monkeypatch.setattr(post.spool, "commit", commit)
+    await gone(post)
+    assert len(await post.bounces()) == 1
+
+
+@ensureDeferred
+async def test_a_destination_over_its_pace_waits_and_the_others_do_not(post: Post) -> None:
+    limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(3, 0.5),))
+    pace = Pace(Limiter(rules_from_config(ResourcesConfig(), (limit,)), MemoryStore()))
+    slow, quick = Hop(), Hop()
+    routes = (to(await post.listen(slow), "slow.example"), to(await post.listen(quick), "quick.example"))
+    started = time.monotonic()
+    post.delivery = Delivery(reactor, post.spool, routes, post.settings, post.observer, pace=pace)
+    post.delivery.startService()
+    for _ in range(9):
+        await post.send("bob@slow.example")
+    for _ in range(3):
+        await post.send("bob@quick.example")
+    await post.until(lambda: len(quick.messages) == 3)
+    assert time.monotonic() - started < 0.5
+    assert len(slow.messages) <= 3
+    await gone(post)
+    assert len(slow.messages) == 9
+    # Three windows of half a second: the first at once, then two more.
+    assert time.monotonic() - started >= 1.0
+    # To wait is no attempt.
+    assert len(post.observer.outcomes) == 12
+
+
+@dataclass
+class Zone:
+    """A resolver whose answers are a dict."""
+
+    exchangers: dict[str, tuple[MailExchanger, ...] | Exception] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+        self.asked.append(domain)
+        answer = self.exchangers.get(domain, NoSuchDomain(f"{domain} does not exist"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def addresses(self, host: str) -> tuple[IPv4Address, ...]:
+        return (IPv4Address("127.0.0.1"),)
+
+
+def by_mx(post: Post, zone: Zone, port: int) -> Delivery:
+    post.settings = replace(post.settings, mx_port=port)
+    routes: tuple[Route, ...] = (
+        HoldRoute("hold:", frozenset({"example.org"}), reason="a notice"),
+        MxRoute("mx:", frozenset({"*"})),
+    )
+    post.delivery = Delivery(reactor, post.spool, routes, post.settings, post.observer, resolver=zone)
+    post.delivery.startService()
+    return post.delivery
+
+
+@ensureDeferred
+async def test_by_mx_each_domain_is_a_destination_of_its_own(post: Post) -> None:
+    hop = Hop()
+    port = (await post.listen(hop)).port
+    good = (MailExchanger(10, "mx.good.example"),)
+    zone = Zone({"good.example": good, "bücher.example": good, "xn--bcher-kva.example": good})
+    zone.exchangers["broken.example"] = ResolverTrouble("no server answered")
+    delivery = by_mx(post, zone, port)
+    queue_id = await post.send(
+        "a@good.example", "b@xn--bcher-kva.example", "c@broken.example", "d@none.example"
+    )
+    await post.idle(4)
+    assert sorted(zone.asked) == [
+        "broken.example",
+        "good.example",
+        "none.example",
+        "xn--bcher-kva.example",
+    ]
+    assert len(hop.messages) == 2
+    assert [outcome.next_hop for outcome in post.observer.outcomes if outcome.status is Status.DELIVERED] == [
+        f"mx.good.example[127.0.0.1]:{port}"
+    ] * 2
+    (bounce,) = await post.bounces()
+    assert "d@none.example" in bounce
+    assert "5.1.2" in bounce
+    record = await post.show(queue_id)
+    assert [str(recipient) for recipient in record.message.pending] == ["c@broken.example"]
+    assert delivery._lanes.failures("broken.example") == 1
+
+
+@ensureDeferred
+async def test_a_domain_that_dns_can_not_answer_for_costs_one_question_per_interval(post: Post) -> None:
+    zone = Zone({"broken.example": ResolverTrouble("no server answered")})
+    by_mx(post, zone, 1)
+    for _ in range(30):
+        await post.send("bob@broken.example")
+    await lane_is_blocked(post, "broken.example")
+    await deferLater(reactor, 0.2)
+    assert len(zone.asked) <= 2
+
+
+@ensureDeferred
+async def test_a_next_hop_that_always_breaks_off_is_left_alone_soon(post: Post) -> None:
+    hop = Hop({"RCPT": CLOSE})
+    route = await post.listen(hop)
+    post.start(route)
+    for _ in range(50):
+        await post.send("bob@example.com")
+    await lane_is_blocked(post, route.target)
+    await deferLater(reactor, 0.1)
+    assert len(post.observer.outcomes) <= 5
+
+
+@ensureDeferred
+async def test_one_message_that_makes_a_next_hop_break_off_does_not_shut_its_lane(post: Post) -> None:
+    hop = Hop({"RCPT": [CLOSE, *[b"250 ok\r\n"] * 40]})
+    post.start(await post.listen(hop))
+    for _ in range(20):
+        await post.send("bob@example.com")
+    await post.until(lambda: len(hop.messages) == 19)
+    await post.until(lambda: post.delivery is not None and not post.delivery.under_way)
+    assert len(await post.queued()) == 1
+
+
+@ensureDeferred
+async def test_the_place_of_a_part_in_its_lane_is_in_the_spool(post: Post) -> None:
+    post.start(DEAD)
+    for sender in ("flood", "flood", "flood", "other"):
+        post.sender = Address(sender, "example.org")
+        await post.send("bob@dead.example")
+    await lane_is_blocked(post)
+    post.sender = Address("flood", "example.org")
+    await post.send("bob@dead.example")
+    post.sender = Address("late", "example.org")
+    await post.send("bob@dead.example")
+    (due,) = await post.spool.due(time.time(), {DEAD.target: 10})
+    waiting = [message.envelope.sender.local for message in due.messages if message.state is State.ACTIVE]
+    assert waiting.index("late") < len(waiting) - 1
+
+
+@pytest.mark.parametrize("wrong", [lambda: None, tuple, lambda: (PlannedPart("x", 0.0, (1,)),)])
+@ensureDeferred
+async def test_a_plan_without_parts_loses_nobody(post: Post, wrong: Callable[[], object]) -> None:
+    hop = Hop()
+    post.start(await post.listen(hop))
+    post.spool.use_plan(lambda _: wrong())  # type: ignore[arg-type,return-value]
+    await post.send("bob@example.com")
+    await gone(post)
+    assert len(hop.messages) == 1
+
+
+def parts_of(directory: Path) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(directory / "spool" / "p0" / "queue.db")
+    try:
+        return connection.execute("SELECT lane, positions FROM part ORDER BY message_id, number").fetchall()
+    finally:
+        connection.close()
+
+
+@ensureDeferred
+async def test_one_message_to_one_destination_is_one_short_row(post: Post, tmp_path: Path) -> None:
+    post.start(DEAD, HoldRoute("hold:", frozenset({"*"})))
+    await post.send("a@dead.example", "b@dead.example")
+    await post.send("a@dead.example", "b@kept.example", "c@dead.example")
+    assert parts_of(tmp_path) == [
+        (DEAD.target, None),
+        (DEAD.target, "[0, 2]"),
+        ("hold:", "[1]"),
+    ]
