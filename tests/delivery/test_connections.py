@@ -378,6 +378,8 @@ async def test_a_next_hop_that_does_not_answer_the_goodbye_does_not_keep_the_sto
     await quay.connections.stop()
     assert reactor.seconds() - began < 4
     assert not quay.connections.open
+    # A paused transport is in no reactor: nobody else would close its socket.
+    hop.sessions[0].transport.abortConnection()
 
 
 @ensureDeferred
