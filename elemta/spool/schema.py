@@ -1,8 +1,8 @@
 """The format of the queue database, and the way from every older one to it.
 
 The version is SQLite's ``user_version``; ``application_id`` marks the file as ours. Version 1 is the format
-of the pre-releases: no reason for a hold, no count and no history of attempts. Version 2, that of 0.1, knew
-one time for a message as a whole; since version 3 the recipients that go one way are a part with its own.
+of the first pre-releases: no reason for a hold, no count and no history of attempts. Version 2, of later
+ones, had one next attempt for a message; since version 3 recipients that go one way are a part with its own.
 """
 
 from __future__ import annotations

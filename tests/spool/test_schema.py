@@ -68,6 +68,12 @@ async def test_a_version_1_spool_is_upgraded_with_its_mail(open_spool, version_1
         (Status.DEFERRED, "later", 7.0),
     ]
     assert [line.pending for line in await spool.list()] == [2, 1, 2]
+    # Nobody has written down which way they go, so they stand in the lane without a name.
+    assert await spool.lanes(None, 10) == [("", 0.0)]
+    (found,) = await spool.due(time.time(), {"": 10})
+    assert [
+        (message.queue_id, message.part, message.attempts, message.pending) for message in found.messages
+    ] == [(active, 0, 0, recipients("bob", "eve")), (deferred, 0, 1, recipients("eve"))]
     assert "before the upgrade" in ((await spool.show(held)).message.hold_reason or "")
     # And it lives on: what is left can be settled, new mail comes in.
     await spool.settle(

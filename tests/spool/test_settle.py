@@ -9,8 +9,8 @@ from pytest_twisted import ensureDeferred
 
 from elemta.errors import UnknownMessage
 from elemta.outcome import Status
-from elemta.spool import State
-from tests.spool.mail import due, outcome, put, recipients
+from elemta.spool import PlannedPart, State
+from tests.spool.mail import due, outcome, put, recipients, submission, written
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
 
@@ -79,6 +79,96 @@ async def test_a_permanent_failure_with_a_reason_to_hold_keeps_who_did_not_get_i
     await spool.release(queue_id)
     (message,) = await due(spool, time.time(), 1)
     assert message.pending == recipients("eve", "mallory")
+
+
+@ensureDeferred
+async def test_who_failed_is_held_while_who_is_deferred_goes_on(open_spool):
+    spool = await open_spool()
+    queue_id = (await put(spool, b"body", "bob", "eve", "mallory")).queue_id
+    said = _said(queue_id, bob=DELIVERED, eve=FAILED, mallory=DEFERRED)
+    await spool.settle(queue_id, said, part=0, retry_at=99.0, hold_reason="nobody to tell")
+    record = await spool.show(queue_id)
+    assert (record.message.state, record.message.hold_reason) == (State.DEFERRED, "nobody to tell")
+    (message,) = await due(spool, 100.0)
+    assert (message.pending, message.attempts, message.next_attempt_at) == (recipients("mallory"), 1, 99.0)
+    await spool.settle(
+        queue_id, _said(queue_id, mallory=DELIVERED), part=message.part, retry_at=None, hold_reason=None
+    )
+    assert (await spool.show(queue_id)).message.state is State.HOLD
+    await spool.release(queue_id)
+    (message,) = await due(spool, time.time())
+    assert (message.pending, message.hold_reason) == (recipients("eve"), None)
+
+
+@ensureDeferred
+async def test_each_part_of_a_message_has_its_own_lane_time_and_number_of_attempts(open_spool):
+    spool = await open_spool()
+    spool.use_plan(lambda given: (PlannedPart("one", 7.0, (0, 2)), PlannedPart("two", 8.0, (1,))))
+    heard = []
+    spool.on_committed(heard.append)
+    queue_id = (await put(spool, b"body", "bob", "eve", "mallory")).queue_id
+    assert await spool.lanes(None, 10) == [("one", 0.0), ("two", 0.0)]
+    assert [(part.key, part.lane, part.pending) for part in heard] == [
+        ((queue_id, 0), "one", recipients("bob", "mallory")),
+        ((queue_id, 1), "two", recipients("eve")),
+    ]
+    assert await spool.lanes("one", 10) == [("two", 0.0)]
+    said = _said(queue_id, bob=DELIVERED, mallory=DEFERRED)
+    await spool.settle(queue_id, said, part=0, retry_at=50.0, hold_reason=None)
+    assert await spool.lanes(None, 1) == [("one", 50.0)]
+    record = await spool.show(queue_id)
+    assert (record.message.state, record.message.pending) == (State.ACTIVE, recipients("eve", "mallory"))
+    await spool.settle(queue_id, _said(queue_id, eve=DEFERRED), part=1, retry_at=40.0, hold_reason=None)
+    record = await spool.show(queue_id)
+    assert (record.message.state, record.message.next_attempt_at) == (State.DEFERRED, 40.0)
+    await spool.settle(queue_id, (), part=1, retry_at=60.0, hold_reason=None, attempted=False)
+    assert [(part.lane, part.attempts) for part in await due(spool, 100.0)] == [("one", 1), ("two", 1)]
+    await spool.settle(queue_id, _said(queue_id, eve=FAILED), part=1, retry_at=None, hold_reason=None)
+    assert await spool.lanes(None, 10) == [("one", 50.0)]
+    await spool.settle(queue_id, _said(queue_id, mallory=DELIVERED), part=0, retry_at=None, hold_reason=None)
+    assert await spool.list() == []
+    assert await spool.lanes(None, 10) == []
+
+
+@ensureDeferred
+async def test_recipients_that_go_another_way_become_a_part_there_with_its_past(open_spool):
+    spool = await open_spool()
+    queue_id = (await put(spool, b"body", "bob", "eve", "mallory")).queue_id
+    said = _said(queue_id, bob=DELIVERED, eve=DEFERRED, mallory=DEFERRED)
+    await spool.settle(queue_id, said, retry_at=50.0, hold_reason=None)
+    ways = [PlannedPart("new", 9.0, (0, 1)), PlannedPart("far", 9.0, (2,))]
+    await spool.assign(queue_id, 0, ways)
+    parts = await due(spool, 50.0)
+    assert sorted((part.lane, part.pending, part.attempts, part.next_attempt_at) for part in parts) == [
+        ("far", recipients("mallory"), 1, 50.0),
+        ("new", recipients("eve"), 1, 50.0),
+    ]
+    # For a message or a part that is gone meanwhile there is nothing to do.
+    await spool.assign(queue_id, 7, ways)
+    await spool.delete(queue_id)
+    await spool.assign(queue_id, 0, ways)
+    assert await spool.list() == []
+
+
+@ensureDeferred
+async def test_old_messages_are_walked_in_the_order_of_arrival_and_the_told_ones_left_out(open_spool):
+    spool = await open_spool()
+    ids = []
+    for number in range(6):
+        given = submission("bob", at=100.0 + number, hold_reason="kept" if number == 1 else None)
+        ids.append((await spool.commit(written(spool, b"body"), given)).queue_id)
+    await spool.settle(ids[2], (), retry_at=9e9, hold_reason=None)
+    page = await spool.older(104.0, limit=2)
+    assert [part.queue_id for part in page.messages] == [ids[0], ids[2]]
+    assert page.more
+    page = await spool.older(104.0, page.after, limit=2)
+    assert [part.queue_id for part in page.messages] == ids[3:5]
+    page = await spool.older(104.0, page.after, limit=2)
+    assert (page.messages, page.more) == ((), False)
+    await spool.settle(ids[2], (), retry_at=None, hold_reason=None, warned=True)
+    page = await spool.older(103.0, unwarned=True)
+    assert [part.queue_id for part in page.messages] == [ids[0], ids[3]]
+    assert [part.warned for part in (await spool.older(103.0)).messages] == [False, True, False]
 
 
 @ensureDeferred
