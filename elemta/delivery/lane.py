@@ -25,7 +25,7 @@ class Lane:
     turns, deferred ones in the order of their times, and each kind has every second go. ``due`` is when the
     spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
     often in a row the destination was found down, ``reason`` what was said then, and ``victims`` the parts
-    that wait for no other reason than that.
+    that wait for no other reason than that. ``trusted`` is a destination that has answered before.
     """
 
     __slots__ = (
@@ -47,16 +47,18 @@ class Lane:
         "reason",
         "settled_meanwhile",
         "shut_until",
+        "trusted",
         "under_way",
         "victims",
         "wake",
         "window",
     )
 
-    def __init__(self, name: str, most: int, first: int = FIRST_WINDOW) -> None:
+    def __init__(self, name: str, most: int) -> None:
         self.name = name
         self.most = most
-        self.window = min(first, most)
+        self.window = min(FIRST_WINDOW, most)
+        self.trusted = False
         self.under_way = 0
         self.due = inf
         self.shut_until = 0.0
@@ -85,7 +87,7 @@ class Lane:
     @property
     def capacity(self) -> int:
         """How many parts may wait in memory."""
-        return 1 if self.failures else min(max(4 * self.most, 40), 500)
+        return 1 if self.failures else min(max(4 * self.window, 8), 500)
 
     @property
     def hungry(self) -> bool:

@@ -19,6 +19,8 @@ from elemta.spool.records import LaneDue, QueuedMessage
 # Lanes that one look into the spool serves, and parts that wait in memory in all lanes together.
 MOST_LOOKED_INTO = 200
 MOST_WAITING = 4000
+# Destinations of which it is remembered that they answer, though no mail for them waits.
+_MOST_ANSWERED = 10_000
 # Parts of a lane of which it is known that they wait only for their destination to come back.
 _MOST_VICTIMS = 1000
 
@@ -34,12 +36,15 @@ class Lanes:
         self._limit = limit
         self.places = places
         self._lanes: dict[str, Lane] = {}
-        self._ring: deque[Lane] = deque()
+        # Lanes whose turn it may be: of destinations that are known, that never answered, that are down.
+        self._rings: tuple[deque[Lane], ...] = (deque(), deque(), deque())
+        self._next_ring = 0
         self._wakes: list[tuple[float, str]] = []
         self._waiting = 0
         self._blocked = 0
         self._probing: set[str] = set()
         self._hurried: list[tuple[str, Key]] = []
+        self._answered: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -170,27 +175,32 @@ class Lanes:
         """The next part to attempt, if any may be, with ``free`` places for parts under way left.
 
         Lanes take turns. A lane may have as many under way as there are places left, so that there is always
-        one for a lane that has none; destinations that were down together get a quarter of the places.
+        one for a lane that has none. Destinations that were down together get a quarter of the places, those
+        that never answered yet all but a quarter: they may stall all of them.
         """
-        for _ in range(len(self._ring)):
-            lane = self._ring.popleft()
-            if not lane.waiting or lane.shut_until > now or lane.under_way >= lane.limit:
-                lane.in_ring = False
-                continue
-            if lane.under_way > free or (lane.failures and len(self._probing) > free // 3):
-                self._ring.append(lane)
-                continue
-            message = lane.pop()
-            self._waiting -= 1
-            if lane.failures:
-                self._probing.add(lane.name)
-            if lane.waiting:
-                self._ring.append(lane)
-            else:
-                lane.in_ring = False
-            self._schedule(lane)
-            return message
+        for _ in self._rings:
+            ring = self._rings[self._next_ring]
+            self._next_ring = (self._next_ring + 1) % len(self._rings)
+            if ring and self._may_start_in(ring, free):
+                lane = _next(ring, now, free)
+                if lane is not None:
+                    return self._start(lane)
         return None
+
+    def _may_start_in(self, ring: deque[Lane], free: int) -> bool:
+        known, unknown, _ = self._rings
+        if ring is known:
+            return True
+        return free > self.places // 4 if ring is unknown else len(self._probing) <= free // 3
+
+    def _start(self, lane: Lane) -> QueuedMessage:
+        message = lane.pop()
+        self._waiting -= 1
+        if lane.failures:
+            self._probing.add(lane.name)
+        self._join(lane)
+        self._schedule(lane)
+        return message
 
     def epoch(self, name: str) -> int:
         """A number that grows whenever the lane is found down; to be given to :meth:`failed` later."""
@@ -226,6 +236,10 @@ class Lanes:
         """A destination took a message, or at least answered for it; whether it had been down."""
         lane = self._lane(name)
         lane.last_success = now
+        lane.trusted = True
+        self._answered[name] = None
+        if len(self._answered) > _MOST_ANSWERED:
+            del self._answered[next(iter(self._answered))]
         lane.broken_off = 0
         if delivered:
             lane.window = min(lane.window + 1, lane.most)
@@ -262,6 +276,8 @@ class Lanes:
             self._blocked += 1
         lane.failures += 1
         lane.epoch += 1
+        lane.trusted = False
+        self._answered.pop(name, None)
         lane.shut_until, lane.reason = until, reason
         lane.window = min(FIRST_WINDOW, lane.most)
         lane.broken_off = 0
@@ -297,7 +313,8 @@ class Lanes:
             lane.known.clear()
         self._waiting = 0
         self._lanes.clear()
-        self._ring.clear()
+        for ring in self._rings:
+            ring.clear()
         self._wakes.clear()
         self._probing.clear()
         self._hurried.clear()
@@ -309,8 +326,10 @@ class Lanes:
         lane = self._lanes.get(name)
         if lane is None:
             limit = self._limit(name)
-            lane = Lane(name, limit) if limit is not None else Lane(name, self.places, self.places)
-            self._lanes[name] = lane
+            lane = self._lanes[name] = Lane(name, self.places if limit is None else limit)
+            lane.trusted = limit is None or name in self._answered
+            if limit is None:
+                lane.window = lane.most
         return lane
 
     def _most(self, name: str) -> int:
@@ -343,7 +362,8 @@ class Lanes:
     def _join(self, lane: Lane) -> None:
         if not lane.in_ring and lane.waiting:
             lane.in_ring = True
-            self._ring.append(lane)
+            known, unknown, down = self._rings
+            (down if lane.failures else known if lane.trusted else unknown).append(lane)
 
     def _is_due(self, lane: Lane, when: float) -> None:
         lane.due = min(lane.due, when)
@@ -373,3 +393,17 @@ class Lanes:
         if lane.idle and self._lanes.pop(lane.name, None) is not None and lane.failures:
             # It was down, and nobody wants anything of it any more.
             self._blocked -= 1
+
+
+def _next(ring: deque[Lane], now: float, free: int) -> Lane | None:
+    """The next lane of a ring that may start something; those that have to wait for an event leave it."""
+    for _ in range(len(ring)):
+        lane = ring.popleft()
+        if lane.waiting and lane.shut_until <= now and lane.under_way < lane.limit:
+            if lane.under_way <= free:
+                lane.in_ring = False
+                return lane
+            ring.append(lane)
+        else:
+            lane.in_ring = False
+    return None

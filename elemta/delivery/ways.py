@@ -17,6 +17,9 @@ UNKNOWN = ""
 HELD = "hold:"
 LOCAL = "maildir:"
 
+# Parts on their way to another lane whose choice is remembered until they are attempted there.
+_MOST_SETTLED = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
@@ -48,6 +51,7 @@ class Ways:
     def __init__(self, routes: RouteTable, settings: DeliverySettings, choose: Chooser | None = None) -> None:
         self.routes = routes
         self._choose = choose
+        self._settled: dict[tuple[str, str], dict[Recipient, Route]] = {}
         self._by_mx = settings.max_per_destination
         self._limits = {
             route.target: route.max_connections for route in routes.routes if isinstance(route, NextHopRoute)
@@ -75,14 +79,17 @@ class Ways:
         return tuple(PlannedPart(lane, turn(lane), tuple(places)) for lane, places in lanes.items())
 
     async def sort(self, message: QueuedMessage) -> Sorted:
-        """The ways of a part's recipients as things stand now."""
+        """The ways of a part's recipients as things stand now.
+
+        A policy is asked once for each attempt: what it chose when a part moved holds where it moved to, so
+        that one with a new answer every time does not keep mail going round.
+        """
         ways = Sorted()
+        settled = self._settled.pop((message.queue_id, message.lane), {})
         for recipient in message.pending:
-            route = None
-            if self._choose is not None:
-                route = await self._choose(message.envelope, recipient)
+            route = settled.get(recipient)
             if route is None:
-                route = self.routes.route(recipient.address)
+                route = await self._route(message.envelope, recipient)
             if isinstance(route, WaitRoute):
                 ways.waiting.append((recipient, route))
                 continue
@@ -91,7 +98,23 @@ class Ways:
                 ways.here.setdefault(route, []).append(recipient)
             else:
                 ways.elsewhere.setdefault(lane, []).append(recipient)
+                self._settle(message.queue_id, lane, recipient, route)
+        if ways.elsewhere:
+            for route, recipients in ways.here.items():
+                for recipient in recipients:
+                    self._settle(message.queue_id, message.lane, recipient, route)
         return ways
+
+    async def _route(self, envelope: Envelope, recipient: Recipient) -> Route:
+        chosen = None if self._choose is None else await self._choose(envelope, recipient)
+        return self.routes.route(recipient.address) if chosen is None else chosen
+
+    def _settle(self, queue_id: str, lane: str, recipient: Recipient, route: Route) -> None:
+        if self._choose is None:
+            return
+        self._settled.setdefault((queue_id, lane), {})[recipient] = route
+        if len(self._settled) > _MOST_SETTLED:
+            del self._settled[next(iter(self._settled))]
 
 
 def moved(

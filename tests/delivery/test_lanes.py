@@ -313,6 +313,19 @@ def test_destinations_that_were_down_share_a_part_of_the_places() -> None:
     assert queue.take() is not None
 
 
+def test_destinations_that_never_answered_do_not_take_all_places() -> None:
+    queue = Scheduled()
+    queue.send("known.example")
+    queue.deliver(queue.take_all()[0])
+    for lane in range(2 * PLACES):
+        queue.send(f"stalls{lane}.example")
+    queue.take_all()
+    assert len(queue.under_way) == PLACES - PLACES // 4
+    for lane in ("known.example", LOCAL):
+        message = queue.send(lane)
+        assert queue.take() == message
+
+
 def test_what_must_wait_holds_up_its_lane_alone_and_costs_no_look() -> None:
     queue = Scheduled()
     for _ in range(10):
@@ -378,6 +391,13 @@ def test_senders_beyond_number_are_forgotten_before_memory_is_full() -> None:
     lane = queue.lanes.find("x.example")
     assert lane is not None
     assert len(lane._turns) <= 10_000
+
+
+def test_destinations_beyond_number_are_forgotten_too() -> None:
+    queue = Scheduled()
+    for i in range(10_005):
+        queue.lanes.answered(f"d{i}.example", queue.now, delivered=True)
+    assert len(queue.lanes._answered) == 10_000
 
 
 @settings(max_examples=300)

@@ -14,16 +14,29 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import fail
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, globalLogPublisher
+from zope.interface import implementer
 
 from elemta.address import NULL, Address
-from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
+from elemta.config import Counts, Identity, LimitConfig, PolicyCommon, Rate, ResourcesConfig
 from elemta.delivery import Delivery, Retries
 from elemta.delivery.pace import Pace
 from elemta.delivery.routes import HoldRoute, MxRoute, NextHopRoute, Route
 from elemta.dns import MailExchanger
+from elemta.envelope import Envelope, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble, SpoolError
 from elemta.limits import Limiter, MemoryStore, rules_from_config
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
+from elemta.policy import (
+    CONTINUE,
+    Defer,
+    Hold,
+    IDeliveryObserver,
+    IDeliveryPolicy,
+    LoadedPolicy,
+    PolicyChain,
+    RouteTo,
+    Verdict,
+)
 from elemta.spool import Spool, SpoolSettings, State, Submission
 from elemta.spool.records import PlannedPart
 from tests.support.post import CLOSE, Hop, Post, reactor
@@ -418,3 +431,75 @@ async def test_one_message_to_one_destination_is_one_short_row(post: Post, tmp_p
         (DEAD.target, "[0, 2]"),
         ("hold:", "[1]"),
     ]
+
+
+@implementer(IDeliveryPolicy, IDeliveryObserver)
+class Router:
+    """A policy that answers by local-part, and remembers what it is asked and told."""
+
+    def __init__(self, **answers: Verdict | list[Verdict]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.told: list[str] = []
+
+    def route(self, envelope: Envelope, recipient: Recipient) -> Verdict:
+        self.asked.append(recipient.local)
+        answer = self.answers.get(recipient.local, CONTINUE)
+        if isinstance(answer, list):
+            answer.append(answer.pop(0))
+            return answer[-1]
+        return answer
+
+    def attempted(self, outcome: Outcome) -> None:
+        self.told.append(f"{outcome.recipient.local} {outcome.status.value}")
+
+
+def routed(post: Post, router: Router, *routes: Route) -> Delivery:
+    chain = PolicyChain([LoadedPolicy("router", router, PolicyCommon())], reactor)
+    bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
+    post.delivery = Delivery(
+        reactor,
+        post.spool,
+        (bounces, *routes),
+        post.settings,
+        post.observer,
+        hooks=chain.delivery_hooks,
+    )
+    post.delivery.startService()
+    return post.delivery
+
+
+@ensureDeferred
+async def test_a_policy_sends_recipients_their_own_ways(post: Post) -> None:
+    usual, other = Hop(), Hop()
+    route, elsewhere = await post.listen(usual), await post.listen(other)
+    router = Router(
+        other=RouteTo(elsewhere.target), keep=Hold("look at it"), later=Defer("not today", 451, "4.7.1")
+    )
+    routed(post, router, to(route, "example.com"))
+    queue_id = await post.send(*[f"{name}@example.com" for name in ("usual", "other", "keep", "later")])
+    await post.until(lambda: usual.messages and other.messages)
+    for _ in range(1000):
+        record = await post.show(queue_id)
+        if sum(said.pending for said in record.recipients) == 2 and record.message.hold_reason:
+            break
+        await deferLater(reactor, 0.005)
+    assert [line for line in usual.heard if line.startswith(b"RCPT")] == [b"RCPT TO:<usual@example.com>"]
+    assert [line for line in other.heard if line.startswith(b"RCPT")] == [b"RCPT TO:<other@example.com>"]
+    assert record.message.hold_reason == "look at it"
+    await post.until(lambda: sorted(router.told) == ["other delivered", "usual delivered"])
+    said = {str(each.recipient): each for each in (await post.show(queue_id)).recipients}["later@example.com"]
+    assert (said.status, said.text, said.enhanced) == (Status.DEFERRED, "not today", "4.7.1")
+
+
+@ensureDeferred
+async def test_a_policy_that_changes_its_mind_every_time_does_not_keep_mail_going_round(post: Post) -> None:
+    one, two = Hop(), Hop()
+    first, second = await post.listen(one), await post.listen(two)
+    router = Router(bob=[RouteTo(second.target), RouteTo(first.target)])
+    routed(post, router, first)
+    for _ in range(10):
+        await post.send("bob@example.com")
+    await gone(post)
+    assert len(router.asked) == 10
+    assert len(one.messages) == len(two.messages) == 5
