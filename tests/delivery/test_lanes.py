@@ -288,14 +288,20 @@ def test_a_destination_that_only_breaks_off_is_tried_by_one_and_soon_left_alone(
 
 def test_slow_destinations_never_take_the_last_places() -> None:
     queue = Scheduled(limit=1000)
+    for lane in ("quick", "slow0", "slow1", "slow2"):
+        queue.send(f"{lane}.example")
+    for message in queue.take_all():
+        queue.deliver(message)
     for lane in range(3):
-        for _ in range(200):
+        for _ in range(500):
             queue.send(f"slow{lane}.example")
-    for _ in range(6):
-        # Half of them get wide by success, then all stand still.
-        for message in queue.take_all()[::2]:
+    for _ in range(8):
+        # They get wide by success, then all stand still.
+        for message in queue.take_all():
             queue.deliver(message)
     queue.take_all()
+    widths = Counter(message.lane for message in queue.under_way.values())
+    assert min(widths.values()) > PLACES // 5
     quick = queue.send("quick.example")
     assert queue.take() == quick
 
@@ -341,6 +347,24 @@ def test_what_must_wait_holds_up_its_lane_alone_and_costs_no_look() -> None:
     assert queue.lanes.failures("paced.example") == 0
     queue.now += 10.0
     assert len({message.key for message in queue.take_all()}) == FIRST_WINDOW
+
+
+def test_what_was_done_while_the_queue_was_asked_is_not_done_again() -> None:
+    queue = Scheduled()
+    first, second, third = (queue.send("x.example", tell=False) for _ in range(3))
+    queue.lanes.due_at("x.example", 0.0)
+    wanted = queue.lanes.wanted(queue.now)
+    assert set(wanted) == {"x.example"}
+    # Meanwhile one was told of, attempted and delivered, and another one is under way.
+    queue.lanes.enter(first, queue.now)
+    queue.lanes.enter(second, queue.now)
+    assert queue.lanes.take(queue.now, PLACES) == first
+    assert queue.lanes.take(queue.now, PLACES) == second
+    queue.under_way[first.key] = first
+    queue.deliver(first)
+    queue.lanes.loaded(LaneDue("x.example", (first, second, third), None), queue.now)
+    assert queue.lanes.take(queue.now, PLACES) == third
+    assert queue.lanes.take(queue.now, PLACES) is None
 
 
 def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
