@@ -420,9 +420,12 @@ class Elemta(Service):
         self.house.drain()
         for listener in (*self.listeners, *self._extra_listeners):
             await listener.close()
+        # Sessions and deliveries have the same grace, not one after the other.
+        delivered = self.parts.delivery.stopService() if self.parts is not None else None
         await self._wait_until_empty(grace)
         running, self.parts = self.parts, None
-        if running is not None:
+        if running is not None and delivered is not None:
+            await delivered
             await self._close_parts(running)
         await self.assembly.authenticator.stop()
         self._notifier.close()
@@ -443,7 +446,6 @@ class Elemta(Service):
         for loop in running.loops:
             loop.stop()
         running.lag.stop()
-        await running.delivery.stopService()
         await self.lasting.resolver.stop()
         await running.spool.close()
 

@@ -259,3 +259,20 @@ def test_one_byte_now_and_then_does_not_keep_a_message_open(make_daemon: MakeDae
                 wire.send(b"x")
         assert reply.startswith("421 4.4.2")
     assert daemon.metric(r"elemta_messages_received") == 0 or not daemon.mailbox("x")
+
+
+def test_sessions_and_deliveries_share_one_grace(make_daemon: MakeDaemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        route = f'[[route]]\ndomains = ["*"]\nto = "smtp://127.0.0.1:{silent.getsockname()[1]}"\n'
+        daemon = make_daemon(route, server='shutdown_grace = "3s"\n').start()
+        with daemon.client() as client:
+            client.sendmail("a@client.test", ["stuck@example.test"], "Subject: x\r\n\r\nx\r\n")
+        with Wire(daemon.socket()) as stubborn:
+            stubborn.reply()
+            stubborn.command("EHLO stubborn.test")
+            stubborn.send(b"MAIL FROM:<a@client.test>\r\nRCPT TO:<x@example.test>\r\nDATA\r\n")
+            for _ in range(3):
+                stubborn.reply()
+            began = time.monotonic()
+            daemon.stop(timeout=20)
+            assert time.monotonic() - began < 5.5
