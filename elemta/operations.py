@@ -11,7 +11,7 @@ from elemta.assembly import Assembly
 from elemta.config import ListenerTLS, dump
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
-from elemta.net.factory import ESMTPFactory, House
+from elemta.doors import Doors
 from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
 from elemta.policy import PluginInfo, available_plugins
@@ -22,9 +22,7 @@ class Daemon(Protocol):
     """What the operations need of the daemon."""
 
     started_at: float
-    house: House
-    listeners: list[Listener]
-    factories: dict[str, ESMTPFactory]
+    doors: Doors
 
     @property
     def assembly(self) -> Assembly: ...
@@ -64,8 +62,8 @@ class DaemonOperations:
             started_at=daemon.started_at,
             state=daemon.state_name,
             not_ready=daemon.why_not_ready(),
-            listeners=tuple(self._listener_status(listener) for listener in daemon.listeners),
-            sessions=len(daemon.house.connections),
+            listeners=tuple(self._listener_status(listener) for listener in daemon.doors.listeners),
+            sessions=len(daemon.doors.house.connections),
             policies=tuple(config.policies.chain),
             config_source=config.source,
             spool_directory=config.spool.directory,
@@ -74,7 +72,7 @@ class DaemonOperations:
         )
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:
-        factory = self._daemon.factories[listener.name]
+        factory = self._daemon.doors.factories[listener.name]
         return ListenerStatus(
             name=listener.name,
             role=factory.listener.role.value,

@@ -19,7 +19,8 @@ from twisted.internet.threads import deferToThread
 from elemta.assembly import Lasting, assemble
 from elemta.config import ListenerTLS, load
 from elemta.errors import SpoolError
-from elemta.service import Elemta, Reloaded, State
+from elemta.reloading import Reloaded
+from elemta.service import Elemta, State
 from elemta.spool import Spool
 
 CONFIG = """
@@ -113,7 +114,7 @@ async def until_serving(service: Elemta) -> None:
 
 
 def fetch(service: Elemta, path: str) -> Deferred[int]:
-    port = service._extra_listeners[0].address
+    port = service.doors.others[0].address
 
     def ask() -> int:
         try:
@@ -148,7 +149,7 @@ async def test_who_is_told_to_stop_during_recovery_never_becomes_ready(
     recovery.opening.callback(None)
     await stopping
     assert service.state is State.STOPPING
-    assert service.house.closed_with is not None
+    assert service.doors.house.closed_with is not None
     assert service.parts is None
     # Nothing of it is left: another one may have the spool.
     again = make_service(Path(service.config.spool.directory).parent)
@@ -189,7 +190,7 @@ async def test_a_reload_before_the_start_is_over_holds_once_it_is(service: Elemt
     assert service.reload().faults == ()
     recovery.opening.callback(None)
     await until_serving(service)
-    assert service.house.max_connections == 7
+    assert service.doors.house.max_connections == 7
 
 
 @ensureDeferred
@@ -212,7 +213,7 @@ async def test_a_listener_whose_endpoint_changed_stays_what_it_was_but_under_the
     write_config(tmp_path, MX.replace("tcp:0", "tcp:2") + 'tls = "none"\n')
     for _ in range(2):  # also the second time the restart is still to be done
         assert service.reload() == Reloaded(needs_restart=("listener",))
-        factory = service.factories["mx"]
+        factory = service.doors.factories["mx"]
         assert factory.terms is not None
         assert factory.terms.listener.tls is ListenerTLS.STARTTLS
         assert factory.terms.chain is service.assembly.chain
@@ -228,8 +229,8 @@ async def test_a_listener_that_is_no_longer_configured_gets_the_new_policies_unt
     await until_serving(service)
     write_config(tmp_path, MX.replace('"mx"', '"other"'))
     assert service.reload() == Reloaded(needs_restart=("listener",))
-    assert set(service.factories) == {"mx"}
-    terms = service.factories["mx"].terms
+    assert set(service.doors.factories) == {"mx"}
+    terms = service.doors.factories["mx"].terms
     assert terms is not None
     assert terms.chain is service.assembly.chain
 
@@ -240,7 +241,7 @@ async def test_a_listener_with_the_same_endpoint_takes_what_changed(service: Ele
     await until_serving(service)
     write_config(tmp_path, MX + 'tls = "none"\n')
     assert service.reload() == Reloaded()
-    terms = service.factories["mx"].terms
+    terms = service.doors.factories["mx"].terms
     assert terms is not None
     assert terms.listener.tls is ListenerTLS.NONE
 

@@ -1,0 +1,107 @@
+"""The doors of the daemon: every socket that it takes connections on, and the terms of those who come in."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from twisted.internet.base import ReactorBase
+
+from elemta.assembly import Assembly
+from elemta.config import Config
+from elemta.delivery.routes import RouteTable
+from elemta.net.descriptors import provide_descriptors
+from elemta.net.factory import ESMTPFactory, House
+from elemta.net.listeners import Listener
+from elemta.net.terms import Terms
+from elemta.net.tls import ServerCertificate
+from elemta.ops.http import Ready, metrics_site
+from elemta.ops.metrics import Metrics
+from elemta.spool import Spool
+
+Place = tuple[IPv4Address | IPv6Address, int]
+"""An address and a port."""
+
+
+class Doors:
+    """Bound while the process may still do so, opened when there is somebody behind them.
+
+    ``listeners`` take mail, ``others`` are for those who watch the daemon.
+    """
+
+    def __init__(self, reactor: ReactorBase, metrics: Metrics, max_connections: int) -> None:
+        self.house = House(reactor, max_connections)
+        self.listeners: list[Listener] = []
+        self.others: list[Listener] = []
+        self.factories: dict[str, ESMTPFactory] = {}
+        self._reactor = reactor
+        self._metrics = metrics
+        self._certificate: ServerCertificate | None = None
+
+    def bind(self, config: Config, ready: Ready) -> None:
+        """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""
+        provide_descriptors(config.resources.max_connections)
+        if config.metrics.endpoint:
+            site = metrics_site(self._metrics, ready, self._reactor)
+            self.others.append(Listener("metrics", config.metrics.endpoint, site))
+        for listener in config.listeners:
+            factory = ESMTPFactory(self.house, listener, self._metrics.net)
+            self.factories[listener.name] = factory
+            self.listeners.append(Listener(listener.name, listener.endpoint, factory))
+        for bound in (*self.listeners, *self.others):
+            bound.bind(self._reactor)
+
+    def show(self) -> None:
+        """Let those in who watch: they should see during a long recovery that we live and are not ready."""
+        for listener in self.others:
+            listener.accept()
+
+    def open(self) -> None:
+        """Let everybody in."""
+        for listener in self.listeners:
+            listener.accept()
+        self.house.closed_with = None
+
+    async def close(self) -> None:
+        """Take nobody in any more; who is inside is told to finish."""
+        self.house.drain()
+        for listener in (*self.listeners, *self.others):
+            await listener.close()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where this host takes mail itself."""
+        places = [listener.place for listener in self.listeners]
+        return tuple((ip_address(place[0]), place[1]) for place in places if place is not None)
+
+    def post_terms(self, assembly: Assembly, spool: Spool) -> None:
+        """Let every listener's next session begin under ``assembly``."""
+        if assembly.context is not None:
+            self._certificate = self._certificate or ServerCertificate(assembly.context)
+            self._certificate.replace(assembly.context)
+        resources = assembly.config.resources
+        if resources.max_connections > self.house.max_connections:
+            provide_descriptors(resources.max_connections)
+        self.house.max_connections = resources.max_connections
+        self.house.max_connections_per_ip = resources.max_connections_per_ip
+        routes = None if assembly.chain.delivery_hooks.asks else RouteTable(assembly.routes)
+        configured = {listener.name: listener for listener in assembly.config.listeners}
+        for factory in self.factories.values():
+            listener = configured.get(factory.listener.name, factory.listener)
+            if listener.endpoint == factory.listener.endpoint:
+                factory.listener = listener
+            # Else it needs a restart, and stays till then what it was at this address; its clients are
+            # judged by the new policies all the same.
+            factory.terms = Terms(
+                listener=factory.listener,
+                server=assembly.config.server,
+                session=assembly.session_settings(factory.listener),
+                chain=assembly.chain,
+                limiter=assembly.limiter,
+                authenticator=assembly.authenticator,
+                certificate=self._certificate,
+                spool=spool,
+                routes=routes,
+                observer=self._metrics.net,
+                now=time.time,
+            )

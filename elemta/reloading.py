@@ -1,0 +1,88 @@
+"""A reload: the configuration is read again, and put into force as a whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from twisted.logger import Logger
+
+from elemta.assembly import Assembly, Lasting, assemble
+from elemta.config import Config, load
+from elemta.errors import ConfigError, Fault, PolicyUnavailable
+from elemta.ops.log import LogObserver
+from elemta.ops.notify import Notifier
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload came to: faults, and then nothing was changed; else what still needs a restart."""
+
+    faults: tuple[Fault, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
+class Reloading:
+    """Reads ``config_path`` and ``environ`` again when it is told to.
+
+    ``put_into_force`` takes what was built from them, and gives the keys that wait for a restart.
+    """
+
+    def __init__(
+        self,
+        config_path: str | None,
+        environ: Mapping[str, str],
+        lasting: Lasting,
+        put_into_force: Callable[[Assembly], tuple[str, ...]],
+        *,
+        notifier: Notifier,
+        log_observer: LogObserver | None = None,
+    ) -> None:
+        self._config_path = config_path
+        self._environ = environ
+        self._lasting = lasting
+        self._put_into_force = put_into_force
+        self._notifier = notifier
+        self._log_observer = log_observer
+
+    def reload(self) -> Reloaded:
+        """Faults in the configuration are in the result and in the log; nothing was changed then."""
+        self._notifier.reloading()
+        try:
+            assembly = assemble(load(self._config_path, self._environ), self._lasting)
+        except ConfigError as error:
+            return refused(error.faults)
+        except PolicyUnavailable as error:
+            return refused((Fault(str(self._config_path), "policies.chain", str(error)),))
+        finally:
+            self._notifier.ready()
+        self._renew_log(assembly.config)
+        waiting = self._put_into_force(assembly)
+        say_cautions(assembly.config)
+        _log.info("reloaded", event="config.reloaded", config=assembly.config.source, needs_restart=waiting)
+        return Reloaded(needs_restart=waiting)
+
+    def _renew_log(self, config: Config) -> None:
+        """Level and format as they are set now, in a new file where the old one was rotated away."""
+        if self._log_observer is None:
+            return
+        self._log_observer.configure(config.logging.format, config.logging.level)
+        try:
+            self._log_observer.reopen()
+        except OSError as error:
+            _log.error("the log file can't be opened again", event="log.not_reopened", error=str(error))
+
+
+def refused(faults: Sequence[Fault]) -> Reloaded:
+    """A reload that changed nothing, and says so in the log."""
+    for fault in faults:
+        _log.error("reload refused; nothing was changed", event="config.reload_refused", fault=str(fault))
+    return Reloaded(faults=tuple(faults))
+
+
+def say_cautions(config: Config) -> None:
+    """What is allowed and dangerous, in the log."""
+    for caution in config.cautions():
+        _log.warn("a setting is dangerous", event="config.caution", key=caution.key, note=caution.problem)
