@@ -8,7 +8,7 @@ DEV := etc/elemta-dev.toml
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay campaign clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -47,6 +47,12 @@ bench: $(VENV)/.test ## messages a second, beside Postfix on the same disk (need
 
 bench-relay: $(VENV)/.test ## the same for messages that go in and out again
 	$(VENV)/bin/python bench/relay $(ARGS)
+
+bench-limits: $(VENV)/.test ## decisions a second through Valkey, their CPU and latency, and memory
+	$(VENV)/bin/python bench/limits $(ARGS)
+
+bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit a rate; octets of a key
+	$(VENV)/bin/python bench/window_accuracy $(ARGS)
 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, and their kin
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)

@@ -117,8 +117,8 @@ def sync_milliseconds(parent: Path) -> float:
     return statistics.median(times) * 1000
 
 
-def machine(parent: Path) -> dict[str, str]:
-    """What the figures depend on, in words."""
+def host() -> dict[str, str]:
+    """What every figure depends on, in words."""
     model = "unknown"
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -130,18 +130,24 @@ def machine(parent: Path) -> dict[str, str]:
     return {
         "CPU": f"{model}, {os.cpu_count()} cores",
         "kernel": platform.release(),
-        "disk": f"append of 4 KiB and fdatasync in {sync_milliseconds(parent):.2f} ms (median of 200)",
-        "load before": _load(),
+        "load before": load(),
         "Python": f"{platform.python_version()}, {platform.python_compiler()}, {build}",
+        "Elemta": _version_of("elemta"),
+    }
+
+
+def machine(parent: Path) -> dict[str, str]:
+    """What the figures of a server with a disk depend on, in words."""
+    return host() | {
+        "disk": f"append of 4 KiB and fdatasync in {sync_milliseconds(parent):.2f} ms (median of 200)",
         "SQLite": sqlite3.sqlite_version,
         "Twisted": version("twisted"),
-        "Elemta": _version_of("elemta"),
         "Postfix": _postfix_version(),
     }
 
 
-def _load() -> str:
-    return " ".join(f"{load:.1f}" for load in os.getloadavg())
+def load() -> str:
+    return " ".join(f"{average:.1f}" for average in os.getloadavg())
 
 
 def _version_of(distribution: str) -> str:
@@ -228,7 +234,7 @@ def run(bench: Bench) -> int:
     except BenchError as error:
         print(f"bench/{bench.name}: {error}", file=sys.stderr)
         return 1
-    where["load after"] = _load()
+    where["load after"] = load()
     rows = report(runs, scenarios)
     if options.json:
         print(json.dumps({"machine": where, "rows": rows, "runs": [asdict(run) for run in runs]}, indent=2))
