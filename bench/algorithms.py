@@ -1,4 +1,4 @@
-"""The ways to limit a rate that are common, each as short as it can be written, and the adversary of them all.
+"""The common ways to limit a rate, each as short as it can be written, and the adversary of them all.
 
 Time is in microseconds. ``admit(now)`` says whether one more passes, and counts it if so.
 """
