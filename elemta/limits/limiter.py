@@ -238,7 +238,10 @@ class Limiter:
 
     def top(self, limit: str, count: int = 20) -> MaybeLater[tuple[LimitState, ...]]:
         """The fullest identities of a limit. KeyError when there is no such limit; else fails as above."""
-        return self._states(self._store.top(self._by_name[limit].terms, count))
+        ranking = self._store.top(self._by_name[limit].terms, count)
+        if isinstance(ranking, Deferred):
+            return self._states(ranking.addCallback(lambda found: found.fills))
+        return self._states(ranking.fills)
 
     def reset(self, limit: str, identity: str) -> MaybeLater[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
@@ -288,8 +291,9 @@ class Limiter:
         now = self._store.seconds()
         for shortfall in shortfalls:
             # When a connection of somebody's closes nobody knows, so that is asked anew each time.
-            if shortfall.wait is not None and shortfall.request.terms.leases is None:
-                self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
+            if shortfall.wait is None or shortfall.provisional or shortfall.request.terms.leases is not None:
+                continue
+            self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
 
     def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
         # The one to wait for longest: whoever comes back then finds all of them open.

@@ -17,7 +17,17 @@ from typing import Protocol
 
 from zope.interface import implementer
 
-from elemta.limits.store import LEASE_SECONDS, Answer, Fill, ILimitStore, Receipt, Request, Shortfall, Terms
+from elemta.limits.store import (
+    LEASE_SECONDS,
+    Answer,
+    Fill,
+    ILimitStore,
+    Ranking,
+    Receipt,
+    Request,
+    Shortfall,
+    Terms,
+)
 from elemta.limits.window import Counter
 
 MAX_KEYS = 200_000
@@ -138,6 +148,17 @@ class MemoryStore:
                 shortfalls.append(Shortfall(request, wait))
         return Answer(tuple(receipts), tuple(shortfalls))
 
+    def record(self, request: Request) -> Receipt:
+        """Charge what passed elsewhere, whether it would pass here or not.
+
+        A counter keeps no more than its limit, the newest: with those it answers as if it had kept all.
+        """
+        now = self._now()
+        receipt = self._charge(request, now)
+        if isinstance(receipt.origin, Counter):
+            receipt.origin.trim()
+        return receipt
+
     def refund(self, receipts: Sequence[Receipt]) -> None:
         for receipt in receipts:
             if not receipt.settled and isinstance(receipt.origin, Counter):
@@ -167,7 +188,7 @@ class MemoryStore:
     def reset(self, terms: Terms, identity: str) -> bool:
         return self._room(terms).forget(Request(terms, identity))
 
-    def top(self, terms: Terms, count: int) -> tuple[Fill, ...]:
+    def top(self, terms: Terms, count: int) -> Ranking:
         """Looks at every key of the limit, about a microsecond each: for people, not for sessions."""
         now = self._now()
         room = self._room(terms)
@@ -177,7 +198,7 @@ class MemoryStore:
         else:
             first = heapq.nlargest(count, room.leases, key=room.leases.__getitem__)
         fills = [self._fill(Request(terms, identity), now) for identity in first]
-        return tuple(fill for fill in fills if any(fill.used))
+        return Ranking(tuple(fill for fill in fills if any(fill.used)))
 
     def size(self, terms: Terms) -> int:
         """How many identities of a limit have a counter of their own."""

@@ -196,11 +196,11 @@ def _built_in(resources: ResourcesConfig) -> list[Rule]:
     if resources.max_requests_per_window:
         window = _microseconds(resources.rate_limit_window)
         bounds = (Bound.of(resources.max_requests_per_window, window),)
-        terms = Terms(RATE_PER_IP, bounds, of_session=True, share_when_down=True)
+        terms = Terms(RATE_PER_IP, bounds, of_session=True)
         rules.append(Rule(terms, (Identity.IP,), Counts.CONNECTIONS, Stage.CONNECT))
     if resources.max_connections_per_ip:
         leases = resources.max_connections_per_ip
-        terms = Terms(CONNECTIONS_PER_IP, leases=leases, of_session=True, share_when_down=True)
+        terms = Terms(CONNECTIONS_PER_IP, leases=leases, of_session=True)
         rules.append(Rule(terms, (Identity.IP,), Counts.OPEN_CONNECTIONS, Stage.CONNECT))
     return rules
 
@@ -216,7 +216,7 @@ def _rule(limit: LimitConfig) -> Rule:
         binding=limit.mode is Mode.ENFORCE and limit.counts is not Counts.AUTH_FAILURES,
         cluster=limit.scope is Scope.CLUSTER,
         of_session=limit.counts in (Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS),
-        share_when_down=limit.when_valkey_is_down is WhenValkeyIsDown.LOCAL,
+        when_down=limit.when_valkey_is_down,
     )
     return Rule(
         terms=terms,

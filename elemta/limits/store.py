@@ -1,4 +1,4 @@
-"""The seam between the limits and where they are counted: this node's memory, or later a shared store.
+"""The seam between the limits and where they are counted: this node's memory, or a store that nodes share.
 
 A store knows keys, bounds and amounts; it knows nothing of mail. All methods give a value, or a Deferred
 of one; a store that answers at once must not make a Deferred, because every command of every client waits
@@ -17,6 +17,7 @@ from typing import TypeAlias, TypeVar
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from elemta.config import WhenValkeyIsDown
 from elemta.limits.window import Bound
 
 T = TypeVar("T")
@@ -33,9 +34,9 @@ class Terms:
     ``name`` is the first part of every key. ``bounds`` are all to hold; for open connections there are none
     and ``leases`` says how many may be held at a time. ``binding`` requests are granted all or none; one
     that is not is charged by itself, if the binding ones beside it were granted, and its shortfall refuses
-    nothing. ``cluster`` tells whether all nodes count together. ``of_session`` is for what belongs to the
-    connection rather than to the transaction in it, and ``share_when_down`` for limits of which this node
-    takes its share while a shared store is away.
+    nothing. ``cluster`` tells whether all nodes count together, and ``when_down`` what this node does while
+    their shared store is away. ``of_session`` is for what belongs to the connection rather than to the
+    transaction in it.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Terms:
     binding: bool = True
     cluster: bool = True
     of_session: bool = False
-    share_when_down: bool = False
+    when_down: WhenValkeyIsDown = WhenValkeyIsDown.LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,15 @@ class Receipt:
     """What one request was charged: a token rather than a value, because it is good for one return.
 
     ``at`` is the store's time of the charge in microseconds, ``origin`` whatever the store needs to find
-    the charge again. The store sets ``settled`` when it takes the charge or the lease back.
+    the charge again. The store sets ``settled`` when it takes the charge or the lease back. ``mirror`` is
+    what this node's memory was charged for the same thing, where a shared store made the charge.
     """
 
     request: Request
     at: int
     origin: object = None
     settled: bool = False
+    mirror: Receipt | None = None
 
     @property
     def is_lease(self) -> bool:
@@ -83,11 +86,13 @@ class Shortfall:
     """A request that did not pass. ``wait`` is exactly how many microseconds later the same request would,
 
     if nothing else were charged; for a lease, whose end nobody knows, the time by which a dead node's are
-    gone. None: it never passes, because the amount alone is above the limit.
+    gone. None: it never passes, because the amount alone is above the limit. ``provisional`` is what this
+    node says by itself while the shared store is away: it holds no longer than that, so don't remember it.
     """
 
     request: Request
     wait: int | None
+    provisional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,14 @@ class Fill:
     request: Request
     used: tuple[int, ...]
     wait: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The fullest keys of a limit, fullest first. Not ``complete`` when not all could be looked at."""
+
+    fills: tuple[Fill, ...] = ()
+    complete: bool = True
 
 
 class ILimitStore(Interface):
@@ -140,5 +153,5 @@ class ILimitStore(Interface):
     def reset(terms: Terms, identity: str) -> MaybeLater[bool]:
         """Forget what is counted for one key; False when nothing is. Leases stay: they are facts."""
 
-    def top(terms: Terms, count: int) -> MaybeLater[tuple[Fill, ...]]:
+    def top(terms: Terms, count: int) -> MaybeLater[Ranking]:
         """The ``count`` fullest keys of a limit, fullest first."""

@@ -110,6 +110,17 @@ class Series:
             times.insert(position, slot)
             self._amounts.insert(position, amount)
 
+    def trim(self) -> None:
+        """Forget the oldest charges that newer ones which fill the limit make irrelevant."""
+        position, total = 0, self.total
+        while position < len(self._amounts) and total - self._amounts[position] >= self.bound.limit:
+            total -= self._amounts[position]
+            position += 1
+        if position:
+            self.total = total
+            del self._times[:position]
+            del self._amounts[:position]
+
     def remove(self, at: int, amount: int) -> None:
         """Take back what :meth:`add` charged with the same arguments; nothing once that has expired."""
         slot = self.bound.slot(at)
@@ -179,6 +190,11 @@ class Counter:
         for series in self._series:
             series.prune(at)
             series.add(at, amount)
+
+    def trim(self) -> None:
+        """Keep no more than the newest charges that fill the limit: after charges that nobody asked for."""
+        for series in self._series:
+            series.trim()
 
     def refund(self, at: int, amount: int) -> None:
         """Take one charge back, once: the caller sees to that. Nothing after it has expired."""

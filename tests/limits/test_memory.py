@@ -139,7 +139,10 @@ def test_the_fullest_come_first() -> None:
     for identity, times in (("a", 2), ("b", 7), ("c", 4)):
         for _ in range(times):
             store.acquire([Request(terms, identity)])
-    assert [(fill.request.identity, fill.used) for fill in store.top(terms, 2)] == [("b", (7,)), ("c", (4,))]
+    assert [(fill.request.identity, fill.used) for fill in store.top(terms, 2).fills] == [
+        ("b", (7,)),
+        ("c", (4,)),
+    ]
 
 
 def test_other_numbers_for_a_limit_keep_what_was_counted() -> None:

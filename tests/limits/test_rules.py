@@ -120,7 +120,7 @@ def test_the_words_of_a_limit_arrive_in_the_rule() -> None:
     )
     assert not made.terms.binding
     assert not made.terms.cluster
-    assert not made.terms.share_when_down
+    assert made.terms.when_down is made.when_valkey_is_down
     assert made.terms.bounds[0].grain == 1_000_000
 
 
