@@ -6,6 +6,7 @@ are for us: configuration that can't be used, a disk that fails, a plugin that i
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,35 @@ class ProxyHeaderError(ElemtaError):
 
 class StoreUnavailable(ElemtaError):
     """The store of the limits did not answer in time or at all."""
+
+
+class Trouble(enum.Enum):
+    """Why a command to Valkey failed; the values are labels of a metric."""
+
+    DISCONNECTED = "disconnected"
+    DEADLINE = "deadline"
+    OVERLOADED = "overloaded"
+    """Too much is under way already, or Valkey takes no more clients."""
+    LOADING = "loading"
+    READONLY = "readonly"
+    """It is a replica."""
+    OOM = "oom"
+    BUSY = "busy"
+    REDIRECTED = "redirected"
+    """A cluster that has no node for the key now, or whose nodes send us around."""
+    DENIED = "denied"
+    """The password is wrong, or the user may not do this."""
+    NOREPLICAS = "noreplicas"
+    OTHER = "other"
+
+
+class ValkeyTrouble(StoreUnavailable):
+    """A command to Valkey failed. With ``maybe_done`` it may have been executed all the same."""
+
+    def __init__(self, kind: Trouble, words: str, *, maybe_done: bool = False) -> None:
+        self.kind = kind
+        self.maybe_done = maybe_done
+        super().__init__(words)
 
 
 class UsersFileError(ElemtaError):

