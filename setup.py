@@ -59,7 +59,12 @@ setup(
             "types-toml",
         ],
     },
-    entry_points={"console_scripts": ["elemtactl = elemta.ctl.main:console"]},
+    entry_points={
+        "console_scripts": [
+            "elemtactl = elemta.ctl.main:console",
+            "elemta-sendmail = elemta.ctl.sendmail:console",
+        ]
+    },
     classifiers=[
         "Framework :: Twisted",
         "Operating System :: POSIX :: Linux",

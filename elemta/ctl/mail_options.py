@@ -1,0 +1,148 @@
+"""The command line of ``sendmail``, as thirty years of programs write it."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Final
+
+
+class UsageFault(Exception):
+    """A command line that can't be understood."""
+
+
+class Mode(enum.Enum):
+    """What the command is asked to do."""
+
+    SUBMIT = "submit"
+    SMTP = "smtp"
+    QUEUE = "queue"
+    ALIASES = "aliases"
+    VERSION = "version"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A command line. ``sender`` None: who calls; ``ret``, ``notify`` and ``envid`` are of RFC 3461."""
+
+    mode: Mode = Mode.SUBMIT
+    from_header: bool = False
+    dots: bool = True
+    sender: str | None = None
+    full_name: str = ""
+    ret: str = ""
+    notify: str = ""
+    envid: str = ""
+    recipients: tuple[str, ...] = field(default=())
+
+
+USED: Final[tuple[tuple[str, str], ...]] = (
+    ("-t", "take recipients from To, Cc and Bcc (or Resent-To and its kin) too; Bcc is removed"),
+    ("-i, -oi", "a line with a single dot does not end the message"),
+    ("-f ADDRESS, -r ADDRESS", "the sender of the envelope, to whom bounces go; <> is nobody"),
+    ("-F NAME", "the full name in a From field, where there is none"),
+    ("-N CONDITIONS", "when the sender is told: never, or some of success,failure,delay"),
+    ("-R AMOUNT", "what of the message is returned: full or hdrs"),
+    ("-V ID", "the envelope id that stands in such notices"),
+    ("-bs", "speak SMTP on standard input and output"),
+    ("-bp", "list the queue, like mailq: runs elemtactl queue list"),
+    ("-bi", "nothing, like newaliases: there are no aliases to compile"),
+    ("-bm", "take a message from standard input, which is the default"),
+    ("--version", "show the version"),
+)
+"""The options that do something, and what; the manual page is written from here."""
+
+_IGNORED: Final = "GUnmvL"
+_WITH_VALUE: Final = "fFrNRVBChLopOXAbqd"
+_OPTIONAL_VALUE: Final = "qd"
+_MODES: Final = {
+    "s": Mode.SMTP,
+    "p": Mode.QUEUE,
+    "i": Mode.ALIASES,
+    "m": Mode.SUBMIT,
+}
+_NAMES: Final = {"mailq": Mode.QUEUE, "newaliases": Mode.ALIASES}
+# RFC 3461 §4.4: xtext
+_ENVID: Final = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,100}")
+_CONDITIONS: Final = ("NEVER", "SUCCESS", "FAILURE", "DELAY")
+
+
+def read_options(argv: Sequence[str]) -> Options:
+    """The options of a command line whose first word is the program's name. Raises UsageFault."""
+    options = Options(mode=_NAMES.get(PurePath(argv[0]).name if argv else "", Mode.SUBMIT))
+    recipients: list[str] = []
+    words = iter(argv[1:])
+    for word in words:
+        if word == "--":
+            recipients += words
+        elif word == "--version":
+            options = replace(options, mode=Mode.VERSION)
+        elif word == "--help" or not word.startswith("-") or word == "-":
+            if word in ("--help", "-"):
+                raise UsageFault("man elemta-sendmail says which options there are")
+            recipients.append(word)
+        else:
+            for letter, value in _letters(word[1:], words):
+                options = _apply(options, letter, value)
+    options = replace(options, recipients=tuple(recipients))
+    if options.mode is Mode.SUBMIT and not recipients and not options.from_header:
+        raise UsageFault("no recipient: name some, or use -t to take them from the message")
+    return options
+
+
+def _letters(cluster: str, words: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """The options that stand together behind one dash, the last of them with its value if it has one."""
+    while cluster:
+        letter, cluster = cluster[0], cluster[1:]
+        if letter not in _WITH_VALUE:
+            yield letter, ""
+            continue
+        if not cluster and letter not in _OPTIONAL_VALUE:
+            value = next(words, None)
+            if value is None:
+                raise UsageFault(f"-{letter} wants a value")
+            cluster = value
+        yield letter, cluster
+        return
+
+
+def _apply(options: Options, letter: str, value: str) -> Options:
+    match letter:
+        case "t":
+            options = replace(options, from_header=True)
+        case "f" | "r":
+            options = replace(options, sender=value)
+        case "F":
+            options = replace(options, full_name=value)
+        case "b":
+            if value not in _MODES:
+                raise UsageFault(f"-b{value} is not for this program")
+            options = replace(options, mode=_MODES[value])
+        case "i" | "o":
+            # -oem, -odb and many more say nothing here
+            options = replace(options, dots=False) if value in ("", "i") else options
+        case "N" | "R" | "V":
+            options = _notice(options, letter, value)
+        case _ if letter not in _IGNORED and letter not in _WITH_VALUE:
+            raise UsageFault(f"-{letter} is no option of this program")
+    return options
+
+
+def _notice(options: Options, letter: str, value: str) -> Options:
+    upper = value.upper()
+    if letter == "R":
+        if upper not in ("FULL", "HDRS"):
+            raise UsageFault(f"-R {value}: must be full or hdrs")
+        return replace(options, ret=upper)
+    if letter == "V":
+        if not _ENVID.fullmatch(value):
+            raise UsageFault(f"-V {value}: must be up to 100 printable characters, others as +XX")
+        return replace(options, envid=value)
+    conditions = upper.split(",")
+    alone = "NEVER" in conditions and len(conditions) > 1
+    if alone or not all(condition in _CONDITIONS for condition in conditions):
+        raise UsageFault(f"-N {value}: must be never, or some of success,failure,delay")
+    return replace(options, notify=upper)

@@ -1,0 +1,159 @@
+"""A mail as programs write it to ``sendmail``: made whole, with CRLF, and its envelope read from it."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import pwd
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from elemta.ctl.mail_options import Options
+from elemta.errors import ElemtaError
+from elemta.smtp.path import parse_address
+
+
+class MailFault(Exception):
+    """A mail that can't be sent, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """An address: as it was written, and as a command takes it; empty for nobody."""
+
+    text: str
+
+    @property
+    def wire(self) -> str:
+        return f"<{self.text}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is sent: envelope and content, lines ending in CRLF, dots not yet stuffed."""
+
+    host: str
+    sender: Mailbox
+    recipients: tuple[Mailbox, ...]
+    content: bytes
+
+    @property
+    def eight_bit(self) -> bool:
+        return not self.content.isascii()
+
+    @property
+    def international(self) -> bool:
+        """Whether an address needs SMTPUTF8."""
+        return not all(mailbox.text.isascii() for mailbox in (self.sender, *self.recipients))
+
+
+_FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:(.*(?:\r\n[ \t].*)*)\r\n")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_RECIPIENT_FIELDS: Final = (b"to", b"cc", b"bcc")
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    name: bytes
+    value: bytes
+    whole: bytes
+
+
+def read_draft(options: Options, stdin: BinaryIO, *, host: str, now: float | None) -> Draft:
+    """Read a mail to its end. Raises MailFault when nobody is to get it, or somebody who can't be understood."""
+    fields, body = _divided(_LINE_END.sub(b"\r\n", _read(stdin, dots=options.dots)))
+    resent = any(field.name.startswith(b"resent-") for field in fields)
+    written = list(options.recipients)
+    if options.from_header:
+        prefix = b"resent-" if resent else b""
+        wanted = [prefix + name for name in _RECIPIENT_FIELDS]
+        written += _addresses(field.value for field in fields if field.name in wanted)
+        fields = [field for field in fields if field.name != prefix + b"bcc"]
+    recipients = tuple(dict.fromkeys(_mailbox(address, host) for address in written))
+    if not recipients:
+        raise MailFault("the message names no recipient in To, Cc or Bcc")
+    caller = _caller()
+    sender = _sender(options, caller, host)
+    names = {field.name for field in fields}
+    added = []
+    # RFC 6409 §8: a submission may add what a mail must have
+    if b"date" not in names:
+        added.append(f"Date: {email.utils.formatdate(now, localtime=True)}")
+    if b"from" not in names:
+        added.append(f"From: {_author(options, caller, sender, host)}")
+    if b"message-id" not in names:
+        added.append(f"Message-ID: {email.utils.make_msgid(domain=host)}")
+    head = "".join(f"{line}\r\n" for line in added).encode() + b"".join(field.whole for field in fields)
+    return Draft(host, sender, recipients, head + b"\r\n" + body)
+
+
+def _read(stdin: BinaryIO, *, dots: bool) -> bytes:
+    if not dots:
+        return stdin.read()
+    lines = []
+    for line in stdin:
+        if line in (b".\n", b".\r\n", b"."):
+            break
+        lines.append(line)
+    return b"".join(lines)
+
+
+def _divided(text: bytes) -> tuple[list[_Field], bytes]:
+    """The header's fields and the body; a text that does not begin with a field is all body."""
+    if text and not text.endswith(b"\r\n"):
+        text += b"\r\n"
+    fields = []
+    position = 0
+    if text.startswith(b"From "):
+        # The line that separates mails in a mailbox file.
+        position = text.index(b"\r\n") + 2
+    while found := _FIELD.match(text, position):
+        fields.append(_Field(found[1].lower(), found[2], found[0]))
+        position = found.end()
+    if text.startswith(b"\r\n", position):
+        position += 2
+    return fields, text[position:]
+
+
+def _addresses(values: Iterable[bytes]) -> list[str]:
+    texts = [_LINE_END.sub(b"", value).decode("utf-8", "replace") for value in values]
+    try:
+        pairs = email.utils.getaddresses(texts)
+    except RecursionError as error:
+        raise MailFault("the recipients in the header can't be read: comments are nested too deep") from error
+    return [address for _, address in pairs if address]
+
+
+def _mailbox(address: str, host: str) -> Mailbox:
+    bare = address.strip()
+    if bare.startswith("<") and bare.endswith(">"):
+        bare = bare[1:-1]
+    if "@" not in bare:
+        bare = f"{bare}@{host}"
+    try:
+        parse_address(bare)
+    except (ElemtaError, ValueError) as error:
+        raise MailFault(f"{address}: {error}") from error
+    return Mailbox(bare)
+
+
+def _caller() -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError:
+        return None
+
+
+def _sender(options: Options, caller: pwd.struct_passwd | None, host: str) -> Mailbox:
+    if options.sender is not None:
+        return Mailbox("") if options.sender in ("", "<>") else _mailbox(options.sender, host)
+    return _mailbox(caller.pw_name if caller else f"uid-{os.getuid()}", host)
+
+
+def _author(options: Options, caller: pwd.struct_passwd | None, sender: Mailbox, host: str) -> str:
+    full = options.full_name or (caller.pw_gecos.partition(",")[0] if caller else "")
+    address = sender.text or f"MAILER-DAEMON@{host}"
+    # formataddr does not take addresses beyond ASCII.
+    return email.utils.formataddr((" ".join(full.split()), address)) if address.isascii() else address

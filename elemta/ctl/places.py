@@ -1,0 +1,86 @@
+"""Where the daemon of this host takes mail: what ``elemta-sendmail`` connects to."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from elemta.config import Config, load
+from elemta.config.choices import ListenerTLS, Role
+from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG
+from elemta.errors import ConfigError
+
+_MAILNAME: Final = Path("/etc/mailname")
+_TCP: Final = re.compile(r"tcp6?:(?:port=)?([0-9]+)(?::|$)")
+_INTERFACE: Final = re.compile(r":interface=((?:[^\\:]|\\:)*)")
+_LOOPBACK: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A host and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+USUAL: Final = (Place("127.0.0.1", 25), Place("127.0.0.1", 2525))
+"""What is tried where the configuration can't be read: it may hold a password, so users may not."""
+
+
+def places(environ: Mapping[str, str]) -> tuple[Place, ...]:
+    """Where to hand in mail, in the order to try."""
+    path = environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
+    if not os.access(path, os.R_OK):
+        return USUAL
+    try:
+        config = load(path, {})
+    except ConfigError:
+        # The daemon may well run on with what it read before.
+        return USUAL
+    return tuple(dict.fromkeys(_of(config))) or USUAL
+
+
+def _of(config: Config) -> Iterator[Place]:
+    for listener in config.listeners:
+        if listener.role is not Role.MX or listener.tls is ListenerTLS.IMPLICIT:
+            continue
+        if listener.endpoint.startswith("systemd:"):
+            # elemta.socket, whose addresses are not in our configuration
+            yield USUAL[0]
+        elif found := _TCP.match(listener.endpoint):
+            yield Place(_host(listener.endpoint), int(found[1]))
+
+
+def _host(endpoint: str) -> str:
+    found = _INTERFACE.search(endpoint)
+    text = found[1].replace("\\:", ":") if found else ""
+    if not text and endpoint.startswith("tcp6:"):
+        return "::1"
+    return _LOOPBACK.get(text, text if _is_address(text) else "127.0.0.1")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def own_name() -> str:
+    """The domain of addresses without one: Debian's ``/etc/mailname`` (Debian Policy §11.6), or the FQDN."""
+    try:
+        name = _MAILNAME.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    return name or socket.getfqdn()
