@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from elemta.config.dumping import literal
@@ -21,6 +22,34 @@ _POLICY = Section("policy.relay", "policy", PolicyCommon)
 _POLICY_WORDS = "every policy takes these four, beside its own options."
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A setting for a page of documentation; code is in backquotes."""
+
+    key: str
+    value: str
+    default: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A table for a page of documentation: its header as it is written, its sentences, its settings."""
+
+    header: str
+    words: str
+    more: str
+    entries: tuple[Entry, ...]
+
+
+def described() -> Iterator[Described]:
+    """Every table of a configuration, in the order of the sample file."""
+    for section in SECTIONS:
+        yield _described(section, f"[[{section.table}]]" if section.many else f"[{section.table}]")
+        if section.table == "policies":
+            yield _described(_POLICY, "[policy.NAME]")
+
+
 def render_sample() -> str:
     """The text of ``etc/elemta.toml``: every setting with its sentence, and its default commented out."""
     lines = SAMPLE_HEAD.splitlines()
@@ -35,10 +64,8 @@ def render_markdown() -> str:
     """The text of ``docs/configuration.md``."""
     aliases = "\n".join(f"- `{alias}` for `{name}`" for alias, name in ALIASES.items())
     parts = [PAGE_HEAD.replace("ALIASES", aliases)]
-    for section in SECTIONS:
-        parts += _page_section(f"[[{section.table}]]" if section.many else f"[{section.table}]", section)
-        if section.table == "policies":
-            parts += _page_section("[policy.NAME]", Section("policy.NAME", "policy", PolicyCommon))
+    for section in described():
+        parts += _page_section(section)
     return "\n".join(parts)
 
 
@@ -99,18 +126,24 @@ def _choices(field: SettingField) -> list[str]:
     return [str(choice) for choice in field.about.choices]
 
 
-def _page_section(header: str, section: Section) -> Iterator[str]:
+def _described(section: Section, header: str) -> Described:
     words = _words_of(section) if section.attribute != "policy" else _POLICY_WORDS
-    more = _more_of(section)
-    yield f"## `{header}`"
+    entries = []
+    for field in settings_of(section.shape):
+        kind = kind_of(field)
+        entries.append(Entry(field.key, _value_cell(kind), _default_cell(field, kind), field.about.words))
+    return Described(header, words[:1].upper() + words[1:], _more_of(section), tuple(entries))
+
+
+def _page_section(section: Described) -> Iterator[str]:
+    yield f"## `{section.header}`"
     yield ""
-    yield words[:1].upper() + words[1:] + (f"\n\n{more}" if more else "")
+    yield section.words + (f"\n\n{section.more}" if section.more else "")
     yield ""
     yield "| key | value | default | |"
     yield "|---|---|---|---|"
-    for field in settings_of(section.shape):
-        kind = kind_of(field)
-        cells = (f"`{field.key}`", _value_cell(kind), _default_cell(field, kind), field.about.words)
+    for entry in section.entries:
+        cells = (f"`{entry.key}`", entry.value, entry.default, entry.words)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
 

@@ -61,8 +61,8 @@ class _Field:
     whole: bytes
 
 
-def read_draft(options: Options, stdin: BinaryIO, *, host: str, now: float | None) -> Draft:
-    """Read a mail to its end. Raises MailFault when nobody is to get it, or somebody who can't be understood."""
+def read_draft(options: Options, stdin: BinaryIO, *, host: str, now: float) -> Draft:
+    """Read a mail to its end; ``now`` dates it. Raises MailFault when it has no usable recipient."""
     fields, body = _divided(_LINE_END.sub(b"\r\n", _read(stdin, dots=options.dots)))
     resent = any(field.name.startswith(b"resent-") for field in fields)
     written = list(options.recipients)

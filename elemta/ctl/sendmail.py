@@ -12,6 +12,7 @@ import os
 import re
 import smtplib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NoReturn, TextIO
 
@@ -89,7 +90,7 @@ def _show_queue() -> NoReturn:
 
 
 def _submit(options: Options, stdin: BinaryIO, environ: Mapping[str, str]) -> None:
-    draft = read_draft(options, stdin, host=own_name(), now=None)
+    draft = read_draft(options, stdin, host=own_name(), now=time.time())
     server = _connected(places(environ), draft)
     try:
         _send(server, options, draft)
