@@ -8,7 +8,7 @@ DEV := etc/elemta-dev.toml
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign deb deb-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -29,11 +29,12 @@ format: $(VENV)/.check ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts of docs/
+generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts of docs/, manual pages
 	$(VENV)/bin/python -m elemta.config write
 	$(VENV)/bin/python docs/generate_metrics.py
 	$(VENV)/bin/python docs/generate_logging.py
 	$(VENV)/bin/python docs/generate_dsn.py
+	$(VENV)/bin/python docs/generate_man.py
 	$(VENV)/bin/python docs/generate_rfc.py
 
 test-twisted-22.4: .venv-22.4/.test ## the tests with the Twisted of Debian 12 (needs Python 3.11)
@@ -56,6 +57,12 @@ bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit 
 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, and their kin
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
+
+deb: ## the Debian packages, in dist/deb; wants debhelper and lintian
+	@packaging/deb $(ARGS)
+
+deb-test: ## installs them in a Debian of its own, boots that and tries everything; as root (SUITES="bookworm trixie")
+	@packaging/deb-test $(SUITES)
 
 clean: ## remove the virtual environments and caches; ./var, which holds mail, stays
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
