@@ -189,6 +189,23 @@ class Adversary:
         return visits
 
 
+class Attack:
+    """An adversary at work, in another thread, while the with-block lasts and until its time is over."""
+
+    def __init__(self, adversary: Adversary, seconds: float) -> None:
+        self.visits: list[Visit] = []
+        self._thread = threading.Thread(target=lambda: self.visits.extend(adversary.run(seconds)))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.join()
+
+
 def surely_within(visits: Iterable[Visit], window: float) -> int:
     """The most admissions that lie in one window whatever happened between a client and its node.
 

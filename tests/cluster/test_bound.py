@@ -3,73 +3,26 @@
 from __future__ import annotations
 
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster.crowd import (
-    Adversary,
-    Visit,
-    burst,
-    new_client,
-    percentile,
-    surely_within,
-    worst_window,
+from tests.cluster.checks import (
+    TABLES,
+    check_four_hundred,
+    check_refusals_by_open_connections,
+    check_refusals_by_rate,
+    ends_of_leases,
+    enter,
+    resources,
 )
-from tests.cluster.fleet import PREFIX, Fleet, Node, until
+from tests.cluster.crowd import Adversary, Visit, burst, new_client, surely_within, worst_window
+from tests.cluster.fleet import PREFIX, Fleet, until
 from tests.cluster.skew import skewed
 from tests.support.valkey import ValkeyServer
-from tests.support.wire import Wire
-
-LIMIT = 100
-REFUSAL = re.compile(r"(421 4\.7\.0|450 4\.7\.1) .*\bip\b.*try again in \d+ seconds?$")
-# Further listeners, because the limits of [resources] are everywhere.
-TABLES = """
-[[listener]]
-name = "once"
-endpoint = "tcp:0:interface=127.0.0.1"
-[[limit]]
-name = "once"
-per = ["ip", "listener"]
-counts = "connections"
-rates = ["1/10m"]
-except = ["mx", "lines"]
-[[limit]]
-name = "tally"
-per = ["listener"]
-counts = "connections"
-rates = ["90000/10m"]
-except = ["mx", "lines"]
-[[listener]]
-name = "lines"
-endpoint = "tcp:0:interface=127.0.0.1"
-[[limit]]
-name = "lines"
-per = ["ip", "listener"]
-counts = "open_connections"
-rates = ["5"]
-except = ["mx", "once"]
-[[limit]]
-name = "log"
-per = ["listener"]
-counts = "connections"
-rates = ["120/10m"]
-except = ["mx", "once"]
-"""
-
-
-def resources(window: int = 5) -> dict[str, int | str]:
-    return {
-        "max_connections": 5000,
-        "max_connections_per_ip": 5000,
-        "max_requests_per_window": LIMIT,
-        "rate_limit_window": window,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -79,51 +32,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
         assert fleet.faults() == []
 
 
-def contents(valkey: ValkeyServer, pattern: str) -> dict[bytes, Any]:
-    """What is stored in the keys that match, without when leases end."""
-    read = {b"zset": ("ZRANGE", "0", "-1"), b"hash": ("HGETALL",)}
-    found = {}
-    for key in valkey.command("KEYS", PREFIX + pattern):
-        verb, *rest = read[valkey.command("TYPE", key)]
-        found[key] = sorted(valkey.command(verb, key, *rest))
-    return found
-
-
-def four_hundred(fleet: Fleet, client: str, window: float) -> list[Visit]:
-    """400 connections of one client in one second, over all doors."""
-    visits = burst(fleet.ports(), [client] * 400, within=0.9)
-    took = max(visit.ended for visit in visits) - visits[0].began
-    millis = [1000 * visit.seconds for visit in visits]
-    print(
-        f"\n400 connections in {took:.2f} s: {sum(visit.passed for visit in visits)} greeted, greeting "
-        f"p50 {percentile(millis, 0.5):.1f} ms, p99 {percentile(millis, 0.99):.1f} ms"
-    )
-    if took >= window:
-        pytest.skip(f"this machine needs {took:.1f} s for 400 connections")
-    return visits
-
-
-def check_four_hundred(fleet: Fleet, valkey: ValkeyServer, client: str, window: float) -> None:
-    visits = four_hundred(fleet, client, window)
-    assert sum(visit.passed for visit in visits) == LIMIT
-    assert valkey.command("ZCARD", f"{PREFIX}ip:{client}") == LIMIT
-    refused = [visit for visit in visits if not visit.passed]
-    assert [visit.greeting for visit in refused if not REFUSAL.fullmatch(visit.greeting)] == []
-
-    first = min(visit.began for visit in visits if visit.passed)
-    time.sleep(max(0.0, first + window - 1.5 - time.monotonic()))
-    (early,) = burst(fleet.ports()[:1], [client])
-    assert not early.passed or early.ended > first + window
-    told = min(visit.ended + visit.retry_after for visit in refused)
-    time.sleep(max(0.0, told - time.monotonic()))
-    (late,) = burst(fleet.ports()[1:], [client])
-    assert late.passed, late
-
-
 def test_of_400_connections_to_three_nodes_exactly_100_are_greeted_and_one_more_at_the_time_told(
     fleet: Fleet, valkey: ValkeyServer
 ) -> None:
-    check_four_hundred(fleet, valkey, "127.0.0.1", window=5.0)
+    check_four_hundred(fleet, lambda: [valkey], "127.0.0.1", "ip:127.0.0.1", window=5.0)
 
 
 @pytest.mark.campaign
@@ -131,45 +43,20 @@ def test_of_400_connections_in_a_window_of_a_minute_exactly_100_are_greeted(
     tmp_path: Path, valkey: ValkeyServer
 ) -> None:
     with Fleet(tmp_path, valkey.url, resources=resources(60)) as fleet:
-        check_four_hundred(fleet, valkey, new_client(), window=60.0)
+        client = new_client()
+        check_four_hundred(fleet, lambda: [valkey], client, f"ip:{client}", window=60.0)
 
 
 def test_a_thousand_refusals_by_one_limit_leave_the_others_count_alone(
     fleet: Fleet, valkey: ValkeyServer
 ) -> None:
-    clients = [new_client() for _ in range(1000)]
-    first, second, _ = fleet.ports("once")
-    assert all(visit.passed for visit in burst([first], clients, within=1.5))
-    before = contents(valkey, "tally:*")
-    assert len(before) == 1
-    until(lambda: contents(valkey, "connections-per-ip:*") == {}, "no open connection any more")
-    leases = contents(valkey, "connections-per-ip:*")
-
-    # Another node: it does not know yet and has to ask.
-    asked = valkey.calls("evalsha")
-    visits = burst([second], clients, within=1.5)
-    assert {visit.greeting.partition(",")[0] for visit in visits} == {"421 4.7.0 Rate limit once exceeded"}
-    assert valkey.calls("evalsha") > asked
-    assert contents(valkey, "tally:*") == before
-    assert contents(valkey, "connections-per-ip:*") == leases
+    check_refusals_by_rate(fleet, lambda: [valkey])
 
 
 def test_a_thousand_refusals_by_open_connections_leave_the_other_counts_alone(
     fleet: Fleet, valkey: ValkeyServer
 ) -> None:
-    client = new_client()
-    held = [enter(fleet.nodes[number % 3], client, "lines") for number in range(5)]
-    try:
-        assert [wire.reply()[:3] for wire in held] == ["220"] * 5
-        before = contents(valkey, "log:*")
-        assert len(before) == 1
-        visits = burst(fleet.ports("lines"), [client] * 1000, within=1.5)
-        assert {visit.passed for visit in visits} == {False}
-        assert contents(valkey, "log:*") == before
-        assert len(contents(valkey, f"lines:{client}*").popitem()[1]) == 5
-    finally:
-        for wire in held:
-            wire.sock.close()
+    check_refusals_by_open_connections(fleet, lambda: [valkey])
 
 
 def test_connections_of_a_killed_node_count_for_the_others_until_their_leases_end(
@@ -359,17 +246,3 @@ class Scores:
         for key in self._talk("KEYS", self._pattern):
             pairs = iter(self._talk("ZRANGE", key, 0, -1, "WITHSCORES"))
             self.seen.update((member, int(float(score))) for member, score in zip(pairs, pairs, strict=True))
-
-
-def enter(node: Node, client: str, listener: str = "mx") -> Wire:
-    """A connection from this client's address."""
-    address = ("127.0.0.1", node.port_of(listener))
-    return Wire(socket.create_connection(address, timeout=20.0, source_address=(client, 0)))
-
-
-def ends_of_leases(valkey: ValkeyServer, client: str) -> list[float]:
-    """In how many seconds the leases of a client's connections end if nobody renews them."""
-    seconds, micros = valkey.command("TIME")
-    now = int(seconds) + int(micros) / 1e6
-    found = valkey.command("ZRANGE", f"{PREFIX}connections-per-ip:{client}", "0", "-1", "WITHSCORES")
-    return [float(end) / 1e6 - now for end in found[1::2]]

@@ -1,0 +1,149 @@
+"""The same promises on a Valkey Cluster of three primaries with replicas: routed, failing over, and moving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.checks import (
+    TABLES,
+    check_four_hundred,
+    check_refusals_by_open_connections,
+    check_refusals_by_rate,
+    resources,
+)
+from tests.cluster.crowd import Adversary, Attack, Stream, burst, new_client, percentile, surely_within
+from tests.cluster.fleet import CLUSTER, PREFIX, Fleet, until
+from tests.support.valkey import ValkeyServer, eventually
+from tests.support.valkey_groups import Cluster, slot_of
+
+LIMIT = 100
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[Fleet]:
+    directory = tmp_path_factory.mktemp("fleet")
+    with Fleet(directory, cluster.url, resources=resources(), tables=TABLES) as fleet:
+        yield fleet
+        assert fleet.faults() == []
+
+
+def key_of(client: str) -> str:
+    return f"{PREFIX}ip:{{{client}}}"
+
+
+def test_of_400_connections_counted_in_a_valkey_cluster_exactly_100_are_greeted(
+    fleet: Fleet, cluster: Cluster
+) -> None:
+    check_four_hundred(fleet, cluster.primaries, "127.0.0.1", "ip:{127.0.0.1}", window=5.0)
+
+
+def test_a_thousand_refusals_by_one_slot_leave_the_counts_of_other_slots_alone(
+    fleet: Fleet, cluster: Cluster
+) -> None:
+    check_refusals_by_rate(fleet, cluster.primaries)
+    check_refusals_by_open_connections(fleet, cluster.primaries)
+
+
+@pytest.mark.parametrize("atomically", [False, True], ids=["with ASK", "atomically"])
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.campaign)])
+def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
+    fleet: Fleet, cluster: Cluster, seconds: int, atomically: bool
+) -> None:
+    client = new_client()
+    slot = slot_of(key_of(client))
+    since = time.time()
+    moves = 0
+    adversary = Adversary(fleet.ports(), client, limit=LIMIT, window=5.0, seed=seconds)
+    with Attack(adversary, seconds) as attack, Stream(fleet.ports(), 20) as stream:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline or moves < 2:
+            source = cluster.owner(slot)
+            target = next(primary for primary in cluster.primaries() if primary is not source)
+            if atomically:
+                cluster.move(slot, target)
+            else:
+                cluster.move_with_ask(slot, target, pause=0.3)
+            moves += 1
+            time.sleep(0.3)
+    admitted = sum(visit.passed for visit in attack.visits)
+    worst = surely_within(attack.visits, 5.0)
+    slowest = percentile([visit.seconds for visit in stream.visits + attack.visits], 0.99)
+    print(
+        f"\n{moves} moves, {admitted} of {len(attack.visits)} admitted, at least {worst} of {LIMIT} in the "
+        f"worst window, p99 of the greeting {1000 * slowest:.1f} ms"
+    )
+    assert [visit for visit in stream.visits if not visit.passed] == []
+    assert {visit.greeting.partition(",")[0] for visit in attack.visits} <= {
+        "220 mx.example.test ESMTP Elemta",
+        "421 4.7.0 Rate limit ip exceeded",
+    }
+    assert worst <= LIMIT
+    assert admitted >= LIMIT
+    for node in fleet.nodes:
+        assert [change for change in node.mode_changes() if change[0] >= since] == []
+
+
+@pytest.mark.parametrize(
+    ("per_second", "settled_within", "greeting"),
+    [
+        pytest.param(40, 20.0, 2.0, id="small"),
+        pytest.param(100, 2.0, 0.1, id="large", marks=pytest.mark.campaign),
+    ],
+)
+def test_when_a_primary_of_a_valkey_cluster_dies_its_replica_is_used_and_nobody_waits(
+    fleet: Fleet, cluster: Cluster, per_second: int, settled_within: float, greeting: float
+) -> None:
+    client = new_client()
+    slot = slot_of(key_of(client))
+    victim = cluster.owner(slot)
+    with Stream(fleet.ports(), per_second) as stream:
+        time.sleep(1.0)
+        begun, began = time.monotonic(), time.time()
+        victim.kill()
+        eventually(lambda: cluster.owner(slot) is not victim, "another primary")
+        elected = time.time()
+        until(lambda: counted_together(fleet, cluster), "counts in the new primary", 30.0)
+        settled = time.time() - elected
+        fleet.wait_for_mode(CLUSTER)
+        time.sleep(0.5)
+    during = [visit for visit in stream.visits if visit.began >= begun]
+    slowest = percentile([visit.seconds for visit in during[15:]], 0.99)
+    print(
+        f"\nthe replica took {elected - began:.2f} s, the nodes {settled:.2f} s more; "
+        f"{len(during)} clients meanwhile, p99 {1000 * slowest:.1f} ms"
+    )
+    assert [visit for visit in stream.visits if not visit.passed] == []
+    assert slowest < greeting
+    assert settled < settled_within
+    again = new_client()
+    visits = burst(fleet.ports(), [again] * (2 * LIMIT), within=0.5)
+    assert sum(visit.passed for visit in visits) == LIMIT
+    victim.start()
+    eventually(lambda: not cluster.is_primary(victim), "the old primary as a replica")
+
+
+def client_of(cluster: Cluster, primary: ValkeyServer) -> str:
+    """A new client whose counts this primary has."""
+    while True:
+        client = new_client()
+        if cluster.owner(slot_of(key_of(client))) is primary:
+            return client
+
+
+def counted_together(fleet: Fleet, cluster: Cluster) -> bool:
+    """Whether clients whose counts are in each of the primaries are counted there by all nodes."""
+    for primary in cluster.primaries():
+        client = client_of(cluster, primary)
+        burst(fleet.ports(), [client] * 3)
+        if cluster.command(key_of(client), "ZCARD", key_of(client)) != 3:
+            return False
+    return True
