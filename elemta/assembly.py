@@ -21,7 +21,8 @@ from elemta.dns import Resolver
 from elemta.dns.threads import ResolverReactor
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
-from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
+from elemta.fleet import Alone, Fleet
+from elemta.limits import Limiter, rules_from_config
 from elemta.net.tls import load_context
 from elemta.ops.metrics import Metrics
 from elemta.policies.limits import Limits
@@ -36,7 +37,7 @@ class Lasting:
     """What outlives a reload: the reactor, the counters of the limits, the metrics, what DNS said."""
 
     reactor: ReactorBase
-    store: ILimitStore
+    fleet: Fleet
     metrics: Metrics
     resolver: Resolver
 
@@ -44,7 +45,7 @@ class Lasting:
     def from_config(cls, config: Config, reactor: ReactorBase) -> Lasting:
         """What the daemon begins with; nothing is opened and no thread started."""
         metrics = Metrics(config.server.node_id)
-        return cls(reactor, MemoryStore(), metrics, Resolver(cast(ResolverReactor, reactor)))
+        return cls(reactor, Alone(), metrics, Resolver(cast(ResolverReactor, reactor)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
     """
     metrics = lasting.metrics
     domains = Domains.from_config(config.domains)
-    limiter = Limiter(rules_from_config(config.resources, config.limits), lasting.store, metrics.limits)
+    limiter = Limiter(rules_from_config(config.resources, config.limits), lasting.fleet.store, metrics.limits)
     services = Services(
         reactor=lasting.reactor,
         limits=limiter,

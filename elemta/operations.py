@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,8 +13,10 @@ from elemta.config import ListenerTLS, dump
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.doors import Doors
+from elemta.fleet import Fleet
 from elemta.net.listeners import Listener
-from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeStatus, ReloadResult, Status
+from elemta.oversight import LimitsOversight
 from elemta.policy import PluginInfo, available_plugins
 from elemta.spool import Spool
 
@@ -23,6 +26,9 @@ class Daemon(Protocol):
 
     started_at: float
     doors: Doors
+
+    @property
+    def fleet(self) -> Fleet: ...
 
     @property
     def assembly(self) -> Assembly: ...
@@ -46,10 +52,34 @@ class DaemonOperations:
     def __init__(self, daemon: Daemon, spool: Spool) -> None:
         self._daemon = daemon
         self._spool = spool
+        self._limits = LimitsOversight(lambda: daemon.assembly, daemon.fleet)
 
     @property
     def spool(self) -> Spool:
         return self._spool
+
+    @property
+    def limits(self) -> LimitsOversight:
+        return self._limits
+
+    async def nodes(self) -> Sequence[NodeStatus]:
+        daemon = self._daemon
+        others = await daemon.fleet.others()
+        stats = await self._spool.stats()
+        server = daemon.assembly.config.server
+        own = NodeStatus(
+            node_id=server.node_id,
+            hostname=server.hostname,
+            version=__version__,
+            address=", ".join(listener.address for listener in daemon.doors.listeners),
+            started_at=daemon.started_at,
+            seen_at=time.time(),
+            sessions=len(daemon.doors.house.connections),
+            queue=stats.total,
+            mode=daemon.fleet.status().mode,
+            this=True,
+        )
+        return sorted((own, *others), key=lambda node: node.node_id)
 
     def status(self) -> Status:
         daemon = self._daemon
@@ -67,6 +97,7 @@ class DaemonOperations:
             policies=tuple(config.policies.chain),
             config_source=config.source,
             spool_directory=config.spool.directory,
+            limiter=daemon.fleet.status(),
             needs_restart=daemon.needs_restart,
             notes=(*config.cautions(), *config.without_effect()),
         )

@@ -23,6 +23,7 @@ from elemta.assembly import Assembly, Lasting, needs_restart
 from elemta.config import Config
 from elemta.doors import Doors
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
+from elemta.fleet import Fleet
 from elemta.operations import DaemonOperations
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
@@ -89,6 +90,10 @@ class Elemta(Service):
     @property
     def config(self) -> Config:
         return self.assembly.config
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.lasting.fleet
 
     @property
     def state_name(self) -> str:

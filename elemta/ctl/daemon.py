@@ -18,6 +18,16 @@ _LISTENERS = (
     Column("ADDRESS", flexible=True),
     Column("OPEN", right=True),
 )
+_NODES = (
+    Column("NODE", flexible=True),
+    Column("HOST", flexible=True, spare=2),
+    Column("VERSION", spare=3),
+    Column("UP", right=True, spare=1),
+    Column("SESSIONS", right=True),
+    Column("QUEUE", right=True),
+    Column("LIMITS"),
+    Column("SEEN", right=True),
+)
 _PLUGINS = (
     Column("NAME", flexible=True),
     Column("CHAIN"),
@@ -41,7 +51,7 @@ def status(invocation: Invocation) -> int:
         ("ready", ready),
         ("config", answer["config"]),
         ("policies", ", ".join(answer["policies"]) or "none"),
-        ("limits", f"counted in {answer['limiter']}"),
+        ("limits", counted_in(answer)),
         ("sessions", str(answer["sessions"])),
         *spool_lines(answer["spool"]),
     ):
@@ -79,6 +89,38 @@ def spool_lines(spool: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("disk", f"{'healthy' if spool['healthy'] else 'NOT HEALTHY'}, {size(spool['free'])} free"),
         ("queue", f"{total['messages']} {messages} ({states}), {size(total['octets'])}{oldest}"),
     ]
+
+
+def counted_in(answer: Mapping[str, Any]) -> str:
+    """Where limits are counted, by the answer of ``status``."""
+    nodes = answer["live_nodes"]
+    if answer["limiter"] == "cluster":
+        return f"counted in Valkey, by {nodes} {'node' if nodes == 1 else 'nodes'}"
+    if answer["limiter"] == "local":
+        return f"Valkey is away: this node's share of each is 1/{nodes}"
+    return "counted in memory"
+
+
+def nodes(invocation: Invocation) -> int:
+    answer = invocation.client().get("nodes")
+    if invocation.json:
+        invocation.give(answer)
+    else:
+        invocation.give_table(_NODES, [_node(node) for node in answer["nodes"]])
+    return EX_OK
+
+
+def _node(node: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        f"{node['node_id']} (this)" if node["this"] else node["node_id"],
+        node["hostname"],
+        node["version"],
+        age(node["uptime"]),
+        str(node["sessions"]),
+        str(node["queue"]),
+        node["mode"],
+        "now" if node["this"] else f"{age(node['seen_ago'])} ago",
+    )
 
 
 def plugins(invocation: Invocation) -> int:

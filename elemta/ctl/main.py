@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, queue, users
+from elemta.ctl import configuration, daemon, limits, queue, users
 from elemta.ctl.exits import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG, Invocation
 from elemta.ctl.text import safe
@@ -102,9 +102,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"elemtactl {__version__}")
     commands = _commands(top)
     _add(commands, "status", daemon.status, "the daemon, its listeners and its queue")
+    _add(commands, "nodes", daemon.nodes, "the nodes of the cluster that are alive")
     _add_config(_group(commands, "config", "the configuration"))
     _add(commands, "plugins", daemon.plugins, "the installed policy plugins and which are in the chain")
     _add_queue(_group(commands, "queue", "the messages that wait"))
+    _add_limits(_group(commands, "limits", "who is being limited, by what, and until when"))
     _add_user(_group(commands, "user", "who may log in: edits the users file, needs no daemon"))
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
@@ -181,6 +183,23 @@ def _add_filters(added: argparse.ArgumentParser) -> None:
     filters.add_argument("--state", choices=("active", "deferred", "hold"))
     filters.add_argument("--from", dest="sender", metavar="PATTERN")
     filters.add_argument("--to", dest="recipient", metavar="PATTERN", help="asks for every message: slow")
+
+
+def _add_limits(commands: Any) -> None:
+    _add(commands, "list", limits.show_list, "the limits in force")
+    top = _add(commands, "top", limits.top, "who is refused now, and who is nearest to it")
+    top.add_argument("limit", nargs="?", metavar="LIMIT", help="of this limit only")
+    top.add_argument("--count", type=_count, default=20, metavar="N", help="at most N (default 20)")
+    for name, command, words in (
+        ("show", limits.show, "how full the limits are for somebody"),
+        ("reset", limits.reset, "forget what was counted for somebody, in the whole cluster"),
+    ):
+        added = _add(commands, name, command, words)
+        added.add_argument(
+            "id",
+            metavar="ID",
+            help="an IP address, a mail address, a user, a domain ...; or one limit's: LIMIT:ID",
+        )
 
 
 def _add_user(commands: Any) -> None:

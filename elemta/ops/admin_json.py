@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from elemta.envelope import Client, Notify, Recipient
 from elemta.errors import Fault
-from elemta.ops.admin_operations import ListenerStatus, ReloadResult, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeStatus, ReloadResult, Status, ValkeyStatus
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.records import (
     AttemptRecord,
@@ -38,7 +38,9 @@ def status_json(status: Status, spool: Json, now: float) -> Json:
         "listeners": [_listener(listener) for listener in status.listeners],
         "sessions": status.sessions,
         "policies": list(status.policies),
-        "limiter": status.limiter,
+        "limiter": status.limiter.mode,
+        "live_nodes": status.limiter.live_nodes,
+        "valkey": _valkey(status.limiter.valkey),
         "spool": {"directory": status.spool_directory, **spool},
         "needs_restart": list(status.needs_restart),
         "notes": [fault_json(note) for note in status.notes],
@@ -52,6 +54,27 @@ def _listener(listener: ListenerStatus) -> Json:
         "tls": listener.tls,
         "address": listener.address,
         "connections": listener.connections,
+    }
+
+
+def _valkey(valkey: ValkeyStatus | None) -> Json | None:
+    return None if valkey is None else {"url": valkey.url, "up": valkey.up, "breaker": valkey.breaker}
+
+
+def node_json(node: NodeStatus, now: float) -> Json:
+    """One of ``GET /v1/nodes``."""
+    return {
+        "node_id": node.node_id,
+        "this": node.this,
+        "hostname": node.hostname,
+        "version": node.version,
+        "address": node.address,
+        "started_at": node.started_at,
+        "uptime": max(0.0, now - node.started_at),
+        "seen_ago": max(0.0, now - node.seen_at),
+        "sessions": node.sessions,
+        "queue": node.queue,
+        "mode": node.mode,
     }
 
 

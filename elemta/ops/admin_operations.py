@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from elemta.errors import Fault
+from elemta.ops.limit_operations import LimitOperations
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.records import MessageRecord, MessageSummary, SpoolStats, State
 
@@ -26,14 +27,54 @@ class ListenerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ValkeyStatus:
+    """Valkey as this node sees it: ``url`` without its password, whether it answers, the breaker's state."""
+
+    url: str
+    up: bool
+    breaker: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterStatus:
+    """Where limits are counted.
+
+    ``mode`` is ``memory`` where no Valkey is configured, ``cluster``, or ``local``: in this node's memory
+    while Valkey is away. ``live_nodes`` is how many nodes were last known to live.
+    """
+
+    mode: str = "memory"
+    live_nodes: int = 1
+    valkey: ValkeyStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node of the cluster, as it described itself ``seen_at`` (seconds since the epoch).
+
+    ``this`` is the node that was asked; ``mode`` as in :class:`LimiterStatus`; ``queue`` are messages.
+    """
+
+    node_id: str
+    hostname: str
+    version: str
+    address: str
+    started_at: float
+    seen_at: float
+    sessions: int
+    queue: int
+    mode: str
+    this: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The daemon at one moment.
 
     ``started_at`` is seconds since the epoch. ``state`` is ``starting``, ``serving``, ``draining`` or
     ``stopping``; ``not_ready`` says why mail would not be accepted now (empty when it would).
-    ``sessions`` are the open ones on all listeners. ``limiter`` is where limits are counted:
-    ``memory``. ``needs_restart`` are keys that reloads changed and only a restart puts into force.
-    ``notes`` are settings that were given and have no effect, or are dangerous.
+    ``sessions`` are the open ones on all listeners. ``needs_restart`` are keys that reloads changed and only
+    a restart puts into force. ``notes`` are settings that were given and have no effect, or are dangerous.
     """
 
     version: str
@@ -48,7 +89,7 @@ class Status:
     policies: tuple[str, ...]
     config_source: str
     spool_directory: str
-    limiter: str = "memory"
+    limiter: LimiterStatus = LimiterStatus()
     needs_restart: tuple[str, ...] = ()
     notes: tuple[Fault, ...] = ()
 
@@ -99,6 +140,13 @@ class Operations(Protocol):
     @property
     def spool(self) -> Queue:
         """The open spool."""
+
+    @property
+    def limits(self) -> LimitOperations:
+        """The limits in force."""
+
+    async def nodes(self) -> Sequence[NodeStatus]:
+        """The nodes of the cluster that live, this one among them. Raises StoreUnavailable."""
 
     async def return_to_sender(self, queue_id: str) -> Returned:
         """Give up what is left of a message and tell its sender. Raises what the spool raises.

@@ -25,12 +25,14 @@ from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
-from elemta.ops.admin_operations import ListenerStatus, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeStatus, Status
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
+from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
+from tests.support.overseen import Overseen
 
 EVIL = "\x1b]0;owned\x07"
 
@@ -59,6 +61,14 @@ class Daemon:
     socket: str
     state: str = "serving"
     reloaded: Reloaded = field(default_factory=Reloaded)
+    overseen: Overseen = field(default_factory=Overseen)
+
+    @property
+    def limits(self) -> LimitsOversight:
+        return self.overseen.oversight
+
+    async def nodes(self) -> list[NodeStatus]:
+        return [*await self.overseen.others()]
 
     def status(self) -> Status:
         return Status(
@@ -74,6 +84,7 @@ class Daemon:
             policies=("limits", "relay"),
             config_source="/etc/elemta.toml",
             spool_directory="/var/spool/elemta",
+            limiter=self.overseen.status(),
             needs_restart=self.reloaded.needs_restart,
             notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
         )
@@ -620,3 +631,67 @@ def test_a_configuration_that_may_not_be_read_is_77(tmp_path: Path) -> None:
     config.write_text("")
     config.chmod(0)
     assert run("config", "check", "--config", str(config))[0] == 77
+
+
+# Limits and nodes
+
+
+@ensureDeferred
+async def test_status_says_where_limits_are_counted(daemon: Daemon) -> None:
+    for mode, words in (
+        ("memory", "limits    counted in memory"),
+        ("cluster", "limits    counted in Valkey, by 2 nodes"),
+        ("local", "limits    Valkey is away: this node's share of each is 1/2"),
+    ):
+        daemon.overseen.mode = mode
+        _, out, _ = await daemon.ctl("status")
+        assert words in out.splitlines()
+
+
+@ensureDeferred
+async def test_the_nodes_are_shown_with_what_they_do(daemon: Daemon) -> None:
+    code, out, _ = await daemon.ctl("nodes")
+    assert code == 0
+    heads, values = (line.split() for line in out.splitlines())
+    assert heads == ["NODE", "HOST", "VERSION", "UP", "SESSIONS", "QUEUE", "LIMITS", "SEEN"]
+    assert values[:3] == ["mx2", "mx2.example.org", "0.1.0"]
+    assert values[-5:-2] == ["7", "11", "cluster"]
+    assert (await daemon.json("nodes"))["nodes"][0]["node_id"] == "mx2"
+
+
+@ensureDeferred
+async def test_the_limits_in_force_are_listed(daemon: Daemon) -> None:
+    _, out, _ = await daemon.ctl("limits", "list")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[1] == ["ip", "connections", "ip", "3/1m", "cluster", "defer", "local", "enforce"]
+    assert lines[3] == ["watch", "connections", "network", "1/1h", "cluster", "defer", "local", "observe"]
+
+
+@ensureDeferred
+async def test_who_is_limited_is_shown_with_how_full_and_until_when(daemon: Daemon) -> None:
+    _, out, _ = await daemon.ctl("limits", "top")
+    assert out == "nothing is counted\n"
+    daemon.overseen.connect("192.0.2.1", 4)
+    _, out, _ = await daemon.ctl("limits", "top", "ip")
+    assert out.splitlines()[1].split() == ["ip", "192.0.2.1", "3/3", "in", "1m", "in", "1m"]
+    _, out, _ = await daemon.ctl("limits", "show", "192.0.2.1")
+    watched = out.splitlines()[2].split()
+    assert watched == ["watch", "192.0.2.0/24", "1/1", "in", "1h", "now", "(else", "in", "1h)"]
+    assert (await daemon.json("limits", "show", "ip:192.0.2.1"))["limits"][0]["retry_after"] == 60.0
+
+
+@ensureDeferred
+async def test_while_valkey_is_away_who_looks_is_told_whose_count_it_is(daemon: Daemon) -> None:
+    daemon.overseen.mode = "local"
+    _, _, err = await daemon.ctl("limits", "top")
+    assert "Valkey is away" in err
+
+
+@ensureDeferred
+async def test_a_reset_names_what_was_reset_and_fails_where_nothing_was(daemon: Daemon) -> None:
+    daemon.overseen.connect("192.0.2.1", 4)
+    code, out, _ = await daemon.ctl("limits", "reset", "ip:192.0.2.1")
+    assert (code, out) == (0, "ip: 192.0.2.1 reset\n")
+    code, _, err = await daemon.ctl("limits", "reset", "ip:192.0.2.1")
+    assert code == 1
+    assert "nothing is counted for this identity" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import struct
@@ -118,3 +119,16 @@ def test_leaving_between_the_dot_and_the_reply_gives_no_charge_back(make_daemon:
             wire.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
     time.sleep(0.5)
     assert len(daemon.mailbox("u")) <= 3
+
+
+def test_who_is_limited_is_shown_and_let_in_again_by_the_operator(make_daemon: MakeDaemon) -> None:
+    daemon = with_resources(make_daemon(), max_requests_per_window=2, rate_limit_window=60).start()
+    assert [greeting(daemon)[:3] for _ in range(3)] == ["220", "220", "421"]
+    shown = json.loads(daemon.ctl("--json", "limits", "show", "127.0.0.1").stdout)
+    (fill,) = [each for each in shown["limits"] if each["limit"] == "ip"]
+    assert fill["bounds"] == [{"used": 2, "limit": 2, "window": 60.0}]
+    assert 0 < fill["retry_after"] <= 60
+    assert daemon.ctl("limits", "reset", "ip:127.0.0.1").stdout == "ip: 127.0.0.1 reset\n"
+    assert greeting(daemon).startswith("220")
+    (node,) = json.loads(daemon.ctl("--json", "nodes").stdout)["nodes"]
+    assert (node["this"], node["mode"], node["address"]) == (True, "memory", f"127.0.0.1:{daemon.port}")

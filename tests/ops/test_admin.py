@@ -26,11 +26,14 @@ from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError
+from elemta.fleet import RefusalElsewhere
 from elemta.ops.admin import MAX_BODY, AdminSite
-from elemta.ops.admin_operations import ListenerStatus, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeStatus, Status
 from elemta.ops.admin_socket import AdminSocket
+from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
+from tests.support.overseen import Overseen
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,15 @@ class Daemon:
     spool: Any
     state: str = "serving"
     reloaded: Reloaded = field(default_factory=Reloaded)
+    overseen: Overseen = field(default_factory=Overseen)
     broken: bool = False
+
+    @property
+    def limits(self) -> LimitsOversight:
+        return self.overseen.oversight
+
+    async def nodes(self) -> list[NodeStatus]:
+        return [*await self.overseen.others()]
 
     def status(self) -> Status:
         return Status(
@@ -62,6 +73,7 @@ class Daemon:
             policies=("limits", "relay"),
             config_source="/etc/elemta.toml",
             spool_directory="/var/spool/elemta",
+            limiter=self.overseen.status(),
             notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
         )
 
@@ -420,3 +432,115 @@ async def test_a_path_longer_than_a_socket_address_works(tmp_path: Path) -> None
     assert stat.S_IMODE((deep / "admin.sock").stat().st_mode) == 0o600
     await opened.close()
     assert list(deep.iterdir()) == []
+
+
+@ensureDeferred
+async def test_the_status_says_where_limits_are_counted(daemon: Daemon, tmp_path: Path) -> None:
+    _, answer = await ask(tmp_path, "GET", "/v1/status")
+    assert (answer["limiter"], answer["live_nodes"], answer["valkey"]) == ("memory", 1, None)
+    daemon.overseen.mode = "local"
+    _, answer = await ask(tmp_path, "GET", "/v1/status")
+    assert (answer["limiter"], answer["live_nodes"]) == ("local", 2)
+    assert answer["valkey"] == {"url": "valkey://cache", "up": False, "breaker": "closed"}
+
+
+@ensureDeferred
+async def test_the_nodes_tell_what_they_do_and_when_they_were_seen(daemon: Daemon, tmp_path: Path) -> None:
+    status, answer = await ask(tmp_path, "GET", "/v1/nodes")
+    assert status == 200
+    (node,) = answer["nodes"]
+    assert (node["node_id"], node["sessions"], node["queue"], node["this"]) == ("mx2", 7, 11, False)
+    assert 0 < node["seen_ago"] < 30
+    assert 60 <= node["uptime"] < 90
+
+
+@ensureDeferred
+async def test_nodes_that_can_not_be_asked_for_are_local_trouble(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.overseen.away = True
+    status, answer = await ask(tmp_path, "GET", "/v1/nodes")
+    assert status == 503
+    assert "Valkey is away" in answer["error"]
+
+
+@ensureDeferred
+async def test_the_limits_in_force_are_told_in_the_words_of_the_configuration(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    _, answer = await ask(tmp_path, "GET", "/v1/limits")
+    assert [limit["name"] for limit in answer["limits"]] == ["ip", "connections-per-ip", "watch"]
+    assert answer["limits"][2] == {
+        "name": "watch",
+        "per": ["network"],
+        "counts": "connections",
+        "rates": ["1/1h"],
+        "scope": "cluster",
+        "on_exceed": "defer",
+        "when_valkey_is_down": "local",
+        "mode": "observe",
+    }
+    assert answer["limits"][1]["rates"] == ["2"]
+
+
+@ensureDeferred
+async def test_who_is_refused_comes_first_among_those_who_are_counted(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.overseen.connect("192.0.2.1", 2)
+    daemon.overseen.connect("198.51.100.1", 5)
+    _, answer = await ask(tmp_path, "GET", "/v1/limits/top?limit=ip")
+    assert [(each["identity"], each["bounds"]) for each in answer["limits"]] == [
+        ("198.51.100.1", [{"used": 3, "limit": 3, "window": 60.0}]),
+        ("192.0.2.1", [{"used": 2, "limit": 3, "window": 60.0}]),
+    ]
+    assert [each["retry_after"] for each in answer["limits"]] == [60.0, 0.0]
+    assert (answer["counted_in"], answer["complete"]) == ("memory", True)
+    _, answer = await ask(tmp_path, "GET", "/v1/limits/top?count=1")
+    assert len(answer["limits"]) == 1
+
+
+@ensureDeferred
+async def test_a_limit_that_there_is_not_is_told_with_those_there_are(daemon: Daemon, tmp_path: Path) -> None:
+    status, answer = await ask(tmp_path, "GET", "/v1/limits/top?limit=nope")
+    assert (status, answer["hint"]) == (404, "known: ip, connections-per-ip, watch")
+
+
+@ensureDeferred
+async def test_what_another_node_refuses_is_seen_here_with_its_name(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.overseen.elsewhere = [
+        RefusalElsewhere("mx2", "ip", "203.0.113.9", 42.0),
+        RefusalElsewhere("mx2", "gone", "203.0.113.9", 42.0),
+    ]
+    for path in ("/v1/limits/top", "/v1/limits/show?id=203.0.113.9"):
+        _, answer = await ask(tmp_path, "GET", path)
+        (fill,) = answer["limits"]
+        assert (fill["limit"], fill["refused_by"], fill["retry_after"]) == ("ip", ["mx2"], 42.0)
+
+
+@ensureDeferred
+async def test_one_client_is_shown_with_every_limit_that_counts_it(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.overseen.connect("192.0.2.1", 1)
+    _, answer = await ask(tmp_path, "GET", "/v1/limits/show?id=::ffff:192.0.2.1")
+    shown = [(each["limit"], each["identity"], each["mode"]) for each in answer["limits"]]
+    assert shown == [("ip", "192.0.2.1", "enforce"), ("watch", "192.0.2.0/24", "observe")]
+    _, answer = await ask(tmp_path, "GET", "/v1/limits/show?id=watch:192.0.2.1")
+    assert [each["limit"] for each in answer["limits"]] == ["watch"]
+
+
+@ensureDeferred
+async def test_a_reset_lets_a_client_in_again_and_is_told_to_the_other_nodes(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    daemon.overseen.connect("192.0.2.1", 5)
+    status, answer = await ask(tmp_path, "POST", "/v1/limits/reset?id=ip:192.0.2.1")
+    assert (status, answer) == (200, {"reset": [{"limit": "ip", "identity": "192.0.2.1"}]})
+    assert [request.key for request in daemon.overseen.told] == ["ip:192.0.2.1"]
+    _, answer = await ask(tmp_path, "GET", "/v1/limits/show?id=ip:192.0.2.1")
+    assert answer["limits"] == []
+
+
+@ensureDeferred
+async def test_there_is_nothing_to_reset_for_who_was_never_counted(daemon: Daemon, tmp_path: Path) -> None:
+    status, _ = await ask(tmp_path, "POST", "/v1/limits/reset?id=192.0.2.1")
+    assert status == 404
+    assert daemon.overseen.told == []
+    for query in ("", "?id=", "?id=" + "x" * 3000, "?ip=192.0.2.1"):
+        status, _ = await ask(tmp_path, "POST", f"/v1/limits/reset{query}")
+        assert status == 400

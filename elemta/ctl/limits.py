@@ -1,0 +1,117 @@
+"""``limits``: who is being limited, by what, how full, until when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elemta.config.values import format_duration
+from elemta.ctl.exits import EX_OK
+from elemta.ctl.invocation import Invocation
+from elemta.ctl.text import Column, age
+
+_LIMITS = (
+    Column("LIMIT", flexible=True),
+    Column("COUNTS"),
+    Column("PER", flexible=True),
+    Column("RATES", flexible=True),
+    Column("SCOPE", spare=2),
+    Column("THEN", spare=1),
+    Column("VALKEY DOWN", spare=4),
+    Column("MODE", spare=3),
+)
+_FILLS = (
+    Column("LIMIT", flexible=True),
+    Column("IDENTITY", flexible=True),
+    Column("USED", flexible=True),
+    Column("PASSES"),
+    Column("REFUSED BY", flexible=True, spare=1),
+)
+
+
+def show_list(invocation: Invocation) -> int:
+    answer = invocation.client().get("limits")
+    if invocation.json:
+        invocation.give(answer)
+    elif answer["limits"]:
+        invocation.give_table(_LIMITS, [_limit(limit) for limit in answer["limits"]])
+    else:
+        invocation.say("no limit")
+    return EX_OK
+
+
+def _limit(limit: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        limit["name"],
+        limit["counts"],
+        " ".join(limit["per"]) or "everybody",
+        " ".join(limit["rates"]),
+        limit["scope"],
+        limit["on_exceed"],
+        limit["when_valkey_is_down"],
+        limit["mode"],
+    )
+
+
+def top(invocation: Invocation) -> int:
+    args = invocation.args
+    query = {"limit": args.limit} if args.limit else {}
+    answer = invocation.client().get("limits", "top", count=str(args.count), **query)
+    return _give(invocation, answer, "nothing is counted")
+
+
+def show(invocation: Invocation) -> int:
+    identity = invocation.args.id
+    answer = invocation.client().get("limits", "show", id=identity)
+    return _give(invocation, answer, f"nothing is counted for {identity}")
+
+
+def _give(invocation: Invocation, answer: Mapping[str, Any], nothing: str) -> int:
+    if invocation.json:
+        invocation.give(answer)
+        return EX_OK
+    if answer["limits"]:
+        invocation.give_table(_FILLS, [_fill(fill) for fill in answer["limits"]])
+    else:
+        invocation.say(nothing)
+    if answer["counted_in"] == "local":
+        invocation.note("Valkey is away: this is what this node counts by itself")
+    if not answer["complete"]:
+        invocation.note("there are more keys than were looked at")
+    return EX_OK
+
+
+def _fill(fill: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        fill["limit"],
+        fill["identity"],
+        ", ".join(_bound(bound) for bound in fill["bounds"]),
+        _passes(fill),
+        " ".join(fill["refused_by"]),
+    )
+
+
+def _bound(bound: Mapping[str, Any]) -> str:
+    window = bound["window"]
+    return f"{bound['used']}/{bound['limit']}" + ("" if window is None else f" in {format_duration(window)}")
+
+
+def _passes(fill: Mapping[str, Any]) -> str:
+    """When one more would pass."""
+    wait = fill["retry_after"]
+    if wait == 0:
+        return "now"
+    if wait is None:
+        return "never"
+    leases = fill["counts"] == "open_connections"
+    passes = "when one closes" if leases else f"in {age(max(1, wait + 0.999))}"
+    return passes if fill["mode"] == "enforce" else f"now (else {passes})"
+
+
+def reset(invocation: Invocation) -> int:
+    answer = invocation.client().post("limits", "reset", id=invocation.args.id)
+    if invocation.json:
+        invocation.give(answer)
+    else:
+        invocation.say(*(f"{done['limit']}: {done['identity']} reset" for done in answer["reset"]))
+    return EX_OK

@@ -1,0 +1,124 @@
+"""Whom a person means: an identity as somebody types it, found in the limits that know such a one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_address, ip_network
+
+from elemta.address import NULL, Address
+from elemta.config import Identity
+from elemta.limits.identity import (
+    EVERYONE,
+    address_identity,
+    domain_identity,
+    host_identity,
+    ip_identity,
+    joined,
+    name_identity,
+    network_identity,
+)
+from elemta.limits.rules import Rule
+from elemta.limits.store import Request
+
+_JOINT = "|"
+_DIGEST = "#"
+
+
+def requests_for(rules: Sequence[Rule], text: str) -> tuple[Request, ...]:
+    """What to ask about ``text``, in the order of the rules: at most one request a limit.
+
+    ``text`` is an identity, spelt in any way that means the same, the parts of a combination joined by
+    ``|``, or ``*`` for what is counted for everybody; or the same behind the name of a limit and a colon.
+    """
+    named = [rule for rule in rules if text.startswith(f"{rule.name}:")]
+    if named:
+        # Of two names, one of which begins with the other and a colon, the longer was meant.
+        rule = max(named, key=lambda each: len(each.name))
+        found = tuple(_requests([rule], text[len(rule.name) + 1 :]))
+        # A limit may be called "2001".
+        if found or _ip(text) is None:
+            return found
+    return tuple(_requests(rules, text))
+
+
+def _requests(rules: Sequence[Rule], text: str) -> Iterator[Request]:
+    for rule in rules:
+        identity = _identity(rule.per, text.strip())
+        if identity is not None:
+            yield Request(rule.terms, identity)
+
+
+def _identity(per: Sequence[Identity], text: str) -> str | None:
+    parts = text.split(_JOINT)
+    if not per:
+        return EVERYONE if text == EVERYONE else None
+    if len(parts) != len(per):
+        return None
+    found = [
+        _READ[kind](part) if part[:1] != _DIGEST else part for kind, part in zip(per, parts, strict=True)
+    ]
+    return None if None in found else joined(part for part in found if part is not None)
+
+
+def _ip(text: str) -> str | None:
+    try:
+        return ip_identity(ip_address(text))
+    except ValueError:
+        # IPv6 is counted by its /64, and shown so.
+        return _network_of(text, (6,))
+
+
+def _network(text: str) -> str | None:
+    try:
+        return network_identity(ip_address(text))
+    except ValueError:
+        return _network_of(text, (4, 6))
+
+
+def _network_of(text: str, versions: Sequence[int]) -> str | None:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return None
+    same = network.version in versions and network_identity(network.network_address) == str(network)
+    return str(network) if same else None
+
+
+def _mailbox(text: str) -> str | None:
+    bare = text[1:-1] if text.startswith("<") and text.endswith(">") else text
+    if not bare:
+        return address_identity(NULL) if text else None
+    local, at, domain = bare.rpartition("@")
+    if not at or not local or not domain:
+        return None
+    quoted = len(local) > 1 and local.startswith('"') and local.endswith('"')
+    return address_identity(Address(local[1:-1] if quoted else local, domain))
+
+
+def _domain(text: str) -> str | None:
+    if text == "<>":
+        return domain_identity(NULL)
+    bare = text.removeprefix("@")
+    return domain_identity(Address("", bare)) if bare and "@" not in bare else None
+
+
+def _name(text: str) -> str | None:
+    return name_identity(text) if text else None
+
+
+def _host(text: str) -> str | None:
+    return host_identity(text) if text else None
+
+
+_READ: dict[Identity, Callable[[str], str | None]] = {
+    Identity.IP: _ip,
+    Identity.NETWORK: _network,
+    Identity.USER: _name,
+    Identity.HELO: _host,
+    Identity.SENDER: _mailbox,
+    Identity.SENDER_DOMAIN: _domain,
+    Identity.RECIPIENT: _mailbox,
+    Identity.RECIPIENT_DOMAIN: _domain,
+    Identity.LISTENER: _name,
+    Identity.DESTINATION: _host,
+}

@@ -1,0 +1,148 @@
+"""What an administrator sees of the limits, and what he may make them forget."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar, cast
+
+from twisted.internet.defer import Deferred
+
+from elemta.assembly import Assembly
+from elemta.config import Rate, Scope
+from elemta.fleet import Fleet, RefusalElsewhere
+from elemta.limits import Rule
+from elemta.limits.naming import requests_for
+from elemta.limits.store import Fill, MaybeLater, Ranking, Request
+from elemta.ops.limit_operations import BoundFill, LimitFill, LimitListing, LimitReset, LimitTerms
+
+T = TypeVar("T")
+
+_MICROSECONDS = 1_000_000
+_NodesByKey = Mapping[str, Sequence[RefusalElsewhere]]
+
+
+class LimitsOversight:
+    """The limits of the assembly of the moment, as the whole fleet counts them."""
+
+    def __init__(self, assembly: Callable[[], Assembly], fleet: Fleet) -> None:
+        self._assembly = assembly
+        self._fleet = fleet
+
+    @property
+    def _rules(self) -> tuple[Rule, ...]:
+        return self._assembly().limiter.rules
+
+    def all(self) -> Sequence[LimitTerms]:
+        return [_terms(rule) for rule in self._rules]
+
+    async def top(self, limit: str | None, count: int) -> LimitListing:
+        rules = [rule for rule in self._rules if limit is None or rule.name == limit]
+        if limit is not None and not rules:
+            raise KeyError(limit)
+        rankings: list[Ranking] = [await _now(self._fleet.store.top(rule.terms, count)) for rule in rules]
+        fills = {fill.request.key: fill for ranking in rankings for fill in ranking.fills}
+        refused = await self._refused([rule.name for rule in rules])
+        # What another node refuses by itself is in no counter that this one can see.
+        missing = self._requests_of(refused, known=fills)
+        fills.update((fill.request.key, fill) for fill in await _now(self._fleet.store.peek(missing)))
+        shown = [self._shown(fill, refused) for fill in fills.values()]
+        complete = all(ranking.complete for ranking in rankings)
+        return LimitListing(tuple(heapq.nlargest(count, shown, key=_urgency)), self._counted_in, complete)
+
+    async def show(self, identity: str) -> LimitListing:
+        requests = requests_for(self._rules, identity)
+        fills = await _now(self._fleet.store.peek(requests))
+        refused = await self._refused([request.terms.name for request in requests])
+        shown = [self._shown(fill, refused) for fill in fills]
+        return LimitListing(
+            tuple(fill for fill in shown if fill.refused_by or any(bound.used for bound in fill.bounds)),
+            self._counted_in,
+        )
+
+    async def reset(self, identity: str) -> Sequence[LimitReset]:
+        limiter = self._assembly().limiter
+        # Open connections are facts, and stay.
+        requests = [each for each in requests_for(limiter.rules, identity) if each.terms.leases is None]
+        fills = await _now(self._fleet.store.peek(requests))
+        refused = await self._refused([request.terms.name for request in requests])
+        done = []
+        for request, fill in zip(requests, fills, strict=True):
+            was_counted = any(fill.used) or request.key in refused
+            if was_counted:
+                await _now(limiter.reset(request.terms.name, request.identity))
+                await self._fleet.tell_reset(request)
+            done.append(LimitReset(request.terms.name, request.identity, was_counted))
+        return done
+
+    @property
+    def _counted_in(self) -> str:
+        return self._fleet.status().mode
+
+    async def _refused(self, names: Sequence[str]) -> _NodesByKey:
+        """What nodes refuse now without asking, by the limit and the identity."""
+        found: dict[str, list[RefusalElsewhere]] = {}
+        for refusal in await self._fleet.refusals():
+            if refusal.limit in names:
+                found.setdefault(refusal.key, []).append(refusal)
+        return found
+
+    def _requests_of(self, refused: _NodesByKey, known: Mapping[str, Fill]) -> list[Request]:
+        by_name = {rule.name: rule for rule in self._rules}
+        return [
+            Request(by_name[refusals[0].limit].terms, refusals[0].identity)
+            for key, refusals in refused.items()
+            if key not in known
+        ]
+
+    def _shown(self, fill: Fill, refused: _NodesByKey) -> LimitFill:
+        terms = fill.request.terms
+        rule = next(rule for rule in self._rules if rule.terms.name == terms.name)
+        by = refused.get(fill.request.key, ())
+        wait = math.inf if fill.wait is None else fill.wait / _MICROSECONDS
+        return LimitFill(
+            limit=terms.name,
+            identity=fill.request.identity,
+            counts=rule.counts.value,
+            mode=rule.mode.value,
+            bounds=_bounds(rule, fill.used),
+            retry_after=max([wait, *(refusal.wait for refusal in by)]),
+            refused_by=tuple(refusal.node_id for refusal in by),
+        )
+
+
+def _urgency(fill: LimitFill) -> tuple[bool, float]:
+    """Who is refused comes first, then who is nearest to it."""
+    return fill.retry_after > 0, max((bound.used / bound.limit for bound in fill.bounds), default=0.0)
+
+
+def _bounds(rule: Rule, used: Sequence[int]) -> tuple[BoundFill, ...]:
+    if rule.terms.leases is not None:
+        return (BoundFill(used[0], rule.terms.leases, None),)
+    return tuple(
+        BoundFill(count, bound.limit, bound.window / _MICROSECONDS)
+        for count, bound in zip(used, rule.terms.bounds, strict=True)
+    )
+
+
+def _terms(rule: Rule) -> LimitTerms:
+    terms = rule.terms
+    rates = [Rate(bound.limit, bound.window / _MICROSECONDS) for bound in terms.bounds]
+    if terms.leases is not None:
+        rates = [Rate(terms.leases)]
+    return LimitTerms(
+        name=rule.name,
+        per=tuple(identity.value for identity in rule.per),
+        counts=rule.counts.value,
+        rates=tuple(str(rate) for rate in rates),
+        scope=(Scope.CLUSTER if terms.cluster else Scope.NODE).value,
+        on_exceed=rule.on_exceed.value,
+        when_valkey_is_down=rule.when_valkey_is_down.value,
+        mode=rule.mode.value,
+    )
+
+
+async def _now(answer: MaybeLater[T]) -> T:
+    """What a store answers, now or later."""
+    return await cast("Awaitable[T]", answer) if isinstance(answer, Deferred) else answer

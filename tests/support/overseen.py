@@ -1,0 +1,81 @@
+"""Limits for tests of who looks at them: a real limiter over a store in memory, and a fleet of two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from elemta.config import Counts, Identity, LimitConfig, Mode, Rate, ResourcesConfig
+from elemta.errors import StoreUnavailable
+from elemta.fleet import RefusalElsewhere
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits.store import Request
+from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
+from elemta.oversight import LimitsOversight
+from elemta.smtp.events import Stage
+
+RULES = rules_from_config(
+    ResourcesConfig(max_requests_per_window=3, rate_limit_window=60, max_connections_per_ip=2),
+    (
+        LimitConfig(
+            name="watch", per=(Identity.NETWORK,), counts=Counts.CONNECTIONS, rates=(Rate(1, 3600.0),),
+            mode=Mode.OBSERVE,
+        ),
+    ),
+)  # fmt: skip
+
+
+class Overseen:
+    """A node whose limits have been counted in, and another one that it hears of."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = MemoryStore(self.clock)
+        self.limiter = Limiter(RULES, self.store)
+        self.oversight = LimitsOversight(lambda: self, self)  # type: ignore[arg-type, return-value]
+        self.elsewhere: list[RefusalElsewhere] = []
+        self.told: list[Request] = []
+        self.mode = "memory"
+        self.away = False
+
+    def connect(self, ip: str, times: int = 1) -> None:
+        session: Any = SimpleNamespace(client_ip=ip_address(ip), listener="mx", helo="", user=None)
+        for _ in range(times):
+            charge = self.limiter.charge(Stage.CONNECT, session)
+            assert not hasattr(charge, "addCallback")
+            self.limiter.release(charge.receipts)  # type: ignore[union-attr]
+
+    # A fleet
+
+    def status(self) -> LimiterStatus:
+        if self.mode == "memory":
+            return LimiterStatus()
+        return LimiterStatus(self.mode, 2, ValkeyStatus("valkey://cache", self.mode == "cluster", "closed"))
+
+    async def others(self) -> Sequence[NodeStatus]:
+        if self.away:
+            raise StoreUnavailable("Valkey is away")
+        return [
+            NodeStatus(
+                node_id="mx2",
+                hostname="mx2.example.org",
+                version="0.1.0",
+                address="127.0.0.1:2526",
+                started_at=time.time() - 60,
+                seen_at=time.time() - 1,
+                sessions=7,
+                queue=11,
+                mode="cluster",
+            )
+        ]
+
+    async def refusals(self) -> Sequence[RefusalElsewhere]:
+        return self.elsewhere
+
+    async def tell_reset(self, request: Request) -> None:
+        self.told.append(request)
