@@ -4,8 +4,8 @@ VENV := .venv
 PACKAGING := setup.py pyproject.toml elemta/__init__.py .ci/venv
 PYTEST := bin/python -m pytest
 DEV := etc/elemta-dev.toml
-# What older Twisteds could break; kills and floods are about our own order of things.
-OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout
+# What older Twisteds could break; kills, floods and outages are about our own order of things.
+OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign deb deb-test clean
@@ -55,7 +55,7 @@ bench-limits: $(VENV)/.test ## decisions a second through Valkey, their CPU and 
 bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit a rate; octets of a key
 	$(VENV)/bin/python bench/window_accuracy $(ARGS)
 
-campaign: $(VENV)/.test ## the long tests: kill -9 under load, and their kin
+campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and their kin
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
 
 deb: ## the Debian packages, in dist/deb; wants debhelper and lintian

@@ -1,4 +1,4 @@
-"""The same promises on a Valkey Cluster of three primaries with replicas: routed, failing over, and moving."""
+"""The same promises on a Valkey Cluster of three primaries with replicas: routed, failing over, moving."""
 
 from __future__ import annotations
 
