@@ -24,6 +24,8 @@ _log = Logger()
 
 # Messages that one look at the oldest ones takes in.
 _PAGE = 500
+# After a start what is due in open lanes is expected to leave; seconds.
+_CATCHING_UP = 60.0
 
 
 class Aging:
@@ -39,12 +41,17 @@ class Aging:
         self._queue = queue
         self._lanes = lanes
         self._told_up_to = -1
+        self._caught_up_at = 0.0
         # Where pages begin that had messages for which an attempt was near.
         self._again: set[int] = set()
         self._walking = False
         self._attempted: set[str] = set()
         self._telling: set[Key] = set()
         self._giving_up: set[Key] = set()
+
+    def started(self, now: float) -> None:
+        """Delivery begins at ``now``: what is late only because nothing ran leaves without a word."""
+        self._caught_up_at = now + _CATCHING_UP
 
     def attempted(self, message: QueuedMessage) -> None:
         """An attempt for the message is over, so that what was read of it before is no longer so."""
@@ -90,8 +97,14 @@ class Aging:
         return self._lanes.is_shut(part.lane, now) and not self._is_attempted(part)
 
     def _is_attempted(self, part: QueuedMessage) -> bool:
-        """Whether an attempt is near or under way, or was made since the part was read."""
+        """Whether an attempt is under way or is the next, or was made since the part was read."""
         return part.queue_id in self._attempted or self._lanes.is_known(part)
+
+    def _is_near(self, part: QueuedMessage, now: float) -> bool:
+        """Whether an attempt is near or under way, or was made since the part was read."""
+        lane = part.lane
+        soon = self._lanes.is_due(lane, now) if now < self._caught_up_at else False
+        return soon or self._lanes.is_about_to_load(lane, now) or self._is_attempted(part)
 
     async def _tell_delays(self, now: float, goes_on: Callable[[], bool]) -> None:
         for place in sorted(self._again):
@@ -110,7 +123,7 @@ class Aging:
         for parts in _by_message(page.messages):
             if not goes_on():
                 break
-            if any(self._is_attempted(part) for part in parts):
+            if any(self._is_near(part, now) for part in parts):
                 self._again.add(place)
             elif now < parts[0].envelope.received_at + self.settings.retries.expire:
                 with self._marked(parts, self._telling):

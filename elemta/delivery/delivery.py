@@ -124,9 +124,8 @@ class Delivery(Service):
             self._queue.on_committed(self._committed)
             self._queue.on_due(self._became_due)
         self._listed_at = -inf
+        self._aging.started(self._reactor.seconds())
         self._arm(0.0)
-        # Not at once: what is late because nothing ran may leave now.
-        self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
 
     async def _stop(self) -> None:
         for timer in (self._timer, self._aging_call):
@@ -239,6 +238,9 @@ class Delivery(Service):
             if len(lanes) < _LANES_AT_ONCE:
                 break
             after = lanes[-1][0]
+        if self.running and self._listed_at == -inf:
+            # Not before it is known what may leave now: senders need not hear of a delay that is over.
+            self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
         self._listed_at = now
 
     def _end_setting_aside(self, now: float) -> None:

@@ -82,6 +82,20 @@ class Lanes:
         lane = self._lanes.get(message.lane)
         return lane is not None and message.key in lane.known
 
+    def is_due(self, name: str, now: float) -> bool:
+        """Whether the lane is open, and the spool has something for it that could be attempted now."""
+        lane = self._lanes.get(name)
+        if lane is None or self.is_shut(name, now):
+            return False
+        return lane.loading or lane.due <= now
+
+    def is_about_to_load(self, name: str, now: float) -> bool:
+        """Whether the lane is due, and what is due in it will be got next: nothing of it is in memory."""
+        lane = self._lanes.get(name)
+        if lane is None or not self.is_due(name, now):
+            return False
+        return lane.loading or (not lane.waiting and self._has_room(MOST_WAITING - self._waiting))
+
     def may_know(self, message: QueuedMessage) -> bool:
         """Whether the part is known, or may be in what the spool is being asked."""
         lane = self._lanes.get(message.lane)

@@ -162,13 +162,19 @@ class HostileSession(HopSession):
         """The replies of LMTP to the dot; the point is the second."""
         for number in range(1, len(NAMES) + 1):
             if number == 2 and self.hop.behaviour == "RST":
-                # Not together with the reply before it, which it would take with it.
-                reactor.callLater(0.3, self.misbehave, b"")
+                self.misbehave_after_turns(20)
             elif number == 2:
                 self.misbehave(b"250 2.0.0 ok\r\n")
             elif number == 1 or self.hop.behaviour in ("right", "wrong", "4xx", "5xx", "521", "999", "twice"):
                 self.transport.write(b"250 2.0.0 ok\r\n")
         return default
+
+    def misbehave_after_turns(self, turns: int) -> None:
+        """Not together with the reply before it, which it would take along; in turns of the reactor."""
+        if turns:
+            reactor.callLater(0, self.misbehave_after_turns, turns - 1)
+        else:
+            self.misbehave(b"")
 
     def misbehave(self, default: bytes) -> None:
         behaviour = self.hop.behaviour
@@ -392,7 +398,7 @@ class House:
                 and not self.post.spool.messages[State.ACTIVE]
                 and not delivery.under_way
             ),
-            90.0,
+            150.0,
         )
         for cell in self.cells:
             await self.note(cell)
@@ -466,7 +472,7 @@ async def house(directory: Path, **settings: Any) -> AsyncIterator[House]:
 
 
 #: What stalls needs short deadlines, and everything else long ones, or a slow machine would see them pass.
-SHORT = Deadlines(greeting=1.0, hello=1.0, handshake=1.0, login=1.0, mail=1.0, rcpt=1.0, data=1.0, block=1.0)
+SHORT = Deadlines(greeting=3.0, hello=3.0, handshake=3.0, login=3.0, mail=3.0, rcpt=3.0, data=3.0, block=3.0)
 Seen = dict[str, dict[str, dict[str, str]]]
 
 
@@ -474,12 +480,12 @@ async def deliver_all(directory: Path) -> Seen:
     """What came of every cell of the table, by age, row and column."""
     seen: Seen = {age: {row: {} for row in ROWS} for age in AGES}
     for stalls in (False, True):
-        short: dict[str, Any] = {"deadlines": replace(SHORT, end=1.0, quit=1.0)} if stalls else {}
+        short: dict[str, Any] = {"deadlines": replace(SHORT, end=3.0, quit=3.0)} if stalls else {}
         part = directory / ("stalls" if stalls else "others")
         part.mkdir()
         async with house(part, **short) as opened:
             if stalls:
-                opened.post.settings = replace(opened.post.settings, connect_timeout=1.0)
+                opened.post.settings = replace(opened.post.settings, connect_timeout=3.0)
             routes = [
                 await opened.add(row, behaviour, age)
                 for age in AGES
@@ -508,7 +514,7 @@ def ensure(coroutine: Any) -> Any:
     return Deferred.fromCoroutine(coroutine)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("age", AGES)
 def test_what_a_next_hop_does_there_is_for_the_recipients_and_their_sender(
@@ -518,7 +524,7 @@ def test_what_a_next_hop_does_there_is_for_the_recipients_and_their_sender(
     assert seen[age][row] == {behaviour: expected(cell, age) for behaviour, cell in cells.items()}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @ensureDeferred
 async def test_what_never_ends_costs_neither_memory_nor_time(tmp_path: Path) -> None:
     async with house(tmp_path) as opened:

@@ -1,0 +1,140 @@
+"""Who is told of a delay, and who is not because his mail is about to leave; the clock is a test's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest_twisted
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock, deferLater
+
+from elemta.address import Address
+from elemta.delivery import Delivery, DeliverySettings, Retries
+from elemta.delivery.aging import Aging
+from elemta.delivery.lanes import Lanes
+from elemta.outcome import Outcome, Status
+from elemta.spool import Spool, SpoolSettings
+from tests.support.post import Post, reactor
+
+SETTINGS = DeliverySettings("me.example", Retries((60.0,), expire=100_000.0), warn_after=1000.0)
+# Mail of an older start, that nothing has looked at yet, waits in the lane without a name.
+LANE = ""
+
+
+class Quiet(Post):
+    """Mail that is late, and nothing that carries it."""
+
+    def __init__(self, directory: Path, spool: Spool) -> None:
+        super().__init__(directory, spool)
+        self.now = time.time()
+        self.lanes = Lanes(lambda lane: 20, 100)
+        self.aging = Aging(spool, self.lanes, SETTINGS)
+
+    async def send_late(self, messages: int) -> None:
+        for _ in range(messages):
+            await self.send("bob@example.com", received_at=self.now - 2000.0)
+
+    async def told_at(self, now: float) -> int:
+        """How many notices there are after a walk at this time."""
+        await self.aging.walk(now, lambda: True)
+        return len(await self.bounces())
+
+    async def load(self) -> None:
+        """Look into the spool for what is due."""
+        wanted = self.lanes.wanted(self.now)
+        for found in await self.spool.due(self.now, wanted, self.lanes.known(wanted)):
+            self.lanes.loaded(found, self.now)
+
+
+@pytest_twisted.async_yield_fixture
+async def quiet(tmp_path: Path) -> AsyncIterator[Quiet]:
+    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor)
+    yield Quiet(tmp_path, spool)
+    await spool.close()
+    await deferLater(reactor, 0)
+
+
+@ensureDeferred
+async def test_after_a_start_what_may_leave_is_given_a_minute_before_its_sender_hears_of_a_delay(
+    quiet: Quiet,
+) -> None:
+    await quiet.send_late(30)
+    quiet.aging.started(quiet.now)
+    quiet.lanes.due_at(LANE, 0.0)
+    assert await quiet.told_at(quiet.now + 1) == 0
+    await quiet.load()
+    waiting = quiet.lanes.waiting
+    assert 0 < waiting < 30
+    assert await quiet.told_at(quiet.now + 59) == 0
+    # Now the line is too long; those that are at its head leave next.
+    assert await quiet.told_at(quiet.now + 61) == 30 - waiting
+
+
+@ensureDeferred
+async def test_a_lane_that_has_not_been_looked_into_yet_is_about_to_be(quiet: Quiet) -> None:
+    await quiet.send_late(3)
+    quiet.lanes.due_at(LANE, 0.0)
+    assert await quiet.told_at(quiet.now) == 0
+    wanted = quiet.lanes.wanted(quiet.now)
+    # While the spool is being asked.
+    assert await quiet.told_at(quiet.now) == 0
+    quiet.lanes.not_loaded(wanted, quiet.now + 60)
+    assert await quiet.told_at(quiet.now) == 3
+
+
+@ensureDeferred
+async def test_mail_for_a_destination_that_is_down_gets_no_such_grace(quiet: Quiet) -> None:
+    await quiet.send_late(3)
+    quiet.aging.started(quiet.now)
+    quiet.lanes.due_at(LANE, 0.0)
+    down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", quiet.now)
+    quiet.lanes.block(LANE, quiet.now + 600, down)
+    assert await quiet.told_at(quiet.now + 1) == 3
+
+
+class Threaded(Clock):
+    """A clock of the test's, with the reactor's threads."""
+
+    getThreadPool = staticmethod(reactor.getThreadPool)
+    callFromThread = staticmethod(reactor.callFromThread)
+
+
+class Unlisted:
+    """A spool that does not say yet which lanes there are, and counts who looks for old mail."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self.listed: Deferred[None] = Deferred()
+        self.walks = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spool, name)
+
+    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        await self.listed
+        return []
+
+    async def older(self, *args: Any, **kwargs: Any) -> Any:
+        self.walks += 1
+        return await self._spool.older(*args, **kwargs)
+
+
+@ensureDeferred
+async def test_nobody_is_told_of_a_delay_before_it_is_known_what_may_leave(quiet: Quiet) -> None:
+    clock = Threaded()
+    clock.advance(quiet.now)
+    queue = Unlisted(quiet.spool)
+    delivery = Delivery(clock, queue, (), SETTINGS)
+    delivery.startService()
+    try:
+        clock.pump([SETTINGS.poll] * 50)
+        assert queue.walks == 0
+        queue.listed.callback(None)
+        clock.pump([SETTINGS.poll] * 2)
+        await quiet.until(lambda: queue.walks)
+    finally:
+        await delivery.stopService()
