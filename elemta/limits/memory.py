@@ -87,15 +87,16 @@ class _Room:
             shared = self._shared[_share(request.identity)] = Counter(request.terms.bounds)
         return shared
 
-    def forget(self, request: Request) -> bool:
+    def forget(self, identity: str) -> bool:
         """Empty an identity's counter. One that shared gets its own, even above the room's size."""
-        if self.known(request) is None:
-            return False
-        if request.identity in self.counters:
-            self.counters[request.identity] = Counter(request.terms.bounds)
-        else:
-            self._admit(request.identity, Counter(request.terms.bounds))
-        return True
+        own = self.counters.get(identity)
+        if own is not None:
+            self.counters[identity] = Counter(own.bounds)
+            return True
+        shared = self._shared.get(_share(identity))
+        if shared is not None:
+            self._admit(identity, Counter(shared.bounds))
+        return shared is not None
 
     def _admit(self, identity: str, counter: Counter) -> Counter:
         self.counters[identity] = counter
@@ -186,7 +187,12 @@ class MemoryStore:
         return tuple(self._fill(request, now) for request in requests)
 
     def reset(self, terms: Terms, identity: str) -> bool:
-        return self._room(terms).forget(Request(terms, identity))
+        return self.forget(terms.name, identity)
+
+    def forget(self, limit: str, identity: str) -> bool:
+        """Like :meth:`reset`, for somebody who knows the limit by its name alone."""
+        room = self._rooms.get(limit)
+        return room is not None and room.forget(identity)
 
     def top(self, terms: Terms, count: int) -> Ranking:
         """Looks at every key of the limit, about a microsecond each: for people, not for sessions."""

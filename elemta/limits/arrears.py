@@ -1,0 +1,108 @@
+"""What the shared store has to be told when it is back: what was given back, and leases it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from elemta.errors import StoreUnavailable
+from elemta.limits.store import MaybeLater, Receipt, Request
+
+MAX_OWED = 20_000
+"""So much is kept to be given back later; beyond it the oldest refund is lost."""
+
+_SLICE = 500
+
+
+class Creditor(Protocol):
+    """The part of the shared store that hears of it."""
+
+    def refund(self, receipts: Sequence[Receipt]) -> MaybeLater[None]: ...
+
+    def release(self, receipts: Sequence[Receipt]) -> MaybeLater[None]: ...
+
+    def renew(self) -> MaybeLater[None]: ...
+
+    def hold(self, request: Request) -> Receipt:
+        """Take over a lease that was given without asking; the next ``renew`` tells of it."""
+
+
+class Arrears:
+    """Bounded: by :data:`MAX_OWED`, and by the open connections of this node."""
+
+    __slots__ = ("_adrift", "_owed", "_store")
+
+    def __init__(self, store: Creditor) -> None:
+        self._store = store
+        self._owed: dict[Receipt, None] = {}
+        # Leases that this node gave by itself, with what the shared store knows them as since it is back.
+        self._adrift: dict[Receipt, Receipt | None] = {}
+
+    def owe(self, receipts: Iterable[Receipt]) -> None:
+        """These charges and leases of the shared store were given back while it could not be told."""
+        owed = self._owed
+        for receipt in receipts:
+            owed[receipt] = None
+        while len(owed) > MAX_OWED:
+            oldest = next(iter(owed))
+            del owed[oldest]
+            if oldest.is_lease:
+                # Told or not, the store must not go on prolonging it.
+                quietly(self._store.release, [oldest])
+
+    def lend(self, receipt: Receipt) -> None:
+        """This node gave a lease that the shared store knows nothing of."""
+        self._adrift[receipt] = None
+
+    def returned(self, receipt: Receipt) -> Receipt | None:
+        """Such a lease was given back; what is to be released in the shared store, if it knows it by now."""
+        return self._adrift.pop(receipt, None)
+
+    async def settle(self) -> None:
+        """Tell everything, and wait until it is known. Raises StoreUnavailable when that does not succeed."""
+        while self._owed:
+            told = list(islice(self._owed, _SLICE))
+            for receipt in told:
+                del self._owed[receipt]
+            await _done(self._store.release([receipt for receipt in told if receipt.is_lease]))
+            await _done(self._store.refund([receipt for receipt in told if not receipt.is_lease]))
+        self._hold()
+        await _done(self._store.renew())
+
+    def settle_rest(self) -> None:
+        """Tell what came while :meth:`settle` was under way; leases with the next renewal."""
+        owed, self._owed = list(self._owed), {}
+        quietly(self._store.release, [receipt for receipt in owed if receipt.is_lease])
+        quietly(self._store.refund, [receipt for receipt in owed if not receipt.is_lease])
+        self._hold()
+
+    def _hold(self) -> None:
+        for receipt, known in self._adrift.items():
+            if known is None:
+                self._adrift[receipt] = self._store.hold(receipt.request)
+
+
+async def _done(answer: MaybeLater[None]) -> None:
+    if isinstance(answer, Deferred):
+        await answer
+
+
+def quietly(how: Callable[[Sequence[Receipt]], MaybeLater[None]], receipts: Sequence[Receipt]) -> None:
+    """Give back as well as it goes: what is lost makes a limit stricter for a while, and no more."""
+    if not receipts:
+        return
+    try:
+        answer = how(receipts)
+    except StoreUnavailable:
+        return
+    if isinstance(answer, Deferred):
+        answer.addErrback(trap_unavailable)
+
+
+def trap_unavailable(failure: Failure) -> None:
+    """Let StoreUnavailable be, and nothing else."""
+    failure.trap(StoreUnavailable)

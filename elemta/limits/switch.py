@@ -1,0 +1,279 @@
+"""Whether limits are counted in the cluster or by this node alone, and the way from one to the other."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from twisted.internet import defer
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import StoreUnavailable
+from elemta.limits.breaker import Breaker, BreakerState
+
+_log = Logger()
+
+PATIENCE = 1.0
+"""Seconds that a probe, or the way back, may take. The deadline of each call is the connection's own."""
+
+JOINING = 1.0
+"""Seconds after the start until it is worth a line in the log that there is no Valkey yet."""
+
+
+class CountingMode(enum.Enum):
+    """Where limits with ``scope = "cluster"`` are counted now."""
+
+    CLUSTER = "cluster"
+    LOCAL = "local"
+
+
+class Link(Protocol):
+    """The connection to the shared store: whether it is there, and who wants to know."""
+
+    @property
+    def up(self) -> bool: ...
+
+    def on_change(self, callback: Callable[[bool], None]) -> None: ...
+
+
+class ModeObserver(Protocol):
+    """Told of each change, and at the start."""
+
+    def mode_changed(self, mode: CountingMode) -> None: ...
+
+    def breaker_changed(self, state: BreakerState) -> None: ...
+
+
+class NoModeObserver:
+    """Notes nothing."""
+
+    def mode_changed(self, mode: CountingMode) -> None:
+        pass
+
+    def breaker_changed(self, state: BreakerState) -> None:
+        pass
+
+
+class Way(Protocol):
+    """The calls to the shared store that only the switch makes."""
+
+    def probe(self) -> Coroutine[Deferred[Any], Any, None]:
+        """Ask the store for a real charge."""
+
+    def come_back(self) -> Coroutine[Deferred[Any], Any, None]:
+        """Tell the store what happened while it was away, before anybody counts on it again."""
+
+    def came_back(self) -> None:
+        """It is asked again from now on."""
+
+    @property
+    def live_nodes(self) -> int:
+        """Of how many nodes this one is, as far as it knows."""
+
+
+class Switch:
+    """Owns the breaker: hears of calls that failed, probes while it is open, and closes it again.
+
+    While it is open nothing is asked but one probe at a time. Each change is one line in the log.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, link: Link, way: Way, observer: ModeObserver | None = None
+    ) -> None:
+        self._clock = clock
+        self._link = link
+        self._way = way
+        self._observer = observer or NoModeObserver()
+        self._breaker = Breaker()
+        self._timer: IDelayedCall | None = None
+        self._joining: IDelayedCall | None = None
+        self._probing = False
+        self._running = False
+        self._since = 0.0
+        self._told: CountingMode | None = None
+        self._reason = "there is no connection yet"
+        self._waiting: list[Deferred[bool]] = []
+        self.cluster = False
+        """Whether decisions are asked of the shared store. Read for every one of them, hence no property."""
+
+    @property
+    def mode(self) -> CountingMode:
+        return CountingMode.CLUSTER if self.cluster else CountingMode.LOCAL
+
+    @property
+    def breaker(self) -> BreakerState:
+        return self._breaker.state
+
+    def start(self) -> None:
+        """Begin by oneself, and look for the shared store."""
+        self._running = True
+        self._since = self._clock.seconds()
+        self._observer.mode_changed(self.mode)
+        self._observer.breaker_changed(self.breaker)
+        self._link.on_change(self._link_changed)
+        self._joining = self._clock.callLater(JOINING, self._tell_if_alone)
+        self._probe()
+
+    def stop(self) -> None:
+        """Probe no more; go on in the mode of now."""
+        self._running = False
+        for timer in (self._timer, self._joining):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._answer_waiting()
+
+    def joined(self, patience: float) -> Deferred[bool]:
+        """Fires when limits are counted in the cluster, or with False after ``patience`` seconds."""
+        answer: Deferred[bool] = Deferred()
+        if self.cluster or not self._running:
+            answer.callback(self.cluster)
+            return answer
+        self._waiting.append(answer)
+        late = self._clock.callLater(patience, self._give_up_waiting, answer)
+
+        def in_time(joined: bool) -> bool:
+            if late.active():
+                late.cancel()
+            return joined
+
+        return answer.addCallback(in_time)
+
+    def succeeded(self) -> None:
+        """The store answered."""
+        self._breaker.succeeded()
+
+    def failed(self, error: BaseException) -> None:
+        """The store did not answer."""
+        if self._breaker.failed(self._clock.seconds()):
+            self._open(str(error))
+
+    def _link_changed(self, up: bool) -> None:
+        if not self._running:
+            return
+        if up:
+            if not self.cluster:
+                self._probe()
+            return
+        self._trip("the connection is lost")
+
+    def _trip(self, reason: str) -> None:
+        if self._breaker.trip(self._clock.seconds()):
+            self._open(reason)
+        else:
+            self._observer.breaker_changed(self.breaker)
+
+    def _open(self, reason: str) -> None:
+        self.cluster = False
+        self._reason = reason
+        self._since = self._clock.seconds()
+        self._observer.breaker_changed(self.breaker)
+        self._observer.mode_changed(self.mode)
+        self._tell()
+        self._probe_later()
+
+    # Probes
+
+    def _probe_later(self) -> None:
+        self._cancel_timer()
+        if self._running and not self.cluster:
+            self._timer = self._clock.callLater(self._breaker.pause, self._probe)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def _probe(self) -> None:
+        """Send one, unless one is under way. Without a connection there is nothing to send it by."""
+        if self._probing or self.cluster or not self._running:
+            return
+        self._cancel_timer()
+        if not self._link.up:
+            return
+        self._probing = True
+        self._within_patience(self._way.probe()).addBoth(self._probed)
+
+    def _within_patience(self, steps: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+        return ensureDeferred(steps).addTimeout(PATIENCE, self._clock)
+
+    def _probed(self, result: object) -> None:
+        self._probing = False
+        if self.cluster or not self._running:
+            return
+        good = not isinstance(result, Failure) and self._link.up
+        if isinstance(result, Failure):
+            self._reason = _reason(result)
+        may_close = self._breaker.probed(good=good)
+        self._observer.breaker_changed(self.breaker)
+        if may_close:
+            self._probing = True
+            self._within_patience(self._way.come_back()).addBoth(self._came_back)
+        else:
+            self._probe_later()
+
+    def _came_back(self, result: object) -> None:
+        self._probing = False
+        if not self._running:
+            return
+        if isinstance(result, Failure) or not self._link.up or self.breaker is BreakerState.OPEN:
+            if isinstance(result, Failure):
+                self._reason = _reason(result)
+            self._breaker.probed(good=False)
+            self._observer.breaker_changed(self.breaker)
+            self._probe_later()
+            return
+        self._close()
+
+    def _close(self) -> None:
+        self.cluster = True
+        self._breaker.close(self._clock.seconds())
+        self._observer.breaker_changed(self.breaker)
+        self._observer.mode_changed(self.mode)
+        self._tell()
+        self._way.came_back()
+        self._answer_waiting()
+
+    # Who wants to know
+
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for answer in waiting:
+            answer.callback(self.cluster)
+
+    def _give_up_waiting(self, answer: Deferred[bool]) -> None:
+        if answer in self._waiting:
+            self._waiting.remove(answer)
+            answer.callback(False)
+
+    def _tell_if_alone(self) -> None:
+        if self._running and self._told is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = self.mode
+        seconds = round(self._clock.seconds() - self._since, 3)
+        if self.cluster:
+            _log.info(
+                "limits are counted in the cluster",
+                event="limits.mode",
+                mode=self.mode.value,
+                after_seconds=seconds,
+            )
+        else:
+            _log.warn(
+                "limits are counted by this node alone, because Valkey does not answer",
+                event="limits.mode",
+                mode=self.mode.value,
+                reason=self._reason,
+                live_nodes=self._way.live_nodes,
+            )
+
+
+def _reason(failure: Failure) -> str:
+    if failure.check(StoreUnavailable, defer.TimeoutError, CancelledError) is None:
+        _log.failure("a probe of Valkey went wrong", failure, event="limits.probe")
+    return failure.getErrorMessage() or "no answer in time"
