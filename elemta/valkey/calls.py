@@ -1,0 +1,98 @@
+"""Commands that are under way, and their deadlines."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from elemta.valkey.scripts import Script
+
+if TYPE_CHECKING:
+    from elemta.valkey.connection import Connection
+
+_GRAIN = 0.001
+
+
+class Call:
+    """One command of a caller, which may be sent more than once.
+
+    ``deferred`` is None as soon as it has fired. An error reply, or the end of the connection, goes to
+    ``refused``, which may send the command again.
+    """
+
+    __slots__ = ("connection", "deferred", "frame", "key", "refused", "script", "turns")
+
+    def __init__(
+        self,
+        frame: bytes,
+        key: bytes | None,
+        script: Script | None,
+        refused: Callable[[Call, Exception], None],
+    ) -> None:
+        self.deferred: Deferred[Any] | None = Deferred()
+        self.frame = frame
+        self.key = key
+        self.script = script
+        self.refused = refused
+        self.connection: Connection | None = None
+        self.turns = 0
+
+    def replied(self, reply: Any) -> None:
+        deferred = self.deferred
+        if deferred is None:
+            return  # the deadline came first
+        if isinstance(reply, Exception):
+            self.refused(self, reply)
+            return
+        self.deferred = None
+        deferred.callback(reply)
+
+    def fail(self, error: Exception) -> None:
+        deferred, self.deferred = self.deferred, None
+        if deferred is not None:
+            deferred.errback(error)
+
+
+class Deadlines:
+    """Tells calls that their time is over.
+
+    Calls with the same deadline end in the order in which they began, so that a queue for each deadline
+    and one timer for each queue do: a call costs no timer of its own.
+    """
+
+    def __init__(self, reactor: Any, missed: Callable[[Call], None]) -> None:
+        self._reactor = reactor
+        self._missed = missed
+        self._queues: dict[float, deque[tuple[float, Call]]] = {}
+        self._timers: dict[float, Any] = {}
+
+    def add(self, call: Call, seconds: float) -> None:
+        queue = self._queues.get(seconds)
+        if queue is None:
+            queue = self._queues[seconds] = deque()
+            self._timers[seconds] = self._reactor.callLater(seconds, self._look, seconds)
+        queue.append((self._reactor.seconds() + seconds, call))
+
+    def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._queues.clear()
+
+    def _look(self, seconds: float) -> None:
+        queue = self._queues[seconds]
+        soon = self._reactor.seconds() + _GRAIN
+        late = []
+        while queue and (queue[0][1].deferred is None or queue[0][0] <= soon):
+            late.append(queue.popleft()[1])
+        if queue:
+            pause = queue[0][0] - self._reactor.seconds()
+            self._timers[seconds] = self._reactor.callLater(max(0.0, pause), self._look, seconds)
+        else:
+            del self._queues[seconds], self._timers[seconds]
+        for call in late:
+            if call.deferred is not None:
+                self._missed(call)

@@ -1,0 +1,235 @@
+"""One connection to Valkey: txredisapi's, with a greeting, a watchdog and a queue of replies of our own.
+
+Importing this installs the reactor, as txredisapi does: only what starts connections may import it.
+
+txredisapi's own way of logging in ends reconnection for good when anything goes wrong in it, so it never
+gets to see the password. Its queue of replies makes three Deferreds a command and, when one is cancelled,
+searches the whole queue; here whoever waits for a reply is in a deque, and gets it without a Deferred.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import hiredis
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from txredisapi import HiredisProtocol, InvalidData, RedisError, ResponseError
+
+from elemta.directwrite import write_at_once
+from elemta.errors import Trouble, ValkeyTrouble
+from elemta.valkey.dialling import Login
+from elemta.valkey.frames import Word, pack
+from elemta.valkey.replies import kind_of
+from elemta.valkey.scripts import Script
+
+_PING = pack(["PING"])
+_ASKING = pack(["ASKING"])
+_SILENT_SECONDS = 3
+_PIPELINE = 4
+
+
+class Lost(RedisError):  # type: ignore[misc]  # txredisapi has no types
+    """Stands in for the reply that a closed connection can't give any more."""
+
+
+class Waiting(Protocol):
+    """Who waits for a reply."""
+
+    def replied(self, reply: Any) -> None:
+        """The reply; an error is an instance of RedisError. Must not raise."""
+
+
+class _Later:
+    """Waits with a Deferred."""
+
+    __slots__ = ("deferred",)
+
+    def __init__(self) -> None:
+        self.deferred: Deferred[Any] = Deferred()
+
+    def replied(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self.deferred.errback(_trouble(reply))
+        else:
+            self.deferred.callback(reply)
+
+
+class _Nobody:
+    """Takes replies that nobody cares for."""
+
+    def replied(self, reply: Any) -> None:
+        pass
+
+
+NOBODY = _Nobody()
+_NOTHING: Any = object()  # what the reader gives when there is no whole reply yet
+
+
+class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no types
+    """Sends frames and gives the replies to who waits, in order.
+
+    ``lost`` is called once when the connection is over. ``waiting`` is everybody whose reply is not there
+    yet, in the order of the commands.
+    """
+
+    def __init__(self, lost: Callable[[Connection], None]) -> None:
+        super().__init__(charset=None, convertNumbers=False)
+        self._reader = hiredis.Reader(
+            protocolError=InvalidData, replyError=ResponseError, notEnoughData=_NOTHING
+        )
+        self._lost: Callable[[Connection], None] | None = lost
+        self.waiting: deque[Waiting] = deque()
+        self.why = ""
+        self._heard = False
+        self._silent = 0
+        self._closing = False
+        self._loading: set[bytes] = set()
+
+    # What is asked of it.
+
+    async def greet(self, login: Login, scripts: Iterable[Script]) -> None:
+        """Log in, choose the database, leave the scripts there; fails with ValkeyTrouble."""
+        hello = await self.execute_command(*login.hello())
+        about = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
+        if login.primary and about.get(b"role") not in (None, b"master"):
+            raise ValkeyTrouble(Trouble.READONLY, "it is a replica")
+        if login.database:
+            await self.execute_command("SELECT", login.database)
+        for script in scripts:
+            self.load(script)
+        # Only now is it known that it answers: HELLO does while the data is loaded.
+        await self.execute_command("PING")
+
+    def send(self, frame: bytes, who: Waiting) -> None:
+        """Send one packed command."""
+        waiting = self.waiting
+        # At once is a system call for each; when there are many, the reactor sends them together.
+        if len(waiting) < _PIPELINE:
+            waiting.append(who)
+            write_at_once(self.transport, frame)
+        else:
+            waiting.append(who)
+            self.transport.write(frame)
+
+    def send_asking(self, frame: bytes, who: Waiting) -> None:
+        """Send one packed command behind an ASKING, with nothing in between."""
+        self.waiting.append(NOBODY)
+        self.send(_ASKING + frame, who)
+
+    def load(self, script: Script) -> None:
+        """Leave a script there, for the commands that are sent after this one."""
+        if script.sha not in self._loading:
+            self._loading.add(script.sha)
+            self.send(pack(["SCRIPT", "LOAD", script.text]), _Loaded(self._loading, script.sha))
+
+    def execute_command(self, *words: Word, **options: Any) -> Deferred[Any]:
+        """One command, also those that txredisapi has methods for; fails with ValkeyTrouble."""
+        if self._lost is None:
+            raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
+        later = _Later()
+        self.send(pack(words), later)
+        if options.get("post_proc") is not None:
+            later.deferred.addCallback(options["post_proc"])
+        return later.deferred
+
+    @staticmethod
+    def is_lost(error: Exception) -> bool:
+        """Whether this was no reply: the connection ended before there was one."""
+        return isinstance(error, Lost)
+
+    def watch(self) -> None:
+        """To be called every second: asks for a sign of life, and aborts when there is none."""
+        if self._heard or not self.waiting:
+            self._silent = 0
+        else:
+            self._silent += 1
+            if self._silent >= _SILENT_SECONDS:
+                self.abort("it does not answer")
+                return
+        self._heard = False
+        if not self.waiting:
+            self.send(_PING, NOBODY)
+
+    def close(self) -> None:
+        """Close when what is under way has its replies."""
+        self._closing = True
+        if not self.waiting and self._lost is not None:
+            self.transport.loseConnection()
+
+    def abort(self, why: str) -> None:
+        """Close now; everybody who waits is told that it is lost."""
+        if self._lost is not None and not self.why:
+            self.why = why
+            self.transport.abortConnection()
+
+    # What Twisted tells it.
+
+    def connectionMade(self) -> None:
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002
+        self._heard = True
+        waiting = self.waiting
+        next_reply = self._reader.gets
+        try:
+            self._reader.feed(data)
+            while (reply := next_reply()) is not _NOTHING:
+                if not waiting:
+                    # Such as "max number of clients reached", which nobody asked for.
+                    self.abort(str(reply) if isinstance(reply, Exception) else "it said what nobody asked")
+                    return
+                waiting.popleft().replied(reply)
+        except InvalidData as error:
+            self.abort(f"it does not speak RESP: {error}")
+            return
+        if self._closing and not waiting:
+            self.transport.loseConnection()
+
+    def connectionLost(self, why: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        tell, self._lost = self._lost, None
+        self.why = self.why or why.getErrorMessage()
+        if tell is not None:
+            tell(self)
+        waiting, self.waiting = self.waiting, deque()
+        for who in waiting:
+            who.replied(Lost(self.why))
+
+
+class _Loaded:
+    """Waits for the end of a SCRIPT LOAD."""
+
+    __slots__ = ("_loading", "_sha")
+
+    def __init__(self, loading: set[bytes], sha: bytes) -> None:
+        self._loading, self._sha = loading, sha
+
+    def replied(self, reply: Any) -> None:  # noqa: ARG002
+        self._loading.discard(self._sha)
+
+
+class ConnectionFactory(Factory):
+    """Builds one connection for an endpoint."""
+
+    noisy = False
+
+    def __init__(self, lost: Callable[[Connection], None]) -> None:
+        self._lost_callback = lost
+
+    def buildProtocol(self, addr: Any) -> Connection:  # noqa: ARG002
+        connection = Connection(self._lost_callback)
+        connection.factory = self
+        return connection
+
+
+def _trouble(error: Exception) -> ValkeyTrouble:
+    if isinstance(error, Lost):
+        return ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True)
+    return ValkeyTrouble(kind_of(str(error)), str(error))

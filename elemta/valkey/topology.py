@@ -1,0 +1,93 @@
+"""Which servers there are, and which of them has a key: the part that differs between the kinds of set-up."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+
+from elemta.errors import ValkeyTrouble
+from elemta.valkey.dialling import Address
+from elemta.valkey.pool import Dialling, Pool
+
+if TYPE_CHECKING:
+    from elemta.valkey.connection import Connection
+
+
+class Topology(ABC):
+    """The servers behind one URL. ``review`` is called whenever ``up`` may have changed."""
+
+    clustered = False
+
+    def __init__(self, dialling: Dialling, review: Callable[[], None]) -> None:
+        self._dialling = dialling
+        self._review = review
+
+    @property
+    @abstractmethod
+    def up(self) -> bool:
+        """Whether every key has a primary that answers."""
+
+    @property
+    @abstractmethod
+    def primaries(self) -> Sequence[Pool]:
+        """The primaries that are known."""
+
+    @property
+    @abstractmethod
+    def trouble(self) -> ValkeyTrouble:
+        """Why it is not up."""
+
+    @abstractmethod
+    def connection(self, key: bytes | None) -> Connection | None:
+        """A connection to the primary of a key; None when there is none now."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to connect."""
+
+    @abstractmethod
+    def stop(self) -> Iterable[Deferred[None]]:
+        """Close every connection; a Deferred for each that is still open."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """To be called every second."""
+
+    def distrust(self, connection: Connection, words: str) -> None:
+        """A server said that it is not, or no longer, what it is used as."""
+        connection.abort(words)
+
+
+class Single(Topology):
+    """One server, always at the same address."""
+
+    def __init__(self, address: Address, dialling: Dialling, review: Callable[[], None]) -> None:
+        super().__init__(dialling, review)
+        self._pool = Pool(address, dialling, lambda _: review())
+
+    @property
+    def up(self) -> bool:
+        return self._pool.connection is not None
+
+    @property
+    def primaries(self) -> Sequence[Pool]:
+        return (self._pool,)
+
+    @property
+    def trouble(self) -> ValkeyTrouble:
+        return self._pool.trouble
+
+    def connection(self, key: bytes | None) -> Connection | None:  # noqa: ARG002
+        return self._pool.connection
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def stop(self) -> Iterable[Deferred[None]]:
+        return self._pool.stop()
+
+    def watch(self) -> None:
+        self._pool.watch()

@@ -1,0 +1,33 @@
+"""Waiting in the reactor for something to come to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+
+async def pause(seconds: float) -> None:
+    """Let the reactor run for a while."""
+    await deferLater(reactor, seconds)
+
+
+async def until(condition: Callable[[], Any], what: str = "", patience: float = 30.0) -> Any:
+    """The first true value of ``condition``, asked every few milliseconds."""
+    deadline = reactor.seconds() + patience
+    while not (value := condition()):
+        assert reactor.seconds() < deadline, f"did not come to pass in {patience:.0f} s: {what or condition}"
+        await pause(0.005)
+    return value
+
+
+async def failure_of(deferred: Deferred[Any]) -> BaseException:
+    """What a Deferred fails with."""
+    try:
+        value = await deferred
+    except Exception as error:
+        return error
+    raise AssertionError(f"did not fail, but gave {value!r}")
