@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS
+from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS, Scope
 from elemta.config.target import TargetKind, is_loopback, parse_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
@@ -13,6 +13,7 @@ from elemta.errors import Fault
 if TYPE_CHECKING:
     from elemta.config.effective import Config
 
+_ALONE = "there is no valkey_url, so each node counts for itself"
 _OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
 
 
@@ -52,21 +53,22 @@ def _server(config: Config) -> Iterator[Fault]:
 
 def _valkey(config: Config) -> Iterator[Fault]:
     if config.resources.valkey_url:
-        yield from _given(config, "resources.valkey_url", "limits are kept in this node's memory")
+        return
     for name in ("valkey_key_prefix", "valkey_deadline"):
-        yield from _given(config, f"resources.{name}", "limits are kept in this node's memory")
+        yield from _given(config, f"resources.{name}", _ALONE, never=True)
 
 
 def _limits(config: Config) -> Iterator[Fault]:
+    alone = not config.resources.valkey_url
     for number, limit in enumerate(config.limits, start=1):
         key = f"limit[{number}]"
-        if limit.scope == "cluster":
-            yield from _given(
-                config, f"{key}.scope", "limits are kept in this node's memory, each node for itself"
-            )
-        yield from _given(
-            config, f"{key}.when_valkey_is_down", "limits are kept in this node's memory, not in Valkey"
-        )
+        if alone and limit.scope is Scope.CLUSTER:
+            yield from _given(config, f"{key}.scope", _ALONE, never=True)
+        if alone:
+            yield from _given(config, f"{key}.when_valkey_is_down", _ALONE, never=True)
+        elif limit.scope is Scope.NODE:
+            problem = "the limit is counted by each node for itself anyway"
+            yield from _given(config, f"{key}.when_valkey_is_down", problem, never=True)
         if Identity.DESTINATION in limit.per:
             yield from _given(config, f"{key}.on_exceed", "on the way out mail waits", never=True)
 

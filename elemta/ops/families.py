@@ -85,6 +85,35 @@ RATE_LIMIT_REJECTIONS = _counter(
     "smtp_rate_limit_rejections_total",
     "What limits refused: the name that Elemta's dashboards have always read.",
 )
+LIMITER_MODE = _gauge(
+    "elemta_limiter_mode",
+    "1 for where limits are counted now: memory, where no Valkey is configured, in the cluster, "
+    "or local, by this node alone while Valkey is away.",
+    "mode",
+)
+LIMITER_MODE_CHANGES = _counter(
+    "elemta_limiter_mode_changes_total", "Times that limits began to be counted elsewhere, by where.", "mode"
+)
+LIMITER_BREAKER = _gauge(
+    "elemta_limiter_breaker_state",
+    "1 for the state of the breaker between this node and Valkey: closed, open (nothing is asked), "
+    "or half_open (probes succeed again).",
+    "state",
+)
+LIVE_NODES = _gauge("elemta_live_nodes", "Nodes that were last known to live, this one among them.")
+VALKEY_FAILURES = _counter("elemta_valkey_failures_total", "Commands to Valkey that failed, by how.", "kind")
+VALKEY_UP = _gauge("valkey_up", "1 while Valkey answers, else 0; of a cluster, while every primary does.")
+VALKEY_COMMANDS = _counter(
+    "valkey_commands_processed_total", "Commands that Valkey processed, whoever sent them."
+)
+VALKEY_MEMORY = _gauge("valkey_used_memory_bytes", "Memory that Valkey uses; of a cluster, its primaries.")
+VALKEY_MAXMEMORY = _gauge("valkey_maxmemory_bytes", "Memory that Valkey may use; 0 is without a bound.")
+VALKEY_KEYS = _gauge("valkey_db0_keys", "Keys in Valkey's database 0.")
+VALKEY_EVICTED = _counter(
+    "valkey_evicted_keys_total",
+    "Keys that Valkey dropped for want of memory: each was a limit that is reset.",
+)
+VALKEY_CLIENTS = _gauge("valkey_connected_clients", "Connections to Valkey, whoever opened them.")
 
 SPOOL_MESSAGES = _gauge("elemta_spool_messages", "Messages in the spool, by state.", "state")
 SPOOL_BYTES = _gauge("elemta_spool_bytes", "Octets of the messages in the spool, by state.", "state")
@@ -160,6 +189,18 @@ ALL = (
     LIMIT_CHECKS,
     LIMIT_CHECK_DURATION,
     RATE_LIMIT_REJECTIONS,
+    LIMITER_MODE,
+    LIMITER_MODE_CHANGES,
+    LIMITER_BREAKER,
+    LIVE_NODES,
+    VALKEY_FAILURES,
+    VALKEY_UP,
+    VALKEY_COMMANDS,
+    VALKEY_MEMORY,
+    VALKEY_MAXMEMORY,
+    VALKEY_KEYS,
+    VALKEY_EVICTED,
+    VALKEY_CLIENTS,
     SPOOL_MESSAGES,
     SPOOL_BYTES,
     SPOOL_OLDEST_AGE,

@@ -53,11 +53,14 @@ class Family:
 
 
 class Counter:
-    """A number per set of labels that only grows."""
+    """A number per set of labels that only grows.
 
-    def __init__(self, family: Family) -> None:
+    One that is ``counted_elsewhere`` is not there until :meth:`follow` has said how far it has come.
+    """
+
+    def __init__(self, family: Family, *, counted_elsewhere: bool = False) -> None:
         self.family = family
-        self.values: dict[Labels, float] = {} if family.labels else {(): 0}
+        self.values: dict[Labels, float] = {} if family.labels or counted_elsewhere else {(): 0}
 
     def inc(self, *labels: Hashable, by: float = 1) -> None:
         values = self.values
@@ -65,6 +68,10 @@ class Counter:
             values[labels] += by
         except KeyError:
             values[labels] = by
+
+    def follow(self, value: float, *labels: Hashable) -> None:
+        """Take over what somebody else has counted; it may have begun anew."""
+        self.values[labels] = value
 
     @property
     def children(self) -> Collection[Labels]:
@@ -149,8 +156,8 @@ class Instruments(Collector):
         self.node_id = node_id
         self._instruments: dict[str, Instrument] = {}
 
-    def counter(self, family: Family) -> Counter:
-        return self._added(family, Counter(family))
+    def counter(self, family: Family, *, counted_elsewhere: bool = False) -> Counter:
+        return self._added(family, Counter(family, counted_elsewhere=counted_elsewhere))
 
     def gauge(self, family: Family) -> Gauge:
         return self._added(family, Gauge(family))

@@ -23,6 +23,7 @@ from elemta import __version__
 from elemta.errors import SpoolError
 from elemta.ops import families
 from elemta.ops.instruments import Instruments
+from elemta.ops.limit_metrics import LimitsMetrics, ModeMetrics, ValkeyMetrics
 from elemta.ops.plugins import PluginMetrics
 from elemta.outcome import Outcome
 from elemta.spool import SpoolStats
@@ -100,21 +101,6 @@ class ChainMetrics:
 
     def failed(self, policy: str, stage: str, kind: str) -> None:
         self._failures.inc(policy, stage, kind)
-
-
-class LimitsMetrics:
-    """Counts what the limiter tells."""
-
-    def __init__(self, instruments: Instruments) -> None:
-        self._checks = instruments.counter(families.LIMIT_CHECKS)
-        self._duration = instruments.histogram(families.LIMIT_CHECK_DURATION)
-        self._rejections = instruments.counter(families.RATE_LIMIT_REJECTIONS)
-
-    def checked(self, limit: str, outcome: str, seconds: float) -> None:
-        self._checks.inc(limit, outcome)
-        self._duration.observe(seconds)
-        if outcome == "refused":
-            self._rejections.inc()
 
 
 class SpoolMetrics:
@@ -195,6 +181,8 @@ class Metrics:
         self.net = NetMetrics(instruments)
         self.chain = ChainMetrics(instruments)
         self.limits = LimitsMetrics(instruments)
+        self.mode = ModeMetrics(instruments)
+        self.valkey = ValkeyMetrics(instruments)
         self.spool = SpoolMetrics(instruments)
         self.delivery = DeliveryMetrics(instruments)
         self.loop_lag = instruments.histogram(families.LOOP_LAG)

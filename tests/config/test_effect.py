@@ -14,6 +14,7 @@ from elemta.config import Config, load
 Read = Callable[..., Config]
 
 LIMIT = '[[limit]]\nname = "a"\nper = ["sender"]\ncounts = "messages"\nrates = ["1/1m"]\n'
+VALKEY = '[resources]\nvalkey_url = "valkey://db.example"\n'
 HOLD = '[[route]]\ndomains = ["*"]\nto = "hold:"\n'
 LISTENER = '[[listener]]\nname = "in"\nendpoint = "tcp:587"\n'
 
@@ -34,24 +35,24 @@ def test_the_defaults_say_nothing() -> None:
     [
         ("[server]\nworkers = 4", "server.workers: has no effect yet: mail is taken by one process"),
         (
-            '[resources]\nvalkey_url = "valkey://db.example"',
-            "resources.valkey_url: has no effect yet: limits are kept in this node's memory",
-        ),
-        (
             '[resources]\nvalkey_key_prefix = "x:"',
-            "resources.valkey_key_prefix: has no effect yet: limits are kept in this node's memory",
+            "resources.valkey_key_prefix: has no effect: there is no valkey_url, so each node counts for itself",
         ),
         (
             '[resources]\nvalkey_deadline = "10ms"',
-            "resources.valkey_deadline: has no effect yet: limits are kept in this node's memory",
+            "resources.valkey_deadline: has no effect: there is no valkey_url, so each node counts for itself",
         ),
         (
             f'{LIMIT}scope = "cluster"',
-            "limit[1].scope: has no effect yet: limits are kept in this node's memory, each node for itself",
+            "limit[1].scope: has no effect: there is no valkey_url, so each node counts for itself",
         ),
         (
             f'{LIMIT}when_valkey_is_down = "allow"',
-            "limit[1].when_valkey_is_down: has no effect yet: limits are kept in this node's memory, not in Valkey",
+            "limit[1].when_valkey_is_down: has no effect: there is no valkey_url, so each node counts for itself",
+        ),
+        (
+            f'{VALKEY}{LIMIT}scope = "node"\nwhen_valkey_is_down = "allow"',
+            "limit[1].when_valkey_is_down: has no effect: the limit is counted by each node for itself anyway",
         ),
         (
             LIMIT.replace('"sender"', '"destination"') + 'on_exceed = "reject"',
@@ -93,6 +94,8 @@ def test_a_setting_without_effect_is_told_with_the_reason(read: Read, text: str,
     [
         "[server]\nworkers = 1",
         '[resources]\nvalkey_url = ""',
+        f'{VALKEY}valkey_key_prefix = "x:"\nvalkey_deadline = "10ms"',
+        f'{VALKEY}{LIMIT}scope = "cluster"\nwhen_valkey_is_down = "allow"',
         f'{LIMIT}scope = "node"',
         "[policy.relay]\ntimeout = 1",
         f'{HOLD}tls = "none"',
@@ -109,10 +112,9 @@ def test_a_setting_that_has_its_effect_is_not_told(read: Read, text: str) -> Non
 
 
 def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
-    config = load(None, {"VALKEY_URL": "valkey://db.example"})
-    assert [str(fault) for fault in config.without_effect()] == [
-        "VALKEY_URL: resources.valkey_url: has no effect yet: limits are kept in this node's memory"
-    ]
+    config = load(None, {"VALKEY_KEY_PREFIX": "x:"})
+    (note,) = config.without_effect()
+    assert str(note).startswith("VALKEY_KEY_PREFIX: resources.valkey_key_prefix: has no effect: there is no")
 
 
 @pytest.mark.parametrize(

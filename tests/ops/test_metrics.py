@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,7 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.address import Address
-from elemta.errors import SpoolError
+from elemta.errors import SpoolError, Trouble
+from elemta.limits.breaker import BreakerState
+from elemta.limits.switch import CountingMode, ModeObserver
 from elemta.net.observer import NetObserver
 from elemta.ops import families
 from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics
@@ -19,6 +22,7 @@ from elemta.ops.plugins import MAX_CHILDREN
 from elemta.outcome import Outcome, Status
 from elemta.policy.observer import PolicyObserver
 from elemta.spool import SpoolStats, State
+from elemta.valkey import ValkeyInfo, ValkeyObserver
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -131,13 +135,58 @@ def test_a_delivery_attempt_is_counted_by_route_and_outcome_and_never_by_recipie
     assert "example.com" not in metrics.render().decode()
 
 
+def test_a_node_without_a_valkey_counts_in_memory_and_says_nothing_about_valkey() -> None:
+    found = samples(Metrics("mx1"))
+    assert found["elemta_limiter_mode", (("mode", "memory"),)] == 1
+    assert not [name for name, _ in found if name.startswith("valkey_")]
+
+
+def test_the_mode_of_the_limiter_is_one_of_three_and_its_changes_are_counted() -> None:
+    metrics = Metrics("mx1")
+    observer: ModeObserver = metrics.mode
+    metrics.mode.watch(lambda: CountingMode.LOCAL, lambda: 3)
+    observer.mode_changed(CountingMode.CLUSTER)
+    observer.breaker_changed(BreakerState.HALF_OPEN)
+    modes = {
+        mode: value(metrics, "elemta_limiter_mode", mode=mode) for mode in ("memory", "cluster", "local")
+    }
+    assert modes == {"memory": 0, "cluster": 1, "local": 0}
+    assert value(metrics, "elemta_limiter_mode_changes_total", mode="cluster") == 1
+    assert value(metrics, "elemta_limiter_breaker_state", state="half_open") == 1
+    assert value(metrics, "elemta_limiter_breaker_state", state="closed") == 0
+    assert value(metrics, "elemta_live_nodes") == 3
+
+
+def test_what_valkey_says_about_itself_is_shown_until_it_says_otherwise() -> None:
+    metrics = Metrics("mx1")
+    observer: ValkeyObserver = metrics.valkey
+    said = ValkeyInfo(
+        up=True, commands_processed=900, used_memory=2**20, maxmemory=2**30, keys_db0=7, primaries=1
+    )
+    observer.info(said)
+    observer.failed(Trouble.DEADLINE)
+    observer.failed(Trouble.DEADLINE)
+    assert value(metrics, "valkey_up") == 1
+    assert value(metrics, "valkey_commands_processed_total") == 900
+    assert value(metrics, "valkey_used_memory_bytes") == 2**20
+    assert value(metrics, "valkey_maxmemory_bytes") == 2**30
+    assert value(metrics, "valkey_db0_keys") == 7
+    assert value(metrics, "elemta_valkey_failures_total", kind="deadline") == 2
+    # It was restarted: it has begun to count anew.
+    observer.info(replace(said, commands_processed=3))
+    assert value(metrics, "valkey_commands_processed_total") == 3
+    observer.info(ValkeyInfo(up=False))
+    assert value(metrics, "valkey_up") == 0
+    assert value(metrics, "valkey_db0_keys") == 7
+
+
 def test_the_node_is_on_every_sample_and_every_name_is_ours() -> None:
     metrics = Metrics("mx1.example.org")
     metrics.net.connection_opened("mx")
     parsed = list(text_string_to_metric_families(metrics.render().decode()))
     assert parsed
     for family in parsed:
-        assert family.name.startswith(("elemta_", "smtp_rate_limit_rejections"))
+        assert family.name.startswith(("elemta_", "valkey_", "smtp_rate_limit_rejections"))
         for sample in family.samples:
             assert sample.labels["node_id"] == "mx1.example.org"
 
@@ -147,7 +196,7 @@ def test_a_declared_metric_is_exposed_under_its_name_with_its_words(family: fami
     text = Metrics("mx1").render().decode()
     assert f"# TYPE {family.name} {family.kind.value}\n" in text
     assert f"# HELP {family.name} " in text
-    assert re.fullmatch(r"(elemta|smtp)_[a-z_]+", family.name)
+    assert re.fullmatch(r"(elemta|smtp|valkey)_[a-z0-9_]+", family.name)
     assert (family.kind is families.Kind.COUNTER) == family.name.endswith("_total")
     assert family.words.endswith(".")
 
