@@ -114,7 +114,7 @@ def test_a_stop_says_421_to_the_idle_and_lets_a_message_finish(daemon: Daemon) -
 
 
 def test_a_stop_is_over_within_shutdown_grace_whatever_a_client_does(make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon(server='shutdown_grace = "1s"\n').start()
+    daemon = make_daemon(server='shutdown_grace = "2s"\n').start()
     with Wire(daemon.socket()) as stubborn:
         stubborn.reply()
         stubborn.command("EHLO stubborn.test")
@@ -122,8 +122,8 @@ def test_a_stop_is_over_within_shutdown_grace_whatever_a_client_does(make_daemon
         for _ in range(3):
             stubborn.reply()
         began = time.monotonic()
-        daemon.stop(timeout=10)
-        assert time.monotonic() - began < 5
+        daemon.stop(timeout=30)
+        assert time.monotonic() - began < 10
 
 
 def test_a_reload_puts_a_new_configuration_into_force(daemon: Daemon) -> None:
@@ -210,9 +210,12 @@ def test_connections_over_max_connections_are_told_421(make_daemon: MakeDaemon) 
         assert fourth.reply().startswith("421 4.7.0")
         assert fourth.is_closed()
     wires.pop().sock.close()
-    time.sleep(0.2)
-    with Wire(daemon.socket()) as fifth:
-        assert fifth.reply().startswith("220")
+    deadline = time.monotonic() + 20
+    greeting = ""
+    while not greeting.startswith("220") and time.monotonic() < deadline:
+        with Wire(daemon.socket()) as fifth:
+            greeting = fifth.reply()
+    assert greeting.startswith("220")
     for wire in wires:
         wire.sock.close()
 
@@ -238,7 +241,7 @@ def test_a_command_line_has_a_deadline_that_single_bytes_do_not_move(make_daemon
         finally:
             stop.set()
             dripping.join()
-        assert 1.5 < time.monotonic() - began < 6
+        assert 1.5 < time.monotonic() - began < 20
 
 
 def test_one_byte_now_and_then_does_not_keep_a_message_open(make_daemon: MakeDaemon) -> None:
@@ -252,7 +255,7 @@ def test_one_byte_now_and_then_does_not_keep_a_message_open(make_daemon: MakeDae
         began = time.monotonic()
         wire.sock.settimeout(0.3)
         reply = ""
-        while not reply and time.monotonic() - began < 10:
+        while not reply and time.monotonic() - began < 30:
             try:
                 reply = wire.reply()
             except TimeoutError:
@@ -264,7 +267,7 @@ def test_one_byte_now_and_then_does_not_keep_a_message_open(make_daemon: MakeDae
 def test_sessions_and_deliveries_share_one_grace(make_daemon: MakeDaemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         route = f'[[route]]\ndomains = ["*"]\nto = "smtp://127.0.0.1:{silent.getsockname()[1]}"\n'
-        daemon = make_daemon(route, server='shutdown_grace = "3s"\n').start()
+        daemon = make_daemon(route, server='shutdown_grace = "4s"\n').start()
         with daemon.client() as client:
             client.sendmail("a@client.test", ["stuck@example.test"], "Subject: x\r\n\r\nx\r\n")
         with Wire(daemon.socket()) as stubborn:
@@ -274,5 +277,5 @@ def test_sessions_and_deliveries_share_one_grace(make_daemon: MakeDaemon) -> Non
             for _ in range(3):
                 stubborn.reply()
             began = time.monotonic()
-            daemon.stop(timeout=20)
-            assert time.monotonic() - began < 5.5
+            daemon.stop(timeout=30)
+            assert time.monotonic() - began < 7.5

@@ -87,7 +87,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def node(make_daemon: MakeDaemon, installed: Path) -> Daemon:
     return make_daemon(
         '[policies]\nchain = ["limits", "troubled", "relay"]\n'
-        '[policy.troubled]\ntimeout = "1s"\non_error = "defer"\n',
+        '[policy.troubled]\ntimeout = "3s"\non_error = "defer"\n',
         environ={"PYTHONPATH": str(installed)},
     ).start()
 
@@ -127,11 +127,11 @@ def test_a_policy_that_hangs_costs_its_own_deadline_while_other_sessions_go_on(n
         hanging.send(b"MAIL FROM:<a@client.test>\r\nRCPT TO:<hangs@example.test>\r\n")
         began = time.monotonic()
         assert hanging.reply().startswith("250")
-        for _ in range(20):
+        for _ in range(5):
             assert rcpt(node, "welcome").startswith("250")
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 2.8
         assert hanging.reply().startswith("451 4.3.0")
-        assert 0.5 < time.monotonic() - began < 3
+        assert 2.5 < time.monotonic() - began < 20
 
 
 def test_a_plugin_that_the_chain_names_and_nobody_has_stops_the_start(make_daemon: MakeDaemon) -> None:

@@ -99,7 +99,7 @@ def test_a_trusted_peer_that_says_nothing_is_closed_after_seconds(node: Daemon) 
     began = time.monotonic()
     with Wire(node.socket()) as wire:
         assert wire.reply() == ""
-    assert 4 < time.monotonic() - began < 9
+    assert 4 < time.monotonic() - began < 20
 
 
 def test_a_header_from_a_stranger_is_refused(node: Daemon) -> None:

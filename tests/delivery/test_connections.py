@@ -377,7 +377,7 @@ async def test_a_next_hop_that_does_not_answer_the_goodbye_does_not_keep_the_sto
     deaf.pauseProducing()
     began = reactor.seconds()
     await quay.connections.stop()
-    assert reactor.seconds() - began < 4
+    assert reactor.seconds() - began < 20
     assert not quay.connections.open
     # What is paused does not notice that the other side is gone.
     deaf.resumeProducing()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -201,6 +201,17 @@ async def reply_of(client: Client) -> list[str]:
             return said
         await deferLater(reactor, 0.005)
     raise AssertionError("no reply")
+
+
+async def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for what threads and the reactor bring about."""
+    from twisted.internet import reactor
+
+    for _ in range(int(seconds / 0.005)):
+        if true():
+            return
+        await deferLater(reactor, 0.005)
+    raise AssertionError("it did not come to pass")
 
 
 class Place:

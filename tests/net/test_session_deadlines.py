@@ -14,7 +14,8 @@ from twisted.logger import LogEvent
 from elemta.config import ListenerTLS
 from elemta.net.deadlines import ANSWER_SECONDS, CLOSING_SECONDS, HANDSHAKE_SECONDS, UNREAD_SECONDS
 from elemta.policy import CONTINUE, Reject
-from tests.net.conftest import BLOCK, Place, StuckDisk, errors, reply_of
+from elemta.spool import State
+from tests.net.conftest import BLOCK, Place, StuckDisk, errors, reply_of, until
 
 TIMEOUT = "421 4.4.2 Timeout, closing connection"
 
@@ -206,15 +207,15 @@ async def test_a_commit_that_takes_too_long_is_451_and_stays_charged(place: Plac
     client = place.connect()
     client.envelope()
     client.protocol.dataReceived(BLOCK * 512)
-    await deferLater(reactor, 0.05)
+    await deferLater(reactor, 0.5)
     disk.syncs.clear()
     assert client.send(b".\r\n") == []
-    await deferLater(reactor, 0.05)
+    await deferLater(reactor, 0.5)
     place.pass_time(ANSWER_SECONDS)
     assert client.said() == ["451 4.3.0 Local trouble, try again later"]
     assert place.policy.told == ["committed"]
     disk.syncs.set()
     assert client.send(b"NOOP\r\n") == ["250 2.0.0 OK"]
-    await deferLater(reactor, 0.05)
+    await until(lambda: place.spool.messages[State.ACTIVE] == 1)
     assert len(await place.spool.list()) == 1
     assert client.said() == []

@@ -16,7 +16,8 @@ from elemta.net.deadlines import CLOSING_SECONDS
 from elemta.net.factory import RefusalProtocol
 from elemta.net.protocol import MOST_WAITING_INPUT
 from elemta.policy import CONTINUE, Reject
-from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of
+from elemta.spool import State
+from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of, until
 
 SHUTTING_DOWN = "421 4.3.2 Service shutting down, try again later"
 
@@ -264,8 +265,7 @@ async def test_a_disk_that_is_behind_stops_the_reading_until_it_is_not(place: Pl
     place.pass_time(700)
     assert client.said() == []
     disk.writes.set()
-    await deferLater(reactor, 0.05)
-    assert client.transport.producerState == "producing"
+    await until(lambda: client.transport.producerState == "producing")
     client.protocol.dataReceived(b".\r\n")
     assert "queued as" in (await reply_of(client))[0]
 
@@ -281,8 +281,7 @@ async def test_a_client_that_leaves_while_the_disk_is_behind_leaves_nothing(
     assert client.transport.producerState == "paused"
     client.lose()
     disk.writes.set()
-    await deferLater(reactor, 0.05)
-    assert place.house.connections == set()
+    await until(lambda: len(place.policy.told) >= 2 and not place.house.connections)
     assert (await place.spool.stats()).total == 0
     assert errors(events) == []
     assert place.policy.told == ["refused", "disconnected"]
@@ -312,7 +311,7 @@ async def test_a_client_that_leaves_during_the_commit_has_sent_its_message(place
     client.envelope()
     client.send(MESSAGE)
     client.lose()
-    await deferLater(reactor, 0.05)
+    await until(lambda: len(place.policy.told) >= 2 and place.spool.messages[State.ACTIVE])
     assert (await place.spool.stats()).total == 1
     assert place.policy.told == ["committed", "disconnected"]
 
