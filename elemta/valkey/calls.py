@@ -23,7 +23,7 @@ class Call:
     ``refused``, which may send the command again.
     """
 
-    __slots__ = ("connection", "deferred", "frame", "key", "refused", "script", "turns")
+    __slots__ = ("asking", "connection", "deferred", "frame", "key", "refused", "script", "turns")
 
     def __init__(
         self,
@@ -38,7 +38,17 @@ class Call:
         self.script = script
         self.refused = refused
         self.connection: Connection | None = None
+        self.asking = False
         self.turns = 0
+
+    def send(self, connection: Connection, *, asking: bool = False) -> None:
+        """Send it, in a cluster perhaps to the node that a slot is moving to."""
+        self.connection = connection
+        self.asking = asking
+        if asking:
+            connection.send_asking(self.frame, self)
+        else:
+            connection.send(self.frame, self)
 
     def replied(self, reply: Any) -> None:
         deferred = self.deferred

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.config.valkey_url import ValkeyKind, ValkeyURL
 from elemta.errors import Trouble, ValkeyTrouble
 from elemta.valkey.calls import Call, Deadlines
+from elemta.valkey.cluster import Cluster
 from elemta.valkey.dialling import TLS, Address, Login
 from elemta.valkey.frames import Word, pack
+from elemta.valkey.health import Health
 from elemta.valkey.observer import Unobserved, ValkeyObserver
-from elemta.valkey.pool import Dialling
-from elemta.valkey.replies import kind_of
+from elemta.valkey.pool import Dialling, Pool
+from elemta.valkey.recovery import Recovery
+from elemta.valkey.scanning import ScanResult, scan
 from elemta.valkey.scripts import Script
+from elemta.valkey.sentinel import Sentinel
 from elemta.valkey.topology import Single, Topology
+
+if TYPE_CHECKING:
+    from elemta.valkey.connection import Connection
 
 _log = Logger()
 
@@ -27,9 +35,6 @@ IN_FLIGHT = 1024
 """How many commands may wait for their replies on one connection."""
 
 _WATCH_SECONDS = 1.0
-_TURNS = 5
-# Whoever says so has another role than we think, or has lost its memory.
-_DISTRUSTED = (Trouble.READONLY, Trouble.LOADING)
 
 
 class Valkey:
@@ -66,6 +71,8 @@ class Valkey:
         self._topology = _topology(url, dialling, self._review)
         self.clustered = self._topology.clustered
         self._deadlines = Deadlines(reactor, self._missed)
+        self._recovery = Recovery(reactor, self._topology, self._fail)
+        self._health = Health(self, reactor, self._observer)
         self._watch = LoopingCall(self._topology.watch)
         self._watch.clock = reactor
         self._listeners: list[Callable[[bool], None]] = []
@@ -79,13 +86,16 @@ class Valkey:
         self._running = True
         self._topology.start()
         self._watch.start(_WATCH_SECONDS, now=False)
+        self._health.start()
 
     def stop(self) -> Deferred[None]:
         """Take no more commands, wait shortly for the replies to come, and disconnect."""
         self._running = False
         if self._watch.running:
             self._watch.stop()
+        self._health.stop()
         over = gatherResults(list(self._topology.stop()), consumeErrors=True)
+        self._recovery.stop()
         self._review()
         return over.addCallback(lambda _: self._deadlines.stop())
 
@@ -117,18 +127,50 @@ class Valkey:
         """One command on the primary of ``key``; without one, on any primary."""
         return self._ask(pack(words), key, None, deadline)
 
+    def each_primary(self, *words: Word, deadline: float | None = None) -> Deferred[list[Any]]:
+        """One command on every primary; the replies in no particular order. Fails when one of them fails."""
+        frame = pack(words)
+        pools = self._topology.primaries
+        if not pools:
+            return self._fail_at_once(self._topology.trouble)
+        asked = [self._ask_on(pool.connection, frame, deadline=deadline) for pool in pools]
+        return gatherResults(asked, consumeErrors=True).addErrback(_first)
+
+    def scan(
+        self, match: Word, *, count: int = 500, limit: int = 20_000, deadline: float = 1.0
+    ) -> Deferred[ScanResult]:
+        """The keys that match a pattern, after looking at ``limit`` keys at most on all primaries together.
+
+        ``count`` keys are looked at by one command, each of which has the ``deadline``.
+        """
+
+        def ask(pool: Pool, cursor: bytes) -> Deferred[Any]:
+            frame = pack(("SCAN", cursor, "MATCH", match, "COUNT", count))
+            return self._ask_on(pool.connection, frame, deadline=deadline)
+
+        return Deferred.fromCoroutine(scan(self._topology.primaries, ask, max(1, limit // count)))
+
     def _ask(
         self, frame: bytes, key: bytes | None, script: Script | None, deadline: float | None
     ) -> Deferred[Any]:
-        connection = self._topology.connection(key) if self._running else None
-        if connection is None:
+        return self._ask_on(self._topology.connection(key), frame, key, script, deadline)
+
+    def _ask_on(
+        self,
+        connection: Connection | None,
+        frame: bytes,
+        key: bytes | None = None,
+        script: Script | None = None,
+        deadline: float | None = None,
+    ) -> Deferred[Any]:
+        if connection is None or not self._running:
             return self._fail_at_once(self._topology.trouble)
         if len(connection.waiting) >= IN_FLIGHT:
             return self._fail_at_once(ValkeyTrouble(Trouble.OVERLOADED, "too many commands are under way"))
-        call = Call(frame, key, script, self._refused)
+        call = Call(frame, key, script, self._recovery.refused)
         deferred: Deferred[Any] = call.deferred  # type: ignore[assignment]  # it is new
-        call.connection = connection
         self._deadlines.add(call, self._deadline if deadline is None else deadline)
+        call.connection = connection
         connection.send(frame, call)
         return deferred
 
@@ -136,24 +178,6 @@ class Valkey:
 
     def _missed(self, call: Call) -> None:
         self._fail(call, ValkeyTrouble(Trouble.DEADLINE, "no answer in time", maybe_done=True))
-
-    def _refused(self, call: Call, error: Exception) -> None:
-        """An error reply to a call, or its connection is lost."""
-        connection = call.connection
-        assert connection is not None  # noqa: S101  # it was sent
-        if connection.is_lost(error):
-            self._fail(call, ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True))
-            return
-        words = str(error)
-        call.turns += 1
-        if words.startswith("NOSCRIPT") and call.script is not None and call.turns <= _TURNS:
-            connection.load(call.script)
-            connection.send(call.frame, call)
-            return
-        kind = kind_of(words)
-        if kind in _DISTRUSTED or words.startswith("NOAUTH"):
-            self._topology.distrust(connection, words)
-        self._fail(call, ValkeyTrouble(kind, words))
 
     def _fail(self, call: Call, error: ValkeyTrouble) -> None:
         self._observer.failed(error.kind)
@@ -172,10 +196,20 @@ class Valkey:
             _log.info("connected to Valkey", event="valkey.connected", kind=self._url.kind.value)
         elif self._running:
             _log.warn("lost Valkey", event="valkey.lost", reason=str(self._topology.trouble))
+        self._health.changed(up)
         for callback in tuple(self._listeners):
             callback(up)
 
 
+def _first(failure: Failure) -> Failure:
+    """The failure itself, of which gatherResults says that it was the first."""
+    return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
+
+
 def _topology(url: ValkeyURL, dialling: Dialling, review: Callable[[], None]) -> Topology:
+    if url.kind is ValkeyKind.CLUSTER:
+        return Cluster(url, dialling, review)
+    if url.kind is ValkeyKind.SENTINEL:
+        return Sentinel(url, dialling, review)
     address = Address(path=url.path) if url.path else Address(*url.hosts[0])
     return Single(address, dialling, review)

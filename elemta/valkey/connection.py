@@ -23,7 +23,7 @@ from txredisapi import HiredisProtocol, InvalidData, RedisError, ResponseError
 
 from elemta.directwrite import write_at_once
 from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.dialling import Login
+from elemta.valkey.dialling import Address, Login
 from elemta.valkey.frames import Word, pack
 from elemta.valkey.replies import kind_of
 from elemta.valkey.scripts import Script
@@ -78,8 +78,9 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     yet, in the order of the commands.
     """
 
-    def __init__(self, lost: Callable[[Connection], None]) -> None:
+    def __init__(self, address: Address, lost: Callable[[Connection], None]) -> None:
         super().__init__(charset=None, convertNumbers=False)
+        self.address = address
         self._reader = hiredis.Reader(
             protocolError=InvalidData, replyError=ResponseError, notEnoughData=_NOTHING
         )
@@ -220,11 +221,11 @@ class ConnectionFactory(Factory):
 
     noisy = False
 
-    def __init__(self, lost: Callable[[Connection], None]) -> None:
-        self._lost_callback = lost
+    def __init__(self, address: Address, lost: Callable[[Connection], None]) -> None:
+        self._address, self._lost = address, lost
 
     def buildProtocol(self, addr: Any) -> Connection:  # noqa: ARG002
-        connection = Connection(self._lost_callback)
+        connection = Connection(self._address, self._lost)
         connection.factory = self
         return connection
 

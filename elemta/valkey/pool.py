@@ -166,8 +166,9 @@ class Link:
         from elemta.valkey.connection import ConnectionFactory  # noqa: PLC0415
 
         dialling = self._pool.dialling
-        where = endpoint(self._reactor, self._pool.address, dialling.tls)
-        opening = where.connect(ConnectionFactory(self._lost))
+        address = self._pool.address
+        where = endpoint(self._reactor, address, dialling.tls)
+        opening = where.connect(ConnectionFactory(address, self._lost))
         connection = cast("Connection", await opening.addTimeout(CONNECT_SECONDS, self._reactor))
         self._connection = connection
         greeting = Deferred.fromCoroutine(connection.greet(dialling.login, dialling.scripts.values()))

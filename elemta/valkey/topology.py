@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from elemta.errors import ValkeyTrouble
 from elemta.valkey.dialling import Address
 from elemta.valkey.pool import Dialling, Pool
+from elemta.valkey.replies import Move
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -55,6 +56,13 @@ class Topology(ABC):
     @abstractmethod
     def watch(self) -> None:
         """To be called every second."""
+
+    def redirected(self, move: Move, said_by: Connection, *, for_good: bool) -> Connection | None:  # noqa: ARG002
+        """A connection to where a server sends us, if there is one already."""
+        return None
+
+    def doubt(self) -> None:  # noqa: B027  # there is nothing to doubt about one server
+        """The servers are not what we think they are: look again soon."""
 
     def distrust(self, connection: Connection, words: str) -> None:
         """A server said that it is not, or no longer, what it is used as."""

@@ -1,0 +1,116 @@
+"""How Valkey is: INFO of every primary, every few seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from elemta.errors import ValkeyTrouble
+from elemta.valkey.observer import ValkeyInfo, ValkeyObserver
+
+if TYPE_CHECKING:
+    from elemta.valkey.client import Valkey
+
+_log = Logger()
+
+POLL_SECONDS = 5.0
+_DEADLINE_SECONDS = 1.0
+
+
+class Health:
+    """Asks for INFO while Valkey is up, and tells the observer; says so when keys may be evicted."""
+
+    def __init__(self, valkey: Valkey, reactor: Any, observer: ValkeyObserver) -> None:
+        self._valkey = valkey
+        self._observer = observer
+        self._last = ValkeyInfo()
+        self._said = ""
+        self._polling = LoopingCall(self._poll)
+        self._polling.clock = reactor
+
+    def start(self) -> None:
+        self._observer.info(self._last)
+        self._polling.start(POLL_SECONDS)
+
+    def stop(self) -> None:
+        if self._polling.running:
+            self._polling.stop()
+
+    def changed(self, up: bool) -> None:
+        """Valkey came or went."""
+        self._tell(replace(self._last, up=up))
+        if up and self._polling.running:
+            self._polling.reset()
+            self._poll()
+
+    def _poll(self) -> None:
+        if self._valkey.up:
+            asked = self._valkey.each_primary("INFO", deadline=_DEADLINE_SECONDS)
+            asked.addCallbacks(self._answered, self._refused)
+
+    def _answered(self, replies: Sequence[Any]) -> None:
+        self._tell(_sum([_lines(reply) for reply in replies], up=self._valkey.up))
+        info = self._last
+        if info.maxmemory_policy not in ("", "noeviction") and info.maxmemory:
+            self._say(
+                "Valkey may evict counters, which admits more than the limits say: set noeviction",
+                "valkey.eviction",
+                policy=info.maxmemory_policy,
+            )
+
+    def _refused(self, failure: Any) -> None:
+        failure.trap(ValkeyTrouble)
+        if self._valkey.up:
+            self._say("INFO is refused", "valkey.info_refused", reason=str(failure.value))
+
+    def _tell(self, info: ValkeyInfo) -> None:
+        self._last = info
+        self._observer.info(info)
+
+    def _say(self, words: str, event: str, **data: str) -> None:
+        """Once, until it is something else."""
+        said = f"{event} {data}"
+        if said != self._said:
+            self._said = said
+            _log.warn(words, event=event, **data)
+
+
+def _lines(reply: Any) -> Mapping[str, str]:
+    text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _sum(servers: Sequence[Mapping[str, str]], *, up: bool) -> ValkeyInfo:
+    def total(name: str) -> int:
+        return sum(_number(server.get(name, "")) for server in servers)
+
+    def first(*names: str) -> str:
+        return next((server[name] for server in servers for name in names if name in server), "")
+
+    policies = {server.get("maxmemory_policy", "") for server in servers} - {"", "noeviction"}
+    return ValkeyInfo(
+        up=up,
+        commands_processed=total("total_commands_processed"),
+        used_memory=total("used_memory"),
+        maxmemory=total("maxmemory"),
+        keys_db0=sum(_keys(server.get("db0", "")) for server in servers),
+        evicted_keys=total("evicted_keys"),
+        connected_clients=total("connected_clients"),
+        primaries=len(servers),
+        role=first("role"),
+        version=first("valkey_version", "redis_version"),
+        maxmemory_policy=min(policies, default=first("maxmemory_policy")),
+    )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _keys(text: str) -> int:
+    """The number in ``keys=1,expires=0,avg_ttl=0``."""
+    return _number(text.partition("keys=")[2].partition(",")[0])

@@ -1,0 +1,107 @@
+"""What is done about error replies: send the command again where that helps, say what it was where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from elemta.errors import Trouble, ValkeyTrouble
+from elemta.valkey.calls import Call
+from elemta.valkey.replies import kind_of, move_of
+from elemta.valkey.topology import Topology
+
+_TURNS = 8
+_PAUSE_SECONDS = 0.005
+_PARKED = 1024
+# Whoever says so has another role than we think, has lost its memory, or has forgotten who we are.
+_DISTRUSTED = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
+
+
+class Recovery:
+    """Takes the calls that were refused.
+
+    NOSCRIPT: the script is loaded, and the call goes behind it. MOVED and ASK are followed. TRYAGAIN, and a
+    redirection to a node that is yet to be connected to, are tried again every few milliseconds, as long as
+    the call's deadline allows. Everything else fails: only an error reply proves that nothing was done, and
+    most would say the same again.
+    """
+
+    def __init__(
+        self, reactor: Any, topology: Topology, failed: Callable[[Call, ValkeyTrouble], None]
+    ) -> None:
+        self._reactor = reactor
+        self._topology = topology
+        self._failed = failed
+        self._parked: list[Call] = []
+        self._timer: Any = None
+
+    def refused(self, call: Call, error: Exception) -> None:
+        """An error came instead of a reply, or the connection is lost."""
+        connection = call.connection
+        assert connection is not None  # noqa: S101  # it was sent
+        if connection.is_lost(error):
+            self._failed(call, ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True))
+            return
+        words = str(error)
+        call.turns += 1
+        if call.turns > _TURNS or not self._send_again(call, words):
+            if words.startswith(_DISTRUSTED):
+                self._topology.distrust(connection, words)
+            self._failed(call, ValkeyTrouble(kind_of(words), words))
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        parked, self._parked = self._parked, []
+        for call in parked:
+            self._failed(call, ValkeyTrouble(Trouble.DISCONNECTED, "stopped"))
+
+    def _send_again(self, call: Call, words: str) -> bool:
+        """Whether the call is on its way again, or will be."""
+        connection = call.connection
+        assert connection is not None  # noqa: S101
+        kind = words.partition(" ")[0]
+        if kind == "NOSCRIPT" and call.script is not None:
+            connection.load(call.script)
+            call.send(connection, asking=call.asking)
+            return True
+        if not self._topology.clustered:
+            return False
+        if kind in ("MOVED", "ASK"):
+            return self._follow(call, words)
+        if kind == "CLUSTERDOWN":
+            self._topology.doubt()
+        return kind == "TRYAGAIN" and self._park(call)
+
+    def _follow(self, call: Call, words: str) -> bool:
+        move = move_of(words)
+        if move is None or call.connection is None:
+            return False
+        for_good = words.startswith("MOVED")
+        connection = self._topology.redirected(move, call.connection, for_good=for_good)
+        if connection is None:
+            return self._park(call)
+        call.send(connection, asking=not for_good)
+        return True
+
+    def _park(self, call: Call) -> bool:
+        if call.key is None or len(self._parked) >= _PARKED:
+            return False
+        self._parked.append(call)
+        if self._timer is None:
+            self._timer = self._reactor.callLater(_PAUSE_SECONDS, self._resume)
+        return True
+
+    def _resume(self) -> None:
+        self._timer = None
+        parked, self._parked = self._parked, []
+        for call in parked:
+            if call.deferred is None:
+                continue  # its deadline has passed
+            connection = self._topology.connection(call.key)
+            if connection is None:
+                self._park(call)
+            else:
+                call.turns = 0
+                call.send(connection)
