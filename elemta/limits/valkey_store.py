@@ -1,0 +1,225 @@
+"""The store in Valkey, where all nodes of a cluster count together, by the server's clock.
+
+Everything that is asked for in one turn of the reactor goes in one call of a script, which decides one
+request after the other, each all or none. On Valkey Cluster a decision whose keys are on several servers is
+reserved on all of them at the same time, and what was reserved is given back when one refuses.
+
+When a call gets no answer in time, what it may have charged is taken back as soon as Valkey answers again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from elemta.errors import StoreUnavailable, ValkeyTrouble
+from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Terms
+from elemta.limits.valkey_calls import AcquireCall, Decision, in_calls
+from elemta.limits.valkey_leases import BACKGROUND_DEADLINE, Lease, Leases, new_boot
+from elemta.limits.valkey_returns import Cancellations, Clock, Entry, Handover, Returns
+from elemta.limits.valkey_scripts import ACQUIRE, Definitions, Keys
+from elemta.limits.valkey_views import Views
+from elemta.valkey import Valkey
+
+RENEWAL_SECONDS = 3.0
+"""Leases live for 30 s, so those of a dead node are gone 27 to 30 s after its death."""
+
+T = TypeVar("T")
+
+
+@implementer(ILimitStore)
+class ValkeyStore:
+    """Limits counted in Valkey. Every answer comes later, or fails with StoreUnavailable.
+
+    ``prefix`` is what all keys begin with; ``node_id`` names this node in its leases.
+    """
+
+    renewal: float | None = RENEWAL_SECONDS
+
+    def __init__(self, valkey: Valkey, *, prefix: str, node_id: str, reactor: Clock) -> None:
+        self._valkey = valkey
+        self._reactor = reactor
+        self.boot = new_boot()
+        self._keys = Keys(prefix, clustered=valkey.clustered)
+        self._definitions = Definitions()
+        self._returns = Returns(reactor, valkey)
+        self._cancellations = Cancellations(reactor, valkey)
+        self._leases = Leases(valkey, self._keys, node_id, self.boot, self._give_back_lease)
+        self._views = Views(valkey, self._keys, self._definitions)
+        self._waiting: dict[str, list[Decision]] = {}
+        self._turn: Any = None
+        self._renewing = False
+        self._last = 0
+        valkey.on_change(self._changed)
+
+    def seconds(self) -> float:
+        return time.monotonic()
+
+    # Charges.
+
+    def acquire(self, requests: Sequence[Request]) -> Deferred[Answer]:
+        if not requests:
+            return succeed(Answer())
+        if not self._valkey.clustered:
+            return self._ask(requests, "")
+        by_tag: dict[str, list[Request]] = {}
+        for request in requests:
+            by_tag.setdefault(self._keys.tag(request), []).append(request)
+        if len(by_tag) == 1:
+            return self._ask(requests, next(iter(by_tag)))
+        return Deferred.fromCoroutine(self._reserve(requests, by_tag))
+
+    def refund(self, receipts: Sequence[Receipt]) -> Deferred[None] | None:
+        """Fails with StoreUnavailable when what was charged stays charged, or may."""
+        due = [receipt for receipt in receipts if not receipt.settled and isinstance(receipt.origin, int)]
+        if not due:
+            return None
+        handover = Handover(len(due))
+        for receipt in due:
+            receipt.settled = True
+        self._returns.add([self._entry(receipt, handover) for receipt in due])
+        return handover.deferred
+
+    def _entry(self, receipt: Receipt, handover: Handover) -> Entry:
+        request = receipt.request
+        return Entry(
+            key=self._keys.of(request),
+            member=f"{self.boot}/{receipt.origin}".encode(),
+            amount=request.amount,
+            at=receipt.at,
+            tag=self._keys.tag(request),
+            repeatable=not self._definitions.of(request.terms).in_buckets,
+            handover=handover,
+        )
+
+    def _ask(self, requests: Sequence[Request], tag: str) -> Deferred[Answer]:
+        decision = Decision(requests)
+        waiting = self._waiting.get(tag)
+        if waiting is None:
+            self._waiting[tag] = [decision]
+        else:
+            waiting.append(decision)
+        if self._turn is None:
+            self._turn = self._reactor.callLater(0, self._send)
+        return decision.deferred
+
+    def _send(self) -> None:
+        self._turn = None
+        waiting, self._waiting = self._waiting, {}
+        for decisions in waiting.values():
+            for some in in_calls(decisions):
+                first = self._last + 1
+                self._last += len(some)
+                call = AcquireCall(some, first, self._keys, self._definitions, self._leases)
+                answer = self._valkey.run(ACQUIRE, call.keys, call.args)
+                answer.addCallbacks(call.answered, self._unanswered, errbackArgs=(call,))
+
+    def _unanswered(self, failure: Failure, call: AcquireCall) -> None:
+        error = failure.value
+        if isinstance(error, ValkeyTrouble) and error.maybe_done:
+            self._cancellations.add(call.keys, call.args[:4])
+        call.failed(failure)
+
+    async def _reserve(self, requests: Sequence[Request], by_tag: dict[str, list[Request]]) -> Answer:
+        """Ask several servers at the same time, and give back what was granted when one refuses or fails."""
+        parts = [self._ask(some, tag) for tag, some in by_tag.items()]
+        answers: list[Answer] = []
+        trouble: StoreUnavailable | None = None
+        for part in parts:
+            try:
+                answers.append(await part)
+            except StoreUnavailable as error:
+                trouble = error
+        refused = [answer for answer in answers if not answer.granted]
+        if not refused and trouble is None:
+            order = {request.key: place for place, request in enumerate(requests)}
+            receipts = [receipt for answer in answers for receipt in answer.receipts]
+            receipts.sort(key=lambda receipt: order[receipt.request.key])
+            return Answer(tuple(receipts), tuple(short for answer in answers for short in answer.shortfalls))
+        for answer in answers:
+            if answer.granted:
+                self._undo(answer.receipts)
+        if not refused and trouble is not None:
+            raise trouble
+        return Answer((), tuple(short for answer in refused for short in answer.shortfalls), granted=False)
+
+    def _undo(self, receipts: Sequence[Receipt]) -> None:
+        """Give back what nobody was told of; what can't be, makes limits stricter for a window."""
+        self.release(receipts)
+        given_back = self.refund(receipts)
+        if given_back is not None:
+            given_back.addErrback(_never_mind)
+
+    # Leases.
+
+    def release(self, receipts: Sequence[Receipt]) -> None:
+        """Never fails: a lease of which Valkey can't be told ends by itself, as it is renewed no more."""
+        for receipt in receipts:
+            if not receipt.settled and isinstance(receipt.origin, Lease):
+                receipt.settled = True
+                self._leases.drop(receipt.origin)
+
+    def hold(self, request: Request) -> Receipt:
+        """A lease without asking, because nobody could be asked; from the next renewal on it counts."""
+        self._last += 1
+        return self._leases.granted(request, 0, self._last)
+
+    def held(self, terms: Terms, identity: str) -> int:
+        """How much of a key this node itself holds."""
+        return self._leases.held(terms, identity)
+
+    def renew(self) -> Deferred[None]:
+        """Prolong all leases, and write those again that Valkey has forgotten.
+
+        Nothing while that is under way already. Fails with StoreUnavailable when some could not be renewed.
+        """
+        if self._renewing:
+            return succeed(None)
+        self._renewing = True
+        return Deferred.fromCoroutine(self._leases.renew()).addBoth(self._renewed)
+
+    def _renewed(self, outcome: T) -> T:
+        self._renewing = False
+        return outcome
+
+    def _changed(self, up: bool) -> None:
+        if up and len(self._leases):
+            # Another server, or the same with nothing in it.
+            self.renew().addErrback(_never_mind)
+
+    async def leave(self) -> None:
+        """Before the node disconnects: give all leases back, and what else is waiting to be."""
+        for lease in self._leases.all():
+            self._leases.drop(lease)
+        self._cancellations.stop()
+        await self._returns.settled()
+
+    def _give_back_lease(self, lease: Lease) -> None:
+        handover = Handover(1)
+        handover.deferred.addErrback(_never_mind)
+        self._returns.add([Entry(lease.key, lease.member, lease.amount, 0, lease.tag, True, handover)])
+
+    # Looking.
+
+    def peek(self, requests: Sequence[Request]) -> Deferred[tuple[Fill, ...]]:
+        return Deferred.fromCoroutine(self._views.peek(requests))
+
+    def top(self, terms: Terms, count: int) -> Deferred[Ranking]:
+        """Looks at a bounded number of keys and says whether there were more: for people, not for sessions."""
+        return Deferred.fromCoroutine(self._views.top(terms, count))
+
+    def reset(self, terms: Terms, identity: str) -> Deferred[bool]:
+        if terms.leases is not None:
+            return succeed(False)
+        key = self._keys.of(Request(terms, identity))
+        answer = self._valkey.command("DEL", key, key + b"~", key=key, deadline=BACKGROUND_DEADLINE)
+        return answer.addCallback(bool)
+
+
+def _never_mind(failure: Failure) -> None:
+    failure.trap(StoreUnavailable)

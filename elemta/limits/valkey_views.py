@@ -1,0 +1,96 @@
+"""Looks at what Valkey counts, for logins and for people; charges nothing."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from elemta.errors import StoreUnavailable
+from elemta.limits.store import Fill, Ranking, Request, Terms
+from elemta.limits.valkey_leases import BACKGROUND_DEADLINE
+from elemta.limits.valkey_scripts import PEEK, Definitions, Keys
+from elemta.valkey import Valkey
+
+LOOKED_AT = 20_000
+"""How many keys ``top`` looks at before it gives up on the others."""
+_AT_ONCE = 64
+_CALLS_AT_ONCE = 16
+_NEVER = -1
+
+
+class Views:
+    """How full keys are."""
+
+    def __init__(self, valkey: Valkey, keys: Keys, definitions: Definitions) -> None:
+        self._valkey = valkey
+        self._keys = keys
+        self._definitions = definitions
+
+    async def peek(self, requests: Sequence[Request], *, deadline: float | None = None) -> tuple[Fill, ...]:
+        """A fill for each request, in order. Fails with StoreUnavailable."""
+        fills: dict[int, Fill] = {}
+        calls = iter(self._calls(requests))
+        while under_way := [
+            (places, self._send([requests[place] for place in places], deadline))
+            for _, places in zip(range(_CALLS_AT_ONCE), calls, strict=False)
+        ]:
+            trouble: StoreUnavailable | None = None
+            for places, answer in under_way:
+                try:
+                    found = self._fills([requests[place] for place in places], await answer)
+                except StoreUnavailable as error:
+                    trouble = error
+                    continue
+                fills.update(zip(places, found, strict=True))
+            if trouble is not None:
+                raise trouble
+        return tuple(fills[place] for place in range(len(requests)))
+
+    async def top(self, terms: Terms, count: int) -> Ranking:
+        """The fullest keys of a limit, among :data:`LOOKED_AT` of them. Fails with StoreUnavailable."""
+        found = await self._valkey.scan(match=self._keys.pattern(terms), count=512, limit=LOOKED_AT)
+        identities = {self._keys.identity(terms, key) for key in found.keys}
+        requests = [Request(terms, identity) for identity in identities if identity is not None]
+        fills = await self.peek(requests, deadline=BACKGROUND_DEADLINE)
+        fullest = heapq.nlargest(count, fills, key=_fullness)
+        return Ranking(tuple(fill for fill in fullest if any(fill.used)), found.complete)
+
+    def _calls(self, requests: Sequence[Request]) -> Iterable[list[int]]:
+        by_tag: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_tag.setdefault(self._keys.tag(request), []).append(place)
+        for places in by_tag.values():
+            for start in range(0, len(places), _AT_ONCE):
+                yield places[start : start + _AT_ONCE]
+
+    def _send(self, requests: Sequence[Request], deadline: float | None) -> Deferred[Any]:
+        words: dict[bytes, int] = {}
+        program: list[int] = []
+        for request in requests:
+            definition = self._definitions.of(request.terms)
+            program += (words.setdefault(definition.words, len(words) + 1), request.amount)
+        keys = [self._keys.of(request) for request in requests]
+        return self._valkey.run(PEEK, keys, [" ".join(map(str, program)), *words], deadline=deadline)
+
+    def _fills(self, requests: Sequence[Request], reply: list[int]) -> list[Fill]:
+        fills, place = [], 0
+        for request in requests:
+            wait = None if reply[place] == _NEVER else reply[place]
+            order = (0,) if request.terms.leases is not None else self._definitions.of(request.terms).order
+            used = [0] * len(order)
+            for number, bound in enumerate(order, place + 1):
+                used[bound] = reply[number]
+            place += 1 + len(order)
+            fills.append(Fill(request, tuple(used), wait))
+        return fills
+
+
+def _fullness(fill: Fill) -> float:
+    terms = fill.request.terms
+    limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
+    return max(
+        (used / limit if limit else 1.0 for used, limit in zip(fill.used, limits, strict=True)), default=0.0
+    )
