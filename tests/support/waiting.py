@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet import reactor
@@ -21,6 +21,15 @@ async def until(condition: Callable[[], Any], what: str = "", patience: float = 
     while not (value := condition()):
         assert reactor.seconds() < deadline, f"did not come to pass in {patience:.0f} s: {what or condition}"
         await pause(0.005)
+    return value
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], patience: float = 30.0) -> Any:
+    """The first true value of a condition that takes a while itself."""
+    deadline = reactor.seconds() + patience
+    while not (value := await condition()):
+        assert reactor.seconds() < deadline, f"did not come to pass in {patience:.0f} s: {condition}"
+        await pause(0.02)
     return value
 
 
