@@ -13,8 +13,6 @@ from tests.support.daemon import Daemon, DaemonFailed
 
 PREFIX = "elemta:ratelimit:"
 NODES = 3
-# Seconds between two heartbeats of a node: so late at most does a node learn that there is another one.
-HEARTBEAT = 3.0
 CLUSTER = "cluster"
 LOCAL = "local"
 
@@ -125,7 +123,12 @@ class Fleet:
 
     def introduce(self) -> None:
         """Wait until each node knows of all others."""
-        time.sleep(HEARTBEAT + 1.0)
+        for node in self.nodes:
+            until(
+                lambda node=node: node.metric("elemta_live_nodes{") == len(self.nodes),
+                f"all nodes known to {node.name}",
+                words=node.output,
+            )
 
     def last_to_change(self, mode: str, since: float) -> float:
         """When, by the system's clock, the last node changed to this mode; each did after ``since``."""

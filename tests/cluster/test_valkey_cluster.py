@@ -93,14 +93,20 @@ def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
 
 
 @pytest.mark.parametrize(
-    ("per_second", "settled_within", "greeting"),
+    ("stopped", "per_second", "settled_within", "greeting"),
     [
-        pytest.param(40, 20.0, 2.0, id="small"),
-        pytest.param(100, 2.0, 0.1, id="large", marks=pytest.mark.campaign),
+        pytest.param(False, 40, 20.0, 2.0, id="killed, small"),
+        pytest.param(False, 100, 2.0, 0.1, id="killed, large", marks=pytest.mark.campaign),
+        pytest.param(True, 100, 2.0, 0.1, id="stopped, large", marks=pytest.mark.campaign),
     ],
 )
 def test_when_a_primary_of_a_valkey_cluster_dies_its_replica_is_used_and_nobody_waits(
-    fleet: Fleet, cluster: Cluster, per_second: int, settled_within: float, greeting: float
+    fleet: Fleet,
+    cluster: Cluster,
+    stopped: bool,
+    per_second: int,
+    settled_within: float,
+    greeting: float,
 ) -> None:
     client = new_client()
     slot = slot_of(key_of(client))
@@ -108,7 +114,10 @@ def test_when_a_primary_of_a_valkey_cluster_dies_its_replica_is_used_and_nobody_
     with Stream(fleet.ports(), per_second) as stream:
         time.sleep(1.0)
         begun, began = time.monotonic(), time.time()
-        victim.kill()
+        if stopped:
+            victim.pause()
+        else:
+            victim.kill()
         eventually(lambda: cluster.owner(slot) is not victim, "another primary")
         elected = time.time()
         until(lambda: counted_together(fleet, cluster), "counts in the new primary", 30.0)
@@ -127,7 +136,10 @@ def test_when_a_primary_of_a_valkey_cluster_dies_its_replica_is_used_and_nobody_
     again = new_client()
     visits = burst(fleet.ports(), [again] * (2 * LIMIT), within=0.5)
     assert sum(visit.passed for visit in visits) == LIMIT
-    victim.start()
+    if stopped:
+        victim.resume()
+    else:
+        victim.start()
     eventually(lambda: not cluster.is_primary(victim), "the old primary as a replica")
 
 

@@ -133,7 +133,7 @@ class ValkeyServer:
             **{name.replace("_", "-"): str(value) for name, value in settings.items()},
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._paused = False
+        self.paused = False
         self._talk: Talk | None = None
 
     # Where it is.
@@ -192,12 +192,12 @@ class ValkeyServer:
     def pause(self) -> None:
         """SIGSTOP: it holds its connections and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
-        self._paused = True
+        self.paused = True
 
     def resume(self) -> None:
         """SIGCONT: it answers everything that was sent meanwhile."""
         os.kill(self.pid, signal.SIGCONT)
-        self._paused = False
+        self.paused = False
 
     def __enter__(self) -> ValkeyServer:
         return self.start() if self._process is None else self
@@ -274,7 +274,7 @@ class ValkeyServer:
         if self._process is not None:
             self._process.wait(PATIENCE)
             self._process = None
-        self._paused = False
+        self.paused = False
 
     def _hang_up(self) -> None:
         if self._talk is not None:

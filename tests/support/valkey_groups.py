@@ -167,7 +167,7 @@ class Cluster(_Group):
 
     def alive(self) -> Iterator[ValkeyServer]:
         for server in self.servers:
-            if server.running:
+            if server.running and not server.paused:
                 yield server
 
     def is_primary(self, server: ValkeyServer) -> bool:
