@@ -3,6 +3,8 @@
 VENV := .venv
 PACKAGING := setup.py pyproject.toml elemta/__init__.py .ci/venv
 PYTEST := bin/python -m pytest
+# Half of the time is spent waiting, so a process more than two cores. ARGS="-n 0 …" is one after the other.
+PARALLEL := -n 3 --dist loadfile
 DEV := etc/elemta-dev.toml
 # What older Twisteds could break; kills, floods and outages are about our own order of things.
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster
@@ -20,7 +22,7 @@ run: $(VENV)/.run ## start Elemta on 127.0.0.1:2525 with everything it writes be
 	@exec $(VENV)/bin/twistd -n --pidfile= elemta --config $(DEV)
 
 test: $(VENV)/.test ## run the tests with the newest Twisted; a warning is an error
-	$(VENV)/bin/python -W error -m pytest $(ARGS)
+	$(VENV)/bin/python -W error -m pytest $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.check ## ruff, mypy --strict, the floors, generated files not stale
 	@.ci/check $(VENV)
@@ -38,10 +40,10 @@ generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts 
 	$(VENV)/bin/python docs/generate_rfc.py
 
 test-twisted-22.4: .venv-22.4/.test ## the tests with the Twisted of Debian 12 (needs Python 3.11)
-	.venv-22.4/$(PYTEST) $(OLDER) $(ARGS)
+	.venv-22.4/$(PYTEST) $(PARALLEL) $(OLDER) $(ARGS)
 
 test-twisted-24.11: .venv-24.11/.test ## the tests with the Twisted of Debian 13
-	.venv-24.11/$(PYTEST) $(OLDER) $(ARGS)
+	.venv-24.11/$(PYTEST) $(PARALLEL) $(OLDER) $(ARGS)
 
 bench: $(VENV)/.test ## messages a second, beside Postfix on the same disk (needs postfix)
 	$(VENV)/bin/python bench/accept $(ARGS)
