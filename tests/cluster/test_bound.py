@@ -22,7 +22,7 @@ from tests.cluster.checks import (
 from tests.cluster.crowd import Adversary, Visit, burst, new_client, surely_within, worst_window
 from tests.cluster.fleet import PREFIX, Fleet, until
 from tests.cluster.skew import skewed
-from tests.support.valkey import ValkeyServer
+from tests.support.valkey import ValkeyServer, valkey_server
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def test_of_400_connections_to_three_nodes_exactly_100_are_greeted_and_one_more_
 
 @pytest.mark.campaign
 def test_of_400_connections_in_a_window_of_a_minute_exactly_100_are_greeted(
-    tmp_path: Path, valkey: ValkeyServer
+    tmp_path: Path, own_valkey: ValkeyServer
 ) -> None:
-    with Fleet(tmp_path, valkey.url, resources=resources(60)) as fleet:
+    with Fleet(tmp_path, own_valkey.url, resources=resources(60)) as fleet:
         client = new_client()
-        check_four_hundred(fleet, lambda: [valkey], client, f"ip:{client}", window=60.0)
+        check_four_hundred(fleet, lambda: [own_valkey], client, f"ip:{client}", window=60.0)
 
 
 def test_a_thousand_refusals_by_one_limit_leave_the_others_count_alone(
@@ -60,18 +60,18 @@ def test_a_thousand_refusals_by_open_connections_leave_the_other_counts_alone(
 
 
 def test_connections_of_a_killed_node_count_for_the_others_until_their_leases_end(
-    tmp_path: Path, valkey: ValkeyServer
+    tmp_path: Path, own_valkey: ValkeyServer
 ) -> None:
     client = new_client()
     few = {"max_connections_per_ip": 5, "max_requests_per_window": 0}
-    with Fleet(tmp_path, valkey.url, resources=few, size=2) as fleet:
+    with Fleet(tmp_path, own_valkey.url, resources=few, size=2) as fleet:
         dying, other = fleet.nodes
         held = [enter(dying, client) for _ in range(5)]
         assert [wire.reply()[:3] for wire in held] == ["220"] * 5
         dying.kill()
         with enter(other, client) as wire:
             assert re.match(r"421 4\.7\.0 .*connections-per-ip.*try again in \d+ seconds?$", wire.reply())
-        ends = ends_of_leases(valkey, client)
+        ends = ends_of_leases(own_valkey, client)
         # 30 s after their last renewal, which was a heartbeat ago at most; and a test may be slow.
         assert len(ends) == 5
         assert all(10 < end <= 30 for end in ends), ends
@@ -79,28 +79,30 @@ def test_connections_of_a_killed_node_count_for_the_others_until_their_leases_en
             wire.sock.close()
 
 
-def test_connections_of_a_node_that_is_stopped_count_no_longer(tmp_path: Path, valkey: ValkeyServer) -> None:
+def test_connections_of_a_node_that_is_stopped_count_no_longer(
+    tmp_path: Path, own_valkey: ValkeyServer
+) -> None:
     client = new_client()
     few = {"max_connections_per_ip": 5, "max_requests_per_window": 0}
-    with Fleet(tmp_path, valkey.url, resources=few, size=2) as fleet:
+    with Fleet(tmp_path, own_valkey.url, resources=few, size=2) as fleet:
         leaving, other = fleet.nodes
         held = [enter(leaving, client) for _ in range(5)]
         assert [wire.reply()[:3] for wire in held] == ["220"] * 5
         leaving.stop()
         for wire in held:
             wire.sock.close()
-        assert ends_of_leases(valkey, client) == []
+        assert ends_of_leases(own_valkey, client) == []
         with enter(other, client) as wire:
             assert wire.reply().startswith("220")
 
 
 @pytest.mark.campaign
 def test_fifty_connections_of_a_killed_node_are_free_within_thirty_seconds_and_not_before(
-    tmp_path: Path, valkey: ValkeyServer
+    tmp_path: Path, own_valkey: ValkeyServer
 ) -> None:
     client = new_client()
     with Fleet(
-        tmp_path, valkey.url, resources={"max_connections_per_ip": 50, "max_requests_per_window": 0}
+        tmp_path, own_valkey.url, resources={"max_connections_per_ip": 50, "max_requests_per_window": 0}
     ) as fleet:
         fleet.introduce()
         held = [enter(fleet.nodes[0], client) for _ in range(50)]
@@ -123,14 +125,16 @@ def test_fifty_connections_of_a_killed_node_are_free_within_thirty_seconds_and_n
             wire.sock.close()
 
 
-def test_the_four_lines_that_every_elemta_had_work_as_they_are(tmp_path: Path, valkey: ValkeyServer) -> None:
+def test_the_four_lines_that_every_elemta_had_work_as_they_are(
+    tmp_path: Path, own_valkey: ValkeyServer
+) -> None:
     client = new_client()
     four = {
         "max_connections": 1000,
         "max_connections_per_ip": 50,
         "valkey_key_prefix": PREFIX,
     }
-    with Fleet(tmp_path, f"redis://{valkey.address}", resources=four, size=2) as fleet:
+    with Fleet(tmp_path, f"redis://{own_valkey.address}", resources=four, size=2) as fleet:
         text = fleet.nodes[0].config.read_text()
         table = text.partition("[resources]\n")[2].partition("\n[")[0].split("\n")
         assert len([line for line in table if line]) == 4
@@ -139,15 +143,15 @@ def test_the_four_lines_that_every_elemta_had_work_as_they_are(tmp_path: Path, v
         assert [reply[:3] for reply in replies].count("220") == 50
         (refused,) = [reply for reply in replies if not reply.startswith("220")]
         assert re.match(r"421 4\.7\.0 .*connections-per-ip.*try again in \d+ seconds?$", refused)
-        assert len(ends_of_leases(valkey, client)) == 50
+        assert len(ends_of_leases(own_valkey, client)) == 50
         # 100 a minute, where nothing else is said; the one that was refused is not among them.
-        assert valkey.command("ZCARD", f"{PREFIX}ip:{client}") == 50
+        assert own_valkey.command("ZCARD", f"{PREFIX}ip:{client}") == 50
         for wire in wires:
             wire.sock.close()
-        until(lambda: ends_of_leases(valkey, client) == [], "all connections given back")
+        until(lambda: ends_of_leases(own_valkey, client) == [], "all connections given back")
         visits = burst(fleet.ports(), [client] * 100, within=2.0)
         assert sum(visit.passed for visit in visits) <= 50
-        assert valkey.command("ZCARD", f"{PREFIX}ip:{client}") <= 100
+        assert own_valkey.command("ZCARD", f"{PREFIX}ip:{client}") <= 100
 
 
 SKEWED = """
@@ -173,12 +177,18 @@ except = ["mx", "few"]
 
 
 @pytest.fixture(scope="module")
-def skewed_fleet(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[Fleet]:
+def skewed_valkey() -> Iterator[ValkeyServer]:
+    with valkey_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def skewed_fleet(tmp_path_factory: pytest.TempPathFactory, skewed_valkey: ValkeyServer) -> Iterator[Fleet]:
     """Three nodes that disagree about the time by a minute."""
     environs = [skewed(seconds) for seconds in (-30, 0, 30)]
     directory = tmp_path_factory.mktemp("skewed")
     nothing = {"max_connections_per_ip": 100000, "max_requests_per_window": 0}
-    with Fleet(directory, valkey.url, resources=nothing, tables=SKEWED, environs=environs) as fleet:
+    with Fleet(directory, skewed_valkey.url, resources=nothing, tables=SKEWED, environs=environs) as fleet:
         clocks = [fleet.clock(number) - time.time() for number in range(3)]
         assert clocks[0] < -25 < -10 < clocks[1] < 10 < 25 < clocks[2] + 10
         yield fleet
@@ -187,10 +197,10 @@ def skewed_fleet(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer)
 @pytest.mark.servers
 @pytest.mark.parametrize("seconds", [5, pytest.param(90, marks=pytest.mark.campaign)])
 def test_bursts_at_all_phases_over_nodes_with_skewed_clocks_never_exceed_an_exact_log(
-    skewed_fleet: Fleet, valkey: ValkeyServer, seconds: int
+    skewed_fleet: Fleet, skewed_valkey: ValkeyServer, seconds: int
 ) -> None:
     client = new_client()
-    with Scores(valkey, f"few:{client}*") as scores:
+    with Scores(skewed_valkey, f"few:{client}*") as scores:
         visits = Adversary(skewed_fleet.ports("few"), client, limit=20, window=2.0, seed=seconds).run(seconds)
     admitted = sum(visit.passed for visit in visits)
     worst = worst_window(scores.seen.values(), 2_000_000)
