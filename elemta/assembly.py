@@ -22,6 +22,7 @@ from elemta.dns.threads import ResolverReactor
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.fleet import Alone, Fleet
+from elemta.joined import Joined
 from elemta.limits import Limiter, rules_from_config
 from elemta.net.tls import load_context
 from elemta.ops.metrics import Metrics
@@ -45,7 +46,10 @@ class Lasting:
     def from_config(cls, config: Config, reactor: ReactorBase) -> Lasting:
         """What the daemon begins with; nothing is opened and no thread started."""
         metrics = Metrics(config.server.node_id)
-        return cls(reactor, Alone(), metrics, Resolver(cast(ResolverReactor, reactor)))
+        fleet: Fleet = Alone()
+        if config.resources.valkey_url:
+            fleet = Joined(reactor, config, metrics)
+        return cls(reactor, fleet, metrics, Resolver(cast(ResolverReactor, reactor)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,10 @@ def needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
         != [(c.name, c.endpoint) for c in after.listeners],
         "spool.directory": before.spool.directory != after.spool.directory,
         "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
+        **{
+            f"resources.{name}": getattr(before.resources, name) != getattr(after.resources, name)
+            for name in ("valkey_url", "valkey_key_prefix", "valkey_deadline")
+        },
         "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
     }
     return tuple(key for key, differs in changed.items() if differs)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from elemta.config import Config
 from elemta.limits import ILimitStore, MemoryStore
+from elemta.limits.refusals import Refused
 from elemta.limits.store import Request
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus
 
@@ -25,12 +27,39 @@ class RefusalElsewhere:
         return f"{self.limit}:{self.identity}"
 
 
+class Member(Protocol):
+    """What the fleet asks of this node."""
+
+    @property
+    def sessions(self) -> int:
+        """Open ones."""
+
+    @property
+    def queued(self) -> int:
+        """Messages in the queue, as of the last few seconds."""
+
+    def refused(self) -> Sequence[Refused]:
+        """Whom this node refuses without asking."""
+
+    def forget(self, limit: str, identity: str) -> None:
+        """Another node has reset a limit for an identity: ask anew."""
+
+
 class Fleet(Protocol):
     """The nodes that count together, as this one sees them."""
 
     @property
     def store(self) -> ILimitStore:
         """Where limits are counted."""
+
+    def start(self, member: Member) -> None:
+        """Look for the others, in the background."""
+
+    async def joined(self) -> None:
+        """Return when limits are counted together, or after a moment in which that did not come to pass."""
+
+    async def stop(self) -> None:
+        """Leave the others, within seconds, whatever they say."""
 
     def status(self) -> LimiterStatus: ...
 
@@ -41,7 +70,12 @@ class Fleet(Protocol):
         """What other nodes refuse by themselves now; nothing where they can't be asked."""
 
     async def tell_reset(self, request: Request) -> None:
-        """Let the other nodes know that a limit was reset for an identity."""
+        """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
+
+
+def endpoints(config: Config) -> str:
+    """Where a node takes mail, in the words of its configuration."""
+    return " ".join(listener.endpoint for listener in config.listeners)
 
 
 class Alone:
@@ -49,6 +83,15 @@ class Alone:
 
     def __init__(self, store: ILimitStore | None = None) -> None:
         self.store: ILimitStore = MemoryStore() if store is None else store
+
+    def start(self, member: Member) -> None:
+        """There is nobody to look for."""
+
+    async def joined(self) -> None:
+        """There is nobody to wait for."""
+
+    async def stop(self) -> None:
+        """There is nobody to leave."""
 
     def status(self) -> LimiterStatus:
         return LimiterStatus()

@@ -13,9 +13,10 @@ from elemta.config import ListenerTLS, dump
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.doors import Doors
-from elemta.fleet import Fleet
+from elemta.errors import StoreUnavailable
+from elemta.fleet import Fleet, endpoints
 from elemta.net.listeners import Listener
-from elemta.ops.admin_operations import ListenerStatus, NodeStatus, ReloadResult, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeListing, NodeStatus, ReloadResult, Status
 from elemta.oversight import LimitsOversight
 from elemta.policy import PluginInfo, available_plugins
 from elemta.spool import Spool
@@ -38,6 +39,9 @@ class Daemon(Protocol):
 
     @property
     def needs_restart(self) -> tuple[str, ...]: ...
+
+    @property
+    def sessions(self) -> int: ...
 
     def why_not_ready(self) -> tuple[str, ...]: ...
 
@@ -62,24 +66,26 @@ class DaemonOperations:
     def limits(self) -> LimitsOversight:
         return self._limits
 
-    async def nodes(self) -> Sequence[NodeStatus]:
+    async def nodes(self) -> NodeListing:
         daemon = self._daemon
-        others = await daemon.fleet.others()
-        stats = await self._spool.stats()
-        server = daemon.assembly.config.server
+        config = daemon.assembly.config
         own = NodeStatus(
-            node_id=server.node_id,
-            hostname=server.hostname,
+            node_id=config.server.node_id,
+            hostname=config.server.hostname,
             version=__version__,
-            address=", ".join(listener.address for listener in daemon.doors.listeners),
+            address=endpoints(config),
             started_at=daemon.started_at,
             seen_at=time.time(),
-            sessions=len(daemon.doors.house.connections),
-            queue=stats.total,
+            sessions=daemon.sessions,
+            queue=(await self._spool.stats()).total,
             mode=daemon.fleet.status().mode,
             this=True,
         )
-        return sorted((own, *others), key=lambda node: node.node_id)
+        try:
+            others = await daemon.fleet.others()
+        except StoreUnavailable:
+            return NodeListing((own,), complete=False)
+        return NodeListing(tuple(sorted((own, *others), key=lambda node: node.node_id)))
 
     def status(self) -> Status:
         daemon = self._daemon
@@ -93,7 +99,7 @@ class DaemonOperations:
             state=daemon.state_name,
             not_ready=daemon.why_not_ready(),
             listeners=tuple(self._listener_status(listener) for listener in daemon.doors.listeners),
-            sessions=len(daemon.doors.house.connections),
+            sessions=daemon.sessions,
             policies=tuple(config.policies.chain),
             config_source=config.source,
             spool_directory=config.spool.directory,

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from elemta.assembly import Assembly
 from elemta.config import Rate, Scope
+from elemta.errors import StoreUnavailable
 from elemta.fleet import Fleet, RefusalElsewhere
 from elemta.limits import Rule
 from elemta.limits.naming import requests_for
@@ -46,20 +47,30 @@ class LimitsOversight:
         refused = await self._refused([rule.name for rule in rules])
         # What another node refuses by itself is in no counter that this one can see.
         missing = self._requests_of(refused, known=fills)
-        fills.update((fill.request.key, fill) for fill in await _now(self._fleet.store.peek(missing)))
+        fills.update((fill.request.key, fill) for fill in await self._fills(missing))
         shown = [self._shown(fill, refused) for fill in fills.values()]
         complete = all(ranking.complete for ranking in rankings)
         return LimitListing(tuple(heapq.nlargest(count, shown, key=_urgency)), self._counted_in, complete)
 
     async def show(self, identity: str) -> LimitListing:
         requests = requests_for(self._rules, identity)
-        fills = await _now(self._fleet.store.peek(requests))
+        fills = await self._fills(requests)
         refused = await self._refused([request.terms.name for request in requests])
         shown = [self._shown(fill, refused) for fill in fills]
         return LimitListing(
             tuple(fill for fill in shown if fill.refused_by or any(bound.used for bound in fill.bounds)),
             self._counted_in,
+            complete=len(fills) == len(requests),
         )
+
+    async def _fills(self, requests: Sequence[Request]) -> Sequence[Fill]:
+        """How full these are, without those of which nobody can tell while Valkey is away."""
+        try:
+            return await _now(self._fleet.store.peek(requests))
+        except StoreUnavailable:
+            if len(requests) <= 1:
+                return ()
+        return [fill for request in requests for fill in await self._fills([request])]
 
     async def reset(self, identity: str) -> Sequence[LimitReset]:
         limiter = self._assembly().limiter
@@ -68,13 +79,23 @@ class LimitsOversight:
         fills = await _now(self._fleet.store.peek(requests))
         refused = await self._refused([request.terms.name for request in requests])
         done = []
+        trouble: StoreUnavailable | None = None
         for request, fill in zip(requests, fills, strict=True):
             was_counted = any(fill.used) or request.key in refused
             if was_counted:
-                await _now(limiter.reset(request.terms.name, request.identity))
-                await self._fleet.tell_reset(request)
+                try:
+                    await self._reset(request)
+                except StoreUnavailable as error:
+                    # This node has forgotten all the same; and so it shall with the others.
+                    trouble = error
             done.append(LimitReset(request.terms.name, request.identity, was_counted))
+        if trouble is not None:
+            raise trouble
         return done
+
+    async def _reset(self, request: Request) -> None:
+        await _now(self._assembly().limiter.reset(request.terms.name, request.identity))
+        await self._fleet.tell_reset(request)
 
     @property
     def _counted_in(self) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +24,7 @@ from elemta.config import Config
 from elemta.doors import Doors
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.fleet import Fleet
+from elemta.limits.refusals import Refused
 from elemta.operations import DaemonOperations
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
@@ -73,6 +74,7 @@ class Elemta(Service):
         self.started_at = time.time()
         self.doors = Doors(reactor, lasting.metrics, assembly.config.resources.max_connections)
         self.parts: Running | None = None
+        self.queued = 0
         self._log_observer = log_observer
         self._in_background = in_background
         self._started_with = assembly
@@ -139,6 +141,7 @@ class Elemta(Service):
 
     async def _start(self) -> None:
         self.doors.show()
+        self.fleet.start(self)
         config = self.config.spool
         spool = await Spool.open(
             SpoolSettings(directory=Path(config.directory), minimum_free=config.minimum_free),
@@ -146,6 +149,7 @@ class Elemta(Service):
             observer=self.lasting.metrics.spool,
         )
         try:
+            await self.fleet.joined()
             # Unless it was told to stop meanwhile.
             if self.state is not State.STOPPING:
                 self.parts = self._open_parts(spool)
@@ -222,8 +226,19 @@ class Elemta(Service):
         except SpoolError as error:
             self._notifier.status(f"spool: {error}")
         else:
-            sessions = len(self.doors.house.connections)
-            self._notifier.status(f"queue {stats.total}, sessions {sessions}")
+            self.queued = stats.total
+            away = ", limits counted alone: Valkey is away" if self.fleet.status().mode == "local" else ""
+            self._notifier.status(f"queue {stats.total}, sessions {self.sessions}{away}")
+
+    @property
+    def sessions(self) -> int:
+        return len(self.doors.house.connections)
+
+    def refused(self) -> Sequence[Refused]:
+        return self.assembly.limiter.refused()
+
+    def forget(self, limit: str, identity: str) -> None:
+        self.assembly.limiter.forget(limit, identity)
 
     def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
         self.reactor.callFromThread(self._reload_on_signal)
@@ -255,7 +270,7 @@ class Elemta(Service):
         if self.state is State.SERVING:
             self.state = State.DRAINING
             house = self.doors.house
-            _log.info("draining", event="daemon.draining", sessions=len(house.connections))
+            _log.info("draining", event="daemon.draining", sessions=self.sessions)
             house.drain()
 
     async def _stop(self) -> None:
@@ -272,6 +287,7 @@ class Elemta(Service):
         if running is not None and delivered is not None:
             await delivered
             await running.close()
+        await self.fleet.stop()
         await self.assembly.authenticator.stop()
         self._notifier.close()
         _log.info("stopped", event="daemon.stopped")

@@ -107,6 +107,8 @@ def nodes(invocation: Invocation) -> int:
         invocation.give(answer)
     else:
         invocation.give_table(_NODES, [_node(node) for node in answer["nodes"]])
+        if not answer["complete"]:
+            invocation.note("Valkey is away: other nodes can't be seen")
     return EX_OK
 
 

@@ -77,7 +77,7 @@ def _give(invocation: Invocation, answer: Mapping[str, Any], nothing: str) -> in
     if answer["counted_in"] == "local":
         invocation.note("Valkey is away: this is what this node counts by itself")
     if not answer["complete"]:
-        invocation.note("there are more keys than were looked at")
+        invocation.note("there is more than could be looked at")
     return EX_OK
 
 

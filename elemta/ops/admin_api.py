@@ -70,7 +70,11 @@ class DaemonCalls:
 
     async def nodes(self, call: Call) -> Json:
         call.only()
-        return {"nodes": [node_json(node, self._now()) for node in await self._operations.nodes()]}
+        listing = await self._operations.nodes()
+        return {
+            "nodes": [node_json(node, self._now()) for node in listing.nodes],
+            "complete": listing.complete,
+        }
 
 
 class Api:

@@ -68,6 +68,14 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeListing:
+    """Nodes by name. Not ``complete`` while Valkey is away: then it is this one alone."""
+
+    nodes: tuple[NodeStatus, ...]
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The daemon at one moment.
 
@@ -145,8 +153,8 @@ class Operations(Protocol):
     def limits(self) -> LimitOperations:
         """The limits in force."""
 
-    async def nodes(self) -> Sequence[NodeStatus]:
-        """The nodes of the cluster that live, this one among them. Raises StoreUnavailable."""
+    async def nodes(self) -> NodeListing:
+        """The nodes of the cluster that live, this one among them."""
 
     async def return_to_sender(self, queue_id: str) -> Returned:
         """Give up what is left of a message and tell its sender. Raises what the spool raises.

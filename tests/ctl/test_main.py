@@ -25,7 +25,7 @@ from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
-from elemta.ops.admin_operations import ListenerStatus, NodeStatus, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
@@ -67,8 +67,8 @@ class Daemon:
     def limits(self) -> LimitsOversight:
         return self.overseen.oversight
 
-    async def nodes(self) -> list[NodeStatus]:
-        return [*await self.overseen.others()]
+    async def nodes(self) -> NodeListing:
+        return NodeListing(tuple(await self.overseen.others()), complete=not self.overseen.away)
 
     def status(self) -> Status:
         return Status(
@@ -657,6 +657,9 @@ async def test_the_nodes_are_shown_with_what_they_do(daemon: Daemon) -> None:
     assert values[:3] == ["mx2", "mx2.example.org", "0.1.0"]
     assert values[-5:-2] == ["7", "11", "cluster"]
     assert (await daemon.json("nodes"))["nodes"][0]["node_id"] == "mx2"
+    daemon.overseen.away = True
+    _, _, err = await daemon.ctl("nodes")
+    assert "other nodes can't be seen" in err
 
 
 @ensureDeferred

@@ -131,4 +131,4 @@ def test_who_is_limited_is_shown_and_let_in_again_by_the_operator(make_daemon: M
     assert daemon.ctl("limits", "reset", "ip:127.0.0.1").stdout == "ip: 127.0.0.1 reset\n"
     assert greeting(daemon).startswith("220")
     (node,) = json.loads(daemon.ctl("--json", "nodes").stdout)["nodes"]
-    assert (node["this"], node["mode"], node["address"]) == (True, "memory", f"127.0.0.1:{daemon.port}")
+    assert (node["this"], node["mode"], node["address"]) == (True, "memory", "tcp:0:interface=127.0.0.1")

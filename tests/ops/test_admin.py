@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from elemta.address import NULL, Address
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
-from elemta.errors import Fault, ListenFailed, SpoolError
+from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
 from elemta.fleet import RefusalElsewhere
+from elemta.limits.store import Request
 from elemta.ops.admin import MAX_BODY, AdminSite
-from elemta.ops.admin_operations import ListenerStatus, NodeStatus, Status
+from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
 from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
@@ -56,8 +57,8 @@ class Daemon:
     def limits(self) -> LimitsOversight:
         return self.overseen.oversight
 
-    async def nodes(self) -> list[NodeStatus]:
-        return [*await self.overseen.others()]
+    async def nodes(self) -> NodeListing:
+        return NodeListing(tuple(await self.overseen.others()), complete=not self.overseen.away)
 
     def status(self) -> Status:
         return Status(
@@ -452,14 +453,10 @@ async def test_the_nodes_tell_what_they_do_and_when_they_were_seen(daemon: Daemo
     assert (node["node_id"], node["sessions"], node["queue"], node["this"]) == ("mx2", 7, 11, False)
     assert 0 < node["seen_ago"] < 30
     assert 60 <= node["uptime"] < 90
-
-
-@ensureDeferred
-async def test_nodes_that_can_not_be_asked_for_are_local_trouble(daemon: Daemon, tmp_path: Path) -> None:
+    assert answer["complete"] is True
     daemon.overseen.away = True
-    status, answer = await ask(tmp_path, "GET", "/v1/nodes")
-    assert status == 503
-    assert "Valkey is away" in answer["error"]
+    _, answer = await ask(tmp_path, "GET", "/v1/nodes")
+    assert answer == {"nodes": [], "complete": False}
 
 
 @ensureDeferred
@@ -522,6 +519,27 @@ async def test_one_client_is_shown_with_every_limit_that_counts_it(daemon: Daemo
     assert shown == [("ip", "192.0.2.1", "enforce"), ("watch", "192.0.2.0/24", "observe")]
     _, answer = await ask(tmp_path, "GET", "/v1/limits/show?id=watch:192.0.2.1")
     assert [each["limit"] for each in answer["limits"]] == ["watch"]
+
+
+@ensureDeferred
+async def test_what_nobody_can_tell_while_valkey_is_away_is_left_out_and_said_to_be_missing(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.overseen.connect("192.0.2.1", 1)
+    peek = daemon.overseen.store.peek
+
+    def away(requests: Sequence[Request]) -> Any:
+        if any(request.terms.name == "watch" for request in requests):
+            raise StoreUnavailable("Valkey does not answer")
+        return peek(requests)
+
+    monkeypatch.setattr(daemon.overseen.store, "peek", away)
+    status, answer = await ask(tmp_path, "GET", "/v1/limits/show?id=192.0.2.1")
+    assert status == 200
+    assert [each["limit"] for each in answer["limits"]] == ["ip"]
+    assert answer["complete"] is False
+    status, answer = await ask(tmp_path, "POST", "/v1/limits/reset?id=watch:192.0.2.1")
+    assert (status, "Valkey does not answer" in answer["error"]) == (503, True)
 
 
 @ensureDeferred

@@ -1,0 +1,169 @@
+"""A node that counts its limits with others, in Valkey."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as OutOfTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta import __version__
+from elemta.config import Config
+from elemta.config.redaction import redacted_url
+from elemta.config.valkey_url import parse_valkey_url
+from elemta.errors import StoreUnavailable
+from elemta.fleet import Member, RefusalElsewhere, endpoints
+from elemta.limits import MemoryStore
+from elemta.limits.cluster import ClusterStore
+from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
+from elemta.limits.store import Request
+from elemta.limits.valkey_store import ValkeyStore
+from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
+from elemta.ops.metrics import Metrics
+from elemta.valkey import Valkey
+
+_log = Logger()
+
+PATIENCE = 1.0
+"""Seconds that the start waits for Valkey: who begins alone admits a share that others don't know of."""
+
+_LEAVING = 5.0
+
+
+class Joined:
+    """The connection to Valkey, the store in it, the registry of nodes, and the store for when it is away.
+
+    Nothing is opened before :meth:`start`.
+    """
+
+    def __init__(self, reactor: ReactorBase, config: Config, metrics: Metrics) -> None:
+        resources, server = config.resources, config.server
+        self._reactor = reactor
+        self._url = redacted_url(resources.valkey_url)
+        self._metrics = metrics
+        prefix = resources.valkey_key_prefix
+        self._valkey = Valkey(
+            reactor,
+            parse_valkey_url(resources.valkey_url),
+            name=f"elemta:{server.node_id}",
+            deadline=resources.valkey_deadline,
+            observer=metrics.valkey,
+        )
+        self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, reactor=reactor)
+        self._member: Member | None = None
+        self._nodes = Nodes(
+            reactor,
+            self._valkey,
+            prefix=prefix,
+            node_id=server.node_id,
+            about=About(__version__, server.hostname, endpoints(config), time.time()),
+            state=self._state,
+        )
+        self.store = ClusterStore(
+            reactor, self._valkey, self._remote, MemoryStore(), nodes=self._nodes, observer=metrics.mode
+        )
+        self._renewals = LoopingCall(self._renew)
+        self._renewals.clock = reactor
+
+    def start(self, member: Member) -> None:
+        self._member = member
+        self._metrics.mode.watch(lambda: self.store.mode, lambda: self.store.live_nodes)
+        self._nodes.on_reset(member.forget)
+        self._valkey.start()
+        self.store.start()
+        self._nodes.start()
+        if self.store.renewal is not None:
+            self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
+
+    async def joined(self) -> None:
+        await self.store.joined(PATIENCE)
+
+    async def stop(self) -> None:
+        if self._member is None:
+            return
+        self._member = None
+        if self._renewals.running:
+            self._renewals.stop()
+        self.store.stop()
+        leaving = Deferred.fromCoroutine(self._leave()).addTimeout(_LEAVING, self._reactor)
+        leaving.addErrback(lambda failure: failure.trap(OutOfTime, StoreUnavailable) and None)
+        await leaving
+        await self._valkey.stop().addTimeout(_LEAVING, self._reactor).addErrback(_not_stopped)
+
+    async def _leave(self) -> None:
+        await self._remote.leave()
+        await self._nodes.stop()
+
+    def status(self) -> LimiterStatus:
+        valkey = ValkeyStatus(self._url, self._valkey.up, self.store.breaker.value)
+        return LimiterStatus(self.store.mode.value, self.store.live_nodes, valkey)
+
+    async def others(self) -> Sequence[NodeStatus]:
+        return [_status(node) for node in await self._nodes.list() if not node.this]
+
+    async def refusals(self) -> Sequence[RefusalElsewhere]:
+        try:
+            nodes = await self._nodes.list()
+        except StoreUnavailable:
+            return ()
+        return [
+            RefusalElsewhere(node.node_id, refused.limit, refused.identity, refused.seconds)
+            for node in nodes
+            if not node.this
+            for refused in node.state.refused
+        ]
+
+    async def tell_reset(self, request: Request) -> None:
+        if not request.terms.cluster:
+            # Of the others the store itself tells.
+            await self._nodes.announce_reset(request.terms.name, request.identity)
+
+    # What this node says of itself
+
+    def _state(self) -> NodeState:
+        if self._member is None:
+            return NodeState()
+        member = self._member
+        return NodeState(member.sessions, member.queued, self.store.mode.value, tuple(member.refused()))
+
+    def _renew(self) -> Any:
+        try:
+            answer = self.store.renew()
+        except StoreUnavailable:
+            return None
+        return answer.addErrback(_not_renewed) if isinstance(answer, Deferred) else None
+
+
+def _status(node: NodeInfo) -> NodeStatus:
+    return NodeStatus(
+        node_id=node.node_id,
+        hostname=node.about.hostname,
+        version=node.about.version,
+        address=node.about.address,
+        started_at=node.about.started_at,
+        seen_at=time.time() - node.age,
+        sessions=node.state.sessions,
+        queue=node.state.queue,
+        mode=node.state.mode,
+        this=node.this,
+    )
+
+
+def _not_renewed(failure: Failure) -> None:
+    # The next one comes in a few seconds.
+    if failure.check(StoreUnavailable) is None:
+        _log.failure("the leases of connections were not renewed", failure, event="limits.not_renewed")
+
+
+def _renewals_ended(failure: Failure) -> None:
+    _log.failure("leases are renewed no more", failure, event="limits.not_renewed")
+
+
+def _not_stopped(failure: Failure) -> None:
+    _log.failure("the connection to Valkey was not closed in order", failure, event="valkey.not_stopped")

@@ -1,0 +1,119 @@
+"""A daemon whose limits are counted in Valkey, as its operator meets it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.fleet import CLUSTER, LOCAL, PREFIX, Fleet, Node, until
+from tests.support.valkey import ValkeyServer, valkey_server
+from tests.support.wire import Wire
+
+RESOURCES = {"max_requests_per_window": 4, "rate_limit_window": 3600}
+KEY = f"{PREFIX}ip:127.0.0.1"
+
+
+@pytest.fixture
+def valkey() -> Iterator[ValkeyServer]:
+    with valkey_server() as server:
+        yield server
+
+
+def greeting(node: Node) -> str:
+    with Wire(node.socket()) as wire:
+        return wire.reply()[:3]
+
+
+def ask(node: Node, *command: str) -> Any:
+    return json.loads(node.ctl("--json", *command).stdout)
+
+
+def test_one_limit_holds_on_two_nodes_and_any_of_them_shows_and_resets_it(
+    tmp_path: Path, valkey: ValkeyServer
+) -> None:
+    with Fleet(tmp_path, valkey.url, resources=RESOURCES, size=2) as fleet:
+        first, second = fleet.nodes
+        assert [greeting(first) for _ in range(3)] == ["220"] * 3
+        assert valkey.command("ZCARD", KEY) == 3
+        assert [greeting(second) for _ in range(3)] == ["220", "421", "421"]
+
+        (fill,) = ask(first, "limits", "show", "ip:127.0.0.1")["limits"]
+        assert fill["bounds"] == [{"used": 4, "limit": 4, "window": 3600.0}]
+        assert 3000 < fill["retry_after"] <= 3600
+        assert ask(first, "limits", "top", "ip")["limits"][0]["identity"] == "127.0.0.1"
+        until(lambda: len(ask(first, "nodes")["nodes"]) == 2, "the nodes know each other")
+        assert [node["this"] for node in ask(second, "nodes")["nodes"]] == [False, True]
+        # The one that refuses without asking is named to who asks another one.
+        until(
+            lambda: ask(first, "limits", "show", "ip:127.0.0.1")["limits"][0]["refused_by"] == ["n1"],
+            "the other node's refusal is seen",
+        )
+
+        assert first.ctl("limits", "reset", "ip:127.0.0.1").stdout == "ip: 127.0.0.1 reset\n"
+        until(lambda: greeting(second) == "220", "the other node has forgotten its refusal")
+        assert "counted in Valkey, by 2 nodes" in first.ctl("status").stdout
+
+        assert first.metric("valkey_up{") == 1
+        assert first.metric("elemta_live_nodes{") == 2
+        assert first.metric('elemta_limiter_breaker_state{.*state="closed"') == 1
+        until(lambda: first.metric("valkey_used_memory_bytes") > 0, "INFO was asked")
+        assert second.metric('smtp_rate_limit_rejections_total{node_id="n1"') >= 2
+
+        # A node that stops leaves at once, and takes its leases with it.
+        second.stop()
+        assert second.records("daemon.stopped")
+        assert fleet.faults() == []
+        assert [node["node_id"] for node in ask(first, "nodes")["nodes"]] == ["n0"]
+
+
+def test_mail_goes_on_while_valkey_is_away_and_the_cluster_counts_when_it_is_back(
+    tmp_path: Path, valkey: ValkeyServer
+) -> None:
+    with Fleet(tmp_path, valkey.url, resources={"max_requests_per_window": 0}, size=1) as fleet:
+        (node,) = fleet.nodes
+        valkey.kill()
+        fleet.wait_for_mode(LOCAL)
+        with node.client() as client:
+            client.sendmail("a@client.test", ["u@example.test"], "Subject: x\r\n\r\nx\r\n")
+        node.wait_for_mail("u")
+        assert json.loads(node.get("/readyz")) == {"ready": True, "reasons": []}
+        until(lambda: node.metric("valkey_up{") == 0, "valkey_up tells it")
+        assert "Valkey is away" in node.ctl("status").stdout
+        assert ask(node, "status")["valkey"]["up"] is False
+        assert [each["node_id"] for each in ask(node, "nodes")["nodes"]] == ["n0"]
+        valkey.start()
+        fleet.wait_for_mode(CLUSTER)
+        assert greeting(node) == "220"
+        node.stop()
+        assert node.records("daemon.stopped")
+        assert fleet.faults() == []
+
+
+def test_a_node_that_starts_without_valkey_serves_at_once_and_joins_later(
+    tmp_path: Path, valkey: ValkeyServer
+) -> None:
+    valkey.kill()
+    with Fleet(tmp_path, valkey.url, resources=RESOURCES, size=1, waits=False) as fleet:
+        (node,) = fleet.nodes
+        assert node.mode == LOCAL
+        assert greeting(node) == "220"
+        assert node.wait_for("limits.mode")["mode"] == LOCAL
+        valkey.start()
+        fleet.wait_for_mode(CLUSTER)
+        assert greeting(node) == "220"
+        assert valkey.command("ZCARD", KEY) >= 1
+
+
+def test_where_valkey_is_may_only_change_with_a_restart(tmp_path: Path, valkey: ValkeyServer) -> None:
+    with Fleet(tmp_path, valkey.url, resources=RESOURCES, size=1) as fleet:
+        (node,) = fleet.nodes
+        node.config.write_text(
+            node.config.read_text().replace("[resources]", '[resources]\nvalkey_deadline = "60ms"')
+        )
+        assert (
+            "resources.valkey_deadline changed and takes effect after a restart" in node.ctl("reload").stdout
+        )
