@@ -24,6 +24,7 @@ from zope.interface import implementer
 from elemta.errors import StoreUnavailable
 from elemta.limits.alone import Alone
 from elemta.limits.arrears import Arrears, Creditor, quietly, trap_unavailable
+from elemta.limits.breaker import BreakerState
 from elemta.limits.memory import MemoryStore
 from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Ranking, Receipt, Request, Terms
 from elemta.limits.switch import CountingMode, Link, ModeObserver, Switch
@@ -97,6 +98,10 @@ class ClusterStore:
     @property
     def mode(self) -> CountingMode:
         return self._switch.mode
+
+    @property
+    def breaker(self) -> BreakerState:
+        return self._switch.breaker
 
     @property
     def live_nodes(self) -> int:

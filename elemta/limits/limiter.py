@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits.refusals import RememberedRefusals
+from elemta.limits.refusals import Refused, RememberedRefusals
 from elemta.limits.rules import Departure, LoginAttempt, Rule, SessionLike, Subject, TransactionLike
 from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Receipt, Request, Shortfall
 from elemta.smtp.events import Stage
@@ -246,8 +246,16 @@ class Limiter:
     def reset(self, limit: str, identity: str) -> MaybeLater[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
         terms = self._by_name[limit].terms
-        self._refusals.forget(Request(terms, identity))
+        self.forget(limit, identity)
         return self._store.reset(terms, identity)
+
+    def forget(self, limit: str, identity: str) -> None:
+        """Ask anew about somebody who was refused: a reset on another node reached this one."""
+        self._refusals.forget(f"{limit}:{identity}")
+
+    def refused(self, count: int = 100) -> tuple[Refused, ...]:
+        """Whom this node refuses now, the latest first."""
+        return self._refusals.latest(count, self._store.seconds())
 
     def _ask(
         self, asked: list[Request], covered: tuple[Request, ...], no: str = _REFUSED
@@ -290,10 +298,12 @@ class Limiter:
     def _remember(self, shortfalls: Sequence[Shortfall]) -> None:
         now = self._store.seconds()
         for shortfall in shortfalls:
-            # When a connection of somebody's closes nobody knows, so that is asked anew each time.
-            if shortfall.wait is None or shortfall.provisional or shortfall.request.terms.leases is not None:
+            # When a connection of somebody's closes nobody knows, nor when the shared store is back.
+            if shortfall.wait is None:
                 continue
-            self._refusals.remember(shortfall.request, now + shortfall.wait / _MICROSECONDS)
+            holds = shortfall.request.terms.leases is None and not shortfall.provisional
+            until = now + shortfall.wait / _MICROSECONDS
+            self._refusals.remember(shortfall.request, until, holds=holds)
 
     def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
         # The one to wait for longest: whoever comes back then finds all of them open.
@@ -381,7 +391,7 @@ class Limiter:
 
         def given_back(_answer: object) -> None:
             for receipt in due:
-                self._refusals.forget(receipt.request)
+                self._refusals.forget(receipt.request.key)
 
         return _then(_attempt(how, due), given_back, _log_lost_refund)
 

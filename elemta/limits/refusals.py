@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from elemta.limits.store import Request
 
@@ -10,9 +11,19 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
+class Refused:
+    """Who is refused by which limit, and for how many seconds from now on."""
+
+    limit: str
+    identity: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    request: Request
     until: float
-    amount: int
+    holds: bool
 
 
 class RememberedRefusals:
@@ -25,30 +36,40 @@ class RememberedRefusals:
 
     def __init__(self, room: int = MAX_REMEMBERED) -> None:
         self._room = room
-        self._known: dict[str, _Refused] = {}
+        self._known: dict[str, _Remembered] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def remember(self, request: Request, until: float) -> None:
-        """This request would be refused before ``until``, and so would every larger one for the same key."""
+    def remember(self, request: Request, until: float, *, holds: bool = True) -> None:
+        """This request would be refused before ``until``, and so would every larger one for the same key.
+
+        What does not hold, because nobody knows when room will be made, is only remembered to be shown.
+        """
         self._known.pop(request.key, None)
         while len(self._known) >= self._room:
             del self._known[next(iter(self._known))]
-        self._known[request.key] = _Refused(until, request.amount)
+        self._known[request.key] = _Remembered(request, until, holds)
 
     def wait(self, request: Request, now: float) -> float:
         """The seconds for which this request is known to be refused; 0 when the store must be asked."""
         if not self._known:
             return 0.0
         refused = self._known.get(request.key)
-        if refused is None or request.amount < refused.amount:
+        if refused is None or not refused.holds or request.amount < refused.request.amount:
             return 0.0
         if refused.until <= now:
             del self._known[request.key]
             return 0.0
         return refused.until - now
 
-    def forget(self, request: Request) -> None:
+    def latest(self, count: int, now: float) -> tuple[Refused, ...]:
+        """Who is refused now, the latest first; forgets what is over."""
+        for key in [key for key, refused in self._known.items() if refused.until <= now]:
+            del self._known[key]
+        found = islice(reversed(self._known.values()), count)
+        return tuple(Refused(one.request.terms.name, one.request.identity, one.until - now) for one in found)
+
+    def forget(self, key: str) -> None:
         """Something was given back for this key: it may pass earlier."""
-        self._known.pop(request.key, None)
+        self._known.pop(key, None)

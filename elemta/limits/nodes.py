@@ -1,0 +1,309 @@
+"""The nodes of a cluster: how many live, what they are, and what one tells all others.
+
+Each node writes down every three seconds that it lives, and is forgotten ten seconds after its last word.
+All ages are by the clock of Valkey; nobody compares the clocks of two nodes.
+
+- ``{prefix}nodes``: a sorted set with one member ``NODE_ID/BOOT`` for each process.
+- ``{prefix}node:NODE_ID``: a hash of what it says of itself.
+- ``{prefix}resets``: a sorted set of the resets of the last minute, which every node looks through.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from elemta.errors import StoreUnavailable
+from elemta.limits.refusals import Refused
+from elemta.valkey import Script
+
+_log = Logger()
+
+HEARTBEAT = 3.0
+"""Seconds between two signs of life."""
+
+TIME_TO_LIVE = 10.0
+"""Seconds after its last sign of life in which a node still counts."""
+
+RESETS_KEPT = 60.0
+"""Seconds in which a node that was cut off still hears of a reset."""
+
+MAX_PUBLISHED = 100
+"""So many refusals a node tells the others of."""
+
+_DEADLINE = 1.0
+_DUPLICATE_LOG_INTERVAL = 600.0
+_BEAT = Script.of_package("elemta.limits", "scripts/beat.lua")
+_REGISTER = Script.of_package("elemta.limits", "scripts/register.lua")
+_LEAVE = Script.of_package("elemta.limits", "scripts/leave.lua")
+_MICROSECONDS = 1_000_000
+
+
+class ValkeyLike(Protocol):
+    """The part of :class:`elemta.valkey.Valkey` that is used."""
+
+    clustered: bool
+
+    @property
+    def up(self) -> bool: ...
+
+    def on_change(self, callback: Callable[[bool], None]) -> None: ...
+
+    def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[bytes | str | int] = (),
+        *,
+        deadline: float | None = None,
+    ) -> Deferred[Any]: ...
+
+    def command(
+        self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None
+    ) -> Deferred[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a node says of itself once. ``started_at`` is seconds since the epoch."""
+
+    version: str
+    hostname: str
+    address: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What a node says of itself each time; ``queue`` are messages, ``refused`` whom it refuses now."""
+
+    sessions: int = 0
+    queue: int = 0
+    mode: str = ""
+    refused: tuple[Refused, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node as it described itself ``age`` seconds ago. ``this`` is the one that was asked."""
+
+    node_id: str
+    about: About
+    state: NodeState
+    age: float
+    this: bool = False
+
+
+class Nodes:
+    """This node among the others. Without Valkey everything is as it was last known.
+
+    ``state`` is asked at each sign of life.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        valkey: ValkeyLike,
+        *,
+        prefix: str,
+        node_id: str,
+        about: About,
+        state: Callable[[], NodeState],
+    ) -> None:
+        self._clock = clock
+        self._valkey = valkey
+        self._prefix = prefix
+        self.node_id = node_id
+        self._about = about
+        self._state = state
+        self._boot = secrets.token_hex(4)
+        self._live = 1
+        self._callbacks: list[Callable[[str, str], object]] = []
+        self._heard_until: str | None = None
+        self._announced = 0
+        self._written = False
+        self._next_duplicate_log = 0.0
+        self._beats = LoopingCall(self._beat)
+        self._beats.clock = clock
+        self._beating: Deferred[None] | None = None
+
+    @property
+    def live(self) -> int:
+        """How many nodes were alive when Valkey last said so; at least this one."""
+        return self._live
+
+    def start(self) -> None:
+        """Tell of this node from now on, as soon as there is a connection."""
+        self._valkey.on_change(self._link_changed)
+        self._beats.start(HEARTBEAT)
+
+    async def stop(self) -> None:
+        """Tell the others that this node is gone, so that their shares grow at once."""
+        if self._beats.running:
+            self._beats.stop()
+        try:
+            await self._valkey.command(
+                "ZREM", self._key("nodes"), self._member, key=self._key("nodes"), deadline=_DEADLINE
+            )
+            await self._valkey.run(_LEAVE, [self._node_key(self.node_id)], [self._boot], deadline=_DEADLINE)
+        except StoreUnavailable:
+            _log.debug("Valkey will notice by itself that this node is gone", event="nodes.not_left")
+
+    async def list(self) -> tuple[NodeInfo, ...]:
+        """The nodes that live, by name. Raises StoreUnavailable."""
+        index = self._key("nodes")
+        since = f"({self._past(await self._server_time(index), TIME_TO_LIVE)}"
+        members = await self._ask("ZRANGEBYSCORE", index, since, "+inf", "LIMIT", 0, 1000)
+        found = []
+        for node_id in sorted({member.decode().rpartition("/")[0] for member in members}):
+            key = self._node_key(node_id)
+            now = await self._server_time(key)
+            flat = await self._ask("HGETALL", key)
+            if flat:
+                found.append(_node(node_id, dict(zip(flat[::2], flat[1::2], strict=True)), now, self.node_id))
+        return tuple(found)
+
+    def on_reset(self, callback: Callable[[str, str], object]) -> None:
+        """Have it called with a limit's name and an identity that another node has reset."""
+        self._callbacks.append(callback)
+
+    def announce_reset(self, limit: str, identity: str) -> Deferred[None]:
+        """Tell the other nodes; they know within :data:`HEARTBEAT`. Fails with StoreUnavailable."""
+        self._announced += 1
+        entry = f"{self._boot}/{self._announced} {limit}:{identity}"
+        kept = int(RESETS_KEPT * 1000)
+        return self._valkey.run(
+            _REGISTER, [self._key("resets")], [kept, entry], deadline=_DEADLINE
+        ).addCallback(lambda _: None)
+
+    # Signs of life
+
+    def _link_changed(self, up: bool) -> None:
+        if up and self._beats.running:
+            self._beats.reset()
+            self._beat()
+
+    def _beat(self) -> None:
+        """Never waited for: a slow one is as good as none, and the next comes at its time."""
+        if self._beating is None and self._valkey.up:
+            self._beating = ensureDeferred(self._tell())
+            self._beating.addErrback(
+                lambda failure: _log.failure("a sign of life went wrong", failure, event="nodes.trouble")
+            ).addBoth(self._told)
+
+    def _told(self, _: object) -> None:
+        self._beating = None
+
+    async def _tell(self) -> None:
+        try:
+            ttl = int(TIME_TO_LIVE * 1000)
+            now, *members = await self._valkey.run(
+                _REGISTER, [self._key("nodes")], [ttl, self._member], deadline=_DEADLINE
+            )
+            self._live = max(1, len(members))
+            fields: list[str | int | bytes] = [ttl, self._boot, *_fields(self._about, self._state())]
+            before = await self._valkey.run(_BEAT, [self._node_key(self.node_id)], fields, deadline=_DEADLINE)
+            self._check_name(before)
+            await self._hear_resets(now.decode())
+        except StoreUnavailable:
+            _log.debug("this node could not tell that it lives", event="nodes.unheard")
+
+    def _check_name(self, before: bytes | None) -> None:
+        """Complain when somebody else writes under this node's name, but not about this node's own past."""
+        alone = before is None or before.decode() == self._boot or not self._written
+        self._written = True
+        now = self._clock.seconds()
+        if alone or now < self._next_duplicate_log:
+            return
+        self._next_duplicate_log = now + _DUPLICATE_LOG_INTERVAL
+        _log.error(
+            "another daemon has the same node_id: each node of a fleet needs its own",
+            event="nodes.duplicate",
+            name=self.node_id,
+        )
+
+    async def _hear_resets(self, now: str) -> None:
+        if self._heard_until is None:
+            # What was reset before this node began it does not remember.
+            self._heard_until = now
+            return
+        flat = await self._ask(
+            "ZRANGEBYSCORE",
+            self._key("resets"),
+            f"({self._heard_until}",
+            "+inf",
+            "WITHSCORES",
+            "LIMIT",
+            0,
+            1000,
+        )
+        # A new primary's clock may be behind the old one's.
+        self._heard_until = flat[-1].decode() if flat else min(self._heard_until, now, key=int)
+        for entry in flat[::2]:
+            origin, _, what = entry.decode().partition(" ")
+            limit, _, identity = what.partition(":")
+            if not origin.startswith(f"{self._boot}/"):
+                for callback in self._callbacks:
+                    callback(limit, identity)
+
+    # Keys and commands
+
+    @property
+    def _member(self) -> str:
+        return f"{self.node_id}/{self._boot}"
+
+    def _key(self, name: str) -> bytes:
+        return f"{self._prefix}{name}".encode()
+
+    def _node_key(self, node_id: str) -> bytes:
+        return self._key(f"node:{{{node_id}}}" if self._valkey.clustered else f"node:{node_id}")
+
+    async def _server_time(self, key: bytes) -> int:
+        seconds, micros = await self._valkey.command("TIME", key=key, deadline=_DEADLINE)
+        return int(seconds) * _MICROSECONDS + int(micros)
+
+    async def _ask(self, verb: str, key: bytes, *words: str | int) -> Any:
+        return await self._valkey.command(verb, key, *words, key=key, deadline=_DEADLINE)
+
+    def _past(self, now: int, seconds: float) -> int:
+        return now - int(seconds * _MICROSECONDS)
+
+
+def _fields(about: About, state: NodeState) -> list[str]:
+    refused = [[one.limit, one.identity, round(one.seconds, 3)] for one in state.refused[:MAX_PUBLISHED]]
+    fields = {
+        "version": about.version,
+        "hostname": about.hostname,
+        "address": about.address,
+        "started_at": f"{about.started_at:.3f}",
+        "sessions": str(state.sessions),
+        "queue": str(state.queue),
+        "mode": state.mode,
+        "refused": json.dumps(refused),
+    }
+    return [word for pair in fields.items() for word in pair]
+
+
+def _node(node_id: str, fields: dict[bytes, bytes], now: int, asked: str) -> NodeInfo:
+    """What a hash says; whatever another version does not write is empty."""
+
+    def text(name: str, default: str = "") -> str:
+        return fields.get(name.encode(), default.encode()).decode("utf-8", "replace")
+
+    age = max(0.0, (now - int(text("seen", "0"))) / _MICROSECONDS)
+    refused = [
+        Refused(limit, identity, seconds - age)
+        for limit, identity, seconds in json.loads(text("refused", "[]"))
+        if seconds > age
+    ]
+    about = About(text("version"), text("hostname"), text("address"), float(text("started_at", "0")))
+    state = NodeState(int(text("sessions", "0")), int(text("queue", "0")), text("mode"), tuple(refused))
+    return NodeInfo(node_id, about, state, age, node_id == asked)
