@@ -26,7 +26,7 @@ from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.ops.metrics import Metrics
-from elemta.valkey import Valkey
+from elemta.valkey import Valkey, ValkeyInfo
 
 _log = Logger()
 
@@ -74,6 +74,7 @@ class Joined:
     def start(self, member: Member) -> None:
         self._member = member
         self._metrics.mode.watch(lambda: self.store.mode, lambda: self.store.live_nodes)
+        self._metrics.valkey.info(ValkeyInfo(up=False))
         self._nodes.on_reset(member.forget)
         self._valkey.start()
         self.store.start()

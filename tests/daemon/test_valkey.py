@@ -100,6 +100,8 @@ def test_a_node_that_starts_without_valkey_serves_at_once_and_joins_later(
     with Fleet(tmp_path, valkey.url, resources=RESOURCES, size=1, waits=False) as fleet:
         (node,) = fleet.nodes
         assert node.mode == LOCAL
+        assert "\nvalkey_up{" in node.get("/metrics")
+        assert node.metric("valkey_up{") == 0
         assert greeting(node) == "220"
         assert node.wait_for("limits.mode")["mode"] == LOCAL
         valkey.start()
