@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -47,11 +48,16 @@ class Node(Daemon):
     @property
     def mode(self) -> str:
         """Where it counts now, by its own metrics."""
-        modes = [
-            mode for mode in (CLUSTER, LOCAL) if self.metric(f'elemta_limiter_mode{{.*mode="{mode}"') > 0
-        ]
-        assert len(modes) == 1, self.get("/metrics")
-        return modes[0]
+        modes = re.findall(
+            r'^elemta_limiter_mode\{.*mode="(\w+)".*\} 1\.0$', self.get("/metrics"), re.MULTILINE
+        )
+        assert len(modes) == 1, modes
+        return str(modes[0])
+
+    def troubles(self) -> str:
+        """What the log says, less what it says of clients."""
+        lines = self.output().splitlines()
+        return "\n".join(line for line in lines if '"client_ip"' not in line)[-4000:]
 
     def mode_changes(self) -> list[tuple[float, str]]:
         """When, by the system's clock, it changed to which mode, by its own log."""
@@ -119,7 +125,7 @@ class Fleet:
     def wait_for_mode(self, mode: str, seconds: float = 20.0) -> None:
         """Until all nodes count there."""
         for node in self.nodes:
-            until(lambda node=node: node.mode == mode, f"{node.name} in mode {mode}", seconds, node.output)
+            until(lambda node=node: node.mode == mode, f"{node.name} in mode {mode}", seconds, node.troubles)
 
     def introduce(self) -> None:
         """Wait until each node knows of all others."""
@@ -127,8 +133,13 @@ class Fleet:
             until(
                 lambda node=node: node.metric("elemta_live_nodes{") == len(self.nodes),
                 f"all nodes known to {node.name}",
-                words=node.output,
+                words=node.troubles,
             )
+
+    def has_changed(self, mode: str, since: float) -> bool:
+        """Whether all nodes changed to this mode after ``since``, by the system's clock, and stayed there."""
+        changes = [node.mode_changes() for node in self.nodes]
+        return all(each and each[-1][0] >= since and each[-1][1] == mode for each in changes)
 
     def last_to_change(self, mode: str, since: float) -> float:
         """When, by the system's clock, the last node changed to this mode; each did after ``since``."""
@@ -136,7 +147,7 @@ class Fleet:
         for node in self.nodes:
             changes = [at for at, changed in node.mode_changes() if changed == mode and at >= since]
             if not changes:
-                raise DaemonFailed(f"{node.name} did not change to {mode}:\n{node.output()[-4000:]}")
+                raise DaemonFailed(f"{node.name} did not change to {mode}:\n{node.troubles()}")
             times.append(changes[-1])
         return max(times)
 
@@ -162,5 +173,5 @@ def until(
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise DaemonFailed(f"not within {seconds:.0f} s: {what}\n{words()[-4000:] if words else ''}")
+            raise DaemonFailed(f"not within {seconds:.0f} s: {what}\n{words() if words else ''}")
         time.sleep(0.05)

@@ -147,14 +147,16 @@ def test_without_valkey_nobody_waits_each_limit_keeps_its_word_and_all_comes_bac
         time.sleep(scale.before)
         begun, began = time.monotonic(), time.time()
         fault.begin(valkey)
-        until(lambda: all(changed(node.mode_changes(), LOCAL, began) for node in fleet.nodes), "local mode")
-        opened = fleet.last_to_change(LOCAL, began) - began
-        check_doors_without_valkey(fleet, known, newcomer)
-        time.sleep(scale.during)
-        ended = time.monotonic()
-        fault.end(valkey)
-        returned = time.time()
-        until(lambda: all(changed(node.mode_changes(), CLUSTER, began) for node in fleet.nodes), "its return")
+        try:
+            until(lambda: fleet.has_changed(LOCAL, began), "local mode")
+            opened = fleet.last_to_change(LOCAL, began) - began
+            check_doors_without_valkey(fleet, known, newcomer)
+            time.sleep(scale.during)
+        finally:
+            ended = time.monotonic()
+            fault.end(valkey)
+            returned = time.time()
+        until(lambda: fleet.has_changed(CLUSTER, began), "its return")
         time.sleep(scale.before)
     back = fleet.last_to_change(CLUSTER, began) - returned
 
@@ -180,11 +182,6 @@ def check_doors_without_valkey(fleet: Fleet, known: str, newcomer: str) -> None:
     assert {visit.greeting.partition(",")[0] for visit in refused} == {
         "421 4.3.0 Rate limit shut can't be checked now"
     }
-
-
-def changed(changes: list[tuple[float, str]], mode: str, since: float) -> bool:
-    """Whether a node changed to this mode and stayed there."""
-    return bool(changes) and changes[-1][0] >= since and changes[-1][1] == mode
 
 
 def report(fault: Fault, visits: list[Visit], begun: float, ended: float) -> None:

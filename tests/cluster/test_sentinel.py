@@ -79,12 +79,7 @@ def test_a_new_primary_is_used_as_soon_as_the_sentinels_have_it_and_nobody_waits
             began, begun = time.time(), time.monotonic()
             group.primary.kill()
             until(lambda: election.over_at > 0, "another primary")
-            until(
-                lambda: all(
-                    node.mode_changes() and node.mode_changes()[-1][1] == CLUSTER for node in fleet.nodes
-                ),
-                "the new primary in use",
-            )
+            until(lambda: fleet.has_changed(CLUSTER, began), "the new primary in use")
             time.sleep(0.5)
         settled = fleet.last_to_change(CLUSTER, began) - election.over_at
         during = [visit for visit in stream.visits if visit.began >= begun]
