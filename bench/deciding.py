@@ -1,0 +1,249 @@
+"""Decisions of the limits through the daemon's own parts over a real Valkey: store, load, sessions."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+from servers import BenchError, cpu_seconds
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from valkeys import ValkeyServer
+
+from elemta.config.valkey_url import parse_valkey_url
+from elemta.limits.cluster import ClusterStore
+from elemta.limits.memory import MemoryStore
+from elemta.limits.valkey_store import ValkeyStore
+from elemta.valkey import Trouble, Unobserved, Valkey
+
+PREFIX = "elemta:ratelimit:"
+NODE = "bench"
+PATIENCE = 10.0
+DEADLINE = 0.05  # the default of valkey_deadline
+
+Ask = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A session as far as limits look at it."""
+
+    client_ip: IPv4Address
+    listener: str = "mx"
+    helo: str = "client.test"
+    user: str | None = None
+
+
+@asynccontextmanager
+async def remote(reactor: Any, server: ValkeyServer, node: str) -> AsyncIterator[ValkeyStore]:
+    """The store of one node, with nothing before it, counting in this Valkey."""
+    async with connected(reactor, server) as valkey:
+        yield ValkeyStore(valkey, prefix=PREFIX, node_id=node, reactor=reactor)
+
+
+@asynccontextmanager
+async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[ClusterStore, Valkey]]:
+    """The store as a daemon has it, and its connection."""
+    async with connected(reactor, server) as valkey:
+        shared = ValkeyStore(valkey, prefix=PREFIX, node_id=NODE, reactor=reactor)
+        counted = ClusterStore(reactor, valkey, shared, MemoryStore(), nodes=OneNode())
+        counted.start()
+        try:
+            if not await counted.joined(PATIENCE):
+                raise BenchError("limits are not counted in Valkey")
+            yield counted, valkey
+        finally:
+            counted.stop()
+
+
+class Failures(Unobserved):
+    """Counts the calls that Valkey did not answer, or not in time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def failed(self, kind: Trouble) -> None:  # noqa: ARG002
+        self.count += 1
+
+
+FAILURES = Failures()
+
+
+class OneNode:
+    """A fleet of one."""
+
+    node_id = NODE
+    live = 1
+
+    def announce_reset(self, limit: str, identity: str) -> None: ...
+
+    def on_reset(self, callback: Callable[[str, str], object]) -> None: ...
+
+
+@asynccontextmanager
+async def connected(reactor: Any, server: ValkeyServer) -> AsyncIterator[Valkey]:
+    """A connection to this Valkey."""
+    valkey = Valkey(
+        reactor, parse_valkey_url(server.url), name="elemta-bench", deadline=DEADLINE, observer=FAILURES
+    )
+    valkey.start()
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not valkey.up:
+            if time.monotonic() > deadline:
+                raise BenchError("no connection to Valkey")
+            await deferLater(reactor, 0.05)
+        yield valkey
+    finally:
+        await valkey.stop()
+
+
+@dataclass
+class Measured:
+    """What a load came to. Times in seconds."""
+
+    decisions: int
+    seconds: float
+    cpu: float
+    server_cpu: float
+    failures: int
+    latencies: Sequence[float] = field(repr=False)
+
+    @property
+    def rate(self) -> float:
+        return self.decisions / self.seconds
+
+    @property
+    def cpu_each(self) -> float:
+        return self.cpu / self.decisions
+
+    @property
+    def server_cpu_each(self) -> float:
+        return self.server_cpu / self.decisions
+
+    def latency(self, percent: int) -> float:
+        return statistics.quantiles(self.latencies, n=100)[percent - 1]
+
+
+class Load:
+    """So many decisions in flight all the time: the next is asked when one is answered.
+
+    They are numbered on from ``first``.
+    """
+
+    def __init__(self, ask: Ask, in_flight: int, first: int = 0) -> None:
+        self._ask = ask
+        self._in_flight = in_flight
+        self._number = first
+        self._last = 0.0
+        self._until = 0.0
+        self._timed = True
+        self._open = 0
+        self._latencies: list[float] = []
+        self._end: Deferred[None] = Deferred()
+
+    async def run(self, seconds: float, server: ValkeyServer) -> Measured:
+        """For so long."""
+        self._latencies = []
+        began, cpu, server_cpu = time.perf_counter(), time.process_time(), cpu_seconds(server.pid())
+        failures = FAILURES.count
+        await self._go(math.inf, began + seconds)
+        took = time.perf_counter() - began
+        return Measured(
+            len(self._latencies),
+            took,
+            time.process_time() - cpu,
+            cpu_seconds(server.pid()) - server_cpu,
+            FAILURES.count - failures,
+            self._latencies,
+        )
+
+    async def count(self, decisions: int) -> None:
+        """So many."""
+        await self._go(self._number + decisions, math.inf)
+
+    async def _go(self, last: float, until: float) -> None:
+        self._end = Deferred()
+        self._last, self._until, self._timed = last, until, last == math.inf
+        for _ in range(self._in_flight):
+            self._next()
+        await self._end
+
+    def _next(self) -> None:
+        number = self._number
+        self._number += 1
+        self._open += 1
+        asked = time.perf_counter()
+        answer = self._ask(number)
+        if not isinstance(answer, Deferred):
+            raise BenchError(f"was answered without Valkey: {answer}")
+        answer.addCallbacks(self._answered, self._failed, callbackArgs=(asked,))
+
+    def _answered(self, _answer: object, asked: float) -> None:
+        now = time.perf_counter()
+        if self._timed:
+            self._latencies.append(now - asked)
+        self._open -= 1
+        if self._number < self._last and now < self._until:
+            self._next()
+        elif not self._open:
+            self._end.callback(None)
+
+    def _failed(self, failure: Any) -> None:
+        self._last = 0.0
+        if not self._end.called:
+            self._end.errback(failure)
+
+
+class Pace:
+    """So many decisions a second, asked each millisecond, whether the last ones are answered or not."""
+
+    def __init__(self, ask: Ask, rate: int) -> None:
+        self._ask = ask
+        self._rate = rate
+
+    async def run(self, seconds: float, server: ValkeyServer, reactor: IReactorTime) -> Measured:
+        """For so long. What the node decides alone, because the breaker is open, counts as failed."""
+        latencies: list[float] = []
+
+        def answered(_answer: object, due: float) -> None:
+            latencies.append(time.perf_counter() - due)
+
+        began, cpu, server_cpu = time.perf_counter(), time.process_time(), cpu_seconds(server.pid())
+        failures = FAILURES.count
+        asked = alone = 0
+        while (elapsed := time.perf_counter() - began) < seconds:
+            while asked < elapsed * self._rate:
+                # From when it was due, so that a late loop is not taken for a quick answer.
+                answer = self._ask(asked)
+                if isinstance(answer, Deferred):
+                    answer.addCallback(answered, began + asked / self._rate)
+                else:
+                    alone += 1
+                asked += 1
+            await deferLater(reactor, 0.001)
+        deadline = time.monotonic() + PATIENCE
+        while len(latencies) + alone < asked:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{asked - alone - len(latencies)} decisions were never answered")
+            await deferLater(reactor, 0.01)
+        return Measured(
+            asked,
+            time.perf_counter() - began,
+            time.process_time() - cpu,
+            cpu_seconds(server.pid()) - server_cpu,
+            FAILURES.count - failures + alone,
+            latencies,
+        )
+
+
+def address(number: int) -> IPv4Address:
+    """One of 16 million client addresses."""
+    return IPv4Address((10 << 24) + number % (1 << 24))
