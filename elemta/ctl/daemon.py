@@ -52,6 +52,7 @@ def status(invocation: Invocation) -> int:
         ("config", answer["config"]),
         ("policies", ", ".join(answer["policies"]) or "none"),
         ("limits", counted_in(answer)),
+        *valkey_lines(answer["valkey"]),
         ("sessions", str(answer["sessions"])),
         *spool_lines(answer["spool"]),
     ):
@@ -99,6 +100,15 @@ def counted_in(answer: Mapping[str, Any]) -> str:
     if answer["limiter"] == "local":
         return f"Valkey is away: this node's share of each is 1/{nodes}"
     return "counted in memory"
+
+
+def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What is to be said about Valkey, as names and values; nothing where none is configured."""
+    if valkey is None:
+        return []
+    state = "connected" if valkey["up"] else "NOT CONNECTED"
+    breaker = "" if valkey["breaker"] == "closed" else f", breaker {valkey['breaker'].replace('_', ' ')}"
+    return [("valkey", f"{valkey['url']}, {state}{breaker}")]
 
 
 def nodes(invocation: Invocation) -> int:

@@ -638,14 +638,19 @@ def test_a_configuration_that_may_not_be_read_is_77(tmp_path: Path) -> None:
 
 @ensureDeferred
 async def test_status_says_where_limits_are_counted(daemon: Daemon) -> None:
-    for mode, words in (
-        ("memory", "limits    counted in memory"),
-        ("cluster", "limits    counted in Valkey, by 2 nodes"),
-        ("local", "limits    Valkey is away: this node's share of each is 1/2"),
+    for mode, words, valkey in (
+        ("memory", "limits    counted in memory", []),
+        ("cluster", "limits    counted in Valkey, by 2 nodes", ["valkey    valkey://cache, connected"]),
+        (
+            "local",
+            "limits    Valkey is away: this node's share of each is 1/2",
+            ["valkey    valkey://cache, NOT CONNECTED, breaker half open"],
+        ),
     ):
         daemon.overseen.mode = mode
         _, out, _ = await daemon.ctl("status")
         assert words in out.splitlines()
+        assert [line for line in out.splitlines() if line.startswith("valkey")] == valkey
 
 
 @ensureDeferred

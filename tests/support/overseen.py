@@ -54,7 +54,10 @@ class Overseen:
     def status(self) -> LimiterStatus:
         if self.mode == "memory":
             return LimiterStatus()
-        return LimiterStatus(self.mode, 2, ValkeyStatus("valkey://cache", self.mode == "cluster", "closed"))
+        up = self.mode == "cluster"
+        return LimiterStatus(
+            self.mode, 2, ValkeyStatus("valkey://cache", up, "closed" if up else "half_open")
+        )
 
     async def others(self) -> Sequence[NodeStatus]:
         if self.away:
