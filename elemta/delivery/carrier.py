@@ -28,6 +28,7 @@ from elemta.outcome import Outcome, Status
 from elemta.policy.departing import DeliveryHooks
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_results import RecipientResult
+from elemta.spool import Content
 from elemta.spool.records import QueuedMessage
 
 _log = Logger()
@@ -212,6 +213,8 @@ class Carrier:
         return _carried(attempt, hop, sent, self._reactor.seconds())
 
     async def _read(self, content: BinaryIO) -> bytes:
+        if isinstance(content, Content) and content.in_memory:
+            return content.read(_CHUNK)
         return await self._in_thread(content.read, _CHUNK)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,6 +1,7 @@
 """The durable queue: what it confirmed is on stable storage, whatever happens next."""
 
 from elemta.spool.bodies import MessageWriter
+from elemta.spool.content import Content
 from elemta.spool.disk import Disk
 from elemta.spool.records import (
     AttemptRecord,
@@ -21,6 +22,7 @@ from elemta.spool.spool import Spool
 
 __all__ = [
     "AttemptRecord",
+    "Content",
     "Disk",
     "LaneDue",
     "MessageRecord",

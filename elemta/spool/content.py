@@ -21,6 +21,8 @@ class Content(io.RawIOBase):
         self._header = header
         self._body = body
         self._position = 0
+        #: Whether reading it never waits for a disk.
+        self.in_memory = isinstance(body, io.BytesIO)
         self.size = len(header) + body_size
 
     def readable(self) -> bool:

@@ -36,8 +36,9 @@ class SpoolSettings:
     there is no room. Bodies up to ``inline_limit`` live in memory, then in the database; larger ones
     stream to a file. A writer is congested beyond ``congestion`` unwritten bytes; all writers together
     keep to ``memory``. One transaction takes at most ``batch_operations`` and ``batch_bytes``.
-    ``history`` is the number of attempts kept for a message. ``reserve`` is kept aside for emptying the queue
-    of a full disk; half of it bounds the database's log.
+    Up to ``recent`` bytes of small messages stay in memory until a first attempt. ``history`` is the number
+    of attempts kept for a message. ``reserve`` is kept aside for emptying the queue of a full disk; half of
+    it bounds the database's log.
     """
 
     directory: Path
@@ -46,6 +47,7 @@ class SpoolSettings:
     inline_limit: int = 64 * _KIB
     congestion: int = _MIB
     memory: int = 64 * _MIB
+    recent: int = 8 * _MIB
     batch_operations: int = 1000
     batch_bytes: int = 16 * _MIB
     history: int = 50

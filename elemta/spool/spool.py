@@ -23,6 +23,7 @@ from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queueid import QueueIds, row_key
 from elemta.spool.reading import Reader
+from elemta.spool.recent import RecentContents
 from elemta.spool.records import (
     LaneDue,
     MessageRecord,
@@ -79,6 +80,7 @@ class Spool:
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
         self._schedule = Schedule(self._reader)
+        self._recent = RecentContents(settings.recent)
         self._bodies = Bodies(settings, partition.places, disk, threads.files, observer)
         self._ids = QueueIds(reactor.seconds)
         self._commits = GroupCommit(
@@ -256,6 +258,7 @@ class Spool:
         key = row_key(queue_id)
         if key is None:
             return fail(_unknown(queue_id))
+        self._recent.discard(queue_id)
         settlement = Settlement(
             key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned, attempted
         )
@@ -308,7 +311,8 @@ class Spool:
 
     async def open_content(self, queue_id: str) -> BinaryIO:
         """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
-        return cast(BinaryIO, await self._read(self._queries.content, queue_id))
+        recent = self._recent.find(queue_id)
+        return cast(BinaryIO, recent or await self._read(self._queries.content, queue_id))
 
     async def show(self, queue_id: str) -> MessageRecord:
         """All that is known of a message but its content. UnknownMessage."""
@@ -381,6 +385,7 @@ class Spool:
             raise _unknown(queue_id)
         change = Change(key, queue_id, action, self._reactor.seconds(), reason)
         await self._commits.submit(change)
+        self._recent.discard(queue_id)
         if change.woken:
             self._listeners.tell_due(change.woken)
 
@@ -397,6 +402,8 @@ class Spool:
             if isinstance(operation, NewMessage):
                 self._writers.pop(operation).release()
                 if operation.state is State.ACTIVE and operation not in batch.errors:
+                    if operation.content is not None and self._listeners.committed:
+                        self._recent.add(operation.queue_id, operation.header, operation.content)
                     self._listeners.tell_committed(operation, cast(Envelope, entry.value))
 
     def _remove_bodies(self, queue_ids: Sequence[str]) -> None:
