@@ -210,7 +210,7 @@ class ValkeyStore:
         return Deferred.fromCoroutine(self._views.peek(requests))
 
     def top(self, terms: Terms, count: int) -> Deferred[Ranking]:
-        """Looks at a bounded number of keys and says whether there were more: for people, not for sessions."""
+        """Looks at a bounded number of keys and says whether there were more: for people only."""
         return Deferred.fromCoroutine(self._views.top(terms, count))
 
     def reset(self, terms: Terms, identity: str) -> Deferred[bool]:

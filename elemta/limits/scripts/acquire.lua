@@ -135,9 +135,11 @@ local function look_at_buckets(key, terms)
     if log_is_short(known, terms.span, there) then
       rebuild_log(key, known, terms.span)
     end
-    if known.log < terms.span or call('PTTL', key) <= ceil(terms.span / 1000) then
+    if known.log < terms.span then
+      -- Others may have charged it last, and they do not keep it for us.
       known.log = terms.span
       call('HSET', key .. '~', 'x', text(terms.span))
+      call('PEXPIRE', key, text(ceil(terms.span / 1000)))
     end
   end
   return mend(key, terms, known)
@@ -287,9 +289,10 @@ local function charge(state, terms, amount, number)
   end
   if terms.span > 0 or call('EXISTS', state.key) == 1 then
     charge_log(state, terms, amount, ARGV[1] .. '/' .. number)
-  elseif state.buckets and state.buckets.log > 0 then
-    -- From now on the sub-buckets know more than a log that is kept beside them by others.
-    call('HSET', state.key .. '~', 'x', '0')
+  end
+  if state.buckets and state.buckets.log > terms.span then
+    -- The log may be gone before this charge is as old as others need it: then only the sub-buckets know of it.
+    call('HSET', state.key .. '~', 'x', text(terms.span))
   end
   if #terms.windows > 0 or state.buckets then
     charge_buckets(state, terms, amount)
