@@ -10,7 +10,7 @@ from elemta.limits.window import LOG_LIMIT, Bound
 from elemta.valkey import Script
 
 _FOLDER = files("elemta.limits").joinpath("scripts")
-_GLOB = str.maketrans({sign: f"\\{sign}" for sign in "*?[]^-\\"})
+_GLOB = str.maketrans({sign: f"\\{sign}" for sign in "*?[]\\"})
 
 
 def _script(flags: str, *parts: str) -> Script:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.limits.memory import MemoryStore
 from elemta.limits.store import Answer, Receipt, Request, Terms
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
-from tests.support.blocking_valkey import TimedValkey
+from tests.support.blocking_valkey import TimedValkey, result
 from tests.support.valkey import ValkeyServer
 
 START = 10**15
@@ -75,18 +74,6 @@ class Side:
         self.model.refund(model)
 
 
-def result(later: Any) -> Any:
-    """What a Deferred has fired with."""
-    if not isinstance(later, Deferred):
-        return later
-    found: list[Any] = []
-    later.addBoth(found.append)
-    assert found, "not answered yet"
-    if hasattr(found[0], "raiseException"):
-        found[0].raiseException()
-    return found[0]
-
-
 def meaning(answer: Answer) -> Any:
     """All of an answer that both must say alike."""
     return (
@@ -107,13 +94,18 @@ def some_terms(draw: st.DrawFn, name: str) -> Terms:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[int, list[list[Request]], int]]:
-    """Turns: how far time goes on, the decisions of the turn, and which earlier charge is given back (-1: none)."""
+    """Turns: how far time goes on, what is asked for, and which earlier charge is given back (-1: none)."""
     terms = [draw(some_terms(name)) for name in ("one", "two", "three")]
     request = st.builds(Request, st.sampled_from(terms), st.sampled_from("ab"), st.integers(1, 40))
     small = st.builds(Request, st.sampled_from(terms), st.sampled_from("ab"), st.integers(1, 3))
-    decision = st.lists(st.one_of(small, small, request), min_size=1, max_size=4, unique_by=lambda one: one.key)
+    decision = st.lists(
+        st.one_of(small, small, request), min_size=1, max_size=4, unique_by=lambda one: one.key
+    )
     edges = [
-        step for one in terms for bound in one.bounds for step in (bound.window - 1, bound.window, bound.grain)
+        step
+        for one in terms
+        for bound in one.bounds
+        for step in (bound.window - 1, bound.window, bound.grain)
     ]
     turn = st.tuples(
         st.one_of(st.integers(0, 5), st.integers(0, 800), st.sampled_from(edges)),
@@ -167,10 +159,9 @@ def test_nodes_with_other_numbers_count_together_before_and_after_a_reload(
     terms = [Terms("l", (Bound.of(limit, window),)) for limit in limits]
     grain = Bound.of(129, window).grain
     admitted: list[tuple[int, int, Receipt]] = []
-    for place, (step, node, amount, back) in enumerate(turns):
+    for place, (step, node, amount, _) in enumerate(turns):
         now += step
         side.at(now)
-        # The fuller ones more often, so that the smaller have something to refuse.
         chosen = terms[(place * len(terms) // len(turns)) if changes else node % len(terms)]
         for _ in range(4):
             later = side.real.acquire([Request(chosen, "a", amount)])

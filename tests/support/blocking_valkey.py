@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.python.failure import Failure
 
 from elemta.errors import Trouble, ValkeyTrouble
 from elemta.valkey import Script
@@ -29,7 +30,8 @@ class BlockingValkey:
     """What a store uses of ``elemta.valkey.Valkey``.
 
     ``clustered`` makes it a cluster as far as the store can tell: keys with different tags in one call fail.
-    ``before`` is called with the script's name before each call; it may raise, or do something first.
+    ``before`` and ``after`` are called with the script, keys and arguments of each call, and may raise.
+    While ``late`` is true replies wait for ``deliver``, as those of a real server do.
     """
 
     up = True
@@ -38,8 +40,10 @@ class BlockingValkey:
         self.talk: Talk = server.talk()
         self.clustered = clustered
         self.calls: list[str] = []
-        self.before: Callable[[str], None] = lambda name: None
-        self.after: Callable[[str], None] = lambda name: None
+        self.before: Callable[..., None] = _nothing
+        self.after: Callable[..., None] = _nothing
+        self.late = False
+        self._undelivered: list[tuple[Deferred[Any], Any]] = []
         self._listeners: list[Callable[[bool], None]] = []
 
     def on_change(self, callback: Callable[[bool], None]) -> None:
@@ -51,20 +55,34 @@ class BlockingValkey:
             callback(up)
 
     def run(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Any] = (), *, deadline: float | None = None
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[Any] = (),
+        *,
+        deadline: float | None = None,
     ) -> Deferred[Any]:
         if self.clustered:
             assert len({_tag(key) for key in keys}) == 1, f"keys of several slots in one call: {keys}"
         self.calls.append(script.name)
         try:
-            self.before(script.name)
-            reply = self._evaluate(script, keys, args)
-            self.after(script.name)
+            self.before(script, keys, args)
+            reply = self.evaluate(script, keys, args)
+            self.after(script, keys, args)
         except ValkeyTrouble as trouble:
             return fail(trouble)
         except ServerError as error:
             return fail(ValkeyTrouble(Trouble.OTHER, str(error)))
+        if self.late:
+            later: Deferred[Any] = Deferred()
+            self._undelivered.append((later, reply))
+            return later
         return succeed(reply)
+
+    def deliver(self) -> None:
+        undelivered, self._undelivered = self._undelivered, []
+        for later, reply in undelivered:
+            later.callback(reply)
 
     def command(self, *words: Any, key: bytes | None = None, deadline: float | None = None) -> Deferred[Any]:
         return succeed(self.talk(*words))
@@ -73,7 +91,7 @@ class BlockingValkey:
         keys = [key for key in self.talk("KEYS", "*") if fnmatchcase(key.decode(), match.decode())]
         return succeed(Found(keys[:limit], len(keys) <= limit))
 
-    def _evaluate(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
+    def evaluate(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
         return self.talk("EVAL", script.text, len(keys), *keys, *args)
 
 
@@ -125,7 +143,7 @@ class TimedValkey(BlockingValkey):
         self.talk("FLUSHALL")
         self.set(self.now)
 
-    def _evaluate(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
+    def evaluate(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
         timed = self._timed.get(script.sha)
         if timed is None:
             assert script.text.count(_READS_TIME) == 1
@@ -136,7 +154,23 @@ class TimedValkey(BlockingValkey):
         return self.talk("EVALSHA", timed.sha, len(keys), *keys, *args)
 
 
+def _nothing(*_arguments: Any) -> None:
+    pass
+
+
 def _tag(key: bytes) -> bytes:
     _, opened, rest = key.partition(b"{")
     tag, closed, _ = rest.partition(b"}")
     return tag if opened and closed and tag else key
+
+
+def result(later: Any) -> Any:
+    """What a Deferred has fired with; raises what it has failed with."""
+    if not isinstance(later, Deferred):
+        return later
+    found: list[Any] = []
+    later.addBoth(found.append)
+    assert found, "not answered yet"
+    if isinstance(found[0], Failure):
+        found[0].raiseException()
+    return found[0]
