@@ -15,7 +15,7 @@ from elemta.config.valkey_url import ValkeyKind, ValkeyURL
 from elemta.errors import Trouble, ValkeyTrouble
 from elemta.valkey.calls import Call, Deadlines
 from elemta.valkey.cluster import Cluster
-from elemta.valkey.dialling import TLS, Address, Login
+from elemta.valkey.dialling import Address, Login
 from elemta.valkey.frames import Word, pack
 from elemta.valkey.health import Health
 from elemta.valkey.observer import Unobserved, ValkeyObserver
@@ -24,6 +24,7 @@ from elemta.valkey.recovery import Recovery
 from elemta.valkey.scanning import ScanResult, scan
 from elemta.valkey.scripts import Script
 from elemta.valkey.sentinel import Sentinel
+from elemta.valkey.tls import TLS
 from elemta.valkey.topology import Single, Topology
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import hiredis
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, RedisError, ResponseError
+from zope.interface import implementer
 
 from elemta.directwrite import write_at_once
 from elemta.errors import Trouble, ValkeyTrouble
@@ -27,6 +28,7 @@ from elemta.valkey.dialling import Address, Login
 from elemta.valkey.frames import Word, pack
 from elemta.valkey.replies import kind_of
 from elemta.valkey.scripts import Script
+from elemta.valkey.tls import Handshake
 
 _PING = pack(["PING"])
 _ASKING = pack(["ASKING"])
@@ -71,6 +73,7 @@ NOBODY = _Nobody()
 _NOTHING: Any = object()  # what the reader gives when there is no whole reply yet
 
 
+@implementer(IHandshakeListener)
 class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no types
     """Sends frames and gives the replies to who waits, in order.
 
@@ -91,11 +94,16 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         self._silent = 0
         self._closing = False
         self._loading: set[bytes] = set()
+        self._secured: Deferred[None] = Deferred()
 
     # What is asked of it.
 
-    async def greet(self, login: Login, scripts: Iterable[Script]) -> None:
-        """Log in, choose the database, leave the scripts there; fails with ValkeyTrouble."""
+    async def greet(self, login: Login, handshake: Handshake | None, scripts: Iterable[Script]) -> None:
+        """Log in, choose the database, leave the scripts there. ValkeyTrouble; TLSRefused before that."""
+        if handshake is not None:
+            # Nothing is said, least of all the password, before it is known who is there.
+            await self._secured
+            handshake.check(self.transport.getHandle())
         hello = await self.execute_command(*login.hello())
         about = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
         if login.primary and about.get(b"role") not in (None, b"master"):
@@ -176,6 +184,9 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
 
+    def handshakeCompleted(self) -> None:
+        self._secured.callback(None)
+
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002
         self._heard = True
         waiting = self.waiting
@@ -199,6 +210,9 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         self.why = self.why or why.getErrorMessage()
         if tell is not None:
             tell(self)
+        if not self._secured.called:
+            self._secured.addErrback(_ignore)
+            self._secured.errback(ValkeyTrouble(Trouble.DISCONNECTED, self.why))
         waiting, self.waiting = self.waiting, deque()
         for who in waiting:
             who.replied(Lost(self.why))
@@ -228,6 +242,10 @@ class ConnectionFactory(Factory):
         connection = Connection(self._address, self._lost)
         connection.factory = self
         return connection
+
+
+def _ignore(failure: Failure) -> None:
+    """Of a connection without TLS nobody waits for this."""
 
 
 def _trouble(error: Exception) -> ValkeyTrouble:

@@ -1,15 +1,11 @@
-"""How a connection is opened: the place, TLS, and what is said first."""
+"""Where a connection goes, and what is said first."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -17,20 +13,12 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
     wrapClientTLS,
 )
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
-from twisted.internet.ssl import (
-    Certificate,
-    PrivateCertificate,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
+from twisted.internet.interfaces import IStreamClientEndpoint
 
-from elemta.config.valkey_url import ValkeyURL
+from elemta.valkey.tls import Handshake
 
 CONNECT_SECONDS = 1.0
 """How long opening a connection may take, and how long its greeting."""
-
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +50,12 @@ class Login:
         return ("HELLO", "2", *auth, *(("SETNAME", self.name) if self.name else ()))
 
 
-@dataclass(frozen=True, slots=True)
-class TLS:
-    """How servers are verified, and with what we show who we are; see ``ValkeyURL``."""
-
-    server_name: str = ""
-    ca: str = ""
-    certificate: str = ""
-    private_key: str = ""
-
-    @classmethod
-    def of(cls, url: ValkeyURL) -> TLS | None:
-        return cls(url.tls_server_name, url.ca, url.certificate, url.private_key) if url.tls else None
-
-
-class Unreachable(Exception):
-    """A connection can't even be tried, for a reason that an operator has to see to."""
-
-
-def endpoint(reactor: Any, address: Address, tls: TLS | None) -> IStreamClientEndpoint:
-    """The endpoint of a server. Files are read again when they have changed; Unreachable if they can't be."""
+def endpoint(reactor: Any, address: Address, handshake: Handshake | None) -> IStreamClientEndpoint:
+    """The endpoint of a server."""
     if address.path:
         return UNIXClientEndpoint(reactor, address.path, timeout=CONNECT_SECONDS)
     plain = _tcp(reactor, address)
-    if tls is None:
-        return plain
-    try:
-        creator = _creator(tls, tls.server_name or address.host, _states(tls))
-    except (OSError, SSL.Error, ValueError) as error:
-        raise Unreachable(f"TLS can't be used: {error}") from error
-    return wrapClientTLS(creator, plain)
+    return plain if handshake is None else wrapClientTLS(handshake, plain)
 
 
 def _tcp(reactor: Any, address: Address) -> IStreamClientEndpoint:
@@ -102,24 +66,3 @@ def _tcp(reactor: Any, address: Address) -> IStreamClientEndpoint:
         return HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
     kind = TCP4ClientEndpoint if version == 4 else TCP6ClientEndpoint
     return kind(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
-
-
-def _states(tls: TLS) -> tuple[tuple[int, int], ...]:
-    """What changes when one of the files does."""
-    found = [Path(name).stat() for name in (tls.ca, tls.certificate, tls.private_key) if name]
-    return tuple((each.st_mtime_ns, each.st_ino) for each in found)
-
-
-@lru_cache(maxsize=64)
-def _creator(tls: TLS, name: str, _files: tuple[tuple[int, int], ...]) -> IOpenSSLClientConnectionCreator:
-    trust = None
-    if tls.ca:
-        found = _PEM.findall(Path(tls.ca).read_bytes() + b"\n")
-        if not found:
-            raise ValueError(f"no certificate in {tls.ca}")
-        trust = trustRootFromCertificates([Certificate.loadPEM(each) for each in found])
-    own = None
-    if tls.certificate:
-        pair = Path(tls.certificate).read_bytes() + b"\n" + Path(tls.private_key).read_bytes()
-        own = PrivateCertificate.loadPEM(pair)
-    return optionsForClientTLS(name, trustRoot=trust, clientCertificate=own)

@@ -55,28 +55,28 @@ class Health:
     def _answered(self, replies: Sequence[Any]) -> None:
         self._tell(_sum([_lines(reply) for reply in replies], up=self._valkey.up))
         info = self._last
-        if info.maxmemory_policy not in ("", "noeviction") and info.maxmemory:
-            self._say(
-                "Valkey may evict counters, which admits more than the limits say: set noeviction",
-                "valkey.eviction",
+        if info.maxmemory_policy in ("", "noeviction") or not info.maxmemory:
+            self._said = ""
+        elif self._is_news(info.maxmemory_policy):
+            _log.warn(
+                "Valkey may evict what is counted, so that limits admit more than they say",
+                event="valkey.eviction",
                 policy=info.maxmemory_policy,
             )
 
     def _refused(self, failure: Any) -> None:
         failure.trap(ValkeyTrouble)
-        if self._valkey.up:
-            self._say("INFO is refused", "valkey.info_refused", reason=str(failure.value))
+        if self._valkey.up and self._is_news(str(failure.value)):
+            _log.warn("Valkey does not tell how it is", event="valkey.no_info", reason=str(failure.value))
 
     def _tell(self, info: ValkeyInfo) -> None:
         self._last = info
         self._observer.info(info)
 
-    def _say(self, words: str, event: str, **data: str) -> None:
-        """Once, until it is something else."""
-        said = f"{event} {data}"
-        if said != self._said:
-            self._said = said
-            _log.warn(words, event=event, **data)
+    def _is_news(self, words: str) -> bool:
+        """Whether something else was said last."""
+        before, self._said = self._said, words
+        return words != before
 
 
 def _lines(reply: Any) -> Mapping[str, str]:

@@ -12,8 +12,9 @@ from twisted.internet.defer import TimeoutError as DeadlineMissed
 from twisted.logger import Logger
 
 from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.dialling import CONNECT_SECONDS, TLS, Address, Login, Unreachable, endpoint
+from elemta.valkey.dialling import CONNECT_SECONDS, Address, Login, endpoint
 from elemta.valkey.scripts import Script
+from elemta.valkey.tls import TLS, TLSRefused
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -167,14 +168,15 @@ class Link:
 
         dialling = self._pool.dialling
         address = self._pool.address
-        where = endpoint(self._reactor, address, dialling.tls)
+        handshake = None if dialling.tls is None else dialling.tls.handshake(address.host)
+        where = endpoint(self._reactor, address, handshake)
         opening = where.connect(ConnectionFactory(address, self._lost))
         connection = cast("Connection", await opening.addTimeout(CONNECT_SECONDS, self._reactor))
         self._connection = connection
-        greeting = Deferred.fromCoroutine(connection.greet(dialling.login, dialling.scripts.values()))
+        greeting = connection.greet(dialling.login, handshake, dialling.scripts.values())
         try:
-            await greeting.addTimeout(CONNECT_SECONDS, self._reactor)
-        except (ValkeyTrouble, DeadlineMissed, CancelledError) as error:
+            await Deferred.fromCoroutine(greeting).addTimeout(CONNECT_SECONDS, self._reactor)
+        except (ValkeyTrouble, TLSRefused, DeadlineMissed, CancelledError) as error:
             connection.abort(str(error) or "it does not answer")
             raise
         if self._connection is None:
@@ -215,7 +217,7 @@ class Link:
 def _trouble_of(error: BaseException) -> ValkeyTrouble:
     if isinstance(error, ValkeyTrouble):
         return error
-    if isinstance(error, Unreachable):
+    if isinstance(error, TLSRefused):
         return ValkeyTrouble(Trouble.OTHER, str(error))
     words = "no answer in time" if isinstance(error, DeadlineMissed) else str(error)
     return ValkeyTrouble(Trouble.DISCONNECTED, words or type(error).__name__)
