@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +105,12 @@ class Running:
 
 
 def _every(reactor: ReactorBase, seconds: float, call: Callable[[], object]) -> LoopingCall:
-    loop = LoopingCall(call)
+    def once() -> object:
+        # Twisted 22.4's LoopingCall would let a coroutine lie.
+        result = call()
+        return Deferred.fromCoroutine(result) if isinstance(result, Coroutine) else result
+
+    loop = LoopingCall(once)
     loop.clock = reactor
     loop.start(seconds, now=False).addErrback(
         lambda failure: _log.failure("a periodic task ended", failure, event="daemon.task_failed")

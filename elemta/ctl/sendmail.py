@@ -208,3 +208,7 @@ def console() -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    console()
