@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
 from elemta.limits.refusals import Refused
@@ -149,6 +150,8 @@ class Nodes:
         """Tell the others that this node is gone, so that their shares grow at once."""
         if self._beats.running:
             self._beats.stop()
+        if self._beating is not None:
+            self._beating.cancel()
         try:
             await self._valkey.command(
                 "ZREM", self._key("nodes"), self._member, key=self._key("nodes"), deadline=_DEADLINE
@@ -195,12 +198,12 @@ class Nodes:
         """Never waited for: a slow one is as good as none, and the next comes at its time."""
         if self._beating is None and self._valkey.up:
             self._beating = ensureDeferred(self._tell())
-            self._beating.addErrback(
-                lambda failure: _log.failure("a sign of life went wrong", failure, event="nodes.trouble")
-            ).addBoth(self._told)
+            self._beating.addBoth(self._told)
 
-    def _told(self, _: object) -> None:
+    def _told(self, result: object) -> None:
         self._beating = None
+        if isinstance(result, Failure) and result.check(CancelledError) is None:
+            _log.failure("a sign of life went wrong", result, event="nodes.trouble")
 
     async def _tell(self) -> None:
         try:
