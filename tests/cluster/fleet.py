@@ -156,6 +156,19 @@ class Fleet:
         ready = self.nodes[number].records("daemon.ready")[-1]
         return datetime.fromisoformat(ready["time"]).timestamp()
 
+    def failures(self) -> dict[str, float]:
+        """How many calls to Valkey failed since the start, by kind, of all nodes."""
+        counts: dict[str, float] = {}
+        for node in self.nodes:
+            samples = re.findall(
+                r'^elemta_valkey_failures_total\{.*kind="(\w+)".*\} (\S+)$',
+                node.get("/metrics"),
+                re.MULTILINE,
+            )
+            for kind, value in samples:
+                counts[kind] = counts.get(kind, 0.0) + float(value)
+        return counts
+
     def faults(self) -> list[dict[str, Any]]:
         """What any node logged as an error."""
         return [

@@ -66,7 +66,6 @@ def test_a_new_primary_is_used_as_soon_as_the_sentinels_have_it_and_nobody_waits
     tmp_path: Path, group: Replicated, per_second: int, settled_within: float, greeting: float
 ) -> None:
     with Fleet(tmp_path, group.url, resources=RESOURCES) as fleet:
-        fleet.introduce()
         before, busy = new_client(), new_client()
         held = [enter(fleet.nodes[number % 3], busy) for number in range(CONNECTIONS)]
         assert [wire.reply()[:3] for wire in held] == ["220"] * CONNECTIONS

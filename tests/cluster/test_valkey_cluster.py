@@ -49,8 +49,8 @@ def test_of_400_connections_counted_in_a_valkey_cluster_exactly_100_are_greeted(
 def test_a_thousand_refusals_by_one_slot_leave_the_counts_of_other_slots_alone(
     fleet: Fleet, cluster: Cluster
 ) -> None:
-    check_refusals_by_rate(fleet, cluster.primaries)
-    check_refusals_by_open_connections(fleet, cluster.primaries)
+    check_refusals_by_rate(fleet, cluster.primaries, settles=5.0)
+    check_refusals_by_open_connections(fleet, cluster.primaries, settles=5.0)
 
 
 @pytest.mark.parametrize("atomically", [False, True], ids=["with ASK", "atomically"])
@@ -90,6 +90,7 @@ def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
     assert admitted >= LIMIT
     for node in fleet.nodes:
         assert [change for change in node.mode_changes() if change[0] >= since] == []
+    print("failed calls:", fleet.failures())
 
 
 @pytest.mark.parametrize(
