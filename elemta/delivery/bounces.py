@@ -84,6 +84,10 @@ def decide(
     A deferred recipient counts as failed once the message is as old as ``settings.expire``. ``warned``
     are the recipients whose delay was told before.
     """
+    if all(outcome.status is Status.DELIVERED for outcome in outcomes) and not any(
+        recipient.notify for recipient in message.pending
+    ):
+        return Notices()
     age = now - message.envelope.received_at
     expired = age >= settings.expire
     late = 0 < settings.warn_after <= age

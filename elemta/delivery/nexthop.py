@@ -8,7 +8,7 @@ from typing import BinaryIO, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from elemta.delivery.hop import IPAddress
 from elemta.delivery.outbound_tls import Handshake, TLSRefused
+from elemta.delivery.watch import Watch
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
 from elemta.smtp.client import ClientSession, ClientSettings
@@ -59,7 +60,6 @@ class NextHopConnection(Protocol):
         self.served = 0
         self.tls_failed = False
         self.login_refused = False
-        self._clock = clock
         self._session = ClientSession(settings)
         self._handshake = handshake
         self._handshaking = False
@@ -72,8 +72,8 @@ class NextHopConnection(Protocol):
         self._paused = False
         self._may_go_on: Deferred[None] | None = None
         self._producing = False
-        self._timer: IDelayedCall | None = None
-        self._end: IDelayedCall | None = None
+        self._patience = Watch(clock)
+        self._life = Watch(clock)
         self._awaited: tuple[int, float | None] = (-1, None)
 
     @property
@@ -90,7 +90,7 @@ class NextHopConnection(Protocol):
         """Send a transaction; fires with what it came to, and never fails."""
         self._transaction, self._open_content = transaction, open_content
         settled = self._settled = Deferred()
-        self._end = self._clock.callLater(self._lifetime, self._outlived)
+        self._life.set(self._lifetime, self._outlived)
         self._act(self._session.start(transaction))
         return settled
 
@@ -146,9 +146,8 @@ class NextHopConnection(Protocol):
             # A server that breaks off at the first words under TLS has no TLS that works.
             self.tls_failed = self.tls is not None and not self._session.features.keywords
             self._act(self._session.lost(text))
-        for timer in (self._timer, self._end):
-            if timer is not None and timer.active():
-                timer.cancel()
+        self._patience.stop()
+        self._life.stop()
         self._go_on()
         self.closed.callback(None)
 
@@ -203,12 +202,11 @@ class NextHopConnection(Protocol):
         awaited = (self._session.progress, self._session.deadline)
         if awaited != self._awaited:
             self._awaited = awaited
-            self._arm(awaited[1], self._too_late)
+            self._patience.set(awaited[1], self._too_late)
 
     def _settle(self, event: Settled) -> None:
         self.served += 1
-        if self._end is not None and self._end.active():
-            self._end.cancel()
+        self._life.clear()
         settled, self._settled = self._settled, None
         if settled is not None:
             settled.callback(event)
@@ -238,11 +236,6 @@ class NextHopConnection(Protocol):
 
     # Ends
 
-    def _arm(self, seconds: float | None, late: Callable[[], None]) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None if seconds is None else self._clock.callLater(seconds, late)
-
     def _too_late(self) -> None:
         self.tls_failed = self.tls_failed or self._handshaking
         self._act(self._session.timed_out())
@@ -258,7 +251,7 @@ class NextHopConnection(Protocol):
         self._end_producing()
         self._go_on()
         self._wire.loseConnection()
-        self._arm(_FAREWELL, self.cut)
+        self._patience.set(_FAREWELL, self.cut)
 
     # The content
 

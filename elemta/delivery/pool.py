@@ -38,7 +38,7 @@ class Kept:
         self.generation = generation
         self.timer: IDelayedCall | None = None
         self.is_gone = False
-        self._place = place
+        self.place = place
         self.terms = _terms(hop)
         self._closing: list[Deferred[None]] = []
 
@@ -49,15 +49,7 @@ class Kept:
 
     def leads_to(self, hop: Hop) -> bool:
         """Whether a message for this hop may go here: the same place on the same terms."""
-        return self.terms == _terms(hop) and self._rank(hop) is not None
-
-    def rank(self, hop: Hop) -> int:
-        """The place of its host among the candidates of a hop that it leads to."""
-        return self._rank(hop) or 0
-
-    def _rank(self, hop: Hop) -> int | None:
-        places = [(each.host, each.port) for each in hop.candidates] or [(hop.path, 0)]
-        return places.index(self._place) if self._place in places else None
+        return self.terms == _terms(hop) and self.place in _places(hop)
 
     def wake(self) -> None:
         """It is about to get a message, or to close."""
@@ -89,6 +81,10 @@ class Kept:
         closing, self._closing = self._closing, []
         for closed in closing:
             closed.callback(None)
+
+
+def _places(hop: Hop) -> list[tuple[str, int]]:
+    return [(each.host, each.port) for each in hop.candidates] or [(hop.path, 0)]
 
 
 def _terms(hop: Hop) -> Terms:
@@ -133,12 +129,10 @@ class Pool:
 
         Raises :class:`~elemta.delivery.slots.NothingFreeError`.
         """
-        same_terms = self._by_terms.get(_terms(hop), ())
-        fitting = [kept for kept in same_terms if kept.resting and kept.leads_to(hop)]
-        if fitting:
-            kept = min(fitting, key=lambda kept: kept.rank(hop))
-            kept.wake()
-            return kept
+        resting = self._resting_for(hop)
+        if resting is not None:
+            resting.wake()
+            return resting
         if self._slots.is_full(hop.route, hop.destination, hop.max_connections):
             self._make_room(hop)
         until = self._clock.seconds() + self._settings.connection_wait
@@ -158,6 +152,17 @@ class Pool:
             self._slots.keep_back(claimed, permit.seconds)
             if self._clock.seconds() >= until:
                 raise NothingFreeError(f"no connection was free: the limit {permit.limit} is full")
+
+    def _resting_for(self, hop: Hop) -> Kept | None:
+        """A connection that rests and leads to the hop: to the first of its candidates that has one."""
+        same_terms = self._by_terms.get(_terms(hop))
+        if not same_terms:
+            return None
+        for place in _places(hop):
+            for kept in same_terms:
+                if kept.resting and kept.place == place:
+                    return kept
+        return None
 
     async def _permit(self, hop: Hop, slot: Slot) -> Go | Wait:
         """What the limits per destination say to one more connection."""

@@ -69,7 +69,8 @@ class Features:
 
 def is_sendable(address: Address) -> bool:
     """Whether an address can stand in a command line: no control character may ever get there."""
-    return not _UNSAFE_IN_PATH.search(str(address)) and len(str(address)) <= 512
+    text = str(address)
+    return len(text) <= 512 and not _UNSAFE_IN_PATH.search(text)
 
 
 def mail_line(transaction: ClientTransaction, features: Features, *, smtputf8: bool) -> bytes:
