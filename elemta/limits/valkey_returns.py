@@ -75,6 +75,7 @@ class Returns:
         self._reactor = reactor
         self._valkey = valkey
         self._waiting: list[Entry] = []
+        self._patient = True
         self._under_way: set[Deferred[Any]] = set()
         self._turn: Any = None
 
@@ -97,7 +98,8 @@ class Returns:
                 self._call(entries[start : start + RETURNED_AT_ONCE])
 
     async def settled(self) -> None:
-        """Send what is waiting, and wait for the replies; what fails now is not tried again in time."""
+        """Send what is waiting, and wait for the replies. From now on nothing is tried a second time."""
+        self._patient = False
         self.send()
         await DeferredList(list(self._under_way))
 
@@ -122,7 +124,7 @@ class Returns:
         maybe_done = not isinstance(failure.value, ValkeyTrouble) or failure.value.maybe_done
         again = []
         for entry in entries:
-            if entry.tries > 1 or (maybe_done and not entry.repeatable):
+            if not self._patient or entry.tries > 1 or (maybe_done and not entry.repeatable):
                 entry.handover.done(failure)
                 continue
             if maybe_done:

@@ -16,7 +16,7 @@ from elemta.valkey import Valkey
 
 LOOKED_AT = 20_000
 """How many keys ``top`` looks at before it gives up on the others."""
-_AT_ONCE = 64
+_AT_ONCE = 32
 _CALLS_AT_ONCE = 16
 _NEVER = -1
 

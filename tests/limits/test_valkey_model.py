@@ -200,3 +200,22 @@ def test_no_other_nodes_window_lets_more_pass_than_ones_own(
             if answer.granted:
                 admitted[place].append((now, amount))
         assert sum(many for at, many in admitted[place] if at > now - bound.window) <= bound.limit
+
+
+@given(
+    bound=st.builds(Bound.of, st.sampled_from([3, 10, 129]), st.integers(60, 2000), weighted=st.booleans()),
+    turns=st.lists(st.tuples(st.integers(-700, 900), st.integers(1, 60)), min_size=1, max_size=40),
+)
+@quick
+def test_a_clock_that_goes_back_makes_charges_count_longer_never_shorter(
+    valkey: TimedValkey, bound: Bound, turns: list[tuple[int, int]]
+) -> None:
+    """A replica took over whose clock is behind: whatever passes would pass the model, too."""
+    side, now, request = Side(valkey), START, Request(Terms("l", (bound,)), "a")
+    for step, count in turns:
+        now += step
+        side.at(now)
+        later = [side.real.acquire([request]) for _ in range(count)]
+        side.reactor.advance(0)
+        for answer in map(result, later):
+            assert not answer.granted or side.model.acquire([request]).granted
