@@ -38,6 +38,8 @@ _ON_THE_WAY_OUT = frozenset(
         Identity.RECIPIENT_DOMAIN,
     }
 )
+# Each is asked about with every charge, and Valkey has no room for more than 32.
+_MOST_RATES = 16
 _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
 _PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
 
@@ -106,6 +108,9 @@ def _limits(config: Config) -> Iterator[Fault]:
 
 def _rates(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
     open_at_once = limit.counts is Counts.OPEN_CONNECTIONS
+    if len(limit.rates) > _MOST_RATES:
+        problem = f"found {len(limit.rates)} rates: must be at most {_MOST_RATES}"
+        yield _fault(config, f"{key}.rates", problem)
     for number, rate in enumerate(limit.rates, start=1):
         if rate.is_size and limit.counts is not Counts.BYTES:
             problem = f"found a size: must be a number, for {limit.counts}"

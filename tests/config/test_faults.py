@@ -257,6 +257,11 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="endpoint of a listener and the metrics",
         ),
         pytest.param(
+            f'[[limit]]\nname = "a"\nper = ["ip"]\ncounts = "messages"\nrates = {["1/1m"] * 17}',
+            "limit[1].rates: found 17 rates: must be at most 16",
+            id="more rates than anybody needs",
+        ),
+        pytest.param(
             '[[limit]]\nname = "a"\nper = ["destination"]\ncounts = "recipients"\nrates = ["1/1m"]',
             'limit[1].counts: found "recipients": per destination only messages and open_connections are counted',
             id="what can't be counted on the way out",
