@@ -132,6 +132,7 @@ class Nodes:
         self._announced = 0
         self._written = False
         self._next_duplicate_log = 0.0
+        self._settled_at = 0.0
         self._beats = LoopingCall(self._beat)
         self._beats.clock = clock
         self._beating: Deferred[None] | None = None
@@ -191,6 +192,8 @@ class Nodes:
 
     def _link_changed(self, up: bool) -> None:
         if up and self._beats.running:
+            if self._written:
+                self._settled_at = self._clock.seconds() + TIME_TO_LIVE
             self._beats.reset()
             self._beat()
 
@@ -211,13 +214,18 @@ class Nodes:
             now, *members = await self._valkey.run(
                 _REGISTER, [self._key("nodes")], [ttl, self._member], deadline=_DEADLINE
             )
-            self._live = max(1, len(members))
+            self._count(len(members))
             fields: list[str | int | bytes] = [ttl, self._boot, *_fields(self._about, self._state())]
             before = await self._valkey.run(_BEAT, [self._node_key(self.node_id)], fields, deadline=_DEADLINE)
             self._check_name(before)
             await self._hear_resets(now.decode())
         except StoreUnavailable:
             _log.debug("this node could not tell that it lives", event="nodes.unheard")
+
+    def _count(self, found: int) -> None:
+        """A Valkey that came back empty does not know all yet: fewer are believed when they had the time."""
+        settled = self._clock.seconds() >= self._settled_at
+        self._live = max(1, found) if settled else max(self._live, found)
 
     def _check_name(self, before: bytes | None) -> None:
         """Complain when somebody else writes under this node's name, but not about this node's own past."""

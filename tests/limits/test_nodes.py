@@ -220,6 +220,12 @@ async def test_without_valkey_a_node_remembers_how_many_there_were(
     # Who is connected again says so at once, without being asked to.
     assert fleet.server.command("EXISTS", f"{PREFIX}node:two") == 1
     assert errors("nodes.trouble") == []
+    # It knows nobody else yet, and may be gone again before it does.
+    two = fleet.nodes[1]
+    assert two.live == 2
+    for _ in range(4):
+        await fleet.beat()
+    assert two.live == 1
 
 
 @ensureDeferred
