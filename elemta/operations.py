@@ -43,6 +43,9 @@ class Daemon(Protocol):
     @property
     def sessions(self) -> int: ...
 
+    @property
+    def queued(self) -> int: ...
+
     def why_not_ready(self) -> tuple[str, ...]: ...
 
     def reload(self) -> ReloadResult: ...
@@ -77,7 +80,7 @@ class DaemonOperations:
             started_at=daemon.started_at,
             seen_at=time.time(),
             sessions=daemon.sessions,
-            queue=(await self._spool.stats()).total,
+            queue=daemon.queued,
             mode=daemon.fleet.status().mode,
             this=True,
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
-from elemta.assembly import Assembly, Lasting, assemble
+from elemta.assembly import Assembly, Lasting, assemble, needs_restart
 from elemta.config import load
 from elemta.errors import ConfigError
 
@@ -40,3 +41,29 @@ def test_a_limit_that_would_delay_beyond_its_policys_timeout_is_a_fault(tmp_path
 def test_a_policy_with_time_enough_for_its_limits_is_built(tmp_path: Path, action: str, table: str) -> None:
     text = LIMIT.replace("ACTION", action) + f"[policy.limits]\n{table}\n"
     assert [loaded.name for loaded in assembled(tmp_path, text).chain.policies] == ["limits", "relay"]
+
+
+@pytest.mark.parametrize("url", ["valkey://127.0.0.1:1", "valkey+cluster://127.0.0.1:1", "unix:///nowhere"])
+def test_a_node_with_a_valkey_is_built_without_connecting_anywhere(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "elemta.toml"
+    path.write_text(f'[server]\nhostname = "mx.example.test"\n[resources]\nvalkey_url = "{url}"\n')
+    config = load(str(path), {})
+    reactor = MemoryReactorClock()
+    lasting = Lasting.from_config(config, reactor)
+    assemble(config, lasting)
+    assert reactor.getDelayedCalls() == []
+    assert (reactor.tcpClients, reactor.unixClients) == ([], [])
+    assert lasting.fleet.status().mode == "local"
+    # It was never started, so there is nobody to leave.
+    assert Deferred.fromCoroutine(lasting.fleet.stop()).called
+
+
+def test_what_a_restart_is_needed_for_is_named_by_its_keys(tmp_path: Path) -> None:
+    before = assembled(tmp_path, '[server]\nhostname = "mx.example.test"\n')
+    after = assembled(
+        tmp_path,
+        '[server]\nhostname = "mx.example.test"\n'
+        '[resources]\nvalkey_url = "valkey://127.0.0.1:1"\nvalkey_key_prefix = "x:"\n',
+    )
+    assert needs_restart(before, after) == ("resources.valkey_url", "resources.valkey_key_prefix")
+    assert needs_restart(after, after) == ()
