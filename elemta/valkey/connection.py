@@ -106,6 +106,8 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             handshake.check(self.transport.getHandle())
         hello = await self.execute_command(*login.hello())
         about = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
+        if b"server" not in about:
+            raise ValkeyTrouble(Trouble.OTHER, "it is no Valkey")
         if login.primary and about.get(b"role") not in (None, b"master"):
             raise ValkeyTrouble(Trouble.READONLY, "it is a replica")
         if login.database:
@@ -113,7 +115,8 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         for script in scripts:
             self.load(script)
         # Only now is it known that it answers: HELLO does while the data is loaded.
-        await self.execute_command("PING")
+        if await self.execute_command("PING") != b"PONG":
+            raise ValkeyTrouble(Trouble.OTHER, "it is no Valkey")
 
     def send(self, frame: bytes, who: Waiting) -> None:
         """Send one packed command."""

@@ -65,7 +65,10 @@ class Topology(ABC):
         """The servers are not what we think they are: look again soon."""
 
     def distrust(self, connection: Connection, words: str) -> None:
-        """A server said that it is not, or no longer, what it is used as."""
+        """A server said that it is not, or no longer, what it is used as: begin anew with it."""
+        for pool in self.primaries:
+            if pool.address == connection.address:
+                pool.renew(words)
         connection.abort(words)
 
 

@@ -78,13 +78,17 @@ class Talk:
             self("AUTH", *login)
 
     def __call__(self, *words: Any) -> Any:
-        encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
-        frame = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
-        self._socket.sendall(b"*%d\r\n%b" % (len(encoded), frame))
+        self.send(*words)
         reply = self._reply()
         if isinstance(reply, ServerError):
             raise reply
         return reply
+
+    def send(self, *words: Any) -> None:
+        """Send a command and leave its reply to whoever calls next."""
+        encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        frame = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
+        self._socket.sendall(b"*%d\r\n%b" % (len(encoded), frame))
 
     def close(self) -> None:
         self._replies.close()
