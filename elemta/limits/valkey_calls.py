@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -80,8 +80,8 @@ class AcquireCall:
         words = " ".join(map(str, program)).encode()
         self.args: list[bytes] = [self._boot.encode(), b"%d" % first, leases.node, words, *places]
 
-    def answered(self, reply: object) -> None:
-        """Tell everybody what became of his decision."""
+    def answered(self, reply: object, undo: Callable[[Sequence[Receipt]], None]) -> None:
+        """Tell everybody what became of his decision; ``undo`` the charges of those who went away."""
         if not isinstance(reply, list) or len(reply) <= sum(len(one.requests) for one in self._decisions):
             self.failed(Failure(StoreUnavailable("Valkey gave an answer of another shape")))
             return
@@ -94,11 +94,15 @@ class AcquireCall:
                 answer = self._answer(decision.requests, results, at, number)
             else:
                 answer = Answer(tuple([self._receipt(request, at, number) for request in decision.requests]))
-            decision.deferred.callback(answer)
+            if decision.deferred.called:
+                undo(answer.receipts)
+            else:
+                decision.deferred.callback(answer)
 
     def failed(self, failure: Failure) -> None:
         for decision in self._decisions:
-            decision.deferred.errback(failure)
+            if not decision.deferred.called:
+                decision.deferred.errback(failure)
 
     def _answer(self, requests: Sequence[Request], results: list[int], at: int, number: int) -> Answer:
         both = list(zip(requests, results, strict=True))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -63,6 +63,7 @@ class ValkeyStore:
     # Charges.
 
     def acquire(self, requests: Sequence[Request]) -> Deferred[Answer]:
+        """Whoever cancels the Deferred does not want it any more: what is granted then is given back."""
         if not requests:
             return succeed(Answer())
         if not self._valkey.clustered:
@@ -72,7 +73,7 @@ class ValkeyStore:
             by_tag.setdefault(self._keys.tag(request), []).append(request)
         if len(by_tag) == 1:
             return self._ask(requests, next(iter(by_tag)))
-        return Deferred.fromCoroutine(self._reserve(requests, by_tag))
+        return self._reserve(requests, by_tag)
 
     def refund(self, receipts: Sequence[Receipt]) -> Deferred[None] | None:
         """Fails with StoreUnavailable when what was charged stays charged, or may."""
@@ -117,7 +118,9 @@ class ValkeyStore:
                 self._last += len(some)
                 call = AcquireCall(some, first, self._keys, self._definitions, self._leases)
                 answer = self._valkey.run(ACQUIRE, call.keys, call.args)
-                answer.addCallbacks(call.answered, self._unanswered, errbackArgs=(call,))
+                answer.addCallbacks(
+                    call.answered, self._unanswered, callbackArgs=(self._undo,), errbackArgs=(call,)
+                )
 
     def _unanswered(self, failure: Failure, call: AcquireCall) -> None:
         error = failure.value
@@ -125,28 +128,37 @@ class ValkeyStore:
             self._cancellations.add(call.keys, call.args[:4])
         call.failed(failure)
 
-    async def _reserve(self, requests: Sequence[Request], by_tag: dict[str, list[Request]]) -> Answer:
+    def _reserve(self, requests: Sequence[Request], by_tag: dict[str, list[Request]]) -> Deferred[Answer]:
         """Ask several servers at the same time, and give back what was granted when one refuses or fails."""
+        decided: Deferred[Answer] = Deferred()
         parts = [self._ask(some, tag) for tag, some in by_tag.items()]
-        answers: list[Answer] = []
-        trouble: StoreUnavailable | None = None
-        for part in parts:
-            try:
-                answers.append(await part)
-            except StoreUnavailable as error:
-                trouble = error
+        DeferredList(parts, consumeErrors=True).addCallback(self._reserved, requests, decided)
+        return decided
+
+    def _reserved(
+        self,
+        results: list[tuple[bool, Any]],
+        requests: Sequence[Request],
+        decided: Deferred[Answer],
+    ) -> None:
+        answers = [answer for _, answer in results if isinstance(answer, Answer)]
+        troubles = [failure for _, failure in results if isinstance(failure, Failure)]
         refused = [answer for answer in answers if not answer.granted]
-        if not refused and trouble is None:
+        receipts = [receipt for answer in answers for receipt in answer.receipts]
+        if refused or troubles or decided.called:
+            self._undo(receipts)
+        if decided.called:
+            return
+        if refused:
+            shortfalls = tuple(short for answer in refused for short in answer.shortfalls)
+            decided.callback(Answer((), shortfalls, granted=False))
+        elif troubles:
+            decided.errback(troubles[0])
+        else:
             order = {request.key: place for place, request in enumerate(requests)}
-            receipts = [receipt for answer in answers for receipt in answer.receipts]
             receipts.sort(key=lambda receipt: order[receipt.request.key])
-            return Answer(tuple(receipts), tuple(short for answer in answers for short in answer.shortfalls))
-        for answer in answers:
-            if answer.granted:
-                self._undo(answer.receipts)
-        if not refused and trouble is not None:
-            raise trouble
-        return Answer((), tuple(short for answer in refused for short in answer.shortfalls), granted=False)
+            shortfalls = tuple(short for answer in answers for short in answer.shortfalls)
+            decided.callback(Answer(tuple(receipts), shortfalls))
 
     def _undo(self, receipts: Sequence[Receipt]) -> None:
         """Give back what nobody was told of; what can't be, makes limits stricter for a window."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
@@ -13,7 +14,7 @@ from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
 from elemta.limits.store import LEASE_SECONDS, Answer, ILimitStore, Receipt, Request, Terms
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
-from tests.support.blocking_valkey import TimedValkey, result
+from tests.support.blocking_valkey import BlockingValkey, TimedValkey, result
 from tests.support.valkey import ValkeyServer
 
 SECOND = 10**6
@@ -124,8 +125,6 @@ def test_large_amounts_are_written_as_plain_numbers(node: Node) -> None:
 
 def test_every_key_expires_when_nothing_in_it_counts_any_more(server: ValkeyServer, node: Node) -> None:
     # On the server's own time: the expiry is its own.
-    from tests.support.blocking_valkey import BlockingValkey
-
     node.valkey.talk("FLUSHALL")
     valkey, clock = BlockingValkey(server), Clock()
     store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id="mx1", reactor=clock)  # type: ignore[arg-type]
@@ -370,6 +369,26 @@ def test_what_was_not_sent_needs_no_cancellation(node: Node) -> None:
     assert not node.clock.getDelayedCalls()
 
 
+@pytest.mark.parametrize("clustered", [False, True])
+def test_what_is_granted_to_somebody_who_has_gone_is_given_back(
+    server: ValkeyServer, clustered: bool
+) -> None:
+    valkey = TimedValkey(server, clustered=clustered, now=START)
+    valkey.forget()
+    node = Node(valkey)
+    valkey.late = True
+    later = node.store.acquire([Request(IP, "a"), Request(MANY, "b"), Request(CONNECTIONS, "a")])
+    later.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    node.clock.advance(0)
+    later.cancel()
+    valkey.late = False
+    valkey.deliver()
+    node.clock.advance(0)
+    assert (node.used(IP), node.used(MANY, "b"), node.used(CONNECTIONS)) == (0, 0, 0)
+    assert node.store.held(CONNECTIONS, "a") == 0
+    valkey.talk.close()
+
+
 def test_a_full_server_refuses_to_charge_and_still_takes_things_back(node: Node) -> None:
     receipts = node.ask(Request(IP, "a", 2), Request(MANY, "a", 2), Request(CONNECTIONS, "a")).receipts
     node.valkey.talk("CONFIG", "SET", "maxmemory", "1")
@@ -469,8 +488,6 @@ def test_a_lease_of_a_server_whose_clock_was_ahead_ends_in_thirty_seconds_too(no
 
 
 def test_whoever_leaves_gives_all_leases_back(node: Node) -> None:
-    from twisted.internet.defer import Deferred
-
     for n in range(5):
         node.ask(Request(CONNECTIONS, str(n)))
     assert node.now(Deferred.fromCoroutine(node.store.leave())) is None
@@ -478,8 +495,6 @@ def test_whoever_leaves_gives_all_leases_back(node: Node) -> None:
 
 
 def test_whoever_leaves_while_valkey_is_away_is_not_kept(node: Node) -> None:
-    from twisted.internet.defer import Deferred
-
     def refuse(*_: Any) -> None:
         raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
 
@@ -552,6 +567,16 @@ def test_the_fullest_come_first_and_the_empty_not_at_all(node: Node, terms: Term
     ranking = node.now(node.store.top(terms, 2))
     assert [(fill.request.identity, fill.used[0]) for fill in ranking.fills] == [("three", 3), ("two", 2)]
     assert ranking.complete
+
+
+def test_signs_of_a_pattern_in_the_prefix_are_signs(valkey: TimedValkey) -> None:
+    clock = Clock()
+    for prefix in ("a*:", "a[bc]?\\:", "a^-b:"):
+        store = ValkeyStore(valkey, prefix=prefix, node_id="mx1", reactor=clock)  # type: ignore[arg-type]
+        store.acquire([Request(IP, prefix)])
+        clock.advance(0)
+        ranking = result(store.top(IP, 9))
+        assert [fill.request.identity for fill in ranking.fills] == [prefix]
 
 
 def test_a_ranking_of_many_keys_is_made_in_slices(node: Node) -> None:

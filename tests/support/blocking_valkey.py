@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -88,7 +87,7 @@ class BlockingValkey:
         return succeed(self.talk(*words))
 
     def scan(self, *, match: bytes, count: int, limit: int) -> Deferred[Found]:
-        keys = [key for key in self.talk("KEYS", "*") if fnmatchcase(key.decode(), match.decode())]
+        keys = self.talk("KEYS", match)
         return succeed(Found(keys[:limit], len(keys) <= limit))
 
     def evaluate(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
