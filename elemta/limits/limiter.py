@@ -25,6 +25,8 @@ _log = Logger()
 
 LOG_INTERVAL = 10.0
 RETRY_WHEN_UNAVAILABLE = 10.0
+LOGIN_REMEMBERED = 1.0
+"""Seconds for which a refused login is refused again without asking."""
 _MICROSECONDS = 1_000_000
 _REFUSED = "refused"
 # On the way out nobody is refused anything.
@@ -200,26 +202,15 @@ class Limiter:
         """Give back the leases of open connections among these receipts, and nothing else."""
         return self._give_back([one for one in receipts if one.is_lease], self._store.release)
 
-    def auth_check(self, session: SessionLike, username: str) -> MaybeLater[Refusal | None]:
-        """Whether this session may try to log in as ``username``. Charges nothing; ask it first."""
-        requests = self._login_requests(session, username, self._of_logins)
-        if not requests:
-            return None
-        now = self._store.seconds()
-        known = self._remembered(requests, now)
-        if known:
-            return self._refused(known, now).refusal
-        answer = _attempt(self._store.peek, requests)
-        return _then(answer, partial(self._login_verdict, now), partial(self._unavailable, requests, now))
+    def charge_login(self, session: SessionLike, username: str) -> Charge | Deferred[Charge]:
+        """Charge an attempt to log in as ``username`` in all limits of failed logins, all or none.
 
-    def auth_failed(self, session: SessionLike, username: str) -> MaybeLater[None]:
-        """Count one failed login in every limit that counts them, full or not."""
-        requests = self._login_requests(session, username, self._of_logins)
-        if not requests:
-            return None
-        answer = _attempt(self._store.acquire, requests)
-        now = self._store.seconds()
-        return _then(answer, _ignore, lambda error: _ignore(self._unavailable(requests, now, error)))
+        To be asked before the password is looked at, and refunded unless it was wrong. So there are never
+        more failures than the limit, however many attempts are under way at the same moment.
+        """
+        attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
+        asked = [request for rule in self._of_logins for request in rule.requests(Subject(attempt))]
+        return self._ask(asked, ()) if asked else _NOTHING
 
     def would(
         self,
@@ -298,12 +289,18 @@ class Limiter:
     def _remember(self, shortfalls: Sequence[Shortfall]) -> None:
         now = self._store.seconds()
         for shortfall in shortfalls:
-            # When a connection of somebody's closes nobody knows, nor when the shared store is back.
             if shortfall.wait is None:
                 continue
-            holds = shortfall.request.terms.leases is None and not shortfall.provisional
+            request = shortfall.request
             until = now + shortfall.wait / _MICROSECONDS
-            self._refusals.remember(shortfall.request, until, holds=holds)
+            if request.terms.leases is not None or shortfall.provisional:
+                # When a connection of somebody's closes nobody knows, nor when the shared store is back.
+                self._refusals.remember(request, until, now)
+            elif self._by_name[request.terms.name].counts is Counts.AUTH_FAILURES:
+                # What fills it may be attempts that turn out to be good.
+                self._refusals.remember(request, until, min(until, now + LOGIN_REMEMBERED))
+            else:
+                self._refusals.remember(request, until)
 
     def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
         # The one to wait for longest: whoever comes back then finds all of them open.
@@ -359,29 +356,6 @@ class Limiter:
                 )
         return refusal
 
-    def _login_requests(self, session: SessionLike, username: str, rules: Sequence[Rule]) -> list[Request]:
-        if not rules:
-            return []
-        attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
-        return [request for rule in rules for request in rule.requests(Subject(attempt))]
-
-    def _login_verdict(self, began: float, fills: Sequence[Fill]) -> Refusal | None:
-        seconds = self._store.seconds() - began
-        refusing = []
-        for fill in fills:
-            rule = self._by_name[fill.request.terms.name]
-            shortfall = Shortfall(fill.request, fill.wait)
-            if fill.wait == 0:
-                self._observer.checked(rule.name, "admitted", seconds)
-            elif rule.mode is Mode.OBSERVE:
-                self._observe(shortfall, seconds)
-            else:
-                refusing.append(shortfall)
-        if not refusing:
-            return None
-        self._remember(refusing)
-        return self._refused(refusing, began).refusal
-
     def _give_back(
         self, receipts: Sequence[Receipt], how: Callable[[Sequence[Receipt]], MaybeLater[None]]
     ) -> MaybeLater[None]:
@@ -434,10 +408,6 @@ def _then(
     if isinstance(answer, StoreUnavailable):
         return bad(answer)
     return good(answer)
-
-
-def _ignore(_answer: object) -> None:
-    return None
 
 
 def _unavailability(failure: Failure) -> StoreUnavailable:

@@ -23,7 +23,7 @@ class Refused:
 class _Remembered:
     request: Request
     until: float
-    holds: bool
+    ask_from: float
 
 
 class RememberedRefusals:
@@ -41,27 +41,26 @@ class RememberedRefusals:
     def __len__(self) -> int:
         return len(self._known)
 
-    def remember(self, request: Request, until: float, *, holds: bool = True) -> None:
+    def remember(self, request: Request, until: float, ask_from: float | None = None) -> None:
         """This request would be refused before ``until``, and so would every larger one for the same key.
 
-        What does not hold, because nobody knows when room will be made, is only remembered to be shown.
+        Where room may be made earlier the store is asked again from ``ask_from`` on.
         """
         self._known.pop(request.key, None)
         while len(self._known) >= self._room:
             del self._known[next(iter(self._known))]
-        self._known[request.key] = _Remembered(request, until, holds)
+        self._known[request.key] = _Remembered(request, until, until if ask_from is None else ask_from)
 
     def wait(self, request: Request, now: float) -> float:
         """The seconds for which this request is known to be refused; 0 when the store must be asked."""
         if not self._known:
             return 0.0
         refused = self._known.get(request.key)
-        if refused is None or not refused.holds or request.amount < refused.request.amount:
+        if refused is None or request.amount < refused.request.amount:
             return 0.0
         if refused.until <= now:
             del self._known[request.key]
-            return 0.0
-        return refused.until - now
+        return refused.until - now if now < refused.ask_from else 0.0
 
     def latest(self, count: int, now: float) -> tuple[Refused, ...]:
         """Who is refused now, the latest first; forgets what is over."""

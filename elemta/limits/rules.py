@@ -212,8 +212,7 @@ def _rule(limit: LimitConfig) -> Rule:
         name=limit.name,
         bounds=() if leases else tuple(_bound(limit.name, rate, weighted=weighted) for rate in limit.rates),
         leases=min(rate.limit for rate in limit.rates) if leases else None,
-        # A failed login is a fact: it counts in each limit, also beside one that is full already.
-        binding=limit.mode is Mode.ENFORCE and limit.counts is not Counts.AUTH_FAILURES,
+        binding=limit.mode is Mode.ENFORCE,
         cluster=limit.scope is Scope.CLUSTER,
         of_session=limit.counts in (Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS),
         when_down=limit.when_valkey_is_down,

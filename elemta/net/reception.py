@@ -124,9 +124,10 @@ class Reception:
 
     async def _check_credentials(self, question: CredentialsQuestion) -> Answer:
         terms = self._terms
-        blocked = terms.limiter.auth_check(self._facts, question.username)
-        if isinstance(blocked, Deferred):
-            blocked = await blocked
+        charge = terms.limiter.charge_login(self._facts, question.username)
+        if isinstance(charge, Deferred):
+            charge = await charge
+        blocked = charge.refusal
         if blocked is not None:
             self._log_auth("refused", question.username, limit=blocked.limit)
             verdict = verdict_of(blocked, Stage.AUTH)
@@ -141,15 +142,15 @@ class Reception:
             )
         except UnauthorizedLogin:
             self._log_auth("bad", question.username)
-            charged = terms.limiter.auth_failed(self._facts, question.username)
-            if isinstance(charged, Deferred):
-                await charged
             return Refuse(replies.AUTH_FAILED, reason="bad credentials")
         except Exception:  # a checker of somebody else's may raise anything; that is local trouble
             _log.failure("credentials could not be checked", event="auth.trouble", session_id=self._facts.id)
             terms.observer.authenticated("error")
+            terms.limiter.refund(charge.receipts)
             return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
         self._log_auth("good", user)
+        # Only failures are counted; nobody needs to wait for that.
+        terms.limiter.refund(charge.receipts)
         return Authenticated(user)
 
     def _log_auth(self, outcome: str, user: str, **more: object) -> None:

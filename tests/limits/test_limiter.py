@@ -28,7 +28,7 @@ from elemta.config import (
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Cause, Charge, Limiter, MemoryStore, rules_from_config
-from elemta.limits.limiter import LOG_INTERVAL
+from elemta.limits.limiter import LOG_INTERVAL, LOGIN_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
 from elemta.limits.store import Answer, ILimitStore, Request, Terms
 from elemta.smtp.events import Stage
@@ -320,24 +320,76 @@ def test_failed_logins_are_counted_and_then_further_attempts_refused() -> None:
         limit("per-user", Counts.AUTH_FAILURES, Identity.USER, rates=["2/1m"]),
     )
     for _ in range(2):
-        assert one.auth_check(Session(), "Bob") is None
-        one.auth_failed(Session(), "bob")
-    refusal = one.auth_check(Session(), "BOB")
+        assert now(one.charge_login(Session(), "Bob")).refusal is None
+    refusal = now(one.charge_login(Session(), "BOB")).refusal
     assert refusal is not None
     assert (refusal.limit, refusal.retry_after) == ("per-user", 60.0)
-    assert one.auth_check(Session(), "carol") is None
-    one.auth_failed(Session(), "bob")
-    refusal = one.auth_check(Session(), "carol")
+    assert now(one.charge_login(Session(), "carol")).refusal is None
+    refusal = now(one.charge_login(Session(), "carol")).refusal
     assert refusal is not None
     assert refusal.limit == "per-ip"
     clock.advance(60)
-    assert one.auth_check(Session(), "bob") is None
+    assert now(one.charge_login(Session(), "bob")).refusal is None
+
+
+def test_good_logins_are_no_failures_and_attempts_under_way_may_be_some() -> None:
+    clock = Clock()
+    one = limiter(clock, limit("guesses", Counts.AUTH_FAILURES, Identity.IP, rates=["3/1m"]))
+    for _ in range(20):
+        one.refund(now(one.charge_login(Session(), "bob")).receipts)
+    under_way = [now(one.charge_login(Session(), "bob")) for _ in range(5)]
+    assert [attempt.refusal is None for attempt in under_way] == [True] * 3 + [False] * 2
+    one.refund(under_way[0].receipts)
+    assert now(one.charge_login(Session(), "bob")).refusal is None
+
+
+def test_a_refused_login_is_asked_about_again_after_a_second_because_others_may_prove_good() -> None:
+    clock = Clock()
+    store = CountingStore(clock)
+    one = limiter(clock, limit("guesses", Counts.AUTH_FAILURES, Identity.IP, rates=["1/1h"]), store=store)
+    other = limiter(clock, limit("guesses", Counts.AUTH_FAILURES, Identity.IP, rates=["1/1h"]), store=store)
+    under_way = now(one.charge_login(Session(), "bob"))
+    for _ in range(100):
+        assert now(other.charge_login(Session(), "bob")).refusal is not None
+    assert store.asked == 2
+    assert [refused.seconds for refused in other.refused()] == [3600.0]
+    one.refund(under_way.receipts)
+    clock.advance(LOGIN_REMEMBERED)
+    assert now(other.charge_login(Session(), "bob")).refusal is None
 
 
 def test_an_observed_limit_of_failed_logins_refuses_none() -> None:
     one = limiter(Clock(), limit("w", Counts.AUTH_FAILURES, rates=["1/1m"], mode=Mode.OBSERVE))
-    one.auth_failed(Session(), "bob")
-    assert one.auth_check(Session(), "bob") is None
+    for _ in range(3):
+        assert now(one.charge_login(Session(), "bob")).refusal is None
+
+
+def test_who_is_refused_can_be_seen_also_where_it_may_end_any_moment() -> None:
+    clock = Clock()
+    one = limiter(
+        clock,
+        limit("m", Counts.MESSAGES, Identity.SENDER, rates=["1/1m"]),
+        limit("open", Counts.OPEN_CONNECTIONS, Identity.IP, rates=["1"]),
+    )
+    for _ in range(2):
+        one.charge(Stage.MAIL, Session(), Transaction())
+        clock.advance(1)
+        first = one.charge(Stage.CONNECT, Session())
+    shown = [(refused.limit, refused.identity, refused.seconds) for refused in one.refused()]
+    assert shown == [("open", "192.0.2.1", 30.0), ("m", "jane@example.org", 58.0)]
+    assert [refused.limit for refused in one.refused(1)] == ["open"]
+    clock.advance(58)
+    assert one.refused() == ()
+    assert now(first).refusal is not None
+
+
+def test_a_reset_elsewhere_is_asked_about_anew() -> None:
+    clock = Clock()
+    one = limiter(clock, limit("m", Counts.MESSAGES, Identity.SENDER, rates=["1/1m"]))
+    for _ in range(2):
+        one.charge(Stage.MAIL, Session(), Transaction())
+    one.forget("m", "jane@example.org")
+    assert one.refused() == ()
 
 
 def test_looking_charges_nothing() -> None:
@@ -394,7 +446,7 @@ def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown
         observer=observer,
     )
     got: list[Any] = []
-    for answer in (one.charge(Stage.MAIL, Session(), Transaction()), one.auth_check(Session(), "bob")):
+    for answer in (one.charge(Stage.MAIL, Session(), Transaction()), one.charge_login(Session(), "bob")):
         answer.addCallback(got.append) if isinstance(answer, Deferred) else got.append(answer)
     charge, login = got
     assert charge.receipts == ()
@@ -405,10 +457,10 @@ def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown
             OnExceed.DEFER,
             Cause.UNAVAILABLE,
         )
-        assert login.cause is Cause.UNAVAILABLE
+        assert login.refusal.cause is Cause.UNAVAILABLE
     else:
         assert charge.refusal is None
-        assert login is None
+        assert login.refusal is None
 
 
 def test_an_error_that_is_not_the_stores_absence_is_not_hidden() -> None:
