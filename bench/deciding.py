@@ -184,7 +184,7 @@ class Load:
         answer = self._ask(number)
         if not isinstance(answer, Deferred):
             raise BenchError(f"was answered without Valkey: {answer}")
-        answer.addCallbacks(self._answered, self._failed, callbackArgs=(asked,))
+        answer.addCallback(self._answered, asked).addErrback(self._failed)
 
     def _answered(self, _answer: object, asked: float) -> None:
         now = time.perf_counter()
