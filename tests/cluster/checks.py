@@ -55,8 +55,10 @@ except = ["mx", "once"]
 """
 
 
-def resources(window: int = 5) -> dict[str, int | str]:
+def resources(window: int = 5, deadline: str = "2s") -> dict[str, int | str]:
+    """What is in that table. With a long deadline a machine that stumbles changes no exact count."""
     return {
+        "valkey_deadline": deadline,
         "max_connections": 5000,
         "max_connections_per_ip": 5000,
         "max_requests_per_window": LIMIT,

@@ -42,7 +42,7 @@ def test_of_400_connections_to_three_nodes_exactly_100_are_greeted_and_one_more_
 def test_of_400_connections_in_a_window_of_a_minute_exactly_100_are_greeted(
     tmp_path: Path, own_valkey: ValkeyServer
 ) -> None:
-    with Fleet(tmp_path, own_valkey.url, resources=resources(60)) as fleet:
+    with Fleet(tmp_path, own_valkey.url, resources=resources(60, deadline="50ms")) as fleet:
         client = new_client()
         check_four_hundred(fleet, lambda: [own_valkey], client, f"ip:{client}", window=60.0)
 
@@ -63,7 +63,7 @@ def test_connections_of_a_killed_node_count_for_the_others_until_their_leases_en
     tmp_path: Path, own_valkey: ValkeyServer
 ) -> None:
     client = new_client()
-    few = {"max_connections_per_ip": 5, "max_requests_per_window": 0}
+    few = {"max_connections_per_ip": 5, "max_requests_per_window": 0, "valkey_deadline": "2s"}
     with Fleet(tmp_path, own_valkey.url, resources=few, size=2) as fleet:
         dying, other = fleet.nodes
         held = [enter(dying, client) for _ in range(5)]
@@ -83,7 +83,7 @@ def test_connections_of_a_node_that_is_stopped_count_no_longer(
     tmp_path: Path, own_valkey: ValkeyServer
 ) -> None:
     client = new_client()
-    few = {"max_connections_per_ip": 5, "max_requests_per_window": 0}
+    few = {"max_connections_per_ip": 5, "max_requests_per_window": 0, "valkey_deadline": "2s"}
     with Fleet(tmp_path, own_valkey.url, resources=few, size=2) as fleet:
         leaving, other = fleet.nodes
         held = [enter(leaving, client) for _ in range(5)]
@@ -187,7 +187,7 @@ def skewed_fleet(tmp_path_factory: pytest.TempPathFactory, skewed_valkey: Valkey
     """Three nodes that disagree about the time by a minute."""
     environs = [skewed(seconds) for seconds in (-30, 0, 30)]
     directory = tmp_path_factory.mktemp("skewed")
-    nothing = {"max_connections_per_ip": 100000, "max_requests_per_window": 0}
+    nothing = {"max_connections_per_ip": 100000, "max_requests_per_window": 0, "valkey_deadline": "2s"}
     with Fleet(directory, skewed_valkey.url, resources=nothing, tables=SKEWED, environs=environs) as fleet:
         clocks = [fleet.clock(number) - time.time() for number in range(3)]
         assert clocks[0] < -25 < -10 < clocks[1] < 10 < 25 < clocks[2] + 10

@@ -71,7 +71,7 @@ def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
             if atomically:
                 cluster.move(slot, target)
             else:
-                cluster.move_with_ask(slot, target, pause=0.3)
+                cluster.move_with_ask(slot, target, pause=0.0)
             moves += 1
             time.sleep(0.3)
     admitted = sum(visit.passed for visit in attack.visits)
