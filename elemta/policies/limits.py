@@ -207,7 +207,9 @@ class Limits:
         seconds = min(refusal.retry_after + _MARGIN, self.max_delay)
         waited: Deferred[object] = deferLater(self._reactor, seconds)
         waited.addBoth(over)
-        return waited.addCallback(lambda _nothing: self._charge(about, again=True))
+        return waited.addCallback(
+            lambda _nothing: CONTINUE if about.over else self._charge(about, again=True)
+        )
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limiter.refund(receipts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from zope.interface.verify import verifyObject
 from elemta.limits import memory
 from elemta.limits.memory import MemoryStore, SteadyClock
 from elemta.limits.store import LEASE_SECONDS, ILimitStore, Request, Terms
-from elemta.limits.window import Bound
+from elemta.limits.window import Bound, Counter
 
 SECOND = 1_000_000
 
@@ -243,6 +244,44 @@ def test_every_identity_is_bound_also_where_there_is_no_room_for_it(
     for times in admitted.values():
         assert all(sum(first <= time < first + 60 for time in times) <= 3 for first in times)
     assert store.size(terms) <= max_keys
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 4)), max_size=80),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_what_is_only_recorded_answers_as_if_all_had_been_kept(
+    sequence: list[tuple[int, int]], limit: int, share: int, weighted: bool
+) -> None:
+    clock = Clock()
+    clock.advance(1_000_000)
+    store, terms = MemoryStore(clock), rate("r", limit, 60, weighted=weighted)
+    everything = Counter(terms.bounds)
+    for step, amount in sequence:
+        clock.advance(step)
+        store.record(Request(terms, "a", amount))
+        everything.charge(int(clock.seconds() * SECOND), amount)
+        smaller = tuple(replace(bound, limit=min(share, limit)) for bound in terms.bounds)
+        everything.rebind(smaller)
+        part = Terms("r", smaller)
+        now = int(clock.seconds() * SECOND)
+        for asked in (1, min(share, limit)):
+            (fill,) = store.peek([Request(part, "a", asked)])
+            passes = everything.earliest(now, asked)
+            assert fill.wait == (None if passes is None else passes - now)
+        everything.rebind(terms.bounds)
+
+
+def test_what_is_only_recorded_takes_no_more_room_than_the_limit() -> None:
+    clock = Clock()
+    store, terms = MemoryStore(clock, max_keys=1), rate("r", 5)
+    for number in range(50_000):
+        store.record(Request(terms, str(number)))
+        clock.advance(0.0001)
+    known = [store.peek([Request(terms, str(number))])[0].used[0] for number in range(50_000, 50_100)]
+    assert set(known) == {5}
 
 
 def test_its_own_clock_goes_forward_only() -> None:
