@@ -33,7 +33,7 @@ setup(
         "twisted[tls]>=22.4",
         "zope.interface>=5.5",
         "txredisapi>=1.4",
-        "hiredis>=2.0",
+        "hiredis>=1.0",
         "prometheus-client>=0.16",
         "toml>=0.10.2",
         "idna>=3.3",

@@ -70,7 +70,9 @@ class _Nobody:
 
 
 NOBODY = _Nobody()
-_NOTHING: Any = object()  # what the reader gives when there is no whole reply yet
+# What the reader gives when there is no whole reply yet; no reply of RESP2 is one, and that of Debian 12 has
+# no other way to say it.
+_NOTHING = False
 
 
 @implementer(IHandshakeListener)
@@ -84,9 +86,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     def __init__(self, address: Address, lost: Callable[[Connection], None]) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self.address = address
-        self._reader = hiredis.Reader(
-            protocolError=InvalidData, replyError=ResponseError, notEnoughData=_NOTHING
-        )
+        self._reader = hiredis.Reader(protocolError=InvalidData, replyError=ResponseError)
         self._lost: Callable[[Connection], None] | None = lost
         self.waiting: deque[Waiting] = deque()
         self.why = ""
