@@ -12,6 +12,8 @@ from elemta.ctl.places import Place
 _CHUNK: Final = 65536
 # Longer than any server waits.
 _SILENCE_SECONDS: Final = 660.0
+# For answers, when the caller has no more to say, and said no QUIT.
+_FAREWELL_SECONDS: Final = 30.0
 
 
 def connect(place: Place, seconds: float) -> socket.socket:
@@ -22,23 +24,26 @@ def connect(place: Place, seconds: float) -> socket.socket:
 
 
 def pipe(connection: socket.socket, stdin: BinaryIO, stdout: BinaryIO) -> None:
-    """Carry bytes both ways until the daemon closes, or nobody says anything for eleven minutes."""
+    """Carry bytes both ways until the daemon closes, or nobody says anything for long."""
     source = stdin.fileno()
-    watched: list[socket.socket | int] = [connection, source]
+    # RFC 5321 §4.3.1: who speaks before the greeting is refused, and a pipe is full before we connect.
+    watched: list[socket.socket | int] = [connection]
+    greeted, silence = False, _SILENCE_SECONDS
     while True:
-        ready, _, _ = select.select(watched, [], [], _SILENCE_SECONDS)
+        ready, _, _ = select.select(watched, [], [], silence)
         if not ready:
             return
         if source in ready:
             typed = os.read(source, _CHUNK)
-            if typed:
-                connection.sendall(typed)
-            else:
-                watched = [connection]
-                connection.shutdown(socket.SHUT_WR)
+            connection.sendall(typed)
+            if not typed:
+                # Closing our half could cost the answers that are on their way.
+                watched, silence = [connection], _FAREWELL_SECONDS
         if connection in ready:
             said = connection.recv(_CHUNK)
             if not said:
                 return
             stdout.write(said)
             stdout.flush()
+            if not greeted:
+                greeted, watched = True, [connection, source]
