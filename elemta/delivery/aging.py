@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from elemta.delivery.conclusions import conclude
+from elemta.delivery.conclusions import Conclusion, conclude
 from elemta.delivery.lane import Key
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import tell
@@ -24,6 +27,8 @@ _log = Logger()
 
 # Messages that one look at the oldest ones takes in.
 _PAGE = 500
+# Messages for which something is done at the same time, so that they share the commits of the spool.
+_TOGETHER = 50
 # After a start what is due in open lanes is expected to leave; seconds.
 _CATCHING_UP = 60.0
 
@@ -85,13 +90,16 @@ class Aging:
             self._attempted.clear()
             page = await self._queue.older(now - self.settings.retries.expire, place, _PAGE)
             place, more = page.after, page.more
-            for parts in _by_message(page.messages):
+            for some in _some_together(page.messages):
                 if not goes_on():
                     return
-                shut = [part for part in parts if self._is_left_alone(part, now)]
-                if shut:
-                    with self._marked(shut, self._giving_up):
-                        await self._give_up(shut, now)
+                await _all(self._expire_message(parts, now) for parts in some)
+
+    async def _expire_message(self, parts: Sequence[QueuedMessage], now: float) -> None:
+        shut = [part for part in parts if self._is_left_alone(part, now)]
+        if shut:
+            with self._marked(shut, self._giving_up):
+                await self._give_up(shut, now)
 
     def _is_left_alone(self, part: QueuedMessage, now: float) -> bool:
         return self._lanes.is_shut(part.lane, now) and not self._is_attempted(part)
@@ -120,15 +128,18 @@ class Aging:
         self._again.discard(place)
         self._attempted.clear()
         page = await self._queue.older(now - self.settings.warn_after, place, _PAGE, unwarned=True)
-        for parts in _by_message(page.messages):
+        for some in _some_together(page.messages):
             if not goes_on():
                 break
-            if any(self._is_near(part, now) for part in parts):
-                self._again.add(place)
-            elif now < parts[0].envelope.received_at + self.settings.retries.expire:
-                with self._marked(parts, self._telling):
-                    await self._tell_delay(parts, now)
+            await _all(self._tell_of_message(parts, place, now) for parts in some)
         return page
+
+    async def _tell_of_message(self, parts: Sequence[QueuedMessage], place: int, now: float) -> None:
+        if any(self._is_near(part, now) for part in parts):
+            self._again.add(place)
+        elif now < parts[0].envelope.received_at + self.settings.retries.expire:
+            with self._marked(parts, self._telling):
+                await self._tell_delay(parts, now)
 
     @contextmanager
     def _marked(self, parts: Sequence[QueuedMessage], marked: set[Key]) -> Iterator[None]:
@@ -150,11 +161,7 @@ class Aging:
         message, outcomes = await self._together(parts, now)
         conclusion = conclude(message, outcomes, self.settings, now=now)
         await tell(self._queue, message, conclusion.notices.to_send)
-        for part in parts:
-            mine = [outcome for outcome in conclusion.outcomes if _is_for(part, outcome)]
-            await self._queue.settle(
-                message.queue_id, mine, part=part.part, retry_at=None, hold_reason=conclusion.hold_reason
-            )
+        await _all(self._settle(part, conclusion) for part in parts)
         _log.info(
             "message given up",
             event="delivery.expired",
@@ -162,6 +169,12 @@ class Aging:
             recipients=len(outcomes),
             reason=outcomes[0].text if outcomes else "",
             hold_reason=conclusion.hold_reason,
+        )
+
+    async def _settle(self, part: QueuedMessage, conclusion: Conclusion) -> None:
+        mine = [outcome for outcome in conclusion.outcomes if _is_for(part, outcome)]
+        await self._queue.settle(
+            part.queue_id, mine, part=part.part, retry_at=None, hold_reason=conclusion.hold_reason
         )
 
     async def _together(
@@ -211,8 +224,19 @@ class Aging:
         return waiting
 
 
-def _by_message(parts: Sequence[QueuedMessage]) -> list[list[QueuedMessage]]:
-    return [list(group) for _, group in groupby(parts, key=lambda part: part.queue_id)]
+def _some_together(parts: Sequence[QueuedMessage]) -> Iterator[list[list[QueuedMessage]]]:
+    """The parts by message, so many messages at a time."""
+    messages = [list(group) for _, group in groupby(parts, key=lambda part: part.queue_id)]
+    for start in range(0, len(messages), _TOGETHER):
+        yield messages[start : start + _TOGETHER]
+
+
+async def _all(works: Iterable[Coroutine[Deferred[Any], Any, None]]) -> None:
+    """Do all of it at the same time. When everything is over, the first failure is raised."""
+    doing = [Deferred.fromCoroutine(work) for work in works]
+    for _, result in await DeferredList(doing, consumeErrors=True):
+        if isinstance(result, Failure):
+            result.raiseException()
 
 
 def _is_for(part: QueuedMessage, outcome: Outcome) -> bool:

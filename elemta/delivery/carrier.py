@@ -189,9 +189,11 @@ class Carrier:
             domain,
             tuple(Candidate(host.host, settings.mx_port, host.addresses) for host in found.hosts),
             tls=route.tls,
-            route=route.target,
-            max_connections=route.max_connections,
+            # Routes with other numbers are counted apart.
+            route=f"{route.target}{route.max_connections}",
+            max_connections=settings.max_by_mx,
             destination=domain,
+            per_destination=route.max_connections,
         )
         return await self._to_next_hop(attempt, hop)
 

@@ -11,7 +11,12 @@ from twisted.internet.address import IPv4Address as IPv4Host
 from twisted.internet.address import IPv6Address as IPv6Host
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
-from twisted.internet.error import ConnectError, ConnectingCancelledError
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    TCPTimedOutError,
+    TimeoutError,  # noqa: A004 - Twisted's name
+)
 from twisted.internet.interfaces import IDelayedCall, IHostResolution, IResolutionReceiver
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -27,7 +32,11 @@ Make = Callable[[IPAddress], NextHopConnection]
 
 
 class NextHopUnreachableError(Exception):
-    """No connection could be made. The text says why not."""
+    """No connection could be made. The text says why not; ``silent``: for some address nothing answered."""
+
+    def __init__(self, text: str, *, silent: bool = False) -> None:
+        super().__init__(text)
+        self.silent = silent
 
 
 def alternating(addresses: Sequence[IPAddress]) -> list[IPAddress]:
@@ -65,6 +74,7 @@ class Race:
         self._head_start = head_start
         self._under_way: dict[IPAddress, Deferred[Any]] = {}
         self._errors: list[str] = []
+        self._silent = False
         self._timers: list[IDelayedCall] = []
         self._result: Deferred[NextHopConnection] = Deferred(lambda _: self._end())
         self._over = False
@@ -107,6 +117,7 @@ class Race:
         if self._over:
             return
         self._addresses.remove(address)
+        self._silent = self._silent or failure.check(TimeoutError, TCPTimedOutError) is not None
         self._errors.append(f"{address}: {reason_of(failure)}")
         if self._left:
             self._try_next()
@@ -115,11 +126,12 @@ class Race:
 
     def _too_late(self) -> None:
         self._addresses.clear()
+        self._silent = True
         self._give_up("; ".join([*self._errors, f"nothing answered within {2 * self._timeout:g} s"]))
 
     def _give_up(self, text: str) -> None:
         self._end()
-        self._result.errback(NextHopUnreachableError(text))
+        self._result.errback(NextHopUnreachableError(text, silent=self._silent))
 
     def _end(self) -> None:
         self._over = True

@@ -139,7 +139,7 @@ class _Sending:
         if self._hop.path:
             sent = await self._over_unix()
             return sent or self._nowhere()
-        for candidate in self._hop.candidates:
+        for candidate in self._dialling.in_order(self._hop.candidates):
             try:
                 sent = await self._with(candidate)
             except NextHopUnreachableError as error:

@@ -63,23 +63,11 @@ class Delivery(Service):
         self._queue = queue
         self._settings = settings
         self._observer = observer or Unobserved()
-        self._pool = ThreadPool(0, settings.threads, "delivery")
+        self._resolver, self._pace, self._hooks = resolver, pace, hooks
         self._ways = _ways(routes, settings, hooks)
         self._lanes = Lanes(self._limit, settings.max_messages)
-        self._carrier = Carrier(
-            reactor, queue, self._pool, settings, self._observer, resolver=resolver, hooks=hooks, pace=pace
-        )
         self._aging = Aging(queue, self._lanes, settings)
-        self._attempts = Attempts(
-            reactor,
-            queue,
-            self._lanes,
-            self._carrier,
-            aging=self._aging,
-            ways=self._ways,
-            settings=settings,
-            pace=pace,
-        )
+        self._begin_anew()
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
         self._timer: IDelayedCall | None = None
@@ -89,6 +77,31 @@ class Delivery(Service):
         self._listed_at = -inf
         self._subscribed = False
         self._empty: Deferred[None] | None = None
+
+    def _begin_anew(self) -> None:
+        """What is used up by a stop: threads, connections and who waits for them."""
+        self._pool = ThreadPool(0, self._settings.threads, "delivery")
+        self._carrier = Carrier(
+            self._reactor,
+            self._queue,
+            self._pool,
+            self._settings,
+            self._observer,
+            resolver=self._resolver,
+            hooks=self._hooks,
+            pace=self._pace,
+        )
+        self._attempts = Attempts(
+            self._reactor,
+            self._queue,
+            self._lanes,
+            self._carrier,
+            aging=self._aging,
+            ways=self._ways,
+            settings=self._settings,
+            pace=self._pace,
+        )
+        self._used_up = False
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -104,7 +117,7 @@ class Delivery(Service):
         self, routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None = None
     ) -> None:
         """Use these for every attempt from now on; destinations that were down are tried again."""
-        self._settings = settings
+        self._settings, self._hooks = settings, hooks
         self._ways = _ways(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
         self._aging.settings = settings
@@ -116,7 +129,9 @@ class Delivery(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        self._attempts.abandoned = False
+        if self._used_up:
+            self._begin_anew()
+        self._used_up = True
         self._pool.start()
         self._queue.use_plan(self._plan)
         if not self._subscribed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,7 +19,7 @@ _MOST_REMEMBERED = 4096
 
 
 class Dialling:
-    """Makes connections, and remembers with whom TLS did not work."""
+    """Makes connections, and remembers with whom TLS did not work and who did not answer."""
 
     def __init__(self, reactor: Any, settings: DeliverySettings, read: Read, authorities: str) -> None:
         self._reactor = reactor
@@ -27,11 +28,13 @@ class Dialling:
         self._tls = OutboundTLS(authorities)
         self._racing: set[Deferred[NextHopConnection]] = set()
         self._no_tls: dict[tuple[str, int], float] = {}
+        self._silent: dict[tuple[str, int], float] = {}
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         self._settings = settings
         self._tls.forget()
         self._no_tls.clear()
+        self._silent.clear()
 
     def cancel(self) -> None:
         """Give up what is being dialled."""
@@ -64,11 +67,17 @@ class Dialling:
         racing = race.run()
         self._racing.add(racing)
         try:
-            return await racing
+            connection = await racing
         except CancelledError as error:
             raise NextHopUnreachableError("given up") from error
+        except NextHopUnreachableError as error:
+            if error.silent:
+                self._remember(self._silent, candidate, self._settings.silence_memory)
+            raise
         finally:
             self._racing.discard(racing)
+        self._silent.pop((candidate.host, candidate.port), None)
+        return connection
 
     async def connect_unix(self, hop: Hop) -> NextHopConnection:
         """Connect to the hop's socket; raises :class:`NextHopUnreachableError`."""
@@ -100,6 +109,16 @@ class Dialling:
             read=self._read,
         )
 
+    # Hosts that do not answer
+
+    def in_order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates as they are to be tried: last of all those that have just not answered.
+
+        Else each message would wait for them again, as long as one may take to connect.
+        """
+        now = self._reactor.seconds()
+        return sorted(candidates, key=lambda each: self._silent.get((each.host, each.port), 0.0) > now)
+
     # Hosts whose TLS does not work
 
     def tls_for(self, hop: Hop, candidate: Candidate) -> RouteTLS:
@@ -115,10 +134,12 @@ class Dialling:
 
     def remember_no_tls(self, candidate: Candidate) -> None:
         """So that not each message pays for a handshake that fails."""
-        if len(self._no_tls) >= _MOST_REMEMBERED:
-            self._no_tls.clear()
-        until = self._reactor.seconds() + self._settings.no_tls_memory
-        self._no_tls[candidate.host, candidate.port] = until
+        self._remember(self._no_tls, candidate, self._settings.no_tls_memory)
+
+    def _remember(self, memory: dict[tuple[str, int], float], candidate: Candidate, seconds: float) -> None:
+        if len(memory) >= _MOST_REMEMBERED:
+            memory.clear()
+        memory[candidate.host, candidate.port] = self._reactor.seconds() + seconds
 
 
 def _reached(candidate: Candidate, address: IPAddress) -> str:

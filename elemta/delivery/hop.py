@@ -34,8 +34,8 @@ class Hop:
     """The next hop of a transaction: candidates in the order in which to try them, or a Unix socket.
 
     ``name`` stands in outcomes where nothing was reached. ``route`` (the target as configured) is what
-    ``max_connections`` is counted for; ``destination``, where it is not empty, has the limit of all
-    destinations beside that.
+    ``max_connections`` is counted for; ``destination``, where it is not empty, has ``per_destination`` as its
+    limit beside that (0: that of the settings).
     """
 
     name: str
@@ -47,6 +47,7 @@ class Hop:
     route: str = ""
     max_connections: int = 20
     destination: str = ""
+    per_destination: int = 0
 
 
 class Reached(enum.Enum):

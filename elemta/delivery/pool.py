@@ -143,6 +143,7 @@ class Pool:
                 hop.max_connections,
                 until - self._clock.seconds(),
                 lambda kept: kept.leads_to(hop),
+                per_destination=hop.per_destination,
             )
             if not isinstance(claimed, Slot):
                 return claimed

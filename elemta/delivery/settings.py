@@ -97,9 +97,11 @@ class DeliverySettings:
 
     One attempt to connect may take ``connect_timeout``, and the next address of a host is tried
     ``head_start`` after the one before it, or when that failed. At most ``max_per_destination`` connections
-    go to one destination; ``connection_wait`` is the longest wait for one to become free. A connection is
+    go to one destination where its route says nothing else, and ``max_by_mx`` to all that are found by
+    ``mx:`` together; ``connection_wait`` is the longest wait for one to become free. A connection is
     kept for ``keep_idle`` without a message, and for ``messages_per_connection`` messages.
-    ``no_tls_memory`` is how long a host whose handshake failed is spoken to in the clear where that may be.
+    ``no_tls_memory`` is how long a host whose handshake failed is spoken to in the clear where that may be,
+    ``silence_memory`` how long one that did not answer stands behind the other hosts of its domain.
     """
 
     hostname: str
@@ -111,11 +113,13 @@ class DeliverySettings:
     read_threads: int = 4
     connect_timeout: float = 30.0
     head_start: float = 0.25
-    max_per_destination: int = 10
+    max_per_destination: int = 20
+    max_by_mx: int = 500
     connection_wait: float = 300.0
     keep_idle: float = 10.0
     messages_per_connection: int = 100
     no_tls_memory: float = 600.0
+    silence_memory: float = 600.0
     lifetime: float = 7200.0
     poll: float = 5.0
     warn_after: float = 14400.0

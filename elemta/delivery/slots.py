@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from elemta.delivery.pace import FREE, Go
@@ -41,6 +41,7 @@ class _Line(Generic[T]):
     """One route: how many connections it may have and has, and who waits, by destination."""
 
     most: int
+    per_destination: int
     taken: int = 0
     waiting: OrderedDict[str, deque[_Waiter[T]]] = field(default_factory=OrderedDict)
 
@@ -59,17 +60,28 @@ class Slots(Generic[T]):
         self._kept_back: dict[tuple[str, str], IDelayedCall] = {}
         self._granted: deque[tuple[Deferred[Slot | T], Slot | T]] = deque()
         self._handing_out = False
+        self._over = ""
 
     def acquire(
-        self, route: str, destination: str, most: int, seconds: float, usable: Callable[[T], bool]
+        self,
+        route: str,
+        destination: str,
+        most: int,
+        seconds: float,
+        usable: Callable[[T], bool],
+        *,
+        per_destination: int = 0,
     ) -> Deferred[Slot | T]:
         """A slot, or a connection that became free meanwhile and is ``usable``.
 
         Fails with :class:`NothingFreeError` after so many seconds. Without a destination only the route's
-        number counts, which is ``most`` from now on.
+        number counts, which is ``most`` from now on; ``per_destination`` is the other one, 0 the one of all
+        routes.
         """
-        line = self._lines.setdefault(route, _Line(most))
-        line.most = most
+        if self._over:
+            return fail(NothingFreeError(self._over))
+        line = self._lines.setdefault(route, _Line(most, 0))
+        line.most, line.per_destination = most, per_destination
         waiter: _Waiter[T] = _Waiter(destination, usable, Deferred())
         line.waiting.setdefault(destination, deque()).append(waiter)
         waiter.timer = self._clock.callLater(seconds, self._late, route, waiter, seconds)
@@ -98,7 +110,7 @@ class Slots(Generic[T]):
         """
         place = slot.route, slot.destination
         self._free(slot)
-        if place not in self._kept_back:
+        if place not in self._kept_back and not self._over:
             self._kept_back[place] = self._clock.callLater(seconds, self._let_go, place)
         self._serve(slot.route)
 
@@ -136,7 +148,8 @@ class Slots(Generic[T]):
         return any(each != slot.destination and self._has_room(slot.route, each) for each in waiting)
 
     def give_up(self, text: str) -> None:
-        """Let nobody wait any longer."""
+        """Let nobody wait any longer, now or later."""
+        self._over = text
         for line in list(self._lines.values()):
             for waiters in list(line.waiting.values()):
                 for waiter in list(waiters):
@@ -147,7 +160,9 @@ class Slots(Generic[T]):
     def _has_room(self, route: str, destination: str) -> bool:
         if (route, destination) in self._kept_back:
             return False
-        return not destination or self._taken[route, destination] < self.per_destination
+        line = self._lines.get(route)
+        most = (line.per_destination if line is not None else 0) or self.per_destination
+        return not destination or self._taken[route, destination] < most
 
     def _serve(self, route: str) -> None:
         line = self._lines[route]

@@ -52,7 +52,8 @@ class Ways:
         self.routes = routes
         self._choose = choose
         self._settled: dict[tuple[str, str], dict[Recipient, Route]] = {}
-        self._by_mx = settings.max_per_destination
+        by_mx = [route.max_connections for route in routes.routes if isinstance(route, MxRoute)]
+        self._by_mx = max(by_mx, default=settings.max_per_destination)
         self._limits = {
             route.target: route.max_connections for route in routes.routes if isinstance(route, NextHopRoute)
         }

@@ -18,6 +18,8 @@ from elemta.smtp.sasl import Credentials
 
 # RFC 5321 §4.5.3.1.4: a command line with its CRLF
 _LONGEST_LINE = 512
+# RFC 4954 §4, §6: the server does not know the mechanism, or not so; nothing is said of credentials.
+_NOT_THIS_MECHANISM = frozenset({500, 501, 502, 504, 534})
 
 
 class Opening:
@@ -28,6 +30,7 @@ class Opening:
         self._ready = ready
         self._responses: deque[bytes] = deque()
         self._secrets: tuple[str, ...] = ()
+        self._may_fall_back = False
 
     @property
     def secret(self) -> bool:
@@ -109,6 +112,7 @@ class Opening:
             text = "the route has credentials, and they are given over TLS only, which there is not here"
             dialogue.decline(text, "4.7.11")
         elif "PLAIN" in offered:
+            self._may_fall_back = "LOGIN" in offered
             self._begin_plain(settings.credentials)
         elif "LOGIN" in offered:
             self._begin_login(settings.credentials)
@@ -155,9 +159,13 @@ class Opening:
             return
         self._responses.clear()
         self._secrets = ()
-        if reply.code // 100 == 2:
+        credentials = dialogue.settings.credentials
+        if reply.code == 235:
             # RFC 4954 §6
             self._ready()
+        elif reply.code in _NOT_THIS_MECHANISM and self._may_fall_back and credentials is not None:
+            self._may_fall_back = False
+            self._begin_login(credentials)
         elif reply.code >= 400:
             # That our credentials are not good is for our operator to mend, and no word about the message.
             dialogue.events.append(LoginRefused(reply))

@@ -18,7 +18,7 @@ from elemta.delivery.aging import Aging
 from elemta.delivery.lanes import Lanes
 from elemta.outcome import Outcome, Status
 from elemta.spool import Spool, SpoolSettings
-from tests.support.post import Post, reactor
+from tests.support.post import Hop, Post, reactor
 
 SETTINGS = DeliverySettings("me.example", Retries((60.0,), expire=100_000.0), warn_after=1000.0)
 # Mail of an older start, that nothing has looked at yet, waits in the lane without a name.
@@ -96,6 +96,23 @@ async def test_mail_for_a_destination_that_is_down_gets_no_such_grace(quiet: Qui
     assert await quiet.told_at(quiet.now + 1) == 3
 
 
+@ensureDeferred
+async def test_what_expires_together_is_given_up_in_few_commits(quiet: Quiet) -> None:
+    await quiet.send_late(120)
+    commits: list[int] = []
+    apply = quiet.spool._store.apply
+    quiet.spool._store.apply = lambda operations: (  # type: ignore[method-assign]
+        commits.append(len(operations)) or apply(operations)  # type: ignore[func-returns-value]
+    )
+    down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", quiet.now)
+    quiet.lanes.block(LANE, quiet.now + 1e6, down)
+    await quiet.aging.walk(quiet.now + 200_000, lambda: True)
+    reports = await quiet.bounces()
+    assert len(reports) == 100 == sum("Status: 5.4.7" in report for report in reports)
+    assert await quiet.queued() == []
+    assert len(commits) < 60
+
+
 class Threaded(Clock):
     """A clock of the test's, with the reactor's threads."""
 
@@ -121,6 +138,21 @@ class Unlisted:
     async def older(self, *args: Any, **kwargs: Any) -> Any:
         self.walks += 1
         return await self._spool.older(*args, **kwargs)
+
+
+@ensureDeferred
+async def test_it_can_be_started_again_after_a_stop(quiet: Quiet) -> None:
+    hop = Hop()
+    route = await quiet.listen(hop)
+    delivery = quiet.start(route)
+    for messages in (1, 2, 3):
+        await quiet.send("bob@example.com")
+        await quiet.until(lambda messages=messages: len(hop.messages) == messages)
+        await delivery.stopService()
+        await quiet.until(lambda: not hop.sessions)
+        delivery.startService()
+    await delivery.stopService()
+    await quiet.stop()
 
 
 @ensureDeferred

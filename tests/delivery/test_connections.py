@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -284,6 +285,42 @@ async def test_a_route_names_its_next_hop_by_name_address_or_socket(quay: Quay, 
     missing = NextHopRoute("lmtp+unix:///x", frozenset("*"), path=f"{tmp_path}/no", lmtp=True)
     sent = await quay.connections.send(hop_of(missing), message(), open_content)
     assert (sent.results[0].enhanced, sent.reached) == ("4.4.1", Reached.NOWHERE)
+
+
+@ensureDeferred
+async def test_a_host_that_did_not_answer_stands_behind_the_others_for_a_while(quay: Quay) -> None:
+    quay.connections.reconfigure(replace(SETTINGS, connect_timeout=0.3, silence_memory=600.0))
+    hop = SecureHop()
+    port = await quay.listen(hop)
+    with socket.socket() as silent:
+        # Its queue of connections is full, so that the kernel answers nobody.
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        waiting = [socket.socket() for _ in range(2)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(silent.getsockname())
+        candidates = [
+            Candidate("mx1.example", silent.getsockname()[1], (LOCAL,)),
+            Candidate("mx2.example", port, (LOCAL,)),
+        ]
+        dialling = quay.connections.dialling
+        assert dialling.in_order(candidates) == candidates
+        sent = await quay.send(silent.getsockname()[1], port)
+        assert sent.results[0].status is DELIVERED
+        assert dialling.in_order(candidates) == candidates[::-1]
+        quay.connections.reconfigure(SETTINGS)
+        assert dialling.in_order(candidates) == candidates
+        for each in waiting:
+            each.close()
+
+
+@ensureDeferred
+async def test_a_host_that_refuses_keeps_its_place(quay: Quay) -> None:
+    closed, port = await quay.closed_port(), await quay.listen(SecureHop())
+    await quay.send(closed, port)
+    candidates = [Candidate(f"mx{n}.example", each, (LOCAL,)) for n, each in enumerate((closed, port), 1)]
+    assert quay.connections.dialling.in_order(candidates) == candidates
 
 
 # How many

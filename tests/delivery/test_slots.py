@@ -119,6 +119,29 @@ def test_when_all_is_over_nobody_waits() -> None:
     assert not desk.clock.getDelayedCalls()
 
 
+def test_after_the_end_nobody_begins_to_wait_and_no_timer_is_set() -> None:
+    desk = Desk()
+    desk.want("a")
+    slot = desk.granted.pop()
+    desk.slots.give_up("Elemta is stopping")
+    desk.slots.keep_back(slot, 60.0)
+    desk.want("a")
+    assert desk.refused == ["Elemta is stopping"]
+    assert not desk.granted
+    assert not desk.clock.getDelayedCalls()
+
+
+def test_a_route_may_say_how_many_a_destination_of_its_own_has() -> None:
+    desk = Desk(per_destination=1)
+    for _ in range(4):
+        desk.slots.acquire("mx:3", "a", 500, 60.0, lambda _: False, per_destination=3).addCallback(
+            desk.granted.append
+        )
+    desk.want("b")
+    desk.want("b")
+    assert desk.destinations == ["a", "a", "a", "b"]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever is asked and given back in whatever order: no bound breaks, and nobody waits without need."""
 

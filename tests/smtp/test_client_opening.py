@@ -221,7 +221,7 @@ def test_a_server_that_offers_no_way_to_log_in_gets_no_message() -> None:
     assert not any(b"MAIL" in sent for sent in talk.sent)
 
 
-@pytest.mark.parametrize("reply", [b"535 5.7.8 bad\r\n", b"454 4.7.0 later\r\n", b"504 5.5.4 no such\r\n"])
+@pytest.mark.parametrize("reply", [b"535 5.7.8 bad\r\n", b"454 4.7.0 later\r\n"])
 def test_credentials_that_are_not_taken_defer_and_are_told_to_the_operator(reply: bytes) -> None:
     talk = Talk(LOGIN).hear(GREETING, AUTH_HELLO, reply)
     assert talk.result[:2] == (Status.DEFERRED, "4.7.8")
@@ -229,6 +229,24 @@ def test_credentials_that_are_not_taken_defer_and_are_told_to_the_operator(reply
     assert talk.refused[0].reply.code == int(reply[:3])
     assert talk.sent[-1] == b"QUIT\r\n"
     assert talk.settled[0].extent is Extent.OPENING
+
+
+def test_a_server_that_does_not_know_plain_after_all_is_asked_by_login_once() -> None:
+    for answer, wanted in ((b"235 ok\r\n", b"MAIL"), (b"535 5.7.8 bad\r\n", b"QUIT")):
+        talk = Talk(LOGIN).hear(GREETING, AUTH_HELLO, b"504 5.5.4 no such mechanism\r\n")
+        assert talk.sent[-1] == b"AUTH LOGIN\r\n"
+        assert not talk.refused
+        talk.hear(b"334 VXNlcm5hbWU6\r\n", b"334 UGFzc3dvcmQ6\r\n", answer)
+        assert talk.sent[-1].startswith(wanted)
+    talk = Talk(LOGIN).hear(GREETING, AUTH_HELLO, b"504 no\r\n", b"504 no\r\n")
+    assert talk.result[:2] == (Status.DEFERRED, "4.7.8")
+
+
+@pytest.mark.parametrize("reply", [b"250 ok\r\n", b"200 ok\r\n", b"334 more\r\n"])
+def test_only_235_says_that_credentials_were_taken(reply: bytes) -> None:
+    talk = Talk(LOGIN).hear(GREETING, AUTH_HELLO, reply)
+    assert talk.result[0] is Status.DEFERRED
+    assert not any(sent.startswith(b"MAIL") for sent in talk.sent)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +263,7 @@ def test_credentials_that_are_not_taken_defer_and_are_told_to_the_operator(reply
 def test_a_server_that_repeats_the_credentials_does_not_get_them_into_a_log(wire: bytes) -> None:
     response = base64.b64encode("\0mé@example.org\0op:en sesame".encode())
     for repeated in (response, b"op:en sesame"):
-        talk = Talk(LOGIN).hear(GREETING, AUTH_HELLO, wire % repeated)
+        talk = Talk(LOGIN).hear(GREETING, b"250-hop\r\n250 AUTH PLAIN\r\n", wire % repeated)
         told = f"{talk.result} {talk.hangup} {talk.refused} {talk.session.__dict__}"
         assert repeated.decode() not in told
         assert talk.result[0] is Status.DEFERRED
