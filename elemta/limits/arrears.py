@@ -70,7 +70,7 @@ class Arrears:
                 del self._owed[receipt]
             await _done(self._store.release([receipt for receipt in told if receipt.is_lease]))
             await _done(self._store.refund([receipt for receipt in told if not receipt.is_lease]))
-        self._hold()
+        self.hold()
         await _done(self._store.renew())
 
     def settle_rest(self) -> None:
@@ -78,9 +78,10 @@ class Arrears:
         owed, self._owed = list(self._owed), {}
         quietly(self._store.release, [receipt for receipt in owed if receipt.is_lease])
         quietly(self._store.refund, [receipt for receipt in owed if not receipt.is_lease])
-        self._hold()
+        self.hold()
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Hand over the leases that this node gave by itself, so that the next renewal tells of them."""
         for receipt, known in self._adrift.items():
             if known is None:
                 self._adrift[receipt] = self._store.hold(receipt.request)

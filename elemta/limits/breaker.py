@@ -19,7 +19,7 @@ PROBE_SPACING = 0.1
 GOOD_PROBES = 2
 """So many probes in a row have to succeed before the breaker closes again."""
 
-MOST_GOOD_PROBES = 8
+MOST_GOOD_PROBES = 5
 """What :data:`GOOD_PROBES` grows to, doubling, when the breaker keeps opening."""
 
 RELAPSE = 10.0

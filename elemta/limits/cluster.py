@@ -215,6 +215,8 @@ class ClusterStore:
         """Prolong this node's leases, if there is anybody to tell; failures are the breaker's business."""
         if not self._switch.cluster:
             return None
+        # A single call that failed was decided here, without a change of mode.
+        self._arrears.hold()
         try:
             answer = self._remote.renew()
         except StoreUnavailable as error:

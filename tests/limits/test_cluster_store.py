@@ -415,6 +415,23 @@ def test_connections_that_were_opened_meanwhile_count_before_anybody_asks(
     assert (used(server, OPEN, "jane"), used(server, unasked, "jane")) == (6, 0)
 
 
+def test_a_connection_let_in_after_a_single_failure_is_told_with_the_next_renewal(
+    clock: Clock, server: MemoryStore
+) -> None:
+    node = Node(clock, server, live=2)
+    node.remote.network = Network.SILENT
+    lent = node.ask(one(OPEN))
+    node.remote.network = Network.UP
+    assert node.mode == "cluster"
+    assert used(server, OPEN, "jane") == 0
+    for _ in range(2):
+        node.store.renew()
+        pass_time(clock, 0.01)
+        assert used(server, OPEN, "jane") == 1
+    node.give_back(lent)
+    assert (used(server, OPEN, "jane"), used(node.local, OPEN, "jane")) == (0, 0)
+
+
 def test_what_happens_during_the_way_back_is_told_too(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server, live=2)
     before = node.ask(one(OPEN), one(RATE))
