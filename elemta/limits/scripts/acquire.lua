@@ -4,6 +4,8 @@
 -- The program: for each decision its number of requests, and for each of these the number of its terms, and the amount.
 -- Returns the time and for each request 0: charged; above 0: the wait; -1: never; -2: it passes, others do not.
 
+local MOST_STEPS = 8
+
 -- Make the log from the sub-buckets: nodes with other numbers counted only there.
 local function rebuild_log(key, known, span)
   local log = carried(best_of(known.series, span), span, 1)
@@ -108,6 +110,37 @@ local function mend(key, terms, known)
   return { epoch = epoch, windows = windows, total = total, oldest = oldest, log = known and known.log or terms.span }
 end
 
+-- Drop the slots of a window that no longer count, from the oldest on. Returns the total and the oldest that are
+-- left; nothing where that would take many steps.
+local function drop_oldest(key, epoch, window, place, total, oldest)
+  local grain = grain_of(window)
+  local first, slot, gone = floor(epoch / grain), oldest / grain, {}
+  for _ = 1, MOST_STEPS do
+    local name = text((slot - first) * STRIDE + place - 1)
+    local held = tonumber(call('HGET', key, name) or 0)
+    if held > 0 and slot * grain + window > NOW then
+      break
+    end
+    if held > 0 then
+      insert(gone, name)
+      total = total - held
+    end
+    slot = slot + 1
+    if total == 0 then
+      slot = 0
+      break
+    end
+  end
+  if total > 0 and slot * grain + window <= NOW then
+    return nil
+  end
+  if #gone > 0 then
+    call('HDEL', key, unpack(gone))
+  end
+  call('HSET', key, 't' .. place, text(total), 'o' .. place, text(slot * grain))
+  return total, slot * grain
+end
+
 -- The sub-buckets of a key; nil where there are none.
 local function look_at_buckets(key, terms)
   local head = call('HMGET', key .. '~', unpack(terms.fields))
@@ -122,8 +155,11 @@ local function look_at_buckets(key, terms)
     if stale then
       break
     end
-    total[place], oldest[place] = tonumber(head[2 + 2 * place]), tonumber(head[3 + 2 * place])
-    stale = total[place] > 0 and oldest[place] + window <= NOW
+    local sum, slot = tonumber(head[2 + 2 * place]), tonumber(head[3 + 2 * place])
+    if sum > 0 and slot + window <= NOW then
+      sum, slot = drop_oldest(key .. '~', tonumber(head[2]), window, place, sum, slot)
+    end
+    total[place], oldest[place], stale = sum, slot, not sum
   end
   local log = tonumber(head[3])
   if not stale and (log == terms.span or terms.span == 0) then
