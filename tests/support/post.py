@@ -108,6 +108,7 @@ class HopSession(Protocol):
         defaults = {
             "EHLO": b"250 hop\r\n",
             "LHLO": b"250-hop\r\n250 PIPELINING\r\n",
+            "AUTH": b"235 2.7.0 welcome\r\n",
             "DATA": b"354 go\r\n",
             "QUIT": b"221 bye\r\n",
         }
