@@ -43,8 +43,8 @@ class Client:
 
 @asynccontextmanager
 async def remote(reactor: Any, server: ValkeyServer, node: str) -> AsyncIterator[ValkeyStore]:
-    """The store of one node, with nothing before it, counting in this Valkey."""
-    async with connected(reactor, server) as valkey:
+    """The store of one node, with nothing before it, counting in this Valkey. It is patient."""
+    async with connected(reactor, server, PATIENCE) as valkey:
         yield ValkeyStore(valkey, prefix=PREFIX, node_id=node, reactor=reactor)
 
 
@@ -88,16 +88,16 @@ class OneNode:
 
 
 @asynccontextmanager
-async def connected(reactor: Any, server: ValkeyServer) -> AsyncIterator[Valkey]:
+async def connected(reactor: Any, server: ValkeyServer, deadline: float = DEADLINE) -> AsyncIterator[Valkey]:
     """A connection to this Valkey."""
     valkey = Valkey(
-        reactor, parse_valkey_url(server.url), name="elemta-bench", deadline=DEADLINE, observer=FAILURES
+        reactor, parse_valkey_url(server.url), name="elemta-bench", deadline=deadline, observer=FAILURES
     )
     valkey.start()
     try:
-        deadline = time.monotonic() + PATIENCE
+        late = time.monotonic() + PATIENCE
         while not valkey.up:
-            if time.monotonic() > deadline:
+            if time.monotonic() > late:
                 raise BenchError("no connection to Valkey")
             await deferLater(reactor, 0.05)
         yield valkey

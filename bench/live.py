@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from algorithms import worst_window
-from deciding import remote
+from deciding import PREFIX, remote
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 from valkeys import ValkeyServer
@@ -22,6 +22,7 @@ NODES = 3
 IDENTITIES = 40  # each begins at another phase
 WINDOW = 600_000
 WINDOWS = 5
+FILLED = 12_000_000  # the window of sub-buckets that are to be weighed
 TICK = 0.004
 TOGETHER = 20  # attempts that are on their way at once
 KINDS = (("exact log", 100), ("sub-buckets", 200))
@@ -90,13 +91,36 @@ async def attacked(reactor: Any, server: ValkeyServer) -> AsyncIterator[Attacked
             )
 
 
-def attack(server: ValkeyServer) -> list[Attacked]:
-    """The worst that happened to any identity, by Valkey's clock."""
+async def fill(reactor: Any, server: ValkeyServer, weigh: Callable[[str, str], None]) -> None:
+    """Keys as Elemta writes them, to be weighed while they are there."""
+    async with remote(reactor, server, "node") as store:
+        for entries in (1, 10, 128):
+            log = Terms(f"log-{entries}", (Bound.of(128, 60_000_000),))
+            for _ in range(entries):
+                await store.acquire([Request(log, "192.0.2.1")])
+            weigh(f"{PREFIX}{log.name}:192.0.2.1", f"exact log, {entries} entries")
+        lease = Terms("lease", leases=50)
+        await store.acquire([Request(lease, "192.0.2.1")])
+        weigh(f"{PREFIX}lease:192.0.2.1", "one open connection")
+        buckets = Terms("buckets", (Bound.of(1000, FILLED),))
+        await store.acquire([Request(buckets, "192.0.2.1")])
+        weigh(f"{PREFIX}buckets:192.0.2.1~", "one sub-bucket")
+        until = time.monotonic() + FILLED / 1e6
+        while time.monotonic() < until:
+            await store.acquire([Request(buckets, "192.0.2.1")])
+            await deferLater(reactor, FILLED / 1e6 / 120)
+        weigh(f"{PREFIX}buckets:192.0.2.1~", "60 sub-buckets")
+        await store.leave()
+
+
+def attack(server: ValkeyServer, weigh: Callable[[str, str], None]) -> list[Attacked]:
+    """The worst that happened to any identity, by Valkey's clock; then weighs keys."""
     found: list[Attacked] = []
 
     async def run(reactor: Any) -> None:
         async for one in attacked(reactor, server):
             found.append(one)
+        await fill(reactor, server, weigh)
 
     try:
         react(lambda reactor: Deferred.fromCoroutine(run(reactor)))

@@ -79,10 +79,16 @@ class Wire:
         return self._reply()
 
     def pipeline(self, commands: Iterable[Sequence[Word]]) -> list[object]:
-        """All commands in one write, then all replies."""
+        """All commands in one write, then all replies; an error reply is among them as BenchError."""
         packets = [packed(words) for words in commands]
         self._socket.sendall(b"".join(packets))
-        return [self._reply() for _ in packets]
+        replies: list[object] = []
+        for _ in packets:
+            try:
+                replies.append(self._reply())
+            except BenchError as error:
+                replies.append(error)
+        return replies
 
     def exchange(self, packet: bytes, replies: int) -> None:
         """Write what is packed already and read so many replies."""
