@@ -36,6 +36,8 @@ _log = Logger()
 
 # sysexits.h: EX_TEMPFAIL; another try may succeed, so a supervisor should restart us.
 EX_TEMPFAIL = 75
+# What comes after the grace: the last commits, the files.
+_CLOSING_SECONDS = 60.0
 
 
 class State(enum.Enum):
@@ -277,6 +279,8 @@ class Elemta(Service):
         grace = self.config.server.shutdown_grace
         self.state = State.STOPPING
         self._notifier.stopping("draining")
+        # The unit's own patience may be less than the grace that was set.
+        self._notifier.extend(grace + _CLOSING_SECONDS)
         if self._starting is not None:
             await self._starting
         await self.doors.close()

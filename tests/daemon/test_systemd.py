@@ -47,4 +47,5 @@ def test_systemd_hears_of_start_queue_life_reload_and_stop(tmp_path: Path) -> No
     finally:
         daemon.stop()
     systemd.hears("STOPPING=1")
+    systemd.hears("EXTEND_TIMEOUT_USEC=90000000")
     systemd.close()
