@@ -54,6 +54,7 @@ class ValkeyStore:
         self._waiting: dict[str, list[Decision]] = {}
         self._turn: Any = None
         self._renewing = False
+        self._again: list[Deferred[None]] = []
         self._last = 0
         valkey.on_change(self._changed)
 
@@ -188,15 +189,26 @@ class ValkeyStore:
     def renew(self) -> Deferred[None]:
         """Prolong all leases, and write those again that Valkey has forgotten.
 
-        Nothing while that is under way already. Fails with StoreUnavailable when some could not be renewed.
+        Fails with StoreUnavailable when some could not be renewed.
         """
         if self._renewing:
-            return succeed(None)
+            # Leases may have come since that began.
+            again: Deferred[None] = Deferred()
+            self._again.append(again)
+            return again
         self._renewing = True
         return Deferred.fromCoroutine(self._leases.renew()).addBoth(self._renewed)
 
     def _renewed(self, outcome: T) -> T:
         self._renewing = False
+        if self._again:
+            waiting, self._again = self._again, []
+
+            def tell(outcome: Any) -> None:
+                for again in waiting:
+                    again.callback(outcome)
+
+            self.renew().addBoth(tell)
         return outcome
 
     def _changed(self, up: bool) -> None:

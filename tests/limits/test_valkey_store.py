@@ -476,6 +476,23 @@ def test_a_lease_that_is_released_while_it_is_renewed_is_gone_after_that(node: N
     assert node.used(CONNECTIONS) == 0
 
 
+def test_a_renewal_that_is_asked_for_during_another_tells_of_later_leases_too(node: Node) -> None:
+    node.ask(Request(CONNECTIONS, "a"))
+    node.valkey.late = True
+    first = node.store.renew()
+    node.store.hold(Request(CONNECTIONS, "b"))
+    second = node.store.renew()
+    third = node.store.renew()
+    node.valkey.deliver()
+    assert node.now(first) is None
+    assert not second.called
+    node.valkey.late = False
+    node.valkey.deliver()
+    assert (node.now(second), node.now(third)) == (None, None)
+    assert node.valkey.calls.count("renew") == 2
+    assert node.used(CONNECTIONS, "b") == 1
+
+
 def test_a_lease_of_a_server_whose_clock_was_ahead_ends_in_thirty_seconds_too(node: Node) -> None:
     node.later(20)
     node.ask(Request(CONNECTIONS, "a", 3))
