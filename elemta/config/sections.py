@@ -296,7 +296,7 @@ class RouteConfig:
     )
     max_connections: int = setting(
         20,
-        "Connections to its next hops that may be open at once.",
+        "Connections that may be open at once: to the next hop, or with mx: to each destination.",
         unit="connections",
         minimum=1,
         maximum=10_000,
