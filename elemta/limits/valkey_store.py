@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -221,6 +222,10 @@ class ValkeyStore:
         for lease in self._leases.all():
             self._leases.drop(lease)
         self._cancellations.stop()
+        if self._renewing:
+            # What it tells of may only be given back after it; nothing is left to tell of after that.
+            with suppress(StoreUnavailable):
+                await self.renew()
         await self._returns.settled()
 
     def _give_back_lease(self, lease: Lease) -> None:

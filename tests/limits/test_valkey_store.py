@@ -511,6 +511,19 @@ def test_whoever_leaves_gives_all_leases_back(node: Node) -> None:
     assert node.valkey.talk("KEYS", "elemta:*") == []
 
 
+def test_whoever_leaves_during_a_renewal_waits_for_it(node: Node) -> None:
+    node.ask(Request(CONNECTIONS, "a"))
+    node.valkey.late = True
+    renewal = node.store.renew()
+    leaving = Deferred.fromCoroutine(node.store.leave())
+    node.clock.advance(0)
+    assert not leaving.called
+    node.valkey.late = False
+    node.valkey.deliver()
+    assert (node.now(renewal), node.now(leaving)) == (None, None)
+    assert node.valkey.talk("KEYS", "elemta:*") == []
+
+
 def test_whoever_leaves_while_valkey_is_away_is_not_kept(node: Node) -> None:
     def refuse(*_: Any) -> None:
         raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
