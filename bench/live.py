@@ -98,7 +98,10 @@ async def fill(reactor: Any, server: ValkeyServer, weigh: Callable[[str, str], N
             log = Terms(f"log-{entries}", (Bound.of(128, 60_000_000),))
             for _ in range(entries):
                 await store.acquire([Request(log, "192.0.2.1")])
-            weigh(f"{PREFIX}{log.name}:192.0.2.1", f"exact log, {entries} entries")
+            weigh(
+                f"{PREFIX}{log.name}:192.0.2.1",
+                f"exact log, {entries} {'entry' if entries == 1 else 'entries'}",
+            )
         lease = Terms("lease", leases=50)
         await store.acquire([Request(lease, "192.0.2.1")])
         weigh(f"{PREFIX}lease:192.0.2.1", "one open connection")
