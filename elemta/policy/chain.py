@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from elemta.policy.asking import Decision
 from elemta.policy.breaker import FAILURES, REST, Breaker
-from elemta.policy.conversation import NO_OPINION, Conversation
+from elemta.policy.conversation import Conversation
 from elemta.policy.departing import DeliveryHooks
 from elemta.policy.member import (
     MAX_OUTSTANDING,
@@ -22,6 +22,7 @@ from elemta.policy.member import (
     route_of,
 )
 from elemta.policy.observer import PolicyObserver, SilentPolicyObserver
+from elemta.policy.walking import NO_OPINION
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts
 

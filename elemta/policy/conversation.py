@@ -8,6 +8,7 @@ goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -16,8 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.policy.asking import Asking, Decision, Turn
-from elemta.policy.breaker import Admission
-from elemta.policy.member import SLOW, Call, Member, Trouble, as_deferred, problem_of
+from elemta.policy.member import Call, Member, Trouble, problem_of
 from elemta.policy.observer import FailureKind
 from elemta.policy.telling import tell
 from elemta.policy.verdicts import (
@@ -31,6 +31,7 @@ from elemta.policy.verdicts import (
     reply_of,
 )
 from elemta.policy.views import Message, Session, Transaction
+from elemta.policy.walking import NO_OPINION, go_on, walk
 from elemta.smtp.events import (
     DataQuestion,
     MailQuestion,
@@ -43,8 +44,6 @@ from elemta.smtp.facts import SessionFacts
 from elemta.smtp.facts import Transaction as TransactionFacts
 
 _log = Logger()
-
-NO_OPINION = Decision(CONTINUE, "")
 
 # A session that is over gets nothing accepted any more.
 _GONE = Decision(Disconnect("The connection is closed", code=421, enhanced="4.4.2"), "")
@@ -86,6 +85,7 @@ class Conversation:
         "_facts",
         "_gone",
         "_held",
+        "_message",
         "_question",
         "_sessions",
         "_told",
@@ -109,6 +109,7 @@ class Conversation:
         self._held: list[str] = []
         self._asking: Asking | None = None
         self._question: StageQuestion | None = None
+        self._message: Message | None = None
         self._gone = False
 
     def ask(self, question: StageQuestion, message: Message | None = None) -> Decision | Deferred[Decision]:
@@ -123,15 +124,11 @@ class Conversation:
         calls = self._calls.get(question.stage)
         if not calls:
             return NO_OPINION
-        self._question = question
-        step = self.walk(calls, question, message)
+        self._question, self._message = question, message
+        step = walk(self, self._clock, calls)
         if isinstance(step, Decision):
             return step
-
-        def go_on(turn: Turn, verdict: Verdict) -> Decision | Turn:
-            return self.walk(calls, question, message, after=(turn, verdict))
-
-        self._asking = asking = Asking(self, self._clock, go_on)
+        self._asking = asking = Asking(self, self._clock, partial(go_on, self, self._clock, calls))
         asking.wait(step)
         return asking.decision or asking.result
 
@@ -164,38 +161,36 @@ class Conversation:
         for call in self._told["disconnected"]:
             tell(call, (self._session_of(call.member),), self._clock, self._facts.id)
 
-    # What follows is for Asking: it goes on with the chain where an answer was waited for.
+    # What follows is for the walk through the chain.
 
     def decided(self) -> None:
         """Nothing is being asked any more."""
         self._asking = None
 
-    def walk(
-        self,
-        calls: Sequence[Call],
-        question: StageQuestion,
-        message: Message | None,
-        after: tuple[Turn, Verdict] | None = None,
-    ) -> Decision | Turn:
-        """Ask one policy after the other until one decides, one makes us wait, or none is left.
+    def arguments(self, turn: Turn) -> tuple[Any, ...]:
+        """What the policy of this turn is shown."""
+        question, member = cast(StageQuestion, self._question), turn.call.member
+        session = self._session_of(member)
+        stage = question.stage
+        if stage in _SESSION_STAGES:
+            return (session,)
+        # Every question of the other stages is about a transaction.
+        turn.view = view = self._views(cast(MailQuestion, question).transaction).of(member)
+        view.writable = True
+        if stage is Stage.RCPT:
+            return session, view, cast(RcptQuestion, question).recipient
+        if stage is Stage.MESSAGE:
+            return session, view, self._message
+        return session, view
 
-        ``after`` is the policy that was waited for and what it said; its successors are asked.
-        """
-        start = 0
-        if after is not None:
-            turn, verdict = after
-            if verdict is not CONTINUE:
-                return self._decided(turn.call, question, verdict)
-            start = turn.index + 1
-        for index in range(start, len(calls)):
-            call = calls[index]
-            said = self._ask_one(index, call, question, message)
-            if said is CONTINUE:
-                continue
-            if isinstance(said, Turn):
-                return said
-            return self._decided(call, question, said)
-        return NO_OPINION
+    def decide(self, call: Call, verdict: Verdict) -> Decision:
+        """A policy decided; that a message is to be held is noted until its end."""
+        if isinstance(verdict, Quarantine):
+            if cast(StageQuestion, self._question).stage in _SESSION_STAGES:
+                self._held.append(verdict.reason)
+            else:
+                self._views(cast(MailQuestion, self._question).transaction).held.append(verdict.reason)
+        return Decision(verdict, call.member.name)
 
     def answered(self, turn: Turn, answer: object) -> Verdict:
         """Judge what a policy answered; returns what it counts for."""
@@ -224,49 +219,6 @@ class Conversation:
         member.ended_badly(turn.admission, seconds)
         return member.failed(turn.call, Trouble(kind, seconds, failure, problem), self._facts.id)
 
-    # Asking one policy
-
-    def _ask_one(
-        self, index: int, call: Call, question: StageQuestion, message: Message | None
-    ) -> Verdict | Turn:
-        member = call.member
-        began = self._clock.seconds()
-        admission = Admission.ASK
-        if member.breaker.is_open:
-            admission = member.breaker.admit(began)
-            if admission is Admission.LEAVE:
-                return member.leave_alone(call, FailureKind.OPEN)
-        if member.outstanding >= member.max_outstanding:
-            member.breaker.given_up(admission)
-            return member.leave_alone(call, FailureKind.BUSY)
-        turn = Turn(index, call, began, admission)
-        try:
-            answer = call.method(*self._shown(turn, question, message))
-            turn.answer = None if isinstance(answer, Verdict) else as_deferred(answer)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # SystemExit too: a policy does not take the daemon down
-            return self.failed(turn, FailureKind.ERROR, Failure())
-        if self._clock.seconds() - began >= SLOW:
-            member.blocked(call, self._clock.seconds() - began)
-        return self.answered(turn, answer) if turn.answer is None else turn
-
-    def _shown(self, turn: Turn, question: StageQuestion, message: Message | None) -> tuple[Any, ...]:
-        """The arguments of the policy's method."""
-        member = turn.call.member
-        session = self._session_of(member)
-        stage = question.stage
-        if stage in _SESSION_STAGES:
-            return (session,)
-        # Every question of the other stages is about a transaction.
-        turn.view = view = self._views(cast(MailQuestion, question).transaction).of(member)
-        view.writable = True
-        if stage is Stage.RCPT:
-            return session, view, cast(RcptQuestion, question).recipient
-        if stage is Stage.MESSAGE:
-            return session, view, message
-        return session, view
-
     def _session_of(self, member: Member) -> Session:
         view = self._sessions.get(member)
         if view is None:
@@ -278,14 +230,6 @@ class Conversation:
         if views is None or views.facts is not transaction:
             views = self._transaction = _TransactionViews(transaction)
         return views
-
-    def _decided(self, call: Call, question: StageQuestion, verdict: Verdict) -> Decision:
-        if isinstance(verdict, Quarantine):
-            if question.stage in _SESSION_STAGES:
-                self._held.append(verdict.reason)
-            else:
-                self._views(cast(MailQuestion, question).transaction).held.append(verdict.reason)
-        return Decision(verdict, call.member.name)
 
     def _log_verdict(self, call: Call, verdict: Verdict) -> None:
         facts = {
@@ -320,4 +264,4 @@ class Conversation:
                 member = call.member
                 tell(call, (self._session_of(member), views.of(member)), self._clock, self._facts.id)
         if self._transaction is not None and self._transaction.facts is transaction:
-            self._transaction = None
+            self._transaction = self._message = None

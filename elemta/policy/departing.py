@@ -7,7 +7,8 @@ stages is left alone here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,8 +18,7 @@ from twisted.python.failure import Failure
 from elemta.envelope import Envelope, Recipient
 from elemta.outcome import Outcome
 from elemta.policy.asking import Asking, Decision, Turn
-from elemta.policy.breaker import Admission
-from elemta.policy.member import SLOW, Call, Trouble, as_deferred, problem_of
+from elemta.policy.member import Call, Trouble, problem_of
 from elemta.policy.observer import FailureKind
 from elemta.policy.telling import tell
 from elemta.policy.verdicts import (
@@ -31,10 +31,9 @@ from elemta.policy.verdicts import (
     name_of,
     nonsense_in_choice,
 )
+from elemta.policy.walking import NO_OPINION, go_on, walk
 
 _log = Logger()
-
-_NO_OPINION = Decision(CONTINUE, "")
 
 
 class DeliveryHooks:
@@ -66,7 +65,7 @@ class DeliveryHooks:
         Deferred gives the question up.
         """
         if not self._asked:
-            return _NO_OPINION
+            return NO_OPINION
         return _Question(self._asked, self._clock, envelope, recipient).ask()
 
     def attempted(self, outcome: Outcome, envelope: Envelope | None = None) -> None:
@@ -93,14 +92,14 @@ class _Question:
         self._recipient = recipient
 
     def ask(self) -> Decision | Deferred[Decision]:
-        step = self._walk(0)
+        step = walk(self, self._clock, self._calls)
         if isinstance(step, Decision):
             return step
-        asking = Asking(self, self._clock, self._go_on)
+        asking = Asking(self, self._clock, partial(go_on, self, self._clock, self._calls))
         asking.wait(step)
         return asking.decision or asking.result
 
-    # What follows is for Asking.
+    # What follows is for the walk through the chain.
 
     def decided(self) -> None:
         """Nothing is being asked any more."""
@@ -129,44 +128,13 @@ class _Question:
         trouble = Trouble(kind, seconds, failure, problem)
         return member.failed(turn.call, trouble, session_id, self._envelope.queue_id)
 
-    # Asking one policy
+    def arguments(self, _: Turn) -> tuple[Any, ...]:
+        """What every policy is shown."""
+        return self._envelope, self._recipient
 
-    def _go_on(self, turn: Turn, verdict: Verdict) -> Decision | Turn:
-        if verdict is not CONTINUE:
-            return Decision(verdict, turn.call.member.name)
-        return self._walk(turn.index + 1)
-
-    def _walk(self, start: int) -> Decision | Turn:
-        for index in range(start, len(self._calls)):
-            said = self._ask_one(index, self._calls[index])
-            if isinstance(said, Turn):
-                return said
-            if said is not CONTINUE:
-                return Decision(said, self._calls[index].member.name)
-        return _NO_OPINION
-
-    def _ask_one(self, index: int, call: Call) -> Verdict | Turn:
-        member = call.member
-        began = self._clock.seconds()
-        admission = Admission.ASK
-        if member.breaker.is_open:
-            admission = member.breaker.admit(began)
-            if admission is Admission.LEAVE:
-                return member.leave_alone(call, FailureKind.OPEN)
-        if member.outstanding >= member.max_outstanding:
-            member.breaker.given_up(admission)
-            return member.leave_alone(call, FailureKind.BUSY)
-        turn = Turn(index, call, began, admission)
-        try:
-            answer = call.method(self._envelope, self._recipient)
-            turn.answer = None if isinstance(answer, Verdict) else as_deferred(answer)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # SystemExit too: a policy does not take the daemon down
-            return self.failed(turn, FailureKind.ERROR, Failure())
-        if self._clock.seconds() - began >= SLOW:
-            member.blocked(call, self._clock.seconds() - began)
-        return self.answered(turn, answer) if turn.answer is None else turn
+    def decide(self, call: Call, verdict: Verdict) -> Decision:
+        """A policy chose."""
+        return Decision(verdict, call.member.name)
 
     def _log_verdict(self, call: Call, verdict: Verdict) -> None:
         facts = {

@@ -6,7 +6,7 @@ from twisted.internet.task import deferLater
 
 from elemta.config import OnError
 from elemta.policy import CONTINUE, ChainTerms, Decision, Defer, Quarantine, Reject
-from elemta.policy.conversation import NO_OPINION
+from elemta.policy.walking import NO_OPINION
 
 TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
 

@@ -17,7 +17,7 @@ from elemta.policy import (
     Reject,
     Stage,
 )
-from elemta.policy.conversation import NO_OPINION
+from elemta.policy.walking import NO_OPINION
 
 STAGES = ["connect", "helo", "auth", "mail", "rcpt", "data", "message"]
 

@@ -22,7 +22,7 @@ from elemta.policy import (
     Reject,
     RouteTo,
 )
-from elemta.policy.conversation import NO_OPINION
+from elemta.policy.walking import NO_OPINION
 
 RECIPIENT = Recipient(Address("bob", "example.net"))
 ENVELOPE = Envelope(

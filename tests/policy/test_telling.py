@@ -5,7 +5,7 @@ from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
 from elemta.policy import ChainTerms, Decision, IOutcomeObserver, IRcptPolicy, Reject
-from elemta.policy.conversation import NO_OPINION
+from elemta.policy.walking import NO_OPINION
 
 
 @implementer(IOutcomeObserver)
