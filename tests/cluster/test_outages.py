@@ -225,6 +225,23 @@ def test_a_restart_of_valkey_is_survived_with_nothing_but_its_counts_lost(
     assert admitted(burst(fleet.ports(), [client] * (2 * LIMIT), within=0.3)) <= LIMIT
 
 
+def test_an_outage_soon_after_a_restart_finds_the_shares_as_they_were(
+    fleet: Fleet, valkey: ValkeyServer
+) -> None:
+    fleet.wait_for_mode(CLUSTER)
+    fleet.introduce()
+    began = time.time()
+    valkey.restart_empty()
+    until(lambda: fleet.has_changed(CLUSTER, began), "its return")
+    # What it knew of the nodes is gone, and they tell it again one by one.
+    make_replica(valkey)
+    try:
+        until(lambda: fleet.has_changed(LOCAL, began), "local mode")
+        assert by_door(burst(fleet.ports(), [new_client()] * (3 * LIMIT), within=0.3)) == [SHARE] * NODES
+    finally:
+        valkey.command("REPLICAOF", "NO", "ONE")
+
+
 def valkey_kill(valkey: ValkeyServer) -> None:
     valkey.kill()
 

@@ -177,19 +177,18 @@ class Cluster(_Group):
         return [server for server in self.alive() if self.is_primary(server)]
 
     def move_with_ask(self, slot: int, target: ValkeyServer, *, pause: float = 0.0) -> None:
-        """Move a slot the long way: clients are sent there with ASK for ``pause`` seconds at least."""
+        """Move a slot the long way, with a pause after each step.
+
+        Clients are told TRYAGAIN, that a key is not here, ASK, or MOVED, as the case may be.
+        """
         source = self.owner(slot)
         names = {server: ask(server, "CLUSTER", "MYID") for server in (source, target)}
         ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
         ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
-        until = time.monotonic() + pause
-        while True:
-            keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 1000)
-            if keys:
-                ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
-            elif time.monotonic() >= until:
-                break
-            time.sleep(0.01)
+        time.sleep(pause)
+        while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 1000):
+            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
+        time.sleep(pause)
         for server in (target, source, *self.primaries()):
             ask(server, "CLUSTER", "SETSLOT", slot, "NODE", names[target])
 
