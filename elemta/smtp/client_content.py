@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from elemta.smtp.framing import has_bare_newline
+
 # Enough to make the replies cost nothing, little enough to be held in memory by every connection.
 CHUNK = 256 * 1024
 
@@ -36,11 +38,10 @@ class ContentEncoder:
             chunk = chunk[:-1]
         if not chunk:
             return b""
-        ends = chunk.count(b"\r\n")
-        if ends != chunk.count(b"\n") or ends != chunk.count(b"\r"):
+        if has_bare_newline(chunk):
             chunk = _LINE_END.sub(b"\r\n", chunk)
         at_line_start, self._at_line_start = self._at_line_start, chunk.endswith(b"\r\n")
-        if not self._dots:
+        if not self._dots or b"." not in chunk:
             return chunk
         # RFC 5321 §4.5.2
         stuffed = chunk.replace(b"\r\n.", b"\r\n..")

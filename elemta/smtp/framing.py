@@ -141,7 +141,7 @@ class ContentCheck:
         if b"\0" in piece:
             # RFC 5322 §4.1 calls NUL obsolete, and to readers that drop it CRLF NUL . CRLF ends a message.
             self.flaw = self.flaw or Flaw.NUL
-        if not _has_bare_newline(piece):
+        if not has_bare_newline(piece):
             return piece
         if not self._normalize:
             # RFC 5321 §2.3.8: CR and LF only together
@@ -150,7 +150,8 @@ class ContentCheck:
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
-def _has_bare_newline(piece: bytes) -> bool:
+def has_bare_newline(piece: bytes) -> bool:
+    """Whether a CR or an LF stands alone anywhere in ``piece``."""
     # It notes which kinds of line ending it meets, all in one pass: four times as fast as counting each.
     endings = IncrementalNewlineDecoder(None, translate=False)
     endings.decode(piece.decode("latin-1"), final=True)
