@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import hiredis
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
+from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, RedisError, ResponseError
@@ -183,7 +183,8 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     # What Twisted tells it.
 
     def connectionMade(self) -> None:
-        if ITCPTransport.providedBy(self.transport):
+        # Not asked of the transport: that of a Unix socket says that it is TCP, in Twisted 22.4.
+        if not self.address.path:
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
 

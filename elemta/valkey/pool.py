@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlineMissed
 from twisted.logger import Logger
 
@@ -176,7 +176,7 @@ class Link:
         greeting = connection.greet(dialling.login, handshake, dialling.scripts.values())
         try:
             await Deferred.fromCoroutine(greeting).addTimeout(CONNECT_SECONDS, self._reactor)
-        except (ValkeyTrouble, TLSRefused, DeadlineMissed, CancelledError) as error:
+        except Exception as error:
             connection.abort(str(error) or "it does not answer")
             raise
         if self._connection is None:

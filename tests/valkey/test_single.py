@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import gatherResults
 
@@ -109,8 +110,9 @@ async def test_too_much_under_way_fails_at_once(server: ValkeyServer, connect: A
 
 @ensureDeferred
 async def test_a_server_that_hangs_is_noticed_and_used_again_when_it_goes_on(
-    server: ValkeyServer, connect: Any
+    server: ValkeyServer, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("elemta.valkey.connection._SILENT_SECONDS", 1)
     valkey = await connect(server.url)
     changes: list[bool] = []
     valkey.on_change(changes.append)

@@ -1,0 +1,120 @@
+"""When connections are opened again, and when calls are given up, by a clock that the test sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+
+from elemta.valkey.calls import Call, Deadlines
+from elemta.valkey.dialling import Address, Login
+from elemta.valkey.pool import Dialling, Pool
+
+
+def refuse(reactor: Any) -> None:
+    """Every connection that is being opened now is refused."""
+    while reactor.tcpClients:
+        _, _, factory, _, _ = reactor.tcpClients.pop()
+        factory.clientConnectionFailed(None, Failure(Refused()))
+
+
+def pauses(reactor: Any, tries: int) -> list[float]:
+    """The pauses before so many tries of a pool whose server is never there."""
+    pool = Pool(Address("192.0.2.1", 6379), Dialling(reactor, Login()), lambda _: None, size=1)
+    pool.start()
+    found = []
+    for _ in range(tries):
+        refuse(reactor)
+        (timer,) = reactor.getDelayedCalls()
+        found.append(timer.getTime() - reactor.seconds())
+        reactor.advance(found[-1])
+    pool.stop()
+    assert not reactor.getDelayedCalls()
+    return found
+
+
+def test_tries_are_never_more_than_a_second_apart_and_at_random_moments_within_it() -> None:
+    many = [pauses(MemoryReactorClock(), 50) for _ in range(20)]
+    late = [pause for each in many for pause in each[10:]]
+    assert max(late) <= 1.0
+    assert max(late) > 0.9  # by chance not so: once in 10^36 runs
+    assert min(late) < 0.1
+    assert max(each[0] for each in many) <= 0.05  # the first one at once, nearly
+    assert len(set(late)) == len(late)
+
+
+def test_a_pool_says_why_it_has_no_connection() -> None:
+    reactor = MemoryReactorClock()
+    pool = Pool(Address("2001:db8::1", 6379), Dialling(reactor, Login()), lambda _: None)
+    pool.start()
+    assert str(pool.trouble) == "not connected to [2001:db8::1]:6379"
+    refuse(reactor)
+    assert str(pool.trouble).startswith("no connection to [2001:db8::1]:6379: Connection was refused")
+    pool.stop()
+
+
+def test_a_connection_that_is_not_there_within_a_second_is_given_up() -> None:
+    reactor = MemoryReactorClock()
+    pool = Pool(Address("192.0.2.1", 6379), Dialling(reactor, Login()), lambda _: None, size=1)
+    pool.start()
+    assert [timeout for _, _, _, timeout, _ in reactor.tcpClients] == [1.0]
+    pool.stop()
+
+
+class Book:
+    """Calls with deadlines, and the times at which they were missed."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.missed: list[tuple[float, Call]] = []
+        self.deadlines = Deadlines(self.clock, self._miss)
+
+    def call(self, seconds: float) -> Call:
+        call = Call(b"", None, None, lambda call, error: None)
+        self.deadlines.add(call, seconds)
+        return call
+
+    def _miss(self, call: Call) -> None:
+        self.missed.append((round(self.clock.seconds(), 3), call))
+        call.deferred = None
+
+
+def test_each_call_is_given_up_at_its_own_deadline() -> None:
+    book = Book()
+    first, patient = book.call(0.05), book.call(1.0)
+    book.clock.advance(0.02)
+    second = book.call(0.05)
+    book.clock.pump([0.01] * 200)
+    assert book.missed == [(0.05, first), (0.07, second), (1.0, patient)]
+    assert not book.clock.getDelayedCalls()
+
+
+def test_answered_calls_cost_no_timer_and_nobody_gives_them_up() -> None:
+    book = Book()
+    for n in range(1000):
+        book.call(0.05).replied(n)
+        book.clock.advance(0.001)
+        assert len(book.clock.getDelayedCalls()) <= 1
+    last = book.call(0.05)
+    book.clock.pump([0.01] * 20)
+    assert [call for _, call in book.missed] == [last]
+    assert not book.clock.getDelayedCalls()
+
+
+def test_a_reply_behind_the_deadline_is_dropped() -> None:
+    book = Book()
+    call = book.call(0.05)
+    book.clock.advance(0.06)
+    call.replied(b"late")
+    assert call.deferred is None
+
+
+def test_no_timer_stays_when_it_is_stopped() -> None:
+    book = Book()
+    book.call(0.05)
+    book.call(1.0)
+    book.deadlines.stop()
+    assert not book.clock.getDelayedCalls()
