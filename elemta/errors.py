@@ -55,7 +55,15 @@ class SpoolFull(SpoolError):
 
 
 class SpoolLocked(SpoolError):
-    """Another process owns this partition of the spool."""
+    """Another process owns this partition of the spool. ``node`` is the node it is of, where that is known."""
+
+    def __init__(self, words: str, *, node: str = "") -> None:
+        super().__init__(words)
+        self.node = node
+
+
+class NoSpool(SpoolError):
+    """There is no spool in this directory, or nothing that is known of it."""
 
 
 class SpoolFormatError(SpoolError):

@@ -1,9 +1,11 @@
-"""One partition of the spool on disk: its places, its modes, and the lock that says which process owns it."""
+"""One partition of the spool on disk: its places, its modes, its name, and the lock that says who owns it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +14,26 @@ from elemta.spool.disk import Disk
 
 TEMPORARY = "tmp."
 
+_DIRECTORY = re.compile(r"p(0|[1-9][0-9]{0,3})")
+_ID = re.compile(r"[0-9a-f]{32}")
+_LONGEST_LOCK = 512
+# random(4): a name for this run of the kernel
+_KERNEL = Path("/proc/sys/kernel/random/boot_id")
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the parts of a partition are: ``DIR/pN/{lock,queue.db,reserve,bodies/}``."""
+    """Where the parts of a partition are: ``DIR/pN/{lock,id,queue.db,reserve,bodies/}``."""
 
     directory: Path
 
     @property
     def lock(self) -> Path:
         return self.directory / "lock"
+
+    @property
+    def id(self) -> Path:
+        return self.directory / "id"
 
     @property
     def database(self) -> Path:
@@ -42,13 +54,30 @@ class Places:
         return self.bodies / (TEMPORARY + queue_id)
 
 
-class Partition:
-    """A partition that this process owns from `claim` to `leave`."""
+def partitions_in(root: Path) -> tuple[int, ...]:
+    """The numbers of the partitions that a spool directory has. OSError."""
+    found = (_DIRECTORY.fullmatch(name) for name in os.listdir(root))
+    numbers = sorted(int(match[1]) for match in found if match is not None)
+    return tuple(number for number in numbers if Places(root / f"p{number}").database.exists())
 
-    def __init__(self, root: Path, number: int, disk: Disk) -> None:
+
+class Partition:
+    """A partition that this process owns from `claim` to `leave`.
+
+    ``node`` and ``how`` are for others who ask whose it is: this node's name, and how it came to it.
+    ``id`` names the partition wherever it is moved, and ``place`` its lock: two claims of one ``place`` were
+    ruled by the same lock. Both are there once it is claimed; ``place`` is empty where the system does not
+    tell it.
+    """
+
+    def __init__(self, root: Path, number: int, disk: Disk, *, node: str = "", how: str = "") -> None:
         self.places = Places(root / f"p{number}")
+        self.id = ""
+        self.place = ""
         self._root = root
         self._disk = disk
+        self._node = node
+        self._how = how
         self._lock: int | None = None
 
     def claim(self) -> None:
@@ -62,7 +91,9 @@ class Partition:
             for path in reversed(missing):
                 path.mkdir(0o700, exist_ok=True)
             self._lock = self._take_lock()
+            self.place = _place_of(self._lock)
             self._touch(places.database)
+            self.id = self._read_id() or self._give_id()
             for path in {path.parent for path in missing} | {self._root, places.directory}:
                 self._disk.sync_directory(path)
         except OSError as error:
@@ -79,18 +110,59 @@ class Partition:
         # SQLite gives its side files the mode of the database, so the database gets the right one first.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
+    def _read_id(self) -> str | None:
+        try:
+            text = self.places.id.read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        # One that was damaged is as good as none.
+        return text if _ID.fullmatch(text) else None
+
+    def _give_id(self) -> str:
+        given = secrets.token_hex(16)
+        unfinished = self.places.directory / (TEMPORARY + "id")
+        unfinished.unlink(missing_ok=True)
+        descriptor = self._disk.create(unfinished)
+        try:
+            self._disk.write(descriptor, [f"{given}\n".encode("ascii")])
+            self._disk.sync_file(descriptor)
+        finally:
+            self._disk.close(descriptor)
+        self._disk.rename(unfinished, self.places.id)
+        return given
+
     def _take_lock(self) -> int:
         descriptor = os.open(self.places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            said = os.read(descriptor, _LONGEST_LOCK)
             os.close(descriptor)
-            who = f"process {owner}" if owner.isdigit() else "another process"
-            raise SpoolLocked(f"{who} owns the spool partition {self.places.directory}") from None
+            raise _owned_by(said, self.places.directory) from None
         except OSError:
             os.close(descriptor)
             raise
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        words = f"{os.getpid()}\n{self._node}\n{self._how}\n".encode("utf-8", "replace")
+        os.pwrite(descriptor, words[:_LONGEST_LOCK], 0)
         return descriptor
+
+
+def _owned_by(said: bytes, directory: Path) -> SpoolLocked:
+    """What the lock file's owner wrote into it: its process id, its node, how it came to it; each on a line."""
+    pid, node, how, *_ = (*said.decode("utf-8", "replace").splitlines(), "", "", "")
+    who = f"process {pid}" if pid.isascii() and pid.isdigit() else "another process"
+    if node:
+        who += f" of node {node}"
+    if how:
+        who += f", {how},"
+    return SpoolLocked(f"{who} owns the spool partition {directory}", node=node)
+
+
+def _place_of(descriptor: int) -> str:
+    try:
+        kernel = _KERNEL.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+    status = os.fstat(descriptor)
+    return f"{kernel}:{status.st_dev:x}:{status.st_ino:x}"

@@ -32,7 +32,8 @@ class State(enum.Enum):
 class SpoolSettings:
     """Where the spool lives and what it may use. Sizes are bytes, times seconds.
 
-    ``partition`` is the part of the directory that this process owns alone. Below ``minimum_free``
+    ``partition`` is the part of the directory that this process owns alone; ``node`` and ``how`` tell others
+    who that is, and how it came to it. Below ``minimum_free``
     there is no room. Bodies up to ``inline_limit`` live in memory, then in the database; larger ones
     stream to a file. A writer is congested beyond ``congestion`` unwritten bytes; all writers together
     keep to ``memory``. One transaction takes at most ``batch_operations`` and ``batch_bytes``.
@@ -43,6 +44,8 @@ class SpoolSettings:
 
     directory: Path
     partition: int = 0
+    node: str = ""
+    how: str = ""
     minimum_free: int = 256 * _MIB
     inline_limit: int = 64 * _KIB
     congestion: int = _MIB

@@ -18,6 +18,7 @@ from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.commits import Entry, GroupCommit
 from elemta.spool.disk import Disk, Room
 from elemta.spool.listeners import Listeners
+from elemta.spool.opening import Permit, take_up
 from elemta.spool.operations import Action, Assignment, Batch, Change, Ledger, NewMessage, Settlement
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
@@ -107,28 +108,20 @@ class Spool:
         reactor: SpoolReactor,
         observer: SpoolObserver | None = None,
         disk: Disk | None = None,
+        permit: Permit | None = None,
     ) -> Spool:
         """Take the partition, upgrade its format, clean up after a crash, and count.
 
-        SpoolLocked: another process owns it. SpoolFormatError: written by a newer Elemta, or no spool.
-        SpoolError: it can't be used.
+        SpoolLocked: another process owns it, or ``permit`` says so. SpoolFormatError: written by a newer
+        Elemta, or no spool. SpoolError: it can't be used.
         """
         disk = disk or Disk()
-        partition = Partition(settings.directory, settings.partition, disk)
+        root, how = settings.directory, settings.how
+        partition = Partition(root, settings.partition, disk, node=settings.node, how=how)
         store = Store(settings, partition.places, disk)
         threads = SpoolThreads(reactor, settings.file_threads)
-
-        def prepare() -> tuple[Ledger, Room]:
-            partition.claim()
-            try:
-                return store.open(), disk.room(settings.directory)
-            except BaseException:
-                store.close()
-                partition.leave()
-                raise
-
         try:
-            ledger, room = await threads.commit.call(prepare)
+            ledger, room = await take_up(partition, store, threads, permit, disk=disk, root=root)
         except BaseException:
             threads.stop()
             raise
