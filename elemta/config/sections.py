@@ -189,7 +189,8 @@ class ResourcesConfig:
     valkey_url: str = setting(
         "",
         "valkey:// valkeys:// (TLS) unix:// valkey+sentinel:// valkey+cluster://, also redis…; with "
-        "user:password@ and /db. Empty: limits are kept in this node's memory.",
+        "user:password@, /db, and ?ca=FILE and others (docs/valkey.md). Empty: limits are kept in this "
+        "node's memory.",
         check=check_valkey_url,
     )
     valkey_key_prefix: str = setting(
