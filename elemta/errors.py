@@ -55,7 +55,7 @@ class SpoolFull(SpoolError):
 
 
 class SpoolLocked(SpoolError):
-    """Another process owns this partition of the spool. ``node`` is the node it is of, where that is known."""
+    """Another process owns this partition of the spool; it is of ``node``, where that is known."""
 
     def __init__(self, words: str, *, node: str = "") -> None:
         super().__init__(words)

@@ -11,6 +11,7 @@ from elemta.limits import ILimitStore, MemoryStore
 from elemta.limits.refusals import Refused
 from elemta.limits.store import Request
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus
+from elemta.spool.lease import SpoolLease
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class Fleet(Protocol):
     async def tell_reset(self, request: Request) -> None:
         """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
 
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:
+        """That by which the others know who owns a spool; None where there are no others."""
+
 
 def endpoints(config: Config) -> str:
     """Where a node takes mail, in the words of its configuration."""
@@ -104,3 +108,6 @@ class Alone:
 
     async def tell_reset(self, request: Request) -> None:
         """There is nobody to tell."""
+
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - nobody wants it
+        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +28,7 @@ from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.ops.metrics import Metrics
+from elemta.spool.lease import Owner, SpoolLease
 from elemta.valkey import Valkey, ValkeyInfo
 
 _log = Logger()
@@ -47,7 +50,9 @@ class Joined:
         self._reactor = reactor
         self._url = redacted_url(resources.valkey_url)
         self._metrics = metrics
-        prefix = resources.valkey_key_prefix
+        prefix = self._prefix = resources.valkey_key_prefix
+        self._node_id, self._host = server.node_id, socket.gethostname()
+        self._boot = secrets.token_hex(8)
         self._valkey = Valkey(
             reactor,
             parse_valkey_url(resources.valkey_url),
@@ -124,6 +129,15 @@ class Joined:
         if not request.terms.cluster:
             # Of the others the store itself tells.
             await self._nodes.announce_reset(request.terms.name, request.identity)
+
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:
+        return SpoolLease(
+            self._reactor,
+            self._valkey,
+            prefix=self._prefix,
+            spool_id=spool_id,
+            owner=Owner(self._boot, place, self._node_id, self._host),
+        )
 
     # What this node says of itself
 

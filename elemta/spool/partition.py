@@ -149,7 +149,7 @@ class Partition:
 
 
 def _owned_by(said: bytes, directory: Path) -> SpoolLocked:
-    """What the lock file's owner wrote into it: its process id, its node, how it came to it; each on a line."""
+    """By what the lock's owner wrote into it: its process id, its node, how it came to it; each on a line."""
     pid, node, how, *_ = (*said.decode("utf-8", "replace").splitlines(), "", "", "")
     who = f"process {pid}" if pid.isascii() and pid.isdigit() else "another process"
     if node:

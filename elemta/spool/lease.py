@@ -1,0 +1,170 @@
+"""The lease of a spool in Valkey: who owns it, for hosts whose locks do not reach each other.
+
+``{prefix}spool:ID`` is a hash with the owner's ``boot``, ``place``, ``node`` and ``host``, which expires when
+it is not renewed. The lock is what keeps two processes apart; the lease keeps apart what no lock does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import StoreUnavailable
+from elemta.valkey.scripts import Script
+
+_log = Logger()
+
+TIME_TO_LIVE = 30.0
+"""Seconds after its last renewal in which a spool is its owner's."""
+
+RENEWED_EVERY = 5.0
+"""Seconds between two renewals."""
+
+SURE_FOR = 18.0
+"""Seconds after its last renewal in which the owner is sure of it, with time left to stop everything."""
+
+_DEADLINE = 1.0
+_OWN = Script.of_package("elemta.spool", "scripts/own.lua")
+_DISOWN = Script.of_package("elemta.spool", "scripts/disown.lua")
+
+
+class ValkeyLike(Protocol):
+    """The part of :class:`elemta.valkey.Valkey` that is used."""
+
+    def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[bytes | str | int] = (),
+        *,
+        deadline: float | None = None,
+    ) -> Deferred[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who has a lease: a run of a node on a host, under the lock at ``place`` (see `Partition`)."""
+
+    boot: str
+    place: str
+    node: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"node {self.node} on {self.host}"
+
+
+def uptime() -> float:
+    """Seconds since the system started, those included in which it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class SpoolLease:
+    """The lease of the spool ``spool_id`` for the ``owner`` that this process is."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        valkey: ValkeyLike,
+        *,
+        prefix: str,
+        spool_id: str,
+        owner: Owner,
+        seconds: Callable[[], float] = uptime,
+    ) -> None:
+        self._clock = clock
+        self._valkey = valkey
+        self._key = f"{prefix}spool:{spool_id}".encode()
+        self._owner = owner
+        self._seconds = seconds
+        self._renewed_at: float | None = None
+        self._lost: Callable[[Owner], None] | None = None
+        self._ran_out: Callable[[], None] | None = None
+        self._watch: IDelayedCall | None = None
+        self._renewals = LoopingCall(self._renew)
+        self._renewals.clock = clock
+
+    async def take(self) -> Owner | None:
+        """Take or renew it; who has it, where somebody else does. StoreUnavailable."""
+        asked_at = self._seconds()
+        args = (int(TIME_TO_LIVE * 1000), *_words(self._owner))
+        found = await self._valkey.run(_OWN, [self._key], args, deadline=_DEADLINE)
+        if found:
+            return Owner(*((word or b"").decode("utf-8", "replace") for word in found))
+        self._renewed_at = asked_at
+        return None
+
+    def keep(self, lost: Callable[[Owner], None], ran_out: Callable[[], None] | None = None) -> None:
+        """Renew it from now on; where it is not taken yet, take it as soon as that can be.
+
+        ``lost`` is called when somebody else has it, ``ran_out`` when it was not renewed for so long that
+        somebody else may have it soon. Either ends the renewals.
+        """
+        self._lost, self._ran_out = lost, ran_out
+        self._renewals.start(RENEWED_EVERY, now=self._renewed_at is None).addErrback(_renewals_ended)
+        self._watch_over()
+
+    async def give_up(self) -> None:
+        """Renew it no more, and tell the others that it can be had."""
+        self._end()
+        if self._renewed_at is None:
+            return
+        self._renewed_at = None
+        try:
+            await self._valkey.run(_DISOWN, [self._key], [self._owner.boot], deadline=_DEADLINE)
+        except StoreUnavailable:
+            _log.debug("the lease of a spool will run out by itself", event="spool.lease_left")
+
+    def _end(self) -> None:
+        self._lost = self._ran_out = None
+        if self._renewals.running:
+            self._renewals.stop()
+        if self._watch is not None and self._watch.active():
+            self._watch.cancel()
+
+    def _renew(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._renew_once())
+
+    async def _renew_once(self) -> None:
+        try:
+            owner = await self.take()
+        except StoreUnavailable:
+            return
+        if owner is None:
+            self._watch_over()
+        elif self._lost is not None:
+            lost = self._lost
+            self._end()
+            lost(owner)
+
+    def _watch_over(self) -> None:
+        """Have it noticed when this was the last renewal for too long."""
+        if self._ran_out is None or self._renewed_at is None:
+            return
+        left = max(0.0, self._renewed_at + SURE_FOR - self._seconds())
+        if self._watch is not None and self._watch.active():
+            self._watch.reset(left)
+        else:
+            self._watch = self._clock.callLater(left, self._unsure)
+
+    def _unsure(self) -> None:
+        ran_out = self._ran_out
+        if ran_out is not None:
+            self._end()
+            ran_out()
+
+
+def _words(owner: Owner) -> tuple[str, ...]:
+    return owner.boot, owner.place, owner.node, owner.host
+
+
+def _renewals_ended(failure: Failure) -> None:
+    _log.failure("the lease of a spool is renewed no more", failure, event="spool.lease_not_renewed")
