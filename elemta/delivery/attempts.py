@@ -83,7 +83,7 @@ class Attempts:
             return
         started, epoch = self._clock.seconds(), self._lanes.epoch(message.lane)
         carried = await self._carrier.carry(message, ways.here)
-        if self._pace is not None:
+        if self._pace is not None and go.receipts:
             await _maybe_later(self._pace.done(go, sent=carried.reached is Reached.ANSWERED))
         if self.abandoned:
             await self._settle_abandoned(message, carried.outcomes)
@@ -97,7 +97,7 @@ class Attempts:
     async def _acquire(self, message: QueuedMessage, ways: Sorted) -> Go | None:
         """Ask whether this may leave now; None where it waits, which is noted."""
         route = next(iter(ways.here))
-        if self._pace is None or isinstance(route, MaildirRoute):
+        if self._pace is None or not self._pace.counts or isinstance(route, MaildirRoute):
             return FREE
         destination = route.name if isinstance(route, NextHopRoute) else message.lane
         everyone = [recipient for recipients in ways.here.values() for recipient in recipients]

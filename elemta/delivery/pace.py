@@ -63,9 +63,15 @@ class Pace:
         self._next_log: dict[str, float] = {}
 
     @property
-    def counts(self) -> bool:
-        """Whether there is any limit on the way out."""
-        return any(rule.departs for rule in self.limiter.rules)
+    def limiter(self) -> Limiter:
+        """Who counts now."""
+        return self._limiter
+
+    @limiter.setter
+    def limiter(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        #: Whether there is any limit on the way out.
+        self.counts = any(rule.departs for rule in limiter.rules)
 
     def acquire(
         self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
