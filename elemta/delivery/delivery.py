@@ -142,13 +142,13 @@ class Delivery(Service):
         self._aging.started(self._reactor.seconds())
         self._arm(0.0)
 
-    async def _stop(self) -> None:
+    async def _stop(self, grace: float) -> None:
         for timer in (self._timer, self._aging_call):
             if timer is not None and timer.active():
                 timer.cancel()
         if self._walk is not None:
             await self._walk
-        if not await self._wait_until_empty(self._settings.grace):
+        if not await self._wait_until_empty(grace):
             _log.warn(
                 "deliveries were cut off; their messages stay in the queue",
                 event="delivery.abandoned",
@@ -165,8 +165,12 @@ class Delivery(Service):
 
     def stopService(self) -> Deferred[None]:
         """Start nothing more, wait for what is under way up to the grace, then cut it off."""
+        return self.stop_within(self._settings.grace)
+
+    def stop_within(self, grace: float) -> Deferred[None]:
+        """Stop with another grace than the settings'; seconds."""
         super().stopService()  # type: ignore[no-untyped-call]
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop(grace))
 
     # What comes in
 

@@ -66,14 +66,15 @@ class Partition:
 
     ``node`` and ``how`` are for others who ask whose it is: this node's name, and how it came to it.
     ``id`` names the partition wherever it is moved, and ``place`` its lock: two claims of one ``place`` were
-    ruled by the same lock. Both are there once it is claimed; ``place`` is empty where the system does not
-    tell it.
+    ruled by the same lock. ``last_node`` is the node that had it before. All are there once it is claimed;
+    ``place`` is empty where the system does not tell it.
     """
 
     def __init__(self, root: Path, number: int, disk: Disk, *, node: str = "", how: str = "") -> None:
         self.places = Places(root / f"p{number}")
         self.id = ""
         self.place = ""
+        self.last_node = ""
         self._root = root
         self._disk = disk
         self._node = node
@@ -142,15 +143,21 @@ class Partition:
         except OSError:
             os.close(descriptor)
             raise
+        self.last_node = _words(os.pread(descriptor, _LONGEST_LOCK, 0))[1]
         os.ftruncate(descriptor, 0)
         words = f"{os.getpid()}\n{self._node}\n{self._how}\n".encode("utf-8", "replace")
         os.pwrite(descriptor, words[:_LONGEST_LOCK], 0)
         return descriptor
 
 
-def _owned_by(said: bytes, directory: Path) -> SpoolLocked:
-    """By what the lock's owner wrote into it: its process id, its node, how it came to it; each on a line."""
+def _words(said: bytes) -> tuple[str, str, str]:
+    """What a lock's owner wrote into it: its process id, its node, how it came to it; each on a line."""
     pid, node, how, *_ = (*said.decode("utf-8", "replace").splitlines(), "", "", "")
+    return pid, node, how
+
+
+def _owned_by(said: bytes, directory: Path) -> SpoolLocked:
+    pid, node, how = _words(said)
     who = f"process {pid}" if pid.isascii() and pid.isdigit() else "another process"
     if node:
         who += f" of node {node}"
