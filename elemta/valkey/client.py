@@ -199,7 +199,10 @@ class Valkey:
             _log.warn("lost Valkey", event="valkey.lost", reason=str(self._topology.trouble))
         self._health.changed(up)
         for callback in tuple(self._listeners):
-            callback(up)
+            try:
+                callback(up)
+            except Exception:
+                _log.failure("somebody who waits for Valkey made a mistake", event="valkey.listener_failed")
 
 
 def _first(failure: Failure) -> Failure:

@@ -105,6 +105,8 @@ class Cluster(Topology):
             self._ask()
 
     def redirected(self, move: Move, said_by: Connection, *, for_good: bool) -> Connection | None:
+        if not self._looking.running:
+            return None
         address = Address(move.host if move.host not in ("", "?") else said_by.address.host, move.port)
         pool = self._pool(address)
         self._needed_at[address] = self._dialling.reactor.seconds()

@@ -104,7 +104,13 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             # Nothing is said, least of all the password, before it is known who is there.
             await self._secured
             handshake.check(self.transport.getHandle())
-        hello = await self.execute_command(*login.hello())
+        try:
+            hello = await self.execute_command(*login.hello())
+        except ValkeyTrouble as trouble:
+            # A server that does not know HELLO repeats what it was sent.
+            if "unknown command" in str(trouble):
+                raise ValkeyTrouble(Trouble.OTHER, "it does not know the command HELLO") from None
+            raise
         about = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
         if b"server" not in about:
             raise ValkeyTrouble(Trouble.OTHER, "it is no Valkey")

@@ -34,6 +34,7 @@ class Recovery:
         self._failed = failed
         self._parked: list[Call] = []
         self._timer: Any = None
+        self._stopped = False
 
     def refused(self, call: Call, error: Exception) -> None:
         """An error came instead of a reply, or the connection is lost."""
@@ -50,6 +51,7 @@ class Recovery:
             self._failed(call, ValkeyTrouble(kind_of(words), words))
 
     def stop(self) -> None:
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -86,7 +88,7 @@ class Recovery:
         return True
 
     def _park(self, call: Call) -> bool:
-        if call.key is None or len(self._parked) >= _PARKED:
+        if self._stopped or call.key is None or len(self._parked) >= _PARKED:
             return False
         self._parked.append(call)
         if self._timer is None:

@@ -165,6 +165,19 @@ async def test_a_wrong_password_is_said_and_healed_without_a_restart(connect: An
 
 
 @ensureDeferred
+async def test_a_server_without_hello_is_said_and_the_password_that_it_repeats_is_not(connect: Any) -> None:
+    with ValkeyServer(rename_command='HELLO ""') as server:
+        valkey = await connect(f"valkey://:hunter2@{server.address}", up=False)
+
+        async def said() -> bool:
+            words = str(await failure_of(valkey.command("PING")))
+            assert "hunter2" not in words
+            return "HELLO" in words
+
+        await eventually(said)
+
+
+@ensureDeferred
 async def test_a_user_who_is_taken_away_and_given_back_is_logged_in_again(
     server: ValkeyServer, connect: Any
 ) -> None:

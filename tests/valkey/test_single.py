@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -174,6 +176,24 @@ async def test_one_broken_connection_leaves_the_other_to_be_used(server: ValkeyS
     await until(lambda: valkey.up and len(clients()) == 2)
     assert await valkey.command("CLIENT", "ID") != used
     assert valkey.up
+
+
+@ensureDeferred
+async def test_a_listener_that_fails_does_not_keep_the_others_from_hearing(
+    server: ValkeyServer, connect: Any
+) -> None:
+    valkey = await connect(server.url)
+    changes: list[bool] = []
+    valkey.on_change(lambda up: changes[99])
+    valkey.on_change(changes.append)
+    server.restart_empty()
+    await until(lambda: changes == [False, True])
+    assert await valkey.command("PING") == b"PONG"
+
+
+def test_nothing_installs_the_reactor_before_a_connection_is_opened() -> None:
+    code = "import sys, elemta.valkey; sys.exit('twisted.internet.reactor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @ensureDeferred
