@@ -70,6 +70,7 @@ def _kill_while_delivering(directory: Path, rounds: int, capsys: pytest.CaptureF
                     _empty(node)
                     accounts.judge()
                     node.stop()
+            accounts.close()
         finally:
             node.daemon.kill()
             with capsys.disabled():
