@@ -55,7 +55,7 @@ except = ["mx", "once"]
 """
 
 
-def resources(window: int = 5, deadline: str = "2s") -> dict[str, int | str]:
+def resources(window: int, deadline: str = "2s") -> dict[str, int | str]:
     """What is in that table. With a long deadline a machine that stumbles changes no exact count."""
     return {
         "valkey_deadline": deadline,
@@ -87,13 +87,15 @@ def ends_of_leases(valkey: ValkeyServer, client: str) -> list[float]:
 
 def contents(servers: Servers, pattern: str) -> dict[bytes, Any]:
     """What is stored in the keys that match, without when leases end."""
-    read = {b"zset": ("ZRANGE", "0", "-1"), b"hash": ("HGETALL",)}
-    found = {}
+    found: dict[bytes, Any] = {}
     for server in servers():
         for key in server.command("KEYS", PREFIX + pattern):
-            verb, *rest = read[server.command("TYPE", key)]
-            parts = server.command(verb, key, *rest)
-            found[key] = dict(zip(parts[::2], parts[1::2], strict=True)) if verb == "HGETALL" else parts
+            kind = server.command("TYPE", key)  # "none" when it expired meanwhile
+            if kind == b"zset":
+                found[key] = server.command("ZRANGE", key, "0", "-1")
+            elif kind == b"hash":
+                parts = server.command("HGETALL", key)
+                found[key] = dict(zip(parts[::2], parts[1::2], strict=True))
     return found
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.daemon import Daemon, DaemonFailed
+from tests.support.places import HERE, Place
 
 PREFIX = "elemta:ratelimit:"
 NODES = 3
@@ -29,11 +30,22 @@ class Node(Daemon):
         name: str,
         resources: Mapping[str, int | str],
         tables: str = "",
+        domains: str = "",
+        spool: str = "",
         environ: dict[str, str] | None = None,
+        place: Place = HERE,
     ) -> None:
         self.name = name
         self._resources = {"valkey_url": valkey_url, **resources}
-        super().__init__(directory, tables, server=f'node_id = "{name}"', environ=environ)
+        super().__init__(
+            directory,
+            tables,
+            server=f'node_id = "{name}"',
+            domains=domains,
+            spool=spool,
+            environ=environ,
+            place=place,
+        )
 
     def configure(self, tables: str = "", **places: str) -> None:
         super().configure(tables, **places)

@@ -27,7 +27,7 @@ from tests.support.valkey import ValkeyServer, valkey_server
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[Fleet]:
-    with Fleet(tmp_path_factory.mktemp("fleet"), valkey.url, resources=resources(), tables=TABLES) as fleet:
+    with Fleet(tmp_path_factory.mktemp("fleet"), valkey.url, resources=resources(4), tables=TABLES) as fleet:
         yield fleet
         assert fleet.faults() == []
 
@@ -35,7 +35,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
 def test_of_400_connections_to_three_nodes_exactly_100_are_greeted_and_one_more_at_the_time_told(
     fleet: Fleet, valkey: ValkeyServer
 ) -> None:
-    check_four_hundred(fleet, lambda: [valkey], "127.0.0.1", "ip:127.0.0.1", window=5.0)
+    check_four_hundred(fleet, lambda: [valkey], "127.0.0.1", "ip:127.0.0.1", window=4.0)
 
 
 @pytest.mark.campaign
@@ -140,6 +140,8 @@ def test_the_four_lines_that_every_elemta_had_work_as_they_are(
         assert len([line for line in table if line]) == 4
         wires = [enter(fleet.nodes[number % 2], client) for number in range(51)]
         replies = [wire.reply() for wire in wires]
+        if fleet.failures():
+            pytest.skip("this machine did not let Valkey answer within 50 ms")
         assert [reply[:3] for reply in replies].count("220") == 50
         (refused,) = [reply for reply in replies if not reply.startswith("220")]
         assert re.match(r"421 4\.7\.0 .*connections-per-ip.*try again in \d+ seconds?$", refused)
@@ -149,9 +151,11 @@ def test_the_four_lines_that_every_elemta_had_work_as_they_are(
         for wire in wires:
             wire.sock.close()
         until(lambda: ends_of_leases(own_valkey, client) == [], "all connections given back")
-        visits = burst(fleet.ports(), [client] * 100, within=2.0)
-        assert sum(visit.passed for visit in visits) <= 50
-        assert own_valkey.command("ZCARD", f"{PREFIX}ip:{client}") <= 100
+        visits = burst(fleet.ports(), [client] * 100, within=0.5)
+        if fleet.failures():
+            pytest.skip("this machine did not let Valkey answer within 50 ms")
+        assert sum(visit.passed for visit in visits) == 50
+        assert own_valkey.command("ZCARD", f"{PREFIX}ip:{client}") == 100
 
 
 SKEWED = """
@@ -195,7 +199,7 @@ def skewed_fleet(tmp_path_factory: pytest.TempPathFactory, skewed_valkey: Valkey
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("seconds", [5, pytest.param(120, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=pytest.mark.campaign)])
 def test_bursts_at_all_phases_over_nodes_with_skewed_clocks_never_exceed_a_limit(
     skewed_fleet: Fleet, skewed_valkey: ValkeyServer, seconds: int
 ) -> None:
@@ -221,7 +225,7 @@ def test_bursts_at_all_phases_over_nodes_with_skewed_clocks_never_exceed_a_limit
         f"sub-buckets: {admitted(on_sub_buckets)} of {len(on_sub_buckets.visits)}, at least {surely} of 150"
     )
     assert surely <= 150
-    assert admitted(on_sub_buckets) >= 150 * (seconds // 5)
+    assert admitted(on_sub_buckets) >= 150 * (seconds // 4)
 
 
 def admitted(attack: Attack) -> int:

@@ -56,16 +56,16 @@ class Election:
 
 
 @pytest.mark.parametrize(
-    ("per_second", "settled_within", "greeting"),
+    ("deadline", "per_second", "settled_within", "greeting"),
     [
-        pytest.param(40, 20.0, 2.0, id="small"),
-        pytest.param(100, 1.0, 0.1, id="large", marks=pytest.mark.campaign),
+        pytest.param("2s", 40, 20.0, 4.0, id="small"),
+        pytest.param("50ms", 100, 1.0, 0.1, id="large", marks=pytest.mark.campaign),
     ],
 )
 def test_a_new_primary_is_used_as_soon_as_the_sentinels_have_it_and_nobody_waits(
-    tmp_path: Path, group: Replicated, per_second: int, settled_within: float, greeting: float
+    tmp_path: Path, group: Replicated, deadline: str, per_second: int, settled_within: float, greeting: float
 ) -> None:
-    with Fleet(tmp_path, group.url, resources=RESOURCES) as fleet:
+    with Fleet(tmp_path, group.url, resources={**RESOURCES, "valkey_deadline": deadline}) as fleet:
         before, busy = new_client(), new_client()
         held = [enter(fleet.nodes[number % 3], busy) for number in range(CONNECTIONS)]
         assert [wire.reply()[:3] for wire in held] == ["220"] * CONNECTIONS

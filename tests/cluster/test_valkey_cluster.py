@@ -20,6 +20,7 @@ from tests.support.valkey import ValkeyServer, eventually
 from tests.support.valkey_groups import Cluster, slot_of
 
 LIMIT = 100
+WINDOW = 3
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def fleet(
     """Three nodes, with the deadline for calls to Valkey that a test says, else a long one."""
     deadline = getattr(request, "param", "2s")
     directory = tmp_path_factory.mktemp("fleet")
-    with Fleet(directory, cluster.url, resources=resources(deadline=deadline), tables=TABLES) as fleet:
+    with Fleet(directory, cluster.url, resources=resources(WINDOW, deadline), tables=TABLES) as fleet:
         yield fleet
         assert fleet.faults() == []
 
@@ -48,7 +49,7 @@ def key_of(client: str) -> str:
 def test_of_400_connections_counted_in_a_valkey_cluster_exactly_100_are_greeted(
     fleet: Fleet, cluster: Cluster
 ) -> None:
-    check_four_hundred(fleet, cluster.primaries, "127.0.0.1", "ip:{127.0.0.1}", window=5.0)
+    check_four_hundred(fleet, cluster.primaries, "127.0.0.1", "ip:{127.0.0.1}", window=WINDOW)
 
 
 @pytest.mark.parametrize("fleet", ["2s"], indirect=True)
@@ -75,7 +76,7 @@ def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
     slot = slot_of(key_of(client))
     since = time.time()
     moves = 0
-    adversary = Adversary(fleet.ports(), client, limit=LIMIT, window=5.0, seed=seconds)
+    adversary = Adversary(fleet.ports(), client, limit=LIMIT, window=WINDOW, seed=seconds)
     with Attack(adversary, seconds) as attack, Stream(fleet.ports(), 20) as stream:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline or moves < 2:
@@ -88,7 +89,7 @@ def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
             moves += 1
             time.sleep(0.3)
     admitted = sum(visit.passed for visit in attack.visits)
-    worst = surely_within(attack.visits, 5.0)
+    worst = surely_within(attack.visits, WINDOW)
     slowest = percentile([visit.seconds for visit in stream.visits], 0.99)
     print(
         f"\n{moves} moves, {admitted} of {len(attack.visits)} admitted, at least {worst} of {LIMIT} in the "
