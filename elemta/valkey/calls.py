@@ -93,6 +93,10 @@ class Deadlines:
         self._queues.clear()
 
     def _look(self, seconds: float) -> None:
+        # One more turn of the reactor: where it was this process that was late, the replies lie in the sockets.
+        self._timers[seconds] = self._reactor.callLater(0.0, self._judge, seconds)
+
+    def _judge(self, seconds: float) -> None:
         queue = self._queues[seconds]
         soon = self._reactor.seconds() + _GRAIN
         late = []

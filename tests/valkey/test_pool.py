@@ -112,6 +112,15 @@ def test_a_reply_behind_the_deadline_is_dropped() -> None:
     assert call.deferred is None
 
 
+def test_a_reply_that_came_while_this_process_was_busy_is_read_before_its_deadline_is_judged() -> None:
+    book = Book()
+    call = book.call(0.05)
+    # What a reactor does after a turn that took too long: the timers that are due, then the sockets.
+    book.clock.callLater(0.06, call.replied, b"there all the time")
+    book.clock.advance(0.2)
+    assert not book.missed
+
+
 def test_no_timer_stays_when_it_is_stopped() -> None:
     book = Book()
     book.call(0.05)
