@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.places import HERE, Place
+
 PATIENCE = 30.0
 """Seconds that a server gets for whatever a test waits for."""
 
@@ -117,10 +119,12 @@ class ValkeyServer:
     """One server with a TCP port on 127.0.0.1 and a Unix socket, kept over restarts; nothing on disk.
 
     ``settings`` are those of valkey.conf with underscores for dashes: ``ValkeyServer(maxmemory="5mb",
-    requirepass="secret")``. A context manager; ``start`` returns when the server answers.
+    requirepass="secret")``. A context manager; ``start`` returns when the server answers. ``place`` is where its
+    port is; the Unix socket is here all the same.
     """
 
-    def __init__(self, *arguments: str, **settings: str | int) -> None:
+    def __init__(self, *arguments: str, place: Place = HERE, **settings: str | int) -> None:
+        self._place = place
         self.directory = Path(tempfile.mkdtemp(prefix="vk"))
         self.port = free_port()
         self.socket = str(self.directory / "s")
@@ -253,7 +257,7 @@ class ValkeyServer:
         # So that no server survives a test run that was killed.
         guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         self._process = subprocess.Popen(
-            [*guard, str(get_binary_path()), str(config), *self._arguments],
+            [*self._place.prefix, *guard, str(get_binary_path()), str(config), *self._arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,0 +1,45 @@
+"""What the tests of a fleet behind a load balancer share, and the table of what they have shown."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.multinode.topology import Topology
+
+_shown: list[tuple[str, str]] = []
+
+Show = Callable[[str, str], None]
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    """A fleet for the tests of a module; at the end a look at what anybody had to complain about."""
+    with tempfile.TemporaryDirectory(prefix="multinode-", ignore_cleanup_errors=True) as name:
+        # HAProxy and nginx change to users of their own.
+        Path(name).chmod(0o755)
+        with Topology(Path(name)) as topology:
+            yield topology
+            assert topology.faults() == []
+
+
+@pytest.fixture
+def show() -> Show:
+    """Puts a line into the table: what was to be shown, and with which figures."""
+
+    def note(what: str, figures: str) -> None:
+        _shown.append((what, figures))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _shown:
+        return
+    terminalreporter.section("what was shown")
+    width = max(len(what) for what, _ in _shown)
+    for what, figures in _shown:
+        terminalreporter.write_line(f"{what:{width}}  {figures}")
