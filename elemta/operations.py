@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from elemta import __version__
+from elemta.adopting import Adoptions
 from elemta.assembly import Assembly
 from elemta.config import ListenerTLS, dump
 from elemta.delivery.bounces import NoticeSettings
@@ -19,7 +20,7 @@ from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, NodeStatus, ReloadResult, Status
 from elemta.oversight import LimitsOversight
 from elemta.policy import PluginInfo, available_plugins
-from elemta.spool import Spool
+from elemta.spool.together import Spools
 
 
 class Daemon(Protocol):
@@ -56,14 +57,18 @@ class Daemon(Protocol):
 class DaemonOperations:
     """The operations of the admin API on one daemon and its open spool."""
 
-    def __init__(self, daemon: Daemon, spool: Spool) -> None:
+    def __init__(self, daemon: Daemon, adoptions: Adoptions) -> None:
         self._daemon = daemon
-        self._spool = spool
+        self._adoptions = adoptions
         self._limits = LimitsOversight(lambda: daemon.assembly, daemon.fleet)
 
     @property
-    def spool(self) -> Spool:
-        return self._spool
+    def spool(self) -> Spools:
+        return self._adoptions.queue
+
+    @property
+    def spools(self) -> Adoptions:
+        return self._adoptions
 
     @property
     def limits(self) -> LimitsOversight:
@@ -123,7 +128,7 @@ class DaemonOperations:
 
     async def return_to_sender(self, queue_id: str) -> Returned:
         settings = NoticeSettings.from_config(self._daemon.assembly.config)
-        return await return_to_sender(self._spool, queue_id, settings)
+        return await return_to_sender(await self.spool.of(queue_id), queue_id, settings)
 
     def plugins(self) -> Sequence[PluginInfo]:
         return available_plugins(self._daemon.assembly.chain)

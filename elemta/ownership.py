@@ -22,12 +22,12 @@ _LONGEST_WAIT = TIME_TO_LIVE + 5.0
 class Title:
     """The right to one partition. Where there is no Valkey it is as good as the lock.
 
-    ``over`` is called, once, with the reason when there is no right any more; ``gone`` says it ever after.
+    ``gone`` says why there is no right to it any more.
     """
 
     def __init__(self, fleet: Fleet, clock: IReactorTime, node: str) -> None:
         self.gone: str | None = None
-        self.over: Callable[[str], object] = _nobody
+        self._over: Callable[[str], object] = _nobody
         self._fleet = fleet
         self._clock = clock
         self._node = node
@@ -76,10 +76,16 @@ class Title:
             raise _owned(owner, partition)
         lease.keep(self._lost, self._ran_out)
 
+    def watch(self, over: Callable[[str], object]) -> None:
+        """Have it called with the reason when there is no right any more, now if it is so already."""
+        self._over = over
+        if self.gone is not None:
+            over(self.gone)
+
     async def leave(self) -> None:
         """Let others have it."""
         lease, self._lease = self._lease, None
-        self.over = _nobody
+        self._over = _nobody
         if lease is not None:
             await lease.give_up()
 
@@ -95,7 +101,7 @@ class Title:
 
     def _end(self, reason: str) -> None:
         self.gone = reason
-        self.over(reason)
+        self._over(reason)
 
 
 def _owned(owner: Owner, partition: Partition) -> SpoolLocked:

@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
 from twisted.application.service import IServiceCollection, Service
@@ -28,9 +27,11 @@ from elemta.limits.refusals import Refused
 from elemta.operations import DaemonOperations
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
+from elemta.ownership import Title
 from elemta.reloading import Reloaded, Reloading, refused, say_cautions
 from elemta.running import Running
-from elemta.spool import Spool, SpoolSettings
+from elemta.spool import Spool
+from elemta.spoolkeys import SpoolKeys
 
 _log = Logger()
 
@@ -144,21 +145,18 @@ class Elemta(Service):
     async def _start(self) -> None:
         self.doors.show()
         self.fleet.start(self)
-        config = self.config.spool
-        spool = await Spool.open(
-            SpoolSettings(directory=Path(config.directory), minimum_free=config.minimum_free),
-            reactor=self.reactor,
-            observer=self.lasting.metrics.spool,
-        )
+        spools = SpoolKeys(self.reactor, self.lasting, self.config)
+        spool, title = await spools.open_own(lambda: self.state is not State.STOPPING)
+        title.watch(self._lost_spool)
         try:
-            await self.fleet.joined()
             # Unless it was told to stop meanwhile.
             if self.state is not State.STOPPING:
-                self.parts = self._open_parts(spool)
+                self.parts = self._open_parts(spool, title, spools)
         finally:
             if self.parts is None:
                 # Its threads would keep the process from ending.
                 await spool.close()
+                await title.leave()
         if self.parts is None:
             return
         self.doors.post_terms(self.assembly, spool)
@@ -167,10 +165,12 @@ class Elemta(Service):
         self._notifier.ready("serving")
         self._say_ready()
 
-    def _open_parts(self, spool: Spool) -> Running:
+    def _open_parts(self, spool: Spool, title: Title, spools: SpoolKeys) -> Running:
         return Running.open(
             spool,
-            DaemonOperations(self, spool),
+            title,
+            operations=lambda adoptions: DaemonOperations(self, adoptions),
+            workshop=lambda deliver: spools.workshop(spool, deliver),
             reactor=self.reactor,
             lasting=self.lasting,
             assembly=self.assembly,
@@ -206,6 +206,11 @@ class Elemta(Service):
         if self.state is not State.STOPPING:
             self.reactor.callWhenRunning(self.reactor.stop)
 
+    def _lost_spool(self, reason: str) -> None:
+        """Another host works on the spool: every further word of ours in it would do harm."""
+        _log.critical("the spool is not ours any more", event="spool.lost", reason=reason)
+        _exit_with(EX_TEMPFAIL)
+
     # While it runs
 
     def why_not_ready(self) -> tuple[str, ...]:
@@ -224,7 +229,7 @@ class Elemta(Service):
         if self.parts is None:
             return
         try:
-            stats = await self.parts.spool.stats()
+            stats = await self.parts.adoptions.queue.stats()
         except SpoolError as error:
             self._notifier.status(f"spool: {error}")
         else:
@@ -285,7 +290,7 @@ class Elemta(Service):
             await self._starting
         await self.doors.close()
         # Sessions and deliveries have the same grace, not one after the other.
-        delivered = self.parts.delivery.stopService() if self.parts is not None else None
+        delivered = self.parts.stop_deliveries() if self.parts is not None else None
         await self._wait_until_empty(grace)
         running, self.parts = self.parts, None
         if running is not None and delivered is not None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, limits, queue, users
+from elemta.ctl import configuration, daemon, limits, queue, spool, users
 from elemta.ctl.exits import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG, Invocation
 from elemta.ctl.text import safe
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     _add_config(_group(commands, "config", "the configuration"))
     _add(commands, "plugins", daemon.plugins, "the installed policy plugins and which are in the chain")
     _add_queue(_group(commands, "queue", "the messages that wait"))
+    _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
     _add_limits(_group(commands, "limits", "who is being limited, by what, and until when"))
     _add_user(_group(commands, "user", "who may log in: edits the users file, needs no daemon"))
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
@@ -183,6 +184,16 @@ def _add_filters(added: argparse.ArgumentParser) -> None:
     filters.add_argument("--state", choices=("active", "deferred", "hold"))
     filters.add_argument("--from", dest="sender", metavar="PATTERN")
     filters.add_argument("--to", dest="recipient", metavar="PATTERN", help="asks for every message: slow")
+
+
+def _add_spool(commands: Any) -> None:
+    _add(commands, "list", spool.show_list, "this node's own spool and those that it adopted")
+    for name, command, words in (
+        ("adopt", spool.adopt, "deliver what a node that is gone left behind, until its spool is empty"),
+        ("give-back", spool.give_back, "stop that, so that the spool's own node can have it again"),
+    ):
+        added = _add(commands, name, command, words)
+        added.add_argument("directory", metavar="DIRECTORY", help="the spool directory of that node")
 
 
 def _add_limits(commands: Any) -> None:

@@ -11,6 +11,9 @@
 ``GET /v1/limits/top?limit=&count=``      who is nearest to a limit, or above it
 ``GET /v1/limits/show?id=``               how full the limits are for somebody
 ``POST /v1/limits/reset?id=``             what was counted for somebody is forgotten, in the whole cluster
+``GET /v1/spools``                        the spools that are delivered from
+``POST /v1/spools/adopt?directory=``      deliver from another node's, too, until it is empty
+``POST /v1/spools/give-back?directory=``  stop that, and let its node have it
 ``GET /v1/queue?state=&limit=&after=``    messages in the order of their ids; ``next`` is for ``after``
 ``GET /v1/queue/stats``                   the queue in numbers
 ``GET /v1/queue/ID``                      one message with recipients and history

@@ -21,6 +21,7 @@ from elemta.ops.admin_json import (
 from elemta.ops.admin_limits import LimitCalls
 from elemta.ops.admin_operations import Operations
 from elemta.ops.admin_queue import QueueCalls
+from elemta.ops.admin_spools import SpoolCalls
 
 # RFC 9110 §15.5.21; Twisted 22.4 has no name for it
 UNPROCESSABLE = 422
@@ -84,6 +85,7 @@ class Api:
         daemon = DaemonCalls(operations, now)
         queue = QueueCalls(operations)
         limits = LimitCalls(operations.limits)
+        spools = SpoolCalls(operations.spools)
         # Method, path with * for a variable part, and what answers; the first path that fits decides.
         self._routes: Sequence[tuple[str, str, Answer]] = (
             ("GET", "status", daemon.status),
@@ -96,6 +98,9 @@ class Api:
             ("GET", "limits/top", limits.top),
             ("GET", "limits/show", limits.show),
             ("POST", "limits/reset", limits.reset),
+            ("GET", "spools", spools.all),
+            ("POST", "spools/adopt", spools.adopt),
+            ("POST", "spools/give-back", spools.give_back),
             ("GET", "queue", queue.page),
             ("GET", "queue/stats", queue.stats),
             ("GET", "queue/*", queue.show),

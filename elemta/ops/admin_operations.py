@@ -11,6 +11,7 @@ from typing import Protocol
 
 from elemta.errors import Fault
 from elemta.ops.limit_operations import LimitOperations
+from elemta.ops.spool_operations import SpoolOperations
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.records import MessageRecord, MessageSummary, SpoolStats, State
 
@@ -147,7 +148,11 @@ class Operations(Protocol):
 
     @property
     def spool(self) -> Queue:
-        """The open spool."""
+        """What waits here: in the open spool, and in those that were adopted."""
+
+    @property
+    def spools(self) -> SpoolOperations:
+        """That spool and the adopted ones."""
 
     @property
     def limits(self) -> LimitOperations:

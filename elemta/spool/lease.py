@@ -95,7 +95,8 @@ class SpoolLease:
     async def take(self) -> Owner | None:
         """Take or renew it; who has it, where somebody else does. StoreUnavailable."""
         asked_at = self._seconds()
-        args = (int(TIME_TO_LIVE * 1000), *_words(self._owner))
+        owner = self._owner
+        args = (int(TIME_TO_LIVE * 1000), owner.boot, owner.place, owner.node, owner.host)
         found = await self._valkey.run(_OWN, [self._key], args, deadline=_DEADLINE)
         if found:
             return Owner(*((word or b"").decode("utf-8", "replace") for word in found))
@@ -160,10 +161,6 @@ class SpoolLease:
         if ran_out is not None:
             self._end()
             ran_out()
-
-
-def _words(owner: Owner) -> tuple[str, ...]:
-    return owner.boot, owner.place, owner.node, owner.host
 
 
 def _renewals_ended(failure: Failure) -> None:
