@@ -143,6 +143,8 @@ class ESMTPFactory(Factory):
         """The protocol for a client whose address is known: a session, or a refusal."""
         closed_with = self._house.closed_with
         if self.terms is None or closed_with is not None:
+            if health_check:
+                return self._turn_away_check(closed_with or replies.STARTING)
             return self._refuse(closed_with or replies.STARTING, "closed", ip)
         if not self._house.has_room():
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
@@ -162,6 +164,17 @@ class ESMTPFactory(Factory):
             client_ip=str(ip),
             reason=reason,
         )
+        return self._farewell(reply)
+
+    def _turn_away_check(self, reply: Reply) -> RefusalProtocol:
+        """Tell a load balancer to send nobody here.
+
+        It asks every second or two and hears what it is to hear, so this is nobody's refused connection.
+        """
+        self._observer.health_check(self.listener.name)
+        return self._farewell(reply)
+
+    def _farewell(self, reply: Reply) -> RefusalProtocol:
         # Plain text would be noise to a client that expects a handshake.
         return RefusalProtocol(None if self.listener.tls is ListenerTLS.IMPLICIT else reply)
 

@@ -276,9 +276,11 @@ class ESMTPProtocol(Protocol):
             self._close(event.reason, in_message=event.in_message)
 
     def _replied(self, event: Replied) -> None:
+        if self.health_check:
+            return
         reply = event.reply
         self._terms.observer.replied(event.verb, reply.code)
-        if reply.code >= 400 and not self.health_check:
+        if reply.code >= 400:
             # What a policy refused stands in the log already, with the policy's name.
             say = _log.debug if event.reason.startswith("policy ") else _log.info
             say(

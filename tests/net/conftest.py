@@ -139,6 +139,8 @@ class Counted(SilentObserver):
     def __init__(self) -> None:
         self.handshakes: list[str] = []
         self.refused: list[str] = []
+        self.replies: list[int] = []
+        self.checks = 0
         self.closed = 0
 
     def tls_started(self, version: str) -> None:
@@ -149,6 +151,12 @@ class Counted(SilentObserver):
 
     def connection_closed(self, listener: str, seconds: float) -> None:
         self.closed += 1
+
+    def replied(self, verb: str, code: int) -> None:
+        self.replies.append(code)
+
+    def health_check(self, listener: str) -> None:
+        self.checks += 1
 
 
 class Client:

@@ -16,6 +16,7 @@ from elemta.net.proxy import ProxyPreamble
 from tests.net.conftest import Client, Place
 
 HEADER = b"PROXY TCP4 203.0.113.9 198.51.100.1 1111 25\r\n"
+LOCAL = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_bad_octets_are_logged_without_being_repeated(place: Place, events: list
 
 def test_a_balancers_own_check_is_asked_about_nobody(place: Place) -> None:
     client = place.connect()
-    said = client.send(b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" + b"")
+    said = client.send(LOCAL)
     assert said == ["220 mx.test ESMTP Elemta"]
     assert place.policy.asked == []
     client.protocol = session_of(client)
@@ -91,6 +92,16 @@ def test_a_balancers_own_check_is_asked_about_nobody(place: Place) -> None:
     assert place.policy.asked == []
     client.lose()
     assert place.policy.told == []
+    assert (place.observer.checks, place.observer.replies) == (1, [])
+
+
+def test_a_balancers_own_check_hears_of_a_drain_and_is_nobodys_refused_connection(
+    place: Place, events: list[LogEvent]
+) -> None:
+    place.house.drain()
+    assert place.connect().send(LOCAL) == ["421 4.3.2 Service shutting down, try again later"]
+    assert (place.observer.checks, place.observer.refused) == (1, [])
+    assert [event.get("event") for event in events] == []
 
 
 def test_behind_a_balancer_stalled_handshakes_are_counted_by_client(place: Place) -> None:
