@@ -224,7 +224,7 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many letters were taken, which of them never came, and which came more than once without an excuse."""
+    """How many letters were taken, which never came, and which came more than once without an excuse."""
 
     accepted: int
     lost: tuple[str, ...]

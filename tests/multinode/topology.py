@@ -1,4 +1,4 @@
-"""A fleet in namespaces: clients with addresses of their own, a load balancer, three nodes, Valkey, a next hop.
+"""A fleet in namespaces: clients with addresses of their own, a balancer, three nodes, Valkey, a next hop.
 
 The balancers run the files of deployments/ as they are: the addresses in there are the addresses here.
 """
@@ -125,8 +125,8 @@ def guarded() -> tuple[str, ...]:
 class HAProxy:
     """HAProxy with deployments/haproxy/haproxy.cfg.
 
-    ``ip netns exec`` gives it mounts of its own, so that its ``/run`` is none of the machine's. Its master, which
-    is not chrooted, is a way in.
+    ``ip netns exec`` gives it mounts of its own, so that its ``/run`` is none of the machine's. Its
+    master, which is not chrooted, is a way in.
     """
 
     def __init__(self, host: Host, directory: Path) -> None:
@@ -351,9 +351,7 @@ class Topology:
         found = [f"next hop: {fault}" for fault in self.sink.faults]
         for node in self.nodes.values():
             for line in node.log.read_text("utf-8", "replace").splitlines():
-                if not line.startswith("{"):
-                    found.append(f"{node.name}: {line}")
-                elif json.loads(line)["level"] in ("error", "critical"):
+                if not line.startswith("{") or json.loads(line)["level"] in ("error", "critical"):
                     found.append(f"{node.name}: {line}")
         return found
 

@@ -119,8 +119,8 @@ class ValkeyServer:
     """One server with a TCP port on 127.0.0.1 and a Unix socket, kept over restarts; nothing on disk.
 
     ``settings`` are those of valkey.conf with underscores for dashes: ``ValkeyServer(maxmemory="5mb",
-    requirepass="secret")``. A context manager; ``start`` returns when the server answers. ``place`` is where its
-    port is; the Unix socket is here all the same.
+    requirepass="secret")``. A context manager; ``start`` returns when the server answers. ``place`` is
+    where its port is; the Unix socket is here all the same.
     """
 
     def __init__(self, *arguments: str, place: Place = HERE, **settings: str | int) -> None:
