@@ -27,6 +27,16 @@ def topology() -> Iterator[Topology]:
 
 
 @pytest.fixture
+def nginx(topology: Topology) -> Iterator[None]:
+    """nginx beside HAProxy while the test runs."""
+    server = topology.start_nginx()
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@pytest.fixture
 def show() -> Show:
     """Puts a line into the table: what was to be shown, and with which figures."""
 
