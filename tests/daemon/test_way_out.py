@@ -11,6 +11,8 @@ import pytest
 from tests.interop.sink import Sink
 from tests.support.daemon import Daemon
 
+pytestmark = pytest.mark.timeout(180)
+
 MakeDaemon = Callable[..., Daemon]
 CONTENT = b"Subject: hello\r\n\r\nhello\r\n"
 
@@ -106,7 +108,7 @@ def show(daemon: Daemon) -> str:
     return daemon.ctl("queue", "show", *ids, check=False).stdout if ids else ""
 
 
-def until(true: Callable[[], object], words: str, seconds: float = 20.0) -> None:
+def until(true: Callable[[], object], words: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, words
@@ -134,13 +136,14 @@ def test_a_policy_that_fails_on_the_way_out_costs_a_wait_and_other_mail_goes(
     node: Daemon, sinks: tuple[Sink, Sink]
 ) -> None:
     front, _ = sinks
-    for local in ("raises", "hangs"):
+    failures = r'elemta_policy_failures_total.*policy="doors".*stage="route"'
+    for number, local in enumerate(("raises", "hangs"), 1):
         send(node, local)
+        until(lambda number=number: node.metric(failures) == number, node.output())
         waits = f"<{local}@far.example> deferred: 4.3.0 Local trouble"
-        until(lambda waits=waits: waits in show(node), show(node))
+        until(lambda waits=waits: waits in show(node), node.output())
     send(node, "usual")
     until(lambda: front.taken, node.output())
-    failures = r'elemta_policy_failures_total.*policy="doors".*stage="route"'
     assert node.metric(failures) == 2
     assert not node.records("bounce.queued")
 
