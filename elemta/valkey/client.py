@@ -178,6 +178,7 @@ class Valkey:
     # What becomes of them.
 
     def _missed(self, call: Call) -> None:
+        self._topology.doubt()  # another may have taken its place
         self._fail(call, ValkeyTrouble(Trouble.DEADLINE, "no answer in time", maybe_done=True))
 
     def _fail(self, call: Call, error: ValkeyTrouble) -> None:

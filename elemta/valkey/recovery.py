@@ -16,6 +16,9 @@ _PARKED = 1024
 # Whoever says so has another role than we think, has lost its memory, or has forgotten who we are.
 _DISTRUSTED = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
 
+# TRYAGAIN for keys that a script did not announce: they are not where the slot leaves from.
+_ON_THE_MOVE = "non local key"
+
 
 class Recovery:
     """Takes the calls that were refused.
@@ -74,7 +77,7 @@ class Recovery:
             return self._follow(call, words)
         if kind == "CLUSTERDOWN":
             self._topology.doubt()
-        return kind == "TRYAGAIN" and self._park(call)
+        return (kind == "TRYAGAIN" or _ON_THE_MOVE in words) and self._park(call)
 
     def _follow(self, call: Call, words: str) -> bool:
         move = move_of(words)

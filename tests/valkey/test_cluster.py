@@ -161,6 +161,24 @@ async def test_new_keys_in_a_slot_that_is_moving_are_counted_where_it_goes(
 
 
 @ensureDeferred
+async def test_a_script_that_looks_for_a_key_that_is_not_there_waits_until_the_slot_has_moved(
+    cluster: Cluster, connect: Any
+) -> None:
+    valkey = await connect(cluster.url)
+    script = Script("aside", "redis.call('GET', KEYS[1] .. '~') return redis.call('INCR', KEYS[1])")
+    key = b"{aside}"
+    assert await valkey.run(script, [key]) == 1
+    slot = slot_of(key)
+    target = next(each for each in cluster.primaries() if each is not cluster.owner(slot))
+    moving = deferToThread(cluster.move_with_ask, slot, target, pause=0.1)
+    for n in range(2, 50):
+        assert await valkey.run(script, [key]) == n
+    await moving
+    assert await valkey.run(script, [key]) == 50
+    assert cluster.owner(slot) is target
+
+
+@ensureDeferred
 async def test_when_a_primary_dies_its_replica_is_used(cluster: Cluster, connect: Any) -> None:
     valkey = await connect(cluster.url)
     key = b"{failing over}"
