@@ -10,7 +10,7 @@ DEV := etc/elemta-dev.toml
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign deb deb-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign multinode deb deb-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -59,6 +59,9 @@ bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit 
 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and their kin
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
+
+multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, and what happens when a part fails; as root
+	@tests/multinode/run $(VENV)/bin/python $(ARGS)
 
 deb: ## the Debian packages, in dist/deb; wants debhelper and lintian
 	@packaging/deb $(ARGS)

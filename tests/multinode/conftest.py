@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ Show = Callable[[str, str], None]
 @pytest.fixture(scope="module")
 def topology() -> Iterator[Topology]:
     """A fleet for the tests of a module; at the end a look at what anybody had to complain about."""
-    with tempfile.TemporaryDirectory(prefix="multinode-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=f"multinode-{os.getpid()}-", ignore_cleanup_errors=True) as name:
         # HAProxy and nginx change to users of their own.
         Path(name).chmod(0o755)
         with Topology(Path(name)) as topology:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -236,12 +235,10 @@ def test_the_thirty_mails_prove_something_because_without_valkey_they_fail(
 ) -> None:
     """The last one here: counts are local for a while afterwards."""
     with topology.valkey_cut_off():
-        print("LOCAL", topology.wait_for_mode("local"))
+        topology.wait_for_mode("local")
         with pytest.raises(AssertionError, match="counted for the fleet"):
             check_thirty_mails(topology, address_of(154))
     back = topology.wait_for_mode("cluster")
-    print("BACK", back, time.monotonic())
     topology.introduce()
-    print("INTRO", time.monotonic())
     check_thirty_mails(topology, address_of(155))
     show("the 30 mails fail without Valkey", f"they do, and pass {back:.1f} s after its return")
