@@ -38,6 +38,7 @@ generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts 
 	$(VENV)/bin/python docs/generate_dsn.py
 	$(VENV)/bin/python docs/generate_man.py
 	$(VENV)/bin/python docs/generate_rfc.py
+	$(VENV)/bin/python -B monitoring/grafana/generate.py
 
 test-twisted-22.4: .venv-22.4/.test ## the tests with the Twisted of Debian 12 (needs Python 3.11)
 	.venv-22.4/$(PYTEST) $(PARALLEL) $(OLDER) $(ARGS)

@@ -36,8 +36,7 @@ OVERVIEW = Dashboard(
                 ),
                 stat(
                     "Nodes that count in Valkey",
-                    "The others count limits by themselves: their share while Valkey is away, or always where "
-                    "none is configured.",
+                    "The others count by themselves: while Valkey is away, or where none is configured.",
                     gauge("elemta_limiter_mode", where=', mode="cluster"'),
                 ),
             ),
@@ -81,8 +80,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Connections opened and turned away",
-                    "Connections a second; turned away are those for which there was no room, or that came to a "
-                    "node that drains.",
+                    "Connections a second; turned away for want of room, or by a node that drains.",
                     (
                         Query(rate("elemta_connections_opened_total", "listener"), "{{listener}} opened"),
                         Query(
@@ -135,8 +133,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Policies that fail",
-                    "Times a second that on_error decided in a policy's place, and policies that are left alone "
-                    "for it.",
+                    "Times a second that on_error decided in a policy's place; 1 for a policy left alone.",
                     (
                         Query(
                             quiet("elemta_policy_failures_total", "policy", "kind"), "{{policy}}: {{kind}}"

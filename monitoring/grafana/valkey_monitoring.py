@@ -19,8 +19,7 @@ VALKEY = Dashboard(
                 ),
                 stat(
                     "Commands",
-                    "A second, whoever sent them. Every node reads the same number off Valkey; the largest is "
-                    "shown.",
+                    "A second, whoever sent them, as the best informed node knows.",
                     f"max(rate(valkey_commands_processed_total{{{NODE}}}[$__rate_interval]))",
                     "ops",
                 ),
@@ -150,8 +149,7 @@ VALKEY = Dashboard(
                 ),
                 Panel(
                     "Commands of Valkey for each check",
-                    "A check is one call of a script at most, with what that calls; heartbeats and INFO come on "
-                    "top.",
+                    "A check is one script call at most and what that calls; heartbeats and INFO on top.",
                     (
                         Query(
                             f"max(rate(valkey_commands_processed_total{{{NODE}}}[$__rate_interval]))"
