@@ -145,7 +145,7 @@ class HAProxy:
 
     def tell(self, command: str) -> str:
         """What it says to a command on its admin socket."""
-        path = f"/proc/{self._process.pid}/root/run/haproxy/admin.sock"
+        path = str(Path("/proc", str(self._process.pid), "root", "run", "haproxy", "admin.sock"))
         with closing(socket.socket(socket.AF_UNIX)) as admin:
             admin.settimeout(10)
             admin.connect(path)
