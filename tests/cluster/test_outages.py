@@ -266,6 +266,7 @@ def test_nodes_that_start_without_valkey_greet_and_join_when_it_comes(tmp_path: 
         with Fleet(tmp_path, valkey.url, resources=RESOURCES, tables=TABLES, waits=False) as fleet:
             assert {node.mode for node in fleet.nodes} == {LOCAL}
             with Stream(fleet.ports(), scale.per_second) as stream:
+                begun = time.monotonic()
                 client = new_client()
                 # A node that has never seen the others is alone as far as it knows.
                 assert by_door(burst(fleet.ports(), [client] * (4 * LIMIT), within=0.5)) == [LIMIT] * NODES
@@ -275,7 +276,7 @@ def test_nodes_that_start_without_valkey_greet_and_join_when_it_comes(tmp_path: 
                 came = time.time()
                 fleet.wait_for_mode(CLUSTER)
             back = fleet.last_to_change(CLUSTER, came - 1) - came
-            report(Fault("down at start", valkey_kill, valkey_kill), stream.visits, 0.0, ended)
+            report(Fault("down at start", valkey_kill, valkey_kill), stream.visits, begun, ended)
             print(f"all nodes joined {back:.2f} s after Valkey came")
             assert [visit for visit in stream.visits if not visit.passed] == []
             assert percentile([visit.seconds for visit in stream.visits], 0.99) < scale.greeting
