@@ -10,7 +10,7 @@ DEV := etc/elemta-dev.toml
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign multinode deb deb-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign multinode deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -69,6 +69,9 @@ deb: ## the Debian packages, in dist/deb; wants debhelper and lintian
 
 deb-test: ## installs them in a Debian of its own, boots that and tries everything; as root (SUITES="bookworm trixie")
 	@packaging/deb-test $(SUITES)
+
+compose-test: $(VENV)/.test ## the image and the compose files, for real, with podman; as root
+	@$(VENV)/bin/python tests/compose/run $(ARGS)
 
 clean: ## remove the virtual environments and caches; ./var, which holds mail, stays
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

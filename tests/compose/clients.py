@@ -97,7 +97,7 @@ def _reply(line: Callable[[], bytes], read: Callable[[int], bytes]) -> object:
     return int(rest) if kind == b":" else rest
 
 
-def wait_for(what: str, true: Callable[[], object], seconds: float = 90.0) -> None:
+def wait_for(what: str, true: Callable[[], object], seconds: float = 90.0, pause: float = 0.1) -> None:
     """Until ``true()`` is true and raises no OSError; AssertionError with ``what`` after ``seconds``."""
     until = time.monotonic() + seconds
     while True:
@@ -107,4 +107,4 @@ def wait_for(what: str, true: Callable[[], object], seconds: float = 90.0) -> No
         except OSError:
             pass
         assert time.monotonic() < until, what
-        time.sleep(0.1)
+        time.sleep(pause)

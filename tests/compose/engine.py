@@ -18,7 +18,7 @@ class EngineFailed(AssertionError):
 
 
 class Engine:
-    """Whatever is made with it lies in ``directory``, networks apart: those are in the namespace of the caller."""
+    """What is made with it lies in ``directory``; its networks are in the namespace of the caller."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -38,8 +38,8 @@ class Engine:
         here = self.directory
         runtime = 'runtime = "runc"' if shutil.which("runc") else ""
         self._settings.write_text(
-            f'[engine]\n{runtime}\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\ntmp_dir = "{here}/state"\n'
-            f'volume_path = "{here}/volumes"\n'
+            f'[engine]\n{runtime}\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            f'tmp_dir = "{here}/state"\nvolume_path = "{here}/volumes"\n'
             f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{here}/networks"\n'
             f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc=1000:1000"]\n'
         )

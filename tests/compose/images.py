@@ -108,7 +108,7 @@ def _build_stand_in(engine: Engine, image: str, rest: str) -> None:
 
 
 def _pip_settings(directory: Path) -> Iterator[str]:
-    """Options of ``podman build`` by which pip in there finds the index that pip here finds; nothing of it stays."""
+    """Options of ``podman build`` by which pip in there finds what pip here finds; nothing of it stays."""
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""docker-compose-multinode.yml as it is: three nodes, Valkey and HAProxy, through the ports that it publishes."""
+"""docker-compose-multinode.yml as it is: three nodes, Valkey and HAProxy, through the published ports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stack(engine: Engine) -> Iterator[Stack]:
         for service in NODES:
             wait_for(f"{service} is ready", lambda: is_ready(service))  # noqa: B023 - called at once
             wait_for(f"{service} counts in Valkey", lambda: counts_in(service, "cluster"))  # noqa: B023
-        wait_for("HAProxy has found the nodes", lambda: balanced_nodes(stack) == set(NODES))
+        wait_for("HAProxy has found the nodes", lambda: balanced_nodes() == set(NODES), pause=1.5)
         yield stack
     finally:
         stack.down("-v")
@@ -51,8 +51,8 @@ def counts_in(service: str, mode: str) -> bool:
     return metric(NODES[service][1], f'elemta_limiter_mode{{mode="{mode}"') == 1
 
 
-def balanced_nodes(stack: Stack) -> set[str]:
-    """The nodes that HAProxy leads somebody to just now; each look is a connection from an address that is only for this."""
+def balanced_nodes() -> set[str]:
+    """The nodes that HAProxy leads to just now; each look is a connection of each of some addresses."""
     hosts = Counter(greeting(BALANCED, f"198.51.100.{last}").split(" ")[1] for last in range(90, 99))
     return {service for service, (_, _, host) in NODES.items() if host in hosts}
 
@@ -92,7 +92,7 @@ def test_each_port_leads_to_its_node(stack: Stack, show: Show) -> None:
         assert greeting(port, "198.51.100.10") == f"220 {host} ESMTP Elemta"
         assert page(monitoring, "/healthz")[0] == 200
         assert page(monitoring, "/readyz")[0] == 200
-    assert balanced_nodes(stack) == set(NODES)
+    assert balanced_nodes() == set(NODES)
     show("each port leads to its node, 25 to all of them", "4 ports")
 
 
@@ -267,7 +267,7 @@ def test_a_stop_is_a_drain_and_exits_with_0(stack: Stack, show: Show) -> None:
     wait_for("it delivers what it had taken", lambda: len(delivered(stack, service, "stopped")) == 1)
     taken = [message for name in NODES for message in delivered(stack, name, "meanwhile")]
     assert len(taken) == 12
-    wait_for("HAProxy has found it again", lambda: balanced_nodes(stack) == set(NODES))
+    wait_for("HAProxy has found it again", lambda: balanced_nodes() == set(NODES), pause=1.5)
     show(
         "docker stop: a message under way is finished, exit status 0", "12 of 12 clients served by the others"
     )
