@@ -1,4 +1,4 @@
-"""Puts messages into a spool, as a node that dies then: ``python -m tests.adoption.fill DIR PART NODE HOLD``."""
+"""Puts messages into a spool, as a node that dies then: ``-m tests.adoption.fill DIR PART NODE HOLD``."""
 
 from __future__ import annotations
 
