@@ -51,6 +51,7 @@ setup(
             "flufl.bounce>=6.0",  # reads bounces as mailing lists do
             "argon2-cffi>=21.1",
             "setuptools>=70.1",  # the tests of packaging build without the network
+            "PyYAML>=6.0",  # the tests of deployments read them
         ],
         "check": [
             "mypy>=1.10",
@@ -58,6 +59,7 @@ setup(
             "ruff>=0.6",
             "import-linter>=2.0",
             "types-toml",
+            "kubernetes-validate>=1.31",  # brings the schemas
         ],
     },
     entry_points={
