@@ -7,7 +7,12 @@ from typing import cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer, IUNIXTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IPushProducer,
+    IUNIXTransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -76,7 +81,7 @@ class _Pending:
             self._deferred.cancel()
 
 
-@implementer(IHandshakeListener, IPushProducer)
+@implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
 class ESMTPProtocol(Protocol):
     """One client's connection: SMTP is the session's affair, mail is the reception's."""
 
@@ -95,6 +100,7 @@ class ESMTPProtocol(Protocol):
         self._handshaking = False
         self._closing = False
         self._lost = False
+        self._heard_all = False
         self._draining = False
         self._opened_at = 0.0
 
@@ -128,6 +134,19 @@ class ESMTPProtocol(Protocol):
         if self._deadlines.waiting is Waiting.MESSAGE:
             self._deadlines.received(len(data), self._home.seconds())
         self._run(self._session.receive(data))
+
+    def readConnectionLost(self) -> None:
+        """The client has closed its half, or all: it is answered what it asked, as it may still listen.
+
+        Who is not told of the 250 after its dot would send the message again.
+        """
+        self._heard_all = True
+        if self._closing:
+            self.transport.loseConnection()
+        self._leave_if_all_is_said()
+
+    def writeConnectionLost(self) -> None:
+        """Our half is closed, as we wanted."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
@@ -241,6 +260,7 @@ class ESMTPProtocol(Protocol):
         self._flush()
         self._expect(replied)
         self._shut_if_drained()
+        self._leave_if_all_is_said()
 
     def answered(self, pending: _Pending) -> None:
         """A late answer came; it counts unless the session has gone on without it."""
@@ -351,6 +371,10 @@ class ESMTPProtocol(Protocol):
         if self._draining and not (self._closing or self._lost or session.receiving or session.question):
             self._draining = False
             self._run(session.shut(replies.SHUTTING_DOWN, "drain"))
+
+    def _leave_if_all_is_said(self) -> None:
+        if self._heard_all and self._session.question is None and not self._handshaking:
+            self._close("the client has closed")
 
     def _pause_reading(self, reason: str) -> None:
         if not self._paused_for and not self._lost:

@@ -148,6 +148,24 @@ def test_a_client_may_half_close_at_any_stage(node: Daemon, stage: int) -> None:
                 break
 
 
+@pytest.mark.parametrize("listener", ["mx", "proxied"])
+def test_a_client_that_closes_its_half_behind_its_dot_is_told_that_its_message_is_queued(
+    node: Daemon, listener: str
+) -> None:
+    with Wire(node.socket(listener)) as wire:
+        if listener == "proxied":
+            wire.send(b"PROXY TCP4 203.0.113.77 198.51.100.1 1111 25\r\n")
+        wire.reply()
+        wire.command("EHLO client.test")
+        wire.send(ENVELOPE)
+        assert [wire.reply()[:3] for _ in range(3)] == ["250", "250", "354"]
+        wire.send(b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n")
+        wire.sock.shutdown(socket.SHUT_WR)
+        assert "queued as" in wire.reply()
+        assert wire.reply().startswith("221")
+        assert wire.is_closed()
+
+
 @pytest.mark.parametrize(
     "noise",
     [

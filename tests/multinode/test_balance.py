@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import pytest
 
 from tests.cluster.fleet import PREFIX, until
 from tests.multinode.conftest import Show
-from tests.multinode.letters import Crowd, Letter, judge, new_letter, send_one
+from tests.multinode.letters import Crowd, Letter, greet, judge, new_letter, send_one
 from tests.multinode.topology import (
     BALANCER,
     FIRST_CLIENT,
@@ -95,6 +96,18 @@ def test_mail_through_haproxy_reaches_every_node_and_each_knows_the_client(
         f"{len(crowd.accepted())} messages: {', '.join(f'{name} {share}' for name, share in shares.items())}",
     )
     show("each node knows the client, not HAProxy", f"{len(sources)} addresses in logs and Received fields")
+
+
+def test_a_client_that_closes_its_half_behind_its_dot_is_answered_through_haproxy(topology: Topology) -> None:
+    letter = new_letter(address_of(157))
+    wire = greet(topology.through_haproxy(), letter.source)
+    with wire:
+        for line in (f"MAIL FROM:<{letter.sender}>", f"RCPT TO:<{letter.recipient}>", "DATA"):
+            assert wire.command(line)[:1] in "23"
+        wire.send(b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n")
+        wire.sock.shutdown(socket.SHUT_WR)
+        assert "queued as" in wire.reply()
+        assert wire.reply().startswith("221")
 
 
 def test_a_limit_per_sender_holds_over_the_nodes_to_the_message(topology: Topology, show: Show) -> None:

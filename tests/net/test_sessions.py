@@ -105,6 +105,39 @@ def test_no_input_is_read_after_the_close(place: Place) -> None:
     assert place.policy.asked == ["connect"]
 
 
+# A client that closes its half
+
+
+@pytest.mark.parametrize("behind", [b"", b"RCPT TO:<b@example.test>\r\nQUIT\r\n"])
+def test_a_client_that_has_closed_its_half_is_answered_all_it_asked(place: Place, behind: bytes) -> None:
+    answer: Deferred[object] = Deferred()
+    place.policy.answers["mail"] = answer
+    client = place.connect()
+    client.send(b"EHLO client.test\r\n")
+    client.said()
+    client.send(b"MAIL FROM:<a@client.test>\r\n" + behind)
+    client.protocol.readConnectionLost()
+    assert client.said() == []
+    assert not client.transport.disconnecting
+    answer.callback(CONTINUE)
+    assert [line[:3] for line in client.said()] == ["250"] + (["250", "221"] if behind else [])
+    assert client.transport.disconnecting
+
+
+def test_a_client_that_closes_while_nothing_is_to_be_said_is_let_go(place: Place) -> None:
+    client = place.connect()
+    client.said()
+    client.protocol.readConnectionLost()
+    assert client.transport.disconnecting
+    inside = place.connect()
+    inside.envelope()
+    inside.send(b"Subject: x\r\n")
+    inside.protocol.readConnectionLost()
+    assert inside.transport.disconnecting
+    inside.lose()
+    assert place.policy.told[-2:] == ["refused", "disconnected"]
+
+
 # Drain
 
 
