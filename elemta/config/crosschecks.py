@@ -20,6 +20,7 @@ _RESERVED_LIMIT_NAMES = {
     "ip": "the connection rate of [resources]",
     "connections-per-ip": "max_connections_per_ip of [resources]",
     "node": "the nodes of the cluster",
+    "spool": "the owners of spools",
 }
 _OF_A_MESSAGE = frozenset(
     {

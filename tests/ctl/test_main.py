@@ -32,6 +32,7 @@ from elemta.outcome import Status as Came
 from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
+from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
 
 EVIL = "\x1b]0;owned\x07"
@@ -62,6 +63,7 @@ class Daemon:
     state: str = "serving"
     reloaded: Reloaded = field(default_factory=Reloaded)
     overseen: Overseen = field(default_factory=Overseen)
+    spools: Adopted = field(default_factory=Adopted)
 
     @property
     def limits(self) -> LimitsOversight:
@@ -703,3 +705,21 @@ async def test_a_reset_names_what_was_reset_and_fails_where_nothing_was(daemon: 
     code, _, err = await daemon.ctl("limits", "reset", "ip:192.0.2.1")
     assert code == 1
     assert "nothing is counted for this identity" in err
+
+
+@ensureDeferred
+async def test_spools_are_adopted_listed_and_given_back(daemon: Daemon) -> None:
+    code, out, err = await daemon.ctl("spool", "adopt", "/shared/there/../mx1")
+    assert (code, out) == (0, "/shared/mx1 adopted: 1 message\n")
+    assert err == "elemtactl: its node had adopted /shared/mx0, which is nobody's now: adopt it, too\n"
+    code, out, _ = await daemon.ctl("spool", "list")
+    assert [line.split(maxsplit=3) for line in out.splitlines()] == [
+        ["SPOOL", "STATE", "QUEUE", "WHY"],
+        ["/var/spool/elemta", "own", "3"],
+        ["/shared/mx4", "waiting", "there", "is no spool in /shared/mx4"],
+        ["/shared/mx1", "delivering", "1"],
+    ]
+    assert (await daemon.ctl("spool", "give-back", "/shared/mx1"))[1] == "/shared/mx1 given back\n"
+    code, _, err = await daemon.ctl("spool", "adopt", "/shared/mx2")
+    assert code == 1
+    assert "process 7 of node mx2 owns the spool partition /shared/mx2/p0" in err

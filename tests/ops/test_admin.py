@@ -34,6 +34,7 @@ from elemta.ops.admin_socket import AdminSocket
 from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
+from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
 
 
@@ -51,6 +52,7 @@ class Daemon:
     state: str = "serving"
     reloaded: Reloaded = field(default_factory=Reloaded)
     overseen: Overseen = field(default_factory=Overseen)
+    spools: Adopted = field(default_factory=Adopted)
     broken: bool = False
 
     @property
@@ -562,3 +564,55 @@ async def test_there_is_nothing_to_reset_for_who_was_never_counted(daemon: Daemo
     for query in ("", "?id=", "?id=" + "x" * 3000, "?ip=192.0.2.1"):
         status, _ = await ask(tmp_path, "POST", f"/v1/limits/reset{query}")
         assert status == 400
+
+
+@ensureDeferred
+async def test_spools_are_listed_the_own_one_first(daemon: Daemon, tmp_path: Path) -> None:
+    status, answer = await ask(tmp_path, "GET", "/v1/spools")
+    assert status == 200
+    own, waiting = answer["spools"]
+    assert own == {
+        "directory": "/var/spool/elemta",
+        "state": "own",
+        "reason": "",
+        "messages": 3,
+        "states": {"active": 1, "deferred": 2, "hold": 0},
+        "left": [],
+    }
+    assert (waiting["state"], waiting["messages"], waiting["states"]) == ("waiting", None, None)
+
+
+@ensureDeferred
+async def test_a_spool_is_adopted_and_given_back(daemon: Daemon, tmp_path: Path) -> None:
+    status, answer = await ask(tmp_path, "POST", "/v1/spools/adopt?directory=/shared/mx1")
+    assert (status, answer["state"], answer["left"]) == (200, "delivering", ["/shared/mx0"])
+    status, answer = await ask(tmp_path, "POST", "/v1/spools/give-back?directory=/shared/mx1")
+    assert (status, answer["state"]) == (200, "given back")
+    status, answer = await ask(tmp_path, "POST", "/v1/spools/give-back?directory=/shared/mx1")
+    assert (status, answer["error"]) == (404, "this node has not adopted /shared/mx1")
+
+
+@pytest.mark.parametrize(
+    ("query", "refused"),
+    [
+        ("directory=/shared/mx2", (409, "process 7 of node mx2 owns the spool partition /shared/mx2/p0")),
+        ("directory=/shared/mx9", (404, "there is no spool in /shared/mx9")),
+        ("directory=", (400, "directory is missing or too long")),
+        ("directory=%00", (400, "directory is missing or too long")),
+        ("folder=/shared/mx1", (400, "unknown query parameter 'folder'")),
+        (
+            "directory=/shared/mx3",
+            (
+                503,
+                "the spool could not do it: Valkey can't be asked who owns /shared/mx3/p0: no answer in time",
+            ),
+        ),
+    ],
+)
+@ensureDeferred
+async def test_a_spool_that_cannot_be_adopted_is_refused_with_the_reason(
+    daemon: Daemon, tmp_path: Path, query: str, refused: tuple[int, str]
+) -> None:
+    status, answer = await ask(tmp_path, "POST", f"/v1/spools/adopt?{query}")
+    assert (status, answer["error"]) == refused
+    assert answer.get("owner") == ("mx2" if status == 409 else None)
