@@ -215,10 +215,14 @@ class Nginx:
 
 
 class Topology:
-    """Everything, started when it is entered and gone when it is left."""
+    """Everything, started when it is entered and gone when it is left.
 
-    def __init__(self, directory: Path) -> None:
+    ``valkey_deadline`` is the nodes' setting.
+    """
+
+    def __init__(self, directory: Path, valkey_deadline: str) -> None:
         self._directory = directory
+        self._resources = {**RESOURCES, "valkey_deadline": valkey_deadline}
         self._stack = ExitStack()
 
     def __enter__(self) -> Topology:
@@ -270,7 +274,7 @@ class Topology:
             self._directory / name,
             f"valkey://{address_of(VALKEY)}:{VALKEY_PORT}",
             name=name,
-            resources=RESOURCES,
+            resources=self._resources,
             tables=TABLES.format(
                 address=address_of(NODES[name]),
                 balancer=BALANCER,
