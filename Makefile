@@ -10,7 +10,7 @@ DEV := etc/elemta-dev.toml
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-window campaign multinode deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -54,6 +54,9 @@ bench-relay: $(VENV)/.test ## the same for messages that go in and out again
 
 bench-limits: $(VENV)/.test ## decisions a second through Valkey, their CPU and latency, and memory
 	$(VENV)/bin/python bench/limits $(ARGS)
+
+bench-fleet: $(VENV)/.test ## messages a second through 1, 2, 3 nodes on one Valkey, and larger fleets simulated
+	$(VENV)/bin/python bench/fleet $(ARGS)
 
 bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit a rate; octets of a key
 	$(VENV)/bin/python bench/window_accuracy $(ARGS)

