@@ -51,6 +51,9 @@ class Costs:
     def of(self, writes: float, calls: float, asked: float) -> float:
         return writes * self.write + calls * self.call + asked * self.asked
 
+    def times(self, factor: float) -> Costs:
+        return Costs(self.write * factor, self.call * factor, self.asked * factor)
+
     @classmethod
     def solved(cls, one: float, pipelined: float, together: float) -> Costs:
         """From the cost of what is asked alone in a call and a write; 16 calls in a write; 64 in a call."""

@@ -10,8 +10,9 @@ What is modelled, and what is assumed:
 - What is asked in one turn goes to Valkey as one call of at most 64; on a Cluster, where each client is a key
   of its own, as one call each, all calls for one server in one write.
 - A Valkey server does one thing at a time, on a core of its own, in the order in which things come. What
-  writes, calls and what is asked in them cost was measured; with a replica behind it, if there are Sentinels
-  or a Cluster. What nodes cost that have nothing to do comes on top, on every server.
+  writes, calls and what is asked in them cost was measured, with a replica behind it if there are Sentinels
+  or a Cluster, and is multiplied by what the same calls cost more in the live runs than in a loop of their
+  own. What nodes cost that have nothing to do comes on top, on every server.
 - The network takes the same time for all, each way, loses nothing, and is never full.
 - Disk, next hops and clients wait for nobody here: they move the load, not Valkey's part of it.
 
