@@ -30,11 +30,11 @@ def container() -> dict[str, Any]:
 def pod(engine: Engine, container: dict[str, Any]) -> Iterator[str]:
     """Its user, arguments, environment, configuration and mounts; a volume that its group may write to."""
     here = engine.directory / "pod"
-    (here / "config").mkdir(parents=True)
+    (here / "config").mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load((KUBERNETES / "configmap.yaml").read_text())["data"]["elemta.toml"]
     (here / "config" / "elemta.toml").write_text(config)
     spool = here / "spool"
-    (spool / "lost+found").mkdir(parents=True)
+    (spool / "lost+found").mkdir(parents=True, exist_ok=True)
     os.chown(spool, 0, 10025)
     spool.chmod(0o2775)
     environ = {variable["name"]: variable.get("value", "") for variable in container["env"]}
