@@ -225,3 +225,61 @@ def test_a_node_whose_own_spool_another_host_has_leaves_it_alone_at_once(
         node.kill()
         node.start()
         assert node.records("spool.lease_waits") == []
+
+
+@pytest.mark.timeout(120)
+def test_a_node_started_elsewhere_waits_for_the_lease_it_had_before(
+    tmp_path: Path, server: ValkeyServer
+) -> None:
+    server.command("FLUSHALL")
+    with Fleet(tmp_path, server.url, resources=PATIENT, size=1) as fleet:
+        (node,) = fleet.nodes
+        until(lambda: server.command("KEYS", f"{PREFIX}spool:*"), "it has the lease of its own spool")
+        (key,) = server.command("KEYS", f"{PREFIX}spool:*")
+        node.kill()
+        # As if it had lived on another host.
+        server.command("HSET", key, "place", "another-kernel:1:2")
+        server.command("PEXPIRE", key, 6000)
+        node.launch()
+        assert "node n0 on " in node.wait_for("spool.lease_waits", seconds=30)["owner"]
+        assert node.records("spool.open") == []
+        node.wait_until_ready()
+
+
+@pytest.mark.timeout(120)
+def test_nothing_is_adopted_while_nobody_can_tell_whose_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    left_behind(shared, Ledger(), 1)
+    with (
+        valkey_server() as own,
+        Fleet(tmp_path, own.url, resources={"valkey_deadline": "500ms"}, size=1) as fleet,
+    ):
+        (node,) = fleet.nodes
+        own.kill()
+        refused = node.ctl("spool", "adopt", str(shared), check=False)
+        assert refused.returncode == 1
+        assert "Valkey can't be asked who owns" in refused.stderr
+        assert list(spools(node)) == [str(node.spool)]
+        # Its own queue goes on.
+        with node.client() as client:
+            client.sendmail("a@client.test", ["bob@example.test"], "Subject: on\r\n\r\n")
+        node.wait_for_mail("bob")
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(180)
+def test_an_adopted_spool_is_left_alone_while_valkey_is_away_and_goes_on_after_it(tmp_path: Path) -> None:
+    ledger, shared = Ledger(), tmp_path / "shared"
+    with sink(ledger) as hop:
+        port = hop.port
+    tables = f'[[route]]\ndomains = ["{REMOTE}"]\nto = "smtp://127.0.0.1:{port}"\n'
+    left_behind(shared, ledger, 5)
+    with valkey_server() as own, Fleet(tmp_path, own.url, resources=PATIENT, tables=tables, size=1) as fleet:
+        (node,) = fleet.nodes
+        node.ctl("spool", "adopt", str(shared))
+        own.pause()
+        node.wait_for("spool.adoption_cut_off", seconds=40)
+        until(lambda: spools(node)[str(shared)]["messages"] is None, "it is closed")
+        assert spools(node)[str(shared)]["state"] in ("waiting", "opening")
+        own.resume()
+        until(lambda: spools(node)[str(shared)]["state"] == "delivering", "it goes on", seconds=40)
