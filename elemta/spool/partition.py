@@ -113,7 +113,7 @@ class Partition:
 
     def _read_id(self) -> str | None:
         try:
-            text = self.places.id.read_text(encoding="ascii", errors="replace").strip()
+            text = self.places.id.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
         # One that was damaged is as good as none.
@@ -167,8 +167,9 @@ def _owned_by(said: bytes, directory: Path) -> SpoolLocked:
 
 
 def _place_of(descriptor: int) -> str:
+    # Not as ASCII: that codec would be looked for now, when privileges are gone and with them perhaps the way.
     try:
-        kernel = _KERNEL.read_text(encoding="ascii").strip()
+        kernel = _KERNEL.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
     status = os.fstat(descriptor)
