@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -151,6 +152,7 @@ def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("generate_rfc", "generate_metrics", "generate_logging"):
         module = generator(name)
         monkeypatch.setattr(module, "TARGET", tmp_path / f"{name}.md")
+        monkeypatch.setattr(module, "render", cache(module.render))  # the code stays what it is
         assert module.main(["--check"]) == 1
         assert module.main([]) == 0
         assert module.main(["--check"]) == 0
