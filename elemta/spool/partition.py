@@ -167,7 +167,7 @@ def _owned_by(said: bytes, directory: Path) -> SpoolLocked:
 
 
 def _place_of(descriptor: int) -> str:
-    # Not as ASCII: that codec would be looked for now, when privileges are gone and with them perhaps the way.
+    # Not as ASCII: that codec would be looked for now, privileges gone, and with them perhaps the way.
     try:
         kernel = _KERNEL.read_text(encoding="utf-8").strip()
     except OSError:
