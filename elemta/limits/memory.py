@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
 from zope.interface import implementer
 
+from elemta.limits.room import Room
 from elemta.limits.store import (
     LEASE_SECONDS,
     Answer,
@@ -31,9 +31,6 @@ from elemta.limits.store import (
 from elemta.limits.window import Counter
 
 MAX_KEYS = 200_000
-SHARED_COUNTERS = 1024
-_SWEPT_PER_KEY = 2
-_SWEPT_WHEN_FULL = 8
 _MICROSECONDS = 1_000_000
 
 
@@ -50,70 +47,6 @@ class SteadyClock:
         return time.monotonic()
 
 
-class _Room:
-    """What is counted under one limit's name."""
-
-    __slots__ = ("_max_keys", "_rota", "_shared", "counters", "leases")
-
-    def __init__(self, max_keys: int) -> None:
-        self._max_keys = max_keys
-        self.counters: dict[str, Counter] = {}
-        self.leases: dict[str, int] = {}
-        self._shared: dict[int, Counter] = {}
-        # Every identity that has a counter, in the order in which the sweep comes by.
-        self._rota: deque[str] = deque()
-
-    def known(self, request: Request) -> Counter | None:
-        """The counter that tells how much this identity has used, or None when it has used nothing."""
-        counter = self.counters.get(request.identity)
-        if counter is None and self._shared:
-            counter = self._shared.get(_share(request.identity))
-        if counter is not None and counter.bounds is not request.terms.bounds:
-            _rebind(counter, request.terms)
-        return counter
-
-    def own(self, request: Request, now: int) -> Counter:
-        """The counter to charge; made where there is none."""
-        counter = self.counters.get(request.identity)
-        if counter is not None:
-            return counter
-        shared = self.known(request)
-        self._sweep(now)
-        if len(self.counters) < self._max_keys:
-            return self._admit(
-                request.identity, Counter(request.terms.bounds) if shared is None else shared.copy()
-            )
-        if shared is None:
-            shared = self._shared[_share(request.identity)] = Counter(request.terms.bounds)
-        return shared
-
-    def forget(self, identity: str) -> bool:
-        """Empty an identity's counter. One that shared gets its own, even above the room's size."""
-        own = self.counters.get(identity)
-        if own is not None:
-            self.counters[identity] = Counter(own.bounds)
-            return True
-        shared = self._shared.get(_share(identity))
-        if shared is not None:
-            self._admit(identity, Counter(shared.bounds))
-        return shared is not None
-
-    def _admit(self, identity: str, counter: Counter) -> Counter:
-        self.counters[identity] = counter
-        self._rota.append(identity)
-        return counter
-
-    def _sweep(self, now: int) -> None:
-        """Drop what has expired, a few at a time: each new identity pays for looking at two old ones."""
-        full = len(self.counters) >= self._max_keys
-        for _ in range(min(_SWEPT_WHEN_FULL if full else _SWEPT_PER_KEY, len(self._rota))):
-            identity = self._rota.popleft()
-            if self.counters[identity].expires <= now:
-                del self.counters[identity]
-            else:
-                self._rota.append(identity)
-
-
 @implementer(ILimitStore)
 class MemoryStore:
     """Limits counted by this process alone; gone when it ends.
@@ -127,7 +60,7 @@ class MemoryStore:
     def __init__(self, clock: Clock | None = None, *, max_keys: int = MAX_KEYS) -> None:
         self._clock = SteadyClock() if clock is None else clock
         self._max_keys = max_keys
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, Room] = {}
 
     def seconds(self) -> float:
         return self._clock.seconds()
@@ -154,18 +87,19 @@ class MemoryStore:
 
         A counter keeps no more than its limit, the newest: with those it answers as if it had kept all.
         """
-        now = self._now()
-        receipt = self._charge(request, now)
-        if isinstance(receipt.origin, Counter):
-            receipt.origin.trim()
-        return receipt
+        return self._charge(request, self._now(), newest=True)
 
     def refund(self, receipts: Sequence[Receipt]) -> None:
         for receipt in receipts:
-            if not receipt.settled and isinstance(receipt.origin, Counter):
-                receipt.settled = True
+            origin, request = receipt.origin, receipt.request
+            if receipt.settled or not isinstance(origin, (Room, Counter)):
+                continue
+            receipt.settled = True
+            if isinstance(origin, Room):
+                origin.refund(request.identity, receipt.at, request.amount)
+            else:
                 # A counter that was reset or dropped meanwhile is nobody's any more: no harm.
-                receipt.origin.refund(receipt.at, receipt.request.amount)
+                origin.refund(receipt.at, request.amount)
 
     def release(self, receipts: Sequence[Receipt]) -> None:
         for receipt in receipts:
@@ -199,24 +133,23 @@ class MemoryStore:
         now = self._now()
         room = self._room(terms)
         if terms.leases is None:
-            counters = room.counters
-            first = heapq.nlargest(count, counters, key=lambda identity: counters[identity].fullness(now))
+            first = room.fullest(count, now, terms.bounds)
         else:
             first = heapq.nlargest(count, room.leases, key=room.leases.__getitem__)
         fills = [self._fill(Request(terms, identity), now) for identity in first]
         return Ranking(tuple(fill for fill in fills if any(fill.used)))
 
     def size(self, terms: Terms) -> int:
-        """How many identities of a limit have a counter of their own."""
-        return len(self._room(terms).counters)
+        """How many identities of a limit have a count of their own."""
+        return len(self._room(terms))
 
     def _now(self) -> int:
         return int(self._clock.seconds() * _MICROSECONDS)
 
-    def _room(self, terms: Terms) -> _Room:
+    def _room(self, terms: Terms) -> Room:
         room = self._rooms.get(terms.name)
         if room is None:
-            room = self._rooms[terms.name] = _Room(self._max_keys)
+            room = self._rooms[terms.name] = Room(self._max_keys)
         return room
 
     def _wait(self, request: Request, now: int) -> int | None:
@@ -227,38 +160,19 @@ class MemoryStore:
                 return None
             fits = room.leases.get(request.identity, 0) + request.amount <= terms.leases
             return 0 if fits else LEASE_SECONDS * _MICROSECONDS
-        counter = room.known(request)
-        if counter is None:
-            return 0 if all(request.amount <= bound.limit for bound in terms.bounds) else None
-        passes = counter.earliest(now, request.amount)
+        passes = room.earliest(request, now)
         return None if passes is None else passes - now
 
-    def _charge(self, request: Request, now: int) -> Receipt:
+    def _charge(self, request: Request, now: int, *, newest: bool = False) -> Receipt:
         room = self._room(request.terms)
         if request.terms.leases is not None:
             room.leases[request.identity] = room.leases.get(request.identity, 0) + request.amount
             return Receipt(request, now)
-        counter = room.own(request, now)
-        counter.charge(now, request.amount)
-        return Receipt(request, now, counter)
+        return Receipt(request, now, room.charge(request, now, newest=newest))
 
     def _fill(self, request: Request, now: int) -> Fill:
         room = self._room(request.terms)
         wait = self._wait(request, now)
         if request.terms.leases is not None:
             return Fill(request, (room.leases.get(request.identity, 0),), wait)
-        counter = room.known(request)
-        used = (0,) * len(request.terms.bounds) if counter is None else counter.used(now)
-        return Fill(request, used, wait)
-
-
-def _share(identity: str) -> int:
-    # Python salts the hashes of strings, so nobody outside can choose whom to share with.
-    return hash(identity) % SHARED_COUNTERS
-
-
-def _rebind(counter: Counter, terms: Terms) -> None:
-    if counter.bounds == terms.bounds:
-        counter.bounds = terms.bounds
-    else:
-        counter.rebind(terms.bounds)
+        return Fill(request, room.used(request, now), wait)
