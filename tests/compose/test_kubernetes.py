@@ -62,21 +62,22 @@ def test_the_pod_drains_before_it_is_stopped(
     wait_for("the readiness probe is content", lambda: page(8080, ready)[0] == 200)
     assert greeting(2525, "198.51.100.6") == f"220 {NAME}.mx.example.com ESMTP Elemta"
     assert "queued as" in send(2525, "198.51.100.6")
-    with connect(2525, "198.51.100.6") as session:
-        session.ehlo()
-        assert session.mail("someone@example.net")[0] == 250
-        assert session.rcpt("box@example.com")[0] == 250
-        session.docmd("DATA")
-        pre_stop = container["lifecycle"]["preStop"]["exec"]["command"]
-        drain = pre_stop[-1].replace("sleep 10", "sleep 0")
-        assert drain != pre_stop[-1]
-        engine.run("exec", pod, *pre_stop[:-1], drain)
-        # No service leads anybody here any more, and nobody kills it.
-        assert page(8080, ready)[0] == 503
-        assert page(8080, live)[0] == 200
-        assert greeting(2525, "198.51.100.7").startswith("421 ")
-        session.send("Subject: during the drain\r\n\r\nHello.\r\n.\r\n")
-        assert session.getreply()[0] == 250
+    session = connect(2525, "198.51.100.6")
+    session.ehlo()
+    assert session.mail("someone@example.net")[0] == 250
+    assert session.rcpt("box@example.com")[0] == 250
+    session.docmd("DATA")
+    pre_stop = container["lifecycle"]["preStop"]["exec"]["command"]
+    drain = pre_stop[-1].replace("sleep 10", "sleep 0")
+    assert drain != pre_stop[-1]
+    engine.run("exec", pod, *pre_stop[:-1], drain)
+    # No service leads anybody here any more, and nobody kills it.
+    assert page(8080, ready)[0] == 503
+    assert page(8080, live)[0] == 200
+    assert greeting(2525, "198.51.100.7").startswith("421 ")
+    session.send("Subject: during the drain\r\n\r\nHello.\r\n.\r\n")
+    assert session.getreply()[0] == 250
+    session.close()
     engine.run("stop", "--time", "60", pod)
     state = json.loads(engine.run("inspect", pod))[0]["State"]
     assert state["ExitCode"] == 0, shlex.join(engine.log(pod).splitlines()[-3:])
