@@ -33,6 +33,12 @@ WORKDIR /tmp
 CMD ["valkey-server"]
 """,
 }
+# As the public image has it: apt keeps nothing that it can get again.
+CLEAN = """\
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb || true"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
 PACKAGES = {HAPROXY: "haproxy", VALKEY: "valkey-server"}
 
 
@@ -78,6 +84,7 @@ def _import_base(engine: Engine) -> None:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+        (making / "etc/apt/apt.conf.d/docker-clean").write_text(CLEAN)
         making.rename(bare)
     tree = engine.directory / "base.tar"
     left_out = ("./var/cache/apt/*", "./var/lib/apt/lists/*", "./usr/share/doc/*", "./usr/share/man/*")
