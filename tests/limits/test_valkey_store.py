@@ -252,6 +252,18 @@ def test_a_refund_takes_back_exactly_what_was_charged_and_once(node: Node, terms
         assert node.used(terms) == 9
 
 
+@pytest.mark.parametrize("terms", [IP, MANY, Terms("both", (*IP.bounds, *MANY.bounds))])
+def test_what_was_given_back_as_a_whole_leaves_no_key(node: Node, terms: Terms) -> None:
+    first, second = (node.ask(Request(terms, "a", amount)).receipts for amount in (2, 3))
+    node.now(node.store.refund(first))
+    assert node.used(terms) == 3
+    node.now(node.store.refund(second))
+    assert node.valkey.talk("KEYS", f"elemta:ratelimit:{terms.name}:*") == []
+    node.later(1)
+    node.ask(Request(terms, "a", 4))
+    assert node.used(terms) == 4
+
+
 def test_a_refund_after_its_expiry_is_nothing(node: Node) -> None:
     receipts = [*node.ask(Request(IP, "a", 3)).receipts, *node.ask(Request(MANY, "a", 3)).receipts]
     node.later(61.5)
