@@ -76,12 +76,13 @@ class LimitsOversight:
         limiter = self._assembly().limiter
         # Open connections are facts, and stay.
         requests = [each for each in requests_for(limiter.rules, identity) if each.terms.leases is None]
-        fills = await _now(self._fleet.store.peek(requests))
+        used = {fill.request.key: any(fill.used) for fill in await self._fills(requests)}
         refused = await self._refused([request.terms.name for request in requests])
         done = []
         trouble: StoreUnavailable | None = None
-        for request, fill in zip(requests, fills, strict=True):
-            was_counted = any(fill.used) or request.key in refused
+        for request in requests:
+            # Of what nobody can tell while Valkey is away, this node may know something all the same.
+            was_counted = used.get(request.key, True) or request.key in refused
             if was_counted:
                 try:
                     await self._reset(request)

@@ -1,0 +1,62 @@
+"""Limits as an administrator sees them, on a node whose shared store is away."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig, WhenValkeyIsDown
+from elemta.errors import StoreUnavailable
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits.store import Request
+from elemta.oversight import LimitsOversight
+from tests.support.remote import Node, pass_time, used
+
+JANE = "jane@example.org"
+
+
+def limit(name: str, when_down: WhenValkeyIsDown) -> LimitConfig:
+    return LimitConfig(
+        name=name,
+        per=(Identity.SENDER,),
+        counts=Counts.MESSAGES,
+        rates=(Rate(9, 60.0),),
+        when_valkey_is_down=when_down,
+    )
+
+
+RULES = rules_from_config(
+    ResourcesConfig(), (limit("shared", WhenValkeyIsDown.LOCAL), limit("strict", WhenValkeyIsDown.DEFER))
+)
+SHARED, STRICT = (rule.terms for rule in RULES if rule.name in ("shared", "strict"))
+
+
+@ensureDeferred
+async def test_a_reset_without_valkey_forgets_on_this_node_beside_a_limit_that_defers_and_says_so() -> None:
+    clock = Clock()
+    node = Node(clock, MemoryStore(clock))
+    node.ask(Request(SHARED, JANE), Request(STRICT, JANE))
+    assert [used(node.local, terms, JANE) for terms in (SHARED, STRICT)] == [1, 1]
+    node.lose()
+
+    class Fleet:
+        store = node.store
+
+        async def refusals(self) -> tuple[()]:
+            return ()
+
+        async def tell_reset(self, request: Request) -> None:
+            raise AssertionError("there is nobody to tell")
+
+    assembly: Any = SimpleNamespace(limiter=Limiter(RULES, node.store))
+    fleet: Any = Fleet()
+    asked = Deferred.fromCoroutine(LimitsOversight(lambda: assembly, fleet).reset(JANE))
+    pass_time(clock, 0.01)
+    with pytest.raises(StoreUnavailable, match="only this node forgot"):
+        await asked
+    assert [used(node.local, terms, JANE) for terms in (SHARED, STRICT)] == [0, 0]
