@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS, Scope
 from elemta.config.target import TargetKind, is_loopback, parse_target
+from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
 
@@ -33,6 +35,7 @@ def cautions(config: Config) -> Iterator[Fault]:
         _no_limits_policy,
         _unusable_auth,
         _unproven_smarthosts,
+        _unreadable_valkey_files,
     ):
         yield from find(config)
 
@@ -169,3 +172,15 @@ def _unproven_smarthosts(config: Config) -> Iterator[Fault]:
         if route.credentials and unproven:
             problem = 'with tls = "may" the password is given to whoever answers in the place of the host'
             yield _note(config, f"route[{number}].credentials", problem, 'set tls = "require"')
+
+
+def _unreadable_valkey_files(config: Config) -> Iterator[Fault]:
+    """No fault: they may come later. But until then each node counts for itself."""
+    if not config.resources.valkey_url:
+        return
+    url = parse_valkey_url(config.resources.valkey_url)
+    files = {"ca": url.ca, "certificate": url.certificate, "private_key": url.private_key}
+    for name, path in files.items():
+        if path and not os.access(path, os.R_OK):
+            problem = f"{name}: {path} can't be read, and without it there is no connection to Valkey"
+            yield _note(config, "resources.valkey_url", problem)

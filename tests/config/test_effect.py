@@ -153,6 +153,10 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
             '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:587"\ncredentials = "/c"',
             'route[1].credentials: with tls = "may" the password is given to whoever answers in the place of the host (set tls = "require")',
         ),
+        (
+            '[resources]\nvalkey_url = "valkeys://:secret@cache.example?ca=/nowhere/ca.pem"',
+            "resources.valkey_url: ca: /nowhere/ca.pem can't be read, and without it there is no connection to Valkey",
+        ),
     ],
 )
 def test_a_dangerous_setting_is_told_with_the_danger(read: Read, text: str, caution: str) -> None:
