@@ -85,6 +85,9 @@ def _context(tls: TLS, _states: tuple[tuple[int, int], ...]) -> SSL.Context:
     else:
         context.set_default_verify_paths()
     if tls.certificate:
+        if b"ENCRYPTED" in Path(tls.private_key).read_bytes():
+            # OpenSSL would ask for the passphrase at the terminal, and the reactor would wait with it.
+            raise TLSRefused(f"{tls.private_key} needs a passphrase")
         context.use_certificate_chain_file(tls.certificate)
         context.use_privatekey_file(tls.private_key)
         context.check_privatekey()

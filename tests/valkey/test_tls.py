@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_twisted
+from cryptography.hazmat.primitives import serialization
 from pytest_twisted import ensureDeferred
 
 from elemta.valkey import ValkeyTrouble
@@ -96,6 +97,24 @@ async def test_files_that_appear_later_are_read_then(
     await why(valkey, "a file for TLS can't be used")
     authorities.write_bytes(files.certificate.read_bytes() + b"\n")
     await until(lambda: valkey.up)
+
+
+@ensureDeferred
+async def test_a_key_that_needs_a_passphrase_is_refused_and_nobody_is_asked_for_it(
+    server: ValkeyServer, connect: Any, tmp_path: Path
+) -> None:
+    files = certificate(tmp_path, "a")
+    key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    files.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    own = f"certificate={files.certificate}&private_key={files.key}"
+    valkey = await connect(f"valkeys://127.0.0.1:{server.port}?ca={files.certificate}&{own}", up=False)
+    await why(valkey, "needs a passphrase")
 
 
 @ensureDeferred
