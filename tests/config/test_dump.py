@@ -40,7 +40,7 @@ RATES = st.builds("{}/{}s".format, st.integers(1, 10**9), st.integers(1, 10**6))
 LIMITS = st.lists(
     st.fixed_dictionaries(
         {
-            "name": NAMES.filter(lambda name: name not in ("ip", "node", "connections-per-ip")),
+            "name": NAMES.filter(lambda name: name not in ("ip", "node", "spool", "connections-per-ip")),
             "per": st.lists(st.sampled_from(["ip", "user", "sender", "listener"]), unique=True),
             "counts": st.sampled_from(["messages", "recipients", "bytes"]),
             "rates": st.lists(RATES, min_size=1, max_size=3),
