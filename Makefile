@@ -7,7 +7,7 @@ PYTEST := bin/python -m pytest
 PARALLEL := -n 3 --dist loadfile
 DEV := etc/elemta-dev.toml
 # What older Twisteds could break; kills, floods and outages are about our own order of things.
-OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster
+OLDER := -o filterwarnings=default -m 'not campaign and not servers' --ignore tests/durability --ignore tests/mailout --ignore tests/cluster --ignore tests/adoption
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode deb deb-test compose-test clean
