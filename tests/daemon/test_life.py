@@ -123,7 +123,7 @@ def test_a_stop_is_over_within_shutdown_grace_whatever_a_client_does(make_daemon
             stubborn.reply()
         began = time.monotonic()
         daemon.stop(timeout=30)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 def test_a_reload_puts_a_new_configuration_into_force(daemon: Daemon) -> None:
@@ -267,7 +267,7 @@ def test_one_byte_now_and_then_does_not_keep_a_message_open(make_daemon: MakeDae
 def test_sessions_and_deliveries_share_one_grace(make_daemon: MakeDaemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         route = f'[[route]]\ndomains = ["*"]\nto = "smtp://127.0.0.1:{silent.getsockname()[1]}"\n'
-        daemon = make_daemon(route, server='shutdown_grace = "4s"\n').start()
+        daemon = make_daemon(route, server='shutdown_grace = "8s"\n').start()
         with daemon.client() as client:
             client.sendmail("a@client.test", ["stuck@example.test"], "Subject: x\r\n\r\nx\r\n")
         with Wire(daemon.socket()) as stubborn:
@@ -278,4 +278,4 @@ def test_sessions_and_deliveries_share_one_grace(make_daemon: MakeDaemon) -> Non
                 stubborn.reply()
             began = time.monotonic()
             daemon.stop(timeout=30)
-            assert time.monotonic() - began < 7.5
+            assert time.monotonic() - began < 15.5  # one after the other they would take 16

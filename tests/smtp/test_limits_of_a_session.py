@@ -164,10 +164,10 @@ def test_pipelined_input_up_to_the_limit_waits_and_one_octet_more_ends_the_sessi
 def test_thousands_of_commands_in_one_piece_do_not_recurse_and_take_linear_time() -> None:
     def seconds(count: int) -> float:
         told = play(HELLO, Conversation.begin(max_junk=10**9))
-        begun = time.perf_counter()
+        begun = time.process_time()
         told.send(b"NOOP\r\n" * count)
         assert told.said() == "250 2.0.0 OK\r\n" * count
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     seconds(1000)
     assert seconds(100_000) < 60 * max(min(seconds(10_000) for _ in range(3)), 0.001)
