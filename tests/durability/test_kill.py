@@ -67,7 +67,7 @@ def _kill_at_random(directory: Path, rounds: int, capsys: pytest.CaptureFixture[
 def test_kill_9_at_random_moments_loses_no_message_that_got_a_250(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _kill_at_random(tmp_path, int(os.environ.get("ELEMTA_KILLS", "20")), capsys)
+    _kill_at_random(tmp_path, int(os.environ.get("ELEMTA_KILLS", "10")), capsys)
 
 
 @pytest.mark.campaign

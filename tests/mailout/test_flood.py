@@ -54,7 +54,7 @@ class Size:
     retry: float
 
 
-SMALL = Size(alive=80, moody=10, dead=10, each=10, ratio=1.6, rounds=2, retry=0.5)
+SMALL = Size(alive=80, moody=10, dead=10, each=6, ratio=4.0, rounds=1, retry=0.5)
 LARGE = Size(alive=400, moody=50, dead=50, each=20, ratio=1.2, rounds=3, retry=2.0)
 
 

@@ -86,7 +86,7 @@ def _kill_while_delivering(directory: Path, rounds: int, capsys: pytest.CaptureF
 def test_kill_9_while_mail_goes_out_loses_nothing_and_repeats_only_what_was_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _kill_while_delivering(tmp_path, int(os.environ.get("ELEMTA_KILLS", "15")), capsys)
+    _kill_while_delivering(tmp_path, int(os.environ.get("ELEMTA_KILLS", "8")), capsys)
 
 
 @pytest.mark.campaign
