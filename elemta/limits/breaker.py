@@ -7,8 +7,11 @@ import enum
 FAILURES = 3
 """So many failures in a row open the breaker."""
 
-SAME_FAILURE = 0.005
-"""Failures that come within so many seconds are one: a single hiccup fails everything that was under way."""
+SAME_FAILURE = 0.025
+"""Failures that come within so many seconds are one: a single hiccup fails everything that was under way.
+
+With the default deadline a Valkey, or a machine, that stands still for a tenth of a second is forgiven.
+"""
 
 PROBE_INTERVAL = 0.4
 """Seconds from a probe that failed to the next one."""

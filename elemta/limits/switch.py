@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.errors import StoreUnavailable
+from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
 from elemta.limits.breaker import Breaker, BreakerState
 
 _log = Logger()
@@ -147,7 +147,9 @@ class Switch:
         self._breaker.succeeded()
 
     def failed(self, error: BaseException) -> None:
-        """The store did not answer."""
+        """The store did not answer. One that was not asked, because too much is under way, is none the worse."""
+        if isinstance(error, ValkeyTrouble) and error.kind is Trouble.OVERLOADED:
+            return
         if self._breaker.failed(self._clock.seconds()):
             self._open(str(error))
 

@@ -80,6 +80,10 @@ class AcquireCall:
         words = " ".join(map(str, program)).encode()
         self.args: list[bytes] = [self._boot.encode(), b"%d" % first, leases.node, words, *places]
 
+    def __len__(self) -> int:
+        """How many decisions are in it."""
+        return len(self._decisions)
+
     def answered(self, reply: object, undo: Callable[[Sequence[Receipt]], None]) -> None:
         """Tell everybody what became of his decision; ``undo`` the charges of those who went away."""
         if not isinstance(reply, list) or len(reply) <= sum(len(one.requests) for one in self._decisions):

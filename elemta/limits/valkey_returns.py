@@ -19,6 +19,8 @@ RETURNED_AT_ONCE = 128
 RETRIED_AFTER = 0.5
 CANCELLED_AFTER = 1.0
 """Between a call without an answer and its cancellation, and between that and the second one."""
+CANCELLED_AT_ONCE = 4
+"""So many calls: Valkey has to answer probes and decisions meanwhile."""
 _FORGOTTEN_AFTER = 10.0
 _MOST_CANCELLED = 512
 
@@ -157,6 +159,7 @@ class Cancellations:
         self._reactor = reactor
         self._valkey = valkey
         self._lost: deque[_Lost] = deque(maxlen=_MOST_CANCELLED)
+        self._under_way = 0
         self._timer: Any = None
 
     def add(self, keys: Sequence[bytes], args: Sequence[bytes]) -> None:
@@ -172,7 +175,7 @@ class Cancellations:
         self._timer = None
 
     def _wind(self) -> None:
-        if self._timer is None and self._lost:
+        if self._timer is None and self._lost and self._under_way < CANCELLED_AT_ONCE:
             delay = max(0.0, min(lost.due for lost in self._lost) - self._reactor.seconds())
             self._timer = self._reactor.callLater(delay, self._cancel)
 
@@ -182,11 +185,17 @@ class Cancellations:
         for lost in list(self._lost):
             if lost.until <= now:
                 self._lost.remove(lost)
-            elif lost.due <= now:
+            elif lost.due <= now and self._under_way < CANCELLED_AT_ONCE:
                 lost.due = now + CANCELLED_AFTER
                 if self._valkey.up:
+                    self._under_way += 1
                     answer = self._valkey.run(CANCEL, lost.keys, lost.args, deadline=BACKGROUND_DEADLINE / 2)
                     answer.addCallbacks(self._cancelled, self._failed, callbackArgs=(lost,))
+                    answer.addCallback(self._next)
+        self._wind()
+
+    def _next(self, _: None) -> None:
+        self._under_way -= 1
         self._wind()
 
     def _cancelled(self, _reply: object, lost: _Lost) -> None:

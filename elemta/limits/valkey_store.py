@@ -30,6 +30,13 @@ from elemta.valkey import Valkey
 RENEWAL_SECONDS = 3.0
 """Leases live for 30 s, so those of a dead node are gone 27 to 30 s after its death."""
 
+MOST_WAITING = 1024
+"""So many decisions may wait for Valkey's answer, as many as a node has connections by default.
+
+Whoever comes when there are more is told so at once: at the pace at which one process decides they are
+answered in the time that a session has, and those behind them would not be.
+"""
+
 T = TypeVar("T")
 
 
@@ -53,6 +60,7 @@ class ValkeyStore:
         self._leases = Leases(valkey, self._keys, node_id, self.boot, self._give_back_lease)
         self._views = Views(valkey, self._keys, self._definitions)
         self._waiting: dict[str, list[Decision]] = {}
+        self._open = 0
         self._turn: Any = None
         self._renewing = False
         self._again: list[Deferred[None]] = []
@@ -65,9 +73,14 @@ class ValkeyStore:
     # Charges.
 
     def acquire(self, requests: Sequence[Request]) -> Deferred[Answer]:
-        """Whoever cancels the Deferred does not want it any more: what is granted then is given back."""
+        """Whoever cancels the Deferred does not want it any more: what is granted then is given back.
+
+        Raises ValkeyTrouble when :data:`MOST_WAITING` decisions wait already.
+        """
         if not requests:
             return succeed(Answer())
+        if self._open >= MOST_WAITING:
+            raise self._valkey.overloaded("too many decisions are under way")
         if not self._valkey.clustered:
             return self._ask(requests, "")
         by_tag: dict[str, list[Request]] = {}
@@ -102,6 +115,7 @@ class ValkeyStore:
 
     def _ask(self, requests: Sequence[Request], tag: str) -> Deferred[Answer]:
         decision = Decision(requests)
+        self._open += 1
         waiting = self._waiting.get(tag)
         if waiting is None:
             self._waiting[tag] = [decision]
@@ -121,10 +135,15 @@ class ValkeyStore:
                 call = AcquireCall(some, first, self._keys, self._definitions, self._leases)
                 answer = self._valkey.run(ACQUIRE, call.keys, call.args)
                 answer.addCallbacks(
-                    call.answered, self._unanswered, callbackArgs=(self._undo,), errbackArgs=(call,)
+                    self._answered, self._unanswered, callbackArgs=(call,), errbackArgs=(call,)
                 )
 
+    def _answered(self, reply: object, call: AcquireCall) -> None:
+        self._open -= len(call)
+        call.answered(reply, self._undo)
+
     def _unanswered(self, failure: Failure, call: AcquireCall) -> None:
+        self._open -= len(call)
         error = failure.value
         if isinstance(error, ValkeyTrouble) and error.maybe_done:
             self._cancellations.add(call.keys, call.args[:4])

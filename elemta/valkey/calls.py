@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
 
 _GRAIN = 0.001
+_WARNED = 0.8
 
 
 class Call:
@@ -67,10 +68,16 @@ class Call:
 
 
 class Deadlines:
-    """Tells calls that their time is over.
+    """Tells calls that their time is over, and only where it was Valkey that used it up.
+
+    A command leaves this process when the reactor's turn ends, and a reply that lies in the socket is read
+    in a later turn; either can take longer than a deadline when this process has too much to do, or collects
+    garbage. So a call is looked at when :data:`_WARNED` of its time is over, and failed after the rest of it,
+    counted from the look: by then the command has left, whatever kept us, Valkey has had that rest at least,
+    and the reactor has read what had come. Where nothing is late that is the deadline exactly.
 
     Calls with the same deadline end in the order in which they began, so that a queue for each deadline
-    and one timer for each queue do: a call costs no timer of its own.
+    and one timer for each queue do: a call that is answered costs no timer of its own.
     """
 
     def __init__(self, reactor: Any, missed: Callable[[Call], None]) -> None:
@@ -78,35 +85,42 @@ class Deadlines:
         self._missed = missed
         self._queues: dict[float, deque[tuple[float, Call]]] = {}
         self._timers: dict[float, Any] = {}
+        self._warned: deque[Any] = deque()
 
     def add(self, call: Call, seconds: float) -> None:
         queue = self._queues.get(seconds)
         if queue is None:
             queue = self._queues[seconds] = deque()
-            self._timers[seconds] = self._reactor.callLater(seconds, self._look, seconds)
-        queue.append((self._reactor.seconds() + seconds, call))
+            self._timers[seconds] = self._reactor.callLater(seconds * _WARNED, self._look, seconds)
+        queue.append((self._reactor.seconds() + seconds * _WARNED, call))
 
     def stop(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
+        for timer in (*self._timers.values(), *self._warned):
+            if timer.active():
+                timer.cancel()
         self._timers.clear()
         self._queues.clear()
+        self._warned.clear()
 
     def _look(self, seconds: float) -> None:
-        # One more turn of the reactor: where it was this process that was late, the replies lie in the sockets.
-        self._timers[seconds] = self._reactor.callLater(0.0, self._judge, seconds)
-
-    def _judge(self, seconds: float) -> None:
         queue = self._queues[seconds]
         soon = self._reactor.seconds() + _GRAIN
-        late = []
+        warned = []
         while queue and (queue[0][1].deferred is None or queue[0][0] <= soon):
-            late.append(queue.popleft()[1])
+            call = queue.popleft()[1]
+            if call.deferred is not None:
+                warned.append(call)
+        if warned:
+            self._warned.append(self._reactor.callLater(seconds * (1 - _WARNED), self._judge, warned))
         if queue:
             pause = queue[0][0] - self._reactor.seconds()
             self._timers[seconds] = self._reactor.callLater(max(0.0, pause), self._look, seconds)
         else:
             del self._queues[seconds], self._timers[seconds]
-        for call in late:
+
+    def _judge(self, warned: list[Call]) -> None:
+        while self._warned and not self._warned[0].active():
+            self._warned.popleft()
+        for call in warned:
             if call.deferred is not None:
                 self._missed(call)

@@ -151,6 +151,11 @@ class Valkey:
 
         return Deferred.fromCoroutine(scan(self._topology.primaries, ask, max(1, limit // count)))
 
+    def overloaded(self, words: str) -> ValkeyTrouble:
+        """Counts, and gives, the trouble of whoever asks nothing because too much is under way."""
+        self._observer.failed(Trouble.OVERLOADED)
+        return ValkeyTrouble(Trouble.OVERLOADED, words)
+
     def _ask(
         self, frame: bytes, key: bytes | None, script: Script | None, deadline: float | None
     ) -> Deferred[Any]:
@@ -167,7 +172,7 @@ class Valkey:
         if connection is None or not self._running:
             return self._fail_at_once(self._topology.trouble)
         if len(connection.waiting) >= IN_FLIGHT:
-            return self._fail_at_once(ValkeyTrouble(Trouble.OVERLOADED, "too many commands are under way"))
+            return fail(self.overloaded("too many commands are under way"))
         call = Call(frame, key, script, self._recovery.refused)
         deferred: Deferred[Any] = call.deferred  # type: ignore[assignment]  # it is new
         self._deadlines.add(call, self._deadline if deadline is None else deadline)
