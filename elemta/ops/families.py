@@ -27,7 +27,9 @@ CONNECTIONS_REFUSED = _counter(
     "elemta_connections_refused_total", "Connections turned away, by reason.", "listener", "reason"
 )
 HEALTH_CHECKS = _counter(
-    "elemta_health_checks_total", "Connections that a load balancer made for itself.", "listener"
+    "elemta_health_checks_total",
+    "Connections that a load balancer made for itself; no other count of connections or replies has them.",
+    "listener",
 )
 SESSION_DURATION = _histogram("elemta_session_duration_seconds", "From accept to close.", SLOW, "listener")
 COMMANDS = _counter(
