@@ -147,7 +147,7 @@ class Switch:
         self._breaker.succeeded()
 
     def failed(self, error: BaseException) -> None:
-        """The store did not answer. One that was not asked, because too much is under way, is none the worse."""
+        """The store did not answer. That too much is under way to ask it says nothing of it."""
         if isinstance(error, ValkeyTrouble) and error.kind is Trouble.OVERLOADED:
             return
         if self._breaker.failed(self._clock.seconds()):

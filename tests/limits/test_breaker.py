@@ -47,7 +47,7 @@ def test_it_opens_after_failures_in_a_row() -> None:
 
 def test_what_fails_at_one_moment_is_one_failure() -> None:
     breaker = closed()
-    assert not any(breaker.failed(1.0 + number / 100_000) for number in range(100))
+    assert not any(breaker.failed(1.0 + number / 5_000) for number in range(100))
     assert breaker.closed
     assert [breaker.failed(1.0 + number / 10) for number in range(1, FAILURES)] == [False, True]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from elemta.limits.cluster import ClusterStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.store import Answer, Request, Terms
-from elemta.limits.valkey_store import ValkeyStore
+from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
@@ -117,6 +118,32 @@ async def test_a_valkey_that_stands_still_is_left_alone_and_told_afterwards(
     server.resume()
     await until(lambda: one.mode == two.mode == three.mode == "cluster")
     await until(lambda: in_the_log(server, OPEN) == 3)
+
+
+@ensureDeferred
+async def test_more_decisions_than_can_wait_are_no_reason_to_count_alone(
+    server: ValkeyServer, fleet: Any
+) -> None:
+    (one,) = await fleet(server, "a")
+    answers = [one.store.acquire([Request(WIDE.terms, str(n))]) for n in range(3 * MOST_WAITING)]
+    alone = [answer for answer in answers if isinstance(answer, Answer)]
+    assert len(alone) == 2 * MOST_WAITING
+    assert all(answer.granted for answer in alone)
+    assert all([(await answer).granted for answer in answers if isinstance(answer, Deferred)])
+    assert one.mode == "cluster"
+    assert isinstance(one.store.acquire([WIDE]), Deferred)
+
+
+@ensureDeferred
+async def test_a_process_that_was_busy_for_longer_than_the_deadline_hears_what_valkey_said(
+    server: ValkeyServer, fleet: Any
+) -> None:
+    (one,) = await fleet(server, "a", deadline=2.0)
+    asked = [one.store.acquire([RATE]) for _ in range(3)]
+    time.sleep(2.1)
+    assert [(await answer).granted for answer in asked] == [True] * 3
+    assert in_the_log(server, RATE) == 3
+    assert one.mode == "cluster"
 
 
 @ensureDeferred

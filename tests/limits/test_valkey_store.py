@@ -12,7 +12,8 @@ from zope.interface.verify import verifyObject
 
 from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
 from elemta.limits.store import LEASE_SECONDS, Answer, ILimitStore, Receipt, Request, Terms
-from elemta.limits.valkey_store import ValkeyStore
+from elemta.limits.valkey_returns import CANCELLED_AT_ONCE
+from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
 from tests.support.blocking_valkey import BlockingValkey, TimedValkey, result
 from tests.support.valkey import ValkeyServer
@@ -192,6 +193,34 @@ def test_a_decision_with_more_keys_than_a_call_should_have_is_still_one(node: No
 # All or none.
 
 
+def test_only_so_many_decisions_wait_and_the_next_is_told_so_at_once(node: Node) -> None:
+    node.valkey.late = True
+    waiting = [node.store.acquire([Request(MANY, str(number))]) for number in range(MOST_WAITING // 2)]
+    node.clock.advance(0)
+    waiting += [node.store.acquire([Request(MANY, str(number))]) for number in range(MOST_WAITING // 2)]
+    with pytest.raises(ValkeyTrouble) as refused:
+        node.store.acquire([Request(MANY, "a")])
+    assert refused.value.kind is Trouble.OVERLOADED
+    assert not refused.value.maybe_done
+    node.valkey.deliver()
+    node.clock.advance(0)
+    node.valkey.deliver()
+    assert all(result(answer).granted for answer in waiting)
+    node.valkey.late = False
+    assert all(node.ask(Request(MANY, "a")).granted for _ in range(2))
+    assert node.used(MANY) == 2, "what was not asked is not charged"
+
+
+def test_calls_that_fail_make_room_for_others(node: Node) -> None:
+    node.valkey.before = lost("acquire")
+    for _ in range(2):
+        lots = [node.store.acquire([Request(IP, str(number))]) for number in range(MOST_WAITING)]
+        node.clock.advance(0)
+        for answer in lots:
+            with pytest.raises(StoreUnavailable):
+                result(answer)
+
+
 def test_a_full_limit_leaves_the_others_uncharged(node: Node) -> None:
     full, roomy, other = rate("full", 1), rate("roomy", 5), rate("other", 500)
     requests = [Request(roomy, "a"), Request(full, "a"), Request(other, "a"), Request(CONNECTIONS, "a")]
@@ -357,6 +386,25 @@ def test_a_cancellation_that_has_overtaken_its_call_comes_again(node: Node) -> N
     assert (node.used(IP), node.used(MANY)) == (1, 1)
     node.later(1)
     assert (node.used(IP), node.used(MANY)) == (0, 0)
+
+
+def test_lost_calls_are_taken_back_a_few_at_a_time_so_that_valkey_has_time_for_others(node: Node) -> None:
+    node.valkey.after = lost("acquire")
+    for number in range(50):
+        with pytest.raises(StoreUnavailable):
+            node.ask(Request(IP, str(number)))
+    node.valkey.after = lambda *_: None
+    node.valkey.late = True
+    node.later(1)
+    assert node.valkey.calls.count("cancel") == CANCELLED_AT_ONCE
+    for _ in range(50):
+        node.valkey.deliver()
+        before = node.valkey.calls.count("cancel")
+        node.later(0.01)
+        assert node.valkey.calls.count("cancel") - before <= CANCELLED_AT_ONCE
+    assert node.valkey.calls.count("cancel") >= 50
+    node.valkey.late = False
+    assert not any(node.used(IP, str(number)) for number in range(50))
 
 
 def test_only_so_many_lost_calls_are_remembered_and_not_for_long(node: Node) -> None:

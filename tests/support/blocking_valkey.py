@@ -83,6 +83,9 @@ class BlockingValkey:
         for later, reply in undelivered:
             later.callback(reply)
 
+    def overloaded(self, words: str) -> ValkeyTrouble:
+        return ValkeyTrouble(Trouble.OVERLOADED, words)
+
     def command(self, *words: Any, key: bytes | None = None, deadline: float | None = None) -> Deferred[Any]:
         return succeed(self.talk(*words))
 

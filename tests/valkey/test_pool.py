@@ -123,6 +123,18 @@ def test_a_reply_that_came_while_this_process_was_busy_is_read_before_its_deadli
     assert not book.missed
 
 
+def test_a_command_that_left_late_because_this_process_was_busy_has_time_to_be_answered() -> None:
+    book = Book()
+    answered, silent = book.call(0.05), book.call(0.05)
+    book.clock.advance(0.3)
+    # Only now is it sent.
+    book.clock.advance(0.009)
+    answered.replied(b"within a fifth of the deadline")
+    assert not book.missed
+    book.clock.advance(0.001)
+    assert [call for _, call in book.missed] == [silent]
+
+
 def test_no_timer_stays_when_it_is_stopped() -> None:
     book = Book()
     book.call(0.05)
