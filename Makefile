@@ -8,9 +8,9 @@ PARALLEL := -n 3 --dist loadfile
 DEV := etc/elemta-dev.toml
 # What older Twisteds could break: some rooms have none of it in them, and kills, floods and outages are about our
 # own order of things.
-OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore tests/,$(NEWEST_ONLY))
 NEWEST_ONLY := smtp message config house monitoring multinode compose adoption durability mailout cluster \
 	spool/test_kill.py policy/test_example_package.py
+OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode deb deb-test compose-test clean
