@@ -11,7 +11,7 @@ import pytest
 from tests.interop.sink import Sink
 from tests.support.daemon import Daemon
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 MakeDaemon = Callable[..., Daemon]
 CONTENT = b"Subject: hello\r\n\r\nhello\r\n"

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("elemta", "twisted", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.interop.sink import Sink
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
 _PER_CONNECTION = 25
 _LARGEST_FOR_DOVECOT = 1024 * 1024

@@ -52,7 +52,7 @@ class Ledger:
             assert await read(spool, queue_id) == HEADER + body_for(queue_id)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @ensureDeferred
 async def test_kill_9_at_any_moment_loses_nothing_that_was_confirmed(open_spool, tmp_path):
     directory = tmp_path / "spool"
@@ -76,7 +76,7 @@ async def test_kill_9_at_any_moment_loses_nothing_that_was_confirmed(open_spool,
     assert {name for name in large if not (await spool.show(name)).in_file} == set()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("moment", ["15", "25..27", "60..63"])
 @ensureDeferred
 async def test_syncs_that_really_fail_are_refused_and_lose_nothing(open_spool, tmp_path, moment):
