@@ -2,7 +2,7 @@
 
 A counter is several objects, each of which Python looks at whenever it searches for garbage; octets it never
 looks at. Here are the charges themselves, ascending, as they were made: nothing in them depends on a limit's
-bounds, and a counter can be made of them at any time (:func:`counter_of`).
+bounds, and a counter can be made of them at any time (:class:`Grown`).
 """
 
 from __future__ import annotations
@@ -88,14 +88,16 @@ def fullness(few: bytes, now: int, bounds: Sequence[Bound]) -> float:
 
 
 class Grown(Counter):
-    """A counter that few charges grew into: those can be refunded from it."""
+    """The counter that would be there, had every one of these charges been made in one.
+
+    They can be refunded from it. What counts no more at the time of the last is still in it until somebody
+    asks, because a clock may have been set back.
+    """
 
     __slots__ = ()
 
-
-def counter_of(few: bytes, bounds: tuple[Bound, ...]) -> Grown:
-    """The counter that would be there, had every charge been made in one."""
-    counter = Grown(bounds)
-    for at, amount in _CHARGE.iter_unpack(few):
-        counter.charge(at, amount)
-    return counter
+    def __init__(self, few: bytes, bounds: tuple[Bound, ...]) -> None:
+        super().__init__(bounds)
+        for at, amount in _CHARGE.iter_unpack(few):
+            for series in self._series:
+                series.add(at, amount)

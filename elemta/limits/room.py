@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 from elemta.limits.few import (
     Grown,
     charged,
-    counter_of,
     fullness,
     last,
     lifetime,
@@ -105,7 +104,7 @@ class Room:
         if few is None:
             counter = self._known(request)
         elif any(used + request.amount > bound.limit for bound in bounds):
-            counter = counter_of(few, bounds)
+            counter = Grown(few, bounds)
         if counter is not None:
             return counter.earliest(now, request.amount)
         return now if all(request.amount <= bound.limit for bound in bounds) else None
@@ -114,7 +113,7 @@ class Room:
         """What counts at ``now``, for each bound."""
         few = self._few.get(request.identity)
         bounds = request.terms.bounds
-        counter = self._known(request) if few is None else counter_of(few, bounds)
+        counter = self._known(request) if few is None else Grown(few, bounds)
         return (0,) * len(bounds) if counter is None else counter.used(now)
 
     def fullest(self, count: int, now: int, bounds: tuple[Bound, ...]) -> list[str]:
@@ -148,7 +147,7 @@ class Room:
             if more is not None and not (newest and _exceeds(more, bounds)):
                 self._few.put(identity, more)
                 return self
-            counter: Counter = counter_of(few, bounds)
+            counter: Counter = Grown(few, bounds)
             self._few.drop(identity)
             self._counters.put(identity, counter)
         else:

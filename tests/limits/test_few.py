@@ -117,7 +117,7 @@ def test_packed_charges_are_kept_in_order_whatever_the_clock_did(
     assert few.total(packed) == sum(amount for _, amount in charges)
     left = few.pruned(packed, now, BUCKETS.bounds)
     used = counter.used(now)
-    assert few.counter_of(left, BUCKETS.bounds).used(now) == used
+    assert few.Grown(left, BUCKETS.bounds).used(now) == used
     assert few.fullness(packed, now, BUCKETS.bounds) == used[0] / BUCKETS.bounds[0].limit
 
 
