@@ -4,7 +4,7 @@ VENV := .venv
 PACKAGING := setup.py pyproject.toml elemta/__init__.py .ci/venv
 PYTEST := bin/python -m pytest
 # Half of the time is spent waiting, so a process more than two cores. ARGS="-n 0 …" is one after the other.
-PARALLEL := -n 3 --dist loadfile
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 DEV := etc/elemta-dev.toml
 # What older Twisteds could break: some rooms have none of it in them, and kills, floods and outages are about our
 # own order of things.

