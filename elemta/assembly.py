@@ -99,7 +99,7 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
         log=Logger(namespace="elemta.policies"),
     )
     chain = load_chain(config, services, metrics.chain)
-    _check_delays(config, chain)
+    _check_patience(config, chain)
     return Assembly(
         config=config,
         domains=domains,
@@ -112,18 +112,25 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
     )
 
 
-def _check_delays(config: Config, chain: PolicyChain) -> None:
-    """A limit may not keep clients waiting for longer than its policy may take: each would be a failure."""
-    if all(limit.on_exceed is not OnExceed.DELAY for limit in config.limits):
-        return
+def _check_patience(config: Config, chain: PolicyChain) -> None:
+    """No limit may take longer than its policy may: that would be a failure of the policy, each time."""
+    asking = config.resources.valkey_deadline if config.resources.valkey_url else 0.0
+    delays = any(limit.on_exceed is OnExceed.DELAY for limit in config.limits)
     for loaded in chain.policies:
-        if isinstance(loaded.policy, Limits) and loaded.policy.max_delay >= loaded.common.timeout:
-            key = f"policy.{loaded.name}.max_delay"
-            problem = (
-                f"is {loaded.policy.max_delay:g} s: must be less than the policy's timeout, "
-                f"{loaded.common.timeout:g} s, because a limit delays"
-            )
-            raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
+        if not isinstance(loaded.policy, Limits):
+            continue
+        timeout = loaded.common.timeout
+        # Who is delayed is asked about before and after.
+        if asking >= timeout:
+            key, seconds, why = "resources.valkey_deadline", asking, "so that what limits say then is done"
+        elif delays and loaded.policy.max_delay + 2 * asking >= timeout:
+            key, seconds = f"policy.{loaded.name}.max_delay", loaded.policy.max_delay
+            why = "because a limit delays"
+        else:
+            continue
+        room = " by two valkey_deadlines" if asking and seconds != asking else ""
+        problem = f"is {seconds:g} s: must be less than the policy's timeout, {timeout:g} s,{room} {why}"
+        raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
 
 
 def needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:

@@ -37,6 +37,14 @@ def test_a_limit_that_would_delay_beyond_its_policys_timeout_is_a_fault(tmp_path
         assembled(tmp_path, LIMIT.replace("ACTION", "delay") + f"[policy.limits]\n{table}\n")
 
 
+def test_a_deadline_of_valkey_beyond_the_policys_timeout_is_a_fault(tmp_path: Path) -> None:
+    resources = '[resources]\nvalkey_url = "valkey://127.0.0.1:1"\n'
+    with pytest.raises(ConfigError, match=r"resources\.valkey_deadline: is 6 s: must be less than .* 5 s"):
+        assembled(tmp_path, LIMIT.replace("ACTION", "defer") + f'{resources}valkey_deadline = "6s"\n')
+    with pytest.raises(ConfigError, match=r"max_delay: is 4 s: must be less than .* by two valkey_deadlines"):
+        assembled(tmp_path, LIMIT.replace("ACTION", "delay") + f'{resources}valkey_deadline = "500ms"\n')
+
+
 @pytest.mark.parametrize(("action", "table"), [("defer", 'timeout = "1s"'), ("delay", 'timeout = "4100ms"')])
 def test_a_policy_with_time_enough_for_its_limits_is_built(tmp_path: Path, action: str, table: str) -> None:
     text = LIMIT.replace("ACTION", action) + f"[policy.limits]\n{table}\n"
