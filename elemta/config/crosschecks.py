@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
 from typing import Any
 
 from elemta.config.choices import Counts, Identity, ListenerTLS, Role, RouteTLS
@@ -42,6 +43,8 @@ _ON_THE_WAY_OUT = frozenset(
 # Each is asked about with every charge, and Valkey has no room for more than 32.
 _MOST_RATES = 16
 _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
+# Numbers with dots, or what has a colon or a dot and ends in the length of a prefix
+_LIKE_A_NETWORK = re.compile(r"[0-9]+(?:\.[0-9]+){3}(?:/.*)?|(?=[^/]*[.:])[0-9A-Fa-f.:]+/[0-9]+")
 _PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
 
 
@@ -103,6 +106,7 @@ def _limits(config: Config) -> Iterator[Fault]:
             yield _fault(config, f"{key}.name", problem)
         yield from _rates(config, key, limit)
         yield from _identities(config, key, limit)
+        yield from _exceptions(config, key, limit)
         if Identity.DESTINATION in limit.per:
             yield from _destination(config, key, limit)
 
@@ -133,6 +137,30 @@ def _identities(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]
         elif identity in _OF_A_MESSAGE and limit.counts in _BEFORE_A_MESSAGE:
             problem = f'found "{identity}": {limit.counts} are counted when there is no message yet'
             yield _fault(config, f"{key}.per[{number}]", problem)
+
+
+def _exceptions(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
+    """Entries that would never exempt anybody; whatever else there is may be somebody's name."""
+    for number, entry in enumerate(limit.except_, start=1):
+        hint = ""
+        if _LIKE_A_NETWORK.fullmatch(entry.strip()) and not _is_network(entry.strip()):
+            problem = "is no network and no address"
+        elif entry.startswith("@"):
+            problem = "must be a whole address, or a domain"
+            hint = "domains are exempt from limits per sender_domain or recipient_domain"
+        elif not entry.strip():
+            problem = "must not be empty"
+        else:
+            continue
+        yield _fault(config, f"{key}.except[{number}]", f'found "{entry}": {problem}', hint)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _destination(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:

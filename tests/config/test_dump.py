@@ -48,7 +48,7 @@ LIMITS = st.lists(
         optional={
             "scope": st.sampled_from(["cluster", "node"]),
             "on_exceed": st.sampled_from(["defer", "reject", "disconnect", "delay"]),
-            "except": st.lists(TEXT, max_size=3),
+            "except": st.lists(TEXT.map("z{}".format), max_size=3),
         },
     ),
     max_size=3,

@@ -329,6 +329,21 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             'limit[1].per[2]: found "ip": stands there twice',
             id="identity twice",
         ),
+        *(
+            pytest.param(
+                f'{LIMIT}rates = ["1/1m"]\nexcept = ["::1", "{entry}"]', fault, id=f"exception {entry}"
+            )
+            for entry, fault in (
+                ("10.0.0.0/40", 'limit[1].except[2]: found "10.0.0.0/40": is no network and no address'),
+                ("300.0.0.1", 'limit[1].except[2]: found "300.0.0.1": is no network and no address'),
+                ("fd00::/129", 'limit[1].except[2]: found "fd00::/129": is no network and no address'),
+                (" ", 'limit[1].except[2]: found " ": must not be empty'),
+                (
+                    "@example.org",
+                    'limit[1].except[2]: found "@example.org": must be a whole address, or a domain (domains are exempt from limits per sender_domain or recipient_domain)',
+                ),
+            )
+        ),
         pytest.param(
             '[policies]\nchain = ["relay", "limits", "relay"]',
             'policies.chain[3]: found "relay": stands there twice',
