@@ -66,7 +66,7 @@ async def talking(endpoint: IStreamServerEndpoint) -> AsyncIterator[tuple[Talker
     port = await endpoint.listen(Factory.forProtocol(lambda: talker))
     address = port.getHost()
     if hasattr(address, "port"):
-        client = socket.create_connection(("127.0.0.1", address.port), timeout=10)
+        client = socket.create_connection(("127.0.0.1", address.port), timeout=90)
     else:
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(10)

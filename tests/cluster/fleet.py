@@ -134,7 +134,7 @@ class Fleet:
     def ports(self, listener: str = "mx") -> list[int]:
         return [node.port_of(listener) for node in self.nodes]
 
-    def wait_for_mode(self, mode: str, seconds: float = 20.0) -> None:
+    def wait_for_mode(self, mode: str, seconds: float = 60.0) -> None:
         """Until all nodes count there."""
         for node in self.nodes:
             until(lambda node=node: node.mode == mode, f"{node.name} in mode {mode}", seconds, node.troubles)
@@ -192,7 +192,7 @@ class Fleet:
 
 
 def until(
-    condition: Callable[[], object], what: str, seconds: float = 20.0, words: Callable[[], str] | None = None
+    condition: Callable[[], object], what: str, seconds: float = 60.0, words: Callable[[], str] | None = None
 ) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + seconds

@@ -113,7 +113,7 @@ class Scale:
     back: float
 
 
-SMALL = Scale(before=0.3, during=0.5, per_second=40, greeting=2.0, back=15.0)
+SMALL = Scale(before=0.3, during=0.5, per_second=40, greeting=10.0, back=45.0)
 LARGE = Scale(before=5.0, during=20.0, per_second=100, greeting=0.1, back=2.0)
 SCALES = [pytest.param(SMALL, id="small"), pytest.param(LARGE, id="large", marks=pytest.mark.campaign)]
 OUTAGES = [

@@ -49,7 +49,7 @@ def add_user(daemon: Daemon, name: str, password: str) -> None:
         input=password + "\n",
         text=True,
         check=True,
-        timeout=30,
+        timeout=90,
         capture_output=True,
     )
 

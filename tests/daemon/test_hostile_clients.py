@@ -45,7 +45,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def _nothing_is_left(node: Daemon) -> Iterator[None]:
     """Whatever a client did: its session is gone, and nobody was surprised."""
     yield
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 45
     still_open = r"elemta_connections_open\{"
     while node.metric(still_open) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -204,12 +204,16 @@ def test_a_client_that_never_reads_is_not_read_from_and_then_gets_every_reply(
             assert other.command("NOOP").startswith("250")
         expected = sent // len(RCPT)
         assert expected > 1000
-        said = b""
-        sock.settimeout(10)
-        while said.count(b"250 2.1.5 Recipient OK\r\n") < expected:
+        said = bytearray()
+        accepted = seen = 0
+        sock.settimeout(60)
+        while accepted < expected:
             data = sock.recv(1 << 20)
             assert data
             said += data
+            end = said.rfind(b"\n") + 1
+            accepted += said.count(b"250 2.1.5 Recipient OK\r\n", seen, end)
+            seen = end
         assert said.count(b"\r\n") - said.count(b"250-") == 3 + expected
         reset(sock)
 
@@ -242,7 +246,7 @@ def test_thousands_of_connections_that_say_nothing_leave_nothing(node: Daemon) -
             reset(sock)
         else:
             sock.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 45
     while len(list(Path(f"/proc/{node.pid}/fd").iterdir())) > descriptors and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(list(Path(f"/proc/{node.pid}/fd").iterdir())) <= descriptors
@@ -312,13 +316,13 @@ def test_one_address_that_stalls_its_handshakes_leaves_room_for_others(
     daemon.start()
     stalled = [daemon.socket("tls") for _ in range(12)]
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 45
         while daemon.metric("elemta_connections_refused_total") < 7 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert daemon.metric('elemta_connections_refused_total.*reason="max_connections_per_ip"') == 7
         with (
             socket.create_connection(
-                ("127.0.0.1", daemon.port_of("tls")), timeout=20, source_address=("127.0.0.2", 0)
+                ("127.0.0.1", daemon.port_of("tls")), timeout=90, source_address=("127.0.0.2", 0)
             ) as sock,
             Wire(sock) as wire,
         ):

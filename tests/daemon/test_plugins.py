@@ -142,7 +142,7 @@ def test_a_policy_that_hangs_costs_its_own_deadline_while_other_sessions_go_on(n
 def test_a_plugin_that_the_chain_names_and_nobody_has_stops_the_start(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon('[policies]\nchain = ["troubled", "relay"]\n')
     process = daemon.launch()
-    assert process.wait(timeout=20) == 78
+    assert process.wait(timeout=90) == 78
     assert "troubled" in daemon.output()
 
 

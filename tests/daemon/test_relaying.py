@@ -114,7 +114,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait(true: Callable[[], object], words: str, seconds: float = 20.0) -> None:
+def wait(true: Callable[[], object], words: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, words
@@ -128,7 +128,7 @@ def add_user(daemon: Daemon, name: str, password: str) -> None:
         input=password + "\n",
         text=True,
         check=True,
-        timeout=30,
+        timeout=90,
         capture_output=True,
     )
 
@@ -192,7 +192,7 @@ def test_the_submission_server_takes_mail_of_its_users_and_brings_it_home_and_ab
         client.login("alice", "correct horse")
         client.sendmail("alice@example.org", ["bob@far.example", "carol@example.org"], CONTENT)
     with smtplib.SMTP_SSL(
-        "127.0.0.1", daemon.port_of("submissions"), context=unproved(), timeout=20
+        "127.0.0.1", daemon.port_of("submissions"), context=unproved(), timeout=90
     ) as client:
         client.login("alice", "correct horse")
         client.sendmail("alice@example.org", ["dave@far.example"], CONTENT)

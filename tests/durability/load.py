@@ -82,7 +82,7 @@ class Clients:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
-    def wait_until_idle(self, seconds: float = 30.0) -> None:
+    def wait_until_idle(self, seconds: float = 90.0) -> None:
         """Wait until the clients that were told to rest have read all their answers."""
         deadline = time.monotonic() + seconds
         while self._sockets and time.monotonic() < deadline:

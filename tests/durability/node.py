@@ -75,7 +75,7 @@ class Node:
         if not found:
             self.daemon.log.unlink()
 
-    def is_serving(self, process: subprocess.Popen[bytes], seconds: float = 30.0) -> bool:
+    def is_serving(self, process: subprocess.Popen[bytes], seconds: float = 90.0) -> bool:
         """Whether it became ready, rather than being killed on the way there."""
         deadline = time.monotonic() + seconds
         while not self.daemon.records("daemon.ready"):

@@ -82,7 +82,7 @@ def _failing_syncs(pid: int) -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=20)
+            process.wait(timeout=90)
 
 
 def _print(capsys: pytest.CaptureFixture[str], title: str, report: str) -> None:
@@ -194,7 +194,7 @@ def test_syncs_that_fail_are_answered_with_451_and_lose_nothing(
             if killed:
                 node.start()
                 clients.aim(node.daemon.port)
-            trusted_after = node.wait_until_ready_again(20)
+            trusted_after = node.wait_until_ready_again(60)
             _wait("mail taken again", lambda: len(ledger.acknowledged) > none_since + 50, 20)
             run_dry(node, clients)
             ledger.judge(refused_may_arrive=killed)

@@ -60,7 +60,7 @@ class Server:
         self._pid_file = pid_file
         self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, *command: str, ready: Callable[[], bool], seconds: float = 20.0) -> None:
+    def run(self, *command: str, ready: Callable[[], bool], seconds: float = 60.0) -> None:
         """Start it, and wait until ``ready``."""
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
@@ -92,17 +92,17 @@ class Server:
         else:
             self._process.terminate()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=90)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=90)
         self._process = None
 
 
 def greets(port: int, host: str = "127.0.0.1", place: Place = HERE) -> bool:
     """Whether who listens there says 220."""
     try:
-        with place.call(lambda: socket.create_connection((host, port), timeout=5)) as sock:
+        with place.call(lambda: socket.create_connection((host, port), timeout=90)) as sock:
             if not sock.recv(512).startswith(b"220"):
                 return False
             sock.sendall(b"QUIT\r\n")
@@ -112,7 +112,7 @@ def greets(port: int, host: str = "127.0.0.1", place: Place = HERE) -> bool:
         return False
 
 
-def wait_until(what: str, done: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(what: str, done: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for something that other processes do."""
     deadline = time.monotonic() + seconds
     while not done():

@@ -25,7 +25,7 @@ _MESSAGE = (
 
 
 def submit(postfix: Postfix, recipients: list[str], message: bytes = _MESSAGE, *options: str) -> None:
-    with smtplib.SMTP("127.0.0.1", postfix.port, local_hostname="client.test", timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", postfix.port, local_hostname="client.test", timeout=90) as client:
         client.sendmail("a@client.test", recipients, message, mail_options=("BODY=8BITMIME", *options))
 
 
@@ -82,18 +82,18 @@ def test_postfix_learns_what_became_of_each_recipient(node: Daemon, relay: Postf
 
 def test_postfix_relays_a_burst_over_connections_that_it_uses_again(node: Daemon, relay: Postfix) -> None:
     before = node.metric("elemta_connections_opened_total")
-    with smtplib.SMTP("127.0.0.1", relay.port, local_hostname="client.test", timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", relay.port, local_hostname="client.test", timeout=90) as client:
         for number in range(60):
             text = f"Subject: {number}\r\n\r\nnumber {number}\r\n"
             client.sendmail("a@client.test", ["many@example.test"], text)
-    messages = node.wait_for_mail("many", 60, seconds=30)
+    messages = node.wait_for_mail("many", 60, seconds=90)
     bodies = {message.partition(b"\r\n\r\n")[2] for message in messages}
     assert bodies == {f"number {number}\r\n".encode() for number in range(60)}
     assert 0 < node.metric("elemta_connections_opened_total") - before < 60
 
 
 def test_postfix_relays_to_an_internationalised_address(node: Daemon, relay: Postfix) -> None:
-    with smtplib.SMTP("127.0.0.1", relay.port, local_hostname="client.test", timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", relay.port, local_hostname="client.test", timeout=90) as client:
         client.sendmail(
             "a@client.test", ["jürgen@example.test"], _MESSAGE, mail_options=("SMTPUTF8", "BODY=8BITMIME")
         )
@@ -103,7 +103,7 @@ def test_postfix_relays_to_an_internationalised_address(node: Daemon, relay: Pos
 
 
 def test_postfix_hands_on_what_the_sender_wants_to_be_told(node: Daemon, relay: Postfix) -> None:
-    with smtplib.SMTP("127.0.0.1", relay.port, local_hostname="client.test", timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", relay.port, local_hostname="client.test", timeout=90) as client:
         client.sendmail(
             "dsn@client.test",
             ["one@held.test"],

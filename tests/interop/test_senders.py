@@ -59,7 +59,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         input="correct horse\n",
         text=True,
         check=True,
-        timeout=30,
+        timeout=90,
         capture_output=True,
     )
     daemon.start()
@@ -97,7 +97,7 @@ def swaks(node: Node) -> Swaks:
             [path, "--server", server, "--from", "a@client.test", "--helo", "swaks.test", *options],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
             check=False,
         )
         assert done.returncode == status, done.stdout + done.stderr
@@ -193,7 +193,7 @@ def msmtp(node: Node, tmp_path: Path) -> Msmtp:
             input=_MESSAGE,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
             check=False,
         )
 
@@ -271,7 +271,7 @@ def test_smtplib_submits_a_message_with_attachments_over_tls(node: Node) -> None
     message.add_attachment(bytes(range(256)) * 4000, maintype="application", subtype="octet-stream")
     message.set_boundary("boundary")
     port = node.daemon.port_of("submissions")
-    with smtplib.SMTP_SSL("127.0.0.1", port, context=_context(), timeout=20) as client:
+    with smtplib.SMTP_SSL("127.0.0.1", port, context=_context(), timeout=90) as client:
         client.login("alice", "correct horse")
         client.send_message(message)
     arrived = node.arrived("attached")

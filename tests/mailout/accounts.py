@@ -216,7 +216,7 @@ class Office(Sink):
             else:
                 self.ledger.took_notice(content)
 
-    def wait_until_alone(self, seconds: float = 30.0) -> None:
+    def wait_until_alone(self, seconds: float = 90.0) -> None:
         """Wait until everything that was said to it is read."""
         deadline = time.monotonic() + seconds
         while self.conversations:

@@ -47,7 +47,7 @@ def notices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                     MESSAGE,
                     ["ENVID=monday+2B1", "RET=FULL"],
                 )
-            mails = daemon.wait_for_mail("alice", 2, seconds=30.0)
+            mails = daemon.wait_for_mail("alice", 2, seconds=60.0)
         finally:
             daemon.stop()
     return {_action(mail): mail for mail in mails}

@@ -182,7 +182,7 @@ class World:
     # What became of it
 
     def attempt(
-        self, queue_id: str, recipient: str, status: str | None = None, seconds: float = 10.0
+        self, queue_id: str, recipient: str, status: str | None = None, seconds: float = 45.0
     ) -> dict[str, Any]:
         """The first attempt for this recipient, or the first that ended so."""
         fields = {"status": status} if status else {}

@@ -211,7 +211,7 @@ async def reply_of(client: Client) -> list[str]:
     raise AssertionError("no reply")
 
 
-async def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for what threads and the reactor bring about."""
     from twisted.internet import reactor
 

@@ -77,7 +77,7 @@ CONFIG = """
 class UnixSMTP(smtplib.SMTP):
     def __init__(self, path):
         self._path = path
-        super().__init__("localhost", 25, timeout=20)
+        super().__init__("localhost", 25, timeout=90)
 
     def _get_socket(self, host, port, timeout):
         import socket
@@ -127,7 +127,7 @@ def daemon(tmp_path):
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not any(record["event"] == "daemon.ready" for record in records()):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

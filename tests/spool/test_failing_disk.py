@@ -24,7 +24,7 @@ LARGE = b"large" * 40_000
 async def _until(condition):
     from twisted.internet import reactor
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 45
     while not condition():
         assert time.monotonic() < deadline
         await deferLater(reactor, 0.01)
@@ -52,7 +52,7 @@ async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
     refused = 0
     started = time.monotonic()
     while refused < 3:
-        assert time.monotonic() < started + 20
+        assert time.monotonic() < started + 60
         try:
             kept.append((await put(spool, os.urandom(20_000))).queue_id)
         except SpoolFull:

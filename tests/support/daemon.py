@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.places import HERE, Place
 
-_START_SECONDS = 30.0
+_START_SECONDS = 90.0
 
 
 class DaemonFailed(AssertionError):
@@ -126,7 +126,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
     def wait_until_ready(self) -> None:
         self.wait_for("daemon.ready", seconds=_START_SECONDS)
 
-    def wait_for(self, event: str, *, seconds: float = 10.0, **fields: object) -> dict[str, Any]:
+    def wait_for(self, event: str, *, seconds: float = 45.0, **fields: object) -> dict[str, Any]:
         """The first record since the last start with this event and these fields."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -178,7 +178,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
 
     def get(self, path: str) -> str:
         url = f"http://127.0.0.1:{self.metrics_port}{path}"
-        with self._place.call(lambda: urllib.request.urlopen(url, timeout=5)) as answer:
+        with self._place.call(lambda: urllib.request.urlopen(url, timeout=90)) as answer:
             return str(answer.read().decode())
 
     def metric(self, pattern: str) -> float:
@@ -190,13 +190,13 @@ endpoint = "tcp:0:interface=127.0.0.1"
         ]
         return sum(values)
 
-    def client(self, listener: str = "mx", timeout: float = 20.0) -> smtplib.SMTP:
+    def client(self, listener: str = "mx", timeout: float = 60.0) -> smtplib.SMTP:
         port = self.port_of(listener)
         return self._place.call(
             lambda: smtplib.SMTP("127.0.0.1", port, local_hostname="client.test", timeout=timeout)
         )
 
-    def socket(self, listener: str = "mx", timeout: float = 20.0) -> socket.socket:
+    def socket(self, listener: str = "mx", timeout: float = 60.0) -> socket.socket:
         address = ("127.0.0.1", self.port_of(listener))
         return self._place.call(lambda: socket.create_connection(address, timeout=timeout))
 
@@ -206,7 +206,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
             [str(Path(sys.executable).with_name("elemtactl")), "--config", str(self.config), *arguments],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
             env=self._environ,
             check=False,
         )
@@ -221,9 +221,9 @@ endpoint = "tcp:0:interface=127.0.0.1"
         """kill -9."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=90)
 
-    def stop(self, timeout: float = 40.0) -> int:
+    def stop(self, timeout: float = 90.0) -> int:
         """SIGTERM; the exit status."""
         assert self._process is not None
         if self._process.poll() is None:
@@ -232,7 +232,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
             return self._process.wait(timeout=timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=90)
             raise DaemonFailed(f"did not stop within {timeout} s:\n{self.output()[-4000:]}") from None
 
     def mailbox(self, local: str, domain: str = "example.test") -> list[Path]:
@@ -241,7 +241,7 @@ endpoint = "tcp:0:interface=127.0.0.1"
         return sorted(new.iterdir(), key=lambda path: path.stat().st_mtime) if new.is_dir() else []
 
     def wait_for_mail(
-        self, local: str, count: int = 1, *, domain: str = "example.test", seconds: float = 15.0
+        self, local: str, count: int = 1, *, domain: str = "example.test", seconds: float = 60.0
     ) -> list[bytes]:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -173,7 +173,7 @@ class Harbour:
             await maybeDeferred(port.stopListening)
 
 
-async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until it is so."""
     for _ in range(int(seconds / 0.005)):
         if true():

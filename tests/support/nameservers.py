@@ -109,7 +109,7 @@ class Nsd:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
@@ -121,7 +121,7 @@ class Nsd:
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
-            process.wait(timeout=10)
+            process.wait(timeout=90)
 
     def _answers(self) -> bool:
         query = dns.message.make_query("ready.invalid", "A")
@@ -191,7 +191,7 @@ class ScriptedNameserver:
     def _serve_tcp(self) -> None:
         sock, _ = self._tcp.accept()
         with sock:
-            sock.settimeout(5)
+            sock.settimeout(30)
             (length,) = struct.unpack("!H", sock.recv(2, socket.MSG_WAITALL))
             answer = self._answer_to(sock.recv(length, socket.MSG_WAITALL), "tcp")
             if answer is not None:

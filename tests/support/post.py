@@ -185,7 +185,7 @@ class Post:
         )
         return (await self.spool.commit(writer, submission)).queue_id
 
-    async def until(self, true: Callable[[], object], seconds: float = 20.0) -> None:
+    async def until(self, true: Callable[[], object], seconds: float = 60.0) -> None:
         for _ in range(int(seconds / 0.005)):
             if true():
                 return

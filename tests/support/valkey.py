@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.support.places import HERE, Place
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that a server gets for whatever a test waits for."""
 
 # Below the ports that the kernel gives to outgoing connections: a server that is down for a moment finds

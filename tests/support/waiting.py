@@ -15,7 +15,7 @@ async def pause(seconds: float) -> None:
     await deferLater(reactor, seconds)
 
 
-async def until(condition: Callable[[], Any], what: str = "", patience: float = 30.0) -> Any:
+async def until(condition: Callable[[], Any], what: str = "", patience: float = 60.0) -> Any:
     """The first true value of ``condition``, asked every few milliseconds."""
     deadline = reactor.seconds() + patience
     while not (value := condition()):
@@ -24,7 +24,7 @@ async def until(condition: Callable[[], Any], what: str = "", patience: float = 
     return value
 
 
-async def eventually(condition: Callable[[], Awaitable[Any]], patience: float = 30.0) -> Any:
+async def eventually(condition: Callable[[], Awaitable[Any]], patience: float = 60.0) -> Any:
     """The first true value of a condition that takes a while itself."""
     deadline = reactor.seconds() + patience
     while not (value := await condition()):
