@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +98,26 @@ async def _recorded(reactor: Any, server: ValkeyServer, each: int, times: int) -
     return calls
 
 
-async def _measured(reactor: Any, replicated: bool) -> Costs:
+async def _measured(reactor: Any) -> tuple[Costs, Costs]:
+    """Of a server alone, and of one with a replica, in turns: the machine is never the same for long."""
     with ExitStack() as stack:
         port = free_port()
-        # Whoever has a replica has a port.
-        server = stack.enter_context(valkey(*(("--port", str(port)) if replicated else ())))
-        if replicated:
-            replica = stack.enter_context(valkey("--replicaof", f"127.0.0.1 {port}"))
-            _wait_for(lambda: _linked(replica), "a replica")
-        single = await _recorded(reactor, server, 1, SINGLE)
-        batches = await _recorded(reactor, server, BATCH, BATCHES)
+        servers = [stack.enter_context(valkey()), stack.enter_context(valkey("--port", str(port)))]
+        replica = stack.enter_context(valkey("--replicaof", f"127.0.0.1 {port}"))
+        _wait_for(lambda: _linked(replica), "a replica")
+        single = await _recorded(reactor, servers[0], 1, SINGLE)
+        batches = await _recorded(reactor, servers[0], BATCH, BATCHES)
         ways = ((single, 1, 1), (single, 1, PIPELINE), (batches, BATCH, 1))
-        figures: list[list[float]] = [[] for _ in ways]
+        figures: list[list[list[float]]] = [[[] for _ in ways] for _ in servers]
         for _ in range(ROUNDS):
-            for (calls, each, together), found in zip(ways, figures, strict=True):
-                row = raw.replayed(server, calls, each, together, SECONDS)
-                found.append(float(row["valkey cpu us"]) / 1e6)
-        if replicated and not _linked(replica):
+            for place, (calls, each, together) in enumerate(ways):
+                for server, found in zip(servers, figures, strict=True):
+                    row = raw.replayed(server, calls, each, together, SECONDS)
+                    found[place].append(float(row["valkey cpu us"]) / 1e6)
+        if not _linked(replica):
             raise BenchError("the replica was lost")
-    return Costs.solved(*map(statistics.median, figures))
+    alone, replicated = (Costs.solved(*map(statistics.median, found)) for found in figures)
+    return alone, replicated
 
 
 def _linked(replica: ValkeyServer) -> bool:
@@ -132,19 +133,19 @@ def _wait_for(done: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def measured(replicated: bool) -> Costs:
-    """In a process of its own, because a reactor runs once."""
-    command = [sys.executable, str(Path(__file__)), "replicated" if replicated else "alone"]
+def measured() -> tuple[Costs, Costs]:
+    """Of a server alone, and of one with a replica. In a process of its own, because a reactor runs once."""
+    command = [sys.executable, str(Path(__file__))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise BenchError("the costs of calls were not measured")
-    return Costs(**json.loads(done.stdout))
+    alone, replicated = (Costs(**each) for each in json.loads(done.stdout))
+    return alone, replicated
 
 
 def main() -> None:
     async def run(reactor: Any) -> None:
-        costs = await _measured(reactor, sys.argv[1] == "replicated")
-        print(json.dumps({"write": costs.write, "call": costs.call, "asked": costs.asked}))
+        print(json.dumps([asdict(costs) for costs in await _measured(reactor)]))
 
     react(lambda reactor: ensureDeferred(run(reactor)))
 
