@@ -14,9 +14,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-import idna
-
 from elemta.address import Address
+from elemta.domains import canonical_domain
 
 LONGEST = 64
 EVERYONE = "*"
@@ -68,12 +67,6 @@ def host_identity(name: str) -> str:
 def name_identity(name: str) -> str:
     """A user name or the name of a listener."""
     return safe(_lowered(name))
-
-
-def canonical_domain(domain: str) -> str:
-    """Lower case, A-labels, no trailing dot. What is no domain at all is only lowered."""
-    domain = domain.removesuffix(".")
-    return domain.lower() if domain.isascii() else _a_labels(domain)
 
 
 def safe(text: str) -> str:
@@ -149,12 +142,3 @@ def _v6_network(ip: IPv6Address) -> str:
 
 def _lowered(text: str) -> str:
     return text.lower() if text.isascii() else unicodedata.normalize("NFC", text.lower())
-
-
-@lru_cache(maxsize=1024)
-def _a_labels(domain: str) -> str:
-    # RFC 5890 §2.3.2.1: an A-label and its U-label are the same name.
-    try:
-        return idna.encode(domain, uts46=True).decode("ascii").lower()
-    except UnicodeError:
-        return _lowered(domain)

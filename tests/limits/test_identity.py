@@ -51,6 +51,12 @@ def test_a_u_label_and_its_a_label_are_the_same_domain() -> None:
     assert domain_identity(Address("a", "XN--BCHER-KVA.example")) == "xn--bcher-kva.example"
 
 
+def test_an_address_literal_is_one_domain_however_it_is_spelled() -> None:
+    spellings = ("[IPv6:2001:db8::1]", "[ipv6:2001:0DB8:0:0::0001]", "[IPv6:2001:db8:0:0:0:0:0:1]")
+    assert {domain_identity(Address("a", each)) for each in spellings} == {"[ipv6:2001:db8::1]"}
+    assert {host_identity(each) for each in spellings} == {"[ipv6:2001:db8::1]"}
+
+
 def test_the_null_sender_is_an_identity_of_its_own() -> None:
     assert address_identity(NULL) == domain_identity(NULL) == "<>"
     assert host_identity("<>") != "<>"
