@@ -30,8 +30,8 @@ from elemta.valkey import Valkey
 RENEWAL_SECONDS = 3.0
 """Leases live for 30 s, so those of a dead node are gone 27 to 30 s after its death."""
 
-MOST_WAITING = 1024
-"""So many decisions may wait for Valkey's answer, as many as a node has connections by default.
+MOST_WAITING = 2048
+"""So many decisions may wait for Valkey's answer: twice as many as a node has connections by default.
 
 Whoever comes when there are more is told so at once: at the pace at which one process decides they are
 answered in the time that a session has, and those behind them would not be.
