@@ -17,7 +17,7 @@ from tests.durability.load import sink
 from tests.support.daemon import Daemon
 from tests.support.valkey import ValkeyServer, valkey_server
 
-PATIENT = {"valkey_deadline": "5s"}
+PATIENT = {"valkey_deadline": "4s"}
 LEASES = "elemta:ratelimit:spool:*"
 
 

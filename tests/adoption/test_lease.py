@@ -28,7 +28,7 @@ from tests.support.valkey import ValkeyServer, valkey_server
 reactor: Any = _reactor
 PREFIX = "elemta:ratelimit:"
 KEY = f"{PREFIX}spool:abc"
-PATIENT = {"valkey_deadline": "5s"}
+PATIENT = {"valkey_deadline": "4s"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.support.valkey import ValkeyServer, valkey_server
 from tests.support.wire import Wire
 
 # With time enough, so that a slow machine is not taken for a Valkey that is away.
-PATIENT = {"valkey_deadline": "5s"}
+PATIENT = {"valkey_deadline": "4s"}
 RESOURCES = {"max_requests_per_window": 4, "rate_limit_window": 3600, **PATIENT}
 KEY = f"{PREFIX}ip:127.0.0.1"
 
@@ -116,7 +116,7 @@ def test_where_valkey_is_may_only_change_with_a_restart(tmp_path: Path, valkey: 
     with Fleet(tmp_path, valkey.url, resources=RESOURCES, size=1) as fleet:
         (node,) = fleet.nodes
         node.config.write_text(
-            node.config.read_text().replace('valkey_deadline = "5s"', 'valkey_deadline = "4s"')
+            node.config.read_text().replace('valkey_deadline = "4s"', 'valkey_deadline = "3s"')
         )
         assert (
             "resources.valkey_deadline changed and takes effect after a restart" in node.ctl("reload").stdout
