@@ -103,6 +103,7 @@ class Stack:
 
     def up(self) -> None:
         self.engine.compose(self._project, self._file, "up", "-d")
+        _pin_bridges()
 
     def down(self, *options: str) -> None:
         self.engine.compose(self._project, self._file, "down", "-t", "60", *options)
@@ -140,3 +141,17 @@ class Stack:
     def settings_of(self, service: str) -> dict[str, object]:
         (about,) = json.loads(self.engine.run("inspect", self.container(service)))
         return dict(about)
+
+
+def _pin_bridges() -> None:
+    """Let the bridges keep their hardware addresses.
+
+    A bridge that nobody gave one has that of one of its ports, and another when this container stops: the others
+    answer to the old one then for up to a minute. On a host udev or the engine sees to that, here nobody does.
+    """
+    listing = subprocess.run(
+        ["ip", "-json", "link", "show", "type", "bridge"], capture_output=True, text=True, check=True
+    )
+    for bridge in json.loads(listing.stdout or "[]"):
+        command = ["ip", "link", "set", bridge["ifname"], "address", bridge["address"]]
+        subprocess.run(command, check=True)
