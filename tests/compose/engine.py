@@ -146,8 +146,8 @@ class Stack:
 def _pin_bridges() -> None:
     """Let the bridges keep their hardware addresses.
 
-    A bridge that nobody gave one has that of one of its ports, and another when this container stops: the others
-    answer to the old one then for up to a minute. On a host udev or the engine sees to that, here nobody does.
+    A bridge that nobody gave one has that of one of its ports, and another when this container stops: the
+    others answer to the old one then for up to a minute. On a host udev sees to that, here nobody does.
     """
     listing = subprocess.run(
         ["ip", "-json", "link", "show", "type", "bridge"], capture_output=True, text=True, check=True
