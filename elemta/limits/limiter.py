@@ -25,8 +25,8 @@ _log = Logger()
 
 LOG_INTERVAL = 10.0
 RETRY_WHEN_UNAVAILABLE = 10.0
-LOGIN_REMEMBERED = 1.0
-"""Seconds for which a refused login is refused again without asking."""
+RETURNABLE_REMEMBERED = 1.0
+"""Seconds for which a refusal is repeated without asking, where what fills the limit may be given back."""
 _MICROSECONDS = 1_000_000
 _REFUSED = "refused"
 # On the way out nobody is refused anything.
@@ -281,6 +281,7 @@ class Limiter:
             return self._refused(answer.shortfalls, began, no)
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
+            self._refusals.forget(receipt.request.key)
             self._observer.checked(receipt.request.terms.name, "admitted", seconds)
         for shortfall in answer.shortfalls:
             self._observe(shortfall, seconds)
@@ -296,9 +297,9 @@ class Limiter:
             if request.terms.leases is not None or shortfall.provisional:
                 # When a connection of somebody's closes nobody knows, nor when the shared store is back.
                 self._refusals.remember(request, until, now)
-            elif self._by_name[request.terms.name].counts is Counts.AUTH_FAILURES:
-                # What fills it may be attempts that turn out to be good.
-                self._refusals.remember(request, until, min(until, now + LOGIN_REMEMBERED))
+            elif not request.terms.of_session:
+                # Attempts that turn out to be good, and messages that come to nothing, on any node.
+                self._refusals.remember(request, until, min(until, now + RETURNABLE_REMEMBERED))
             else:
                 self._refusals.remember(request, until)
 

@@ -28,7 +28,7 @@ from elemta.config import (
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Cause, Charge, Limiter, MemoryStore, rules_from_config
-from elemta.limits.limiter import LOG_INTERVAL, LOGIN_REMEMBERED
+from elemta.limits.limiter import LOG_INTERVAL, RETURNABLE_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
 from elemta.limits.store import Answer, ILimitStore, Request, Terms
 from elemta.smtp.events import Stage
@@ -185,19 +185,29 @@ def test_a_refund_makes_room_also_for_one_who_was_refused() -> None:
     assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is None
 
 
-def test_a_refused_flood_costs_the_store_one_question() -> None:
+@pytest.mark.parametrize(
+    ("counts", "stage", "questions"),
+    [
+        pytest.param(Counts.CONNECTIONS, Stage.CONNECT, 1, id="what is never given back"),
+        # One a second, in 50 s.
+        pytest.param(Counts.MESSAGES, Stage.MAIL, 50, id="what may be given back"),
+    ],
+)
+def test_a_refused_flood_costs_the_store_next_to_nothing(
+    counts: Counts, stage: Stage, questions: int
+) -> None:
     clock = Clock()
     store = CountingStore(clock)
-    one = limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
-    for _ in range(500):
-        clock.advance(0.1)
-        one.charge(Stage.MAIL, Session(), Transaction())
-    assert store.asked == 2
-    refusal = now(one.charge(Stage.MAIL, Session(), Transaction())).refusal
+    one = limiter(clock, limit("m", counts, rates=["1/1m"]), store=store)
+    for _ in range(5000):
+        clock.advance(0.01)
+        one.charge(stage, Session(), Transaction())
+    assert store.asked - 1 <= questions
+    refusal = now(one.charge(stage, Session(), Transaction())).refusal
     assert refusal is not None
-    assert refusal.retry_after == pytest.approx(60 - 49.9)
+    assert refusal.retry_after == pytest.approx(60 - 49.99)
     clock.advance(refusal.retry_after)
-    assert now(one.charge(Stage.MAIL, Session(), Transaction())).refusal is None
+    assert now(one.charge(stage, Session(), Transaction())).refusal is None
 
 
 def test_a_smaller_amount_is_asked_about_though_a_larger_one_was_refused() -> None:
@@ -354,7 +364,7 @@ def test_a_refused_login_is_asked_about_again_after_a_second_because_others_may_
     assert store.asked == 2
     assert [refused.seconds for refused in other.refused()] == [3600.0]
     one.refund(under_way.receipts)
-    clock.advance(LOGIN_REMEMBERED)
+    clock.advance(RETURNABLE_REMEMBERED)
     assert now(other.charge_login(Session(), "bob")).refusal is None
 
 
@@ -429,6 +439,24 @@ def test_a_store_that_answers_later_gives_the_same_answers_later() -> None:
     states.addCallback(lambda found: got.append(found[0].used))
     store.deliver()
     assert got[-1] == (1,)
+
+
+def test_what_another_node_gives_back_is_noticed_within_a_second() -> None:
+    clock = Clock()
+    store = MemoryStore(clock)
+    held, mine = (limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1h"]), store=store) for _ in range(2))
+    charge = held.charge(Stage.MAIL, Session(), Transaction())
+    assert isinstance(charge, Charge)
+    refused = mine.charge(Stage.MAIL, Session(), Transaction())
+    assert isinstance(refused, Charge)
+    assert refused.refusal is not None
+    assert len(mine.refused()) == 1
+    held.refund(charge.receipts)
+    clock.advance(RETURNABLE_REMEMBERED)
+    passed = mine.charge(Stage.MAIL, Session(), Transaction())
+    assert isinstance(passed, Charge)
+    assert passed.refusal is None
+    assert mine.refused() == ()
 
 
 @pytest.mark.parametrize("at_once", [True, False])
