@@ -58,7 +58,7 @@ class Election:
 @pytest.mark.parametrize(
     ("deadline", "per_second", "settled_within", "greeting"),
     [
-        pytest.param("2s", 40, 20.0, 4.0, id="small"),
+        pytest.param("2s", 40, 60.0, 15.0, id="small"),
         pytest.param("50ms", 100, 1.0, 0.1, id="large", marks=pytest.mark.campaign),
     ],
 )

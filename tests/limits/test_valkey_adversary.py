@@ -125,7 +125,7 @@ def test_a_flood_gets_all_that_the_limit_allows_and_no_more(server: ValkeyServer
     fleet = Fleet(server, Terms("l", (bound,)))
     began = time.monotonic()
     while len(fleet.admitted) <= 3 * bound.limit or worst_window(fleet.admitted, WINDOW) < bound.limit:
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 150
         for node in range(3):
             fleet.burst(node, 60)
     fleet.close()
