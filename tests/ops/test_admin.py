@@ -27,7 +27,7 @@ from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
 from elemta.fleet import RefusalElsewhere
-from elemta.limits.store import Request
+from elemta.limits.store import Request, Terms
 from elemta.ops.admin import MAX_BODY, AdminSite
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
@@ -535,7 +535,11 @@ async def test_what_nobody_can_tell_while_valkey_is_away_is_left_out_and_said_to
             raise StoreUnavailable("Valkey does not answer")
         return peek(requests)
 
+    def only_here(_terms: Terms, _identity: str) -> bool:
+        raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
+
     monkeypatch.setattr(daemon.overseen.store, "peek", away)
+    monkeypatch.setattr(daemon.overseen.store, "reset", only_here)
     status, answer = await ask(tmp_path, "GET", "/v1/limits/show?id=192.0.2.1")
     assert status == 200
     assert [each["limit"] for each in answer["limits"]] == ["ip"]
