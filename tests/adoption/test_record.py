@@ -47,7 +47,7 @@ def test_a_record_that_is_none_is_told_apart_from_an_empty_one(tmp_path: Path, c
 
 
 @pytest.mark.campaign
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_node_with_a_damaged_record_works_and_adopts_nothing_over_it(tmp_path: Path) -> None:
     shared, another = tmp_path / "shared", tmp_path / "another"
     for directory in (shared, another):
@@ -69,7 +69,7 @@ def test_a_node_with_a_damaged_record_works_and_adopts_nothing_over_it(tmp_path:
         node.kill()
         record.write_text(before)
         node.start()
-        node.wait_for("spool.adopted", seconds=30)
+        node.wait_for("spool.adopted", seconds=60)
         assert spools(node)[str(shared)]["messages"] == 1
     finally:
         node.kill()
