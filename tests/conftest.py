@@ -56,7 +56,7 @@ _LONG = (
 )
 
 # Turns of the reactor that a connection gets to notice that it was closed, 5 ms each.
-_PATIENCE = 1000
+_PATIENCE = 400
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
