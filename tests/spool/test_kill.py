@@ -14,7 +14,7 @@ from pytest_twisted import ensureDeferred
 
 from tests.spool.mail import HEADER, body_for, read
 
-ROUNDS = 30
+ROUNDS = 20
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,7 +57,10 @@ class Ledger:
 async def test_kill_9_at_any_moment_loses_nothing_that_was_confirmed(open_spool, tmp_path):
     directory = tmp_path / "spool"
     ledger = Ledger()
-    for _ in range(ROUNDS):
+    rounds = 0
+    # A slow disk may confirm nothing before some of the kills.
+    while rounds < ROUNDS or (len(ledger.confirmed) <= ROUNDS and rounds < 10 * ROUNDS):
+        rounds += 1
         process = _start(directory)
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
