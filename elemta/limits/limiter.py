@@ -27,6 +27,8 @@ LOG_INTERVAL = 10.0
 RETRY_WHEN_UNAVAILABLE = 10.0
 RETURNABLE_REMEMBERED = 1.0
 """Seconds for which a refusal is repeated without asking, where what fills the limit may be given back."""
+LEASE_REMEMBERED = 0.1
+"""The same for open connections: another node may close one at any moment, and a flood still asks little."""
 _MICROSECONDS = 1_000_000
 _REFUSED = "refused"
 # On the way out nobody is refused anything.
@@ -294,9 +296,12 @@ class Limiter:
                 continue
             request = shortfall.request
             until = now + shortfall.wait / _MICROSECONDS
-            if request.terms.leases is not None or shortfall.provisional:
-                # When a connection of somebody's closes nobody knows, nor when the shared store is back.
+            if shortfall.provisional:
+                # Nobody knows when the shared store is back.
                 self._refusals.remember(request, until, now)
+            elif request.terms.leases is not None:
+                # Nobody knows when another node closes a connection of theirs; this one forgets when it does.
+                self._refusals.remember(request, until, min(until, now + LEASE_REMEMBERED))
             elif not request.terms.of_session:
                 # Attempts that turn out to be good, and messages that come to nothing, on any node.
                 self._refusals.remember(request, until, min(until, now + RETURNABLE_REMEMBERED))

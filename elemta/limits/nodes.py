@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
@@ -309,12 +310,28 @@ def _node(node_id: str, fields: dict[bytes, bytes], now: int, asked: str) -> Nod
     def text(name: str, default: str = "") -> str:
         return fields.get(name.encode(), default.encode()).decode("utf-8", "replace")
 
-    age = max(0.0, (now - int(text("seen", "0"))) / _MICROSECONDS)
-    refused = [
-        Refused(limit, identity, seconds - age)
-        for limit, identity, seconds in json.loads(text("refused", "[]"))
-        if seconds > age
-    ]
-    about = About(text("version"), text("hostname"), text("address"), float(text("started_at", "0")))
-    state = NodeState(int(text("sessions", "0")), int(text("queue", "0")), text("mode"), tuple(refused))
+    age = max(0.0, (now - _number(text("seen"))) / _MICROSECONDS)
+    about = About(text("version"), text("hostname"), text("address"), _number(text("started_at")))
+    refused = tuple(_refused(text("refused", "[]"), age))
+    state = NodeState(int(_number(text("sessions"))), int(_number(text("queue"))), text("mode"), refused)
     return NodeInfo(node_id, about, state, age, node_id == asked)
+
+
+def _number(text: str) -> float:
+    """0 for what no node of this version would write: one that is strange must not hide the others."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    return number if isfinite(number) else 0.0
+
+
+def _refused(text: str, age: float) -> Iterator[Refused]:
+    """The refusals that still hold; none where another version writes them in another way."""
+    try:
+        entries = [(str(limit), str(identity), float(wait)) for limit, identity, wait in json.loads(text)]
+    except (ValueError, TypeError):
+        return
+    for limit, identity, wait in entries:
+        if wait > age:
+            yield Refused(limit, identity, wait - age)

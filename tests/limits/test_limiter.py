@@ -28,7 +28,7 @@ from elemta.config import (
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Cause, Charge, Limiter, MemoryStore, rules_from_config
-from elemta.limits.limiter import LOG_INTERVAL, RETURNABLE_REMEMBERED
+from elemta.limits.limiter import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
 from elemta.limits.store import Answer, ILimitStore, Request, Terms
 from elemta.smtp.events import Stage
@@ -294,6 +294,34 @@ def test_leases_are_released_and_rates_stay() -> None:
     refusal = now(one.charge(Stage.CONNECT, Session())).refusal
     assert refusal is not None
     assert refusal.limit == "ip"
+
+
+def test_a_flood_over_open_connections_asks_rarely_and_at_once_when_one_closes_here() -> None:
+    clock = Clock()
+
+    class Counting(MemoryStore):
+        asked = 0
+
+        def acquire(self, requests: Sequence[Request]) -> Answer:
+            self.asked += 1
+            return super().acquire(requests)
+
+    store = Counting(clock)
+    rules = rules_from_config(ResourcesConfig(max_connections_per_ip=1, max_requests_per_window=0), [])
+    one, other = Limiter(rules, store), Limiter(rules, store)
+    here = now(one.charge(Stage.CONNECT, Session()))
+    for _ in range(100):
+        assert now(one.charge(Stage.CONNECT, Session())).refusal is not None
+        clock.advance(0.005)
+    assert store.asked <= 1 + 6
+    assert now(one.charge(Stage.CONNECT, Session())).refusal is not None
+    one.release(here.receipts)
+    there = now(one.charge(Stage.CONNECT, Session()))
+    assert there.refusal is None
+    assert now(one.charge(Stage.CONNECT, Session())).refusal is not None
+    other.release(there.receipts)
+    clock.advance(LEASE_REMEMBERED)
+    assert now(one.charge(Stage.CONNECT, Session())).refusal is None
 
 
 def test_an_observed_limit_refuses_nothing_and_is_logged_now_and_then() -> None:

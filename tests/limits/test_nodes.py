@@ -254,3 +254,14 @@ async def test_when_the_primarys_clock_is_behind_resets_are_still_heard(fleet: F
     await one.announce_reset("m", "x")
     await fleet.beat()
     assert fleet.heard == [("two", "m", "x")]
+
+
+@ensureDeferred
+async def test_a_node_that_writes_in_another_way_hides_neither_itself_nor_others(fleet: Fleet) -> None:
+    one, _ = await fleet.add("mx1"), await fleet.add("mx2")
+    strange = ("sessions", "many", "seen", "inf", "started_at", "", "refused", '{"ip": 1}')
+    fleet.server.command("HSET", f"{PREFIX}node:mx2", *strange)
+    listed = {node.node_id: node for node in await one.list()}
+    assert set(listed) == {"mx1", "mx2"}
+    assert listed["mx2"].state.sessions == 0
+    assert listed["mx2"].state.refused == ()
