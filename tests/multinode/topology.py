@@ -147,7 +147,7 @@ class HAProxy:
         """What it says to a command on its admin socket."""
         path = str(Path("/proc", str(self._process.pid), "root", "run", "haproxy", "admin.sock"))
         with closing(socket.socket(socket.AF_UNIX)) as admin:
-            admin.settimeout(10)
+            admin.settimeout(30)
             admin.connect(path)
             admin.sendall(command.encode() + b"\n")
             with admin.makefile("rb") as answer:
@@ -166,7 +166,7 @@ class HAProxy:
         except OSError:  # it starts
             return {}
 
-    def wait_for(self, state: str, *names: str, seconds: float = 30.0) -> float:
+    def wait_for(self, state: str, *names: str, seconds: float = 90.0) -> float:
         """Until these nodes, or all, are in this state for it; the seconds that it took."""
         began = time.monotonic()
         wanted = names or tuple(NODES)
@@ -333,7 +333,7 @@ class Topology:
             for place, number in enumerate(NODES.values())
         ]
 
-    def wait_for_mode(self, mode: str, seconds: float = 30.0) -> float:
+    def wait_for_mode(self, mode: str, seconds: float = 90.0) -> float:
         """Until all nodes count there; the seconds that it took."""
         began = time.monotonic()
         for node in self.nodes.values():
@@ -349,7 +349,7 @@ class Topology:
                 words=node.troubles,
             )
 
-    def wait_until_delivered(self, seconds: float = 60.0) -> float:
+    def wait_until_delivered(self, seconds: float = 90.0) -> float:
         """Until no node has anything queued; the seconds that it took."""
         began = time.monotonic()
         for node in self.nodes.values():
