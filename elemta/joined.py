@@ -107,7 +107,8 @@ class Joined:
         await self._nodes.stop()
 
     def status(self) -> LimiterStatus:
-        valkey = ValkeyStatus(self._url, self._valkey.up, self.store.breaker.value)
+        trouble = self._valkey.trouble or self.store.reason
+        valkey = ValkeyStatus(self._url, self._valkey.up, self.store.breaker.value, trouble)
         return LimiterStatus(self.store.mode.value, self.store.live_nodes, valkey)
 
     async def others(self) -> Sequence[NodeStatus]:

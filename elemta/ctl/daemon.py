@@ -108,7 +108,8 @@ def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     state = "connected" if valkey["up"] else "NOT CONNECTED"
     breaker = "" if valkey["breaker"] == "closed" else f", breaker {valkey['breaker'].replace('_', ' ')}"
-    return [("valkey", f"{valkey['url']}, {state}{breaker}")]
+    trouble = f": {valkey['trouble']}" if valkey["trouble"] else ""
+    return [("valkey", f"{valkey['url']}, {state}{breaker}{trouble}")]
 
 
 def nodes(invocation: Invocation) -> int:

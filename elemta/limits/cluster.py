@@ -104,6 +104,11 @@ class ClusterStore:
         return self._switch.breaker
 
     @property
+    def reason(self) -> str:
+        """Why limits are counted by this node alone; empty while they are not."""
+        return self._switch.reason
+
+    @property
     def live_nodes(self) -> int:
         return self._nodes.live
 

@@ -108,6 +108,11 @@ class Switch:
     def breaker(self) -> BreakerState:
         return self._breaker.state
 
+    @property
+    def reason(self) -> str:
+        """What kept the shared store from being asked last; empty while it is asked."""
+        return "" if self.cluster else self._reason
+
     def start(self) -> None:
         """Begin by oneself, and look for the shared store."""
         self._running = True

@@ -58,7 +58,9 @@ def _listener(listener: ListenerStatus) -> Json:
 
 
 def _valkey(valkey: ValkeyStatus | None) -> Json | None:
-    return None if valkey is None else {"url": valkey.url, "up": valkey.up, "breaker": valkey.breaker}
+    if valkey is None:
+        return None
+    return {"url": valkey.url, "up": valkey.up, "breaker": valkey.breaker, "trouble": valkey.trouble}
 
 
 def node_json(node: NodeStatus, now: float) -> Json:

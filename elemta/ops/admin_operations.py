@@ -29,11 +29,15 @@ class ListenerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ValkeyStatus:
-    """Valkey as this node sees it: ``url`` without its password, whether it answers, the breaker's state."""
+    """Valkey as this node sees it: ``url`` without its password, whether it answers, the breaker's state.
+
+    ``trouble`` says why limits are not counted there; empty while they are.
+    """
 
     url: str
     up: bool
     breaker: str
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

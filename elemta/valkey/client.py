@@ -105,6 +105,11 @@ class Valkey:
         """Whether there are connections to every primary that answered."""
         return self._up
 
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, in words; empty while there is."""
+        return "" if self._up else str(self._topology.trouble)
+
     def on_change(self, callback: Callable[[bool], None]) -> None:
         """Have it called with ``up`` whenever that changes."""
         self._listeners.append(callback)

@@ -444,7 +444,12 @@ async def test_the_status_says_where_limits_are_counted(daemon: Daemon, tmp_path
     daemon.overseen.mode = "local"
     _, answer = await ask(tmp_path, "GET", "/v1/status")
     assert (answer["limiter"], answer["live_nodes"]) == ("local", 2)
-    assert answer["valkey"] == {"url": "valkey://cache", "up": False, "breaker": "half_open"}
+    assert answer["valkey"] == {
+        "url": "valkey://cache",
+        "up": False,
+        "breaker": "half_open",
+        "trouble": "connection refused",
+    }
 
 
 @ensureDeferred

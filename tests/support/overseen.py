@@ -56,7 +56,9 @@ class Overseen:
             return LimiterStatus()
         up = self.mode == "cluster"
         return LimiterStatus(
-            self.mode, 2, ValkeyStatus("valkey://cache", up, "closed" if up else "half_open")
+            self.mode,
+            2,
+            ValkeyStatus("valkey://cache", up, *(("closed",) if up else ("half_open", "connection refused"))),
         )
 
     async def others(self) -> Sequence[NodeStatus]:
