@@ -86,7 +86,7 @@ def ends_of_leases(valkey: ValkeyServer, client: str) -> list[float]:
 
 
 def contents(servers: Servers, pattern: str) -> dict[bytes, Any]:
-    """What is stored in the keys that match, without when leases end."""
+    """What is counted in the keys that match; not when leases end, nor when a window was last asked for."""
     found: dict[bytes, Any] = {}
     for server in servers():
         for key in server.command("KEYS", PREFIX + pattern):
@@ -95,7 +95,8 @@ def contents(servers: Servers, pattern: str) -> dict[bytes, Any]:
                 found[key] = server.command("ZRANGE", key, "0", "-1")
             elif kind == b"hash":
                 parts = server.command("HGETALL", key)
-                found[key] = dict(zip(parts[::2], parts[1::2], strict=True))
+                fields = zip(parts[::2], parts[1::2], strict=True)
+                found[key] = {name: value for name, value in fields if not name.startswith(b"u")}
     return found
 
 
