@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.multinode.topology import Topology
+from tests.support.showing import pytest_terminal_summary, show
 
-_shown: list[tuple[str, str]] = []
+__all__ = ["pytest_terminal_summary", "show"]
 
 # The default is 50 ms. With a long one a machine that stumbles changes no exact count.
 _VALKEY_DEADLINE = os.environ.get("ELEMTA_VALKEY_DEADLINE_IN_TESTS", "2s")
-
-Show = Callable[[str, str], None]
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +37,3 @@ def nginx(topology: Topology) -> Iterator[None]:
         yield
     finally:
         server.stop()
-
-
-@pytest.fixture
-def show() -> Show:
-    """Puts a line into the table: what was to be shown, and with which figures."""
-
-    def note(what: str, figures: str) -> None:
-        _shown.append((what, figures))
-
-    return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _shown:
-        return
-    terminalreporter.section("what was shown")
-    width = max(len(what) for what, _ in _shown)
-    for what, figures in _shown:
-        terminalreporter.write_line(f"{what:{width}}  {figures}")

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.cluster.fleet import PREFIX, until
-from tests.multinode.conftest import Show
 from tests.multinode.letters import Crowd, Letter, greet, judge, new_letter, send_one
 from tests.multinode.topology import (
     BALANCER,
@@ -23,6 +22,7 @@ from tests.multinode.topology import (
     Topology,
     address_of,
 )
+from tests.support.showing import Show
 from tests.support.valkey import ValkeyServer
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(180)]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.cluster.fleet import PREFIX, until
-from tests.multinode.conftest import Show
 from tests.multinode.letters import Crowd, Letter, judge, new_letter, send_one
 from tests.multinode.topology import NODES, VISITS, Topology, address_of
+from tests.support.showing import Show
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
