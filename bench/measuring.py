@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from servers import DOMAIN, BenchError, ElemtaServer, PostfixServer, Server
+from servers import DOMAIN, BenchError, ElemtaServer, PostfixServer, Server, checkout_server
 
 WARM_UP = 100
 TIE = 1.3
@@ -165,14 +165,14 @@ def _postfix_version() -> str:
 # The figures
 
 
-def report(runs: Sequence[Run], scenarios: Sequence[Scenario]) -> list[dict[str, object]]:
-    """One row for each scenario; ratios are those of one round each."""
+def report(runs: Sequence[Run], scenarios: Sequence[Scenario], other: str) -> list[dict[str, object]]:
+    """One row for each scenario; ratios of this Elemta to the server ``other`` are of one round each."""
     rows: list[dict[str, object]] = []
     for scenario in scenarios:
         ours = [run for run in runs if run.scenario == scenario.name and run.server == ElemtaServer.name]
-        theirs = [run for run in runs if run.scenario == scenario.name and run.server == PostfixServer.name]
+        theirs = [run for run in runs if run.scenario == scenario.name and run.server == other]
         row: dict[str, object] = {"scenario": scenario.name, "words": scenario.words, "rounds": len(ours)}
-        for name, some in (("elemta", ours), ("postfix", theirs)):
+        for name, some in (("elemta", ours), ("other", theirs)):
             if some:
                 row[name] = statistics.median(run.rate for run in some)
                 row[f"{name}_cpu"] = statistics.median(run.cpu for run in some)
@@ -180,16 +180,18 @@ def report(runs: Sequence[Run], scenarios: Sequence[Scenario]) -> list[dict[str,
             ratios = [our.rate / their.rate for our, their in zip(ours, theirs, strict=True)]
             row["ratios"] = [round(ratio, 2) for ratio in ratios]
             row["ratio"] = statistics.median(ratios)
+            row["cpu_ratio"] = statistics.median(
+                our.cpu / their.cpu for our, their in zip(ours, theirs, strict=True)
+            )
         rows.append(row)
     return rows
 
 
-def table(rows: Sequence[Mapping[str, object]]) -> str:
+def table(rows: Sequence[Mapping[str, object]], other: str) -> str:
     """The rows in Markdown."""
-    lines = [
-        "| | Elemta /s | Postfix /s | ratio | of each round | CPU s per 1,000: Elemta | Postfix |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ("", "Elemta /s", f"{other} /s", "ratio", "of each round")
+    heads += ("CPU s per 1,000: Elemta", other, "CPU ratio")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         ratio = row.get("ratio")
         words = "-"
@@ -199,11 +201,12 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
         cells = [
             str(row["words"]),
             _number(row, "elemta", 0),
-            _number(row, "postfix", 0),
+            _number(row, "other", 0),
             words,
             " ".join(map(str, each)) if isinstance(each, list) else "-",
             _number(row, "elemta_cpu", 2),
-            _number(row, "postfix_cpu", 2),
+            _number(row, "other_cpu", 2),
+            _number(row, "cpu_ratio", 2),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -220,28 +223,35 @@ def _number(row: Mapping[str, object], key: str, digits: int) -> str:
 def run(bench: Bench) -> int:
     """The benchmark as a command; its exit status."""
     options = _arguments(bench)
-    reason = _why_not(bench, options.without_postfix)
+    reason = _why_not(bench, options.without_postfix or options.beside is not None)
     if reason is not None:
         print(f"bench/{bench.name}: {reason}", file=sys.stderr)
         return 2
     scenarios = [
         s.sized(options.scale) for s in bench.scenarios if not options.only or s.name in options.only
     ]
-    kinds: list[type[Server]] = [ElemtaServer] if options.without_postfix else [ElemtaServer, PostfixServer]
     where = machine(options.directory)
     try:
+        kinds = _kinds(options)
         runs = list(_rounds(bench, scenarios, kinds, options.rounds, options.directory))
     except BenchError as error:
         print(f"bench/{bench.name}: {error}", file=sys.stderr)
         return 1
     where["load after"] = load()
-    rows = report(runs, scenarios)
+    rows = report(runs, scenarios, kinds[-1].name)
     if options.json:
         print(json.dumps({"machine": where, "rows": rows, "runs": [asdict(run) for run in runs]}, indent=2))
     else:
         print("\n".join(f"{name}: {value}" for name, value in where.items()))
-        print("\n" + table(rows))
+        print("\n" + table(rows, kinds[-1].name))
     return 0
+
+
+def _kinds(options: argparse.Namespace) -> list[type[Server]]:
+    """The servers that take turns, this Elemta first."""
+    if options.beside is not None:
+        return [ElemtaServer, checkout_server(options.beside)]
+    return [ElemtaServer] if options.without_postfix else [ElemtaServer, PostfixServer]
 
 
 def _rounds(
@@ -277,6 +287,12 @@ def _arguments(bench: Bench) -> argparse.Namespace:
         "--directory", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure"
     )
     parser.add_argument("--without-postfix", action="store_true", help="measure Elemta alone; no root needed")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure beside the Elemta of another checkout, not Postfix",
+    )
     parser.add_argument("--json", action="store_true", help="machine, rows and every run as JSON")
     return parser.parse_args()
 

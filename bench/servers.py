@@ -81,6 +81,7 @@ class Server(ABC):
 
 class ElemtaServer(Server):
     name = "Elemta"
+    python = Path(sys.executable)
 
     def configuration(self) -> str:
         """Its elemta.toml."""
@@ -111,10 +112,10 @@ endpoint = ""
     def start(self) -> None:
         config = self.directory / "elemta.toml"
         config.write_text(self.configuration())
-        twistd = Path(sys.executable).with_name("twistd")
+        twistd = self.python.with_name("twistd")
         with (self.directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(twistd), "-n", "--pidfile=", "elemta", "--config", str(config)],
+                [str(self.python), str(twistd), "-n", "--pidfile=", "elemta", "--config", str(config)],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,6 +143,19 @@ endpoint = ""
             connection.close()
         held = states.pop(2, 0)
         return held, sum(states.values())
+
+
+def checkout_server(checkout: Path) -> type[ElemtaServer]:
+    """The Elemta of another checkout, run by the environment ``.venv`` in it."""
+    interpreter = checkout.resolve() / ".venv" / "bin" / "python"
+    if not interpreter.exists():
+        raise BenchError(f"{interpreter} is missing: run `make .venv/.test` in {checkout}")
+
+    class CheckoutServer(ElemtaServer):
+        name = "other checkout"
+        python = interpreter
+
+    return CheckoutServer
 
 
 class PostfixServer(Server):
