@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS, Scope
+from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS, Scope, TLSVersion
 from elemta.config.target import TargetKind, is_loopback, parse_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
@@ -21,7 +21,7 @@ _OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    for find in (_server, _valkey, _limits, _policies, _routes, _console):
+    for find in (_server, _tls, _valkey, _limits, _policies, _routes, _console):
         yield from find(config)
 
 
@@ -52,6 +52,11 @@ def _given(config: Config, key: str, problem: str, *, never: bool = False) -> It
 def _server(config: Config) -> Iterator[Fault]:
     if config.server.workers != 1:
         yield from _given(config, "server.workers", "mail is taken by one process")
+
+
+def _tls(config: Config) -> Iterator[Fault]:
+    if config.tls.minimum is TLSVersion.TLS_1_3:
+        yield from _given(config, "tls.ciphers", "they are those of TLS 1.2, which is not spoken", never=True)
 
 
 def _valkey(config: Config) -> Iterator[Fault]:

@@ -21,6 +21,7 @@ from elemta.config.choices import (
     TLSVersion,
     WhenValkeyIsDown,
 )
+from elemta.config.ciphers import check_cipher_list
 from elemta.config.endpoint import check_listener_endpoint, check_optional_endpoint
 from elemta.config.names import (
     check_domain,
@@ -139,6 +140,12 @@ class TLSConfig:
         "", "A file with the private key, PEM; reread on reload. Empty: the key is in the certificate's file."
     )
     minimum: TLSVersion = setting(TLSVersion.TLS_1_2, "The oldest version of TLS that is spoken.")
+    ciphers: str = setting(
+        "",
+        "The ciphers of TLS 1.2, as an OpenSSL list. Empty: those with forward secrecy and AEAD only.",
+        check=check_cipher_list,
+        example="ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -13,15 +14,13 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from elemta.config import TLSConfig
+from elemta.config.ciphers import DEFAULT_CIPHERS
 from elemta.errors import ConfigError, Fault
 from elemta.smtp.facts import TLSInfo
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 _VERSIONS = {
-    "TLSv1": TLSVersion.TLSv1_0,
-    "TLSv1.0": TLSVersion.TLSv1_0,
-    "TLSv1.1": TLSVersion.TLSv1_1,
     "TLSv1.2": TLSVersion.TLSv1_2,
     "TLSv1.3": TLSVersion.TLSv1_3,
 }
@@ -63,7 +62,18 @@ def _context(certificates: list[bytes], key: bytes, config: TLSConfig) -> SSL.Co
             extraCertChain=[Certificate.loadPEM(pem).original for pem in certificates[1:]],
             insecurelyLowerMinimumTo=_VERSIONS[config.minimum],
         )
-        return options.getContext()
+        context = options.getContext()
+    context.set_cipher_list((config.ciphers or DEFAULT_CIPHERS).encode("ascii"))
+    context.set_alpn_select_callback(_ignore_alpn)
+    return context
+
+
+def _ignore_alpn(_connection: SSL.Connection, _offered: list[bytes]) -> Any:
+    """Answer as a server without ALPN does: SMTP has no name in its registry (RFC 7301 §6).
+
+    The callback of Twisted 26.4 and later ends every handshake that offers a protocol.
+    """
+    return SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def _read(path: str, key: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 
@@ -24,9 +24,13 @@ class CertificateFiles:
         return f'[tls]\ncertificate = "{self.certificate}"\nprivate_key = "{self.key}"\n'
 
 
-def make_certificate(directory: Path, name: str = "mx.example.test") -> CertificateFiles:
+def make_certificate(
+    directory: Path, name: str = "mx.example.test", *, with_rsa: bool = False
+) -> CertificateFiles:
     """A certificate for ``name``, valid for a day; overwrites what is there."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = (
+        rsa.generate_private_key(65537, 2048) if with_rsa else ec.generate_private_key(ec.SECP256R1())
+    )
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
