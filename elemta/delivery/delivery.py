@@ -35,6 +35,8 @@ _LAST_WAIT = 5.0
 # Lanes that are listed at one time, and how often they are listed anew, in case one was missed.
 _LANES_AT_ONCE = 1000
 _LIST_LANES_EVERY = 300.0
+# Attempts that are started in one turn of the reactor.
+_STARTED_AT_ONCE = 50
 
 
 class Delivery(Service):
@@ -72,6 +74,8 @@ class Delivery(Service):
         self._set_aside: dict[QueuedMessage, float] = {}
         self._timer: IDelayedCall | None = None
         self._looking = False
+        self._filling = False
+        self._fill_call: IDelayedCall | None = None
         self._aging_call: IDelayedCall | None = None
         self._walk: Deferred[None] | None = None
         self._listed_at = -inf
@@ -143,7 +147,7 @@ class Delivery(Service):
         self._arm(0.0)
 
     async def _stop(self, grace: float) -> None:
-        for timer in (self._timer, self._aging_call):
+        for timer in (self._timer, self._fill_call, self._aging_call):
             if timer is not None and timer.active():
                 timer.cancel()
         if self._walk is not None:
@@ -270,24 +274,52 @@ class Delivery(Service):
     # One message
 
     def _fill(self) -> None:
-        now = self._reactor.seconds()
-        while (free := self._settings.max_messages - len(self._under_way)) > 0 and self.running:
-            message = self._lanes.take(now, free)
-            if message is None:
-                break
-            self._under_way.add(message.key)
-            Deferred.fromCoroutine(self._attempts.make(message)).addBoth(self._made, message)
-        self._arm()
+        """Start what may be started, at most so much in one turn of the reactor.
 
-    def _made(self, result: Failure | None, message: QueuedMessage) -> None:
-        self._under_way.discard(message.key)
-        self._aging.attempted(message)
-        if isinstance(result, Failure):
+        An attempt that ends at once makes room for the next one here, in this loop, not by a call from
+        within its own end: any number of parts may end at once.
+        """
+        if self._filling:
+            return
+        self._filling = True
+        try:
+            self._start_some()
+        finally:
+            self._filling = False
+            self._arm()
+
+    def _start_some(self) -> None:
+        now = self._reactor.seconds()
+        for _ in range(_STARTED_AT_ONCE):
+            free = self._settings.max_messages - len(self._under_way)
+            message = self._lanes.take(now, free) if free > 0 and self.running else None
+            if message is None:
+                return
+            self._under_way.add(message.key)
+            Deferred.fromCoroutine(self._attempt(message))
+        if self._fill_call is None:
+            self._fill_call = self._reactor.callLater(0, self._fill_on)
+
+    def _fill_on(self) -> None:
+        self._fill_call = None
+        self._fill()
+
+    async def _attempt(self, message: QueuedMessage) -> None:
+        try:
+            await self._attempts.make(message)
+        except Exception:
             # The queue keeps what it could not write and writes it later; until then the message still
             # stands there as due, and taking it up again at once would deliver it again and again.
-            _tell_not_recorded(result, message.queue_id)
             self._set_aside[message] = self._reactor.seconds() + self._settings.retries.delays[0]
-        self._lanes.finished(message, known=isinstance(result, Failure))
+            _tell_not_recorded(Failure(), message.queue_id)
+        finally:
+            # Whatever happened: nothing counts as under way without an attempt.
+            self._ended(message)
+
+    def _ended(self, message: QueuedMessage) -> None:
+        self._under_way.discard(message.key)
+        self._aging.attempted(message)
+        self._lanes.finished(message, known=message in self._set_aside)
         if self._empty is not None and not self._under_way:
             empty, self._empty = self._empty, None
             empty.callback(None)

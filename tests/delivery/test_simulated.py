@@ -1,0 +1,68 @@
+"""Delivery over simulated hours: many destinations at once, dead ones, paced ones, outages of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.defer import CancelledError
+
+from elemta.config import Counts, Identity, LimitConfig, Rate
+from elemta.delivery import Retries
+from elemta.errors import SpoolError
+from elemta.spool import QueuedMessage
+from tests.support.simulated import GOOD, SILENT, Simulation
+
+
+@pytest.fixture
+def simulations() -> Iterator[list[Simulation]]:
+    made: list[Simulation] = []
+    yield made
+    for simulation in made:
+        simulation.stop()
+
+
+def test_any_number_of_destinations_may_wait_for_limits_that_answer_at_once(
+    simulations: list[Simulation],
+) -> None:
+    """The places of unknown destinations are taken; when one is free, 3,600 others are told to wait."""
+    limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(1, 600.0),))
+    simulation = Simulation(lambda lane, now: SILENT if lane.startswith("slow") else GOOD, limit)
+    simulations.append(simulation)
+    simulation.start()
+    for number in range(375):
+        simulation.send(f"slow{number}.example")
+    paced = [f"paced{number}.example" for number in range(3600)]
+    for lane in paced:
+        queue_id = simulation.send(lane)
+        message = simulation.queue.find(queue_id)
+        assert message is not None
+        simulation.pace.acquire(lane, message.envelope, message.pending)
+    simulation.run(60.0)
+    assert simulation.delivery.under_way == 0
+    lanes = [simulation.delivery._lanes.find(lane) for lane in paced]
+    assert not [lane for lane in lanes if lane is not None and lane.under_way]
+    simulation.run(660.0)
+    assert len(simulation.delivered) == len(paced)
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError(), MemoryError(), CancelledError(), RuntimeError(), SpoolError("disk")], ids=repr
+)
+def test_a_part_whose_attempt_breaks_in_any_way_is_not_under_way_any_more(
+    simulations: list[Simulation], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    simulation = Simulation(lambda lane, now: GOOD, retries=Retries((60.0,)))
+    simulations.append(simulation)
+    simulation.start()
+
+    async def broken(message: QueuedMessage) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(simulation.delivery._attempts, "make", broken)
+        queue_id = simulation.send("x.example")
+        simulation.run(1.0)
+        assert simulation.delivery.under_way == 0
+    simulation.run(70.0)
+    assert queue_id in simulation.delivered

@@ -1,0 +1,292 @@
+"""Delivery with a clock instead of time, a queue in memory, and destinations that a test describes."""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.task import Clock
+
+from elemta.address import Address
+from elemta.config import LimitConfig, ResourcesConfig
+from elemta.delivery import Delivery, DeliverySettings, Retries
+from elemta.delivery.carrier import Carried
+from elemta.delivery.hop import Reached
+from elemta.delivery.pace import Pace
+from elemta.delivery.routes import MxRoute
+from elemta.envelope import Envelope, Recipient
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.outcome import Outcome, Status
+from elemta.spool import LaneDue, QueuedMessage, State
+from elemta.spool.content import Content
+from elemta.spool.records import Page, Submission
+
+reactor: Any = _reactor
+START = 1_700_000_000.0
+
+
+class ThreadedClock(Clock):
+    """A clock of the test's, with the reactor's threads."""
+
+    getThreadPool = staticmethod(reactor.getThreadPool)
+    callFromThread = staticmethod(reactor.callFromThread)
+
+
+class Writer:
+    """Takes a notice to a sender."""
+
+    congested = False
+    queue_id = "NOTICE"
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+    def discard(self) -> None:
+        pass
+
+
+@dataclass
+class MemoryQueue:
+    """A queue that is a dict; ``notices`` are the texts of what was told to senders, by their times."""
+
+    clock: Clock
+    parts: dict[str, dict[tuple[str, int], QueuedMessage]] = field(default_factory=dict)
+    notices: list[tuple[float, str]] = field(default_factory=list)
+    changes: int = 0
+    _lane_of: dict[str, str] = field(default_factory=dict)
+
+    def put(self, message: QueuedMessage) -> None:
+        self.parts.setdefault(message.lane, {})[message.key] = message
+        self._lane_of[message.queue_id] = message.lane
+
+    def find(self, queue_id: str) -> QueuedMessage | None:
+        return self.parts.get(self._lane_of.get(queue_id, ""), {}).get((queue_id, 0))
+
+    @property
+    def messages(self) -> Iterator[QueuedMessage]:
+        return (message for lane in self.parts.values() for message in lane.values())
+
+    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        names = sorted(self.parts)
+        start = 0 if after is None else bisect_right(names, after)
+        return [(name, self._due(name)) for name in names[start : start + limit]]
+
+    def _due(self, lane: str) -> float:
+        return min(
+            0.0 if message.state is State.ACTIVE else message.next_attempt_at
+            for message in self.parts[lane].values()
+        )
+
+    async def due(
+        self,
+        now: float,
+        wanted: Mapping[str, int],
+        excluding: Mapping[str, Collection[tuple[str, int]]],
+        until: Mapping[str, float] | None = None,
+    ) -> list[LaneDue]:
+        return [
+            self._due_in(lane, max(now, (until or {}).get(lane, now)), most, excluding.get(lane, ()))
+            for lane, most in wanted.items()
+        ]
+
+    def _due_in(self, lane: str, now: float, most: int, known: Collection[tuple[str, int]]) -> LaneDue:
+        there = [message for message in self.parts.get(lane, {}).values() if message.key not in known]
+        waits = [
+            message.next_attempt_at
+            for message in there
+            if message.state is State.DEFERRED and message.next_attempt_at > now
+        ]
+        due = sorted(
+            (each for each in there if each.state is State.ACTIVE or each.next_attempt_at <= now),
+            key=lambda each: (each.state is not State.ACTIVE, each.next_attempt_at, each.key),
+        )
+        return LaneDue(lane, tuple(due[:most]), now if len(due) > most else min(waits, default=None))
+
+    async def older(
+        self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
+    ) -> Page:
+        old = [
+            each
+            for each in self.messages
+            if each.envelope.received_at <= before and not (unwarned and each.warned)
+        ]
+        return Page(tuple(sorted(old, key=lambda each: each.queue_id)), -1, False)
+
+    async def open_content(self, queue_id: str) -> Content:
+        return Content(b"Subject: x\r\n\r\n", io.BytesIO(b"x"), 1)
+
+    def begin(self) -> Writer:
+        return Writer()
+
+    def commit(self, writer: Writer, submission: Submission) -> Deferred[Envelope]:
+        self.notices.append((self.clock.seconds(), writer.text.decode()))
+        return succeed(Envelope(writer.queue_id, submission.sender, submission.recipients, 0.0, 1))
+
+    def in_disk_thread(self, work: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return maybeDeferred(work, *args, **kwargs)
+
+    def settle(
+        self,
+        queue_id: str,
+        outcomes: Sequence[Outcome],
+        *,
+        part: int | None = None,
+        retry_at: float | None,
+        hold_reason: str | None,
+        warned: bool = False,
+        attempted: bool = True,
+    ) -> Deferred[None]:
+        self.changes += 1
+        message = self.find(queue_id)
+        if message is None:
+            return succeed(None)
+        there = self.parts[message.lane]
+        if any(outcome.status is not Status.DEFERRED for outcome in outcomes):
+            del there[message.key]
+            if not there:
+                del self.parts[message.lane]
+            return succeed(None)
+        if retry_at is not None:
+            message = replace(
+                message,
+                state=State.DEFERRED,
+                next_attempt_at=retry_at,
+                attempts=message.attempts + attempted,
+            )
+        there[message.key] = replace(message, warned=message.warned or warned)
+        return succeed(None)
+
+    def assign(self, *args: Any) -> Deferred[None]:
+        raise AssertionError("nothing moves here")
+
+    def use_plan(self, plan: object) -> None:
+        pass
+
+    def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
+        self.tell_committed = callback
+
+    def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
+        self.tell_due = callback
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a destination does at a time: what comes of an attempt, after so many seconds.
+
+    ``local`` says that what went wrong was on this side.
+    """
+
+    reached: Reached = Reached.ANSWERED
+    status: Status = Status.DELIVERED
+    seconds: float = 0.1
+    local: bool = False
+
+
+GOOD = Answer()
+SILENT = Answer(Reached.NOWHERE, Status.DEFERRED, 30.0, True)
+UNREACHABLE = Answer(Reached.NOWHERE, Status.DEFERRED, 0.0, True)
+REFUSED = Answer(Reached.NOWHERE, Status.DEFERRED, 0.05)
+GREYLISTED = Answer(status=Status.DEFERRED)
+
+
+class Simulation:
+    """A delivery service whose attempts come to what ``network`` says of a destination now.
+
+    ``attempts`` are the times, destinations and queue ids of all attempts; ``delivered`` says when each
+    message was.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[str, float], Answer],
+        *limits: LimitConfig,
+        **settings: Any,
+    ) -> None:
+        self.clock = ThreadedClock()
+        self.clock.advance(START)
+        store = MemoryStore(self.clock)
+        self.pace = Pace(Limiter(rules_from_config(ResourcesConfig(), limits), store))
+        self.queue = MemoryQueue(self.clock)
+        self.network = network
+        self.attempts: list[tuple[float, str, str]] = []
+        self.delivered: dict[str, float] = {}
+        self.sent = 0
+        values: dict[str, Any] = {"retries": Retries(), **settings}
+        self.settings = DeliverySettings("me.example", **values)
+        self.delivery = Delivery(
+            self.clock,
+            self.queue,
+            (MxRoute("mx:", frozenset("*")),),
+            self.settings,
+            pace=self.pace,
+        )
+        self.delivery._carrier.carry = self._carry  # type: ignore[method-assign]
+
+    @property
+    def now(self) -> float:
+        """Seconds since the simulation began."""
+        return self.clock.seconds() - START
+
+    def start(self) -> None:
+        self.delivery.startService()
+        self.clock.advance(0)
+
+    def send(self, lane: str, sender: str = "sender", *, tell: bool = True) -> str:
+        """A new message; with ``tell`` as after its commit, else it is only in the queue."""
+        self.sent += 1
+        now = self.clock.seconds()
+        envelope = Envelope(
+            f"Q{self.sent:07}",
+            Address(sender, "example.org"),
+            (Recipient(Address("bob", lane)),),
+            now,
+            15,
+        )
+        turn = self.delivery._lanes.turn(lane, envelope.sender, now)
+        message = QueuedMessage(envelope, State.ACTIVE, 0, envelope.recipients, turn, lane=lane)
+        self.queue.put(message)
+        if tell:
+            self.queue.tell_committed(message)
+        return envelope.queue_id
+
+    def run(self, seconds: float, step: float = 0.1) -> None:
+        """Let time pass: from event to event, and at most ``step`` at once."""
+        end = self.clock.seconds() + seconds
+        while (now := self.clock.seconds()) < end:
+            following = min((call.getTime() for call in self.clock.getDelayedCalls()), default=end)
+            self.clock.advance(max(0.0, min(following - now, end - now)) or min(0.001, end - now))
+
+    async def _carry(self, message: QueuedMessage, ways: object) -> Carried:
+        self.attempts.append((self.now, message.lane, message.queue_id))
+        answer = self.network(message.lane, self.now)
+        if answer.seconds:
+            waited: Deferred[None] = Deferred()
+            self.clock.callLater(answer.seconds, waited.callback, None)
+            await waited
+        if answer.status is Status.DELIVERED:
+            self.delivered[message.queue_id] = self.now
+        code = 0 if answer.reached is Reached.NOWHERE or answer.status is Status.DELIVERED else 450
+        outcome = Outcome(
+            message.queue_id,
+            message.pending[0].address,
+            answer.status,
+            "as simulated",
+            "mx:",
+            message.lane,
+            self.clock.seconds(),
+            answer.seconds,
+            code,
+            "4.4.1" if code == 0 else "4.2.0",
+        )
+        return Carried((outcome,), answer.reached)
+
+    def stop(self) -> None:
+        self.delivery._pool.stop()
