@@ -18,6 +18,10 @@ from hypothesis import HealthCheck, settings
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
+from tests.support.deadline import pytest_runtest_teardown, pytest_timeout_set_timer
+
+__all__ = ["pytest_runtest_teardown", "pytest_timeout_set_timer"]
+
 settings.register_profile("fast", max_examples=60, deadline=None)
 settings.register_profile(
     "ci", max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
