@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from elemta.address import NULL, Address
 from elemta.config import Config
 from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
+from elemta.errors import SpoolError, SpoolFull
 from elemta.message.dsn import Dsn, build_dsn, examine
 from elemta.message.notice import Action, Kind, Notice, RecipientReport
 from elemta.outcome import Outcome, Status
@@ -228,27 +229,23 @@ def submit(spool: BounceSpool, notice: Notice, original_content: BinaryIO | None
     """Put the DSN for a notice into the queue; fires with its envelope when it is on stable storage.
 
     ``original_content`` is the message that it is about, as the spool opens it, and is closed in any case;
-    None leaves it out of the DSN. Record the attempt that led to it only afterwards: in this order a crash
-    may tell the sender twice, and never not at all. Fails with SpoolFull, SpoolError or OSError; then
-    nothing is queued.
+    None leaves it out of the DSN, and so does a message of which no DSN can be made: then the notice is built
+    from the envelope alone. Fails with SpoolFull or SpoolError; then nothing is queued.
     """
     return Deferred.fromCoroutine(_submit(spool, notice, original_content))
 
 
 async def _submit(spool: BounceSpool, notice: Notice, content: BinaryIO | None) -> Envelope:
-    writer = spool.begin()
     try:
-        original = None
-        if content is not None:
-            original = await spool.in_disk_thread(examine, content, whole=notice.whole)
-        dsn = build_dsn(notice, original, queue_id=writer.queue_id)
-        await _write(spool, writer, dsn)
-    except BaseException:
-        writer.discard()
+        writer, dsn = await _written(spool, notice, content)
+    except SpoolFull:
         raise
-    finally:
-        if content is not None:
-            content.close()
+    except Exception as error:
+        if content is None:
+            raise
+        # What is wrong with a message must not keep its sender from hearing what became of it.
+        tell_left_out(notice.envelope.queue_id, error)
+        writer, dsn = await _written(spool, notice, None)
     envelope = await spool.commit(writer, _submission(notice, dsn))
     _log.info(
         "notice to a sender queued",
@@ -261,6 +258,36 @@ async def _submit(spool: BounceSpool, notice: Notice, content: BinaryIO | None) 
         count=len(notice.recipients),
     )
     return envelope
+
+
+def tell_left_out(queue_id: str, error: Exception) -> None:
+    """Log that a message can't be a part of the notice about it."""
+    _log.error(
+        "a notice is built from the envelope alone: the message can't be read",
+        event="bounce.message_left_out",
+        queue_id=queue_id,
+        reason=str(error) if isinstance(error, SpoolError | OSError) else repr(error),
+    )
+
+
+async def _written(spool: BounceSpool, notice: Notice, content: BinaryIO | None) -> tuple[MessageWriter, Dsn]:
+    """The DSN of a notice in a writer of the spool's; closes the content."""
+    writer = spool.begin()
+    try:
+        original = None
+        if content is not None:
+            original = await spool.in_disk_thread(examine, content, whole=notice.whole)
+        dsn = build_dsn(notice, original, queue_id=writer.queue_id)
+        await _write(spool, writer, dsn)
+        if writer.failure is not None:
+            raise writer.failure  # noqa: TRY301 - there is one way out for what went wrong
+    except BaseException:
+        writer.discard()
+        raise
+    finally:
+        if content is not None:
+            content.close()
+    return writer, dsn
 
 
 async def _write(spool: BounceSpool, writer: MessageWriter, dsn: Dsn) -> None:

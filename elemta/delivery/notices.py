@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import BinaryIO, Protocol
 
 from twisted.logger import Logger
 
-from elemta.delivery.bounces import submit
+from elemta.delivery.bounces import BounceSpool, submit, tell_left_out
 from elemta.delivery.conclusions import Conclusion
 from elemta.delivery.queue import Queue
-from elemta.errors import SpoolError
+from elemta.errors import SpoolError, UnknownMessage
 from elemta.message.notice import Kind, Notice
 from elemta.spool.records import QueuedMessage
 
 _log = Logger()
+
+
+class NoticeSpool(BounceSpool, Protocol):
+    """What notices about a queued message need of the spool."""
+
+    async def open_content(self, queue_id: str) -> BinaryIO:
+        """The whole message as it is sent on."""
 
 
 async def record(queue: Queue, message: QueuedMessage, conclusion: Conclusion, retry_at: float) -> Conclusion:
@@ -56,10 +64,23 @@ async def record(queue: Queue, message: QueuedMessage, conclusion: Conclusion, r
     return conclusion
 
 
-async def tell(queue: Queue, message: QueuedMessage, notices: Iterable[Notice]) -> None:
-    """Put notices about a message into the queue. SpoolError, OSError."""
+async def tell(spool: NoticeSpool, message: QueuedMessage, notices: Iterable[Notice]) -> None:
+    """Put notices about a message into the queue: from the envelope alone, if the message can't be read.
+
+    UnknownMessage: it is gone, and there is nothing to tell. SpoolFull, SpoolError: not all are queued.
+    """
     for notice in notices:
-        await submit(queue, notice, await queue.open_content(message.queue_id))
+        await submit(spool, notice, await _content(spool, message.queue_id))
+
+
+async def _content(spool: NoticeSpool, queue_id: str) -> BinaryIO | None:
+    try:
+        return await spool.open_content(queue_id)
+    except UnknownMessage:
+        raise
+    except Exception as error:
+        tell_left_out(queue_id, error)
+        return None
 
 
 def _tell_operator(message: QueuedMessage, error: Exception) -> None:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elemta.delivery.bounces import NoticeSettings, decide, submit
+from elemta.delivery.bounces import NoticeSettings, decide
+from elemta.delivery.notices import tell
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
 from elemta.spool import Spool, State
@@ -37,7 +38,7 @@ async def return_to_sender(
     """Give up every recipient that is left, and tell the sender.
 
     The notice is in the queue before the message leaves it. An attempt that is under way at this moment may
-    still deliver it. NobodyToTell; UnknownMessage; SpoolError, OSError: nothing is changed.
+    still deliver it. NobodyToTell; UnknownMessage; SpoolError: nothing is changed.
     """
     message = (await spool.show(queue_id)).message
     if not message.envelope.sender:
@@ -49,7 +50,7 @@ async def return_to_sender(
     try:
         message = (await spool.show(queue_id)).message
         return await _give_up(spool, message, settings, now())
-    except (SpoolError, OSError):
+    except Exception:
         if held:
             await spool.release(queue_id)
         raise
@@ -62,7 +63,6 @@ async def _give_up(spool: Spool, message: QueuedMessage, settings: NoticeSetting
         for one in message.pending
     ]
     notices = decide(message, outcomes, now=now, settings=settings).to_send
-    for notice in notices:
-        await submit(spool, notice, await spool.open_content(message.queue_id))
+    await tell(spool, message, notices)
     await spool.settle(message.queue_id, outcomes, retry_at=None, hold_reason=None)
     return Returned(len(outcomes), len(notices))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from email.errors import HeaderParseError
-from email.header import decode_header, make_header
 from ipaddress import ip_address
 
 from elemta.address import Address
+from elemta.message.encoded_words import decode_words
 from elemta.message.notice import Action, Kind, Notice, RecipientReport
 from elemta.message.trace import date_time
 
@@ -225,12 +224,7 @@ def subject_of(value: str | None) -> str:
     """A Subject field's value for people; what can't be decoded stays as it is. "" where there is none."""
     if not value:
         return ""
-    value = value[:_LONGEST_SUBJECT]
-    try:
-        decoded = str(make_header(decode_header(value)))
-    except (HeaderParseError, LookupError, ValueError):
-        decoded = value
-    return plain(decoded, _LONGEST_SUBJECT)
+    return plain(decode_words(value[:_LONGEST_SUBJECT]), _LONGEST_SUBJECT)
 
 
 def span(seconds: float) -> str:

@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from email.errors import CharsetError
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import CancelledError
 from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.address import NULL, Address
@@ -407,12 +409,35 @@ class Broken(io.BytesIO):
 
 @pytest.mark.parametrize("good", [0, 1, 4])
 @ensureDeferred
-async def test_what_breaks_on_the_way_leaves_nothing_behind(post: Post, good: int) -> None:
+async def test_a_notice_about_a_message_that_breaks_on_the_way_is_built_from_its_envelope(
+    post: Post, good: int
+) -> None:
     broken: BinaryIO = Broken(ORIGINAL + b"x" * 200_000, good)
-    with pytest.raises(SpoolError, match="shorter than it was"):
-        await submit(post.spool, failure(ret=Return.FULL), broken)
+    envelope = await submit(post.spool, failure(ret=Return.FULL), broken)
     assert broken.closed
-    assert (await post.spool.stats()).total == 0
+    dsn: Any = email.message_from_bytes(
+        await content(post.spool, envelope.queue_id), policy=email.policy.default
+    )
+    assert [part.get_content_type() for part in dsn.iter_parts()] == ["text/plain", "message/delivery-status"]
+    # What was begun before is gone.
+    assert (await post.spool.stats()).total == 1
+    await post.until(lambda: not list((post.directory / "spool" / "p0" / "bodies").iterdir()))
+
+
+@pytest.mark.parametrize(
+    "trouble", [CharsetError("Lone surrogate"), RecursionError(), MemoryError(), CancelledError()], ids=repr
+)
+@ensureDeferred
+async def test_a_notice_whose_making_fails_in_any_way_is_built_from_the_envelope(
+    post: Post, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr("elemta.delivery.bounces.examine", fails)
+    envelope = await submit(post.spool, failure(), io.BytesIO(ORIGINAL))
+    assert (await post.show(envelope.queue_id)).message.state is State.ACTIVE
+    assert (await post.spool.stats()).total == 1
 
 
 # The page

@@ -128,3 +128,26 @@ async def test_where_the_notice_can_not_be_queued_the_message_stays_as_it_was(
     message = (await spool.show(queue_id)).message
     assert (message.state, message.hold_reason) == (state, hold)
     assert await ids(spool) == [queue_id]
+
+
+@pytest.mark.parametrize("subject", ["=?\u00e9?q?a?=", "=?utf-8?b?a?=", "=?\x01\x7f?q?\xff?="])
+@ensureDeferred
+async def test_a_message_with_a_subject_that_nobody_can_decode_is_returned(
+    spool: Spool, subject: str
+) -> None:
+    writer = spool.begin()
+    writer.write(b"Subject: " + subject.encode() + b"\r\n\r\nhello\r\n")
+    submission = Submission(JANE, (Recipient(ANNA),), MailParameters(), Client(), b"", NOW - 60)
+    queue_id = (await spool.commit(writer, submission)).queue_id
+    assert await give_up(spool, queue_id) == Returned(recipients=1, notices=1)
+    (notice,) = await ids(spool)
+    assert len(list(message_from_bytes(await content_of(spool, notice)).get_payload())) == 3
+
+
+@ensureDeferred
+async def test_a_message_whose_body_is_lost_is_returned(spool: Spool, tmp_path: Path) -> None:
+    queue_id = await queue(spool, body=b"x" * 100_000)
+    (tmp_path / "spool" / "p0" / "bodies" / queue_id).unlink()
+    assert await give_up(spool, queue_id) == Returned(recipients=1, notices=1)
+    (notice,) = await ids(spool)
+    assert len(list(message_from_bytes(await content_of(spool, notice)).get_payload())) == 2
