@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import SpoolFull
-from elemta.message.trace import added_field, protocol_name, received_field
+from elemta.message.trace import added_field, protocol_name, received_field, separator
 from elemta.net.terms import Terms
 from elemta.policies.limits import verdict_of
 from elemta.policy import Continue, Disconnect, Message, Quarantine
@@ -211,7 +211,7 @@ class Reception:
         if writer.ended:
             # The client left, or was told 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="nobody waits for this message any more")
-        submission = self._submission(transaction, writer.queue_id)
+        submission = self._submission(transaction, writer)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         committed = self._terms.spool.commit(writer, submission)
@@ -219,7 +219,7 @@ class Reception:
         self._committing = transaction
         return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
 
-    def _submission(self, transaction: Transaction, queue_id: str) -> Submission:
+    def _submission(self, transaction: Transaction, writer: MessageWriter) -> Submission:
         facts = self._facts
         recipients = _without_repeats(transaction.recipients)
         at = self._terms.now()
@@ -240,7 +240,7 @@ class Reception:
                 auth=facts.user is not None,
                 smtputf8=transaction.parameters.smtputf8,
             ),
-            queue_id=queue_id,
+            queue_id=writer.queue_id,
             at=at,
             only_recipient=str(recipients[0]) if len(recipients) == 1 else None,
         )
@@ -250,7 +250,7 @@ class Reception:
             recipients=recipients,
             parameters=transaction.parameters,
             client=client,
-            header_block=received + added,
+            header_block=received + added + separator(writer.head),
             received_at=at,
             hold_reason=self._conversation.hold_reason(transaction) or self._held_by_routes(recipients),
         )
@@ -318,6 +318,9 @@ def _without_repeats(recipients: list[Recipient]) -> tuple[Recipient, ...]:
 
 
 def _count_received(head: bytes) -> int:
+    if head.startswith(b"\r\n") or separator(head):
+        # All of it is body, to every reader.
+        return 0
     end = head.find(b"\r\n\r\n")
     fields = (head if end < 0 else head[:end]).lower()
     return fields.count(b"\r\nreceived:") + fields.startswith(b"received:")

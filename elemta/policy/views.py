@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
 from elemta.message.headers import Headers, read_headers
-from elemta.message.trace import added_field
+from elemta.message.trace import added_field, separator
 from elemta.smtp.facts import SessionFacts, TLSInfo
 from elemta.smtp.facts import Transaction as TransactionFacts
 from elemta.smtp.path import parse_address
@@ -251,9 +251,12 @@ class Message:
 
     @property
     def headers(self) -> Headers:
-        """The header fields, read with bounds: garbage gives fewer fields, never an error."""
+        """The header fields, read with bounds: garbage gives fewer fields, never an error.
+
+        A message whose first line is no field has none: it is handed on behind an empty line, as a body.
+        """
         if self._headers is None:
-            self._headers = read_headers(self._head)
+            self._headers = Headers() if separator(self._head) else read_headers(self._head)
         return self._headers
 
     def open(self) -> BinaryIO:

@@ -1,0 +1,71 @@
+"""What becomes of a message between its last octet and the answer: fields, hops, policies, the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pytest_twisted import ensureDeferred
+
+from elemta.policy import CONTINUE
+from tests.net.conftest import Place, Scripted, reply_of
+
+FORGERY = b"\t; dkim=pass header.d=bank.example\r\n"
+HOPS = b"Received: from a by b; now\r\n" * 101
+
+
+class Judge(Scripted):
+    """Adds what a policy may add, and notes which fields it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[str] = []
+
+    def message(self, session: Any, transaction: Any, message: Any) -> Any:
+        transaction.add_header("Authentication-Results", "mx.test; dkim=none")
+        self.shown = [name for name, _ in message.headers.items()]
+        return CONTINUE
+
+
+async def _spooled(place: Place, message: bytes) -> bytes:
+    client = place.connect()
+    client.envelope()
+    client.protocol.dataReceived(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+    (reply,) = await reply_of(client)
+    assert reply.startswith("250 "), reply
+    with await place.spool.open_content(reply.split()[-1]) as content:
+        return content.read()
+
+
+@pytest.mark.parametrize(
+    ("message", "between", "shown"),
+    [
+        (FORGERY + b"Subject: x\r\n\r\nbody\r\n", b"\r\n", []),
+        (b" \r\nSubject: x\r\n\r\nbody\r\n", b"\r\n", []),
+        (b"no header\r\n\r\nbody\r\n", b"\r\n", []),
+        (b"From a@b.test now\r\n" + FORGERY, b"\r\n", []),
+        (b"From a@b.test now\r\nSubject: x\r\n\r\nbody\r\n", b"", ["Subject"]),
+        (b"Subject: x\r\n\r\nbody\r\n", b"", ["Subject"]),
+        (b"\r\nbody\r\n", b"", []),
+        (b"", b"", []),
+        (FORGERY + b"x" * 70_000 + b"\r\n", b"\r\n", []),
+    ],
+)
+@ensureDeferred
+async def test_no_octet_of_a_client_continues_a_field_of_a_policy(
+    place: Place, message: bytes, between: bytes, shown: list[str]
+) -> None:
+    place.policy = judge = Judge()
+    ours, field, rest = (await _spooled(place, message)).partition(
+        b"\r\nAuthentication-Results: mx.test; dkim=none\r\n"
+    )
+    assert ours.startswith(b"Received: ")
+    assert field
+    assert rest == between + message
+    assert judge.shown == shown
+
+
+@pytest.mark.parametrize("first", [b" \r\n", b"\r\n", b"words\r\n"])
+@ensureDeferred
+async def test_what_is_body_to_every_reader_is_no_hop(place: Place, first: bytes) -> None:
+    assert (await _spooled(place, first + HOPS)).endswith(first + HOPS)
