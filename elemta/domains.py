@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -14,6 +15,8 @@ from elemta.errors import ConfigError, Fault
 _MAX_DOMAIN = 255
 _MAX_LOCAL_PART = 64
 _SPACES_AND_ANGLES = frozenset(" \t<>,;")
+# Ways to write the next hop into a local-part: user%host, host!user, a quoted user@host, DECnet's host::user.
+_ROUTING = frozenset("%!@:")
 
 
 def canonical_domain(domain: str) -> str:
@@ -93,6 +96,16 @@ class Domains:
         """Whether mail for the domain ends here; case, IDNA spelling and a trailing dot don't matter."""
         return canonical_domain(domain) in self.local
 
+    def ends_here(self, address: Address) -> bool:
+        """Whether mail for the address goes no further than a local domain.
+
+        A local-part that names a next hop (``user%host@``, ``host!user@``) does not, unless it is listed as
+        a mailbox: a next hop that still reads it would relay what was taken for local.
+        """
+        if not self.is_local(address.domain):
+            return False
+        return not _routes_on(address.local) or self._is_listed(address)
+
     def has_mailbox(self, address: Address) -> bool:
         """Whether a mailbox exists at a local domain; case doesn't matter.
 
@@ -109,6 +122,11 @@ class Domains:
             return True
         return f"{local_part}@{domain}" in self.recipients or f"@{domain}" in self.recipients
 
+    def _is_listed(self, address: Address) -> bool:
+        if self.recipients is None:
+            return False
+        return f"{address.local.lower()}@{canonical_domain(address.domain)}" in self.recipients
+
     def may_relay(self, ip: str | IPv4Address | IPv6Address) -> bool:
         """Whether a client at this address may send to any domain; False for what is no IP address."""
         if isinstance(ip, str):
@@ -119,6 +137,13 @@ class Domains:
         if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
         return any(ip in network for network in self.relay_from)
+
+
+def _routes_on(local: str) -> bool:
+    if not local.isascii():
+        # A full-width sign is an ordinary one to a reader that normalises before it looks.
+        local = unicodedata.normalize("NFKC", local)
+    return not _ROUTING.isdisjoint(local)
 
 
 def read_recipients(path: str) -> frozenset[str]:

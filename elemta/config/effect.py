@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import Identity, ListenerTLS, Mode, OnError, Role, RouteTLS, Scope, TLSVersion
+from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS, Scope, TLSVersion
+from elemta.config.sections import PoliciesConfig
 from elemta.config.target import TargetKind, is_loopback, parse_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
@@ -31,7 +32,6 @@ def cautions(config: Config) -> Iterator[Fault]:
         _localhost,
         _everyone,
         _no_relay_policy,
-        _lax_relay_policy,
         _no_limits_policy,
         _unusable_auth,
         _unproven_smarthosts,
@@ -88,6 +88,12 @@ def _policies(config: Config) -> Iterator[Fault]:
             yield _note(
                 config, f"policy.{name}", "has no effect: [policies] chain does not name this policy", hint
             )
+    for number, name in enumerate(config.policies.may_relay, start=1):
+        # The names of the default stand for policies that not every chain has.
+        if name not in config.policies.chain and name not in PoliciesConfig().may_relay:
+            problem = f'has no effect: [policies] chain does not name "{name}"'
+            hint = did_you_mean(name, config.policies.chain)
+            yield _note(config, f"policies.may_relay[{number}]", problem, hint)
 
 
 def _routes(config: Config) -> Iterator[Fault]:
@@ -131,26 +137,12 @@ def _everyone(config: Config) -> Iterator[Fault]:
 
 
 def _no_relay_policy(config: Config) -> Iterator[Fault]:
-    if "relay" not in config.policies.chain:
+    if "relay" not in config.policies.chain and config.domains.recipients:
         problem = (
-            'does not name "relay": unless another policy says who may send where, this is an open relay'
+            'does not name "relay": unless another policy refuses mailboxes that do not exist, mail for '
+            "them is taken"
         )
         yield _note(config, "policies.chain", problem)
-
-
-def _lax_relay_policy(config: Config) -> Iterator[Fault]:
-    table = config.policy.get("relay", {})
-    if "relay" not in config.policies.chain:
-        return
-    if table.get("mode") == Mode.OBSERVE.value:
-        yield _note(config, "policy.relay.mode", "refuses nobody: this is an open relay")
-    if table.get("on_error") == OnError.ACCEPT.value:
-        yield _note(config, "policy.relay.on_error", "whenever this policy fails, this is an open relay")
-    asked = table.get("listeners")
-    for listener in config.listeners:
-        if isinstance(asked, list) and asked and listener.role is Role.MX and listener.name not in asked:
-            problem = f'"{listener.name}" is not among them: for its clients this is an open relay'
-            yield _note(config, "policy.relay.listeners", problem)
 
 
 def _no_limits_policy(config: Config) -> Iterator[Fault]:

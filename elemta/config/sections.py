@@ -264,6 +264,12 @@ class PoliciesConfig:
         "The policies that are asked, in this order; each may have a table [policy.NAME].",
         check=check_given_name,
     )
+    may_relay: tuple[str, ...] = setting(
+        ("relay", "srs"),
+        "Policies whose Accept, or whose replacement of a recipient, may grant relaying to any client. "
+        "Nothing else grants it but a login and [domains] relay_from.",
+        check=check_given_name,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,18 @@
-"""The policy ``relay``: who may send where. Closed by default.
+"""The policy ``relay``: which recipients are taken. Closed by default.
 
-A recipient in a local domain is taken from anybody when there is such a mailbox. Any other is taken only
+A recipient in a local domain is taken from any client when there is such a mailbox. Any other is taken only
 from an authenticated user, or from a client in ``[domains] relay_from``.
 """
 
 from __future__ import annotations
 
-import unicodedata
-
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
-from elemta.domains import Domains, canonical_domain
+from elemta.domains import Domains
 from elemta.policy import (
     CONTINUE,
-    Address,
+    RELAY_DENIED,
     IPolicyPlugin,
     IRcptPolicy,
     NoOptions,
@@ -26,11 +24,7 @@ from elemta.policy import (
     Verdict,
 )
 
-DENIED = Reject("Relay access denied", code=554, enhanced="5.7.1")
 NO_MAILBOX = Reject("No such mailbox", code=550, enhanced="5.1.1")
-
-# Ways to write the next hop into a local-part: user%host, host!user, a quoted user@host, DECnet's host::user.
-_ROUTING = frozenset("%!@:")
 
 
 @implementer(IRcptPolicy)
@@ -41,18 +35,13 @@ class Relay:
         self._domains = domains
 
     def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
-        address = recipient.address
-        trusted = session.user is not None or self._domains.may_relay(session.client_ip)
-        if not self._domains.is_local(address.domain):
-            return CONTINUE if trusted else DENIED
-        if not trusted and _routes_on(address.local) and not self._is_listed(address):
-            # A next hop that still reads such a local-part would relay what we took for local.
-            return DENIED
-        return CONTINUE if self._domains.has_mailbox(address) else NO_MAILBOX
-
-    def _is_listed(self, address: Address) -> bool:
-        listed = self._domains.recipients
-        return listed is not None and f"{address.local.lower()}@{canonical_domain(address.domain)}" in listed
+        address, domains = recipient.address, self._domains
+        trusted = session.user is not None or domains.may_relay(session.client_ip)
+        if not trusted and not domains.ends_here(address):
+            return RELAY_DENIED
+        if not domains.is_local(address.domain) or domains.has_mailbox(address):
+            return CONTINUE
+        return NO_MAILBOX
 
 
 @implementer(IPlugin, IPolicyPlugin)
@@ -64,10 +53,3 @@ class RelayPlugin:
 
     def build(self, options: NoOptions, services: Services) -> Relay:  # noqa: ARG002
         return Relay(services.domains)
-
-
-def _routes_on(local: str) -> bool:
-    if not local.isascii():
-        # A full-width sign is an ordinary one to whoever normalises before looking.
-        local = unicodedata.normalize("NFKC", local)
-    return not _ROUTING.isdisjoint(local)

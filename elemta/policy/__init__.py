@@ -30,6 +30,7 @@ from elemta.policy.interfaces import (
     PolicyAnswer,
 )
 from elemta.policy.observer import FailureKind, PolicyObserver, SilentPolicyObserver
+from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
 from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Resolver, Services
 from elemta.policy.verdicts import (
     CONTINUE,
@@ -48,13 +49,14 @@ from elemta.policy.views import Message, Notes, Session, Transaction
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import TLSInfo
 
-CONTRACT_VERSION = "1.1"
+CONTRACT_VERSION = "1.2"
 """The version of the plugin contract, MAJOR.MINOR."""
 
 __all__ = [
     "CONTINUE",
     "CONTRACT_VERSION",
     "NULL_MX",
+    "RELAY_DENIED",
     "REQUIRED",
     "Accept",
     "Address",
@@ -102,6 +104,7 @@ __all__ = [
     "Quarantine",
     "Recipient",
     "Reject",
+    "RelayPermission",
     "Resolver",
     "ResolverTrouble",
     "RouteTo",

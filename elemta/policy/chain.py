@@ -22,6 +22,7 @@ from elemta.policy.member import (
     route_of,
 )
 from elemta.policy.observer import PolicyObserver, SilentPolicyObserver
+from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.walking import NO_OPINION
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts
@@ -54,7 +55,8 @@ class PolicyChain:
     """The policies in the configured order. A chain is replaced as a whole at a reload.
 
     Each policy has one breaker and one bound on unanswered calls for all its sessions; sessions that began
-    with a chain end with it.
+    with a chain end with it. ``relay`` decides about each recipient whether it may be relayed to; without it
+    every recipient is refused.
     """
 
     def __init__(
@@ -63,16 +65,25 @@ class PolicyChain:
         clock: IReactorTime,
         observer: PolicyObserver | None = None,
         terms: ChainTerms | None = None,
+        relay: RelayPermission | None = None,
     ) -> None:
         self.policies = tuple(policies)
         self._clock = clock
         self._calls: dict[str, _Calls] = {}
         observer = observer or SilentPolicyObserver()
         terms = terms or ChainTerms()
+        self._relay = relay or RelayPermission()
         self._members = [
             (
                 loaded,
-                Member(loaded, clock, observer, Breaker(terms.failures, terms.rest), terms.max_outstanding),
+                Member(
+                    loaded,
+                    clock,
+                    observer,
+                    Breaker(terms.failures, terms.rest),
+                    terms.max_outstanding,
+                    grants_relaying=loaded.name in self._relay.granted_by,
+                ),
             )
             for loaded in policies
         ]
@@ -95,15 +106,15 @@ class PolicyChain:
         return {member.name: member.breaker.is_open for _, member in self._members}
 
     def asks(self, stage: Stage) -> bool:
-        """Whether any policy, on any listener, is asked at ``stage``."""
-        return stage in self._stages
+        """Whether anything is decided at ``stage``: at RCPT always, elsewhere where a policy is asked."""
+        return stage is Stage.RCPT or stage in self._stages
 
     def open(self, facts: SessionFacts) -> Conversation:
         """The policies of one new session; those that its listener has."""
         calls = self._calls.get(facts.listener)
         if calls is None:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)
-        return Conversation(facts, calls.asked, calls.told, self._clock)
+        return Conversation(facts, calls.asked, calls.told, self._clock, self._relay)
 
     def _calls_at(self, listener: str) -> _Calls:
         asked: dict[Stage, list[Call]] = {}

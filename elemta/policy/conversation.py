@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from elemta.policy.asking import Asking, Decision, Turn
 from elemta.policy.member import Call, Member, Trouble, problem_of
 from elemta.policy.observer import FailureKind
+from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RelayPermission
 from elemta.policy.telling import tell
 from elemta.policy.verdicts import (
     CONTINUE,
@@ -78,6 +79,7 @@ class Conversation:
     """
 
     __slots__ = (
+        "_accepted",
         "_asking",
         "_board",
         "_calls",
@@ -85,8 +87,10 @@ class Conversation:
         "_facts",
         "_gone",
         "_held",
+        "_marks",
         "_message",
         "_question",
+        "_relay",
         "_sessions",
         "_told",
         "_transaction",
@@ -98,11 +102,13 @@ class Conversation:
         calls: Mapping[Stage, Sequence[Call]],
         told: Mapping[str, Sequence[Call]],
         clock: IReactorTime,
+        relay: RelayPermission,
     ) -> None:
         self._facts = facts
         self._calls = calls
         self._told = told
         self._clock = clock
+        self._relay = relay
         self._board: dict[tuple[str, str], Any] = {}
         self._sessions: dict[Member, Session] = {}
         self._transaction: _TransactionViews | None = None
@@ -110,10 +116,15 @@ class Conversation:
         self._asking: Asking | None = None
         self._question: StageQuestion | None = None
         self._message: Message | None = None
+        # Of the question that is asked now: marks, and an acceptance that grants no relaying
+        self._marks: list[Decision] = []
+        self._accepted: Decision | None = None
         self._gone = False
 
     def ask(self, question: StageQuestion, message: Message | None = None) -> Decision | Deferred[Decision]:
         """Ask the policies of the question's stage in their order; the first decisive verdict wins.
+
+        At RCPT a recipient that may not be relayed to is refused at the end, whatever the policies said.
 
         ``message`` is given at the stage MESSAGE. The decision comes at once where all policies answered
         at once. A Deferred never fails; it never fires where :meth:`disconnected` came first, and
@@ -121,10 +132,11 @@ class Conversation:
         """
         if self._gone:
             return _GONE
-        calls = self._calls.get(question.stage)
-        if not calls:
+        calls = self._calls.get(question.stage, ())
+        if not calls and question.stage is not Stage.RCPT:
             return NO_OPINION
         self._question, self._message = question, message
+        self._marks, self._accepted = [], None
         step = walk(self, self._clock, calls)
         if isinstance(step, Decision):
             return step
@@ -183,14 +195,60 @@ class Conversation:
             return session, view, self._message
         return session, view
 
-    def decide(self, call: Call, verdict: Verdict) -> Decision:
-        """A policy decided; that a message is to be held is noted until its end."""
+    def passes_over(self, call: Call) -> bool:
+        """Behind an acceptance that grants no relaying only those are asked that may grant it."""
+        return self._accepted is not None and not call.member.grants_relaying
+
+    def decide(self, call: Call, verdict: Verdict) -> Decision | None:
+        """What a verdict decides; None where the policies after it are still asked."""
+        decision = Decision(verdict, call.member.name)
         if isinstance(verdict, Quarantine):
-            if cast(StageQuestion, self._question).stage in _SESSION_STAGES:
-                self._held.append(verdict.reason)
-            else:
-                self._views(cast(MailQuestion, self._question).transaction).held.append(verdict.reason)
-        return Decision(verdict, call.member.name)
+            self._marks.append(decision)
+            return None
+        if not isinstance(verdict, Accept):
+            # A refusal: what was refused is no part of the message, so its marks count for nothing.
+            return decision
+        if self._asks_to_relay() and not call.member.grants_relaying:
+            self._accepted = self._accepted or decision
+            return None
+        self._hold()
+        return decision
+
+    def conclude(self) -> Decision:
+        """No policy refused, and none that may granted relaying."""
+        question = self._question
+        if isinstance(question, RcptQuestion) and not self._relay.allows(
+            self._facts, question.recipient.address
+        ):
+            _log.info(
+                "a recipient was refused because this client may not relay",
+                event="relay.denied",
+                session_id=self._facts.id,
+                client_ip=str(self._facts.client_ip),
+                recipient=str(question.recipient),
+                accepted_by=None if self._accepted is None else self._accepted.policy,
+            )
+            return Decision(RELAY_DENIED, MAY_RELAY)
+        self._hold()
+        if self._accepted is not None:
+            return self._accepted
+        return self._marks[0] if self._marks else NO_OPINION
+
+    def _asks_to_relay(self) -> bool:
+        question = self._question
+        return isinstance(question, RcptQuestion) and self._relay.concerns(
+            self._facts, question.recipient.address
+        )
+
+    def _hold(self) -> None:
+        """Note what was marked at this question until the end of the message, or of the session."""
+        if not self._marks:
+            return
+        question = cast(StageQuestion, self._question)
+        held = self._held
+        if question.stage not in _SESSION_STAGES:
+            held = self._views(cast(MailQuestion, question).transaction).held
+        held += [mark.verdict.reason for mark in self._marks if isinstance(mark.verdict, Quarantine)]
 
     def answered(self, turn: Turn, answer: object) -> Verdict:
         """Judge what a policy answered; returns what it counts for."""

@@ -132,9 +132,17 @@ class _Question:
         """What every policy is shown."""
         return self._envelope, self._recipient
 
+    def passes_over(self, _: Call) -> bool:
+        """Every policy is asked, until one chooses."""
+        return False
+
     def decide(self, call: Call, verdict: Verdict) -> Decision:
         """A policy chose."""
         return Decision(verdict, call.member.name)
+
+    def conclude(self) -> Decision:
+        """No policy chose: the routes of the configuration decide."""
+        return NO_OPINION
 
     def _log_verdict(self, call: Call, verdict: Verdict) -> None:
         facts = {

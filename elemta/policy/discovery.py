@@ -16,6 +16,7 @@ from elemta.policy.chain import LoadedPolicy, PolicyChain
 from elemta.policy.finding import Broken, Catalogue, Found, stages_of, words_of
 from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES
 from elemta.policy.observer import PolicyObserver
+from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.services import Services
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
         raise PolicyUnavailable([*unavailable, *faults])
     if faults:
         raise ConfigError(faults)
-    return PolicyChain(loaded, services.reactor, observer)
+    relay = RelayPermission(services.domains, frozenset(config.policies.may_relay))
+    return PolicyChain(loaded, services.reactor, observer, relay=relay)
 
 
 def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:

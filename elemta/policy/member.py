@@ -75,6 +75,7 @@ class Member:
         "_next_warning",
         "_observer",
         "breaker",
+        "grants_relaying",
         "listeners",
         "max_outstanding",
         "name",
@@ -91,6 +92,8 @@ class Member:
         observer: PolicyObserver,
         breaker: Breaker,
         max_outstanding: int = MAX_OUTSTANDING,
+        *,
+        grants_relaying: bool = False,
     ) -> None:
         self.name = loaded.name
         self.listeners = frozenset(loaded.common.listeners)
@@ -100,6 +103,7 @@ class Member:
         self.breaker = breaker
         self.outstanding = 0
         self.max_outstanding = max_outstanding
+        self.grants_relaying = grants_relaying
         self._clock = clock
         self._observer = observer
         self._next_traceback: dict[str, float] = {}

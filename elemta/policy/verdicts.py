@@ -1,4 +1,7 @@
-"""What a policy may say. Verdicts are typed values; the first decisive one in the chain's order wins."""
+"""What a policy may say. Verdicts are typed values; the first decisive one in the chain's order wins.
+
+A ``Quarantine`` is not decisive: it marks, and the policies after it are asked.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ class Continue(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Accept(Verdict):
-    """Accepted; no further policy is asked at this stage."""
+    """Accepted: the policy's question is settled, and no further policy is asked at this stage.
+
+    It grants relaying only where ``[policies] may_relay`` names the policy. From any other one an ``Accept``
+    at RCPT leaves that question to the policies that may grant it, and these are still asked.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,10 @@ class Disconnect(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Quarantine(Verdict):
-    """Accepted into the hold queue; ``reason`` is what the operator sees there."""
+    """The message goes to the hold queue if it is accepted; ``reason`` is what the operator sees there.
+
+    It marks and goes on: the policies after it are asked, and a refusal of theirs wins.
+    """
 
     reason: str
 

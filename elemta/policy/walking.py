@@ -27,20 +27,31 @@ class Walker(Asker, Protocol):
     def arguments(self, turn: Turn, /) -> tuple[Any, ...]:
         """What the policy's method is called with."""
 
-    def decide(self, call: Call, verdict: Verdict) -> Decision:
-        """The decision, where a policy made it."""
+    def passes_over(self, call: Call) -> bool:
+        """Whether a policy is not asked, because one before it settled what it would be asked."""
+
+    def decide(self, call: Call, verdict: Verdict) -> Decision | None:
+        """What a policy's verdict decides; None where the policies after it are still asked."""
+
+    def conclude(self) -> Decision:
+        """The decision, where no policy made it."""
 
 
 def walk(walker: Walker, clock: IReactorTime, calls: Sequence[Call], start: int = 0) -> Decision | Turn:
     """Ask the policies from ``start`` on; gives the decision, or the turn that has to be waited for."""
     for index in range(start, len(calls)):
-        said = _ask(walker, clock, index, calls[index])
+        call = calls[index]
+        if walker.passes_over(call):
+            continue
+        said = _ask(walker, clock, index, call)
         if said is CONTINUE:
             continue
         if isinstance(said, Turn):
             return said
-        return walker.decide(calls[index], said)
-    return NO_OPINION
+        decision = walker.decide(call, said)
+        if decision is not None:
+            return decision
+    return walker.conclude()
 
 
 def go_on(
@@ -48,7 +59,9 @@ def go_on(
 ) -> Decision | Turn:
     """Go on behind a policy that was waited for."""
     if verdict is not CONTINUE:
-        return walker.decide(turn.call, verdict)
+        decision = walker.decide(turn.call, verdict)
+        if decision is not None:
+            return decision
     return walk(walker, clock, calls, turn.index + 1)
 
 

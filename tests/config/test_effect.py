@@ -63,6 +63,10 @@ def test_the_defaults_say_nothing() -> None:
             'policy.rely: has no effect: [policies] chain does not name this policy (did you mean "relay"?)',
         ),
         (
+            '[policies]\nmay_relay = ["relay", "rely"]',
+            'policies.may_relay[2]: has no effect: [policies] chain does not name "rely" (did you mean "relay"?)',
+        ),
+        (
             f'{HOLD}tls = "may"',
             "route[1].tls: has no effect: there is no TLS on the way to hold:",
         ),
@@ -98,6 +102,8 @@ def test_a_setting_without_effect_is_told_with_the_reason(read: Read, text: str,
         f'{VALKEY}{LIMIT}scope = "cluster"\nwhen_valkey_is_down = "allow"',
         f'{LIMIT}scope = "node"',
         "[policy.relay]\ntimeout = 1",
+        '[policies]\nmay_relay = ["srs", "relay"]',
+        '[policies]\nchain = ["limits"]\nmay_relay = ["limits"]',
         f'{HOLD}tls = "none"',
         f'[domains]\nrelay_from = ["192.0.2.0/24"]\n{HOLD}',
         '[console]\nendpoint = ""',
@@ -129,17 +135,8 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
             "listener[1].proxy_protocol_from: every client may claim any address (name the load balancers)",
         ),
         (
-            '[policies]\nchain = ["limits"]',
-            'policies.chain: does not name "relay": unless another policy says who may send where, this is an open relay',
-        ),
-        ('[policy.relay]\nmode = "observe"', "policy.relay.mode: refuses nobody: this is an open relay"),
-        (
-            '[policy.relay]\non_error = "accept"',
-            "policy.relay.on_error: whenever this policy fails, this is an open relay",
-        ),
-        (
-            f'{LISTENER}[[listener]]\nname = "out"\nendpoint = "tcp:588"\n[policy.relay]\nlisteners = ["out"]',
-            'policy.relay.listeners: "in" is not among them: for its clients this is an open relay',
+            '[policies]\nchain = ["limits"]\n[domains]\nrecipients = "/etc/elemta/recipients"',
+            'policies.chain: does not name "relay": unless another policy refuses mailboxes that do not exist, mail for them is taken',
         ),
         (
             '[policies]\nchain = ["relay"]',

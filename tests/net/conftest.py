@@ -18,6 +18,7 @@ from zope.interface import implementer
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, PolicyCommon, ServerConfig, TLSConfig
 from elemta.delivery.routes import RouteTable
+from elemta.domains import Domains
 from elemta.limits import Limiter, MemoryStore
 from elemta.net.factory import ESMTPFactory, House
 from elemta.net.observer import SilentObserver
@@ -35,6 +36,7 @@ from elemta.policy import (
     IRcptPolicy,
 )
 from elemta.policy.chain import LoadedPolicy, PolicyChain
+from elemta.policy.relay_permission import RelayPermission
 from elemta.smtp.session import SessionSettings
 from elemta.spool import Spool
 from tests.spool.conftest import observer, open_spool
@@ -248,7 +250,8 @@ class Place:
         factory = ESMTPFactory(self.house, self.listener, self.observer)
         common = PolicyCommon(timeout=self.policy_timeout)
         policies = [] if self.chain_is_empty else [LoadedPolicy("scripted", self.policy, common)]
-        chain = PolicyChain(policies, self.clock)
+        local = frozenset({"example.com", "example.net", "example.org", "example.test"})
+        chain = PolicyChain(policies, self.clock, relay=RelayPermission(Domains(local)))
         factory.terms = Terms(
             listener=self.listener,
             server=self.server,

@@ -22,6 +22,7 @@ from elemta.config import (
     ResourcesConfig,
     WhenValkeyIsDown,
 )
+from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, MemoryStore, rules_from_config
@@ -37,6 +38,7 @@ from elemta.policy import (
     LoadedPolicy,
     PolicyChain,
     Reject,
+    RelayPermission,
     Verdict,
 )
 from elemta.policy.testing import Rehearsal, make_services
@@ -442,6 +444,7 @@ def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() ->
             LoadedPolicy("later", Later(), PolicyCommon()),
         ],
         house.clock,
+        relay=RelayPermission(Domains(frozenset({"example.com"}))),
     )
     facts = SessionFacts("s1", ip_address("192.0.2.1"), 1025, "mx")
     talk = chain.open(facts)

@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from elemta.address import Address
 from elemta.config import PolicyCommon
+from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.policy import (
     CONTINUE,
@@ -25,6 +26,7 @@ from elemta.policy import (
     IRcptPolicy,
     LoadedPolicy,
     PolicyChain,
+    RelayPermission,
 )
 from elemta.policy.testing import make_message
 from elemta.smtp.events import (
@@ -37,6 +39,8 @@ from elemta.smtp.events import (
     RcptQuestion,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
+
+LOCAL = RelayPermission(Domains(frozenset({"example.com"})), frozenset({"relay", "srs"}))
 
 
 class Counted:
@@ -96,13 +100,13 @@ class Stage:
         self.logged = logged
         self.chain = None
 
-    def play(self, *policies, terms=None, **common):
+    def play(self, *policies, terms=None, relay=None, **common):
         """Make the chain; a policy is an object, or a name, an object and its common settings."""
         loaded = []
         for number, policy in enumerate(policies, start=1):
             name, thing, settings = policy if isinstance(policy, tuple) else (f"p{number}", policy, common)
             loaded.append(LoadedPolicy(name, thing, PolicyCommon(**settings)))
-        self.chain = PolicyChain(loaded, self.clock, self.counted, terms or ChainTerms())
+        self.chain = PolicyChain(loaded, self.clock, self.counted, terms or ChainTerms(), relay or LOCAL)
         return Client(self.chain)
 
     def another(self, **facts):

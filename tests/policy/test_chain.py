@@ -2,6 +2,7 @@
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from elemta.config import Mode, OnError
@@ -29,7 +30,8 @@ def ask_all(client):
 def test_a_chain_without_policies_has_no_opinion_and_asks_nobody(stage):
     client = stage.play()
     assert all(decision == NO_OPINION for decision in ask_all(client).values())
-    assert not any(stage.chain.asks(each) for each in Stage)
+    # Whether a recipient may be relayed to is decided without any policy.
+    assert [each for each in Stage if stage.chain.asks(each)] == [Stage.RCPT]
 
 
 def test_a_policy_is_asked_at_every_stage_that_it_provides_with_what_the_contract_names(stage, scripted):
@@ -57,9 +59,7 @@ def test_a_policy_is_asked_at_no_other_stage_than_it_provides(stage):
     assert client.rcpt() == Decision(Reject("no"), "p1")
 
 
-@pytest.mark.parametrize(
-    "verdict", [Accept(), Defer("later"), Reject("no"), Disconnect("bye"), Quarantine("odd")]
-)
+@pytest.mark.parametrize("verdict", [Accept(), Defer("later"), Reject("no"), Disconnect("bye")])
 def test_the_first_decisive_verdict_in_the_configured_order_wins(stage, scripted, verdict):
     before, decisive, after = scripted(), scripted(verdict), scripted(Reject("never asked"))
     client = stage.play(before, decisive, after)
@@ -307,6 +307,37 @@ def test_reasons_of_several_quarantines_are_joined_and_none_is_told_twice(stage,
     client.rcpt()
     client.message()
     assert client.talk.hold_reason(client.transaction) == "odd name; odd recipient; odd words"
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_quarantine_marks_and_the_policies_after_it_are_asked(stage, scripted, said, later):
+    held = succeed_later(stage, Quarantine("odd")) if later else Quarantine("odd")
+    after = scripted()
+    client = stage.play(scripted(held), after)
+    decision = client.rcpt()
+    stage.clock.advance(1.0)
+    assert said(decision) == Decision(Quarantine("odd"), "p1")
+    assert len(after.seen) == 1
+    assert client.talk.hold_reason(client.transaction) == "odd"
+
+
+@pytest.mark.parametrize("refusal", [Defer("later"), Reject("no"), Disconnect("bye")])
+def test_a_refusal_after_a_quarantine_wins_and_what_it_refused_holds_nothing(stage, scripted, refusal):
+    client = stage.play(scripted(Quarantine("odd")), scripted(refusal))
+    assert client.rcpt() == Decision(refusal, "p2")
+    assert client.talk.hold_reason(client.transaction) is None
+
+
+def test_an_acceptance_after_a_quarantine_ends_the_asking_and_the_message_is_held(stage, scripted):
+    last = scripted(Reject("never asked"))
+    client = stage.play(scripted(Quarantine("odd")), scripted(Accept()), last)
+    assert client.message() == Decision(Accept(), "p2")
+    assert last.seen == []
+    assert client.talk.hold_reason(client.transaction) == "odd"
+
+
+def succeed_later(stage, verdict):
+    return lambda *shown: deferLater(stage.clock, 1.0, lambda: verdict)
 
 
 def test_a_policy_blind_to_the_difference_can_be_shared_by_two_chains(stage, scripted):

@@ -1,0 +1,40 @@
+"""Whether a recipient may be relayed to: decided here, once for each recipient, whatever policies said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elemta.address import Address
+from elemta.domains import Domains
+from elemta.policy.verdicts import Reject
+from elemta.smtp.facts import SessionFacts
+
+RELAY_DENIED = Reject("Relay access denied", code=554, enhanced="5.7.1")
+
+MAY_RELAY = "may_relay"
+"""What the decision is called where a policy's name is due: the setting, which is no possible policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPermission:
+    """Who may send where.
+
+    ``domains`` are this host's, with the networks whose clients may relay; ``granted_by`` are the names of
+    the policies whose ``Accept`` at RCPT grants it to anyone. The default grants nothing to anyone.
+    """
+
+    domains: Domains = field(default_factory=lambda: Domains(frozenset()))
+    granted_by: frozenset[str] = frozenset()
+
+    def concerns(self, client: SessionFacts, recipient: Address) -> bool:
+        """Whether taking mail for ``recipient`` from this client is relaying at all."""
+        if not self.domains.is_local(recipient.domain):
+            return True
+        return not self._trusts(client) and not self.domains.ends_here(recipient)
+
+    def allows(self, client: SessionFacts, recipient: Address) -> bool:
+        """Whether ``recipient`` is taken from this client without a policy that grants it."""
+        return self.domains.ends_here(recipient) or self._trusts(client)
+
+    def _trusts(self, client: SessionFacts) -> bool:
+        return client.user is not None or self.domains.may_relay(client.client_ip)
