@@ -14,6 +14,7 @@ from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
 
 from elemta.auth import Authenticator
+from elemta.clock import Clocks
 from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
@@ -35,21 +36,26 @@ from elemta.smtp.session import SessionSettings
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """What outlives a reload: the reactor, the counters of the limits, the metrics, what DNS said."""
+    """What outlives a reload: reactor, clocks, the counters of the limits, the metrics, what DNS said."""
 
     reactor: ReactorBase
+    clocks: Clocks
     fleet: Fleet
     metrics: Metrics
     resolver: Resolver
 
     @classmethod
-    def from_config(cls, config: Config, reactor: ReactorBase) -> Lasting:
-        """What the daemon begins with; nothing is opened and no thread started."""
+    def from_config(cls, config: Config, reactor: ReactorBase, clocks: Clocks | None = None) -> Lasting:
+        """What the daemon begins with; nothing is opened and no thread started.
+
+        Without ``clocks`` the reactor's is both.
+        """
         metrics = Metrics(config.server.node_id)
+        clocks = clocks or Clocks.of(reactor)
         fleet: Fleet = Alone()
         if config.resources.valkey_url:
-            fleet = Joined(reactor, config, metrics)
-        return cls(reactor, fleet, metrics, Resolver(cast(ResolverReactor, reactor)))
+            fleet = Joined(reactor, config, metrics, clocks.wall)
+        return cls(reactor, clocks, fleet, metrics, Resolver(cast(ResolverReactor, reactor)))
 
 
 @dataclass(frozen=True, slots=True)

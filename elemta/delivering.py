@@ -66,6 +66,7 @@ class Delivering:
             resolver=self._lasting.resolver,
             pace=self._pace,
             hooks=self._assembly.chain.delivery_hooks,
+            clocks=self._lasting.clocks,
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.internet.base import ReactorBase
 
-from elemta.assembly import Assembly
+from elemta.assembly import Assembly, Lasting
 from elemta.config import Config
 from elemta.delivery.routes import RouteTable
 from elemta.net.descriptors import provide_descriptors
@@ -16,7 +15,6 @@ from elemta.net.listeners import Listener
 from elemta.net.terms import Terms
 from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
-from elemta.ops.metrics import Metrics
 from elemta.spool import Spool
 
 Place = tuple[IPv4Address | IPv6Address, int]
@@ -29,13 +27,14 @@ class Doors:
     ``listeners`` take mail, ``others`` are for those who watch the daemon.
     """
 
-    def __init__(self, reactor: ReactorBase, metrics: Metrics, max_connections: int) -> None:
+    def __init__(self, reactor: ReactorBase, lasting: Lasting, max_connections: int) -> None:
         self.house = House(reactor, max_connections)
         self.listeners: list[Listener] = []
         self.others: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
         self._reactor = reactor
-        self._metrics = metrics
+        self._metrics = lasting.metrics
+        self._now = lasting.clocks.wall
         self._certificate: ServerCertificate | None = None
 
     def bind(self, config: Config, ready: Ready) -> None:
@@ -103,5 +102,5 @@ class Doors:
                 spool=spool,
                 routes=routes,
                 observer=self._metrics.net,
-                now=time.time,
+                now=self._now,
             )

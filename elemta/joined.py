@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.base import ReactorBase
@@ -45,9 +44,12 @@ class Joined:
     Nothing is opened before :meth:`start`.
     """
 
-    def __init__(self, reactor: ReactorBase, config: Config, metrics: Metrics) -> None:
+    def __init__(
+        self, reactor: ReactorBase, config: Config, metrics: Metrics, now: Callable[[], float]
+    ) -> None:
         resources, server = config.resources, config.server
         self._reactor = reactor
+        self._now = now
         self._url = redacted_url(resources.valkey_url)
         self._metrics = metrics
         prefix = self._prefix = resources.valkey_key_prefix
@@ -67,7 +69,7 @@ class Joined:
             self._valkey,
             prefix=prefix,
             node_id=server.node_id,
-            about=About(__version__, server.hostname, endpoints(config), time.time()),
+            about=About(__version__, server.hostname, endpoints(config), now()),
             state=self._state,
         )
         self.store = ClusterStore(
@@ -112,7 +114,7 @@ class Joined:
         return LimiterStatus(self.store.mode.value, self.store.live_nodes, valkey)
 
     async def others(self) -> Sequence[NodeStatus]:
-        return [_status(node) for node in await self._nodes.list() if not node.this]
+        return [_status(node, self._now()) for node in await self._nodes.list() if not node.this]
 
     async def refusals(self) -> Sequence[RefusalElsewhere]:
         try:
@@ -156,14 +158,14 @@ class Joined:
         return answer.addErrback(_not_renewed) if isinstance(answer, Deferred) else None
 
 
-def _status(node: NodeInfo) -> NodeStatus:
+def _status(node: NodeInfo, now: float) -> NodeStatus:
     return NodeStatus(
         node_id=node.node_id,
         hostname=node.about.hostname,
         version=node.about.version,
         address=node.about.address,
         started_at=node.about.started_at,
-        seen_at=time.time() - node.age,
+        seen_at=now - node.age,
         sessions=node.state.sessions,
         queue=node.state.queue,
         mode=node.state.mode,

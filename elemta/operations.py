@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from elemta import __version__
 from elemta.adopting import Adoptions
-from elemta.assembly import Assembly
+from elemta.assembly import Assembly, Lasting
 from elemta.config import ListenerTLS, dump
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
@@ -26,8 +25,11 @@ from elemta.spool.together import Spools
 class Daemon(Protocol):
     """What the operations need of the daemon."""
 
-    started_at: float
     doors: Doors
+    lasting: Lasting
+
+    @property
+    def started_at(self) -> float: ...
 
     @property
     def fleet(self) -> Fleet: ...
@@ -83,7 +85,7 @@ class DaemonOperations:
             version=__version__,
             address=endpoints(config),
             started_at=daemon.started_at,
-            seen_at=time.time(),
+            seen_at=daemon.lasting.clocks.wall(),
             sessions=daemon.sessions,
             queue=daemon.queued,
             mode=daemon.fleet.status().mode,
@@ -128,7 +130,8 @@ class DaemonOperations:
 
     async def return_to_sender(self, queue_id: str) -> Returned:
         settings = NoticeSettings.from_config(self._daemon.assembly.config)
-        return await return_to_sender(await self.spool.of(queue_id), queue_id, settings)
+        spool = await self.spool.of(queue_id)
+        return await return_to_sender(spool, queue_id, settings, self._daemon.lasting.clocks.wall)
 
     def plugins(self) -> Sequence[PluginInfo]:
         return available_plugins(self._daemon.assembly.chain)

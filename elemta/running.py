@@ -66,7 +66,9 @@ class Running:
         delivery = delivering.from_own(spool)
         adoptions = Adoptions(reactor, spool, workshop(delivering.from_adopted))
         admin = AdminSocket(
-            Path(spool.settings.directory) / SOCKET_NAME, AdminSite(operations(adoptions), reactor), reactor
+            Path(spool.settings.directory) / SOCKET_NAME,
+            AdminSite(operations(adoptions), reactor, now=lasting.clocks.wall),
+            reactor,
         )
         admin.open()
         assembly.authenticator.start()

@@ -7,7 +7,6 @@ import enum
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
@@ -74,8 +73,8 @@ class Elemta(Service):
         self.lasting = lasting
         self.assembly = assembly
         self.state = State.STARTING
-        self.started_at = time.time()
-        self.doors = Doors(reactor, lasting.metrics, assembly.config.resources.max_connections)
+        self._started = lasting.clocks.monotonic()
+        self.doors = Doors(reactor, lasting, assembly.config.resources.max_connections)
         self.parts: Running | None = None
         self.queued = 0
         self._log_observer = log_observer
@@ -99,6 +98,12 @@ class Elemta(Service):
     @property
     def fleet(self) -> Fleet:
         return self.lasting.fleet
+
+    @property
+    def started_at(self) -> float:
+        """When it was started, in seconds since the epoch: by the time of day as that is set now."""
+        clocks = self.lasting.clocks
+        return clocks.wall() - (clocks.monotonic() - self._started)
 
     @property
     def state_name(self) -> str:

@@ -66,5 +66,9 @@ class SpoolKeys:
             minimum_free=self._config.spool.minimum_free,
         )
         return await Spool.open(
-            settings, reactor=self._reactor, observer=self._lasting.metrics.spool, permit=permit
+            settings,
+            reactor=self._reactor,
+            observer=self._lasting.metrics.spool,
+            permit=permit,
+            now=self._lasting.clocks.wall,
         )

@@ -57,14 +57,16 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
     from elemta.assembly import Lasting, assemble
+    from elemta.clock import system_clocks
     from elemta.service import Elemta
 
     the_reactor = cast(ReactorBase, reactor)
+    clocks = system_clocks(the_reactor)
     # Until the service takes it: what a reload would read is not read yet, and the default is to die of it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(options["config"], os.environ)
-        lasting = Lasting.from_config(config, the_reactor)
+        lasting = Lasting.from_config(config, the_reactor, clocks)
         assembly = assemble(config, lasting)
     except (ConfigError, PolicyUnavailable) as error:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")

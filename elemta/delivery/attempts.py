@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from elemta.clock import SteadyWall
 from elemta.delivery.aging import Aging
 from elemta.delivery.carrier import Carried, Carrier
 from elemta.delivery.conclusions import conclude
@@ -38,7 +39,7 @@ class Attempts:
 
     def __init__(
         self,
-        reactor: Any,
+        clock: SteadyWall,
         queue: Queue,
         lanes: Lanes,
         carrier: Carrier,
@@ -49,7 +50,7 @@ class Attempts:
         pace: Pace | None,
     ) -> None:
         self.abandoned = False
-        self._clock = reactor
+        self._clock = clock
         self._queue = queue
         self._lanes = lanes
         self._carrier = carrier

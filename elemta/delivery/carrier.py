@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from elemta.clock import Clocks
 from elemta.delivery.connections import Connections
 from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
 from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildir_path
@@ -74,9 +75,11 @@ class Carrier:
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
         pace: Pace | None = None,
+        clocks: Clocks | None = None,
     ) -> None:
         self._settings = settings
         self._reactor = reactor
+        self._clocks = clocks or Clocks.of(reactor)
         self._queue = queue
         self._pool = pool
         self._observer = observer
@@ -123,7 +126,7 @@ class Carrier:
     async def _carry_part(
         self, message: QueuedMessage, route: Route, recipients: Sequence[Recipient]
     ) -> Carried:
-        attempt = _Attempt(message, route, recipients, self._reactor.seconds())
+        attempt = _Attempt(message, route, recipients, self._clocks, self._clocks.monotonic())
         try:
             if isinstance(route, MaildirRoute):
                 carried = Carried(await self._to_maildirs(attempt, route), Reached.ANSWERED)
@@ -145,7 +148,7 @@ class Carrier:
         return carried
 
     def _not_sent(self, attempt: _Attempt, text: str) -> Carried:
-        return attempt.all(Status.DEFERRED, "4.3.0", text, self._reactor.seconds(), Reached.ANSWERED)
+        return attempt.all(Status.DEFERRED, "4.3.0", text, Reached.ANSWERED)
 
     async def _to_maildirs(self, attempt: _Attempt, route: MaildirRoute) -> tuple[Outcome, ...]:
         envelope = attempt.message.envelope
@@ -162,9 +165,8 @@ class Carrier:
         ]
         content = await self._queue.open_content(envelope.queue_id)
         errors = await self._maildirs.write(Job(content, envelope.size, drops))
-        now = self._reactor.seconds()
         return tuple(
-            attempt.outcome(_maildir_result(recipient, error), drop.directory, now, final=True)
+            attempt.outcome(_maildir_result(recipient, error), drop.directory, final=True)
             for recipient, drop, error in zip(attempt.recipients, drops, errors, strict=True)
         )
 
@@ -172,7 +174,7 @@ class Carrier:
         domain = canonical_domain(attempt.recipients[0].domain)
         if self._resolver is None:
             text = "nothing here asks DNS for mail exchangers"
-            return attempt.all(Status.DEFERRED, "4.3.5", text, self._reactor.seconds(), Reached.NOWHERE)
+            return attempt.all(Status.DEFERRED, "4.3.5", text, Reached.NOWHERE)
         settings = self._settings
         found = await find_exchangers(
             self._resolver,
@@ -184,7 +186,7 @@ class Carrier:
         if isinstance(found, NoExchanger):
             failed = found.status is Status.FAILED
             reached = Reached.ANSWERED if failed else Reached.NOWHERE
-            return attempt.all(found.status, found.enhanced, found.text, self._reactor.seconds(), reached)
+            return attempt.all(found.status, found.enhanced, found.text, reached)
         hop = Hop(
             domain,
             tuple(Candidate(host.host, settings.mx_port, host.addresses) for host in found.hosts),
@@ -212,7 +214,7 @@ class Carrier:
             envelope.sender, tuple(attempt.recipients), envelope.parameters, envelope.size, utf8_header
         )
         sent = await self._connections.send(hop, transaction, open_content)
-        return _carried(attempt, hop, sent, self._reactor.seconds())
+        return _carried(attempt, hop, sent)
 
     async def _read(self, content: BinaryIO) -> bytes:
         if isinstance(content, Content) and content.in_memory:
@@ -249,13 +251,13 @@ class _Attempt:
     message: QueuedMessage
     route: Route
     recipients: Sequence[Recipient]
+    clocks: Clocks
     started: float
 
     def outcome(
         self,
         result: RecipientResult,
         next_hop: str,
-        now: float,
         *,
         seconds: float | None = None,
         final: bool = False,
@@ -268,24 +270,24 @@ class _Attempt:
             result.text,
             self.route.target,
             next_hop,
-            now,
-            now - self.started if seconds is None else seconds,
+            self.clocks.wall(),
+            self.clocks.monotonic() - self.started if seconds is None else seconds,
             result.code,
             result.enhanced,
             final and delivered,
             result.dsn_passed_on,
         )
 
-    def all(self, status: Status, enhanced: str, text: str, now: float, reached: Reached) -> Carried:
+    def all(self, status: Status, enhanced: str, text: str, reached: Reached) -> Carried:
         """The same for every recipient, where nothing was reached that could have answered."""
         results = (RecipientResult(recipient, status, 0, enhanced, text) for recipient in self.recipients)
         next_hop = self.route.name if isinstance(self.route, NextHopRoute) else ""
-        return Carried(tuple(self.outcome(result, next_hop, now) for result in results), reached)
+        return Carried(tuple(self.outcome(result, next_hop) for result in results), reached)
 
 
-def _carried(attempt: _Attempt, hop: Hop, sent: Sent, now: float) -> Carried:
+def _carried(attempt: _Attempt, hop: Hop, sent: Sent) -> Carried:
     outcomes = tuple(
-        attempt.outcome(result, sent.next_hop, now, seconds=sent.seconds, final=hop.lmtp)
+        attempt.outcome(result, sent.next_hop, seconds=sent.seconds, final=hop.lmtp)
         for result in sent.results
     )
     return Carried(outcomes, sent.reached)

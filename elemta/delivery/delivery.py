@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from elemta.clock import Clocks, SteadyWall
 from elemta.delivery.aging import Aging
 from elemta.delivery.attempts import Attempts
 from elemta.delivery.carrier import Carrier
@@ -60,8 +61,11 @@ class Delivery(Service):
         resolver: MailResolver | None = None,
         pace: Pace | None = None,
         hooks: DeliveryHooks | None = None,
+        clocks: Clocks | None = None,
     ) -> None:
         self._reactor = reactor
+        self._clocks = clocks or Clocks.of(reactor)
+        self._time = SteadyWall(self._clocks)
         self._queue = queue
         self._settings = settings
         self._observer = observer or Unobserved()
@@ -94,9 +98,10 @@ class Delivery(Service):
             resolver=self._resolver,
             hooks=self._hooks,
             pace=self._pace,
+            clocks=self._clocks,
         )
         self._attempts = Attempts(
-            self._reactor,
+            self._time,
             self._queue,
             self._lanes,
             self._carrier,
@@ -143,7 +148,7 @@ class Delivery(Service):
             self._queue.on_committed(self._committed)
             self._queue.on_due(self._became_due)
         self._listed_at = -inf
-        self._aging.started(self._reactor.seconds())
+        self._aging.started(self._time.seconds())
         self._arm(0.0)
 
     async def _stop(self, grace: float) -> None:
@@ -187,7 +192,7 @@ class Delivery(Service):
 
     def _committed(self, message: QueuedMessage) -> None:
         if self.running and message.state is State.ACTIVE:
-            self._lanes.enter(message, self._reactor.seconds())
+            self._lanes.enter(message, self._time.seconds())
             self._fill()
 
     def _became_due(self, lanes: Collection[str]) -> None:
@@ -201,11 +206,11 @@ class Delivery(Service):
         """Look into the queue when the next lane has something, and now and then in any case."""
         if not self.running or self._looking:
             return
-        now = self._reactor.seconds()
+        now = self._time.seconds()
         wake = self._lanes.next_wake() if when is None else when
         wake = min(max(wake, now), now + self._settings.poll)
         if self._timer is not None and self._timer.active():
-            if self._timer.getTime() <= wake:
+            if self._timer.getTime() <= self._clocks.monotonic() + wake - now:
                 return
             self._timer.cancel()
         self._timer = self._reactor.callLater(wake - now, self._look)
@@ -234,7 +239,7 @@ class Delivery(Service):
 
     async def _take_due(self) -> None:
         """Get what is due in the lanes that may go on."""
-        now = self._reactor.seconds()
+        now = self._time.seconds()
         self._end_setting_aside(now)
         if now - self._listed_at >= _LIST_LANES_EVERY:
             await self._list_lanes(now)
@@ -248,7 +253,7 @@ class Delivery(Service):
             self._lanes.not_loaded(wanted, now + self._settings.poll)
             raise
         for lane in found if self.running else ():
-            self._lanes.loaded(lane, self._reactor.seconds())
+            self._lanes.loaded(lane, self._time.seconds())
 
     async def _list_lanes(self, now: float) -> None:
         """Learn which lanes there are; from then on every change is told."""
@@ -289,7 +294,7 @@ class Delivery(Service):
             self._arm()
 
     def _start_some(self) -> None:
-        now = self._reactor.seconds()
+        now = self._time.seconds()
         for _ in range(_STARTED_AT_ONCE):
             free = self._settings.max_messages - len(self._under_way)
             message = self._lanes.take(now, free) if free > 0 and self.running else None
@@ -310,7 +315,7 @@ class Delivery(Service):
         except Exception:
             # The queue keeps what it could not write and writes it later; until then the message still
             # stands there as due, and taking it up again at once would deliver it again and again.
-            self._set_aside[message] = self._reactor.seconds() + self._settings.retries.delays[0]
+            self._set_aside[message] = self._time.seconds() + self._settings.retries.delays[0]
             _tell_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.
@@ -342,7 +347,7 @@ class Delivery(Service):
 
     def _grow_older(self) -> None:
         self._aging_call = None
-        now = self._reactor.seconds()
+        now = self._time.seconds()
         self._walk = Deferred.fromCoroutine(self._aging.walk(now, lambda: bool(self.running)))
         self._walk.addErrback(_tell_not_walked)
         self._walk.addCallback(self._grown_older)

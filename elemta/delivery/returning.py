@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ class Returned:
 
 
 async def return_to_sender(
-    spool: Spool, queue_id: str, settings: NoticeSettings, now: Callable[[], float] = time.time
+    spool: Spool, queue_id: str, settings: NoticeSettings, now: Callable[[], float]
 ) -> Returned:
     """Give up every recipient that is left, and tell the sender.
 

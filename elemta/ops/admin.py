@@ -28,7 +28,6 @@ An error is ``{"error": …, "hint": …}`` with a status that fits.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import cast
 
@@ -132,7 +131,8 @@ class _Exchange:
 class AdminSite(Site):
     """The factory to listen with: the admin API over ``operations``.
 
-    ``deadline`` is seconds for one call; ``now`` gives seconds since the epoch.
+    ``deadline`` is seconds for one call; ``now`` gives seconds since the epoch; without it the
+    reactor's clock does.
     """
 
     displayTracebacks = False
@@ -144,9 +144,9 @@ class AdminSite(Site):
         reactor: ReactorBase,
         *,
         deadline: float = DEADLINE_SECONDS,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
-        resource = AdminResource(Api(operations, now), reactor, deadline)
+        resource = AdminResource(Api(operations, now or reactor.seconds), reactor, deadline)
         Site.__init__(self, resource, timeout=IDLE_SECONDS, reactor=reactor)
 
     def log(self, request: http.Request) -> None:

@@ -70,8 +70,10 @@ class Spool:
         store: Store,
         ledger: Ledger,
         room: Room,
+        now: Callable[[], float],
     ) -> None:
         self.settings = settings
+        self._now = now
         self._reactor = reactor
         self._disk = disk
         self._partition = partition
@@ -83,7 +85,7 @@ class Spool:
         self._schedule = Schedule(self._reader)
         self._recent = RecentContents(settings.recent)
         self._bodies = Bodies(settings, partition.places, disk, threads.files, observer)
-        self._ids = QueueIds(reactor.seconds)
+        self._ids = QueueIds(now)
         self._commits = GroupCommit(
             settings,
             reactor=reactor,
@@ -109,8 +111,11 @@ class Spool:
         observer: SpoolObserver | None = None,
         disk: Disk | None = None,
         permit: Permit | None = None,
+        now: Callable[[], float] | None = None,
     ) -> Spool:
         """Take the partition, upgrade its format, clean up after a crash, and count.
+
+        ``now`` gives seconds since the epoch; without it the reactor's clock does.
 
         SpoolLocked: another process owns it, or ``permit`` says so. SpoolFormatError: written by a newer
         Elemta, or no spool. SpoolError: it can't be used.
@@ -143,6 +148,7 @@ class Spool:
             store=store,
             ledger=ledger,
             room=room,
+            now=now or reactor.seconds,
         )
 
     async def close(self) -> None:
@@ -318,7 +324,7 @@ class Spool:
         return SpoolStats(
             messages={state: ledger.messages[state] for state in State},
             octets={state: ledger.octets[state] for state in State},
-            oldest_age=0.0 if oldest is None else max(0.0, self._reactor.seconds() - oldest),
+            oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
             free=self._room.free,
             healthy=self.healthy,
         )
@@ -376,7 +382,7 @@ class Spool:
         key = row_key(queue_id)
         if key is None:
             raise _unknown(queue_id)
-        change = Change(key, queue_id, action, self._reactor.seconds(), reason)
+        change = Change(key, queue_id, action, self._now(), reason)
         await self._commits.submit(change)
         self._recent.discard(queue_id)
         if change.woken:

@@ -86,7 +86,7 @@ class Daemon:
         return [PluginInfo("relay", "elemta", words="Who may relay.", in_chain=True, interfaces=("rcpt",))]
 
     async def return_to_sender(self, queue_id: str) -> Returned:
-        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"))
+        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
 
     def reload(self) -> Reloaded:
         return self.reloaded
