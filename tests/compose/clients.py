@@ -56,6 +56,19 @@ def send(port: int, source: str, *, sender: str = "someone@example.net", subject
         return text.decode()
 
 
+def send_patiently(port: int, source: str, *, subject: str = "a test") -> str:
+    """As :func:`send`, but 421 and a lost connection are tried again (RFC 5321 §4.5.4)."""
+    until = time.monotonic() + SECONDS
+    while True:
+        try:
+            return send(port, source, subject=subject)
+        except (Refused, smtplib.SMTPServerDisconnected) as error:
+            final = isinstance(error, Refused) and error.code != 421
+            if final or time.monotonic() > until:
+                raise
+        time.sleep(1)
+
+
 def page(port: int, path: str) -> tuple[int, str]:
     """Status and text of a page for monitoring, on the loopback interface."""
     try:

@@ -127,8 +127,9 @@ class Stack:
         self.engine.run("stop", "--time", "60", name)
         return int(self.engine.run("inspect", "--format", "{{.State.ExitCode}}", name))
 
-    def start(self, service: str) -> None:
-        self.engine.run("start", self.container(service))
+    def start(self, *services: str) -> None:
+        """Start what has stopped; what runs goes on."""
+        self.engine.run("start", *[self.container(service) for service in services])
 
     def log(self, service: str) -> str:
         return self.engine.log(self.container(service))

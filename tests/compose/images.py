@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import shlex
+import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.compose.engine import COMPOSE, ROOT, Engine, EngineFailed
 
 SUITE = "trixie"
+#: That of the suite.
+PYTHON = "3.13"
 BASE = f"docker.io/library/debian:{SUITE}-slim"
 HAPROXY = "docker.io/library/haproxy:3.0"
 VALKEY = "docker.io/valkey/valkey:8.1"
@@ -52,9 +53,11 @@ def provide(engine: Engine) -> None:
             _say(f"{image} is made of Debian's {PACKAGES[image]}")
             _build_stand_in(engine, image, rest)
     _say("building elemta by deployments/compose/Dockerfile")
+    context = _context(engine.directory)
     engine.run(
-        "build", "--network", "host", *_pip_settings(engine.directory),
-        "--tag", "elemta", "--file", COMPOSE / "Dockerfile", ROOT,
+        "build", "--network", "host", "--tag", "elemta",
+        "--ignorefile", COMPOSE / "Dockerfile.dockerignore",
+        "--file", context / "deployments/compose/Dockerfile", context,
         timeout=1200,
     )  # fmt: skip
 
@@ -111,33 +114,49 @@ def _build_stand_in(engine: Engine, image: str, rest: str) -> None:
     engine.run("build", "--network", "host", "--tag", image, directory, timeout=900)
 
 
-# What pip of this machine is told
+# What the image needs of PyPI
 
 
-def _pip_settings(directory: Path) -> Iterator[str]:
-    """Options of ``podman build`` by which pip in there finds what pip here finds; nothing of it stays."""
-    listing = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+def _context(directory: Path) -> Path:
+    """The tree as the Dockerfile sees it, with the wheels that its requirements name.
+
+    pip fetches them here with the settings of this machine. Whatever these are, the hashes decide.
+    """
+    context = directory / "context"
+    shutil.copytree(
+        ROOT, context, ignore=lambda top, names: _left_out(names) if Path(top) == ROOT else _unwanted(names)
     )
-    lines = ["[global]"]
-    for line in listing.stdout.splitlines():
-        name, _, quoted = line.partition("=")
-        key, value = name.rsplit(".", 1)[1], " ".join(shlex.split(quoted))
-        if key == "cert":
-            # The package ca-certificates writes where this machine has it.
-            yield from _mounted(value, "/etc/pip-cert.pem")
-            value = "/etc/pip-cert.pem"
-        for word in value.split() if key in ("find-links", "index-url", "extra-index-url") else ():
-            place = Path(word.removeprefix("file://"))
-            if place.is_absolute() and place.is_dir():
-                # An index tells where its files are in relation to itself.
-                whole = place.parent if place.name == "simple" else place
-                yield from _mounted(whole, whole)
-        lines.append(f"{key} = {value}")
-    settings = directory / "pip.conf"
-    settings.write_text("\n".join(dict.fromkeys(lines)) + "\n")
-    yield from _mounted(settings, "/etc/pip.conf")
+    wheels = context / "deployments/compose/wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    machine, version = platform.machine(), PYTHON.replace(".", "")
+    platforms = [
+        word
+        for each in ("manylinux2014", "manylinux_2_28", "manylinux_2_34")
+        for word in ("--platform", f"{each}_{machine}")
+    ]
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"),
+            *("--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp", *platforms),
+            *("--abi", f"cp{version}", "--abi", "abi3", "--abi", "none"),
+            *("--requirement", COMPOSE / "requirements.txt", "--dest", wheels),
+        ],
+        check=True,
+    )
+    return context
 
 
-def _mounted(source: str | Path, target: str | Path) -> tuple[str, str]:
-    return "--volume", f"{source}:{target}:ro"
+def _left_out(names: list[str]) -> set[str]:
+    return set(names) - {
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "elemta",
+        "twisted",
+        "deployments",
+    }
+
+
+def _unwanted(names: list[str]) -> set[str]:
+    return {name for name in names if name == "__pycache__"}

@@ -17,14 +17,19 @@ MAIL = "/var/spool/elemta/mail/example.com/box/new"
 @pytest.fixture(scope="module")
 def stack(engine: Engine) -> Iterator[Stack]:
     stack = Stack(engine, "docker-compose.yml", "elemta-one")
-    stack.up()
     try:
-        wait_until_ready()
         yield stack
     finally:
         stack.down("-v")
     assert engine.run("ps", "--all", "--quiet") == ""
     assert engine.run("volume", "ls", "--quiet") == ""
+
+
+@pytest.fixture(autouse=True)
+def _everything_runs(stack: Stack) -> None:
+    """Also where an earlier test failed between taking it down and up again."""
+    stack.up()
+    wait_until_ready()
 
 
 def wait_until_ready() -> None:
