@@ -122,6 +122,11 @@ class Domains:
             return True
         return f"{local_part}@{domain}" in self.recipients or f"@{domain}" in self.recipients
 
+    def names(self, address: Address) -> bool:
+        """Whether a local mailbox is named as one that exists: by ``recipients``, or as postmaster's."""
+        named = self.recipients is not None or address.local.lower() == "postmaster"
+        return named and self.has_mailbox(address)
+
     def _is_listed(self, address: Address) -> bool:
         if self.recipients is None:
             return False

@@ -8,6 +8,7 @@ from twisted.internet.base import ReactorBase
 
 from elemta.assembly import Assembly, Lasting
 from elemta.config import Config
+from elemta.delivery.mailboxes import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.net.descriptors import provide_descriptors
 from elemta.net.factory import ESMTPFactory, House
@@ -36,6 +37,7 @@ class Doors:
         self._metrics = lasting.metrics
         self._now = lasting.clocks.wall
         self._certificate: ServerCertificate | None = None
+        self.mailboxes = Mailboxes(reactor)
 
     def bind(self, config: Config, ready: Ready) -> None:
         """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""
@@ -83,6 +85,7 @@ class Doors:
             provide_descriptors(resources.max_connections)
         self.house.max_connections = resources.max_connections
         self.house.max_connections_per_ip = resources.max_connections_per_ip
+        self.mailboxes.forget()
         routes = None if assembly.chain.delivery_hooks.asks else RouteTable(assembly.routes)
         configured = {listener.name: listener for listener in assembly.config.listeners}
         for factory in self.factories.values():
@@ -100,6 +103,7 @@ class Doors:
                 authenticator=assembly.authenticator,
                 certificate=self._certificate,
                 spool=spool,
+                mailboxes=self.mailboxes,
                 routes=routes,
                 observer=self._metrics.net,
                 now=self._now,

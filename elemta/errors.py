@@ -70,6 +70,14 @@ class SpoolFormatError(SpoolError):
     """The spool on disk was written by a newer Elemta, or is not a spool."""
 
 
+class NoMailbox(ElemtaError):
+    """A recipient has no Maildir, and none may be made for it."""
+
+
+class MailboxUnknown(ElemtaError):
+    """Whether a mailbox exists could not be found out: local trouble, never the client's fault."""
+
+
 class UnknownMessage(SpoolError):
     """No message in the spool has this queue id."""
 

@@ -301,6 +301,7 @@ class Elemta(Service):
         if running is not None and delivered is not None:
             await delivered
             await running.close()
+        self.doors.mailboxes.stop()
         await self.fleet.stop()
         await self.assembly.authenticator.stop()
         self._notifier.close()

@@ -23,6 +23,7 @@ from elemta.config.reading import NoOptions, read_policy
 from elemta.config.rendering import render_markdown, render_sample
 from elemta.config.sections import (
     DEFAULT_LISTENER,
+    DEFAULT_REFUSED_NETWORKS,
     AuthConfig,
     ConsoleConfig,
     DomainsConfig,
@@ -39,7 +40,7 @@ from elemta.config.sections import (
     TLSConfig,
 )
 from elemta.config.setting import REQUIRED, setting
-from elemta.config.target import RouteTarget, TargetKind, parse_target
+from elemta.config.target import RouteTarget, TargetKind, parse_route_target, parse_target
 from elemta.config.values import (
     Network,
     Rate,
@@ -54,6 +55,7 @@ from elemta.config.values import (
 
 __all__ = [
     "DEFAULT_LISTENER",
+    "DEFAULT_REFUSED_NETWORKS",
     "REQUIRED",
     "AuthConfig",
     "BareNewline",
@@ -97,6 +99,7 @@ __all__ = [
     "parse_duration",
     "parse_network",
     "parse_rate",
+    "parse_route_target",
     "parse_size",
     "parse_target",
     "read_policy",

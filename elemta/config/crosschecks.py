@@ -11,7 +11,7 @@ from elemta.config.choices import Counts, Identity, ListenerTLS, Role, RouteTLS
 from elemta.config.effective import Config
 from elemta.config.faults import Faults
 from elemta.config.sections import LimitConfig
-from elemta.config.target import TargetKind, is_loopback, parse_target
+from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
 
@@ -204,7 +204,7 @@ def _routes(config: Config) -> Iterator[Fault]:
     for number, route in enumerate(config.routes, start=1):
         if not route.credentials:
             continue
-        key, target = f"route[{number}].credentials", parse_target(route.to)
+        key, target = f"route[{number}].credentials", parse_route_target(route.to)
         if target.kind not in (TargetKind.SMTP, TargetKind.LMTP):
             problem = f'found "{route.credentials}": {route.to} has nobody to log in to'
             yield _fault(config, key, problem, "credentials are for smtp:// and lmtp:// next hops")

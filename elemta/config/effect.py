@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS, Scope, TLSVersion
 from elemta.config.sections import PoliciesConfig
-from elemta.config.target import TargetKind, is_loopback, parse_target
+from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
@@ -100,9 +100,13 @@ def _routes(config: Config) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     for number, route in enumerate(config.routes, start=1):
         key = f"route[{number}]"
-        kind = parse_target(route.to).kind
+        kind = parse_route_target(route.to).kind
         if route.tls is not RouteTLS.NONE and kind not in _OVER_TCP:
             yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}", never=True)
+        if kind is not TargetKind.MX:
+            yield from _given(config, f"{key}.refuse_networks", "it is for mx:", never=True)
+        if kind is not TargetKind.MAILDIR:
+            yield from _given(config, f"{key}.create_mailboxes", "it is for maildir:", never=True)
         for domain in route.domains:
             earlier = seen.get("*", seen.get(domain.lower()))
             if earlier is not None:
@@ -165,7 +169,7 @@ def _unusable_auth(config: Config) -> Iterator[Fault]:
 
 def _unproven_smarthosts(config: Config) -> Iterator[Fault]:
     for number, route in enumerate(config.routes, start=1):
-        unproven = route.tls is RouteTLS.MAY and not is_loopback(parse_target(route.to).host)
+        unproven = route.tls is RouteTLS.MAY and not is_loopback(parse_route_target(route.to).host)
         if route.credentials and unproven:
             problem = 'with tls = "may" the password is given to whoever answers in the place of the host'
             yield _note(config, f"route[{number}].credentials", problem, 'set tls = "require"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final
 
 from elemta.config.choices import (
@@ -31,9 +32,18 @@ from elemta.config.names import (
     check_node_id,
 )
 from elemta.config.setting import REQUIRED, setting
-from elemta.config.target import parse_target
+from elemta.config.target import parse_route_target
 from elemta.config.valkey_url import check_key_prefix, check_valkey_url
 from elemta.config.values import Network, Rate
+
+DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
+    ip_network(text)
+    for text in (
+        *("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128", "169.254.0.0/16", "fe80::/10"),
+        *("224.0.0.0/4", "ff00::/8", "100.64.0.0/10"),
+    )
+)
+"""Loopback, unspecified, link-local, multicast, and what carriers share (RFC 6598)."""
 
 _MIB: Final = 1024**2
 _MINUTE: Final = 60.0
@@ -304,8 +314,8 @@ class RouteConfig:
     to: str = setting(
         REQUIRED,
         "smtp://host:port, lmtp://host:port, lmtp+unix:///path, mx:, maildir:/var/mail/{domain}/{local} "
-        "or hold:.",
-        check=parse_target,
+        "or hold:. {spool} in place of the path's first part is the spool directory.",
+        check=parse_route_target,
         example="lmtp://127.0.0.1:24",
     )
     max_connections: int = setting(
@@ -324,6 +334,16 @@ class RouteConfig:
         "",
         "A file whose one line user:password logs in to an smtp:// or lmtp:// next hop. Empty: no login.",
         example="/etc/elemta/smarthost",
+    )
+    refuse_networks: tuple[Network, ...] = setting(
+        DEFAULT_REFUSED_NETWORKS,
+        "Addresses that mx: never connects to, whatever DNS says. The default: loopback, unspecified, "
+        "link-local and multicast addresses and 100.64.0.0/10. This host's listeners are refused anyway.",
+    )
+    create_mailboxes: bool = setting(
+        False,
+        "maildir: true makes a Maildir for any name. false makes one only for a name in recipients and for "
+        "postmaster; RCPT answers 550 5.1.1 for any other name without a Maildir.",
     )
 
 

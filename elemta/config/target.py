@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os.path
 import string
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -66,6 +67,15 @@ def parse_target(text: str) -> RouteTarget:
     if not colon or rest:
         raise Unacceptable(f'must be "{kind}:" and nothing more', f'did you mean "{kind}:"?')
     return RouteTarget(kind)
+
+
+def parse_route_target(text: str, spool: str = "/") -> RouteTarget:
+    """Take the target of a ``[[route]]`` apart; Maildirs may be below ``{spool}``, the spool directory."""
+    place = f"{TargetKind.MAILDIR}:{{spool}}/"
+    if text.startswith(place):
+        directory = os.path.abspath(spool).rstrip("/").replace("{", "{{").replace("}", "}}")
+        text = f"{TargetKind.MAILDIR}:{directory}/{text.removeprefix(place)}"
+    return parse_target(text)
 
 
 def is_loopback(host: str) -> bool:

@@ -23,7 +23,7 @@ from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings
 from elemta.domains import canonical_domain
 from elemta.envelope import Recipient
-from elemta.errors import SpoolError
+from elemta.errors import NoMailbox, SpoolError
 from elemta.message.trace import return_path_field
 from elemta.outcome import Outcome, Status
 from elemta.policy.departing import DeliveryHooks
@@ -160,6 +160,8 @@ class Carrier:
                     envelope.queue_id, recipient.address, envelope.received_at, self._settings.hostname
                 ),
                 prefix,
+                route.makes(recipient.address),
+                route.root,
             )
             for recipient in attempt.recipients
         ]
@@ -182,6 +184,7 @@ class Carrier:
             own_names=settings.own_names,
             own_addresses=settings.own_addresses,
             port=settings.mx_port,
+            refuse_networks=route.refuse_networks,
         )
         if isinstance(found, NoExchanger):
             failed = found.status is Status.FAILED
@@ -192,7 +195,7 @@ class Carrier:
             tuple(Candidate(host.host, settings.mx_port, host.addresses) for host in found.hosts),
             tls=route.tls,
             # Routes with other numbers are counted apart.
-            route=f"{route.target}{route.max_connections}",
+            route=f"{route.target}{route.max_connections}/{hash(route.refuse_networks)}",
             max_connections=settings.max_by_mx,
             destination=domain,
             per_destination=route.max_connections,
@@ -293,9 +296,11 @@ def _carried(attempt: _Attempt, hop: Hop, sent: Sent) -> Carried:
     return Carried(outcomes, sent.reached)
 
 
-def _maildir_result(recipient: Recipient, error: OSError | SpoolError | None) -> RecipientResult:
+def _maildir_result(recipient: Recipient, error: OSError | SpoolError | NoMailbox | None) -> RecipientResult:
     if error is None:
         return RecipientResult(recipient, Status.DELIVERED, 0, "2.0.0", "written to the Maildir")
+    if isinstance(error, NoMailbox):
+        return RecipientResult(recipient, Status.FAILED, 0, "5.1.1", str(error))
     # Local trouble is never permanent: a full disk, a wrong mode, a missing mount can all be mended.
     enhanced = "4.3.1" if isinstance(error, OSError) and error.errno in _NO_ROOM else "4.3.0"
     reason = getattr(error, "strerror", None) or str(error)

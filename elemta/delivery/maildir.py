@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from twisted.python.threadpool import ThreadPool
 from elemta.address import Address
 from elemta.delivery.routes import Placeholder
 from elemta.domains import canonical_domain
-from elemta.errors import SpoolError
+from elemta.errors import NoMailbox, SpoolError
 
 _CHUNK = 64 * 1024
 _LONGEST_PART = 200
@@ -31,11 +33,17 @@ _sync_data = getattr(os, "fdatasync", os.fsync)
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """One file to be made: in the Maildir ``directory``, called ``name``, beginning with ``prefix``."""
+    """One file to be made: in the Maildir ``directory``, called ``name``, beginning with ``prefix``.
+
+    ``make``: the Maildir is made where it is missing. ``root`` is a directory that has something in it
+    whenever the file system with the Maildirs is there.
+    """
 
     directory: str
     name: str
     prefix: bytes
+    make: bool = True
+    root: str = ""
 
 
 def path_part(text: str) -> str:
@@ -82,7 +90,7 @@ class Job:
     drops: Sequence[Drop]
 
 
-Errors = list[OSError | SpoolError | None]
+Errors = list[OSError | SpoolError | NoMailbox | None]
 
 
 class MaildirWriter:
@@ -105,7 +113,7 @@ class MaildirWriter:
                 for drop in job.drops:
                     try:
                         self._drop(job, drop)
-                    except (OSError, SpoolError) as error:
+                    except (OSError, SpoolError, NoMailbox) as error:
                         errors.append(error)
                     else:
                         written.setdefault(drop.directory, []).append((errors, len(errors)))
@@ -120,14 +128,21 @@ class MaildirWriter:
 
     def _drop(self, job: Job, drop: Drop) -> None:
         if drop.directory not in self._known:
-            self._make(drop.directory)
+            self._provide(drop)
         try:
             self._place(job, drop)
         except FileNotFoundError:
             # Somebody removed the Maildir since it was last seen.
             self._known.discard(drop.directory)
-            self._make(drop.directory)
+            self._provide(drop)
             self._place(job, drop)
+
+    def _provide(self, drop: Drop) -> None:
+        """Make what is missing of the Maildir. NoMailbox where that may not be."""
+        if not drop.make and not _is_there(drop.directory):
+            _check_root(drop.root)
+            raise NoMailbox("there is no such mailbox")
+        self._make(drop.directory)
 
     def _place(self, job: Job, drop: Drop) -> None:
         temporary = f"{drop.directory}/tmp/{drop.name}"  # noqa: S108 - a part of every Maildir
@@ -201,6 +216,22 @@ class MaildirThreads:
 
 def _percent(char: str) -> str:
     return "".join(f"%{octet:02X}" for octet in char.encode("utf-8", "surrogatepass"))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _check_root(root: str) -> None:
+    """OSError where the root of all Maildirs is missing or empty, as while its file system is not mounted."""
+    if not root:
+        return
+    with os.scandir(root) as entries:
+        if next(entries, None) is None:
+            raise FileNotFoundError(errno.ENOENT, f"there is no Maildir at all in {root}")
 
 
 def _make_directory(path: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from elemta.delivery.networks import Network, network_of
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain, ResolverTrouble
@@ -27,6 +28,8 @@ MOST_LOOKED_AT = 20
 MOST_TRIED = 5
 #: Addresses of one host that are tried, of each kind.
 MOST_ADDRESSES = 4
+#: Refused addresses that an outcome names.
+MOST_NAMED = 3
 
 
 class MailResolver(Protocol):
@@ -79,6 +82,7 @@ async def find_exchangers(
     own_names: Collection[str],
     own_addresses: Collection[tuple[IPAddress, int]],
     port: int = SMTP_PORT,
+    refuse_networks: Sequence[Network] = (),
     shuffle: Shuffle = random.shuffle,
 ) -> Exchangers | NoExchanger:
     """The hosts that take mail for ``domain`` on ``port``. Does not raise for anything that DNS says.
@@ -86,9 +90,11 @@ async def find_exchangers(
     ``own_names`` are names of this host and ``own_addresses`` where it takes mail itself: an exchanger that
     is one of them is left out, and with it all of equal or worse preference, which would send the mail back.
     An unspecified address among them, ``0.0.0.0`` or ``::``, is every address of this machine.
+    No host is given an address that is in one of ``refuse_networks``, in whatever form DNS names it.
     ``shuffle`` puts a list in random order, in place.
     """
-    search = _Search(resolver, domain, _OwnPlaces(own_names, own_addresses, port), shuffle)
+    own = _OwnPlaces(own_names, own_addresses, port)
+    search = _Search(resolver, domain, own, refuse_networks, shuffle)
     if domain.startswith("["):
         return search.by_literal()
     try:
@@ -124,10 +130,19 @@ class _OwnPlaces:
 class _Search:
     """The way from the records of one domain to hosts with addresses."""
 
-    def __init__(self, resolver: MailResolver, domain: str, own: _OwnPlaces, shuffle: Shuffle) -> None:
+    def __init__(
+        self,
+        resolver: MailResolver,
+        domain: str,
+        own: _OwnPlaces,
+        refuse_networks: Sequence[Network],
+        shuffle: Shuffle,
+    ) -> None:
         self._resolver = resolver
         self._domain = domain
         self._own = own
+        self._refuse_networks = refuse_networks
+        self._refused: list[str] = []
         self._shuffle = shuffle
         self._troubles: list[tuple[int, str]] = []
         # Records of this preference or a worse one would send the mail back here.
@@ -149,6 +164,8 @@ class _Search:
             return self.failed("5.4.4", f"no host can have the address {self._domain}")
         if self._own.has_address(usable[0]):
             return self.failed("5.4.6", f"{self._domain} is this host, which has no other way for its mail")
+        if not self._allowed(self._domain, usable):
+            return self._none()
         return Exchangers(self._domain, (Exchanger(self._domain, usable),))
 
     async def among(self, records: Sequence[MailExchanger]) -> Exchangers | NoExchanger:
@@ -192,10 +209,22 @@ class _Search:
         if any(self._own.has_address(address) for address in addresses):
             self._own_preference = min(self._own_preference, record.preference)
             return None
+        addresses = self._allowed(record.host, addresses)
         self._shuffle(addresses)
         six = [address for address in addresses if address.version == 6][:MOST_ADDRESSES]
         four = [address for address in addresses if address.version == 4][:MOST_ADDRESSES]
         return Exchanger(record.host, (*six, *four), record.preference) if addresses else None
+
+    def _allowed(self, host: str, addresses: Iterable[IPAddress]) -> list[IPAddress]:
+        """Those that may be connected to; the others are noted."""
+        allowed = []
+        for address in addresses:
+            network = network_of(address, self._refuse_networks)
+            if network is None:
+                allowed.append(address)
+            elif len(self._refused) < MOST_NAMED:
+                self._refused.append(f"{host} has the address {address}, which is in {network}")
+        return allowed
 
     def _none(self) -> NoExchanger:
         troubles = [text for preference, text in self._troubles if preference < self._own_preference]
@@ -205,6 +234,9 @@ class _Search:
             # RFC 5321 §5.1: where no record is left the message is returned.
             text = f"this host is the best mail exchanger of {self._domain} and has no other way for its mail"
             return self.failed("5.4.6", text)
+        if self._refused:
+            text = f"mail for {self._domain} may not be sent where DNS says: {'; '.join(self._refused)}"
+            return self.failed("5.4.4", text)
         return self.failed("5.4.4", f"no mail exchanger of {self._domain} has an address")
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import enum
+import os.path
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elemta.address import Address
-from elemta.config import Config, RouteConfig, RouteTLS, TargetKind, parse_target
+from elemta.config import (
+    DEFAULT_REFUSED_NETWORKS,
+    Config,
+    Network,
+    RouteConfig,
+    RouteTLS,
+    TargetKind,
+    parse_route_target,
+)
 from elemta.delivery.credentials import read_credentials
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
@@ -42,9 +51,22 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class MaildirRoute(Route):
-    """Final delivery to a Maildir; ``template`` is its path in parts."""
+    """Final delivery to a Maildir; ``template`` is its path in parts.
+
+    A missing Maildir is made where ``create_mailboxes`` says so, or where ``domains_named`` names the
+    recipient. ``root`` is the directory that is there whenever the file system with the Maildirs is.
+    """
 
     template: tuple[str | Placeholder, ...] = ()
+    create_mailboxes: bool = False
+    root: str = ""
+    domains_named: Domains | None = field(default=None, compare=False, repr=False)
+
+    def makes(self, recipient: Address) -> bool:
+        """Whether a Maildir is made for the recipient where there is none."""
+        if self.create_mailboxes:
+            return True
+        return self.domains_named is not None and self.domains_named.names(recipient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +78,10 @@ class HoldRoute(Route):
 
 @dataclass(frozen=True, slots=True)
 class MxRoute(Route):
-    """Mail goes to the mail exchangers of its domain."""
+    """Mail goes to the mail exchangers of its domain, but to none in ``refuse_networks``."""
 
     tls: RouteTLS = RouteTLS.MAY
+    refuse_networks: tuple[Network, ...] = DEFAULT_REFUSED_NETWORKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +153,18 @@ def routes_from_config(config: Config, domains: Domains) -> tuple[Route, ...]:
     directory = str(config.spool.directory).rstrip("/")
     template = (f"{directory}/mail/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
     local = MaildirRoute(
-        f"maildir:{directory}/mail/{{domain}}/{{local}}", _canonical_domains(domains.local), template=template
+        f"maildir:{directory}/mail/{{domain}}/{{local}}",
+        _canonical_domains(domains.local),
+        template=template,
+        # Not the directory "mail", which comes with the first Maildir.
+        root=directory,
+        domains_named=domains,
     )
     routes: list[Route] = []
     faults: list[Fault] = []
     for number, route in enumerate(config.routes, start=1):
         try:
-            routes.append(route_of(route, f"route[{number}]"))
+            routes.append(route_of(route, f"route[{number}]", domains, directory))
         except ConfigError as error:
             faults.extend(error.faults)
     if faults:
@@ -144,20 +172,33 @@ def routes_from_config(config: Config, domains: Domains) -> tuple[Route, ...]:
     return (*routes, local, _BY_MX)
 
 
-def route_of(config: RouteConfig, key: str = "route") -> Route:
-    """One ``[[route]]`` as a route; ``key`` names it in a fault.
+def route_of(
+    config: RouteConfig, key: str = "route", domains_named: Domains | None = None, spool: str = "/"
+) -> Route:
+    """One ``[[route]]`` as a route.
+
+    ``key`` names it in a fault, ``domains_named`` knows mailboxes by name, ``spool`` is the spool directory.
 
     The configuration has checked it; what it could not is a ValueError, or, where the file of credentials
     can't be used, a ConfigError.
     """
-    target = parse_target(config.to)
+    target = parse_route_target(config.to, spool)
     text, domains, most = config.to, _canonical_domains(config.domains), config.max_connections
     if target.kind is TargetKind.MAILDIR:
-        return MaildirRoute(text, domains, most, template=_template(target.path))
+        template = _template(target.path)
+        return MaildirRoute(
+            text,
+            domains,
+            most,
+            template=template,
+            create_mailboxes=config.create_mailboxes,
+            root=os.path.dirname(str(template[0])),
+            domains_named=domains_named,
+        )
     if target.kind is TargetKind.HOLD:
         return HoldRoute(text, domains, most)
     if target.kind is TargetKind.MX:
-        return MxRoute(text, domains, most, tls=config.tls)
+        return MxRoute(text, domains, most, tls=config.tls, refuse_networks=config.refuse_networks)
     return NextHopRoute(
         text,
         domains,
@@ -179,9 +220,9 @@ def _canonical_domains(domains: Iterable[str]) -> frozenset[str]:
 
 def _template(path: str) -> tuple[str | Placeholder, ...]:
     parts: list[str | Placeholder] = []
-    for literal, field, _, _ in string.Formatter().parse(path):
+    for literal, name, _, _ in string.Formatter().parse(path):
         if literal:
             parts.append(literal)
-        if field is not None:
-            parts.append(Placeholder(field))
+        if name is not None:
+            parts.append(Placeholder(name))
     return tuple(parts)

@@ -9,8 +9,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.address import Address
+from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
-from elemta.errors import SpoolFull
+from elemta.errors import MailboxUnknown, SpoolFull
 from elemta.message.trace import added_field, protocol_name, received_field, separator
 from elemta.net.terms import Terms
 from elemta.policies.limits import verdict_of
@@ -27,6 +29,7 @@ from elemta.smtp.events import (
     Proceed,
     Question,
     Queued,
+    RcptQuestion,
     Refuse,
     Stage,
     StageQuestion,
@@ -80,7 +83,42 @@ class Reception:
             refusal = self._refuse_without_storage(question.transaction.size)
             if refusal is not None:
                 return refusal
+        if isinstance(question, RcptQuestion):
+            return self._answer_recipient(question)
         return self._ask_policies(question)
+
+    def _answer_recipient(self, question: RcptQuestion) -> Answer | Deferred[Answer]:
+        answer = self._ask_policies(question)
+        if isinstance(answer, Deferred):
+            return answer.addCallback(self._refuse_without_mailbox, question)
+        return self._refuse_without_mailbox(answer, question)
+
+    def _refuse_without_mailbox(self, answer: Answer, question: RcptQuestion) -> Answer | Deferred[Answer]:
+        """``answer``, but 550 where the recipient's route leads to a Maildir that is missing and stays so."""
+        address = question.recipient.address
+        routes, mailboxes = self._terms.routes, self._terms.mailboxes
+        if routes is None or mailboxes is None or not isinstance(answer, Proceed):
+            return answer
+        route = routes.route(address)
+        if not isinstance(route, MaildirRoute) or route.makes(address):
+            return answer
+        found = mailboxes.exists(route, address)
+        if isinstance(found, Deferred):
+            return found.addCallback(self._answer_mailbox, answer, address)
+        return self._answer_mailbox(found, answer, address)
+
+    def _answer_mailbox(self, found: bool, answer: Answer, address: Address) -> Answer:
+        if found:
+            return answer
+        self._terms.observer.message_refused("rcpt", "mailboxes", False)
+        _log.info(
+            "a recipient has no mailbox",
+            event="recipient.unknown",
+            session_id=self._facts.id,
+            client_ip=str(self._facts.client_ip),
+            recipient=str(address),
+        )
+        return Refuse(replies.NO_MAILBOX, reason="no such mailbox")
 
     def _answer_health_check(self, question: Question) -> Answer:
         if isinstance(question, MailQuestion):
@@ -112,6 +150,14 @@ class Reception:
     def _trouble(self, failure: Failure) -> Answer:
         if failure.check(CancelledError) is not None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")
+        if failure.check(MailboxUnknown) is not None:
+            _log.warn(
+                "a recipient's mailbox could not be looked for",
+                event="recipient.not_checked",
+                session_id=self._facts.id,
+                reason=failure.getErrorMessage(),
+            )
+            return Refuse(replies.LOCAL_TROUBLE, reason="mailbox unknown")
         _log.failure(
             "a question of a session could not be answered",
             failure,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
+from elemta.delivery.mailboxes import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.limits import Limiter
 from elemta.net.observer import NetObserver
@@ -22,7 +23,8 @@ class Terms:
 
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
-    a policy has a say in them: then nobody knows before it was asked what is held.
+    a policy has a say in them: then nobody knows before it was asked what is held. ``mailboxes`` knows which
+    Maildirs exist; without it every recipient has one.
     """
 
     listener: ListenerConfig
@@ -36,6 +38,7 @@ class Terms:
     routes: RouteTable | None
     observer: NetObserver
     now: Callable[[], float]
+    mailboxes: Mailboxes | None = None
 
     @property
     def implicit_tls(self) -> bool:

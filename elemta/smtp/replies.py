@@ -126,6 +126,7 @@ TOO_MUCH_PIPELINED = Reply.of(421, "4.7.0", "Too much input without waiting for 
 # What the shell says.
 
 RELAY_DENIED = Reply.of(554, "5.7.1", "Relay access denied")
+NO_MAILBOX = Reply.of(550, "5.1.1", "No such mailbox")
 LOCAL_TROUBLE = Reply.of(451, "4.3.0", "Local trouble, try again later")
 STORAGE_FULL = Reply.of(452, "4.3.1", "Insufficient storage, try again later")
 TIMEOUT = Reply.of(421, "4.4.2", "Timeout, closing connection")

@@ -31,8 +31,8 @@ def pod(engine: Engine, container: dict[str, Any]) -> Iterator[str]:
     """Its user, arguments, environment, configuration and mounts; a volume that its group may write to."""
     here = engine.directory / "pod"
     (here / "config").mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_load((KUBERNETES / "configmap.yaml").read_text())["data"]["elemta.toml"]
-    (here / "config" / "elemta.toml").write_text(config)
+    for name, text in yaml.safe_load((KUBERNETES / "configmap.yaml").read_text())["data"].items():
+        (here / "config" / name).write_text(text)
     spool = here / "spool"
     (spool / "lost+found").mkdir(parents=True, exist_ok=True)
     os.chown(spool, 0, 10025)

@@ -29,7 +29,7 @@ ANY = frozenset("*")
 
 def maildir(post: Post, domains: frozenset[str] = ANY) -> MaildirRoute:
     template = (f"{post.directory}/mail/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
-    return MaildirRoute("maildir:", domains, template=template)
+    return MaildirRoute("maildir:", domains, template=template, create_mailboxes=True)
 
 
 @ensureDeferred

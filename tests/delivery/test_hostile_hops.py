@@ -386,6 +386,7 @@ class House:
             "maildir:",
             frozenset({"senders.example"}),
             template=(f"{self.post.directory}/told/", Placeholder.LOCAL),
+            create_mailboxes=True,
         )
         for cell in self.cells:
             await self.send(cell)

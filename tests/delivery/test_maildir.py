@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from elemta.address import Address
 from elemta.delivery.maildir import Drop, Job, MaildirWriter, file_name, maildir_path, path_part
 from elemta.delivery.routes import Placeholder
-from elemta.errors import SpoolError
+from elemta.errors import NoMailbox, SpoolError
 from tests.support.post import files
 
 TEMPLATE = ("/m/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
@@ -217,3 +218,34 @@ def test_the_name_of_a_file_is_unique_for_message_and_recipient_and_stays_the_sa
     }
     assert len(names) == 6
     assert all("/" not in name and ":" not in name and name.startswith("1.Q") for name in names)
+
+
+def test_a_maildir_that_may_not_be_made_is_no_mailbox(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    content = io.BytesIO(b"x\r\n")
+    drop = Drop(str(tmp_path / "bob"), "1.Q1R1.h", b"", make=False, root=str(tmp_path))
+    ((error,),) = MaildirWriter().write([Job(content, 3, [drop])])
+    assert isinstance(error, NoMailbox)
+    assert os.listdir(tmp_path) == ["other"]
+
+
+@pytest.mark.parametrize("name", ["here", "not-here"])
+def test_while_the_root_of_all_maildirs_is_empty_nothing_is_said_of_one(tmp_path: Path, name: str) -> None:
+    """As while a file system is not mounted."""
+    (tmp_path / "here").mkdir()
+    root = tmp_path / name
+    drop = Drop(str(root / "bob"), "1.Q1R1.h", b"", make=False, root=str(root))
+    ((error,),) = MaildirWriter().write([Job(io.BytesIO(b"x\r\n"), 3, [drop])])
+    assert isinstance(error, FileNotFoundError)
+
+
+def test_a_maildir_that_is_removed_is_not_made_again_where_it_may_not_be(tmp_path: Path) -> None:
+    (tmp_path / "bob").mkdir()
+    (tmp_path / "other").mkdir()
+    writer = MaildirWriter()
+    drop = Drop(str(tmp_path / "bob"), "1.Q1R1.h", b"", make=False, root=str(tmp_path))
+    ((error,),) = writer.write([Job(io.BytesIO(b"x\r\n"), 3, [drop])])
+    assert error is None
+    shutil.rmtree(tmp_path / "bob")
+    ((error,),) = writer.write([Job(io.BytesIO(b"x\r\n"), 3, [drop])])
+    assert isinstance(error, NoMailbox)

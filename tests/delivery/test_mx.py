@@ -15,6 +15,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
+from elemta.config import DEFAULT_REFUSED_NETWORKS
 from elemta.delivery.mx import (
     MOST_ADDRESSES,
     MOST_LOOKED_AT,
@@ -372,3 +373,80 @@ def test_this_machine_knows_its_own_addresses() -> None:
         except OSError:
             return  # no network at all
         assert is_of_this_machine(ip_address(sock.getsockname()[0]))
+
+
+# Addresses that are refused
+
+
+class Described:
+    """A resolver that answers from tables."""
+
+    def __init__(self, exchangers: dict[str, int], addresses: dict[str, list[str]]) -> None:
+        self._exchangers = exchangers
+        self._addresses = addresses
+
+    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+        return tuple(MailExchanger(preference, host) for host, preference in self._exchangers.items())
+
+    async def addresses(self, host: str) -> tuple[IPAddress, ...]:
+        return tuple(ip_address(text) for text in self._addresses[host])
+
+
+async def find_refusing(resolver: Any, domain: str = "example.com") -> Exchangers | NoExchanger:
+    return await find_exchangers(
+        resolver,
+        domain,
+        own_names=(),
+        own_addresses=(),
+        refuse_networks=DEFAULT_REFUSED_NETWORKS,
+        shuffle=unshuffled,
+    )
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["::1"],
+        ["::ffff:127.0.0.1"],
+        ["64:ff9b::7f00:1"],
+        ["2002:7f00:1::"],
+        ["0.0.0.0"],
+        ["169.254.169.254", "fe80::1"],
+        ["100.64.0.1"],
+        ["127.1.2.3", "::1", "64:ff9b:1::7f00:1"],
+    ],
+)
+@ensureDeferred
+async def test_a_domain_whose_hosts_are_all_refused_fails_with_words(addresses: list[str]) -> None:
+    found = await find_refusing(Described({"mx.example.com": 10}, {"mx.example.com": addresses}))
+    assert isinstance(found, NoExchanger)
+    assert (found.status, found.enhanced) == (FAILED, "5.4.4")
+
+
+@ensureDeferred
+async def test_the_words_name_the_host_its_address_and_the_network() -> None:
+    found = await find_refusing(Described({"mx.example.com": 10}, {"mx.example.com": ["127.0.0.5"]}))
+    assert isinstance(found, NoExchanger)
+    assert "mx.example.com has the address 127.0.0.5, which is in 127.0.0.0/8" in found.text
+
+
+@ensureDeferred
+async def test_beside_a_refused_address_and_a_refused_host_the_others_are_used() -> None:
+    resolver = Described(
+        {"a.example.com": 10, "b.example.com": 20},
+        {"a.example.com": ["127.0.0.1"], "b.example.com": ["::1", "192.0.2.1", "::ffff:127.0.0.1"]},
+    )
+    found = await find_refusing(resolver)
+    assert isinstance(found, Exchangers)
+    assert found.hosts == (Exchanger("b.example.com", (ip_address("192.0.2.1"),), 20),)
+
+
+@pytest.mark.parametrize(
+    "literal", ["[127.0.0.1]", "[IPv6:::1]", "[IPv6:::ffff:127.0.0.1]", "[IPv6:64:ff9b::7f00:1]"]
+)
+@ensureDeferred
+async def test_a_literal_of_a_refused_address_fails(literal: str) -> None:
+    found = await find_refusing(Described({}, {}), literal)
+    assert isinstance(found, NoExchanger)
+    assert found.status is FAILED

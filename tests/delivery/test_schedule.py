@@ -315,7 +315,7 @@ def by_mx(post: Post, zone: Zone, port: int) -> Delivery:
     post.settings = replace(post.settings, mx_port=port)
     routes: tuple[Route, ...] = (
         HoldRoute("hold:", frozenset({"example.org"}), reason="a notice"),
-        MxRoute("mx:", frozenset({"*"})),
+        MxRoute("mx:", frozenset({"*"}), refuse_networks=()),
     )
     post.delivery = Delivery(reactor, post.spool, routes, post.settings, post.observer, resolver=zone)
     post.delivery.startService()

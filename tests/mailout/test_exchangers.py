@@ -68,6 +68,20 @@ def test_exchangers_without_an_address_are_told_to_the_sender(world: World) -> N
     assert report.recipients[whole("someone@barren")]["status"] == "5.4.4"
 
 
+def test_exchangers_that_lead_into_this_host_are_told_to_the_sender_and_never_connected_to(
+    world: World,
+) -> None:
+    world.send("inward", ["someone@inward"])
+    (report,) = world.reports("inward")
+    assert report.recipients[whole("someone@inward")]["status"] == "5.4.4"
+    assert "127.0.0.0/8" in report.text
+
+
+def test_beside_an_exchanger_that_leads_into_this_host_the_next_is_used(world: World) -> None:
+    world.attempt(world.send("sender", ["someone@partly"]), "someone@partly", "delivered")
+    assert len(world.at("anna", "someone@partly")) == 1
+
+
 def test_a_broken_zone_makes_mail_wait_and_nobody_is_told(world: World) -> None:
     queue_id = world.send("waiter", ["someone@broken.test"])
     outcome = world.attempt(queue_id, "someone@broken.test")

@@ -66,6 +66,13 @@ one         MX    10 anna
 two         MX    10 bert
 three       MX    10 six
 nine        MX    0 .
+inward      MX    10 inside
+inward      MX    20 inside-six
+inside      A     127.0.0.1
+inside-six  AAAA  ::1
+inside-six  AAAA  64:ff9b::7f00:1
+partly      MX    10 inside
+partly      MX    20 anna
 """
 
 _EXTENSIONS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 0")

@@ -65,6 +65,10 @@ CONFIG = """
     timeout = "1500ms"
     [policy.broken]
     on_error = "reject"
+    [[route]]
+    domains = ["example.com"]
+    to = "maildir:{{spool}}/mail/{{domain}}/{{local}}"
+    create_mailboxes = true
     [spool]
     directory = "{place}/spool"
     [metrics]

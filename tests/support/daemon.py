@@ -28,7 +28,8 @@ class DaemonFailed(AssertionError):
 class Daemon:
     """One node in ``directory``: its configuration, its spool, its log, and where it listens.
 
-    ``tables`` is TOML put behind the common part. A listener ``mx`` and the metrics are there already.
+    ``tables`` is TOML put behind the common part. A listener ``mx`` and the metrics are there already. Local
+    mail goes to Maildirs that are made for any name, unless ``mailboxes`` says otherwise.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Daemon:
         spool: str = "",
         server: str = "",
         domains: str = "",
+        mailboxes: bool = True,
         environ: dict[str, str] | None = None,
         place: Place = HERE,
     ) -> None:
@@ -51,6 +53,7 @@ class Daemon:
         self._place = place
         self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._mailboxes = mailboxes
         self.configure(tables, listener=listener, spool=spool, server=server, domains=domains)
 
     def configure(
@@ -80,8 +83,17 @@ name = "mx"
 endpoint = "tcp:0:interface=127.0.0.1"
 {listener}
 {tables}
+{self._route if self._mailboxes else ""}
 """
         )
+
+    @property
+    def _route(self) -> str:
+        return f"""[[route]]
+domains = ["example.test"]
+to = "maildir:{self.spool}/mail/{{domain}}/{{local}}"
+create_mailboxes = true
+"""
 
     def start(self) -> Daemon:
         """Start and wait until the log says that it is ready."""
