@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS, Scope, TLSVersion
+from elemta.config.file_access import readable_secrets
 from elemta.config.sections import PoliciesConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
@@ -36,6 +37,7 @@ def cautions(config: Config) -> Iterator[Fault]:
         _unusable_auth,
         _unproven_smarthosts,
         _unreadable_valkey_files,
+        readable_secrets,
     ):
         yield from find(config)
 

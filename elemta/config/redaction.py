@@ -8,11 +8,11 @@ import re
 _WELL_FORMED = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/?#@:]*):[^\s/?#]*@")
 _PARAMETER = re.compile(r"(?P<name>[?&][A-Za-z_]*password=)[^\s&#]+")
 _ANY_FORM = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
-_SECRET_NAME = re.compile(
+SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|credential|api_?key|access_?key|private_?key$", re.IGNORECASE
 )
 # The arguments of these kinds of checkers are paths; of any other kind they may be passwords.
-_CHECKERS_WITH_PATHS = frozenset({"elemta-users", "file", "unix", "pam", "sshkey"})
+CHECKERS_WITH_PATHS = frozenset({"elemta-users", "file", "unix", "pam", "sshkey"})
 
 STARS = "***"
 
@@ -26,14 +26,14 @@ def redacted_url(text: str) -> str:
 def redacted_checker(text: str) -> str:
     """A strcred description without what may be a password."""
     kind, colon, _ = text.partition(":")
-    return text if not colon or kind in _CHECKERS_WITH_PATHS else f"{kind}:{STARS}"
+    return text if not colon or kind in CHECKERS_WITH_PATHS else f"{kind}:{STARS}"
 
 
 def redacted_table(value: object, key: str = "") -> object:
     """A policy's raw table without passwords in URLs and without the values of keys named like secrets."""
     if isinstance(value, dict):
         return {name: redacted_table(each, name) for name, each in value.items()}
-    if isinstance(value, str) and value and _SECRET_NAME.search(key):
+    if isinstance(value, str) and value and SECRET_NAME.search(key):
         return STARS
     if isinstance(value, list):
         return [redacted_table(each, key) for each in value]
@@ -49,7 +49,7 @@ def shown(key: str, found: object) -> str:
         return "a table"
     if isinstance(found, list):
         return "a list" if found else "an empty list"
-    if key.startswith("policy.") and _SECRET_NAME.search(name):
+    if key.startswith("policy.") and SECRET_NAME.search(name):
         return STARS
     if isinstance(found, str):
         return _quoted(_without_secrets(name, found))

@@ -178,18 +178,6 @@ def test_haproxy_passes_the_address_of_the_client(stack: Stack, show: Show) -> N
     show("HAProxy passes the client's address, to the trace and to the limits", source)
 
 
-def test_nobody_but_who_has_a_header_is_served_on_haproxys_port(stack: Stack) -> None:
-    """Which is not published; here from another container of the same network."""
-    heard = stack.execute(
-        "node1",
-        "bash",
-        "-c",
-        'exec 3<>/dev/tcp/node2/10025; printf "EHLO x\\r\\n" >&3; timeout 20 cat <&3',
-        check=False,
-    )
-    assert "220" not in heard
-
-
 def test_health_checks_cost_no_limit_and_no_line_in_the_log(stack: Stack, show: Show) -> None:
     for service in NODES:
         for _ in range(5):
@@ -205,6 +193,21 @@ def test_health_checks_cost_no_limit_and_no_line_in_the_log(stack: Stack, show: 
         assert "haproxy.check" not in stack.log(service)
     asked = sum(metric(monitoring, checks) for _, monitoring, _ in NODES.values())
     show("health checks count in no limit and stand in no log", f"{asked:.0f} of HAProxy's")
+
+
+def test_a_proxy_header_from_another_container_is_not_believed(stack: Stack, show: Show) -> None:
+    """Port 10025 is not published, but another container of the same network reaches it."""
+    heard = stack.execute(
+        "node1",
+        "bash",
+        "-c",
+        'exec 3<>/dev/tcp/node2/10025; printf "PROXY TCP4 192.0.2.1 192.0.2.2 1 25\\r\\nEHLO x\\r\\n" >&3; '
+        "timeout 20 cat <&3",
+        check=False,
+    )
+    assert "250" not in heard
+    assert "192.0.2.1" not in counted_clients()
+    show("a PROXY header is believed from HAProxy's address alone", "refused from another container")
 
 
 def test_nothing_is_relayed(stack: Stack) -> None:

@@ -151,7 +151,7 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
             'route[1].credentials: with tls = "may" the password is given to whoever answers in the place of the host (set tls = "require")',
         ),
         (
-            '[resources]\nvalkey_url = "valkeys://:secret@cache.example?ca=/nowhere/ca.pem"',
+            '[resources]\nvalkey_url = "valkeys://cache.example?ca=/nowhere/ca.pem"',
             "resources.valkey_url: ca: /nowhere/ca.pem can't be read, and without it there is no connection to Valkey",
         ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,23 @@ def test_haproxy_leads_to_the_listener_that_wants_its_header() -> None:
         )
 
 
+def test_only_the_balancers_address_may_bring_a_proxy_header() -> None:
+    file = "docker-compose-multinode.yml"
+    document = yaml.safe_load((COMPOSE / file).read_text())
+    address = ip_address(document["services"]["haproxy"]["networks"]["default"]["ipv4_address"])
+    (pool,) = document["networks"]["default"]["ipam"]["config"]
+    assert address in ip_network(pool["subnet"])
+    assert address not in ip_network(pool["ip_range"]), "another container could get it"
+    for node in nodes(file).values():
+        assert "networks" not in node
+        trusted = [
+            network
+            for listener in config_of(file, node).listeners
+            for network in listener.proxy_protocol_from
+        ]
+        assert trusted == [ip_network(f"{address}/32")]
+
+
 def test_what_the_image_has_built_in_is_a_good_configuration() -> None:
     config = load(str(COMPOSE / "elemta.toml"), {})
     assert config.metrics.endpoint == "tcp:8080"
@@ -192,6 +210,29 @@ def test_the_nodes_in_kubernetes_read_a_configuration_that_fits_their_ports(tmp_
     # The pause behind drain, the sessions, and what comes after them.
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][-1].split()[-1])
     assert the_pod()["terminationGracePeriodSeconds"] >= pause + config.server.shutdown_grace + 60
+
+
+def test_the_network_policy_lets_mail_in_and_the_nodes_to_what_they_need_only() -> None:
+    found = documents()
+    labels = found["StatefulSet", "elemta"]["spec"]["template"]["metadata"]["labels"]
+    policy = found["NetworkPolicy", "elemta"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    ports = {port["name"] for port in the_pod()["containers"][0]["ports"]}
+    for_all = [rule for rule in policy["ingress"] if "from" not in rule]
+    assert [port["port"] for rule in for_all for port in rule["ports"]] == ["smtp"]
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == ports
+    assert all(rule.get("to") and rule.get("ports") for rule in policy["egress"])
+    to_pods = [target for rule in policy["egress"] for target in rule["to"] if "podSelector" in target]
+    valkey = found["Deployment", "elemta-valkey"]["spec"]["template"]["metadata"]["labels"]
+    assert [target["podSelector"]["matchLabels"] for target in to_pods] == [valkey]
+    for rule in policy["egress"]:
+        blocks = [target["ipBlock"] for target in rule["to"] if "ipBlock" in target]
+        assert not blocks or [port["port"] for port in rule["ports"]] == [25]
+        for block in blocks:
+            networks = [ip_network(each) for each in block["except"]]
+            inside = "10.1.2.3" if ":" not in block["cidr"] else "fd00::1"
+            assert any(ip_address(inside) in network for network in networks)
 
 
 def test_the_probes_ask_for_what_they_are_for() -> None:
