@@ -7,8 +7,11 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+#: The first with ipv4_address is 1.0.6; Debian 12 has 1.0.3.
+PODMAN_COMPOSE = "podman-compose>=1.2"
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deployments" / "compose"
 
@@ -24,8 +27,10 @@ class Engine:
         self.directory = directory
         self._settings = directory / "containers.conf"
         self._storage = directory / "storage.conf"
+        self._compose = directory / "podman-compose"
         self._environ = {
             **os.environ,
+            "PYTHONPATH": str(self._compose),
             "CONTAINERS_CONF": str(self._settings),
             "CONTAINERS_STORAGE_CONF": str(self._storage),
             "BUILDAH_FORMAT": "docker",  # which has HEALTHCHECK
@@ -47,13 +52,18 @@ class Engine:
             f'[storage]\ndriver = "overlay"\ngraphroot = "{here}/store"\nrunroot = "{here}/run"\n'
         )
 
+    def install_compose(self) -> None:
+        """Get podman-compose from where pip here gets packages."""
+        options = ("--quiet", "--disable-pip-version-check", "--target", str(self._compose))
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, PODMAN_COMPOSE], check=True)
+
     def run(self, *words: str | Path, check: bool = True, timeout: float = 300) -> str:
         """What a podman command says; its standard error as well where it fails and may."""
         return self._call(["podman", *map(str, words)], check=check, timeout=timeout)
 
     def compose(self, project: str, file: str, *words: str, timeout: float = 300) -> str:
         """What a command of podman-compose says."""
-        command = ["podman-compose", "-p", project, "-f", str(COMPOSE / file), *words]
+        command = [sys.executable, "-m", "podman_compose", "-p", project, "-f", str(COMPOSE / file), *words]
         return self._call(command, check=True, timeout=timeout)
 
     def status(self, *words: str, timeout: float = 120) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -46,3 +49,47 @@ def test_pip_installs_nothing_without_a_hash_and_reads_no_settings() -> None:
 def test_the_build_names_no_index_and_takes_no_file_of_pips() -> None:
     for text in (DOCKERFILE, (ROOT / "tests/compose/images.py").read_text(encoding="utf-8")):
         assert not re.search(r"PIP_[A-Z]|index-url|pip\.conf|constraint|config.*list", text)
+
+
+# Digests
+
+
+def pin(tmp_path: Path, answer: str) -> subprocess.CompletedProcess[str]:
+    """Run a copy of pin-images, with a skopeo that answers so for every image."""
+    here = tmp_path / "compose"
+    here.mkdir()
+    shutil.copy(COMPOSE / "pin-images", here)
+    skopeo = tmp_path / "bin/skopeo"
+    skopeo.parent.mkdir()
+    skopeo.write_text(f"#!/bin/sh\n{answer}\n")
+    skopeo.chmod(0o755)
+    return subprocess.run(
+        [sys.executable, here / "pin-images"],
+        env={"PATH": f"{skopeo.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_every_image_of_the_compose_files_can_be_pinned_by_digest(tmp_path: Path) -> None:
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    done = pin(tmp_path, f"echo {digest}")
+    assert done.returncode == 0, done.stderr
+    written = dict(
+        line.split("=", 1) for line in (tmp_path / "compose/.env").read_text().splitlines() if line[0] != "#"
+    )
+    used: dict[str, str] = {}
+    for file in COMPOSE.glob("docker-compose*.yml"):
+        used |= dict(re.findall(r"\$\{([A-Z]+_IMAGE):-([^}]+)\}", file.read_text()))
+    assert written == {variable: f"{image}@{digest}" for variable, image in used.items()}
+    assert f"ARG BASE={used['BASE_IMAGE']}" in DOCKERFILE
+
+
+def test_an_answer_that_is_no_digest_pins_nothing(tmp_path: Path) -> None:
+    for number, answer in enumerate(("echo latest", "exit 1", "true")):
+        place = tmp_path / str(number)
+        place.mkdir()
+        assert pin(place, answer).returncode == 1
+        assert not (place / "compose/.env").exists()
