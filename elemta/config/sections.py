@@ -45,6 +45,7 @@ DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
 )
 """Loopback, unspecified, link-local, multicast, and what carriers share (RFC 6598)."""
 
+_KIB: Final = 1024
 _MIB: Final = 1024**2
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
@@ -375,6 +376,13 @@ class SpoolConfig:
     minimum_free: int = setting(
         256 * _MIB,
         "Free space on the spool's disk below which MAIL gets 452 4.3.1.",
+        unit="bytes",
+        minimum=0,
+        maximum=2**50,
+    )
+    bounce_size_limit: int = setting(
+        50 * _KIB,
+        "A DSN returns a message whole only up to this size, whatever RET says, else its header.",
         unit="bytes",
         minimum=0,
         maximum=2**50,

@@ -19,7 +19,7 @@ from elemta.delivery.notices import tell
 from elemta.delivery.queue import Queue
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Recipient
-from elemta.errors import UnknownMessage
+from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.spool.records import Page, QueuedMessage
 
@@ -29,6 +29,8 @@ _log = Logger()
 _PAGE = 500
 # Messages for which something is done at the same time, so that they share the commits of the spool.
 _TOGETHER = 50
+# Messages that something goes wrong with whose times are remembered.
+_MOST_FAILING = 10_000
 # After a start what is due in open lanes is expected to leave; seconds.
 _CATCHING_UP = 60.0
 
@@ -53,6 +55,10 @@ class Aging:
         self._attempted: set[str] = set()
         self._telling: set[Key] = set()
         self._giving_up: set[Key] = set()
+        # The parts of both that something is being done about at this moment.
+        self._at_work: set[Key] = set()
+        # Messages that something went wrong with, by queue id, and until when they are left alone.
+        self._failing: dict[str, float] = {}
 
     def started(self, now: float) -> None:
         """Delivery begins at ``now``: what is late only because nothing ran leaves without a word."""
@@ -60,8 +66,9 @@ class Aging:
 
     def attempted(self, message: QueuedMessage) -> None:
         """An attempt for the message is over, so that what was read of it before is no longer so."""
-        self._telling.discard(message.key)
-        self._giving_up.discard(message.key)
+        if message.key not in self._at_work:
+            self._telling.discard(message.key)
+            self._giving_up.discard(message.key)
         if self._walking:
             self._attempted.add(message.queue_id)
 
@@ -93,7 +100,7 @@ class Aging:
             for some in _some_together(page.messages):
                 if not goes_on():
                     return
-                await _all(self._expire_message(parts, now) for parts in some)
+                await self._each(some, now, lambda parts: self._expire_message(parts, now))
 
     async def _expire_message(self, parts: Sequence[QueuedMessage], now: float) -> None:
         shut = [part for part in parts if self._is_left_alone(part, now)]
@@ -102,7 +109,11 @@ class Aging:
                 await self._give_up(shut, now)
 
     def _is_left_alone(self, part: QueuedMessage, now: float) -> bool:
-        return self._lanes.is_shut(part.lane, now) and not self._is_attempted(part)
+        """Whether no attempt for the part is under way or may begin now: its destination is down or it waits
+        for a limit, in the spool or in memory."""
+        if part.queue_id in self._attempted or not self._lanes.is_shut(part.lane, now):
+            return False
+        return not self._lanes.is_known(part) or self._lanes.waits_in_memory(part)
 
     def _is_attempted(self, part: QueuedMessage) -> bool:
         """Whether an attempt is under way or is the next, or was made since the part was read."""
@@ -131,8 +142,60 @@ class Aging:
         for some in _some_together(page.messages):
             if not goes_on():
                 break
-            await _all(self._tell_of_message(parts, place, now) for parts in some)
+            await self._each(some, now, lambda parts: self._tell_of_message(parts, place, now))
+            if any(parts[0].queue_id in self._failing for parts in some):
+                self._again.add(place)
         return page
+
+    async def _each(
+        self,
+        messages: Sequence[Sequence[QueuedMessage]],
+        now: float,
+        work: Callable[[Sequence[QueuedMessage]], Coroutine[Deferred[Any], Any, None]],
+    ) -> None:
+        """Do this for each message at the same time; what goes wrong with one is no trouble of the others.
+
+        SpoolError: the spool's disk fails or is full, so that nothing can be done for any of them.
+        """
+        doing = [Deferred.fromCoroutine(self._one(parts, now, work)) for parts in messages]
+        for _, result in await DeferredList(doing, consumeErrors=True):
+            if isinstance(result, Failure):
+                result.raiseException()
+
+    async def _one(
+        self,
+        parts: Sequence[QueuedMessage],
+        now: float,
+        work: Callable[[Sequence[QueuedMessage]], Coroutine[Deferred[Any], Any, None]],
+    ) -> None:
+        queue_id = parts[0].queue_id
+        if self._failing.get(queue_id, now) > now:
+            return
+        try:
+            await work(parts)
+        except UnknownMessage:
+            return  # it left meanwhile
+        except Exception as error:
+            if isinstance(error, SpoolFull) or not self._queue.healthy:
+                raise
+            self._note_failure(parts, now)
+        else:
+            self._failing.pop(queue_id, None)
+
+    def _note_failure(self, parts: Sequence[QueuedMessage], now: float) -> None:
+        """Leave a message alone for a while that something goes wrong with."""
+        queue_id, again = parts[0].queue_id, now + self.settings.retries.delays[0]
+        _log.failure(
+            "a message could not be given up or its delay told",
+            event="delivery.aging_failed",
+            queue_id=queue_id,
+        )
+        if len(self._failing) >= _MOST_FAILING:
+            self._failing.clear()
+        self._failing[queue_id] = again
+        for part in parts:
+            # An attempt that came meanwhile was put off in favour of this.
+            self._lanes.due_at(part.lane, again)
 
     async def _tell_of_message(self, parts: Sequence[QueuedMessage], place: int, now: float) -> None:
         if any(self._is_near(part, now) for part in parts):
@@ -144,11 +207,17 @@ class Aging:
     @contextmanager
     def _marked(self, parts: Sequence[QueuedMessage], marked: set[Key]) -> Iterator[None]:
         """Keep parts marked while something is done about them, and until what was read meanwhile is gone."""
-        marked.update(part.key for part in parts)
+        keys = [part.key for part in parts]
+        marked.update(keys)
+        self._at_work.update(keys)
+        done = False
         try:
             yield
+            done = True
         finally:
-            marked.difference_update(part.key for part in parts if not self._lanes.may_know(part))
+            self._at_work.difference_update(keys)
+            # What was not done must not keep them from an attempt.
+            marked.difference_update(part.key for part in parts if not done or not self._lanes.may_know(part))
 
     async def _tell_delay(self, parts: Sequence[QueuedMessage], now: float) -> None:
         message, outcomes = await self._together(parts, now)

@@ -90,6 +90,9 @@ class Attempts:
             await self._settle_abandoned(message, carried.outcomes)
         elif carried.reached is Reached.NOTHING_FREE:
             self._lanes.put_back(message, self._clock.seconds() + _NOTHING_FREE)
+            if self._is_too_old(message):
+                kept = _kept_waiting(message, ways, self._clock.seconds())
+                await self._record(message, (*carried.outcomes, *kept), None)
         else:
             retry_at = self._judge(message.lane, carried, epoch, started)
             outcomes = (*carried.outcomes, *_kept_waiting(message, ways, self._clock.seconds()))
@@ -105,15 +108,27 @@ class Attempts:
         answer: Go | Wait = await _maybe_later(self._pace.acquire(destination, message.envelope, everyone))
         if isinstance(answer, Go):
             return answer
-        until = self._clock.seconds() + answer.seconds
+        now = self._clock.seconds()
+        until = now + answer.seconds
         if answer.everybody:
             self._lanes.put_back(message, until)
-        else:
+        if self._is_too_old(message):
+            await self._record(message, _paced(message, ways, answer, now), None)
+        elif not answer.everybody:
+            # Not beyond its end: what waits for a limit expires like other mail.
+            until = min(until, self._end(message))
             await self._queue.settle(
                 message.queue_id, (), part=message.part, retry_at=until, hold_reason=None, attempted=False
             )
             self._lanes.due_at(message.lane, until)
         return None
+
+    def _end(self, message: QueuedMessage) -> float:
+        return message.envelope.received_at + self._settings.retries.expire
+
+    def _is_too_old(self, message: QueuedMessage) -> bool:
+        """Whether the message is given up now if it can't be delivered now."""
+        return bool(self._clock.seconds() >= self._end(message))
 
     async def _move(self, message: QueuedMessage, elsewhere: Mapping[str, Sequence[Recipient]]) -> None:
         """Let recipients wait in the lanes of where they go now."""
@@ -200,6 +215,27 @@ class Attempts:
             seconds=round(until - now, 1),
             reason=reason.text,
         )
+
+
+def _paced(message: QueuedMessage, ways: Sorted, wait: Wait, now: float) -> tuple[Outcome, ...]:
+    """The outcomes of those who wait for a limit, and of those whom a policy lets wait."""
+    waiting = Outcome(
+        message.queue_id,
+        message.pending[0].address,
+        Status.DEFERRED,
+        f"it waits for the limit {wait.limit}",
+        "",
+        "",
+        now,
+        # RFC 3463 §3.5 X.4.5
+        enhanced="4.4.5",
+    )
+    paced = tuple(
+        replace(waiting, recipient=recipient.address, route=route.target)
+        for route, recipients in ways.here.items()
+        for recipient in recipients
+    )
+    return (*paced, *_kept_waiting(message, ways, now))
 
 
 def _kept_waiting(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, ...]:

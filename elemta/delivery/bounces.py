@@ -42,8 +42,8 @@ class NoticeSettings:
     """``hostname`` is the reporting host. Durations are seconds from the receipt of a message.
 
     After ``warn_after`` a sender is told that the message waits (0: never), after ``expire`` that it was
-    given up. Where the sender did not say how much of a failed message to return, one of up to
-    ``whole_limit`` octets goes back whole.
+    given up. A failed message goes back whole only up to ``whole_limit`` octets, whatever the sender asked
+    for: the sender may be forged, and then somebody else gets it.
     """
 
     hostname: str
@@ -54,7 +54,8 @@ class NoticeSettings:
     @classmethod
     def from_config(cls, config: Config) -> NoticeSettings:
         """What the configuration says about it."""
-        return cls(config.server.hostname, config.spool.warn_after, config.spool.expire)
+        spool = config.spool
+        return cls(config.server.hostname, spool.warn_after, spool.expire, spool.bounce_size_limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +196,8 @@ def _notice(
 
 
 def _goes_back_whole(envelope: Envelope, limit: int) -> bool:
-    # RFC 3461 §4.3: what was asked for; where nothing was, it is for us to choose.
-    wanted = envelope.parameters.ret
-    return envelope.size <= limit if wanted is None else wanted is Return.FULL
+    # RFC 3461 §4.3: FULL asks for the whole message, but "may" is all that it gets; HDRS forbids it.
+    return envelope.size <= limit and envelope.parameters.ret is not Return.HEADERS
 
 
 def _hold_reason(held: Sequence[Outcome]) -> str | None:

@@ -37,7 +37,9 @@ class Conclusion:
 
 def notice_settings(settings: DeliverySettings) -> NoticeSettings:
     """What decides about notices."""
-    return NoticeSettings(settings.hostname, settings.warn_after, settings.retries.expire)
+    return NoticeSettings(
+        settings.hostname, settings.warn_after, settings.retries.expire, settings.bounce_size_limit
+    )
 
 
 def conclude(

@@ -84,6 +84,10 @@ class Lane:
         """How many parts wait in memory."""
         return len(self._active) + len(self._deferred)
 
+    def waits(self, key: Key) -> bool:
+        """Whether the part waits in memory: it is known, and not under way."""
+        return any(each[-1].key == key for line in (self._active, self._deferred) for each in line)
+
     @property
     def capacity(self) -> int:
         """How many parts may wait in memory."""

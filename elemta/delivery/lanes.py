@@ -82,6 +82,11 @@ class Lanes:
         lane = self._lanes.get(message.lane)
         return lane is not None and message.key in lane.known
 
+    def waits_in_memory(self, message: QueuedMessage) -> bool:
+        """Whether the part is next in memory, and not under way nor kept from being taken up."""
+        lane = self._lanes.get(message.lane)
+        return lane is not None and lane.waits(message.key)
+
     def is_due(self, name: str, now: float) -> bool:
         """Whether the lane is open, and the spool has something for it that could be attempted now."""
         lane = self._lanes.get(name)

@@ -15,6 +15,10 @@ from elemta.spool.records import LaneDue, MessageRecord, Page, Plan, PlannedPart
 class Queue(BounceSpool, Protocol):
     """The durable queue; :class:`elemta.spool.Spool` is one."""
 
+    @property
+    def healthy(self) -> bool:
+        """Whether its disk is trusted. While it is not, nothing can be recorded."""
+
     async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         """Lanes by name, and when something is due in each: 0.0 now, None where all is held."""
 

@@ -90,7 +90,8 @@ class DeliverySettings:
     transaction; ``maildir_threads`` write to Maildirs, ``read_threads`` read contents for next hops;
     ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a transaction as a whole;
     ``poll`` is the longest time between two looks into the queue. After ``warn_after`` (0: never) a sender
-    is told that a message waits.
+    is told that a message waits. A notice returns a failed message of up to ``bounce_size_limit`` octets
+    whole.
 
     ``mx_port`` is where mail exchangers listen; ``own_names`` and ``own_addresses`` (with their ports) are
     what this host itself is called and takes mail at.
@@ -123,6 +124,7 @@ class DeliverySettings:
     lifetime: float = 7200.0
     poll: float = 5.0
     warn_after: float = 14400.0
+    bounce_size_limit: int = 50 * 1024
     mx_port: int = 25
     own_names: tuple[str, ...] = ()
     own_addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()
@@ -141,5 +143,6 @@ class DeliverySettings:
             retries=Retries(config.spool.retry, config.spool.expire),
             grace=config.server.shutdown_grace,
             warn_after=config.spool.warn_after,
+            bounce_size_limit=config.spool.bounce_size_limit,
             own_names=(config.server.hostname,),
         )

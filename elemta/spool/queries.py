@@ -46,13 +46,15 @@ class Queries:
     def content(self, queue_id: str) -> Content:
         """The message as it is sent on. UnknownMessage; SpoolError when its body can't be read."""
         row = self._reader.one(
-            "SELECT b.header, b.content, m.size FROM message m JOIN body b ON b.id = m.id"
+            "SELECT b.header, b.content, m.size FROM message m LEFT JOIN body b ON b.id = m.id"
             " WHERE m.id = ? AND m.queue_id = ?",
             (row_key(queue_id), queue_id),
         )
         if row is None:
             raise _unknown(queue_id)
         header, content, size = row
+        if header is None:
+            raise SpoolError(f"the body of {queue_id} is missing from the queue database")
         if content is not None:
             return Content(header, io.BytesIO(content), len(content))
         try:

@@ -254,11 +254,15 @@ def test_the_status_goes_with_what_is_reported(happened: Outcome, now: float, st
     [
         (None, 50 * 1024, True),
         (None, 50 * 1024 + 1, False),
-        (Return.FULL, 50 * 1024 * 1024, True),
+        (Return.FULL, 50 * 1024, True),
+        (Return.FULL, 50 * 1024 + 1, False),
+        (Return.FULL, 50 * 1024 * 1024, False),
         (Return.HEADERS, 100, False),
     ],
 )
-def test_a_failure_returns_what_was_asked_for(ret: Return | None, size: int, whole: bool) -> None:
+def test_a_failure_returns_what_was_asked_for_up_to_a_size(
+    ret: Return | None, size: int, whole: bool
+) -> None:
     found = decided(message(person("bob"), size=size, ret=ret), [refused("bob")])
     assert found.to_send[0].whole is whole
 

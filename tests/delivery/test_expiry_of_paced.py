@@ -1,0 +1,107 @@
+"""Mail that waits for a limit or for a free connection ends like other mail, with a notice to its sender."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet.task import deferLater
+
+from elemta.delivery import Delivery, Retries
+from elemta.delivery.carrier import Carried, Carrier
+from elemta.delivery.hop import Reached
+from elemta.delivery.pace import Go, Wait
+from elemta.delivery.routes import MaildirRoute, NextHopRoute
+from elemta.envelope import Envelope, Recipient
+from elemta.outcome import Outcome, Status
+from tests.support.post import Hop, Post, reactor
+
+
+class Closed:
+    """A pace at which nothing leaves for an hour."""
+
+    counts = True
+
+    def __init__(self, *, everybody: bool, seconds: float = 3600.0) -> None:
+        self.asked = 0
+        self._wait = Wait(seconds, "pace", everybody)
+
+    def acquire(self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]) -> Go | Wait:
+        self.asked += 1
+        return self._wait
+
+    def connect(self, destination: str) -> Go:
+        return Go()
+
+    def done(self, go: Go, *, sent: bool = True) -> None:
+        pass
+
+
+def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> Delivery:
+    post.settings = replace(post.settings, retries=Retries((0.3,), expire=expire, jitter=0.0), warn_after=0.0)
+    # What is told to the sender stays where a test can look at it.
+    kept = MaildirRoute(
+        "maildir:",
+        frozenset({"example.org"}),
+        template=(str(post.directory / "mail"),),
+        create_mailboxes=True,
+    )
+    delivery = Delivery(reactor, post.spool, (kept, route), post.settings, post.observer, pace=pace)
+    post.delivery = delivery
+    delivery.startService()
+    return delivery
+
+
+async def told(post: Post, number: int) -> list[str]:
+    """The notices in the sender's mailbox, once there are so many."""
+    mailbox = post.directory / "mail" / "new"
+    for _ in range(2000):
+        if mailbox.is_dir() and len(list(mailbox.iterdir())) >= number:
+            return [path.read_text() for path in mailbox.iterdir()]
+        await deferLater(reactor, 0.01)
+    raise AssertionError("the sender was not told")
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+@pytest.mark.parametrize("seconds", [0.05, 3600.0])
+@ensureDeferred
+async def test_what_a_limit_keeps_for_ever_expires_in_time(
+    post: Post, everybody: bool, seconds: float
+) -> None:
+    hop = Hop()
+    pace = Closed(everybody=everybody, seconds=seconds)
+    start(post, await post.listen(hop), pace, expire=1.0)
+    ids = [await post.send(f"bob{number}@example.com") for number in range(12)]
+    reports = await told(post, 12)
+    assert {report.partition("X-Elemta-Queue-Id: ")[2].split()[0] for report in reports} == set(ids)
+    assert all("Status: 5.4.7" in report for report in reports)
+    assert await post.queued() == []
+    assert hop.messages == []
+
+
+@ensureDeferred
+async def test_what_no_connection_is_free_for_expires_in_time(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def carry(self: Carrier, message: Any, ways: Any) -> Carried:
+        if message.lane == "maildir:":
+            return await carried(self, message, ways)
+        outcomes = tuple(
+            Outcome(
+                message.queue_id, each.address, Status.DEFERRED, "nothing free", "", "", reactor.seconds()
+            )
+            for each in message.pending
+        )
+        return Carried(outcomes, Reached.NOTHING_FREE)
+
+    carried = Carrier.carry
+    monkeypatch.setattr(Carrier, "carry", carry)
+    monkeypatch.setattr("elemta.delivery.attempts._NOTHING_FREE", 0.05)
+    start(post, await post.listen(Hop()), None, expire=0.5)
+    await post.send("bob@example.com")
+    (report,) = await told(post, 1)
+    assert "Status: 5.4.7" in report
+    assert await post.queued() == []
