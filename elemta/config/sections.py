@@ -173,7 +173,8 @@ class DomainsConfig:
     recipients: str = setting(
         "",
         "A file with one address or @domain a line: the mailboxes that exist. "
-        "Empty: every address at a local domain exists.",
+        "Empty: every address at a local domain exists, unless its route leads to a Maildir that does not "
+        "(create_mailboxes).",
     )
     relay_from: tuple[Network, ...] = setting((), "Networks whose clients may send to any domain.")
 

@@ -70,6 +70,12 @@ def test_the_defaults_say_nothing() -> None:
             f'{HOLD}tls = "may"',
             "route[1].tls: has no effect: there is no TLS on the way to hold:",
         ),
+        (f"{HOLD}create_mailboxes = true", "route[1].create_mailboxes: has no effect: it is for maildir:"),
+        (f"{HOLD}refuse_networks = []", "route[1].refuse_networks: has no effect: it is for mx:"),
+        (
+            '[tls]\nminimum = "TLSv1.3"\nciphers = "HIGH"',
+            "tls.ciphers: has no effect: they are those of TLS 1.2, which is not spoken",
+        ),
         (
             f'{HOLD}[[route]]\ndomains = ["a.example"]\nto = "hold:"',
             'route[2].domains: has no effect for "a.example": route[1] stands before it and matches',

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from elemta.address import Address
-from elemta.config import RouteConfig, RouteTLS, load
+from elemta.config import DEFAULT_REFUSED_NETWORKS, RouteConfig, RouteTLS, load
 from elemta.delivery.maildir import maildir_path
 from elemta.delivery.routes import (
     HoldRoute,
@@ -178,3 +179,50 @@ def test_a_message_is_held_from_the_start_only_when_every_route_says_hold(tmp_pa
     assert reason("kept.example", "example.com") is None
     # This waits for a version that can deliver it: the delivery says so, as a warning.
     assert reason("elsewhere.example") is None
+
+
+def test_mx_refuses_inner_networks_unless_the_route_says_otherwise(tmp_path: Path) -> None:
+    elsewhere = Address("x", "elsewhere.example")
+    for routes, refused in (
+        ("", DEFAULT_REFUSED_NETWORKS),
+        ('[[route]]\ndomains = ["*"]\nto = "mx:"\n', DEFAULT_REFUSED_NETWORKS),
+        ('[[route]]\ndomains = ["*"]\nto = "mx:"\nrefuse_networks = []\n', ()),
+        (
+            '[[route]]\ndomains = ["*"]\nto = "mx:"\nrefuse_networks = ["10.0.0.0/8"]\n',
+            (ip_network("10.0.0.0/8"),),
+        ),
+    ):
+        route = table(tmp_path, routes).route(elsewhere)
+        assert isinstance(route, MxRoute)
+        assert route.refuse_networks == refused
+
+
+def test_a_maildir_is_made_for_names_that_are_known_unless_the_route_says_otherwise(tmp_path: Path) -> None:
+    recipients = tmp_path / "recipients"
+    recipients.write_text("bob@example.com\n@whole.example\n")
+    domains = f'[domains]\nlocal = ["example.com", "whole.example"]\nrecipients = "{recipients}"\n'
+    text = CONFIG.replace('[domains]\nlocal = ["example.com"]\n', domains)
+    path = tmp_path / "elemta.toml"
+    names = {"bob@example.com": True, "Bob@Example.COM": True, "carl@example.com": False}
+    names |= {"postmaster@example.com": True, "any@whole.example": True, "postmaster@foreign.example": False}
+    route = '[[route]]\ndomains = ["*"]\nto = "maildir:/m/{domain}/{local}"\n'
+    for more, makes_all in (("", False), (route, False), (f"{route}create_mailboxes = true\n", True)):
+        path.write_text(text + more)
+        config = load(str(path), {})
+        found = RouteTable(routes_from_config(config, Domains.from_config(config.domains)))
+        for name, makes in names.items():
+            local, _, domain = name.partition("@")
+            address = Address(local, domain)
+            way = found.route(address)
+            assert not isinstance(way, MaildirRoute) or way.makes(address) is (makes or makes_all), name
+
+
+def test_a_maildir_may_be_below_the_spool_directory_whatever_that_is(tmp_path: Path) -> None:
+    routes = table(tmp_path, '[[route]]\ndomains = ["*"]\nto = "maildir:{spool}/mail/{domain}/{local}"\n')
+    route = routes.route(Address("bob", "example.com"))
+    assert isinstance(route, MaildirRoute)
+    path = maildir_path(route.template, Address("bob", "example.com"))
+    assert path == "/var/spool/elemta/mail/example.com/bob"
+    strange = route_of(config_of("maildir:{spool}/{local}"), spool="/a{b}/c")
+    assert isinstance(strange, MaildirRoute)
+    assert maildir_path(strange.template, Address("bob", "example.com")) == "/a{b}/c/bob"
