@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -12,16 +13,18 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.delivery.conclusions import Conclusion, conclude
+from elemta.delivery.bounces import decide
+from elemta.delivery.conclusions import Conclusion, conclude, notice_settings
 from elemta.delivery.lane import Key
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import tell
 from elemta.delivery.queue import Queue
 from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.unreadable import why_unreadable
 from elemta.envelope import Recipient
 from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import Page, QueuedMessage
+from elemta.spool.records import HeldPart, HoldCause, Page, QueuedMessage
 
 _log = Logger()
 
@@ -31,6 +34,8 @@ _PAGE = 500
 _TOGETHER = 50
 # Messages that something goes wrong with whose times are remembered.
 _MOST_FAILING = 10_000
+_LONGEST_REASON = 500
+_HELD_TOO_LONG = "it was kept here, and could not be delivered for as long as mail is kept"
 # After a start what is due in open lanes is expected to leave; seconds.
 _CATCHING_UP = 60.0
 
@@ -85,6 +90,7 @@ class Aging:
         self._walking = True
         try:
             await self._expire(now, goes_on)
+            await self._end_holds(now, goes_on)
             if self.settings.warn_after > 0:
                 await self._tell_delays(now, goes_on)
         finally:
@@ -106,7 +112,78 @@ class Aging:
         shut = [part for part in parts if self._is_left_alone(part, now)]
         if shut:
             with self._marked(shut, self._giving_up):
-                await self._give_up(shut, now)
+                try:
+                    await self._give_up(shut, now)
+                except Exception as error:
+                    if not self._is_second_fault(shut[0].queue_id, error):
+                        raise
+                    await self._put_away(shut, error)
+
+    async def _put_away(self, parts: Sequence[QueuedMessage], error: Exception) -> None:
+        """Put on hold what can't be given up: so it ends all the same, and its sender is told if possible."""
+        _log.failure(
+            "a message could not be given up; it is put on hold",
+            event="delivery.put_away",
+            queue_id=parts[0].queue_id,
+        )
+        reason = f"it could not be given up: {error!r}"[:_LONGEST_REASON]
+        for part in parts:
+            await self._queue.settle(
+                part.queue_id, (), part=part.part, retry_at=None, hold_reason=reason, hold=HoldCause.FAULT
+            )
+
+    def _is_second_fault(self, queue_id: str, error: Exception) -> bool:
+        """Whether something goes wrong with this one message, and not for the first time."""
+        return not self._concerns_all(error) and queue_id in self._failing
+
+    def _concerns_all(self, error: Exception) -> bool:
+        return isinstance(error, SpoolFull | UnknownMessage) or not self._queue.healthy
+
+    async def _end_holds(self, now: float, goes_on: Callable[[], bool]) -> None:
+        """Let go what others put on hold, once it was there for as long as mail is kept."""
+        seen: frozenset[Key] = frozenset()
+        while goes_on():
+            found = await self._queue.held(now - self.settings.retries.expire, _PAGE)
+            holds = {held.message.key: held for held in found}
+            end = partial(self._end_hold_of, holds, now)
+            for start in range(0, len(found), _TOGETHER):
+                if not goes_on():
+                    return
+                some = found[start : start + _TOGETHER]
+                await self._each([[held.message] for held in some], now, end)
+            if len(found) < _PAGE or holds.keys() == seen:
+                return
+            seen = frozenset(holds)
+
+    async def _end_hold_of(
+        self, holds: Mapping[Key, HeldPart], now: float, parts: Sequence[QueuedMessage]
+    ) -> None:
+        await self._end_hold(holds[parts[0].key], now)
+
+    async def _end_hold(self, held: HeldPart, now: float) -> None:
+        message = held.message
+        outcomes = [
+            Outcome(
+                message.queue_id, each.address, Status.FAILED, _HELD_TOO_LONG, "", "", now, enhanced="5.4.7"
+            )
+            for each in message.pending
+        ]
+        returned = False
+        if held.hold.tells_sender:
+            notices = decide(message, outcomes, now=now, settings=notice_settings(self.settings)).to_send
+            try:
+                await tell(self._queue, message, notices)
+                returned = bool(notices)
+            except Exception as error:
+                if not self._is_second_fault(message.queue_id, error):
+                    raise
+                _log.failure(
+                    "the sender of a message that was kept too long can't be told",
+                    event="delivery.sender_not_told",
+                    queue_id=message.queue_id,
+                    sender=str(message.envelope.sender),
+                )
+        await self._queue.end_hold(held, outcomes, "returned" if returned else "removed")
 
     def _is_left_alone(self, part: QueuedMessage, now: float) -> bool:
         """Whether no attempt for the part is under way or may begin now: its destination is down or it waits
@@ -176,7 +253,7 @@ class Aging:
         except UnknownMessage:
             return  # it left meanwhile
         except Exception as error:
-            if isinstance(error, SpoolFull) or not self._queue.healthy:
+            if self._concerns_all(error):
                 raise
             self._note_failure(parts, now)
         else:
@@ -228,7 +305,8 @@ class Aging:
     async def _give_up(self, parts: Sequence[QueuedMessage], now: float) -> None:
         """Tell the sender once, whatever the number of lanes, then record each part."""
         message, outcomes = await self._together(parts, now)
-        conclusion = conclude(message, outcomes, self.settings, now=now)
+        unreadable = await why_unreadable(self._queue, message)
+        conclusion = conclude(message, outcomes, self.settings, now=now, unreadable=unreadable)
         await tell(self._queue, message, conclusion.notices.to_send)
         await _all(self._settle(part, conclusion) for part in parts)
         _log.info(
@@ -243,7 +321,12 @@ class Aging:
     async def _settle(self, part: QueuedMessage, conclusion: Conclusion) -> None:
         mine = [outcome for outcome in conclusion.outcomes if _is_for(part, outcome)]
         await self._queue.settle(
-            part.queue_id, mine, part=part.part, retry_at=None, hold_reason=conclusion.hold_reason
+            part.queue_id,
+            mine,
+            part=part.part,
+            retry_at=None,
+            hold_reason=conclusion.hold_reason,
+            hold=conclusion.hold,
         )
 
     async def _together(

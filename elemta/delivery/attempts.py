@@ -20,10 +20,11 @@ from elemta.delivery.pace import FREE, Go, Pace, Wait
 from elemta.delivery.queue import Queue
 from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
 from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.unreadable import why_unreadable
 from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
 from elemta.envelope import Recipient
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import QueuedMessage
+from elemta.spool.records import HoldCause, QueuedMessage
 
 _log = Logger()
 
@@ -140,7 +141,9 @@ class Attempts:
 
     async def _hold(self, message: QueuedMessage, reasons: list[str]) -> None:
         reason = "; ".join(reasons)[:_LONGEST_REASON]
-        await self._queue.settle(message.queue_id, (), part=message.part, retry_at=None, hold_reason=reason)
+        await self._queue.settle(
+            message.queue_id, (), part=message.part, retry_at=None, hold_reason=reason, hold=HoldCause.ROUTE
+        )
         # Where a route says so it is nothing to worry about.
         say = _log.info if reason == AS_CONFIGURED else _log.warn
         say(
@@ -166,7 +169,10 @@ class Attempts:
         now = self._clock.seconds()
         if self._aging.tells(message):
             message = replace(message, warned=True)
-        conclusion = conclude(message, outcomes, self._settings, now=now, retry_at=retry_at)
+        unreadable = await why_unreadable(self._queue, message) if self._is_too_old(message) else None
+        conclusion = conclude(
+            message, outcomes, self._settings, now=now, retry_at=retry_at, unreadable=unreadable
+        )
         again = now + self._settings.retries.delays[0]
         recorded = await record(self._queue, message, conclusion, again)
         if recorded.retry_at is not None:

@@ -51,6 +51,7 @@ async def record(queue: Queue, message: QueuedMessage, conclusion: Conclusion, r
         part=message.part,
         retry_at=conclusion.retry_at,
         hold_reason=conclusion.hold_reason,
+        hold=conclusion.hold,
         warned=conclusion.warned,
     )
     if conclusion.hold_reason is not None:

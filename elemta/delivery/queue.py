@@ -9,7 +9,16 @@ from twisted.internet.defer import Deferred
 
 from elemta.delivery.bounces import BounceSpool
 from elemta.outcome import Outcome
-from elemta.spool.records import LaneDue, MessageRecord, Page, Plan, PlannedPart, QueuedMessage
+from elemta.spool.records import (
+    HeldPart,
+    HoldCause,
+    LaneDue,
+    MessageRecord,
+    Page,
+    Plan,
+    PlannedPart,
+    QueuedMessage,
+)
 
 
 class Queue(BounceSpool, Protocol):
@@ -48,8 +57,15 @@ class Queue(BounceSpool, Protocol):
         hold_reason: str | None,
         warned: bool = False,
         attempted: bool = True,
+        hold: HoldCause = HoldCause.FAULT,
     ) -> Deferred[None]:
         """Record an attempt; fires when that is durable."""
+
+    async def held(self, before: float, limit: int) -> list[HeldPart]:
+        """Parts whose hold has an end and began at ``before`` or earlier."""
+
+    async def end_hold(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
+        """Let a part on hold go, unless an operator cares for it now."""
 
     def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:
         """Let recipients of a part go other ways; fires when that is durable."""

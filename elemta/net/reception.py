@@ -35,7 +35,7 @@ from elemta.smtp.events import (
     StageQuestion,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
-from elemta.spool import MessageWriter, Submission
+from elemta.spool import HoldCause, MessageWriter, Submission
 
 _log = Logger()
 
@@ -291,6 +291,7 @@ class Reception:
             only_recipient=str(recipients[0]) if len(recipients) == 1 else None,
         )
         added = b"".join(added_field(name, value) for name, value in transaction.added_headers)
+        quarantined = self._conversation.hold_reason(transaction)
         return Submission(
             sender=transaction.sender,
             recipients=recipients,
@@ -298,7 +299,8 @@ class Reception:
             client=client,
             header_block=received + added + separator(writer.head),
             received_at=at,
-            hold_reason=self._conversation.hold_reason(transaction) or self._held_by_routes(recipients),
+            hold_reason=quarantined or self._held_by_routes(recipients),
+            hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,
         )
 
     def _held_by_routes(self, recipients: Sequence[Recipient]) -> str | None:

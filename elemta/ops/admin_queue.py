@@ -54,11 +54,13 @@ class QueueCalls:
 
     async def hold(self, call: Call) -> Json:
         call.only("reason")
-        if not call.query.get("reason") and await self._is_held(call):
-            # It keeps the reason that it is held for.
-            return {"queue_id": _queue_id(call), "done": "held"}
         reason = call.query.get("reason") or "held by the operator"
-        if len(reason) > MAX_REASON:
+        if not call.query.get("reason"):
+            message = (await self._spool.show(_queue_id(call))).message
+            if message.state is State.HOLD and message.hold_reason:
+                # It keeps the reason that it is held for; but now somebody wants it so, and it has no end.
+                reason = message.hold_reason
+        elif len(reason) > MAX_REASON:
             raise Refusal(http.BAD_REQUEST, f"a reason of more than {MAX_REASON} characters")
 
         async def hold(queue_id: str) -> None:

@@ -130,6 +130,16 @@ SPOOL_COMMIT_DURATION = _histogram(
 SPOOL_COMMIT_MESSAGES = _histogram(
     "elemta_spool_commit_messages", "Messages that shared one commit, and so one sync.", COUNTS
 )
+SPOOL_UNDELIVERABLE = _gauge(
+    "elemta_spool_undeliverable_bytes",
+    "Room that undeliverable notices on hold take; at most a tenth of the disk, then the oldest go.",
+)
+HOLDS_ENDED = _counter(
+    "elemta_spool_holds_ended_total",
+    "Holds that came to their end: removed or returned to the sender after their time, or over_share "
+    "(undeliverable notices, the oldest, when all took too much of the disk).",
+    "reason",
+)
 SPOOL_FAILURES = _counter("elemta_spool_failures_total", "What the disk could not do, by kind.", "kind")
 
 DELIVERY_ATTEMPTS = _counter(
@@ -210,6 +220,8 @@ ALL = (
     SPOOL_HEALTHY,
     SPOOL_COMMIT_DURATION,
     SPOOL_COMMIT_MESSAGES,
+    SPOOL_UNDELIVERABLE,
+    HOLDS_ENDED,
     SPOOL_FAILURES,
     DELIVERY_ATTEMPTS,
     DELIVERY_DURATION,

@@ -115,6 +115,8 @@ class SpoolMetrics:
         self._oldest = instruments.gauge(families.SPOOL_OLDEST_AGE)
         self._free = instruments.gauge(families.SPOOL_FREE)
         self._healthy = instruments.gauge(families.SPOOL_HEALTHY)
+        self._undeliverable = instruments.gauge(families.SPOOL_UNDELIVERABLE)
+        self._holds_ended = instruments.counter(families.HOLDS_ENDED)
 
     def committed(self, messages: int, seconds: float) -> None:
         self._commits.observe(seconds)
@@ -122,6 +124,9 @@ class SpoolMetrics:
 
     def failed(self, kind: str) -> None:
         self._failures.inc(kind)
+
+    def hold_ended(self, reason: str) -> None:
+        self._holds_ended.inc(reason)
 
     def unreadable(self) -> None:
         """The spool could not even be asked; the other figures stay those of the last time."""
@@ -136,6 +141,7 @@ class SpoolMetrics:
         self._oldest.set(stats.oldest_age)
         self._free.set(stats.free)
         self._healthy.set(int(stats.healthy))
+        self._undeliverable.set(stats.undeliverable)
 
 
 class DeliveryMetrics:

@@ -5,6 +5,8 @@ from elemta.spool.content import Content
 from elemta.spool.disk import Disk
 from elemta.spool.records import (
     AttemptRecord,
+    HeldPart,
+    HoldCause,
     LaneDue,
     MessageRecord,
     MessageSummary,
@@ -24,6 +26,8 @@ __all__ = [
     "AttemptRecord",
     "Content",
     "Disk",
+    "HeldPart",
+    "HoldCause",
     "LaneDue",
     "MessageRecord",
     "MessageSummary",

@@ -13,6 +13,7 @@ from typing import Any
 
 from elemta.spool.operations import Assignment, Batch, Change, Ledger, NewMessage, Operation, Settlement
 from elemta.spool.parts import Part, Queued, assign, change, settle, storable
+from elemta.spool.records import HoldCause, State
 from elemta.spool.rows import STATE_CODES, STATES
 
 _MESSAGE = (
@@ -20,10 +21,13 @@ _MESSAGE = (
     " pending, hold_reason) VALUES {}"
 )
 _PART = (
-    "INSERT OR REPLACE INTO part (message_id, number, lane, state, turn, attempts, warned, positions)"
-    " VALUES {}"
+    "INSERT OR REPLACE INTO part (message_id, number, lane, state, turn, attempts, warned, positions, hold,"
+    " held_at) VALUES {}"
 )
 _NEW_PART = "INSERT INTO part (message_id, number, lane, state, turn, positions) VALUES {}"
+_NEW_HELD_PART = (
+    "INSERT INTO part (message_id, number, lane, state, turn, positions, hold, held_at) VALUES {}"
+)
 _BODY = "INSERT INTO body (id, header, content) VALUES {}"
 _RECIPIENT = (
     "INSERT OR REPLACE INTO recipient (message_id, position, pending, status, code, enhanced, text, route,"
@@ -40,7 +44,7 @@ _LOAD = """SELECT json_group_array(json_array(
     (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending),
     (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id),
     (SELECT json_group_array(json_array(p.number, p.lane, p.state, printf('%!.17g', p.turn), p.attempts,
-        p.warned, p.positions)) FROM part p WHERE p.message_id = m.id)))
+        p.warned, p.positions, p.hold, p.held_at)) FROM part p WHERE p.message_id = m.id)))
     FROM message m WHERE m.id IN (SELECT value FROM json_each(?))"""
 _UPDATE = (
     "UPDATE message SET state = new.column2, attempts = new.column3, pending = new.column4,"
@@ -112,6 +116,7 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
     messages: list[tuple[object, ...]] = []
     bodies: list[tuple[object, ...]] = []
     parts: list[tuple[object, ...]] = []
+    held: list[tuple[object, ...]] = []
     for message in new:
         key = message.key
         code = STATE_CODES[message.state]
@@ -132,11 +137,16 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
         bodies.append((key, message.header, message.content))
         for number, part in enumerate(message.parts):
             places = None if part.positions is None else json.dumps(part.positions)
-            parts.append((key, number, storable(part.lane), code, part.turn, places))
+            row = (key, number, storable(part.lane), code, part.turn, places)
+            if message.state is State.HOLD and message.hold is not HoldCause.OPERATOR:
+                held.append((*row, message.hold.value, message.received_at))
+            else:
+                parts.append(row)
         ledger.enter(message.state, message.size)
     _write_rows(connection, _MESSAGE, messages)
     _write_rows(connection, _BODY, bodies)
     _write_rows(connection, _NEW_PART, parts)
+    _write_rows(connection, _NEW_HELD_PART, held)
 
 
 _statements: dict[tuple[str, int, int], str] = {}
@@ -165,7 +175,7 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queu
     for row in json.loads(text):
         key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last, parts = row
         state = STATES[code]
-        found[key] = Queued(
+        queued = found[key] = Queued(
             key,
             queue_id,
             state,
@@ -179,13 +189,16 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queu
             [_part_of(part) for part in parts],
             state,
         )
+        queued.found_undeliverable = queued.undeliverable
     return found
 
 
 def _part_of(values: Sequence[Any]) -> Part:
-    number, lane, code, turn, attempts, warned, positions = values
+    number, lane, code, turn, attempts, warned, positions, hold, held_at = values
     places = None if positions is None else json.loads(positions)
-    return Part(number, lane, STATES[code], float(turn), attempts, bool(warned), places)
+    return Part(
+        number, lane, STATES[code], float(turn), attempts, bool(warned), places, HoldCause(hold), held_at
+    )
 
 
 def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: Batch, history: int) -> None:
@@ -200,12 +213,14 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: 
         if not message.changed and not message.gone:
             continue
         batch.ledger.leave(message.found, message.size)
+        batch.ledger.undeliverable -= message.found_undeliverable
         if message.gone:
             gone.append(message.key)
             if message.in_file:
                 batch.freed.append(message.queue_id)
             continue
         batch.ledger.enter(message.state, message.size)
+        batch.ledger.undeliverable += message.undeliverable
         updates.append(
             (
                 message.key,
@@ -237,4 +252,15 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: 
 def _part_row(key: int, part: Part) -> tuple[object, ...]:
     places = None if part.positions is None else json.dumps(part.positions)
     state = STATE_CODES[part.state]
-    return (key, part.number, part.lane, state, part.turn, part.attempts, part.warned, places)
+    return (
+        key,
+        part.number,
+        part.lane,
+        state,
+        part.turn,
+        part.attempts,
+        part.warned,
+        places,
+        part.hold.value,
+        part.held_at,
+    )

@@ -21,10 +21,14 @@ _sync_data = getattr(os, "fdatasync", os.fsync)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Free space for this process, in bytes and in files (None: the file system does not count them)."""
+    """Free space for this process, in bytes and in files (None: the file system does not count them).
+
+    ``total`` is the size of the whole disk; None where nothing is known of it.
+    """
 
     free: int
     files: int | None
+    total: int | None = None
 
 
 class Disk:
@@ -85,7 +89,11 @@ class Disk:
 
     def room(self, path: Path) -> Room:
         status = os.statvfs(path)
-        return Room(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
+        return Room(
+            status.f_bavail * status.f_frsize,
+            status.f_favail if status.f_files else None,
+            status.f_blocks * status.f_frsize,
+        )
 
 
 class Trouble(enum.Enum):

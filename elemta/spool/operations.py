@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome
-from elemta.spool.records import PlannedPart, State
+from elemta.spool.records import HoldCause, PlannedPart, State
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +27,7 @@ class NewMessage:
     header: bytes
     content: bytes | None
     parts: Sequence[PlannedPart]
+    hold: HoldCause = HoldCause.OPERATOR
 
     @property
     def cost(self) -> int:
@@ -42,7 +43,9 @@ class NewMessage:
 class Settlement:
     """What became of an attempt, and what to do with the recipients that are left.
 
-    ``part`` is the number of the part that was attempted, None for the whole message.
+    ``part`` is the number of the part that was attempted, None for the whole message. ``hold`` says what
+    puts on hold what goes there, and ``at`` when. One that ``ends_hold`` counts only while the part is on a
+    hold that has an end; else it is ``skipped``.
     """
 
     key: int
@@ -53,6 +56,10 @@ class Settlement:
     part: int | None = None
     warned: bool = False
     attempted: bool = True
+    hold: HoldCause = HoldCause.FAULT
+    at: float = 0.0
+    ends_hold: bool = False
+    skipped: bool = False
 
     @property
     def cost(self) -> int:
@@ -106,10 +113,14 @@ Operation = NewMessage | Settlement | Assignment | Change
 
 @dataclass(slots=True)
 class Ledger:
-    """How the numbers of the queue change: messages and octets by state."""
+    """How the numbers of the queue change: messages and octets by state.
+
+    ``undeliverable`` is the room that undeliverable notices on hold take, in octets.
+    """
 
     messages: Counter[State] = field(default_factory=Counter)
     octets: Counter[State] = field(default_factory=Counter)
+    undeliverable: int = 0
 
     def enter(self, state: State, size: int) -> None:
         self.messages[state] += 1
@@ -124,6 +135,7 @@ class Ledger:
             self.messages[state] += number
         for state, number in other.octets.items():
             self.octets[state] += number
+        self.undeliverable += other.undeliverable
 
 
 @dataclass(slots=True)

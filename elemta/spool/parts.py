@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.logger import Logger
@@ -12,9 +12,19 @@ from elemta.address import Address
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.spool.operations import Action, Assignment, Change, Settlement
-from elemta.spool.records import State
+from elemta.spool.records import HoldCause, State
 
 _log = Logger()
+
+
+# About what the rows of a message and of each of its recipients take, in octets.
+ROWS_OF_MESSAGE = 4096
+ROWS_OF_RECIPIENT = 1024
+
+
+def room_of(size: int, recipients: int) -> int:
+    """The room that a message with outcomes takes in the spool, in octets: small ones are mostly rows."""
+    return size + ROWS_OF_MESSAGE + ROWS_OF_RECIPIENT * recipients
 
 
 @dataclass(slots=True)
@@ -28,6 +38,8 @@ class Part:
     attempts: int
     warned: bool
     positions: list[int] | None
+    hold: HoldCause = HoldCause.OPERATOR
+    held_at: float | None = None
     changed: bool = False
     gone: bool = False
 
@@ -48,6 +60,7 @@ class Queued:
     attempt: int
     parts: list[Part]
     found: State
+    found_undeliverable: int = 0
     next_attempt_at: float | None = None
     gone: bool = False
     changed: bool = False
@@ -64,6 +77,13 @@ class Queued:
         return self._places.get((address.local, address.domain), [])
 
     @property
+    def undeliverable(self) -> int:
+        """The room that the message takes as an undeliverable notice on hold; 0 where it is none."""
+        if any(part.hold is HoldCause.UNDELIVERABLE and not part.gone for part in self.parts):
+            return room_of(self.size, len(self.recipients))
+        return 0
+
+    @property
     def pending(self) -> int:
         return len(self.recipients) - len(self.finished)
 
@@ -75,7 +95,7 @@ class Queued:
     def split(self, part: Part, positions: list[int]) -> Part:
         """A new part with some positions of another one, that is left as it was."""
         number = max(each.number for each in self.parts) + 1
-        new = Part(number, part.lane, part.state, part.turn, part.attempts, part.warned, positions, True)
+        new = replace(part, number=number, positions=positions, changed=True)
         self.parts.append(new)
         return new
 
@@ -105,6 +125,9 @@ def storable(text: str) -> str:
 
 def settle(message: Queued, settlement: Settlement) -> None:
     """Note the outcomes of an attempt, and let what is left of the part wait or stay on hold."""
+    settlement.skipped = settlement.ends_hold and not _has_end(message, settlement.part)
+    if settlement.skipped:
+        return
     keep_failed = settlement.hold_reason is not None
     wait: set[int] = set()
     for outcome in settlement.outcomes:
@@ -136,7 +159,7 @@ def _let_wait(message: Queued, part: Part, settlement: Settlement, wait: set[int
         message.hold_reason = storable(settlement.hold_reason)
         held = [position for position in left if position not in wait]
         if held:
-            _hold(message, part, held)
+            _hold(message, part, held, settlement)
         if len(held) == len(left):
             return
         part.positions = [position for position in left if position in wait]
@@ -148,9 +171,17 @@ def _let_wait(message: Queued, part: Part, settlement: Settlement, wait: set[int
         part.attempts += settlement.attempted
 
 
-def _hold(message: Queued, part: Part, positions: list[int]) -> None:
+def _has_end(message: Queued, number: int | None) -> bool:
+    """Whether the part is on a hold that ends by itself: an operator may have released or held it."""
+    return any(part.number == number and part.held_at is not None for part in message.parts)
+
+
+def _hold(message: Queued, part: Part, positions: list[int], settlement: Settlement) -> None:
     """Put some recipients of a part on hold: as a part of their own, if they are not all of it."""
     held = part if positions == message.left_in(part) else message.split(part, positions)
+    if held.state is not State.HOLD:
+        # What an operator put there meanwhile stays until he says otherwise.
+        held.hold, held.held_at = settlement.hold, settlement.at
     held.state, held.attempts, held.changed = State.HOLD, held.attempts + 1, True
 
 
@@ -208,6 +239,7 @@ def change(message: Queued | None, wish: Change) -> SpoolError | None:
         message.hold_reason = storable(wish.reason)
         for part in message.parts:
             part.state, part.changed = State.HOLD, True
+            part.hold, part.held_at = HoldCause.OPERATOR, None
     elif wish.action is Action.RETRY and message.state is State.HOLD:
         return SpoolError(f"message {wish.queue_id} is on hold; release it instead")
     else:
@@ -223,5 +255,6 @@ def _make_due(message: Queued, wish: Change) -> None:
             part.turn, part.changed = wish.at, True
             if released:
                 part.state = State.ACTIVE
+                part.hold, part.held_at = HoldCause.OPERATOR, None
             wish.woken.add(part.lane)
             message.next_attempt_at = wish.at

@@ -28,6 +28,28 @@ class State(enum.Enum):
     HOLD = "hold"
 
 
+class HoldCause(enum.Enum):
+    """What put a part on hold, which decides how that ends.
+
+    OPERATOR: somebody here, or nobody knows what; it has no end. All else is what others can bring about, so
+    it ends ``expire`` after it began. ROUTE (a route or a policy says so) and FAULT (something here went
+    wrong): the sender is told then. UNDELIVERABLE (it failed, and the sender is <>), QUARANTINE (a policy's
+    verdict) and UNREADABLE (the sender was told before): it is removed.
+    """
+
+    OPERATOR = 0
+    UNDELIVERABLE = 1
+    QUARANTINE = 2
+    UNREADABLE = 3
+    ROUTE = 4
+    FAULT = 5
+
+    @property
+    def tells_sender(self) -> bool:
+        """Whether the sender hears of it when the hold ends."""
+        return self in (HoldCause.ROUTE, HoldCause.FAULT)
+
+
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
     """Where the spool lives and what it may use. Sizes are bytes, times seconds.
@@ -66,7 +88,8 @@ class Submission:
     """What the spool needs beside the body to take responsibility for a message.
 
     ``header_block`` are the fields put in front of the body (trace and added fields, each ending in
-    CRLF); ``received_at`` is seconds since the epoch. With a ``hold_reason`` the message goes to HOLD.
+    CRLF); ``received_at`` is seconds since the epoch. With a ``hold_reason`` the message goes to HOLD;
+    ``hold`` says what put it there.
     """
 
     sender: Address
@@ -76,6 +99,7 @@ class Submission:
     header_block: bytes
     received_at: float
     hold_reason: str | None = None
+    hold: HoldCause = HoldCause.QUARANTINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +146,15 @@ class QueuedMessage:
     def key(self) -> tuple[str, int]:
         """What names the part: its message's queue id and its number."""
         return self.envelope.queue_id, self.part
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPart:
+    """A part on hold, what put it there, and when; seconds since the epoch."""
+
+    message: QueuedMessage
+    hold: HoldCause
+    held_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +249,15 @@ class MessageRecord:
 @dataclass(frozen=True, slots=True)
 class SpoolStats:
     """The queue in numbers: messages and octets by state, the oldest message's age in seconds (0.0: empty),
-    free bytes on the disk, and whether the disk can be trusted right now."""
+    free bytes on the disk, and whether the disk can be trusted right now. ``undeliverable`` is the room that
+    undeliverable notices on hold take, in octets."""
 
     messages: Mapping[State, int]
     octets: Mapping[State, int]
     oldest_age: float
     free: int
     healthy: bool
+    undeliverable: int = 0
 
     @property
     def total(self) -> int:
@@ -242,6 +277,9 @@ class SpoolObserver(Protocol):
     def failed(self, kind: str) -> None:
         """Something failed: ``full``, ``busy``, ``operation``, ``body``, or ``disk`` (now not trusted)."""
 
+    def hold_ended(self, reason: str) -> None:
+        """A part on hold is gone: ``removed`` or ``returned`` after its time, or ``over_share``."""
+
 
 class Unobserved:
     """An observer that does not care."""
@@ -250,4 +288,7 @@ class Unobserved:
         pass
 
     def failed(self, kind: str) -> None:
+        pass
+
+    def hold_ended(self, reason: str) -> None:
         pass

@@ -7,12 +7,12 @@ never looked into, and the lanes themselves are found by leaping from one name t
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from elemta.spool.queueid import row_key
 from elemta.spool.reading import Reader
-from elemta.spool.records import LaneDue, Page
+from elemta.spool.records import HeldPart, HoldCause, LaneDue, Page
 from elemta.spool.rows import PART_COLUMNS, part_of
 
 _FINISHED = (
@@ -43,6 +43,12 @@ _OLD = (
     " WHERE p.message_id IN (SELECT value FROM json_each(?)) AND p.state < 2 AND p.warned <= ?"
     " ORDER BY p.message_id, p.number"
 )
+_HELD = (
+    f"SELECT {PART_COLUMNS}, {_FINISHED}, p.hold, p.held_at FROM part p INDEXED BY {{}}"  # noqa: S608
+    " CROSS JOIN message m ON m.id = p.message_id WHERE {} ORDER BY p.held_at LIMIT ?"
+)
+_ENDING = _HELD.format("part_held", "p.held_at IS NOT NULL AND p.held_at <= ?")
+_UNDELIVERABLE = _HELD.format("part_undeliverable", "p.hold = 1")
 # The queued ones in the order of arrival.
 _WALK = (
     "SELECT id, received_at FROM message INDEXED BY message_active WHERE state = 0 AND id > ?1"
@@ -107,3 +113,15 @@ class Schedule:
             place = key
         messages = tuple(part_of(row, json.loads(row[12])) for row in rows)
         return Page(messages, place, len(walked) == limit and place == walked[-1][0])
+
+    def held(self, before: float, limit: int) -> list[HeldPart]:
+        """Parts whose hold has an end and began then or earlier, the oldest hold first."""
+        return [_held(row) for row in self._reader.all(_ENDING, (before, limit))]
+
+    def undeliverable(self, limit: int) -> list[HeldPart]:
+        """Undeliverable notices on hold, the oldest hold first."""
+        return [_held(row) for row in self._reader.all(_UNDELIVERABLE, (limit,))]
+
+
+def _held(row: Sequence[Any]) -> HeldPart:
+    return HeldPart(part_of(row, json.loads(row[12])), HoldCause(row[13]), row[14])

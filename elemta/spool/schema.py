@@ -3,6 +3,7 @@
 The version is SQLite's ``user_version``; ``application_id`` marks the file as ours. Version 1 is the format
 of the first pre-releases: no reason for a hold, no count and no history of attempts. Version 2, of later
 ones, had one next attempt for a message; since version 3 recipients that go one way are a part with its own.
+Version 4 notes what put a part on hold, and when.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from elemta.errors import SpoolFormatError
 _log = Logger()
 
 APPLICATION_ID = 0x454C4D54  # "ELMT"
-VERSION = 3
+VERSION = 4
 
 _MARK = f"PRAGMA application_id = {APPLICATION_ID}"
 _DUE = "CREATE INDEX message_due ON message (state, next_attempt_at)"
@@ -39,6 +40,12 @@ _ATTEMPT = """CREATE TABLE attempt (
     status TEXT NOT NULL, code INTEGER NOT NULL, enhanced TEXT NOT NULL, text TEXT NOT NULL,
     route TEXT NOT NULL, next_hop TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (message_id, number)) WITHOUT ROWID"""
+# What put a part on hold (a `HoldCause`), and when; NULL where the hold has no end.
+_HOLD_COLUMNS = ("hold INTEGER NOT NULL DEFAULT 0", "held_at REAL")
+_HOLD_INDEXES = (
+    "CREATE INDEX part_held ON part (held_at) WHERE held_at IS NOT NULL",
+    "CREATE INDEX part_undeliverable ON part (held_at) WHERE hold = 1",
+)
 # What is scheduled: recipients of one message that go one way, its lane. ``turn`` orders the parts of a lane:
 # for an active one its place in the line, for a deferred one the time of its next attempt. ``positions`` is a
 # JSON list of the recipients' positions, or NULL for all of them, which is nearly always so.
@@ -78,6 +85,8 @@ _CURRENT = (
     *_BY_STATE,
     _BODY,
     *_PART,
+    *(f"ALTER TABLE part ADD COLUMN {column}" for column in _HOLD_COLUMNS),
+    *_HOLD_INDEXES,
     _RECIPIENT,
     _ATTEMPT,
     f"PRAGMA user_version = {VERSION}",
@@ -111,6 +120,16 @@ _STEPS = {
         "DROP INDEX message_due",
         _ACTIVE,
         "PRAGMA user_version = 3",
+    ),
+    3: (
+        *(f"ALTER TABLE part ADD COLUMN {column}" for column in _HOLD_COLUMNS),
+        *_HOLD_INDEXES,
+        # What others put on hold ends from now on; of the rest nobody knows, so it stays.
+        """UPDATE part SET hold = 1, held_at = strftime('%s', 'now') + 0.0 WHERE state = 2 AND message_id IN
+        (SELECT id FROM message WHERE hold_reason LIKE 'undeliverable, and the sender <> can''t be told%')""",
+        """UPDATE part SET hold = 5, held_at = strftime('%s', 'now') + 0.0 WHERE state = 2 AND message_id IN
+        (SELECT id FROM message WHERE hold_reason = 'the body file is missing')""",
+        "PRAGMA user_version = 4",
     ),
 }
 

@@ -17,6 +17,7 @@ from elemta.outcome import Outcome
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.commits import Entry, GroupCommit
 from elemta.spool.disk import Disk, Room
+from elemta.spool.holds import Holds
 from elemta.spool.listeners import Listeners
 from elemta.spool.opening import Permit, take_up
 from elemta.spool.operations import Action, Assignment, Batch, Change, Ledger, NewMessage, Settlement
@@ -26,6 +27,8 @@ from elemta.spool.queueid import QueueIds, row_key
 from elemta.spool.reading import Reader
 from elemta.spool.recent import RecentContents
 from elemta.spool.records import (
+    HeldPart,
+    HoldCause,
     LaneDue,
     MessageRecord,
     MessageSummary,
@@ -95,12 +98,20 @@ class Spool:
             ledger=ledger,
             after_batch=self._after_batch,
         )
+        self._holds = Holds(
+            self,
+            lambda: self._commits.ledger,
+            observer,
+            minimum_free=settings.minimum_free,
+            now=now,
+        )
         self._writers: dict[NewMessage, MessageWriter] = {}
         self._listeners = Listeners()
         self._closed = False
         self._syncing = 0
         self._synced: list[Deferred[None]] = []
         self._refresh_call: IDelayedCall | None = reactor.callLater(settings.refresh, self._refresh)
+        self._holds.look(room)
 
     @classmethod
     async def open(
@@ -219,6 +230,7 @@ class Spool:
             header=submission.header_block,
             content=None if writer.in_file else writer.take(),
             parts=self._listeners.planned(submission),
+            hold=submission.hold,
         )
         self._writers[operation] = writer
         if operation.content is not None:
@@ -243,14 +255,16 @@ class Spool:
         hold_reason: str | None,
         warned: bool = False,
         attempted: bool = True,
+        hold: HoldCause = HoldCause.FAULT,
     ) -> Deferred[None]:
         """Record what became of an attempt for a part (None: all of them); fires when that is durable.
 
         Recipients with a delivered or failed outcome are done; when none is left, the part is gone, and with
         the last part the message. With ``retry_at`` the part is DEFERRED until then. With ``hold_reason``
         failed recipients stay pending and the part goes to HOLD, but for those that are deferred and have a
-        ``retry_at``. With neither it keeps its state. ``warned`` notes that the sender was told of the delay;
-        what was not ``attempted`` only waits, and does not count.
+        ``retry_at``; ``hold`` says what put it there, and so how that ends. With neither it keeps its state.
+        ``warned`` notes that the sender was told of the delay; what was not ``attempted`` only waits, and
+        does not count.
         A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
         in memory and stores them as soon as the disk lets it.
         """
@@ -259,9 +273,41 @@ class Spool:
             return fail(_unknown(queue_id))
         self._recent.discard(queue_id)
         settlement = Settlement(
-            key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned, attempted
+            key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned, attempted, hold, self._now()
         )
         return cast("Deferred[None]", self._commits.submit(settlement))
+
+    async def held(self, before: float, limit: int) -> list[HeldPart]:
+        """Parts whose hold has an end and began at ``before`` or earlier, the oldest hold first."""
+        return await self._read(self._schedule.held, before, limit)
+
+    async def undeliverable(self, limit: int) -> list[HeldPart]:
+        """Undeliverable notices on hold, the oldest hold first."""
+        return await self._read(self._schedule.undeliverable, limit)
+
+    async def end_hold(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
+        """Let a part on hold go; see `Holds.end`. SpoolError."""
+        await self._holds.end(held, outcomes, reason)
+
+    async def end_settled(self, held: HeldPart, outcomes: Sequence[Outcome]) -> bool:
+        """Record that a part's recipients failed, unless an operator held or released it. SpoolError."""
+        message = held.message
+        key = row_key(message.queue_id)
+        if key is None:
+            raise _unknown(message.queue_id)
+        settlement = Settlement(
+            key,
+            message.queue_id,
+            tuple(outcomes),
+            None,
+            None,
+            message.part,
+            ends_hold=True,
+            skipped=True,
+            at=self._now(),
+        )
+        await self._commits.submit(settlement)
+        return not settlement.skipped
 
     def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:
         """Let recipients of a part go other ways, each group as a part of its own. SpoolError.
@@ -327,6 +373,7 @@ class Spool:
             oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
             free=self._room.free,
             healthy=self.healthy,
+            undeliverable=ledger.undeliverable,
         )
 
     def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
@@ -396,6 +443,8 @@ class Spool:
     def _after_batch(self, entries: Sequence[Entry], batch: Batch) -> None:
         if batch.freed:
             self._threads.files.start(self._remove_bodies, batch.freed)
+        if batch.ledger.undeliverable > 0 and not self._closed:
+            self._holds.keep_share()
         for entry in entries:
             operation = entry.operation
             if isinstance(operation, NewMessage):
@@ -428,6 +477,7 @@ class Spool:
     def _refreshed(self, room: Room) -> None:
         self._room = room
         if not self._closed:
+            self._holds.look(room)
             self._refresh_call = self._reactor.callLater(self.settings.refresh, self._refresh)
 
     def _refresh_failed(self, failure: Failure) -> None:

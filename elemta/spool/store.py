@@ -20,6 +20,7 @@ from elemta.spool.changes import carry_out, remove
 from elemta.spool.disk import Disk, Trouble, refusal, trouble_of
 from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
 from elemta.spool.partition import TEMPORARY, Places
+from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
 from elemta.spool.queueid import row_key
 from elemta.spool.records import SpoolSettings
 from elemta.spool.reserve import Reserve
@@ -41,7 +42,11 @@ _PRAGMAS = (
     "temp_store = MEMORY",
 )
 
-BODY_MISSING = "the body file is missing"
+_UNDELIVERABLE = (
+    f"SELECT coalesce(sum(m.size + {ROWS_OF_MESSAGE}"  # noqa: S608 - numbers of ours
+    f" + {ROWS_OF_RECIPIENT} * json_array_length(m.envelope, '$.to')), 0) FROM message m"
+    " WHERE m.id IN (SELECT message_id FROM part WHERE hold = 1)"
+)
 
 
 class Store:
@@ -263,10 +268,11 @@ class Store:
         ).fetchall():
             ledger.messages[STATES[code]] = messages
             ledger.octets[STATES[code]] = octets
+        ledger.undeliverable = connection.execute(_UNDELIVERABLE).fetchone()[0]
         return ledger
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:
-        """Remove bodies that no row knows (a crash between file and row), hold rows whose body is gone."""
+        """Remove bodies that no row knows (a crash between file and row), and say which rows have none."""
         names = set(self._disk.names(self._places.bodies))
         known: dict[str, int] = dict(
             connection.execute("SELECT queue_id, id FROM message WHERE in_file = 1").fetchall()
@@ -277,20 +283,12 @@ class Store:
                 _log.info("removed a body that no message needs", event="spool.orphan_removed", file=name)
         missing = sorted(known.keys() - names)
         for queue_id in missing:
+            # It stays where it is: the file may come back, and if not its sender is told when it expires.
             _log.critical(
-                "a message's body file is missing; the message is on hold",
+                "a message's body file is missing",
                 event="spool.body_missing",
                 queue_id=queue_id,
             )
-        if missing:
-            connection.execute("BEGIN IMMEDIATE")
-            keys = [known[queue_id] for queue_id in missing]
-            connection.executemany(
-                "UPDATE message SET state = 2, hold_reason = ? WHERE id = ?",
-                [(BODY_MISSING, key) for key in keys],
-            )
-            connection.executemany("UPDATE part SET state = 2 WHERE message_id = ?", [(key,) for key in keys])
-            connection.execute("COMMIT")
 
     def _place_bodies(self, batch: Batch) -> None:
         """Give finished body files their names; the names are on disk before the rows are."""

@@ -63,6 +63,7 @@ class Spools:
             oldest_age=max(stats.oldest_age for stats in each),
             free=own.free,
             healthy=own.healthy,
+            undeliverable=sum(stats.undeliverable for stats in each),
         )
 
     async def _where_it_is(self, work: Callable[[Spool], Awaitable[R]]) -> R:

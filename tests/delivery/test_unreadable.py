@@ -23,7 +23,7 @@ from elemta.delivery.lanes import Lanes
 from elemta.delivery.returning import return_to_sender
 from elemta.envelope import MailParameters, Return
 from elemta.outcome import Outcome, Status
-from elemta.spool import Spool, SpoolSettings
+from elemta.spool import Spool, SpoolSettings, State
 from tests.support.post import Hop, Post, reactor
 
 EXPIRE = 100_000.0
@@ -98,9 +98,10 @@ ANY_DAMAGE = pytest.mark.parametrize(
 class Old(Post):
     """Mail for a destination that is down, and time that passes as a test says."""
 
-    def __init__(self, directory: Path, spool: Spool) -> None:
+    def __init__(self, directory: Path, spool: Spool, now: float, passed: list[float]) -> None:
         super().__init__(directory, spool)
-        self.now = time.time()
+        self.now = now
+        self.passed = passed
         self.settings = replace(self.settings, retries=Retries((60.0,), expire=EXPIRE), warn_after=1000.0)
         self.lanes = Lanes(lambda lane: 20, 100)
         self.aging = Aging(spool, self.lanes, self.settings)
@@ -108,6 +109,7 @@ class Old(Post):
         self.lanes.block("", self.now + 1e9, down)
 
     async def walk(self, after: float) -> None:
+        self.passed[0] = after
         await self.aging.walk(self.now + after, lambda: True)
 
     async def told(self) -> dict[str, list[str]]:
@@ -128,8 +130,11 @@ class Old(Post):
 
 @pytest_twisted.async_yield_fixture
 async def old(tmp_path: Path) -> AsyncIterator[Old]:
-    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor)
-    yield Old(tmp_path, spool)
+    now, passed = time.time(), [0.0]
+    spool = await Spool.open(
+        SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor, now=lambda: now + passed[0]
+    )
+    yield Old(tmp_path, spool, now, passed)
     await spool.close()
     await deferLater(reactor, 0)
 
@@ -165,6 +170,25 @@ async def test_the_sender_is_told_from_the_envelope_where_nothing_else_is_left(
     assert "Final-Recipient: rfc822; bob@example.com" in report
     assert f"X-Elemta-Queue-Id: {queue_id}" in report
     assert report.rstrip().endswith("--")
+
+
+@ANY_DAMAGE
+@ensureDeferred
+async def test_it_stays_on_hold_with_its_reason_for_as_long_again(
+    old: Old, damage: Damage, body: bytes
+) -> None:
+    queue_id = await old.send("bob@example.com", body=body, received_at=old.now)
+    old.damage(damage, queue_id)
+    await old.walk(EXPIRE + 10)
+    record = await old.show(queue_id)
+    assert record.message.state is State.HOLD
+    assert "it can't be read, and the sender was told: " in (record.message.hold_reason or "")
+    await old.walk(2 * EXPIRE)
+    assert await old.queued() == [queue_id]
+    await old.walk(2 * EXPIRE + 20)
+    assert await old.queued() == []
+    # Nobody is told twice.
+    assert len(await old.bounces()) == 1
 
 
 @ANY_DAMAGE
@@ -222,5 +246,6 @@ async def test_in_delivery_it_ends_with_a_notice_too(post: Post) -> None:
             break
         await deferLater(reactor, 0.02)
     assert good not in await post.queued()
+    assert (await post.reached(queue_id, State.HOLD)).message.hold_reason is not None
     assert "bob@example.com" in reports[0]
     assert "Status: 5.4.7" in reports[0]

@@ -189,6 +189,7 @@ class Observer:
     def __init__(self) -> None:
         self.commits: list[int] = []
         self.failures: list[str] = []
+        self.holds_ended: list[str] = []
 
     def committed(self, messages: int, seconds: float) -> None:
         assert seconds > 0
@@ -196,3 +197,6 @@ class Observer:
 
     def failed(self, kind: str) -> None:
         self.failures.append(kind)
+
+    def hold_ended(self, reason: str) -> None:
+        self.holds_ended.append(reason)

@@ -22,7 +22,7 @@ from elemta.delivery.routes import MxRoute
 from elemta.envelope import Envelope, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.outcome import Outcome, Status
-from elemta.spool import LaneDue, QueuedMessage, State
+from elemta.spool import HeldPart, HoldCause, LaneDue, QueuedMessage, State
 from elemta.spool.content import Content
 from elemta.spool.records import Page, Submission
 
@@ -61,6 +61,7 @@ class MemoryQueue:
     parts: dict[str, dict[tuple[str, int], QueuedMessage]] = field(default_factory=dict)
     notices: list[tuple[float, str]] = field(default_factory=list)
     changes: int = 0
+    healthy: bool = True
     _lane_of: dict[str, str] = field(default_factory=dict)
 
     def put(self, message: QueuedMessage) -> None:
@@ -120,6 +121,9 @@ class MemoryQueue:
         ]
         return Page(tuple(sorted(old, key=lambda each: each.queue_id)), -1, False)
 
+    async def held(self, before: float, limit: int) -> list[HeldPart]:
+        return []
+
     async def open_content(self, queue_id: str) -> Content:
         return Content(b"Subject: x\r\n\r\n", io.BytesIO(b"x"), 1)
 
@@ -143,6 +147,7 @@ class MemoryQueue:
         hold_reason: str | None,
         warned: bool = False,
         attempted: bool = True,
+        hold: HoldCause = HoldCause.FAULT,
     ) -> Deferred[None]:
         self.changes += 1
         message = self.find(queue_id)

@@ -1,0 +1,151 @@
+"""The end of holds: mail that others put on hold goes after its time, or when it takes too much room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import SpoolError
+from elemta.outcome import Outcome, Status
+from elemta.spool.disk import Room
+from elemta.spool.operations import Ledger
+from elemta.spool.parts import room_of
+from elemta.spool.records import HeldPart, SpoolObserver
+
+_log = Logger()
+
+# The part of the disk that undeliverable notices may take, as 1 in so many.
+_SHARE = 10
+# Notices that are removed with one commit.
+_TOGETHER = 100
+_OVER_SHARE = "undeliverable notices take more than their share of the spool's disk; the oldest go first"
+
+
+class HoldQueue(Protocol):
+    """What ending a hold needs of the spool."""
+
+    async def undeliverable(self, limit: int) -> list[HeldPart]:
+        """Undeliverable notices on hold, the oldest hold first."""
+
+    async def end_settled(self, held: HeldPart, outcomes: Sequence[Outcome]) -> bool:
+        """Record that the part's recipients failed, durably; False where it is no longer on that hold."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """The disk as it was looked at last, and the room that undeliverable notices took then."""
+
+    room: Room
+    undeliverable: int
+
+
+class Holds:
+    """Ends holds, and keeps undeliverable notices to their share.
+
+    They may take a tenth of the disk, and at most half of what they would leave above ``minimum_free`` if
+    they all went: so they alone never bring about that new mail is refused.
+    """
+
+    def __init__(
+        self,
+        queue: HoldQueue,
+        ledger: Callable[[], Ledger],
+        observer: SpoolObserver,
+        *,
+        minimum_free: int,
+        now: Callable[[], float],
+    ) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._observer = observer
+        self._minimum_free = minimum_free
+        self._now = now
+        self._known: _Known | None = None
+        self._at_work = False
+
+    @property
+    def share(self) -> int | None:
+        """The room that undeliverable notices may take, in octets; None while the disk is not known."""
+        known = self._known
+        if known is None or known.room.total is None:
+            return None
+        spare = (known.undeliverable + known.room.free - self._minimum_free) // 2
+        return max(0, min(known.room.total // _SHARE, spare))
+
+    def look(self, room: Room) -> None:
+        """The disk is like this now."""
+        self._known = _Known(room, self._ledger().undeliverable)
+        self.keep_share()
+
+    def keep_share(self) -> None:
+        """Remove the oldest undeliverable notices while all together take too much."""
+        share = self.share
+        if self._at_work or share is None or self._ledger().undeliverable <= share:
+            return
+        self._at_work = True
+        Deferred.fromCoroutine(self._remove_oldest(share)).addBoth(self._removed)
+
+    async def end(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
+        """Let a part on hold go, for ``reason``; no effect on one that an operator cares for now. SpoolError.
+
+        ``removed`` or ``returned`` to its sender after its time, ``over_share`` for the sake of the disk.
+        """
+        if not await self._queue.end_settled(held, outcomes):
+            return
+        self._observer.hold_ended(reason)
+        message = held.message
+        _log.warn(
+            "mail on hold came to its end",
+            event="hold.ended",
+            queue_id=message.queue_id,
+            reason=reason,
+            hold_reason=message.hold_reason,
+            sender=str(message.envelope.sender),
+            recipients=[str(recipient.address) for recipient in message.pending[:10]],
+            count=len(message.pending),
+            size=message.envelope.size,
+            seconds=round(self._now() - held.held_at, 1),
+        )
+
+    async def _remove_oldest(self, share: int) -> None:
+        while (excess := self._ledger().undeliverable - share) > 0:
+            before = self._ledger().undeliverable
+            ending = []
+            for held in await self._queue.undeliverable(_TOGETHER):
+                ending.append(self.end(held, self._outcomes(held), "over_share"))
+                envelope = held.message.envelope
+                excess -= room_of(envelope.size, len(envelope.recipients))
+                if excess <= 0:
+                    break
+            ended = await DeferredList([Deferred.fromCoroutine(each) for each in ending], consumeErrors=True)
+            for _, result in ended:
+                if isinstance(result, Failure):
+                    result.raiseException()
+            if self._ledger().undeliverable >= before:
+                return
+
+    def _outcomes(self, held: HeldPart) -> list[Outcome]:
+        message, now = held.message, self._now()
+        return [
+            # RFC 3463 §3.4 X.3.1: the mail system is full.
+            Outcome(message.queue_id, each.address, Status.FAILED, _OVER_SHARE, "", "", now, enhanced="5.3.1")
+            for each in message.pending
+        ]
+
+    def _removed(self, result: Failure | None) -> None:
+        self._at_work = False
+        if not isinstance(result, Failure):
+            return
+        if result.check(SpoolError) is None:
+            _log.failure("undeliverable notices could not be removed", result, event="hold.not_ended")
+        else:
+            _log.warn(
+                "undeliverable notices can't be removed now",
+                event="hold.not_ended",
+                reason=result.getErrorMessage(),
+            )
