@@ -98,7 +98,7 @@ class Daemon:
         ]
 
     async def return_to_sender(self, queue_id: str) -> Returned:
-        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"))
+        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
 
     def reload(self) -> Reloaded:
         return self.reloaded

@@ -39,11 +39,13 @@ def test_what_needs_a_restart_is_told_until_there_was_one(daemon: Daemon) -> Non
 
 
 def test_a_reload_that_opens_the_relay_says_so(daemon: Daemon) -> None:
-    daemon.configure('[policy.relay]\nmode = "observe"\n')
+    daemon.configure()
+    words = daemon.config.read_text().replace("[domains]", '[domains]\nrelay_from = ["0.0.0.0/0"]', 1)
+    daemon.config.write_text(words)
     reload(daemon)
-    assert daemon.wait_for("config.caution")["key"] == "policy.relay.mode"
+    assert daemon.wait_for("config.caution")["key"] == "domains.relay_from[1]"
     notes = json.loads(daemon.ctl("--json", "status").stdout)["notes"]
-    assert "policy.relay.mode" in [note["key"] for note in notes]
+    assert "domains.relay_from[1]" in [note["key"] for note in notes]
 
 
 def test_a_log_that_was_rotated_away_goes_on_in_a_new_file_after_a_hang_up(make_daemon: MakeDaemon) -> None:
