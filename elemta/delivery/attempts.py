@@ -23,6 +23,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.unreadable import why_unreadable
 from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
 from elemta.envelope import Recipient
+from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
 from elemta.spool.records import HoldCause, QueuedMessage
 
@@ -80,6 +81,8 @@ class Attempts:
             await self._record(message, _kept_waiting(message, ways, self._clock.seconds()), None)
 
     async def _carry(self, message: QueuedMessage, ways: Sorted) -> None:
+        if not self._queue.settled:
+            raise SpoolError("the spool can't be written, so that nothing may be delivered")
         go = await self._acquire(message, ways)
         if go is None:
             return

@@ -76,6 +76,7 @@ class Delivery(Service):
         self._begin_anew()
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
+        self._stopped_by_spool = False
         self._timer: IDelayedCall | None = None
         self._looking = False
         self._filling = False
@@ -147,6 +148,7 @@ class Delivery(Service):
             self._subscribed = True
             self._queue.on_committed(self._committed)
             self._queue.on_due(self._became_due)
+            self._queue.on_settled(self._settled_again)
         self._listed_at = -inf
         self._aging.started(self._time.seconds())
         self._arm(0.0)
@@ -200,11 +202,32 @@ class Delivery(Service):
             self._lanes.probe_now(lanes)
             self._look_soon()
 
+    # When the spool can't write
+
+    def _may_start(self) -> bool:
+        """Whether what comes of an attempt could be written: a delivery without a record is made again."""
+        settled = self._queue.settled
+        if settled == self._stopped_by_spool:
+            self._stopped_by_spool = not settled
+            if settled:
+                _log.info("the spool can be written; deliveries go on", event="delivery.resumed")
+            else:
+                _log.warn(
+                    "the spool can't be written; no delivery begins before it can",
+                    event="delivery.stopped_by_spool",
+                    under_way=len(self._under_way),
+                )
+        return settled
+
+    def _settled_again(self) -> None:
+        if self.running:
+            self._look_soon()
+
     # What is due
 
     def _arm(self, when: float | None = None) -> None:
         """Look into the queue when the next lane has something, and now and then in any case."""
-        if not self.running or self._looking:
+        if not self.running or self._looking or not self._queue.settled:
             return
         now = self._time.seconds()
         wake = self._lanes.next_wake() if when is None else when
@@ -239,6 +262,8 @@ class Delivery(Service):
 
     async def _take_due(self) -> None:
         """Get what is due in the lanes that may go on."""
+        if not self._queue.settled:
+            return
         now = self._time.seconds()
         self._end_setting_aside(now)
         if now - self._listed_at >= _LIST_LANES_EVERY:
@@ -295,6 +320,8 @@ class Delivery(Service):
 
     def _start_some(self) -> None:
         now = self._time.seconds()
+        if not self._may_start():
+            return
         for _ in range(_STARTED_AT_ONCE):
             free = self._settings.max_messages - len(self._under_way)
             message = self._lanes.take(now, free) if free > 0 and self.running else None
@@ -313,9 +340,10 @@ class Delivery(Service):
         try:
             await self._attempts.make(message)
         except Exception:
-            # The queue keeps what it could not write and writes it later; until then the message still
-            # stands there as due, and taking it up again at once would deliver it again and again.
-            self._set_aside[message] = self._time.seconds() + self._settings.retries.delays[0]
+            # The queue keeps what it could not write and writes it later; until then the part still stands
+            # there as due, and is not, however long that takes. After a fault of ours it waits a while.
+            patience = self._settings.retries.delays[0] if self._queue.settled else 0.0
+            self._set_aside[message] = self._time.seconds() + patience
             _tell_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.
@@ -348,9 +376,12 @@ class Delivery(Service):
     def _grow_older(self) -> None:
         self._aging_call = None
         now = self._time.seconds()
-        self._walk = Deferred.fromCoroutine(self._aging.walk(now, lambda: bool(self.running)))
+        self._walk = Deferred.fromCoroutine(self._aging.walk(now, self._may_grow_older))
         self._walk.addErrback(_tell_not_walked)
         self._walk.addCallback(self._grown_older)
+
+    def _may_grow_older(self) -> bool:
+        return bool(self.running) and self._queue.settled
 
     def _grown_older(self, _: None) -> None:
         self._walk = None

@@ -28,6 +28,10 @@ class Queue(BounceSpool, Protocol):
     def healthy(self) -> bool:
         """Whether its disk is trusted. While it is not, nothing can be recorded."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether an attempt may be made: the disk is trusted, and every earlier result is written."""
+
     async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         """Lanes by name, and when something is due in each: 0.0 now, None where all is held."""
 
@@ -78,3 +82,6 @@ class Queue(BounceSpool, Protocol):
 
     def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
         """Be called with lanes in which something became due otherwise than by time."""
+
+    def on_settled(self, callback: Callable[[], None]) -> None:
+        """Be called when ``settled`` is true again."""

@@ -33,7 +33,8 @@ class GroupCommit:
     """Collects operations in the reactor thread; one thread carries them out, a batch at a time.
 
     After a failure that leaves doubt about the disk, everything is refused at once until the store has been
-    opened anew, which is tried again and again with growing pauses.
+    opened anew, which is tried again and again with growing pauses. Settlements that could not be written are
+    kept, and written when that works again; ``settled`` is called when all of them are.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class GroupCommit:
         observer: SpoolObserver,
         ledger: Ledger,
         after_batch: Callable[[Sequence[Entry], Batch], None],
+        settled: Callable[[], None],
     ) -> None:
         self.healthy = True
         self.ledger = ledger
@@ -55,6 +57,7 @@ class GroupCommit:
         self._store = store
         self._observer = observer
         self._after_batch = after_batch
+        self._tell_settled = settled
         self._pending: list[Entry] = []
         self._running = False
         self._closing = False
@@ -64,7 +67,13 @@ class GroupCommit:
         self._reopening = False
         self._pause = settings.first_reopen
         self._late: list[Settlement] = []
+        self._unsettled = 0
         self._idle: list[Deferred[None]] = []
+
+    @property
+    def settled(self) -> bool:
+        """Whether the disk is trusted, and no settlement is kept that could not be written."""
+        return self.healthy and not self._unsettled and not self._late
 
     def submit(self, operation: Operation, value: object = None) -> Deferred[Any]:
         """Have an operation done; fires with the value once it is on stable storage. SpoolFull, SpoolError.
@@ -73,7 +82,7 @@ class GroupCommit:
         """
         done: Deferred[Any] = Deferred()
         if not self.healthy or self._closing:
-            if isinstance(operation, Settlement):
+            if isinstance(operation, Settlement) and operation.tells:
                 self._late.append(operation)
             why = (
                 "the spool is closing"
@@ -105,7 +114,10 @@ class GroupCommit:
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
             await idle
-        unsettled = len(self._late) + self._store.unsettled
+        if not self.settled:
+            await self._threads.call(self._settle_at_last)
+            self._late = []
+        unsettled = self._store.unsettled
         if unsettled:
             _log.error(
                 "outcomes could not be stored before the end; those messages will be attempted again",
@@ -115,6 +127,18 @@ class GroupCommit:
         if self._start_call is not None:
             self._start_call.cancel()
             self._start_call = None
+
+    def _settle_at_last(self) -> None:
+        """In the commit thread: the last chance for what could not be written."""
+        if self.healthy:
+            self._store.retain(self._late)
+        else:
+            try:
+                self._store.reopen(self._late)
+            except SpoolError as error:
+                _log.error("the spool's disk still fails", event="spool.disk_still_fails", reason=str(error))
+                return
+        self._store.apply([])
 
     def _start(self) -> None:
         self._start_call = None
@@ -139,19 +163,22 @@ class GroupCommit:
     def _run(self, entries: list[Entry]) -> None:
         self._running = True
         tend, self._tend = self._tend, False
-        self._threads.start(self._work, entries, tend)
+        late, self._late = self._late, []
+        self._unsettled += len(late)
+        self._threads.start(self._work, entries, late, tend)
 
-    def _work(self, entries: list[Entry], tend: bool) -> None:
+    def _work(self, entries: list[Entry], late: list[Settlement], tend: bool) -> None:
         """In the commit thread."""
         batch = Batch([entry.operation for entry in entries])
         try:
+            if late:
+                self._store.retain(late)
             if entries or self._store.unsettled:
                 batch = self._store.apply(batch.operations)
         except Exception as error:
             # A fault of ours. Whoever waits must hear of it, and the store has to start over.
             _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
-            batch.broken = error
-            batch.refuse(batch.operations, refusal(error, "the spool failed"))
+            self._store.fail(batch, error)
         self._reactor.callFromThread(self._finished, entries, batch)
         if tend:
             doubt = self._store.tend()
@@ -160,18 +187,22 @@ class GroupCommit:
         else:
             return
         if doubt is not None:
-            self._reactor.callFromThread(self._broke, doubt)
+            self._reactor.callFromThread(self.distrust, doubt)
 
     def _finished(self, entries: list[Entry], batch: Batch) -> None:
         self._running = False
+        was_settled = self.settled
+        self._unsettled = batch.unsettled
         self.ledger.add(batch.ledger)
         self._observe(entries, batch)
         if batch.broken is not None:
-            self._broke(batch.broken)
+            self.distrust(batch.broken)
         # The next batch starts before the answers of this one are worked through.
         if self._pending:
             self._run(self._next_batch())
         self._conclude(entries, batch)
+        if self.settled and not was_settled:
+            self._tell_settled()
         if not self._running:
             self._tell_idle()
 
@@ -194,7 +225,8 @@ class GroupCommit:
         for kind in sorted(kinds - {None}, key=str):
             self._observer.failed(str(kind))
 
-    def _broke(self, error: BaseException) -> None:
+    def distrust(self, error: BaseException) -> None:
+        """Refuse everything until the disk has proved anew that it works."""
         if not self.healthy:
             return
         self.healthy = False
@@ -204,7 +236,8 @@ class GroupCommit:
             reason=str(error),
         )
         pending, self._pending = self._pending, []
-        self._late.extend(entry.operation for entry in pending if isinstance(entry.operation, Settlement))
+        settlements = (entry.operation for entry in pending if isinstance(entry.operation, Settlement))
+        self._late.extend(settlement for settlement in settlements if settlement.tells)
         refused = Batch([entry.operation for entry in pending])
         refused.refuse(refused.operations, refusal(error, "the spool's disk failed"))
         self._conclude(pending, refused)
@@ -228,11 +261,15 @@ class GroupCommit:
         self.healthy = True
         self._pause = self._settings.first_reopen
         self.ledger = ledger
+        # The thread that changes it has nothing to do at this moment.
+        self._unsettled = self._store.unsettled
         _log.info("the spool's disk is trusted again", event="spool.disk_trusted")
         if self._closing:
             self._tell_idle()
-        else:
-            self.nudge()
+            return
+        self.nudge()
+        if self.settled:
+            self._tell_settled()
 
     def _still_broken(self, failure: Any) -> None:
         self._reopening = False

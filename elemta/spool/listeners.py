@@ -24,6 +24,7 @@ class Listeners:
     def __init__(self) -> None:
         self.committed: list[Callable[[QueuedMessage], None]] = []
         self.due: list[Callable[[Collection[str]], None]] = []
+        self.settled: list[Callable[[], None]] = []
         self.plan: Plan = one_way
 
     def planned(self, submission: Submission) -> Sequence[PlannedPart]:
@@ -60,6 +61,14 @@ class Listeners:
         for listener in self.due:
             try:
                 listener(lanes)
+            except Exception:
+                _log.failure("a listener of the spool failed", event="spool.listener_failed")
+
+    def tell_settled(self) -> None:
+        """What could not be written for a while is written."""
+        for listener in self.settled:
+            try:
+                listener()
             except Exception:
                 _log.failure("a listener of the spool failed", event="spool.listener_failed")
 

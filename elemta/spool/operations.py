@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome
@@ -64,6 +64,22 @@ class Settlement:
     @property
     def cost(self) -> int:
         return 256 * len(self.outcomes)
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says what became of anything, so that it must be written, however late.
+
+        One that only moves the time of a next attempt is asked for again.
+        """
+        return bool(self.outcomes) or self.warned or self.hold_reason is not None
+
+    def bare(self) -> Settlement:
+        """The same without any text of others, for a database that can't keep that."""
+        bare = [
+            replace(each, text="", route="", next_hop="", enhanced="", code=0, at=0.0, seconds=0.0)
+            for each in self.outcomes
+        ]
+        return replace(self, outcomes=bare)
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +159,8 @@ class Batch:
     """The operations of one transaction and what became of each.
 
     ``errors`` has an entry for each operation that was not done; ``freed`` are queue ids whose body file may
-    go now that the transaction is on disk; ``broken`` is the failure after which nothing is trusted.
+    go now that the transaction is on disk; ``broken`` is the failure after which nothing is trusted;
+    ``unsettled`` how many settlements are left that could not be written.
     """
 
     operations: list[Operation]
@@ -152,6 +169,7 @@ class Batch:
     freed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     broken: BaseException | None = None
+    unsettled: int = 0
 
     def open(self) -> list[Operation]:
         """The operations that nothing has gone wrong with yet."""

@@ -97,6 +97,7 @@ class Spool:
             observer=observer,
             ledger=ledger,
             after_batch=self._after_batch,
+            settled=self._tell_settled,
         )
         self._holds = Holds(
             self,
@@ -112,6 +113,8 @@ class Spool:
         self._synced: list[Deferred[None]] = []
         self._refresh_call: IDelayedCall | None = reactor.callLater(settings.refresh, self._refresh)
         self._holds.look(room)
+        if store.doubt is not None:
+            self._commits.distrust(store.doubt)
 
     @classmethod
     async def open(
@@ -184,6 +187,14 @@ class Spool:
     def healthy(self) -> bool:
         """Whether the disk is trusted. While it is not, everything new gets SpoolError at once."""
         return self._commits.healthy
+
+    @property
+    def settled(self) -> bool:
+        """Whether an attempt may be made: the disk is trusted, and all that came of earlier ones is written.
+
+        A delivery whose result can't be written would be made again; see `on_settled`.
+        """
+        return self._commits.settled and not self._closed
 
     @property
     def messages(self) -> dict[State, int]:
@@ -388,9 +399,17 @@ class Spool:
         """Call this with lanes in which an operator made something due (`retry`, `release`)."""
         self._listeners.due.append(callback)
 
+    def on_settled(self, callback: Callable[[], None]) -> None:
+        """Call this when `settled` is true again."""
+        self._listeners.settled.append(callback)
+
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
         """Do blocking work on a message's content, such as a read, in one of the spool's threads."""
         return self._threads.files.call(work, *args, **kwargs)
+
+    def _tell_settled(self) -> None:
+        if not self._closed:
+            self._listeners.tell_settled()
 
     def _refusal(self, writer: MessageWriter, submission: Submission) -> SpoolError | None:
         if self._closed:

@@ -54,6 +54,8 @@ class Store:
 
     def __init__(self, settings: SpoolSettings, places: Places, disk: Disk) -> None:
         self.reserve = Reserve(places.reserve, settings.reserve, disk)
+        #: Why the disk is not trusted at the start.
+        self.doubt: BaseException | None = None
         self._checkpoint_bytes = max(settings.reserve // 2, 64 * _PAGE)
         self._places = places
         self._disk = disk
@@ -88,6 +90,7 @@ class Store:
                 self.reserve.spend()
                 ledger = self._start()
             self.reserve.restore()
+            self.doubt = self._doubt()
             return ledger
         except SpoolFormatError:
             self.close()
@@ -102,6 +105,34 @@ class Store:
         self._clean_up(connection)
         return self._count(connection)
 
+    def _doubt(self) -> BaseException | None:
+        """What keeps the disk from taking one page now: before that works, nothing may be delivered."""
+        try:
+            self._prove()
+        except sqlite3.Error as error:
+            if trouble_of(error) is not Trouble.FULL:
+                return error
+        else:
+            return None
+        self.reserve.spend()
+        try:
+            self._prove()
+        except sqlite3.Error as error:
+            return error
+        return None
+
+    def _prove(self) -> None:
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - it was just made
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            _write_a_page(connection)
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -113,8 +144,8 @@ class Store:
     def apply(self, operations: Sequence[Operation]) -> Batch:
         """Carry out a batch in one synced transaction; never raises, the batch tells what became of it."""
         started = time.perf_counter()
-        carried, self._unsettled = self._unsettled, []
-        batch = Batch([*carried, *operations])
+        batch = Batch([*self._unsettled, *operations])
+        self._unsettled = []
         connection = self._connection
         try:
             if connection is None:
@@ -126,6 +157,7 @@ class Store:
         except Exception as error:
             self._give_up(batch, error)
         self._remember(batch)
+        batch.unsettled = self.unsettled
         batch.seconds = time.perf_counter() - started
         return batch
 
@@ -197,8 +229,12 @@ class Store:
         return ledger
 
     def retain(self, settlements: Iterable[Settlement]) -> None:
-        """Keep settlements to write them later: what was delivered must not be delivered again."""
-        self._unsettled.extend(settlements)
+        """Keep settlements to write them later: what was delivered must not be delivered again.
+
+        While any are kept, no attempt is made (see `Spool.settled`), so that they are no more than were under
+        way when the disk failed. The bound is for a fault of ours.
+        """
+        self._unsettled.extend(settlement for settlement in settlements if settlement.tells)
         excess = len(self._unsettled) - _MOST_UNSETTLED
         if excess > 0:
             del self._unsettled[:excess]
@@ -255,8 +291,7 @@ class Store:
     def _take_back(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         remove(connection, [message.key for message in self._refused])
-        # Writes a page in any case, so that success here means a sync that worked.
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+        _write_a_page(connection)
         connection.execute("COMMIT")
         refused, self._refused = self._refused, []
         self._drop_bodies(message.queue_id for message in refused if message.content is None)
@@ -328,9 +363,9 @@ class Store:
         try:
             self._transact(connection, batch, apart=False)
         except Exception as error:
-            trouble = self._roll_back(connection, batch, error)
-            if trouble is not Trouble.OPERATION:
-                self.retain(_settlements(batch.open()))
+            self._roll_back(connection, batch, error)
+            # The next batch finds out which of them can't be written, if that is the reason.
+            self.retain(_settlements(batch.open()))
             batch.refuse(batch.open(), refusal(error, "the spool could not store it"))
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
@@ -354,19 +389,36 @@ class Store:
         connection.execute("COMMIT")
 
     def _carry_out_apart(self, connection: sqlite3.Connection, operation: Operation, batch: Batch) -> None:
-        one = Batch([operation])
-        connection.execute("SAVEPOINT one")
-        try:
-            carry_out(connection, [operation], one, self._history)
-        except Exception as error:
-            if trouble_of(error) is not Trouble.OPERATION:
-                raise
-            connection.execute("ROLLBACK TO one")
-            one = Batch([operation], errors={operation: refusal(error, "the spool could not store it")})
-        connection.execute("RELEASE one")
-        batch.errors.update(one.errors)
+        one, error = self._tried(connection, operation)
+        if error is not None and isinstance(operation, Settlement):
+            # Whatever the words of a next hop do to the database: who has the message must not get it again.
+            one, again = self._tried(connection, operation.bare())
+            if again is None:
+                error = None
+            _log.error(
+                "what became of an attempt can't be written as it is",
+                event="spool.outcome_unwritable",
+                queue_id=operation.queue_id,
+                reason=str(error or "it was written without its texts"),
+            )
+        batch.errors.update(one.errors if error is None else {operation: error})
         batch.ledger.add(one.ledger)
         batch.freed.extend(one.freed)
+
+    def _tried(self, connection: sqlite3.Connection, operation: Operation) -> tuple[Batch, SpoolError | None]:
+        """One operation carried out, or undone for a reason of its own, which is given; raises any other."""
+        one = Batch([operation])
+        connection.execute("SAVEPOINT one")
+        error = None
+        try:
+            carry_out(connection, [operation], one, self._history)
+        except Exception as reason:
+            if trouble_of(reason) is not Trouble.OPERATION:
+                raise
+            connection.execute("ROLLBACK TO one")
+            one, error = Batch([operation]), refusal(reason, "the spool could not store it")
+        connection.execute("RELEASE one")
+        return one, error
 
     def _roll_back(self, connection: sqlite3.Connection, batch: Batch, error: Exception) -> Trouble:
         """Undo the transaction and what the batch believes of it; raises where nothing may be believed."""
@@ -377,6 +429,11 @@ class Store:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         return trouble
+
+    def fail(self, batch: Batch, error: Exception) -> None:
+        """Count a batch as broken by a failure that nothing here foresaw, and trust nothing any more."""
+        self._give_up(batch, error)
+        batch.unsettled = self.unsettled
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         batch.broken = error
@@ -412,6 +469,11 @@ class Store:
             _log.warn(
                 "a body file could not be removed", event="spool.body_left", file=path.name, reason=str(error)
             )
+
+
+def _write_a_page(connection: sqlite3.Connection) -> None:
+    """Have the transaction write in any case, so that its success means a sync that worked."""
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _new(operations: Iterable[Operation]) -> list[NewMessage]:

@@ -131,6 +131,14 @@ class _FailingConnection(sqlite3.Connection):
         return super().execute(statement, values)
 
 
+# What SQLite makes of the error numbers of a write.
+_SQLITE_SAYS = {
+    errno.ENOSPC: ("database or disk is full", sqlite3.SQLITE_FULL),
+    errno.EDQUOT: ("disk I/O error", sqlite3.SQLITE_IOERR_WRITE),
+    errno.EROFS: ("attempt to write a readonly database", sqlite3.SQLITE_READONLY),
+}
+
+
 class FailingDisk(Disk):
     """A disk with faults to order: a place where it fails, how often, and with which error number."""
 
@@ -177,9 +185,9 @@ class FailingDisk(Disk):
 
     def _database_fault(self, place: str) -> None:
         if self._due(place):
-            full = self.number == errno.ENOSPC
-            error = sqlite3.OperationalError("database or disk is full" if full else "disk I/O error")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_IOERR_FSYNC
+            words, code = _SQLITE_SAYS.get(self.number, ("disk I/O error", sqlite3.SQLITE_IOERR_FSYNC))
+            error = sqlite3.OperationalError(words)
+            error.sqlite_errorcode = code
             raise error
 
 

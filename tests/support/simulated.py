@@ -62,6 +62,7 @@ class MemoryQueue:
     notices: list[tuple[float, str]] = field(default_factory=list)
     changes: int = 0
     healthy: bool = True
+    settled: bool = True
     _lane_of: dict[str, str] = field(default_factory=dict)
 
     def put(self, message: QueuedMessage) -> None:
@@ -180,6 +181,9 @@ class MemoryQueue:
 
     def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
         self.tell_due = callback
+
+    def on_settled(self, callback: Callable[[], None]) -> None:
+        """It is settled always."""
 
 
 @dataclass(frozen=True)
