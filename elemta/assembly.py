@@ -95,7 +95,8 @@ def assemble(config: Config, lasting: Lasting) -> Assembly:
     """
     metrics = lasting.metrics
     domains = Domains.from_config(config.domains)
-    limiter = Limiter(rules_from_config(config.resources, config.limits), lasting.fleet.store, metrics.limits)
+    rules = rules_from_config(config.resources, config.limits, config.auth)
+    limiter = Limiter(rules, lasting.fleet.store, metrics.limits, lasting.clocks.wall)
     services = Services(
         reactor=lasting.reactor,
         limits=limiter,

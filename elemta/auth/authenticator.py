@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
 
 from twisted.cred.checkers import ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.credentials import IUsernamePassword, UsernamePassword
@@ -17,9 +18,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from elemta.auth.checker import IBlockingChecker
-from elemta.auth.names import MAX_NAME_OCTETS, UnusableName, canonical_name
+from elemta.auth.fair_queue import Claim
+from elemta.auth.names import MAX_NAME_OCTETS, counted_name
 from elemta.auth.slowdown import Slowdown
 from elemta.auth.threads import HashingThreads
+from elemta.auth.turns import Turns
 from elemta.config import AuthConfig
 from elemta.errors import ConfigError, CredentialsUnavailable, Fault
 
@@ -48,6 +51,7 @@ class Authenticator:
         self._deadline = deadline
         self._threads = HashingThreads(reactor)
         self._slowdown = Slowdown(self._clock)
+        self.turns = Turns(self._clock)
         self._pauses: set[IDelayedCall] = set()
         self._stopping = False
         self._has_heir = False
@@ -86,46 +90,51 @@ class Authenticator:
         await self._threads.stop()
 
     def inherit(self, previous: Authenticator) -> None:
-        """Take over threads and counts of failures from ``previous``, before the start of this one.
+        """Take over threads, turns and counts of failures from ``previous``, before the start of this one.
 
         A reload is no amnesty for who guesses, and no local trouble for who is being checked.
         """
         self._slowdown = previous._slowdown
         self._threads = previous._threads
+        self.turns = previous.turns
         self._pauses = previous._pauses
         previous._has_heir = True
 
-    async def verify(self, username: str, password: bytes, *, client: str = "") -> str:
+    async def verify(
+        self, username: str, password: bytes, *, client: str = "", claim: Claim | None = None
+    ) -> str:
         """The canonical name of the user whose credentials these are.
 
-        ``client`` is the client's IP address. Raises ``UnauthorizedLogin`` for bad credentials, after
-        1, 2, 4… up to 10 seconds for each failure in a row of this client and user, and
+        ``client`` is the client's IP address, and ``claim`` says for whom a place in the queue is wanted.
+        Raises ``UnauthorizedLogin`` for bad credentials, and
         :class:`~elemta.errors.CredentialsUnavailable` when nobody could say in time.
         """
-        counted_as = _counted_name(username)
-        try:
-            user = await self._ask_in_time(username, password)
-        except UnauthorizedLogin:
-            await self._pause(self._slowdown.failed(client, counted_as))
-            raise
-        self._slowdown.succeeded(client, counted_as)
+        user = await self._ask_in_time(username, password, claim or Claim())
+        self._slowdown.succeeded(client, counted_name(username))
         return user
 
-    async def _ask_in_time(self, username: str, password: bytes) -> str:
-        answer = Deferred.fromCoroutine(self._ask(username, password))
+    async def pause_after_failure(self, username: str, *, client: str = "") -> None:
+        """Wait before the client is told of a failure: 1, 2, 4… up to 10 seconds.
+
+        Each failure in a row of this client and user waits longer.
+        """
+        await self._pause(self._slowdown.failed(client, counted_name(username)))
+
+    async def _ask_in_time(self, username: str, password: bytes, claim: Claim) -> str:
+        answer = Deferred.fromCoroutine(self._ask(username, password, claim))
         answer.addTimeout(self._deadline, self._clock)
         try:
             return await answer
         except OutOfTime:
             raise CredentialsUnavailable(f"no answer within {self._deadline:g} seconds") from None
 
-    async def _ask(self, username: str, password: bytes) -> str:
+    async def _ask(self, username: str, password: bytes, claim: Claim) -> str:
         if not _sane(username):
             raise UnauthorizedLogin
         trouble: Exception | None = None
         for checker in self._checkers:
             try:
-                return await self._ask_one(checker, username, password)
+                return await self._ask_one(checker, username, password, claim)
             except (CancelledError, CredentialsUnavailable):
                 # Out of time or overloaded: the next checker would have no more of either.
                 raise
@@ -142,9 +151,11 @@ class Authenticator:
             raise CredentialsUnavailable("a checker failed and no other one knew the user") from trouble
         raise UnauthorizedLogin
 
-    async def _ask_one(self, checker: ICredentialsChecker, username: str, password: bytes) -> str:
+    async def _ask_one(
+        self, checker: ICredentialsChecker, username: str, password: bytes, claim: Claim
+    ) -> str:
         if IBlockingChecker.providedBy(checker):
-            known: str | None = await self._threads.run(checker.verify, username, password)
+            known = await self._threads.run(partial(checker.verify, username, password), claim)
             if known is None:
                 raise UnauthorizedLogin
             return known
@@ -221,10 +232,3 @@ def _sane(username: str) -> bool:
         return False
     # RFC 4616 §2: no NUL; and no other control character is anybody's name
     return not any(unicodedata.category(char) in ("Cc", "Cs") for char in username)
-
-
-def _counted_name(username: str) -> str:
-    try:
-        return canonical_name(username)
-    except UnusableName:
-        return username.lower()[:MAX_NAME_OCTETS]

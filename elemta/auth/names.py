@@ -40,6 +40,19 @@ def canonical_name(name: str) -> str:
     return folded
 
 
+def counted_name(name: str) -> str:
+    """The name under which failed logins are counted: whatever may be the same user to a checker is one name.
+
+    The canonical form, and of a name that has none its folded form without spaces and control characters,
+    cut to :data:`MAX_NAME_OCTETS` characters. Never raises.
+    """
+    try:
+        return canonical_name(name)
+    except UnusableName:
+        folded = unicodedata.normalize("NFC", "".join(map(_half_width, name[:MAX_NAME_OCTETS])).lower())
+        return "".join(char for char in folded if unicodedata.category(char)[0] not in "CZ")
+
+
 def canonical_password(password: bytes) -> bytes:
     """The octets that are hashed: NFC with plain spaces where ``password`` is UTF-8, else unchanged."""
     try:

@@ -1,84 +1,118 @@
-"""The threads in which passwords are verified: few, with a bounded queue, apart from all others."""
+"""The threads in which passwords are verified: few, with a bounded and fair queue, apart from all others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from elemta.auth.fair_queue import Claim, FairQueue
 from elemta.errors import CredentialsUnavailable
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 THREADS = 2
 QUEUE = 64
 
+Verification = Callable[[], str | None]
+"""Blocks; gives the canonical name of the user, or None."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    verification: Verification
+    result: Deferred[str | None]
+
 
 class HashingThreads:
-    """Runs blocking verifications; at most ``threads`` at once and ``queue`` more that wait."""
+    """Runs blocking verifications; at most ``threads`` at once and ``queue`` more that wait.
+
+    What waits is served in the order of :class:`~elemta.auth.fair_queue.FairQueue`.
+    """
 
     def __init__(self, reactor: IReactorFromThreads, threads: int = THREADS, queue: int = QUEUE) -> None:
         self._reactor = reactor
         self._threads = threads
-        self._capacity = threads + queue
+        self._queue: FairQueue[_Job] = FairQueue(queue)
         self._pool: ThreadPool | None = None
-        self._jobs = 0
+        self._stopping = False
+        self._running = 0
         self._idle: Deferred[None] | None = None
 
     def start(self) -> None:
         """Start the threads. After the fork of twistd, never before."""
         if self._pool is None:
+            self._stopping = False
             self._pool = ThreadPool(minthreads=0, maxthreads=self._threads, name="elemta-auth")
             self._pool.start()
 
     async def stop(self) -> None:
         """Take nothing more, finish what was taken, end the threads."""
-        pool, self._pool = self._pool, None
-        if pool is None:
+        pool = self._pool
+        if pool is None or self._stopping:
             return
-        if self._jobs:
+        self._stopping = True
+        if self._running:
             self._idle = Deferred()
             await self._idle
+        self._pool = None
         # The threads are idle now, so that joining them blocks nobody.
         pool.stop()
 
-    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """The result of ``function`` from a thread.
+    def run(self, verification: Verification, claim: Claim) -> Deferred[str | None]:
+        """The result of ``verification`` from a thread.
 
-        Raises :class:`~elemta.errors.CredentialsUnavailable` at once when the queue is full or the
-        threads don't run. A job whose Deferred was cancelled before its turn is skipped.
+        Raises :class:`~elemta.errors.CredentialsUnavailable` at once when there is no place in the queue or
+        the threads don't run, and fails with it when the place in the queue goes to somebody else. A job
+        whose Deferred is cancelled before its turn leaves the queue.
         """
-        if self._pool is None:
+        if self._pool is None or self._stopping:
             raise CredentialsUnavailable("the verification of passwords is not running")
-        if self._jobs >= self._capacity:
-            raise CredentialsUnavailable(f"{self._jobs} passwords wait for verification already")
-        self._jobs += 1
-        result: Deferred[T] = Deferred()
 
-        def job() -> None:
-            outcome: T | Failure | None = None
-            try:
-                if not result.called:
-                    outcome = function(*args, **kwargs)
-            except Exception:  # goes to whoever waits for the result
-                outcome = Failure()
-            self._reactor.callFromThread(self._finish, result, outcome)
+        def leave(_result: Deferred[str | None]) -> None:
+            self._queue.remove(job)
 
-        self._pool.callInThread(job)
+        result: Deferred[str | None] = Deferred(leave)
+        job = _Job(verification, result)
+        if self._running < self._threads:
+            self._begin(job)
+            return result
+        given_up = self._queue.push(job, claim)
+        if given_up is not None:
+            number = self._running + len(self._queue)
+            trouble = CredentialsUnavailable(f"{number} passwords wait for verification already")
+            if given_up is job:
+                raise trouble
+            given_up.result.errback(trouble)
         return result
 
-    def _finish(self, result: Deferred[T], outcome: T | Failure | None) -> None:
-        self._jobs -= 1
+    def _begin(self, job: _Job) -> None:
+        pool = self._pool
+        assert pool is not None  # noqa: S101 - it is there until nothing runs
+        self._running += 1
+
+        def in_thread() -> None:
+            outcome: str | Failure | None
+            try:
+                outcome = job.verification()
+            except Exception:  # goes to whoever waits for the result
+                outcome = Failure()
+            self._reactor.callFromThread(self._finish, job, outcome)
+
+        pool.callInThread(in_thread)
+
+    def _finish(self, job: _Job, outcome: str | Failure | None) -> None:
+        self._running -= 1
+        following = self._queue.pop()
+        if following is not None:
+            self._begin(following)
         # Also fired when it was cancelled: Twisted drops the one result that comes after that.
         if isinstance(outcome, Failure):
-            result.errback(outcome)
+            job.result.errback(outcome)
         else:
-            result.callback(cast(T, outcome))
-        if self._idle is not None and not self._jobs:
+            job.result.callback(outcome)
+        if self._idle is not None and not self._running:
             idle, self._idle = self._idle, None
             idle.callback(None)

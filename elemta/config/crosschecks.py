@@ -20,6 +20,9 @@ Check = Callable[[Config], Iterator[Fault]]
 _RESERVED_LIMIT_NAMES = {
     "ip": "the connection rate of [resources]",
     "connections-per-ip": "max_connections_per_ip of [resources]",
+    "guesses-per-user": "guesses_per_user of [auth]",
+    "guesses-per-network": "guesses_per_network of [auth]",
+    "guesses-per-known-client": "guesses_per_user of [auth]",
     "node": "the nodes of the cluster",
     "spool": "the owners of spools",
 }

@@ -34,7 +34,7 @@ from elemta.config.names import (
 from elemta.config.setting import REQUIRED, setting
 from elemta.config.target import parse_route_target
 from elemta.config.valkey_url import check_key_prefix, check_valkey_url
-from elemta.config.values import Network, Rate
+from elemta.config.values import Network, Rate, check_optional_rate
 
 DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
     ip_network(text)
@@ -189,6 +189,19 @@ class AuthConfig:
         '"elemta-users:/etc/elemta/users" (argon2 or scrypt hashes); asked in order.',
     )
     require_tls: bool = setting(True, "Whether AUTH is offered and taken only over TLS.")
+    guesses_per_user: str = setting(
+        "10/15m",
+        "Failed logins of one name from one network (v4 /24, v6 /64), in the cluster; counted before the "
+        "password is looked at. A user that logged in from an address before has a count of its own there. "
+        "Empty: no such limit.",
+        check=check_optional_rate,
+    )
+    guesses_per_network: str = setting(
+        "50/15m",
+        "Failed logins of all names from one network, in the cluster; users that logged in from this network "
+        "before are exempt. Empty: no such limit.",
+        check=check_optional_rate,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,17 @@ def parse_rate(found: object) -> Rate:
     return Rate(limit, seconds, is_size=not number.strip().isdecimal())
 
 
+def check_optional_rate(text: str) -> None:
+    """Accept a rate with a window, or nothing."""
+    if not text:
+        return
+    rate = parse_rate(text)
+    if rate.is_size:
+        raise Unacceptable("must be a number of times, not a size")
+    if rate.seconds is None:
+        raise Unacceptable('must be a rate with a window, such as "10/15m"', f'did you mean "{rate}/15m"?')
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that ``name`` was most likely meant to be, or None; ``cutoff`` 1 is only itself."""
     by_lower = {candidate.lower(): candidate for candidate in known}

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
+from elemta.limits.known_logins import KnownLogins, Standing
 from elemta.limits.refusals import Refused, RememberedRefusals
 from elemta.limits.rules import Departure, LoginAttempt, Rule, SessionLike, Subject, TransactionLike
 from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Receipt, Request, Shortfall
@@ -130,11 +131,16 @@ _NOTHING = Charge()
 class Limiter:
     """The limits of one configuration over a store, which outlives them: a reload makes a new limiter.
 
-    Every method answers at once when the store does, and with a Deferred when the store does.
+    Every method answers at once when the store does, and with a Deferred when the store does. ``wall`` gives
+    seconds since the epoch, which all nodes share; without it the store's own time does.
     """
 
     def __init__(
-        self, rules: Sequence[Rule], store: ILimitStore, observer: LimitObserver | None = None
+        self,
+        rules: Sequence[Rule],
+        store: ILimitStore,
+        observer: LimitObserver | None = None,
+        wall: Callable[[], float] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self._store = store
@@ -143,6 +149,7 @@ class Limiter:
         self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
         self._departing = tuple(rule for rule in rules if rule.departs)
+        self.known_logins = KnownLogins(store, store.seconds if wall is None else wall)
         self._refusals = RememberedRefusals()
         self._next_log: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
@@ -204,14 +211,18 @@ class Limiter:
         """Give back the leases of open connections among these receipts, and nothing else."""
         return self._give_back([one for one in receipts if one.is_lease], self._store.release)
 
-    def charge_login(self, session: SessionLike, username: str) -> Charge | Deferred[Charge]:
+    def charge_login(
+        self, session: SessionLike, username: str, standing: Standing = Standing.STRANGER
+    ) -> Charge | Deferred[Charge]:
         """Charge an attempt to log in as ``username`` in all limits of failed logins, all or none.
 
         To be asked before the password is looked at, and refunded unless it was wrong. So there are never
-        more failures than the limit, however many attempts are under way at the same moment.
+        more failures than the limit, however many attempts are under way at the same moment. ``standing`` is
+        what is known of this user at this address.
         """
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
-        asked = [request for rule in self._of_logins for request in rule.requests(Subject(attempt))]
+        rules = [rule for rule in self._of_logins if standing in rule.standings]
+        asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
         return self._ask(asked, ()) if asked else _NOTHING
 
     def would(

@@ -5,12 +5,13 @@ A rule is charged at the earliest stage where both what it counts and all that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from elemta.address import NULL, Address
 from elemta.config import (
+    AuthConfig,
     Counts,
     Identity,
     LimitConfig,
@@ -21,6 +22,7 @@ from elemta.config import (
     Scope,
     WhenValkeyIsDown,
 )
+from elemta.config.values import parse_rate
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault
 from elemta.limits.identity import (
@@ -34,12 +36,16 @@ from elemta.limits.identity import (
     name_identity,
     network_identity,
 )
+from elemta.limits.known_logins import Standing
 from elemta.limits.store import Request, Terms
 from elemta.limits.window import Bound
 from elemta.smtp.events import Stage
 
 RATE_PER_IP = "ip"
 CONNECTIONS_PER_IP = "connections-per-ip"
+GUESSES_PER_USER = "guesses-per-user"
+GUESSES_PER_NETWORK = "guesses-per-network"
+GUESSES_PER_KNOWN_CLIENT = "guesses-per-known-client"
 _MICROSECONDS = 1_000_000
 
 
@@ -104,7 +110,10 @@ class LoginAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One limit. ``stage`` is None for what is not charged by a stage: failed logins, and what goes out."""
+    """One limit. ``stage`` is None for what is not charged by a stage: failed logins, and what goes out.
+
+    ``standings`` says of a limit of failed logins whose attempts it counts.
+    """
 
     terms: Terms
     per: tuple[Identity, ...]
@@ -114,6 +123,7 @@ class Rule:
     when_valkey_is_down: WhenValkeyIsDown = WhenValkeyIsDown.LOCAL
     mode: Mode = Mode.ENFORCE
     exceptions: Exceptions = field(default_factory=Exceptions)
+    standings: frozenset[Standing] = frozenset(Standing)
 
     @property
     def name(self) -> str:
@@ -175,12 +185,15 @@ class Rule:
         return parts[0] if len(parts) == 1 else joined(parts)
 
 
-def rules_from_config(resources: ResourcesConfig, limits: Sequence[LimitConfig]) -> tuple[Rule, ...]:
-    """The two limits of ``[resources]`` and those of ``[[limit]]``, in the order of the configuration.
+def rules_from_config(
+    resources: ResourcesConfig, limits: Sequence[LimitConfig], auth: AuthConfig | None = None
+) -> tuple[Rule, ...]:
+    """The limits of ``[resources]``, of ``[auth]`` where there is a checker, and those of ``[[limit]]``.
 
     The configuration has checked that names are not taken and that rates fit what is counted.
     """
-    return (*_built_in(resources), *(_rule(limit) for limit in limits))
+    guesses = _guesses(auth) if auth is not None and auth.checkers else ()
+    return (*_built_in(resources), *guesses, *(_rule(limit) for limit in limits))
 
 
 def stage_of(counts: Counts, per: Sequence[Identity]) -> Stage | None:
@@ -203,6 +216,28 @@ def _built_in(resources: ResourcesConfig) -> list[Rule]:
         terms = Terms(CONNECTIONS_PER_IP, leases=leases, of_session=True)
         rules.append(Rule(terms, (Identity.IP,), Counts.OPEN_CONNECTIONS, Stage.CONNECT))
     return rules
+
+
+def _guesses(auth: AuthConfig) -> Iterator[Rule]:
+    """The limits of ``[auth]``.
+
+    One user in one network is counted apart, but for the addresses from which it logged in before: there it
+    has counts of its own, so that nobody else in the network can use them up.
+    """
+    if auth.guesses_per_user:
+        per_user = parse_rate(auth.guesses_per_user)
+        strangers = frozenset({Standing.STRANGER, Standing.KNOWN_NETWORK})
+        yield _guess_rule(GUESSES_PER_USER, per_user, (Identity.USER, Identity.NETWORK), strangers)
+        known = frozenset({Standing.KNOWN_ADDRESS})
+        yield _guess_rule(GUESSES_PER_KNOWN_CLIENT, per_user, (Identity.USER, Identity.IP), known)
+    if auth.guesses_per_network:
+        rate, strangers = parse_rate(auth.guesses_per_network), frozenset({Standing.STRANGER})
+        yield _guess_rule(GUESSES_PER_NETWORK, rate, (Identity.NETWORK,), strangers)
+
+
+def _guess_rule(name: str, rate: Rate, per: tuple[Identity, ...], standings: frozenset[Standing]) -> Rule:
+    terms = Terms(name, (_bound(name, rate, weighted=False),))
+    return Rule(terms, per, Counts.AUTH_FAILURES, None, standings=standings)
 
 
 def _rule(limit: LimitConfig) -> Rule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -14,15 +13,14 @@ from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
 from elemta.message.trace import added_field, protocol_name, received_field, separator
+from elemta.net.login import Login
 from elemta.net.terms import Terms
-from elemta.policies.limits import verdict_of
 from elemta.policy import Continue, Disconnect, Message, Quarantine
 from elemta.policy.chain import Decision
 from elemta.policy.verdicts import Accept, reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
     Answer,
-    Authenticated,
     CredentialsQuestion,
     MailQuestion,
     MessageQuestion,
@@ -31,7 +29,6 @@ from elemta.smtp.events import (
     Queued,
     RcptQuestion,
     Refuse,
-    Stage,
     StageQuestion,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
@@ -60,6 +57,7 @@ class Reception:
         self._conversation = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
         self._committing: Transaction | None = None
+        self._login: Login | None = None
 
     def answer(self, question: Question) -> Answer | Deferred[Answer]:
         """The answer to ``question``, now or later; the Deferred never fails."""
@@ -73,7 +71,7 @@ class Reception:
 
     def _find_answer(self, question: Question) -> Answer | Deferred[Answer]:
         if isinstance(question, CredentialsQuestion):
-            return Deferred.fromCoroutine(self._check_credentials(question))
+            return self._check_credentials(question)
         if self._health_check:
             return self._answer_health_check(question)
         if isinstance(question, MessageQuestion):
@@ -168,48 +166,9 @@ class Reception:
 
     # Credentials
 
-    async def _check_credentials(self, question: CredentialsQuestion) -> Answer:
-        terms = self._terms
-        charge = terms.limiter.charge_login(self._facts, question.username)
-        if isinstance(charge, Deferred):
-            charge = await charge
-        blocked = charge.refusal
-        if blocked is not None:
-            self._log_auth("refused", question.username, limit=blocked.limit)
-            verdict = verdict_of(blocked, Stage.AUTH)
-            return Refuse(
-                reply_of(verdict) or replies.AUTH_TROUBLE,
-                close=isinstance(verdict, Disconnect),
-                reason=f"limit {blocked.limit}",
-            )
-        try:
-            user = await terms.authenticator.verify(
-                question.username, question.password, client=str(self._facts.client_ip)
-            )
-        except UnauthorizedLogin:
-            self._log_auth("bad", question.username)
-            return Refuse(replies.AUTH_FAILED, reason="bad credentials")
-        except Exception:  # a checker of somebody else's may raise anything; that is local trouble
-            _log.failure("credentials could not be checked", event="auth.trouble", session_id=self._facts.id)
-            terms.observer.authenticated("error")
-            terms.limiter.refund(charge.receipts)
-            return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
-        self._log_auth("good", user)
-        # Only failures are counted; nobody needs to wait for that.
-        terms.limiter.refund(charge.receipts)
-        return Authenticated(user)
-
-    def _log_auth(self, outcome: str, user: str, **more: object) -> None:
-        self._terms.observer.authenticated(outcome)
-        _log.info(
-            "authentication was tried",
-            event="auth.tried",
-            session_id=self._facts.id,
-            client_ip=str(self._facts.client_ip),
-            user=user,
-            outcome=outcome,
-            **more,
-        )
+    def _check_credentials(self, question: CredentialsQuestion) -> Deferred[Answer]:
+        self._login = login = Login(self._terms, self._facts, question.username)
+        return Deferred.fromCoroutine(login.answer(question.password))
 
     # Messages
 
@@ -353,6 +312,8 @@ class Reception:
             self._conversation.refused(transaction)
 
     def disconnected(self) -> None:
+        if self._login is not None:
+            self._login.leave()
         if self._writer is not None:
             self._writer.discard()
             self._writer = None

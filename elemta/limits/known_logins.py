@@ -1,0 +1,97 @@
+"""Where users logged in before: what exempts them from the guesses of others.
+
+It is kept in the store of the limits: the nodes of a cluster share it, it is bounded, and it ends by itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from elemta.errors import StoreUnavailable
+from elemta.limits.identity import IPAddress, ip_identity, joined, name_identity, network_identity
+from elemta.limits.store import Fill, ILimitStore, MaybeLater, Request, Terms
+from elemta.limits.window import Bound
+
+PERIOD_SECONDS = 15 * 86400
+"""A login is noted once in such a period, and counts until the end of the next: for 15 to 30 days."""
+
+STRANGER_SECONDS = 1.0
+"""So long it is taken for granted that a user is not known in a network, so that a flood asks little."""
+
+MAX_STRANGERS = 10_000
+_MICROSECONDS = 1_000_000
+# No limit of a configuration can have this name.
+_TERMS = Terms("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
+
+
+class Standing(enum.Enum):
+    """What is known of a user where an attempt to log in comes from."""
+
+    STRANGER = "never logged in from this network"
+    KNOWN_NETWORK = "logged in from this network"
+    KNOWN_ADDRESS = "logged in from this address"
+
+
+class KnownLogins:
+    """Good logins of the last weeks. ``now`` gives seconds since the epoch, by which periods are numbered."""
+
+    def __init__(self, store: ILimitStore, now: Callable[[], float]) -> None:
+        self._store = store
+        self._now = now
+        self._strangers: dict[tuple[str, str], float] = {}
+
+    def standing(self, username: str, ip: IPAddress) -> MaybeLater[Standing]:
+        """What is known of this user at this address. Where nobody can tell, it is a stranger."""
+        user, network = name_identity(username), network_identity(ip)
+        if self._store.seconds() < self._strangers.get((user, network), 0.0):
+            return Standing.STRANGER
+        period = self._period()
+        at_address = [_request(user, ip_identity(ip), each) for each in (period, period - 1)]
+        in_network = [_request(user, network, each) for each in (period, period - 1)]
+        try:
+            fills = self._store.peek(list(dict.fromkeys(at_address + in_network)))
+        except StoreUnavailable:
+            return Standing.STRANGER
+        if not isinstance(fills, Deferred):
+            return self._judge(fills, at_address, (user, network))
+        return fills.addCallbacks(self._judge, _stranger, callbackArgs=(at_address, (user, network)))
+
+    def remember(self, username: str, ip: IPAddress) -> None:
+        """This user logged in from this address."""
+        user, network = name_identity(username), network_identity(ip)
+        self._strangers.pop((user, network), None)
+        period = self._period()
+        requests = dict.fromkeys(_request(user, place, period) for place in (ip_identity(ip), network))
+        try:
+            noted = self._store.acquire(list(requests))
+        except StoreUnavailable:
+            # Then others' guesses count for this user until the next login.
+            return
+        if isinstance(noted, Deferred):
+            noted.addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
+
+    def _period(self) -> int:
+        return int(self._now() // PERIOD_SECONDS)
+
+    def _judge(self, fills: Sequence[Fill], at_address: Sequence[Request], who: tuple[str, str]) -> Standing:
+        known = {fill.request for fill in fills if any(fill.used)}
+        if not known:
+            self._strangers.pop(who, None)
+            while len(self._strangers) >= MAX_STRANGERS:
+                del self._strangers[next(iter(self._strangers))]
+            self._strangers[who] = self._store.seconds() + STRANGER_SECONDS
+            return Standing.STRANGER
+        return Standing.KNOWN_NETWORK if known.isdisjoint(at_address) else Standing.KNOWN_ADDRESS
+
+
+def _request(user: str, place: str, period: int) -> Request:
+    return Request(_TERMS, joined((user, place, str(period))))
+
+
+def _stranger(failure: Failure) -> Standing:
+    failure.trap(StoreUnavailable)
+    return Standing.STRANGER
