@@ -58,7 +58,8 @@ POLICY_VERDICTS = _counter(
 POLICY_FAILURES = _counter(
     "elemta_policy_failures_total",
     "Times a policy's on_error stood in for its verdict: it raised, timed out, answered nonsense, "
-    "or was not asked because its breaker is open or too many of its calls are out.",
+    "did not answer in the short time that an open breaker leaves it, or was not asked because too many of "
+    "its calls are out.",
     "policy",
     "stage",
     "kind",
@@ -69,7 +70,7 @@ POLICY_DURATION = _histogram(
 
 POLICY_BREAKER_OPEN = _gauge(
     "elemta_policy_breaker_open",
-    "1 while a policy is left alone because it kept failing slowly, else 0.",
+    "1 while a policy is waited for only shortly because it answered nobody, else 0.",
     "policy",
 )
 

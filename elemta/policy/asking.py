@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.policy.breaker import Admission
+from elemta.policy.breaker import Cause
 from elemta.policy.member import Call
 from elemta.policy.observer import FailureKind
 from elemta.policy.verdicts import Verdict
@@ -33,19 +33,27 @@ class Turn:
     """One policy's turn at one question.
 
     ``live`` until its answer came, its time was up, or it was given up: an answer after that is dropped.
+    ``patience`` is how many seconds it is waited for, None as long as it was not waited for.
     """
 
     index: int
     call: Call
     began: float
-    admission: Admission
     view: Transaction | None = None
     answer: Deferred[Any] | None = None
     live: bool = True
+    patience: float | None = None
 
 
 class Asker(Protocol):
     """Who asks the question: it judges answers and failures, and goes on behind them."""
+
+    @property
+    def network(self) -> str:
+        """The network of the client that the question is about."""
+
+    def cause(self) -> Cause:
+        """Everyone that the question is about."""
 
     def answered(self, turn: Turn, answer: object) -> Verdict:
         """Judge what a policy answered; what it counts for."""
@@ -81,10 +89,12 @@ class Asking:
         """Wait for the answer of ``turn``, then go on with the policies after it."""
         assert turn.answer is not None  # noqa: S101 - a turn without one was settled at once
         self._turn = turn
-        turn.call.member.outstanding += 1
+        call, network = turn.call, self._asker.network
+        call.member.questions.began(network)
         turn.answer.addBoth(self._arrived, turn)
         if turn.live:
-            self._deadline = self._clock.callLater(turn.call.member.timeout, self._time_is_up, turn)
+            turn.patience = call.breaker.patience(network, turn.began)
+            self._deadline = self._clock.callLater(turn.patience, self._time_is_up, turn)
 
     def give_up(self) -> None:
         """The client went away: nobody waits for the decision any more."""
@@ -92,11 +102,10 @@ class Asking:
         if turn is None or not turn.live:
             return
         self._end(turn)
-        turn.call.member.breaker.given_up(turn.admission)
         cancel(turn)
 
     def _arrived(self, answer: object, turn: Turn) -> None:
-        turn.call.member.outstanding -= 1
+        turn.call.member.questions.ended(self._asker.network)
         if not turn.live:
             _log_late(answer, turn)
             return
@@ -110,7 +119,8 @@ class Asking:
     def _time_is_up(self, turn: Turn) -> None:
         self._deadline = None
         self._end(turn)
-        verdict = self._asker.failed(turn, FailureKind.TIMEOUT)
+        short = turn.patience is not None and turn.patience < turn.call.member.timeout
+        verdict = self._asker.failed(turn, FailureKind.OPEN if short else FailureKind.TIMEOUT)
         cancel(turn)
         self._go_on(turn, verdict)
 

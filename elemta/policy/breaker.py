@@ -1,73 +1,184 @@
-"""The breaker of one policy: when it keeps failing slowly, it is left alone for a while."""
+"""The breaker of one policy at one stage: how long its answer is waited for, after what came of others.
+
+It never keeps a policy from being asked, because no client may switch a policy off for another one. Open, it
+only makes the wait short, so that a policy whose backend is gone does not cost every session its timeout. It
+goes by parties, not by calls: a failure is a sign of a lost backend only while nobody else is answered.
+"""
 
 from __future__ import annotations
 
-import enum
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeVar
+
+_Kept = TypeVar("_Kept")
 
 FAILURES = 5
-"""So many failures in a row open the breaker."""
+"""So many networks in a row that waited for nothing open the breaker; so many failures shorten one's wait."""
 
 REST = 30.0
-"""Seconds that an open breaker stays open before one probe is let through."""
+"""Seconds in which an open breaker gives the whole timeout to a few calls only."""
+
+SHORT = 0.2
+"""The share of the timeout that is waited while the breaker is open; more where good answers took more."""
+
+TRIALS = 3
+"""So many calls get the whole timeout in each rest, each of another network."""
+
+_RECENT = 20
+_ANSWERED = 64
+# One other network might be the attacker's own, which keeps a lost backend looking alive.
+_OTHERS_ANSWERED = 2
+# An open breaker that one network keeps open by answers of its own: 19 of the last 20 networks failed.
+_NEARLY_ALL = 0.9
 
 
-class Admission(enum.Enum):
-    """Whether a policy is asked now. A probe is the one question that an open breaker lets through."""
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Whom a call was about: each of them alone may have brought about what came of it.
 
-    ASK = "ask"
-    PROBE = "probe"
-    LEAVE = "leave"
+    ``network`` is the client's /24 or /64; the others are None where they are not known at that stage.
+    """
+
+    network: str
+    helo: str | None = None
+    sender_domain: str | None = None
+    recipient_domain: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The last good answer that a network waited for: about whom, when, and after how many seconds."""
+
+    cause: Cause
+    at: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Recent:
+    """What a network came to last: ``failures`` in a row, 0 after a good answer."""
+
+    cause: Cause
+    failures: int
 
 
 class Breaker:
-    """Closed: everybody asks. Open: nobody, for ``rest`` seconds. Then one probe decides which of the two.
+    """Closed: everybody's answer is waited for ``timeout`` seconds. Open: a short time, and seldom the whole.
 
-    What a call came to is told with the admission that it got, so that calls that began before the
-    breaker opened decide nothing. A call that was given up because its client went away is neither success
-    nor failure.
+    Only calls that had to be waited for count: an answer that is there at once says nothing of a backend.
+    A failure does not count while two other networks have been answered within the last timeout. The latest
+    ``failures`` networks open the breaker when all of them failed, unless they have a HELO name, a sender's
+    or a recipient's domain in common that those who were answered did not have. It closes when most of the
+    latest were answered. One network that failed so often in a row is waited for shortly by itself.
     """
 
-    __slots__ = ("_failures", "_limit", "_probing", "_rest", "_until", "is_open")
+    __slots__ = ("_answered", "_failures", "_recent", "_rest", "_timeout", "_trials", "_tried", "is_open")
 
-    def __init__(self, failures: int = FAILURES, rest: float = REST) -> None:
-        self._limit = failures
+    def __init__(self, timeout: float, failures: int = FAILURES, rest: float = REST) -> None:
+        self._timeout = timeout
+        self._failures = failures
         self._rest = rest
-        self._failures = 0
-        self._until = 0.0
-        self._probing = False
+        self._answered: OrderedDict[str, _Answered] = OrderedDict()
+        self._recent: OrderedDict[str, _Recent] = OrderedDict()
+        self._trials = (0, float("-inf"))
+        self._tried: set[str] = set()
         self.is_open = False
 
-    def admit(self, now: float) -> Admission:
+    def patience(self, network: str, now: float) -> float:
+        """Seconds that an answer about a client of ``network`` is waited for."""
         if not self.is_open:
-            return Admission.ASK
-        if self._probing or now < self._until:
-            return Admission.LEAVE
-        self._probing = True
-        return Admission.PROBE
+            recent = self._recent.get(network)
+            if recent is None or recent.failures < self._failures:
+                return self._timeout
+        made, end = self._trials
+        if now >= end:
+            made, end = 0, now + self._rest
+            self._tried.clear()
+        if made < TRIALS and network not in self._tried:
+            self._tried.add(network)
+            self._trials = (made + 1, end)
+            return self._timeout
+        self._trials = (made, end)
+        return self._short()
 
-    def succeeded(self, admission: Admission) -> bool:
-        """Returns whether this closed the breaker."""
-        if admission is Admission.PROBE:
-            self._probing = False
-            self.is_open = False
-        self._failures = 0
-        return admission is Admission.PROBE
+    def succeeded(self, cause: Cause, seconds: float, now: float) -> bool:
+        """A good answer that was waited for ``seconds``; returns whether it closed the breaker."""
+        _keep(self._answered, cause.network, _Answered(cause, now, seconds), _ANSWERED)
+        _keep(self._recent, cause.network, _Recent(cause, 0), _RECENT)
+        if not self.is_open:
+            return False
+        latest = self._latest()
+        self.is_open = sum(not each.failures for each in latest) * 2 <= len(latest)
+        return not self.is_open
 
-    def failed(self, admission: Admission, now: float) -> bool:
-        """Returns whether this opened the breaker, which was closed."""
-        if admission is Admission.PROBE:
-            self._probing = False
-            self._until = now + self._rest
+    def failed(self, cause: Cause, now: float) -> bool:
+        """A wait that came to no good answer; returns whether it opened the breaker."""
+        if self._others_are_answered(cause.network, now):
             return False
-        if self.is_open:
-            return False
-        self._failures += 1
-        if self._failures < self._limit:
+        before = self._recent.get(cause.network)
+        failures = 1 if before is None else before.failures + 1
+        _keep(self._recent, cause.network, _Recent(cause, failures), _RECENT)
+        if failures == self._failures and not self.is_open:
+            self._begin_rest(now, {cause.network})
+        if self.is_open or not self._nobody_is_answered():
             return False
         self.is_open = True
-        self._until = now + self._rest
+        self._begin_rest(now, {network for network, each in self._recent.items() if each.failures})
         return True
 
-    def given_up(self, admission: Admission) -> None:
-        if admission is Admission.PROBE:
-            self._probing = False
+    def _begin_rest(self, now: float, failed: set[str]) -> None:
+        # Who failed just now is no good witness for a backend that has come back.
+        self._trials = (0, now + self._rest)
+        self._tried = failed
+
+    def _short(self) -> float:
+        """Longer than nearly all good answers took lately, so that open is closed to none that is as fast."""
+        seconds = sorted(each.seconds for each in self._answered.values())
+        usual = seconds[int(len(seconds) * 0.9)] if seconds else 0.0
+        return min(self._timeout, max(SHORT * self._timeout, 2 * usual))
+
+    def _others_are_answered(self, network: str, now: float) -> bool:
+        since = now - self._timeout
+        others = 0
+        for other, answered in reversed(self._answered.items()):
+            if answered.at < since:
+                return False
+            others += other != network
+            if others >= _OTHERS_ANSWERED:
+                return True
+        return False
+
+    def _latest(self) -> list[_Recent]:
+        return list(self._recent.values())[-self._failures :]
+
+    def _nobody_is_answered(self) -> bool:
+        """Whether the backend seems lost for all, and not only for what one party brings about."""
+        recent = list(self._recent.values())
+        failed = [each for each in recent if each.failures]
+        latest = self._latest()
+        if len(latest) < self._failures:
+            return False
+        if not all(each.failures for each in latest) and (
+            len(recent) < _RECENT or len(failed) < _NEARLY_ALL * _RECENT
+        ):
+            return False
+        causes = [each.cause for each in failed]
+        return not any(self._explains(kind, causes) for kind in ("helo", "sender_domain", "recipient_domain"))
+
+    def _explains(self, kind: str, causes: list[Cause]) -> bool:
+        """Whether all that failed have one party in common that not all had that were answered."""
+        common = {getattr(cause, kind) for cause in causes}
+        if len(common) != 1:
+            return False
+        return any(
+            getattr(each.cause, kind) is not None and getattr(each.cause, kind) not in common
+            for each in self._answered.values()
+        )
+
+
+def _keep(kept: OrderedDict[str, _Kept], network: str, what: _Kept, most: int) -> None:
+    kept[network] = what
+    kept.move_to_end(network)
+    if len(kept) > most:
+        kept.popitem(last=False)

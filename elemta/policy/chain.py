@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from twisted.internet.interfaces import IReactorTime
 
 from elemta.policy.asking import Decision
-from elemta.policy.breaker import FAILURES, REST, Breaker
 from elemta.policy.conversation import Conversation
 from elemta.policy.departing import DeliveryHooks
 from elemta.policy.member import (
-    MAX_OUTSTANDING,
     Call,
+    ChainTerms,
     LoadedPolicy,
     Member,
     attempted_of,
@@ -31,19 +30,6 @@ __all__ = ["NO_OPINION", "ChainTerms", "Conversation", "Decision", "LoadedPolicy
 
 
 @dataclass(frozen=True, slots=True)
-class ChainTerms:
-    """What holds for every policy of a chain.
-
-    ``failures`` in a row that cost waiting open a policy's breaker for ``rest`` seconds; ``max_outstanding``
-    calls of one policy may be unanswered at once.
-    """
-
-    failures: int = FAILURES
-    rest: float = REST
-    max_outstanding: int = MAX_OUTSTANDING
-
-
-@dataclass(frozen=True, slots=True)
 class _Calls:
     """Whom a session of one listener asks and tells."""
 
@@ -54,9 +40,9 @@ class _Calls:
 class PolicyChain:
     """The policies in the configured order. A chain is replaced as a whole at a reload.
 
-    Each policy has one breaker and one bound on unanswered calls for all its sessions; sessions that began
-    with a chain end with it. ``relay`` decides about each recipient whether it may be relayed to; without it
-    every recipient is refused.
+    Each policy has one breaker a stage and one bound on unanswered calls for all its sessions; sessions that
+    began with a chain end with it. ``relay`` decides about each recipient whether it may be relayed to;
+    without it every recipient is refused.
     """
 
     def __init__(
@@ -76,14 +62,7 @@ class PolicyChain:
         self._members = [
             (
                 loaded,
-                Member(
-                    loaded,
-                    clock,
-                    observer,
-                    Breaker(terms.failures, terms.rest),
-                    terms.max_outstanding,
-                    grants_relaying=loaded.name in self._relay.granted_by,
-                ),
+                Member(loaded, clock, observer, terms, grants_relaying=loaded.name in self._relay.granted_by),
             )
             for loaded in policies
         ]
@@ -102,8 +81,8 @@ class PolicyChain:
         return self._delivery_hooks
 
     def open_breakers(self) -> dict[str, bool]:
-        """For each policy by name whether it is left alone now because it kept failing."""
-        return {member.name: member.breaker.is_open for _, member in self._members}
+        """For each policy by name whether it is waited for shortly now because it answered nobody."""
+        return {member.name: member.is_open for _, member in self._members}
 
     def asks(self, stage: Stage) -> bool:
         """Whether anything is decided at ``stage``: at RCPT always, elsewhere where a policy is asked."""

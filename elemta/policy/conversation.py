@@ -16,8 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.limits.identity import network_identity
 from elemta.policy.asking import Asking, Decision, Turn
-from elemta.policy.member import Call, Member, Trouble, problem_of
+from elemta.policy.breaker import Cause
+from elemta.policy.member import SLOW, Call, Member, Trouble, problem_of
 from elemta.policy.observer import FailureKind
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RelayPermission
 from elemta.policy.telling import tell
@@ -171,9 +173,24 @@ class Conversation:
             self._asking.give_up()
             self._asking = None
         for call in self._told["disconnected"]:
-            tell(call, (self._session_of(call.member),), self._clock, self._facts.id)
+            tell(call, (self._session_of(call.member),), self._clock, self._facts.id, network=self.network)
 
     # What follows is for the walk through the chain.
+
+    @property
+    def network(self) -> str:
+        """The network of the client."""
+        return network_identity(self._facts.client_ip)
+
+    def cause(self) -> Cause:
+        """Everyone that the question is about."""
+        question = self._question
+        sender = recipient = None
+        if isinstance(question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
+            sender = question.transaction.sender.domain.lower()
+        if isinstance(question, RcptQuestion):
+            recipient = question.recipient.domain.lower()
+        return Cause(self.network, self._facts.helo.lower() or None, sender, recipient)
 
     def decided(self) -> None:
         """Nothing is being asked any more."""
@@ -258,7 +275,10 @@ class Conversation:
                 return self.failed(turn, FailureKind.NONSENSE, problem=problem)
         verdict = cast(Verdict, answer)
         member = turn.call.member
-        member.answered(turn.call, verdict, self._clock.seconds() - turn.began, turn.admission)
+        seconds = self._clock.seconds() - turn.began
+        member.answered(turn.call, verdict, seconds)
+        if turn.patience is not None:
+            member.waited_well(turn.call, self.cause(), seconds)
         if turn.view is not None:
             turn.view.writable = False
         if isinstance(verdict, Continue):
@@ -274,7 +294,8 @@ class Conversation:
             turn.view.writable = False
         member = turn.call.member
         seconds = self._clock.seconds() - turn.began
-        member.ended_badly(turn.admission, seconds)
+        if seconds >= SLOW:
+            member.waited_in_vain(turn.call, self.cause())
         return member.failed(turn.call, Trouble(kind, seconds, failure, problem), self._facts.id)
 
     def _session_of(self, member: Member) -> Session:
@@ -320,6 +341,7 @@ class Conversation:
             views = self._views(transaction)
             for call in calls:
                 member = call.member
-                tell(call, (self._session_of(member), views.of(member)), self._clock, self._facts.id)
+                told = self._session_of(member), views.of(member)
+                tell(call, told, self._clock, self._facts.id, network=self.network)
         if self._transaction is not None and self._transaction.facts is transaction:
             self._transaction = self._message = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -16,9 +17,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.envelope import Envelope, Recipient
+from elemta.limits.identity import network_identity
 from elemta.outcome import Outcome
 from elemta.policy.asking import Asking, Decision, Turn
-from elemta.policy.member import Call, Trouble, problem_of
+from elemta.policy.breaker import Cause
+from elemta.policy.member import SLOW, Call, Trouble, problem_of
 from elemta.policy.observer import FailureKind
 from elemta.policy.telling import tell
 from elemta.policy.verdicts import (
@@ -76,7 +79,8 @@ class DeliveryHooks:
         for call in self._told:
             if envelope is None or call.member.cares_for(envelope.client.listener):
                 session_id = "" if envelope is None else envelope.client.session_id
-                tell(call, (outcome,), self._clock, session_id, outcome.queue_id)
+                network = "" if envelope is None else _network_of(envelope)
+                tell(call, (outcome,), self._clock, session_id, outcome.queue_id, network=network)
 
 
 class _Question:
@@ -101,6 +105,21 @@ class _Question:
 
     # What follows is for the walk through the chain.
 
+    @property
+    def network(self) -> str:
+        """The network of the client that the message is from; "" for one of ours."""
+        return _network_of(self._envelope)
+
+    def cause(self) -> Cause:
+        """Everyone that the question is about."""
+        envelope = self._envelope
+        return Cause(
+            self.network,
+            envelope.client.helo.lower() or None,
+            envelope.sender.domain.lower(),
+            self._recipient.domain.lower(),
+        )
+
     def decided(self) -> None:
         """Nothing is being asked any more."""
 
@@ -111,7 +130,10 @@ class _Question:
             return self.failed(turn, FailureKind.NONSENSE, problem=problem)
         verdict = cast(Verdict, answer)
         member = turn.call.member
-        member.answered(turn.call, verdict, self._clock.seconds() - turn.began, turn.admission)
+        seconds = self._clock.seconds() - turn.began
+        member.answered(turn.call, verdict, seconds)
+        if turn.patience is not None:
+            member.waited_well(turn.call, self.cause(), seconds)
         if isinstance(verdict, Continue):
             return CONTINUE
         self._log_verdict(turn.call, verdict)
@@ -123,7 +145,8 @@ class _Question:
         """Note that a policy failed; returns what that costs."""
         member = turn.call.member
         seconds = self._clock.seconds() - turn.began
-        member.ended_badly(turn.admission, seconds)
+        if seconds >= SLOW:
+            member.waited_in_vain(turn.call, self.cause())
         session_id = self._envelope.client.session_id
         trouble = Trouble(kind, seconds, failure, problem)
         return member.failed(turn.call, trouble, session_id, self._envelope.queue_id)
@@ -160,3 +183,10 @@ class _Question:
             _log.info("a policy keeps mail from leaving", reason=verdict.reason, **facts)
         elif isinstance(verdict, Defer):
             _log.info("a policy lets mail wait", reason=verdict.text, **facts)
+
+
+def _network_of(envelope: Envelope) -> str:
+    try:
+        return network_identity(ip_address(envelope.client.ip))
+    except ValueError:
+        return ""

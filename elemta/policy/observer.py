@@ -10,8 +10,8 @@ class FailureKind(enum.StrEnum):
     """Why a policy's own verdict did not count.
 
     ``ERROR`` it raised; ``TIMEOUT`` it did not answer in time; ``NONSENSE`` its answer is no usable verdict;
-    ``OPEN`` its breaker is open, so it was not asked; ``BUSY`` too many of its calls have not returned yet,
-    so it was not asked.
+    ``OPEN`` its breaker is open, and it did not answer within the short time that it has then; ``BUSY`` too
+    many of its calls have not returned yet, so it was not asked.
     """
 
     ERROR = "error"

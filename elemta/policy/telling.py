@@ -16,12 +16,21 @@ _log = Logger()
 
 
 def tell(
-    call: Call, arguments: tuple[Any, ...], clock: IReactorTime, session_id: str, queue_id: str = ""
+    call: Call,
+    arguments: tuple[Any, ...],
+    clock: IReactorTime,
+    session_id: str,
+    queue_id: str = "",
+    *,
+    network: str,
 ) -> None:
-    """Tell a policy a fact. What it does later with it ends with the policy's timeout."""
+    """Tell a policy a fact. What it does later with it ends with the policy's timeout.
+
+    ``network`` is that of the client that the fact is about.
+    """
     member = call.member
-    if member.outstanding >= member.max_outstanding:
-        member.leave_alone(call, FailureKind.BUSY)
+    if member.facts.many and not member.facts.has_room(network):
+        member.too_busy(call)
         return
     began = clock.seconds()
     try:
@@ -47,7 +56,7 @@ def tell(
             _log.failure("a policy could not be cancelled", event="policy.cancel-failed", policy=member.name)
 
     def done(result: object) -> None:
-        member.outstanding -= 1
+        member.facts.ended(network)
         if deadline.active():
             deadline.cancel()
         if isinstance(result, Failure) and not (timed_out and result.check(CancelledError)):
@@ -55,6 +64,6 @@ def tell(
                 call, Trouble(FailureKind.ERROR, clock.seconds() - began, result), session_id, queue_id
             )
 
-    member.outstanding += 1
+    member.facts.began(network)
     deadline = clock.callLater(member.timeout, time_is_up)
     pending.addBoth(done)

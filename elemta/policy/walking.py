@@ -13,7 +13,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from elemta.policy.asking import Asker, Decision, Turn
-from elemta.policy.breaker import Admission
 from elemta.policy.member import SLOW, Call, as_deferred
 from elemta.policy.observer import FailureKind
 from elemta.policy.verdicts import CONTINUE, Verdict
@@ -67,16 +66,10 @@ def go_on(
 
 def _ask(walker: Walker, clock: IReactorTime, index: int, call: Call) -> Verdict | Turn:
     member = call.member
+    if member.questions.many and not member.questions.has_room(walker.network):
+        return member.too_busy(call)
     began = clock.seconds()
-    admission = Admission.ASK
-    if member.breaker.is_open:
-        admission = member.breaker.admit(began)
-        if admission is Admission.LEAVE:
-            return member.leave_alone(call, FailureKind.OPEN)
-    if member.outstanding >= member.max_outstanding:
-        member.breaker.given_up(admission)
-        return member.leave_alone(call, FailureKind.BUSY)
-    turn = Turn(index, call, began, admission)
+    turn = Turn(index, call, began)
     try:
         answer = call.method(*walker.arguments(turn))
         turn.answer = None if isinstance(answer, Verdict) else as_deferred(answer)

@@ -133,14 +133,14 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Policies that fail",
-                    "Times a second that on_error decided in a policy's place; 1 for a policy left alone.",
+                    "Times a second that on_error decided for a policy; 1 for a policy that answers nobody.",
                     (
                         Query(
                             quiet("elemta_policy_failures_total", "policy", "kind"), "{{policy}}: {{kind}}"
                         ),
                         Query(
                             gauge("elemta_policy_breaker_open", "policy", how="max"),
-                            "{{policy}} is left alone",
+                            "{{policy}} answers nobody",
                         ),
                     ),
                 ),

@@ -122,21 +122,21 @@ class Client:
 
     numbers = 0
 
-    def __init__(self, chain, listener="mx", user=None):
+    def __init__(self, chain, listener="mx", user=None, ip="192.0.2.7", helo="client.example.org"):
         Client.numbers += 1
         self.facts = SessionFacts(
             f"s{Client.numbers}",
-            ip_address("192.0.2.7"),
+            ip_address(ip),
             4321,
             listener,
-            helo="client.example.org",
+            helo=helo,
             user=user,
         )
         self.talk = chain.open(self.facts)
         self.begin()
 
-    def begin(self):
-        self.transaction = Transaction(Address("sender", "example.org"), MailParameters())
+    def begin(self, sender_domain="example.org"):
+        self.transaction = Transaction(Address("sender", sender_domain), MailParameters())
         self.transaction.recipients.append(Recipient(Address("first", "example.com")))
         return self.transaction
 

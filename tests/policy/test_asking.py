@@ -3,9 +3,10 @@
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import deferLater
+from zope.interface import implementer
 
 from elemta.config import OnError
-from elemta.policy import CONTINUE, ChainTerms, Decision, Defer, Quarantine, Reject
+from elemta.policy import CONTINUE, ChainTerms, Decision, Defer, IOutcomeObserver, Quarantine, Reject
 from elemta.policy.walking import NO_OPINION
 
 TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
@@ -267,144 +268,46 @@ def test_nothing_is_accepted_from_a_session_that_is_over(stage, scripted):
 def test_the_unanswered_calls_of_one_policy_are_bounded(stage, scripted):
     later = Later()
     stage.play(scripted(later), terms=ChainTerms(max_outstanding=3))
-    decisions = [stage.another().rcpt() for _ in range(5)]
+    decisions = [stage.another(ip=f"192.0.{number}.1").rcpt() for number in range(5)]
     assert len(later.asked) == 3
     assert decisions[3] == decisions[4] == Decision(TROUBLE, "p1")
     assert stage.counted.failed_ == [("p1", "rcpt", "busy")] * 2
     assert len(stage.events("policy.busy")) == 1
     later.asked[0].callback(CONTINUE)
-    stage.another().rcpt()
+    stage.another(ip="192.0.5.1").rcpt()
     assert len(later.asked) == 4
 
 
 def test_calls_that_never_end_count_as_unanswered_after_their_deadline(stage, scripted, said):
     stage.play(scripted(ignore_cancelling), terms=ChainTerms(max_outstanding=2, failures=100))
-    first, second = stage.another().rcpt(), stage.another().rcpt()
+    first, second = stage.another().rcpt(), stage.another(ip="192.0.3.1").rcpt()
     stage.clock.advance(5.0)
     assert said(first) == said(second) == Decision(TROUBLE, "p1")
-    assert stage.another().rcpt() == Decision(TROUBLE, "p1")
+    assert stage.another(ip="192.0.4.1").rcpt() == Decision(TROUBLE, "p1")
     assert stage.counted.failed_[-1] == ("p1", "rcpt", "busy")
 
 
-# The breaker
-
-
-def time_out(stage, said, client):
-    decision = client.rcpt()
-    stage.clock.advance(5.0)
-    assert said(decision).verdict == TROUBLE
-
-
-def test_after_failures_in_a_row_a_policy_is_left_alone_at_no_cost(stage, scripted, said):
+def test_one_network_that_makes_a_policy_slow_leaves_room_for_all_others(stage, scripted):
     later = Later()
-    client = stage.play(scripted(later), terms=ChainTerms(failures=3, rest=30.0))
-    for _ in range(3):
-        time_out(stage, said, client)
-    assert client.rcpt() == Decision(TROUBLE, "p1")
-    assert stage.another().helo().verdict == TROUBLE
-    assert len(later.asked) == 3
-    assert stage.counted.failed_[3:] == [("p1", "rcpt", "open"), ("p1", "helo", "open")]
-    assert len(stage.events("policy.breaker-open")) == 1
+    stage.play(scripted(later), terms=ChainTerms(max_outstanding=100))
+    for number in range(200):
+        stage.another(ip=f"192.0.2.{number}").rcpt()
+    assert len(later.asked) == 50
+    others = [stage.another(ip=f"198.51.{number}.1").rcpt() for number in range(50)]
+    assert all(isinstance(decision, Deferred) for decision in others)
 
 
-def test_a_success_between_them_makes_failures_no_row(stage, scripted, said):
-    later = Later()
-    client = stage.play(scripted(later), terms=ChainTerms(failures=3))
-    for _ in range(5):
-        time_out(stage, said, client)
-        time_out(stage, said, client)
-        decision = client.rcpt()
-        later.asked[-1].callback(CONTINUE)
-        assert said(decision) == NO_OPINION
-    assert stage.events("policy.breaker-open") == []
+def test_facts_that_hang_keep_no_policy_from_being_asked(stage, scripted):
+    @implementer(IOutcomeObserver)
+    class Hanging(type(scripted())):
+        def disconnected(self, session):
+            return Deferred()
 
+        committed = refused = None
 
-def open_the_breaker(stage, scripted, said):
-    later = Later()
-    client = stage.play(scripted(later), terms=ChainTerms(failures=1, rest=30.0))
-    time_out(stage, said, client)
-    assert client.rcpt() == Decision(TROUBLE, "p1")
-    return later, client
-
-
-def test_after_its_rest_one_probe_is_asked_and_its_success_closes_the_breaker(stage, scripted, said):
-    later, client = open_the_breaker(stage, scripted, said)
-    stage.clock.advance(30.0)
-    probe = client.rcpt()
-    assert len(later.asked) == 2
-    assert stage.another().rcpt() == Decision(TROUBLE, "p1")
-    later.asked[1].callback(Reject("no"))
-    assert said(probe) == Decision(Reject("no"), "p1")
+    policy = Hanging()
+    stage.play(policy, terms=ChainTerms(max_outstanding=40))
+    for number in range(100):
+        stage.another(ip=f"198.51.{number}.1").talk.disconnected()
+    policy.answer = Later()
     assert isinstance(stage.another().rcpt(), Deferred)
-    assert len(stage.events("policy.breaker-closed")) == 1
-
-
-def test_a_probe_that_fails_lets_the_policy_rest_again(stage, scripted, said):
-    _, client = open_the_breaker(stage, scripted, said)
-    stage.clock.advance(30.0)
-    time_out(stage, said, client)
-    assert client.rcpt() == Decision(TROUBLE, "p1")
-    stage.clock.advance(29.9)
-    assert client.rcpt() == Decision(TROUBLE, "p1")
-    stage.clock.advance(0.1)
-    assert isinstance(client.rcpt(), Deferred)
-    assert len(stage.events("policy.breaker-open")) == 1
-    assert stage.events("policy.breaker-closed") == []
-
-
-def test_a_probe_that_raises_at_once_lets_the_policy_rest_again(stage, scripted, said):
-    policy = scripted(Later())
-    client = stage.play(policy, terms=ChainTerms(failures=1, rest=30.0))
-    time_out(stage, said, client)
-    policy.answer = lambda *shown: 1 / 0
-    stage.clock.advance(30.0)
-    client.rcpt()
-    policy.answer = CONTINUE
-    assert client.rcpt() == Decision(TROUBLE, "p1")
-
-
-def test_a_probe_whose_client_goes_away_leaves_the_next_client_to_probe(stage, scripted, said):
-    later, client = open_the_breaker(stage, scripted, said)
-    stage.clock.advance(30.0)
-    client.rcpt()
-    client.talk.disconnected()
-    other = stage.another().rcpt()
-    later.asked[-1].callback(CONTINUE)
-    assert said(other) == NO_OPINION
-
-
-def test_clients_that_go_away_do_not_open_a_breaker(stage, scripted):
-    stage.play(scripted(Later()), terms=ChainTerms(failures=1))
-    for _ in range(10):
-        client = stage.another()
-        client.rcpt()
-        client.talk.disconnected()
-    assert isinstance(stage.another().rcpt(), Deferred)
-
-
-def test_a_call_from_before_the_breaker_opened_neither_closes_nor_prolongs_it(stage, scripted, said):
-    later = Later()
-    client = stage.play(scripted(later), terms=ChainTerms(failures=1, rest=30.0))
-    early = client.rcpt()
-    stage.clock.advance(4.0)
-    good, bad = stage.another().rcpt(), stage.another().rcpt()
-    stage.clock.advance(1.0)
-    assert said(early).verdict == TROUBLE
-    stage.clock.advance(3.0)
-    later.asked[1].callback(CONTINUE)
-    later.asked[2].errback(RuntimeError("boom"))
-    assert said(good) == NO_OPINION
-    assert said(bad).verdict == TROUBLE
-    assert stage.another().rcpt() == Decision(TROUBLE, "p1")
-    assert len(stage.events("policy.breaker-open")) == 1
-    stage.clock.advance(27.0)
-    assert isinstance(stage.another().rcpt(), Deferred)
-
-
-def test_the_breaker_of_one_policy_is_none_of_anothers_business(stage, scripted, said):
-    hanging = ("slow", scripted(Later()), {"on_error": OnError.ACCEPT})
-    client = stage.play(hanging, ("relay", scripted(Reject("no")), {}), terms=ChainTerms(failures=1))
-    waiting = client.rcpt()
-    stage.clock.advance(5.0)
-    assert said(waiting) == Decision(Reject("no"), "relay")
-    assert client.rcpt() == Decision(Reject("no"), "relay")

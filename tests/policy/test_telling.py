@@ -115,9 +115,10 @@ def test_an_observer_may_be_a_coroutine_that_fails(stage):
 
 def test_unfinished_facts_of_one_policy_are_bounded(stage):
     watcher = Watcher(lambda *shown: Deferred())
-    client = stage.play(watcher, terms=ChainTerms(max_outstanding=2))
-    for _ in range(4):
-        client.talk.committed(client.begin())
+    stage.play(watcher, terms=ChainTerms(max_outstanding=2))
+    for number in range(4):
+        client = stage.another(ip=f"192.0.{number}.1")
+        client.talk.committed(client.transaction)
     assert len(watcher.told) == 2
     assert stage.counted.failed_ == [("p1", "committed", "busy")] * 2
 
