@@ -213,7 +213,7 @@ class Attempts:
 
     def _block(self, lane: str, reason: Outcome, now: float) -> None:
         failures = self._lanes.failures(lane) + 1
-        until = self._settings.retries.after_failures(failures, now)
+        until = self._settings.retries.next_probe(failures, now)
         self._lanes.block(lane, until, reason)
         _log.info(
             "a destination is down; its mail waits",

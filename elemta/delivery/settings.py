@@ -59,12 +59,14 @@ class Retries:
     """When a deferred message is tried again. Durations are seconds.
 
     ``delays`` are the waits after the first, second, … attempt; the last repeats. ``expire`` counts from
-    when the message was received; there is always an attempt at that moment, and none after it.
+    when the message was received; there is always an attempt at that moment, and none after it. A destination
+    that is down is probed after the same waits, but for those that are longer than ``longest_probe``.
     """
 
     delays: tuple[float, ...] = (60.0, 300.0, 900.0, 3600.0, 10800.0, 21600.0)
     expire: float = 432000.0
     jitter: float = 0.1
+    longest_probe: float = 600.0
 
     def next_attempt(self, attempts: int, received_at: float, now: float) -> float | None:
         """When to try again after ``attempts`` attempts, in seconds since the epoch; None: no more.
@@ -77,9 +79,14 @@ class Retries:
         return min(self.after_failures(attempts, now), end)
 
     def after_failures(self, failures: int, now: float) -> float:
-        """When to try a destination again that was found down so many times in a row."""
+        """When to try again what failed so many times in a row."""
         delay = self.delays[min(max(failures, 1), len(self.delays)) - 1]
         return now + delay * random.uniform(1.0, 1.0 + self.jitter)  # noqa: S311
+
+    def next_probe(self, failures: int, now: float) -> float:
+        """When to try a destination again that was found down so many times in a row."""
+        longest = self.longest_probe * random.uniform(1.0 - self.jitter, 1.0)  # noqa: S311
+        return min(self.after_failures(failures, now), now + longest)
 
 
 @dataclass(frozen=True, slots=True)
