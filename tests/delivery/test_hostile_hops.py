@@ -71,6 +71,7 @@ QUIT               +++    +++    +++  +++  +++  +++  +++   +++  +++    +++   +++
 NAMES = ("ann", "bob", "cat")
 SIGNS = {Status.DELIVERED: "+", Status.DEFERRED: "~", Status.FAILED: "-"}
 RETRY = 3600.0
+SHORTEST_PROBE = 540.0  # of a destination that is down
 WARN_AFTER = 10_000.0
 EXPIRE = 100_000.0
 AGES = {"new": 0.0, "late": WARN_AFTER + 60.0, "expired": EXPIRE + 60.0}
@@ -413,7 +414,7 @@ class House:
             message = (await self.post.show(cell.queue_id)).message
             names = ",".join(sorted(each.address.local for each in message.pending))
             wait = message.next_attempt_at - max(each.at for each in outcomes)
-            if message.state is State.DEFERRED and RETRY - 1 <= wait <= RETRY * 1.1 + 30:
+            if message.state is State.DEFERRED and SHORTEST_PROBE - 1 <= wait <= RETRY * 1.1 + 30:
                 cell.retry = f"again:{names}"
             else:
                 cell.retry = f"{message.state.value}:{names} in {wait:.0f} s, {message.hold_reason}"
