@@ -27,13 +27,24 @@ class Flaw(enum.Enum):
     NUL = "NUL octet"
 
 
+_NO_LETTERS = bytes(octet for octet in range(256) if not chr(octet).isascii() or not chr(octet).isalpha())
+
+
+def first_letters(text: bytes) -> bytes:
+    """The first four letters of ``text`` in upper case, whatever stands before, between or behind them.
+
+    It tells which command a line could be to a reader that passes over what it does not expect.
+    """
+    return text.translate(None, _NO_LETTERS)[:4].upper()
+
+
 class InputBuffer:
     """What the client sent and nobody has used yet.
 
     Feeding costs the same however much is held, and taking a line looks at its octets once.
     """
 
-    __slots__ = ("_block", "_discarded", "_held", "_held_size", "_last_discarded", "_offset")
+    __slots__ = ("_block", "_discarded", "_held", "_held_size", "_last_discarded", "_letters", "_offset")
 
     def __init__(self) -> None:
         self._block = b""
@@ -42,6 +53,7 @@ class InputBuffer:
         self._held_size = 0
         self._discarded = 0
         self._last_discarded = 0
+        self._letters = b""
 
     def __len__(self) -> int:
         return len(self._block) - self._offset + self._held_size
@@ -79,6 +91,11 @@ class InputBuffer:
         """Drop this many octets from the front of what :meth:`block` gave."""
         self._offset += octets
 
+    @property
+    def letters_of_long_line(self) -> bytes:
+        """The :func:`first_letters` of the line that was TOO_LONG last."""
+        return self._letters
+
     def take_line(self, limit: int, discard_limit: int) -> bytes | LineFault | None:
         """The next line without its CRLF, why there is none, or None when more must come.
 
@@ -92,6 +109,7 @@ class InputBuffer:
             return self._line(end, limit, discard_limit)
         pending = len(self._block) - self._offset
         if pending and (self._discarded or pending > limit):
+            self._note_letters(self._block[self._offset :])
             self._discarded += pending
             self._last_discarded = self._block[-1]
             self.clear()
@@ -101,6 +119,8 @@ class InputBuffer:
         start = self._offset
         length = self._discarded + end + 1 - start
         before = self._block[end - 1] if end > start else self._last_discarded
+        if length > limit:
+            self._note_letters(self._block[start:end])
         self._offset = end + 1
         self._discarded = self._last_discarded = 0
         if length > discard_limit:
@@ -111,6 +131,11 @@ class InputBuffer:
         if length > limit:
             return LineFault.TOO_LONG
         return self._block[start : end - 1]
+
+    def _note_letters(self, piece: bytes) -> None:
+        """Keep the first letters of a line that is too long, of which ``piece`` is the next part."""
+        known = self._letters if self._discarded else b""
+        self._letters = known if len(known) == 4 else first_letters(known + piece)
 
     def _gather(self) -> bool:
         """Join what came meanwhile to the block; False when nothing came."""

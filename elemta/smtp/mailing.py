@@ -149,9 +149,18 @@ def start_chunk(dialogue: Dialogue, command: BdatCommand) -> None:
 def chunk_rebuffed(dialogue: Dialogue, command: BdatCommand, reply: Reply) -> None:
     """A chunk that can't be used comes all the same: its octets must not be read as commands."""
     if command.size is None:
-        dialogue.say_goodbye("BDAT", replies.BDAT_SYNTAX, "nobody knows where this chunk ends")
+        end_at_unreadable_chunk(dialogue)
     else:
         _read_chunk(dialogue, Chunk(command.size, command.last, refusal=reply))
+
+
+def end_at_unreadable_chunk(dialogue: Dialogue) -> None:
+    """Answer a line that may be a BDAT command and says no size, and end the session.
+
+    RFC 3030 §2 has the chunk follow at once: where it ends is not known, so nothing behind the line is read.
+    """
+    reason = "where this chunk ends is not known"
+    dialogue.say_goodbye("BDAT", replies.BDAT_SYNTAX, reason, in_message=True)
 
 
 def take_chunk(dialogue: Dialogue, block: bytes) -> int:

@@ -21,7 +21,7 @@ from elemta.smtp.commands import COMMANDS
 from elemta.smtp.dialogue import Dialogue, Reading
 from elemta.smtp.events import Answer, ConnectQuestion, Event, Proceed, Question, Refuse
 from elemta.smtp.facts import SessionFacts, TLSInfo, Transaction
-from elemta.smtp.framing import InputBuffer, LineFault
+from elemta.smtp.framing import InputBuffer, LineFault, first_letters
 from elemta.smtp.reply import Reply
 from elemta.smtp.settings import SessionSettings
 
@@ -285,8 +285,20 @@ class ServerSession:
         if isinstance(line, bytes):
             self._execute(line)
         elif not self._close_for(line, "?"):
-            self._dialogue.fault("?", replies.LINE_TOO_LONG)
+            self._reject_unreadable(self._input.letters_of_long_line, replies.LINE_TOO_LONG)
         return True
+
+    def _reject_unreadable(self, letters: bytes, reply: Reply) -> None:
+        """Answer a line that is no command, and close where what follows it may be meant as a message.
+
+        ``letters`` are the first letters of the line.
+        """
+        if letters == b"BDAT":
+            mailing.end_at_unreadable_chunk(self._dialogue)
+        elif letters == b"DATA" and self._input:
+            self._refuse_group("DATA")
+        else:
+            self._dialogue.fault("?", reply)
 
     def _close_for(self, line: bytes | LineFault, verb: str) -> bool:
         """Close where nobody can say any more what a line is."""
@@ -302,24 +314,24 @@ class ServerSession:
     def _execute(self, line: bytes) -> None:
         dialogue = self._dialogue
         if _CONTROL.search(line) is not None:
-            dialogue.fault("?", replies.CONTROL_IN_COMMAND)
+            self._reject_unreadable(first_letters(line), replies.CONTROL_IN_COMMAND)
             return
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
-            dialogue.fault("?", replies.NOT_UTF8)
+            self._reject_unreadable(first_letters(line), replies.NOT_UTF8)
             return
         verb, _, argument = text.partition(" ")
         verb = verb.upper()
         command = COMMANDS.get(verb)
         if dialogue.unwelcome and verb != "QUIT":
             # RFC 5321 §3.1
-            dialogue.fault("?", replies.SERVICE_REFUSED)
+            self._reject_unreadable(first_letters(line), replies.SERVICE_REFUSED)
         elif command is None:
             if verb in _HTTP:
                 dialogue.say_goodbye("?", replies.NOT_HTTP, "HTTP on an SMTP port")
             else:
-                dialogue.fault("?", replies.UNKNOWN_COMMAND)
+                self._reject_unreadable(first_letters(line), replies.UNKNOWN_COMMAND)
         elif command.ends_group and self._input:
             self._refuse_group(verb)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.smtp.test_chunking import UNREADABLE
 from tests.support.certificates import make_certificate
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
@@ -219,6 +220,17 @@ def test_chunks_make_the_same_message_as_data(node: Daemon) -> None:
         assert [wire.reply()[:3] for _ in range(4)] == ["250", "250", "250", "250"]
     (message,) = node.wait_for_mail("chunks")
     assert message.endswith((b"Subject: x\n\nhi .\n\n", b"Subject: x\r\n\r\nhi .\r\n\r\n"))
+
+
+def test_behind_a_bdat_that_cannot_be_read_nothing_is_executed(node: Daemon) -> None:
+    for line in UNREADABLE:
+        with connect(node) as wire:
+            wire.command("EHLO client.test")
+            wire.send(MAIL + RCPT)
+            assert [wire.reply()[:3] for _ in range(2)] == ["250", "250"]
+            wire.send(line + b"\r\n" + b"NOOP\r\n" * 3000)
+            assert (line, wire.reply()) == (line, "501 5.5.4 Syntax: BDAT size [LAST]")
+            assert wire.is_closed(), line
 
 
 def test_the_greeting_and_ehlo_say_what_users_scripts_know(node: Daemon) -> None:

@@ -14,6 +14,7 @@ from elemta.smtp.events import (
     MessageQuestion,
     Question,
     Refuse,
+    Replied,
     TransactionEnded,
 )
 from elemta.smtp.framing import ChunkDecoder, Flaw
@@ -133,6 +134,88 @@ def test_rset_and_helo_between_chunks_end_the_message(command: str) -> None:
 def test_a_chunk_whose_end_nobody_knows_ends_the_session(argument: str) -> None:
     told = converse(ENVELOPE + f"C: BDAT {argument}\nC: QUIT\nS: 501 5.5.4 Syntax: BDAT size [LAST]\nX:\n")
     assert told.session.transaction is None
+
+
+UNREADABLE = [
+    b"BDAT\t6",
+    b"BDAT\t6 LAST",
+    b"BDAT 6\tLAST",
+    b"BDAT 6 LAST\0",
+    b"\0BDAT 6",
+    b"BD\0AT 6 LAST",
+    b"BDAT\xff6",
+    b"\xff\xfeBDAT 6",
+    b"BDAT\xc2\xa06 LAST",
+    b"\xef\xbb\xbfBDAT 6",
+    b" BDAT 6",
+    b"\tBDAT 6 LAST",
+    b"bdat6",
+    b"BDAT6 LAST",
+    b"BDAT-6",
+    b"BDAT=6",
+    b"BDAT\r6",
+    b"BDAT  6",
+    b"BDAT 6 LAS",
+    b"BDAT 6 LASTX",
+    b"BDAT 6,LAST",
+    b"BDAT LAST",
+    b"BDAT +6",
+    b"BDAT 6" + b" " * 2100,
+    b" " * 2100 + b"BDAT 6",
+    b"BD" + b"\0" * 5000 + b"AT 6",
+    b"BDAT " + b"6" * 2100,
+]
+
+
+@pytest.mark.parametrize("before", [HELLO, ENVELOPE, ENVELOPE + FIVE], ids=["ready", "rcpt", "chunks"])
+@pytest.mark.parametrize("line", UNREADABLE, ids=lambda line: repr(line[:20]))
+def test_a_line_that_may_be_bdat_and_cannot_be_read_ends_the_session(line: bytes, before: str) -> None:
+    text = line.decode("latin-1").encode("unicode_escape").decode("ascii")
+    told = converse(
+        before
+        + f"C> {text}\\r\\nNOOP\\r\\nMAIL FROM:<x@y.test>\\r\\n\nS: 501 5.5.4 Syntax: BDAT size [LAST]\nX:\n"
+    )
+    assert told.session.transaction is None
+    assert told.events[-1] == Close("where this chunk ends is not known", in_message=True)
+
+
+@given(
+    verb=st.sampled_from([b"BDAT", b"bdat", b"Bdat"]),
+    inside=st.lists(
+        st.tuples(
+            st.integers(0, 5), st.sampled_from([b"\0", b"\t", b" ", b"\xff", b"\x7f", b"\xc2\xa0", b"0"])
+        ),
+        max_size=3,
+    ),
+    rest=st.binary(max_size=20).map(lambda octets: octets.replace(b"\n", b"")),
+    cut=st.integers(1, 40),
+)
+def test_no_line_with_the_letters_of_bdat_lets_its_chunk_be_executed(
+    verb: bytes, inside: list[tuple[int, bytes]], rest: bytes, cut: int
+) -> None:
+    for place, octets in inside:
+        verb = verb[:place] + octets + verb[place:]
+    line = verb + rest
+    told = Conversation.begin()
+    told.send(b"HELO x\r\n")
+    told.said()
+    data = line + b"\r\n" + b"RSET\r\n" * 3
+    told.send(data[:cut])
+    told.send(data[cut:])
+    executed = [event.verb for event in told.events if isinstance(event, Replied) and event.verb == "RSET"]
+    words = line.split()
+    readable = len(words) > 1 and words[0].upper() == b"BDAT" and words[1].isdigit()
+    assert readable or (told.closed and not executed)
+
+
+def test_what_is_sent_behind_a_data_that_cannot_be_read_is_not_executed() -> None:
+    for line in (b"DATA\t", b" DATA", b"DA\0TA", b"DATA" + b" " * 3000, b"DATA\xff"):
+        told = Conversation.begin()
+        told.send(b"HELO x\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@home.test>\r\n")
+        told.said()
+        told.send(line + b"\r\nRSET\r\n")
+        assert told.said() == "554 5.5.0 Improper use of command pipelining\r\n"
+        assert told.closed
 
 
 def test_a_chunk_far_beyond_the_limit_is_not_waited_for() -> None:
