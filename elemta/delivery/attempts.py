@@ -88,8 +88,7 @@ class Attempts:
             return
         started, epoch = self._clock.seconds(), self._lanes.epoch(message.lane)
         carried = await self._carrier.carry(message, ways.here)
-        if self._pace is not None and go.receipts:
-            await _maybe_later(self._pace.done(go, sent=carried.reached is Reached.ANSWERED))
+        await self._give_back(go, sent=carried.reached is Reached.ANSWERED)
         if self.abandoned:
             await self._settle_abandoned(message, carried.outcomes)
         elif carried.reached is Reached.NOTHING_FREE:
@@ -101,6 +100,15 @@ class Attempts:
             retry_at = self._judge(message.lane, carried, epoch, started)
             outcomes = (*carried.outcomes, *_kept_waiting(message, ways, self._clock.seconds()))
             await self._record(message, outcomes, retry_at)
+
+    async def _give_back(self, go: Go, *, sent: bool) -> None:
+        """Give back what an attempt held of the limits on the way out; a failure never costs its record."""
+        if self._pace is None or not go.receipts:
+            return
+        try:
+            await _maybe_later(self._pace.done(go, sent=sent))
+        except Exception:
+            _log.failure("a limit on the way out could not be given back", event="delivery.limit_kept")
 
     async def _acquire(self, message: QueuedMessage, ways: Sorted) -> Go | None:
         """Ask whether this may leave now; None where it waits, which is noted."""

@@ -66,3 +66,24 @@ def test_a_part_whose_attempt_breaks_in_any_way_is_not_under_way_any_more(
         assert simulation.delivery.under_way == 0
     simulation.run(70.0)
     assert queue_id in simulation.delivered
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError(), MemoryError(), CancelledError(), RuntimeError(), SpoolError("disk")], ids=repr
+)
+def test_a_limit_that_can_not_be_given_back_costs_no_record_of_a_delivery(
+    simulations: list[Simulation], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(1000, 600.0),))
+    simulation = Simulation(lambda lane, now: GOOD, limit, retries=Retries((60.0,)))
+    simulations.append(simulation)
+    simulation.start()
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(simulation.pace, "done", broken)
+    queue_id = simulation.send("x.example")
+    simulation.run(600.0)
+    assert [attempt[2] for attempt in simulation.attempts] == [queue_id]
+    assert simulation.queue.find(queue_id) is None
