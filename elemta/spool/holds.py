@@ -90,13 +90,13 @@ class Holds:
         self._at_work = True
         Deferred.fromCoroutine(self._remove_oldest(share)).addBoth(self._removed)
 
-    async def end(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
+    async def end(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> bool:
         """Let a part on hold go, for ``reason``; no effect on one that an operator cares for now. SpoolError.
 
         ``removed`` or ``returned`` to its sender after its time, ``over_share`` for the sake of the disk.
         """
         if not await self._queue.end_settled(held, outcomes):
-            return
+            return False
         self._observer.hold_ended(reason)
         message = held.message
         _log.warn(
@@ -111,10 +111,10 @@ class Holds:
             size=message.envelope.size,
             seconds=round(self._now() - held.held_at, 1),
         )
+        return True
 
     async def _remove_oldest(self, share: int) -> None:
         while (excess := self._ledger().undeliverable - share) > 0:
-            before = self._ledger().undeliverable
             ending = []
             for held in await self._queue.undeliverable(_TOGETHER):
                 ending.append(self.end(held, self._outcomes(held), "over_share"))
@@ -126,7 +126,8 @@ class Holds:
             for _, result in ended:
                 if isinstance(result, Failure):
                     result.raiseException()
-            if self._ledger().undeliverable >= before:
+            # New ones may come as fast as these go, so what counts is whether any went.
+            if not any(gone for _, gone in ended):
                 return
 
     def _outcomes(self, held: HeldPart) -> list[Outcome]:
