@@ -85,6 +85,7 @@ class Assembly:
             auth_needs_tls=self.config.auth.require_tls,
             require_auth=listener.role is Role.SUBMISSION,
             postmaster_domain=self.config.domains.local[0],
+            may_relay=self.domains.may_relay,
         )
 
 

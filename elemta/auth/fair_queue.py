@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 KNOWN_IN_A_ROW = 4
-"""After so many known ones in a row one of the others is served, so that nobody waits for ever."""
+"""After so many known ones in a row one of the others is served, so each of them is served some time."""
 
 
 @dataclass(frozen=True, slots=True)

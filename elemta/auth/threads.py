@@ -58,14 +58,14 @@ class HashingThreads:
             self._idle = Deferred()
             await self._idle
         self._pool = None
-        # The threads are idle now, so that joining them blocks nobody.
+        # The threads are idle now, so that joining them takes no time.
         pool.stop()
 
     def run(self, verification: Verification, claim: Claim) -> Deferred[str | None]:
         """The result of ``verification`` from a thread.
 
         Raises :class:`~elemta.errors.CredentialsUnavailable` at once when there is no place in the queue or
-        the threads don't run, and fails with it when the place in the queue goes to somebody else. A job
+        the threads don't run, and fails with it when the place in the queue goes to another. A job
         whose Deferred is cancelled before its turn leaves the queue.
         """
         if self._pool is None or self._stopping:
@@ -97,7 +97,7 @@ class HashingThreads:
             outcome: str | Failure | None
             try:
                 outcome = job.verification()
-            except Exception:  # goes to whoever waits for the result
+            except Exception:  # goes to the caller that waits for the result
                 outcome = Failure()
             self._reactor.callFromThread(self._finish, job, outcome)
 

@@ -57,6 +57,7 @@ class Counts(enum.StrEnum):
     RECIPIENTS = "recipients"
     BYTES = "bytes"
     AUTH_FAILURES = "auth_failures"
+    REFUSALS = "refusals"
     OPEN_CONNECTIONS = "open_connections"
 
 

@@ -34,6 +34,7 @@ _OF_A_MESSAGE = frozenset(
         Identity.RECIPIENT_DOMAIN,
     }
 )
+_PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})
 _ON_THE_WAY_OUT = frozenset(
     {
         Identity.DESTINATION,
@@ -139,6 +140,9 @@ def _identities(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]
             continue
         elif identity in _OF_A_MESSAGE and limit.counts in _BEFORE_A_MESSAGE:
             problem = f'found "{identity}": {limit.counts} are counted when there is no message yet'
+            yield _fault(config, f"{key}.per[{number}]", problem)
+        elif identity in _PER_RECIPIENT and limit.counts is Counts.REFUSALS:
+            problem = f'found "{identity}": refusals are counted of clients and senders'
             yield _fault(config, f"{key}.per[{number}]", problem)
 
 

@@ -155,7 +155,7 @@ def _no_limits_policy(config: Config) -> Iterator[Fault]:
     if "limits" not in config.policies.chain:
         problem = (
             'does not name "limits": the limits per client of [resources] do not hold, '
-            "and of [[limit]] only those that count auth_failures"
+            "and of [[limit]] only those that count auth_failures or refusals"
         )
         yield _note(config, "policies.chain", problem)
 

@@ -45,7 +45,7 @@ class KnownLogins:
         self._strangers: dict[tuple[str, str], float] = {}
 
     def standing(self, username: str, ip: IPAddress) -> MaybeLater[Standing]:
-        """What is known of this user at this address. Where nobody can tell, it is a stranger."""
+        """What is known of this user at this address. A stranger where the store can't be asked."""
         user, network = name_identity(username), network_identity(ip)
         if self._store.seconds() < self._strangers.get((user, network), 0.0):
             return Standing.STRANGER

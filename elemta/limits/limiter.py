@@ -148,6 +148,7 @@ class Limiter:
         self._by_name = {rule.name: rule for rule in rules}
         self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
+        self._of_refusals = tuple(rule for rule in rules if rule.counts is Counts.REFUSALS)
         self._departing = tuple(rule for rule in rules if rule.departs)
         self.known_logins = KnownLogins(store, store.seconds if wall is None else wall)
         self._refusals = RememberedRefusals()
@@ -223,6 +224,53 @@ class Limiter:
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
         asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
+        return self._ask(asked, ()) if asked else _NOTHING
+
+    @property
+    def counts_refusals(self) -> bool:
+        """Whether there is a limit of refusals."""
+        return bool(self._of_refusals)
+
+    def ask_about_refusals(
+        self, session: SessionLike, transaction: TransactionLike | None = None
+    ) -> MaybeLater[Refusal | None]:
+        """What the limits of refusals say of a client that asks for something. Charges nothing."""
+        subject = Subject(session, transaction)
+        asked = [
+            request for rule in self._of_refusals if rule.terms.binding for request in rule.requests(subject)
+        ]
+        if not asked:
+            return None
+        now = self._store.seconds()
+        known = self._remembered(asked, now)
+        if known:
+            return self._refused(known, now).refusal
+        return _then(
+            _attempt(self._store.peek, asked),
+            partial(self._looked_at, now),
+            partial(self._unavailable, asked, now),
+        )
+
+    def _looked_at(self, began: float, fills: Sequence[Fill]) -> Refusal | None:
+        full = [Shortfall(fill.request, fill.wait) for fill in fills if fill.wait != 0]
+        if not full:
+            return None
+        now = self._store.seconds()
+        for shortfall in full:
+            until = now + _seconds(shortfall.wait)
+            # For a moment: it may be this node's own word while the shared store is away.
+            self._refusals.remember(shortfall.request, until, min(until, now + RETURNABLE_REMEMBERED))
+        return self._refused(full, began).refusal
+
+    def charge_refusal(
+        self, session: SessionLike, transaction: TransactionLike | None = None
+    ) -> Charge | Deferred[Charge]:
+        """Charge a refusal for good, before the client gets it, all or none.
+
+        A limit that refuses this is exceeded: then the client gets the limit's reply in place of the refusal.
+        """
+        subject = Subject(session, transaction)
+        asked = [request for rule in self._of_refusals for request in rule.requests(subject)]
         return self._ask(asked, ()) if asked else _NOTHING
 
     def would(

@@ -110,7 +110,7 @@ class LoginAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One limit. ``stage`` is None for what is not charged by a stage: failed logins, and what goes out.
+    """One limit. ``stage`` is None for what is charged by no stage: failed logins, refusals, what goes out.
 
     ``standings`` says of a limit of failed logins whose attempts it counts.
     """
@@ -198,7 +198,7 @@ def rules_from_config(
 
 def stage_of(counts: Counts, per: Sequence[Identity]) -> Stage | None:
     """The earliest stage where what is counted and all identities are known; None if it is no stage."""
-    if counts is Counts.AUTH_FAILURES or Identity.DESTINATION in per:
+    if counts in (Counts.AUTH_FAILURES, Counts.REFUSALS) or Identity.DESTINATION in per:
         return None
     known = [_COUNTED_AT[counts], *(_KNOWN_AT[identity] for identity in per)]
     return max(known, key=_ORDER.index)
@@ -249,7 +249,7 @@ def _rule(limit: LimitConfig) -> Rule:
         leases=min(rate.limit for rate in limit.rates) if leases else None,
         binding=limit.mode is Mode.ENFORCE,
         cluster=limit.scope is Scope.CLUSTER,
-        of_session=limit.counts in (Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS),
+        of_session=limit.counts in _OF_SESSION,
         when_down=limit.when_valkey_is_down,
     )
     return Rule(
@@ -275,8 +275,9 @@ def _microseconds(seconds: float) -> int:
     return max(1, round(seconds * _MICROSECONDS))
 
 
-def _helo(subject: Subject) -> str:
-    return host_identity(subject.session.helo)
+def _helo(subject: Subject) -> str | None:
+    helo = subject.session.helo
+    return host_identity(helo) if helo else None
 
 
 def _user(subject: Subject) -> str | None:
@@ -329,6 +330,8 @@ _OUT: dict[Identity, Callable[[Departure], Sequence[str]]] = {
     ],
 }
 _PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})
+# What is never given back.
+_OF_SESSION = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.REFUSALS})
 _ORDER = tuple(Stage)
 _COUNTED_AT = {
     Counts.CONNECTIONS: Stage.CONNECT,

@@ -36,7 +36,7 @@ class Terms:
     that is not is charged by itself, if the binding ones beside it were granted, and its shortfall refuses
     nothing. ``cluster`` tells whether all nodes count together, and ``when_down`` what this node does while
     their shared store is away. ``of_session`` is for what belongs to the connection rather than to the
-    transaction in it.
+    transaction in it, and is never given back.
     """
 
     name: str

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
@@ -48,6 +50,10 @@ class House:
 
     def seconds(self) -> float:
         return self._reactor.seconds()
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        """Fires after so many seconds."""
+        return deferLater(self._reactor, seconds)
 
     def next_session_id(self) -> str:
         return f"{self._prefix}-{next(self._numbers):x}"
@@ -182,6 +188,9 @@ class ESMTPFactory(Factory):
 
     def seconds(self) -> float:
         return self._house.seconds()
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        return self._house.pause(seconds)
 
     def opened(self, connection: ESMTPProtocol) -> None:
         self._house.add(connection)

@@ -1,4 +1,4 @@
-"""One attempt to log in: its turn, its charge, the look at the password, and what the client is told."""
+"""One attempt to log in: its turn, its charge, the look at the password, and the reply."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Login:
         self._left = True
 
     async def answer(self, password: bytes) -> Answer:
-        """What the client is told. May be cancelled."""
+        """The answer to the client. May be cancelled."""
         try:
             turn = await self._terms.authenticator.turns.take(self._counted_name, self._network)
         except CredentialsUnavailable as error:
@@ -88,13 +88,13 @@ class Login:
             self._log("bad", self._username)
             return _BAD
         except CancelledError:
-            # Nobody knows whether the password was looked at, so it stays charged.
+            # The password may have been looked at, so it stays charged.
             raise
-        except Exception as error:  # a checker of somebody else's may raise anything; that is local trouble
+        except Exception as error:  # a checker may raise anything; that is local trouble
             terms.limiter.refund(charge.receipts)
             return self._trouble(error)
         self._log("good", user)
-        # Only failures are counted; nobody needs to wait for that.
+        # Only failures are counted; no session waits for that.
         terms.limiter.refund(charge.receipts)
         terms.limiter.known_logins.remember(self._counted_name, self._facts.client_ip)
         return Authenticated(user)

@@ -6,7 +6,7 @@ from typing import Protocol as TypingProtocol
 from typing import cast
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
@@ -31,6 +31,8 @@ from elemta.smtp.events import (
     Event,
     MessageData,
     MessageStarted,
+    PauseQuestion,
+    Proceed,
     Question,
     Refuse,
     Replied,
@@ -50,6 +52,8 @@ class Home(TypingProtocol):
     """Keeps a protocol while it lives: a paused transport that nobody refers to would be collected."""
 
     def seconds(self) -> float: ...
+
+    def pause(self, seconds: float) -> Deferred[None]: ...
 
     def opened(self, connection: ESMTPProtocol) -> None: ...
 
@@ -150,7 +154,9 @@ class ESMTPProtocol(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
-        self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None and isinstance(self._session.question, PauseQuestion):
+            pending.give_up()
         if self._handshaking:
             self._terms.observer.tls_started("failed")
         try:
@@ -248,7 +254,10 @@ class ESMTPProtocol(Protocol):
             if question is None:
                 break
             pending = _Pending()
-            answer = self._reception.answer(question)
+            if isinstance(question, PauseQuestion):
+                answer = self._pause(question)
+            else:
+                answer = self._reception.answer(question)
             if isinstance(answer, Deferred):
                 answer.addCallback(pending.fire)
                 if pending.answer is None:
@@ -261,6 +270,13 @@ class ESMTPProtocol(Protocol):
         self._expect(replied)
         self._shut_if_drained()
         self._leave_if_all_is_said()
+
+    def _pause(self, question: PauseQuestion) -> Answer | Deferred[Answer]:
+        pause = self._home.pause(question.seconds)
+        # A pause that is cut short is over, too.
+        return pause.addErrback(lambda failure: failure.trap(CancelledError) and None).addCallback(
+            lambda _: Proceed()
+        )
 
     def answered(self, pending: _Pending) -> None:
         """A late answer came; it counts unless the session has gone on without it."""

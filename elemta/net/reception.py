@@ -14,6 +14,7 @@ from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
 from elemta.message.trace import added_field, protocol_name, received_field, separator
 from elemta.net.login import Login
+from elemta.net.refusals import RefusalLimits
 from elemta.net.terms import Terms
 from elemta.policy import Continue, Disconnect, Message, Quarantine
 from elemta.policy.chain import Decision
@@ -58,6 +59,7 @@ class Reception:
         self._writer: MessageWriter | None = None
         self._committing: Transaction | None = None
         self._login: Login | None = None
+        self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
 
     def answer(self, question: Question) -> Answer | Deferred[Answer]:
         """The answer to ``question``, now or later; the Deferred never fails."""
@@ -74,9 +76,21 @@ class Reception:
             return self._check_credentials(question)
         if self._health_check:
             return self._answer_health_check(question)
+        assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
+        if self._refusal_limits is not None:
+            return Deferred.fromCoroutine(self._answer_within_limits(question, self._refusal_limits))
+        return self._answer_stage(question)
+
+    async def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Answer:
+        refusal = await limits.refuse(question)
+        if refusal is not None:
+            return refusal
+        answer = self._answer_stage(question)
+        return await limits.charge(question, await answer if isinstance(answer, Deferred) else answer)
+
+    def _answer_stage(self, question: StageQuestion) -> Answer | Deferred[Answer]:
         if isinstance(question, MessageQuestion):
             return self._answer_message(question)
-        assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
         if isinstance(question, MailQuestion):
             refusal = self._refuse_without_storage(question.transaction.size)
             if refusal is not None:
@@ -143,7 +157,13 @@ class Reception:
         if reply is None:
             return _PROCEED
         self._terms.observer.message_refused(stage, decision.policy, reply.is_transient)
-        return Refuse(reply, close=isinstance(verdict, Disconnect), reason=f"policy {decision.policy}")
+        by_limit = self._refusal_limits is not None and self._refusal_limits.is_limit(decision.policy)
+        return Refuse(
+            reply,
+            close=isinstance(verdict, Disconnect),
+            reason=f"policy {decision.policy}",
+            by_limit=by_limit,
+        )
 
     def _trouble(self, failure: Failure) -> Answer:
         if failure.check(CancelledError) is not None:

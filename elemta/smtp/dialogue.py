@@ -7,7 +7,16 @@ from collections.abc import Callable
 
 from elemta.smtp import replies
 from elemta.smtp.content import Chunk, ChunkedContent, DataContent
-from elemta.smtp.events import Answer, Close, Event, Question, Refuse, Replied, TransactionEnded
+from elemta.smtp.events import (
+    Answer,
+    Close,
+    Event,
+    PauseQuestion,
+    Question,
+    Refuse,
+    Replied,
+    TransactionEnded,
+)
 from elemta.smtp.facts import SessionFacts, Transaction
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Mechanism
@@ -57,7 +66,9 @@ class Dialogue:
         self.output: list[bytes] = []
         self._errors = 0
         self._junk = 0
+        self._declined = 0
         self._refusals = 0
+        self._held: Replied | None = None
 
     @property
     def state(self) -> State:
@@ -71,8 +82,25 @@ class Dialogue:
     # What is said
 
     def say(self, verb: str, reply: Reply, reason: str = "") -> None:
-        self.output.append(reply.encode())
-        self.events.append(Replied(verb, reply, reason))
+        self._release_reply()
+        self._send(Replied(verb, reply, reason))
+
+    def _send(self, replied: Replied) -> None:
+        self.output.append(replied.reply.encode())
+        self.events.append(replied)
+
+    def _release_reply(self) -> None:
+        """Send the reply that is held back, if there is one: nothing is ever sent before it."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._send(held)
+
+    def pause(self) -> None:
+        """Ask for the pause that a reply which is held back has to wait for, if there is one."""
+        if self._held is not None:
+            self.ask(
+                PauseQuestion(self.facts, self.settings.refusal_seconds), lambda _: self._release_reply()
+            )
 
     def fault(self, verb: str, reply: Reply, reason: str = "") -> None:
         """Answer a protocol error of the client."""
@@ -82,13 +110,28 @@ class Dialogue:
         else:
             self.say(verb, reply, reason)
 
-    def decline(self, verb: str, reply: Reply, reason: str = "") -> None:
-        """Answer something that was well-formed and is refused."""
-        self._refusals += 1
-        if self._refusals > self.settings.max_refusals:
+    def decline(self, verb: str, reply: Reply, reason: str = "", *, for_good: bool | None = None) -> None:
+        """Answer something that was well-formed and is refused; slower after some, and then no more.
+
+        ``for_good`` is whether the refusal counts as one for good; the reply's code says so unless given.
+        """
+        settings = self.settings
+        self._declined += 1
+        if for_good is None:
+            for_good = not reply.is_transient and reply not in replies.CONSEQUENCES
+        if for_good:
+            self._refusals += 1
+        slow = for_good and self._refusals > settings.quick_refusals and not self._is_trusted()
+        if self._declined > settings.max_declined or (slow and self._refusals > settings.max_refusals):
             self.say_goodbye(verb, replies.TOO_MANY_REFUSALS, "too many refusals")
+        elif slow:
+            self._release_reply()
+            self._held = Replied(verb, reply, reason)
         else:
             self.say(verb, reply, reason)
+
+    def _is_trusted(self) -> bool:
+        return self.facts.user is not None or self.settings.may_relay(self.facts.client_ip)
 
     def rebuff(self, verb: str, reply: Reply) -> None:
         """Answer a command that can't be done now: whose fault that is depends."""
@@ -104,7 +147,8 @@ class Dialogue:
         if answer.close or answer.reply.code == 421:
             self.say_goodbye(verb, answer.reply, answer.reason or "refused")
         else:
-            self.decline(verb, answer.reply, answer.reason)
+            for_good = answer.of_refused_client or not answer.reply.is_transient
+            self.decline(verb, answer.reply, answer.reason, for_good=for_good)
 
     def say_goodbye(self, verb: str, reply: Reply, reason: str, *, in_message: bool = False) -> None:
         self.say(verb, reply, reason)
@@ -114,6 +158,7 @@ class Dialogue:
         """End the transaction and the conversation; nothing is said or read any more."""
         if self.closed:
             return
+        self._release_reply()
         self.end_transaction(accepted=False)
         self.hush()
         self.events.append(Close(reason, in_message))
@@ -139,7 +184,7 @@ class Dialogue:
         if transaction is not None:
             self.events.append(TransactionEnded(transaction, accepted))
         if accepted:
-            self._errors = self._junk = self._refusals = 0
+            self._errors = self._junk = self._declined = 0
 
     def count_junk(self) -> bool:
         """Count a command that brings no message nearer; False when it is one too many."""

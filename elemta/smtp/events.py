@@ -108,6 +108,13 @@ class CredentialsQuestion(Question):
 
 
 @dataclass(frozen=True, slots=True)
+class PauseQuestion(Question):
+    """Are so many seconds over? Answered by :class:`Proceed` when they are."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StageQuestion(Question):
     """What do the policies of :attr:`stage` say? Answered by :class:`Proceed` or :class:`Refuse`."""
 
@@ -170,11 +177,17 @@ class Proceed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Refuse(Answer):
-    """Send this reply instead; ``close`` ends the connection after it."""
+    """Send this reply instead; ``close`` ends the connection after it.
+
+    ``by_limit``: a limit was exceeded, so the reply says nothing of what was asked for.
+    ``of_refused_client``: it was a limit of refusals, and the session counts this as a refusal for good.
+    """
 
     reply: Reply
     close: bool = False
     reason: str = ""
+    by_limit: bool = False
+    of_refused_client: bool = False
 
 
 @dataclass(frozen=True, slots=True)

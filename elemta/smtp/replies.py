@@ -136,6 +136,9 @@ STARTING = Reply.of(421, "4.3.2", "Service not ready yet, try again later")
 TOO_MANY_HOPS = Reply.of(554, "5.4.6", "Too many hops, mail loop suspected")
 TOO_MANY_CONNECTIONS = Reply.of(421, "4.7.0", "Too many connections, try again later")
 
+#: Replies that only repeat what an earlier refusal has said.
+CONSEQUENCES = frozenset({MAIL_FIRST, NO_VALID_RECIPIENTS})
+
 #: Refusals that are no protocol error of the client: it could not know, or did as PIPELINING allows.
 DECLINES = frozenset(
     {

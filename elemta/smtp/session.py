@@ -232,7 +232,11 @@ class ServerSession:
 
     def _go_on(self) -> list[Event]:
         dialogue = self._dialogue
-        while dialogue.question is None and not dialogue.closed:
+        while not dialogue.closed:
+            if dialogue.question is None:
+                dialogue.pause()
+            if dialogue.question is not None:
+                break
             reading = dialogue.reading
             if reading is Reading.COMMAND:
                 more = self._take_command()

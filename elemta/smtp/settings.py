@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 _KIB = 1024
 _MIB = 1024 * _KIB
+
+
+def _no_client(ip: IPv4Address | IPv6Address) -> bool:  # noqa: ARG001 - the answer is the same for all
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,16 @@ class SessionSettings:
     max_errors: int = 20
     #: Commands that bring no message nearer (NOOP, RSET, VRFY, EHLO, ...) since the last accepted message.
     max_junk: int = 100
-    #: Commands and messages that were well-formed and refused, since the last accepted message.
-    max_refusals: int = 1000
+    #: Refusals of what was well-formed, of any kind, since the last accepted message.
+    max_declined: int = 1000
+    #: Refusals for good (5xx) in one session. Users that logged in, and clients that ``may_relay``, have as
+    #: many as ``max_declined`` allows: they are known, and their long lists hold dead addresses.
+    max_refusals: int = 50
+    #: So many of these are answered at once; each later one waits for ``refusal_seconds``.
+    quick_refusals: int = 10
+    refusal_seconds: float = 1.0
+    #: Whether clients at an address may relay; asked only of clients with many refusals.
+    may_relay: Callable[[IPv4Address | IPv6Address], bool] = _no_client
     #: Refused credentials in one session; the next AUTH is not tried any more.
     max_auth_failures: int = 3
     #: Chunks under 1 KiB, LAST apart, in one message (RFC 3030 sets no bound).

@@ -146,7 +146,7 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
         ),
         (
             '[policies]\nchain = ["relay"]',
-            'policies.chain: does not name "limits": the limits per client of [resources] do not hold, and of [[limit]] only those that count auth_failures',
+            'policies.chain: does not name "limits": the limits per client of [resources] do not hold, and of [[limit]] only those that count auth_failures or refusals',
         ),
         (
             f'[auth]\ncheckers = ["elemta-users:/u"]\n{LISTENER}role = "submission"',

@@ -325,6 +325,16 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="identity that is not known yet",
         ),
         pytest.param(
+            '[[limit]]\nname = "a"\nper = ["recipient_domain"]\ncounts = "refusals"\nrates = ["1/1m"]',
+            'limit[1].per[1]: found "recipient_domain": refusals are counted of clients and senders',
+            id="refusals per recipient",
+        ),
+        pytest.param(
+            '[auth]\nguesses_per_user = "10"',
+            'auth.guesses_per_user: found "10": must be a rate with a window, such as "10/15m" (did you mean "10/15m"?)',
+            id="guesses without a window",
+        ),
+        pytest.param(
             '[[limit]]\nname = "a"\nper = ["ip", "ip"]\ncounts = "messages"\nrates = ["1/1m"]',
             'limit[1].per[2]: found "ip": stands there twice',
             id="identity twice",

@@ -80,6 +80,7 @@ def keys(made: Rule, subject: Subject) -> list[str]:
         (Counts.BYTES, [Identity.IP], Stage.MESSAGE),
         (Counts.BYTES, [Identity.RECIPIENT], Stage.MESSAGE),
         (Counts.AUTH_FAILURES, [Identity.IP], None),
+        (Counts.REFUSALS, [Identity.IP], None),
         (Counts.MESSAGES, [Identity.DESTINATION], None),
     ],
 )

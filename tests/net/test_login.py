@@ -1,4 +1,4 @@
-"""Attempts to log in: how many passwords are looked at, whose, and what is told of it."""
+"""Attempts to log in: how many passwords are looked at, whose, and what the log says of it."""
 
 from __future__ import annotations
 

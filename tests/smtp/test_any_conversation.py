@@ -138,7 +138,14 @@ def test_no_conversation_breaks_the_rules(
             at, turn = at + size, turn + 1
 
     told = Conversation.begin(
-        Answers(noes), cut, late, normalize_newlines=normalize, max_errors=5, max_junk=8, max_refusals=6
+        Answers(noes),
+        cut,
+        late,
+        normalize_newlines=normalize,
+        max_errors=5,
+        max_junk=8,
+        max_refusals=6,
+        quick_refusals=2,
     )
     for piece in pieces:
         told.send(piece)

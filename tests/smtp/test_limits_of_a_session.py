@@ -9,10 +9,22 @@ import time
 
 import pytest
 
-from elemta.smtp.events import Answer, MailQuestion, MessageQuestion, Question, RcptQuestion, Refuse
+from elemta.smtp import replies
+from elemta.smtp.events import (
+    Answer,
+    DataQuestion,
+    MailQuestion,
+    MessageQuestion,
+    PauseQuestion,
+    Proceed,
+    Question,
+    RcptQuestion,
+    Refuse,
+)
 from elemta.smtp.reply import Reply
 from tests.smtp.transcript import (
     DATA,
+    ENVELOPE,
     HELLO,
     QUEUED,
     SENDER,
@@ -24,6 +36,7 @@ from tests.smtp.transcript import (
 
 TOO_BIG = "S: 552 5.3.4 Message size exceeds fixed limit\n"
 NO = Reply.of(550, "5.7.1", "No")
+LATER = Reply.of(451, "4.7.1", "Later")
 
 
 def refusing_recipients(question: Question) -> Answer:
@@ -149,7 +162,119 @@ def test_refusals_up_to_the_limit_are_answered_and_one_more_ends_the_session() -
 
 
 def test_refusals_by_policies_are_no_errors_of_the_client() -> None:
-    converse(SENDER + "C: RCPT TO:<c@home.test>\nS: 550 5.7.1 No\n" * 100, refusing_recipients, max_errors=0)
+    converse(SENDER + "C: RCPT TO:<c@home.test>\nS: 550 5.7.1 No\n" * 50, refusing_recipients, max_errors=0)
+
+
+REFUSED = "C: RCPT TO:<c@home.test>\nS: 550 5.7.1 No\n"
+GONE = "C: RCPT TO:<c@home.test>\nS: 421 4.7.0 Too many refused commands\nX:\n"
+
+
+def refusing_some(question: Question) -> Answer:
+    """Refuse recipients whose name begins with c, or for now those whose name begins with t."""
+    if isinstance(question, RcptQuestion):
+        letter = question.recipient.address.local[:1]
+        return Refuse({"c": NO, "t": LATER}[letter]) if letter in "ct" else proceed(question)
+    return proceed(question)
+
+
+def pauses(told: Conversation) -> int:
+    return sum(isinstance(event, PauseQuestion) for event in told.events)
+
+
+def test_ten_refusals_are_answered_at_once_each_later_one_after_a_second_and_the_51st_is_the_end() -> None:
+    assert pauses(converse(SENDER + REFUSED * 10, refusing_some)) == 0
+    told = converse(SENDER + REFUSED * 50 + GONE, refusing_some)
+    asked = [event for event in told.events if isinstance(event, PauseQuestion)]
+    assert [question.seconds for question in asked] == [1.0] * 40
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "C: RSET\nS: 250 2.0.0 OK\nC: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n",
+        "C: HELO x\nS: 250 mx.test\nC: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n",
+        "C: RCPT TO:<good@home.test>\nS: 250 2.1.5 Recipient OK\nC: DATA\nS: 354 Start mail input; end with "
+        "<CRLF>.<CRLF>\nC: .\n" + QUEUED + "C: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n",
+    ],
+    ids=["RSET", "HELO", "an accepted message"],
+)
+def test_nothing_in_a_session_makes_refusals_undone(between: str) -> None:
+    some = REFUSED * 9 + between
+    told = converse(SENDER + some * 5 + REFUSED * 5 + GONE, refusing_some)
+    assert pauses(told) == 40
+
+
+def test_what_is_refused_for_now_or_only_repeats_a_refusal_is_no_refusal_for_good() -> None:
+    later = "C: RCPT TO:<t@home.test>\nS: 451 4.7.1 Later\n" * 100
+    too_many = "C: RCPT TO:<d@home.test>\nS: 250 2.1.5 Recipient OK\n"
+    too_many += "C: RCPT TO:<d@home.test>\nS: 452 4.5.3 Too many recipients\n" * 100
+    assert pauses(converse(SENDER + later + too_many, refusing_some, max_recipients=1)) == 0
+    data = "C: DATA\nS: 554 5.5.1 No valid recipients\n" * 100
+    assert pauses(converse(SENDER + data, refusing_some)) == 0
+
+
+def test_what_a_limit_of_refusals_says_counts_as_a_refusal_for_good() -> None:
+    def limited(question: Question) -> Answer:
+        if isinstance(question, RcptQuestion):
+            return Refuse(LATER, by_limit=True, of_refused_client=True)
+        return proceed(question)
+
+    later = "C: RCPT TO:<c@home.test>\nS: 451 4.7.1 Later\n" * 50
+    assert pauses(converse(SENDER + later + GONE, limited)) == 40
+
+
+def test_refusals_of_any_kind_up_to_a_thousand_are_answered_and_an_accepted_message_forgives_them() -> None:
+    later = "C: RCPT TO:<t@home.test>\nS: 451 4.7.1 Later\n" * 10
+    converse(SENDER + later + GONE.replace("c@", "t@"), refusing_some, max_declined=10)
+    forgiven = DATA.replace("<c@", "<d@").replace(SENDER, SENDER + later) + "C: .\n" + QUEUED
+    forgiven += "C: MAIL FROM:<a@b.test>\nS: 250 2.1.0 Sender OK\n"
+    converse(forgiven + later, refusing_some, max_declined=10)
+
+
+def test_a_refused_message_is_a_refusal_and_its_transaction_is_over_before_the_pause() -> None:
+    refused = "C> a\\nb\\r\\n.\\r\\n\nS: 550 5.6.0 Message contains a bare CR or LF\n"
+    told = converse(DATA + refused, quick_refusals=0)
+    names = [type(event).__name__ for event in told.events]
+    assert names.index("TransactionEnded") < names.index("PauseQuestion") < len(names) - 1
+
+
+def test_users_that_logged_in_and_clients_that_may_relay_are_not_slowed() -> None:
+    hundred = REFUSED * 100
+    assert pauses(converse(SENDER + hundred, refusing_some, may_relay=lambda ip: str(ip) == "192.0.2.1")) == 0
+    auth = "C: AUTH PLAIN AGphbmUAc2VjcmV0\nS: 235 2.7.0 Authentication successful\n"
+    logged_in = SENDER.replace(HELLO, HELLO + auth)
+    assert pauses(converse(logged_in + hundred, refusing_some, auth_needs_tls=False)) == 0
+
+
+def test_what_is_pipelined_behind_a_refusal_waits_in_order_and_what_was_said_before_is_out() -> None:
+    told = play(SENDER, Conversation.begin(refusing_some, quick_refusals=0))
+    told.take(told.session.receive(b"NOOP\r\nRCPT TO:<c@home.test>\r\nNOOP\r\nRSET\r\n"))
+    told.take(told.session.answer(Refuse(NO)))
+    assert isinstance(told.session.question, PauseQuestion)
+    assert told.said() == "250 2.0.0 OK\r\n"
+    told.take(told.session.answer(Proceed()))
+    assert told.said() == "550 5.7.1 No\r\n250 2.0.0 OK\r\n250 2.0.0 OK\r\n"
+
+
+@pytest.mark.parametrize("end", ["shut", "input behind DATA", "lost"])
+def test_a_reply_that_waits_is_the_first_that_is_said_when_the_session_ends(end: str) -> None:
+    def refuse_data(question: Question) -> Answer:
+        return Refuse(NO) if isinstance(question, DataQuestion) else proceed(question)
+
+    told = play(ENVELOPE, Conversation.begin(refuse_data, quick_refusals=0))
+    told.take(told.session.receive(b"DATA\r\n"))
+    if end == "input behind DATA":
+        told.take(told.session.receive(b"Subject: x\r\n"))
+    told.take(told.session.answer(Refuse(NO)))
+    if end == "shut":
+        told.take(told.session.shut(replies.SHUTTING_DOWN, "drain"))
+        assert told.said() == "550 5.7.1 No\r\n421 4.3.2 Service shutting down, try again later\r\n"
+    elif end == "lost":
+        told.take(told.session.lost())
+        assert told.said() == ""
+    else:
+        assert told.said() == "550 5.7.1 No\r\n"
+    assert told.session.closed
 
 
 def test_pipelined_input_up_to_the_limit_waits_and_one_octet_more_ends_the_session() -> None:

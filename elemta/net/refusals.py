@@ -1,0 +1,75 @@
+"""Limits of refusals: a client that was refused too often is refused everything for a while."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+
+from elemta.limits.limiter import Refusal
+from elemta.net.terms import Terms
+from elemta.policies.limits import Limits, verdict_of
+from elemta.policy import Disconnect
+from elemta.policy.verdicts import reply_of
+from elemta.smtp import replies
+from elemta.smtp.events import (
+    Answer,
+    DataQuestion,
+    MailQuestion,
+    MessageQuestion,
+    RcptQuestion,
+    Refuse,
+    Stage,
+    StageQuestion,
+)
+from elemta.smtp.facts import SessionFacts, Transaction
+
+_ASKED_AT = frozenset({Stage.CONNECT, Stage.MAIL, Stage.RCPT})
+
+
+class RefusalLimits:
+    """The limits of refusals for one session."""
+
+    def __init__(self, terms: Terms, facts: SessionFacts) -> None:
+        self._terms = terms
+        self._facts = facts
+        self._limit_policies = frozenset(
+            loaded.name for loaded in terms.chain.policies if isinstance(loaded.policy, Limits)
+        )
+
+    def is_limit(self, policy: str) -> bool:
+        """Whether a policy of this name speaks for limits."""
+        return policy in self._limit_policies
+
+    async def refuse(self, question: StageQuestion) -> Refuse | None:
+        """The answer where the client was refused too often to be heard."""
+        if question.stage not in _ASKED_AT:
+            return None
+        found = self._terms.limiter.ask_about_refusals(self._facts, _transaction(question))
+        refusal = await found if isinstance(found, Deferred) else found
+        return None if refusal is None else self._answer(refusal, question.stage)
+
+    async def charge(self, question: StageQuestion, answer: Answer) -> Answer:
+        """``answer``, charged where it refuses for good; another one where that exceeds a limit."""
+        if not isinstance(answer, Refuse) or answer.by_limit or answer.reply.is_transient:
+            return answer
+        charge = self._terms.limiter.charge_refusal(self._facts, _transaction(question))
+        if isinstance(charge, Deferred):
+            charge = await charge
+        return answer if charge.refusal is None else self._answer(charge.refusal, question.stage)
+
+    def _answer(self, refusal: Refusal, stage: Stage) -> Refuse:
+        verdict = verdict_of(refusal, stage)
+        reply = reply_of(verdict) or replies.LOCAL_TROUBLE
+        self._terms.observer.message_refused(stage.value, "limits", reply.is_transient)
+        return Refuse(
+            reply,
+            close=isinstance(verdict, Disconnect),
+            reason=f"limit {refusal.limit}",
+            by_limit=True,
+            of_refused_client=True,
+        )
+
+
+def _transaction(question: StageQuestion) -> Transaction | None:
+    if isinstance(question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
+        return question.transaction
+    return None
