@@ -18,8 +18,7 @@ from elemta.clock import Clocks
 from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
-from elemta.dns import Resolver
-from elemta.dns.threads import ResolverReactor
+from elemta.dns import Resolver, ResolverReactor
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.fleet import Alone, Fleet

@@ -63,7 +63,7 @@ class Delivering:
             self._assembly.routes,
             self._settings,
             observer,
-            resolver=self._lasting.resolver,
+            resolver=self._lasting.resolver.deliveries,
             pace=self._pace,
             hooks=self._assembly.chain.delivery_hooks,
             clocks=self._lasting.clocks,

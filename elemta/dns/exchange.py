@@ -1,28 +1,36 @@
-"""One question to one server, over UDP, and over TCP where the answer was cut off. Blocks: for threads.
+"""One question to one server, over UDP, and over TCP where the answer was cut off.
 
-dnspython writes and reads the messages. Its own sockets are not used, because its resolver up to 2.5 gives a
-server up at the first forged packet, and because a thread that waits here has to end when the daemon does.
+dnspython writes and reads the messages; Twisted moves them, so that a question that nobody waits for any more
+is given up at once, with its socket. dnspython's own resolver up to 2.5 gives a server up at the first forged
+packet.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import select
-import socket
 import struct
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Protocol, TypeVar
 
 import dns.exception
 import dns.flags
 import dns.message
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import CannotListenError, ConnectError, ConnectingCancelledError
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import DatagramProtocol, Factory
+from twisted.internet.protocol import Protocol as StreamProtocol
+from twisted.python.failure import Failure
 
+from elemta.dns.large_answers import LargeAnswers
 from elemta.dns.servers import Nameserver
+
+_T = TypeVar("_T")
 
 # What fits through nearly every path in one piece.
 PAYLOAD = 1232
-_Address = tuple[str | int, ...]
+# Reading what is longer takes so long that the reactor shall not wait for it.
+_LARGE = 2048
 
 _HEADER = 12
 _LARGEST = 65535
@@ -37,132 +45,217 @@ class NoAnswer(Exception):
     """This server gave no answer in time."""
 
 
-class Stopped(Exception):
-    """Nobody waits any more: the resolver stops."""
+class ResolverReactor(Protocol):
+    """What the resolver needs of the reactor: time, sockets, and a way back from threads."""
 
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002 Twisted's name
+        /,
+        *args: object,
+    ) -> IDelayedCall: ...
 
-class Alarm:
-    """Wakes every thread that waits in an exchange, once and for good."""
+    def callFromThread(
+        self,
+        callable: Callable[..., Any],  # noqa: A002 Twisted's name
+        /,
+        *args: object,
+    ) -> None: ...
 
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
+    def listenUDP(
+        self, port: int, protocol: DatagramProtocol, /, interface: str = "", maxPacketSize: int = 8192
+    ) -> Any: ...
 
-    def fileno(self) -> int:
-        return self._reader.fileno()
-
-    def ring(self) -> None:
-        self._writer.close()
-
-    def close(self) -> None:
-        """When no thread waits any more."""
-        self._writer.close()
-        self._reader.close()
+    def seconds(self) -> float: ...
 
 
 class Exchange:
-    """Asks servers. ``seconds`` is a clock that only goes forward, of which ``until`` is a point."""
+    """Asks servers. ``until`` is a point of the reactor's time. :meth:`close` ends it."""
 
-    def __init__(self, alarm: Alarm, seconds: Callable[[], float]) -> None:
-        self._alarm = alarm
-        self._seconds = seconds
+    def __init__(self, reactor: ResolverReactor) -> None:
+        self._reactor = reactor
+        self._closing: set[Deferred[Any]] = set()
+        self._large = LargeAnswers(reactor)
 
-    def ask(self, server: Nameserver, query: dns.message.Message, until: float) -> dns.message.QueryMessage:
-        """The answer of ``server``, whatever its code.
-
-        Raises ServerFailed, NoAnswer or Stopped.
-        """
+    async def ask(
+        self, server: Nameserver, query: dns.message.Message, until: float
+    ) -> dns.message.QueryMessage:
+        """The answer of ``server``, whatever its code. Raises ServerFailed or NoAnswer; can be cancelled."""
         wire = query.to_wire()
         try:
-            family, address = _socket_address(server)
-            answer = self._over_udp(family, address, query, wire, until)
+            answer = await self._over_udp(server, query, wire, until)
             # RFC 7766 §5
-            return self._over_tcp(family, address, query, wire, until) if answer is None else answer
+            return await self._over_tcp(server, query, wire, until) if answer is None else answer
         except OSError as error:
             raise ServerFailed(_words(error)) from error
 
-    def _over_udp(
-        self,
-        family: socket.AddressFamily,
-        address: _Address,
-        query: dns.message.Message,
-        wire: bytes,
-        until: float,
+    async def close(self) -> None:
+        """Wait until every socket is closed; whoever calls it has cancelled what was asked."""
+        await DeferredList(list(self._closing))
+        await self._large.stop()
+
+    async def _over_udp(
+        self, server: Nameserver, query: dns.message.Message, wire: bytes, until: float
     ) -> dns.message.QueryMessage | None:
         """The answer, or None for one that was cut off.
 
         Each question has a socket, and so a port, of its own, and what comes from elsewhere does not reach
         it. What does not fit the question is passed over, as anyone may have sent it (RFC 5452 §9.1).
         """
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.connect(address)
-            sock.send(wire)
-            for _ in range(_IGNORED):
-                self._wait(sock, select.POLLIN, until)
-                try:
-                    data = sock.recv(_LARGEST)
-                except BlockingIOError:
-                    continue
-                if len(data) < _HEADER or data[:2] != wire[:2]:
-                    continue
-                if int.from_bytes(data[2:4], "big") & dns.flags.TC:
-                    return None
-                answer = _parsed(data)
-                if query.is_response(answer):
-                    return answer
-        raise ServerFailed(f"{_IGNORED} packets that answer something else")
+        protocol = _Datagrams(query, wire, server)
+        interface = "::" if ":" in server.address else ""
+        try:
+            port = self._reactor.listenUDP(0, protocol, interface=interface, maxPacketSize=_LARGEST)
+        except CannotListenError as error:
+            raise ServerFailed(_words(error.socketError)) from error
+        try:
+            protocol.ask()
+            data = await self._within(protocol.answer, until)
+        finally:
+            self._close(maybeDeferred(port.stopListening))
+        if int.from_bytes(data[2:4], "big") & dns.flags.TC:
+            return None
+        return await self._read(data, until)
 
-    def _over_tcp(
-        self,
-        family: socket.AddressFamily,
-        address: _Address,
-        query: dns.message.Message,
-        wire: bytes,
-        until: float,
+    async def _over_tcp(
+        self, server: Nameserver, query: dns.message.Message, wire: bytes, until: float
     ) -> dns.message.QueryMessage:
-        with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.setblocking(False)
-            error = sock.connect_ex(address)
-            if error == errno.EINPROGRESS:
-                self._wait(sock, select.POLLOUT, until)
-                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                raise OSError(error, os.strerror(error))
-            self._send(sock, struct.pack("!H", len(wire)) + wire, until)
-            (length,) = struct.unpack("!H", self._receive(sock, 2, until))
-            answer = _parsed(self._receive(sock, length, until))
+        kind = TCP6ClientEndpoint if ":" in server.address else TCP4ClientEndpoint
+        # Its own timeout is longer than any of ours.
+        endpoint = kind(self._reactor, server.address, server.port, timeout=60)
+        stream = _Stream()
+        try:
+            await self._within(endpoint.connect(Factory.forProtocol(lambda: stream)), until)
+        except ConnectError as error:
+            raise ServerFailed(_words(error)) from error
+        self._close(stream.closed)
+        try:
+            stream.transport.write(struct.pack("!H", len(wire)) + wire)  # type: ignore[union-attr]
+            data = await self._within(stream.answer, until)
+        finally:
+            stream.abort()
+        answer = await self._read(data, until)
         if not query.is_response(answer):
             raise ServerFailed("an answer to something else")
         return answer
 
-    def _send(self, sock: socket.socket, data: bytes, until: float) -> None:
-        while data:
-            self._wait(sock, select.POLLOUT, until)
-            data = data[sock.send(data) :]
+    async def _read(self, data: bytes, until: float) -> dns.message.QueryMessage:
+        if len(data) <= _LARGE:
+            return parsed(data)
+        answer = self._large.run(lambda: parsed(data))
+        if answer is None:
+            raise ServerFailed("too many large answers at once")
+        return await self._within(answer, until)
 
-    def _receive(self, sock: socket.socket, length: int, until: float) -> bytes:
-        data = bytearray()
-        while len(data) < length:
-            self._wait(sock, select.POLLIN, until)
-            piece = sock.recv(length - len(data))
-            if not piece:
-                raise ServerFailed("closed the connection")
-            data += piece
-        return bytes(data)
+    async def _within(self, answer: Deferred[_T], until: float) -> _T:
+        """What comes before ``until``; cancelled else, and when whoever waits is cancelled."""
+        late = False
 
-    def _wait(self, sock: socket.socket, event: int, until: float) -> None:
-        """Until the socket is ready for ``event``, or has an error, which the next call on it raises."""
-        poll = select.poll()
-        poll.register(sock, event)
-        poll.register(self._alarm, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(max(0.0, until - self._seconds()) * 1000)}
-        if self._alarm.fileno() in ready:
-            raise Stopped
-        if not ready:
-            raise NoAnswer
+        def time_is_up() -> None:
+            nonlocal late
+            late = True
+            answer.cancel()
+
+        timer = self._reactor.callLater(max(0.0, until - self._reactor.seconds()), time_is_up)
+        try:
+            return await answer
+        except (CancelledError, ConnectingCancelledError) as error:
+            if late:
+                raise NoAnswer from error
+            raise CancelledError from error
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def _close(self, closed: Deferred[Any]) -> None:
+        """Remember a socket until it is closed."""
+        self._closing.add(closed)
+
+        def done(_: object) -> None:
+            self._closing.discard(closed)
+
+        closed.addBoth(done)
 
 
-def _parsed(data: bytes) -> dns.message.QueryMessage:
+class _Datagrams(DatagramProtocol):
+    """One question, and the packets that come from the server."""
+
+    def __init__(self, query: dns.message.Message, wire: bytes, server: Nameserver) -> None:
+        self._query = query
+        self._wire = wire
+        self._server = server
+        self._ignored = 0
+        self.answer: Deferred[bytes] = Deferred()
+
+    def ask(self) -> None:
+        """Send the question; raises OSError where there is no way to the server."""
+        transport: Any = self.transport
+        transport.connect(self._server.address, self._server.port)
+        transport.write(self._wire)
+
+    def datagramReceived(self, data: bytes, addr: Any) -> None:
+        if self.answer.called:
+            return
+        if addr[1] == self._server.port and self._fits(data):
+            self.answer.callback(data)
+            return
+        self._ignored += 1
+        if self._ignored >= _IGNORED:
+            self.answer.errback(Failure(ServerFailed(f"{_IGNORED} packets that answer something else")))
+
+    def connectionRefused(self) -> None:
+        if not self.answer.called:
+            self.answer.errback(Failure(ServerFailed("connection refused")))
+
+    def stopProtocol(self) -> None:
+        # Some reactors close the socket when it has an error; a connected one of UDP has no other.
+        self.connectionRefused()
+
+    def _fits(self, data: bytes) -> bool:
+        """Whether it answers the question, as far as a short look tells; garbage is the server's own then."""
+        if len(data) < _HEADER or data[:2] != self._wire[:2]:
+            return False
+        if int.from_bytes(data[2:4], "big") & dns.flags.TC:
+            return True
+        try:
+            head = dns.message.from_wire(data, question_only=True)
+        except (dns.exception.DNSException, ValueError, IndexError, struct.error):
+            return True
+        return self._query.is_response(head)
+
+
+class _Stream(StreamProtocol):
+    """One answer over TCP, with its length before it (RFC 1035 §4.2.2)."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self.answer: Deferred[bytes] = Deferred()
+        self.closed: Deferred[None] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.answer.called:
+            return
+        self._data += data
+        if len(self._data) >= 2:
+            end = 2 + int.from_bytes(self._data[:2], "big")
+            if len(self._data) >= end:
+                self.answer.callback(bytes(self._data[2:end]))
+
+    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]  # noqa: ARG002
+        if not self.answer.called:
+            self.answer.errback(Failure(ServerFailed("closed the connection")))
+        self.closed.callback(None)
+
+    def abort(self) -> None:
+        # What comes of an answer that nobody waits for is nobody's business.
+        self.answer.addErrback(lambda _: None)
+        if self.transport is not None:
+            self.transport.abortConnection()  # type: ignore[attr-defined]
+
+
+def parsed(data: bytes) -> dns.message.QueryMessage:
+    """The message; raises ServerFailed for what is none."""
     try:
         answer = dns.message.from_wire(data)
     except (dns.exception.DNSException, ValueError, IndexError, struct.error) as error:
@@ -172,14 +265,6 @@ def _parsed(data: bytes) -> dns.message.QueryMessage:
     return answer
 
 
-def _socket_address(server: Nameserver) -> tuple[socket.AddressFamily, _Address]:
-    # A number, so that nothing is looked up; this way a link-local address finds its interface.
-    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    family, _, _, _, address = socket.getaddrinfo(
-        server.address, server.port, type=socket.SOCK_DGRAM, flags=flags
-    )[0]
-    return family, cast(_Address, address)
-
-
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _words(error: object) -> str:
+    failed = getattr(error, "osError", None) or error
+    return str(getattr(failed, "strerror", None) or failed).lower()

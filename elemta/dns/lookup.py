@@ -1,4 +1,4 @@
-"""One lookup over all servers: whom to ask next, and what an answer means. Blocks: for threads."""
+"""One lookup over all servers: whom to ask next, and what an answer means."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ class Lookup:
         self._exchange = exchange
         self._seconds = seconds
 
-    def look_up(self, question: Question, until: float) -> Result:
-        """What DNS says, aliases followed. Raises Stopped, and nothing that a server could provoke."""
+    async def look_up(self, question: Question, until: Callable[[], float]) -> Result:
+        """What DNS says, aliases followed; can be cancelled, and raises nothing that a server could provoke.
+
+        ``until`` tells how long anybody waits, which may grow meanwhile.
+        """
         name = to_dns(question.name)
         ttl = float("inf")
         for _ in range(_MOST_ALIASES):
-            answer = self._ask_in_turn(name, question.kind, until)
+            answer = await self._ask_in_turn(name, question.kind, until)
             if isinstance(answer, Trouble):
                 return answer
             read = read_answer(answer, question.kind)
@@ -52,8 +55,8 @@ class Lookup:
             return _not_longer(read, ttl)
         return Trouble("a chain of too many aliases")
 
-    def _ask_in_turn(
-        self, name: dns.name.Name, kind: Kind, until: float
+    async def _ask_in_turn(
+        self, name: dns.name.Name, kind: Kind, until: Callable[[], float]
     ) -> dns.message.QueryMessage | Trouble:
         troubles: dict[Nameserver, str] = {}
         servers = list(self._servers.in_order())
@@ -61,11 +64,12 @@ class Lookup:
             patience = PATIENCE[min(turn, len(PATIENCE) - 1)]
             for server in tuple(servers):
                 now = self._seconds()
-                if now >= until:
+                end = until()
+                if now >= end:
                     return _no_answer(troubles)
                 try:
                     # What drops questions with EDNS may answer one without.
-                    answer = self._ask(server, name, kind, min(now + patience, until), edns=turn == 0)
+                    answer = await self._ask(server, name, kind, min(now + patience, end), edns=turn == 0)
                 except NoAnswer:
                     self._servers.was_silent(server)
                     troubles.setdefault(server, "no answer in time")
@@ -84,13 +88,13 @@ class Lookup:
                 break
         return _no_answer(troubles)
 
-    def _ask(
+    async def _ask(
         self, server: Nameserver, name: dns.name.Name, kind: Kind, until: float, *, edns: bool
     ) -> dns.message.QueryMessage:
-        answer = self._exchange.ask(server, _query(name, kind, edns=edns), until)
+        answer = await self._exchange.ask(server, _query(name, kind, edns=edns), until)
         if edns and answer.rcode() in _NO_EDNS:
             # RFC 6891 §6.2.2
-            return self._exchange.ask(server, _query(name, kind, edns=False), until)
+            return await self._exchange.ask(server, _query(name, kind, edns=False), until)
         return answer
 
 

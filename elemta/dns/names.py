@@ -36,6 +36,20 @@ def reverse_name(address: IPAddress) -> str:
     return str(dns.reversename.from_address(str(address))).removesuffix(".").lower()
 
 
+def zone_of(name: str) -> str:
+    """About the zone that a canonical name is in, by its labels: what one owner answers for.
+
+    ``example.org``, ``example.co.uk``; of addresses the network that is delegated at least, /16 or /48.
+    """
+    labels = name.split(".")
+    if name.endswith(".in-addr.arpa"):
+        return ".".join(labels[-4:])
+    if name.endswith(".ip6.arpa"):
+        return ".".join(labels[-14:])
+    # A short second label is most often a registry's, as in co.uk.
+    return ".".join(labels[-3:] if len(labels) > 2 and len(labels[-2]) <= 3 else labels[-2:])
+
+
 def to_dns(name: str) -> dns.name.Name:
     """A canonical name as dnspython's. Never read from text, in which backslashes would mean something."""
     return dns.name.Name((*(label.encode("ascii") for label in name.split(".")), b""))

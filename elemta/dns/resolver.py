@@ -1,76 +1,47 @@
-"""The resolver: takes questions in the reactor's thread, answers from the cache or by threads, in time."""
+"""The resolver: takes questions, answers from the cache or by asking servers, each within its deadline."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import cast
+from dataclasses import dataclass
+from functools import partial
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.dns.answers import (
-    Absent,
-    Found,
-    IPAddress,
-    Kind,
-    MailExchanger,
-    Question,
-    Record,
-    Result,
-    Trouble,
-)
+from elemta.dns.answers import Found, Question, Result, Trouble
 from elemta.dns.cache import Cache
-from elemta.dns.exchange import Alarm, Exchange, Stopped
+from elemta.dns.exchange import Exchange, ResolverReactor
 from elemta.dns.lookup import Lookup
-from elemta.dns.names import canonical_name, reverse_name
+from elemta.dns.lookup_table import LookupTable, UnderWay
+from elemta.dns.questions import Questions
 from elemta.dns.servers import RESOLV_CONF, Nameserver, Nameservers
 from elemta.dns.settings import ResolverObserver, ResolverSettings, Unobserved
-from elemta.dns.threads import LookupThreads, ResolverReactor
-from elemta.errors import NoSuchDomain, ResolverTrouble
 
 _log = Logger()
 
-# The share of the deadline in which a thread asks; the rest is for its words to arrive in time.
+# The share of a deadline in which servers are asked; the rest is for the words about them to arrive in time.
 _ASKING = 0.95
-
-
-@dataclass(slots=True, eq=False)
-class _UnderWay:
-    """A question that a thread works on, and who waits for the answer."""
-
-    question: Question
-    timer: IDelayedCall
-    waiting: set[Deferred[Result]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     """What there is between start and stop."""
 
-    alarm: Alarm
+    exchange: Exchange
     lookup: Lookup
-    threads: LookupThreads
 
 
-class Resolver:
+class Resolver(Questions):
     """Asks recursive name servers about names, for many callers at one time.
 
-    ``nameservers`` are (address, port); without any, those of ``resolv_conf``, reread when it changes. The
-    reactor's thread is never blocked: threads of its own ask. Every method ends within ``settings.deadline``
-    seconds (``addresses``, whose two questions go together, too) and raises
+    ``nameservers`` are (address, port); without any, those of ``resolv_conf``, reread when it changes. A
+    deadline is the caller's own: callers of one user with the same question share one lookup, which goes on
+    as long as any of them waits. One that all have left ends at once, with its socket.
 
-    - :class:`~elemta.errors.NoSuchDomain` when the name does not exist or can't be a name;
-    - :class:`~elemta.errors.ResolverTrouble` when no server gave a usable answer in time, when too many
-      lookups are under way, and when the resolver does not run.
-
-    That a name exists but has no such record is no error: the answer is empty. Names are taken in any
-    spelling, also with U-labels, and are always whole: there is no search list, and /etc/hosts isn't read.
-    Callers with the same question share one lookup; cancelling one does not disturb the others.
+    :attr:`deliveries` asks with capacity of its own, and :meth:`of_user` for one of several that share the
+    resolver's; asked directly it is one of these.
     """
 
     def __init__(
@@ -86,80 +57,41 @@ class Resolver:
         self._settings = ResolverSettings() if settings is None else settings
         self._observer = Unobserved() if observer is None else observer
         servers = [Nameserver(address, port) for address, port in nameservers]
-        self._servers = Nameservers(servers, time.monotonic, resolv_conf)
+        self._servers = Nameservers(servers, reactor.seconds, resolv_conf)
         self._cache = Cache(self._settings, reactor.seconds)
-        self._under_way: dict[Question, _UnderWay] = {}
+        self._shared = LookupTable(self._settings.lookups)
+        self._of_deliveries = LookupTable(self._settings.delivery_lookups)
         self._running: _Running | None = None
+        self.deliveries = Questions(partial(self._answer_to, self._of_deliveries, ""))
+        super().__init__(partial(self._answer_to, self._shared, ""))
+
+    def of_user(self, name: str) -> Questions:
+        """The resolver for one user, a policy, that shares it with others."""
+        return Questions(partial(self._answer_to, self._shared, name))
 
     def start(self) -> None:
-        """Start the threads. After the fork of twistd, never before."""
+        """Begin to ask. After the fork of twistd, never before."""
         if self._running is None:
-            alarm = Alarm()
-            lookup = Lookup(self._servers, Exchange(alarm, time.monotonic), time.monotonic)
-            threads = LookupThreads(self._reactor, self._settings.threads, self._settings.queue)
-            self._running = _Running(alarm, lookup, threads)
+            exchange = Exchange(self._reactor)
+            self._running = _Running(exchange, Lookup(self._servers, exchange, self._reactor.seconds))
 
     async def stop(self) -> None:
-        """End the lookups under way, whose callers get ResolverTrouble, and the threads."""
+        """End the lookups under way, whose callers get ResolverTrouble."""
         running, self._running = self._running, None
         if running is None:
             return
-        for under_way in tuple(self._under_way.values()):
-            self._answer(under_way, Trouble("the resolver stops"))
-        running.alarm.ring()
-        await running.threads.stop()
-        running.alarm.close()
+        for table in (self._shared, self._of_deliveries):
+            for under_way in table.all():
+                self._end(table, under_way, Trouble("the resolver stops"))
+        await running.exchange.close()
         self._cache.clear()
 
-    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
-        """The MX records of a domain, the most preferred first and equal ones by name.
-
-        Empty where there is none, and the domain's own addresses serve (RFC 5321 §5.1); ``(NULL_MX,)`` where
-        the domain takes no mail (RFC 7505 §3). Records that name no possible host are left out; a domain with
-        no other raises NoSuchDomain.
-        """
-        question = Question(canonical_name(domain), Kind.MX)
-        result = await self._ask(question)
-        if isinstance(result, Found) and not result.records:
-            # Not the same as none: then it would be its own exchanger.
-            raise NoSuchDomain(f"the MX records of {question.name} name no possible host")
-        return cast(tuple[MailExchanger, ...], _records(question, result))
-
-    async def addresses(self, host: str) -> tuple[IPAddress, ...]:
-        """The addresses of a host, IPv6 first; each kind in the order of the answer.
-
-        Where only one kind could be looked up, and it has some, those.
-        """
-        name = canonical_name(host)
-        questions = (Question(name, Kind.AAAA), Question(name, Kind.A))
-        results = [await lookup for lookup in [self._ask(question) for question in questions]]
-        found = [record for result in results if isinstance(result, Found) for record in result.records]
-        if not found:
-            for question, result in zip(questions, results, strict=True):
-                # Where one kind is only empty, the name exists, whatever is said about the other.
-                if isinstance(result, Trouble) or all(_denies_name(each) for each in results):
-                    _records(question, result)
-        return cast(tuple[IPAddress, ...], tuple(found))
-
-    async def text(self, name: str) -> tuple[str, ...]:
-        """The TXT records of a name, the strings of each put together."""
-        question = Question(canonical_name(name), Kind.TXT)
-        return cast(tuple[str, ...], _records(question, await self._ask(question)))
-
-    async def reverse(self, ip: str | IPAddress) -> tuple[str, ...]:
-        """The names that the owner of an address gives it (PTR), unconfirmed: anybody may claim any name.
-
-        An IPv4 address in IPv6 clothes is asked for as IPv4. Raises ValueError for what is no IP address.
-        """
-        question = Question(reverse_name(_plain(ip)), Kind.PTR)
-        return cast(tuple[str, ...], _records(question, await self._ask(question)))
-
-    # Lookups
-
-    def _ask(self, question: Question) -> Deferred[Result]:
+    def _answer_to(
+        self, table: LookupTable, user: str, question: Question, timeout: float | None
+    ) -> Deferred[Result]:
         """The result of one question; the Deferred never fails, unless it is cancelled."""
         started = self._reactor.seconds()
-        result = self._result(question)
+        result = self._result(table, user, question, timeout)
 
         def told(result: Result) -> Result:
             waited = max(0.0, self._reactor.seconds() - started)
@@ -168,57 +100,74 @@ class Resolver:
 
         return result.addCallback(told)
 
-    def _result(self, question: Question) -> Deferred[Result]:
+    def _result(
+        self, table: LookupTable, user: str, question: Question, timeout: float | None
+    ) -> Deferred[Result]:
         known = self._cache.get(question)
         if known is not None:
             return _fired(known)
-        under_way = self._under_way.get(question)
+        if self._running is None:
+            return _fired(Trouble("the resolver is not running"))
+        under_way, ended = table.find(user, question), None
         if under_way is None:
-            try:
-                under_way = self._begin(question)
-            except ResolverTrouble as trouble:
-                return _fired(Trouble(str(trouble)))
-        waiting = under_way.waiting
-        result: Deferred[Result] = Deferred(waiting.discard)
-        waiting.add(result)
+            under_way, ended = table.add(user, question)
+        deadline = self._settings.deadline
+        result = self._wait(table, under_way, deadline if timeout is None else min(timeout, deadline))
+        if ended is not None:
+            self._end(table, ended, Trouble("too many lookups are under way"))
+        if under_way.work is None:
+            self._begin(self._running, table, under_way)
         return result
 
-    def _begin(self, question: Question) -> _UnderWay:
-        running = self._running
-        if running is None:
-            raise ResolverTrouble("the resolver is not running")
-        until = time.monotonic() + self._settings.deadline * _ASKING
+    def _wait(self, table: LookupTable, under_way: UnderWay, seconds: float) -> Deferred[Result]:
+        """One more that waits for a lookup, so many seconds."""
+        result: Deferred[Result] = Deferred(partial(self._leave, table, under_way))
 
-        def finished(outcome: Result | Failure) -> None:
-            self._finished(under_way, outcome)
+        def too_late() -> None:
+            self._leave(table, under_way, result)
+            result.callback(Trouble(f"no answer within {seconds:g} s"))
 
-        running.threads.run(lambda: running.lookup.look_up(question, until), finished)
-        under_way = _UnderWay(
-            question, self._reactor.callLater(self._settings.deadline, lambda: self._too_late(under_way))
+        under_way.whole = under_way.whole or seconds >= self._settings.deadline
+        under_way.until = max(under_way.until, self._reactor.seconds() + seconds * _ASKING)
+        under_way.waiting[result] = self._reactor.callLater(seconds, too_late)
+        return result
+
+    def _leave(self, table: LookupTable, under_way: UnderWay, result: Deferred[Result]) -> None:
+        """One does not wait any more; what nobody waits for ends."""
+        timer = under_way.waiting.pop(result, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+        if not under_way.waiting:
+            self._end(table, under_way, Trouble("nobody waits for the answer"))
+
+    def _begin(self, running: _Running, table: LookupTable, under_way: UnderWay) -> None:
+        looking = running.lookup.look_up(under_way.question, lambda: under_way.until)
+        under_way.work = work = Deferred.fromCoroutine(looking)
+        work.addCallbacks(
+            self._finished, self._broke, callbackArgs=(table, under_way), errbackArgs=(table, under_way)
         )
-        self._under_way[question] = under_way
-        return under_way
 
-    def _too_late(self, under_way: _UnderWay) -> None:
-        self._answer(under_way, Trouble(f"no answer within {self._settings.deadline:g} s"))
+    def _finished(self, result: Result, table: LookupTable, under_way: UnderWay) -> None:
+        """Servers answered, or did not in time."""
+        if self._running is not None and (under_way.whole or not isinstance(result, Trouble)):
+            self._cache.put(under_way.question, result)
+        self._end(table, under_way, result)
 
-    def _finished(self, under_way: _UnderWay, outcome: Result | Failure) -> None:
-        """A thread is done, in time or not."""
-        if isinstance(outcome, Failure):
-            if not outcome.check(Stopped):
-                _log.failure("a DNS lookup broke", failure=outcome, event="dns.broke")
-            outcome = Trouble("a fault inside Elemta; the log has it")
-        if self._running is not None:
-            self._cache.put(under_way.question, outcome)
-        self._answer(under_way, outcome)
+    def _broke(self, failure: Failure, table: LookupTable, under_way: UnderWay) -> None:
+        """It was given up, or there is a fault in it."""
+        if failure.check(CancelledError) is None:
+            _log.failure("a DNS lookup broke", failure=failure, event="dns.broke")
+            self._end(table, under_way, Trouble("a fault inside Elemta; the log has it"))
 
-    def _answer(self, under_way: _UnderWay, result: Result) -> None:
-        if self._under_way.get(under_way.question) is under_way:
-            del self._under_way[under_way.question]
-        if under_way.timer.active():
-            under_way.timer.cancel()
-        waiting = tuple(under_way.waiting)
-        under_way.waiting.clear()
+    def _end(self, table: LookupTable, under_way: UnderWay, result: Result) -> None:
+        """Take a lookup off the table, tell all that wait, and give up what it still does."""
+        table.remove(under_way)
+        waiting, under_way.waiting = under_way.waiting, {}
+        for timer in waiting.values():
+            if timer.active():
+                timer.cancel()
+        if under_way.work is not None:
+            under_way.work.cancel()
         for deferred in waiting:
             deferred.callback(result)
 
@@ -229,31 +178,9 @@ def _fired(result: Result) -> Deferred[Result]:
     return deferred
 
 
-def _records(question: Question, result: Result) -> tuple[Record, ...]:
-    """The records of a result, or what it says instead as an error."""
-    if isinstance(result, Found):
-        return result.records
-    if isinstance(result, Trouble):
-        raise ResolverTrouble(f"looking up {question}: {result.text}")
-    if not result.name_exists:
-        raise NoSuchDomain(f"{question.name} does not exist")
-    return ()
-
-
-def _denies_name(result: Result) -> bool:
-    return isinstance(result, Absent) and not result.name_exists
-
-
 def _outcome(result: Result) -> str:
     if isinstance(result, Found):
         return "answered"
     if isinstance(result, Trouble):
         return "trouble"
     return "empty" if result.name_exists else "nonexistent"
-
-
-def _plain(ip: str | IPAddress) -> IPAddress:
-    address = ip_address(ip) if isinstance(ip, str) else ip
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return IPv4Address(address.ipv4_mapped)
-    return address

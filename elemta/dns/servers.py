@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -32,7 +31,7 @@ class Nameserver:
 
 
 class Nameservers:
-    """The servers in the order in which they are asked; used from many threads.
+    """The servers in the order in which they are asked.
 
     Without ``configured`` ones they are read from ``resolv_conf``, again when that file changes. A server
     that did not answer goes behind the others for a while: a dead first one must not slow every lookup.
@@ -48,7 +47,6 @@ class Nameservers:
         self._configured = tuple(configured)
         self._seconds = seconds
         self._path = resolv_conf
-        self._lock = threading.Lock()
         self._looked_at = float("-inf")
         self._version: tuple[int, int, int] | None = None
         self._system: tuple[Nameserver, ...] = ()
@@ -57,19 +55,16 @@ class Nameservers:
     def in_order(self) -> tuple[Nameserver, ...]:
         """Whom to ask now, first to last; never nobody. Reads a small file now and then."""
         now = self._seconds()
-        with self._lock:
-            servers = self._configured or self._of_the_system(now)
-            return tuple(sorted(servers, key=lambda server: self._silent.get(server, now) > now))
+        servers = self._configured or self._of_the_system(now)
+        return tuple(sorted(servers, key=lambda server: self._silent.get(server, now) > now))
 
     def was_silent(self, server: Nameserver) -> None:
         """It did not answer in time, or can't be reached."""
-        with self._lock:
-            self._silent[server] = self._seconds() + _SHUN
+        self._silent[server] = self._seconds() + _SHUN
 
     def answered(self, server: Nameserver) -> None:
         """It said something."""
-        with self._lock:
-            self._silent.pop(server, None)
+        self._silent.pop(server, None)
 
     def _of_the_system(self, now: float) -> tuple[Nameserver, ...]:
         if now - self._looked_at < _LOOK_AGAIN:

@@ -8,8 +8,8 @@ from twisted.logger import Logger
 
 _log = Logger()
 
-# Listeners, the spool's own files, next hops, logs.
-_BESIDE = 256
+# Listeners, the spool's own files, next hops, DNS lookups, logs.
+_BESIDE = 1024
 # The socket, and the file of a large message.
 _OF_A_CONNECTION = 2
 

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.dns import MailExchanger
+from elemta.dns import Resolver as SharedResolver
 from elemta.domains import Domains
 from elemta.envelope import Recipient
 from elemta.errors import ResolverTrouble
@@ -54,39 +55,62 @@ class Limits(Protocol):
 
 
 class Resolver(Protocol):
-    """DNS. Each lookup ends within a deadline of its own (10 s); answers are cached.
+    """DNS. Each lookup ends within 10 s, or within ``timeout`` seconds; answers are cached.
+
+    A lookup that is cancelled, as when the policy's time is up, frees what it took at once.
 
     Every method raises :class:`~elemta.errors.NoSuchDomain` where the name does not exist, and
     :class:`~elemta.errors.ResolverTrouble` where nobody gave a usable answer in time, which says nothing of
     the name. A name without such a record gives nothing: an empty tuple.
     """
 
-    async def addresses(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    async def addresses(
+        self, host: str, *, timeout: float | None = None
+    ) -> tuple[IPv4Address | IPv6Address, ...]:
         """The addresses of a host, IPv6 first."""
 
-    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+    async def mail_exchangers(
+        self, domain: str, *, timeout: float | None = None
+    ) -> tuple[MailExchanger, ...]:
         """The MX records, the most preferred first; ``(NULL_MX,)`` where the domain takes no mail."""
 
-    async def text(self, name: str) -> tuple[str, ...]:
+    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:
         """The TXT records, the strings of each put together."""
 
-    async def reverse(self, ip: str | IPv4Address | IPv6Address) -> tuple[str, ...]:
+    async def reverse(
+        self, ip: str | IPv4Address | IPv6Address, *, timeout: float | None = None
+    ) -> tuple[str, ...]:
         """The names that the owner of an address gives it (PTR). Unconfirmed: anybody may claim any name."""
 
 
 class NoResolver:
     """A resolver where there is none: every lookup has trouble."""
 
-    async def addresses(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    async def addresses(
+        self,
+        host: str,
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[IPv4Address | IPv6Address, ...]:
         raise ResolverTrouble(f"there is no resolver to look up {host}")
 
-    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+    async def mail_exchangers(
+        self,
+        domain: str,
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[MailExchanger, ...]:
         raise ResolverTrouble(f"there is no resolver to look up {domain}")
 
-    async def text(self, name: str) -> tuple[str, ...]:
+    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
         raise ResolverTrouble(f"there is no resolver to look up {name}")
 
-    async def reverse(self, ip: str | IPv4Address | IPv6Address) -> tuple[str, ...]:
+    async def reverse(
+        self,
+        ip: str | IPv4Address | IPv6Address,
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[str, ...]:
         raise ResolverTrouble(f"there is no resolver to look up {ip}")
 
 
@@ -166,8 +190,10 @@ class Services:
 
     def of_policy(self, name: str) -> Services:
         """The services with ``metrics`` and ``log`` under the name of one policy."""
+        resolver = self.resolver
         return replace(
             self,
+            resolver=resolver.of_user(name) if isinstance(resolver, SharedResolver) else resolver,
             metrics=PrefixedMetrics(name, self.metrics),
             log=Logger(namespace=f"elemta.policy.{name}", observer=self.log.observer),
         )

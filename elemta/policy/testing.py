@@ -118,19 +118,34 @@ class Zone:
     texts_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
     names_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
 
-    async def addresses(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    async def addresses(
+        self,
+        host: str,
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[IPv4Address | IPv6Address, ...]:
         found = self._records(self.addresses_of, host)
         return tuple(sorted(map(ip_address, found), key=lambda ip: -ip.version))
 
-    async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
+    async def mail_exchangers(
+        self,
+        domain: str,
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[MailExchanger, ...]:
         return tuple(
             sorted(self._records(self.exchangers_of, domain), key=lambda mx: (mx.preference, mx.host))
         )
 
-    async def text(self, name: str) -> tuple[str, ...]:
+    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
         return self._records(self.texts_of, name)
 
-    async def reverse(self, ip: str | IPv4Address | IPv6Address) -> tuple[str, ...]:
+    async def reverse(
+        self,
+        ip: str | IPv4Address | IPv6Address,
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[str, ...]:
         return self._records(self.names_of, str(ip))
 
     def _records(self, records: Mapping[str, Sequence[_T] | Exception], name: str) -> tuple[_T, ...]:

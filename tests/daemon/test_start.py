@@ -224,7 +224,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("hard", "allowed", "warned"), [(4096, 2256, 0), (1500, 1500, 1)])
+@pytest.mark.parametrize(("hard", "allowed", "warned"), [(4096, 3024, 0), (1500, 1500, 1)])
 def test_max_connections_gets_the_open_files_it_needs_or_a_warning(
     make_daemon: MakeDaemon, hard: int, allowed: int, warned: int
 ) -> None:

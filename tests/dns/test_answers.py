@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from elemta.dns.answers import Absent, Found, Kind, Result, Trouble
-from elemta.dns.exchange import ServerFailed, _parsed
+from elemta.dns.exchange import ServerFailed, parsed
 from elemta.dns.lookup import Alias, read_answer
 from tests.support.nameservers import reply
 
@@ -22,7 +22,7 @@ _WIRE = _ANSWER.to_wire()
 def read(*answers: str, authority: str = "", rcode: str = "NOERROR", kind: str = "MX") -> Result | Alias:
     answer = reply(dns.message.make_query("a.test", kind), *answers, rcode=rcode)
     text = answer.to_text().replace(";AUTHORITY", f";AUTHORITY\n{authority}", 1)
-    return read_answer(_parsed(dns.message.from_text(text).to_wire()), Kind[kind])
+    return read_answer(parsed(dns.message.from_text(text).to_wire()), Kind[kind])
 
 
 _SOA = "test. 900 IN SOA ns.test. hostmaster.test. 1 2 3 4 300"
@@ -73,7 +73,7 @@ def test_no_damage_to_an_answer_breaks_the_reading(damage: list[tuple[int, int]]
 
 def survive(data: bytes) -> None:
     with contextlib.suppress(ServerFailed):
-        answer = _parsed(data)
+        answer = parsed(data)
         _QUERY.is_response(answer)
         for kind in Kind:
             with contextlib.suppress(AttributeError):  # of records of another kind than was asked for
