@@ -58,7 +58,7 @@ def exim_program() -> str:
     if path is None:
         missing("Exim is not installed, and ELEMTA_TEST_EXIM names none that was unpacked")
     try:
-        done = subprocess.run([path, "-bV"], capture_output=True, text=True, check=False)
+        done = subprocess.run([path, "-C", "/dev/null", "-bV"], capture_output=True, text=True, check=False)
     except OSError as error:
         missing(f"{path} does not run: {error}")
     if done.returncode or not done.stdout.startswith("Exim version 4"):
