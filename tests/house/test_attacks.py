@@ -11,11 +11,10 @@ PAGE = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
-def rows() -> list[list[str]]:
-    """The cells of every row of the page's tables, heads and rules apart."""
-    lines = [line for line in PAGE.splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return [row for row in cells if row[0] not in ("what a client does", "what happens")]
+def attacks() -> list[tuple[str, str]]:
+    """Each attack of the page: its heading and all that stands below it."""
+    parts = re.split(r"^### (.+)$", re.sub(r"^## .+$", "", PAGE, flags=re.MULTILINE), flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def functions_of(path: str) -> set[str]:
@@ -24,12 +23,13 @@ def functions_of(path: str) -> set[str]:
 
 
 def test_every_attack_has_an_answer_and_a_test() -> None:
-    assert len(rows()) > 40
-    for row in rows():
-        assert len(row) == 3, row
-        assert all(row), row
-        assert NAMED.search(row[2]), row
-        assert NAMED.sub("", row[2]).strip() == "", row
+    assert len(attacks()) > 40
+    for heading, text in attacks():
+        answer, _, tests = text.strip().partition("\n\n")
+        assert len(answer.split()) > 2, heading
+        assert not NAMED.search(answer), heading
+        assert NAMED.search(tests), heading
+        assert NAMED.sub("", tests).replace("-", "").split() == [], heading
 
 
 def test_every_test_that_the_attacks_name_is_there() -> None:
