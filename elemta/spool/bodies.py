@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError
 from elemta.spool.disk import Disk, refusal
+from elemta.spool.leftovers import Leftovers
 from elemta.spool.partition import Places
 from elemta.spool.records import SpoolObserver, SpoolSettings
 from elemta.spool.threads import DiskThreads
@@ -26,10 +28,13 @@ HEAD = 64 * 1024
 class BodyFile:
     """A body under way to its file. Its methods block; threads take turns."""
 
-    def __init__(self, path: Path, disk: Disk) -> None:
+    def __init__(self, path: Path, disk: Disk, leftovers: Leftovers) -> None:
         self.path = path
         self._disk = disk
+        self._leftovers = leftovers
         self._descriptor: int | None = None
+        # Whether the file is there, and this object's to remove.
+        self._is_ours = False
         self._abandoned = False
         self._turn = threading.Lock()
 
@@ -40,6 +45,7 @@ class BodyFile:
                 return
             if self._descriptor is None:
                 self._descriptor = self._disk.create(self.path)
+                self._is_ours = True
             try:
                 self._disk.write(self._descriptor, chunks)
             except BaseException:
@@ -56,11 +62,12 @@ class BodyFile:
                 raise SpoolError("the body was never written")
             try:
                 self._disk.sync_file(descriptor)
+                self._descriptor = None
+                self._disk.close(descriptor)
             except BaseException:
                 self._remove()
                 raise
-            self._descriptor = None
-            self._disk.close(descriptor)
+            self._is_ours = False
 
     def abandon(self) -> None:
         """Remove an unfinished file; a finished one is no longer this object's."""
@@ -70,19 +77,14 @@ class BodyFile:
 
     def _remove(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
+        if not self._is_ours:
             return
-        try:
-            self._disk.close(descriptor)
-            self._disk.unlink(self.path)
-        except OSError as error:
-            # The next start removes it.
-            _log.warn(
-                "an unfinished body could not be removed",
-                event="spool.body_left",
-                file=self.path.name,
-                reason=str(error),
-            )
+        self._is_ours = False
+        if descriptor is not None:
+            # What close says of octets that nobody wants does not count.
+            with suppress(OSError):
+                self._disk.close(descriptor)
+        self._leftovers.remove([self.path])
 
 
 class Bodies:
@@ -95,6 +97,8 @@ class Bodies:
         disk: Disk,
         threads: DiskThreads,
         observer: SpoolObserver,
+        *,
+        leftovers: Leftovers,
     ) -> None:
         self.settings = settings
         self.threads = threads
@@ -103,9 +107,10 @@ class Bodies:
         self.writers: set[MessageWriter] = set()
         self._places = places
         self._disk = disk
+        self._leftovers = leftovers
 
     def new_file(self, queue_id: str) -> BodyFile:
-        return BodyFile(self._places.unfinished_body(queue_id), self._disk)
+        return BodyFile(self._places.unfinished_body(queue_id), self._disk, self._leftovers)
 
     @property
     def crowded(self) -> bool:

@@ -18,9 +18,19 @@ from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.commits import Entry, GroupCommit
 from elemta.spool.disk import Disk, Room
 from elemta.spool.holds import Holds
+from elemta.spool.leftovers import Leftovers
 from elemta.spool.listeners import Listeners
 from elemta.spool.opening import Permit, take_up
-from elemta.spool.operations import Action, Assignment, Batch, Change, Ledger, NewMessage, Settlement
+from elemta.spool.operations import (
+    Action,
+    Assignment,
+    Batch,
+    Change,
+    Ledger,
+    NewMessage,
+    Operation,
+    Settlement,
+)
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queueid import QueueIds, row_key
@@ -71,6 +81,7 @@ class Spool:
         partition: Partition,
         threads: SpoolThreads,
         store: Store,
+        leftovers: Leftovers,
         ledger: Ledger,
         room: Room,
         now: Callable[[], float],
@@ -82,12 +93,13 @@ class Spool:
         self._partition = partition
         self._threads = threads
         self._store = store
+        self._leftovers = leftovers
         self._room = room
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
         self._schedule = Schedule(self._reader)
         self._recent = RecentContents(settings.recent)
-        self._bodies = Bodies(settings, partition.places, disk, threads.files, observer)
+        self._bodies = Bodies(settings, partition.places, disk, threads.files, observer, leftovers=leftovers)
         self._ids = QueueIds(now)
         self._commits = GroupCommit(
             settings,
@@ -137,7 +149,8 @@ class Spool:
         disk = disk or Disk()
         root, how = settings.directory, settings.how
         partition = Partition(root, settings.partition, disk, node=settings.node, how=how)
-        store = Store(settings, partition.places, disk)
+        leftovers = Leftovers(disk)
+        store = Store(settings, partition.places, disk, leftovers)
         threads = SpoolThreads(reactor, settings.file_threads)
         try:
             ledger, room = await take_up(partition, store, threads, permit, disk=disk, root=root)
@@ -160,6 +173,7 @@ class Spool:
             partition=partition,
             threads=threads,
             store=store,
+            leftovers=leftovers,
             ledger=ledger,
             room=room,
             now=now or reactor.seconds,
@@ -178,6 +192,7 @@ class Spool:
         for writer in tuple(self._bodies.writers):
             writer.discard()
         await self._commits.close()
+        self._retry_leftovers()
         await self._threads.read.call(self._reader.close)
         await self._threads.commit.call(self._store.close)
         self._threads.stop()
@@ -460,8 +475,13 @@ class Spool:
         return await self._threads.read.call(work, *args, **kwargs)
 
     def _after_batch(self, entries: Sequence[Entry], batch: Batch) -> None:
-        if batch.freed:
-            self._threads.files.start(self._remove_bodies, batch.freed)
+        places = self._partition.places
+        # The rows of what was freed are gone for good, so the files may go. What was refused is not done with
+        # under its own name before the store knows that no row of it is on disk, which is the store's care.
+        idle = [places.body(queue_id) for queue_id in batch.freed]
+        idle += [places.unfinished_body(each.queue_id) for each in batch.errors if _is_large(each)]
+        if idle:
+            self._threads.files.start(self._leftovers.remove, idle)
         if batch.ledger.undeliverable > 0 and not self._closed:
             self._holds.keep_share()
         for entry in entries:
@@ -473,22 +493,14 @@ class Spool:
                         self._recent.add(operation.queue_id, operation.header, operation.content)
                     self._listeners.tell_committed(operation, cast(Envelope, entry.value))
 
-    def _remove_bodies(self, queue_ids: Sequence[str]) -> None:
-        """In a disk thread: the rows are gone for good, so the files may go. A start removes the rest."""
-        for queue_id in queue_ids:
-            try:
-                self._disk.unlink(self._partition.places.body(queue_id))
-            except OSError as error:
-                _log.warn(
-                    "a body file could not be removed",
-                    event="spool.body_left",
-                    queue_id=queue_id,
-                    reason=str(error),
-                )
+    def _retry_leftovers(self) -> None:
+        if self._leftovers.waiting:
+            self._threads.files.start(self._leftovers.retry)
 
     def _refresh(self) -> None:
         self._refresh_call = None
         self._commits.nudge()
+        self._retry_leftovers()
         self._threads.files.call(self._disk.room, self.settings.directory).addCallbacks(
             self._refreshed, self._refresh_failed
         )
@@ -511,6 +523,11 @@ class Spool:
     ) -> list[MessageSummary]:
         """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
         return await self._read(self._queries.page, state, limit, after)
+
+
+def _is_large(operation: Operation) -> bool:
+    """Whether it takes in a message whose body is in a file."""
+    return isinstance(operation, NewMessage) and operation.content is None
 
 
 def _unknown(queue_id: str) -> UnknownMessage:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
 from elemta.spool.changes import carry_out, remove
 from elemta.spool.disk import Disk, Trouble, refusal, trouble_of
+from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
 from elemta.spool.partition import TEMPORARY, Places
 from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
@@ -52,13 +52,14 @@ _UNDELIVERABLE = (
 class Store:
     """Carries out batches, keeps the log short, and comes back from a failed disk."""
 
-    def __init__(self, settings: SpoolSettings, places: Places, disk: Disk) -> None:
+    def __init__(self, settings: SpoolSettings, places: Places, disk: Disk, leftovers: Leftovers) -> None:
         self.reserve = Reserve(places.reserve, settings.reserve, disk)
         #: Why the disk is not trusted at the start.
         self.doubt: BaseException | None = None
         self._checkpoint_bytes = max(settings.reserve // 2, 64 * _PAGE)
         self._places = places
         self._disk = disk
+        self._leftovers = leftovers
         self._history = settings.history
         self._connection: sqlite3.Connection | None = None
         self._since_checkpoint = 0
@@ -336,7 +337,7 @@ class Store:
                 self._disk.rename(self._places.unfinished_body(queue_id), self._places.body(queue_id))
             except OSError as error:
                 batch.refuse([operation], refusal(error, "the body could not be stored"))
-                self._drop(self._places.unfinished_body(queue_id))
+                self._leftovers.remove([self._places.unfinished_body(queue_id)])
             else:
                 placed.append(operation)
         if not placed:
@@ -456,19 +457,7 @@ class Store:
 
     def _drop_bodies(self, queue_ids: Iterable[str]) -> None:
         for queue_id in queue_ids:
-            self._drop(self._places.body(queue_id))
-            self._drop(self._places.unfinished_body(queue_id))
-
-    def _drop(self, path: Path) -> None:
-        try:
-            self._disk.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            # The next start removes it.
-            _log.warn(
-                "a body file could not be removed", event="spool.body_left", file=path.name, reason=str(error)
-            )
+            self._leftovers.remove([self._places.body(queue_id), self._places.unfinished_body(queue_id)])
 
 
 def _write_a_page(connection: sqlite3.Connection) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 import pytest_twisted
@@ -189,6 +191,42 @@ async def test_it_stays_on_hold_with_its_reason_for_as_long_again(
     assert await old.queued() == []
     # Nobody is told twice.
     assert len(await old.bounces()) == 1
+
+
+class BadBlock(io.FileIO):
+    """A file with a block that the disk does not give."""
+
+    bad = 2 << 20
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() <= self.bad < self.tell() + (self.bad if size is None or size < 0 else size):
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("bad", [100, 512 << 10, 2 << 20, (4 << 20) - 10])
+@ensureDeferred
+async def test_a_bad_block_anywhere_in_a_large_body_holds_the_message_and_tells_its_sender(
+    old: Old, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    queue_id = await old.send("bob@example.com", body=LARGE + b"x" * (4 << 20), received_at=old.now)
+    open_content = old.spool.open_content
+
+    async def open_on_bad_disk(wanted: str) -> BinaryIO:
+        content = cast(Any, await open_content(wanted))
+        if wanted == queue_id:
+            whole, content._body = content._body, BadBlock(content._body.name)
+            content._body.bad = bad
+            whole.close()
+        return cast(BinaryIO, content)
+
+    monkeypatch.setattr(old.spool, "open_content", open_on_bad_disk)
+    await old.walk(EXPIRE + 10)
+    record = await old.show(queue_id)
+    assert record.message.state is State.HOLD
+    assert "it can't be read, and the sender was told: " in (record.message.hold_reason or "")
+    (report,) = await old.bounces()
+    assert "bob@example.com" in report
 
 
 @ANY_DAMAGE

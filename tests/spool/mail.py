@@ -146,6 +146,8 @@ class FailingDisk(Disk):
         self.place = ""
         self.times = 0
         self.number = errno.EIO
+        #: Places that fail as well, for as long as they are named here.
+        self.broken: set[str] = set()
 
     def fail(self, place: str, times: int = 1, number: int = errno.EIO) -> None:
         self.place, self.times, self.number = place, times, number
@@ -165,6 +167,10 @@ class FailingDisk(Disk):
         self._fault("fdatasync")
         super().sync_file(descriptor)
 
+    def close(self, descriptor: int) -> None:
+        super().close(descriptor)
+        self._fault("close")
+
     def rename(self, source: Path, target: Path) -> None:
         self._fault("rename")
         super().rename(source, target)
@@ -173,7 +179,13 @@ class FailingDisk(Disk):
         self._fault("fsync")
         super().sync_directory(path)
 
+    def unlink(self, path: Path) -> None:
+        self._fault("unlink")
+        super().unlink(path)
+
     def _due(self, place: str) -> bool:
+        if place in self.broken:
+            return True
         if place != self.place or not self.times:
             return False
         self.times -= 1

@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from elemta.outcome import Status
 from elemta.spool import Disk, PlannedPart, SpoolSettings, State
+from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Action, Assignment, Change, NewMessage, Settlement
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
@@ -85,7 +86,7 @@ class Queue(RuleBasedStateMachine):
         disk = Disk()
         self.partition = Partition(self.directory, 0, disk)
         self.partition.claim()
-        self.store = Store(self.settings, self.partition.places, disk)
+        self.store = Store(self.settings, self.partition.places, disk, Leftovers(disk))
         self.ledger = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)
