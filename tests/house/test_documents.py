@@ -67,6 +67,22 @@ def test_every_link_inside_the_project_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_every_link_to_a_heading_finds_it() -> None:
+    missing = []
+    for page in [path for path in tracked() if path.suffix == ".md"]:
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if anchor not in headings(page.parent / target if target else page):
+                missing.append(f"{page.relative_to(ROOT)}: {target}#{anchor}")
+    assert missing == []
+
+
 def test_the_readmes_map_names_what_is_there() -> None:
     for name in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / name).exists(), name
