@@ -26,7 +26,7 @@ from elemta.envelope import Recipient
 from elemta.errors import NoMailbox, SpoolError
 from elemta.message.trace import return_path_field
 from elemta.outcome import Outcome, Status
-from elemta.policy.departing import DeliveryHooks
+from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_results import RecipientResult
 from elemta.spool import Content

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from elemta.config import RouteConfig
 from elemta.delivery.routes import ANY, HoldRoute, Route, route_of
 from elemta.envelope import Envelope, Recipient
-from elemta.policy.departing import DeliveryHooks
+from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict
 
 _REMEMBERED = 4096

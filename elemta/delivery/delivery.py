@@ -27,7 +27,7 @@ from elemta.delivery.routes import Route, RouteTable
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Unobserved
 from elemta.delivery.ways import Ways
 from elemta.errors import SpoolError
-from elemta.policy.departing import DeliveryHooks
+from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.spool.records import PlannedPart, QueuedMessage, State, Submission
 
 _log = Logger()

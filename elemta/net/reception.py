@@ -16,8 +16,7 @@ from elemta.message.trace import added_field, protocol_name, received_field, sep
 from elemta.net.login import Login
 from elemta.net.refusals import RefusalLimits
 from elemta.net.terms import Terms
-from elemta.policy import Continue, Disconnect, Message, Quarantine
-from elemta.policy.chain import Decision
+from elemta.policy import Continue, Decision, Disconnect, Message, Quarantine
 from elemta.policy.verdicts import Accept, reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (

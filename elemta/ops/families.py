@@ -57,7 +57,7 @@ POLICY_VERDICTS = _counter(
 )
 POLICY_FAILURES = _counter(
     "elemta_policy_failures_total",
-    "Times a policy's on_error stood in for its verdict: it raised, timed out, answered nonsense, "
+    "Times a policy's on_error stood in for its verdict: it raised, timed out, returned an invalid answer, "
     "did not answer in the short time that an open breaker leaves it, or was not asked because too many of "
     "its calls are out.",
     "policy",

@@ -11,11 +11,13 @@ from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.message.headers import Headers
 from elemta.outcome import Outcome, Status
-from elemta.policy.chain import ChainTerms, Conversation, Decision, LoadedPolicy, PolicyChain
-from elemta.policy.departing import DeliveryHooks
+from elemta.policy.asking import Decision
+from elemta.policy.chain import PolicyChain
+from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.discovery import PluginInfo, available_plugins, load_chain
 from elemta.policy.interfaces import (
     FactAnswer,
+    FailureKind,
     IAuthPolicy,
     IConnectPolicy,
     IDataPolicy,
@@ -28,10 +30,13 @@ from elemta.policy.interfaces import (
     IPolicyPlugin,
     IRcptPolicy,
     PolicyAnswer,
+    PolicyObserver,
+    SilentPolicyObserver,
 )
-from elemta.policy.observer import FailureKind, PolicyObserver, SilentPolicyObserver
 from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
+from elemta.policy.runner import ChainSettings, LoadedPolicy
 from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Resolver, Services
+from elemta.policy.session import PolicySession
 from elemta.policy.verdicts import (
     CONTINUE,
     Accept,
@@ -52,6 +57,10 @@ from elemta.smtp.facts import TLSInfo
 CONTRACT_VERSION = "1.2"
 """The version of the plugin contract, MAJOR.MINOR."""
 
+# The names of version 1 for what the daemon runs policies with.
+ChainTerms = ChainSettings
+Conversation = PolicySession
+
 __all__ = [
     "CONTINUE",
     "CONTRACT_VERSION",
@@ -60,6 +69,7 @@ __all__ = [
     "REQUIRED",
     "Accept",
     "Address",
+    "ChainSettings",
     "ChainTerms",
     "Client",
     "Continue",
@@ -101,6 +111,7 @@ __all__ = [
     "PolicyAnswer",
     "PolicyChain",
     "PolicyObserver",
+    "PolicySession",
     "Quarantine",
     "Recipient",
     "Reject",

@@ -1,20 +1,25 @@
-"""Waiting for policies that do not answer at once: deadlines, late answers, and giving up."""
+"""One question to the policies of a chain: in their order, until one decides.
+
+:class:`ChainQuestion` is the base of both kinds of question: those of a session's stages, and that for a
+recipient's route. As long as policies answer at once, no Deferred is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.policy.breaker import Cause
-from elemta.policy.member import Call
-from elemta.policy.observer import FailureKind
-from elemta.policy.verdicts import Verdict
+from elemta.deferred_value import Steps
+from elemta.policy.breaker import CallParties
+from elemta.policy.interfaces import FailureKind
+from elemta.policy.runner import SLOW, PolicyCall, PolicyFailure, as_deferred, cancel
+from elemta.policy.verdicts import CONTINUE, Continue, Verdict, verdict_problem
 from elemta.policy.views import Transaction
 
 _log = Logger()
@@ -22,145 +27,239 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the chain says: a verdict, and the policy that it is from ("" where none had an opinion)."""
+    """What the chain decided: a verdict and the name of its policy ("" where no policy had an opinion)."""
 
     verdict: Verdict
     policy: str
 
 
-@dataclass(slots=True)
-class Turn:
-    """One policy's turn at one question.
+NO_OPINION = Decision(CONTINUE, "")
 
-    ``live`` until its answer came, its time was up, or it was given up: an answer after that is dropped.
-    ``patience`` is how many seconds it is waited for, None as long as it was not waited for.
+
+class ChainQuestion:
+    """The order of a chain and the failures of its policies.
+
+    A subclass gives what a policy is called with and what a verdict decides. It asks one policy at a time
+    and runs :meth:`_ask_each` with :func:`elemta.deferred_value.run`.
     """
 
-    index: int
-    call: Call
-    began: float
-    view: Transaction | None = None
-    answer: Deferred[Any] | None = None
-    live: bool = True
-    patience: float | None = None
+    __slots__ = ("_clock", "_pending", "_view")
 
+    session_id: str
+    queue_id = ""
 
-class Asker(Protocol):
-    """Who asks the question: it judges answers and failures, and goes on behind them."""
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._pending: _PendingAnswer | None = None
+        # What the policy that is asked now may change
+        self._view: Transaction | None = None
+
+    def _ask_each(self, calls: Sequence[PolicyCall]) -> Steps[Decision]:
+        for call in calls:
+            if self._passes_over(call):
+                continue
+            answer = self._ask_one(call)
+            if isinstance(answer, _PendingAnswer):
+                self._pending = answer
+                answer = yield answer.verdict
+                self._pending = None
+            if answer is CONTINUE:
+                continue
+            decision = self._decide(call, cast(Verdict, answer))
+            if decision is not None:
+                return decision
+        return self._conclude()
+
+    def give_up(self) -> None:
+        """Stop waiting; the decision never comes and a late answer counts for nothing."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.give_up()
+
+    def _ask_one(self, call: PolicyCall) -> Verdict | _PendingAnswer:
+        runner = call.runner
+        if runner.questions.many and not runner.questions.has_room(self.network):
+            return runner.too_busy(call)
+        seconds = self._clock.seconds
+        began = seconds()
+        try:
+            answer = call.method(*self._arguments(call))
+            later = None if isinstance(answer, Verdict) else as_deferred(answer)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # SystemExit too: a policy does not end the daemon
+            return self.failed(call, FailureKind.ERROR, seconds() - began, Failure())
+        took = seconds() - began
+        if took >= SLOW:
+            runner.blocked(call, took)
+        if later is None:
+            return self.judged(call, answer, took)
+        return _PendingAnswer(self, call, later, began, self._clock)
+
+    def judged(self, call: PolicyCall, answer: object, took: float, *, waited: bool = False) -> Verdict:
+        """The verdict that an answer counts for."""
+        if answer is not CONTINUE:
+            problem = self._problem(answer)
+            if problem is not None:
+                return self.failed(call, FailureKind.INVALID, took, problem=problem)
+        verdict = cast(Verdict, answer)
+        runner = call.runner
+        runner.answered(call, verdict, took)
+        if waited:
+            runner.answered_after_wait(call, self.parties(), took)
+        view = self._view
+        if view is not None:
+            view.writable = False
+        if isinstance(verdict, Continue):
+            return CONTINUE
+        self._log_verdict(call, verdict)
+        return CONTINUE if runner.observed else verdict
+
+    def failed(
+        self,
+        call: PolicyCall,
+        kind: FailureKind,
+        took: float,
+        failure: Failure | None = None,
+        problem: str = "",
+    ) -> Verdict:
+        """The verdict that a failure counts for."""
+        self.close_view()
+        if took >= SLOW:
+            call.runner.failed_after_wait(call, self.parties())
+        failed = PolicyFailure(kind, took, failure, problem)
+        return call.runner.failed(call, failed, self.session_id, self.queue_id)
+
+    def close_view(self) -> None:
+        """The policy has answered or failed, and may not change the transaction any more."""
+        view = self._view
+        if view is not None:
+            view.writable = False
+            self._view = None
+
+    # What a subclass says
+
+    def _problem(self, answer: object) -> str | None:
+        """Why an answer is no valid verdict; None where it is one."""
+        return verdict_problem(answer)
 
     @property
     def network(self) -> str:
         """The network of the client that the question is about."""
+        raise NotImplementedError
 
-    def cause(self) -> Cause:
+    def parties(self) -> CallParties:
         """Everyone that the question is about."""
+        raise NotImplementedError
 
-    def answered(self, turn: Turn, answer: object) -> Verdict:
-        """Judge what a policy answered; what it counts for."""
+    def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
+        """What the policy's method is called with."""
+        raise NotImplementedError
 
-    def failed(self, turn: Turn, kind: FailureKind, failure: Failure | None = None) -> Verdict:
-        """Note that a policy failed; what that costs."""
+    def _passes_over(self, call: PolicyCall) -> bool:  # noqa: ARG002
+        """Whether a policy is not asked because an earlier one has settled its question."""
+        return False
 
-    def decided(self) -> None:
-        """Nothing is being asked any more."""
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision | None:
+        """What a policy's verdict decides; None where the policies after it are still asked."""
+        raise NotImplementedError
+
+    def _conclude(self) -> Decision:
+        """The decision where no policy made it."""
+        raise NotImplementedError
+
+    def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
+        raise NotImplementedError
 
 
-GoOn = Callable[[Turn, Verdict], Decision | Turn]
-"""Asks the policies behind a turn that came to a verdict."""
+class _PendingAnswer:
+    """The answer of a policy that did not answer at once.
 
-
-class Asking:
-    """A question that some policy did not answer at once.
-
-    ``result`` fires with the decision unless :meth:`give_up` came first; ``decision`` is there as soon as
-    one is made, so that nobody waits for Deferreds that had fired already.
+    ``verdict`` fires with what the answer, its failure, or the end of its time counts for. An answer after
+    that is logged and dropped.
     """
 
-    def __init__(self, asker: Asker, clock: IReactorTime, go_on: GoOn) -> None:
-        self._asker = asker
-        self._clock = clock
-        self._next = go_on
-        self._turn: Turn | None = None
-        self._deadline: IDelayedCall | None = None
-        self.decision: Decision | None = None
-        self.result: Deferred[Decision] = Deferred(lambda _: self.give_up())
+    __slots__ = (
+        "_answer",
+        "_began",
+        "_call",
+        "_clock",
+        "_deadline",
+        "_live",
+        "_patience",
+        "_question",
+        "verdict",
+    )
 
-    def wait(self, turn: Turn) -> None:
-        """Wait for the answer of ``turn``, then go on with the policies after it."""
-        assert turn.answer is not None  # noqa: S101 - a turn without one was settled at once
-        self._turn = turn
-        call, network = turn.call, self._asker.network
-        call.member.questions.began(network)
-        turn.answer.addBoth(self._arrived, turn)
-        if turn.live:
-            turn.patience = call.breaker.patience(network, turn.began)
-            self._deadline = self._clock.callLater(turn.patience, self._time_is_up, turn)
+    def __init__(
+        self,
+        question: ChainQuestion,
+        call: PolicyCall,
+        answer: Deferred[Any],
+        began: float,
+        clock: IReactorTime,
+    ) -> None:
+        self._question = question
+        self._call = call
+        self._answer = answer
+        self._began = began
+        self._clock = clock
+        self._live = True
+        self._deadline: IDelayedCall | None = None
+        self._patience: float | None = None
+        self.verdict: Deferred[Verdict] = Deferred(lambda _: self.give_up())
+        call.runner.questions.began(question.network)
+        answer.addBoth(self._arrived)
+        if self._live:
+            self._patience = call.breaker.patience(question.network, began)
+            self._deadline = clock.callLater(self._patience, self._time_is_up)
 
     def give_up(self) -> None:
-        """The client went away: nobody waits for the decision any more."""
-        turn = self._turn
-        if turn is None or not turn.live:
-            return
-        self._end(turn)
-        cancel(turn)
+        """Nobody waits for the decision any more: cancel the policy's work."""
+        if self._live:
+            self._end()
+            cancel(self._answer, self._call)
 
-    def _arrived(self, answer: object, turn: Turn) -> None:
-        turn.call.member.questions.ended(self._asker.network)
-        if not turn.live:
-            _log_late(answer, turn)
+    def _arrived(self, answer: object) -> None:
+        call, question = self._call, self._question
+        call.runner.questions.ended(question.network)
+        if not self._live:
+            _log_late(answer, call)
             return
-        self._end(turn)
+        took = self._end()
         if isinstance(answer, Failure):
-            verdict = self._asker.failed(turn, FailureKind.ERROR, answer)
+            verdict = question.failed(call, FailureKind.ERROR, took, answer)
         else:
-            verdict = self._asker.answered(turn, answer)
-        self._go_on(turn, verdict)
+            verdict = question.judged(call, answer, took, waited=self._patience is not None)
+        self.verdict.callback(verdict)
 
-    def _time_is_up(self, turn: Turn) -> None:
+    def _time_is_up(self) -> None:
         self._deadline = None
-        self._end(turn)
-        short = turn.patience is not None and turn.patience < turn.call.member.timeout
-        verdict = self._asker.failed(turn, FailureKind.OPEN if short else FailureKind.TIMEOUT)
-        cancel(turn)
-        self._go_on(turn, verdict)
+        took = self._end()
+        call = self._call
+        short = self._patience is not None and self._patience < call.runner.timeout
+        kind = FailureKind.OPEN if short else FailureKind.TIMEOUT
+        verdict = self._question.failed(call, kind, took)
+        cancel(self._answer, call)
+        self.verdict.callback(verdict)
 
-    def _end(self, turn: Turn) -> None:
-        turn.live = False
-        self._turn = None
-        if turn.view is not None:
-            turn.view.writable = False
+    def _end(self) -> float:
+        """End the wait; return how many seconds it took."""
+        self._live = False
+        self._question.close_view()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def _go_on(self, turn: Turn, verdict: Verdict) -> None:
-        step = self._next(turn, verdict)
-        if isinstance(step, Turn):
-            self.wait(step)
-            return
-        self.decision = step
-        self._asker.decided()
-        self.result.callback(step)
+        return self._clock.seconds() - self._began
 
 
-def cancel(turn: Turn) -> None:
-    """Ask the policy to stop what it is doing. What it does then is its own affair."""
-    assert turn.answer is not None  # noqa: S101 - only what was waited for is cancelled
-    try:
-        turn.answer.cancel()
-    except Exception:  # a canceller is a policy's code
-        _log.failure(
-            "a policy could not be cancelled", event="policy.cancel-failed", policy=turn.call.member.name
-        )
-
-
-def _log_late(answer: object, turn: Turn) -> None:
+def _log_late(answer: object, call: PolicyCall) -> None:
     if isinstance(answer, Failure) and answer.check(CancelledError) is not None:
         return
     _log.info(
         "a policy answered too late",
         event="policy.late",
-        policy=turn.call.member.name,
-        stage=turn.call.stage_name,
+        policy=call.runner.name,
+        stage=call.stage_name,
         failed=isinstance(answer, Failure),
     )

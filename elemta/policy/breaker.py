@@ -34,7 +34,7 @@ _NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class CallParties:
     """Whom a call was about: each of them alone may have brought about what came of it.
 
     ``network`` is the client's /24 or /64; the others are None where they are not known at that stage.
@@ -50,7 +50,7 @@ class Cause:
 class _Answered:
     """The last good answer that a network waited for: about whom, when, and after how many seconds."""
 
-    cause: Cause
+    parties: CallParties
     at: float
     seconds: float
 
@@ -59,7 +59,7 @@ class _Answered:
 class _Recent:
     """What a network came to last: ``failures`` in a row, 0 after a good answer."""
 
-    cause: Cause
+    parties: CallParties
     failures: int
 
 
@@ -102,25 +102,25 @@ class Breaker:
         self._trials = (made, end)
         return self._short()
 
-    def succeeded(self, cause: Cause, seconds: float, now: float) -> bool:
+    def succeeded(self, parties: CallParties, seconds: float, now: float) -> bool:
         """A good answer that was waited for ``seconds``; returns whether it closed the breaker."""
-        _keep(self._answered, cause.network, _Answered(cause, now, seconds), _ANSWERED)
-        _keep(self._recent, cause.network, _Recent(cause, 0), _RECENT)
+        _keep(self._answered, parties.network, _Answered(parties, now, seconds), _ANSWERED)
+        _keep(self._recent, parties.network, _Recent(parties, 0), _RECENT)
         if not self.is_open:
             return False
         latest = self._latest()
         self.is_open = sum(not each.failures for each in latest) * 2 <= len(latest)
         return not self.is_open
 
-    def failed(self, cause: Cause, now: float) -> bool:
+    def failed(self, parties: CallParties, now: float) -> bool:
         """A wait that came to no good answer; returns whether it opened the breaker."""
-        if self._others_are_answered(cause.network, now):
+        if self._others_are_answered(parties.network, now):
             return False
-        before = self._recent.get(cause.network)
+        before = self._recent.get(parties.network)
         failures = 1 if before is None else before.failures + 1
-        _keep(self._recent, cause.network, _Recent(cause, failures), _RECENT)
+        _keep(self._recent, parties.network, _Recent(parties, failures), _RECENT)
         if failures == self._failures and not self.is_open:
-            self._begin_rest(now, {cause.network})
+            self._begin_rest(now, {parties.network})
         if self.is_open or not self._nobody_is_answered():
             return False
         self.is_open = True
@@ -163,16 +163,18 @@ class Breaker:
             len(recent) < _RECENT or len(failed) < _NEARLY_ALL * _RECENT
         ):
             return False
-        causes = [each.cause for each in failed]
-        return not any(self._explains(kind, causes) for kind in ("helo", "sender_domain", "recipient_domain"))
+        all_parties = [each.parties for each in failed]
+        return not any(
+            self._explains(kind, all_parties) for kind in ("helo", "sender_domain", "recipient_domain")
+        )
 
-    def _explains(self, kind: str, causes: list[Cause]) -> bool:
+    def _explains(self, kind: str, all_parties: list[CallParties]) -> bool:
         """Whether all that failed have one party in common that not all had that were answered."""
-        common = {getattr(cause, kind) for cause in causes}
+        common = {getattr(parties, kind) for parties in all_parties}
         if len(common) != 1:
             return False
         return any(
-            getattr(each.cause, kind) is not None and getattr(each.cause, kind) not in common
+            getattr(each.parties, kind) is not None and getattr(each.parties, kind) not in common
             for each in self._answered.values()
         )
 

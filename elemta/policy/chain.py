@@ -7,34 +7,30 @@ from dataclasses import dataclass, field
 
 from twisted.internet.interfaces import IReactorTime
 
-from elemta.policy.asking import Decision
-from elemta.policy.conversation import Conversation
-from elemta.policy.departing import DeliveryHooks
-from elemta.policy.member import (
-    Call,
-    ChainTerms,
+from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.policy.interfaces import PolicyObserver, SilentPolicyObserver
+from elemta.policy.relay_permission import RelayPermission
+from elemta.policy.runner import (
+    ChainSettings,
     LoadedPolicy,
-    Member,
+    PolicyCall,
+    PolicyRunner,
     attempted_of,
     calls_of,
     facts_of,
     route_of,
 )
-from elemta.policy.observer import PolicyObserver, SilentPolicyObserver
-from elemta.policy.relay_permission import RelayPermission
-from elemta.policy.walking import NO_OPINION
+from elemta.policy.session import PolicySession
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts
 
-__all__ = ["NO_OPINION", "ChainTerms", "Conversation", "Decision", "LoadedPolicy", "PolicyChain"]
-
 
 @dataclass(frozen=True, slots=True)
-class _Calls:
-    """Whom a session of one listener asks and tells."""
+class _ListenerCalls:
+    """The calls for the sessions of one listener, by stage and by fact."""
 
-    asked: Mapping[Stage, Sequence[Call]] = field(default_factory=dict)
-    told: Mapping[str, Sequence[Call]] = field(default_factory=dict)
+    asked: Mapping[Stage, Sequence[PolicyCall]] = field(default_factory=dict)
+    told: Mapping[str, Sequence[PolicyCall]] = field(default_factory=dict)
 
 
 class PolicyChain:
@@ -50,28 +46,29 @@ class PolicyChain:
         policies: Sequence[LoadedPolicy],
         clock: IReactorTime,
         observer: PolicyObserver | None = None,
-        terms: ChainTerms | None = None,
+        settings: ChainSettings | None = None,
         relay: RelayPermission | None = None,
     ) -> None:
         self.policies = tuple(policies)
         self._clock = clock
-        self._calls: dict[str, _Calls] = {}
+        self._calls: dict[str, _ListenerCalls] = {}
         observer = observer or SilentPolicyObserver()
-        terms = terms or ChainTerms()
+        settings = settings or ChainSettings()
         self._relay = relay or RelayPermission()
-        self._members = [
+        granting = self._relay.granted_by
+        self._runners = [
             (
                 loaded,
-                Member(loaded, clock, observer, terms, grants_relaying=loaded.name in self._relay.granted_by),
+                PolicyRunner(loaded, clock, observer, settings, grants_relaying=loaded.name in granting),
             )
             for loaded in policies
         ]
         self._stages = frozenset(
-            stage for loaded, member in self._members for stage in calls_of(member, loaded.policy)
+            stage for loaded, runner in self._runners for stage in calls_of(runner, loaded.policy)
         )
         self._delivery_hooks = DeliveryHooks(
-            [call for loaded, member in self._members if (call := route_of(member, loaded.policy))],
-            [call for loaded, member in self._members if (call := attempted_of(member, loaded.policy))],
+            [call for loaded, runner in self._runners if (call := route_of(runner, loaded.policy))],
+            [call for loaded, runner in self._runners if (call := attempted_of(runner, loaded.policy))],
             clock,
         )
 
@@ -82,27 +79,27 @@ class PolicyChain:
 
     def open_breakers(self) -> dict[str, bool]:
         """For each policy by name whether it is waited for shortly now because it answered nobody."""
-        return {member.name: member.is_open for _, member in self._members}
+        return {runner.name: runner.is_open for _, runner in self._runners}
 
     def asks(self, stage: Stage) -> bool:
         """Whether anything is decided at ``stage``: at RCPT always, elsewhere where a policy is asked."""
         return stage is Stage.RCPT or stage in self._stages
 
-    def open(self, facts: SessionFacts) -> Conversation:
+    def open(self, facts: SessionFacts) -> PolicySession:
         """The policies of one new session; those that its listener has."""
         calls = self._calls.get(facts.listener)
         if calls is None:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)
-        return Conversation(facts, calls.asked, calls.told, self._clock, self._relay)
+        return PolicySession(facts, calls.asked, calls.told, self._clock, self._relay)
 
-    def _calls_at(self, listener: str) -> _Calls:
-        asked: dict[Stage, list[Call]] = {}
-        told: dict[str, list[Call]] = {"committed": [], "refused": [], "disconnected": []}
-        for loaded, member in self._members:
-            if not member.cares_for(listener):
+    def _calls_at(self, listener: str) -> _ListenerCalls:
+        asked: dict[Stage, list[PolicyCall]] = {}
+        told: dict[str, list[PolicyCall]] = {"committed": [], "refused": [], "disconnected": []}
+        for loaded, runner in self._runners:
+            if not runner.serves(listener):
                 continue
-            for stage, call in calls_of(member, loaded.policy).items():
+            for stage, call in calls_of(runner, loaded.policy).items():
                 asked.setdefault(stage, []).append(call)
-            for call in facts_of(member, loaded.policy):
+            for call in facts_of(runner, loaded.policy):
                 told[call.stage_name].append(call)
-        return _Calls(asked, told)
+        return _ListenerCalls(asked, told)

@@ -1,28 +1,40 @@
-"""From the chain of a configuration to policies that are found, verified and built, or to a refused start."""
+"""Plugins: found, verified, and built into the chain that the configuration names.
+
+A plugin is an entry point of the group ``elemta.policies`` or a module in ``twisted/plugins/``.
+``twisted.plugin.getPlugins`` does not report a module that it could not import, so that a policy would be
+missing without an error. Here such a module stops the start.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
+from twisted.plugin import CachedPlugin, getCache
+from twisted.python.modules import PythonModule, getModule
 from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from elemta.config import read_policy
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
-from elemta.policy.chain import LoadedPolicy, PolicyChain
-from elemta.policy.finding import Broken, Catalogue, Found, stages_of, words_of
-from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES
-from elemta.policy.observer import PolicyObserver
+from elemta.policy.chain import PolicyChain
+from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES, IPolicyPlugin, PolicyObserver
 from elemta.policy.relay_permission import RelayPermission
+from elemta.policy.runner import LoadedPolicy
 from elemta.policy.services import Services
 
 if TYPE_CHECKING:
     from elemta.config import Config
 
 _log = Logger()
+
+
+GROUP = "elemta.policies"
+"""The group of entry points that name plugins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
     unavailable: list[Fault] = []
     faults: list[Fault] = []
     loaded: list[LoadedPolicy] = []
-    catalogue = Catalogue()
+    catalogue = PluginCatalogue()
     for index, name in enumerate(config.policies.chain):
         try:
             found = _find_one(catalogue, name, Fault(config.source, f"policies.chain[{index + 1}]", ""))
@@ -73,7 +85,7 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
 def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
     """Every installed plugin by name, those that can't be imported too; ``chain`` is the running one."""
     running = {loaded.name: loaded for loaded in chain.policies} if chain is not None else {}
-    found, broken = Catalogue().find_all()
+    found, broken = PluginCatalogue().find_all()
     plugins = [
         PluginInfo(
             name=each.name,
@@ -88,7 +100,7 @@ def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
     return sorted(plugins, key=lambda plugin: (plugin.name == "", plugin.name, plugin.origin))
 
 
-def _load(found: Found, key: str, config: Config, services: Services) -> LoadedPolicy:
+def _load(found: FoundPlugin, key: str, config: Config, services: Services) -> LoadedPolicy:
     name = found.name
     try:
         common, options = read_policy(
@@ -108,7 +120,7 @@ def _load(found: Found, key: str, config: Config, services: Services) -> LoadedP
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        _log.failure("a policy could not be built", event="policy.build-failed", policy=name)
+        _log.failure("a policy could not be built", event="policy.build_failed", policy=name)
         raise _unavailable(config, key, name, f"it can't be built: {words_of(error)}", found) from error
     problem = problem_with(policy)
     if problem:
@@ -116,7 +128,7 @@ def _load(found: Found, key: str, config: Config, services: Services) -> LoadedP
     return LoadedPolicy(name, policy, common, found.origin)
 
 
-def _find_one(catalogue: Catalogue, name: str, at: Fault) -> Found:
+def _find_one(catalogue: PluginCatalogue, name: str, at: Fault) -> FoundPlugin:
     found, broken = catalogue.find(name)
     mine = [each for each in broken if each.name == name]
     if mine:
@@ -131,7 +143,7 @@ def _find_one(catalogue: Catalogue, name: str, at: Fault) -> Found:
     raise PolicyUnavailable([_fault(at, f'no policy is called "{name}"', _remedy(catalogue, name, broken))])
 
 
-def _remedy(catalogue: Catalogue, name: str, broken: list[Broken]) -> str:
+def _remedy(catalogue: PluginCatalogue, name: str, broken: list[BrokenPlugin]) -> str:
     hints = []
     names = catalogue.names()
     close = get_close_matches(name, names, n=1)
@@ -173,9 +185,154 @@ def _placed(fault: Fault, source: str, name: str) -> Fault:
     return Fault(fault.place or source, key, fault.problem, fault.hint)
 
 
-def _unavailable(config: Config, key: str, name: str, problem: str, found: Found) -> PolicyUnavailable:
+def _unavailable(config: Config, key: str, name: str, problem: str, found: FoundPlugin) -> PolicyUnavailable:
     return PolicyUnavailable([Fault(config.source, key, f'the policy "{name}" ({found.origin}): {problem}')])
 
 
 def _fault(at: Fault, problem: str, hint: str = "") -> Fault:
     return Fault(at.place, at.key, problem, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPlugin:
+    """A plugin and where it is from: a distribution's entry point, or a module in ``twisted/plugins/``."""
+
+    name: str
+    plugin: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenPlugin:
+    """Something that should be a plugin and can't be used. ``name`` is "" where it was not told."""
+
+    name: str
+    origin: str
+    error: str
+
+
+class PluginCatalogue:
+    """What is installed, looked up once. Of the entry points only those that are asked for are loaded."""
+
+    def __init__(self) -> None:
+        self._entry_points = entry_points(group=GROUP)
+        self._from_twisted = list(_twisted_plugins())
+
+    def find(self, name: str) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
+        """The plugins called ``name``, and what can't be used and is, or may be, of that name.
+
+        What is found twice is one plugin when it is the same one.
+        """
+        things = [_load_entry_point(entry) for entry in self._entry_points if entry.name == name]
+        return _sorted_out([*things, *(thing for thing in self._from_twisted if thing.name in (name, ""))])
+
+    def find_all(self) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
+        """Every plugin that is installed, whether the configuration names it or not."""
+        return _sorted_out([*(_load_entry_point(entry) for entry in self._entry_points), *self._from_twisted])
+
+    def names(self) -> list[str]:
+        """The names that a configuration could mean."""
+        names = {entry.name for entry in self._entry_points}
+        names.update(thing.name for thing in self._from_twisted if thing.name)
+        return sorted(names)
+
+
+def stages_of(kind: object) -> tuple[str, ...]:
+    """The names of the interfaces of the contract that an object provides."""
+    interfaces = [interface for interface, _ in STAGE_INTERFACES.values()]
+    return tuple(
+        interface.__name__ for interface in (*interfaces, *OTHER_INTERFACES) if interface.providedBy(kind)
+    )
+
+
+def words_of(error: BaseException) -> str:
+    """An exception in one line, its kind first."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _load_entry_point(entry: EntryPoint) -> FoundPlugin | BrokenPlugin:
+    dist = entry.dist
+    origin = f"entry point of {dist.name} {dist.version}" if dist is not None else "entry point"
+    try:
+        plugin: Any = entry.load()
+        if isinstance(plugin, type) and _implements_plugin(plugin):
+            plugin = plugin()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may even call sys.exit() while it is imported
+        return BrokenPlugin(entry.name, origin, f"{entry.value} can't be imported: {words_of(error)}")
+    found = _verified(plugin, origin, entry.value)
+    if isinstance(found, FoundPlugin) and found.name != entry.name:
+        problem = f'the entry point is called "{entry.name}" but its plugin "{found.name}"'
+        return BrokenPlugin(entry.name, origin, problem)
+    return BrokenPlugin(entry.name, origin, found.error) if isinstance(found, BrokenPlugin) else found
+
+
+def _implements_plugin(kind: Any) -> bool:
+    return bool(IPolicyPlugin.implementedBy(kind))
+
+
+def _twisted_plugins() -> Iterator[FoundPlugin | BrokenPlugin]:
+    import twisted.plugins as package  # noqa: PLC0415 - its search path is made when it is imported
+
+    dropins = getCache(package)
+    for module in getModule(package.__name__).iterModules():
+        key = module.name.rsplit(".", 1)[-1]
+        if key not in dropins:
+            broken = _why_broken(module)
+            if broken is not None:
+                yield broken
+    for dropin in dropins.values():
+        for cached in dropin.plugins:
+            if any(provided.isOrExtends(IPolicyPlugin) for provided in cached.provided):
+                yield _load_cached(cached)
+
+
+def _load_cached(cached: CachedPlugin) -> FoundPlugin | BrokenPlugin:
+    origin = f"module {cached.dropin.moduleName}"
+    try:
+        plugin = cached.load()
+    except KeyboardInterrupt:
+        raise
+    except (
+        BaseException
+    ) as error:  # its cache said that it is there, but the module has changed for the worse
+        return BrokenPlugin("", origin, f"can't be imported: {words_of(error)}")
+    return _verified(plugin, origin, cached.name)
+
+
+def _why_broken(module: PythonModule) -> BrokenPlugin | None:
+    try:
+        module.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return BrokenPlugin("", f"module {module.name}", f"can't be imported: {words_of(error)}")
+    return None
+
+
+def _verified(plugin: object, origin: str, place: str) -> FoundPlugin | BrokenPlugin:
+    if not IPolicyPlugin.providedBy(plugin):
+        return BrokenPlugin("", origin, f"{place} does not provide IPolicyPlugin")
+    name = str(getattr(plugin, "name", ""))
+    try:
+        verifyObject(IPolicyPlugin, plugin)
+    except Invalid as error:
+        return BrokenPlugin(name, origin, f"{place} is no complete IPolicyPlugin: {words_of(error)}")
+    return FoundPlugin(name, plugin, origin)
+
+
+def _sorted_out(things: list[FoundPlugin | BrokenPlugin]) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
+    found: list[FoundPlugin] = []
+    for each in things:
+        if isinstance(each, FoundPlugin) and not any(_is_same(each.plugin, known.plugin) for known in found):
+            found.append(each)
+    return found, [each for each in things if isinstance(each, BrokenPlugin)]
+
+
+def _is_same(one: object, other: object) -> bool:
+    # A package may offer one plugin in both ways, with an object for each.
+    if one is other:
+        return True
+    return type(one) is type(other) and getattr(one, "__dict__", None) == getattr(other, "__dict__", None)

@@ -1,4 +1,4 @@
-"""The interfaces of the plugin contract: one per stage, and the plugin that builds a policy.
+"""The interfaces of the plugin contract: one per stage, the plugin that builds a policy, and the observer.
 
 A policy provides the interfaces of the stages it cares for and is asked at no other. Every method that
 returns a verdict may return it at once, or a Deferred or coroutine of it. ``session``, ``transaction`` and
@@ -7,8 +7,9 @@ returns a verdict may return it at once, or a Deferred or coroutine of it. ``ses
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -139,3 +140,46 @@ STAGE_INTERFACES: dict[Stage, tuple[InterfaceClass, str]] = {
 """For each stage the interface whose provider is asked, and its method."""
 
 OTHER_INTERFACES: tuple[InterfaceClass, ...] = (IOutcomeObserver, IDeliveryPolicy, IDeliveryObserver)
+
+
+class FailureKind(enum.StrEnum):
+    """Why a policy's own verdict did not count.
+
+    ``ERROR`` it raised; ``TIMEOUT`` it did not answer in time; ``INVALID`` its answer is no valid verdict;
+    ``OPEN`` its breaker is open, and it did not answer within the short time that it has then; ``BUSY`` too
+    many of its calls have not returned yet, so it was not asked.
+    """
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    INVALID = "invalid"
+    OPEN = "open"
+    BUSY = "busy"
+
+
+class PolicyObserver(Protocol):
+    """Facts about policies, for counting. Implementations never raise and never block.
+
+    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` on the way out or, for facts that a
+    policy is told, ``committed``, ``refused``, ``disconnected`` or ``attempted``. No argument is ever chosen
+    by a client.
+    """
+
+    def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
+        """A policy answered after ``seconds``.
+
+        Continue, accept, defer, reject, disconnect or quarantine; on the way out route or hold.
+        """
+
+    def failed(self, policy: str, stage: str, kind: str) -> None:
+        """A policy failed; ``kind`` is a :class:`FailureKind`. What it said instead is its ``on_error``."""
+
+
+class SilentPolicyObserver:
+    """Counts nothing."""
+
+    def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
+        pass
+
+    def failed(self, policy: str, stage: str, kind: str) -> None:
+        pass

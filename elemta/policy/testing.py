@@ -1,12 +1,12 @@
 """Testing a policy without a server.
 
-A :class:`Rehearsal` builds a policy as the daemon does, from its plugin and a table of options, and asks it
-what you tell it to, with the very views that it will see::
+A :class:`PolicyTester` builds a policy as the daemon does, from its plugin and a table of options. Each of
+its methods asks the policy with the same views that the daemon uses::
 
-    rehearsal = Rehearsal(RefuseFuturePlugin(), {"prefix": "next-"})
-    assert rehearsal.rcpt("next-year@example.com") == Reject("no such mailbox yet", enhanced="5.1.1")
+    tester = PolicyTester(RefuseFuturePlugin(), {"prefix": "next-"})
+    assert tester.rcpt("next-year@example.com") == Reject("no such mailbox yet", enhanced="5.1.1")
 
-Time stands still until :attr:`Rehearsal.clock` is advanced. Errors of the policy are not swallowed here.
+Time stands still until :attr:`PolicyTester.clock` is advanced. Errors of the policy are not swallowed here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from elemta.limits import Limiter, MemoryStore
 from elemta.outcome import Outcome
 from elemta.policy.discovery import problem_with
 from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin
-from elemta.policy.member import as_deferred, problem_of
+from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Resolver, Services
-from elemta.policy.verdicts import CONTINUE, Verdict, nonsense_in, nonsense_in_choice, reply_of
+from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts, TLSInfo
@@ -195,7 +195,7 @@ def make_message(content: bytes) -> Message:
     return Message(len(content), content[: 64 * 1024], lambda: io.BytesIO(content))
 
 
-class Rehearsal:
+class PolicyTester:
     """One policy and one client's conversation with it.
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
@@ -343,7 +343,7 @@ class Rehearsal:
         answer = self.policy.route(envelope or self._envelope(recipient), recipient)
         pending = as_deferred(answer)
         result: Deferred[Any] = succeed(answer) if pending is None else pending
-        return cast(Verdict, self._wait(result.addCallback(_sensible, nonsense_in_choice), wait))
+        return cast(Verdict, self._wait(result.addCallback(_valid, route_problem), wait))
 
     def attempted(self, outcome: Outcome, *, wait: float = 0) -> None:
         """Tell the policy of a delivery attempt."""
@@ -372,7 +372,7 @@ class Rehearsal:
     def ask(self, stage: Stage, about: Recipient | Message | None = None) -> Deferred[Verdict]:
         """Ask at ``stage``, about a recipient at RCPT and a message at MESSAGE; the verdict is in a Deferred.
 
-        Nonsense fails it with AssertionError, and whatever the policy raises with that.
+        An invalid answer fails it with AssertionError, and whatever the policy raises with that.
         """
         interface, method = STAGE_INTERFACES[stage]
         if not interface.providedBy(self.policy):
@@ -393,7 +393,7 @@ class Rehearsal:
     def _judged(self, answer: object, view: Transaction | None) -> object:
         if view is not None:
             view.writable = False
-        return answer if isinstance(answer, Failure) else _sensible(answer, nonsense_in)
+        return answer if isinstance(answer, Failure) else _valid(answer, verdict_problem)
 
     def _tell(self, fact: str, *shown: object) -> Deferred[None]:
         method = getattr(self.policy, fact, None)
@@ -425,8 +425,12 @@ class Rehearsal:
         self._transaction = self.transaction_facts = None
 
 
-def _sensible(answer: _T, judge: Callable[[object], str | None]) -> _T:
-    problem = problem_of(answer, judge)
+Rehearsal = PolicyTester
+"""The name of :class:`PolicyTester` before version 2 of the contract."""
+
+
+def _valid(answer: _T, problem_of: Callable[[object], str | None]) -> _T:
+    problem = problem_of(answer)
     if problem is not None:
         raise AssertionError(problem)
     return answer

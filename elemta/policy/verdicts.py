@@ -100,6 +100,8 @@ _NAMES: dict[type[Verdict], str] = {
     Hold: "hold",
 }
 
+_NO_VERDICT = "no verdict but None: does a method end without return CONTINUE?"
+
 # RFC 3463 §2
 _ENHANCED = re.compile(r"[45]\.\d{1,3}\.\d{1,3}", re.ASCII)
 
@@ -111,21 +113,21 @@ def name_of(verdict: Verdict) -> str:
     """
     name = _NAMES.get(type(verdict))
     if name is None:  # a plugin may have derived a class of its own
-        name = next((_NAMES[kind] for kind in type(verdict).__mro__ if kind in _NAMES), "nonsense")
+        name = next((_NAMES[kind] for kind in type(verdict).__mro__ if kind in _NAMES), "invalid")
     return name
 
 
 def reply_of(verdict: Verdict) -> Reply | None:
     """The reply that tells the peer this verdict; None where the verdict refuses nothing.
 
-    The verdict is one that :func:`nonsense_in` has no complaint about: the chain gives no others.
+    The verdict is one in which :func:`verdict_problem` finds nothing: the chain gives no others.
     """
     if isinstance(verdict, _Refusal):
         return Reply(verdict.code, verdict.enhanced, tuple(verdict.text.splitlines()) or ("",))
     return None
 
 
-def nonsense_in(answer: object) -> str | None:
+def verdict_problem(answer: object) -> str | None:
     """What makes ``answer`` unusable as a verdict, in words for the log; None where it is a good verdict.
 
     A code must be one that RFC 5321 §4.2 allows and of the verdict's own class (a ``Defer`` is 4xx), and
@@ -136,28 +138,28 @@ def nonsense_in(answer: object) -> str | None:
     if isinstance(answer, Quarantine):
         return None if isinstance(answer.reason, str) else "the reason of a Quarantine is not a text"
     if isinstance(answer, Defer):
-        return _nonsense_in_refusal(answer, (4,))
+        return _refusal_problem(answer, (4,))
     if isinstance(answer, Reject):
-        return _nonsense_in_refusal(answer, (5,))
+        return _refusal_problem(answer, (5,))
     if isinstance(answer, Disconnect):
-        return _nonsense_in_refusal(answer, (4, 5))
-    return f"not a verdict but {type(answer).__name__}"
+        return _refusal_problem(answer, (4, 5))
+    return _NO_VERDICT if answer is None else f"not a verdict but {type(answer).__name__}"
 
 
-def nonsense_in_choice(answer: object) -> str | None:
+def route_problem(answer: object) -> str | None:
     """Likewise on the way out, where an answer is a route, a hold, a wait, or no opinion."""
     if isinstance(answer, Continue):
         return None
     if isinstance(answer, Hold):
         return None if isinstance(answer.reason, str) else "the reason of a Hold is not a text"
     if isinstance(answer, Defer):
-        return _nonsense_in_refusal(answer, (4,))
+        return _refusal_problem(answer, (4,))
     if isinstance(answer, RouteTo):
-        return _nonsense_in_target(answer.target)
-    return f"no choice of a route but {type(answer).__name__}"
+        return _target_problem(answer.target)
+    return _NO_VERDICT if answer is None else f"no choice of a route but {type(answer).__name__}"
 
 
-def _nonsense_in_target(target: object) -> str | None:
+def _target_problem(target: object) -> str | None:
     if not isinstance(target, str):
         return "the target of a RouteTo is not a text"
     try:
@@ -167,7 +169,7 @@ def _nonsense_in_target(target: object) -> str | None:
     return None
 
 
-def _nonsense_in_refusal(verdict: _Refusal, classes: tuple[int, ...]) -> str | None:
+def _refusal_problem(verdict: _Refusal, classes: tuple[int, ...]) -> str | None:
     name = type(verdict).__name__
     code, enhanced = verdict.code, verdict.enhanced
     if not isinstance(verdict.text, str):

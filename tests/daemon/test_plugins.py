@@ -24,7 +24,7 @@ from elemta.policy import CONTINUE, IPolicyPlugin, IRcptPolicy, NoOptions, Rejec
 
 @implementer(IRcptPolicy)
 class Troubled:
-    """Refuses one recipient, hangs for another, raises for a third, talks nonsense to a fourth."""
+    """Refuses one recipient, hangs for a second, raises for a third, gives an invalid answer for a fourth."""
 
     def rcpt(self, session, transaction, recipient):
         if recipient.local == "refused":
@@ -33,7 +33,7 @@ class Troubled:
             return Deferred()
         if recipient.local == "raises":
             raise RuntimeError("out of cheese")
-        if recipient.local == "nonsense":
+        if recipient.local == "invalid":
             return "OK"
         return CONTINUE
 
@@ -115,8 +115,8 @@ def test_a_policy_that_raises_costs_its_own_verdict_and_is_named(node: Daemon) -
     assert node.metric(r'elemta_policy_failures.*policy="troubled"') >= 1
 
 
-def test_a_policy_that_answers_nonsense_costs_its_own_verdict(node: Daemon) -> None:
-    assert rcpt(node, "nonsense").startswith("451 4.3.0")
+def test_a_policy_with_an_invalid_answer_costs_its_own_verdict(node: Daemon) -> None:
+    assert rcpt(node, "invalid").startswith("451 4.3.0")
     assert rcpt(node, "welcome").startswith("250")
 
 

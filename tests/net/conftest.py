@@ -34,8 +34,9 @@ from elemta.policy import (
     IMessagePolicy,
     IOutcomeObserver,
     IRcptPolicy,
+    LoadedPolicy,
+    PolicyChain,
 )
-from elemta.policy.chain import LoadedPolicy, PolicyChain
 from elemta.policy.relay_permission import RelayPermission
 from elemta.smtp.session import SessionSettings
 from elemta.spool import Spool

@@ -12,8 +12,7 @@ from elemta.domains import Domains
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.net.factory import ESMTPFactory
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
-from elemta.policy import CONTINUE, Defer, Disconnect, Reject
-from elemta.policy.chain import LoadedPolicy, PolicyChain
+from elemta.policy import CONTINUE, Defer, Disconnect, LoadedPolicy, PolicyChain, Reject
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.testing import make_services
 from tests.net.conftest import Client, Place

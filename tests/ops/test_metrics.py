@@ -20,7 +20,7 @@ from elemta.ops import families
 from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics
 from elemta.ops.plugins import MAX_CHILDREN
 from elemta.outcome import Outcome, Status
-from elemta.policy.observer import PolicyObserver
+from elemta.policy import PolicyObserver
 from elemta.spool import SpoolStats, State
 from elemta.valkey import ValkeyInfo, ValkeyObserver
 

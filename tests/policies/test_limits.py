@@ -41,7 +41,7 @@ from elemta.policy import (
     RelayPermission,
     Verdict,
 )
-from elemta.policy.testing import Rehearsal, make_services
+from elemta.policy.testing import PolicyTester, make_services
 from elemta.smtp.events import ConnectQuestion, MailQuestion, RcptQuestion, Stage
 from elemta.smtp.facts import SessionFacts, Transaction
 from elemta.smtp.path import parse_address
@@ -68,8 +68,8 @@ class House:
         services = make_services(self.clock, limits=self.limiter)
         self.policy = LimitsPlugin().build(LimitsOptions(), services)
 
-    def client(self, client_ip: str = "192.0.2.1", **more: Any) -> Rehearsal:
-        made = Rehearsal(LimitsPlugin(), client_ip=client_ip, **more)
+    def client(self, client_ip: str = "192.0.2.1", **more: Any) -> PolicyTester:
+        made = PolicyTester(LimitsPlugin(), client_ip=client_ip, **more)
         made.policy, made.clock = self.policy, self.clock
         return made
 

@@ -16,7 +16,7 @@ from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.policy import (
     CONTINUE,
-    ChainTerms,
+    ChainSettings,
     IAuthPolicy,
     IConnectPolicy,
     IDataPolicy,
@@ -106,7 +106,7 @@ class Stage:
         for number, policy in enumerate(policies, start=1):
             name, thing, settings = policy if isinstance(policy, tuple) else (f"p{number}", policy, common)
             loaded.append(LoadedPolicy(name, thing, PolicyCommon(**settings)))
-        self.chain = PolicyChain(loaded, self.clock, self.counted, terms or ChainTerms(), relay or LOCAL)
+        self.chain = PolicyChain(loaded, self.clock, self.counted, terms or ChainSettings(), relay or LOCAL)
         return Client(self.chain)
 
     def another(self, **facts):

@@ -6,8 +6,8 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from elemta.config import OnError
-from elemta.policy import CONTINUE, ChainTerms, Decision, Defer, IOutcomeObserver, Quarantine, Reject
-from elemta.policy.walking import NO_OPINION
+from elemta.policy import CONTINUE, ChainSettings, Decision, Defer, IOutcomeObserver, Quarantine, Reject
+from elemta.policy.asking import NO_OPINION
 
 TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
 
@@ -84,7 +84,7 @@ async def leave_late(clock):
     raise SystemExit(3)
 
 
-async def nonsense_late(clock):
+async def invalid_late(clock):
     await deferLater(clock, 1.0)
     return Reject("no", code=250)
 
@@ -98,8 +98,8 @@ async def nothing_late(clock):
     [
         (raise_late, "error"),
         (leave_late, "error"),
-        (nonsense_late, "nonsense"),
-        (nothing_late, "nonsense"),
+        (invalid_late, "invalid"),
+        (nothing_late, "invalid"),
     ],
 )
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_nothing_is_accepted_from_a_session_that_is_over(stage, scripted):
 
 def test_the_unanswered_calls_of_one_policy_are_bounded(stage, scripted):
     later = Later()
-    stage.play(scripted(later), terms=ChainTerms(max_outstanding=3))
+    stage.play(scripted(later), terms=ChainSettings(max_outstanding=3))
     decisions = [stage.another(ip=f"192.0.{number}.1").rcpt() for number in range(5)]
     assert len(later.asked) == 3
     assert decisions[3] == decisions[4] == Decision(TROUBLE, "p1")
@@ -279,7 +279,7 @@ def test_the_unanswered_calls_of_one_policy_are_bounded(stage, scripted):
 
 
 def test_calls_that_never_end_count_as_unanswered_after_their_deadline(stage, scripted, said):
-    stage.play(scripted(ignore_cancelling), terms=ChainTerms(max_outstanding=2, failures=100))
+    stage.play(scripted(ignore_cancelling), terms=ChainSettings(max_outstanding=2, failures=100))
     first, second = stage.another().rcpt(), stage.another(ip="192.0.3.1").rcpt()
     stage.clock.advance(5.0)
     assert said(first) == said(second) == Decision(TROUBLE, "p1")
@@ -289,7 +289,7 @@ def test_calls_that_never_end_count_as_unanswered_after_their_deadline(stage, sc
 
 def test_one_network_that_makes_a_policy_slow_leaves_room_for_all_others(stage, scripted):
     later = Later()
-    stage.play(scripted(later), terms=ChainTerms(max_outstanding=100))
+    stage.play(scripted(later), terms=ChainSettings(max_outstanding=100))
     for number in range(200):
         stage.another(ip=f"192.0.2.{number}").rcpt()
     assert len(later.asked) == 50
@@ -306,7 +306,7 @@ def test_facts_that_hang_keep_no_policy_from_being_asked(stage, scripted):
         committed = refused = None
 
     policy = Hanging()
-    stage.play(policy, terms=ChainTerms(max_outstanding=40))
+    stage.play(policy, terms=ChainSettings(max_outstanding=40))
     for number in range(100):
         stage.another(ip=f"198.51.{number}.1").talk.disconnected()
     policy.answer = Later()

@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
 from elemta.config import OnError
-from elemta.policy import CONTINUE, ChainTerms, Decision, Defer, Reject
-from elemta.policy.breaker import Breaker, Cause
+from elemta.policy import CONTINUE, ChainSettings, Decision, Defer, Reject
+from elemta.policy.breaker import Breaker, CallParties
 
 TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
 TIMEOUT = 5.0
@@ -30,7 +30,7 @@ def raise_soon(clock: Clock) -> Any:
     return deferLater(clock, 0.15, lambda: 1 / 0)
 
 
-def nonsense_late(clock: Clock) -> Any:
+def invalid_late(clock: Clock) -> Any:
     return deferLater(clock, 4.0, lambda: None)
 
 
@@ -107,7 +107,7 @@ def traffic(stage: Any, scripted: Any) -> Traffic:
     return Traffic(stage, scripted)
 
 
-WAYS = [hang, raise_late, raise_soon, nonsense_late]
+WAYS = [hang, raise_late, raise_soon, invalid_late]
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -188,9 +188,9 @@ def test_a_policy_whose_backend_is_lost_costs_few_sessions_their_whole_timeout(t
         traffic.pass_time(0.5)
     assert count_failed(back) == 0
     assert not traffic.is_open
-    (opened,) = traffic.stage.events("policy.breaker-open")
+    (opened,) = traffic.stage.events("policy.breaker_open")
     assert (opened["policy"], opened["stage"]) == ("p1", "helo")
-    assert len(traffic.stage.events("policy.breaker-closed")) == 1
+    assert len(traffic.stage.events("policy.breaker_closed")) == 1
 
 
 def test_a_backend_that_was_lost_from_the_start_costs_the_only_network_little(traffic: Traffic) -> None:
@@ -259,7 +259,7 @@ def test_failures_that_cost_no_time_open_nothing(stage: Any, scripted: Any) -> N
 
 
 def test_clients_that_go_away_open_nothing(stage: Any, scripted: Any) -> None:
-    stage.play(scripted(lambda *shown: Deferred()), terms=ChainTerms(failures=1))
+    stage.play(scripted(lambda *shown: Deferred()), terms=ChainSettings(failures=1))
     for number in range(10):
         client = stage.another(ip=network(number))
         client.helo()
@@ -279,7 +279,7 @@ def test_what_one_stage_waits_for_in_vain_shortens_no_other(stage: Any, scripted
 
 def test_the_breaker_of_one_policy_is_none_of_anothers_business(stage: Any, scripted: Any, said: Any) -> None:
     hanging = ("slow", scripted(lambda *shown: Deferred()), {"on_error": OnError.ACCEPT})
-    client = stage.play(hanging, ("relay", scripted(Reject("no")), {}), terms=ChainTerms(failures=1))
+    client = stage.play(hanging, ("relay", scripted(Reject("no")), {}), terms=ChainSettings(failures=1))
     waiting = client.rcpt()
     stage.clock.advance(5.0)
     assert said(waiting) == Decision(Reject("no"), "relay")
@@ -290,9 +290,9 @@ def test_the_breaker_of_one_policy_is_none_of_anothers_business(stage: Any, scri
 
 @pytest.mark.parametrize("kind", ["helo", "sender_domain", "recipient_domain"])
 def test_what_one_party_has_in_common_opens_nothing_for_those_without_it(kind: str) -> None:
-    def cause(number: int, value: str) -> Cause:
+    def cause(number: int, value: str) -> CallParties:
         others = {"helo": f"h{number}", "sender_domain": f"s{number}", "recipient_domain": f"r{number}"}
-        return Cause(network(number), **{**others, kind: value})
+        return CallParties(network(number), **{**others, kind: value})
 
     breaker = Breaker(TIMEOUT)
     for number in range(3):
@@ -305,9 +305,11 @@ def test_what_one_party_has_in_common_opens_nothing_for_those_without_it(kind: s
 def test_a_site_with_one_domain_of_recipients_notices_a_lost_backend() -> None:
     breaker = Breaker(TIMEOUT)
     for number in range(10):
-        breaker.succeeded(Cause(network(number), "h", "s", "example.com"), 0.1, float(number))
+        breaker.succeeded(CallParties(network(number), "h", "s", "example.com"), 0.1, float(number))
     opened = [
-        breaker.failed(Cause(network(number), f"h{number}", f"s{number}", "example.com"), 100.0 + number)
+        breaker.failed(
+            CallParties(network(number), f"h{number}", f"s{number}", "example.com"), 100.0 + number
+        )
         for number in range(20)
     ]
     assert opened.count(True) == 1
@@ -316,8 +318,8 @@ def test_a_site_with_one_domain_of_recipients_notices_a_lost_backend() -> None:
 def test_what_a_breaker_remembers_is_bounded() -> None:
     breaker = Breaker(TIMEOUT)
     for number in range(2000):
-        breaker.failed(Cause(network(number)), float(number))
-        breaker.succeeded(Cause(network(number + 3000)), 0.1, number + 0.5)
+        breaker.failed(CallParties(network(number)), float(number))
+        breaker.succeeded(CallParties(network(number + 3000)), 0.1, number + 0.5)
         breaker.patience(network(number), float(number))
     assert len(breaker._answered) == 64
     assert len(breaker._recent) == 20

@@ -18,7 +18,7 @@ from elemta.policy import (
     Reject,
     Stage,
 )
-from elemta.policy.walking import NO_OPINION
+from elemta.policy.asking import NO_OPINION
 
 STAGES = ["connect", "helo", "auth", "mail", "rcpt", "data", "message"]
 
@@ -165,11 +165,11 @@ def recurse(*shown):
         (boom, "error"),
         (leave, "error"),
         (recurse, "error"),
-        (None, "nonsense"),
-        ("accept", "nonsense"),
-        (True, "nonsense"),
-        (Defer("no", code=550), "nonsense"),
-        (lambda *shown: (each for each in shown), "nonsense"),
+        (None, "invalid"),
+        ("accept", "invalid"),
+        (True, "invalid"),
+        (Defer("no", code=550), "invalid"),
+        (lambda *shown: (each for each in shown), "invalid"),
     ],
     ids=["raises", "exits", "recurses", "none", "text", "bool", "bad code", "generator"],
 )

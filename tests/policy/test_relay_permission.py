@@ -68,7 +68,7 @@ VERDICTS = {
     "reject": Reject("no"),
     "disconnect": Disconnect("bye"),
     "none": None,
-    "nonsense": "OK",
+    "invalid": "OK",
 }
 
 

@@ -36,7 +36,7 @@ from elemta.policy import (
     Status,
     setting,
 )
-from elemta.policy.testing import Rehearsal, Zone, make_message
+from elemta.policy.testing import PolicyTester, Zone, make_message
 
 
 @dataclass(frozen=True)
@@ -92,63 +92,63 @@ class EverythingPlugin:
 
 
 def test_a_policy_is_asked_as_the_daemon_asks_it():
-    rehearsal = Rehearsal(EverythingPlugin(), user="alice", client_ip="2001:db8::1")
-    assert rehearsal.session.user == "alice"
-    assert str(rehearsal.session.client_ip) == "2001:db8::1"
-    assert rehearsal.helo("somebody") == CONTINUE
-    assert rehearsal.mail("", MailParameters(size=7)) == CONTINUE
-    assert not rehearsal.transaction.sender
-    assert rehearsal.transaction.size == 7
-    assert rehearsal.rcpt("refused@example.com") == Reject("no")
-    assert rehearsal.rcpt("someone@example.com") == CONTINUE
-    assert [str(recipient) for recipient in rehearsal.transaction.recipients] == ["someone@example.com"]
-    assert rehearsal.added_headers == [("X-Seen", "0"), ("X-Seen", "0")]
-    assert rehearsal.message(b"Subject: odd\r\n\r\n") == Quarantine("odd")
-    rehearsal.committed()
-    assert rehearsal.session.notes["committed"] == ["someone@example.com"]
+    tester = PolicyTester(EverythingPlugin(), user="alice", client_ip="2001:db8::1")
+    assert tester.session.user == "alice"
+    assert str(tester.session.client_ip) == "2001:db8::1"
+    assert tester.helo("somebody") == CONTINUE
+    assert tester.mail("", MailParameters(size=7)) == CONTINUE
+    assert not tester.transaction.sender
+    assert tester.transaction.size == 7
+    assert tester.rcpt("refused@example.com") == Reject("no")
+    assert tester.rcpt("someone@example.com") == CONTINUE
+    assert [str(recipient) for recipient in tester.transaction.recipients] == ["someone@example.com"]
+    assert tester.added_headers == [("X-Seen", "0"), ("X-Seen", "0")]
+    assert tester.message(b"Subject: odd\r\n\r\n") == Quarantine("odd")
+    tester.committed()
+    assert tester.session.notes["committed"] == ["someone@example.com"]
 
 
 def test_metrics_and_log_of_a_policy_can_be_looked_at():
-    rehearsal = Rehearsal(EverythingPlugin())
-    rehearsal.rcpt("someone@example.com")
-    assert rehearsal.metrics.total("elemta_plugin_every_thing_asked_total", "rcpt") == 1
-    assert rehearsal.metrics.total("elemta_plugin_every_thing_asked_total", "mail") == 0
+    tester = PolicyTester(EverythingPlugin())
+    tester.rcpt("someone@example.com")
+    assert tester.metrics.total("elemta_plugin_every_thing_asked_total", "rcpt") == 1
+    assert tester.metrics.total("elemta_plugin_every_thing_asked_total", "mail") == 0
     with pytest.raises(KeyError):
-        rehearsal.metrics.total("elemta_plugin_every_thing_other_total")
-    assert [event["recipient"] for event in rehearsal.logged] == ["someone@example.com"]
+        tester.metrics.total("elemta_plugin_every_thing_other_total")
+    assert [event["recipient"] for event in tester.logged] == ["someone@example.com"]
 
 
 def test_what_other_policies_published_can_be_given():
-    rehearsal = Rehearsal(EverythingPlugin())
-    assert rehearsal.connected() == Reject("no")
-    rehearsal.publish_on_session("other", "good", True)
-    assert rehearsal.connected() == CONTINUE
+    tester = PolicyTester(EverythingPlugin())
+    assert tester.connected() == Reject("no")
+    tester.publish_on_session("other", "good", True)
+    assert tester.connected() == CONTINUE
 
 
 def test_a_policy_that_takes_its_time_is_waited_for_on_the_clock():
-    rehearsal = Rehearsal(EverythingPlugin(), {"delay": "2s"})
-    assert rehearsal.rcpt("refused@example.com", wait=2.0) == Reject("no")
+    tester = PolicyTester(EverythingPlugin(), {"delay": "2s"})
+    assert tester.rcpt("refused@example.com", wait=2.0) == Reject("no")
     with pytest.raises(AssertionError, match="no answer within 1 s"):
-        rehearsal.rcpt("refused@example.com", wait=1.0)
-    pending = rehearsal.ask(Stage.MESSAGE, make_message(b""))
+        tester.rcpt("refused@example.com", wait=1.0)
+    pending = tester.ask(Stage.MESSAGE, make_message(b""))
     assert isinstance(pending, Deferred)
 
 
 def test_what_a_policy_raises_is_raised():
     with pytest.raises(RuntimeError, match="bad recipient"):
-        Rehearsal(EverythingPlugin()).rcpt("bad@example.com")
+        PolicyTester(EverythingPlugin()).rcpt("bad@example.com")
     with pytest.raises(OSError, match="gone"):
-        Rehearsal(EverythingPlugin()).disconnected()
+        PolicyTester(EverythingPlugin()).disconnected()
 
 
-def test_nonsense_fails_the_test_with_words():
+def test_an_invalid_answer_fails_the_test_with_words():
     with pytest.raises(AssertionError, match="Reject with the code 250"):
-        Rehearsal(EverythingPlugin()).rcpt("odd@example.com")
+        PolicyTester(EverythingPlugin()).rcpt("odd@example.com")
 
 
 def test_wrong_options_are_told_as_the_daemon_tells_them():
     with pytest.raises(ConfigError, match=r'policy\.every-thing\.dealy: unknown key.*"delay"'):
-        Rehearsal(EverythingPlugin(), {"dealy": 1})
+        PolicyTester(EverythingPlugin(), {"dealy": 1})
 
 
 def test_a_plugin_that_builds_no_policy_fails_the_test():
@@ -159,22 +159,22 @@ def test_a_plugin_that_builds_no_policy_fails_the_test():
             return self
 
     with pytest.raises(AssertionError, match="no interface"):
-        Rehearsal(Useless())
+        PolicyTester(Useless())
 
 
 def test_a_transaction_is_changed_only_while_the_policy_is_asked():
-    rehearsal = Rehearsal(EverythingPlugin())
-    rehearsal.rcpt("someone@example.com")
+    tester = PolicyTester(EverythingPlugin())
+    tester.rcpt("someone@example.com")
     with pytest.raises(RuntimeError):
-        rehearsal.transaction.add_header("X-Late", "yes")
+        tester.transaction.add_header("X-Late", "yes")
 
 
 def test_a_transaction_that_was_refused_is_over():
-    rehearsal = Rehearsal(EverythingPlugin())
-    rehearsal.rcpt("someone@example.com")
-    rehearsal.refused()
-    assert rehearsal.session.notes["refused"]
-    assert rehearsal.transaction.recipients == ()
+    tester = PolicyTester(EverythingPlugin())
+    tester.rcpt("someone@example.com")
+    tester.refused()
+    assert tester.session.notes["refused"]
+    assert tester.transaction.recipients == ()
 
 
 @implementer(IPlugin, IPolicyPlugin)
@@ -214,14 +214,14 @@ def test_a_policy_on_the_way_out_is_asked_and_told():
     zone = Zone(
         texts_of={"_relay.example.net": ["smtp://relay.example.net:25"], "_relay.example.edu": trouble}
     )
-    rehearsal = Rehearsal(DepartingPlugin(), resolver=zone, user="alice")
-    assert rehearsal.route("bob@Example.NET") == RouteTo("smtp://relay.example.net:25")
-    assert rehearsal.route("bob@example.com") == Hold("no relay is named")
-    assert rehearsal.route("bob@example.edu") == Defer("no answer")
-    assert rehearsal.rcpt("bob@example.net") == CONTINUE
+    tester = PolicyTester(DepartingPlugin(), resolver=zone, user="alice")
+    assert tester.route("bob@Example.NET") == RouteTo("smtp://relay.example.net:25")
+    assert tester.route("bob@example.com") == Hold("no relay is named")
+    assert tester.route("bob@example.edu") == Defer("no answer")
+    assert tester.rcpt("bob@example.net") == CONTINUE
     outcome = Outcome("Q1", Address("bob", "example.net"), Status.DELIVERED, "ok", "mx:", "mail", 1.0)
-    rehearsal.attempted(outcome)
-    assert rehearsal.metrics.total("elemta_plugin_departing_attempts_total", "delivered") == 1
+    tester.attempted(outcome)
+    assert tester.metrics.total("elemta_plugin_departing_attempts_total", "delivered") == 1
 
 
 def test_the_envelope_on_the_way_out_is_that_of_the_transaction():
@@ -237,15 +237,15 @@ def test_the_envelope_on_the_way_out_is_that_of_the_transaction():
         def build(self, options, services):
             return Looking()
 
-    rehearsal = Rehearsal(LookingPlugin(), client_ip="192.0.2.9")
-    rehearsal.mail("alice@example.org")
-    rehearsal.rcpt("carol@example.com")
-    assert rehearsal.route("bob@example.net") == CONTINUE
+    tester = PolicyTester(LookingPlugin(), client_ip="192.0.2.9")
+    tester.mail("alice@example.org")
+    tester.rcpt("carol@example.com")
+    assert tester.route("bob@example.net") == CONTINUE
     (envelope,) = seen
     assert (str(envelope.sender), envelope.client.ip) == ("alice@example.org", "192.0.2.9")
     assert [str(each) for each in envelope.recipients] == ["carol@example.com", "bob@example.net"]
     with pytest.raises(AssertionError, match="no choice of a route but Accept"):
-        rehearsal.route("odd@example.net")
+        tester.route("odd@example.net")
 
 
 @pytest_twisted.ensureDeferred

@@ -1,13 +1,13 @@
 import pytest
 
 from elemta.policy import CONTINUE, Accept, Defer, Disconnect, Quarantine, Reject, Verdict, reply_of
-from elemta.policy.verdicts import name_of, nonsense_in
+from elemta.policy.verdicts import name_of, verdict_problem
 
 
 @pytest.mark.parametrize("verdict", [CONTINUE, Accept(), Quarantine("looks odd")])
 def test_a_verdict_that_refuses_nothing_has_no_reply(verdict):
     assert reply_of(verdict) is None
-    assert nonsense_in(verdict) is None
+    assert verdict_problem(verdict) is None
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_verdict_that_refuses_nothing_has_no_reply(verdict):
     ],
 )
 def test_a_refusal_has_the_reply_that_it_says(verdict, line):
-    assert nonsense_in(verdict) is None
+    assert verdict_problem(verdict) is None
     assert str(reply_of(verdict)) == line
 
 
@@ -32,7 +32,7 @@ def test_a_text_of_several_lines_is_a_reply_of_several_lines():
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "invalid",
     [
         Defer("no", code=550),
         Defer("no", code=550, enhanced="5.7.1"),
@@ -63,14 +63,14 @@ def test_a_text_of_several_lines_is_a_reply_of_several_lines():
         Reject,
     ],
 )
-def test_nonsense_is_seen(nonsense):
-    assert nonsense_in(nonsense)
+def test_an_invalid_answer_is_seen(invalid):
+    assert verdict_problem(invalid)
 
 
 def test_a_derived_verdict_is_what_it_derives_from():
     class Greylisted(Defer):
         pass
 
-    assert nonsense_in(Greylisted("later")) is None
+    assert verdict_problem(Greylisted("later")) is None
     assert name_of(Greylisted("later")) == "defer"
     assert str(reply_of(Greylisted("later"))) == "450 4.7.1 later"

@@ -4,8 +4,8 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
-from elemta.policy import ChainTerms, Decision, IOutcomeObserver, IRcptPolicy, Reject
-from elemta.policy.walking import NO_OPINION
+from elemta.policy import ChainSettings, Decision, IOutcomeObserver, IRcptPolicy, Reject
+from elemta.policy.asking import NO_OPINION
 
 
 @implementer(IOutcomeObserver)
@@ -115,7 +115,7 @@ def test_an_observer_may_be_a_coroutine_that_fails(stage):
 
 def test_unfinished_facts_of_one_policy_are_bounded(stage):
     watcher = Watcher(lambda *shown: Deferred())
-    stage.play(watcher, terms=ChainTerms(max_outstanding=2))
+    stage.play(watcher, terms=ChainSettings(max_outstanding=2))
     for number in range(4):
         client = stage.another(ip=f"192.0.{number}.1")
         client.talk.committed(client.transaction)

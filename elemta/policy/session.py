@@ -1,40 +1,22 @@
-"""One session's way through the chain: what each policy is shown, asked and told.
-
-The straight way has no Deferred in it: as long as policies answer at once, :meth:`Conversation.ask`
-returns a decision. From the first answer that is not there yet, an :class:`~elemta.policy.asking.Asking`
-goes on.
-"""
+"""One session's policies: what each is given, asked and told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from elemta.deferred_value import run
 from elemta.limits.identity import network_identity
-from elemta.policy.asking import Asking, Decision, Turn
-from elemta.policy.breaker import Cause
-from elemta.policy.member import SLOW, Call, Member, Trouble, problem_of
-from elemta.policy.observer import FailureKind
+from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
+from elemta.policy.breaker import CallParties
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RelayPermission
-from elemta.policy.telling import tell
-from elemta.policy.verdicts import (
-    CONTINUE,
-    Accept,
-    Continue,
-    Disconnect,
-    Quarantine,
-    Verdict,
-    name_of,
-    reply_of,
-)
+from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
+from elemta.policy.verdicts import Accept, Disconnect, Quarantine, Verdict, name_of, reply_of
 from elemta.policy.views import Message, Session, Transaction
-from elemta.policy.walking import NO_OPINION, go_on, walk
 from elemta.smtp.events import (
     DataQuestion,
     MailQuestion,
@@ -62,30 +44,28 @@ class _TransactionViews:
     def __init__(self, facts: TransactionFacts) -> None:
         self.facts = facts
         self.board: dict[tuple[str, str], Any] = {}
-        self.views: dict[Member, Transaction] = {}
+        self.views: dict[PolicyRunner, Transaction] = {}
         self.held: list[str] = []
 
-    def of(self, member: Member) -> Transaction:
-        view = self.views.get(member)
+    def of(self, runner: PolicyRunner) -> Transaction:
+        view = self.views.get(runner)
         if view is None:
-            view = Transaction(self.facts, member.name, self.board, observed=member.observed)
-            self.views[member] = view
+            view = Transaction(self.facts, runner.name, self.board, observed=runner.observed)
+            self.views[runner] = view
         return view
 
 
-class Conversation:
+class PolicySession(ChainQuestion):
     """The policies of one session. Made by :meth:`elemta.policy.chain.PolicyChain.open`.
 
-    One question is asked at a time. Nothing here raises because of a policy: one that fails costs its
+    One question is asked at a time. No failure of a policy raises here: it counts for the policy's
     ``on_error`` verdict.
     """
 
     __slots__ = (
         "_accepted",
-        "_asking",
         "_board",
         "_calls",
-        "_clock",
         "_facts",
         "_gone",
         "_held",
@@ -96,26 +76,27 @@ class Conversation:
         "_sessions",
         "_told",
         "_transaction",
+        "session_id",
     )
 
     def __init__(
         self,
         facts: SessionFacts,
-        calls: Mapping[Stage, Sequence[Call]],
-        told: Mapping[str, Sequence[Call]],
+        calls: Mapping[Stage, Sequence[PolicyCall]],
+        told: Mapping[str, Sequence[PolicyCall]],
         clock: IReactorTime,
         relay: RelayPermission,
     ) -> None:
+        super().__init__(clock)
+        self.session_id = facts.id
         self._facts = facts
         self._calls = calls
         self._told = told
-        self._clock = clock
         self._relay = relay
         self._board: dict[tuple[str, str], Any] = {}
-        self._sessions: dict[Member, Session] = {}
+        self._sessions: dict[PolicyRunner, Session] = {}
         self._transaction: _TransactionViews | None = None
         self._held: list[str] = []
-        self._asking: Asking | None = None
         self._question: StageQuestion | None = None
         self._message: Message | None = None
         # Of the question that is asked now: marks, and an acceptance that grants no relaying
@@ -139,12 +120,7 @@ class Conversation:
             return NO_OPINION
         self._question, self._message = question, message
         self._marks, self._accepted = [], None
-        step = walk(self, self._clock, calls)
-        if isinstance(step, Decision):
-            return step
-        self._asking = asking = Asking(self, self._clock, partial(go_on, self, self._clock, calls))
-        asking.wait(step)
-        return asking.decision or asking.result
+        return run(self._ask_each(calls))
 
     def hold_reason(self, transaction: TransactionFacts) -> str | None:
         """Why the message of ``transaction`` goes to the hold queue; None where it does not.
@@ -169,20 +145,19 @@ class Conversation:
         if self._gone:
             return
         self._gone = True
-        if self._asking is not None:
-            self._asking.give_up()
-            self._asking = None
+        self.give_up()
         for call in self._told["disconnected"]:
-            tell(call, (self._session_of(call.member),), self._clock, self._facts.id, network=self.network)
+            fact = PolicyFact((self._session_of(call.runner),), self.network, self.session_id)
+            tell(call, fact, self._clock)
 
-    # What follows is for the walk through the chain.
+    # What ChainQuestion asks for
 
     @property
     def network(self) -> str:
         """The network of the client."""
         return network_identity(self._facts.client_ip)
 
-    def cause(self) -> Cause:
+    def parties(self) -> CallParties:
         """Everyone that the question is about."""
         question = self._question
         sender = recipient = None
@@ -190,21 +165,16 @@ class Conversation:
             sender = question.transaction.sender.domain.lower()
         if isinstance(question, RcptQuestion):
             recipient = question.recipient.domain.lower()
-        return Cause(self.network, self._facts.helo.lower() or None, sender, recipient)
+        return CallParties(self.network, self._facts.helo.lower() or None, sender, recipient)
 
-    def decided(self) -> None:
-        """Nothing is being asked any more."""
-        self._asking = None
-
-    def arguments(self, turn: Turn) -> tuple[Any, ...]:
-        """What the policy of this turn is shown."""
-        question, member = cast(StageQuestion, self._question), turn.call.member
-        session = self._session_of(member)
+    def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
+        question, runner = cast(StageQuestion, self._question), call.runner
+        session = self._session_of(runner)
         stage = question.stage
         if stage in _SESSION_STAGES:
             return (session,)
         # Every question of the other stages is about a transaction.
-        turn.view = view = self._views(cast(MailQuestion, question).transaction).of(member)
+        self._view = view = self._views(cast(MailQuestion, question).transaction).of(runner)
         view.writable = True
         if stage is Stage.RCPT:
             return session, view, cast(RcptQuestion, question).recipient
@@ -212,27 +182,25 @@ class Conversation:
             return session, view, self._message
         return session, view
 
-    def passes_over(self, call: Call) -> bool:
-        """Behind an acceptance that grants no relaying only those are asked that may grant it."""
-        return self._accepted is not None and not call.member.grants_relaying
+    def _passes_over(self, call: PolicyCall) -> bool:
+        # After an Accept that grants no relaying, only the policies that may grant it are asked.
+        return self._accepted is not None and not call.runner.grants_relaying
 
-    def decide(self, call: Call, verdict: Verdict) -> Decision | None:
-        """What a verdict decides; None where the policies after it are still asked."""
-        decision = Decision(verdict, call.member.name)
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision | None:
+        decision = Decision(verdict, call.runner.name)
         if isinstance(verdict, Quarantine):
             self._marks.append(decision)
             return None
         if not isinstance(verdict, Accept):
             # A refusal: what was refused is no part of the message, so its marks count for nothing.
             return decision
-        if self._asks_to_relay() and not call.member.grants_relaying:
+        if self._asks_to_relay() and not call.runner.grants_relaying:
             self._accepted = self._accepted or decision
             return None
         self._hold()
         return decision
 
-    def conclude(self) -> Decision:
-        """No policy refused, and none that may granted relaying."""
+    def _conclude(self) -> Decision:
         question = self._question
         if isinstance(question, RcptQuestion) and not self._relay.allows(
             self._facts, question.recipient.address
@@ -267,41 +235,10 @@ class Conversation:
             held = self._views(cast(MailQuestion, question).transaction).held
         held += [mark.verdict.reason for mark in self._marks if isinstance(mark.verdict, Quarantine)]
 
-    def answered(self, turn: Turn, answer: object) -> Verdict:
-        """Judge what a policy answered; returns what it counts for."""
-        if answer is not CONTINUE:
-            problem = problem_of(answer)
-            if problem is not None:
-                return self.failed(turn, FailureKind.NONSENSE, problem=problem)
-        verdict = cast(Verdict, answer)
-        member = turn.call.member
-        seconds = self._clock.seconds() - turn.began
-        member.answered(turn.call, verdict, seconds)
-        if turn.patience is not None:
-            member.waited_well(turn.call, self.cause(), seconds)
-        if turn.view is not None:
-            turn.view.writable = False
-        if isinstance(verdict, Continue):
-            return CONTINUE
-        self._log_verdict(turn.call, verdict)
-        return CONTINUE if member.observed else verdict
-
-    def failed(
-        self, turn: Turn, kind: FailureKind, failure: Failure | None = None, problem: str = ""
-    ) -> Verdict:
-        """Note that a policy failed; returns what that costs."""
-        if turn.view is not None:
-            turn.view.writable = False
-        member = turn.call.member
-        seconds = self._clock.seconds() - turn.began
-        if seconds >= SLOW:
-            member.waited_in_vain(turn.call, self.cause())
-        return member.failed(turn.call, Trouble(kind, seconds, failure, problem), self._facts.id)
-
-    def _session_of(self, member: Member) -> Session:
-        view = self._sessions.get(member)
+    def _session_of(self, runner: PolicyRunner) -> Session:
+        view = self._sessions.get(runner)
         if view is None:
-            view = self._sessions[member] = Session(self._facts, member.name, self._board)
+            view = self._sessions[runner] = Session(self._facts, runner.name, self._board)
         return view
 
     def _views(self, transaction: TransactionFacts) -> _TransactionViews:
@@ -310,10 +247,10 @@ class Conversation:
             views = self._transaction = _TransactionViews(transaction)
         return views
 
-    def _log_verdict(self, call: Call, verdict: Verdict) -> None:
+    def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
         facts = {
             "event": "policy.verdict",
-            "policy": call.member.name,
+            "policy": call.runner.name,
             "stage": call.stage_name,
             "verdict": name_of(verdict),
             "session_id": self._facts.id,
@@ -323,7 +260,7 @@ class Conversation:
             facts["sender"] = str(self._question.transaction.sender)
         if isinstance(self._question, RcptQuestion):
             facts["recipient"] = str(self._question.recipient)
-        if call.member.observed:
+        if call.runner.observed:
             facts["mode"] = "observe"
         reply = reply_of(verdict)
         if reply is not None:
@@ -340,8 +277,7 @@ class Conversation:
         if calls:
             views = self._views(transaction)
             for call in calls:
-                member = call.member
-                told = self._session_of(member), views.of(member)
-                tell(call, told, self._clock, self._facts.id, network=self.network)
+                shown = self._session_of(call.runner), views.of(call.runner)
+                tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
         if self._transaction is not None and self._transaction.facts is transaction:
             self._transaction = self._message = None

@@ -11,7 +11,7 @@ from elemta.outcome import Outcome, Status
 from elemta.policy import (
     CONTINUE,
     Accept,
-    ChainTerms,
+    ChainSettings,
     Decision,
     Defer,
     Hold,
@@ -21,7 +21,7 @@ from elemta.policy import (
     Reject,
     RouteTo,
 )
-from elemta.policy.walking import NO_OPINION
+from elemta.policy.asking import NO_OPINION
 
 RECIPIENT = Recipient(Address("bob", "example.net"))
 ENVELOPE = Envelope(
@@ -135,16 +135,16 @@ def test_a_coroutine_may_answer(stage):
     ("answer", "kind"),
     [
         (raising, "error"),
-        (None, "nonsense"),
-        ("mx:", "nonsense"),
-        (Accept(), "nonsense"),
-        (Reject("no"), "nonsense"),
-        (Quarantine("odd"), "nonsense"),
-        (Defer("later", code=550), "nonsense"),
-        (RouteTo("mx:example.net"), "nonsense"),
-        (RouteTo("smtp://"), "nonsense"),
-        (RouteTo(None), "nonsense"),
-        (Hold(7), "nonsense"),
+        (None, "invalid"),
+        ("mx:", "invalid"),
+        (Accept(), "invalid"),
+        (Reject("no"), "invalid"),
+        (Quarantine("odd"), "invalid"),
+        (Defer("later", code=550), "invalid"),
+        (RouteTo("mx:example.net"), "invalid"),
+        (RouteTo("smtp://"), "invalid"),
+        (RouteTo(None), "invalid"),
+        (Hold(7), "invalid"),
     ],
 )
 def test_a_failure_costs_what_the_operator_chose_and_never_a_bounce(stage, answer, kind, on_error, cost):
@@ -166,7 +166,7 @@ def test_a_policy_that_does_not_answer_in_time_costs_its_own_opinion(stage, said
 
 def test_a_policy_that_answers_nobody_on_the_way_out_is_waited_for_shortly(stage, said):
     hanging = Router(Deferred)
-    stage.play(hanging, terms=ChainTerms(failures=3, rest=30.0), timeout=10.0)
+    stage.play(hanging, terms=ChainSettings(failures=3, rest=30.0), timeout=10.0)
     for _ in range(3):
         ask(stage)
         stage.clock.advance(10.0)
@@ -178,7 +178,7 @@ def test_a_policy_that_answers_nobody_on_the_way_out_is_waited_for_shortly(stage
 
 def test_unanswered_questions_are_bounded(stage):
     router = Router(Deferred)
-    stage.play(router, terms=ChainTerms(max_outstanding=2))
+    stage.play(router, terms=ChainSettings(max_outstanding=2))
     assert isinstance(ask(stage), Deferred)
     assert ask(stage) == Decision(TROUBLE, "p1")
     assert len(router.seen) == 1
@@ -207,10 +207,10 @@ def test_a_question_that_is_given_up_is_neither_success_nor_failure(stage):
 
 
 @pytest.mark.parametrize("verdict", [RouteTo("mx:"), Hold("by hand")])
-def test_a_choice_of_routes_is_nonsense_in_a_conversation(stage, scripted, verdict):
+def test_a_choice_of_routes_is_invalid_in_a_session(stage, scripted, verdict):
     client = stage.play(scripted(verdict))
     assert client.rcpt() == Decision(TROUBLE, "p1")
-    assert stage.counted.failed_ == [("p1", "rcpt", "nonsense")]
+    assert stage.counted.failed_ == [("p1", "rcpt", "invalid")]
 
 
 # Facts

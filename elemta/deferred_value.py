@@ -1,0 +1,128 @@
+"""A value now or a Deferred later: one driver for code that must not wait where nothing has to wait.
+
+A function that may have to wait is written as a generator. It yields a value or a Deferred and receives the
+value::
+
+    def _charge(self, request: Request) -> Steps[Answer]:
+        answer: Answer = yield self._store.acquire([request])
+        return answer
+
+:func:`run` drives it and returns the value itself when nothing had to wait. ``async def`` always costs a
+Deferred, so it is for sequences that wait anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
+
+MaybeDeferred: TypeAlias = T | Deferred[T]
+"""A value, or a Deferred that fires with one."""
+
+Steps: TypeAlias = Generator[object, Any, T]
+"""What :func:`run` drives. Its ``return`` value is never a Deferred: yield that first."""
+
+_NOT_FIRED: Any = object()
+
+
+def run(steps: Steps[T]) -> MaybeDeferred[T]:
+    """Run ``steps`` to their end; return their value, or a Deferred of it from the first wait on.
+
+    A yielded Deferred that failed raises its exception at the ``yield``. An exception that ``steps`` let
+    through is raised here when nothing had to wait, and fails the Deferred otherwise. To cancel the Deferred
+    cancels what ``steps`` wait for. The stack does not grow with the number of steps.
+    """
+    value: Any = None
+    try:
+        while True:
+            value = steps.send(value)
+            if isinstance(value, Deferred):
+                break
+    except StopIteration as end:
+        at_once: T = end.value
+        return at_once
+    waiting = _Waiting(steps)
+    waiting.wait(value)
+    if not waiting.ended:
+        return waiting.result
+    if waiting.failure is not None:
+        waiting.failure.raiseException()
+    reached: T = waiting.value
+    return reached
+
+
+class _Waiting(Generic[T]):
+    """Steps that have met a Deferred. ``result`` fires unless they ended before anybody saw it."""
+
+    __slots__ = ("_arrived", "_awaited", "_steps", "ended", "failure", "result", "value")
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self._awaited: Deferred[Any] | None = None
+        self._arrived: Any = None
+        self.ended = False
+        self.value: Any = None
+        self.failure: Failure | None = None
+        self.result: Deferred[T] = Deferred(self._cancel)
+
+    def wait(self, awaited: Deferred[Any]) -> None:
+        """Go on as far as the Deferreds have fired already."""
+        while True:
+            self._awaited = awaited
+            self._arrived = _NOT_FIRED
+            awaited.addBoth(self._fired)
+            arrived = self._arrived
+            if arrived is _NOT_FIRED:
+                self._arrived = None
+                return
+            next_awaited = self._step(arrived)
+            if next_awaited is None:
+                return
+            awaited = next_awaited
+
+    def _fired(self, arrived: object) -> None:
+        if self._arrived is _NOT_FIRED:
+            # It had fired before: the loop in wait() goes on, and the stack does not grow.
+            self._arrived = arrived
+            return
+        awaited = self._step(arrived)
+        if awaited is not None:
+            self.wait(awaited)
+        if self.ended:
+            self._tell()
+
+    def _step(self, value: Any) -> Deferred[Any] | None:
+        """Take steps up to the next Deferred; None at their end."""
+        self._awaited = None
+        steps = self._steps
+        try:
+            if isinstance(value, Failure):
+                value = value.throwExceptionIntoGenerator(steps)
+            while not isinstance(value, Deferred):
+                value = steps.send(value)
+        except StopIteration as end:
+            self.ended, self.value = True, end.value
+            return None
+        except BaseException:  # as in any callback: whoever waits for the result gets it
+            self.ended, self.failure = True, Failure()
+            return None
+        return value
+
+    def _tell(self) -> None:
+        if self.result.called:
+            # Cancelled, and the steps ended later. A value is nobody's; a failure is logged as unhandled.
+            if self.failure is not None:
+                self.failure.raiseException()
+        elif self.failure is not None:
+            self.result.errback(self.failure)
+        else:
+            self.result.callback(self.value)
+
+    def _cancel(self, _result: Deferred[T]) -> None:
+        if self._awaited is not None:
+            self._awaited.cancel()

@@ -1,0 +1,136 @@
+"""The policies in delivery: the question for a recipient's route, and facts about attempts.
+
+They are those of the chain, with the same deadlines, breakers and bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from elemta.deferred_value import run
+from elemta.envelope import Envelope, Recipient
+from elemta.limits.identity import network_identity
+from elemta.outcome import Outcome
+from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
+from elemta.policy.breaker import CallParties
+from elemta.policy.runner import PolicyCall, PolicyFact, tell
+from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict, name_of, route_problem
+
+_log = Logger()
+
+
+class DeliveryHooks:
+    """What delivery asks and tells the policies of a chain. Made by the chain, replaced with it at a reload.
+
+    Nothing here raises because of a policy, and no Deferred of it ever fails.
+    """
+
+    def __init__(self, asked: Sequence[PolicyCall], told: Sequence[PolicyCall], clock: IReactorTime) -> None:
+        self._asked = tuple(asked)
+        self._told = tuple(told)
+        self._clock = clock
+
+    @property
+    def asks(self) -> bool:
+        """Whether any policy wants to be asked for routes."""
+        return bool(self._asked)
+
+    @property
+    def tells(self) -> bool:
+        """Whether any policy wants to be told of attempts."""
+        return bool(self._told)
+
+    def route(self, envelope: Envelope, recipient: Recipient) -> Decision | Deferred[Decision]:
+        """Which way a recipient's mail leaves; the first policy with an opinion decides.
+
+        The verdict is ``RouteTo``, ``Hold``, ``Defer`` (try again later) or, for the routes of the
+        configuration, ``CONTINUE``. It comes at once where all policies answered at once; cancelling the
+        Deferred gives the question up.
+        """
+        if not self._asked:
+            return NO_OPINION
+        return _RouteQuestion(self._clock, envelope, recipient).ask(self._asked)
+
+    def attempted(self, outcome: Outcome, envelope: Envelope | None = None) -> None:
+        """Tell the policies of an attempt; nobody waits for them.
+
+        With the envelope, only those that care for the listener that the message came in by.
+        """
+        for call in self._told:
+            if envelope is None or call.runner.serves(envelope.client.listener):
+                session_id = "" if envelope is None else envelope.client.session_id
+                network = "" if envelope is None else _network_of(envelope)
+                tell(call, PolicyFact((outcome,), network, session_id, outcome.queue_id), self._clock)
+
+
+class _RouteQuestion(ChainQuestion):
+    """The question for the route of one recipient of one message."""
+
+    __slots__ = ("_envelope", "_recipient", "queue_id", "session_id")
+
+    def __init__(self, clock: IReactorTime, envelope: Envelope, recipient: Recipient) -> None:
+        super().__init__(clock)
+        self._envelope = envelope
+        self._recipient = recipient
+        self.session_id = envelope.client.session_id
+        self.queue_id = envelope.queue_id
+
+    def ask(self, calls: Sequence[PolicyCall]) -> Decision | Deferred[Decision]:
+        listener = self._envelope.client.listener
+        return run(self._ask_each([call for call in calls if call.runner.serves(listener)]))
+
+    @property
+    def network(self) -> str:
+        return _network_of(self._envelope)
+
+    def parties(self) -> CallParties:
+        envelope = self._envelope
+        return CallParties(
+            self.network,
+            envelope.client.helo.lower() or None,
+            envelope.sender.domain.lower(),
+            self._recipient.domain.lower(),
+        )
+
+    def _problem(self, answer: object) -> str | None:
+        return route_problem(answer)
+
+    def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:  # noqa: ARG002
+        return self._envelope, self._recipient
+
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision:
+        return Decision(verdict, call.runner.name)
+
+    def _conclude(self) -> Decision:
+        return NO_OPINION
+
+    def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
+        facts = {
+            "event": "policy.route",
+            "policy": call.runner.name,
+            "verdict": name_of(verdict),
+            "queue_id": self._envelope.queue_id,
+            "recipient": str(self._recipient),
+        }
+        if call.runner.observed:
+            facts["mode"] = "observe"
+        if isinstance(verdict, RouteTo):
+            _log.info("a policy chose a route", target=verdict.target, **facts)
+        elif isinstance(verdict, Hold):
+            _log.info("a policy keeps mail from leaving", reason=verdict.reason, **facts)
+        elif isinstance(verdict, Defer):
+            _log.info("a policy lets mail wait", reason=verdict.text, **facts)
+
+
+def _network_of(envelope: Envelope) -> str:
+    """The network of the client that the message is from; "" for a message of this host."""
+    try:
+        return network_identity(ip_address(envelope.client.ip))
+    except ValueError:
+        return ""
