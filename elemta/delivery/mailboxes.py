@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from elemta.address import Address
-from elemta.delivery.maildir import maildir_path
+from elemta.delivery.maildir import check_root, maildir_path
 from elemta.delivery.routes import MaildirRoute
 from elemta.errors import MailboxUnknown
 
@@ -58,7 +58,7 @@ class Mailboxes:
         answer: Deferred[bool] = Deferred()
         answer.addTimeout(DEADLINE, self._clock)
         answer.addCallbacks(self._remember, _in_words, callbackArgs=(key,))
-        self._ask(maildir_path(route.template, recipient), answer)
+        self._ask(maildir_path(route.template, recipient), route.root, answer)
         return answer
 
     def forget(self) -> None:
@@ -71,7 +71,7 @@ class Mailboxes:
         if pool is not None and not self._asked:
             pool.stop()
 
-    def _ask(self, directory: str, answer: Deferred[bool]) -> None:
+    def _ask(self, directory: str, root: str, answer: Deferred[bool]) -> None:
         waiting = self._asked.setdefault(directory, [])
         waiting.append(answer)
         if len(waiting) > 1:
@@ -81,15 +81,23 @@ class Mailboxes:
             # A disk that does not answer must not keep the process from ending.
             self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
             self._pool.start()
-        self._pool.callInThread(self._look, directory)
+        self._pool.callInThread(self._look, directory, root)
 
-    def _look(self, directory: str) -> None:
+    def _look(self, directory: str, root: str) -> None:
         outcome: bool | Failure
         try:
             outcome = stat.S_ISDIR(os.stat(directory).st_mode)
         except OSError as error:
-            outcome = False if error.errno in _NO_NAME else Failure()
+            outcome = self._missing(root) if error.errno in _NO_NAME else Failure()
         self._reactor.callFromThread(self._answer, directory, outcome)
+
+    def _missing(self, root: str) -> bool | Failure:
+        """No mailbox, unless the file system with all of them is not there: that says nothing of any."""
+        try:
+            check_root(root)
+        except OSError:
+            return Failure()
+        return False
 
     def _answer(self, directory: str, outcome: bool | Failure) -> None:
         for waiting in self._asked.pop(directory):

@@ -140,7 +140,7 @@ class MaildirWriter:
     def _provide(self, drop: Drop) -> None:
         """Make what is missing of the Maildir. NoMailbox where that may not be."""
         if not drop.make and not _is_there(drop.directory):
-            _check_root(drop.root)
+            check_root(drop.root)
             raise NoMailbox("there is no such mailbox")
         self._make(drop.directory)
 
@@ -225,7 +225,7 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def _check_root(root: str) -> None:
+def check_root(root: str) -> None:
     """OSError where the root of all Maildirs is missing or empty, as while its file system is not mounted."""
     if not root:
         return

@@ -222,6 +222,9 @@ class Reception:
         return self._judge_message(question, writer)
 
     def _judge_message(self, question: MessageQuestion, writer: MessageWriter) -> Answer | Deferred[Answer]:
+        if writer.failure is not None:
+            # A policy could not read it, and what that policy's failure costs may be a 5xx.
+            return self._not_stored(writer.failure)
         answer = self._ask_policies(question, Message(writer.size, writer.head, writer.open))
         if isinstance(answer, Deferred):
             return answer.addCallback(self._commit_unless_refused, question.transaction, writer)
@@ -231,7 +234,8 @@ class Reception:
         self, answer: Answer, transaction: Transaction, writer: MessageWriter
     ) -> Answer | Deferred[Answer]:
         if not isinstance(answer, Proceed):
-            return answer
+            # The disk may have failed under a policy that reads the message.
+            return answer if writer.failure is None else self._not_stored(writer.failure)
         if writer.ended:
             # The client left, or was told 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="nobody waits for this message any more")
@@ -306,16 +310,18 @@ class Reception:
             # It may yet be committed, so it stays charged.
             return Refuse(replies.LOCAL_TROUBLE, reason="the commit takes too long")
         self._committing = None
-        full = failure.check(SpoolFull) is not None
+        return self._not_stored(failure.value)
+
+    def _not_stored(self, error: BaseException | None) -> Answer:
         self._terms.observer.message_refused("spool", "spool", True)
         _log.error(
             "message could not be stored",
             event="message.not-stored",
             session_id=self._facts.id,
-            error=failure.getErrorMessage(),
+            error=str(error),
         )
-        reply = replies.STORAGE_FULL if full else replies.LOCAL_TROUBLE
-        return Refuse(reply, reason=f"spool: {failure.getErrorMessage()}")
+        reply = replies.STORAGE_FULL if isinstance(error, SpoolFull) else replies.LOCAL_TROUBLE
+        return Refuse(reply, reason=f"spool: {error}")
 
     def transaction_ended(self, transaction: Transaction, accepted: bool) -> None:
         writer, self._writer = self._writer, None

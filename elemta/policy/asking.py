@@ -79,7 +79,7 @@ class ChainQuestion:
     def _ask_one(self, call: PolicyCall) -> Verdict | _PendingAnswer:
         runner = call.runner
         if runner.questions.many and not runner.questions.has_room(self.network):
-            return runner.too_busy(call)
+            return self.too_busy(call)
         seconds = self._clock.seconds
         began = seconds()
         try:
@@ -114,6 +114,10 @@ class ChainQuestion:
             return CONTINUE
         self._log_verdict(call, verdict)
         return CONTINUE if runner.observed else verdict
+
+    def too_busy(self, call: PolicyCall) -> Verdict:
+        """The verdict of a policy that is not asked because too many of its calls are unanswered."""
+        return call.runner.too_busy(call)
 
     def failed(
         self,

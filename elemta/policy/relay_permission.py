@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 
 from elemta.address import Address
 from elemta.domains import Domains
-from elemta.policy.verdicts import Reject
+from elemta.policy.verdicts import Defer, Reject
 from elemta.smtp.facts import SessionFacts
 
 RELAY_DENIED = Reject("Relay access denied", code=554, enhanced="5.7.1")
+
+# RFC 5321 §4.2.2: 451 is a local error in processing
+RELAY_UNKNOWN = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
+"""The answer where a policy that may grant relaying failed: whether it would have is not known."""
 
 MAY_RELAY = "may_relay"
 """What the decision is called where a policy's name is due: the setting, which is no possible policy."""

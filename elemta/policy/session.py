@@ -8,12 +8,14 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.deferred_value import run
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
 from elemta.policy.breaker import CallParties
-from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RelayPermission
+from elemta.policy.interfaces import FailureKind
+from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
 from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
 from elemta.policy.verdicts import Accept, Disconnect, Quarantine, Verdict, name_of, reply_of
 from elemta.policy.views import Message, Session, Transaction
@@ -68,6 +70,7 @@ class PolicySession(ChainQuestion):
         "_calls",
         "_facts",
         "_gone",
+        "_grant_failed",
         "_held",
         "_marks",
         "_message",
@@ -102,6 +105,8 @@ class PolicySession(ChainQuestion):
         # Of the question that is asked now: marks, and an acceptance that grants no relaying
         self._marks: list[Decision] = []
         self._accepted: Decision | None = None
+        # Whether a policy that may grant relaying failed, so that its verdict is not known
+        self._grant_failed = False
         self._gone = False
 
     def ask(self, question: StageQuestion, message: Message | None = None) -> Decision | Deferred[Decision]:
@@ -119,7 +124,7 @@ class PolicySession(ChainQuestion):
         if not calls and question.stage is not Stage.RCPT:
             return NO_OPINION
         self._question, self._message = question, message
-        self._marks, self._accepted = [], None
+        self._marks, self._accepted, self._grant_failed = [], None, False
         return run(self._ask_each(calls))
 
     def hold_reason(self, transaction: TransactionFacts) -> str | None:
@@ -167,6 +172,26 @@ class PolicySession(ChainQuestion):
             recipient = question.recipient.domain.lower()
         return CallParties(self.network, self._facts.helo.lower() or None, sender, recipient)
 
+    def too_busy(self, call: PolicyCall) -> Verdict:
+        """Note that a grant of relaying may be missing."""
+        self._note_failed_grant(call)
+        return super().too_busy(call)
+
+    def failed(
+        self,
+        call: PolicyCall,
+        kind: FailureKind,
+        took: float,
+        failure: Failure | None = None,
+        problem: str = "",
+    ) -> Verdict:
+        """Note that a grant of relaying may be missing."""
+        self._note_failed_grant(call)
+        return super().failed(call, kind, took, failure, problem)
+
+    def _note_failed_grant(self, call: PolicyCall) -> None:
+        self._grant_failed |= call.runner.grants_relaying and not call.runner.observed
+
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
         question, runner = cast(StageQuestion, self._question), call.runner
         session = self._session_of(runner)
@@ -213,7 +238,8 @@ class PolicySession(ChainQuestion):
                 recipient=str(question.recipient),
                 accepted_by=None if self._accepted is None else self._accepted.policy,
             )
-            return Decision(RELAY_DENIED, MAY_RELAY)
+            # An unknown verdict is no reason to refuse for good.
+            return Decision(RELAY_UNKNOWN if self._grant_failed else RELAY_DENIED, MAY_RELAY)
         self._hold()
         if self._accepted is not None:
             return self._accepted

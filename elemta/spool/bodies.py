@@ -1,4 +1,7 @@
-"""Bodies on their way in: small ones stay in memory, large ones stream to a file in the disk's threads."""
+"""Bodies on their way in: small ones stay in memory, large ones stream to a file in the disk's threads.
+
+Memory is counted as Python takes it: a piece of two octets that is an object of its own takes 60.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -23,6 +26,10 @@ from elemta.spool.threads import DiskThreads
 _log = Logger()
 
 HEAD = 64 * 1024
+# Smaller pieces are joined: the object around a piece, and its place in a list, are up to 60 octets.
+_JOINED_BELOW = 1024
+
+Piece = bytes | bytearray
 
 
 class BodyFile:
@@ -38,7 +45,7 @@ class BodyFile:
         self._abandoned = False
         self._turn = threading.Lock()
 
-    def append(self, chunks: Sequence[bytes]) -> None:
+    def append(self, chunks: Sequence[Piece]) -> None:
         """Write the next octets; the first call creates the file. A file that was given up stays away."""
         with self._turn:
             if self._abandoned:
@@ -130,10 +137,15 @@ class MessageWriter:
         self.size = 0
         self.failure: SpoolError | None = None
         self._bodies = bodies
-        self._chunks: list[bytes] = []
+        self._chunks: list[Piece] = []
+        self._unwritten = 0
+        # The memory that chunks, head and what is on its way to the disk take; and two parts of that.
         self._held = 0
+        self._held_by_chunks = 0
+        self._held_by_disk = 0
         self._file: BodyFile | None = None
-        self._head = b""
+        # The first octets of a body in a file; of any other the chunks are all there is.
+        self._head = bytearray()
         self._writing = False
         self._ended = False
         self._waiting: list[Deferred[None]] = []
@@ -147,9 +159,9 @@ class MessageWriter:
         self.size += len(data)
         if self.failure is not None:
             return
-        self._chunks.append(data)
-        self._hold(len(data))
+        self._add(data)
         if self._file is not None:
+            self._extend_head(data)
             self._write_out()
         elif self.size > self._bodies.settings.inline_limit or self._bodies.crowded:
             self._spill()
@@ -165,15 +177,15 @@ class MessageWriter:
 
     @property
     def head(self) -> bytes:
-        """The first 64 KiB of the body, or as much as there is."""
-        return self._head if self._file is not None else self._joined()[:HEAD]
+        """The first 64 KiB of the body, or as much as there is; after a failure, as much as came before."""
+        return bytes(self._head) if self._file is not None else self._joined()[:HEAD]
 
     @property
     def congested(self) -> bool:
         """Whether the disk is behind: more than a MiB is unwritten, or memory is scarce and anything is."""
         if self._file is None:
             return False
-        unwritten = self._held - len(self._head)
+        unwritten = self._unwritten
         return unwritten > self._bodies.settings.congestion or (unwritten > 0 and self._bodies.crowded)
 
     def when_drained(self) -> Deferred[None]:
@@ -207,6 +219,8 @@ class MessageWriter:
             return
         self._ended = True
         self._chunks = []
+        # What the disk still works on stays in memory, and counted, until it is done with it.
+        self._release(self._held - self._held_by_disk)
         self._drop_file()
 
     def take(self) -> bytes:
@@ -231,60 +245,77 @@ class MessageWriter:
         self._bodies.writers.discard(self)
 
     def _joined(self) -> bytes:
-        if len(self._chunks) > 1:
-            self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0] if self._chunks else b""
+        chunks = self._chunks
+        if len(chunks) != 1 or type(chunks[0]) is not bytes:
+            chunks[:] = [b"".join(chunks)]
+        return cast(bytes, chunks[0])
+
+    def _add(self, data: bytes) -> None:
+        self._unwritten += len(data)
+        last = self._chunks[-1] if self._chunks else None
+        if type(last) is bytearray and len(data) < _JOINED_BELOW:
+            before = last.__sizeof__()
+            last += data
+            taken = last.__sizeof__() - before
+        else:
+            # A piece that comes alone, as nearly every small message does, is kept as it is.
+            piece = bytearray(data) if last is not None and len(data) < _JOINED_BELOW else data
+            self._chunks.append(piece)
+            taken = piece.__sizeof__()
+        self._held_by_chunks += taken
+        self._hold(taken)
 
     def _hold(self, octets: int) -> None:
         self._held += octets
         self._bodies.in_memory += octets
 
     def _release(self, octets: int) -> None:
-        octets = min(
-            octets, self._held
-        )  # all was given back already when the message was discarded meanwhile
         self._held -= octets
         self._bodies.in_memory -= octets
 
     def _spill(self) -> None:
         self._file = self._bodies.new_file(self.queue_id)
         self._bodies.writers.add(self)
+        for chunk in self._chunks:
+            self._extend_head(chunk)
         self._write_out()
 
-    def _keep_head(self) -> None:
+    def _extend_head(self, data: Piece) -> None:
+        """Add octets that nobody added before: each goes through here once, whenever it is written."""
         missing = HEAD - len(self._head)
-        for chunk in self._chunks:
-            if missing <= 0:
-                return
-            part = chunk[:missing]
-            missing -= len(part)
-            self._head += part
-            self._hold(len(part))
+        if missing > 0:
+            before = self._head.__sizeof__()
+            self._head += data[:missing]
+            self._hold(self._head.__sizeof__() - before)
 
     def _write_out(self) -> None:
-        self._keep_head()
         if self._writing or self._file is None:
             return
         self._writing = True
         chunks, self._chunks = self._chunks, []
+        self._held_by_disk, self._held_by_chunks = self._held_by_chunks, 0
         octets = sum(map(len, chunks))
         self._bodies.threads.call(self._file.append, chunks).addCallbacks(
             self._written, self._failed, callbackArgs=(octets,), errbackArgs=(octets,)
         )
 
     def _written(self, _: None, octets: int) -> None:
-        self._writing = False
-        self._release(octets)
+        self._disk_is_done(octets)
         if self._chunks:
             self._write_out()
         else:
             self._drained()
 
     def _failed(self, failure: Failure, octets: int) -> None:
-        self._writing = False
-        self._release(octets)
+        self._disk_is_done(octets)
         self._fail(failure, "the body could not be written")
         self._drained()
+
+    def _disk_is_done(self, octets: int) -> None:
+        self._writing = False
+        self._unwritten -= octets
+        self._release(self._held_by_disk)
+        self._held_by_disk = 0
 
     def _fail(self, failure: Failure, what: str) -> None:
         error: BaseException = failure.value  # type: ignore[assignment]  # None only before a failure is made
@@ -296,7 +327,9 @@ class MessageWriter:
             queue_id=self.queue_id,
             reason=str(error),
         )
-        self._release(sum(map(len, self._chunks)))
+        if not self._ended:
+            self._release(self._held_by_chunks)
+        self._held_by_chunks = self._unwritten = 0
         self._chunks = []
         self._drop_file()
 
@@ -306,7 +339,7 @@ class MessageWriter:
             done.callback(None)
 
     def _drop_file(self) -> None:
-        self.release()
+        self._bodies.writers.discard(self)
         if self._file is not None:
             self._bodies.threads.start(self._file.abandon)
 

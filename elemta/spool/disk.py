@@ -44,7 +44,7 @@ class Disk:
         """Open a new file for appending; it must not be there yet."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
-    def write(self, descriptor: int, chunks: Sequence[bytes]) -> None:
+    def write(self, descriptor: int, chunks: Sequence[bytes | bytearray]) -> None:
         """Write all chunks, however short the single writes are."""
         waiting = [memoryview(chunk) for chunk in chunks if chunk]
         while waiting:

@@ -16,7 +16,7 @@ from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
 from elemta.auth import Authenticator
-from elemta.config import ListenerConfig, ListenerTLS, PolicyCommon, ServerConfig, TLSConfig
+from elemta.config import ListenerConfig, ListenerTLS, OnError, PolicyCommon, ServerConfig, TLSConfig
 from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains
 from elemta.limits import Limiter, MemoryStore
@@ -234,6 +234,7 @@ class Place:
         self.house.closed_with = None
         self.policy = Scripted()
         self.policy_timeout = 5.0
+        self.on_error = OnError.DEFER
         self.chain_is_empty = False
         self.spool = spool
         self.observer = Counted()
@@ -249,7 +250,7 @@ class Place:
         from twisted.internet import reactor
 
         factory = ESMTPFactory(self.house, self.listener, self.observer)
-        common = PolicyCommon(timeout=self.policy_timeout)
+        common = PolicyCommon(timeout=self.policy_timeout, on_error=self.on_error)
         policies = [] if self.chain_is_empty else [LoadedPolicy("scripted", self.policy, common)]
         local = frozenset({"example.com", "example.net", "example.org", "example.test"})
         chain = PolicyChain(policies, self.clock, relay=RelayPermission(Domains(local)))
@@ -323,7 +324,7 @@ class StuckDisk(FailingDisk):
         self.writes.set()
         self.syncs.set()
 
-    def write(self, descriptor: int, chunks: Sequence[bytes]) -> None:
+    def write(self, descriptor: int, chunks: Sequence[bytes | bytearray]) -> None:
         self.writes.wait(10)
         super().write(descriptor, chunks)
 

@@ -159,7 +159,7 @@ class FailingDisk(Disk):
         connection.fault = self._database_fault
         return connection
 
-    def write(self, descriptor: int, chunks: Sequence[bytes]) -> None:
+    def write(self, descriptor: int, chunks: Sequence[bytes | bytearray]) -> None:
         self._fault("write")
         super().write(descriptor, chunks)
 
