@@ -11,7 +11,7 @@ def test_a_mailbox_of_the_future_is_refused_and_counted():
     assert rehearsal.metrics.total("elemta_plugin_refuse_future_refused_total") == 1
 
 
-def test_a_mailbox_of_today_is_nobodys_business():
+def test_there_is_no_opinion_about_a_mailbox_of_today():
     assert PolicyTester(RefuseFuturePlugin()).rcpt("boss@example.com") == CONTINUE
 
 
