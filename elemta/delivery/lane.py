@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from bisect import insort
 from math import inf
+from typing import TYPE_CHECKING
 
 from elemta.address import Address
 from elemta.outcome import Outcome
 from elemta.spool.records import QueuedMessage, State
+
+if TYPE_CHECKING:
+    from elemta.delivery.rings import Ring
 
 Key = tuple[str, int]
 
@@ -25,7 +29,7 @@ class Lane:
     turns, deferred ones in the order of their times, and each kind has every second go. ``due`` is when the
     spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
     often in a row the destination was found down, ``reason`` what was said then, and ``victims`` the parts
-    that wait for no other reason than that. ``trusted`` is a destination that has answered before.
+    that wait for no other reason than that. ``ring`` are the destinations that do like this one.
     """
 
     __slots__ = (
@@ -38,27 +42,25 @@ class Lane:
         "due",
         "epoch",
         "failures",
-        "in_ring",
         "known",
         "last_success",
         "loading",
         "most",
         "name",
         "reason",
+        "ring",
         "settled_meanwhile",
         "shut_until",
-        "trusted",
         "under_way",
         "victims",
-        "wake",
         "window",
     )
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, most: int, ring: Ring) -> None:
         self.name = name
+        self.ring = ring
         self.most = most
         self.window = min(FIRST_WINDOW, most)
-        self.trusted = False
         self.under_way = 0
         self.due = inf
         self.shut_until = 0.0
@@ -68,8 +70,6 @@ class Lane:
         self.last_success = 0.0
         self.reason: Outcome | None = None
         self.loading = False
-        self.wake = inf
-        self.in_ring = False
         self.known: set[Key] = set()
         self.settled_meanwhile: set[Key] = set()
         self.victims: set[Key] = set()

@@ -6,18 +6,16 @@ it or when its time has come.
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable, Iterable
 from math import inf
 
 from elemta.address import Address
 from elemta.delivery.lane import FIRST_WINDOW, MOST_BROKEN_OFF, Key, Lane
+from elemta.delivery.rings import Ring, Standing
 from elemta.outcome import Outcome
 from elemta.spool.records import LaneDue, QueuedMessage
 
-# Lanes that one look into the spool serves, and parts that wait in memory in all lanes together.
-MOST_LOOKED_INTO = 200
+# Parts that wait in memory in all lanes together.
 MOST_WAITING = 4000
 # Destinations of which it is remembered that they answer, though no mail for them waits.
 _MOST_ANSWERED = 10_000
@@ -36,11 +34,9 @@ class Lanes:
         self._limit = limit
         self.places = places
         self._lanes: dict[str, Lane] = {}
-        # Lanes whose turn it may be: of destinations that are known, that never answered, that are down.
-        self._rings: tuple[deque[Lane], ...] = (deque(), deque(), deque())
+        self._known, self._unknown, self._failing = rings = tuple(Ring(each) for each in Standing)
+        self._rings = rings
         self._next_ring = 0
-        self._wakes: list[tuple[float, str]] = []
-        self._waiting = 0
         self._blocked = 0
         self._probing: set[str] = set()
         self._hurried: list[tuple[str, Key]] = []
@@ -52,7 +48,7 @@ class Lanes:
     @property
     def waiting(self) -> int:
         """How many parts wait in memory."""
-        return self._waiting
+        return sum(ring.waiting for ring in self._rings)
 
     @property
     def blocked(self) -> int:
@@ -99,7 +95,7 @@ class Lanes:
         lane = self._lanes.get(name)
         if lane is None or not self.is_due(name, now):
             return False
-        return lane.loading or (not lane.waiting and self._has_room(MOST_WAITING - self._waiting))
+        return lane.loading or (not lane.waiting and self._has_room(lane.ring))
 
     def may_know(self, message: QueuedMessage) -> bool:
         """Whether the part is known, or may be in what the spool is being asked."""
@@ -113,7 +109,7 @@ class Lanes:
         lane = self._lane(message.lane)
         if message.key in lane.known:
             return
-        if lane.failures or lane.shut_until > now or self._waiting >= MOST_WAITING:
+        if lane.failures or lane.shut_until > now or self._room(lane.ring) <= 0:
             self._is_due(lane, now)
             return
         self._push(lane, message, now)
@@ -129,18 +125,17 @@ class Lanes:
         To be followed by :meth:`loaded` for each of them, or by :meth:`not_loaded`.
         """
         wanted: dict[str, int] = {}
-        room = MOST_WAITING - self._waiting
-        while self._has_room(room) and self._wakes and self._wakes[0][0] <= now:
-            if len(wanted) == MOST_LOOKED_INTO:
-                break
-            when, name = heapq.heappop(self._wakes)
-            lane = self._lanes.get(name)
-            if lane is None or lane.wake != when:
-                continue
-            lane.wake = inf
+        for ring in self._rings:
+            self._add_wanted(ring, wanted, now)
+        return wanted
+
+    def _add_wanted(self, ring: Ring, wanted: dict[str, int], now: float) -> None:
+        room, most = self._room(ring), len(wanted) + ring.looked_into
+        while len(wanted) < most and room > _enough(ring) and (name := ring.wakes.pop(now)) is not None:
+            lane = self._lanes[name]
             if lane.shut_until <= now:
                 lane.shut_until = 0.0
-                self._join(lane)
+                ring.join(lane)
             if lane.due <= now and lane.hungry and not lane.shut_until:
                 lane.loading, lane.due = True, inf
                 # Never all the room, so that there is always some for another lane.
@@ -148,7 +143,6 @@ class Lanes:
                 room -= wanted[name]
             else:
                 self._schedule(lane)
-        return wanted
 
     def known(self, names: Iterable[str]) -> dict[str, tuple[Key, ...]]:
         """What of these lanes needs no telling."""
@@ -180,13 +174,7 @@ class Lanes:
         """When the next lane has to be looked at; never, before there is room for what it has."""
         if self._hurried:
             return 0.0
-        while self._wakes and self._has_room(MOST_WAITING - self._waiting):
-            when, name = self._wakes[0]
-            lane = self._lanes.get(name)
-            if lane is not None and lane.wake == when:
-                return when
-            heapq.heappop(self._wakes)
-        return inf
+        return min(ring.wakes.first() if self._has_room(ring) else inf for ring in self._rings)
 
     # What goes out
 
@@ -201,23 +189,22 @@ class Lanes:
             ring = self._rings[self._next_ring]
             self._next_ring = (self._next_ring + 1) % len(self._rings)
             if ring and self._may_start_in(ring, free):
-                lane = _next(ring, now, free)
+                lane = ring.next(now, free)
                 if lane is not None:
                     return self._start(lane)
         return None
 
-    def _may_start_in(self, ring: deque[Lane], free: int) -> bool:
-        known, unknown, _ = self._rings
-        if ring is known:
+    def _may_start_in(self, ring: Ring, free: int) -> bool:
+        if ring is self._known:
             return True
-        return free > self.places // 4 if ring is unknown else len(self._probing) <= free // 3
+        return free > self.places // 4 if ring is self._unknown else len(self._probing) <= free // 3
 
     def _start(self, lane: Lane) -> QueuedMessage:
         message = lane.pop()
-        self._waiting -= 1
+        lane.ring.waiting -= 1
         if lane.failures:
             self._probing.add(lane.name)
-        self._join(lane)
+        lane.ring.join(lane)
         self._schedule(lane)
         return message
 
@@ -232,7 +219,7 @@ class Lanes:
         self._probing.discard(lane.name)
         if not known:
             self._release(lane, message)
-        self._join(lane)
+        lane.ring.join(lane)
         self._schedule(lane)
         self._tidy(lane)
 
@@ -255,10 +242,7 @@ class Lanes:
         """A destination took a message, or at least answered for it; whether it had been down."""
         lane = self._lane(name)
         lane.last_success = now
-        lane.trusted = True
-        self._answered[name] = None
-        if len(self._answered) > _MOST_ANSWERED:
-            del self._answered[next(iter(self._answered))]
+        self._remember_answer(lane)
         lane.broken_off = 0
         if delivered:
             lane.window = min(lane.window + 1, lane.most)
@@ -266,6 +250,14 @@ class Lanes:
             return False
         self._open(lane)
         return True
+
+    def _remember_answer(self, lane: Lane) -> None:
+        self._answered.pop(lane.name, None)
+        self._answered[lane.name] = None
+        if len(self._answered) > _MOST_ANSWERED:
+            del self._answered[next(iter(self._answered))]
+        if lane.ring is self._unknown:
+            self._move(lane, self._known)
 
     def broke_off(self, name: str) -> bool:
         """A destination broke off while it answered; whether that makes it one that is down."""
@@ -295,13 +287,13 @@ class Lanes:
             self._blocked += 1
         lane.failures += 1
         lane.epoch += 1
-        lane.trusted = False
         self._answered.pop(name, None)
         lane.shut_until, lane.reason = until, reason
         lane.window = min(FIRST_WINDOW, lane.most)
         lane.broken_off = 0
-        self._waiting -= lane.waiting
+        lane.ring.waiting -= lane.waiting
         lane.drop()
+        self._move(lane, self._failing)
         self._schedule(lane)
 
     def wait_for_it(self, message: QueuedMessage) -> None:
@@ -322,7 +314,7 @@ class Lanes:
             lane.window = min(lane.window, lane.most)
             lane.shut_until = lane.due = 0.0
             self._hurry(lane)
-            self._join(lane)
+            lane.ring.join(lane)
             self._schedule(lane)
 
     def drop_all(self) -> None:
@@ -330,11 +322,9 @@ class Lanes:
         for lane in self._lanes.values():
             lane.drop()
             lane.known.clear()
-        self._waiting = 0
         self._lanes.clear()
         for ring in self._rings:
             ring.clear()
-        self._wakes.clear()
         self._probing.clear()
         self._hurried.clear()
         self._blocked = 0
@@ -343,20 +333,24 @@ class Lanes:
 
     def _lane(self, name: str) -> Lane:
         lane = self._lanes.get(name)
-        if lane is None:
-            limit = self._limit(name)
-            lane = self._lanes[name] = Lane(name, self.places if limit is None else limit)
-            lane.trusted = limit is None or name in self._answered
-            if limit is None:
-                lane.window = lane.most
+        return self._new_lane(name) if lane is None else lane
+
+    def _new_lane(self, name: str) -> Lane:
+        limit = self._limit(name)
+        ring = self._known if limit is None or name in self._answered else self._unknown
+        lane = self._lanes[name] = Lane(name, self.places if limit is None else limit, ring)
+        if limit is None:
+            lane.window = lane.most
         return lane
 
     def _most(self, name: str) -> int:
         limit = self._limit(name)
         return self.places if limit is None else limit
 
-    def _has_room(self, room: int) -> bool:
-        return room > MOST_WAITING // 8
+    def _move(self, lane: Lane, ring: Ring) -> None:
+        if lane.ring is not ring:
+            lane.ring.hand_over(lane, ring)
+            lane.ring = ring
 
     def _open(self, lane: Lane) -> None:
         lane.failures = 0
@@ -364,6 +358,7 @@ class Lanes:
         lane.shut_until, lane.reason = 0.0, None
         lane.due = 0.0
         self._blocked -= 1
+        self._move(lane, self._known)
         self._hurry(lane)
         self._schedule(lane)
 
@@ -372,17 +367,20 @@ class Lanes:
         lane.victims.clear()
 
     def _push(self, lane: Lane, message: QueuedMessage, now: float) -> None:
-        self._waiting += 1
+        lane.ring.waiting += 1
         if lane.push(message) is not None:
-            self._waiting -= 1
+            lane.ring.waiting -= 1
             lane.due = min(lane.due, now)
-        self._join(lane)
+        lane.ring.join(lane)
 
-    def _join(self, lane: Lane) -> None:
-        if not lane.in_ring and lane.waiting:
-            lane.in_ring = True
-            known, unknown, down = self._rings
-            (down if lane.failures else known if lane.trusted else unknown).append(lane)
+    def _room(self, ring: Ring) -> int:
+        """How many more parts of these destinations may wait in memory."""
+        room = MOST_WAITING * ring.eighths // 8 - ring.waiting
+        # What waits for unknown ones waits for known ones as soon as they answer, also beyond their share.
+        return room if ring is self._known else min(room, MOST_WAITING - self.waiting)
+
+    def _has_room(self, ring: Ring) -> bool:
+        return self._room(ring) > _enough(ring)
 
     def _is_due(self, lane: Lane, when: float) -> None:
         lane.due = min(lane.due, when)
@@ -395,13 +393,7 @@ class Lanes:
             wake = lane.shut_until
         if lane.hungry:
             wake = min(wake, max(lane.due, lane.shut_until))
-        if wake != lane.wake:
-            lane.wake = wake
-            if wake < inf:
-                heapq.heappush(self._wakes, (wake, lane.name))
-                if len(self._wakes) > 4 * len(self._lanes) + 1000:
-                    self._wakes = [(each.wake, each.name) for each in self._lanes.values() if each.wake < inf]
-                    heapq.heapify(self._wakes)
+        lane.ring.wakes.set(lane.name, wake)
 
     def _release(self, lane: Lane, message: QueuedMessage) -> None:
         lane.known.discard(message.key)
@@ -409,20 +401,13 @@ class Lanes:
             lane.settled_meanwhile.add(message.key)
 
     def _tidy(self, lane: Lane) -> None:
-        if lane.idle and self._lanes.pop(lane.name, None) is not None and lane.failures:
-            # It was down, and nobody wants anything of it any more.
-            self._blocked -= 1
+        if lane.idle and self._lanes.pop(lane.name, None) is not None:
+            lane.ring.forget(lane)
+            if lane.failures:
+                # It was down, and nobody wants anything of it any more.
+                self._blocked -= 1
 
 
-def _next(ring: deque[Lane], now: float, free: int) -> Lane | None:
-    """The next lane of a ring that may start something; those that have to wait for an event leave it."""
-    for _ in range(len(ring)):
-        lane = ring.popleft()
-        if lane.waiting and lane.shut_until <= now and lane.under_way < lane.limit:
-            if lane.under_way <= free:
-                lane.in_ring = False
-                return lane
-            ring.append(lane)
-        else:
-            lane.in_ring = False
-    return None
+def _enough(ring: Ring) -> int:
+    """So much room has to be there before the spool is asked."""
+    return MOST_WAITING * ring.eighths // 64

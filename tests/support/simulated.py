@@ -41,6 +41,7 @@ class Writer:
     """Takes a notice to a sender."""
 
     congested = False
+    failure = None
     queue_id = "NOTICE"
 
     def __init__(self) -> None:
