@@ -21,14 +21,16 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable
 from elemta.fleet import Member, RefusalElsewhere, endpoints
 from elemta.limits import MemoryStore
+from elemta.limits.breaker import BreakerState
 from elemta.limits.cluster import ClusterStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.store import Request
+from elemta.limits.switch import CountingMode
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.ops.metrics import Metrics
 from elemta.spool.lease import Owner, SpoolLease
-from elemta.valkey import Valkey, ValkeyInfo
+from elemta.valkey import Valkey
 
 _log = Logger()
 
@@ -60,6 +62,7 @@ class Joined:
             parse_valkey_url(resources.valkey_url),
             name=f"elemta:{server.node_id}",
             deadline=resources.valkey_deadline,
+            prefix=prefix,
             observer=metrics.valkey,
         )
         self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, reactor=reactor)
@@ -81,7 +84,7 @@ class Joined:
     def start(self, member: Member) -> None:
         self._member = member
         self._metrics.mode.watch(lambda: self.store.mode, lambda: self.store.live_nodes)
-        self._metrics.valkey.info(ValkeyInfo(up=False))
+        self._metrics.valkey.watch(lambda: self._answers)
         self._nodes.on_reset(member.forget)
         self._valkey.start()
         self.store.start()
@@ -108,10 +111,17 @@ class Joined:
         await self._remote.leave()
         await self._nodes.stop()
 
+    @property
+    def _answers(self) -> bool:
+        """Whether Valkey answered in time what it was asked last, by a probe while the breaker is open."""
+        return self._valkey.answers and self.store.breaker is not BreakerState.OPEN
+
     def status(self) -> LimiterStatus:
         trouble = self._valkey.trouble or self.store.reason
-        valkey = ValkeyStatus(self._url, self._valkey.up, self.store.breaker.value, trouble)
-        return LimiterStatus(self.store.mode.value, self.store.live_nodes, valkey)
+        valkey = ValkeyStatus(self._url, self._answers, self.store.breaker.value, trouble)
+        # What is not answered in time is decided from the share, before the breaker opens, too.
+        mode = self.store.mode if self._answers else CountingMode.LOCAL
+        return LimiterStatus(mode.value, self.store.live_nodes, valkey)
 
     async def others(self) -> Sequence[NodeStatus]:
         return [_status(node, self._now()) for node in await self._nodes.list() if not node.this]

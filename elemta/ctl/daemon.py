@@ -106,7 +106,7 @@ def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What is to be said about Valkey, as names and values; nothing where none is configured."""
     if valkey is None:
         return []
-    state = "connected" if valkey["up"] else "NOT CONNECTED"
+    state = "connected" if valkey["up"] else "DOES NOT ANSWER"
     breaker = "" if valkey["breaker"] == "closed" else f", breaker {valkey['breaker'].replace('_', ' ')}"
     trouble = f": {valkey['trouble']}" if valkey["trouble"] else ""
     return [("valkey", f"{valkey['url']}, {state}{breaker}{trouble}")]

@@ -105,7 +105,9 @@ LIMITER_BREAKER = _gauge(
 )
 LIVE_NODES = _gauge("elemta_live_nodes", "Nodes that were last known to live, this one among them.")
 VALKEY_FAILURES = _counter("elemta_valkey_failures_total", "Commands to Valkey that failed, by how.", "kind")
-VALKEY_UP = _gauge("valkey_up", "1 while Valkey answers, else 0; of a cluster, while every primary does.")
+VALKEY_UP = _gauge(
+    "valkey_up", "1 while Valkey answers in time, else 0; of a cluster, while every primary does."
+)
 VALKEY_COMMANDS = _counter(
     "valkey_commands_processed_total", "Commands that Valkey processed, whoever sent them."
 )

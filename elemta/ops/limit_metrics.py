@@ -74,8 +74,11 @@ class ValkeyMetrics:
     def failed(self, kind: Trouble) -> None:
         self._failures.inc(kind)
 
+    def watch(self, up: Callable[[], bool]) -> None:
+        """From now on there is a Valkey; show at each scrape whether it answers."""
+        self._up.poll = lambda: [((), int(up()))]
+
     def info(self, info: ValkeyInfo) -> None:
-        self._up.set(int(info.up))
         if not info.primaries:
             # It never said anything, or its connection is gone: nobody knows more than that.
             return

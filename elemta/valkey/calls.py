@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 
 from elemta.valkey.scripts import Script
+from elemta.valkey.silence import Silence
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -21,10 +22,22 @@ class Call:
     """One command of a caller, which may be sent more than once.
 
     ``deferred`` is None as soon as it has fired. An error reply, or the end of the connection, goes to
-    ``refused``, which may send the command again.
+    ``refused``, which may send the command again. ``silence`` is told of an answer when ``prompt`` says that
+    the deadline is no longer than that of a decision.
     """
 
-    __slots__ = ("asking", "connection", "deferred", "frame", "key", "refused", "script", "turns")
+    __slots__ = (
+        "asking",
+        "connection",
+        "deferred",
+        "frame",
+        "key",
+        "prompt",
+        "refused",
+        "script",
+        "silence",
+        "turns",
+    )
 
     def __init__(
         self,
@@ -32,12 +45,17 @@ class Call:
         key: bytes | None,
         script: Script | None,
         refused: Callable[[Call, Exception], None],
+        silence: Silence,
+        *,
+        prompt: bool,
     ) -> None:
         self.deferred: Deferred[Any] | None = Deferred()
         self.frame = frame
         self.key = key
         self.script = script
         self.refused = refused
+        self.silence = silence
+        self.prompt = prompt
         self.connection: Connection | None = None
         self.asking = False
         self.turns = 0
@@ -59,6 +77,8 @@ class Call:
             self.refused(self, reply)
             return
         self.deferred = None
+        if self.silence.servers and self.prompt:
+            self.silence.heard(self.connection)
         deferred.callback(reply)
 
     def fail(self, error: Exception) -> None:

@@ -24,6 +24,7 @@ from elemta.valkey.recovery import Recovery
 from elemta.valkey.scanning import ScanResult, scan
 from elemta.valkey.scripts import Script
 from elemta.valkey.sentinel import Sentinel
+from elemta.valkey.silence import Silence
 from elemta.valkey.tls import TLS
 from elemta.valkey.topology import Single, Topology
 
@@ -44,7 +45,8 @@ class Valkey:
     It connects in the background, for as long as it takes. Every command fails with ValkeyTrouble: at once
     when there is no connection or too much is under way, and after ``deadline`` seconds without an answer.
     A command whose connection breaks is not sent again: it may have been executed (``maybe_done``).
-    Replies are bytes, int, None, or a list of those.
+    Replies are bytes, int, None, or a list of those. ``prefix`` is what all keys begin with, which the words
+    about a missing right name.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Valkey:
         *,
         name: str,
         deadline: float,
+        prefix: str = "",
         observer: ValkeyObserver | None = None,
     ) -> None:
         self._reactor = reactor
@@ -68,11 +71,12 @@ class Valkey:
             re.sub(r"[^!-~]", "-", name)[:64],
             primary=url.kind is not ValkeyKind.CLUSTER,
         )
-        dialling = Dialling(reactor, login, TLS.of(url), self._scripts)
+        dialling = Dialling(reactor, login, TLS.of(url), self._scripts, prefix)
         self._topology = _topology(url, dialling, self._review)
         self.clustered = self._topology.clustered
         self._deadlines = Deadlines(reactor, self._missed)
         self._recovery = Recovery(reactor, self._topology, self._fail)
+        self._silence = Silence(reactor, self._ask_silent, self._review_answers)
         self._health = Health(self, reactor, self._observer)
         self._watch = LoopingCall(self._topology.watch)
         self._watch.clock = reactor
@@ -95,6 +99,7 @@ class Valkey:
         if self._watch.running:
             self._watch.stop()
         self._health.stop()
+        self._silence.stop()
         over = gatherResults(list(self._topology.stop()), consumeErrors=True)
         self._recovery.stop()
         self._review()
@@ -106,9 +111,17 @@ class Valkey:
         return self._up
 
     @property
+    def answers(self) -> bool:
+        """Whether each primary, besides, answered the last command in time."""
+        return self._up and not self._silent()
+
+    @property
     def trouble(self) -> str:
-        """Why there is no connection, in words; empty while there is."""
-        return "" if self._up else str(self._topology.trouble)
+        """Why there is no connection or no answer, in words; empty while there is."""
+        if not self._up:
+            return str(self._topology.trouble)
+        silent = ", ".join(sorted(map(str, self._silent())))
+        return f"no answer in time from {silent}" if silent else ""
 
     def on_change(self, callback: Callable[[bool], None]) -> None:
         """Have it called with ``up`` whenever that changes."""
@@ -178,9 +191,12 @@ class Valkey:
             return self._fail_at_once(self._topology.trouble)
         if len(connection.waiting) >= IN_FLIGHT:
             return fail(self.overloaded("too many commands are under way"))
-        call = Call(frame, key, script, self._recovery.refused)
+        seconds = self._deadline if deadline is None else deadline
+        call = Call(
+            frame, key, script, self._recovery.refused, self._silence, prompt=seconds <= self._deadline
+        )
         deferred: Deferred[Any] = call.deferred  # type: ignore[assignment]  # it is new
-        self._deadlines.add(call, self._deadline if deadline is None else deadline)
+        self._deadlines.add(call, seconds)
         call.connection = connection
         connection.send(frame, call)
         return deferred
@@ -193,11 +209,30 @@ class Valkey:
 
     def _fail(self, call: Call, error: ValkeyTrouble) -> None:
         self._observer.failed(error.kind)
+        if error.maybe_done or error.kind is Trouble.BUSY:
+            self._silence.missed(call.connection)
         call.fail(error)
 
     def _fail_at_once(self, error: ValkeyTrouble) -> Deferred[Any]:
         self._observer.failed(error.kind)
         return fail(error)
+
+    # Who is silent.
+
+    def _silent(self) -> set[Address]:
+        """Of a server that has lost its place nobody wants an answer."""
+        silent = self._silence.servers
+        return {pool.address for pool in self._topology.primaries} & silent if silent else silent
+
+    def _ask_silent(self, servers: set[Address]) -> None:
+        primaries = self._topology.primaries
+        self._silence.keep({pool.address for pool in primaries})
+        for pool in primaries:
+            if pool.address in servers and pool.connection is not None:
+                self._ask_on(pool.connection, pack(("PING",))).addErrback(_no_answer)
+
+    def _review_answers(self) -> None:
+        self._health.answers(self.answers)
 
     def _review(self) -> None:
         up = self._running and self._topology.up
@@ -214,6 +249,11 @@ class Valkey:
                 callback(up)
             except Exception:
                 _log.failure("somebody who waits for Valkey made a mistake", event="valkey.listener_failed")
+
+
+def _no_answer(failure: Failure) -> None:
+    """It is still silent, which is known already."""
+    failure.trap(ValkeyTrouble)
 
 
 def _first(failure: Failure) -> Failure:

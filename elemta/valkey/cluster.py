@@ -53,6 +53,7 @@ class Cluster(Topology):
         self._asked_at = 0.0
         self._turn = 0
         self._stale = True
+        self._refusal: ValkeyTrouble | None = None
         self._leaving: list[Deferred[None]] = []
         self._looking = LoopingCall(self._look)
         self._looking.clock = dialling.reactor
@@ -70,6 +71,8 @@ class Cluster(Topology):
         for pool in self._primaries or self._pools.values():
             if pool.connection is None:
                 return pool.trouble
+        if self._refusal is not None:
+            return ValkeyTrouble(self._refusal.kind, f"no map of the cluster: {self._refusal}")
         return ValkeyTrouble(Trouble.REDIRECTED, "no node of the cluster has the slot")
 
     def connection(self, key: bytes | None) -> Connection | None:
@@ -148,6 +151,10 @@ class Cluster(Topology):
         if answer is not self._asked or not self._looking.running:
             return  # too late: another was asked since
         self._asked = None
+        if isinstance(reply, Exception):
+            self._stale = True
+            self._refused(reply)
+            return
         try:
             ranges = slot_ranges(reply, answer.host)
         except ValueError:
@@ -155,6 +162,12 @@ class Cluster(Topology):
             return
         if ranges:
             self._learn(ranges)
+
+    def _refused(self, error: Exception) -> None:
+        """A node gave no map."""
+        connection = next((pool.connection for pool in self._pools.values() if pool.connection), None)
+        if connection is not None and not connection.is_lost(error):
+            self._refusal = connection.trouble(error)
 
     def _learn(self, ranges: Iterable[SlotRange]) -> None:
         slots: list[Pool | None] = [None] * SLOTS
@@ -165,6 +178,7 @@ class Cluster(Topology):
             slots[each.first : each.last + 1] = [pool] * (each.last + 1 - each.first)
         before = {pool.address for pool in self._primaries}
         self._slots = slots
+        self._refusal = None
         self._primaries = tuple(pools.values())
         self._complete = None not in slots
         if pools.keys() != before:

@@ -27,6 +27,7 @@ from elemta.errors import Trouble, ValkeyTrouble
 from elemta.valkey.dialling import Address, Login
 from elemta.valkey.frames import Word, pack
 from elemta.valkey.replies import kind_of
+from elemta.valkey.rights import Rights
 from elemta.valkey.scripts import Script
 from elemta.valkey.tls import Handshake
 
@@ -50,26 +51,32 @@ class Waiting(Protocol):
 class _Later:
     """Waits with a Deferred."""
 
-    __slots__ = ("deferred",)
+    __slots__ = ("_connection", "deferred")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self.deferred: Deferred[Any] = Deferred()
 
     def replied(self, reply: Any) -> None:
         if isinstance(reply, Exception):
-            self.deferred.errback(_trouble(reply))
+            self.deferred.errback(self._connection.trouble(reply))
         else:
             self.deferred.callback(reply)
 
 
 class _Nobody:
-    """Takes replies that nobody cares for."""
+    """Takes replies that nobody cares for; only that a right is missing is said."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def replied(self, reply: Any) -> None:
-        pass
+        if isinstance(reply, Exception):
+            self._connection.trouble(reply)
 
 
-NOBODY = _Nobody()
 # What the reader gives when there is no whole reply yet; no reply of RESP2 is one, and that of Debian 12 has
 # no other way to say it.
 _NOTHING = False
@@ -94,12 +101,18 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         self._silent = 0
         self._closing = False
         self._loading: set[bytes] = set()
+        self.rights: Rights | None = None
+        self.cannot_load = ""
+        self._nobody = _Nobody(self)
         self._secured: Deferred[None] = Deferred()
 
     # What is asked of it.
 
-    async def greet(self, login: Login, handshake: Handshake | None, scripts: Iterable[Script]) -> None:
+    async def greet(
+        self, login: Login, handshake: Handshake | None, scripts: Iterable[Script], rights: Rights
+    ) -> None:
         """Log in, choose the database, leave the scripts there. ValkeyTrouble; TLSRefused before that."""
+        self.rights = rights
         if handshake is not None:
             # Nothing is said, least of all the password, before it is known who is there.
             await self._secured
@@ -137,20 +150,20 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
 
     def send_asking(self, frame: bytes, who: Waiting) -> None:
         """Send one packed command behind an ASKING, with nothing in between."""
-        self.waiting.append(NOBODY)
+        self.waiting.append(self._nobody)
         self.send(_ASKING + frame, who)
 
     def load(self, script: Script) -> None:
         """Leave a script there, for the commands that are sent after this one."""
         if script.sha not in self._loading:
             self._loading.add(script.sha)
-            self.send(pack(["SCRIPT", "LOAD", script.text]), _Loaded(self._loading, script.sha))
+            self.send(pack(["SCRIPT", "LOAD", script.text]), _Loaded(self, self._loading, script.sha))
 
     def execute_command(self, *words: Word, **options: Any) -> Deferred[Any]:
         """One command, also those that txredisapi has methods for; fails with ValkeyTrouble."""
         if self._lost is None:
             raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
-        later = _Later()
+        later = _Later(self)
         self.send(pack(words), later)
         if options.get("post_proc") is not None:
             later.deferred.addCallback(options["post_proc"])
@@ -160,6 +173,13 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     def is_lost(error: Exception) -> bool:
         """Whether this was no reply: the connection ended before there was one."""
         return isinstance(error, Lost)
+
+    def trouble(self, error: Exception) -> ValkeyTrouble:
+        """What came instead of a reply."""
+        if isinstance(error, Lost):
+            return ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True)
+        words = str(error)
+        return ValkeyTrouble(kind_of(words), words) if self.rights is None else self.rights.trouble(words)
 
     def watch(self) -> None:
         """To be called every second: asks for a sign of life, and aborts when there is none."""
@@ -172,7 +192,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
                 return
         self._heard = False
         if not self.waiting:
-            self.send(_PING, NOBODY)
+            self.send(_PING, self._nobody)
 
     def close(self) -> None:
         """Close when what is under way has its replies."""
@@ -231,13 +251,16 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
 class _Loaded:
     """Waits for the end of a SCRIPT LOAD."""
 
-    __slots__ = ("_loading", "_sha")
+    __slots__ = ("_connection", "_loading", "_sha")
 
-    def __init__(self, loading: set[bytes], sha: bytes) -> None:
-        self._loading, self._sha = loading, sha
+    def __init__(self, connection: Connection, loading: set[bytes], sha: bytes) -> None:
+        self._connection, self._loading, self._sha = connection, loading, sha
 
-    def replied(self, reply: Any) -> None:  # noqa: ARG002
+    def replied(self, reply: Any) -> None:
         self._loading.discard(self._sha)
+        refused = isinstance(reply, Exception) and not isinstance(reply, Lost)
+        # No reason to fail yet: the script may be there already.
+        self._connection.cannot_load = str(self._connection.trouble(reply)) if refused else ""
 
 
 class ConnectionFactory(Factory):
@@ -256,9 +279,3 @@ class ConnectionFactory(Factory):
 
 def _ignore(failure: Failure) -> None:
     """Of a connection without TLS nobody waits for this."""
-
-
-def _trouble(error: Exception) -> ValkeyTrouble:
-    if isinstance(error, Lost):
-        return ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True)
-    return ValkeyTrouble(kind_of(str(error)), str(error))

@@ -42,10 +42,14 @@ class Health:
 
     def changed(self, up: bool) -> None:
         """Valkey came or went."""
-        self._tell(replace(self._last, up=up))
+        self.answers(up)
         if up and self._polling.running:
             self._polling.reset()
             self._poll()
+
+    def answers(self, up: bool) -> None:
+        """Valkey answers, or does not, whether or not there are connections."""
+        self._tell(replace(self._last, up=up))
 
     def _poll(self) -> None:
         if self._valkey.up:
@@ -53,7 +57,7 @@ class Health:
             asked.addCallbacks(self._answered, self._refused)
 
     def _answered(self, replies: Sequence[Any]) -> None:
-        self._tell(_sum([_lines(reply) for reply in replies], up=self._valkey.up))
+        self._tell(_sum([_lines(reply) for reply in replies], up=self._valkey.answers))
         info = self._last
         if info.maxmemory_policy in ("", "noeviction") or not info.maxmemory:
             self._said = ""

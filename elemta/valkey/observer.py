@@ -12,7 +12,8 @@ from elemta.errors import Trouble
 class ValkeyInfo:
     """What INFO said last, summed over the primaries of a cluster; zeros where it never said anything.
 
-    ``up`` is now, whatever INFO said. Memory is in bytes; ``maxmemory`` 0 means without a bound.
+    ``up`` is now, whatever INFO said: every primary answered the last command in time.
+    Memory is in bytes; ``maxmemory`` 0 means without a bound.
     """
 
     up: bool = False
@@ -35,7 +36,7 @@ class ValkeyObserver(Protocol):
         """One command of a caller failed."""
 
     def info(self, info: ValkeyInfo) -> None:
-        """INFO was asked, every few seconds; or Valkey came or went."""
+        """INFO was asked, every few seconds; or Valkey came or went, or its answers did."""
 
 
 class Unobserved:

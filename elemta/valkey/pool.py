@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from elemta.errors import Trouble, ValkeyTrouble
 from elemta.valkey.dialling import CONNECT_SECONDS, Address, Login, endpoint
+from elemta.valkey.rights import Rights
 from elemta.valkey.scripts import Script
 from elemta.valkey.tls import TLS, TLSRefused
 
@@ -32,12 +33,21 @@ _STEADY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Dialling:
-    """How the connections of a pool are opened. ``scripts`` is shared, and grows with what is run."""
+    """How the connections of a pool are opened. ``scripts`` is shared, and grows with what is run.
+
+    ``prefix`` is what all keys begin with. ``rights`` tells which right a refusal means.
+    """
 
     reactor: Any
     login: Login
     tls: TLS | None = None
     scripts: dict[bytes, Script] = field(default_factory=dict)
+    prefix: str = ""
+    rights: Rights = field(init=False)
+
+    def __post_init__(self) -> None:
+        rights = Rights(self.login.username, self.prefix, self.reactor.seconds)
+        object.__setattr__(self, "rights", rights)
 
 
 class Pool:
@@ -173,7 +183,7 @@ class Link:
         opening = where.connect(ConnectionFactory(address, self._lost))
         connection = cast("Connection", await opening.addTimeout(CONNECT_SECONDS, self._reactor))
         self._connection = connection
-        greeting = connection.greet(dialling.login, handshake, dialling.scripts.values())
+        greeting = connection.greet(dialling.login, handshake, dialling.scripts.values(), dialling.rights)
         try:
             await Deferred.fromCoroutine(greeting).addTimeout(CONNECT_SECONDS, self._reactor)
         except Exception as error:

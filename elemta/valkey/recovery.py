@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elemta.errors import Trouble, ValkeyTrouble
 from elemta.valkey.calls import Call
-from elemta.valkey.replies import kind_of, move_of
+from elemta.valkey.replies import move_of
 from elemta.valkey.topology import Topology
+
+if TYPE_CHECKING:
+    from elemta.valkey.connection import Connection
 
 _TURNS = 8
 _PAUSE_SECONDS = 0.005
@@ -51,7 +54,7 @@ class Recovery:
         if call.turns > _TURNS or not self._send_again(call, words):
             if words.startswith(_DISTRUSTED):
                 self._topology.distrust(connection, words)
-            self._failed(call, ValkeyTrouble(kind_of(words), words))
+            self._failed(call, _trouble(connection, error))
 
     def stop(self) -> None:
         self._stopped = True
@@ -110,3 +113,9 @@ class Recovery:
             else:
                 call.turns = 0
                 call.send(connection)
+
+
+def _trouble(connection: Connection, error: Exception) -> ValkeyTrouble:
+    if str(error).startswith("NOSCRIPT") and connection.cannot_load:
+        return ValkeyTrouble(Trouble.DENIED, connection.cannot_load)
+    return connection.trouble(error)

@@ -109,7 +109,8 @@ class Sentinel(Topology):
         """What a Sentinel says about the primary."""
         if isinstance(reply, Exception):
             self._answers.pop(sentinel, None)
-            self._refused(sentinel, str(reply))
+            connection = sentinel.connection
+            self._refused(sentinel, str(reply if connection is None else connection.trouble(reply)))
             return
         try:
             found = _primary_of(reply)

@@ -646,7 +646,7 @@ async def test_status_says_where_limits_are_counted(daemon: Daemon) -> None:
         (
             "local",
             "limits    Valkey is away: this node's share of each is 1/2",
-            ["valkey    valkey://cache, NOT CONNECTED, breaker half open: connection refused"],
+            ["valkey    valkey://cache, DOES NOT ANSWER, breaker half open: connection refused"],
         ),
     ):
         daemon.overseen.mode = mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.cluster.fleet import CLUSTER, LOCAL, PREFIX, Fleet, Node, until
 from tests.support.valkey import ValkeyServer, valkey_server
+from tests.support.valkey_groups import Cluster, Replicated
 from tests.support.wire import Wire
 
 # With time enough, so that a slow machine is not taken for a Valkey that is away.
@@ -110,6 +112,48 @@ def test_a_node_that_starts_without_valkey_serves_at_once_and_joins_later(
         fleet.wait_for_mode(CLUSTER)
         assert greeting(node) == "220"
         assert valkey.command("ZCARD", KEY) >= 1
+
+
+@contextmanager
+def _kind(kind: str) -> Iterator[tuple[str, list[ValkeyServer]]]:
+    """The URL of a set-up, and the servers that count in it."""
+    if kind == "single":
+        with valkey_server() as server:
+            yield server.url, [server]
+    elif kind == "sentinel":
+        # Nobody takes the place of a primary that stands still.
+        with Replicated(down_after=600_000) as group:
+            yield group.url, [group.primary]
+    else:
+        with Cluster(node_timeout=600_000) as group:
+            yield group.url, group.servers[:3]
+
+
+@pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
+def test_after_one_decision_without_an_answer_valkey_is_not_up_and_with_the_first_answer_it_is(
+    tmp_path: Path, kind: str
+) -> None:
+    resources = {"max_requests_per_window": 100, "rate_limit_window": 3600, "valkey_deadline": "300ms"}
+    with _kind(kind) as (url, servers), Fleet(tmp_path, url, resources=resources, size=1) as fleet:
+        (node,) = fleet.nodes
+        until(lambda: node.metric("valkey_up{") == 1, "it is up")
+        until(lambda: ask(node, "status")["valkey"]["up"], "the status says so")
+        for server in servers:
+            server.pause()
+        assert greeting(node) == "220"
+        # Three decisions open the breaker; this was one.
+        assert node.metric("valkey_up{") == 0
+        status = ask(node, "status")
+        assert status["valkey"]["up"] is False
+        assert status["valkey"]["trouble"]
+        assert status["limiter"] == LOCAL
+        words = node.ctl("status").stdout
+        assert "Valkey is away" in words
+        assert "DOES NOT ANSWER" in words
+        for server in servers:
+            server.resume()
+        until(lambda: node.metric("valkey_up{") == 1, "the first answer is seen")
+        until(lambda: ask(node, "status")["limiter"] == CLUSTER, "limits are counted in Valkey")
 
 
 def test_where_valkey_is_may_only_change_with_a_restart(tmp_path: Path, valkey: ValkeyServer) -> None:

@@ -160,6 +160,8 @@ def test_the_mode_of_the_limiter_is_one_of_three_and_its_changes_are_counted() -
 def test_what_valkey_says_about_itself_is_shown_until_it_says_otherwise() -> None:
     metrics = Metrics("mx1")
     observer: ValkeyObserver = metrics.valkey
+    answers = True
+    metrics.valkey.watch(lambda: answers)
     said = ValkeyInfo(
         up=True, commands_processed=900, used_memory=2**20, maxmemory=2**30, keys_db0=7, primaries=1
     )
@@ -175,6 +177,7 @@ def test_what_valkey_says_about_itself_is_shown_until_it_says_otherwise() -> Non
     # It was restarted: it has begun to count anew.
     observer.info(replace(said, commands_processed=3))
     assert value(metrics, "valkey_commands_processed_total") == 3
+    answers = False
     observer.info(ValkeyInfo(up=False))
     assert value(metrics, "valkey_up") == 0
     assert value(metrics, "valkey_db0_keys") == 7

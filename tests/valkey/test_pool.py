@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from elemta.valkey.calls import Call, Deadlines
 from elemta.valkey.dialling import Address, Login
 from elemta.valkey.pool import Dialling, Pool
+from elemta.valkey.silence import Silence
 
 
 def refuse(reactor: Any) -> None:
@@ -74,7 +75,8 @@ class Book:
         self.deadlines = Deadlines(self.clock, self._miss)
 
     def call(self, seconds: float) -> Call:
-        call = Call(b"", None, None, lambda call, error: None)
+        silence = Silence(self.clock, lambda servers: None, lambda: None)
+        call = Call(b"", None, None, lambda call, error: None, silence, prompt=True)
         self.deadlines.add(call, seconds)
         return call
 

@@ -3,20 +3,63 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as OutOfTime
+from twisted.logger import LogEvent, globalLogPublisher
 
+from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.store import Request, Terms
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
-from elemta.valkey import Trouble, ValkeyTrouble
+from elemta.valkey import Script, Trouble, ValkeyTrouble
+from elemta.valkey.rights import Rights
 from tests.support.valkey import Talk, ValkeyServer
-from tests.support.waiting import eventually, failure_of, until
+from tests.support.valkey_groups import slot_of
+from tests.support.waiting import eventually, failure_of, pause, until
+
+# The rights that a single server, and a cluster, needs; HELLO is for everybody.
+EVERYWHERE = [
+    "ping",
+    "select",
+    "info",
+    "time",
+    "scan",
+    "evalsha",
+    "script|load",
+    "del",
+    "exists",
+    "get",
+    "set",
+    "pexpire",
+    "pttl",
+    "hget",
+    "hgetall",
+    "hmget",
+    "hset",
+    "hdel",
+    "hincrby",
+    "zadd",
+    "zcard",
+    "zcount",
+    "zrange",
+    "zrangebyscore",
+    "zrem",
+    "zremrangebyrank",
+    "zremrangebyscore",
+]
+# Of these only a script of rare cases makes use, so that a test asks for them by themselves.
+RARE = {"get": "", "hdel": ", 'f'", "zremrangebyrank": ", 0, 1"}
+IN_A_CLUSTER = ["cluster|slots", "asking"]
+OF_SENTINELS = ["ping", "sentinel|master"]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "valkey.md").read_text(encoding="utf-8")
@@ -80,9 +123,11 @@ async def use_everything(valkey: Any) -> None:
     async def listed() -> bool:
         return len(await nodes.list()) == 1
 
-    await eventually(listed)
-    await nodes.announce_reset("ip", "192.0.2.1")
-    await nodes.stop()
+    try:
+        await eventually(listed)
+        await nodes.announce_reset("ip", "192.0.2.1")
+    finally:
+        await nodes.stop()
 
 
 def refusals(server: ValkeyServer) -> list[Any]:
@@ -147,6 +192,127 @@ async def test_sentinels_need_no_more_rights_than_documented(connect: Any) -> No
         login = "sentinel_username=elemta&sentinel_password=pass"
         valkey = await connect(f"valkey+sentinel://{sentinel.address}/limits?{login}")
         assert await valkey.command("PING") == b"PONG"
+
+
+@pytest.fixture
+def denied() -> Iterator[list[LogEvent]]:
+    """What was logged of rights that are missing."""
+    seen: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event.get("event") == "valkey.denied":
+            seen.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield seen
+    globalLogPublisher.removeObserver(observe)
+
+
+async def use_until(denied: list[LogEvent], right: str, valkey: Any) -> None:
+    """As a daemon does, which goes on whatever is refused."""
+    rare = RARE.get(right.removeprefix("+"))
+    script = Script("rare", f"#!lua\nreturn redis.call('{right[1:]}', KEYS[1]{rare})")
+    while not any(event["right"] == right for event in denied):
+        using = valkey.run(script, [f"{PREFIX}k".encode()]) if rare is not None else use_everything(valkey)
+        with suppress(StoreUnavailable, AssertionError, OutOfTime):
+            await Deferred.fromCoroutine(_steps(using)).addTimeout(2.0, reactor)
+        await pause(0.05)
+
+
+async def _steps(using: Any) -> None:
+    await using
+
+
+async def assert_named(denied: list[LogEvent], right: str) -> None:
+    await until(lambda: [event for event in denied if event["right"] == right], f"{right} is named")
+    assert {event["user"] for event in denied} == {"elemta"}
+    assert {event["right"] for event in denied} == {right}
+
+
+def test_the_tables_are_what_is_documented() -> None:
+    assert granted() - {"hello"} == {*EVERYWHERE, *IN_A_CLUSTER}
+    (rights,) = re.findall(r"need for `sentinel_username`: `([^`]+)`", PAGE)
+    assert set(re.findall(r"\+([a-z|]+)", rights)) - {"hello"} == set(OF_SENTINELS)
+
+
+@pytest.mark.parametrize("right", [*(f"+{name}" for name in EVERYWHERE), f"~{PREFIX}*"])
+@ensureDeferred
+async def test_a_right_that_is_missing_is_named_in_the_words_of_a_rule(
+    right: str, connect: Any, denied: list[LogEvent]
+) -> None:
+    with WithUsers() as server:
+        if right.startswith("~"):
+            server.command("ACL", "SETUSER", "elemta", "resetkeys", "~other:*")
+        else:
+            server.command("ACL", "SETUSER", "elemta", f"-{right[1:]}")
+        address = f"valkey://elemta:PASSWORD@{server.address}/2"
+        valkey = await connect(address, up=False, prefix=PREFIX, deadline=1.0)
+        await use_until(denied, right, valkey)
+        await assert_named(denied, right)
+
+
+@ensureDeferred
+async def test_a_cluster_that_does_not_tell_its_slots_names_the_right(
+    connect: Any, denied: list[LogEvent]
+) -> None:
+    with WithUsers(cluster_enabled="yes") as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        server.command("ACL", "SETUSER", "elemta", "-cluster|slots")
+        valkey = await connect(f"valkey+cluster://elemta:PASSWORD@{server.address}", up=False)
+        await assert_named(denied, "+cluster|slots")
+        await until(lambda: "+cluster|slots" in valkey.trouble)
+
+
+@ensureDeferred
+async def test_a_slot_that_moves_is_followed_with_the_documented_rights_and_asking_is_named_without(
+    connect: Any, denied: list[LogEvent]
+) -> None:
+    with WithUsers(cluster_enabled="yes") as old, WithUsers(cluster_enabled="yes") as new:
+        slot = slot_of("elemta:ratelimit:k")
+        for server in (old, new):
+            server.command("CLUSTER", "RESET", "HARD")
+        old.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        old.command("CLUSTER", "MEET", "127.0.0.1", new.port)
+        names = [server.command("CLUSTER", "MYID") for server in (old, new)]
+        await until(lambda: names[0] in new.command("CLUSTER", "NODES"))
+        await until(lambda: b"cluster_state:ok" in new.command("CLUSTER", "INFO"))
+        new.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+        old.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+        key = b"elemta:ratelimit:k"
+        valkey = await connect(f"valkey+cluster://elemta:PASSWORD@{old.address}")
+
+        async def asked() -> bool:
+            return await valkey.command("GET", key, key=key) is None
+
+        await eventually(asked)
+        assert new.calls("asking") > 0
+        assert denied == []
+        for server in (old, new):
+            server.command("ACL", "SETUSER", "elemta", "-asking")
+        await failure_of(valkey.command("GET", key, key=key))
+        await assert_named(denied, "+asking")
+
+
+@pytest.mark.parametrize("right", OF_SENTINELS)
+@ensureDeferred
+async def test_a_right_that_sentinels_miss_is_named(right: str, connect: Any, denied: list[LogEvent]) -> None:
+    with (
+        ValkeyServer() as server,
+        ValkeyServer("--sentinel", **{"sentinel monitor limits": f"127.0.0.1 {server.port} 1"}) as sentinel,
+    ):
+        rights = [f"+{name}" for name in OF_SENTINELS if name != right]
+        sentinel.command("ACL", "SETUSER", "elemta", "on", ">pass", "-@all", *rights)
+        login = "sentinel_username=elemta&sentinel_password=pass"
+        valkey = await connect(f"valkey+sentinel://{sentinel.address}/limits?{login}", up=False)
+        await assert_named(denied, f"+{right}")
+        await until(lambda: f"+{right}" in valkey.trouble)
+
+
+def test_a_channel_is_named_too() -> None:
+    rights = Rights("", "elemta:[a]*", lambda: 0.0)
+    assert rights.missing("NOPERM No permissions to access a channel") == "&*"
+    assert rights.missing("NOPERM No permissions to access a key") == "~elemta:\\[a\\]\\**"
+    assert rights.missing("ERR no such key") is None
 
 
 @ensureDeferred
