@@ -26,7 +26,7 @@ from elemta.joined import Joined
 from elemta.limits import Limiter, rules_from_config
 from elemta.net.tls import load_context
 from elemta.ops.metrics import Metrics
-from elemta.policies.limits import Limits
+from elemta.policies.limits import LimitsPolicy
 from elemta.policy import Services
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import load_chain
@@ -124,7 +124,7 @@ def _check_patience(config: Config, chain: PolicyChain) -> None:
     asking = config.resources.valkey_deadline if config.resources.valkey_url else 0.0
     delays = any(limit.on_exceed is OnExceed.DELAY for limit in config.limits)
     for loaded in chain.policies:
-        if not isinstance(loaded.policy, Limits):
+        if not isinstance(loaded.policy, LimitsPolicy):
             continue
         timeout = loaded.common.timeout
         # Who is delayed is asked about before and after.

@@ -13,7 +13,7 @@ Deferred, so it is for sequences that wait anyway.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -54,6 +54,38 @@ def run(steps: Steps[T]) -> MaybeDeferred[T]:
         waiting.failure.raiseException()
     reached: T = waiting.value
     return reached
+
+
+async def value_of(value: MaybeDeferred[T]) -> T:
+    """The value, for a coroutine: it waits only where ``value`` is a Deferred."""
+    return await value if isinstance(value, Deferred) else value
+
+
+def detached(
+    value: MaybeDeferred[T], unwanted: Callable[[T], object], failed: Callable[[Failure], object]
+) -> MaybeDeferred[T]:
+    """``value``, but to cancel the wait cancels no work.
+
+    After a cancellation ``unwanted`` gets the value, or ``failed`` the failure, when it comes.
+    """
+    if not isinstance(value, Deferred):
+        return value
+    awaited: Deferred[T] = Deferred()
+
+    def succeeded(result: T) -> None:
+        if awaited.called:
+            unwanted(result)
+        else:
+            awaited.callback(result)
+
+    def failure_came(failure: Failure) -> None:
+        if awaited.called:
+            failed(failure)
+        else:
+            awaited.errback(failure)
+
+    value.addCallbacks(succeeded, failure_came)
+    return awaited
 
 
 class _Waiting(Generic[T]):

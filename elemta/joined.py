@@ -18,6 +18,7 @@ from elemta import __version__
 from elemta.config import Config
 from elemta.config.redaction import redacted_url
 from elemta.config.valkey_url import parse_valkey_url
+from elemta.deferred_value import Steps, run
 from elemta.errors import StoreUnavailable
 from elemta.fleet import Member, RefusalElsewhere, endpoints
 from elemta.limits import MemoryStore
@@ -161,11 +162,16 @@ class Joined:
         return NodeState(member.sessions, member.queued, self.store.mode.value, tuple(member.refused()))
 
     def _renew(self) -> Any:
+        return run(self._renew_leases())
+
+    def _renew_leases(self) -> Steps[None]:
+        # After a failure the next renewal comes in a few seconds.
         try:
-            answer = self.store.renew()
+            yield self.store.renew()
         except StoreUnavailable:
-            return None
-        return answer.addErrback(_not_renewed) if isinstance(answer, Deferred) else None
+            return
+        except Exception:
+            _log.failure("the leases of connections were not renewed", event="limits.not_renewed")
 
 
 def _status(node: NodeInfo, now: float) -> NodeStatus:
@@ -181,12 +187,6 @@ def _status(node: NodeInfo, now: float) -> NodeStatus:
         mode=node.state.mode,
         this=node.this,
     )
-
-
-def _not_renewed(failure: Failure) -> None:
-    # The next one comes in a few seconds.
-    if failure.check(StoreUnavailable) is None:
-        _log.failure("the leases of connections were not renewed", failure, event="limits.not_renewed")
 
 
 def _renewals_ended(failure: Failure) -> None:

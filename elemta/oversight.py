@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar, cast
-
-from twisted.internet.defer import Deferred
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from elemta.assembly import Assembly
 from elemta.config import Rate, Scope
+from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
 from elemta.fleet import Fleet, RefusalElsewhere
 from elemta.limits import Rule
 from elemta.limits.naming import requests_for
-from elemta.limits.store import Fill, MaybeLater, Ranking, Request
+from elemta.limits.store import Fill, Ranking, Request
 from elemta.ops.limit_operations import BoundFill, LimitFill, LimitListing, LimitReset, LimitTerms
 
 T = TypeVar("T")
@@ -42,7 +41,7 @@ class LimitsOversight:
         rules = [rule for rule in self._rules if limit is None or rule.name == limit]
         if limit is not None and not rules:
             raise KeyError(limit)
-        rankings: list[Ranking] = [await _now(self._fleet.store.top(rule.terms, count)) for rule in rules]
+        rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.terms, count)) for rule in rules]
         fills = {fill.request.key: fill for ranking in rankings for fill in ranking.fills}
         refused = await self._refused([rule.name for rule in rules])
         # What another node refuses by itself is in no counter that this one can see.
@@ -66,7 +65,7 @@ class LimitsOversight:
     async def _fills(self, requests: Sequence[Request]) -> Sequence[Fill]:
         """How full these are, without those of which nobody can tell while Valkey is away."""
         try:
-            return await _now(self._fleet.store.peek(requests))
+            return await value_of(self._fleet.store.peek(requests))
         except StoreUnavailable:
             if len(requests) <= 1:
                 return ()
@@ -95,7 +94,7 @@ class LimitsOversight:
         return done
 
     async def _reset(self, request: Request) -> None:
-        await _now(self._assembly().limiter.reset(request.terms.name, request.identity))
+        await value_of(self._assembly().limiter.reset(request.terms.name, request.identity))
         await self._fleet.tell_reset(request)
 
     @property
@@ -163,8 +162,3 @@ def _terms(rule: Rule) -> LimitTerms:
         when_valkey_is_down=rule.when_valkey_is_down.value,
         mode=rule.mode.value,
     )
-
-
-async def _now(answer: MaybeLater[T]) -> T:
-    """What a store answers, now or later."""
-    return await cast("Awaitable[T]", answer) if isinstance(answer, Deferred) else answer

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
-
+from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.errors import StoreUnavailable
-from elemta.limits.store import MaybeLater, Receipt, Request
+from elemta.limits.store import Receipt, Request
 
 MAX_OWED = 20_000
 """So much is kept to be given back later; beyond it the oldest refund is lost."""
@@ -21,11 +20,11 @@ _SLICE = 500
 class Creditor(Protocol):
     """The part of the shared store that hears of it."""
 
-    def refund(self, receipts: Sequence[Receipt]) -> MaybeLater[None]: ...
+    def refund(self, receipts: Sequence[Receipt]) -> MaybeDeferred[None]: ...
 
-    def release(self, receipts: Sequence[Receipt]) -> MaybeLater[None]: ...
+    def release(self, receipts: Sequence[Receipt]) -> MaybeDeferred[None]: ...
 
-    def renew(self) -> MaybeLater[None]: ...
+    def renew(self) -> MaybeDeferred[None]: ...
 
     def hold(self, request: Request) -> Receipt:
         """Take over a lease that was given without asking; the next ``renew`` tells of it."""
@@ -68,10 +67,10 @@ class Arrears:
             told = list(islice(self._owed, _SLICE))
             for receipt in told:
                 del self._owed[receipt]
-            await _done(self._store.release([receipt for receipt in told if receipt.is_lease]))
-            await _done(self._store.refund([receipt for receipt in told if not receipt.is_lease]))
+            await value_of(self._store.release([receipt for receipt in told if receipt.is_lease]))
+            await value_of(self._store.refund([receipt for receipt in told if not receipt.is_lease]))
         self.hold()
-        await _done(self._store.renew())
+        await value_of(self._store.renew())
 
     def settle_rest(self) -> None:
         """Tell what came while :meth:`settle` was under way; leases with the next renewal."""
@@ -87,23 +86,14 @@ class Arrears:
                 self._adrift[receipt] = self._store.hold(receipt.request)
 
 
-async def _done(answer: MaybeLater[None]) -> None:
-    if isinstance(answer, Deferred):
-        await answer
-
-
-def quietly(how: Callable[[Sequence[Receipt]], MaybeLater[None]], receipts: Sequence[Receipt]) -> None:
+def quietly(how: Callable[[Sequence[Receipt]], MaybeDeferred[None]], receipts: Sequence[Receipt]) -> None:
     """Give back as well as it goes: what is lost makes a limit stricter for a while, and no more."""
-    if not receipts:
-        return
-    try:
-        answer = how(receipts)
-    except StoreUnavailable:
-        return
-    if isinstance(answer, Deferred):
-        answer.addErrback(trap_unavailable)
+    if receipts:
+        run(_return(how, receipts))
 
 
-def trap_unavailable(failure: Failure) -> None:
-    """Let StoreUnavailable be, and nothing else."""
-    failure.trap(StoreUnavailable)
+def _return(
+    how: Callable[[Sequence[Receipt]], MaybeDeferred[None]], receipts: Sequence[Receipt]
+) -> Steps[None]:
+    with suppress(StoreUnavailable):
+        yield how(receipts)

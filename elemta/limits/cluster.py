@@ -13,7 +13,8 @@ no Deferred is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol, cast
+from contextlib import suppress
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,12 +22,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits.alone import Alone
-from elemta.limits.arrears import Arrears, Creditor, quietly, trap_unavailable
+from elemta.limits.arrears import Arrears, Creditor, quietly
 from elemta.limits.breaker import BreakerState
 from elemta.limits.memory import MemoryStore
-from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Ranking, Receipt, Request, Terms
+from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Terms
 from elemta.limits.switch import CountingMode, Link, ModeObserver, Switch
 from elemta.limits.window import Bound
 
@@ -36,6 +38,8 @@ _log = Logger()
 _PROBE = Terms("_probe", (Bound.of(100, 1_000_000),), binding=False)
 _NOTHING = Answer()
 
+T = TypeVar("T")
+
 
 class Remote(Creditor, Protocol):
     """The store that all nodes share. Its calls end within a deadline of their own, with StoreUnavailable."""
@@ -43,13 +47,13 @@ class Remote(Creditor, Protocol):
     @property
     def renewal(self) -> float | None: ...
 
-    def acquire(self, requests: Sequence[Request]) -> MaybeLater[Answer]: ...
+    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Answer]: ...
 
-    def peek(self, requests: Sequence[Request]) -> MaybeLater[tuple[Fill, ...]]: ...
+    def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Fill, ...]]: ...
 
-    def reset(self, terms: Terms, identity: str) -> MaybeLater[bool]: ...
+    def reset(self, terms: Terms, identity: str) -> MaybeDeferred[bool]: ...
 
-    def top(self, terms: Terms, count: int) -> MaybeLater[Ranking]: ...
+    def top(self, terms: Terms, count: int) -> MaybeDeferred[Ranking]: ...
 
 
 class Fleet(Protocol):
@@ -61,7 +65,7 @@ class Fleet(Protocol):
     @property
     def live(self) -> int: ...
 
-    def announce_reset(self, limit: str, identity: str) -> MaybeLater[None]: ...
+    def announce_reset(self, limit: str, identity: str) -> MaybeDeferred[None]: ...
 
     def on_reset(self, callback: Callable[[str, str], object]) -> None: ...
 
@@ -129,7 +133,7 @@ class ClusterStore:
 
     # Decisions
 
-    def acquire(self, requests: Sequence[Request]) -> MaybeLater[Answer]:
+    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Answer]:
         shared = [request for request in requests if request.terms.cluster]
         if not shared:
             return self._local.acquire(requests)
@@ -140,14 +144,20 @@ class ClusterStore:
             before = self._local.acquire(_own(requests))
             if not before.granted:
                 return before
-        question = _Question(self, requests, before)
+        answer = run(self._decide(requests, shared, before))
+        # Whoever asked may go away meanwhile, as when a policy's time is up.
+        return detached(answer, self._take_back_unwanted, _log_unwanted)
+
+    def _decide(
+        self, requests: Sequence[Request], shared: Sequence[Request], before: Answer
+    ) -> Steps[Answer]:
         try:
-            answer = self._remote.acquire(shared)
+            answer: Answer = yield self._remote.acquire(shared)
         except StoreUnavailable as error:
             return self.unanswered(requests, before, error)
-        if isinstance(answer, Deferred):
-            answer.addCallbacks(question.answered, question.failed)
-            return question.answer
+        except Exception:
+            self.take_back(before.receipts)
+            raise
         return self.decided(before, answer)
 
     def decided(self, before: Answer, answer: Answer) -> Answer:
@@ -174,9 +184,12 @@ class ClusterStore:
             quietly(self.refund, list(receipts))
             quietly(self.release, list(receipts))
 
+    def _take_back_unwanted(self, answer: Answer) -> None:
+        self.take_back(answer.receipts)
+
     # Giving back
 
-    def refund(self, receipts: Sequence[Receipt]) -> MaybeLater[None]:
+    def refund(self, receipts: Sequence[Receipt]) -> MaybeDeferred[None]:
         here, there = [], []
         for receipt in receipts:
             if receipt.settled or receipt.is_lease:
@@ -187,7 +200,7 @@ class ClusterStore:
         self._local.refund(here)
         return self._return(there, self._remote.refund)
 
-    def release(self, receipts: Sequence[Receipt]) -> MaybeLater[None]:
+    def release(self, receipts: Sequence[Receipt]) -> MaybeDeferred[None]:
         here, there = [], []
         for receipt in receipts:
             if receipt.settled or not receipt.is_lease:
@@ -200,49 +213,39 @@ class ClusterStore:
         return self._return(there, self._remote.release)
 
     def _return(
-        self, receipts: list[Receipt], how: Callable[[Sequence[Receipt]], MaybeLater[None]]
-    ) -> MaybeLater[None]:
+        self, receipts: list[Receipt], how: Callable[[Sequence[Receipt]], MaybeDeferred[None]]
+    ) -> MaybeDeferred[None]:
         if not receipts:
             return None
         if not self._switch.cluster:
             self._arrears.owe(receipts)
             return None
+        return run(self._ask(lambda: how(receipts)))
+
+    def renew(self) -> MaybeDeferred[None]:
+        """Prolong this node's leases, if there is anybody to tell; failures are the breaker's business."""
+        return run(self._renew()) if self._switch.cluster else None
+
+    def _renew(self) -> Steps[None]:
+        # A single call that failed was decided here, without a change of mode.
+        self._arrears.hold()
+        with suppress(StoreUnavailable):
+            yield from self._ask(self._remote.renew)
+
+    def _ask(self, how: Callable[[], MaybeDeferred[T]]) -> Steps[T]:
+        """Ask the shared store; its failure counts for the switch."""
         try:
-            answer = how(receipts)
+            answer: T = yield how()
         except StoreUnavailable as error:
             self._switch.failed(error)
             raise
-        if isinstance(answer, Deferred):
-            answer.addErrback(self._failed)
         return answer
-
-    def renew(self) -> MaybeLater[None]:
-        """Prolong this node's leases, if there is anybody to tell; failures are the breaker's business."""
-        if not self._switch.cluster:
-            return None
-        # A single call that failed was decided here, without a change of mode.
-        self._arrears.hold()
-        try:
-            answer = self._remote.renew()
-        except StoreUnavailable as error:
-            self._switch.failed(error)
-            return None
-        if isinstance(answer, Deferred):
-            return answer.addErrback(self._failed).addErrback(trap_unavailable)
-        return None
-
-    def _failed(self, failure: Failure) -> Failure:
-        if failure.check(StoreUnavailable) is not None:
-            self._switch.failed(cast(BaseException, failure.value))
-        return failure
 
     # The way back
 
     async def probe(self) -> None:
         """A real charge: a replica or a full memory would answer a mere question."""
-        answer = self._remote.acquire([Request(_PROBE, self._nodes.node_id)])
-        if isinstance(answer, Deferred):
-            await answer
+        await value_of(self._remote.acquire([Request(_PROBE, self._nodes.node_id)]))
 
     async def come_back(self) -> None:
         """Tell what happened meanwhile, before anybody counts on the shared store again."""
@@ -254,96 +257,47 @@ class ClusterStore:
 
     # For people
 
-    def peek(self, requests: Sequence[Request]) -> MaybeLater[tuple[Fill, ...]]:
+    def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Fill, ...]]:
         shared = [request for request in requests if request.terms.cluster]
         if not shared:
             return self._local.peek(requests)
         if not self._switch.cluster:
             return self._alone.peek(requests)
+        return run(self._peek(requests, shared))
+
+    def _peek(self, requests: Sequence[Request], shared: Sequence[Request]) -> Steps[tuple[Fill, ...]]:
         try:
-            answer = self._remote.peek(shared)
-        except StoreUnavailable as error:
-            self._switch.failed(error)
+            there: Sequence[Fill] = yield from self._ask(lambda: self._remote.peek(shared))
+        except StoreUnavailable:
             return self._alone.peek(requests)
+        self._switch.succeeded()
+        known = {fill.request.key: fill for fill in (*there, *self._local.peek(_own(requests)))}
+        return tuple(known[request.key] for request in requests)
 
-        def seen(there: Sequence[Fill]) -> tuple[Fill, ...]:
-            self._switch.succeeded()
-            known = {fill.request.key: fill for fill in (*there, *self._local.peek(_own(requests)))}
-            return tuple(known[request.key] for request in requests)
-
-        def unseen(failure: Failure) -> tuple[Fill, ...]:
-            failure.trap(StoreUnavailable)
-            return self._alone.peek(requests)
-
-        if not isinstance(answer, Deferred):
-            return seen(answer)
-        return cast("Deferred[tuple[Fill, ...]]", answer.addErrback(self._failed).addCallbacks(seen, unseen))
-
-    def reset(self, terms: Terms, identity: str) -> MaybeLater[bool]:
+    def reset(self, terms: Terms, identity: str) -> MaybeDeferred[bool]:
         """Forget it here, in the shared store, and on every node that hears of it."""
         here = self._local.reset(terms, identity)
         if not terms.cluster:
             return here
         if not self._switch.cluster:
             raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
+        return run(self._reset(terms, identity))
 
-        def announced(there: bool) -> MaybeLater[bool]:
-            told = self._nodes.announce_reset(terms.name, identity)
-            return told.addCallback(lambda _: there) if isinstance(told, Deferred) else there
+    def _reset(self, terms: Terms, identity: str) -> Steps[bool]:
+        there: bool = yield self._remote.reset(terms, identity)
+        yield self._nodes.announce_reset(terms.name, identity)
+        return there
 
-        answer = self._remote.reset(terms, identity)
-        return answer.addCallback(announced) if isinstance(answer, Deferred) else announced(answer)
-
-    def top(self, terms: Terms, count: int) -> MaybeLater[Ranking]:
+    def top(self, terms: Terms, count: int) -> MaybeDeferred[Ranking]:
         if not terms.cluster:
             return self._local.top(terms, count)
         return self._remote.top(terms, count) if self._switch.cluster else self._alone.top(terms, count)
 
 
-class _Question:
-    """One decision that the shared store is asked about. Whoever asked may go away meanwhile."""
-
-    __slots__ = ("_abandoned", "_before", "_requests", "_store", "answer")
-
-    def __init__(self, store: ClusterStore, requests: Sequence[Request], before: Answer) -> None:
-        self._store = store
-        self._requests = requests
-        self._before = before
-        self._abandoned = False
-        self.answer: Deferred[Answer] = Deferred(self._abandon)
-
-    def _abandon(self, _answer: Deferred[Answer]) -> None:
-        self._abandoned = True
-
-    def answered(self, answer: Answer) -> None:
-        decided = self._store.decided(self._before, answer)
-        if self._abandoned:
-            self._store.take_back(decided.receipts)
-        else:
-            self.answer.callback(decided)
-
-    def failed(self, failure: Failure) -> None:
-        error = cast(BaseException, failure.value)
-        if not isinstance(error, StoreUnavailable):
-            self._store.take_back(self._before.receipts)
-            self._trouble(failure)
-            return
-        try:
-            decided = self._store.unanswered(self._requests, self._before, error)
-        except StoreUnavailable:
-            self._trouble(Failure())
-            return
-        if self._abandoned:
-            self._store.take_back(decided.receipts)
-        else:
-            self.answer.callback(decided)
-
-    def _trouble(self, failure: Failure) -> None:
-        if not self._abandoned:
-            self.answer.errback(failure)
-        elif failure.check(StoreUnavailable) is None:
-            _log.failure("a limit that nobody waits for failed", failure, event="limits.trouble")
-
-
 def _own(requests: Sequence[Request]) -> list[Request]:
     return [request for request in requests if not request.terms.cluster]
+
+
+def _log_unwanted(failure: Failure) -> None:
+    if failure.check(StoreUnavailable) is None:
+        _log.failure("a limit that nobody waits for failed", failure, event="limits.trouble")

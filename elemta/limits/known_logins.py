@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
-
+from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import StoreUnavailable
 from elemta.limits.identity import IPAddress, ip_identity, joined, name_identity, network_identity
-from elemta.limits.store import Fill, ILimitStore, MaybeLater, Request, Terms
+from elemta.limits.store import Fill, ILimitStore, Request, Terms
 from elemta.limits.window import Bound
 
 PERIOD_SECONDS = 15 * 86400
@@ -44,8 +43,11 @@ class KnownLogins:
         self._now = now
         self._strangers: dict[tuple[str, str], float] = {}
 
-    def standing(self, username: str, ip: IPAddress) -> MaybeLater[Standing]:
+    def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[Standing]:
         """What is known of this user at this address. A stranger where the store can't be asked."""
+        return run(self._find_standing(username, ip))
+
+    def _find_standing(self, username: str, ip: IPAddress) -> Steps[Standing]:
         user, network = name_identity(username), network_identity(ip)
         if self._store.seconds() < self._strangers.get((user, network), 0.0):
             return Standing.STRANGER
@@ -53,26 +55,23 @@ class KnownLogins:
         at_address = [_request(user, ip_identity(ip), each) for each in (period, period - 1)]
         in_network = [_request(user, network, each) for each in (period, period - 1)]
         try:
-            fills = self._store.peek(list(dict.fromkeys(at_address + in_network)))
+            fills: Sequence[Fill] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
         except StoreUnavailable:
             return Standing.STRANGER
-        if not isinstance(fills, Deferred):
-            return self._judge(fills, at_address, (user, network))
-        return fills.addCallbacks(self._judge, _stranger, callbackArgs=(at_address, (user, network)))
+        return self._judge(fills, at_address, (user, network))
 
     def remember(self, username: str, ip: IPAddress) -> None:
         """This user logged in from this address."""
+        run(self._remember(username, ip))
+
+    def _remember(self, username: str, ip: IPAddress) -> Steps[None]:
         user, network = name_identity(username), network_identity(ip)
         self._strangers.pop((user, network), None)
         period = self._period()
         requests = dict.fromkeys(_request(user, place, period) for place in (ip_identity(ip), network))
-        try:
-            noted = self._store.acquire(list(requests))
-        except StoreUnavailable:
-            # Then others' guesses count for this user until the next login.
-            return
-        if isinstance(noted, Deferred):
-            noted.addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
+        # Where it can't be noted, others' guesses count for this user until the next login.
+        with suppress(StoreUnavailable):
+            yield self._store.acquire(list(requests))
 
     def _period(self) -> int:
         return int(self._now() // PERIOD_SECONDS)
@@ -90,8 +89,3 @@ class KnownLogins:
 
 def _request(user: str, place: str, period: int) -> Request:
     return Request(_TERMS, joined((user, place, str(period))))
-
-
-def _stranger(failure: Failure) -> Standing:
-    failure.trap(StoreUnavailable)
-    return Standing.STRANGER

@@ -6,20 +6,18 @@ import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, TypeVar, cast
+from typing import Protocol
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
+from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits.known_logins import KnownLogins, Standing
 from elemta.limits.refusals import Refused, RememberedRefusals
 from elemta.limits.rules import Departure, LoginAttempt, Rule, SessionLike, Subject, TransactionLike
-from elemta.limits.store import Answer, Fill, ILimitStore, MaybeLater, Receipt, Request, Shortfall
+from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Shortfall, Terms
 from elemta.smtp.events import Stage
 
 _log = Logger()
@@ -35,9 +33,6 @@ _REFUSED = "refused"
 # On the way out nobody is refused anything.
 _DELAYED = "delayed"
 _WAITS = "waits"
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 class Cause(enum.Enum):
@@ -172,7 +167,7 @@ class Limiter:
         *,
         already: Collection[str] = (),
         may_delay: bool = False,
-    ) -> Charge | Deferred[Charge]:
+    ) -> MaybeDeferred[Charge]:
         """Charge everything that this stage is charged, all or none.
 
         ``already`` are the keys that this session, and this transaction, have been charged: what is
@@ -193,7 +188,7 @@ class Limiter:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
         return self._ask(asked, tuple(covered), _DELAYED if may_delay else _REFUSED)
 
-    def charge_out(self, departure: Departure, counts: Counts) -> Charge | Deferred[Charge]:
+    def charge_out(self, departure: Departure, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
 
         ``counts`` are messages, for a transaction, or open connections, for a connection that is to be made.
@@ -204,17 +199,17 @@ class Limiter:
         asked = [request for rule in rules for request in rule.departures(departure)]
         return self._ask(asked, (), _WAITS) if asked else _NOTHING
 
-    def refund(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
+    def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
-        return self._give_back([one for one in receipts if not one.is_lease], self._store.refund)
+        return run(self._give_back([one for one in receipts if not one.is_lease], self._store.refund))
 
-    def release(self, receipts: Iterable[Receipt]) -> MaybeLater[None]:
+    def release(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back the leases of open connections among these receipts, and nothing else."""
-        return self._give_back([one for one in receipts if one.is_lease], self._store.release)
+        return run(self._give_back([one for one in receipts if one.is_lease], self._store.release))
 
     def charge_login(
         self, session: SessionLike, username: str, standing: Standing = Standing.STRANGER
-    ) -> Charge | Deferred[Charge]:
+    ) -> MaybeDeferred[Charge]:
         """Charge an attempt to log in as ``username`` in all limits of failed logins, all or none.
 
         To be asked before the password is looked at, and refunded unless it was wrong. So there are never
@@ -233,7 +228,7 @@ class Limiter:
 
     def ask_about_refusals(
         self, session: SessionLike, transaction: TransactionLike | None = None
-    ) -> MaybeLater[Refusal | None]:
+    ) -> MaybeDeferred[Refusal | None]:
         """What the limits of refusals say of a client that asks for something. Charges nothing."""
         subject = Subject(session, transaction)
         asked = [
@@ -243,15 +238,13 @@ class Limiter:
             return None
         now = self._store.seconds()
         known = self._remembered(asked, now)
-        if known:
-            return self._refused(known, now).refusal
-        return _then(
-            _attempt(self._store.peek, asked),
-            partial(self._looked_at, now),
-            partial(self._unavailable, asked, now),
-        )
+        return self._refused(known, now).refusal if known else run(self._look_at_refusals(asked, now))
 
-    def _looked_at(self, began: float, fills: Sequence[Fill]) -> Refusal | None:
+    def _look_at_refusals(self, asked: Sequence[Request], began: float) -> Steps[Refusal | None]:
+        try:
+            fills: Sequence[Fill] = yield self._store.peek(asked)
+        except StoreUnavailable:
+            return self._unavailable(asked, began)
         full = [Shortfall(fill.request, fill.wait) for fill in fills if fill.wait != 0]
         if not full:
             return None
@@ -264,7 +257,7 @@ class Limiter:
 
     def charge_refusal(
         self, session: SessionLike, transaction: TransactionLike | None = None
-    ) -> Charge | Deferred[Charge]:
+    ) -> MaybeDeferred[Charge]:
         """Charge a refusal for good, before the client gets it, all or none.
 
         A limit that refuses this is exceeded: then the client gets the limit's reply in place of the refusal.
@@ -279,23 +272,28 @@ class Limiter:
         session: SessionLike,
         transaction: TransactionLike | None = None,
         recipient: Recipient | None = None,
-    ) -> MaybeLater[tuple[LimitState, ...]]:
+    ) -> MaybeDeferred[tuple[LimitState, ...]]:
         """How full the limits of a stage are for somebody, and whether each would pass. Charges nothing.
 
         Raises, or fails with, :class:`StoreUnavailable`.
         """
         subject = Subject(session, transaction, recipient)
         requests = [request for rule in self._by_stage[stage] for request in rule.requests(subject)]
-        return self._states(self._store.peek(requests))
+        return run(self._peek(requests))
 
-    def top(self, limit: str, count: int = 20) -> MaybeLater[tuple[LimitState, ...]]:
+    def _peek(self, requests: Sequence[Request]) -> Steps[tuple[LimitState, ...]]:
+        fills: Sequence[Fill] = yield self._store.peek(requests)
+        return tuple(map(self._state, fills))
+
+    def top(self, limit: str, count: int = 20) -> MaybeDeferred[tuple[LimitState, ...]]:
         """The fullest identities of a limit. KeyError when there is no such limit; else fails as above."""
-        ranking = self._store.top(self._by_name[limit].terms, count)
-        if isinstance(ranking, Deferred):
-            return self._states(ranking.addCallback(lambda found: found.fills))
-        return self._states(ranking.fills)
+        return run(self._top(self._by_name[limit].terms, count))
 
-    def reset(self, limit: str, identity: str) -> MaybeLater[bool]:
+    def _top(self, terms: Terms, count: int) -> Steps[tuple[LimitState, ...]]:
+        ranking: Ranking = yield self._store.top(terms, count)
+        return tuple(map(self._state, ranking.fills))
+
+    def reset(self, limit: str, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
         terms = self._by_name[limit].terms
         self.forget(limit, identity)
@@ -311,23 +309,22 @@ class Limiter:
 
     def _ask(
         self, asked: list[Request], covered: tuple[Request, ...], no: str = _REFUSED
-    ) -> Charge | Deferred[Charge]:
+    ) -> MaybeDeferred[Charge]:
         """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
         now = self._store.seconds()
         known = self._remembered(asked, now)
         if known:
             return self._refused(known, now, no)
-        answer = _attempt(self._store.acquire, asked)
-        if isinstance(answer, Answer):
-            return self._charged(covered, now, no, answer)
-        return cast(
-            "Charge | Deferred[Charge]",
-            _then(
-                answer,
-                partial(self._charged, covered, now, no),
-                lambda error: Charge((), self._unavailable(asked, now, error), covered),
-            ),
-        )
+        return run(self._acquire(asked, covered, no, now))
+
+    def _acquire(
+        self, asked: list[Request], covered: tuple[Request, ...], no: str, began: float
+    ) -> Steps[Charge]:
+        try:
+            answer: Answer = yield self._store.acquire(asked)
+        except StoreUnavailable:
+            return Charge((), self._unavailable(asked, began), covered)
+        return self._charged(covered, began, no, answer)
 
     def _remembered(self, asked: Sequence[Request], now: float) -> list[Shortfall]:
         if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
@@ -400,9 +397,7 @@ class Limiter:
             others_since=self._unlogged.pop(name, 0),
         )
 
-    def _unavailable(
-        self, requests: Sequence[Request], began: float, _error: StoreUnavailable
-    ) -> Refusal | None:
+    def _unavailable(self, requests: Sequence[Request], began: float) -> Refusal | None:
         """What the limits say when the store can't: the first that defers then, else nothing."""
         seconds = self._store.seconds() - began
         refusal = None
@@ -422,22 +417,19 @@ class Limiter:
         return refusal
 
     def _give_back(
-        self, receipts: Sequence[Receipt], how: Callable[[Sequence[Receipt]], MaybeLater[None]]
-    ) -> MaybeLater[None]:
+        self, receipts: Sequence[Receipt], how: Callable[[Sequence[Receipt]], MaybeDeferred[None]]
+    ) -> Steps[None]:
         due = [receipt for receipt in receipts if not receipt.settled]
         if not due:
-            return None
-
-        def given_back(_answer: object) -> None:
-            for receipt in due:
-                self._refusals.forget(receipt.request.key)
-
-        return _then(_attempt(how, due), given_back, _log_lost_refund)
-
-    def _states(self, answer: MaybeLater[tuple[Fill, ...]]) -> MaybeLater[tuple[LimitState, ...]]:
-        if isinstance(answer, Deferred):
-            return answer.addCallback(lambda fills: tuple(self._state(fill) for fill in fills))
-        return tuple(self._state(fill) for fill in answer)
+            return
+        try:
+            yield how(due)
+        except StoreUnavailable as error:
+            # A refund that is lost makes a limit stricter until its window ends, and no more.
+            _log.warn("a limit could not be given back", event="limit.refund_lost", reason=str(error))
+            return
+        for receipt in due:
+            self._refusals.forget(receipt.request.key)
 
     def _state(self, fill: Fill) -> LimitState:
         terms = fill.request.terms
@@ -452,37 +444,3 @@ def _seconds(wait: int | None) -> float:
 
 def _can_never_pass(request: Request) -> bool:
     return request.amount > 1 and any(request.amount > bound.limit for bound in request.terms.bounds)
-
-
-def _attempt(ask: Callable[..., MaybeLater[In]], *arguments: object) -> MaybeLater[In] | StoreUnavailable:
-    """What the store answers; its error when it can't at once."""
-    try:
-        return ask(*arguments)
-    except StoreUnavailable as error:
-        return error
-
-
-def _then(
-    answer: MaybeLater[In] | StoreUnavailable,
-    good: Callable[[In], Out],
-    bad: Callable[[StoreUnavailable], Out],
-) -> MaybeLater[Out]:
-    """Go on with an answer now, or when it is there."""
-    if isinstance(answer, Deferred):
-        return cast("Deferred[Out]", answer.addCallbacks(good, lambda failure: bad(_unavailability(failure))))
-    if isinstance(answer, StoreUnavailable):
-        return bad(answer)
-    return good(answer)
-
-
-def _unavailability(failure: Failure) -> StoreUnavailable:
-    """The one failure that limits know how to live with; any other goes on as it is."""
-    error = cast(BaseException, failure.value)
-    if isinstance(error, StoreUnavailable):
-        return error
-    raise error
-
-
-def _log_lost_refund(error: StoreUnavailable) -> None:
-    """A refund that is lost makes a limit stricter until its window ends, and no more: worth a line."""
-    _log.warn("a limit could not be given back", event="limit.refund_lost", reason=str(error))

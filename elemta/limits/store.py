@@ -18,9 +18,11 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from elemta.config import WhenValkeyIsDown
+from elemta.deferred_value import MaybeDeferred
 from elemta.limits.window import Bound
 
 T = TypeVar("T")
+# What delivery calls MaybeDeferred.
 MaybeLater: TypeAlias = T | Deferred[T]
 
 LEASE_SECONDS = 30
@@ -132,26 +134,26 @@ class ILimitStore(Interface):
     def seconds() -> float:
         """This node's own steady time, by which waits can be remembered. Not the time that is counted by."""
 
-    def acquire(requests: Sequence[Request]) -> MaybeLater[Answer]:
+    def acquire(requests: Sequence[Request]) -> MaybeDeferred[Answer]:
         """Charge the binding requests all or none, in one round trip; see :class:`Terms` for the others.
 
         What is refused is not charged. A refusal reports every binding request that falls short.
         """
 
-    def refund(receipts: Sequence[Receipt]) -> MaybeLater[None]:
+    def refund(receipts: Sequence[Receipt]) -> MaybeDeferred[None]:
         """Take exactly these charges back; twice is once, after their expiry nothing. Not for leases."""
 
-    def release(receipts: Sequence[Receipt]) -> MaybeLater[None]:
+    def release(receipts: Sequence[Receipt]) -> MaybeDeferred[None]:
         """Give these leases back; twice is once."""
 
-    def renew() -> MaybeLater[None]:
+    def renew() -> MaybeDeferred[None]:
         """Prolong all leases of this node by :data:`LEASE_SECONDS`."""
 
-    def peek(requests: Sequence[Request]) -> MaybeLater[tuple[Fill, ...]]:
+    def peek(requests: Sequence[Request]) -> MaybeDeferred[tuple[Fill, ...]]:
         """How full the keys of these requests are, and whether each would pass by itself. Charges nothing."""
 
-    def reset(terms: Terms, identity: str) -> MaybeLater[bool]:
+    def reset(terms: Terms, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for one key; False when nothing is. Leases stay: they are facts."""
 
-    def top(terms: Terms, count: int) -> MaybeLater[Ranking]:
+    def top(terms: Terms, count: int) -> MaybeDeferred[Ranking]:
         """The ``count`` fullest keys of a limit, fullest first."""

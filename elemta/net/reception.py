@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
+from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
@@ -17,6 +18,7 @@ from elemta.net.login import Login
 from elemta.net.refusals import RefusalLimits
 from elemta.net.terms import Terms
 from elemta.policy import Continue, Decision, Disconnect, Message, Quarantine
+from elemta.policy.asking import NO_OPINION
 from elemta.policy.verdicts import Accept, reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -60,67 +62,55 @@ class Reception:
         self._login: Login | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
 
-    def answer(self, question: Question) -> Answer | Deferred[Answer]:
+    def answer(self, question: Question) -> MaybeDeferred[Answer]:
         """The answer to ``question``, now or later; the Deferred never fails."""
+        return run(self._answer(question))
+
+    def _answer(self, question: Question) -> Steps[Answer]:
         try:
-            answer = self._find_answer(question)
+            if isinstance(question, CredentialsQuestion):
+                return (yield from self._check_credentials(question))
+            if self._health_check:
+                return self._answer_health_check(question)
+            assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
+            if self._refusal_limits is not None:
+                return (yield from self._answer_within_limits(question, self._refusal_limits))
+            return (yield from self._answer_stage(question))
         except Exception:  # whatever it is, it is ours, and the client may try again
             return self._trouble(Failure())
-        if isinstance(answer, Deferred):
-            answer.addErrback(self._trouble)
-        return answer
 
-    def _find_answer(self, question: Question) -> Answer | Deferred[Answer]:
-        if isinstance(question, CredentialsQuestion):
-            return self._check_credentials(question)
-        if self._health_check:
-            return self._answer_health_check(question)
-        assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
-        if self._refusal_limits is not None:
-            return Deferred.fromCoroutine(self._answer_within_limits(question, self._refusal_limits))
-        return self._answer_stage(question)
-
-    async def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Answer:
-        refusal = await limits.refuse(question)
+    def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Steps[Answer]:
+        refusal = yield from limits.refuse(question)
         if refusal is not None:
             return refusal
-        answer = self._answer_stage(question)
-        return await limits.charge(question, await answer if isinstance(answer, Deferred) else answer)
+        answer = yield from self._answer_stage(question)
+        return (yield from limits.charge(question, answer))
 
-    def _answer_stage(self, question: StageQuestion) -> Answer | Deferred[Answer]:
+    def _answer_stage(self, question: StageQuestion) -> Steps[Answer]:
         if isinstance(question, MessageQuestion):
-            return self._answer_message(question)
+            return (yield from self._answer_message(question))
         if isinstance(question, MailQuestion):
             refusal = self._refuse_without_storage(question.transaction.size)
             if refusal is not None:
                 return refusal
-        if isinstance(question, RcptQuestion):
-            return self._answer_recipient(question)
-        return self._ask_policies(question)
-
-    def _answer_recipient(self, question: RcptQuestion) -> Answer | Deferred[Answer]:
-        answer = self._ask_policies(question)
-        if isinstance(answer, Deferred):
-            return answer.addCallback(self._refuse_without_mailbox, question)
-        return self._refuse_without_mailbox(answer, question)
-
-    def _refuse_without_mailbox(self, answer: Answer, question: RcptQuestion) -> Answer | Deferred[Answer]:
-        """``answer``, but 550 where the recipient's route leads to a Maildir that is missing and stays so."""
-        address = question.recipient.address
-        routes, mailboxes = self._terms.routes, self._terms.mailboxes
-        if routes is None or mailboxes is None or not isinstance(answer, Proceed):
+        answer = self._answer_of((yield self._ask_policies(question)), question.stage.value)
+        if not isinstance(question, RcptQuestion) or not isinstance(answer, Proceed):
             return answer
+        address = question.recipient.address
+        found: bool = yield self._has_mailbox(address)
+        return answer if found else self._refuse_unknown(address)
+
+    def _has_mailbox(self, address: Address) -> MaybeDeferred[bool]:
+        """False where the recipient's route leads to a Maildir that is missing and stays so."""
+        routes, mailboxes = self._terms.routes, self._terms.mailboxes
+        if routes is None or mailboxes is None:
+            return True
         route = routes.route(address)
         if not isinstance(route, MaildirRoute) or route.makes(address):
-            return answer
-        found = mailboxes.exists(route, address)
-        if isinstance(found, Deferred):
-            return found.addCallback(self._answer_mailbox, answer, address)
-        return self._answer_mailbox(found, answer, address)
+            return True
+        return mailboxes.exists(route, address)
 
-    def _answer_mailbox(self, found: bool, answer: Answer, address: Address) -> Answer:
-        if found:
-            return answer
+    def _refuse_unknown(self, address: Address) -> Answer:
         self._terms.observer.message_refused("rcpt", "mailboxes", False)
         _log.info(
             "a recipient has no mailbox",
@@ -140,13 +130,10 @@ class Reception:
 
     def _ask_policies(
         self, question: StageQuestion, message: Message | None = None
-    ) -> Answer | Deferred[Answer]:
+    ) -> MaybeDeferred[Decision]:
         if not self._terms.chain.asks(question.stage):
-            return _PROCEED
-        decision = self._conversation.ask(question, message)
-        if isinstance(decision, Deferred):
-            return decision.addCallback(self._answer_of, question.stage.value)
-        return self._answer_of(decision, question.stage.value)
+            return NO_OPINION
+        return self._conversation.ask(question, message)
 
     def _answer_of(self, decision: Decision, stage: str) -> Answer:
         verdict = decision.verdict
@@ -185,9 +172,10 @@ class Reception:
 
     # Credentials
 
-    def _check_credentials(self, question: CredentialsQuestion) -> Deferred[Answer]:
+    def _check_credentials(self, question: CredentialsQuestion) -> Steps[Answer]:
         self._login = login = Login(self._terms, self._facts, question.username)
-        return Deferred.fromCoroutine(login.answer(question.password))
+        answer: Answer = yield Deferred.fromCoroutine(login.answer(question.password))
+        return answer
 
     # Messages
 
@@ -210,7 +198,7 @@ class Reception:
         writer.write(data)
         return writer if writer.congested else None
 
-    def _answer_message(self, question: MessageQuestion) -> Answer | Deferred[Answer]:
+    def _answer_message(self, question: MessageQuestion) -> Steps[Answer]:
         writer = self._writer
         if writer is None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
@@ -218,34 +206,32 @@ class Reception:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
         if writer.in_file:
             # A policy may read the message as a file, so all of it has to be there.
-            return writer.when_drained().addCallback(lambda _: self._judge_message(question, writer))
-        return self._judge_message(question, writer)
-
-    def _judge_message(self, question: MessageQuestion, writer: MessageWriter) -> Answer | Deferred[Answer]:
+            yield writer.when_drained()
         if writer.failure is not None:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
             return self._not_stored(writer.failure)
-        answer = self._ask_policies(question, Message(writer.size, writer.head, writer.open))
-        if isinstance(answer, Deferred):
-            return answer.addCallback(self._commit_unless_refused, question.transaction, writer)
-        return self._commit_unless_refused(answer, question.transaction, writer)
-
-    def _commit_unless_refused(
-        self, answer: Answer, transaction: Transaction, writer: MessageWriter
-    ) -> Answer | Deferred[Answer]:
+        decision = yield self._ask_policies(question, Message(writer.size, writer.head, writer.open))
+        answer = self._answer_of(decision, question.stage.value)
         if not isinstance(answer, Proceed):
             # The disk may have failed under a policy that reads the message.
             return answer if writer.failure is None else self._not_stored(writer.failure)
         if writer.ended:
             # The client left, or was told 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="nobody waits for this message any more")
+        return (yield from self._commit(question.transaction, writer))
+
+    def _commit(self, transaction: Transaction, writer: MessageWriter) -> Steps[Answer]:
         submission = self._submission(transaction, writer)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         committed = self._terms.spool.commit(writer, submission)
         self._writer = None
         self._committing = transaction
-        return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
+        try:
+            envelope: Envelope = yield committed
+        except Exception:  # the spool may fail with anything; the client may try again
+            return self._not_queued(Failure())
+        return self._queued(envelope, submission)
 
     def _submission(self, transaction: Transaction, writer: MessageWriter) -> Submission:
         facts = self._facts

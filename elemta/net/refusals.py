@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
-
-from elemta.limits.limiter import Refusal
+from elemta.deferred_value import Steps
+from elemta.limits.limiter import Charge, Refusal
 from elemta.net.terms import Terms
-from elemta.policies.limits import Limits, verdict_of
+from elemta.policies.limits import LimitsPolicy, verdict_of
 from elemta.policy import Disconnect
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
@@ -32,28 +31,26 @@ class RefusalLimits:
         self._terms = terms
         self._facts = facts
         self._limit_policies = frozenset(
-            loaded.name for loaded in terms.chain.policies if isinstance(loaded.policy, Limits)
+            loaded.name for loaded in terms.chain.policies if isinstance(loaded.policy, LimitsPolicy)
         )
 
     def is_limit(self, policy: str) -> bool:
         """Whether a policy of this name speaks for limits."""
         return policy in self._limit_policies
 
-    async def refuse(self, question: StageQuestion) -> Refuse | None:
+    def refuse(self, question: StageQuestion) -> Steps[Refuse | None]:
         """The answer where the client was refused too often to be heard."""
         if question.stage not in _ASKED_AT:
             return None
-        found = self._terms.limiter.ask_about_refusals(self._facts, _transaction(question))
-        refusal = await found if isinstance(found, Deferred) else found
+        asked = self._terms.limiter.ask_about_refusals(self._facts, _transaction(question))
+        refusal: Refusal | None = yield asked
         return None if refusal is None else self._answer(refusal, question.stage)
 
-    async def charge(self, question: StageQuestion, answer: Answer) -> Answer:
+    def charge(self, question: StageQuestion, answer: Answer) -> Steps[Answer]:
         """``answer``, charged where it refuses for good; another one where that exceeds a limit."""
         if not isinstance(answer, Refuse) or answer.by_limit or answer.reply.is_transient:
             return answer
-        charge = self._terms.limiter.charge_refusal(self._facts, _transaction(question))
-        if isinstance(charge, Deferred):
-            charge = await charge
+        charge: Charge = yield self._terms.limiter.charge_refusal(self._facts, _transaction(question))
         return answer if charge.refusal is None else self._answer(charge.refusal, question.stage)
 
     def _answer(self, refusal: Refusal, stage: Stage) -> Refuse:

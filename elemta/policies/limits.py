@@ -9,7 +9,9 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 from twisted.plugin import IPlugin
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.config import Counts, OnExceed
@@ -29,13 +31,17 @@ from elemta.policy import (
     IOutcomeObserver,
     IPolicyPlugin,
     IRcptPolicy,
+    MaybeDeferred,
     Message,
     Reject,
     Services,
     Session,
     Stage,
+    Steps,
     Transaction,
     Verdict,
+    detached,
+    run,
     setting,
 )
 
@@ -86,29 +92,30 @@ class _Charged:
 @implementer(
     IConnectPolicy, IHeloPolicy, IAuthPolicy, IMailPolicy, IRcptPolicy, IMessagePolicy, IOutcomeObserver
 )
-class Limits:
+class LimitsPolicy:
     """Keeps the receipts of what it charged, and gives back what came to nothing.
 
     Charges of a transaction that is refused or abandoned are refunded, and those for recipients that a
     later policy refused. Those of a connection stay, whoever refuses it; only its lease ends with it.
     """
 
-    def __init__(self, limiter: Limiter, reactor: IReactorTime, options: LimitsOptions) -> None:
+    def __init__(self, limiter: Limiter, reactor: IReactorTime, log: Logger, options: LimitsOptions) -> None:
         self._limiter = limiter
         self._reactor = reactor
+        self._log = log
         self.max_delay = options.max_delay
         self._delayed = 0
 
-    def connected(self, session: Session) -> Verdict | Deferred[Verdict]:
+    def connected(self, session: Session) -> MaybeDeferred[Verdict]:
         return self._of_session(Stage.CONNECT, session)
 
-    def helo(self, session: Session) -> Verdict | Deferred[Verdict]:
+    def helo(self, session: Session) -> MaybeDeferred[Verdict]:
         return self._of_session(Stage.HELO, session)
 
-    def authenticated(self, session: Session) -> Verdict | Deferred[Verdict]:
+    def authenticated(self, session: Session) -> MaybeDeferred[Verdict]:
         return self._of_session(Stage.AUTH, session)
 
-    def mail(self, session: Session, transaction: Transaction) -> Verdict | Deferred[Verdict]:
+    def mail(self, session: Session, transaction: Transaction) -> MaybeDeferred[Verdict]:
         abandoned = _ledger(session).transaction
         if abandoned is not None and not abandoned.over:
             # Another policy refused the MAIL before this one: that transaction never began.
@@ -117,12 +124,10 @@ class Limits:
 
     def rcpt(
         self, session: Session, transaction: Transaction, recipient: Recipient
-    ) -> Verdict | Deferred[Verdict]:
+    ) -> MaybeDeferred[Verdict]:
         return self._of_transaction(Stage.RCPT, session, transaction, recipient)
 
-    def message(
-        self, session: Session, transaction: Transaction, message: Message
-    ) -> Verdict | Deferred[Verdict]:
+    def message(self, session: Session, transaction: Transaction, message: Message) -> MaybeDeferred[Verdict]:
         del message  # its size is the transaction's by now
         return self._of_transaction(Stage.MESSAGE, session, transaction)
 
@@ -143,46 +148,37 @@ class Limits:
             self._limiter.refund(ledger.transaction.refused())
         return self._limiter.release(ledger.receipts)
 
-    def _of_session(self, stage: Stage, session: Session) -> Verdict | Deferred[Verdict]:
+    def _of_session(self, stage: Stage, session: Session) -> MaybeDeferred[Verdict]:
         if not self._limiter.charges(stage):
             return CONTINUE
-        return self._charge(_Charged(stage, session, _ledger(session)))
+        return run(self._charge(_Charged(stage, session, _ledger(session))))
 
     def _of_transaction(
         self, stage: Stage, session: Session, transaction: Transaction, recipient: Recipient | None = None
-    ) -> Verdict | Deferred[Verdict]:
+    ) -> MaybeDeferred[Verdict]:
         if not self._limiter.charges(stage):
             return CONTINUE
         ledger = _ledger(session)
         entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
         if entries is None:
             entries = ledger.transaction = transaction.notes[_LEDGER] = TransactionLedger()
-        return self._charge(_Charged(stage, session, ledger, transaction, recipient, entries))
+        return run(self._charge(_Charged(stage, session, ledger, transaction, recipient, entries)))
 
-    def _charge(self, about: _Charged, *, again: bool = False) -> Verdict | Deferred[Verdict]:
+    def _charge(self, about: _Charged, *, again: bool = False) -> Steps[Verdict]:
         may_delay = not again and self._delayed < MAX_DELAYED
-        charge = self._limiter.charge(
-            about.stage,
-            about.session,
-            about.transaction,
-            about.recipient,
-            already=about.already,
-            may_delay=may_delay,
+        asked = detached(
+            self._limiter.charge(
+                about.stage,
+                about.session,
+                about.transaction,
+                about.recipient,
+                already=about.already,
+                may_delay=may_delay,
+            ),
+            self._give_back_unwanted,
+            self._log_unwanted,
         )
-        if not isinstance(charge, Deferred):
-            return self._charged(charge, about, may_delay)
-        answer: Deferred[Charge] = Deferred()
-        charge.addCallbacks(self._arrived, answer.errback, callbackArgs=(answer,))
-        return answer.addCallback(self._charged, about, may_delay)
-
-    def _arrived(self, charge: Charge, answer: Deferred[Charge]) -> None:
-        """Pass the store's answer on, or give back what was charged when nobody waits for it any more."""
-        if answer.called:
-            self._give_back(charge.receipts)
-        else:
-            answer.callback(charge)
-
-    def _charged(self, charge: Charge, about: _Charged, may_delay: bool) -> Verdict | Deferred[Verdict]:
+        charge: Charge = yield asked
         if about.over:
             self._give_back(charge.receipts)
             return CONTINUE
@@ -193,23 +189,24 @@ class Limits:
         if refusal is None:
             return CONTINUE
         if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
-            return self._delay(refusal, about)
+            yield from self._delay(refusal)
+            return CONTINUE if about.over else (yield from self._charge(about, again=True))
         return verdict_of(refusal, about.stage)
 
-    def _delay(self, refusal: Refusal, about: _Charged) -> Deferred[Verdict]:
-        """Try once more when it would pass, or as late as we may."""
-
-        def over(result: object) -> object:
-            self._delayed -= 1
-            return result
-
+    def _delay(self, refusal: Refusal) -> Steps[None]:
+        """Wait until it would pass, or as long as we may."""
         self._delayed += 1
-        seconds = min(refusal.retry_after + _MARGIN, self.max_delay)
-        waited: Deferred[object] = deferLater(self._reactor, seconds)
-        waited.addBoth(over)
-        return waited.addCallback(
-            lambda _nothing: CONTINUE if about.over else self._charge(about, again=True)
-        )
+        try:
+            yield deferLater(self._reactor, min(refusal.retry_after + _MARGIN, self.max_delay))
+        finally:
+            self._delayed -= 1
+
+    def _give_back_unwanted(self, charge: Charge) -> None:
+        """The session did not wait for the store's answer: give back what was charged."""
+        self._give_back(charge.receipts)
+
+    def _log_unwanted(self, failure: Failure) -> None:
+        self._log.failure("a limit that nobody waits for failed", failure, event="limits.trouble")
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limiter.refund(receipts)
@@ -275,6 +272,6 @@ class LimitsPlugin:
     name = "limits"
     options = LimitsOptions
 
-    def build(self, options: LimitsOptions, services: Services) -> Limits:
+    def build(self, options: LimitsOptions, services: Services) -> LimitsPolicy:
         """The policy over the limits of the configuration."""
-        return Limits(cast(Limiter, services.limits), services.reactor, options)
+        return LimitsPolicy(cast(Limiter, services.limits), services.reactor, services.log, options)

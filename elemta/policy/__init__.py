@@ -6,6 +6,7 @@ what works with 1.x works with every later 1.y.
 
 from elemta.address import Address
 from elemta.config import REQUIRED, NoOptions, setting
+from elemta.deferred_value import MaybeDeferred, Steps, detached, run
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
@@ -100,6 +101,7 @@ __all__ = [
     "LoadedPolicy",
     "MailExchanger",
     "MailParameters",
+    "MaybeDeferred",
     "Message",
     "NoOptions",
     "NoSuchDomain",
@@ -124,11 +126,14 @@ __all__ = [
     "SilentPolicyObserver",
     "Stage",
     "Status",
+    "Steps",
     "TLSInfo",
     "Transaction",
     "Verdict",
     "available_plugins",
+    "detached",
     "load_chain",
     "reply_of",
+    "run",
     "setting",
 ]
