@@ -45,6 +45,11 @@ class HoldCause(enum.Enum):
     FAULT = 5
 
     @property
+    def has_end(self) -> bool:
+        """Whether the hold ends by itself."""
+        return self is not HoldCause.OPERATOR
+
+    @property
     def tells_sender(self) -> bool:
         """Whether the sender hears of it when the hold ends."""
         return self in (HoldCause.ROUTE, HoldCause.FAULT)

@@ -30,13 +30,17 @@ _DUE = (
 _ACTIVE = _DUE.format("0")
 _DEFERRED = _DUE.format("1 AND p.turn <= ?")
 _NEXT_DEFERRED = "SELECT min(turn) FROM part WHERE lane = ? AND state = 1 AND turn > ?"
+# One row for the whole page, so one step: each gives up Python's interpreter lock and has to win it back.
 _LANES = """WITH RECURSIVE found(lane) AS (
-    SELECT min(lane) FROM part WHERE lane > ?1 OR ?1 IS NULL
+    SELECT min(lane) FROM part WHERE lane {} ?1
     UNION ALL SELECT (SELECT min(p.lane) FROM part p WHERE p.lane > found.lane) FROM found
     WHERE found.lane IS NOT NULL LIMIT ?2)
-    SELECT lane, EXISTS (SELECT 1 FROM part p WHERE p.lane = found.lane AND p.state = 0),
-    (SELECT min(p.turn) FROM part p WHERE p.lane = found.lane AND p.state = 1)
+    SELECT json_group_array(json_array(lane,
+    EXISTS (SELECT 1 FROM part p WHERE p.lane = found.lane AND p.state = 0),
+    (SELECT printf('%!.17g', p.turn) FROM part p WHERE p.lane = found.lane AND p.state = 1
+        ORDER BY p.turn LIMIT 1)))
     FROM found WHERE lane IS NOT NULL"""
+_FIRST_LANES, _NEXT_LANES = _LANES.format(">="), _LANES.format(">")
 _OLD = (
     f"SELECT {PART_COLUMNS}, {_FINISHED} FROM part p"  # noqa: S608 - names are ours
     " CROSS JOIN message m ON m.id = p.message_id"
@@ -44,11 +48,23 @@ _OLD = (
     " ORDER BY p.message_id, p.number"
 )
 _HELD = (
-    f"SELECT {PART_COLUMNS}, {_FINISHED}, p.hold, p.held_at FROM part p INDEXED BY {{}}"  # noqa: S608
-    " CROSS JOIN message m ON m.id = p.message_id WHERE {} ORDER BY p.held_at LIMIT ?"
+    f"SELECT {PART_COLUMNS}, {_FINISHED}, p.hold, p.held_at FROM ({{}}) held"  # noqa: S608 - names are ours
+    " CROSS JOIN part p ON p.message_id = held.message_id AND p.number = held.number"
+    " CROSS JOIN message m ON m.id = p.message_id"
 )
-_ENDING = _HELD.format("part_held", "p.held_at IS NOT NULL AND p.held_at <= ?")
-_UNDELIVERABLE = _HELD.format("part_undeliverable", "p.hold = 1")
+_BY_CAUSE = (
+    "SELECT message_id, number, held_at FROM part INDEXED BY part_held"
+    " WHERE hold = {} AND held_at IS NOT NULL AND held_at <= ?1"
+)
+# Holds of each cause are in the order of their ages, so a page of all of them is a merge.
+_ENDING = _HELD.format(
+    " UNION ALL ".join(_BY_CAUSE.format(cause.value) for cause in HoldCause if cause.has_end)
+    + " ORDER BY held_at LIMIT ?2"
+)
+_UNDELIVERABLE = _HELD.format(
+    "SELECT message_id, number, held_at FROM part INDEXED BY part_held"  # noqa: S608 - a number of ours
+    f" WHERE hold = {HoldCause.UNDELIVERABLE.value} AND held_at IS NOT NULL ORDER BY held_at LIMIT ?1"
+)
 # The queued ones in the order of arrival.
 _WALK = (
     "SELECT id, received_at FROM message INDEXED BY message_active WHERE state = 0 AND id > ?1"
@@ -68,8 +84,12 @@ class Schedule:
 
         That is 0.0 for one with active parts, None for one where all is on hold.
         """
-        rows = self._reader.all(_LANES, (after, limit))
-        return [(lane, 0.0 if active else due) for lane, active, due in rows]
+        statement = _FIRST_LANES if after is None else _NEXT_LANES
+        (text,) = self._reader.one(statement, (after or "", limit)) or ("[]",)
+        return [
+            (lane, 0.0 if active else None if due is None else float(due))
+            for lane, active, due in json.loads(text)
+        ]
 
     def due(
         self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]
@@ -116,12 +136,13 @@ class Schedule:
 
     def held(self, before: float, limit: int) -> list[HeldPart]:
         """Parts whose hold has an end and began then or earlier, the oldest hold first."""
-        return [_held(row) for row in self._reader.all(_ENDING, (before, limit))]
+        return _held(self._reader.all(_ENDING, (before, limit)))
 
     def undeliverable(self, limit: int) -> list[HeldPart]:
         """Undeliverable notices on hold, the oldest hold first."""
-        return [_held(row) for row in self._reader.all(_UNDELIVERABLE, (limit,))]
+        return _held(self._reader.all(_UNDELIVERABLE, (limit,)))
 
 
-def _held(row: Sequence[Any]) -> HeldPart:
-    return HeldPart(part_of(row, json.loads(row[12])), HoldCause(row[13]), row[14])
+def _held(rows: Sequence[Sequence[Any]]) -> list[HeldPart]:
+    found = [HeldPart(part_of(row, json.loads(row[12])), HoldCause(row[13]), row[14]) for row in rows]
+    return sorted(found, key=lambda held: held.held_at)

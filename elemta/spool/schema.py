@@ -3,7 +3,8 @@
 The version is SQLite's ``user_version``; ``application_id`` marks the file as ours. Version 1 is the format
 of the first pre-releases: no reason for a hold, no count and no history of attempts. Version 2, of later
 ones, had one next attempt for a message; since version 3 recipients that go one way are a part with its own.
-Version 4 notes what put a part on hold, and when.
+Version 4 notes what put a part on hold, and when. Since version 5 the indexes by state say how large the
+messages are, so that counting needs no other page, and one index serves all holds that have an end.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ from elemta.errors import SpoolFormatError
 _log = Logger()
 
 APPLICATION_ID = 0x454C4D54  # "ELMT"
-VERSION = 4
+VERSION = 5
 
 _MARK = f"PRAGMA application_id = {APPLICATION_ID}"
 _DUE = "CREATE INDEX message_due ON message (state, next_attempt_at)"
 _IN_FILE = "CREATE INDEX message_in_file ON message (id) WHERE in_file = 1"
 _BODY = "CREATE TABLE body (id INTEGER PRIMARY KEY, header BLOB NOT NULL, content BLOB)"
-# The listing by state pages through these, and so does the search for what is too old.
+# The listing by state pages through these, so does the search for what is too old, and a start counts them.
+# A new message is in one of them, and its part in `part_lane`; no other index costs it anything.
 _BY_STATE = (
+    "CREATE INDEX message_active ON message (id, size, state) WHERE state = 0",
+    "CREATE INDEX message_deferred ON message (id, size, state) WHERE state = 1",
+    "CREATE INDEX message_held ON message (id, size, state) WHERE state = 2",
+)
+_BY_STATE_2 = (
     "CREATE INDEX message_deferred ON message (id) WHERE state = 1",
     "CREATE INDEX message_held ON message (id) WHERE state = 2",
 )
-_ACTIVE = "CREATE INDEX message_active ON message (id) WHERE state = 0"
+_ACTIVE_3 = "CREATE INDEX message_active ON message (id) WHERE state = 0"
 # A recipient has a row from its first outcome on; until then the envelope says all there is to say.
 _RECIPIENT = """CREATE TABLE recipient (
     message_id INTEGER NOT NULL, position INTEGER NOT NULL, pending INTEGER NOT NULL,
@@ -42,7 +49,8 @@ _ATTEMPT = """CREATE TABLE attempt (
     PRIMARY KEY (message_id, number)) WITHOUT ROWID"""
 # What put a part on hold (a `HoldCause`), and when; NULL where the hold has no end.
 _HOLD_COLUMNS = ("hold INTEGER NOT NULL DEFAULT 0", "held_at REAL")
-_HOLD_INDEXES = (
+_HELD = "CREATE INDEX part_held ON part (hold, held_at) WHERE held_at IS NOT NULL"
+_HELD_4 = (
     "CREATE INDEX part_held ON part (held_at) WHERE held_at IS NOT NULL",
     "CREATE INDEX part_undeliverable ON part (held_at) WHERE hold = 1",
 )
@@ -80,13 +88,12 @@ _CURRENT = (
     next_attempt_at REAL NOT NULL, received_at REAL NOT NULL, size INTEGER NOT NULL,
     in_file INTEGER NOT NULL, envelope TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     pending INTEGER NOT NULL DEFAULT 0, hold_reason TEXT)""",
-    _ACTIVE,
     _IN_FILE,
     *_BY_STATE,
     _BODY,
     *_PART,
     *(f"ALTER TABLE part ADD COLUMN {column}" for column in _HOLD_COLUMNS),
-    *_HOLD_INDEXES,
+    _HELD,
     _RECIPIENT,
     _ATTEMPT,
     f"PRAGMA user_version = {VERSION}",
@@ -104,7 +111,7 @@ _STEPS = {
         CASE WHEN delivered THEN 'delivered' ELSE 'deferred' END, 0, '', text, '', '', at FROM recipient_1""",
         "DROP TABLE recipient_1",
         _ATTEMPT,
-        *_BY_STATE,
+        *_BY_STATE_2,
         # A recipient with an outcome means that there was an attempt, though nobody counted how many.
         """UPDATE message SET
         attempts = EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = message.id),
@@ -118,18 +125,26 @@ _STEPS = {
         # Which way they go nobody has written down yet: they stand in the lane without a name.
         """INSERT INTO part SELECT id, 0, '', state, next_attempt_at, attempts, 0, NULL FROM message""",
         "DROP INDEX message_due",
-        _ACTIVE,
+        _ACTIVE_3,
         "PRAGMA user_version = 3",
     ),
     3: (
         *(f"ALTER TABLE part ADD COLUMN {column}" for column in _HOLD_COLUMNS),
-        *_HOLD_INDEXES,
+        *_HELD_4,
         # What others put on hold ends from now on; of the rest nobody knows, so it stays.
         """UPDATE part SET hold = 1, held_at = strftime('%s', 'now') + 0.0 WHERE state = 2 AND message_id IN
         (SELECT id FROM message WHERE hold_reason LIKE 'undeliverable, and the sender <> can''t be told%')""",
         """UPDATE part SET hold = 5, held_at = strftime('%s', 'now') + 0.0 WHERE state = 2 AND message_id IN
         (SELECT id FROM message WHERE hold_reason = 'the body file is missing')""",
         "PRAGMA user_version = 4",
+    ),
+    4: (
+        *(f"DROP INDEX message_{state}" for state in ("active", "deferred", "held")),
+        *_BY_STATE,
+        "DROP INDEX part_held",
+        "DROP INDEX part_undeliverable",
+        _HELD,
+        "PRAGMA user_version = 5",
     ),
 }
 

@@ -22,9 +22,9 @@ from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settle
 from elemta.spool.partition import TEMPORARY, Places
 from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
 from elemta.spool.queueid import row_key
-from elemta.spool.records import SpoolSettings
+from elemta.spool.records import HoldCause, SpoolSettings, State
 from elemta.spool.reserve import Reserve
-from elemta.spool.rows import STATES
+from elemta.spool.rows import STATE_CODES
 from elemta.spool.schema import VERSION, format_of, upgrade
 
 _log = Logger()
@@ -42,11 +42,24 @@ _PRAGMAS = (
     "temp_store = MEMORY",
 )
 
+# Read from the index of a state alone, which is a small part of the database.
+_COUNT = {
+    state: f"SELECT count(*), coalesce(sum(size), 0) FROM message INDEXED BY message_{index}"  # noqa: S608
+    f" WHERE state = {STATE_CODES[state]}"
+    for state, index in ((State.ACTIVE, "active"), (State.DEFERRED, "deferred"), (State.HOLD, "held"))
+}
 _UNDELIVERABLE = (
     f"SELECT coalesce(sum(m.size + {ROWS_OF_MESSAGE}"  # noqa: S608 - numbers of ours
-    f" + {ROWS_OF_RECIPIENT} * json_array_length(m.envelope, '$.to')), 0) FROM message m"
-    " WHERE m.id IN (SELECT message_id FROM part WHERE hold = 1)"
+    f" + {ROWS_OF_RECIPIENT} * json_array_length(m.envelope, '$.to')), 0) FROM"
+    " (SELECT DISTINCT message_id FROM part INDEXED BY part_held"
+    f" WHERE hold = {HoldCause.UNDELIVERABLE.value} AND held_at IS NOT NULL) held"
+    " CROSS JOIN message m ON m.id = held.message_id"
 )
+_IN_FILES = (
+    "SELECT queue_id, id FROM message INDEXED BY message_in_file WHERE in_file = 1 AND id > ?"
+    " ORDER BY id LIMIT ?"
+)
+_FILES_AT_ONCE = 1000
 
 
 class Store:
@@ -299,25 +312,30 @@ class Store:
 
     def _count(self, connection: sqlite3.Connection) -> Ledger:
         ledger = Ledger()
-        for code, messages, octets in connection.execute(
-            "SELECT state, count(*), sum(size) FROM message GROUP BY state"
-        ).fetchall():
-            ledger.messages[STATES[code]] = messages
-            ledger.octets[STATES[code]] = octets
+        for state, statement in _COUNT.items():
+            messages, octets = connection.execute(statement).fetchone()
+            ledger.messages[state] = messages
+            ledger.octets[state] = octets
         ledger.undeliverable = connection.execute(_UNDELIVERABLE).fetchone()[0]
         return ledger
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:
         """Remove bodies that no row knows (a crash between file and row), and say which rows have none."""
-        names = set(self._disk.names(self._places.bodies))
-        known: dict[str, int] = dict(
-            connection.execute("SELECT queue_id, id FROM message WHERE in_file = 1").fetchall()
-        )
-        for name in sorted(names - known.keys()):
+        # Little by little, because other threads wait for the interpreter while a large set is made.
+        names = {name for name in self._disk.names(self._places.bodies)}  # noqa: C416
+        missing: list[str] = []
+        after = -1
+        while rows := connection.execute(_IN_FILES, (after, _FILES_AT_ONCE)).fetchall():
+            after = rows[-1][1]
+            for queue_id, _ in rows:
+                if queue_id in names:
+                    names.remove(queue_id)
+                else:
+                    missing.append(queue_id)
+        for name in names:
             if name.startswith(TEMPORARY) or row_key(name) is not None:
                 self._disk.unlink(self._places.bodies / name)
                 _log.info("removed a body that no message needs", event="spool.orphan_removed", file=name)
-        missing = sorted(known.keys() - names)
         for queue_id in missing:
             # It stays where it is: the file may come back, and if not its sender is told when it expires.
             _log.critical(

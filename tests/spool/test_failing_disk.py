@@ -7,23 +7,26 @@ import os
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import gatherResults
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 
 from elemta.errors import SpoolError, SpoolFull
 from elemta.outcome import Status
-from elemta.spool import State
+from elemta.spool import Spool, SpoolSettings, State
 from tests.spool.mail import HEADER, FailingDisk, outcome, put, read, submission, written
 
+reactor: Any = _reactor
 LARGE = b"large" * 40_000
 
 
 async def _until(condition):
-    from twisted.internet import reactor
-
     deadline = time.monotonic() + 45
     while not condition():
         assert time.monotonic() < deadline
@@ -235,6 +238,38 @@ async def test_a_disk_that_keeps_failing_is_tried_again_and_again(open_spool):
     await _until(lambda: spool.healthy)
     assert disk.times == 0
     assert [line.queue_id for line in await spool.list()] == [kept.queue_id]
+
+
+class ReopenDelays:
+    """The reactor, and after which delays the spool opened its store anew."""
+
+    def __init__(self) -> None:
+        self.delays: list[float] = []
+
+    def callLater(self, delay: float, call: Callable[..., Any], *args: object) -> IDelayedCall:
+        if getattr(call, "__name__", "") == "_reopen":
+            self.delays.append(delay)
+        return reactor.callLater(delay, call, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+
+@ensureDeferred
+async def test_each_outage_of_the_disk_begins_with_the_shortest_pause(tmp_path):
+    disk, delays = FailingDisk(), ReopenDelays()
+    settings = SpoolSettings(tmp_path / "spool", minimum_free=0, first_reopen=0.01, longest_reopen=0.04)
+    spool = await Spool.open(settings, reactor=delays, disk=disk)
+    try:
+        for outage in range(2):
+            # The commit fails, and then all attempts to open the store anew but the last one.
+            disk.fail("before commit", times=5)
+            with pytest.raises(SpoolError):
+                await put(spool, b"refused")
+            await _until(lambda: spool.healthy)
+            assert delays.delays == [0.01, 0.02, 0.04, 0.04, 0.04] * (outage + 1)
+    finally:
+        await spool.close()
 
 
 @ensureDeferred

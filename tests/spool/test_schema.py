@@ -13,7 +13,7 @@ from elemta.errors import SpoolFormatError
 from elemta.outcome import Status
 from elemta.spool import State
 from elemta.spool.queueid import QueueIds, row_key
-from elemta.spool.schema import VERSION, VERSION_1, upgrade
+from elemta.spool.schema import _STEPS, VERSION, VERSION_1, upgrade
 from tests.spool.mail import outcome, put, read, recipients
 
 
@@ -83,6 +83,26 @@ async def test_a_version_1_spool_is_upgraded_with_its_mail(open_spool, version_1
     await spool.close()
     again = await open_spool()
     assert [line.queue_id for line in await again.list()] == [active, held, fresh.queue_id]
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
+@ensureDeferred
+async def test_a_spool_of_every_older_version_is_upgraded_in_place(open_spool, version_1, tmp_path, version):
+    database = tmp_path / "spool" / "p0" / "queue.db"
+    connection = sqlite3.connect(database, isolation_level=None)
+    for step in range(1, version):
+        for statement in _STEPS[step]:
+            connection.execute(statement)
+    assert connection.execute("PRAGMA user_version").fetchone() == (version,)
+    connection.close()
+    spool = await open_spool()
+    stats = await spool.stats()
+    assert stats.messages == dict.fromkeys(State, 1)
+    assert stats.octets == {state: len(body) + 3 for state, (_, body) in zip(State, version_1, strict=True)}
+    for state, (queue_id, body) in zip(State, version_1, strict=True):
+        assert [line.queue_id for line in await spool.list(state)] == [queue_id]
+        assert await read(spool, queue_id) == b"H\r\n" + body
+    assert await spool.lanes(None, 10) == [("", 0.0)]
 
 
 @ensureDeferred
