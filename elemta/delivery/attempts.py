@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.clock import SteadyWall
 from elemta.delivery.aging import Aging
 from elemta.delivery.carrier import Carried, Carrier
 from elemta.delivery.conclusions import conclude
 from elemta.delivery.hop import Reached
+from elemta.delivery.lane import Key
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import record
 from elemta.delivery.pace import FREE, Go, Pace, Wait
@@ -32,6 +35,8 @@ _log = Logger()
 # How long a lane waits when there was no connection to be had for it.
 _NOTHING_FREE = 5.0
 _LONGEST_REASON = 500
+# Parts that are made due in one turn of the reactor.
+_HURRIED_TOGETHER = 500
 
 T = TypeVar("T")
 
@@ -194,9 +199,22 @@ class Attempts:
     async def hurry(self) -> None:
         """Make due what only waits for destinations that are back, or are to be tried now. SpoolError."""
         now = self._clock.seconds()
-        for lane, (queue_id, part) in self._lanes.hurried():
-            await self._queue.settle(queue_id, (), part=part, retry_at=now, hold_reason=None, attempted=False)
-            self._lanes.due_at(lane, now)
+        hurried = self._lanes.hurried()
+        for start in range(0, len(hurried), _HURRIED_TOGETHER):
+            await self._make_due(hurried[start : start + _HURRIED_TOGETHER], now)
+
+    async def _make_due(self, parts: Sequence[tuple[str, Key]], now: float) -> None:
+        """All at the same time, so that they share a commit; equal times leave the order of arrival."""
+        settle = partial(self._queue.settle, outcomes=(), retry_at=now, hold_reason=None, attempted=False)
+        settled = await DeferredList(
+            [settle(queue_id, part=part) for _, (queue_id, part) in parts], consumeErrors=True
+        )
+        for (lane, _), (done, _) in zip(parts, settled, strict=True):
+            if done:
+                self._lanes.due_at(lane, now)
+        for _, result in settled:
+            if isinstance(result, Failure):
+                result.raiseException()
 
     # What it says about the destination
 

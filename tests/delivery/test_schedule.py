@@ -18,7 +18,9 @@ from zope.interface import implementer
 
 from elemta.address import NULL, Address
 from elemta.config import Counts, Identity, LimitConfig, PolicyCommon, Rate, ResourcesConfig
-from elemta.delivery import Delivery, Retries
+from elemta.delivery import Delivery, DeliverySettings, Retries
+from elemta.delivery.attempts import Attempts
+from elemta.delivery.lanes import Lanes
 from elemta.delivery.pace import Pace
 from elemta.delivery.routes import HoldRoute, MxRoute, NextHopRoute, Route
 from elemta.dns import MailExchanger
@@ -39,6 +41,7 @@ from elemta.policy import (
 )
 from elemta.spool import Spool, SpoolSettings, State, Submission
 from elemta.spool.records import PlannedPart
+from tests.spool.mail import RecordingDisk, put
 from tests.support.post import CLOSE, Hop, Post, reactor
 
 DEAD = NextHopRoute("smtp://127.0.0.1:1", frozenset({"dead.example"}), host="127.0.0.1", port=1)
@@ -106,6 +109,42 @@ async def test_when_a_destination_is_back_one_probe_brings_all_its_mail(post: Po
     assert len(hop.messages) == 50
     # One more may have been made in vain before the host was back.
     assert len(post.observer.outcomes) <= attempts + 51
+
+
+@ensureDeferred
+async def test_all_that_waited_for_a_destination_is_made_due_by_one_commit(tmp_path: Path) -> None:
+    disk = RecordingDisk()
+    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor, disk=disk)
+    try:
+        now = time.time()
+        lanes = Lanes(lambda lane: 10, 100)
+        said = Outcome("", Address("bob", "example.com"), Status.DEFERRED, "down", "", "", now)
+        lanes.block("", now + 1000, said)
+        ids = [(await put(spool, b"body")).queue_id for _ in range(40)]
+        (found,) = await spool.due(now + 1, {"": 100})
+        # The last is to be tried first, so that the order after it is not what it was.
+        for wait, message in enumerate(reversed(found.messages)):
+            lanes.wait_for_it(message)
+            await spool.settle(message.queue_id, (), part=0, retry_at=now + 100 + wait, hold_reason=None)
+        attempts = Attempts(
+            reactor,
+            spool,
+            lanes,
+            None,
+            aging=None,
+            ways=None,
+            settings=DeliverySettings("mx.example"),
+            pace=None,
+        )  # type: ignore[arg-type] - what makes attempts is not needed
+        lanes.probe_now([""])
+        disk.diary.clear()
+        await attempts.hurry()
+        assert disk.diary.count("COMMIT") == 1
+        (found,) = await spool.due(reactor.seconds(), {"": 100})
+        assert [message.queue_id for message in found.messages] == ids
+        assert {message.attempts for message in found.messages} == {1}
+    finally:
+        await spool.close()
 
 
 @ensureDeferred
