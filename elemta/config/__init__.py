@@ -11,7 +11,6 @@ from elemta.config.choices import (
     OnError,
     OnExceed,
     Role,
-    RouteTLS,
     Scope,
     TLSVersion,
     WhenValkeyIsDown,
@@ -52,6 +51,7 @@ from elemta.config.values import (
     parse_rate,
     parse_size,
 )
+from elemta.route_tls import RouteTLS
 
 __all__ = [
     "DEFAULT_LISTENER",

@@ -100,14 +100,6 @@ class OnError(enum.StrEnum):
     REJECT = "reject"
 
 
-class RouteTLS(enum.StrEnum):
-    """Whether TLS is spoken to a next hop."""
-
-    NONE = "none"
-    MAY = "may"
-    REQUIRE = "require"
-
-
 class LogFormat(enum.StrEnum):
     """The form of the log."""
 

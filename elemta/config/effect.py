@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import Identity, ListenerTLS, Role, RouteTLS, Scope, TLSVersion
+from elemta.config.choices import Identity, ListenerTLS, Role, Scope, TLSVersion
 from elemta.config.file_access import readable_secrets
 from elemta.config.sections import PoliciesConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
+from elemta.route_tls import RouteTLS
 
 if TYPE_CHECKING:
     from elemta.config.effective import Config

@@ -17,7 +17,6 @@ from elemta.config.choices import (
     OnError,
     OnExceed,
     Role,
-    RouteTLS,
     Scope,
     TLSVersion,
     WhenValkeyIsDown,
@@ -35,6 +34,7 @@ from elemta.config.setting import REQUIRED, setting
 from elemta.config.target import parse_route_target
 from elemta.config.valkey_url import check_key_prefix, check_valkey_url
 from elemta.config.values import Network, Rate, check_optional_rate
+from elemta.route_tls import RouteTLS
 
 DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
     ip_network(text)

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from elemta.config import Counts, Identity
 from elemta.envelope import Client, Envelope, Recipient
-from elemta.limits import Cause, Charge, Departure, Limiter, Receipt
+from elemta.limits import Charge, Departure, Limiter, Receipt, RefusalCause
 from elemta.limits.identity import IPAddress
 from elemta.limits.store import MaybeLater
 
@@ -113,7 +113,7 @@ class Pace:
         if refusal is None:
             return Go(charge.receipts) if charge.receipts else FREE
         seconds = min(max(refusal.retry_after, _SOONEST), _LATEST)
-        if refusal.counts is Counts.OPEN_CONNECTIONS and refusal.cause is Cause.EXCEEDED:
+        if refusal.counts is Counts.OPEN_CONNECTIONS and refusal.cause is RefusalCause.EXCEEDED:
             seconds = min(seconds, LOOK_AGAIN)
         wait = Wait(seconds, refusal.limit, refusal.limit in self._for_everybody())
         self._tell(wait, destination)

@@ -18,7 +18,7 @@ from elemta.limits.known_logins import KnownLogins, Standing
 from elemta.limits.refusals import Refused, RememberedRefusals
 from elemta.limits.rules import Departure, LoginAttempt, Rule, SessionLike, Subject, TransactionLike
 from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Shortfall, Terms
-from elemta.smtp.events import Stage
+from elemta.stage import Stage
 
 _log = Logger()
 
@@ -35,7 +35,7 @@ _DELAYED = "delayed"
 _WAITS = "waits"
 
 
-class Cause(enum.Enum):
+class RefusalCause(enum.Enum):
     """Why a limit refused."""
 
     EXCEEDED = "exceeded"
@@ -44,7 +44,7 @@ class Cause(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class LimitRefusal:
     """A limit's refusal.
 
     ``retry_after`` is the seconds until the same charge would pass if nothing else were charged;
@@ -57,12 +57,12 @@ class Refusal:
     retry_after: float
     identity: str
     counts: Counts
-    cause: Cause = Cause.EXCEEDED
+    cause: RefusalCause = RefusalCause.EXCEEDED
 
     @property
     def delays(self) -> bool:
         """Whether the client is to wait rather than be told."""
-        return self.action is OnExceed.DELAY and self.cause is Cause.EXCEEDED
+        return self.action is OnExceed.DELAY and self.cause is RefusalCause.EXCEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Charge:
     """
 
     receipts: tuple[Receipt, ...] = ()
-    refusal: Refusal | None = None
+    refusal: LimitRefusal | None = None
     covered: tuple[Request, ...] = ()
 
     @property
@@ -228,7 +228,7 @@ class Limiter:
 
     def ask_about_refusals(
         self, session: SessionLike, transaction: TransactionLike | None = None
-    ) -> MaybeDeferred[Refusal | None]:
+    ) -> MaybeDeferred[LimitRefusal | None]:
         """What the limits of refusals say of a client that asks for something. Charges nothing."""
         subject = Subject(session, transaction)
         asked = [
@@ -240,7 +240,7 @@ class Limiter:
         known = self._remembered(asked, now)
         return self._refused(known, now).refusal if known else run(self._look_at_refusals(asked, now))
 
-    def _look_at_refusals(self, asked: Sequence[Request], began: float) -> Steps[Refusal | None]:
+    def _look_at_refusals(self, asked: Sequence[Request], began: float) -> Steps[LimitRefusal | None]:
         try:
             fills: Sequence[Fill] = yield self._store.peek(asked)
         except StoreUnavailable:
@@ -374,10 +374,10 @@ class Limiter:
             self._observer.checked(shortfall.request.terms.name, outcome, seconds)
         return Charge((), refusal)
 
-    def _refusal(self, request: Request, wait: int | None) -> Refusal:
+    def _refusal(self, request: Request, wait: int | None) -> LimitRefusal:
         rule = self._by_name[request.terms.name]
-        cause = Cause.IMPOSSIBLE if wait is None else Cause.EXCEEDED
-        return Refusal(rule.name, rule.on_exceed, _seconds(wait), request.identity, rule.counts, cause)
+        cause = RefusalCause.IMPOSSIBLE if wait is None else RefusalCause.EXCEEDED
+        return LimitRefusal(rule.name, rule.on_exceed, _seconds(wait), request.identity, rule.counts, cause)
 
     def _observe(self, shortfall: Shortfall, seconds: float) -> None:
         """Tell of what a limit in observe mode would have refused; in the log only now and then."""
@@ -397,7 +397,7 @@ class Limiter:
             others_since=self._unlogged.pop(name, 0),
         )
 
-    def _unavailable(self, requests: Sequence[Request], began: float) -> Refusal | None:
+    def _unavailable(self, requests: Sequence[Request], began: float) -> LimitRefusal | None:
         """What the limits say when the store can't: the first that defers then, else nothing."""
         seconds = self._store.seconds() - began
         refusal = None
@@ -406,13 +406,13 @@ class Limiter:
             self._observer.checked(rule.name, "error", seconds)
             defers = rule.when_valkey_is_down is WhenValkeyIsDown.DEFER and rule.mode is Mode.ENFORCE
             if defers and refusal is None:
-                refusal = Refusal(
+                refusal = LimitRefusal(
                     rule.name,
                     OnExceed.DEFER,
                     RETRY_WHEN_UNAVAILABLE,
                     request.identity,
                     rule.counts,
-                    Cause.UNAVAILABLE,
+                    RefusalCause.UNAVAILABLE,
                 )
         return refusal
 

@@ -39,7 +39,7 @@ from elemta.limits.identity import (
 from elemta.limits.known_logins import Standing
 from elemta.limits.store import Request, Terms
 from elemta.limits.window import Bound
-from elemta.smtp.events import Stage
+from elemta.stage import Stage
 
 RATE_PER_IP = "ip"
 CONNECTIONS_PER_IP = "connections-per-ip"

@@ -15,14 +15,19 @@ from elemta.auth.turns import Turn
 from elemta.errors import CredentialsUnavailable
 from elemta.limits.identity import network_identity
 from elemta.limits.known_logins import Standing
-from elemta.limits.limiter import Charge, Refusal
+from elemta.limits.limiter import Charge, LimitRefusal
 from elemta.net.terms import Terms
 from elemta.policies.limits import verdict_of
 from elemta.policy import Disconnect
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
-from elemta.smtp.events import Answer, Authenticated, Refuse, Stage
+from elemta.smtp.events import (
+    Answer,
+    Authenticated,
+    Refuse,
+)
 from elemta.smtp.facts import SessionFacts
+from elemta.stage import Stage
 
 _log = Logger()
 
@@ -99,7 +104,7 @@ class Login:
         terms.limiter.known_logins.remember(self._counted_name, self._facts.client_ip)
         return Authenticated(user)
 
-    def _refused(self, refusal: Refusal) -> Answer:
+    def _refused(self, refusal: LimitRefusal) -> Answer:
         self._log("refused", self._username, limit=refusal.limit)
         verdict = verdict_of(refusal, Stage.AUTH)
         return Refuse(

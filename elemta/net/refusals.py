@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from elemta.deferred_value import Steps
-from elemta.limits.limiter import Charge, Refusal
+from elemta.limits.limiter import Charge, LimitRefusal
 from elemta.net.terms import Terms
 from elemta.policies.limits import LimitsPolicy, verdict_of
 from elemta.policy import Disconnect
@@ -16,10 +16,10 @@ from elemta.smtp.events import (
     MessageQuestion,
     RcptQuestion,
     Refuse,
-    Stage,
     StageQuestion,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.stage import Stage
 
 _ASKED_AT = frozenset({Stage.CONNECT, Stage.MAIL, Stage.RCPT})
 
@@ -43,7 +43,7 @@ class RefusalLimits:
         if question.stage not in _ASKED_AT:
             return None
         asked = self._terms.limiter.ask_about_refusals(self._facts, _transaction(question))
-        refusal: Refusal | None = yield asked
+        refusal: LimitRefusal | None = yield asked
         return None if refusal is None else self._answer(refusal, question.stage)
 
     def charge(self, question: StageQuestion, answer: Answer) -> Steps[Answer]:
@@ -53,7 +53,7 @@ class RefusalLimits:
         charge: Charge = yield self._terms.limiter.charge_refusal(self._facts, _transaction(question))
         return answer if charge.refusal is None else self._answer(charge.refusal, question.stage)
 
-    def _answer(self, refusal: Refusal, stage: Stage) -> Refuse:
+    def _answer(self, refusal: LimitRefusal, stage: Stage) -> Refuse:
         verdict = verdict_of(refusal, stage)
         reply = reply_of(verdict) or replies.LOCAL_TROUBLE
         self._terms.observer.message_refused(stage.value, "limits", reply.is_transient)

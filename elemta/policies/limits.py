@@ -17,7 +17,7 @@ from zope.interface import implementer
 from elemta.config import Counts, OnExceed
 from elemta.envelope import Recipient
 from elemta.limits.ledger import SessionLedger, TransactionLedger
-from elemta.limits.limiter import Cause, Charge, Limiter, Refusal
+from elemta.limits.limiter import Charge, Limiter, LimitRefusal, RefusalCause
 from elemta.limits.store import Receipt
 from elemta.policy import (
     CONTINUE,
@@ -193,7 +193,7 @@ class LimitsPolicy:
             return CONTINUE if about.over else (yield from self._charge(about, again=True))
         return verdict_of(refusal, about.stage)
 
-    def _delay(self, refusal: Refusal) -> Steps[None]:
+    def _delay(self, refusal: LimitRefusal) -> Steps[None]:
         """Wait until it would pass, or as long as we may."""
         self._delayed += 1
         try:
@@ -213,10 +213,10 @@ class LimitsPolicy:
         self._limiter.release(receipts)
 
 
-def verdict_of(refusal: Refusal, stage: Stage) -> Verdict:
+def verdict_of(refusal: LimitRefusal, stage: Stage) -> Verdict:
     """What a client is told: the limit's name and when to try again."""
     text = _text(refusal)
-    if refusal.cause is Cause.UNAVAILABLE:
+    if refusal.cause is RefusalCause.UNAVAILABLE:
         # Local trouble: never permanent, whatever the limit does when it is exceeded.
         return _deferral(text, stage, 451, "4.3.0")
     if refusal.action is OnExceed.DISCONNECT:
@@ -224,7 +224,7 @@ def verdict_of(refusal: Refusal, stage: Stage) -> Verdict:
     if refusal.action is OnExceed.REJECT:
         # RFC 5321 §4.3.2: 554 is what a greeting may say instead of 220.
         return Reject(text, 554 if stage is Stage.CONNECT else 550, "5.7.1")
-    if refusal.cause is Cause.IMPOSSIBLE and refusal.counts is Counts.BYTES:
+    if refusal.cause is RefusalCause.IMPOSSIBLE and refusal.counts is Counts.BYTES:
         # RFC 3463 §3.4: too big for this system, and no later attempt can pass either.
         return Reject(text, 552, "5.3.4")
     return _deferral(text, stage, 450, "4.7.1")
@@ -240,13 +240,13 @@ def _deferral(text: str, stage: Stage, code: int, enhanced: str) -> Verdict:
     return Defer(text, code, enhanced)
 
 
-def _text(refusal: Refusal) -> str:
-    if refusal.cause is Cause.IMPOSSIBLE:
+def _text(refusal: LimitRefusal) -> str:
+    if refusal.cause is RefusalCause.IMPOSSIBLE:
         if refusal.counts is Counts.BYTES:
             return f"Message is larger than rate limit {refusal.limit} ever allows"
         return f"Rate limit {refusal.limit} allows nothing"
     when = f"try again in {_in_words(refusal.retry_after)}"
-    if refusal.cause is Cause.UNAVAILABLE:
+    if refusal.cause is RefusalCause.UNAVAILABLE:
         return f"Rate limit {refusal.limit} can't be checked now, {when}"
     if refusal.counts is Counts.OPEN_CONNECTIONS:
         return f"Too many connections, limit {refusal.limit}, {when}"

@@ -52,8 +52,8 @@ from elemta.policy.verdicts import (
     reply_of,
 )
 from elemta.policy.views import Message, Notes, Session, Transaction
-from elemta.smtp.events import Stage
 from elemta.smtp.facts import TLSInfo
+from elemta.stage import Stage
 
 CONTRACT_VERSION = "1.2"
 """The version of the plugin contract, MAJOR.MINOR."""

@@ -21,8 +21,8 @@ from elemta.policy.runner import (
     route_of,
 )
 from elemta.policy.session import PolicySession
-from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts
+from elemta.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from elemta.outcome import Outcome
 from elemta.policy.services import Services
 from elemta.policy.verdicts import Verdict
 from elemta.policy.views import Message, Session, Transaction
-from elemta.smtp.events import Stage
+from elemta.stage import Stage
 
 PolicyAnswer = Verdict | Deferred[Verdict] | Coroutine[Deferred[Any], Any, Verdict]
 """What a policy's method returns: a verdict, now or later."""

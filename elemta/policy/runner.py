@@ -23,7 +23,7 @@ from elemta.policy.interfaces import (
     PolicyObserver,
 )
 from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Hold, Reject, Verdict, name_of
-from elemta.smtp.events import Stage
+from elemta.stage import Stage
 
 _log = Logger()
 

@@ -18,7 +18,7 @@ from elemta.domains import Domains
 from elemta.envelope import Recipient
 from elemta.errors import ResolverTrouble
 from elemta.policy.views import Session, Transaction
-from elemta.smtp.events import Stage
+from elemta.stage import Stage
 
 if TYPE_CHECKING:
     from elemta.limits import Charge, Receipt

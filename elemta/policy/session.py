@@ -24,11 +24,11 @@ from elemta.smtp.events import (
     MailQuestion,
     MessageQuestion,
     RcptQuestion,
-    Stage,
     StageQuestion,
 )
 from elemta.smtp.facts import SessionFacts
 from elemta.smtp.facts import Transaction as TransactionFacts
+from elemta.stage import Stage
 
 _log = Logger()
 

@@ -38,10 +38,10 @@ from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Resolver, Services
 from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
-from elemta.smtp.events import Stage
 from elemta.smtp.facts import SessionFacts, TLSInfo
 from elemta.smtp.facts import Transaction as TransactionFacts
 from elemta.smtp.path import parse_address
+from elemta.stage import Stage
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from elemta.config import RouteTLS
+from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import Features
 from elemta.smtp.client_dialogue import ClientDialogue, Command, Phase
 from elemta.smtp.client_events import LoginRefused

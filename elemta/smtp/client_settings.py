@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from elemta.config import RouteTLS
+from elemta.route_tls import RouteTLS
 from elemta.smtp.sasl import Credentials
 
 

@@ -7,25 +7,13 @@ behind it, until the shell has given exactly one answer.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import ClassVar
 
 from elemta.envelope import Recipient
 from elemta.smtp.facts import SessionFacts, Transaction
 from elemta.smtp.reply import Reply
-
-
-class Stage(enum.Enum):
-    """Where in the conversation a policy is asked."""
-
-    CONNECT = "connect"
-    HELO = "helo"
-    AUTH = "auth"
-    MAIL = "mail"
-    RCPT = "rcpt"
-    DATA = "data"
-    MESSAGE = "message"
+from elemta.stage import Stage as Stage  # noqa: PLC0414 - part of what is said here
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from elemta.config import (
 )
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits import Cause, Charge, Limiter, MemoryStore, rules_from_config
+from elemta.limits import Charge, Limiter, MemoryStore, RefusalCause, rules_from_config
 from elemta.limits.limiter import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
 from elemta.limits.store import Answer, ILimitStore, Request, Terms
@@ -224,7 +224,7 @@ def test_what_can_never_pass_is_told_so_though_something_smaller_was_refused_for
     refused = now(one.charge(Stage.MESSAGE, Session(), Transaction(size=1001))).refusal
     assert deferred is not None
     assert refused is not None
-    assert (deferred.cause, refused.cause) == (Cause.EXCEEDED, Cause.IMPOSSIBLE)
+    assert (deferred.cause, refused.cause) == (RefusalCause.EXCEEDED, RefusalCause.IMPOSSIBLE)
 
 
 def test_a_refusal_that_will_be_asked_once_more_is_a_delay_and_else_a_refusal() -> None:
@@ -253,7 +253,7 @@ def test_an_amount_above_the_limit_is_told_apart() -> None:
     one = limiter(Clock(), limit("b", Counts.BYTES, rates=["1000/1m"]))
     refusal = now(one.charge(Stage.MESSAGE, Session(), Transaction(size=1001))).refusal
     assert refusal is not None
-    assert (refusal.cause, refusal.retry_after) == (Cause.IMPOSSIBLE, math.inf)
+    assert (refusal.cause, refusal.retry_after) == (RefusalCause.IMPOSSIBLE, math.inf)
 
 
 def test_a_reset_clears_the_count_and_the_memory_of_the_refusal() -> None:
@@ -511,9 +511,9 @@ def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown
         assert (charge.refusal.limit, charge.refusal.action, charge.refusal.cause) == (
             "m",
             OnExceed.DEFER,
-            Cause.UNAVAILABLE,
+            RefusalCause.UNAVAILABLE,
         )
-        assert login.refusal.cause is Cause.UNAVAILABLE
+        assert login.refusal.cause is RefusalCause.UNAVAILABLE
     else:
         assert charge.refusal is None
         assert login.refusal is None
