@@ -1,4 +1,4 @@
-"""What an operator is told at the start: settings without effect, and settings that are dangerous."""
+"""Warnings at the start: settings without effect, and settings that are dangerous."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elemta.route_tls import RouteTLS
 if TYPE_CHECKING:
     from elemta.config.effective import Config
 
-_ALONE = "there is no valkey_url, so each node counts for itself"
+_ALONE = "without valkey_url each node counts for itself"
 _OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
 
 
@@ -54,12 +54,12 @@ def _given(config: Config, key: str, problem: str, *, never: bool = False) -> It
 
 def _server(config: Config) -> Iterator[Fault]:
     if config.server.workers != 1:
-        yield from _given(config, "server.workers", "mail is taken by one process")
+        yield from _given(config, "server.workers", "one process receives mail")
 
 
 def _tls(config: Config) -> Iterator[Fault]:
     if config.tls.minimum is TLSVersion.TLS_1_3:
-        yield from _given(config, "tls.ciphers", "they are those of TLS 1.2, which is not spoken", never=True)
+        yield from _given(config, "tls.ciphers", "these are ciphers of TLS 1.2, which is off", never=True)
 
 
 def _valkey(config: Config) -> Iterator[Fault]:
@@ -78,10 +78,10 @@ def _limits(config: Config) -> Iterator[Fault]:
         if alone:
             yield from _given(config, f"{key}.when_valkey_is_down", _ALONE, never=True)
         elif limit.scope is Scope.NODE:
-            problem = "the limit is counted by each node for itself anyway"
+            problem = "each node counts this limit for itself anyway"
             yield from _given(config, f"{key}.when_valkey_is_down", problem, never=True)
         if Identity.DESTINATION in limit.per:
-            yield from _given(config, f"{key}.on_exceed", "on the way out mail waits", never=True)
+            yield from _given(config, f"{key}.on_exceed", "outbound mail waits", never=True)
 
 
 def _policies(config: Config) -> Iterator[Fault]:
@@ -113,7 +113,7 @@ def _routes(config: Config) -> Iterator[Fault]:
         for domain in route.domains:
             earlier = seen.get("*", seen.get(domain.lower()))
             if earlier is not None:
-                problem = f'has no effect for "{domain}": route[{earlier}] stands before it and matches'
+                problem = f'has no effect for "{domain}": route[{earlier}] before it matches'
                 yield _note(config, f"{key}.domains", problem)
             seen.setdefault(domain.lower(), number)
 
@@ -126,7 +126,7 @@ def _console(config: Config) -> Iterator[Fault]:
 
 def _localhost(config: Config) -> Iterator[Fault]:
     if config.server.hostname.partition(".")[0] == "localhost" and "server.hostname" not in config.explicit:
-        problem = f'this host calls itself "{config.server.hostname}", which no other host can use'
+        problem = f'this host is named "{config.server.hostname}", a name that no other host can use'
         yield _note(config, "server.hostname", problem, "set hostname")
 
 
@@ -135,7 +135,7 @@ def _everyone(config: Config) -> Iterator[Fault]:
         if network.prefixlen == 0:
             key = f"domains.relay_from[{number}]"
             yield _note(
-                config, key, f"{network} is everyone: this is an open relay", "name your own networks"
+                config, key, f"{network} is every client: this is an open relay", "name your own networks"
             )
     for number, listener in enumerate(config.listeners, start=1):
         if any(network.prefixlen == 0 for network in listener.proxy_protocol_from):
@@ -147,7 +147,7 @@ def _no_relay_policy(config: Config) -> Iterator[Fault]:
     if "relay" not in config.policies.chain and config.domains.recipients:
         problem = (
             'does not name "relay": unless another policy refuses mailboxes that do not exist, mail for '
-            "them is taken"
+            "them is accepted"
         )
         yield _note(config, "policies.chain", problem)
 
@@ -155,8 +155,8 @@ def _no_relay_policy(config: Config) -> Iterator[Fault]:
 def _no_limits_policy(config: Config) -> Iterator[Fault]:
     if "limits" not in config.policies.chain:
         problem = (
-            'does not name "limits": the limits per client of [resources] do not hold, '
-            "and of [[limit]] only those that count auth_failures or refusals"
+            'does not name "limits": the limits per client of [resources] have no effect, '
+            "and of [[limit]] only those that count auth_failures or refusals have one"
         )
         yield _note(config, "policies.chain", problem)
 
@@ -165,7 +165,7 @@ def _unusable_auth(config: Config) -> Iterator[Fault]:
     for number, listener in enumerate(config.listeners, start=1):
         without_tls = listener.tls is ListenerTLS.NONE or not config.tls.certificate
         if listener.role is Role.SUBMISSION and config.auth.require_tls and without_tls:
-            problem = "nobody can log in here: AUTH needs TLS, and there is none"
+            problem = "no user can log in here: AUTH needs TLS, and there is none"
             hint = "give it TLS and [tls] a certificate, or set auth.require_tls = false"
             yield _note(config, f"listener[{number}].tls", problem, hint)
 
@@ -174,7 +174,7 @@ def _unproven_smarthosts(config: Config) -> Iterator[Fault]:
     for number, route in enumerate(config.routes, start=1):
         unproven = route.tls is RouteTLS.MAY and not is_loopback(parse_route_target(route.to).host)
         if route.credentials and unproven:
-            problem = 'with tls = "may" the password is given to whoever answers in the place of the host'
+            problem = 'with tls = "may" any server that answers in the place of the host gets the password'
             yield _note(config, f"route[{number}].credentials", problem, 'set tls = "require"')
 
 

@@ -1,4 +1,4 @@
-"""What is written from the schema: the sample file and the page about every setting."""
+"""Writes the sample file and the page about every setting from the schema."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elemta.config.setting import SettingField, settings_of
 _WIDTH: Final = 100
 
 _POLICY = Section("policy.relay", "policy", PolicyCommon)
-_POLICY_WORDS = "every policy takes these four, beside its own options."
+_POLICY_WORDS = "every policy has these four, beside its own options."
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +138,18 @@ def _described(section: Section, header: str) -> Described:
 def _page_section(section: Described) -> Iterator[str]:
     yield f"## `{section.header}`"
     yield ""
-    yield section.words + (f"\n\n{section.more}" if section.more else "")
+    yield "\n\n".join(_wrap(text) for text in (section.words, section.more) if text)
     yield ""
-    yield "| key | value | default | |"
-    yield "|---|---|---|---|"
     for entry in section.entries:
-        cells = (f"`{entry.key}`", entry.value, entry.default, entry.words)
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield _wrap(f"- **`{entry.key}`**: {entry.words}", "  ")
+        yield _wrap(f"  {entry.value[:1].upper()}{entry.value[1:]}; {entry.default}.", "  ")
     yield ""
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _value_cell(kind: Kind) -> str:
@@ -155,5 +159,5 @@ def _value_cell(kind: Kind) -> str:
 
 def _default_cell(field: SettingField, kind: Kind) -> str:
     if field.required:
-        return f"needed, such as `{literal(kind.written(field.about.example))}`"
-    return field.about.default_words or f"`{literal(kind.written(field.default))}`"
+        return f"required, such as `{literal(kind.written(field.about.example))}`"
+    return f"default {field.about.default_words or f'`{literal(kind.written(field.default))}`'}"

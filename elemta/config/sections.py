@@ -1,4 +1,4 @@
-"""The schema: every setting of ``/etc/elemta.toml`` once: type, default, bounds, unit, sentence."""
+"""The schema: every setting of ``/etc/elemta.toml`` once, with type, default, bounds, unit and text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
         *("224.0.0.0/4", "ff00::/8", "100.64.0.0/10"),
     )
 )
-"""Loopback, unspecified, link-local, multicast, and what carriers share (RFC 6598)."""
+"""Loopback, unspecified, link-local, multicast, and the shared address space (RFC 6598)."""
 
 _KIB: Final = 1024
 _MIB: Final = 1024**2
@@ -54,11 +54,11 @@ _DAY: Final = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """The ``[server]`` table: this host and its conversations."""
+    """The ``[server]`` table: this host and its sessions."""
 
     hostname: str = setting(
         "",
-        "The name of this host: in the greeting, in EHLO towards next hops and in Received fields.",
+        "The name of this host in the greeting, in EHLO to next hops and in Received fields.",
         check=check_hostname,
         example="mx1.example.org",
         default_words="this host's FQDN",
@@ -71,40 +71,41 @@ class ServerConfig:
         default_words="the value of hostname",
     )
     workers: int = setting(
-        1, "Processes that take mail; 0 is one per core.", unit="processes", minimum=0, maximum=256
+        1, "Processes that receive mail; 0 is one per core.", unit="processes", minimum=0, maximum=256
     )
     max_message_size: int = setting(
         50 * _MIB,
-        "The largest message that is taken, and what SIZE says.",
+        "The largest message that is accepted; EHLO offers it as SIZE.",
         unit="bytes",
         minimum=1,
         maximum=2**40,
     )
     max_recipients: int = setting(
-        1000, "Recipients of one message.", unit="recipients", minimum=1, maximum=1_000_000
+        1000, "The most recipients of one message.", unit="recipients", minimum=1, maximum=1_000_000
     )
     bare_newline: BareNewline = setting(
         BareNewline.REJECT,
-        "A bare CR or LF inside a message: reject refuses the message, normalize makes each a CRLF.",
+        "What a bare CR or LF inside a message leads to: reject refuses the message, normalize makes each a "
+        "CRLF.",
     )
     command_timeout: float = setting(
         5 * _MINUTE,
-        "How long a client may take for a whole command line.",
+        "The time that a client has for a whole command line.",
         unit="seconds",
         minimum=0.1,
         maximum=_DAY,
     )
     data_timeout: float = setting(
         10 * _MINUTE,
-        "How long a client may pause within a message; a floor on its pace too, so that one byte a minute "
-        "is no attack.",
+        "The time that a client may pause within a message. A message also has a minimum rate, so one byte a "
+        "minute does not keep it open.",
         unit="seconds",
         minimum=0.1,
         maximum=_DAY,
     )
     shutdown_grace: float = setting(
         30.0,
-        "How long sessions that are within a message may take to finish when the server stops.",
+        "The time that a session within a message has to finish it when the server stops.",
         unit="seconds",
         minimum=0,
         maximum=_DAY,
@@ -113,29 +114,32 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ListenerConfig:
-    """One ``[[listener]]`` table: a place where mail is taken."""
+    """One ``[[listener]]`` table: a socket on which mail is received."""
 
     name: str = setting(
-        REQUIRED, "Its name in policies, limits, logs and metrics.", check=check_given_name, example="mx"
+        REQUIRED,
+        "The listener's name in policies, limits, logs and metrics.",
+        check=check_given_name,
+        example="mx",
     )
     endpoint: str = setting(
         REQUIRED,
-        "Any Twisted server endpoint: tcp, tcp6, unix, systemd or one that another package brings.",
+        "A Twisted server endpoint: tcp, tcp6, unix, systemd or one that another package brings.",
         check=check_listener_endpoint,
         example="tcp:2525:interface=127.0.0.1",
     )
     role: Role = setting(
         Role.MX,
-        "mx takes mail from anyone for local domains; submission requires AUTH and relays for its users.",
+        "mx accepts mail from any client for local domains. submission requires AUTH and relays for its users.",
     )
     tls: ListenerTLS = setting(
         ListenerTLS.STARTTLS,
-        "starttls is offered only where [tls] has a certificate; implicit speaks TLS from the first byte "
-        "and needs one.",
+        "starttls offers STARTTLS where [tls] has a certificate. implicit uses TLS from the first byte and "
+        "needs a certificate.",
     )
     proxy_protocol_from: tuple[Network, ...] = setting(
         (),
-        "Networks of load balancers: from these a PROXY v1 or v2 header is required, from others it is "
+        "Networks of load balancers. From these a PROXY v1 or v2 header is required, from others it is "
         "refused.",
     )
 
@@ -145,15 +149,17 @@ class TLSConfig:
     """The ``[tls]`` table: the certificate of this host."""
 
     certificate: str = setting(
-        "", "A file with the certificate and its chain, PEM; reread on reload. Empty: no TLS."
+        "", "A PEM file with the certificate and its chain; a reload reads it again. Empty: no TLS."
     )
     private_key: str = setting(
-        "", "A file with the private key, PEM; reread on reload. Empty: the key is in the certificate's file."
+        "",
+        "A PEM file with the private key; a reload reads it again. Empty: the key is in the certificate's "
+        "file.",
     )
-    minimum: TLSVersion = setting(TLSVersion.TLS_1_2, "The oldest version of TLS that is spoken.")
+    minimum: TLSVersion = setting(TLSVersion.TLS_1_2, "The oldest version of TLS that is accepted.")
     ciphers: str = setting(
         "",
-        "The ciphers of TLS 1.2, as an OpenSSL list. Empty: those with forward secrecy and AEAD only.",
+        "The ciphers of TLS 1.2, as an OpenSSL list. Empty: only ciphers with forward secrecy and AEAD.",
         check=check_cipher_list,
         example="ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES",
     )
@@ -161,11 +167,11 @@ class TLSConfig:
 
 @dataclass(frozen=True, slots=True)
 class DomainsConfig:
-    """The ``[domains]`` table: whom mail is taken for."""
+    """The ``[domains]`` table: the domains that mail is accepted for."""
 
     local: tuple[str, ...] = setting(
         (),
-        "Domains whose mail ends here or is handed on by a route; in ASCII or Unicode.",
+        "Domains whose mail is delivered here or by a route, in ASCII or Unicode.",
         check=check_domain,
         example=("example.com",),
         default_words="the value of hostname",
@@ -174,31 +180,31 @@ class DomainsConfig:
         "",
         "A file with one address or @domain a line: the mailboxes that exist. "
         "Empty: every address at a local domain exists, unless its route leads to a Maildir that does not "
-        "(create_mailboxes).",
+        "exist (create_mailboxes).",
     )
     relay_from: tuple[Network, ...] = setting((), "Networks whose clients may send to any domain.")
 
 
 @dataclass(frozen=True, slots=True)
 class AuthConfig:
-    """The ``[auth]`` table: who may log in."""
+    """The ``[auth]`` table: logins."""
 
     checkers: tuple[str, ...] = setting(
         (),
-        "Where users are known from, as Twisted's strcred describes it, such as "
-        '"elemta-users:/etc/elemta/users" (argon2 or scrypt hashes); asked in order.',
+        "The checkers of passwords, as Twisted's strcred describes them, such as "
+        '"elemta-users:/etc/elemta/users" (argon2 or scrypt hashes). They are asked in order.',
     )
-    require_tls: bool = setting(True, "Whether AUTH is offered and taken only over TLS.")
+    require_tls: bool = setting(True, "Whether AUTH is offered and accepted only over TLS.")
     guesses_per_user: str = setting(
         "10/15m",
-        "Failed logins of one name from one network (v4 /24, v6 /64), in the cluster; counted before the "
-        "password is looked at. A user that logged in from an address before has a count of its own there. "
+        "Failed logins of one name from one network (v4 /24, v6 /64), in the cluster. They are charged before "
+        "the password is checked. A user that logged in from an address before has a count of its own there. "
         "Empty: no such limit.",
         check=check_optional_rate,
     )
     guesses_per_network: str = setting(
         "50/15m",
-        "Failed logins of all names from one network, in the cluster; users that logged in from this network "
+        "Failed logins of all names from one network, in the cluster. Users that logged in from this network "
         "before are exempt. Empty: no such limit.",
         check=check_optional_rate,
     )
@@ -206,93 +212,95 @@ class AuthConfig:
 
 @dataclass(frozen=True, slots=True)
 class ResourcesConfig:
-    """The ``[resources]`` table: connections, and the Valkey that a fleet counts in."""
+    """The ``[resources]`` table: connections, and the Valkey in which a fleet counts."""
 
     max_connections: int = setting(
-        1000, "Open connections on this node.", unit="connections", minimum=1, maximum=1_000_000
+        1000, "The most open connections on this node.", unit="connections", minimum=1, maximum=1_000_000
     )
     max_connections_per_ip: int = setting(
         50,
-        "Open connections per client IP, in the cluster.",
+        "The most open connections per client IP, in the cluster.",
         unit="connections",
         minimum=1,
         maximum=1_000_000,
     )
     valkey_url: str = setting(
         "",
-        "valkey:// valkeys:// (TLS) unix:// valkey+sentinel:// valkey+cluster://, also redis…; with "
-        "user:password@, /db, and ?ca=FILE and others (docs/valkey.md). Empty: limits are kept in this "
-        "node's memory.",
+        "The URL of Valkey: valkey:// valkeys:// (TLS) unix:// valkey+sentinel:// valkey+cluster://, also "
+        "redis…; with user:password@, /db, and ?ca=FILE and others (docs/valkey.md). Empty: limits are "
+        "counted in this node's memory.",
         check=check_valkey_url,
     )
     valkey_key_prefix: str = setting(
-        "elemta:ratelimit:", "What every key in Valkey begins with.", check=check_key_prefix
+        "elemta:ratelimit:", "The beginning of every key in Valkey.", check=check_key_prefix
     )
     rate_limit_window: int = setting(
         60, "The window of max_requests_per_window.", unit="seconds", minimum=1, maximum=31 * _DAY
     )
     max_requests_per_window: int = setting(
         100,
-        "New connections per client IP per window, in the cluster; 0: no such limit.",
+        "The most new connections per client IP per window, in the cluster; 0: no such limit.",
         unit="connections",
         minimum=0,
         maximum=1_000_000_000,
     )
     valkey_deadline: float = setting(
-        0.05, "How long a session waits for Valkey at most.", unit="seconds", minimum=0.001, maximum=10
+        0.05, "The longest time that a session waits for Valkey.", unit="seconds", minimum=0.001, maximum=10
     )
 
 
 @dataclass(frozen=True, slots=True)
 class LimitConfig:
-    """One ``[[limit]]`` table: a limit of your own, beside the two of ``[resources]``; as many as wanted."""
+    """One ``[[limit]]`` table: a limit of your own, beside the two of ``[resources]``; any number of them."""
 
     name: str = setting(
         REQUIRED,
-        "Its name in replies, logs, metrics and keys.",
+        "The limit's name in replies, logs, metrics and keys.",
         check=check_given_name,
         example="mail-per-sender",
     )
     per: tuple[Identity, ...] = setting(
         REQUIRED,
-        "What is counted apart: any of ip, network (v4 /24, v6 /64), user, helo, sender, sender_domain, "
-        "recipient, recipient_domain, listener, destination (on the way out); [] is one count for all; "
-        "several: their combination.",
+        "The identities that have a count of their own: any of ip, network (v4 /24, v6 /64), user, helo, "
+        "sender, sender_domain, recipient, recipient_domain, listener, destination (outbound mail). [] is one "
+        "count for all clients, several count each combination.",
         example=(Identity.SENDER,),
     )
     counts: Counts = setting(REQUIRED, "What is counted.", example=Counts.MESSAGES)
     rates: tuple[Rate, ...] = setting(
         REQUIRED,
-        'How many in which rolling window; all must hold. For open_connections a plain number: ["20"]; '
+        'How many in which rolling window; all must hold. For open_connections it is a plain number: ["20"], '
         'for bytes a size: ["50MiB/1h"].',
         not_empty=True,
         example=(Rate(100, _MINUTE), Rate(1000, _HOUR)),
     )
     scope: Scope = setting(Scope.CLUSTER, "Whether the limit holds for the whole fleet or for each node.")
     on_exceed: OnExceed = setting(
-        OnExceed.DEFER, "What the client gets: defer is 4xx, reject 5xx, disconnect 421, delay waits."
+        OnExceed.DEFER,
+        "The reply when the limit is full: defer is 4xx, reject 5xx, disconnect 421; delay waits first.",
     )
     when_valkey_is_down: WhenValkeyIsDown = setting(
         WhenValkeyIsDown.LOCAL,
-        "What holds meanwhile: local is this node's share of the limit, allow no limit, defer a 4xx.",
+        "What applies while Valkey is away: local is this node's share of the limit, allow no limit, defer a "
+        "4xx.",
     )
-    mode: Mode = setting(Mode.ENFORCE, "observe counts, logs and shows, but changes nothing.")
+    mode: Mode = setting(Mode.ENFORCE, "observe counts, logs and shows, and changes nothing.")
     except_: tuple[str, ...] = setting((), "Values or networks that are exempt.")
 
 
 @dataclass(frozen=True, slots=True)
 class PoliciesConfig:
-    """The ``[policies]`` table: who is asked at every stage."""
+    """The ``[policies]`` table: the policies that are called at every stage."""
 
     chain: tuple[str, ...] = setting(
         ("limits", "relay"),
-        "The policies that are asked, in this order; each may have a table [policy.NAME].",
+        "The policies that are called, in this order. Each may have a table [policy.NAME].",
         check=check_given_name,
     )
     may_relay: tuple[str, ...] = setting(
         ("relay", "srs"),
         "Policies whose Accept, or whose replacement of a recipient, may grant relaying to any client. "
-        "Nothing else grants it but a login and [domains] relay_from.",
+        "Otherwise only a login and [domains] relay_from grant it.",
         check=check_given_name,
     )
 
@@ -301,64 +309,65 @@ class PoliciesConfig:
 class PolicyCommon:
     """A ``[policy.NAME]`` table: every policy takes these four, beside its own options."""
 
-    mode: Mode = setting(Mode.ENFORCE, "observe logs the policy's verdicts, but goes on as if it had none.")
+    mode: Mode = setting(Mode.ENFORCE, "observe logs the policy's verdicts and goes on as if it had none.")
     timeout: float = setting(
-        5.0, "How long the policy may take for one answer.", unit="seconds", minimum=0.001, maximum=_HOUR
+        5.0, "The time that the policy has for one answer.", unit="seconds", minimum=0.001, maximum=_HOUR
     )
     on_error: OnError = setting(OnError.DEFER, "The verdict when the policy fails or times out.")
     listeners: tuple[str, ...] = setting(
-        (), "Names of the listeners whose clients it is asked about; empty: all."
+        (), "The names of the listeners for whose clients the policy is called; empty: all."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RouteConfig:
-    """One ``[[route]]`` table: where mail goes; the first that matches wins.
+    """One ``[[route]]`` table: the next hop of mail; the first route that matches wins.
 
-    Mail for a local domain without a route goes to a Maildir below the spool directory
-    (``mail/DOMAIN/LOCAL``), other mail to ``mx:``.
+    Without a matching route, mail for a local domain goes to a Maildir below the spool directory
+    (``mail/DOMAIN/LOCAL``), and other mail to ``mx:``.
     """
 
     domains: tuple[str, ...] = setting(
         REQUIRED,
-        'Domains of the recipients; "*" is any.',
+        'The domains of the recipients; "*" is any domain.',
         check=check_domain_or_any,
         not_empty=True,
         example=("example.com",),
     )
     to: str = setting(
         REQUIRED,
-        "smtp://host:port, lmtp://host:port, lmtp+unix:///path, mx:, maildir:/var/mail/{domain}/{local} "
-        "or hold:. {spool} in place of the path's first part is the spool directory.",
+        "The next hop: smtp://host:port, lmtp://host:port, lmtp+unix:///path, mx:, "
+        "maildir:/var/mail/{domain}/{local} or hold:. {spool} in place of the path's first part is the spool "
+        "directory.",
         check=parse_route_target,
         example="lmtp://127.0.0.1:24",
     )
     max_connections: int = setting(
         20,
-        "Connections that may be open at once: to the next hop, or with mx: to each destination.",
+        "The most connections that are open at once: to the next hop, or with mx: to each destination.",
         unit="connections",
         minimum=1,
         maximum=10_000,
     )
     tls: RouteTLS = setting(
         RouteTLS.MAY,
-        "may uses TLS where it is offered, unverified, and else sends in the clear; require sends only over "
-        "TLS with a certificate that is good for the host's name.",
+        "may uses TLS without verification where it is offered, and else sends in the clear. require sends "
+        "only over TLS with a certificate that is valid for the host's name.",
     )
     credentials: str = setting(
         "",
-        "A file whose one line user:password logs in to an smtp:// or lmtp:// next hop. Empty: no login.",
+        "A file with one line user:password, the login at an smtp:// or lmtp:// next hop. Empty: no login.",
         example="/etc/elemta/smarthost",
     )
     refuse_networks: tuple[Network, ...] = setting(
         DEFAULT_REFUSED_NETWORKS,
-        "Addresses that mx: never connects to, whatever DNS says. The default: loopback, unspecified, "
-        "link-local and multicast addresses and 100.64.0.0/10. This host's listeners are refused anyway.",
+        "Addresses that mx: never connects to, whatever DNS says. The default is loopback, unspecified, "
+        "link-local and multicast addresses and 100.64.0.0/10. This host's listeners are always refused.",
     )
     create_mailboxes: bool = setting(
         False,
-        "maildir: true makes a Maildir for any name. false makes one only for a name in recipients and for "
-        "postmaster; RCPT answers 550 5.1.1 for any other name without a Maildir.",
+        "For maildir: only. true makes a Maildir for any name. false makes one only for a name in recipients "
+        "and for postmaster; RCPT answers 550 5.1.1 for any other name without a Maildir.",
     )
 
 
@@ -367,36 +376,39 @@ class SpoolConfig:
     """The ``[spool]`` table: the queue on disk."""
 
     directory: str = setting(
-        "/var/spool/elemta", "Where messages and the admin socket are; on a local disk.", not_empty=True
+        "/var/spool/elemta",
+        "The directory of the messages and of the admin socket, on a local disk.",
+        not_empty=True,
     )
     retry: tuple[float, ...] = setting(
         (_MINUTE, 5 * _MINUTE, 15 * _MINUTE, _HOUR, 3 * _HOUR, 6 * _HOUR),
-        "The waits between attempts; the last repeats.",
+        "The times between attempts; the last repeats.",
         unit="seconds",
         minimum=0.1,
         maximum=31 * _DAY,
         not_empty=True,
     )
     expire: float = setting(
-        5 * _DAY, "How long delivery is tried.", unit="seconds", minimum=1, maximum=366 * _DAY
+        5 * _DAY, "The time for which delivery is tried.", unit="seconds", minimum=1, maximum=366 * _DAY
     )
     warn_after: float = setting(
         4 * _HOUR,
-        "When the sender is told that a message is late; 0: never.",
+        "The time after which the sender gets a notice that a message is delayed; 0: never.",
         unit="seconds",
         minimum=0,
         maximum=366 * _DAY,
     )
     minimum_free: int = setting(
         256 * _MIB,
-        "Free space on the spool's disk below which MAIL gets 452 4.3.1.",
+        "The free space on the spool's disk below which MAIL gets 452 4.3.1.",
         unit="bytes",
         minimum=0,
         maximum=2**50,
     )
     bounce_size_limit: int = setting(
         50 * _KIB,
-        "A DSN returns a message whole only up to this size, whatever RET says, else its header.",
+        "The size up to which a DSN returns the whole message, whatever RET says. Of a larger message it "
+        "returns the header.",
         unit="bytes",
         minimum=0,
         maximum=2**50,
@@ -405,11 +417,11 @@ class SpoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """The ``[metrics]`` table: where monitoring asks."""
+    """The ``[metrics]`` table: the port for monitoring."""
 
     endpoint: str = setting(
         "tcp:8080:interface=127.0.0.1",
-        "Where /metrics, /healthz (alive) and /readyz (would accept mail now) are served. Empty: off.",
+        "The endpoint of /metrics, /healthz (alive) and /readyz (would accept mail now). Empty: off.",
         check=check_optional_endpoint,
     )
 
@@ -420,13 +432,13 @@ class ConsoleConfig:
 
     endpoint: str = setting(
         "tcp:8025:interface=127.0.0.1",
-        "Where the web console and the admin API are served. Empty: off.",
+        "The endpoint of the web console and the admin API. Empty: off.",
         check=check_optional_endpoint,
     )
     users: str = setting(
         "/etc/elemta/console-users",
-        "A file of who may log in. No file: one random token at the first start, kept 0600 in the spool "
-        "directory, its place logged.",
+        "A file with the users of the console. Without a file the first start makes one random token, keeps "
+        "it with mode 0600 in the spool directory and logs its path.",
     )
 
 
@@ -434,9 +446,9 @@ class ConsoleConfig:
 class LoggingConfig:
     """The ``[logging]`` table: the log on standard output."""
 
-    format: LogFormat = setting(LogFormat.JSON, "json is one object a line, text is for people.")
-    level: LogLevel = setting(LogLevel.INFO, "The least level that is logged.")
+    format: LogFormat = setting(LogFormat.JSON, "json is one object a line; text is for people.")
+    level: LogLevel = setting(LogLevel.INFO, "The lowest level that is logged.")
 
 
 DEFAULT_LISTENER: Final = ListenerConfig(name="mx", endpoint="tcp:2525:interface=127.0.0.1")
-"""The one listener there is when the configuration names none."""
+"""The listener of a configuration that names none."""

@@ -33,30 +33,30 @@ def test_the_defaults_say_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "note"),
     [
-        ("[server]\nworkers = 4", "server.workers: has no effect yet: mail is taken by one process"),
+        ("[server]\nworkers = 4", "server.workers: has no effect yet: one process receives mail"),
         (
             '[resources]\nvalkey_key_prefix = "x:"',
-            "resources.valkey_key_prefix: has no effect: there is no valkey_url, so each node counts for itself",
+            "resources.valkey_key_prefix: has no effect: without valkey_url each node counts for itself",
         ),
         (
             '[resources]\nvalkey_deadline = "10ms"',
-            "resources.valkey_deadline: has no effect: there is no valkey_url, so each node counts for itself",
+            "resources.valkey_deadline: has no effect: without valkey_url each node counts for itself",
         ),
         (
             f'{LIMIT}scope = "cluster"',
-            "limit[1].scope: has no effect: there is no valkey_url, so each node counts for itself",
+            "limit[1].scope: has no effect: without valkey_url each node counts for itself",
         ),
         (
             f'{LIMIT}when_valkey_is_down = "allow"',
-            "limit[1].when_valkey_is_down: has no effect: there is no valkey_url, so each node counts for itself",
+            "limit[1].when_valkey_is_down: has no effect: without valkey_url each node counts for itself",
         ),
         (
             f'{VALKEY}{LIMIT}scope = "node"\nwhen_valkey_is_down = "allow"',
-            "limit[1].when_valkey_is_down: has no effect: the limit is counted by each node for itself anyway",
+            "limit[1].when_valkey_is_down: has no effect: each node counts this limit for itself anyway",
         ),
         (
             LIMIT.replace('"sender"', '"destination"') + 'on_exceed = "reject"',
-            "limit[1].on_exceed: has no effect: on the way out mail waits",
+            "limit[1].on_exceed: has no effect: outbound mail waits",
         ),
         (
             "[policy.rely]\ntimeout = 1",
@@ -74,15 +74,15 @@ def test_the_defaults_say_nothing() -> None:
         (f"{HOLD}refuse_networks = []", "route[1].refuse_networks: has no effect: it is for mx:"),
         (
             '[tls]\nminimum = "TLSv1.3"\nciphers = "HIGH"',
-            "tls.ciphers: has no effect: they are those of TLS 1.2, which is not spoken",
+            "tls.ciphers: has no effect: these are ciphers of TLS 1.2, which is off",
         ),
         (
             f'{HOLD}[[route]]\ndomains = ["a.example"]\nto = "hold:"',
-            'route[2].domains: has no effect for "a.example": route[1] stands before it and matches',
+            'route[2].domains: has no effect for "a.example": route[1] before it matches',
         ),
         (
             '[[route]]\ndomains = ["a.example", "A.example"]\nto = "hold:"',
-            'route[1].domains: has no effect for "A.example": route[1] stands before it and matches',
+            'route[1].domains: has no effect for "A.example": route[1] before it matches',
         ),
         (
             '[console]\nusers = "/etc/users"',
@@ -126,7 +126,7 @@ def test_a_setting_that_has_its_effect_is_not_told(read: Read, text: str) -> Non
 def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
     config = load(None, {"VALKEY_KEY_PREFIX": "x:"})
     (note,) = config.without_effect()
-    assert str(note).startswith("VALKEY_KEY_PREFIX: resources.valkey_key_prefix: has no effect: there is no")
+    assert str(note).startswith("VALKEY_KEY_PREFIX: resources.valkey_key_prefix: has no effect: without valkey_url")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
     [
         (
             f'[domains]\nrelay_from = ["0.0.0.0/0"]\n{HOLD}',
-            "domains.relay_from[1]: 0.0.0.0/0 is everyone: this is an open relay (name your own networks)",
+            "domains.relay_from[1]: 0.0.0.0/0 is every client: this is an open relay (name your own networks)",
         ),
         (
             f'{LISTENER}proxy_protocol_from = ["::/0"]',
@@ -142,19 +142,19 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
         ),
         (
             '[policies]\nchain = ["limits"]\n[domains]\nrecipients = "/etc/elemta/recipients"',
-            'policies.chain: does not name "relay": unless another policy refuses mailboxes that do not exist, mail for them is taken',
+            'policies.chain: does not name "relay": unless another policy refuses mailboxes that do not exist, mail for them is accepted',
         ),
         (
             '[policies]\nchain = ["relay"]',
-            'policies.chain: does not name "limits": the limits per client of [resources] do not hold, and of [[limit]] only those that count auth_failures or refusals',
+            'policies.chain: does not name "limits": the limits per client of [resources] have no effect, and of [[limit]] only those that count auth_failures or refusals have one',
         ),
         (
             f'[auth]\ncheckers = ["elemta-users:/u"]\n{LISTENER}role = "submission"',
-            "listener[1].tls: nobody can log in here: AUTH needs TLS, and there is none (give it TLS and [tls] a certificate, or set auth.require_tls = false)",
+            "listener[1].tls: no user can log in here: AUTH needs TLS, and there is none (give it TLS and [tls] a certificate, or set auth.require_tls = false)",
         ),
         (
             '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:587"\ncredentials = "/c"',
-            'route[1].credentials: with tls = "may" the password is given to whoever answers in the place of the host (set tls = "require")',
+            'route[1].credentials: with tls = "may" any server that answers in the place of the host gets the password (set tls = "require")',
         ),
         (
             '[resources]\nvalkey_url = "valkeys://cache.example?ca=/nowhere/ca.pem"',
@@ -171,6 +171,6 @@ def test_a_host_that_only_calls_itself_localhost_is_told(monkeypatch: pytest.Mon
     monkeypatch.setattr(socket, "getfqdn", lambda: "localhost.localdomain")
     (caution,) = load(None, {}).cautions()
     assert str(caution) == (
-        'defaults: server.hostname: this host calls itself "localhost.localdomain", which no other host can use '
+        'defaults: server.hostname: this host is named "localhost.localdomain", a name that no other host can use '
         "(set hostname)"
     )
