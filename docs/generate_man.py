@@ -130,7 +130,7 @@ def daemon_page() -> str:
                 "SIGTERM, SIGINT", "No new session; open ones may finish their message, for shutdown_grace."
             ),
             ".SH EXIT STATUS\n",
-            tagged("0", "It was told to stop, or --check found nothing wrong."),
+            tagged("0", "The daemon was stopped, or --check found no fault."),
             tagged("75", "It could not start, and may do so later."),
             tagged("78", "The configuration can't be used. Standard error has every fault."),
             ".SH FILES\n",
@@ -255,7 +255,7 @@ def sendmail_page() -> str:
             tagged("0", "The mail is in the queue, on stable storage."),
             tagged("64", "The command line can't be understood."),
             tagged("65", "The mail has no recipient that could be understood."),
-            tagged("67", "A recipient was refused for good; nobody got the mail."),
+            tagged("67", "A recipient was refused permanently; no recipient got the mail."),
             tagged("69", "The mail was refused for good."),
             tagged("75", "Not now: the daemon is down, or refused for the time being. Try again later."),
             ".SH FILES\n",

@@ -13,7 +13,7 @@ _SEPARATORS = re.compile(r"[:, ]+")
 
 
 def check_cipher_list(text: str) -> None:
-    """Accept "" and a list of which every part means something to OpenSSL; Unacceptable names the part.
+    """Accept "" and a list whose parts OpenSSL knows; otherwise raise Unacceptable with the part.
 
     OpenSSL ignores a part that it does not know, so a misspelt list would be a shorter one. A part that
     removes ciphers may name one that this OpenSSL no longer has.

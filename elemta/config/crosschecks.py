@@ -1,4 +1,4 @@
-"""Faults that show only when several settings are seen together."""
+"""Finds faults that need several settings to be read together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ON_THE_WAY_OUT = frozenset(
         Identity.RECIPIENT_DOMAIN,
     }
 )
-# Each is asked about with every charge, and Valkey has no room for more than 32.
+# Every charge checks each rate, and a script call takes at most 32.
 _MOST_RATES = 16
 _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
 # Numbers with dots, or what has a colon or a dot and ends in the length of a prefix
@@ -54,7 +54,7 @@ _PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
 
 
 def check_together(config: Config, faults: Faults) -> None:
-    """Note every fault between settings, but not in tables with a fault already: it would be its echo."""
+    """Note every fault between settings, except in tables that have a fault already."""
     for tables, check in _CHECKS:
         if not any(faults.within(table) for table in tables):
             faults.extend(list(check(config)))
@@ -75,7 +75,7 @@ def _duplicates(config: Config, table: str, values: list[str], name: str) -> Ite
 
 def _listeners(config: Config) -> Iterator[Fault]:
     yield from _duplicates(config, "listener", [each.name for each in config.listeners], "name")
-    # Port 0 is any free port, so two of them are two places.
+    # Port 0 is any free port: two of them do not collide.
     endpoints = ["" if _PORT_ZERO.match(each.endpoint) else each.endpoint for each in config.listeners]
     yield from _duplicates(config, "listener", endpoints, "endpoint")
 
@@ -96,7 +96,7 @@ def _submission(config: Config) -> Iterator[Fault]:
     for number, listener in enumerate(config.listeners, start=1):
         if listener.role is Role.SUBMISSION and not config.auth.checkers:
             key = f"listener[{number}].role"
-            problem = 'found "submission": requires AUTH, and nobody could log in'
+            problem = 'found "submission": requires AUTH, and no user could log in'
             yield _fault(
                 config, key, problem, 'set auth.checkers, such as ["elemta-users:/etc/elemta/users"]'
             )
@@ -107,7 +107,7 @@ def _limits(config: Config) -> Iterator[Fault]:
     for number, limit in enumerate(config.limits, start=1):
         key = f"limit[{number}]"
         if limit.name in _RESERVED_LIMIT_NAMES:
-            problem = f'found "{limit.name}": this name is taken by {_RESERVED_LIMIT_NAMES[limit.name]}'
+            problem = f'found "{limit.name}": {_RESERVED_LIMIT_NAMES[limit.name]} has this name'
             yield _fault(config, f"{key}.name", problem)
         yield from _rates(config, key, limit)
         yield from _identities(config, key, limit)
@@ -136,19 +136,19 @@ def _rates(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
 def _identities(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
     for number, identity in enumerate(limit.per, start=1):
         if identity in limit.per[: number - 1]:
-            yield _fault(config, f"{key}.per[{number}]", f'found "{identity}": stands there twice')
+            yield _fault(config, f"{key}.per[{number}]", f'found "{identity}": is in the list twice')
         elif Identity.DESTINATION in limit.per:
             continue
         elif identity in _OF_A_MESSAGE and limit.counts in _BEFORE_A_MESSAGE:
-            problem = f'found "{identity}": {limit.counts} are counted when there is no message yet'
+            problem = f'found "{identity}": {limit.counts} are counted before there is a message'
             yield _fault(config, f"{key}.per[{number}]", problem)
         elif identity in _PER_RECIPIENT and limit.counts is Counts.REFUSALS:
-            problem = f'found "{identity}": refusals are counted of clients and senders'
+            problem = f'found "{identity}": refusals are counted per client or sender'
             yield _fault(config, f"{key}.per[{number}]", problem)
 
 
 def _exceptions(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
-    """Entries that would never exempt anybody; whatever else there is may be somebody's name."""
+    """Find entries that can exempt nothing. Any other text may be a user or a host."""
     for number, entry in enumerate(limit.except_, start=1):
         hint = ""
         if _LIKE_A_NETWORK.fullmatch(entry.strip()) and not _is_network(entry.strip()):
@@ -172,24 +172,24 @@ def _is_network(text: str) -> bool:
 
 
 def _destination(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
-    """A limit on the way out: it knows messages and connections, and less of them than a session does."""
+    """Check an outbound limit: it counts messages or connections, and has fewer identities than a session."""
     if limit.counts not in (Counts.MESSAGES, Counts.OPEN_CONNECTIONS):
         problem = f'found "{limit.counts}": per destination only messages and open_connections are counted'
         yield _fault(config, f"{key}.counts", problem)
     for number, identity in enumerate(limit.per, start=1):
         if identity not in _ON_THE_WAY_OUT:
-            problem = f'found "{identity}": is not known on the way out, for which "destination" is'
+            problem = f'found "{identity}": is unknown for outbound mail, which "destination" limits'
             hint = "with destination: sender, sender_domain, user, recipient_domain"
             yield _fault(config, f"{key}.per[{number}]", problem, hint)
         elif limit.counts is Counts.OPEN_CONNECTIONS and identity is not Identity.DESTINATION:
-            problem = f'found "{identity}": a connection to a destination carries mail of many'
+            problem = f'found "{identity}": a connection to a destination carries mail of many senders'
             yield _fault(config, f"{key}.per[{number}]", problem, 'use per = ["destination"] alone')
 
 
 def _chain(config: Config) -> Iterator[Fault]:
     for number, name in enumerate(config.policies.chain, start=1):
         if name in config.policies.chain[: number - 1]:
-            yield _fault(config, f"policies.chain[{number}]", f'found "{name}": stands there twice')
+            yield _fault(config, f"policies.chain[{number}]", f'found "{name}": is in the list twice')
 
 
 def _policy_listeners(config: Config) -> Iterator[Fault]:
@@ -214,7 +214,7 @@ def _routes(config: Config) -> Iterator[Fault]:
             continue
         key, target = f"route[{number}].credentials", parse_route_target(route.to)
         if target.kind not in (TargetKind.SMTP, TargetKind.LMTP):
-            problem = f'found "{route.credentials}": {route.to} has nobody to log in to'
+            problem = f'found "{route.credentials}": {route.to} has no login'
             yield _fault(config, key, problem, "credentials are for smtp:// and lmtp:// next hops")
         elif route.tls is RouteTLS.NONE and not is_loopback(target.host):
             problem = f'found "{route.credentials}": tls = "none" would send the password in the clear'

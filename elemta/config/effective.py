@@ -60,9 +60,9 @@ class Config:
         return self.environment.get(key, self.source)
 
     def without_effect(self) -> tuple[Fault, ...]:
-        """Settings that were given and change nothing, each with the reason; to be told at the start."""
+        """Settings that were given and have no effect, each with the reason, for the log of a start."""
         return tuple(effect.without_effect(self))
 
     def cautions(self) -> tuple[Fault, ...]:
-        """Settings that are allowed and dangerous, each with the danger; to be told at the start."""
+        """Settings that are allowed and dangerous, each with the danger, for the log of a start."""
         return tuple(effect.cautions(self))

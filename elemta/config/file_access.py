@@ -1,8 +1,8 @@
-"""Files with secrets that others can read: what ``--check`` cautions about.
+"""Finds files with secrets that others can read, for the warnings of ``--check``.
 
-The owner may read such a file, and so may a group that is the service's own: root's group, a group of this
-process, or that of the spool directory, which is the daemon's also where root runs the check. The permission
-bits of the file itself decide; a directory above it that keeps others out may be opened later.
+The owner may read such a file. So may a group of the service's own: root's group, a group of this process, or
+that of the spool directory, which is the daemon's also where root runs the check. The permission bits of the
+file itself decide, because a directory above it that keeps others out may be opened later.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _SPOOL = "spool.directory"
 
 
 def readable_secrets(config: Config) -> Iterator[Fault]:
-    """A caution for each file or directory with secrets that others can read."""
+    """A warning for each file or directory with secrets that others can read."""
     groups = _own_groups(config.spool.directory)
-    told = set()
+    found = set()
     for key, path, what in (*_named(config), *_of_policies(config), *_holding(config)):
         reader = _other_reader(path, groups)
-        if reader and (path, what) not in told:
-            told.add((path, what))
+        if reader and (path, what) not in found:
+            found.add((path, what))
             mode = "0700" if key == _SPOOL else "0640 or 0600"
             problem = f"{path}, {what}, can be read by {reader}"
             yield Fault(config.place_of(key), key, problem, f"chmod {mode}, and a group of the daemon's own")
@@ -121,16 +121,16 @@ def _own_groups(spool: str) -> frozenset[int]:
 
 
 def _other_reader(path: str, own_groups: frozenset[int]) -> str:
-    """Who but the owner and the service's own groups can read a file or list a directory; "" for nobody."""
+    """The users, beside the owner and the service's groups, that can read a file; "" if there are none."""
     try:
         about = os.stat(path) if path else None
     except OSError:
-        # What needs the file says that it can't be read.
+        # The user of the file reports that it can't be read.
         about = None
     if about is None:
         return ""
     if about.st_mode & stat.S_IROTH:
-        return f"everyone (mode {stat.S_IMODE(about.st_mode):04o})"
+        return f"all users (mode {stat.S_IMODE(about.st_mode):04o})"
     if about.st_mode & stat.S_IRGRP and about.st_gid not in own_groups:
         return f"the group {_group(about.st_gid)} (mode {stat.S_IMODE(about.st_mode):04o})"
     return ""

@@ -29,8 +29,8 @@ _TOML_POSITION = re.compile(r" \(at (?P<where>line \d+, column \d+|end of docume
 def load(path: str | None, environ: Mapping[str, str]) -> Config:
     """Read a configuration file (None: all defaults) and the overrides of an environment.
 
-    Raises ConfigError with every fault that was found. What it names is not opened: certificates,
-    users and recipients are read by those who use them.
+    Raises ConfigError with every fault that was found. The files that it names are not opened: certificates,
+    users and recipients are read where they are used.
     """
     source = DEFAULTS if path is None else path
     document = {} if path is None else _read_document(path)

@@ -130,7 +130,8 @@ class ListenerConfig:
     )
     role: Role = setting(
         Role.MX,
-        "mx accepts mail from any client for local domains. submission requires AUTH and relays for its users.",
+        "mx accepts mail from any client for local domains. submission requires AUTH and relays for its "
+        "users.",
     )
     tls: ListenerTLS = setting(
         ListenerTLS.STARTTLS,
@@ -197,9 +198,9 @@ class AuthConfig:
     require_tls: bool = setting(True, "Whether AUTH is offered and accepted only over TLS.")
     guesses_per_user: str = setting(
         "10/15m",
-        "Failed logins of one name from one network (v4 /24, v6 /64), in the cluster. They are charged before "
-        "the password is checked. A user that logged in from an address before has a count of its own there. "
-        "Empty: no such limit.",
+        "Failed logins of one name from one network (v4 /24, v6 /64), in the cluster. They are charged "
+        "before the password is checked. A user that logged in from an address before has a count of its "
+        "own there. Empty: no such limit.",
         check=check_optional_rate,
     )
     guesses_per_network: str = setting(
@@ -262,8 +263,8 @@ class LimitConfig:
     per: tuple[Identity, ...] = setting(
         REQUIRED,
         "The identities that have a count of their own: any of ip, network (v4 /24, v6 /64), user, helo, "
-        "sender, sender_domain, recipient, recipient_domain, listener, destination (outbound mail). [] is one "
-        "count for all clients, several count each combination.",
+        "sender, sender_domain, recipient, recipient_domain, listener, destination (outbound mail). [] is "
+        "one count for all clients, several count each combination.",
         example=(Identity.SENDER,),
     )
     counts: Counts = setting(REQUIRED, "What is counted.", example=Counts.MESSAGES)

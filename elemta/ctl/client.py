@@ -49,7 +49,7 @@ class AdminClient:
     def call(self, method: str, *segments: str, **query: str) -> dict[str, Any]:
         """The answer to one call.
 
-        Raises :class:`Refused`, or :class:`CommandFailed` when nobody listens, nobody answers in time,
+        Raises :class:`Refused`, or :class:`CommandFailed` when nothing listens, no answer comes in time,
         or the socket may not be opened.
         """
         target = "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
@@ -75,7 +75,7 @@ class AdminClient:
             self.close()
             raise CommandFailed(
                 EX_UNAVAILABLE,
-                f"the daemon is not running: nobody answers at {self.path} ({error.strerror or error})",
+                f"the daemon is not running: nothing answers at {self.path} ({error.strerror or error})",
                 "start it, or name its configuration with --config or its socket with --socket",
             ) from error
         except http.client.HTTPException as error:

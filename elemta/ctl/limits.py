@@ -1,4 +1,4 @@
-"""``limits``: who is being limited, by what, how full, until when."""
+"""``limits``: the identities that are limited, by which limit, how full, until when."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _limit(limit: Mapping[str, Any]) -> Sequence[str]:
     return (
         limit["name"],
         limit["counts"],
-        " ".join(limit["per"]) or "everybody",
+        " ".join(limit["per"]) or "all",
         " ".join(limit["rates"]),
         limit["scope"],
         limit["on_exceed"],

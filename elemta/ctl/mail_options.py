@@ -26,7 +26,7 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A command line. ``sender`` None: who calls; ``ret``, ``notify`` and ``envid`` are of RFC 3461."""
+    """A command line. ``sender`` None: the calling user; ``ret``, ``notify``, ``envid``: RFC 3461."""
 
     mode: Mode = Mode.SUBMIT
     from_header: bool = False
@@ -42,9 +42,9 @@ class Options:
 USED: Final[tuple[tuple[str, str], ...]] = (
     ("-t", "take recipients from To, Cc and Bcc (or Resent-To and its kin) too; Bcc is removed"),
     ("-i, -oi", "a line with a single dot does not end the message"),
-    ("-f ADDRESS, -r ADDRESS", "the sender of the envelope, to whom bounces go; <> is nobody"),
+    ("-f ADDRESS, -r ADDRESS", "the sender of the envelope, which gets bounces; <> gets none"),
     ("-F NAME", "the full name in a From field, where there is none"),
-    ("-N CONDITIONS", "when the sender is told: never, or some of success,failure,delay"),
+    ("-N CONDITIONS", "when the sender gets a notice: never, or some of success,failure,delay"),
     ("-R AMOUNT", "what of the message is returned: full or hdrs"),
     ("-V ID", "the envelope id that stands in such notices"),
     ("-bs", "speak SMTP on standard input and output"),

@@ -21,7 +21,7 @@ class MailFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """An address: as it was written, and as a command takes it; empty for nobody."""
+    """An address: as it was written, and as a command takes it; empty for no address."""
 
     text: str
 

@@ -50,7 +50,7 @@ def _run(command: Command, invocation: Invocation) -> int:
         invocation.stderr.write("\n")
         return EX_INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has seen enough.
+        # The reader of our output has closed it.
         return EX_FAILED
 
 
@@ -107,8 +107,8 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "plugins", daemon.plugins, "the installed policy plugins and which are in the chain")
     _add_queue(_group(commands, "queue", "the messages that wait"))
     _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
-    _add_limits(_group(commands, "limits", "who is being limited, by what, and until when"))
-    _add_user(_group(commands, "user", "who may log in: edits the users file, needs no daemon"))
+    _add_limits(_group(commands, "limits", "the identities that are limited, by which limit, and until when"))
+    _add_user(_group(commands, "user", "the users that may log in: edits the users file, needs no daemon"))
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
     return top
@@ -165,7 +165,7 @@ def _add_queue(commands: Any) -> None:
         ("hold", "keep messages from being delivered"),
         ("release", "deliver held messages now"),
         ("bounce", "return messages to their senders, as mail that could not be delivered"),
-        ("delete", "remove messages for good; nobody is told"),
+        ("delete", "remove messages for good, without a notice"),
     ):
         added = _add(commands, action, queue.change, words)
         added.set_defaults(action=action)
@@ -198,12 +198,12 @@ def _add_spool(commands: Any) -> None:
 
 def _add_limits(commands: Any) -> None:
     _add(commands, "list", limits.show_list, "the limits in force")
-    top = _add(commands, "top", limits.top, "who is refused now, and who is nearest to it")
+    top = _add(commands, "top", limits.top, "the identities that are refused now, and those nearest to it")
     top.add_argument("limit", nargs="?", metavar="LIMIT", help="of this limit only")
     top.add_argument("--count", type=_count, default=20, metavar="N", help="at most N (default 20)")
     for name, command, words in (
-        ("show", limits.show, "how full the limits are for somebody"),
-        ("reset", limits.reset, "forget what was counted for somebody, in the whole cluster"),
+        ("show", limits.show, "how full the limits are for an identity"),
+        ("reset", limits.reset, "forget what was counted for an identity, in the whole cluster"),
     ):
         added = _add(commands, name, command, words)
         added.add_argument(

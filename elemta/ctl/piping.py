@@ -24,9 +24,9 @@ def connect(place: Place, seconds: float) -> socket.socket:
 
 
 def pipe(connection: socket.socket, stdin: BinaryIO, stdout: BinaryIO) -> None:
-    """Carry bytes both ways until the daemon closes, or nobody says anything for long."""
+    """Carry bytes both ways until the daemon closes, or both sides are silent for long."""
     source = stdin.fileno()
-    # RFC 5321 §4.3.1: who speaks before the greeting is refused, and a pipe is full before we connect.
+    # RFC 5321 §4.3.1: input before the greeting is refused, and a pipe is full before we connect.
     watched: list[socket.socket | int] = [connection]
     greeted, silence = False, _SILENCE_SECONDS
     while True:

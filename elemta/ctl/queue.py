@@ -133,7 +133,7 @@ def _describe(invocation: Invocation, record: Mapping[str, Any]) -> None:
 
 
 def _by(attempt: Mapping[str, Any]) -> str:
-    """The route and how long it took, where anybody was tried."""
+    """The route and how long it took, where an attempt was made."""
     took = f" in {attempt['seconds']:.1f} s" if attempt["next_hop"] else ""
     return f"{took} by {attempt['route']}" if attempt["route"] else took
 

@@ -136,7 +136,7 @@ def _send(server: smtplib.SMTP, options: Options, draft: Draft) -> None:
         server.docmd("QUIT")
         status = EX_TEMPFAIL if any(code < 500 for code, _ in refused) else EX_NOUSER
         words = [words for _, words in refused]
-        raise Unsent(status, "not sent to anyone, since not every recipient was taken:", *words)
+        raise Unsent(status, "not sent to any recipient, because not every recipient was accepted:", *words)
     _expect(354, server.docmd("DATA"), "the message")
     # RFC 5321 §4.5.2
     server.send(_LEADING_DOT.sub(b"..", draft.content) + b".\r\n")
@@ -191,7 +191,7 @@ def _speak(candidates: Sequence[Place], stdin: BinaryIO, stdout: BinaryIO) -> No
         with connection:
             pipe(connection, stdin, stdout)
         return
-    # Who speaks SMTP hears it in SMTP.
+    # A client that speaks SMTP gets the error in SMTP.
     stdout.write(b"421 4.3.2 no daemon takes mail here\r\n")
     stdout.flush()
     raise Unsent(EX_TEMPFAIL, "no daemon takes mail here", *tried)

@@ -47,7 +47,7 @@ def adopt(invocation: Invocation) -> int:
     messages = answer["messages"] or 0
     invocation.say(f"{answer['directory']} adopted: {messages} {'message' if messages == 1 else 'messages'}")
     for left in answer["left"]:
-        invocation.note(f"its node had adopted {left}, which is nobody's now: adopt it, too")
+        invocation.note(f"its node had adopted {left}, which has no owner now: adopt it, too")
     return EX_OK
 
 

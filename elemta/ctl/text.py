@@ -111,7 +111,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int |
 
 
 def _kept(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """Which columns there is room for when all that may be cut are."""
+    """The columns that fit when all that may be cut are cut."""
     kept = list(range(len(columns)))
     least = [
         min(room, MIN_WIDTH) if column.flexible else room

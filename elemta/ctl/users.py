@@ -1,4 +1,4 @@
-"""``user``: who may log in. Works on the users file itself, with or without a daemon."""
+"""``user``: the users that may log in. Works on the users file itself, with or without a daemon."""
 
 from __future__ import annotations
 

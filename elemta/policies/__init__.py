@@ -1,4 +1,4 @@
-"""The policies that come with Elemta, written against :mod:`elemta.policy` like anyone's.
+"""The policies that come with Elemta. They use :mod:`elemta.policy` as any plugin does.
 
 They are found through ``twisted/plugins/elemta_policies.py``.
 """

@@ -96,7 +96,7 @@ class LimitsPolicy:
     """Keeps the receipts of what it charged, and gives back what came to nothing.
 
     Charges of a transaction that is refused or abandoned are refunded, and those for recipients that a
-    later policy refused. Those of a connection stay, whoever refuses it; only its lease ends with it.
+    later policy refused. Those of a connection stay when a policy refuses it; only its lease ends.
     """
 
     def __init__(self, limiter: Limiter, reactor: IReactorTime, log: Logger, options: LimitsOptions) -> None:
@@ -206,7 +206,7 @@ class LimitsPolicy:
         self._give_back(charge.receipts)
 
     def _log_unwanted(self, failure: Failure) -> None:
-        self._log.failure("a limit that nobody waits for failed", failure, event="limits.trouble")
+        self._log.failure("a limit that nothing waits for failed", failure, event="limits.trouble")
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limiter.refund(receipts)
@@ -214,7 +214,7 @@ class LimitsPolicy:
 
 
 def verdict_of(refusal: LimitRefusal, stage: Stage) -> Verdict:
-    """What a client is told: the limit's name and when to try again."""
+    """The reply's text: the limit's name and when to try again."""
     text = _text(refusal)
     if refusal.cause is RefusalCause.UNAVAILABLE:
         # Local trouble: never permanent, whatever the limit does when it is exceeded.

@@ -46,7 +46,7 @@ class Relay:
 
 @implementer(IPlugin, IPolicyPlugin)
 class RelayPlugin:
-    """Who may send where: local mailboxes for everybody, anywhere for users and trusted networks."""
+    """Local mailboxes for every client; any domain for users and trusted networks."""
 
     name = "relay"
     options = NoOptions

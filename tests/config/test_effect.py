@@ -126,7 +126,9 @@ def test_a_setting_that_has_its_effect_is_not_told(read: Read, text: str) -> Non
 def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
     config = load(None, {"VALKEY_KEY_PREFIX": "x:"})
     (note,) = config.without_effect()
-    assert str(note).startswith("VALKEY_KEY_PREFIX: resources.valkey_key_prefix: has no effect: without valkey_url")
+    assert str(note).startswith(
+        "VALKEY_KEY_PREFIX: resources.valkey_key_prefix: has no effect: without valkey_url"
+    )
 
 
 @pytest.mark.parametrize(

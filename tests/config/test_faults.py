@@ -268,13 +268,13 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             '[[limit]]\nname = "a"\nper = ["destination", "helo"]\ncounts = "messages"\nrates = ["1/1m"]',
-            'limit[1].per[2]: found "helo": is not known on the way out, for which "destination" is '
+            'limit[1].per[2]: found "helo": is unknown for outbound mail, which "destination" limits '
             "(with destination: sender, sender_domain, user, recipient_domain)",
             id="an identity that is not known on the way out",
         ),
         pytest.param(
             '[[limit]]\nname = "a"\nper = ["sender", "destination"]\ncounts = "open_connections"\nrates = ["5"]',
-            'limit[1].per[1]: found "sender": a connection to a destination carries mail of many '
+            'limit[1].per[1]: found "sender": a connection to a destination carries mail of many senders '
             '(use per = ["destination"] alone)',
             id="a connection to a destination per sender",
         ),
@@ -290,7 +290,7 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             f'{LISTENER}role = "submission"',
-            'listener[1].role: found "submission": requires AUTH, and nobody could log in '
+            'listener[1].role: found "submission": requires AUTH, and no user could log in '
             '(set auth.checkers, such as ["elemta-users:/etc/elemta/users"])',
             id="submission without checkers",
         ),
@@ -301,7 +301,7 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             '[[limit]]\nname = "ip"\nper = ["ip"]\ncounts = "messages"\nrates = ["1/1m"]',
-            'limit[1].name: found "ip": this name is taken by the connection rate of [resources]',
+            'limit[1].name: found "ip": the connection rate of [resources] has this name',
             id="reserved name",
         ),
         pytest.param(
@@ -321,12 +321,12 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             '[[limit]]\nname = "a"\nper = ["sender"]\ncounts = "connections"\nrates = ["1/1m"]',
-            'limit[1].per[1]: found "sender": connections are counted when there is no message yet',
+            'limit[1].per[1]: found "sender": connections are counted before there is a message',
             id="identity that is not known yet",
         ),
         pytest.param(
             '[[limit]]\nname = "a"\nper = ["recipient_domain"]\ncounts = "refusals"\nrates = ["1/1m"]',
-            'limit[1].per[1]: found "recipient_domain": refusals are counted of clients and senders',
+            'limit[1].per[1]: found "recipient_domain": refusals are counted per client or sender',
             id="refusals per recipient",
         ),
         pytest.param(
@@ -336,7 +336,7 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             '[[limit]]\nname = "a"\nper = ["ip", "ip"]\ncounts = "messages"\nrates = ["1/1m"]',
-            'limit[1].per[2]: found "ip": stands there twice',
+            'limit[1].per[2]: found "ip": is in the list twice',
             id="identity twice",
         ),
         *(
@@ -356,7 +356,7 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             '[policies]\nchain = ["relay", "limits", "relay"]',
-            'policies.chain[3]: found "relay": stands there twice',
+            'policies.chain[3]: found "relay": is in the list twice',
             id="policy twice",
         ),
         pytest.param(
@@ -372,7 +372,7 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
         ),
         pytest.param(
             '[[route]]\ndomains = ["*"]\nto = "mx:"\ncredentials = "/c"',
-            'route[1].credentials: found "/c": mx: has nobody to log in to '
+            'route[1].credentials: found "/c": mx: has no login '
             "(credentials are for smtp:// and lmtp:// next hops)",
             id="credentials for nobody",
         ),

@@ -85,7 +85,7 @@ def test_a_secret_that_everyone_can_read_is_a_caution_with_key_file_and_mode(
     file.chmod(mode)
     (note,) = notes(configuration(place))
     assert note.startswith(f"{KEYS[name]}: {file}, ")
-    assert note.endswith(f"can be read by everyone (mode {mode:04o})")
+    assert note.endswith(f"can be read by all users (mode {mode:04o})")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another group")
@@ -124,7 +124,7 @@ def test_a_configuration_with_a_password_that_everyone_can_read_is_told(tmp_path
     file.write_text(f'[server]\nhostname = "mx.example.test"\n{SECRETS[kind]}')
     file.chmod(0o644)
     (note,) = [note for note in notes(file) if str(file) in note]
-    assert "a configuration with a password, can be read by everyone (mode 0644)" in note
+    assert "a configuration with a password, can be read by all users (mode 0644)" in note
     assert "hunter2" not in note
     file.chmod(0o600)
     assert [note for note in notes(file) if str(file) in note] == []
@@ -151,4 +151,6 @@ def test_both_checks_say_it_and_exit_with_0(place: Path) -> None:
         command[0] = str(Path(sys.executable).with_name(command[0]))
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        assert f"{place}/users, users and their passwords, can be read by everyone (mode 0604)" in done.stdout
+        assert (
+            f"{place}/users, users and their passwords, can be read by all users (mode 0604)" in done.stdout
+        )

@@ -478,7 +478,7 @@ def test_without_a_daemon_the_word_names_the_socket_and_the_code_is_69(tmp_path:
     config.write_text(f'[spool]\ndirectory = "{tmp_path}"\n')
     code, out, err = run("--config", str(config), "status")
     assert (code, out) == (69, "")
-    assert f"not running: nobody answers at {tmp_path}/admin.sock" in err
+    assert f"not running: nothing answers at {tmp_path}/admin.sock" in err
     assert "Traceback" not in err
 
 
@@ -711,7 +711,7 @@ async def test_a_reset_names_what_was_reset_and_fails_where_nothing_was(daemon: 
 async def test_spools_are_adopted_listed_and_given_back(daemon: Daemon) -> None:
     code, out, err = await daemon.ctl("spool", "adopt", "/shared/there/../mx1")
     assert (code, out) == (0, "/shared/mx1 adopted: 1 message\n")
-    assert err == "elemtactl: its node had adopted /shared/mx0, which is nobody's now: adopt it, too\n"
+    assert err == "elemtactl: its node had adopted /shared/mx0, which has no owner now: adopt it, too\n"
     code, out, _ = await daemon.ctl("spool", "list")
     assert [line.split(maxsplit=3) for line in out.splitlines()] == [
         ["SPOOL", "STATE", "QUEUE", "WHY"],

@@ -1,0 +1,99 @@
+"""`.ci/prose`: the words, lines and table cells that it finds, and where it does not look."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_checker() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("prose", str(ROOT / ".ci" / "prose"))
+    spec = importlib.util.spec_from_loader("prose", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+PROSE = load_checker()
+
+
+def found(tmp_path: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The findings of one file, without its name."""
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    status = PROSE.main([str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert status == (1 if lines else 0)
+    return [line.removeprefix(f"{path}:") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("Whoever logs in is counted.", "Whoever"),
+        ("A client who logs in is counted.", "who"),
+        ("Nobody is asked.", "Nobody"),
+        ("The client is told when to try again.", "is told"),
+        ("It costs its own verdict.", "costs its own verdict"),
+        ("A lane is a destination.", "lane"),
+        ("The client keeps his count.", "his"),
+        ("## Troubles", "Troubles"),
+    ],
+)
+def test_a_word_that_the_project_does_not_use_is_found(
+    line: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finding,) = found(tmp_path, "page.md", f"# A page\n\n{line}\n", capsys)
+    assert finding.startswith(f'3: "{word}": ')
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A user may set `nobody` as the owner.",
+        "[the page](../whoever/house.md)",
+        "https://example.org/who/nobody",
+        "People who write plugins read this.",
+        "The warehouse and the household.",
+        "```\nnobody:x:65534\n```",
+    ],
+)
+def test_code_links_and_other_words_are_left_alone(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert found(tmp_path, "page.md", f"{line}\n", capsys) == []
+
+
+def test_a_line_of_110_columns_is_taken_and_one_more_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{'a' * 110}\n{'a' * 111}\n`{'a' * 200}`\n"
+    assert found(tmp_path, "page.md", text, capsys) == ["2: 111 columns: wrap at 100"]
+
+
+def test_a_cell_of_120_characters_is_taken_and_one_more_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"| {'a' * 120} | b |\n| a | {'b' * 121} |\n"
+    assert found(tmp_path, "page.md", text, capsys) == ["2: a table cell of 121 characters: write it as text"]
+
+
+def test_comments_and_strings_of_code_are_read_and_names_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '"""Text.\n\nWhoever."""\nnobody = 1  # for somebody\nhouse = "doors"\n'
+    lines = [line.partition(":")[0] for line in found(tmp_path, "module.py", text, capsys)]
+    assert lines == ["3", "4", "5"]
+
+
+def test_every_document_and_setting_is_checked_and_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    checked = set(PROSE.clean_files())
+    assert {"README.md", "docs/promises.md", "deployments/haproxy/README.md", "etc/elemta.toml"} <= checked
+    assert PROSE.main(["--clean"]) == 0, capsys.readouterr().out
