@@ -49,7 +49,7 @@ matches before them. It also warns of settings that are allowed but dangerous, s
 | duration | a number of seconds, or with `ms`, `s`, `m`, `h`, `d`, `w` | `"5m"`, `"1h30m"`, `"50ms"`, `60` |
 | network | in CIDR notation, or an address | `"192.0.2.0/24"`, `"2001:db8::/32"`, `"127.0.0.1"` |
 | rate | how many in which rolling window | `"100/1m"`, `"50MiB/1h"`, `"20"` |
-| endpoint | as Twisted describes it | `"tcp:25"`, `'tcp6:25:interface=2001\:db8\:\:1'`, `"unix:/run/s"` |
+| endpoint | as in Twisted | `"tcp:25"`, `'tcp6:25:interface=2001\:db8\:\:1'`, `"unix:/run/smtp.sock"` |
 
 - The units of a size are `B`, `KiB`, `MiB`, `GiB`, `TiB` (1024) and `kB`, `MB`, `GB`, `TB` (1000).
 - A rate of bytes is a size. The limit of open connections has no window.
