@@ -37,14 +37,17 @@ _ATTEMPT = (
     "INSERT INTO attempt (message_id, number, position, status, code, enhanced, text, route, next_hop, at,"
     " seconds) VALUES {}"
 )
-# One row for the whole answer, so one step.
+# One row for the whole answer, so one step. A damaged row must not fail it: JSON has no blobs, and recipients
+# that can't be read are NULL.
 _LOAD = """SELECT json_group_array(json_array(
-    m.id, m.queue_id, m.state, m.attempts, m.size, m.in_file, m.hold_reason,
-    json_extract(m.envelope, '$.to'),
+    m.id, CAST(m.queue_id AS TEXT), m.state, m.attempts, CAST(m.size AS INTEGER), m.in_file,
+    CAST(m.hold_reason AS TEXT),
+    CASE WHEN json_valid(CAST(m.envelope AS TEXT)) THEN json_extract(CAST(m.envelope AS TEXT), '$.to') END,
     (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending),
     (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id),
-    (SELECT json_group_array(json_array(p.number, p.lane, p.state, printf('%!.17g', p.turn), p.attempts,
-        p.warned, p.positions, p.hold, p.held_at)) FROM part p WHERE p.message_id = m.id)))
+    (SELECT json_group_array(json_array(p.number, CAST(p.lane AS TEXT), p.state, printf('%!.17g', p.turn),
+        p.attempts, p.warned, CAST(p.positions AS TEXT), p.hold, p.held_at))
+        FROM part p WHERE p.message_id = m.id), m.pending))
     FROM message m WHERE m.id IN (SELECT value FROM json_each(?))"""
 _UPDATE = (
     "UPDATE message SET state = new.column2, attempts = new.column3, pending = new.column4,"
@@ -173,8 +176,9 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queu
     text: str = connection.execute(_LOAD, (json.dumps(list(keys)),)).fetchone()[0]
     found: dict[int, Queued] = {}
     for row in json.loads(text):
-        key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last, parts = row
+        key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last, parts, pending = row
         state = STATES[code]
+        readable = _are_recipients(recipients) and all(_are_places(part[6]) for part in parts)
         queued = found[key] = Queued(
             key,
             queue_id,
@@ -183,19 +187,42 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queu
             size,
             bool(in_file),
             reason,
-            recipients,
+            recipients if readable else (),
             set(finished),
             last or 0,
             [_part_of(part) for part in parts],
             state,
+            pending_unread=None if readable else pending,
         )
         queued.found_undeliverable = queued.undeliverable
     return found
 
 
+def _are_recipients(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(parts, list) and len(parts) >= 2 and type(parts[0]) is type(parts[1]) is str
+            for parts in value
+        )
+    )
+
+
+def _are_places(text: str | None) -> bool:
+    if text is None:
+        return True
+    try:
+        places = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(places, list) and all(type(place) is int for place in places)
+
+
 def _part_of(values: Sequence[Any]) -> Part:
     number, lane, code, turn, attempts, warned, positions, hold, held_at = values
-    places = None if positions is None else json.loads(positions)
+    # What can't be read becomes nobody, which is no part that could go anywhere.
+    places = None if positions is None else json.loads(positions) if _are_places(positions) else []
     return Part(
         number, lane, STATES[code], float(turn), attempts, bool(warned), places, HoldCause(hold), held_at
     )

@@ -11,12 +11,17 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from elemta.errors import SpoolError, SpoolFull
 
 _IOV_MAX = 512
 _sync_data = getattr(os, "fdatasync", os.fsync)
+
+
+#: Text of a damaged row must not fail the page that it is on.
+read_text = partial(str, encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +41,11 @@ class Disk:
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """A connection whose transactions are all explicit; threads take turns with it."""
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=512
         )
+        connection.text_factory = read_text
+        return connection
 
     def create(self, path: Path) -> int:
         """Open a new file for appending; it must not be there yet."""

@@ -46,7 +46,11 @@ class Part:
 
 @dataclass(slots=True)
 class Queued:
-    """A message under change. ``finished`` are the positions of recipients that need no attempt any more."""
+    """A message under change. ``finished`` are the positions of recipients that need no attempt any more.
+
+    ``pending_unread`` is how many wait where the envelope does not tell who: such a message stays until
+    somebody deletes it.
+    """
 
     key: int
     queue_id: str
@@ -61,6 +65,7 @@ class Queued:
     parts: list[Part]
     found: State
     found_undeliverable: int = 0
+    pending_unread: int | None = None
     next_attempt_at: float | None = None
     gone: bool = False
     changed: bool = False
@@ -85,6 +90,8 @@ class Queued:
 
     @property
     def pending(self) -> int:
+        if self.pending_unread is not None:
+            return self.pending_unread
         return len(self.recipients) - len(self.finished)
 
     def left_in(self, part: Part) -> list[int]:
@@ -103,7 +110,7 @@ class Queued:
         """Let the message as a whole say what its parts come to."""
         self.changed = True
         for part in self.parts:
-            if not part.gone and not self.left_in(part):
+            if not part.gone and self.pending_unread is None and not self.left_in(part):
                 part.gone = True
         left = [part for part in self.parts if not part.gone]
         if not left:

@@ -9,9 +9,11 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from elemta.address import Address
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Status
 from elemta.spool.content import Content
+from elemta.spool.damaged_rows import DAMAGE, reason_of
 from elemta.spool.queueid import row_key
 from elemta.spool.reading import Reader
 from elemta.spool.records import (
@@ -21,7 +23,7 @@ from elemta.spool.records import (
     RecipientRecord,
     State,
 )
-from elemta.spool.rows import MESSAGE_COLUMNS, STATE_CODES, message_of
+from elemta.spool.rows import MESSAGE_COLUMNS, STATE_CODES, STATES, message_of
 
 _log = Logger()
 
@@ -32,6 +34,10 @@ _FINISHED = (
 _INDEX = {State.DEFERRED: "message_deferred", State.HOLD: "message_held", State.ACTIVE: "message_active"}
 
 
+# Stands for a sender that can't be read.
+UNREADABLE = Address("(unreadable)", "")
+
+
 class Queries:
     """Answers questions about messages."""
 
@@ -40,7 +46,7 @@ class Queries:
 
     def oldest(self) -> float | None:
         """When the oldest message came in; keys are in the order of time."""
-        row = self._reader.one("SELECT received_at FROM message ORDER BY id LIMIT 1", ())
+        row = self._reader.one("SELECT CAST(received_at AS REAL) FROM message ORDER BY id LIMIT 1", ())
         return None if row is None else float(row[0])
 
     def content(self, queue_id: str) -> Content:
@@ -91,7 +97,10 @@ class Queries:
         )
         if row is None:
             raise _unknown(queue_id)
-        message = message_of(row, json.loads(row[-2]))
+        try:
+            message = message_of(row, json.loads(row[-2]))
+        except DAMAGE as error:
+            raise SpoolError(f"message {queue_id}: {reason_of(error)}") from error
         recipients = message.envelope.recipients
         said = {
             position: rest
@@ -130,7 +139,10 @@ def _unknown(queue_id: str) -> UnknownMessage:
 
 
 def _summary(row: Sequence[Any]) -> MessageSummary:
-    message = message_of(row, ())
+    try:
+        message = message_of(row, ())
+    except DAMAGE as error:
+        return _summary_of_damaged(row, error)
     return MessageSummary(
         queue_id=message.queue_id,
         state=message.state,
@@ -143,3 +155,24 @@ def _summary(row: Sequence[Any]) -> MessageSummary:
         attempts=message.attempts,
         hold_reason=message.hold_reason,
     )
+
+
+def _summary_of_damaged(row: Sequence[Any], error: Exception) -> MessageSummary:
+    """What the columns say of a message whose envelope can't be read; no sender has the address."""
+    queue_id, state, next_attempt_at, received_at, size, attempts, hold_reason, _, pending = row
+    return MessageSummary(
+        queue_id=str(queue_id),
+        state=STATES[state],
+        sender=UNREADABLE,
+        recipients=pending,
+        pending=pending,
+        size=_number(size),
+        received_at=float(_number(received_at)),
+        next_attempt_at=float(_number(next_attempt_at)),
+        attempts=attempts,
+        hold_reason=hold_reason if isinstance(hold_reason, str) else reason_of(error),
+    )
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, int | float) else 0

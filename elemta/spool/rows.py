@@ -9,6 +9,7 @@ from typing import Any
 
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
+from elemta.spool.queueid import row_key
 from elemta.spool.records import QueuedMessage, State, Submission
 
 STATE_CODES: Mapping[State, int] = {State.ACTIVE: 0, State.DEFERRED: 1, State.HOLD: 2}
@@ -19,7 +20,7 @@ MESSAGE_COLUMNS = (
     "m.queue_id, m.state, m.next_attempt_at, m.received_at, m.size,"
     " m.attempts, m.hold_reason, m.envelope, m.pending"
 )
-# What `part_of` reads, in this order; the first eight stand as in MESSAGE_COLUMNS.
+# What `part_of` reads first, in this order; the first eight stand as in MESSAGE_COLUMNS.
 PART_COLUMNS = (
     "m.queue_id, p.state, p.turn, m.received_at, m.size, p.attempts, m.hold_reason, m.envelope,"
     " p.number, p.lane, p.positions, p.warned"
@@ -63,21 +64,39 @@ def _parameter_parts(parameters: MailParameters) -> dict[str, object]:
 
 
 def decode_envelope(queue_id: str, received_at: float, size: int, text: str) -> Envelope:
+    """What `encode_envelope` wrote; raises something of `damaged_rows.DAMAGE` for all else."""
+    if not text.isascii():
+        raise ValueError("it has other characters than were written")
+    if type(received_at) is not float or type(size) is not int:
+        raise TypeError("its time or size is no number")
     value: dict[str, Any] = json.loads(text)
     sender = value["from"]
+    recipients = tuple([_recipient_of(parts) for parts in value["to"]])
+    if not recipients:
+        raise ValueError("it has no recipients")
+    client = value["client"]
+    if len(client) != 6 or not all(part is None or type(part) is str for part in client):
+        raise TypeError("what is said of the client is something else")
     return Envelope(
         queue_id=queue_id,
-        sender=Address(sender[0], sender[1]) if sender[0] or sender[1] else NULL,
-        recipients=tuple(_recipient_of(parts) for parts in value["to"]),
+        sender=_address_of(sender) if sender[0] or sender[1] else NULL,
+        recipients=recipients,
         received_at=received_at,
         size=size,
         parameters=_parameters_of(value.get("mail")),
-        client=Client(*value["client"]),
+        client=Client(*client),
     )
 
 
+def _address_of(parts: Sequence[Any]) -> Address:
+    local, domain = parts[0], parts[1]
+    if type(local) is not str or type(domain) is not str:
+        raise TypeError("an address is no text")
+    return Address(local, domain)
+
+
 def _recipient_of(parts: Sequence[Any]) -> Recipient:
-    address = Address(parts[0], parts[1])
+    address = _address_of(parts)
     if len(parts) == 2:
         return Recipient(address)
     return Recipient(address, None if parts[2] is None else Notify(parts[2]), parts[3])
@@ -109,14 +128,18 @@ def message_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
     return QueuedMessage(envelope, STATES[state], attempts, pending, next_attempt_at, hold_reason)
 
 
-def part_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
-    """A row of `PART_COLUMNS` and the positions of the message's recipients that need no attempt any more."""
+def part_of(row: Sequence[Any]) -> QueuedMessage:
+    """A row of `PART_COLUMNS`, the positions of finished recipients as JSON, and at its end the key."""
     whole = message_of(row, ())
-    number, lane, positions, warned = row[8:12]
-    done = frozenset(finished)
+    number, lane, positions, warned, finished = row[8:13]
+    if row_key(whole.queue_id) != row[-1]:
+        raise ValueError("its queue id is of another row")
+    done = frozenset(json.loads(finished))
     everyone = whole.envelope.recipients
     places = range(len(everyone)) if positions is None else json.loads(positions)
     pending = everyone
     if positions is not None or done:
+        if not places or min(places) < 0:
+            raise ValueError("it does not say who its recipients are")
         pending = tuple(everyone[place] for place in places if place not in done)
     return replace(whole, pending=pending, part=number, lane=lane, warned=bool(warned))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from elemta.spool.damaged_rows import Found, read_rows
 from elemta.spool.queueid import row_key
 from elemta.spool.reading import Reader
 from elemta.spool.records import HeldPart, HoldCause, LaneDue, Page
@@ -20,7 +21,7 @@ _FINISHED = (
 )
 # CROSS JOIN keeps SQLite to this order of the tables, and so to the order of the index.
 _DUE = (
-    f"SELECT {PART_COLUMNS}, {_FINISHED} FROM part p INDEXED BY part_lane"  # noqa: S608 - names are ours
+    f"SELECT {PART_COLUMNS}, {_FINISHED}, m.id FROM part p INDEXED BY part_lane"  # noqa: S608 - names are ours
     " CROSS JOIN message m ON m.id = p.message_id"
     " WHERE p.lane = ? AND p.state = {}"
     " AND (p.message_id, p.number) NOT IN"
@@ -42,13 +43,13 @@ _LANES = """WITH RECURSIVE found(lane) AS (
     FROM found WHERE lane IS NOT NULL"""
 _FIRST_LANES, _NEXT_LANES = _LANES.format(">="), _LANES.format(">")
 _OLD = (
-    f"SELECT {PART_COLUMNS}, {_FINISHED} FROM part p"  # noqa: S608 - names are ours
+    f"SELECT {PART_COLUMNS}, {_FINISHED}, m.id FROM part p"  # noqa: S608 - names are ours
     " CROSS JOIN message m ON m.id = p.message_id"
     " WHERE p.message_id IN (SELECT value FROM json_each(?)) AND p.state < 2 AND p.warned <= ?"
     " ORDER BY p.message_id, p.number"
 )
 _HELD = (
-    f"SELECT {PART_COLUMNS}, {_FINISHED}, p.hold, p.held_at FROM ({{}}) held"  # noqa: S608 - names are ours
+    f"SELECT {PART_COLUMNS}, {_FINISHED}, p.hold, p.held_at, m.id FROM ({{}}) held"  # noqa: S608 - names are ours
     " CROSS JOIN part p ON p.message_id = held.message_id AND p.number = held.number"
     " CROSS JOIN message m ON m.id = p.message_id"
 )
@@ -66,10 +67,11 @@ _UNDELIVERABLE = _HELD.format(
     f" WHERE hold = {HoldCause.UNDELIVERABLE.value} AND held_at IS NOT NULL ORDER BY held_at LIMIT ?1"
 )
 # The queued ones in the order of arrival.
+_WALK_STATE = (
+    "SELECT id, CAST(received_at AS REAL) FROM message INDEXED BY message_{} WHERE state = {} AND id > ?1"
+)
 _WALK = (
-    "SELECT id, received_at FROM message INDEXED BY message_active WHERE state = 0 AND id > ?1"
-    " UNION ALL SELECT id, received_at FROM message INDEXED BY message_deferred WHERE state = 1 AND id > ?1"
-    " ORDER BY id LIMIT ?2"
+    f"{_WALK_STATE.format('active', 0)} UNION ALL {_WALK_STATE.format('deferred', 1)} ORDER BY id LIMIT ?2"
 )
 
 
@@ -93,15 +95,18 @@ class Schedule:
 
     def due(
         self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]
-    ) -> list[LaneDue]:
+    ) -> Found[list[LaneDue]]:
         """What is due in each of the lanes: at most so many parts, but for those ``excluding`` names.
 
         Half of the room is for parts that were never attempted, in the order of their turns; the other half
         for deferred ones, by time; what one kind leaves is the other's.
         """
-        return [self._due_in(lane, now, most, excluding.get(lane, ())) for lane, most in wanted.items()]
+        found = [self._due_in(lane, now, most, excluding.get(lane, ())) for lane, most in wanted.items()]
+        return Found(
+            [each.value for each in found], tuple(damaged for each in found for damaged in each.damaged)
+        )
 
-    def _due_in(self, lane: str, now: float, most: int, known: Collection[tuple[str, int]]) -> LaneDue:
+    def _due_in(self, lane: str, now: float, most: int, known: Collection[tuple[str, int]]) -> Found[LaneDue]:
         excluded = json.dumps([(row_key(queue_id), number) for queue_id, number in known])
         active = self._reader.all(_ACTIVE, (lane, excluded, most + 1))
         deferred = self._reader.all(_DEFERRED, (lane, now, excluded, most + 1))
@@ -113,9 +118,10 @@ class Schedule:
             next_due: float | None = now
         else:
             next_due = (self._reader.one(_NEXT_DEFERRED, (lane, now)) or (None,))[0]
-        return LaneDue(lane, tuple(part_of(row, json.loads(row[12])) for row in taken), next_due)
+        messages, damaged = read_rows(taken, part_of)
+        return Found(LaneDue(lane, tuple(messages), next_due), tuple(damaged))
 
-    def older(self, before: float, after: int, limit: int, *, unwarned: bool) -> Page:
+    def older(self, before: float, after: int, limit: int, *, unwarned: bool) -> Found[Page]:
         """Parts that wait, of messages received at ``before`` or earlier, in the order of arrival.
 
         ``limit`` bounds the messages that are looked at, from behind the place ``after`` on. With
@@ -131,18 +137,19 @@ class Schedule:
             if received_at > before:
                 break
             place = key
-        messages = tuple(part_of(row, json.loads(row[12])) for row in rows)
-        return Page(messages, place, len(walked) == limit and place == walked[-1][0])
+        messages, damaged = read_rows(rows, part_of)
+        more = len(walked) == limit and place == walked[-1][0]
+        return Found(Page(tuple(messages), place, more), tuple(damaged))
 
-    def held(self, before: float, limit: int) -> list[HeldPart]:
+    def held(self, before: float, limit: int) -> Found[list[HeldPart]]:
         """Parts whose hold has an end and began then or earlier, the oldest hold first."""
         return _held(self._reader.all(_ENDING, (before, limit)))
 
-    def undeliverable(self, limit: int) -> list[HeldPart]:
+    def undeliverable(self, limit: int) -> Found[list[HeldPart]]:
         """Undeliverable notices on hold, the oldest hold first."""
         return _held(self._reader.all(_UNDELIVERABLE, (limit,)))
 
 
-def _held(rows: Sequence[Sequence[Any]]) -> list[HeldPart]:
-    found = [HeldPart(part_of(row, json.loads(row[12])), HoldCause(row[13]), row[14]) for row in rows]
-    return sorted(found, key=lambda held: held.held_at)
+def _held(rows: Sequence[Sequence[Any]]) -> Found[list[HeldPart]]:
+    found, damaged = read_rows(rows, lambda row: HeldPart(part_of(row), HoldCause(row[13]), float(row[14])))
+    return Found(sorted(found, key=lambda held: held.held_at), tuple(damaged))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 
@@ -16,6 +17,7 @@ from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.commits import Entry, GroupCommit
+from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.disk import Disk, Room
 from elemta.spool.holds import Holds
 from elemta.spool.leftovers import Leftovers
@@ -118,6 +120,7 @@ class Spool:
             minimum_free=settings.minimum_free,
             now=now,
         )
+        self._damaged = DamagedRows(self._commits.submit, now)
         self._writers: dict[NewMessage, MessageWriter] = {}
         self._listeners = Listeners()
         self._closed = False
@@ -305,11 +308,11 @@ class Spool:
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
         """Parts whose hold has an end and began at ``before`` or earlier, the oldest hold first."""
-        return await self._read(self._schedule.held, before, limit)
+        return await self._find(self._schedule.held, before, limit)
 
     async def undeliverable(self, limit: int) -> list[HeldPart]:
         """Undeliverable notices on hold, the oldest hold first."""
-        return await self._read(self._schedule.undeliverable, limit)
+        return await self._find(self._schedule.undeliverable, limit)
 
     async def end_hold(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
         """Let a part on hold go; see `Holds.end`. SpoolError."""
@@ -372,13 +375,18 @@ class Spool:
         excluding: Mapping[str, Collection[tuple[str, int]]] = MappingProxyType({}),
     ) -> list[LaneDue]:
         """For each of the lanes at most so many parts to attempt now, but for those ``excluding`` names."""
-        return await self._read(self._schedule.due, now, wanted, excluding)
+        found = await self._read(self._schedule.due, now, wanted, excluding)
+        if not found.damaged or await self._damaged.put_on_hold(found.damaged):
+            return found.value
+        # Those that can't be put on hold still stand before the others.
+        later = now + self.settings.refresh
+        return [replace(lane, next_due=later) if lane.next_due == now else lane for lane in found.value]
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
     ) -> Page:
         """Parts that wait, of messages received at ``before`` or earlier; see `Schedule.older`."""
-        return await self._read(self._schedule.older, before, after, limit, unwarned=unwarned)
+        return await self._find(self._schedule.older, before, after, limit, unwarned=unwarned)
 
     async def open_content(self, queue_id: str) -> BinaryIO:
         """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
@@ -468,6 +476,13 @@ class Spool:
         self._recent.discard(queue_id)
         if change.woken:
             self._listeners.tell_due(change.woken)
+
+    async def _find(self, work: Callable[P, Found[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Read something; what can't be read on the way is put on hold before the answer is given."""
+        found = await self._read(work, *args, **kwargs)
+        if found.damaged:
+            await self._damaged.put_on_hold(found.damaged)
+        return found.value
 
     async def _read(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._closed:

@@ -50,7 +50,8 @@ _COUNT = {
 }
 _UNDELIVERABLE = (
     f"SELECT coalesce(sum(m.size + {ROWS_OF_MESSAGE}"  # noqa: S608 - numbers of ours
-    f" + {ROWS_OF_RECIPIENT} * json_array_length(m.envelope, '$.to')), 0) FROM"
+    f" + {ROWS_OF_RECIPIENT} * CASE WHEN json_valid(CAST(m.envelope AS TEXT))"
+    " THEN coalesce(json_array_length(CAST(m.envelope AS TEXT), '$.to'), 0) ELSE 0 END), 0) FROM"
     " (SELECT DISTINCT message_id FROM part INDEXED BY part_held"
     f" WHERE hold = {HoldCause.UNDELIVERABLE.value} AND held_at IS NOT NULL) held"
     " CROSS JOIN message m ON m.id = held.message_id"

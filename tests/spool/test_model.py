@@ -281,7 +281,7 @@ class Queue(RuleBasedStateMachine):
         }
         due = {
             (message.queue_id, message.part): (found.lane, {r.local for r in message.pending})
-            for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {})
+            for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {}).value
             for message in found.messages
         }
         assert due == {
