@@ -21,8 +21,10 @@ from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import record
 from elemta.delivery.pace import FREE, Go, Pace, Wait
 from elemta.delivery.queue import Queue
+from elemta.delivery.recording import DeliveredRecorder, Taken, delivered_of, rest_of, settle_surely
 from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
 from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.unreadable import why_unreadable
 from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
 from elemta.envelope import Recipient
@@ -37,6 +39,7 @@ _NOTHING_FREE = 5.0
 _LONGEST_REASON = 500
 # Parts that are made due in one turn of the reactor.
 _HURRIED_TOGETHER = 500
+_MOST_BROKEN = 10_000
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ class Attempts:
         ways: Ways,
         settings: DeliverySettings,
         pace: Pace | None,
+        notices: SuccessNotices,
     ) -> None:
         self.abandoned = False
         self._clock = clock
@@ -65,6 +69,10 @@ class Attempts:
         self._ways = ways
         self._settings = settings
         self._pace = pace
+        self._notices = notices
+        self._delivered = DeliveredRecorder(queue)
+        # Parts of whose last attempt something went wrong before it could be recorded as it should be.
+        self._broken: dict[tuple[str, int], None] = {}
 
     def reconfigure(self, ways: Ways, settings: DeliverySettings) -> None:
         """Use these for every attempt from now on."""
@@ -73,6 +81,11 @@ class Attempts:
 
     async def make(self, message: QueuedMessage) -> None:
         """Attempt a part. SpoolError: what came of it is not stored yet."""
+        if self._delivered.is_waiting(message):
+            await self._delivered.record_waiting(message)
+            # What is left of it is in the spool.
+            self._lanes.due_at(message.lane, self._clock.seconds())
+            return
         if self._aging.gives_up(message):
             return
         ways = await self._ways.sort(message)
@@ -92,19 +105,57 @@ class Attempts:
         if go is None:
             return
         started, epoch = self._clock.seconds(), self._lanes.epoch(message.lane)
-        carried = await self._carrier.carry(message, ways.here)
-        await self._give_back(go, sent=carried.reached is Reached.ANSWERED)
+        taken: Taken = {}
+        carried = await self._carried(message, ways, taken)
+        delivered = delivered_of(message, carried.outcomes, taken)
+        rest = rest_of(carried.outcomes, delivered)
+        try:
+            # Before anybody is told, and before anything else that may go wrong.
+            if delivered:
+                await self._delivered.record(message, delivered)
+        finally:
+            tried = [outcome for outcome in rest if outcome.recipient not in carried.untried]
+            self._carrier.tell(message, (*delivered, *tried))
+            await self._give_back(go, sent=bool(delivered) or carried.reached is Reached.ANSWERED)
         if self.abandoned:
-            await self._settle_abandoned(message, carried.outcomes)
-        elif carried.reached is Reached.NOTHING_FREE:
+            return  # the rest begins anew after the next start, which also tells of what was delivered
+        if delivered:
+            await self._notices.send(message, delivered)
+        await self._record_rest(message, ways, carried, rest, (epoch, started))
+
+    async def _carried(self, message: QueuedMessage, ways: Sorted, taken: Taken) -> Carried:
+        try:
+            return await self._carrier.carry(message, ways.here, taken)
+        except Exception:
+            _log.failure("a delivery attempt broke", event="delivery.broke", queue_id=message.queue_id)
+        return Carried(_broken(message, ways, self._clock.seconds()), Reached.ANSWERED)
+
+    async def _record_rest(
+        self,
+        message: QueuedMessage,
+        ways: Sorted,
+        carried: Carried,
+        rest: Sequence[Outcome],
+        began: tuple[int, float],
+    ) -> None:
+        """Record what came of the attempt for those to whom it did not deliver, if there are any."""
+        kept = _kept_waiting(message, ways, self._clock.seconds())
+        if carried.reached is Reached.NOTHING_FREE:
             self._lanes.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
-                kept = _kept_waiting(message, ways, self._clock.seconds())
-                await self._record(message, (*carried.outcomes, *kept), None)
-        else:
-            retry_at = self._judge(message.lane, carried, epoch, started)
-            outcomes = (*carried.outcomes, *_kept_waiting(message, ways, self._clock.seconds()))
-            await self._record(message, outcomes, retry_at)
+                await self._record(message, (*rest, *kept), None)
+            return
+        retry_at = self._judged(message, carried, began)
+        if rest or kept:
+            await self._record(message, (*rest, *kept), retry_at)
+
+    def _judged(self, message: QueuedMessage, carried: Carried, began: tuple[int, float]) -> float | None:
+        try:
+            return self._judge(message.lane, carried, *began)
+        except Exception:
+            # What is thought of a destination costs no record.
+            _log.failure("a destination could not be judged", event="delivery.judge_broke", lane=message.lane)
+            return None
 
     async def _give_back(self, go: Go, *, sent: bool) -> None:
         """Give back what an attempt held of the limits on the way out; a failure never costs its record."""
@@ -170,16 +221,43 @@ class Attempts:
             reason=reason,
         )
 
-    async def _settle_abandoned(self, message: QueuedMessage, outcomes: Sequence[Outcome]) -> None:
-        """At the end only what was delivered is recorded; the rest begins anew after the next start."""
-        delivered = [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
-        if delivered:
-            now = self._clock.seconds()
-            await self._queue.settle(
-                message.queue_id, delivered, part=message.part, retry_at=now, hold_reason=None
-            )
-
     async def _record(
+        self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None
+    ) -> None:
+        try:
+            await self._conclude(message, outcomes, retry_at)
+        except SpoolError:
+            raise
+        except Exception as error:
+            await self._record_anyhow(message, outcomes, error)
+        else:
+            self._broken.pop(message.key, None)
+
+    async def _record_anyhow(
+        self, message: QueuedMessage, outcomes: Sequence[Outcome], error: Exception
+    ) -> None:
+        """Record that an attempt was made, whatever went wrong after it; the second time in a row on hold."""
+        again = message.key in self._broken
+        if len(self._broken) >= _MOST_BROKEN:
+            self._broken.clear()
+        self._broken[message.key] = None
+        _log.failure(
+            "what follows from an attempt could not be worked out",
+            event="delivery.conclusion_broke",
+            queue_id=message.queue_id,
+            held=again,
+        )
+        if again:
+            reason = f"what followed from its attempts broke twice in a row: {error!r}"[:_LONGEST_REASON]
+            await settle_surely(self._queue, message, outcomes, hold_reason=reason)
+            del self._broken[message.key]
+            return
+        retry_at = self._clock.seconds() + self._settings.retries.delays[0]
+        deferred = [replace(outcome, status=Status.DEFERRED) for outcome in outcomes]
+        await settle_surely(self._queue, message, deferred, retry_at=retry_at)
+        self._lanes.due_at(message.lane, retry_at)
+
+    async def _conclude(
         self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None
     ) -> None:
         now = self._clock.seconds()
@@ -271,6 +349,18 @@ def _paced(message: QueuedMessage, ways: Sorted, wait: Wait, now: float) -> tupl
         for recipient in recipients
     )
     return (*paced, *_kept_waiting(message, ways, now))
+
+
+def _broken(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, ...]:
+    """The outcomes of an attempt that came to nothing by a fault of ours."""
+    text = "a fault inside Elemta; the log has it"
+    return tuple(
+        Outcome(
+            message.queue_id, each.address, Status.DEFERRED, text, route.target, "", now, enhanced="4.3.0"
+        )
+        for route, recipients in ways.here.items()
+        for each in recipients
+    )
 
 
 def _kept_waiting(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, ...]:

@@ -22,7 +22,7 @@ from elemta.message.dsn import Dsn, build_dsn, examine
 from elemta.message.notice import Action, Kind, Notice, RecipientReport
 from elemta.outcome import Outcome, Status
 from elemta.spool.bodies import MessageWriter
-from elemta.spool.records import QueuedMessage, Submission
+from elemta.spool.records import OwedNotice, QueuedMessage, Submission
 
 __all__ = ["BounceSpool", "Notice", "NoticeSettings", "Notices", "decide", "submit"]
 
@@ -218,24 +218,35 @@ class BounceSpool(Protocol):
     def begin(self) -> MessageWriter:
         """A writer for a new message."""
 
-    def commit(self, writer: MessageWriter, submission: Submission) -> Deferred[Envelope]:
+    def commit(
+        self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
+    ) -> Deferred[Envelope]:
         """Take responsibility for it."""
 
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
         """Do blocking work on a message's content."""
 
 
-def submit(spool: BounceSpool, notice: Notice, original_content: BinaryIO | None) -> Deferred[Envelope]:
+def submit(
+    spool: BounceSpool,
+    notice: Notice,
+    original_content: BinaryIO | None,
+    *,
+    pays: OwedNotice | None = None,
+) -> Deferred[Envelope]:
     """Put the DSN for a notice into the queue; fires with its envelope when it is on stable storage.
 
     ``original_content`` is the message that it is about, as the spool opens it, and is closed in any case;
     None leaves it out of the DSN, and so does a message of which no DSN can be made: then the notice is built
-    from the envelope alone. Fails with SpoolFull or SpoolError; then nothing is queued.
+    from the envelope alone. Fails with SpoolFull or SpoolError; then nothing is queued. With
+    ``pays`` nobody is told again of those deliveries.
     """
-    return Deferred.fromCoroutine(_submit(spool, notice, original_content))
+    return Deferred.fromCoroutine(_submit(spool, notice, original_content, pays))
 
 
-async def _submit(spool: BounceSpool, notice: Notice, content: BinaryIO | None) -> Envelope:
+async def _submit(
+    spool: BounceSpool, notice: Notice, content: BinaryIO | None, pays: OwedNotice | None
+) -> Envelope:
     try:
         writer, dsn = await _written(spool, notice, content)
     except SpoolFull:
@@ -246,7 +257,11 @@ async def _submit(spool: BounceSpool, notice: Notice, content: BinaryIO | None) 
         # What is wrong with a message must not keep its sender from hearing what became of it.
         tell_left_out(notice.envelope.queue_id, error)
         writer, dsn = await _written(spool, notice, None)
-    envelope = await spool.commit(writer, _submission(notice, dsn))
+    try:
+        envelope = await spool.commit(writer, _submission(notice, dsn), pays=pays)
+    except BaseException:
+        writer.discard()
+        raise
     _log.info(
         "notice to a sender queued",
         event="bounce.queued",

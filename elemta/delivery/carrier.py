@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -12,6 +12,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from elemta.address import Address
 from elemta.clock import Clocks
 from elemta.delivery.connections import Connections
 from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
@@ -19,6 +20,7 @@ from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildi
 from elemta.delivery.mx import MailResolver, NoExchanger, find_exchangers
 from elemta.delivery.pace import Pace
 from elemta.delivery.queue import Queue
+from elemta.delivery.recording import Taken
 from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings
 from elemta.domains import canonical_domain
@@ -43,10 +45,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What one attempt for a part came to: the outcomes of its recipients, and how far it came."""
+    """What one attempt for a part came to: the outcomes of its recipients, and how far it came.
+
+    ``untried`` are those for whom no connection was free, so that there was no attempt.
+    """
 
     outcomes: tuple[Outcome, ...]
     reached: Reached
+    untried: frozenset[Address] = frozenset()
 
     @property
     def broke_off(self) -> bool:
@@ -88,8 +94,14 @@ class Carrier:
         self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
         self._connections = Connections(reactor, settings, self._read, observer, gate=pace)
 
-    async def carry(self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]]) -> Carried:
-        """Try each of these recipients once. Does not raise: what goes wrong here defers."""
+    async def carry(
+        self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
+    ) -> Carried:
+        """Try each of these recipients once. What goes wrong here defers.
+
+        ``taken`` gets those to whom the message was delivered, the moment that is known: it counts, whatever
+        else this gives or raises.
+        """
         most = self._settings.max_recipients
         parts = [
             (route, recipients[start : start + most])
@@ -99,12 +111,14 @@ class Carrier:
         if not parts:
             return Carried((), Reached.NOTHING_FREE)
         if len(parts) == 1:
-            return await self._carry_part(message, *parts[0])
+            return await self._carry_part(message, *parts[0], taken)
         done = await gatherResults(
-            [Deferred.fromCoroutine(self._carry_part(message, *part)) for part in parts], consumeErrors=True
+            [Deferred.fromCoroutine(self._carry_part(message, *part, taken)) for part in parts],
+            consumeErrors=True,
         )
         outcomes = tuple(outcome for carried in done for outcome in carried.outcomes)
-        return Carried(outcomes, max((carried.reached for carried in done), key=list(Reached).index))
+        untried = frozenset(address for carried in done for address in carried.untried)
+        return Carried(outcomes, max((carried.reached for carried in done), key=list(Reached).index), untried)
 
     def reconfigure(self, settings: DeliverySettings, hooks: DeliveryHooks | None = None) -> None:
         """Use these for every attempt from now on."""
@@ -124,9 +138,9 @@ class Carrier:
     # One route
 
     async def _carry_part(
-        self, message: QueuedMessage, route: Route, recipients: Sequence[Recipient]
+        self, message: QueuedMessage, route: Route, recipients: Sequence[Recipient], taken: Taken
     ) -> Carried:
-        attempt = _Attempt(message, route, recipients, self._clocks, self._clocks.monotonic())
+        attempt = _Attempt(message, route, recipients, self._clocks, self._clocks.monotonic(), taken)
         try:
             if isinstance(route, MaildirRoute):
                 carried = Carried(await self._to_maildirs(attempt, route), Reached.ANSWERED)
@@ -142,9 +156,8 @@ class Carrier:
             # A fault of ours must neither lose the message nor stop the others.
             _log.failure("a delivery attempt broke", event="delivery.broke", queue_id=message.queue_id)
             carried = self._not_sent(attempt, "a fault inside Elemta; the log has it")
-        if carried.reached is not Reached.NOTHING_FREE:
-            for outcome in carried.outcomes:
-                self._tell(message, outcome)
+        if carried.reached is Reached.NOTHING_FREE:
+            return replace(carried, untried=frozenset(each.recipient for each in carried.outcomes))
         return carried
 
     def _not_sent(self, attempt: _Attempt, text: str) -> Carried:
@@ -166,7 +179,13 @@ class Carrier:
             for recipient in attempt.recipients
         ]
         content = await self._queue.open_content(envelope.queue_id)
-        errors = await self._maildirs.write(Job(content, envelope.size, drops))
+        job = Job(content, envelope.size, drops)
+        try:
+            errors = await self._maildirs.write(job)
+        finally:
+            for place in job.done:
+                written = attempt.recipients[place]
+                attempt.taken[written.address] = _maildir_result(written, None)
         return tuple(
             attempt.outcome(_maildir_result(recipient, error), drop.directory, final=True)
             for recipient, drop, error in zip(attempt.recipients, drops, errors, strict=True)
@@ -214,7 +233,12 @@ class Carrier:
                 head = await self._read(content)
             utf8_header = not head.partition(b"\r\n\r\n")[0].isascii()
         transaction = ClientTransaction(
-            envelope.sender, tuple(attempt.recipients), envelope.parameters, envelope.size, utf8_header
+            envelope.sender,
+            tuple(attempt.recipients),
+            envelope.parameters,
+            envelope.size,
+            utf8_header,
+            attempt.taken,
         )
         sent = await self._connections.send(hop, transaction, open_content)
         return _carried(attempt, hop, sent)
@@ -227,10 +251,27 @@ class Carrier:
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
 
-    def _tell(self, message: QueuedMessage, outcome: Outcome) -> None:
+    def tell(self, message: QueuedMessage, outcomes: Iterable[Outcome]) -> None:
+        """Tell metrics, policies and the log of attempts. Does not raise: nobody's trouble is another's."""
+        for outcome in outcomes:
+            for tell in (self._tell_log, self._tell_metrics, self._tell_policies):
+                try:
+                    tell(message, outcome)
+                except Exception:
+                    _log.failure(
+                        "somebody could not be told of a delivery attempt",
+                        event="delivery.not_told",
+                        queue_id=message.queue_id,
+                    )
+
+    def _tell_metrics(self, _: QueuedMessage, outcome: Outcome) -> None:
         self._observer.attempted(outcome)
+
+    def _tell_policies(self, message: QueuedMessage, outcome: Outcome) -> None:
         if self._hooks is not None and self._hooks.tells:
             self._hooks.attempted(outcome, message.envelope)
+
+    def _tell_log(self, message: QueuedMessage, outcome: Outcome) -> None:
         _log.info(
             "delivery attempt",
             event="delivery.attempt",
@@ -256,6 +297,7 @@ class _Attempt:
     recipients: Sequence[Recipient]
     clocks: Clocks
     started: float
+    taken: Taken
 
     def outcome(
         self,

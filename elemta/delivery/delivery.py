@@ -25,6 +25,7 @@ from elemta.delivery.pace import Pace
 from elemta.delivery.queue import Queue
 from elemta.delivery.routes import Route, RouteTable
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Unobserved
+from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.ways import Ways
 from elemta.errors import SpoolError
 from elemta.policy.delivery_hooks import DeliveryHooks
@@ -73,6 +74,7 @@ class Delivery(Service):
         self._ways = _ways(routes, settings, hooks)
         self._lanes = Lanes(self._limit, settings.max_messages)
         self._aging = Aging(queue, self._lanes, settings)
+        self._notices = SuccessNotices(self._time, queue, settings)
         self._begin_anew()
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
@@ -110,6 +112,7 @@ class Delivery(Service):
             ways=self._ways,
             settings=self._settings,
             pace=self._pace,
+            notices=self._notices,
         )
         self._used_up = False
 
@@ -130,7 +133,7 @@ class Delivery(Service):
         self._settings, self._hooks = settings, hooks
         self._ways = _ways(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
-        self._aging.settings = settings
+        self._aging.settings = self._notices.settings = settings
         self._carrier.reconfigure(settings, hooks)
         self._pool.adjustPoolsize(0, settings.threads)
         self._lanes.places = settings.max_messages
@@ -376,9 +379,15 @@ class Delivery(Service):
     def _grow_older(self) -> None:
         self._aging_call = None
         now = self._time.seconds()
-        self._walk = Deferred.fromCoroutine(self._aging.walk(now, self._may_grow_older))
+        self._walk = Deferred.fromCoroutine(self._look_after(now))
         self._walk.addErrback(_tell_not_walked)
         self._walk.addCallback(self._grown_older)
+
+    async def _look_after(self, now: float) -> None:
+        try:
+            await self._notices.walk(now, self._may_grow_older)
+        finally:
+            await self._aging.walk(now, self._may_grow_older)
 
     def _may_grow_older(self) -> bool:
         return bool(self.running) and self._queue.settled

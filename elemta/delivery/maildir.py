@@ -10,11 +10,12 @@ import re
 import stat
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
@@ -22,6 +23,8 @@ from elemta.address import Address
 from elemta.delivery.routes import Placeholder
 from elemta.domains import canonical_domain
 from elemta.errors import NoMailbox, SpoolError
+
+_log = Logger()
 
 _CHUNK = 64 * 1024
 _LONGEST_PART = 200
@@ -83,11 +86,15 @@ def file_name(queue_id: str, recipient: Address, received_at: float, hostname: s
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One message to be dropped; ``content`` must have ``size`` octets, and is closed when it was written."""
+    """One message to be dropped; ``content`` must have ``size`` octets, and is closed when it was written.
+
+    ``done`` gets the place of each drop that is on stable storage, the moment it is.
+    """
 
     content: BinaryIO
     size: int
     drops: Sequence[Drop]
+    done: set[int] = field(default_factory=set, compare=False)
 
 
 Errors = list[OSError | SpoolError | NoMailbox | None]
@@ -105,26 +112,37 @@ class MaildirWriter:
         The jobs share one sync of each directory that they write to.
         """
         results: list[Errors] = []
-        written: dict[str, list[tuple[Errors, int]]] = {}
+        written: dict[str, list[tuple[Job, Errors, int]]] = {}
         for job in jobs:
-            errors: Errors = []
-            results.append(errors)
-            with job.content:
-                for drop in job.drops:
-                    try:
-                        self._drop(job, drop)
-                    except (OSError, SpoolError, NoMailbox) as error:
-                        errors.append(error)
-                    else:
-                        written.setdefault(drop.directory, []).append((errors, len(errors)))
-                        errors.append(None)
+            results.append(self._write_job(job, written))
         for directory, places in written.items():
             try:
                 _sync_directory(f"{directory}/new")
             except OSError as error:
-                for errors, place in places:
+                for _, errors, place in places:
                     errors[place] = error
+            else:
+                for job, _, place in places:
+                    job.done.add(place)
         return results
+
+    def _write_job(self, job: Job, written: dict[str, list[tuple[Job, Errors, int]]]) -> Errors:
+        errors: Errors = []
+        for drop in job.drops:
+            try:
+                self._drop(job, drop)
+            except (OSError, SpoolError, NoMailbox) as error:
+                errors.append(error)
+            except Exception as error:
+                # A fault with one drop is no trouble of the others in this thread.
+                _log.failure("writing into a Maildir broke", event="maildir.broke", directory=drop.directory)
+                errors.append(SpoolError(f"a fault inside Elemta: {error!r}"))
+            else:
+                written.setdefault(drop.directory, []).append((job, errors, len(errors)))
+                errors.append(None)
+        with contextlib.suppress(OSError):  # it was only read
+            job.content.close()
+        return errors
 
     def _drop(self, job: Job, drop: Drop) -> None:
         if drop.directory not in self._known:

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from elemta.delivery.bounces import BounceSpool, submit, tell_left_out
 from elemta.delivery.conclusions import Conclusion
 from elemta.delivery.queue import Queue
+from elemta.delivery.recording import settle_surely
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.message.notice import Kind, Notice
 from elemta.spool.records import QueuedMessage
@@ -30,25 +31,25 @@ async def record(queue: Queue, message: QueuedMessage, conclusion: Conclusion, r
 
     The notices come first: a crash between them and the outcomes may tell a sender twice, but never not
     at all. Where one that tells of a failure can't be queued, its recipients are tried again at
-    ``retry_at``. SpoolError: the outcomes are not stored yet.
+    ``retry_at``. What was delivered is not recorded here: that was settled before anybody was told.
+    SpoolError: the outcomes are not stored yet.
     """
     notices = conclusion.notices.to_send
     try:
         await tell(queue, message, [notice for notice in notices if notice.kind is Kind.FAILURE])
-    except (SpoolError, OSError) as error:
-        _tell_operator(message, error)
+    except Exception as error:
+        tell_operator(message, error)
         conclusion = conclusion.without_notices(retry_at)
     else:
         try:
             await tell(queue, message, [notice for notice in notices if notice.kind is not Kind.FAILURE])
-        except (SpoolError, OSError) as error:
-            # What was delivered must not be delivered again because nobody could be told.
-            _tell_operator(message, error)
+        except Exception as error:
+            tell_operator(message, error)
             conclusion = replace(conclusion, warned=False)
-    await queue.settle(
-        message.queue_id,
+    await settle_surely(
+        queue,
+        message,
         conclusion.outcomes,
-        part=message.part,
         retry_at=conclusion.retry_at,
         hold_reason=conclusion.hold_reason,
         hold=conclusion.hold,
@@ -71,10 +72,11 @@ async def tell(spool: NoticeSpool, message: QueuedMessage, notices: Iterable[Not
     UnknownMessage: it is gone, and there is nothing to tell. SpoolFull, SpoolError: not all are queued.
     """
     for notice in notices:
-        await submit(spool, notice, await _content(spool, message.queue_id))
+        await submit(spool, notice, await content_for_notice(spool, message.queue_id))
 
 
-async def _content(spool: NoticeSpool, queue_id: str) -> BinaryIO | None:
+async def content_for_notice(spool: NoticeSpool, queue_id: str) -> BinaryIO | None:
+    """The message that a notice is about; None where it can't be read. UnknownMessage."""
     try:
         return await spool.open_content(queue_id)
     except UnknownMessage:
@@ -84,7 +86,11 @@ async def _content(spool: NoticeSpool, queue_id: str) -> BinaryIO | None:
         return None
 
 
-def _tell_operator(message: QueuedMessage, error: Exception) -> None:
+def tell_operator(message: QueuedMessage, error: Exception) -> None:
+    """Log that a notice could not be built or queued."""
+    if not isinstance(error, SpoolError | OSError):
+        _log.failure("a notice to a sender broke", event="bounce.broke", queue_id=message.queue_id)
+        return
     _log.error(
         "a notice to a sender could not be queued",
         event="bounce.not_queued",

@@ -7,6 +7,7 @@ from typing import BinaryIO, Protocol
 
 from twisted.internet.defer import Deferred
 
+from elemta.address import Address
 from elemta.delivery.bounces import BounceSpool
 from elemta.outcome import Outcome
 from elemta.spool.records import (
@@ -14,6 +15,7 @@ from elemta.spool.records import (
     HoldCause,
     LaneDue,
     MessageRecord,
+    OwedNotice,
     Page,
     Plan,
     PlannedPart,
@@ -62,8 +64,15 @@ class Queue(BounceSpool, Protocol):
         warned: bool = False,
         attempted: bool = True,
         hold: HoldCause = HoldCause.FAULT,
+        owes: Collection[Address] = (),
     ) -> Deferred[None]:
         """Record an attempt; fires when that is durable."""
+
+    async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
+        """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
+
+    async def write_off(self, owed: OwedNotice) -> None:
+        """Let nobody hear of these deliveries."""
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
         """Parts whose hold has an end and began at ``before`` or earlier."""

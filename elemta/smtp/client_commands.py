@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from elemta.address import Address
 from elemta.envelope import BodyType, MailParameters, Notify, Recipient
@@ -18,6 +19,7 @@ class ClientTransaction:
 
     ``size`` is the octets of the content; ``utf8_header`` whether the header has octets beyond ASCII,
     so that the next hop must know SMTPUTF8 (RFC 6531 §3.1) even where the addresses do not need it.
+    ``taken`` gets the result of each recipient for whom the next hop took the message, the moment it says so.
     """
 
     sender: Address
@@ -25,6 +27,7 @@ class ClientTransaction:
     parameters: MailParameters
     size: int
     utf8_header: bool = False
+    taken: dict[Address, Any] = field(default_factory=dict, compare=False)
 
     def wants_smtputf8(self, recipients: Iterable[Recipient]) -> bool:
         """Whether the message can't go to these recipients without SMTPUTF8."""

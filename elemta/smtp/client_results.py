@@ -71,6 +71,11 @@ class TransactionResults:
         if status is None:
             return False
         recipient = self.transaction.recipients[index]
+        if status is Status.DELIVERED:
+            # Before anything is made of its words.
+            self.transaction.taken.setdefault(
+                recipient.address, RecipientResult(recipient, status, reply.code, "", "", self._dsn)
+            )
         enhanced = reply.enhanced if status is status_of_code else ""
         text = f"{reply.text[:_LONGEST_TEXT]} (in reply to {verb})".lstrip()
         # RFC 3461 §5.2.1: a server that offers DSN takes over what was asked to be reported.

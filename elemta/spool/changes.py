@@ -11,8 +11,18 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from elemta.spool.operations import Assignment, Batch, Change, Ledger, NewMessage, Operation, Settlement
-from elemta.spool.parts import Part, Queued, assign, change, settle, storable
+from elemta.errors import SpoolError
+from elemta.spool.operations import (
+    Assignment,
+    Batch,
+    Change,
+    Ledger,
+    NewMessage,
+    Operation,
+    Payment,
+    Settlement,
+)
+from elemta.spool.parts import Part, Queued, assign, change, pay, settle, storable
 from elemta.spool.records import HoldCause, State
 from elemta.spool.rows import STATE_CODES, STATES
 
@@ -31,8 +41,10 @@ _NEW_HELD_PART = (
 _BODY = "INSERT INTO body (id, header, content) VALUES {}"
 _RECIPIENT = (
     "INSERT OR REPLACE INTO recipient (message_id, position, pending, status, code, enhanced, text, route,"
-    " next_hop, at) VALUES {}"
+    " next_hop, at, owed) VALUES {}"
 )
+_PAID = """UPDATE recipient SET owed = 0 WHERE (message_id, position) IN
+    (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
 _ATTEMPT = (
     "INSERT INTO attempt (message_id, number, position, status, code, enhanced, text, route, next_hop, at,"
     " seconds) VALUES {}"
@@ -45,6 +57,7 @@ _LOAD = """SELECT json_group_array(json_array(
     CASE WHEN json_valid(CAST(m.envelope AS TEXT)) THEN json_extract(CAST(m.envelope AS TEXT), '$.to') END,
     (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending),
     (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id),
+    (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND r.owed > 0),
     (SELECT json_group_array(json_array(p.number, CAST(p.lane AS TEXT), p.state, printf('%!.17g', p.turn),
         p.attempts, p.warned, CAST(p.positions AS TEXT), p.hold, p.held_at))
         FROM part p WHERE p.message_id = m.id), m.pending))
@@ -59,6 +72,8 @@ _REMOVE_PARTS = """DELETE FROM part WHERE (message_id, number) IN
     (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
 _CHUNK = 64
 
+_Other = Settlement | Assignment | Change | Payment
+
 
 def carry_out(
     connection: sqlite3.Connection, operations: Iterable[Operation], batch: Batch, history: int
@@ -68,35 +83,42 @@ def carry_out(
     Raises what SQLite raises; the caller rolls back and decides what the failure means.
     """
     new: list[NewMessage] = []
-    others: list[Settlement | Assignment | Change] = []
+    others: list[_Other] = []
     for operation in operations:
         if isinstance(operation, NewMessage):
             new.append(operation)
         else:
             others.append(operation)
-    if new:
-        _take_in(connection, new, batch.ledger)
+    payments: dict[Operation, Operation] = {each.pays: each for each in new if each.pays is not None}
+    others.extend(each.pays for each in new if each.pays is not None)
+    found: dict[int, Queued] = {}
     if others:
         found = _load(connection, {operation.key for operation in others})
         for operation in others:
             message = found.get(operation.key)
             if message is not None and (message.gone or message.queue_id != operation.queue_id):
                 message = None
-            _carry_out(message, operation, batch)
+            error = _carry_out(message, operation)
+            if error is not None:
+                batch.errors[payments.get(operation, operation)] = error
+    if new:
+        _take_in(connection, [each for each in new if each not in batch.errors], batch.ledger)
+    if found:
         _write_back(connection, found.values(), batch, history)
 
 
-def _carry_out(message: Queued | None, operation: Settlement | Assignment | Change, batch: Batch) -> None:
+def _carry_out(message: Queued | None, operation: _Other) -> SpoolError | None:
     if isinstance(operation, Change):
-        error = change(message, operation)
-        if error is not None:
-            batch.errors[operation] = error
-    elif message is None:
-        return
-    elif isinstance(operation, Settlement):
+        return change(message, operation)
+    if isinstance(operation, Payment):
+        return pay(message, operation)
+    if message is None:
+        return None
+    if isinstance(operation, Settlement):
         settle(message, operation)
     else:
         assign(message, operation)
+    return None
 
 
 def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
@@ -176,7 +198,8 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queu
     text: str = connection.execute(_LOAD, (json.dumps(list(keys)),)).fetchone()[0]
     found: dict[int, Queued] = {}
     for row in json.loads(text):
-        key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last, parts, pending = row
+        key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last = row[:10]
+        owed, parts, pending = row[10:]
         state = STATES[code]
         readable = _are_recipients(recipients) and all(_are_places(part[6]) for part in parts)
         queued = found[key] = Queued(
@@ -192,6 +215,7 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queu
             last or 0,
             [_part_of(part) for part in parts],
             state,
+            set(owed),
             pending_unread=None if readable else pending,
         )
         queued.found_undeliverable = queued.undeliverable
@@ -236,6 +260,7 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: 
     too_old: list[tuple[int, int]] = []
     parts: list[tuple[object, ...]] = []
     left: list[tuple[int, int]] = []
+    paid: list[tuple[int, int]] = []
     for message in found:
         if not message.changed and not message.gone:
             continue
@@ -261,6 +286,7 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: 
         parts.extend(_part_row(message.key, part) for part in message.parts if part.changed and not part.gone)
         left.extend((message.key, part.number) for part in message.parts if part.gone)
         outcomes.extend(message.outcomes.values())
+        paid.extend((message.key, position) for position in message.paid)
         attempts.extend(message.history[-history:])
         if message.history and message.attempt > history:
             too_old.append((message.key, message.attempt - history))
@@ -271,6 +297,8 @@ def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: 
     _write_rows(connection, _UPDATE, updates)
     _write_rows(connection, _PART, parts)
     _write_rows(connection, _RECIPIENT, outcomes)
+    if paid:
+        connection.execute(_PAID, (json.dumps(paid),))
     _write_rows(connection, _ATTEMPT, attempts)
     if too_old:
         connection.executemany("DELETE FROM attempt WHERE message_id = ? AND number <= ?", too_old)

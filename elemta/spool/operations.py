@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from elemta.address import Address
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome
 from elemta.spool.records import HoldCause, PlannedPart, State
 
 
 @dataclass(slots=True, eq=False)
+class Payment:
+    """The sender need not hear any more of the deliveries to these recipients of a message; None is all."""
+
+    key: int
+    queue_id: str
+    recipients: Collection[Address] | None
+
+    @property
+    def cost(self) -> int:
+        return 256
+
+
+@dataclass(slots=True, eq=False)
 class NewMessage:
-    """A message to take in. ``content`` is None where the body is in a file: synced, not yet renamed."""
+    """A message to take in. ``content`` is None where the body is in a file: synced, not yet renamed.
+
+    A notice ``pays`` for what it tells of; it is taken in only where that is still owed.
+    """
 
     key: int
     queue_id: str
@@ -28,6 +45,7 @@ class NewMessage:
     content: bytes | None
     parts: Sequence[PlannedPart]
     hold: HoldCause = HoldCause.OPERATOR
+    pays: Payment | None = None
 
     @property
     def cost(self) -> int:
@@ -45,7 +63,8 @@ class Settlement:
 
     ``part`` is the number of the part that was attempted, None for the whole message. ``hold`` says what
     puts on hold what goes there, and ``at`` when. One that ``ends_hold`` counts only while the part is on a
-    hold that has an end; else it is ``skipped``.
+    hold that has an end; else it is ``skipped``. Of the recipients in ``owes`` that are delivered the sender
+    has still to hear: the message stays for that until a `Payment`.
     """
 
     key: int
@@ -60,6 +79,7 @@ class Settlement:
     at: float = 0.0
     ends_hold: bool = False
     skipped: bool = False
+    owes: Collection[Address] = ()
 
     @property
     def cost(self) -> int:
@@ -124,7 +144,7 @@ class Change:
         return 256
 
 
-Operation = NewMessage | Settlement | Assignment | Change
+Operation = NewMessage | Settlement | Assignment | Change | Payment
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from elemta.address import Address
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool.operations import Action, Assignment, Change, Settlement
+from elemta.spool.operations import Action, Assignment, Change, Payment, Settlement
 from elemta.spool.records import HoldCause, State
 
 _log = Logger()
@@ -20,6 +20,9 @@ _log = Logger()
 # About what the rows of a message and of each of its recipients take, in octets.
 ROWS_OF_MESSAGE = 4096
 ROWS_OF_RECIPIENT = 1024
+
+# How the database says that the sender has still to hear of a delivery.
+OWED_RELAYED, OWED_FINAL = 1, 2
 
 
 def room_of(size: int, recipients: int) -> int:
@@ -48,6 +51,7 @@ class Part:
 class Queued:
     """A message under change. ``finished`` are the positions of recipients that need no attempt any more.
 
+    The sender has still to hear of the deliveries to those in ``owed``; of those in ``paid`` not any more.
     ``pending_unread`` is how many wait where the envelope does not tell who: such a message stays until
     somebody deletes it.
     """
@@ -64,6 +68,8 @@ class Queued:
     attempt: int
     parts: list[Part]
     found: State
+    owed: set[int] = field(default_factory=set)
+    paid: list[int] = field(default_factory=list)
     found_undeliverable: int = 0
     pending_unread: int | None = None
     next_attempt_at: float | None = None
@@ -114,7 +120,9 @@ class Queued:
                 part.gone = True
         left = [part for part in self.parts if not part.gone]
         if not left:
-            self.gone = True
+            # What is still to be told needs the message's header.
+            self.gone = not self.owed
+            self.state, self.hold_reason = State.DEFERRED, None
             return
         states = {part.state for part in left}
         self.state = next(state for state in (State.ACTIVE, State.DEFERRED, State.HOLD) if state in states)
@@ -147,7 +155,7 @@ def settle(message: Queued, settlement: Settlement) -> None:
                 recipient=str(outcome.recipient),
             )
         for position in positions:
-            _record(message, position, outcome, keep_failed=keep_failed)
+            _record(message, position, outcome, keep_failed=keep_failed, owes=settlement.owes)
         if outcome.status is Status.DEFERRED and settlement.retry_at is not None:
             wait.update(positions)
     for part in list(message.parts):
@@ -192,7 +200,9 @@ def _hold(message: Queued, part: Part, positions: list[int], settlement: Settlem
     held.state, held.attempts, held.changed = State.HOLD, held.attempts + 1, True
 
 
-def _record(message: Queued, position: int, outcome: Outcome, *, keep_failed: bool) -> None:
+def _record(
+    message: Queued, position: int, outcome: Outcome, *, keep_failed: bool, owes: Collection[Address]
+) -> None:
     if position in message.finished:
         return
     status = outcome.status
@@ -208,9 +218,28 @@ def _record(message: Queued, position: int, outcome: Outcome, *, keep_failed: bo
         storable(outcome.next_hop),
         outcome.at,
     )
-    message.outcomes[position] = (message.key, position, not finished, *said)
+    owed = 0
+    if status is Status.DELIVERED and outcome.recipient in owes:
+        owed = OWED_FINAL if outcome.final else OWED_RELAYED
+        message.owed.add(position)
+    message.outcomes[position] = (message.key, position, not finished, *said, owed)
     message.attempt += 1
     message.history.append((message.key, message.attempt, position, *said, outcome.seconds))
+
+
+def pay(message: Queued | None, payment: Payment) -> UnknownMessage | None:
+    """Note that the sender hears of deliveries, or will not; an error where that is not owed any more."""
+    if message is None:
+        return UnknownMessage(f"there is no message {payment.queue_id} in the queue")
+    paid = set(message.owed)
+    if payment.recipients is not None:
+        paid &= {position for address in payment.recipients for position in message.positions(address)}
+    if not paid:
+        return UnknownMessage(f"nothing is to be told any more about the deliveries of {payment.queue_id}")
+    message.owed -= paid
+    message.paid += sorted(paid)
+    message.conclude()
+    return None
 
 
 def assign(message: Queued, assignment: Assignment) -> None:

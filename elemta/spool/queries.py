@@ -10,6 +10,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from elemta.address import Address
+from elemta.envelope import Recipient
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Status
 from elemta.spool.content import Content
@@ -105,16 +106,13 @@ class Queries:
         said = {
             position: rest
             for position, *rest in self._reader.all(
-                "SELECT position, pending, status, code, enhanced, text, route, next_hop, at FROM recipient"
-                " WHERE message_id = ?",
+                "SELECT position, pending, status, code, enhanced, text, route, next_hop, at, owed"
+                " FROM recipient WHERE message_id = ?",
                 (key,),
             )
         }
         records = tuple(
-            RecipientRecord(recipient, bool(rest[0]), Status(rest[1]), *rest[2:])
-            if (rest := said.get(position)) is not None
-            else RecipientRecord(recipient, pending=True)
-            for position, recipient in enumerate(recipients)
+            _record(recipient, said.get(position)) for position, recipient in enumerate(recipients)
         )
         history = tuple(
             AttemptRecord(number, recipients[position].address, Status(status), *rest)
@@ -125,6 +123,15 @@ class Queries:
             )
         )
         return MessageRecord(message, records, history, bool(row[-1]))
+
+
+def _record(recipient: Recipient, said: Sequence[Any] | None) -> RecipientRecord:
+    if said is None:
+        return RecipientRecord(recipient, pending=True)
+    pending, status, code, enhanced, text, route, next_hop, at, owed = said
+    return RecipientRecord(
+        recipient, bool(pending), Status(status), code, enhanced, text, route, next_hop, at, bool(owed)
+    )
 
 
 def _position(queue_id: str) -> int:

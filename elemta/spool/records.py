@@ -10,7 +10,7 @@ from typing import Protocol
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -163,6 +163,17 @@ class HeldPart:
 
 
 @dataclass(frozen=True, slots=True)
+class OwedNotice:
+    """Deliveries that are recorded and of which the sender has still to hear.
+
+    The ``pending`` of the message are the recipients that they went to.
+    """
+
+    message: QueuedMessage
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LaneDue:
     """What is due in a lane: some parts in their order, and when more will be (None: nothing else waits)."""
 
@@ -187,7 +198,8 @@ class Page:
 class RecipientRecord:
     """One recipient and the last that became of it; ``status`` is None before the first attempt.
 
-    ``pending`` says whether it still needs an attempt: a failed recipient of a held message does.
+    ``pending`` says whether it still needs an attempt: a failed recipient of a held message does;
+    ``owed`` that the sender has still to hear of the delivery.
     """
 
     recipient: Recipient
@@ -199,6 +211,7 @@ class RecipientRecord:
     route: str = ""
     next_hop: str = ""
     at: float | None = None
+    owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

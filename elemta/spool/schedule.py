@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from elemta.envelope import Recipient
+from elemta.outcome import Outcome, Status
 from elemta.spool.damaged_rows import Found, read_rows
+from elemta.spool.parts import OWED_FINAL
 from elemta.spool.queueid import row_key
 from elemta.spool.reading import Reader
-from elemta.spool.records import HeldPart, HoldCause, LaneDue, Page
-from elemta.spool.rows import PART_COLUMNS, part_of
+from elemta.spool.records import HeldPart, HoldCause, LaneDue, OwedNotice, Page
+from elemta.spool.rows import MESSAGE_COLUMNS, PART_COLUMNS, message_of, part_of
 
 _FINISHED = (
     "(SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending)"
@@ -66,6 +70,15 @@ _UNDELIVERABLE = _HELD.format(
     "SELECT message_id, number, held_at FROM part INDEXED BY part_held"  # noqa: S608 - a number of ours
     f" WHERE hold = {HoldCause.UNDELIVERABLE.value} AND held_at IS NOT NULL ORDER BY held_at LIMIT ?1"
 )
+_OWED = (
+    f"SELECT {MESSAGE_COLUMNS}, m.id FROM message m WHERE m.id IN"  # noqa: S608 - names are ours
+    " (SELECT DISTINCT message_id FROM recipient INDEXED BY recipient_owed"
+    " WHERE owed > 0 AND message_id > ? ORDER BY message_id LIMIT ?) ORDER BY m.id"
+)
+_OWED_OF = (
+    "SELECT position, status, text, route, next_hop, at, code, enhanced, owed FROM recipient"
+    " WHERE message_id = ? AND owed > 0 ORDER BY position"
+)
 # The queued ones in the order of arrival.
 _WALK_STATE = (
     "SELECT id, CAST(received_at AS REAL) FROM message INDEXED BY message_{} WHERE state = {} AND id > ?1"
@@ -92,6 +105,38 @@ class Schedule:
             (lane, 0.0 if active else None if due is None else float(due))
             for lane, active, due in json.loads(text)
         ]
+
+    def owed(self, after: str | None, limit: int) -> Found[list[OwedNotice]]:
+        """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
+        key = None if after is None else row_key(after)
+        rows = self._reader.all(_OWED, (-1 if key is None else key, limit))
+        found, damaged = read_rows(rows, self._owed_of)
+        return Found(found, tuple(damaged))
+
+    def _owed_of(self, row: Sequence[Any]) -> OwedNotice:
+        message = message_of(row, ())
+        pending: list[Recipient] = []
+        outcomes: list[Outcome] = []
+        for position, status, text, route, next_hop, at, code, enhanced, owed in self._reader.all(
+            _OWED_OF, (row[-1],)
+        ):
+            recipient = message.envelope.recipients[position]
+            pending.append(recipient)
+            outcomes.append(
+                Outcome(
+                    message.queue_id,
+                    recipient.address,
+                    Status(status),
+                    text,
+                    route,
+                    next_hop,
+                    at,
+                    code=code,
+                    enhanced=enhanced,
+                    final=owed == OWED_FINAL,
+                )
+            )
+        return OwedNotice(replace(message, pending=tuple(pending)), tuple(outcomes))
 
     def due(
         self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]

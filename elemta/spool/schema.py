@@ -4,7 +4,8 @@ The version is SQLite's ``user_version``; ``application_id`` marks the file as o
 of the first pre-releases: no reason for a hold, no count and no history of attempts. Version 2, of later
 ones, had one next attempt for a message; since version 3 recipients that go one way are a part with its own.
 Version 4 notes what put a part on hold, and when. Since version 5 the indexes by state say how large the
-messages are, so that counting needs no other page, and one index serves all holds that have an end.
+messages are, so that counting needs no other page, and one index serves all holds that have an end. Version 6
+notes whose sender has still to hear of a delivery.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from elemta.errors import SpoolFormatError
 _log = Logger()
 
 APPLICATION_ID = 0x454C4D54  # "ELMT"
-VERSION = 5
+VERSION = 6
 
 _MARK = f"PRAGMA application_id = {APPLICATION_ID}"
 _DUE = "CREATE INDEX message_due ON message (state, next_attempt_at)"
@@ -53,6 +54,11 @@ _HELD = "CREATE INDEX part_held ON part (hold, held_at) WHERE held_at IS NOT NUL
 _HELD_4 = (
     "CREATE INDEX part_held ON part (held_at) WHERE held_at IS NOT NULL",
     "CREATE INDEX part_undeliverable ON part (held_at) WHERE hold = 1",
+)
+# Whether the sender has still to hear of the delivery, and of which kind: 1 relayed, 2 to its place; 0 not.
+_OWED = (
+    "ALTER TABLE recipient ADD COLUMN owed INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX recipient_owed ON recipient (message_id) WHERE owed > 0",
 )
 # What is scheduled: recipients of one message that go one way, its lane. ``turn`` orders the parts of a lane:
 # for an active one its place in the line, for a deferred one the time of its next attempt. ``positions`` is a
@@ -95,6 +101,7 @@ _CURRENT = (
     *(f"ALTER TABLE part ADD COLUMN {column}" for column in _HOLD_COLUMNS),
     _HELD,
     _RECIPIENT,
+    *_OWED,
     _ATTEMPT,
     f"PRAGMA user_version = {VERSION}",
 )
@@ -146,6 +153,7 @@ _STEPS = {
         _HELD,
         "PRAGMA user_version = 5",
     ),
+    5: (*_OWED, "PRAGMA user_version = 6"),
 }
 
 

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.address import Address
 from elemta.envelope import Envelope
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome
@@ -31,6 +32,7 @@ from elemta.spool.operations import (
     Ledger,
     NewMessage,
     Operation,
+    Payment,
     Settlement,
 )
 from elemta.spool.partition import Partition
@@ -44,6 +46,7 @@ from elemta.spool.records import (
     LaneDue,
     MessageRecord,
     MessageSummary,
+    OwedNotice,
     Page,
     Plan,
     PlannedPart,
@@ -228,8 +231,13 @@ class Spool:
         """A writer for a new message, which has its queue id at once."""
         return MessageWriter(self._ids.next(), self._bodies)
 
-    def commit(self, writer: MessageWriter, submission: Submission) -> Deferred[Envelope]:
+    def commit(
+        self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
+    ) -> Deferred[Envelope]:
         """Take responsibility for a message; fires when it is on stable storage.
+
+        A notice ``pays`` for the deliveries that it tells of, in the same transaction; where those are not
+        owed any more it is not taken in: UnknownMessage.
 
         SpoolFull: there is no room (452). SpoolError: local trouble (451). The writer is used up either way.
         """
@@ -260,6 +268,7 @@ class Spool:
             content=None if writer.in_file else writer.take(),
             parts=self._listeners.planned(submission),
             hold=submission.hold,
+            pays=None if pays is None else _payment(pays),
         )
         self._writers[operation] = writer
         if operation.content is not None:
@@ -285,6 +294,7 @@ class Spool:
         warned: bool = False,
         attempted: bool = True,
         hold: HoldCause = HoldCause.FAULT,
+        owes: Collection[Address] = (),
     ) -> Deferred[None]:
         """Record what became of an attempt for a part (None: all of them); fires when that is durable.
 
@@ -293,7 +303,7 @@ class Spool:
         failed recipients stay pending and the part goes to HOLD, but for those that are deferred and have a
         ``retry_at``; ``hold`` says what put it there, and so how that ends. With neither it keeps its state.
         ``warned`` notes that the sender was told of the delay; what was not ``attempted`` only waits, and
-        does not count.
+        does not count. Of deliveries to those in ``owes`` the sender has still to hear; see `owed`.
         A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
         in memory and stores them as soon as the disk lets it.
         """
@@ -302,9 +312,37 @@ class Spool:
             return fail(_unknown(queue_id))
         self._recent.discard(queue_id)
         settlement = Settlement(
-            key, queue_id, tuple(outcomes), retry_at, hold_reason, part, warned, attempted, hold, self._now()
+            key,
+            queue_id,
+            tuple(outcomes),
+            retry_at,
+            hold_reason,
+            part,
+            warned,
+            attempted,
+            hold,
+            self._now(),
+            owes=owes,
         )
         return cast("Deferred[None]", self._commits.submit(settlement))
+
+    async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
+        """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
+        found = await self._read(self._schedule.owed, after, limit)
+        for row in found.damaged:
+            _log.error(
+                "a sender is not told of a delivery: the message in the queue can't be read",
+                event="spool.owed_unreadable",
+                queue_id=row.queue_id,
+                row=row.key,
+                reason=row.reason,
+            )
+            await self._commits.submit(Payment(row.key, row.queue_id, None))
+        return found.value
+
+    async def write_off(self, owed: OwedNotice) -> None:
+        """Let nobody hear of these deliveries. UnknownMessage: that is so already; SpoolError."""
+        await self._commits.submit(_payment(owed))
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
         """Parts whose hold has an end and began at ``before`` or earlier, the oldest hold first."""
@@ -538,6 +576,14 @@ class Spool:
     ) -> list[MessageSummary]:
         """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
         return await self._read(self._queries.page, state, limit, after)
+
+
+def _payment(owed: OwedNotice) -> Payment:
+    queue_id = owed.message.queue_id
+    key = row_key(queue_id)
+    if key is None:
+        raise _unknown(queue_id)
+    return Payment(key, queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
 
 
 def _is_large(operation: Operation) -> bool:

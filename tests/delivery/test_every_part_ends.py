@@ -169,7 +169,7 @@ class Histories(RuleBasedStateMachine):
             )
         self.patches = ExitStack()
         self.patches.enter_context(
-            mock.patch.object(Carrier, "carry", lambda _, *args: self.network.carry(*args))
+            mock.patch.object(Carrier, "carry", lambda _, *args: self.network.carry(*args[:2]))
         )
         # So that hours are not made of seconds.
         self.patches.enter_context(mock.patch("elemta.delivery.attempts._NOTHING_FREE", 50.0))

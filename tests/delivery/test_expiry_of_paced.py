@@ -95,9 +95,9 @@ async def test_what_a_limit_keeps_for_ever_expires_in_time(
 async def test_what_no_connection_is_free_for_expires_in_time(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def carry(self: Carrier, message: Any, ways: Any) -> Carried:
+    async def carry(self: Carrier, message: Any, ways: Any, taken: Any) -> Carried:
         if message.lane == "maildir:":
-            return await carried(self, message, ways)
+            return await carried(self, message, ways, taken)
         outcomes = tuple(
             Outcome(
                 message.queue_id, each.address, Status.DEFERRED, "nothing free", "", "", reactor.seconds()

@@ -119,7 +119,7 @@ async def test_where_the_notice_can_not_be_queued_the_message_stays_as_it_was(
 ) -> None:
     queue_id = await queue(spool, hold=hold)
 
-    def full(*_: Any) -> Deferred[Any]:
+    def full(*_: Any, **__: Any) -> Deferred[Any]:
         return fail(SpoolFull("no room"))
 
     monkeypatch.setattr(spool, "commit", full)

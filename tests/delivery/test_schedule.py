@@ -135,6 +135,7 @@ async def test_all_that_waited_for_a_destination_is_made_due_by_one_commit(tmp_p
             ways=None,
             settings=DeliverySettings("mx.example"),
             pace=None,
+            notices=None,
         )  # type: ignore[arg-type] - what makes attempts is not needed
         lanes.probe_now([""])
         disk.diary.clear()
@@ -300,7 +301,7 @@ async def test_a_recipient_is_not_given_up_before_its_notice_is_stored(
     post.settings = replace(post.settings, retries=Retries((0.2,)))
     post.start(await post.listen(hop))
     queue_id = await post.send("bob@example.com")
-    monkeypatch.setattr(post.spool, "commit", lambda *_: fail(SpoolError("the disk is full")))
+    monkeypatch.setattr(post.spool, "commit", lambda *_, **__: fail(SpoolError("the disk is full")))
     await post.idle()
     record = await post.show(queue_id)
     assert (record.message.state, record.recipients[0].pending) == (State.DEFERRED, True)
@@ -527,6 +528,8 @@ async def test_a_policy_sends_recipients_their_own_ways(post: Post) -> None:
     assert [line for line in other.heard if line.startswith(b"RCPT")] == [b"RCPT TO:<other@example.com>"]
     assert record.message.hold_reason == "look at it"
     await post.until(lambda: sorted(router.told) == ["other delivered", "usual delivered"])
+    # Those who are told hear of a delivery before the record of those who wait.
+    await post.until(lambda: post.delivery is not None and not post.delivery.under_way)
     said = {str(each.recipient): each for each in (await post.show(queue_id)).recipients}["later@example.com"]
     assert (said.status, said.text, said.enhanced) == (Status.DEFERRED, "not today", "4.7.1")
 

@@ -103,6 +103,13 @@ async def everything(spool: Spool) -> None:
     await spool.undeliverable(10)
     (ending,) = [each for each in await spool.held(now + 1e9, 10) if each.message.queue_id == held]
     await spool.end_hold(ending, [outcome(held, "bob", Status.FAILED)], "removed")
+    told = await put(spool, b"told", "bob", "eve")
+    delivered = [outcome(told.queue_id, "bob", Status.DELIVERED)]
+    await spool.settle(
+        told.queue_id, delivered, retry_at=None, hold_reason=None, owes=[delivered[0].recipient]
+    )
+    for owed in await spool.owed(None, 10):
+        await spool.write_off(owed)
     for change in (spool.hold, spool.release, spool.retry, spool.delete):
         await change(page[2].queue_id)
 

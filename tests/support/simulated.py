@@ -24,7 +24,7 @@ from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.outcome import Outcome, Status
 from elemta.spool import HeldPart, HoldCause, LaneDue, QueuedMessage, State
 from elemta.spool.content import Content
-from elemta.spool.records import Page, Submission
+from elemta.spool.records import OwedNotice, Page, Submission
 
 reactor: Any = _reactor
 START = 1_700_000_000.0
@@ -123,6 +123,9 @@ class MemoryQueue:
         ]
         return Page(tuple(sorted(old, key=lambda each: each.queue_id)), -1, False)
 
+    async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
+        return []
+
     async def held(self, before: float, limit: int) -> list[HeldPart]:
         return []
 
@@ -132,7 +135,9 @@ class MemoryQueue:
     def begin(self) -> Writer:
         return Writer()
 
-    def commit(self, writer: Writer, submission: Submission) -> Deferred[Envelope]:
+    def commit(
+        self, writer: Writer, submission: Submission, *, pays: OwedNotice | None = None
+    ) -> Deferred[Envelope]:
         self.notices.append((self.clock.seconds(), writer.text.decode()))
         return succeed(Envelope(writer.queue_id, submission.sender, submission.recipients, 0.0, 1))
 
@@ -150,6 +155,7 @@ class MemoryQueue:
         warned: bool = False,
         attempted: bool = True,
         hold: HoldCause = HoldCause.FAULT,
+        owes: Collection[Address] = (),
     ) -> Deferred[None]:
         self.changes += 1
         message = self.find(queue_id)
@@ -274,7 +280,7 @@ class Simulation:
             following = min((call.getTime() for call in self.clock.getDelayedCalls()), default=end)
             self.clock.advance(max(0.0, min(following - now, end - now)) or min(0.001, end - now))
 
-    async def _carry(self, message: QueuedMessage, ways: object) -> Carried:
+    async def _carry(self, message: QueuedMessage, ways: object, taken: object) -> Carried:
         self.attempts.append((self.now, message.lane, message.queue_id))
         answer = self.network(message.lane, self.now)
         if answer.seconds:

@@ -1,0 +1,133 @@
+"""From what came of an attempt to the record of it: what was delivered is recorded first, and in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from twisted.logger import Logger
+
+from elemta.address import Address
+from elemta.delivery.queue import Queue
+from elemta.envelope import Notify
+from elemta.errors import SpoolError
+from elemta.outcome import Outcome, Status
+from elemta.smtp.client_results import RecipientResult
+from elemta.spool.records import HoldCause, QueuedMessage
+
+_log = Logger()
+
+_TRIES = 3
+
+Taken = dict[Address, RecipientResult]
+"""What next hops took of one attempt so far. It is noted at once, and no fault after that loses it."""
+
+
+def delivered_of(
+    message: QueuedMessage, outcomes: Sequence[Outcome], taken: Mapping[Address, RecipientResult]
+) -> list[Outcome]:
+    """The outcomes of all to whom the message was delivered: also of those whose outcome was lost here."""
+    delivered = [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
+    known = {outcome.recipient for outcome in delivered}
+    for address, result in taken.items():
+        if address not in known:
+            bare = Outcome(message.queue_id, address, Status.DELIVERED, "", "", "", 0.0)
+            delivered.append(replace(bare, code=result.code, dsn_passed_on=result.dsn_passed_on))
+    return delivered
+
+
+def rest_of(outcomes: Sequence[Outcome], delivered: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """The outcomes of all others."""
+    done = {outcome.recipient for outcome in delivered}
+    return tuple(outcome for outcome in outcomes if outcome.recipient not in done)
+
+
+def owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> frozenset[Address]:
+    """Those recipients of whose delivery the sender wants to hear, from us."""
+    if not message.envelope.sender:
+        return frozenset()
+    asked = {each.address for each in message.pending if each.notify and Notify.SUCCESS in each.notify}
+    # RFC 3461 §5.2.1: who took over the request for a notice answers it.
+    return frozenset(
+        each.recipient for each in delivered if not each.dsn_passed_on and each.recipient in asked
+    )
+
+
+async def settle_surely(
+    queue: Queue,
+    message: QueuedMessage,
+    outcomes: Sequence[Outcome],
+    *,
+    retry_at: float | None = None,
+    hold_reason: str | None = None,
+    hold: HoldCause = HoldCause.FAULT,
+    warned: bool = False,
+    owes: Collection[Address] = (),
+) -> None:
+    """Have outcomes of a part recorded; a fault on the way there is no reason not to ask again.
+
+    SpoolError: they are not stored yet; the spool keeps them. To record an outcome twice changes nothing.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            await queue.settle(
+                message.queue_id,
+                outcomes,
+                part=message.part,
+                retry_at=retry_at,
+                hold_reason=hold_reason,
+                hold=hold,
+                warned=warned,
+                owes=owes,
+            )
+        except SpoolError:
+            raise
+        except Exception:
+            if not left:
+                raise
+            _log.failure(
+                "recording an attempt broke; it is tried again",
+                event="delivery.record_broke",
+                queue_id=message.queue_id,
+            )
+        else:
+            return
+
+
+class DeliveredRecorder:
+    """Records deliveries. While one can't be recorded by a fault of ours, its part is not attempted."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._unrecorded: dict[tuple[str, int], list[Outcome]] = {}
+
+    def is_waiting(self, message: QueuedMessage) -> bool:
+        """Whether something was delivered of the part and could not be recorded."""
+        return message.key in self._unrecorded
+
+    async def record(self, message: QueuedMessage, delivered: list[Outcome]) -> None:
+        """Record deliveries before anybody is told of them. SpoolError: the spool keeps them for later."""
+        self._unrecorded[message.key] = delivered
+        try:
+            await settle_surely(self._queue, message, delivered, owes=_owes(message, delivered))
+        except SpoolError:
+            del self._unrecorded[message.key]
+            raise
+        del self._unrecorded[message.key]
+
+    async def record_waiting(self, message: QueuedMessage) -> None:
+        """Try again what could not be recorded."""
+        await self.record(message, self._unrecorded[message.key])
+
+
+def _owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> Collection[Address]:
+    try:
+        return owes(message, delivered)
+    except Exception:
+        _log.failure(
+            "it could not be seen who wants to hear of a delivery",
+            event="delivery.owed_unknown",
+            queue_id=message.queue_id,
+        )
+        # It is found out when the notice is made.
+        return [outcome.recipient for outcome in delivered] if message.envelope.sender else ()

@@ -1,0 +1,115 @@
+"""Telling senders of deliveries: after those are recorded, and until the notice is in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+
+from elemta.clock import SteadyWall
+from elemta.delivery.bounces import decide, submit
+from elemta.delivery.conclusions import notice_settings
+from elemta.delivery.notices import content_for_notice, tell_operator
+from elemta.delivery.queue import Queue
+from elemta.delivery.recording import owes
+from elemta.delivery.settings import DeliverySettings
+from elemta.errors import UnknownMessage
+from elemta.outcome import Outcome, Status
+from elemta.spool.records import OwedNotice, QueuedMessage
+
+_log = Logger()
+
+# Messages that one look takes in, and for which something is done at the same time.
+_PAGE = 50
+# Messages with a notice that can't be queued whose times are remembered.
+_MOST_FAILING = 10_000
+
+
+class SuccessNotices:
+    """Sends what the spool says is owed.
+
+    A delivery is recorded first, and with it that its sender has still to hear of it. The notice and the note
+    that it is no longer owed are one transaction: whenever the process ends, a sender is told once. A notice
+    that can't be queued is tried again, and written off ``expire`` after the delivery.
+    """
+
+    def __init__(self, clock: SteadyWall, queue: Queue, settings: DeliverySettings) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._queue = queue
+        self._sending: set[str] = set()
+        # Messages whose notice could not be queued, by queue id, and until when they are left alone.
+        self._failing: dict[str, float] = {}
+
+    async def send(self, message: QueuedMessage, delivered: Sequence[Outcome]) -> None:
+        """Tell the sender of deliveries that were just recorded. Does not raise."""
+        try:
+            owed = owes(message, delivered)
+            if owed:
+                outcomes = tuple(each for each in delivered if each.recipient in owed)
+                pending = tuple(each for each in message.pending if each.address in owed)
+                await self._send(OwedNotice(replace(message, pending=pending), outcomes))
+        except Exception as error:
+            # The spool knows what is owed, so the next look finds it.
+            tell_operator(message, error)
+
+    async def walk(self, now: float, goes_on: Callable[[], bool]) -> None:
+        """Send what is owed since before, and what could not be sent. SpoolError: the queue can't be read."""
+        after: str | None = None
+        while goes_on():
+            page = await self._queue.owed(after, _PAGE)
+            due = [each for each in page if self._failing.get(each.message.queue_id, now) <= now]
+            await gatherResults([Deferred.fromCoroutine(self._send(owed)) for owed in due])
+            if len(page) < _PAGE:
+                return
+            after = page[-1].message.queue_id
+
+    async def _send(self, owed: OwedNotice) -> None:
+        """Queue the notice. Does not raise but for a fault in the handling of what went wrong."""
+        message = owed.message
+        queue_id = message.queue_id
+        if queue_id in self._sending:
+            return
+        self._sending.add(queue_id)
+        try:
+            await self._queue_notice(owed)
+        except UnknownMessage:
+            pass  # an operator removed it, or it was told
+        except Exception as error:
+            tell_operator(message, error)
+            await self._failed(owed)
+        else:
+            self._failing.pop(queue_id, None)
+        finally:
+            self._sending.discard(queue_id)
+
+    async def _queue_notice(self, owed: OwedNotice) -> None:
+        settings, message = notice_settings(self.settings), owed.message
+        delivered = [replace(each, status=Status.DELIVERED, dsn_passed_on=False) for each in owed.outcomes]
+        notices = decide(message, delivered, now=self._clock.seconds(), settings=settings).to_send
+        if not notices:
+            await self._queue.write_off(owed)
+            return
+        content = await content_for_notice(self._queue, message.queue_id)
+        await submit(self._queue, notices[0], content, pays=owed)
+
+    async def _failed(self, owed: OwedNotice) -> None:
+        now, message = self._clock.seconds(), owed.message
+        if len(self._failing) >= _MOST_FAILING:
+            self._failing.clear()
+        self._failing[message.queue_id] = now + self.settings.retries.delays[0]
+        delivered_at = max([message.envelope.received_at, *(each.at for each in owed.outcomes)])
+        if now < delivered_at + self.settings.retries.expire or not self._queue.healthy:
+            return
+        _log.error(
+            "a sender is not told of a delivery: the notice could not be queued for too long",
+            event="bounce.written_off",
+            queue_id=message.queue_id,
+            sender=str(message.envelope.sender),
+        )
+        try:
+            await self._queue.write_off(owed)
+        except Exception as error:
+            tell_operator(message, error)
