@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.internet.base import ReactorBase
@@ -30,6 +31,7 @@ class Doors:
 
     def __init__(self, reactor: ReactorBase, lasting: Lasting, max_connections: int) -> None:
         self.house = House(reactor, max_connections)
+        lasting.metrics.net.watch_memory(lambda: asdict(self.house.memory))
         self.listeners: list[Listener] = []
         self.others: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
 from elemta.limits.identity import ip_identity
+from elemta.net.memory import MemoryBudget, SessionMemory
 from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
@@ -44,6 +45,7 @@ class House:
         self.max_connections_per_ip = max_connections
         self.closed_with: Reply | None = replies.STARTING
         self.connections: set[ESMTPProtocol | ProxyPreamble] = set()
+        self.waiting_input = MemoryBudget()
         self._prefix = secrets.token_hex(4)
         self._numbers = count(1)
         self._when_empty: list[Callable[[], None]] = []
@@ -57,6 +59,11 @@ class House:
 
     def next_session_id(self) -> str:
         return f"{self._prefix}-{next(self._numbers):x}"
+
+    @property
+    def memory(self) -> SessionMemory:
+        """What all sessions take; counted when it is asked for."""
+        return sum((connection.memory for connection in self.connections), SessionMemory())
 
     def has_room(self) -> bool:
         return len(self.connections) < self.max_connections
@@ -185,6 +192,10 @@ class ESMTPFactory(Factory):
         return RefusalProtocol(None if self.listener.tls is ListenerTLS.IMPLICIT else reply)
 
     # The protocol's home
+
+    @property
+    def waiting_input(self) -> MemoryBudget:
+        return self._house.waiting_input
 
     def seconds(self) -> float:
         return self._house.seconds()

@@ -19,9 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.directwrite import write_at_once
+from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.deadlines import Deadlines, Waiting
+from elemta.net.memory import MemoryBudget, SessionMemory
 from elemta.net.reception import Reception
 from elemta.net.terms import Terms
 from elemta.smtp import replies
@@ -44,12 +45,22 @@ from elemta.smtp.session import ServerSession
 
 _log = Logger()
 
-# Input that waits behind an open question; above it reading pauses.
-MOST_WAITING_INPUT = 64 * 1024
+# Input that waits behind an open question; above it reading pauses. One read more may have come by then.
+MOST_WAITING_INPUT = 4 * 1024
+# Octets of one read while commands come. A client with so many unsent octets of replies does not read.
+READ_COMMANDS = 16 * 1024
+# Beneath TLS there is one read, one record and what was made of them: OpenSSL keeps a buffer of each.
+READ_COMMANDS_BY_TLS = 8 * 1024
+# Octets of one read while a message comes.
+READ_MESSAGE = 64 * 1024
+READ_MESSAGE_BY_TLS = 32 * 1024
 
 
 class Home(TypingProtocol):
     """Keeps a protocol while it lives: a paused transport that nobody refers to would be collected."""
+
+    @property
+    def waiting_input(self) -> MemoryBudget: ...
 
     def seconds(self) -> float: ...
 
@@ -106,7 +117,10 @@ class ESMTPProtocol(Protocol):
         self._lost = False
         self._heard_all = False
         self._draining = False
+        self._continuing = False
         self._opened_at = 0.0
+        # What is counted in the house for input that waits.
+        self._input_memory = 0
 
     # From the transport
 
@@ -115,6 +129,7 @@ class ESMTPProtocol(Protocol):
         # A Unix socket of older Twisteds has the method, and raises.
         if hasattr(self.transport, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
+        self.transport.bufferSize = READ_COMMANDS
         self.transport.registerProducer(self, True)
         self._home.opened(self)
         if self._terms.implicit_tls:
@@ -164,6 +179,7 @@ class ESMTPProtocol(Protocol):
             self._reception.disconnected()
         finally:
             # Whatever goes wrong: a connection that is gone takes nobody's place and holds up no stop.
+            self._count_input(0)
             self._home.closed(self)
         _log.debug(
             "connection closed",
@@ -178,11 +194,15 @@ class ESMTPProtocol(Protocol):
 
     def pauseProducing(self) -> None:
         self._deadlines.unread(self._home.seconds())
+        self._session.unread = True
         self._pause_reading("unread replies")
 
     def resumeProducing(self) -> None:
         self._deadlines.read_again()
+        self._session.unread = False
         self._resume_reading("unread replies")
+        if not self._continuing:
+            self._use_input()
 
     def stopProducing(self) -> None:
         self._pause_reading("connection is closing")
@@ -197,6 +217,11 @@ class ESMTPProtocol(Protocol):
     @property
     def seconds_open(self) -> float:
         return self._home.seconds() - self._opened_at
+
+    @property
+    def memory(self) -> SessionMemory:
+        """The memory that this session takes beyond that of an idle one."""
+        return SessionMemory(self._session.input_memory, unsent_memory(self.transport))
 
     def drain(self) -> None:
         """Say 421 to this client as soon as no message of its is under way."""
@@ -249,10 +274,15 @@ class ESMTPProtocol(Protocol):
     # The loop: events out of the session, answers into it
 
     def _run(self, events: list[Event]) -> None:
+        replied = False
         while True:
-            replied, question = self._act_on(events)
+            replies_now, question = self._act_on(events)
+            replied |= replies_now
             if question is None:
-                break
+                if not self._may_go_on():
+                    break
+                events = self._session.go_on()
+                continue
             pending = _Pending()
             if isinstance(question, PauseQuestion):
                 answer = self._pause(question)
@@ -270,6 +300,28 @@ class ESMTPProtocol(Protocol):
         self._expect(replied)
         self._shut_if_drained()
         self._leave_if_all_is_said()
+
+    def _may_go_on(self) -> bool:
+        """Send a long output; whether the session may look at more of its input at once."""
+        session = self._session
+        if not session.held_up or session.unread:
+            return False
+        self._flush()
+        if self.facts.tls is not None and not self._continuing:
+            # TLS joins what is written in one turn of the reactor, and only then the transport can be full.
+            self._continuing = True
+            self._home.pause(0).addCallback(lambda _: self._continue())
+        return self.facts.tls is None and not session.unread
+
+    def _continue(self) -> None:
+        self._continuing = False
+        self._use_input()
+
+    def _use_input(self) -> None:
+        """Let the session go on with what is left of its input."""
+        session = self._session
+        if session.held_up and not (session.unread or self._closing or self._lost):
+            self._run(session.go_on())
 
     def _pause(self, question: PauseQuestion) -> Answer | Deferred[Answer]:
         pause = self._home.pause(question.seconds)
@@ -302,14 +354,19 @@ class ESMTPProtocol(Protocol):
 
     def _act_on_rare(self, event: Event) -> None:
         if isinstance(event, MessageStarted):
+            self._read_at_once(READ_MESSAGE, READ_MESSAGE_BY_TLS)
             self._reception.message_started(event.transaction)
         elif isinstance(event, TransactionEnded):
+            self._read_at_once(READ_COMMANDS, READ_COMMANDS_BY_TLS)
             self._reception.transaction_ended(event.transaction, event.accepted)
         elif isinstance(event, StartTLS):
             self._flush()
             self._start_tls()
         elif isinstance(event, Close):
             self._close(event.reason, in_message=event.in_message)
+
+    def _read_at_once(self, octets: int, octets_by_tls: int) -> None:
+        self.transport.bufferSize = octets if self.facts.tls is None else octets_by_tls
 
     def _replied(self, event: Replied) -> None:
         if self.health_check:
@@ -348,10 +405,21 @@ class ESMTPProtocol(Protocol):
         # A partial command line gets no new deadline, nor does a message's next read.
         if replied or waiting is not self._deadlines.waiting:
             self._deadlines.wait(waiting, self._home.seconds())
-        if self._session.buffered > MOST_WAITING_INPUT:
+        buffered = self._session.buffered
+        if buffered or self._input_memory:
+            self._count_input(self._session.input_memory if buffered else 0)
+        # A line whose rest is to come waits for nothing else, and must not stop the reading.
+        if (waiting is Waiting.ANSWER or self._session.held_up) and buffered > self._most_waiting_input():
             self._pause_reading("input")
         elif "input" in self._paused_for:
             self._resume_reading("input")
+
+    def _most_waiting_input(self) -> int:
+        return 0 if self._home.waiting_input.crowded else MOST_WAITING_INPUT
+
+    def _count_input(self, octets: int) -> None:
+        self._home.waiting_input.taken += octets - self._input_memory
+        self._input_memory = octets
 
     def _flush(self) -> None:
         output = self._session.take_output()
@@ -364,6 +432,7 @@ class ESMTPProtocol(Protocol):
             self._close("no certificate")
             return
         self._handshaking = True
+        self.transport.bufferSize = READ_COMMANDS_BY_TLS
         self._deadlines.wait(Waiting.HANDSHAKE, self._home.seconds())
         self.transport.startTLS(certificate)
 
@@ -389,7 +458,8 @@ class ESMTPProtocol(Protocol):
             self._run(session.shut(replies.SHUTTING_DOWN, "drain"))
 
     def _leave_if_all_is_said(self) -> None:
-        if self._heard_all and self._session.question is None and not self._handshaking:
+        session = self._session
+        if self._heard_all and session.question is None and not (self._handshaking or session.held_up):
             self._close("the client has closed")
 
     def _pause_reading(self, reason: str) -> None:

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import ProxyHeaderError
 from elemta.net.deadlines import PROXY_HEADER_SECONDS
+from elemta.net.memory import SessionMemory
 from elemta.smtp.proxy import ProxyHeader, ProxyResult
 
 _log = Logger()
@@ -19,6 +20,8 @@ _log = Logger()
 IPAddress = IPv4Address | IPv6Address
 
 _DRAIN_SECONDS = 1.0
+# Octets of one read: a header, and what a client may send behind it.
+_READ = 16 * 1024
 
 
 class Sessions(TypingProtocol):
@@ -56,6 +59,12 @@ class ProxyPreamble(Protocol):
     def connectionMade(self) -> None:
         self._deadline = self._keeper.seconds() + PROXY_HEADER_SECONDS
         self._keeper.add(self)
+        self.transport.bufferSize = _READ
+
+    @property
+    def memory(self) -> SessionMemory:
+        """The memory that the beginning of a header takes."""
+        return SessionMemory(self._header.memory)
 
     def dataReceived(self, data: bytes) -> None:
         if self._done:

@@ -31,6 +31,12 @@ HEALTH_CHECKS = _counter(
     "Health checks of a load balancer; no other count of connections or replies includes them.",
     "listener",
 )
+SESSION_MEMORY = _gauge(
+    "elemta_session_memory_bytes",
+    "Memory of all sessions beyond that of idle ones, as Python takes it: input that waits, replies that "
+    "clients did not read yet.",
+    "kind",
+)
 SESSION_DURATION = _histogram("elemta_session_duration_seconds", "From accept to close.", SLOW, "listener")
 COMMANDS = _counter(
     "elemta_commands_total",

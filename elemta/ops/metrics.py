@@ -50,6 +50,11 @@ class NetMetrics:
         self._size = instruments.histogram(families.MESSAGE_SIZE)
         self._tls = instruments.counter(families.TLS_CONNECTIONS)
         self._auth = instruments.counter(families.AUTH_ATTEMPTS)
+        self._memory = instruments.gauge(families.SESSION_MEMORY)
+
+    def watch_memory(self, memory: Callable[[], Mapping[str, int]]) -> None:
+        """Show at each scrape what ``memory()`` says: octets of all sessions, by kind."""
+        self._memory.poll = lambda: [((kind,), octets) for kind, octets in memory().items()]
 
     def connection_opened(self, listener: str) -> None:
         self._opened.inc(listener)

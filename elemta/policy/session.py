@@ -35,6 +35,9 @@ _log = Logger()
 # A session that is over gets nothing accepted any more.
 _GONE = Decision(Disconnect("The connection is closed", code=421, enhanced="4.4.2"), "")
 
+# Reasons to hold one message, or all of one session.
+_MOST_REASONS = 100
+
 _SESSION_STAGES = frozenset({Stage.CONNECT, Stage.HELO, Stage.AUTH})
 
 
@@ -259,7 +262,10 @@ class PolicySession(ChainQuestion):
         held = self._held
         if question.stage not in _SESSION_STAGES:
             held = self._views(cast(MailQuestion, question).transaction).held
-        held += [mark.verdict.reason for mark in self._marks if isinstance(mark.verdict, Quarantine)]
+        for mark in self._marks:
+            # A session has no end: what a policy says at each HELO of it must not add up.
+            if isinstance(mark.verdict, Quarantine) and len(held) < _MOST_REASONS:
+                held.append(mark.verdict.reason)
 
     def _session_of(self, runner: PolicyRunner) -> Session:
         view = self._sessions.get(runner)

@@ -21,6 +21,9 @@ from elemta.smtp.path import parse_address
 MAX_ADDED_HEADERS = 200
 """More fields than this can't be added to one message, by all policies together."""
 
+MAX_ADDED_OCTETS = 64 * 1024
+"""The most octets of the fields that all policies together add to one message, as they are written."""
+
 MAX_NOTES = 1000
 """More notes than this can't be kept by one policy on one session or transaction, nor be published on it."""
 
@@ -186,14 +189,19 @@ class Transaction:
         """Put a header field on top of the message.
 
         Text beyond ASCII is encoded (RFC 2047). Raises :class:`ValueError` where ``name`` is no field
-        name, ``value`` has a line break or another control character in it, or there are too many.
+        name, ``value`` has a line break or another control character in it, or there are too many fields
+        (:data:`MAX_ADDED_HEADERS`) or octets in them (:data:`MAX_ADDED_OCTETS`).
         """
         self._check_writable()
-        added_field(name, value)
-        if len(self._facts.added_headers) >= MAX_ADDED_HEADERS:
+        octets = len(added_field(name, value))
+        facts = self._facts
+        if len(facts.added_headers) >= MAX_ADDED_HEADERS:
             raise ValueError(f"more than {MAX_ADDED_HEADERS} added header fields")
+        if facts.added_octets + octets > MAX_ADDED_OCTETS:
+            raise ValueError(f"more than {MAX_ADDED_OCTETS} octets of added header fields")
         if not self._observed:
-            self._facts.added_headers.append((name, value))
+            facts.added_octets += octets
+            facts.added_headers.append((name, value.strip(" \t")))
 
     def add_recipient(self, recipient: Recipient | Address | str) -> None:
         """Let the message go to one more recipient; no policy is asked about it.

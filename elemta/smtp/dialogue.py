@@ -64,6 +64,7 @@ class Dialogue:
         self.resume: Callable[[Answer], None] | None = None
         self.events: list[Event] = []
         self.output: list[bytes] = []
+        self.output_size = 0
         self._errors = 0
         self._junk = 0
         self._declined = 0
@@ -86,7 +87,9 @@ class Dialogue:
         self._send(Replied(verb, reply, reason))
 
     def _send(self, replied: Replied) -> None:
-        self.output.append(replied.reply.encode())
+        encoded = replied.reply.encode()
+        self.output.append(encoded)
+        self.output_size += len(encoded)
         self.events.append(replied)
 
     def _release_reply(self) -> None:

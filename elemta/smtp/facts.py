@@ -38,11 +38,13 @@ class Transaction:
     """One mail transaction, from MAIL to its end (RFC 5321 §3.3).
 
     ``size`` is the declared size until the message arrives, then the octets received so far.
-    ``added_headers`` are the fields that policies added, in order, name and value.
+    ``added_headers`` are the fields that policies added, in order, name and value; ``added_octets`` is their
+    length.
     """
 
     sender: Address
     parameters: MailParameters
     recipients: list[Recipient] = field(default_factory=list)
     added_headers: list[tuple[str, str]] = field(default_factory=list)
+    added_octets: int = 0
     size: int = 0

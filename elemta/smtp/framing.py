@@ -41,36 +41,38 @@ def first_letters(text: bytes) -> bytes:
 class InputBuffer:
     """What the client sent and nobody has used yet.
 
-    Feeding costs the same however much is held, and taking a line looks at its octets once.
+    What comes in small pieces is joined: a piece of two octets that is an object of its own takes 60. Octets
+    that were used are not kept.
     """
 
-    __slots__ = ("_block", "_discarded", "_held", "_held_size", "_last_discarded", "_letters", "_offset")
+    __slots__ = ("_block", "_discarded", "_held", "_last_discarded", "_letters", "_offset")
 
     def __init__(self) -> None:
         self._block = b""
         self._offset = 0
-        self._held: list[bytes] = []
-        self._held_size = 0
+        self._held = bytearray()
         self._discarded = 0
         self._last_discarded = 0
         self._letters = b""
 
     def __len__(self) -> int:
-        return len(self._block) - self._offset + self._held_size
+        return len(self._block) - self._offset + len(self._held)
+
+    @property
+    def memory(self) -> int:
+        """The octets of memory that this takes; a little even while nothing is held."""
+        return self._block.__sizeof__() + self._held.__sizeof__()
 
     def feed(self, data: bytes) -> None:
-        if self._offset == len(self._block) and not self._held:
+        if not self._block and not self._held:
             self._block = data
-            self._offset = 0
-        elif data:
-            self._held.append(data)
-            self._held_size += len(data)
+        else:
+            self._held += data
 
     def clear(self) -> None:
         self._block = b""
         self._offset = 0
         self._held.clear()
-        self._held_size = 0
 
     def begins_with(self, prefix: bytes) -> bool:
         """Whether the input begins with ``prefix``; False while it is shorter."""
@@ -89,7 +91,7 @@ class InputBuffer:
 
     def consume(self, octets: int) -> None:
         """Drop this many octets from the front of what :meth:`block` gave."""
-        self._offset += octets
+        self._use_up_to(self._offset + octets)
 
     @property
     def letters_of_long_line(self) -> bytes:
@@ -113,15 +115,19 @@ class InputBuffer:
             self._discarded += pending
             self._last_discarded = self._block[-1]
             self.clear()
+        elif self._offset:
+            # The rest of a line may be long in coming: only its beginning stays.
+            self._block = self._block[self._offset :]
+            self._offset = 0
         return LineFault.ENDLESS if self._discarded > discard_limit else None
 
     def _line(self, end: int, limit: int, discard_limit: int) -> bytes | LineFault:
-        start = self._offset
+        block, start = self._block, self._offset
         length = self._discarded + end + 1 - start
-        before = self._block[end - 1] if end > start else self._last_discarded
+        before = block[end - 1] if end > start else self._last_discarded
         if length > limit:
-            self._note_letters(self._block[start:end])
-        self._offset = end + 1
+            self._note_letters(block[start:end])
+        self._use_up_to(end + 1)
         self._discarded = self._last_discarded = 0
         if length > discard_limit:
             return LineFault.ENDLESS
@@ -130,7 +136,14 @@ class InputBuffer:
             return LineFault.BARE_NEWLINE
         if length > limit:
             return LineFault.TOO_LONG
-        return self._block[start : end - 1]
+        return block[start : end - 1]
+
+    def _use_up_to(self, offset: int) -> None:
+        if offset < len(self._block):
+            self._offset = offset
+        else:
+            self._block = b""
+            self._offset = 0
 
     def _note_letters(self, piece: bytes) -> None:
         """Keep the first letters of a line that is too long, of which ``piece`` is the next part."""
@@ -141,10 +154,9 @@ class InputBuffer:
         """Join what came meanwhile to the block; False when nothing came."""
         if not self._held:
             return False
-        self._block = b"".join((self._block[self._offset :], *self._held))
+        self._block = self._block[self._offset :] + self._held
         self._offset = 0
         self._held.clear()
-        self._held_size = 0
         return True
 
 

@@ -55,6 +55,11 @@ class ProxyHeader:
         self._buffer = b""
         self._done = False
 
+    @property
+    def memory(self) -> int:
+        """The octets of memory that the beginning of the header takes."""
+        return self._buffer.__sizeof__()
+
     def feed(self, data: bytes) -> ProxyResult | None:
         """The result once the header is whole, None until then; ProxyHeaderError when it is none."""
         if self._done:

@@ -3,7 +3,9 @@
 Bytes in, events and reply bytes out. ``receive`` goes on until the client must send more or a
 :class:`~elemta.smtp.events.Question` is open; then what the client pipelined waits inside, in order,
 until ``answer``. How much waits is :attr:`ServerSession.buffered`: the shell stops reading when it is
-much, and a hard bound (``max_pipelined``) ends the session of a client whose shell does not.
+much, and a hard bound (``max_pipelined``) ends the session of a client whose shell does not. Nor does it
+go on while the client reads no replies (:attr:`ServerSession.unread`): a reply may be thirty times as long as
+its command.
 
 How strict pipelining is taken: nothing may be behind STARTTLS (RFC 3207 §4.2), and nothing behind DATA
 before its reply (RFC 2920 §3.1), or the conversation ends and nothing of what was behind is executed.
@@ -55,6 +57,10 @@ class ServerSession:
         self._greeted = False
         self._talked_early = False
         self._ends_group = False
+        #: Set by the shell while the client does not read: no further command is looked at.
+        self.unread = False
+        #: Input may be left that only waits for :meth:`go_on`: the output was long, or is unread.
+        self.held_up = False
 
     # What there is to know
 
@@ -75,6 +81,11 @@ class ServerSession:
     def buffered(self) -> int:
         """Octets of input that were not looked at yet."""
         return len(self._input)
+
+    @property
+    def input_memory(self) -> int:
+        """The octets of memory that this input takes."""
+        return self._input.memory
 
     @property
     def receiving(self) -> bool:
@@ -126,8 +137,9 @@ class ServerSession:
         if not self._greeted:
             self._talked_early = True
         self._input.feed(data)
-        if dialogue.question is None and self._greeted:
+        if dialogue.question is None and self._greeted and not (self.unread or self.held_up):
             return self._go_on()
+        self.held_up |= self.unread
         if len(self._input) > self._settings.max_pipelined:
             dialogue.say_goodbye("?", replies.TOO_MUCH_PIPELINED, "too much input behind an open question")
         return self._events()
@@ -149,6 +161,10 @@ class ServerSession:
             # What is behind a refused DATA was meant as a message, or to be taken for one
             dialogue.close("input behind DATA before its reply")
         self._ends_group = False
+        return self._go_on()
+
+    def go_on(self) -> list[Event]:
+        """The output was sent: look at the input that is left."""
         return self._go_on()
 
     def tls_started(self, info: TLSInfo) -> list[Event]:
@@ -188,6 +204,7 @@ class ServerSession:
             return b""
         taken = output[0] if len(output) == 1 else b"".join(output)
         output.clear()
+        self._dialogue.output_size = 0
         return taken
 
     def _events(self) -> list[Event]:
@@ -232,7 +249,11 @@ class ServerSession:
 
     def _go_on(self) -> list[Event]:
         dialogue = self._dialogue
+        self.held_up = False
         while not dialogue.closed:
+            if self.unread or dialogue.output_size > self._settings.max_output:
+                self.held_up = True
+                break
             if dialogue.question is None:
                 dialogue.pause()
             if dialogue.question is not None:

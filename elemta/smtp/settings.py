@@ -61,5 +61,7 @@ class SessionSettings:
     max_small_chunks: int = 1000
     #: How far an oversized message is still read, past the limit, so that its sender can be told why.
     oversize_slack: int = 16 * _MIB
+    #: Replies in a row; then the shell sends them before the session goes on.
+    max_output: int = 8 * _KIB
     #: Input held back behind an open question. The shell pauses reading long before this.
     max_pipelined: int = _MIB

@@ -14,7 +14,7 @@ from twisted.logger import LogEvent
 from elemta.config import ListenerTLS
 from elemta.net.deadlines import CLOSING_SECONDS
 from elemta.net.factory import RefusalProtocol
-from elemta.net.protocol import MOST_WAITING_INPUT
+from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS
 from elemta.policy import CONTINUE, Reject
 from elemta.spool import State
 from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of, until
@@ -75,11 +75,12 @@ def test_input_behind_an_open_question_is_read_up_to_a_bound_and_then_waits(plac
     client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\nRCPT TO:<b@example.test>\r\n")
     noop = b"NOOP " + b"x" * 1017 + b"\r\n"
     assert len(noop) == 1024
-    client.send(noop * 64)
+    client.send(noop * 4)
     assert client.transport.producerState == "producing"
     client.send(b"\r\n")
     assert client.transport.producerState == "paused"
-    assert MOST_WAITING_INPUT == 64 * 1024
+    assert MOST_WAITING_INPUT == 4 * 1024
+    assert client.transport.bufferSize == READ_COMMANDS == 16 * 1024
     answer.callback(CONTINUE)
     assert client.transport.producerState == "producing"
     assert client.said()[:2] == ["250 2.1.5 Recipient OK", "250 2.0.0 OK"]

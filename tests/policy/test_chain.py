@@ -1,5 +1,7 @@
 """The chain as long as policies answer at once."""
 
+import itertools
+
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -295,6 +297,18 @@ def test_a_quarantine_before_mail_holds_every_message_of_the_session(stage, scri
         assert client.talk.hold_reason(client.transaction) == "odd name"
         client.talk.committed(client.transaction)
     assert stage.another().talk.hold_reason(client.transaction) is None
+
+
+def test_the_reasons_of_a_session_without_an_end_do_not_add_up(stage, scripted):
+    numbers = itertools.count()
+    policy = scripted(lambda *shown: Quarantine(f"odd {next(numbers)}") if len(shown) == 1 else CONTINUE)
+    client = stage.play(policy)
+    for _ in range(300):
+        client.helo()
+    client.begin()
+    reason = client.talk.hold_reason(client.transaction)
+    assert reason.startswith("odd 0; odd 1; ")
+    assert reason.count(";") < 100
 
 
 def test_reasons_of_several_quarantines_are_joined_and_none_is_told_twice(stage, scripted):

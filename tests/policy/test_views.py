@@ -1,6 +1,8 @@
 """What policies see, may change, and may remember."""
 
+import contextlib
 import io
+import sys
 from ipaddress import ip_address
 
 import pytest
@@ -11,7 +13,7 @@ from elemta.envelope import Recipient
 from elemta.errors import AddressSyntaxError
 from elemta.policy import CONTINUE, Message, Reject
 from elemta.policy.testing import make_message
-from elemta.policy.views import MAX_ADDED_HEADERS, MAX_NOTES
+from elemta.policy.views import MAX_ADDED_HEADERS, MAX_ADDED_OCTETS, MAX_NOTES
 from elemta.smtp.facts import TLSInfo
 
 
@@ -158,6 +160,30 @@ def test_header_injection_costs_the_policy_its_verdict(stage, scripted):
     client = stage.play(scripted(inject), on_error=OnError.DEFER)
     assert client.rcpt().verdict.code == 451
     assert client.transaction.added_headers == []
+
+
+@pytest.mark.parametrize(
+    "value", ["x " * 5_000, "\u00e4 " * 1_000, "\U0001f4e7" * 2_000, " \t" * 50_000 + "x" + " " * 50_000]
+)
+def test_the_octets_of_added_headers_are_bounded_as_python_takes_them(stage, scripted, said, value):
+    def add(transaction):
+        for _ in range(100):
+            transaction.add_header("X-Long", value)
+
+    client = stage.play(scripted(add_quietly(add)))
+    client.rcpt()
+    kept = client.transaction.added_headers
+    assert kept
+    assert sum(sys.getsizeof(value) for _, value in kept) <= MAX_ADDED_OCTETS + 100 * len(kept)
+
+
+def add_quietly(add):
+    def policy(session, transaction, recipient):
+        with contextlib.suppress(ValueError):
+            add(transaction)
+        return CONTINUE
+
+    return policy
 
 
 def test_added_headers_are_bounded(stage, scripted, said):

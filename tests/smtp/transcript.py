@@ -109,6 +109,9 @@ class Conversation:
         assert not any(isinstance(event, Question) for event in events[:-1])
         self.events += events
         self.output += self.session.take_output()
+        while self.session.held_up:
+            self.events += self.session.go_on()
+            self.output += self.session.take_output()
 
     def settle(self) -> None:
         """Answer until there is no question."""
