@@ -82,6 +82,10 @@ class UnknownMessage(SpoolError):
     """No message in the spool has this queue id."""
 
 
+class MessageOnHold(SpoolError):
+    """The message is on hold, so that it can't be retried: release it instead."""
+
+
 class AddressSyntaxError(ElemtaError, ValueError):
     """Text that is not a mail address by RFC 5321 §4.1.2."""
 

@@ -17,6 +17,8 @@ from elemta.ctl.invocation import Invocation
 from elemta.ctl.text import Column, age, safe, size
 
 PAGE = 1000
+# Messages that one call changes; the daemon takes no more.
+TOGETHER = 200
 
 _MESSAGES = (
     Column("ID"),
@@ -173,7 +175,14 @@ def change(invocation: Invocation) -> int:
     ]
     if args.action in _FINAL and ids and not args.yes:
         _confirm(invocation, ids)
-    results = [_change_one(client, args, queue_id) for queue_id in ids]
+    if args.action == "bounce":
+        results = [_bounce(client, args, queue_id) for queue_id in ids]
+    else:
+        results = [
+            result
+            for start in range(0, len(ids), TOGETHER)
+            for result in _change_together(client, args, ids[start : start + TOGETHER])
+        ]
     return _report(invocation, results)
 
 
@@ -184,23 +193,31 @@ def _check_choice(args: argparse.Namespace) -> None:
         raise CommandFailed(EX_USAGE, "--state, --from and --to choose among --all, not among given ids")
 
 
-def _change_one(client: AdminClient, args: argparse.Namespace, queue_id: str) -> dict[str, Any]:
-    more = {}
-    try:
-        if args.action == "delete":
-            client.delete("queue", queue_id)
-        elif args.action == "hold" and args.reason:
-            client.post("queue", queue_id, "hold", reason=args.reason)
-        elif args.action == "bounce":
-            more["notices"] = client.post("queue", queue_id, "bounce")["notices"]
+def _change_together(
+    client: AdminClient, args: argparse.Namespace, ids: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """One call for many messages: the spool changes them with one commit."""
+    more = {"reason": args.reason} if args.action == "hold" and args.reason else {}
+    for result in client.post("queue", args.action, ids=",".join(ids), **more)["results"]:
+        if "error" in result:
+            yield _refused(args, result["queue_id"], result["status"], result["error"], result["hint"])
         else:
-            client.post("queue", queue_id, args.action)
+            yield {"queue_id": result["queue_id"], "ok": True, "done": _DONE[args.action]}
+
+
+def _bounce(client: AdminClient, args: argparse.Namespace, queue_id: str) -> dict[str, Any]:
+    try:
+        notices = client.post("queue", queue_id, "bounce")["notices"]
     except Refused as refused:
         _only_about_a_message(refused)
-        gone = args.all and refused.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
-        # What was delivered or held between the listing and now is not a failure of "all".
-        return {"queue_id": queue_id, "ok": gone, "error": refused.problem, "hint": refused.hint}
-    return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action], **more}
+        return _refused(args, queue_id, refused.status, refused.problem, refused.hint)
+    return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action], "notices": notices}
+
+
+def _refused(args: argparse.Namespace, queue_id: str, status: int, problem: str, hint: str) -> dict[str, Any]:
+    # What was delivered or held between the listing and now is not a failure of "all".
+    gone = args.all and status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+    return {"queue_id": queue_id, "ok": gone, "error": problem, "hint": hint}
 
 
 def _only_about_a_message(refused: Refused) -> None:

@@ -43,7 +43,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from elemta.errors import SpoolError, StoreUnavailable, UnknownMessage
 from elemta.ops.admin_api import Api
-from elemta.ops.admin_calls import Refusal
+from elemta.ops.admin_calls import Refusal, no_such_message
 from elemta.ops.admin_json import Json
 from elemta.ops.admin_operations import Operations
 
@@ -164,7 +164,7 @@ def _refusal_of(failure: Failure) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, UnknownMessage):
-        return Refusal(http.NOT_FOUND, "no message has this queue id", "it may be delivered by now")
+        return no_such_message()
     if isinstance(error, StoreUnavailable):
         return Refusal(http.SERVICE_UNAVAILABLE, f"the limits could not be asked: {error}", "see the log")
     if isinstance(error, OutOfTime):

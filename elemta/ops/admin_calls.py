@@ -39,6 +39,11 @@ class Call:
 Answer = Callable[[Call], Awaitable[Json]]
 
 
+def no_such_message() -> Refusal:
+    """What a call about an unknown message is answered."""
+    return Refusal(http.NOT_FOUND, "no message has this queue id", "it may be delivered by now")
+
+
 def count_of(call: Call, name: str, default: int) -> int:
     """A number of things to show, from 1 to :data:`MAX_PAGE`."""
     text = call.query.get(name)

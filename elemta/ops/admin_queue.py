@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web import http
 
-from elemta.errors import UnknownMessage
-from elemta.ops.admin_calls import Call, Refusal, count_of
+from elemta.errors import MessageOnHold, UnknownMessage
+from elemta.ops.admin_calls import Answer, Call, Refusal, count_of, no_such_message
 from elemta.ops.admin_json import Json, record_json, stats_json, summary_json
 from elemta.ops.admin_operations import Operations, Returned
 from elemta.spool.records import State
@@ -18,6 +21,8 @@ _log = Logger()
 
 DEFAULT_PAGE = 100
 MAX_REASON = 200
+# Those of one call about many fit the line of a request.
+MOST_IDS = 200
 
 _QUEUE_ID = re.compile(r"[0-9A-Z]{1,64}")
 
@@ -74,9 +79,10 @@ class QueueCalls:
 
     async def retry(self, call: Call) -> Json:
         call.only()
-        if await self._is_held(call):
-            raise Refusal(http.CONFLICT, "the message is on hold", "release it instead")
-        return await self._change(call, self._spool.retry, "to be retried")
+        try:
+            return await self._change(call, self._spool.retry, "to be retried")
+        except MessageOnHold as error:
+            raise Refusal(http.CONFLICT, "the message is on hold", "release it instead") from error
 
     async def bounce(self, call: Call) -> Json:
         call.only()
@@ -96,15 +102,42 @@ class QueueCalls:
         call.only()
         return await self._change(call, self._spool.delete, "deleted")
 
-    async def _is_held(self, call: Call) -> bool:
-        record = await self._spool.show(_queue_id(call))
-        return record.message.state is State.HOLD
+    def of_many(self, one: Callable[[Call], Coroutine[Deferred[Any], Any, Json]]) -> Answer:
+        """A call about one message as a call about each of ``ids``, in their order; they share a commit.
+
+        What one of them is refused is in its result. What concerns all of them fails the call.
+        """
+
+        async def answer(call: Call) -> Json:
+            rest = {name: value for name, value in call.query.items() if name != "ids"}
+            doing = [Deferred.fromCoroutine(one(Call((queue_id,), rest))) for queue_id in _ids(call)]
+            done = await DeferredList(doing, consumeErrors=True)
+            results = zip(_ids(call), (result for _, result in done), strict=True)
+            return {"results": [_result(queue_id, result) for queue_id, result in results]}
+
+        return answer
 
     async def _change(self, call: Call, change: Callable[[str], Awaitable[None]], done: str) -> Json:
         queue_id = _queue_id(call)
         await change(queue_id)
         _log.info("an operator changed the queue", event="admin.queue", queue_id=queue_id, done=done)
         return {"queue_id": queue_id, "done": done}
+
+
+def _ids(call: Call) -> list[str]:
+    ids = [queue_id for queue_id in call.query.get("ids", "").split(",") if queue_id]
+    if not 1 <= len(ids) <= MOST_IDS:
+        raise Refusal(http.BAD_REQUEST, f"{len(ids)} queue ids", f"ids=ID,ID,… takes 1 to {MOST_IDS}")
+    return ids
+
+
+def _result(queue_id: str, result: Json | Failure) -> Json:
+    if not isinstance(result, Failure):
+        return result
+    error = no_such_message() if result.check(UnknownMessage) else result.value
+    if not isinstance(error, Refusal) or error.status not in (http.NOT_FOUND, http.CONFLICT):
+        result.raiseException()
+    return {"queue_id": queue_id, "status": error.status, **error.content}
 
 
 def _queue_id(call: Call) -> str:

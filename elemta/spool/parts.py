@@ -9,7 +9,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.errors import SpoolError, UnknownMessage
+from elemta.errors import MessageOnHold, SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.spool.operations import Action, Assignment, Change, Payment, Settlement
 from elemta.spool.records import HoldCause, State
@@ -277,7 +277,7 @@ def change(message: Queued | None, wish: Change) -> SpoolError | None:
             part.state, part.changed = State.HOLD, True
             part.hold, part.held_at = HoldCause.OPERATOR, None
     elif wish.action is Action.RETRY and message.state is State.HOLD:
-        return SpoolError(f"message {wish.queue_id} is on hold; release it instead")
+        return MessageOnHold(f"message {wish.queue_id} is on hold; release it instead")
     else:
         _make_due(message, wish)
     message.conclude()

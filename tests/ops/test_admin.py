@@ -34,6 +34,8 @@ from elemta.ops.admin_socket import AdminSocket
 from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool.operations import Batch, Operation
+from elemta.spool.store import Store
 from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
 
@@ -219,6 +221,54 @@ async def test_the_listing_comes_in_pages_that_lead_to_each_other(daemon: Daemon
             break
     assert seen == ids
     assert pages == 3
+
+
+@pytest.mark.parametrize("action", ["hold", "release", "retry", "delete"])
+@ensureDeferred
+async def test_many_messages_are_changed_by_one_commit_in_their_order(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    ids = [await queue(daemon.spool) for _ in range(20)]
+    # Another order than that of their arrival, and one that is gone.
+    ids = [*reversed(ids), "335V5EZ2Y5XAYCKM6W"]
+    if action == "retry":
+        await daemon.spool.hold(ids[3])
+    batches: list[list[str]] = []
+    apply = Store.apply
+
+    def noting(store: Store, operations: Sequence[Operation]) -> Batch:
+        batches.append([operation.queue_id for operation in operations])
+        return apply(store, operations)
+
+    monkeypatch.setattr(Store, "apply", noting)
+    more = "&reason=odd" if action == "hold" else ""
+    status, answer = await ask(tmp_path, "POST", f"/v1/queue/{action}?ids={','.join(ids)}{more}")
+    assert status == 200
+    assert batches == [ids]
+    results = answer["results"]
+    assert [result["queue_id"] for result in results] == ids
+    refused = {result["queue_id"]: result["status"] for result in results if "error" in result}
+    assert refused == ({ids[-1]: 404, ids[3]: 409} if action == "retry" else {ids[-1]: 404})
+
+
+@pytest.mark.parametrize("ids", ["", ",", ",".join(["335V5EZ2Y5XAYCKM6W"] * 201)])
+@ensureDeferred
+async def test_a_call_about_no_message_or_too_many_is_refused(
+    daemon: Daemon, tmp_path: Path, ids: str
+) -> None:
+    status, answer = await ask(tmp_path, "POST", f"/v1/queue/retry?ids={ids}")
+    assert status == 400
+    assert "1 to 200" in answer["hint"]
+
+
+@ensureDeferred
+async def test_a_misspelt_parameter_of_a_call_about_many_changes_nothing(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    queue_id = await queue(daemon.spool)
+    status, _ = await ask(tmp_path, "POST", f"/v1/queue/delete?ids={queue_id}&reson=odd")
+    assert status == 400
+    assert [line.queue_id for line in await daemon.spool.list()] == [queue_id]
 
 
 @ensureDeferred
