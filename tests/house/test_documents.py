@@ -42,7 +42,7 @@ def targets() -> set[str]:
 
 
 def test_every_make_target_that_a_document_names_exists() -> None:
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         named = set(
             re.findall(r"`make ([a-z][a-z0-9.-]*)`|^make ([a-z][a-z0-9.-]*)", page.read_text(), re.MULTILINE)
         )
@@ -61,7 +61,12 @@ def test_make_alone_lists_every_target_with_its_words() -> None:
 
 
 def test_every_link_inside_the_project_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
     for page in pages:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -86,6 +91,15 @@ def test_every_link_to_a_heading_finds_it() -> None:
 def test_the_readmes_map_names_what_is_there() -> None:
     for name in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / name).exists(), name
+
+
+def test_every_place_that_contributors_are_sent_to_exists() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = re.findall(
+        r"`((?:elemta|tests|twisted|docs|monitoring|etc|\.ci)/[\w./]+|[\w]+\.(?:md|toml))`", page
+    )
+    assert len(places) > 40
+    assert [place for place in places if not (ROOT / place).exists()] == []
 
 
 def test_what_make_run_prints_is_what_its_configuration_says() -> None:
