@@ -155,8 +155,8 @@ def _no_relay_policy(config: Config) -> Iterator[Fault]:
 def _no_limits_policy(config: Config) -> Iterator[Fault]:
     if "limits" not in config.policies.chain:
         problem = (
-            'does not name "limits": the limits per client of [resources] have no effect, '
-            "and of [[limit]] only those that count auth_failures or refusals have one"
+            'does not name "limits": the limits of [resources] per client and those of failed logins have '
+            "no effect, and of [[limit]] only those that count refusals have one"
         )
         yield _note(config, "policies.chain", problem)
 

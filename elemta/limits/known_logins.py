@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import StoreUnavailable
@@ -19,10 +20,15 @@ PERIOD_SECONDS = 15 * 86400
 """A login is noted once in such a period, and counts until the end of the next: for 15 to 30 days."""
 
 STRANGER_SECONDS = 1.0
-"""So long it is taken for granted that a user is not known in a network, so that a flood asks little."""
+"""So long a user counts as unknown in a network without another question, so that a flood asks little."""
+
+KNOWN_SECONDS = 1.0
+"""So long a user counts as known at an address without another question: one login asks twice."""
 
 MAX_STRANGERS = 10_000
 _MICROSECONDS = 1_000_000
+
+T = TypeVar("T")
 # No limit of a configuration can have this name.
 _TERMS = Terms("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
 
@@ -42,6 +48,7 @@ class KnownLogins:
         self._store = store
         self._now = now
         self._strangers: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str], tuple[float, Standing]] = {}
 
     def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[Standing]:
         """What is known of this user at this address. A stranger where the store can't be asked."""
@@ -51,6 +58,9 @@ class KnownLogins:
         user, network = name_identity(username), network_identity(ip)
         if self._store.seconds() < self._strangers.get((user, network), 0.0):
             return Standing.STRANGER
+        until, standing = self._known.get((user, ip_identity(ip)), (0.0, Standing.STRANGER))
+        if self._store.seconds() < until:
+            return standing
         period = self._period()
         at_address = [_request(user, ip_identity(ip), each) for each in (period, period - 1)]
         in_network = [_request(user, network, each) for each in (period, period - 1)]
@@ -58,7 +68,10 @@ class KnownLogins:
             fills: Sequence[Fill] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
         except StoreUnavailable:
             return Standing.STRANGER
-        return self._judge(fills, at_address, (user, network))
+        standing = self._judge(fills, at_address, (user, network))
+        if standing is not Standing.STRANGER:
+            _keep(self._known, (user, ip_identity(ip)), (self._store.seconds() + KNOWN_SECONDS, standing))
+        return standing
 
     def remember(self, username: str, ip: IPAddress) -> None:
         """This user logged in from this address."""
@@ -67,6 +80,7 @@ class KnownLogins:
     def _remember(self, username: str, ip: IPAddress) -> Steps[None]:
         user, network = name_identity(username), network_identity(ip)
         self._strangers.pop((user, network), None)
+        self._known.pop((user, ip_identity(ip)), None)
         period = self._period()
         requests = dict.fromkeys(_request(user, place, period) for place in (ip_identity(ip), network))
         # Where it can't be noted, others' guesses count for this user until the next login.
@@ -79,13 +93,18 @@ class KnownLogins:
     def _judge(self, fills: Sequence[Fill], at_address: Sequence[Request], who: tuple[str, str]) -> Standing:
         known = {fill.request for fill in fills if any(fill.used)}
         if not known:
-            self._strangers.pop(who, None)
-            while len(self._strangers) >= MAX_STRANGERS:
-                del self._strangers[next(iter(self._strangers))]
-            self._strangers[who] = self._store.seconds() + STRANGER_SECONDS
+            _keep(self._strangers, who, self._store.seconds() + STRANGER_SECONDS)
             return Standing.STRANGER
         return Standing.KNOWN_NETWORK if known.isdisjoint(at_address) else Standing.KNOWN_ADDRESS
 
 
 def _request(user: str, place: str, period: int) -> Request:
     return Request(_TERMS, joined((user, place, str(period))))
+
+
+def _keep(kept: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:
+    """Keep ``value`` as the youngest of :data:`MAX_STRANGERS` at most."""
+    kept.pop(key, None)
+    while len(kept) >= MAX_STRANGERS:
+        del kept[next(iter(kept))]
+    kept[key] = value

@@ -77,6 +77,11 @@ class Charge:
     covered: tuple[Request, ...] = ()
 
     @property
+    def covered_keys(self) -> frozenset[str]:
+        """The keys of what was not charged again."""
+        return frozenset(request.key for request in self.covered)
+
+    @property
     def of_session(self) -> tuple[Receipt, ...]:
         """The receipts that belong to the connection: never refunded with a transaction."""
         return tuple(receipt for receipt in self.receipts if receipt.request.terms.of_session)
@@ -207,19 +212,25 @@ class Limiter:
         """Give back the leases of open connections among these receipts, and nothing else."""
         return run(self._give_back([one for one in receipts if one.is_lease], self._store.release))
 
-    def charge_login(
-        self, session: SessionLike, username: str, standing: Standing = Standing.STRANGER
-    ) -> MaybeDeferred[Charge]:
+    def charge_login(self, session: SessionLike, username: str) -> MaybeDeferred[Charge]:
         """Charge an attempt to log in as ``username`` in all limits of failed logins, all or none.
 
         To be asked before the password is looked at, and refunded unless it was wrong. So there are never
-        more failures than the limit, however many attempts are under way at the same moment. ``standing`` is
-        what is known of this user at this address.
+        more failures than the limit, however many attempts are under way at the same moment.
         """
+        return run(self._charge_login(session, username)) if self._of_logins else _NOTHING
+
+    def _charge_login(self, session: SessionLike, username: str) -> Steps[Charge]:
+        standing: Standing = yield self.known_logins.standing(username, session.client_ip)
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
         asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
-        return self._ask(asked, ()) if asked else _NOTHING
+        charge: Charge = yield self._ask(asked, ()) if asked else _NOTHING
+        return charge
+
+    def remember_login(self, session: SessionLike, username: str) -> None:
+        """Note a good login."""
+        self.known_logins.remember(username, session.client_ip)
 
     @property
     def counts_refusals(self) -> bool:

@@ -79,6 +79,16 @@ class Receipt:
     mirror: Receipt | None = None
 
     @property
+    def key(self) -> str:
+        """What was charged: the limit's name and the identity."""
+        return self.request.key
+
+    @property
+    def limit(self) -> str:
+        """The name of the limit."""
+        return self.request.terms.name
+
+    @property
     def is_lease(self) -> bool:
         return self.request.terms.leases is not None
 

@@ -1,4 +1,4 @@
-"""One attempt to log in: its turn, its charge, the look at the password, and the reply."""
+"""One attempt to log in: its turn, the policies, the look at the password, and the reply."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from twisted.python.failure import Failure
 from elemta.auth.fair_queue import Claim
 from elemta.auth.names import MAX_NAME_OCTETS, counted_name
 from elemta.auth.turns import Turn
+from elemta.deferred_value import value_of
 from elemta.errors import CredentialsUnavailable
 from elemta.limits.identity import network_identity
 from elemta.limits.known_logins import Standing
-from elemta.limits.limiter import Charge, LimitRefusal
 from elemta.net.terms import Terms
-from elemta.policies.limits import verdict_of
-from elemta.policy import Disconnect
+from elemta.policy import Decision, Disconnect, LoginOutcome, PolicySession
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -27,7 +26,7 @@ from elemta.smtp.events import (
     Refuse,
 )
 from elemta.smtp.facts import SessionFacts
-from elemta.stage import Stage
+from elemta.smtp.reply import Reply
 
 _log = Logger()
 
@@ -38,21 +37,25 @@ _NOBODY_WAITS = Refuse(replies.AUTH_TROUBLE, reason="the client has left")
 class Login:
     """An attempt of a session's client to log in as ``username``.
 
-    It waits for its turn, is charged as a failure, and only then the password is looked at. The charge is
-    given back unless the password was wrong, or may have been: leaving early gives nothing back.
+    It waits for its turn, the policies are asked, and only then the password is looked at. The policies are
+    told how it ended, except where the client left while the password was looked at.
     """
 
-    def __init__(self, terms: Terms, facts: SessionFacts, username: str) -> None:
+    def __init__(self, terms: Terms, policies: PolicySession, facts: SessionFacts, username: str) -> None:
         self._terms = terms
+        self._policies = policies
         self._facts = facts
         self._username = username
         self._counted_name = counted_name(username)
         self._network = network_identity(facts.client_ip)
         self._left = False
+        self._asking: Deferred[Decision] | None = None
 
     def leave(self) -> None:
         """The client is gone. If the password was not looked at yet, it won't be."""
         self._left = True
+        if self._asking is not None:
+            self._asking.cancel()
 
     async def answer(self, password: bytes) -> Answer:
         """The answer to the client. May be cancelled."""
@@ -72,45 +75,58 @@ class Login:
             if self._left:
                 return _NOBODY_WAITS
             known = self._terms.limiter.known_logins.standing(self._counted_name, self._facts.client_ip)
-            standing = await known if isinstance(known, Deferred) else known
-            charge = self._terms.limiter.charge_login(self._facts, self._counted_name, standing)
-            if isinstance(charge, Deferred):
-                charge = await charge
-            if charge.refusal is not None:
-                return self._refused(charge.refusal)
-            return await self._look(password, charge, standing)
+            standing = await value_of(known)
+            decision = await self._ask_policies()
+            reply = reply_of(decision.verdict)
+            if reply is not None:
+                return self._refused(decision, reply)
+            return await self._look(password, standing)
         finally:
             self._terms.authenticator.turns.end(turn)
 
-    async def _look(self, password: bytes, charge: Charge, standing: Standing) -> Answer:
-        terms = self._terms
+    async def _ask_policies(self) -> Decision:
+        decision = self._policies.ask_login(self._counted_name)
+        if not isinstance(decision, Deferred):
+            return decision
+        self._asking = decision
+        try:
+            return await decision
+        except CancelledError:
+            self._ended(LoginOutcome.UNKNOWN)
+            raise
+        finally:
+            self._asking = None
+
+    def _ended(self, outcome: LoginOutcome) -> None:
+        self._policies.login_ended(self._counted_name, outcome)
+
+    async def _look(self, password: bytes, standing: Standing) -> Answer:
         claim = Claim(self._network, known=standing is not Standing.STRANGER)
         try:
-            user = await terms.authenticator.verify(
+            user = await self._terms.authenticator.verify(
                 self._username, password, client=str(self._facts.client_ip), claim=claim
             )
         except UnauthorizedLogin:
             self._log("bad", self._username)
+            self._ended(LoginOutcome.BAD)
             return _BAD
         except CancelledError:
             # The password may have been looked at, so it stays charged.
             raise
         except Exception as error:  # a checker may raise anything; that is local trouble
-            terms.limiter.refund(charge.receipts)
+            self._ended(LoginOutcome.UNKNOWN)
             return self._trouble(error)
         self._log("good", user)
-        # Only failures are counted; no session waits for that.
-        terms.limiter.refund(charge.receipts)
-        terms.limiter.known_logins.remember(self._counted_name, self._facts.client_ip)
+        self._ended(LoginOutcome.GOOD)
         return Authenticated(user)
 
-    def _refused(self, refusal: LimitRefusal) -> Answer:
-        self._log("refused", self._username, limit=refusal.limit)
-        verdict = verdict_of(refusal, Stage.AUTH)
+    def _refused(self, decision: Decision, reply: Reply) -> Answer:
+        self._log("refused", self._username, policy=decision.policy, reply=str(reply))
+        self._ended(LoginOutcome.UNKNOWN)
         return Refuse(
-            reply_of(verdict) or replies.AUTH_TROUBLE,
-            close=isinstance(verdict, Disconnect),
-            reason=f"limit {refusal.limit}",
+            reply,
+            close=isinstance(decision.verdict, Disconnect),
+            reason=f"policy {decision.policy}",
         )
 
     def _trouble(self, error: Exception) -> Answer:

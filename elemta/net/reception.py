@@ -173,7 +173,7 @@ class Reception:
     # Credentials
 
     def _check_credentials(self, question: CredentialsQuestion) -> Steps[Answer]:
-        self._login = login = Login(self._terms, self._facts, question.username)
+        self._login = login = Login(self._terms, self._conversation, self._facts, question.username)
         answer: Answer = yield Deferred.fromCoroutine(login.answer(question.password))
         return answer
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from elemta.deferred_value import Steps
 from elemta.limits.limiter import Charge, LimitRefusal
 from elemta.net.terms import Terms
-from elemta.policies.limits import LimitsPolicy, verdict_of
-from elemta.policy import Disconnect
+from elemta.policy import Disconnect, ILimitPolicy, limit_verdict
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -31,7 +30,7 @@ class RefusalLimits:
         self._terms = terms
         self._facts = facts
         self._limit_policies = frozenset(
-            loaded.name for loaded in terms.chain.policies if isinstance(loaded.policy, LimitsPolicy)
+            loaded.name for loaded in terms.chain.policies if ILimitPolicy.providedBy(loaded.policy)
         )
 
     def is_limit(self, policy: str) -> bool:
@@ -54,7 +53,7 @@ class RefusalLimits:
         return answer if charge.refusal is None else self._answer(charge.refusal, question.stage)
 
     def _answer(self, refusal: LimitRefusal, stage: Stage) -> Refuse:
-        verdict = verdict_of(refusal, stage)
+        verdict = limit_verdict(refusal, stage)
         reply = reply_of(verdict) or replies.LOCAL_TROUBLE
         self._terms.observer.message_refused(stage.value, "limits", reply.is_transient)
         return Refuse(

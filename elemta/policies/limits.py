@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -14,26 +12,28 @@ from twisted.plugin import IPlugin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.config import Counts, OnExceed
-from elemta.envelope import Recipient
-from elemta.limits.ledger import SessionLedger, TransactionLedger
-from elemta.limits.limiter import Charge, Limiter, LimitRefusal, RefusalCause
-from elemta.limits.store import Receipt
+from elemta.policies.limit_ledger import SessionLedger, TransactionLedger
 from elemta.policy import (
     CONTINUE,
-    Defer,
-    Disconnect,
+    Charge,
     IAuthPolicy,
     IConnectPolicy,
     IHeloPolicy,
+    ILimitPolicy,
+    ILoginObserver,
+    ILoginPolicy,
     IMailPolicy,
     IMessagePolicy,
     IOutcomeObserver,
     IPolicyPlugin,
     IRcptPolicy,
+    LimitRefusal,
+    Limits,
+    LoginOutcome,
     MaybeDeferred,
     Message,
-    Reject,
+    Receipt,
+    Recipient,
     Services,
     Session,
     Stage,
@@ -41,6 +41,7 @@ from elemta.policy import (
     Transaction,
     Verdict,
     detached,
+    limit_verdict,
     run,
     setting,
 )
@@ -90,7 +91,16 @@ class _Charged:
 
 
 @implementer(
-    IConnectPolicy, IHeloPolicy, IAuthPolicy, IMailPolicy, IRcptPolicy, IMessagePolicy, IOutcomeObserver
+    IConnectPolicy,
+    IHeloPolicy,
+    ILoginPolicy,
+    IAuthPolicy,
+    IMailPolicy,
+    IRcptPolicy,
+    IMessagePolicy,
+    IOutcomeObserver,
+    ILoginObserver,
+    ILimitPolicy,
 )
 class LimitsPolicy:
     """Keeps the receipts of what it charged, and gives back what came to nothing.
@@ -99,8 +109,8 @@ class LimitsPolicy:
     later policy refused. Those of a connection stay when a policy refuses it; only its lease ends.
     """
 
-    def __init__(self, limiter: Limiter, reactor: IReactorTime, log: Logger, options: LimitsOptions) -> None:
-        self._limiter = limiter
+    def __init__(self, limits: Limits, reactor: IReactorTime, log: Logger, options: LimitsOptions) -> None:
+        self._limits = limits
         self._reactor = reactor
         self._log = log
         self.max_delay = options.max_delay
@@ -112,6 +122,17 @@ class LimitsPolicy:
     def helo(self, session: Session) -> MaybeDeferred[Verdict]:
         return self._of_session(Stage.HELO, session)
 
+    def login(self, session: Session, username: str) -> MaybeDeferred[Verdict]:
+        return run(self._charge_login(session, username))
+
+    def login_ended(self, session: Session, username: str, outcome: LoginOutcome) -> MaybeDeferred[None]:
+        ledger = _ledger(session)
+        receipts, ledger.login = ledger.login, ()
+        if outcome is LoginOutcome.GOOD:
+            self._limits.remember_login(session, username)
+        # Only failures are counted.
+        return None if outcome is LoginOutcome.BAD else self._limits.refund(receipts)
+
     def authenticated(self, session: Session) -> MaybeDeferred[Verdict]:
         return self._of_session(Stage.AUTH, session)
 
@@ -119,7 +140,7 @@ class LimitsPolicy:
         abandoned = _ledger(session).transaction
         if abandoned is not None and not abandoned.over:
             # Another policy refused the MAIL before this one: that transaction never began.
-            self._limiter.refund(abandoned.refused())
+            self._limits.refund(abandoned.refused())
         return self._of_transaction(Stage.MAIL, session, transaction)
 
     def rcpt(
@@ -131,32 +152,32 @@ class LimitsPolicy:
         del message  # its size is the transaction's by now
         return self._of_transaction(Stage.MESSAGE, session, transaction)
 
-    def committed(self, session: Session, transaction: Transaction) -> Deferred[None] | None:
+    def committed(self, session: Session, transaction: Transaction) -> MaybeDeferred[None]:
         del session
         entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
-        return None if entries is None else self._limiter.refund(entries.committed(transaction.recipients))
+        return None if entries is None else self._limits.refund(entries.committed(transaction.recipients))
 
-    def refused(self, session: Session, transaction: Transaction) -> Deferred[None] | None:
+    def refused(self, session: Session, transaction: Transaction) -> MaybeDeferred[None]:
         del session
         entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
-        return None if entries is None else self._limiter.refund(entries.refused())
+        return None if entries is None else self._limits.refund(entries.refused())
 
-    def disconnected(self, session: Session) -> Deferred[None] | None:
+    def disconnected(self, session: Session) -> MaybeDeferred[None]:
         ledger = _ledger(session)
         ledger.over = True
         if ledger.transaction is not None and not ledger.transaction.over:
-            self._limiter.refund(ledger.transaction.refused())
-        return self._limiter.release(ledger.receipts)
+            self._limits.refund(ledger.transaction.refused())
+        return self._limits.release(ledger.receipts)
 
     def _of_session(self, stage: Stage, session: Session) -> MaybeDeferred[Verdict]:
-        if not self._limiter.charges(stage):
+        if not self._limits.charges(stage):
             return CONTINUE
         return run(self._charge(_Charged(stage, session, _ledger(session))))
 
     def _of_transaction(
         self, stage: Stage, session: Session, transaction: Transaction, recipient: Recipient | None = None
     ) -> MaybeDeferred[Verdict]:
-        if not self._limiter.charges(stage):
+        if not self._limits.charges(stage):
             return CONTINUE
         ledger = _ledger(session)
         entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
@@ -164,10 +185,21 @@ class LimitsPolicy:
             entries = ledger.transaction = transaction.notes[_LEDGER] = TransactionLedger()
         return run(self._charge(_Charged(stage, session, ledger, transaction, recipient, entries)))
 
+    def _charge_login(self, session: Session, username: str) -> Steps[Verdict]:
+        ledger = _ledger(session)
+        asked = detached(
+            self._limits.charge_login(session, username), self._give_back_unwanted, self._log_unwanted
+        )
+        charge: Charge = yield asked
+        if charge.refusal is not None:
+            return limit_verdict(charge.refusal, Stage.LOGIN)
+        ledger.login = charge.receipts
+        return CONTINUE
+
     def _charge(self, about: _Charged, *, again: bool = False) -> Steps[Verdict]:
         may_delay = not again and self._delayed < MAX_DELAYED
         asked = detached(
-            self._limiter.charge(
+            self._limits.charge(
                 about.stage,
                 about.session,
                 about.transaction,
@@ -191,7 +223,7 @@ class LimitsPolicy:
         if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
             yield from self._delay(refusal)
             return CONTINUE if about.over else (yield from self._charge(about, again=True))
-        return verdict_of(refusal, about.stage)
+        return limit_verdict(refusal, about.stage)
 
     def _delay(self, refusal: LimitRefusal) -> Steps[None]:
         """Wait until it would pass, or as long as we may."""
@@ -209,53 +241,8 @@ class LimitsPolicy:
         self._log.failure("a limit that nothing waits for failed", failure, event="limits.trouble")
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
-        self._limiter.refund(receipts)
-        self._limiter.release(receipts)
-
-
-def verdict_of(refusal: LimitRefusal, stage: Stage) -> Verdict:
-    """The reply's text: the limit's name and when to try again."""
-    text = _text(refusal)
-    if refusal.cause is RefusalCause.UNAVAILABLE:
-        # Local trouble: never permanent, whatever the limit does when it is exceeded.
-        return _deferral(text, stage, 451, "4.3.0")
-    if refusal.action is OnExceed.DISCONNECT:
-        return Disconnect(text, 421, "4.7.0")
-    if refusal.action is OnExceed.REJECT:
-        # RFC 5321 §4.3.2: 554 is what a greeting may say instead of 220.
-        return Reject(text, 554 if stage is Stage.CONNECT else 550, "5.7.1")
-    if refusal.cause is RefusalCause.IMPOSSIBLE and refusal.counts is Counts.BYTES:
-        # RFC 3463 §3.4: too big for this system, and no later attempt can pass either.
-        return Reject(text, 552, "5.3.4")
-    return _deferral(text, stage, 450, "4.7.1")
-
-
-def _deferral(text: str, stage: Stage, code: int, enhanced: str) -> Verdict:
-    if stage is Stage.CONNECT:
-        # RFC 5321 §4.3.2: a greeting has no other transient code.
-        return Disconnect(text, 421, "4.7.0" if code == 450 else enhanced)
-    if stage is Stage.AUTH:
-        # RFC 4954 §6: temporary authentication failure
-        return Defer(text, 454, "4.7.0")
-    return Defer(text, code, enhanced)
-
-
-def _text(refusal: LimitRefusal) -> str:
-    if refusal.cause is RefusalCause.IMPOSSIBLE:
-        if refusal.counts is Counts.BYTES:
-            return f"Message is larger than rate limit {refusal.limit} ever allows"
-        return f"Rate limit {refusal.limit} allows nothing"
-    when = f"try again in {_in_words(refusal.retry_after)}"
-    if refusal.cause is RefusalCause.UNAVAILABLE:
-        return f"Rate limit {refusal.limit} can't be checked now, {when}"
-    if refusal.counts is Counts.OPEN_CONNECTIONS:
-        return f"Too many connections, limit {refusal.limit}, {when}"
-    return f"Rate limit {refusal.limit} exceeded, {when}"
-
-
-def _in_words(seconds: float) -> str:
-    whole = max(1, math.ceil(seconds))
-    return "1 second" if whole == 1 else f"{whole} seconds"
+        self._limits.refund(receipts)
+        self._limits.release(receipts)
 
 
 def _ledger(session: Session) -> SessionLedger:
@@ -274,4 +261,4 @@ class LimitsPlugin:
 
     def build(self, options: LimitsOptions, services: Services) -> LimitsPolicy:
         """The policy over the limits of the configuration."""
-        return LimitsPolicy(cast(Limiter, services.limits), services.reactor, services.log, options)
+        return LimitsPolicy(services.limits, services.reactor, services.log, options)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
-from elemta.domains import Domains
 from elemta.policy import (
     CONTINUE,
     RELAY_DENIED,
+    Domains,
     IPolicyPlugin,
     IRcptPolicy,
     NoOptions,

@@ -8,8 +8,10 @@ from elemta.address import Address
 from elemta.config import REQUIRED, NoOptions, setting
 from elemta.deferred_value import MaybeDeferred, Steps, detached, run
 from elemta.dns import NULL_MX, MailExchanger
+from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.limits import Charge, LimitRefusal, Receipt
 from elemta.message.headers import Headers
 from elemta.outcome import Outcome, Status
 from elemta.policy.asking import Decision
@@ -25,15 +27,20 @@ from elemta.policy.interfaces import (
     IDeliveryObserver,
     IDeliveryPolicy,
     IHeloPolicy,
+    ILimitPolicy,
+    ILoginObserver,
+    ILoginPolicy,
     IMailPolicy,
     IMessagePolicy,
     IOutcomeObserver,
     IPolicyPlugin,
     IRcptPolicy,
+    LoginOutcome,
     PolicyAnswer,
     PolicyObserver,
     SilentPolicyObserver,
 )
+from elemta.policy.limit_replies import limit_verdict
 from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
 from elemta.policy.runner import ChainSettings, LoadedPolicy
 from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Resolver, Services
@@ -55,7 +62,7 @@ from elemta.policy.views import Message, Notes, Session, Transaction
 from elemta.smtp.facts import TLSInfo
 from elemta.stage import Stage
 
-CONTRACT_VERSION = "1.2"
+CONTRACT_VERSION = "1.3"
 """The version of the plugin contract, MAJOR.MINOR."""
 
 # The names of version 1 for what the daemon runs policies with.
@@ -72,6 +79,7 @@ __all__ = [
     "Address",
     "ChainSettings",
     "ChainTerms",
+    "Charge",
     "Client",
     "Continue",
     "Conversation",
@@ -80,6 +88,7 @@ __all__ = [
     "Defer",
     "DeliveryHooks",
     "Disconnect",
+    "Domains",
     "Envelope",
     "FactAnswer",
     "FailureKind",
@@ -92,13 +101,18 @@ __all__ = [
     "IDeliveryObserver",
     "IDeliveryPolicy",
     "IHeloPolicy",
+    "ILimitPolicy",
+    "ILoginObserver",
+    "ILoginPolicy",
     "IMailPolicy",
     "IMessagePolicy",
     "IOutcomeObserver",
     "IPolicyPlugin",
     "IRcptPolicy",
+    "LimitRefusal",
     "Limits",
     "LoadedPolicy",
+    "LoginOutcome",
     "MailExchanger",
     "MailParameters",
     "MaybeDeferred",
@@ -115,6 +129,7 @@ __all__ = [
     "PolicyObserver",
     "PolicySession",
     "Quarantine",
+    "Receipt",
     "Recipient",
     "Reject",
     "RelayPermission",
@@ -132,6 +147,7 @@ __all__ = [
     "Verdict",
     "available_plugins",
     "detached",
+    "limit_verdict",
     "load_chain",
     "reply_of",
     "run",

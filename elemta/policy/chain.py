@@ -94,7 +94,9 @@ class PolicyChain:
 
     def _calls_at(self, listener: str) -> _ListenerCalls:
         asked: dict[Stage, list[PolicyCall]] = {}
-        told: dict[str, list[PolicyCall]] = {"committed": [], "refused": [], "disconnected": []}
+        told: dict[str, list[PolicyCall]] = {
+            fact: [] for fact in ("committed", "refused", "disconnected", "login_ended")
+        }
         for loaded, runner in self._runners:
             if not runner.serves(listener):
                 continue

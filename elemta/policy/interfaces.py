@@ -43,6 +43,18 @@ class IHeloPolicy(Interface):
         """The client said its name, which is ``session.helo``."""
 
 
+class ILoginPolicy(Interface):
+    """Asked at AUTH, before a password is looked at."""
+
+    def login(session: Session, username: str) -> PolicyAnswer:
+        """The client wants to log in as ``username``.
+
+        The name is folded to one spelling: width, case and Unicode form do not tell two users apart, and
+        nothing says that there is such a user. A refusal is the reply to AUTH. A charge made here is for a
+        failure: take it back when :class:`ILoginObserver` hears of anything else.
+        """
+
+
 class IAuthPolicy(Interface):
     """Asked after good credentials, before 235."""
 
@@ -108,6 +120,32 @@ class IOutcomeObserver(Interface):
         """The session is over. Told once, last."""
 
 
+class LoginOutcome(enum.Enum):
+    """How an attempt to log in ended.
+
+    ``GOOD`` and ``BAD`` are what the credentials were. ``UNKNOWN``: a policy refused the attempt, the client
+    left before the password was looked at, or the credentials could not be checked.
+    """
+
+    GOOD = "good"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+class ILoginObserver(Interface):
+    """Told how attempts to log in ended: facts."""
+
+    def login_ended(session: Session, username: str, outcome: LoginOutcome) -> FactAnswer:
+        """The attempt about which :meth:`ILoginPolicy.login` was asked is over.
+
+        Told once at most. It is not told where the client left while the password was looked at.
+        """
+
+
+class ILimitPolicy(Interface):
+    """A mark: the refusals of this policy are those of a limit, so that no limit counts them as refusals."""
+
+
 class IPolicyPlugin(Interface):
     """What the daemon looks for: it has a name, options, and builds the policy."""
 
@@ -131,6 +169,7 @@ class IPolicyPlugin(Interface):
 STAGE_INTERFACES: dict[Stage, tuple[InterfaceClass, str]] = {
     Stage.CONNECT: (IConnectPolicy, "connected"),
     Stage.HELO: (IHeloPolicy, "helo"),
+    Stage.LOGIN: (ILoginPolicy, "login"),
     Stage.AUTH: (IAuthPolicy, "authenticated"),
     Stage.MAIL: (IMailPolicy, "mail"),
     Stage.RCPT: (IRcptPolicy, "rcpt"),
@@ -139,7 +178,12 @@ STAGE_INTERFACES: dict[Stage, tuple[InterfaceClass, str]] = {
 }
 """For each stage the interface whose provider is asked, and its method."""
 
-OTHER_INTERFACES: tuple[InterfaceClass, ...] = (IOutcomeObserver, IDeliveryPolicy, IDeliveryObserver)
+OTHER_INTERFACES: tuple[InterfaceClass, ...] = (
+    IOutcomeObserver,
+    ILoginObserver,
+    IDeliveryPolicy,
+    IDeliveryObserver,
+)
 
 
 class FailureKind(enum.StrEnum):
@@ -161,8 +205,8 @@ class PolicyObserver(Protocol):
     """Facts about policies, for counting. Implementations never raise and never block.
 
     ``stage`` is a stage's name (``connect`` … ``message``), ``route`` on the way out or, for facts that a
-    policy is told, ``committed``, ``refused``, ``disconnected`` or ``attempted``. No argument is ever chosen
-    by a client.
+    policy is told, ``committed``, ``refused``, ``disconnected``, ``login_ended`` or ``attempted``. No
+    argument is ever chosen by a client.
     """
 
     def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:

@@ -19,6 +19,7 @@ from elemta.policy.interfaces import (
     FailureKind,
     IDeliveryObserver,
     IDeliveryPolicy,
+    ILoginObserver,
     IOutcomeObserver,
     PolicyObserver,
 )
@@ -42,6 +43,8 @@ TRACEBACK_EVERY = 10.0
 _DEFERRED = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
 # RFC 5321 §4.3.2: in place of a greeting there are 554 and 421, which is the one that passes
 _DEFERRED_GREETING = Disconnect("Local trouble, please try again later", code=421, enhanced="4.3.0")
+# RFC 4954 §6: 454 is a temporary authentication failure
+_DEFERRED_LOGIN = Defer("Local trouble, please try again later", code=454, enhanced="4.7.0")
 _REJECTED = Reject("Refused by local policy", code=554, enhanced="5.7.1")
 
 ROUTE = "route"
@@ -267,7 +270,9 @@ class PolicyRunner:
         if self.on_error is OnError.REJECT:
             # An accepted message is not returned because of an internal error: an operator looks at it.
             return Hold(f"the policy {self.name} failed") if call.stage_name == ROUTE else _REJECTED
-        return _DEFERRED_GREETING if call.stage is Stage.CONNECT else _DEFERRED
+        if call.stage is Stage.CONNECT:
+            return _DEFERRED_GREETING
+        return _DEFERRED_LOGIN if call.stage is Stage.LOGIN else _DEFERRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +297,13 @@ def calls_of(runner: PolicyRunner, policy: object) -> dict[Stage, PolicyCall]:
 
 def facts_of(runner: PolicyRunner, policy: object) -> list[PolicyCall]:
     """The facts that ``policy`` observes."""
-    if not IOutcomeObserver.providedBy(policy):
-        return []
+    facts: tuple[str, ...] = ()
+    if IOutcomeObserver.providedBy(policy):
+        facts += ("committed", "refused", "disconnected")
+    if ILoginObserver.providedBy(policy):
+        facts += ("login_ended",)
     # No session waits for a fact observer, so its breaker has nothing to save.
-    return [
-        PolicyCall(runner, getattr(policy, fact), None, fact, Breaker(runner.timeout))
-        for fact in ("committed", "refused", "disconnected")
-    ]
+    return [PolicyCall(runner, getattr(policy, fact), None, fact, Breaker(runner.timeout)) for fact in facts]
 
 
 def route_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:

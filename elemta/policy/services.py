@@ -6,22 +6,20 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from elemta.deferred_value import MaybeDeferred
 from elemta.dns import MailExchanger
 from elemta.dns import Resolver as SharedResolver
 from elemta.domains import Domains
 from elemta.envelope import Recipient
 from elemta.errors import ResolverTrouble
+from elemta.limits import Charge, Receipt
 from elemta.policy.views import Session, Transaction
 from elemta.stage import Stage
-
-if TYPE_CHECKING:
-    from elemta.limits import Charge, Receipt
 
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -44,13 +42,27 @@ class Limits(Protocol):
         recipient: Recipient | None = None,
         *,
         already: Collection[str] = (),
-    ) -> Charge | Deferred[Charge]:
-        """Charge what this stage counts: all limits or none. ``already`` are keys charged before."""
+        may_delay: bool = False,
+    ) -> MaybeDeferred[Charge]:
+        """Charge what this stage counts: all limits or none. ``already`` are keys charged before.
 
-    def refund(self, receipts: Iterable[Receipt]) -> Deferred[None] | None:
+        ``may_delay``: the caller will wait and charge once more where the refusal ``delays``.
+        """
+
+    def charge_login(self, session: Session, username: str) -> MaybeDeferred[Charge]:
+        """Charge an attempt to log in as a failed one, before the password is looked at: all or none.
+
+        Refund it unless the password was wrong. So there are never more failures than the limit, however
+        many attempts are under way at the same moment.
+        """
+
+    def remember_login(self, session: Session, username: str) -> None:
+        """Note a good login: the guesses of others count less for this user at this address."""
+
+    def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what was charged, but not what is held open."""
 
-    def release(self, receipts: Iterable[Receipt]) -> Deferred[None] | None:
+    def release(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what is held open: connections."""
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.deferred_value import run
+from elemta.deferred_value import MaybeDeferred, run
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
 from elemta.policy.breaker import CallParties
-from elemta.policy.interfaces import FailureKind
+from elemta.policy.interfaces import FailureKind, LoginOutcome
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
 from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
 from elemta.policy.verdicts import Accept, Disconnect, Quarantine, Verdict, name_of, reply_of
@@ -38,7 +38,15 @@ _GONE = Decision(Disconnect("The connection is closed", code=421, enhanced="4.4.
 # Reasons to hold one message, or all of one session.
 _MOST_REASONS = 100
 
-_SESSION_STAGES = frozenset({Stage.CONNECT, Stage.HELO, Stage.AUTH})
+_SESSION_STAGES = frozenset({Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH})
+
+
+@dataclass(frozen=True, slots=True)
+class LoginQuestion(StageQuestion):
+    """May the client try to log in as ``username``? The password was not looked at yet."""
+
+    stage = Stage.LOGIN
+    username: str
 
 
 class _TransactionViews:
@@ -112,7 +120,7 @@ class PolicySession(ChainQuestion):
         self._grant_failed = False
         self._gone = False
 
-    def ask(self, question: StageQuestion, message: Message | None = None) -> Decision | Deferred[Decision]:
+    def ask(self, question: StageQuestion, message: Message | None = None) -> MaybeDeferred[Decision]:
         """Ask the policies of the question's stage in their order; the first decisive verdict wins.
 
         At RCPT a recipient that may not be relayed to is refused at the end, whatever the policies said.
@@ -129,6 +137,18 @@ class PolicySession(ChainQuestion):
         self._question, self._message = question, message
         self._marks, self._accepted, self._grant_failed = [], None, False
         return run(self._ask_each(calls))
+
+    def ask_login(self, username: str) -> MaybeDeferred[Decision]:
+        """Ask whether the client may try to log in as ``username``, before its password is looked at."""
+        return self.ask(LoginQuestion(self._facts, username))
+
+    def login_ended(self, username: str, outcome: LoginOutcome) -> None:
+        """Tell the policies that observe it how the attempt ended that :meth:`ask_login` was about."""
+        if self._gone:
+            return
+        for call in self._told["login_ended"]:
+            shown = self._session_of(call.runner), username, outcome
+            tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
 
     def hold_reason(self, transaction: TransactionFacts) -> str | None:
         """Why the message of ``transaction`` goes to the hold queue; None where it does not.
@@ -199,6 +219,8 @@ class PolicySession(ChainQuestion):
         question, runner = cast(StageQuestion, self._question), call.runner
         session = self._session_of(runner)
         stage = question.stage
+        if stage is Stage.LOGIN:
+            return session, cast(LoginQuestion, question).username
         if stage in _SESSION_STAGES:
             return (session,)
         # Every question of the other stages is about a transaction.

@@ -33,7 +33,7 @@ from elemta.errors import NoSuchDomain
 from elemta.limits import Limiter, MemoryStore
 from elemta.outcome import Outcome
 from elemta.policy.discovery import problem_with
-from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin
+from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin, LoginOutcome
 from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Resolver, Services
 from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
@@ -281,6 +281,16 @@ class PolicyTester:
         self.facts.helo, self.facts.esmtp = name, True
         return self._wait(self.ask(Stage.HELO), wait)
 
+    def login(self, username: str, *, wait: float = 0) -> Verdict:
+        """Let the client try to log in; the policy is asked before the password is looked at."""
+        return self._wait(self.ask(Stage.LOGIN, username), wait)
+
+    def login_ended(
+        self, username: str, outcome: LoginOutcome = LoginOutcome.GOOD, *, wait: float = 0
+    ) -> None:
+        """Tell the policy how the attempt to log in ended."""
+        self._wait(self._tell("login_ended", self.session, username, outcome), wait)
+
     def authenticated(self, user: str, *, wait: float = 0) -> Verdict:
         self.facts.user = user
         return self._wait(self.ask(Stage.AUTH), wait)
@@ -369,8 +379,10 @@ class PolicyTester:
             ),
         )
 
-    def ask(self, stage: Stage, about: Recipient | Message | None = None) -> Deferred[Verdict]:
-        """Ask at ``stage``, about a recipient at RCPT and a message at MESSAGE; the verdict is in a Deferred.
+    def ask(self, stage: Stage, about: Recipient | Message | str | None = None) -> Deferred[Verdict]:
+        """Ask at ``stage``; the verdict is in a Deferred.
+
+        ``about`` is a user name at LOGIN, a recipient at RCPT and a message at MESSAGE.
 
         An invalid answer fails it with AssertionError, and whatever the policy raises with that.
         """
@@ -379,7 +391,7 @@ class PolicyTester:
             return succeed(CONTINUE)
         shown: list[Any] = [self.session]
         view = None
-        if stage not in (Stage.CONNECT, Stage.HELO, Stage.AUTH):
+        if stage not in (Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH):
             view = self.transaction
             view.writable = True
             shown.append(view)

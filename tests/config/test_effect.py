@@ -148,7 +148,7 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
         ),
         (
             '[policies]\nchain = ["relay"]',
-            'policies.chain: does not name "limits": the limits per client of [resources] have no effect, and of [[limit]] only those that count auth_failures or refusals have one',
+            'policies.chain: does not name "limits": the limits of [resources] per client and those of failed logins have no effect, and of [[limit]] only those that count refusals have one',
         ),
         (
             f'[auth]\ncheckers = ["elemta-users:/u"]\n{LISTENER}role = "submission"',

@@ -10,16 +10,28 @@ import pytest
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 from zope.interface import implementer
 
 from elemta.auth import Authenticator
-from elemta.config import AuthConfig, ResourcesConfig
+from elemta.config import AuthConfig, PolicyCommon, ResourcesConfig
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.net.login import Login
 from elemta.net.terms import Terms
+from elemta.policies.limits import LimitsOptions, LimitsPlugin
+from elemta.policy import (
+    CONTINUE,
+    ILoginObserver,
+    ILoginPolicy,
+    LoadedPolicy,
+    LoginOutcome,
+    PolicyChain,
+    Reject,
+    Verdict,
+)
+from elemta.policy.testing import make_services
 from elemta.smtp.events import Answer, Authenticated, Refuse
 from elemta.smtp.facts import SessionFacts
 from tests.net.conftest import Place
@@ -69,7 +81,14 @@ class Passwords:
 class Node:
     """What one node knows of logins; ``store`` is shared by the nodes of a fleet."""
 
-    def __init__(self, place: Place, store: MemoryStore, clock: Clock, **auth: str) -> None:
+    def __init__(
+        self,
+        place: Place,
+        store: MemoryStore,
+        clock: Clock,
+        more: dict[str, object] | None = None,
+        **auth: str,
+    ) -> None:
         from twisted.internet import reactor
 
         self.clock = clock
@@ -80,15 +99,20 @@ class Node:
         self.limiter.known_logins._now = lambda: 1_700_000_000.0 + clock.seconds()
         terms = place.factory.terms
         assert terms is not None
+        services = make_services(clock, limits=self.limiter)
+        policies = [("limits", LimitsPlugin().build(LimitsOptions(), services)), *(more or {}).items()]
+        loaded = [LoadedPolicy(name, policy, PolicyCommon(timeout=30.0)) for name, policy in policies]
         self.terms: Terms = replace(
             terms,
             limiter=self.limiter,
+            chain=PolicyChain(loaded, clock),  # type: ignore[arg-type]
             authenticator=Authenticator([self.checker], reactor, clock=clock),  # type: ignore[arg-type]
         )
         self.attempts: list[Login] = []
 
     def begin(self, user: str, password: bytes, ip: str = OFFICE) -> Deferred[Answer]:
-        login = Login(self.terms, SessionFacts("S1", ip_address(ip), 40000, "mx"), user)
+        facts = SessionFacts("S1", ip_address(ip), 40000, "mx")
+        login = Login(self.terms, self.terms.chain.open(facts), facts, user)
         self.attempts.append(login)
         return Deferred.fromCoroutine(login.answer(password))
 
@@ -304,3 +328,76 @@ def test_the_record_of_a_failure_is_there_at_once_and_names_the_user_and_never_t
     (record,) = [event for event in events if event.get("event") == "auth.tried"]
     assert (record["user"], record["outcome"], record["client_ip"]) == (shown, "bad", ELSEWHERE)
     assert not any("hunter2" in str(value) for event in events for value in event.values())
+
+
+@implementer(ILoginPolicy, ILoginObserver)
+class Guard:
+    """A policy that does not answer until it is told to, and hears how attempts ended."""
+
+    def __init__(self) -> None:
+        self.pending: list[Deferred[Verdict]] = []
+        self.ended: list[LoginOutcome] = []
+
+    def login(self, session: object, username: str) -> Deferred[Verdict]:
+        answer: Deferred[Verdict] = Deferred()
+        self.pending.append(answer)
+        return answer
+
+    def login_ended(self, session: object, username: str, outcome: LoginOutcome) -> None:
+        self.ended.append(outcome)
+
+
+@pytest.fixture
+def guard() -> Guard:
+    return Guard()
+
+
+@pytest.fixture
+def guarded(place: Place, store: MemoryStore, clock: Clock, guard: Guard) -> Node:
+    return Node(place, store, clock, more={"guard": guard}, guesses_per_user="1/15m")
+
+
+def test_no_password_is_looked_at_before_every_policy_has_answered(guarded: Node, guard: Guard) -> None:
+    answers: list[Answer] = []
+    guarded.begin("anna", USERS["anna"]).addCallback(answers.append)
+    assert (guarded.checker.looked_at, answers) == (0, [])
+    guard.pending[0].callback(CONTINUE)
+    assert answers == [Authenticated("anna")]
+    assert guard.ended == [LoginOutcome.GOOD]
+
+
+def test_what_another_policy_refuses_is_no_guess(guarded: Node, guard: Guard, events: list[LogEvent]) -> None:
+    for _ in range(3):
+        answers: list[Answer] = []
+        guarded.begin("anna", b"guess").addCallback(answers.append)
+        guard.pending.pop().callback(Reject("not from there", 535, "5.7.8"))
+        assert reply(answers[0]) == "535 5.7.8 not from there"
+    assert guarded.checker.looked_at == 0
+    assert guard.ended == [LoginOutcome.UNKNOWN] * 3
+    record = [event for event in events if event.get("event") == "auth.tried"][-1]
+    assert (record["outcome"], record["policy"]) == ("refused", "guard")
+
+
+def test_a_client_that_leaves_while_a_policy_is_asked_frees_its_turn_and_its_charge(
+    guarded: Node, guard: Guard
+) -> None:
+    for _ in range(5):
+        guarded.begin("anna", b"guess").addErrback(lambda failure: failure.trap(CancelledError) and None)
+        guarded.attempts[-1].leave()
+    assert guarded.checker.looked_at == 0
+    assert guard.ended == [LoginOutcome.UNKNOWN] * 5
+    answers: list[Answer] = []
+    guarded.begin("anna", USERS["anna"]).addCallback(answers.append)
+    guard.pending[-1].callback(CONTINUE)
+    assert answers == [Authenticated("anna")]
+
+
+def test_without_the_policy_limits_no_login_is_limited(
+    place: Place, store: MemoryStore, clock: Clock
+) -> None:
+    node = Node(place, store, clock)
+    node.terms = replace(node.terms, chain=PolicyChain((), clock))  # type: ignore[arg-type]
+    for _ in range(30):
+        node.begin("anna", b"guess", ELSEWHERE)
+        node.clock.advance(11)
+    assert node.checker.looked_at == 30

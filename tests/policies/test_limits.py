@@ -26,6 +26,7 @@ from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits.known_logins import Standing
 from elemta.limits.store import Answer, Request
 from elemta.policies import limits as limits_module
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
@@ -36,6 +37,7 @@ from elemta.policy import (
     IMailPolicy,
     IRcptPolicy,
     LoadedPolicy,
+    LoginOutcome,
     PolicyChain,
     Reject,
     RelayPermission,
@@ -463,3 +465,57 @@ def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() ->
     assert (house.used("m"), house.used("r")) == (1, 1)
     assert house.used("ip") == 1
     assert house.used("connections-per-ip") == 0
+
+
+def guessing(**more: Any) -> House:
+    return House(limit("guesses", Counts.AUTH_FAILURES, Identity.USER, rates=("2/1m",)), **more)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "used"), [(LoginOutcome.GOOD, 0), (LoginOutcome.BAD, 1), (LoginOutcome.UNKNOWN, 0)]
+)
+def test_an_attempt_to_log_in_is_charged_until_it_was_no_failure(outcome: LoginOutcome, used: int) -> None:
+    house = guessing()
+    client = house.client()
+    assert client.login("anna") == CONTINUE
+    assert house.used("guesses") == 1
+    client.login_ended("anna", outcome)
+    assert house.used("guesses") == used
+    # A second word about the same attempt gives nothing back.
+    client.login_ended("anna", LoginOutcome.GOOD)
+    assert house.used("guesses") == used
+
+
+def test_attempts_over_the_limit_are_deferred_as_authentication_failures() -> None:
+    house = guessing()
+    for _ in range(2):
+        client = house.client()
+        assert client.login("anna") == CONTINUE
+        client.login_ended("anna", LoginOutcome.BAD)
+    refused = Defer("Rate limit guesses exceeded, try again in 60 seconds", 454, "4.7.0")
+    assert house.client().login("anna") == refused
+    assert house.client().login("berta") == CONTINUE
+
+
+def test_only_a_good_login_makes_a_user_known() -> None:
+    house = guessing()
+    address = ip_address("192.0.2.1")
+    for outcome in (LoginOutcome.BAD, LoginOutcome.UNKNOWN):
+        client = house.client(str(address))
+        client.login("anna")
+        client.login_ended("anna", outcome)
+        assert house.limiter.known_logins.standing("anna", address) is Standing.STRANGER
+    client.login("anna")
+    client.login_ended("anna", LoginOutcome.GOOD)
+    assert house.limiter.known_logins.standing("anna", address) is Standing.KNOWN_ADDRESS
+
+
+def test_a_charge_for_a_login_that_comes_when_nobody_waits_is_given_back() -> None:
+    store = LateStore()
+    house = guessing(store=store)
+    client = house.client()
+    asked = client.ask(Stage.LOGIN, "anna")
+    asked.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    asked.cancel()
+    store.deliver()
+    assert house.used("guesses") == 0

@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from elemta.address import Address
-from elemta.envelope import Recipient
-from elemta.limits.limiter import Charge
-from elemta.limits.store import Receipt
+from elemta.policy import Address, Charge, Receipt, Recipient
 
 
 @dataclass(slots=True)
@@ -31,12 +28,12 @@ class TransactionLedger:
     def record(self, charge: Charge, recipient: Recipient | None = None) -> None:
         """Keep the receipts that belong to the transaction."""
         for receipt in charge.of_transaction:
-            self.keys.add(receipt.request.key)
+            self.keys.add(receipt.key)
             self._entries.append(_Entry(receipt, [] if recipient is None else [recipient.address]))
         if recipient is not None and charge.covered:
-            covered = {request.key for request in charge.covered}
+            covered = charge.covered_keys
             for entry in self._entries:
-                if entry.receipt.request.key in covered:
+                if entry.receipt.key in covered:
                     entry.recipients.append(recipient.address)
 
     def refused(self) -> list[Receipt]:
@@ -56,7 +53,7 @@ class TransactionLedger:
         for entry in self._entries:
             if not entry.recipients:
                 continue
-            still_open = open_by_limit.setdefault(entry.receipt.request.terms.name, Counter(accepted))
+            still_open = open_by_limit.setdefault(entry.receipt.limit, Counter(accepted))
             owner = next((address for address in entry.recipients if still_open[address] > 0), None)
             if owner is None:
                 due.append(entry.receipt)
@@ -67,15 +64,16 @@ class TransactionLedger:
 
 @dataclass(slots=True)
 class SessionLedger:
-    """The charges of one connection, and the transaction that is under way in it."""
+    """The charges of one connection, of the transaction and of the attempt to log in under way in it."""
 
     receipts: list[Receipt] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    login: tuple[Receipt, ...] = ()
     transaction: TransactionLedger | None = None
     over: bool = False
 
     def record(self, charge: Charge) -> None:
         """Keep the receipts that belong to the connection."""
         for receipt in charge.of_session:
-            self.keys.add(receipt.request.key)
+            self.keys.add(receipt.key)
             self.receipts.append(receipt)
