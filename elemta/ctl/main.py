@@ -183,7 +183,7 @@ def _add_filters(added: argparse.ArgumentParser) -> None:
     filters = added.add_argument_group("filters", "PATTERN is an address, @domain, <>, or has * and ? in it.")
     filters.add_argument("--state", choices=("active", "deferred", "hold"))
     filters.add_argument("--from", dest="sender", metavar="PATTERN")
-    filters.add_argument("--to", dest="recipient", metavar="PATTERN", help="asks for every message: slow")
+    filters.add_argument("--to", dest="recipient", metavar="PATTERN")
 
 
 def _add_spool(commands: Any) -> None:

@@ -6,7 +6,6 @@ import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from fnmatch import fnmatchcase
 from http import HTTPStatus
 from typing import Any
 
@@ -264,13 +263,9 @@ def _matching(
     client: AdminClient, args: argparse.Namespace, states: Sequence[str]
 ) -> Iterator[Mapping[str, Any]]:
     """The messages in one of ``states`` ("" for any) that ``--from`` and ``--to`` let through."""
+    chosen = {name: value for name, value in (("from", args.sender), ("to", args.recipient)) if value}
     for state in states:
-        for message in _pages(client, {"state": state} if state else {}):
-            if args.sender and not _fits(message["sender"], args.sender):
-                continue
-            if args.recipient and not _has_recipient(client, message["queue_id"], args.recipient):
-                continue
-            yield message
+        yield from _pages(client, {**chosen, **({"state": state} if state else {})})
 
 
 def _pages(client: AdminClient, query: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
@@ -281,24 +276,3 @@ def _pages(client: AdminClient, query: Mapping[str, str]) -> Iterator[Mapping[st
         after = page["next"]
         if after is None:
             return
-
-
-def _has_recipient(client: AdminClient, queue_id: str, pattern: str) -> bool:
-    try:
-        record = client.get("queue", queue_id)
-    except Refused as refused:
-        if refused.status != HTTPStatus.NOT_FOUND:
-            raise
-        return False
-    return any(_fits(recipient["address"], pattern) for recipient in record["recipients"])
-
-
-def _fits(address: str, pattern: str) -> bool:
-    """Whether ``address`` is ``pattern``: an address, ``@domain``, ``<>``, or with ``*`` and ``?``."""
-    if pattern == "<>":
-        return address == ""
-    wanted = pattern.lower()
-    if wanted.startswith("@"):
-        wanted = f"*{wanted}"
-    # Brackets stand for themselves: they are in address literals.
-    return fnmatchcase(address.lower(), wanted.replace("[", "[[]"))

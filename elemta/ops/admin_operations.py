@@ -13,7 +13,8 @@ from elemta.errors import Fault
 from elemta.ops.limit_operations import LimitOperations
 from elemta.ops.spool_operations import SpoolOperations
 from elemta.policy.discovery import PluginInfo
-from elemta.spool.records import MessageRecord, MessageSummary, SpoolStats, State
+from elemta.spool.filters import QueueFilter
+from elemta.spool.records import Listing, MessageRecord, SpoolStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,7 @@ class ReloadResult(Protocol):
 class Queue(Protocol):
     """What the admin API does with the spool. Raises what the spool raises."""
 
-    async def list(
-        self, state: State | None = None, limit: int = 100, after: str | None = None
-    ) -> Sequence[MessageSummary]: ...
+    async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing: ...
 
     async def show(self, queue_id: str) -> MessageRecord: ...
 

@@ -15,6 +15,7 @@ from elemta.errors import MessageOnHold, UnknownMessage
 from elemta.ops.admin_calls import Answer, Call, Refusal, count_of, no_such_message
 from elemta.ops.admin_json import Json, record_json, stats_json, summary_json
 from elemta.ops.admin_operations import Operations, Returned
+from elemta.spool.filters import QueueFilter
 from elemta.spool.records import State
 
 _log = Logger()
@@ -35,19 +36,16 @@ class QueueCalls:
         self._spool = operations.spool
 
     async def page(self, call: Call) -> Json:
-        call.only("state", "limit", "after")
-        limit = count_of(call, "limit", DEFAULT_PAGE)
-        # One more than asked for tells whether there is a next page.
-        found = await self._spool.list(
-            state=_state(call.query.get("state")),
-            limit=limit + 1,
+        call.only("state", "from", "to", "limit", "after")
+        chosen = QueueFilter(
+            _state(call.query.get("state")), call.query.get("from") or None, call.query.get("to") or None
+        )
+        page = await self._spool.find(
+            chosen,
+            limit=count_of(call, "limit", DEFAULT_PAGE),
             after=call.query.get("after", "").upper() or None,
         )
-        page = found[:limit]
-        return {
-            "messages": [summary_json(summary) for summary in page],
-            "next": page[-1].queue_id if len(found) > limit else None,
-        }
+        return {"messages": [summary_json(summary) for summary in page.messages], "next": page.after}
 
     async def stats(self, call: Call) -> Json:
         call.only()

@@ -15,10 +15,12 @@ from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Status
 from elemta.spool.content import Content
 from elemta.spool.damaged_rows import DAMAGE, reason_of
+from elemta.spool.filters import QueueFilter
 from elemta.spool.queueid import row_key
 from elemta.spool.reading import Reader
 from elemta.spool.records import (
     AttemptRecord,
+    Listing,
     MessageRecord,
     MessageSummary,
     RecipientRecord,
@@ -35,6 +37,8 @@ _FINISHED = (
 _INDEX = {State.DEFERRED: "message_deferred", State.HOLD: "message_held", State.ACTIVE: "message_active"}
 
 
+# Messages that a page of a filter looks at.
+_LOOKED_AT = 1000
 # Stands for a sender that can't be read.
 UNREADABLE = Address("(unreadable)", "")
 
@@ -77,16 +81,33 @@ class Queries:
 
     def page(self, state: State | None, limit: int, after: str | None) -> list[MessageSummary]:
         """A page of the queue in the order of arrival, from behind ``after`` on."""
+        return [_summary(row) for row in self._rows(state, limit, after)]
+
+    def find(self, chosen: QueueFilter, limit: int, after: str | None) -> Listing:
+        """A page of those that are chosen, of a bounded number of messages from behind ``after`` on."""
+        most = _LOOKED_AT if chosen.looks_inside else limit
+        # One more tells whether there is a next page.
+        rows = self._rows(chosen.state, most + 1, after)
+        found: list[MessageSummary] = []
+        place: str | None = None
+        for row in rows[:most]:
+            if len(found) == limit:
+                return Listing(tuple(found), place)
+            place = str(row[0])
+            if not chosen.looks_inside or _is_chosen(row, chosen):
+                found.append(_summary(row))
+        return Listing(tuple(found), place if len(rows) > most else None)
+
+    def _rows(self, state: State | None, limit: int, after: str | None) -> list[tuple[Any, ...]]:
         start = -1 if after is None else _position(after)
         table, condition = "message m", ""
         if state is not None:
             table += f" INDEXED BY {_INDEX[state]}"
             condition = f"AND m.state = {STATE_CODES[state]}"
-        rows = self._reader.all(
+        return self._reader.all(
             f"SELECT {MESSAGE_COLUMNS} FROM {table} WHERE m.id > ? {condition} ORDER BY m.id LIMIT ?",  # noqa: S608
             (start, limit),
         )
-        return [_summary(row) for row in rows]
 
     def show(self, queue_id: str) -> MessageRecord:
         """All that is known of one message. UnknownMessage."""
@@ -143,6 +164,14 @@ def _position(queue_id: str) -> int:
 
 def _unknown(queue_id: str) -> UnknownMessage:
     return UnknownMessage(f"there is no message {queue_id} in the queue")
+
+
+def _is_chosen(row: Sequence[Any], chosen: QueueFilter) -> bool:
+    try:
+        return chosen.fits(message_of(row, ()).envelope)
+    except DAMAGE:
+        # Nobody knows whom it is from; it is listed where no filter asks.
+        return False
 
 
 def _summary(row: Sequence[Any]) -> MessageSummary:

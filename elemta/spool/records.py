@@ -247,6 +247,17 @@ class MessageSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of the listing; ``after`` is the queue id to go on behind, None at the end.
+
+    A page of a filter may be short or empty with more behind it: each looks at so many messages at most.
+    """
+
+    messages: tuple[MessageSummary, ...]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class MessageRecord:
     """Everything that the spool knows about a message but its content. ``history`` is oldest first."""
 

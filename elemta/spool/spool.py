@@ -20,6 +20,7 @@ from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.commits import Entry, GroupCommit
 from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.disk import Disk, Room
+from elemta.spool.filters import QueueFilter
 from elemta.spool.holds import Holds
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.listeners import Listeners
@@ -44,6 +45,7 @@ from elemta.spool.records import (
     HeldPart,
     HoldCause,
     LaneDue,
+    Listing,
     MessageRecord,
     MessageSummary,
     OwedNotice,
@@ -434,6 +436,10 @@ class Spool:
     async def show(self, queue_id: str) -> MessageRecord:
         """All that is known of a message but its content. UnknownMessage."""
         return await self._read(self._queries.show, queue_id)
+
+    async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing:
+        """A page of the messages that a filter chooses, in the order of arrival; see `Listing`."""
+        return await self._read(self._queries.find, chosen, limit, after)
 
     async def stats(self) -> SpoolStats:
         """The queue in numbers."""

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import TypeVar
 
 from elemta.errors import SpoolError, UnknownMessage
-from elemta.spool.records import MessageRecord, MessageSummary, SpoolStats, State
+from elemta.spool.filters import QueueFilter
+from elemta.spool.records import Listing, MessageRecord, MessageSummary, SpoolStats, State
 from elemta.spool.spool import Spool
 
 R = TypeVar("R")
@@ -52,6 +53,23 @@ class Spools:
             return spool
 
         return await self._where_it_is(found)
+
+    async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing:
+        """A page of the messages that a filter chooses, in the order of arrival; see `Listing`."""
+        pages = (
+            await self.own.find(chosen, limit, after),
+            *await self._of_others(lambda spool: spool.find(chosen, limit, after)),
+        )
+        # Behind the place that one of them has come to, it may have more before what another one has.
+        place = min((page.after for page in pages if page.after is not None), default=None)
+        in_order = [
+            message
+            for message in heapq.merge(*(page.messages for page in pages), key=lambda each: each.queue_id)
+            if place is None or message.queue_id <= place
+        ]
+        if len(in_order) > limit:
+            place = in_order[limit - 1].queue_id
+        return Listing(tuple(in_order[:limit]), place)
 
     async def stats(self) -> SpoolStats:
         """The queue in numbers; what is said of the disk is said of the own spool's."""

@@ -21,6 +21,7 @@ from twisted.internet import reactor as _reactor
 import elemta.spool
 from elemta.outcome import Status
 from elemta.spool import Disk, HoldCause, Spool, SpoolSettings, State
+from elemta.spool.filters import QueueFilter
 from elemta.spool.records import PlannedPart
 from tests.spool.large import fill
 from tests.spool.mail import outcome, put, submission, written
@@ -82,6 +83,7 @@ async def everything(spool: Spool) -> None:
     page = await spool.list(limit=50)
     for state in State:
         await spool.list(state, 10, page[0].queue_id)
+    await spool.find(QueueFilter(sender="@example.net"))
     lanes = await spool.lanes(None, 10)
     await spool.lanes(lanes[-1][0], 10)
     wanted = {lane: 5 for lane, _ in lanes}

@@ -11,6 +11,8 @@ from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.spool import QueuedMessage, State, Submission
+from elemta.spool.filters import QueueFilter
+from elemta.spool.together import Spools
 from tests.spool.mail import HEADER, due, put, read, recipients, submission, written
 
 NO_SUCH_ID = "0" * 18
@@ -222,6 +224,47 @@ async def test_the_listing_pages_through_the_queue_in_the_order_of_arrival(open_
     ]
     (line,) = await spool.list(State.HOLD)
     assert (line.recipients, line.pending, line.hold_reason) == (2, 2, "why not")
+
+
+@pytest.mark.parametrize("spools", [1, 3])
+@pytest.mark.parametrize("limit", [1, 2, 7, 100])
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [
+        (QueueFilter(), range(20)),
+        (QueueFilter(recipient="user7@example.com"), [7]),
+        (QueueFilter(recipient="user1*"), [1, *range(10, 20)]),
+        (QueueFilter(sender="@example.org", recipient="@EXAMPLE.com"), range(20)),
+        (QueueFilter(sender="<>"), []),
+        (QueueFilter(state=State.HOLD), [0, 5, 10, 15]),
+        (QueueFilter(state=State.HOLD, recipient="user1*"), [10, 15]),
+        (QueueFilter(state=State.DEFERRED), []),
+    ],
+)
+@ensureDeferred
+async def test_pages_of_a_filter_bring_all_that_fits_once_and_in_order(
+    open_spool, tmp_path, monkeypatch, spools, limit, chosen, wanted
+):
+    monkeypatch.setattr("elemta.spool.queries._LOOKED_AT", 3)
+    opened = [await open_spool(tmp_path / str(number)) for number in range(spools)]
+    ids = []
+    for number in range(20):
+        reason = "held" if number % 5 == 0 else None
+        # Not in turns, so that one spool's page ends before another one's begins.
+        spool = opened[number // 4 % spools]
+        ids.append((await put(spool, b"body", f"user{number}", hold_reason=reason)).queue_id)
+    ids.sort()
+    queue = Spools(opened[0], lambda: opened[1:])
+    found, after = [], None
+    for _ in range(100):
+        page = await queue.find(chosen, limit, after)
+        assert len(page.messages) <= limit
+        found += [message.queue_id for message in page.messages]
+        after = page.after
+        if after is None:
+            break
+    assert after is None
+    assert found == [ids[number] for number in wanted]
 
 
 @ensureDeferred
