@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import time
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,14 @@ _NEVER = ("spool.disk_lied", "spool.body_missing", "delivery.broke", "session.tr
 class Node:
     """One node, its spool, the next hop for part of its mail, and everything that it ever logged as wrong."""
 
-    def __init__(self, directory: Path, ledger: Ledger, sink_port: int, *, spool: str = "") -> None:
+    def __init__(
+        self, directory: Path, ledger: Ledger, sink_port: int, *, spool: str = "", retry: str = "1s"
+    ) -> None:
         self.ledger = ledger
         self.daemon = Daemon(
             directory,
             f'[[route]]\ndomains = ["sink.test"]\nto = "smtp://127.0.0.1:{sink_port}"\n',
-            spool='retry = ["1s"]\n' + spool,
+            spool=f'retry = ["{retry}"]\n' + spool,
             domains='relay_from = ["127.0.0.0/8"]\n',
         )
         self.faults: list[str] = []
@@ -127,6 +130,20 @@ def run_dry(node: Node, clients: Clients, seconds: float = 60.0, *, take: bool =
     if take:
         node.ledger.take_mail(node.mail, LOCAL)
         node.ledger.close()
+
+
+@contextlib.contextmanager
+def failing_syncs(pid: int, error: str = "EIO") -> Iterator[None]:
+    """Every sync of this process fails with this error."""
+    strace = find_strace()
+    tracing = [strace, "-f", "-q", "-o", os.devnull, "-p", str(pid)]
+    inject = ["-e", "trace=fdatasync,fsync", "-e", f"inject=fdatasync,fsync:error={error}"]
+    with subprocess.Popen([*tracing, *inject], stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=90)
 
 
 def find_strace() -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-import signal
 import socket
 import subprocess
 import time
@@ -16,7 +13,7 @@ import pytest
 
 from tests.durability.ledger import Ledger
 from tests.durability.load import Clients, sink
-from tests.durability.node import Node, find_strace, run_dry
+from tests.durability.node import Node, failing_syncs, run_dry
 from tests.support.wire import Wire
 
 _FULL = "452 4.3.1"
@@ -69,20 +66,6 @@ def _fill(disk: Path) -> Path:
             if error.errno != errno.ENOSPC:
                 raise
     return ballast
-
-
-@contextlib.contextmanager
-def _failing_syncs(pid: int) -> Iterator[None]:
-    """Every sync of this process fails with EIO."""
-    strace = find_strace()
-    tracing = [strace, "-f", "-q", "-o", os.devnull, "-p", str(pid)]
-    inject = ["-e", "trace=fdatasync,fsync", "-e", "inject=fdatasync,fsync:error=EIO"]
-    with subprocess.Popen([*tracing, *inject], stderr=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=90)
 
 
 def _print(capsys: pytest.CaptureFixture[str], title: str, report: str) -> None:
@@ -179,7 +162,7 @@ def test_syncs_that_fail_are_answered_with_451_and_lose_nothing(
             node.start()
             clients.aim(node.daemon.port)
             _wait("some mail", lambda: len(ledger.acknowledged) > 50, 30)
-            with _failing_syncs(node.daemon.pid):
+            with failing_syncs(node.daemon.pid):
                 _wait("a refusal", lambda: ledger.refused[_TROUBLE] > 5, 30)
                 _wait("not ready", lambda: _not_ready_for(node, "failed"), 5)
                 assert _answer_to_mail(node).startswith(_TROUBLE)
