@@ -23,6 +23,7 @@ from elemta.doors import Doors
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.fleet import Fleet
 from elemta.limits.refusals import Refused
+from elemta.net.factory import LOOK_SECONDS
 from elemta.operations import DaemonOperations
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
@@ -180,7 +181,7 @@ class Elemta(Service):
             lasting=self.lasting,
             assembly=self.assembly,
             places=self.doors.places,
-            tasks=((1.0, self.doors.house.check_deadlines), (5.0, self._tell_status)),
+            tasks=((LOOK_SECONDS, self.doors.house.check_deadlines), (5.0, self._tell_status)),
         )
 
     def _say_ready(self) -> None:

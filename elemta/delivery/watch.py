@@ -7,13 +7,24 @@ from math import inf
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+STANDSTILL_SECONDS = 1.0
+"""A timer that fires later than this was kept from firing."""
+
+READING_SECONDS = 0.05
+"""So long the reactor then has to read what has come."""
+
 
 class Watch:
-    """Calls something when a deadline passes. To move the deadline further away costs no timer."""
+    """Calls something when a deadline passes. To move the deadline further away costs no timer.
+
+    A timer that fires late says nothing about the other side: this process was suspended, or had no time to
+    read what had come. Then that is read first.
+    """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._at = inf
+        self._due = inf
         self._late: Callable[[], None] | None = None
         self._timer: IDelayedCall | None = None
 
@@ -26,7 +37,7 @@ class Watch:
             return
         if timer is not None:
             timer.cancel()
-        self._timer = self._clock.callLater(seconds, self._look)
+        self._look_in(seconds)
 
     def clear(self) -> None:
         """There is no deadline for now."""
@@ -39,12 +50,19 @@ class Watch:
             self._timer.cancel()
             self._timer = None
 
+    def _look_in(self, seconds: float) -> None:
+        self._due = self._clock.seconds() + seconds
+        self._timer = self._clock.callLater(seconds, self._look)
+
     def _look(self) -> None:
         self._timer = None
-        left = self._at - self._clock.seconds()
-        if left <= 0:
+        now = self._clock.seconds()
+        left = self._at - now
+        if left <= 0 and now - self._due > STANDSTILL_SECONDS:
+            self._look_in(READING_SECONDS)
+        elif left <= 0:
             self._at = inf
             if self._late is not None:
                 self._late()
         elif left < inf:
-            self._timer = self._clock.callLater(left, self._look)
+            self._look_in(left)

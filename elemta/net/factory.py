@@ -31,6 +31,12 @@ IPAddress = IPv4Address | IPv6Address
 # A Unix socket's clients are on this host, and are counted and allowed as such.
 _LOCAL = IPv4Address("127.0.0.1")
 
+LOOK_SECONDS = 1.0
+"""Seconds from one look at the deadlines to the next."""
+
+STANDSTILL_SECONDS = 2.0
+"""A look that comes later than this was kept from coming, and clients from being heard."""
+
 
 class House:
     """All connections of this node, over all listeners: their number is bounded, their deadlines are kept.
@@ -49,9 +55,12 @@ class House:
         self._prefix = secrets.token_hex(4)
         self._numbers = count(1)
         self._when_empty: list[Callable[[], None]] = []
+        self._looked_at = 0.0
+        self._stood_still = 0.0
 
     def seconds(self) -> float:
-        return self._reactor.seconds()
+        """The clock of sessions. It stands still while this process does: that time is no client's."""
+        return self._reactor.seconds() - self._stood_still
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Fires after so many seconds."""
@@ -83,6 +92,8 @@ class House:
         return stalled < self.max_connections_per_ip
 
     def add(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
+        if not self.connections:
+            self._looked_at = max(self._looked_at, self._reactor.seconds() - LOOK_SECONDS)
         self.connections.add(connection)
 
     def remove(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
@@ -94,6 +105,8 @@ class House:
 
     def check_deadlines(self) -> None:
         """Called once a second: one look at every connection is cheaper than a timer for every command."""
+        if self.connections:
+            self._note_standstill()
         now = self.seconds()
         for connection in tuple(self.connections):
             try:
@@ -101,6 +114,18 @@ class House:
             except Exception:  # one connection's trouble must not end everybody's deadlines
                 _log.failure("a deadline could not be kept", event="session.deadline_failed")
                 connection.abort()
+
+    def _note_standstill(self) -> None:
+        """This process was suspended, or had no time: what clients said meanwhile is yet to be read."""
+        before, self._looked_at = self._looked_at, self._reactor.seconds()
+        late = self._looked_at - before - LOOK_SECONDS
+        if late > STANDSTILL_SECONDS:
+            self._stood_still += late
+            _log.warn(
+                "the daemon stood still; sessions get that time back",
+                event="daemon.stood_still",
+                seconds=round(late, 1),
+            )
 
     def drain(self) -> None:
         """From now on no new session; every session ends as soon as its message under way is done."""

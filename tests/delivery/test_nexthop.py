@@ -16,6 +16,7 @@ from elemta.address import Address
 from elemta.delivery import DeliverySettings
 from elemta.delivery.hop import Results
 from elemta.delivery.nexthop import NextHopConnection
+from elemta.delivery.watch import READING_SECONDS
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Status
@@ -107,6 +108,7 @@ def test_a_reply_that_comes_by_drops_gains_no_time() -> None:
         wire.clock.advance(10)
     assert not wire.results
     wire.clock.advance(20)
+    wire.clock.advance(READING_SECONDS)
     assert wire.status is Status.DEFERRED
 
 
@@ -128,6 +130,7 @@ def test_a_next_hop_that_takes_a_chunk_now_and_then_keeps_its_message_and_one_th
     wire.connection.pauseProducing()
     wire.hear(GOOD[4])
     wire.clock.advance(181)
+    wire.clock.advance(READING_SECONDS)
     assert wire.status is Status.DEFERRED
     assert not wire.transport.value().endswith(b"\r\n.\r\n")
 
@@ -193,6 +196,7 @@ def test_a_transaction_as_a_whole_has_an_end() -> None:
     wire.connection._session._dialogue.progress += 1
     wire.connection._flush()
     wire.clock.advance(290)
+    wire.clock.advance(READING_SECONDS)
     assert wire.status is Status.DEFERRED
 
 

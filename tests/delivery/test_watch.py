@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from elemta.delivery.watch import Watch
+from elemta.delivery.watch import READING_SECONDS, Watch
 
 
 class Watched:
@@ -68,3 +68,18 @@ def test_what_is_called_may_set_the_next_deadline() -> None:
     watched = Watched()
     watched.watch.set(1.0, lambda: watched.set(2.0, "again"))
     assert watched.run(10) == [("again", 3.0)]
+
+
+def test_what_came_while_the_process_stood_still_is_read_before_the_deadline_is_judged() -> None:
+    watched = Watched()
+    watched.set(5.0, "silent")
+    watched.clock.advance(600.0)
+    assert watched.passed == []
+    # The reactor reads now; nothing came.
+    watched.clock.advance(READING_SECONDS)
+    assert [name for name, _ in watched.passed] == ["silent"]
+    watched.set(5.0, "before")
+    watched.clock.advance(600.0)
+    watched.set(5.0, "after the reply")
+    assert [name for name, _ in watched.run(4)] == ["silent"]
+    assert [name for name, _ in watched.run(4)] == ["silent", "after the reply"]

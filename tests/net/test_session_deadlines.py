@@ -219,3 +219,18 @@ async def test_a_commit_that_takes_too_long_is_451_and_stays_charged(place: Plac
     await until(lambda: place.spool.messages[State.ACTIVE] == 1)
     assert len(await place.spool.list()) == 1
     assert client.said() == []
+
+
+def test_the_time_in_which_the_daemon_stood_still_is_no_clients(place: Place) -> None:
+    client, silent = place.connect(), place.connect()
+    client.said(), silent.said()
+    place.pass_time(200)
+    place.clock.advance(900)
+    place.house.check_deadlines()
+    assert client.said() == silent.said() == []
+    assert client.send(b"NOOP\r\n") == ["250 2.0.0 OK"]
+    place.pass_time(98)
+    assert silent.said() == []
+    place.pass_time(2)
+    assert silent.said() == [TIMEOUT]
+    assert client.said() == []

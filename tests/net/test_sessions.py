@@ -385,8 +385,9 @@ def test_one_connections_trouble_is_not_everybodys_deadline(
 ) -> None:
     broken, other = place.connect(), place.connect()
     other.said()
+    place.pass_time(299)
     monkeypatch.setattr(broken.protocol, "_deadlines", None)
-    place.clock.advance(300)
+    place.clock.advance(1)
     place.house.check_deadlines()
     monkeypatch.undo()
     assert broken.transport.aborted
