@@ -92,7 +92,7 @@ class Carrier:
         self._resolver = resolver
         self._hooks = hooks
         self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
-        self._connections = Connections(reactor, settings, self._read, observer, gate=pace)
+        self._connections = Connections(reactor, settings, self._read, observer, gate=pace, resolver=resolver)
 
     async def carry(
         self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken

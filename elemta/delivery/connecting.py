@@ -7,9 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, zip_longest
 from typing import Any
 
-from twisted.internet.address import IPv4Address as IPv4Host
-from twisted.internet.address import IPv6Address as IPv6Host
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.error import (
     ConnectError,
@@ -17,13 +16,14 @@ from twisted.internet.error import (
     TCPTimedOutError,
     TimeoutError,  # noqa: A004 - Twisted's name
 )
-from twisted.internet.interfaces import IDelayedCall, IHostResolution, IResolutionReceiver
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from elemta.delivery.hop import IPAddress
 from elemta.delivery.nexthop import NextHopConnection
+from elemta.dns import SystemNames
+from elemta.errors import NoSuchDomain, ResolverTrouble
 
 # Addresses of one host that are tried.
 MOST_ADDRESSES = 8
@@ -151,41 +151,22 @@ async def connect_unix(reactor: Any, path: str, connection: NextHopConnection, t
         raise NextHopUnreachableError(reason_of(Failure(error))) from error
 
 
-async def look_up(reactor: Any, host: str, timeout: float) -> list[IPAddress]:
-    """The addresses of a host as the system knows them; raises :class:`NextHopUnreachableError`."""
+async def look_up(reactor: Any, names: SystemNames, host: str, timeout: float) -> list[IPAddress]:
+    """The addresses of a host as an operator named it; raises :class:`NextHopUnreachableError`."""
     try:
         return [ip_address(host)]
     except ValueError:
         pass
-    receiver = _Receiver()
-    reactor.nameResolver.resolveHostName(receiver, host)
+    looking = Deferred.fromCoroutine(names.addresses(host)).addTimeout(timeout, reactor)
     try:
-        found = await receiver.found.addTimeout(timeout, reactor)
-    except Exception as error:  # a timeout, or whatever a name that can't be one makes the system raise
+        found = list(dict.fromkeys(await looking))
+    except (NoSuchDomain, ResolverTrouble) as error:
+        raise NextHopUnreachableError(str(error)) from error
+    except (OutOfTime, CancelledError) as error:
         raise NextHopUnreachableError(f"the name could not be looked up within {timeout:g} s") from error
     if not found:
         raise NextHopUnreachableError("the name has no address")
     return found
-
-
-@implementer(IResolutionReceiver)
-class _Receiver:
-    """Collects the addresses that the reactor finds."""
-
-    def __init__(self) -> None:
-        self.found: Deferred[list[IPAddress]] = Deferred()
-        self._addresses: list[IPAddress] = []
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        pass
-
-    def addressResolved(self, address: object) -> None:
-        if isinstance(address, IPv4Host | IPv6Host) and ip_address(address.host) not in self._addresses:
-            self._addresses.append(ip_address(address.host))
-
-    def resolutionComplete(self) -> None:
-        if not self.found.called:
-            self.found.callback(self._addresses)
 
 
 def reason_of(failure: Failure) -> str:

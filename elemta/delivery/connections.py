@@ -15,6 +15,7 @@ from elemta.delivery.nexthop import NextHopConnection, OpenContent, Read
 from elemta.delivery.pool import Gate, Kept, Pool
 from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, Unobserved
 from elemta.delivery.slots import NothingFreeError, Slot
+from elemta.dns import AddressResolver
 from elemta.outcome import Status
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_events import Extent, Settled
@@ -42,9 +43,10 @@ class Connections:
         *,
         gate: Gate | None = None,
         authorities: str = "",
+        resolver: AddressResolver | None = None,
     ) -> None:
         self.pool = Pool(reactor, settings, observer or Unobserved(), gate)
-        self.dialling = Dialling(reactor, settings, read, authorities)
+        self.dialling = Dialling(reactor, settings, read, authorities, resolver)
         self.observer = observer or Unobserved()
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0

@@ -13,6 +13,7 @@ from elemta.delivery.hop import Candidate, Hop, IPAddress
 from elemta.delivery.nexthop import NextHopConnection, Read
 from elemta.delivery.outbound_tls import OutboundTLS
 from elemta.delivery.settings import DeliverySettings
+from elemta.dns import AddressResolver, SystemNames
 from elemta.smtp.client import ClientSettings
 
 _MOST_REMEMBERED = 4096
@@ -21,8 +22,18 @@ _MOST_REMEMBERED = 4096
 class Dialling:
     """Makes connections, and remembers with whom TLS did not work and who did not answer."""
 
-    def __init__(self, reactor: Any, settings: DeliverySettings, read: Read, authorities: str) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: DeliverySettings,
+        read: Read,
+        authorities: str,
+        resolver: AddressResolver | None = None,
+    ) -> None:
         self._reactor = reactor
+        self._names = SystemNames(
+            resolver, reactor.seconds, hosts=settings.hosts, resolv_conf=settings.resolv_conf
+        )
         self._settings = settings
         self._read = read
         self._tls = OutboundTLS(authorities)
@@ -44,7 +55,7 @@ class Dialling:
     async def addresses(self, candidate: Candidate) -> list[IPAddress]:
         """What to dial, in order; raises :class:`NextHopUnreachableError`."""
         found = candidate.addresses or await look_up(
-            self._reactor, candidate.host, self._settings.connect_timeout
+            self._reactor, self._names, candidate.host, self._settings.connect_timeout
         )
         return alternating(found)
 

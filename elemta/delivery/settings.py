@@ -101,7 +101,8 @@ class DeliverySettings:
     whole.
 
     ``mx_port`` is where mail exchangers listen; ``own_names`` and ``own_addresses`` (with their ports) are
-    what this host itself is called and takes mail at.
+    what this host itself is called and takes mail at. Next hops that are named are looked up in the file
+    ``hosts`` and in DNS, with the search list of ``resolv_conf``.
 
     One attempt to connect may take ``connect_timeout``, and the next address of a host is tried
     ``head_start`` after the one before it, or when that failed. At most ``max_per_destination`` connections
@@ -136,6 +137,8 @@ class DeliverySettings:
     own_names: tuple[str, ...] = ()
     own_addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()
     deadlines: Deadlines = field(default_factory=Deadlines)
+    hosts: str = "/etc/hosts"
+    resolv_conf: str = "/etc/resolv.conf"
 
     @property
     def threads(self) -> int:

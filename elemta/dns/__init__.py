@@ -6,9 +6,11 @@ from elemta.dns.questions import Questions
 from elemta.dns.resolver import Resolver
 from elemta.dns.servers import Nameserver
 from elemta.dns.settings import ResolverObserver, ResolverSettings
+from elemta.dns.system_names import AddressResolver, SystemNames
 
 __all__ = [
     "NULL_MX",
+    "AddressResolver",
     "MailExchanger",
     "Nameserver",
     "Questions",
@@ -16,4 +18,5 @@ __all__ = [
     "ResolverObserver",
     "ResolverReactor",
     "ResolverSettings",
+    "SystemNames",
 ]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_twisted import ensureDeferred
-from twisted.internet.address import IPv4Address as Host4
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionRefusedError as Refused
-from twisted.internet.interfaces import IReactorPluggableNameResolver
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
-from zope.interface import directlyProvides
 
-from elemta.delivery.connecting import NextHopUnreachableError, Race, alternating, look_up
+from elemta.delivery.connecting import NextHopUnreachableError, Race, alternating
 
 SIX, SIX_B = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
 FOUR, FOUR_B = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
@@ -125,34 +120,3 @@ def test_a_bounded_number_of_addresses_is_tried_each_once(addresses: list[Any]) 
     assert set(order) <= set(addresses)
     if any(address.version == 6 for address in addresses):
         assert order[0].version == 6
-
-
-class Names:
-    """A name resolver that knows what it was told."""
-
-    def __init__(self, *hosts: str) -> None:
-        self.hosts = hosts
-
-    def resolveHostName(self, receiver: Any, name: str, *rest: object) -> None:
-        receiver.resolutionBegan(None)
-        for host in self.hosts:
-            receiver.addressResolved(Host4("TCP", host, 0))
-        if self.hosts != ("silent",):
-            receiver.resolutionComplete()
-
-
-@ensureDeferred
-async def test_a_name_has_the_addresses_that_the_system_knows_each_once() -> None:
-    reactor: Any = MemoryReactorClock()
-    directlyProvides(reactor, IReactorPluggableNameResolver)
-    reactor.nameResolver = Names("192.0.2.1", "192.0.2.2", "192.0.2.1")
-    assert await look_up(reactor, "mail.example", 5) == [FOUR, FOUR_B]
-    assert await look_up(reactor, "2001:db8::1", 5) == [ip_address("2001:db8::1")]
-
-
-@ensureDeferred
-async def test_a_name_without_an_address_is_nowhere() -> None:
-    reactor: Any = MemoryReactorClock()
-    reactor.nameResolver = Names()
-    with pytest.raises(NextHopUnreachableError, match="no address"):
-        await look_up(reactor, "mail.example", 5)
