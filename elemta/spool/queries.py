@@ -120,9 +120,12 @@ class Queries:
         if row is None:
             raise _unknown(queue_id)
         try:
-            message = message_of(row, json.loads(row[-2]))
+            return self._record(key, row)
         except DAMAGE as error:
             raise SpoolError(f"message {queue_id}: {reason_of(error)}") from error
+
+    def _record(self, key: int | None, row: Sequence[Any]) -> MessageRecord:
+        message = message_of(row, json.loads(row[-2]))
         recipients = message.envelope.recipients
         said = {
             position: rest

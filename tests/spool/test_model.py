@@ -276,9 +276,15 @@ class Queue(RuleBasedStateMachine):
             )
             assert self.ledger.octets[state] == 10 * self.ledger.messages[state]
         lanes = dict(self.schedule.lanes(None, 1000))
-        assert lanes.keys() == {
-            part.lane for message in self.model.values() for part in message.parts.values()
-        }
+        waiting: dict[str, list[Part]] = {}
+        for message in self.model.values():
+            for part in message.parts.values():
+                waiting.setdefault(part.lane, []).append(part)
+        assert lanes == {lane: _next_due(parts) for lane, parts in waiting.items()}
+        paged: list[tuple[str, float | None]] = []
+        while page := self.schedule.lanes(paged[-1][0] if paged else None, 1):
+            paged += page
+        assert paged == sorted(lanes.items())
         due = {
             (message.queue_id, message.part): (found.lane, {r.local for r in message.pending})
             for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {}).value
@@ -294,6 +300,12 @@ class Queue(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.stop()
         shutil.rmtree(self.directory)
+
+
+def _next_due(parts: list[Part]) -> float | None:
+    if any(part.state is State.ACTIVE for part in parts):
+        return 0.0
+    return min((part.due for part in parts if part.state is State.DEFERRED), default=None)
 
 
 TestQueue = Queue.TestCase
