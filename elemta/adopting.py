@@ -116,7 +116,7 @@ class Adoptions:
     async def adopt(self, directory: str) -> SpoolStatus:
         """Deliver what is in another node's spool, until it is empty.
 
-        SpoolLocked: somebody has it. NoSpool: there is none. SpoolError: it can't be used.
+        SpoolLocked: another owner has it. NoSpool: there is none. SpoolError: it can't be used.
         """
         path = await self._real(directory)
         if path == await self._real(str(self._root)):

@@ -61,7 +61,7 @@ class Title:
     async def claim_adopted(self, partition: Partition) -> None:
         """The right to another node's spool: none while Valkey can't tell that nobody else has it.
 
-        SpoolLocked: somebody has it. SpoolError: nobody can tell.
+        SpoolLocked: another owner has it. SpoolError: nobody can tell.
         """
         lease = self._lease_of(partition)
         if lease is None:

@@ -1,4 +1,4 @@
-"""Authentication: twisted.cred checkers, the users file, and the slowing down of who guesses."""
+"""Authentication: twisted.cred checkers, the users file, and the delays for wrong passwords."""
 
 from elemta.auth.authenticator import Authenticator
 

@@ -92,7 +92,7 @@ class Authenticator:
     def inherit(self, previous: Authenticator) -> None:
         """Take over threads, turns and counts of failures from ``previous``, before the start of this one.
 
-        A reload is no amnesty for who guesses, and no local trouble for who is being checked.
+        A reload resets no delay, and ends no verification that is under way.
         """
         self._slowdown = previous._slowdown
         self._threads = previous._threads
@@ -107,14 +107,14 @@ class Authenticator:
 
         ``client`` is the client's IP address, and ``claim`` says for whom a place in the queue is wanted.
         Raises ``UnauthorizedLogin`` for bad credentials, and
-        :class:`~elemta.errors.CredentialsUnavailable` when nobody could say in time.
+        :class:`~elemta.errors.CredentialsUnavailable` when no checker could decide in time.
         """
         user = await self._ask_in_time(username, password, claim or Claim())
         self._slowdown.succeeded(client, counted_name(username))
         return user
 
     async def pause_after_failure(self, username: str, *, client: str = "") -> None:
-        """Wait before the client is told of a failure: 1, 2, 4… up to 10 seconds.
+        """Wait before the reply to a failure: 1, 2, 4… up to 10 seconds.
 
         Each failure in a row of this client and user waits longer.
         """
@@ -140,7 +140,7 @@ class Authenticator:
                 raise
             except UnauthorizedLogin:
                 continue
-            except Exception as error:  # anybody's checker may raise anything: it costs only its own answer
+            except Exception as error:  # a foreign checker may raise anything: only its own answer is lost
                 _log.failure(
                     "a credentials checker failed",
                     event="auth.checker_failed",
@@ -162,7 +162,7 @@ class Authenticator:
         credentials = UsernamePassword(username.encode("utf-8"), password)
         avatar: object = await maybeDeferred(checker.requestAvatarId, credentials)
         user = avatar.decode("utf-8") if isinstance(avatar, bytes) else avatar
-        # twisted.cred's ANONYMOUS is an empty tuple: nobody in particular is nobody here
+        # twisted.cred's ANONYMOUS is an empty tuple: an anonymous user is no user here
         if not isinstance(user, str) or not user:
             raise UnauthorizedLogin
         return user
@@ -194,7 +194,7 @@ def load_checkers(
             checker: ICredentialsChecker = makeChecker(description)
         except InvalidAuthType:
             faults.append(Fault(source, key, f"no kind of checker is called {kind!r}", _nearest_kind(kind)))
-        except Exception as error:  # the factory may be anybody's
+        except Exception as error:  # the factory may be foreign
             faults.extend(Fault(source, key, line) for line in (str(error) or repr(error)).splitlines())
         else:
             if IUsernamePassword not in checker.credentialInterfaces:
@@ -230,5 +230,5 @@ def _nearest_kind(kind: str) -> str:
 def _sane(username: str) -> bool:
     if not username or len(username.encode("utf-8", "replace")) > MAX_NAME_OCTETS:
         return False
-    # RFC 4616 §2: no NUL; and no other control character is anybody's name
+    # RFC 4616 §2: no NUL; a name has no other control character either
     return not any(unicodedata.category(char) in ("Cc", "Cs") for char in username)

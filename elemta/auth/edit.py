@@ -30,7 +30,7 @@ def add_user(path: str, name: str, password: bytes, *, replace: bool = False) ->
     """Put ``name`` with a new hash into the file, which is made when it is not there; the canonical name.
 
     Raises :class:`~elemta.auth.names.UnusableName`, :class:`DuplicateUser` unless ``replace``,
-    ``ValueError`` for a password that nobody could use, :class:`~elemta.errors.UsersFileError`,
+    ``ValueError`` for a password that no client could use, :class:`~elemta.errors.UsersFileError`,
     ``OSError``.
     """
     canonical = canonical_name(name)
@@ -69,7 +69,7 @@ def list_users(path: str) -> Users:
 
 
 def usable_password(password: bytes) -> bytes:
-    """``password`` as it is hashed. Raises ``ValueError`` with the reason why nobody could log in with it."""
+    """``password`` as it is hashed. Raises ``ValueError`` with the reason why no login could use it."""
     if not password:
         raise ValueError("the password is empty")
     if len(password) > MAX_PASSWORD_OCTETS:

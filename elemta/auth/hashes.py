@@ -163,15 +163,15 @@ def _parse_argon2id(text: str) -> Argon2id:
     match = _ARGON2.fullmatch(text)
     if match is None:
         raise UnusableHash("malformed argon2id hash: expected $argon2id$v=19$m=M,t=T,p=P$SALT$DIGEST")
-    memory, time, lanes = (int(match[index]) for index in (1, 2, 3))
-    # RFC 9106 §3.1: memory is at least 8 KiB for each lane
-    if not (1 <= time <= 64 and 1 <= lanes <= 16 and 8 * lanes <= memory <= MAX_MEMORY // 1024):
+    memory, time, parallelism = (int(match[index]) for index in (1, 2, 3))
+    # RFC 9106 §3.1: memory is at least 8 KiB for each degree of parallelism
+    if not (1 <= time <= 64 and 1 <= parallelism <= 16 and 8 * parallelism <= memory <= MAX_MEMORY // 1024):
         raise UnusableHash(
-            f"argon2id cost out of range: m={memory},t={time},p={lanes} (at most {_mebibytes()} MiB)"
+            f"argon2id cost out of range: m={memory},t={time},p={parallelism} (at most {_mebibytes()} MiB)"
         )
     if not argon2_installed():
         raise UnusableHash(f"an argon2id hash, but argon2-cffi is not installed: {ARGON2_REMEDY}")
-    return Argon2id(memory, time, lanes, *_salt_and_digest(match[4], match[5]))
+    return Argon2id(memory, time, parallelism, *_salt_and_digest(match[4], match[5]))
 
 
 def _salt_and_digest(salt: str, digest: str) -> tuple[bytes, bytes]:

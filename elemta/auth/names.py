@@ -14,7 +14,7 @@ MAX_PASSWORD_OCTETS = 1024
 
 
 class UnusableName(ValueError):
-    """A user name that can't be anybody's; the text says why."""
+    """A user name that no user can have; the text says why."""
 
 
 def canonical_name(name: str) -> str:

@@ -42,7 +42,7 @@ class Users:
         """The hash to verify for the canonical ``name``: its own, or an impostor of a known user's cost.
 
         An unknown name always gets the same impostor, and impostors come in the proportions of the
-        file, so that neither one answer nor many tell who exists.
+        file, so neither one answer nor many show which users exist.
         """
         known = self.hashes.get(name)
         if known is not None:

@@ -67,7 +67,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Nobody gave a usable answer; ``text`` says who failed in which way."""
+    """No server gave a usable answer; ``text`` has each server and its failure."""
 
     text: str
 

@@ -45,7 +45,7 @@ class Cache:
         return entry.result
 
     def put(self, question: Question, result: Result) -> None:
-        """Keep a result for as long as it holds; what was not used for longest makes room."""
+        """Keep a result for as long as it holds; the least recently used results are dropped first."""
         now = self._seconds()
         entry = _Entry(result, now, now + self._lifetime(result), _size(question, result))
         self._drop(question)

@@ -1,6 +1,6 @@
 """One question to one server, over UDP, and over TCP where the answer was cut off.
 
-dnspython writes and reads the messages; Twisted moves them, so that a question that nobody waits for any more
+dnspython writes and reads the messages; Twisted moves them, so that a question without a caller
 is given up at once, with its socket. dnspython's own resolver up to 2.5 gives a server up at the first forged
 packet.
 """
@@ -91,7 +91,7 @@ class Exchange:
             raise ServerFailed(_words(error)) from error
 
     async def close(self) -> None:
-        """Wait until every socket is closed; whoever calls it has cancelled what was asked."""
+        """Wait until every socket is closed; the caller has cancelled all questions before."""
         await DeferredList(list(self._closing))
         await self._large.stop()
 
@@ -101,7 +101,7 @@ class Exchange:
         """The answer, or None for one that was cut off.
 
         Each question has a socket, and so a port, of its own, and what comes from elsewhere does not reach
-        it. What does not fit the question is passed over, as anyone may have sent it (RFC 5452 §9.1).
+        it. What does not fit the question is ignored, because any host may have sent it (RFC 5452 §9.1).
         """
         protocol = _Datagrams(query, wire, server)
         interface = "::" if ":" in server.address else ""
@@ -149,7 +149,7 @@ class Exchange:
         return await self._within(answer, until)
 
     async def _within(self, answer: Deferred[_T], until: float) -> _T:
-        """What comes before ``until``; cancelled else, and when whoever waits is cancelled."""
+        """What comes before ``until``; otherwise cancelled, and also when the caller is cancelled."""
         late = False
 
         def time_is_up() -> None:
@@ -248,7 +248,7 @@ class _Stream(StreamProtocol):
         self.closed.callback(None)
 
     def abort(self) -> None:
-        # What comes of an answer that nobody waits for is nobody's business.
+        # The result of an answer without a caller is not needed.
         self.answer.addErrback(lambda _: None)
         if self.transport is not None:
             self.transport.abortConnection()  # type: ignore[attr-defined]

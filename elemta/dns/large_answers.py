@@ -57,7 +57,7 @@ class LargeAnswers:
             await self._idle
         pool, self._pool = self._pool, None
         if pool is not None:
-            # The threads are idle now, so that joining them blocks nobody.
+            # The threads are idle now: joining them does not block.
             pool.stop()
 
     def _finish(self, result: Deferred[_T], outcome: _T | Failure) -> None:

@@ -40,7 +40,7 @@ class Lookup:
     async def look_up(self, question: Question, until: Callable[[], float]) -> Result:
         """What DNS says, aliases followed; can be cancelled, and raises nothing that a server could provoke.
 
-        ``until`` tells how long anybody waits, which may grow meanwhile.
+        ``until`` is the time until which a caller waits; it may grow meanwhile.
         """
         name = to_dns(question.name)
         ttl = float("inf")
@@ -136,7 +136,7 @@ def _fault(answer: dns.message.QueryMessage) -> str:
         return dns.rcode.to_text(rcode)
     is_empty = not answer.answer and rcode == dns.rcode.NOERROR
     if is_empty and _has(answer, dns.rdatatype.NS) and not _has(answer, dns.rdatatype.SOA):
-        # RFC 2308 §2.2: a referral looks like "no such record" to who does not look twice.
+        # RFC 2308 §2.2: a referral looks like "no such record" at first sight.
         return "does not resolve for others"
     return ""
 

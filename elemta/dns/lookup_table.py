@@ -17,7 +17,7 @@ ZONE_SHARE = 4
 
 @dataclass(slots=True, eq=False)
 class UnderWay:
-    """A question that servers are asked for ``user``, and who waits for the answer, each with a deadline.
+    """A question to servers for ``user``, and the callers that wait for the answer, each with a deadline.
 
     ``until`` is the reactor's time until which the last of them can use an answer. ``whole`` once one of them
     waits as long as the resolver allows: then trouble says something of the name.
@@ -33,10 +33,10 @@ class UnderWay:
 
 
 class LookupTable:
-    """At most ``most`` lookups. Where there is no room for one more, the oldest of those with most ends.
+    """At most ``most`` lookups. Where there is no place for one more, the oldest of those with most ends.
 
     What a healthy server answers is never the oldest: that is what waits for servers that don't answer. So
-    neither a dead zone nor a user that asks for many of them takes the room of others.
+    neither a dead zone nor a user that asks for many of them takes the places of others.
     """
 
     def __init__(self, most: int) -> None:

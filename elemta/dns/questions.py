@@ -1,4 +1,4 @@
-"""What can be asked of DNS, by whoever asks it."""
+"""The questions that DNS answers here."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Questions:
         return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
 
     async def reverse(self, ip: str | IPAddress, *, timeout: float | None = None) -> tuple[str, ...]:
-        """The names that the owner of an address gives it (PTR), unconfirmed: anybody may claim any name.
+        """The names that the owner of an address gives it (PTR), unconfirmed: an owner may claim any name.
 
         An IPv4 address in IPv6 clothes is asked for as IPv4. Raises ValueError for what is no IP address.
         """

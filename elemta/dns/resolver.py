@@ -133,12 +133,12 @@ class Resolver(Questions):
         return result
 
     def _leave(self, table: LookupTable, under_way: UnderWay, result: Deferred[Result]) -> None:
-        """One does not wait any more; what nobody waits for ends."""
+        """One caller does not wait any more; a lookup without a caller ends."""
         timer = under_way.waiting.pop(result, None)
         if timer is not None and timer.active():
             timer.cancel()
         if not under_way.waiting:
-            self._end(table, under_way, Trouble("nobody waits for the answer"))
+            self._end(table, under_way, Trouble("no caller waits for the answer"))
 
     def _begin(self, running: _Running, table: LookupTable, under_way: UnderWay) -> None:
         looking = running.lookup.look_up(under_way.question, lambda: under_way.until)

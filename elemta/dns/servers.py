@@ -53,7 +53,7 @@ class Nameservers:
         self._silent: dict[Nameserver, float] = {}
 
     def in_order(self) -> tuple[Nameserver, ...]:
-        """Whom to ask now, first to last; never nobody. Reads a small file now and then."""
+        """The servers to ask now, first to last; at least one. Reads a small file now and then."""
         now = self._seconds()
         servers = self._configured or self._of_the_system(now)
         return tuple(sorted(servers, key=lambda server: self._silent.get(server, now) > now))

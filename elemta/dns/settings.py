@@ -1,4 +1,4 @@
-"""What the resolver is told: bounds and times; and what it tells."""
+"""The settings of the resolver, bounds and times, and what its observer gets."""
 
 from __future__ import annotations
 

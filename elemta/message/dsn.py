@@ -22,7 +22,7 @@ from elemta.message.trace import date_time
 _CHUNK = 64 * 1024
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _HEADER_END = re.compile(rb"(?:\A|\r\n|\n)(\r\n|\n)")
-# RFC 5322 §2.1.1: 998 octets a line, of which a fold takes one.
+# RFC 5322 §2.1.1: 998 octets a line; a fold takes one of them.
 _LONG_LINE = re.compile(rb"([^\r\n]{997})(?=[^\r\n])")
 _LONGEST_FIELD = 900
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,900}>")
@@ -247,7 +247,7 @@ def _recipient_block(report: RecipientReport, notice: Notice, utf8: bool) -> str
         f"Status: {report.status}",
     ]
     if report.code and (host := mta_name(report.next_hop)):
-        # RFC 3464 §2.3.5: only who did report something.
+        # RFC 3464 §2.3.5: only a server that did report something.
         fields.append(f"Remote-MTA: dns; {host}")
     fields += _diagnostic(report, utf8)
     fields.append(f"Last-Attempt-Date: {date_time(report.at)}")

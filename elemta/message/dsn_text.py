@@ -44,7 +44,7 @@ _MEANINGS: dict[str, tuple[str, str]] = {
     "2.2": ("The mailbox is full.", "Send it again later, or reach the recipient by another way."),
     "2.3": ("The message is larger than the mailbox takes.", _SMALLER),
     "3.0": ("The mail system there has trouble.", "Send the message again later."),
-    "3.1": ("The mail system there has no room left.", "Send the message again later."),
+    "3.1": ("The mail system there has no space left.", "Send the message again later."),
     "3.2": ("The mail system there takes no mail now.", "Send the message again later."),
     "3.4": ("The message is larger than the mail system there takes.", _SMALLER),
     "4.0": ("There is trouble on the way to the recipient's mail system.", "Send the message again later."),
@@ -71,7 +71,7 @@ _MEANINGS: dict[str, tuple[str, str]] = {
     "7.2": ("You may not write to this mailing list.", _ASK),
     "7.8": ("The mail system there wants its clients to log in.", _CHANGE),
     "7.25": ("The mail system there wants a host name for our address.", _CHANGE),
-    "7.26": ("The mail system there could not verify who sent the message.", _CHANGE),
+    "7.26": ("The mail system there could not verify the sender of the message.", _CHANGE),
     "7.27": ("Your domain says that it takes no mail, so mail from it is refused.", _CHANGE),
 }
 _UNKNOWN = {
@@ -101,7 +101,7 @@ def explanation(notice: Notice, subject: str | None) -> str:
 def mta_name(next_hop: str) -> str:
     """The host of an outcome's next hop as a DSN names it: a domain, or an address literal.
 
-    "" where it is none of the Internet's: a directory or a Unix socket, which are nobody else's business.
+    "" where it is local: a directory or a Unix socket, which other hosts need not know.
     """
     match = _NEXT_HOP.match(next_hop)
     host = (match[1] or match[2]) if match else next_hop
@@ -131,7 +131,7 @@ def _opening(notice: Notice) -> str:
 
 
 def _about(report: RecipientReport, notice: Notice) -> str:
-    """One recipient: who, what happened in plain words, what the other side said, what to do."""
+    """One recipient: its address, what happened in plain words, the other side's reply, what to do."""
     lines = [shown(report.address) + _written_to(report)]
     said, advice = _words(report, notice)
     lines.append(paragraph(said, "    "))
@@ -192,7 +192,7 @@ def _closing(notice: Notice, subject: str) -> str:
 
 
 def plain(text: str, limit: int = _LONGEST_TEXT) -> str:
-    """Somebody else's text as one line of bounded length, without control characters.
+    """Foreign text as one line of bounded length, without control characters.
 
     Runs of white space become one blank; a word too long for a line of a message is parted.
     """
@@ -228,7 +228,7 @@ def subject_of(value: str | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time span as people say it: in the largest unit of which it is one, or about two and more."""
+    """A time span as people say it, in the largest unit that fits."""
     for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if abs(seconds - length) < length / 20:
             return f"1 {name}"

@@ -74,5 +74,5 @@ def _decoded(octets: bytes, charset: str) -> str:
     try:
         return octets.decode(charset, "replace")
     except (LookupError, ValueError):
-        # Some codecs of Python's raise whatever they are told to do with errors.
+        # Some codecs of Python raise whatever ``errors`` says.
         return octets.decode("ascii", "replace")

@@ -1,4 +1,4 @@
-"""What a sender is told about a message, as values: one notice, and in it one report for each recipient."""
+"""A notice to the sender of a message, as values: one notice, and in it one report for each recipient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RecipientReport:
 
     ``status`` is the enhanced status code of the report, whose class goes with ``action``. ``code``,
     ``enhanced`` and ``text`` are those of the last outcome: the remote's reply, or with code 0 what
-    happened here. ``next_hop`` is its name for who was talked to, ``orcpt`` the original recipient with its
+    happened here. ``next_hop`` is the server that was used, ``orcpt`` the original recipient with its
     address type. ``at`` is the time of that attempt in seconds since the epoch. ``expired`` says that
     the message was given up because its time was over.
     """

@@ -96,7 +96,7 @@ def _date_of(second: int) -> str:
 
 
 def added_field(name: str, value: str) -> bytes:
-    """A field that someone wants on top of a message, folded where it is long, ending in CRLF.
+    """A field on top of a message, folded where it is long, ending in CRLF.
 
     White space at both ends of ``value`` goes. Text beyond ASCII is written as encoded words
     (RFC 2047), so that no next hop needs SMTPUTF8 because of it. Raises :class:`ValueError` where the

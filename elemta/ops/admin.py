@@ -1,4 +1,4 @@
-"""The admin API: JSON over HTTP, for ``elemtactl`` and whoever else may open the daemon's socket.
+"""The admin API: JSON over HTTP, for ``elemtactl`` and all others that may open the daemon's socket.
 
 ========================================  ===========================================================
 ``GET /v1/status``                        the daemon and its queue in numbers
@@ -8,9 +8,9 @@
 ``POST /v1/reload``                       reread it; 422 with ``faults`` when nothing was changed
 ``POST /v1/drain``                        take no new session
 ``GET /v1/limits``                        the limits in force
-``GET /v1/limits/top?limit=&count=``      who is nearest to a limit, or above it
-``GET /v1/limits/show?id=``               how full the limits are for somebody
-``POST /v1/limits/reset?id=``             what was counted for somebody is forgotten, in the whole cluster
+``GET /v1/limits/top?limit=&count=``      the identities nearest to a limit, or above it
+``GET /v1/limits/show?id=``               how full the limits are for an identity
+``POST /v1/limits/reset?id=``             forgets what was counted for an identity, in the whole cluster
 ``GET /v1/spools``                        the spools that are delivered from
 ``POST /v1/spools/adopt?directory=``      deliver from another node's, too, until it is empty
 ``POST /v1/spools/give-back?directory=``  stop that, and let its node have it
@@ -18,7 +18,7 @@
 ``GET /v1/queue/stats``                   the queue in numbers
 ``GET /v1/queue/ID``                      one message with recipients and history
 ``POST /v1/queue/ID/retry|hold|release``  what it says; ``hold`` takes ``?reason=``
-``POST /v1/queue/ID/bounce``              returned to its sender, who is told; ``notices`` says how often
+``POST /v1/queue/ID/bounce``              returned to its sender with a notice; ``notices`` says how many
 ``DELETE /v1/queue/ID``                   the message is gone, no bounce is sent
 ========================================  ===========================================================
 
@@ -55,7 +55,7 @@ IDLE_SECONDS = 60
 
 
 class AdminRequest(Request):
-    """A request whose body is counted and dropped: no call takes one, and nobody fills memory with it."""
+    """A request whose body is counted and dropped: no call takes one, and it must not fill memory."""
 
     received_octets = 0
 

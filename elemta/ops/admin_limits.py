@@ -19,7 +19,7 @@ MAX_IDENTITY = 2048
 
 
 class LimitCalls:
-    """Who is being limited, by what, how full, until when."""
+    """The identities that are limited, by which limit, how full, until when."""
 
     def __init__(self, limits: LimitOperations) -> None:
         self._limits = limits
@@ -46,7 +46,7 @@ class LimitCalls:
         resets = await self._limits.reset(_identity(call))
         done = [reset for reset in resets if reset.was_counted]
         if not done:
-            raise Refusal(http.NOT_FOUND, "nothing is counted for this identity", "limits top shows who is")
+            raise Refusal(http.NOT_FOUND, "nothing is counted for this identity", "limits top lists them")
         for reset in done:
             _log.info(
                 "an operator reset a limit",

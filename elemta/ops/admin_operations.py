@@ -167,7 +167,7 @@ class Operations(Protocol):
     async def return_to_sender(self, queue_id: str) -> Returned:
         """Give up what is left of a message and tell its sender. Raises what the spool raises.
 
-        SpoolError also where the sender is the null reverse-path, which can't be told.
+        SpoolError also where the sender is the null reverse-path, which gets no notice.
         """
 
     def status(self) -> Status: ...

@@ -61,7 +61,7 @@ class QueueCalls:
         if not call.query.get("reason"):
             message = (await self._spool.show(_queue_id(call))).message
             if message.state is State.HOLD and message.hold_reason:
-                # It keeps the reason that it is held for; but now somebody wants it so, and it has no end.
+                # It keeps its reason; but now the operator holds it, and the hold has no end.
                 reason = message.hold_reason
         elif len(reason) > MAX_REASON:
             raise Refusal(http.BAD_REQUEST, f"a reason of more than {MAX_REASON} characters")
@@ -87,7 +87,7 @@ class QueueCalls:
         record = await self._spool.show(_queue_id(call))
         if not record.envelope.sender:
             hint = "delete it, or hold it"
-            raise Refusal(http.CONFLICT, "the sender is <>: nobody can be told", hint)
+            raise Refusal(http.CONFLICT, "the sender is <>: there is no address for a notice", hint)
         returned: list[Returned] = []
 
         async def give_up(queue_id: str) -> None:
@@ -139,7 +139,7 @@ def _result(queue_id: str, result: Json | Failure) -> Json:
 
 
 def _queue_id(call: Call) -> str:
-    # Ids are written in capitals; who types one need not hold the key.
+    # Ids are written in capitals; an operator may type them in lower case.
     queue_id = call.parts[0].upper()
     if not _QUEUE_ID.fullmatch(queue_id):
         raise UnknownMessage(call.parts[0][:64])

@@ -61,7 +61,7 @@ class AdminSocket:
         self._close_directory()
 
     def _listen(self) -> IListeningPort:
-        # Twisted sets the mode between bind and listen: nobody can connect before it is right.
+        # Twisted sets the mode between bind and listen: no client can connect before it is right.
         reactor = IReactorUNIX(self._reactor)
         return reactor.listenUNIX(self._bindable_path(), cast(Any, self._factory), mode=MODE, wantPID=False)
 
@@ -98,7 +98,7 @@ def _somebody_listens(path: Path) -> bool:
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            # A full backlog is EAGAIN: somebody who is busy, not nobody.
+            # A full backlog is EAGAIN: a daemon that is busy, not one that is gone.
             return probe.connect_ex(f"/proc/self/fd/{directory}/{path.name}") != errno.ECONNREFUSED
     finally:
         os.close(directory)

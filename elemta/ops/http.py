@@ -123,7 +123,7 @@ class MetricsPage(_Page):
 
 
 class HealthPage(_Page):
-    """Alive: whoever can answer this is."""
+    """Alive: a daemon that can answer this is."""
 
     def render_GET(self, request: Request) -> bytes:
         return self._json(request, http.OK, {"alive": True})

@@ -2,7 +2,7 @@
 
 ``prometheus_client`` writes the text format, but its own instruments take a lock for every increment:
 these count in plain numbers (0.1 µs instead of 0.26 µs) and are turned into its
-metric families when somebody asks. They belong to the reactor thread: neither increments nor reads lock.
+metric families at a scrape. They belong to the reactor thread: neither increments nor reads lock.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Counter:
             values[labels] = by
 
     def follow(self, value: float, *labels: Hashable) -> None:
-        """Take over what somebody else has counted; it may have begun anew."""
+        """Take over what another process has counted; it may have begun anew."""
         self.values[labels] = value
 
     @property
@@ -86,7 +86,7 @@ class Counter:
 
 
 class Gauge:
-    """A number per set of labels that goes up and down: told, or polled when somebody looks."""
+    """A number per set of labels that goes up and down: set, or polled at a scrape."""
 
     def __init__(self, family: Family) -> None:
         self.family = family

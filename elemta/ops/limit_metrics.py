@@ -30,7 +30,7 @@ class LimitsMetrics:
 
 
 class ModeMetrics:
-    """Shows where limits are counted: in memory, until somebody tells otherwise."""
+    """Shows where limits are counted: in memory, until it is set otherwise."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._mode = instruments.gauge(families.LIMITER_MODE)
@@ -80,7 +80,7 @@ class ValkeyMetrics:
 
     def info(self, info: ValkeyInfo) -> None:
         if not info.primaries:
-            # It never said anything, or its connection is gone: nobody knows more than that.
+            # It never said anything, or its connection is gone: nothing more is known.
             return
         self._commands.follow(info.commands_processed)
         self._memory.set(info.used_memory)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class LimitTerms:
-    """A limit in force, in the words of the configuration; ``per`` is empty where everybody counts as one."""
+    """A limit in force, in the words of the configuration; ``per`` is empty where all count as one."""
 
     name: str
     per: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Writing lines where somebody may be slow to read them, without waiting for that reader."""
+"""Writes lines to a stream whose reader may be slow, without waiting for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TextStream(Protocol):
 
 
 class Lines:
-    """Lines on their way to a stream; never raises, and never waits for whoever reads the other end.
+    """Lines on their way to a stream; never raises, and never waits for the reader.
 
     What a full pipe does not take is kept, at most ``limit`` octets, and goes out with the lines that follow;
     lines past that are counted, and ``notice(count)`` makes the line that tells it afterwards. A reader that
@@ -42,7 +42,7 @@ class Lines:
         self._pending: deque[bytes] = deque()
         self._held = 0
         self._lost = 0
-        # Reentrant: the garbage collector may make somebody log while a line is being written.
+        # Reentrant: the garbage collector may cause a log record while a line is being written.
         self._lock = threading.RLock()
         self._draining = False
 
@@ -106,9 +106,9 @@ class Lines:
                     self._pending[0] = head[written:]
                 if self._lost and not self._pending:
                     self._tell_lost()
-        except BlockingIOError:  # somebody made it non-blocking; the rest waits for the next line
+        except BlockingIOError:  # another process made it non-blocking; the rest waits for the next line
             return
-        except OSError:  # nobody reads any more, or the disk is full
+        except OSError:  # the reader is gone, or the disk is full
             self._lost += len(self._pending)
             self._pending.clear()
             self._held = 0

@@ -177,7 +177,7 @@ class LogObserver:
         }
 
     def _lost_notice(self, count: int) -> str:
-        record = self._plain_record("warn", "log.lines_lost", "nobody took these lines")
+        record = self._plain_record("warn", "log.lines_lost", "the log's reader did not take these lines")
         record["count"] = count
         return (_PRIORITIES["warn"] if self._journald else "") + self._render(record)
 

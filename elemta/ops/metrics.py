@@ -1,7 +1,7 @@
-"""What Elemta counts, as the observers of its rooms and as Prometheus text.
+"""What Elemta counts, as the observers of its packages and as Prometheus text.
 
-Each room tells its own small object (``metrics.net``, ``.chain``, ``.limits``, ``.spool``
-and ``.delivery``), whose methods are those of the room's observer protocol; plugins make their own
+Each package calls its own small object (``metrics.net``, ``.chain``, ``.limits``, ``.spool``
+and ``.delivery``), whose methods are those of the package's observer protocol; plugins make their own
 instruments through ``metrics.plugins``. Everything here belongs to the reactor thread.
 """
 

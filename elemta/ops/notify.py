@@ -67,7 +67,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:  # systemd is not obliged to listen
-            _log.debug("systemd could not be told", event="notify.failed", error=str(error))
+            _log.debug("systemd could not be notified", event="notify.failed", error=str(error))
 
 
 def _status(text: str) -> list[str]:

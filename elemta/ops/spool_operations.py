@@ -33,7 +33,7 @@ class SpoolOperations(Protocol):
     async def adopt(self, directory: str) -> SpoolStatus:
         """Deliver what is in another node's spool, until it is empty.
 
-        SpoolLocked: somebody has it. NoSpool: there is none. SpoolError: it can't be used.
+        SpoolLocked: another owner has it. NoSpool: there is none. SpoolError: it can't be used.
         """
 
     async def give_back(self, directory: str) -> SpoolStatus:

@@ -153,7 +153,7 @@ class ChainQuestion:
         raise NotImplementedError
 
     def parties(self) -> CallParties:
-        """Everyone that the question is about."""
+        """All parties that the question is about."""
         raise NotImplementedError
 
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
@@ -219,7 +219,7 @@ class _PendingAnswer:
             self._deadline = clock.callLater(self._patience, self._time_is_up)
 
     def give_up(self) -> None:
-        """Nobody waits for the decision any more: cancel the policy's work."""
+        """Nothing waits for the decision any more: cancel the policy's work."""
         if self._live:
             self._end()
             cancel(self._answer, self._call)

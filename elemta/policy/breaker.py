@@ -2,7 +2,7 @@
 
 It never keeps a policy from being asked, because no client may switch a policy off for another one. Open, it
 only makes the wait short, so that a policy whose backend is gone does not cost every session its timeout. It
-goes by parties, not by calls: a failure is a sign of a lost backend only while nobody else is answered.
+goes by parties, not by calls: a failure is a sign of a lost backend only while no other party is answered.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class _Recent:
 
 
 class Breaker:
-    """Closed: everybody's answer is waited for ``timeout`` seconds. Open: a short time, and seldom the whole.
+    """Closed: each answer has ``timeout`` seconds. Open: it has a short time, and seldom the whole.
 
     Only calls that had to be waited for count: an answer that is there at once says nothing of a backend.
     A failure does not count while two other networks have been answered within the last timeout. The latest
     ``failures`` networks open the breaker when all of them failed, unless they have a HELO name, a sender's
-    or a recipient's domain in common that those who were answered did not have. It closes when most of the
+    or a recipient's domain in common that the answered parties did not have. It closes when most of the
     latest were answered. One network that failed so often in a row is waited for shortly by itself.
     """
 
@@ -128,7 +128,7 @@ class Breaker:
         return True
 
     def _begin_rest(self, now: float, failed: set[str]) -> None:
-        # Who failed just now is no good witness for a backend that has come back.
+        # A party that failed just now is no good sign of a backend that has come back.
         self._trials = (0, now + self._rest)
         self._tried = failed
 

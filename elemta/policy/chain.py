@@ -78,7 +78,7 @@ class PolicyChain:
         return self._delivery_hooks
 
     def open_breakers(self) -> dict[str, bool]:
-        """For each policy by name whether it is waited for shortly now because it answered nobody."""
+        """For each policy by name whether its breaker is open: it answered no party and gets a short time."""
         return {runner.name: runner.is_open for _, runner in self._runners}
 
     def asks(self, stage: Stage) -> bool:

@@ -43,7 +43,7 @@ class DeliveryHooks:
 
     @property
     def tells(self) -> bool:
-        """Whether any policy wants to be told of attempts."""
+        """Whether any policy observes attempts."""
         return bool(self._told)
 
     def route(self, envelope: Envelope, recipient: Recipient) -> Decision | Deferred[Decision]:
@@ -58,7 +58,7 @@ class DeliveryHooks:
         return _RouteQuestion(self._clock, envelope, recipient).ask(self._asked)
 
     def attempted(self, outcome: Outcome, envelope: Envelope | None = None) -> None:
-        """Tell the policies of an attempt; nobody waits for them.
+        """Call the policies that observe attempts; nothing waits for them.
 
         With the envelope, only those that care for the listener that the message came in by.
         """

@@ -26,7 +26,7 @@ PolicyAnswer = Verdict | Deferred[Verdict] | Coroutine[Deferred[Any], Any, Verdi
 """What a policy's method returns: a verdict, now or later."""
 
 FactAnswer = Deferred[None] | Coroutine[Deferred[Any], Any, None] | None
-"""What a policy that is told a fact returns: nothing, now or later."""
+"""What an observer's method returns: nothing, now or later."""
 
 
 class IConnectPolicy(Interface):

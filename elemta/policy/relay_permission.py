@@ -21,10 +21,10 @@ MAY_RELAY = "may_relay"
 
 @dataclass(frozen=True, slots=True)
 class RelayPermission:
-    """Who may send where.
+    """The clients that may send to any domain.
 
     ``domains`` are this host's, with the networks whose clients may relay; ``granted_by`` are the names of
-    the policies whose ``Accept`` at RCPT grants it to anyone. The default grants nothing to anyone.
+    the policies whose ``Accept`` at RCPT grants it to any client. The default grants nothing.
     """
 
     domains: Domains = field(default_factory=lambda: Domains(frozenset()))

@@ -248,7 +248,7 @@ class PolicyRunner:
         """
         if call.breaker.failed(parties, self._clock.seconds()):
             _log.error(
-                "a policy answers nobody and is waited for shortly",
+                "a policy answers no client; Elemta waits for it only shortly",
                 event="policy.breaker_open",
                 policy=self.name,
                 stage=call.stage_name,

@@ -1,4 +1,4 @@
-"""What the daemon lends to policies."""
+"""What the daemon gives to policies."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Resolver(Protocol):
     A lookup that is cancelled, as when the policy's time is up, frees what it took at once.
 
     Every method raises :class:`~elemta.errors.NoSuchDomain` where the name does not exist, and
-    :class:`~elemta.errors.ResolverTrouble` where nobody gave a usable answer in time, which says nothing of
+    :class:`~elemta.errors.ResolverTrouble` where no server answered usably in time, which says nothing of
     the name. A name without such a record gives nothing: an empty tuple.
     """
 
@@ -92,7 +92,7 @@ class Resolver(Protocol):
     async def reverse(
         self, ip: str | IPv4Address | IPv6Address, *, timeout: float | None = None
     ) -> tuple[str, ...]:
-        """The names that the owner of an address gives it (PTR). Unconfirmed: anybody may claim any name."""
+        """The names that the owner of an address gives it (PTR). Unconfirmed: an owner may claim any name."""
 
 
 class NoResolver:
@@ -189,7 +189,7 @@ class Services:
     """What a policy may use.
 
     ``reactor`` for time, threads and connections (never imported: it is given); ``limits`` of the
-    configuration; ``domains``: which are local, who may relay; ``metrics`` for counters of its own; ``log``
+    configuration; ``domains``: local domains, relay networks; ``metrics`` for counters of its own; ``log``
     under the policy's own namespace, which names it in every record; ``resolver`` for DNS.
     """
 

@@ -186,7 +186,7 @@ class PolicySession(ChainQuestion):
         return network_identity(self._facts.client_ip)
 
     def parties(self) -> CallParties:
-        """Everyone that the question is about."""
+        """All parties that the question is about."""
         question = self._question
         sender = recipient = None
         if isinstance(question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):

@@ -19,7 +19,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Continue(Verdict):
-    """No opinion: ask the next policy. When nobody has one, the command is accepted."""
+    """No opinion: ask the next policy. When no policy has one, the command is accepted."""
 
 
 @dataclass(frozen=True, slots=True)

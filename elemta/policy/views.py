@@ -31,7 +31,7 @@ MAX_NOTES = 1000
 class Notes(MutableMapping[str, Any]):
     """What one policy remembers of a session or transaction; other policies see only what is published.
 
-    ``notes["key"] = value`` is private. ``notes.publish("key", value)`` is for everybody, under this
+    ``notes["key"] = value`` is private. ``notes.publish("key", value)`` is for all policies, under this
     policy's name; ``notes.published("greylist", "key")`` reads what another one published.
     Notes live as long as their session or transaction and are never written anywhere.
     """
@@ -142,7 +142,7 @@ class Transaction:
     """One mail transaction, as a policy sees it, from MAIL to its end.
 
     A policy may change the transaction while it is asked about it, and at no other time: a call that
-    timed out, or a fact that is told, changes nothing any more and gets :class:`RuntimeError`.
+    timed out, or an observer's, changes nothing any more and gets :class:`RuntimeError`.
     In observe mode a change is checked and then not made.
     """
 
@@ -221,7 +221,7 @@ class Transaction:
         """Take an accepted recipient off the message, without a word to the sender.
 
         Raises :class:`ValueError` where it is none of :attr:`recipients` (the one that a RCPT is about is
-        not among them: reject it instead), and where it is the last one: a message to nobody would be
+        not among them: reject it instead), and where it is the last one: a message to no recipient would be
         lost silently, so add another first, or answer with a refusal or ``Quarantine``.
         """
         self._check_writable()

@@ -22,7 +22,7 @@ class Call:
     """One command of a caller, which may be sent more than once.
 
     ``deferred`` is None as soon as it has fired. An error reply, or the end of the connection, goes to
-    ``refused``, which may send the command again. ``silence`` is told of an answer when ``prompt`` says that
+    ``refused``, which may send the command again. ``silence`` gets an answer when ``prompt`` says that
     the deadline is no longer than that of a decision.
     """
 

@@ -160,7 +160,7 @@ class Valkey:
     ) -> Deferred[ScanResult]:
         """The keys that match a pattern, after looking at ``limit`` keys at most on all primaries together.
 
-        ``count`` keys are looked at by one command, each of which has the ``deadline``.
+        One command looks at ``count`` keys, and each command has the ``deadline``.
         """
 
         def ask(pool: Pool, cursor: bytes) -> Deferred[Any]:
@@ -170,7 +170,7 @@ class Valkey:
         return Deferred.fromCoroutine(scan(self._topology.primaries, ask, max(1, limit // count)))
 
     def overloaded(self, words: str) -> ValkeyTrouble:
-        """Counts, and gives, the trouble of whoever asks nothing because too much is under way."""
+        """Count and return the trouble of a caller that can't ask because too much is under way."""
         self._observer.failed(Trouble.OVERLOADED)
         return ValkeyTrouble(Trouble.OVERLOADED, words)
 
@@ -217,10 +217,10 @@ class Valkey:
         self._observer.failed(error.kind)
         return fail(error)
 
-    # Who is silent.
+    # The server that is silent.
 
     def _silent(self) -> set[Address]:
-        """Of a server that has lost its place nobody wants an answer."""
+        """No caller wants the answer of a server that has lost its place."""
         silent = self._silence.servers
         return {pool.address for pool in self._topology.primaries} & silent if silent else silent
 
@@ -248,7 +248,7 @@ class Valkey:
             try:
                 callback(up)
             except Exception:
-                _log.failure("somebody who waits for Valkey made a mistake", event="valkey.listener_failed")
+                _log.failure("a listener to Valkey's connection failed", event="valkey.listener_failed")
 
 
 def _no_answer(failure: Failure) -> None:
@@ -257,7 +257,7 @@ def _no_answer(failure: Failure) -> None:
 
 
 def _first(failure: Failure) -> Failure:
-    """The failure itself, of which gatherResults says that it was the first."""
+    """The failure itself, inside the FirstError of gatherResults."""
     return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
 
 

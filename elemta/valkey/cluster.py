@@ -198,7 +198,7 @@ class Cluster(Topology):
         return pool
 
     def _pool_changed(self, pool: Pool) -> None:
-        # When one comes, the first thing to know is the map; when one goes, who takes its place.
+        # When one comes, the map is needed first; when one goes, its successor.
         if pool in self._primaries and pool.connection is None:
             self.doubt()
         elif not self._complete:

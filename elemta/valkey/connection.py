@@ -4,7 +4,7 @@ Importing this installs the reactor, as txredisapi does: only what starts connec
 
 txredisapi's own way of logging in ends reconnection for good when anything goes wrong in it, so it never
 gets to see the password. Its queue of replies makes three Deferreds a command and, when one is cancelled,
-searches the whole queue; here whoever waits for a reply is in a deque, and gets it without a Deferred.
+searches the whole queue; here each caller that waits for a reply is in a deque, and needs no Deferred.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Lost(RedisError):  # type: ignore[misc]  # txredisapi has no types
 
 
 class Waiting(Protocol):
-    """Who waits for a reply."""
+    """A caller that waits for a reply."""
 
     def replied(self, reply: Any) -> None:
         """The reply; an error is an instance of RedisError. Must not raise."""
@@ -65,7 +65,7 @@ class _Later:
 
 
 class _Nobody:
-    """Takes replies that nobody cares for; only that a right is missing is said."""
+    """Drop replies without a caller; log only that a right is missing."""
 
     __slots__ = ("_connection",)
 
@@ -84,9 +84,9 @@ _NOTHING = False
 
 @implementer(IHandshakeListener)
 class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no types
-    """Sends frames and gives the replies to who waits, in order.
+    """Sends frames and gives the replies to the callers that wait, in order.
 
-    ``lost`` is called once when the connection is over. ``waiting`` is everybody whose reply is not there
+    ``lost`` is called once when the connection is over. ``waiting`` has all callers whose reply is not there
     yet, in the order of the commands.
     """
 
@@ -114,7 +114,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         """Log in, choose the database, leave the scripts there. ValkeyTrouble; TLSRefused before that."""
         self.rights = rights
         if handshake is not None:
-            # Nothing is said, least of all the password, before it is known who is there.
+            # Nothing is sent, least of all the password, before the server is verified.
             await self._secured
             handshake.check(self.transport.getHandle())
         try:
@@ -201,7 +201,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             self.transport.loseConnection()
 
     def abort(self, why: str) -> None:
-        """Close now; everybody who waits is told that it is lost."""
+        """Close now; all callers that wait get the error."""
         if self._lost is not None and not self.why:
             self.why = why
             self.transport.abortConnection()
@@ -225,8 +225,8 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             self._reader.feed(data)
             while (reply := next_reply()) is not _NOTHING:
                 if not waiting:
-                    # Such as "max number of clients reached", which nobody asked for.
-                    self.abort(str(reply) if isinstance(reply, Exception) else "it said what nobody asked")
+                    # Such as "max number of clients reached", which answers no command.
+                    self.abort(str(reply) if isinstance(reply, Exception) else "it replied to no command")
                     return
                 waiting.popleft().replied(reply)
         except InvalidData as error:
@@ -278,4 +278,4 @@ class ConnectionFactory(Factory):
 
 
 def _ignore(failure: Failure) -> None:
-    """Of a connection without TLS nobody waits for this."""
+    """A connection without TLS does not need this."""

@@ -30,7 +30,7 @@ class ValkeyInfo:
 
 
 class ValkeyObserver(Protocol):
-    """What is told, in the reactor thread."""
+    """The events, in the reactor thread."""
 
     def failed(self, kind: Trouble) -> None:
         """One command of a caller failed."""

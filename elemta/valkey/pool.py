@@ -80,7 +80,7 @@ class Pool:
 
     @property
     def trouble(self) -> ValkeyTrouble:
-        """Why there is no connection. New each time: who raises it adds a traceback."""
+        """Why there is no connection. New each time: raising it adds a traceback."""
         return ValkeyTrouble(self._kind, self._reason)
 
     def watch(self) -> None:

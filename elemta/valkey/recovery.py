@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TURNS = 8
 _PAUSE_SECONDS = 0.005
 _PARKED = 1024
-# Whoever says so has another role than we think, has lost its memory, or has forgotten who we are.
+# Such a server has another role than we think, has lost its memory, or has forgotten our login.
 _DISTRUSTED = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
 
 # TRYAGAIN for keys that a script did not announce: they are not where the slot leaves from.

@@ -23,7 +23,7 @@ class TLSRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How servers are verified, and with what we show who we are; see ``ValkeyURL``."""
+    """How servers are verified, and our own certificate; see ``ValkeyURL``."""
 
     server_name: str = ""
     ca: str = ""

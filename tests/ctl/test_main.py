@@ -430,7 +430,7 @@ async def test_what_has_no_sender_is_not_returned_and_the_others_are(daemon: Dae
     from_jane = await daemon.queue(Address("jane", "example.org"))
     code, out, err = await daemon.ctl("queue", "bounce", from_nobody, from_jane)
     assert (code, out) == (1, f"{from_jane} returned\n")
-    assert f"{from_nobody}: the sender is <>: nobody can be told" in err
+    assert f"{from_nobody}: the sender is <>: there is no address for a notice" in err
     assert from_nobody in await daemon.ids()
 
 
