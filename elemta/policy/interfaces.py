@@ -204,8 +204,8 @@ class FailureKind(enum.StrEnum):
 class PolicyObserver(Protocol):
     """Facts about policies, for counting. Implementations never raise and never block.
 
-    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` on the way out or, for facts that a
-    policy is told, ``committed``, ``refused``, ``disconnected``, ``login_ended`` or ``attempted``. No
+    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` on the way out or, for facts that an
+    observer gets, ``committed``, ``refused``, ``disconnected``, ``login_ended`` or ``attempted``. No
     argument is ever chosen by a client.
     """
 

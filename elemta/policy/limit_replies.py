@@ -1,4 +1,4 @@
-"""What a client is told by a limit that refuses it."""
+"""The reply of a limit that refuses a client."""
 
 from __future__ import annotations
 
