@@ -31,6 +31,7 @@ from elemta.policy import Services
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import load_chain
 from elemta.smtp.session import SessionSettings
+from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Assembly:
             auth_needs_tls=self.config.auth.require_tls,
             require_auth=listener.role is Role.SUBMISSION,
             postmaster_domain=self.config.domains.local[0],
+            max_envelope=max(LEAST_ENVELOPE, server.max_recipients * ORDINARY_RECIPIENT),
             may_relay=self.domains.may_relay,
         )
 

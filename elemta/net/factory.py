@@ -15,13 +15,13 @@ from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
 from elemta.limits.identity import ip_identity
-from elemta.net.memory import MemoryBudget, SessionMemory
 from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
 from elemta.net.terms import Terms
 from elemta.smtp import replies
 from elemta.smtp.facts import SessionFacts
+from elemta.smtp.memory import MemoryBudget, SessionMemory
 from elemta.smtp.reply import Reply
 
 _log = Logger()
@@ -52,6 +52,7 @@ class House:
         self.closed_with: Reply | None = replies.STARTING
         self.connections: set[ESMTPProtocol | ProxyPreamble] = set()
         self.waiting_input = MemoryBudget()
+        self.envelopes = MemoryBudget()
         self._prefix = secrets.token_hex(4)
         self._numbers = count(1)
         self._when_empty: list[Callable[[], None]] = []
@@ -221,6 +222,10 @@ class ESMTPFactory(Factory):
     @property
     def waiting_input(self) -> MemoryBudget:
         return self._house.waiting_input
+
+    @property
+    def envelopes(self) -> MemoryBudget:
+        return self._house.envelopes
 
     def seconds(self) -> float:
         return self._house.seconds()

@@ -22,7 +22,6 @@ from zope.interface import implementer
 from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.deadlines import Deadlines, Waiting
-from elemta.net.memory import MemoryBudget, SessionMemory
 from elemta.net.reception import Reception
 from elemta.net.terms import Terms
 from elemta.smtp import replies
@@ -41,6 +40,7 @@ from elemta.smtp.events import (
     TransactionEnded,
 )
 from elemta.smtp.facts import SessionFacts
+from elemta.smtp.memory import MemoryBudget, SessionMemory
 from elemta.smtp.session import ServerSession
 
 _log = Logger()
@@ -61,6 +61,9 @@ class Home(TypingProtocol):
 
     @property
     def waiting_input(self) -> MemoryBudget: ...
+
+    @property
+    def envelopes(self) -> MemoryBudget: ...
 
     def seconds(self) -> float: ...
 
@@ -107,7 +110,7 @@ class ESMTPProtocol(Protocol):
         self._terms = terms
         self.facts = facts
         self.health_check = health_check
-        self._session = ServerSession(terms.session, facts)
+        self._session = ServerSession(terms.session, facts, home.envelopes)
         self._reception = Reception(terms, facts, health_check=health_check)
         self._deadlines = Deadlines(terms.server.command_timeout, terms.server.data_timeout)
         self._pending: _Pending | None = None
@@ -221,7 +224,9 @@ class ESMTPProtocol(Protocol):
     @property
     def memory(self) -> SessionMemory:
         """The memory that this session takes beyond that of an idle one."""
-        return SessionMemory(self._session.input_memory, unsent_memory(self.transport))
+        transaction = self._session.transaction
+        envelope = 0 if transaction is None else transaction.memory.held
+        return SessionMemory(self._session.input_memory, unsent_memory(self.transport), envelope)
 
     def drain(self) -> None:
         """Say 421 to this client as soon as no message of its is under way."""
@@ -373,6 +378,8 @@ class ESMTPProtocol(Protocol):
             return
         reply = event.reply
         self._terms.observer.replied(event.verb, reply.code)
+        if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
+            self._terms.observer.message_refused(event.verb.lower(), "memory", True)
         if reply.code >= 400:
             # What a policy refused stands in the log already, with the policy's name.
             say = _log.debug if event.reason.startswith("policy ") else _log.info

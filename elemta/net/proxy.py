@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import ProxyHeaderError
 from elemta.net.deadlines import PROXY_HEADER_SECONDS
-from elemta.net.memory import SessionMemory
+from elemta.smtp.memory import SessionMemory
 from elemta.smtp.proxy import ProxyHeader, ProxyResult
 
 _log = Logger()

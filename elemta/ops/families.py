@@ -34,7 +34,7 @@ HEALTH_CHECKS = _counter(
 SESSION_MEMORY = _gauge(
     "elemta_session_memory_bytes",
     "Memory of all sessions beyond that of idle ones, as Python takes it: input that waits, replies that "
-    "clients did not read yet.",
+    "clients did not read yet, envelopes.",
     "kind",
 )
 SESSION_DURATION = _histogram("elemta_session_duration_seconds", "From accept to close.", SLOW, "listener")

@@ -16,6 +16,7 @@ from elemta.message.headers import Headers, read_headers
 from elemta.message.trace import added_field, separator
 from elemta.smtp.facts import SessionFacts, TLSInfo
 from elemta.smtp.facts import Transaction as TransactionFacts
+from elemta.smtp.memory import memory_of_recipient
 from elemta.smtp.path import parse_address
 
 MAX_ADDED_HEADERS = 200
@@ -23,6 +24,9 @@ MAX_ADDED_HEADERS = 200
 
 MAX_ADDED_OCTETS = 64 * 1024
 """The most octets of the fields that all policies together add to one message, as they are written."""
+
+MAX_ADDED_RECIPIENT_OCTETS = 512 * 1024
+"""The most memory of the recipients that all policies together add to one message: some 2,000 of them."""
 
 MAX_NOTES = 1000
 """More notes than this can't be kept by one policy on one session or transaction, nor be published on it."""
@@ -201,21 +205,29 @@ class Transaction:
             raise ValueError(f"more than {MAX_ADDED_OCTETS} octets of added header fields")
         if not self._observed:
             facts.added_octets += octets
+            facts.memory.take(octets)
             facts.added_headers.append((name, value.strip(" \t")))
 
     def add_recipient(self, recipient: Recipient | Address | str) -> None:
         """Let the message go to one more recipient; no policy is asked about it.
 
         One that is there already is not added again. A text that is no address raises
-        :class:`elemta.errors.AddressSyntaxError`, which is a :class:`ValueError`.
+        :class:`elemta.errors.AddressSyntaxError`, which is a :class:`ValueError`, and so does one more than
+        :data:`MAX_ADDED_RECIPIENT_OCTETS` allows.
         """
         self._check_writable()
         wanted = recipient if isinstance(recipient, Recipient) else Recipient(_address(recipient))
         if not wanted.address:
             raise ValueError("the null address can't be a recipient")
-        if self._observed or any(known.address == wanted.address for known in self._facts.recipients):
+        facts = self._facts
+        if self._observed or any(known.address == wanted.address for known in facts.recipients):
             return
-        self._facts.recipients.append(wanted)
+        octets = memory_of_recipient(wanted)
+        if facts.added_recipient_octets + octets > MAX_ADDED_RECIPIENT_OCTETS:
+            raise ValueError(f"more than {MAX_ADDED_RECIPIENT_OCTETS} octets of added recipients")
+        facts.added_recipient_octets += octets
+        facts.memory.take(octets)
+        facts.recipients.append(wanted)
 
     def remove_recipient(self, recipient: Recipient | Address | str) -> None:
         """Take an accepted recipient off the message, without a word to the sender.
@@ -232,6 +244,9 @@ class Transaction:
         if not left:
             raise ValueError("the last recipient can't be removed")
         if not self._observed:
+            for known in self._facts.recipients:
+                if known.address == address:
+                    self._facts.memory.give_back(memory_of_recipient(known))
             self._facts.recipients[:] = left
 
     def _check_writable(self) -> None:

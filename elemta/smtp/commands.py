@@ -250,6 +250,7 @@ COMMANDS = _table(
         mailing.recipient_accepted,
         check=mailing.check_rcpt,
         question=mailing.ask_rcpt,
+        refused=mailing.recipient_refused,
     ),
     Command(
         "DATA",

@@ -18,6 +18,7 @@ from elemta.smtp.events import (
     TransactionEnded,
 )
 from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.memory import MemoryBudget
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Mechanism
 from elemta.smtp.settings import SessionSettings
@@ -47,9 +48,11 @@ class Reading(enum.Enum):
 class Dialogue:
     """One conversation: its facts, its transaction, what was said, and how patient we still are."""
 
-    def __init__(self, settings: SessionSettings, facts: SessionFacts) -> None:
+    def __init__(self, settings: SessionSettings, facts: SessionFacts, envelopes: MemoryBudget) -> None:
         self.settings = settings
         self.facts = facts
+        #: The budget of all envelopes of the process.
+        self.envelopes = envelopes
         self.transaction: Transaction | None = None
         #: The client does not know yet that its transaction failed: what it pipelined for it is no error.
         self.transaction_failed = False
@@ -185,6 +188,7 @@ class Dialogue:
         transaction, self.transaction = self.transaction, None
         self.message = None
         if transaction is not None:
+            transaction.memory.end()
             self.events.append(TransactionEnded(transaction, accepted))
         if accepted:
             self._errors = self._junk = self._declined = 0

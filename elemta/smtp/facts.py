@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
+from elemta.smtp.memory import EnvelopeMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Transaction:
 
     ``size`` is the declared size until the message arrives, then the octets received so far.
     ``added_headers`` are the fields that policies added, in order, name and value; ``added_octets`` is their
-    length.
+    length. ``added_recipient_octets`` is the memory of the recipients that policies added. ``memory`` counts
+    the whole envelope.
     """
 
     sender: Address
@@ -47,4 +49,6 @@ class Transaction:
     recipients: list[Recipient] = field(default_factory=list)
     added_headers: list[tuple[str, str]] = field(default_factory=list)
     added_octets: int = 0
+    added_recipient_octets: int = 0
+    memory: EnvelopeMemory = field(default_factory=EnvelopeMemory, repr=False)
     size: int = 0

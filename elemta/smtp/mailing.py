@@ -22,6 +22,7 @@ from elemta.smtp.events import (
 )
 from elemta.smtp.facts import Transaction
 from elemta.smtp.grammar import BdatCommand, MailCommand
+from elemta.smtp.memory import EnvelopeMemory, Shortage, memory_of_mail, memory_of_recipient
 from elemta.smtp.reply import Reply
 
 #: The verb under which the reply to the end of DATA is reported.
@@ -45,6 +46,8 @@ def check_mail(dialogue: Dialogue, command: MailCommand) -> Reply | None:
     # RFC 1870 §6.1
     if (command.parameters.size or 0) > dialogue.settings.max_message_size:
         return replies.MESSAGE_TOO_BIG
+    if not dialogue.envelopes.has_room_to_begin(memory_of_mail(command.sender, command.parameters)):
+        return replies.ENVELOPES_FULL
     return None
 
 
@@ -56,7 +59,10 @@ def mail_rebuffed(dialogue: Dialogue, command: MailCommand | None, reply: Reply)
 
 def ask_mail(dialogue: Dialogue, command: MailCommand) -> MailQuestion:
     """The transaction begins with the question: whoever is asked about it will hear of its end."""
-    transaction = Transaction(command.sender, command.parameters, size=command.parameters.size or 0)
+    sender, parameters = command.sender, command.parameters
+    memory = EnvelopeMemory(dialogue.envelopes, dialogue.settings.max_envelope)
+    memory.take(memory_of_mail(sender, parameters))
+    transaction = Transaction(sender, parameters, memory=memory, size=parameters.size or 0)
     dialogue.transaction = transaction
     dialogue.transaction_failed = False
     return MailQuestion(dialogue.facts, transaction)
@@ -82,6 +88,12 @@ def check_rcpt(dialogue: Dialogue, recipient: Recipient) -> Reply | None:
     # RFC 5321 §4.5.3.1.10
     if len(transaction.recipients) >= dialogue.settings.max_recipients:
         return replies.TOO_MANY_RECIPIENTS
+    octets = memory_of_recipient(recipient)
+    shortage = transaction.memory.shortage(octets)
+    if shortage is not None:
+        return replies.ENVELOPE_FULL if shortage is Shortage.ENVELOPE else replies.ENVELOPES_FULL
+    # It is counted while policies are asked about it.
+    transaction.memory.take(octets)
     return None
 
 
@@ -92,6 +104,11 @@ def ask_rcpt(dialogue: Dialogue, recipient: Recipient) -> RcptQuestion:
 def recipient_accepted(dialogue: Dialogue, recipient: Recipient) -> None:
     _current(dialogue).recipients.append(recipient)
     dialogue.say("RCPT", replies.RECIPIENT_OK)
+
+
+def recipient_refused(dialogue: Dialogue, recipient: Recipient, answer: Refuse) -> None:
+    _current(dialogue).memory.give_back(memory_of_recipient(recipient))
+    dialogue.refuse("RCPT", answer)
 
 
 # DATA

@@ -112,6 +112,9 @@ AUTH_TOO_LONG = Reply.of(500, "5.5.6", "Authentication exchange line is too long
 # Limits.
 
 TOO_MANY_RECIPIENTS = Reply.of(452, "4.5.3", "Too many recipients")
+# The envelope is full; the client sends the message to these, and again to the rest (RFC 5321 §4.5.3.1.10).
+ENVELOPE_FULL = Reply.of(452, "4.5.3", "Too many octets of recipients")
+ENVELOPES_FULL = Reply.of(452, "4.3.1", "Insufficient memory, try again later")
 MESSAGE_TOO_BIG = Reply.of(552, "5.3.4", "Message size exceeds fixed limit")
 BARE_NEWLINE_IN_MESSAGE = Reply.of(550, "5.6.0", "Message contains a bare CR or LF")
 NUL_IN_MESSAGE = Reply.of(550, "5.6.0", "Message contains a NUL octet")
@@ -144,6 +147,8 @@ DECLINES = frozenset(
     {
         NO_VALID_RECIPIENTS,
         TOO_MANY_RECIPIENTS,
+        ENVELOPE_FULL,
+        ENVELOPES_FULL,
         MESSAGE_TOO_BIG,
         BARE_NEWLINE_IN_MESSAGE,
         NUL_IN_MESSAGE,

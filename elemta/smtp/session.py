@@ -24,6 +24,7 @@ from elemta.smtp.dialogue import Dialogue, Reading
 from elemta.smtp.events import Answer, ConnectQuestion, Event, Proceed, Question, Refuse
 from elemta.smtp.facts import SessionFacts, TLSInfo, Transaction
 from elemta.smtp.framing import InputBuffer, LineFault, first_letters
+from elemta.smtp.memory import MemoryBudget
 from elemta.smtp.reply import Reply
 from elemta.smtp.settings import SessionSettings
 
@@ -46,13 +47,17 @@ class Expected(enum.Enum):
 class ServerSession:
     """One session. ``open`` once, then ``receive`` and ``answer`` until :attr:`closed`.
 
+    Its envelopes count in the budget ``envelopes``, which all sessions of the process share.
+
     Every method gives the events that came of it, in order; a question is always the last. Take the
     output after acting on them. Exactly one answer per question; once closed, all input is ignored.
     """
 
-    def __init__(self, settings: SessionSettings, facts: SessionFacts) -> None:
+    def __init__(
+        self, settings: SessionSettings, facts: SessionFacts, envelopes: MemoryBudget | None = None
+    ) -> None:
         self._settings = settings
-        self._dialogue = Dialogue(settings, facts)
+        self._dialogue = Dialogue(settings, facts, envelopes or MemoryBudget())
         self._input = InputBuffer()
         self._greeted = False
         self._talked_early = False

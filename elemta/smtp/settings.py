@@ -9,6 +9,10 @@ from ipaddress import IPv4Address, IPv6Address
 _KIB = 1024
 _MIB = 1024 * _KIB
 
+LEAST_ENVELOPE = 256 * _KIB
+ORDINARY_RECIPIENT = 256
+"""What a recipient takes whose address has some thirty octets, and no ORCPT."""
+
 
 def _no_client(ip: IPv4Address | IPv6Address) -> bool:  # noqa: ARG001 - the answer is the same for all
     return False
@@ -61,6 +65,8 @@ class SessionSettings:
     max_small_chunks: int = 1000
     #: How far an oversized message is still read, past the limit, so that its sender can be told why.
     oversize_slack: int = 16 * _MIB
+    #: Memory of one envelope, as Python takes it; more recipients are told 452 (RFC 5321 §4.5.3.1.10).
+    max_envelope: int = LEAST_ENVELOPE
     #: Replies in a row; then the shell sends them before the session goes on.
     max_output: int = 8 * _KIB
     #: Input held back behind an open question. The shell pauses reading long before this.

@@ -19,11 +19,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from elemta.config import ListenerTLS
-from elemta.net.memory import SessionMemory
 from elemta.net.observer import SilentObserver
 from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS, READ_COMMANDS_BY_TLS
 from elemta.net.proxy import ProxyPreamble
 from elemta.policy import CONTINUE
+from elemta.smtp.memory import SessionMemory
 from tests.net.conftest import Client, Place, until
 
 KIB = 1024
@@ -335,3 +335,47 @@ async def test_unread_replies_are_counted_as_python_takes_them(
     assert took.octets <= (memory.replies + memory.input) * 1.25 + SESSIONS * KIB
     assert memory.replies <= SESSIONS * MOST_REPLIES
     assert memory.input <= SESSIONS * MOST_INPUT
+
+
+def test_the_envelopes_of_a_place_share_its_budget_and_give_it_back(place: Place) -> None:
+    told: list[tuple[str, str, bool]] = []
+
+    class Told(SilentObserver):
+        def message_refused(self, stage: str, policy: str, transient: bool) -> None:
+            told.append((stage, policy, transient))
+
+    place.observer = Told()  # type: ignore[assignment]
+    place.house.envelopes.limit = 40 * KIB
+    clients = [place.connect() for _ in range(3)]
+    for client in clients:
+        client.said()
+        client.send(b"EHLO client.test\r\n")
+        said = client.send(ENVELOPE + b"RCPT TO:<b@example.test>\r\n" * 100)
+        assert said[-1] == "452 4.3.1 Insufficient memory, try again later"
+    assert set(told) == {("rcpt", "memory", True)}
+    assert place.house.memory.envelopes == place.house.envelopes.taken <= 40 * KIB
+    clients[0].send(b"RSET\r\n")
+    clients[1].send(b"QUIT\r\n")
+    for client in clients:
+        client.lose()
+    assert place.house.envelopes.taken == 0
+
+
+def test_what_policies_add_to_an_envelope_is_counted(place: Place) -> None:
+    class Adds(type(place.policy)):  # type: ignore[misc]
+        def rcpt(self, session: Any, transaction: Any, recipient: Any) -> Any:
+            transaction.add_header("X-Long", "x " * 1000)
+            for number in range(10):
+                transaction.add_recipient(f"more{number}@example.test")
+            transaction.remove_recipient("more1@example.test")
+            return CONTINUE
+
+    place.policy = Adds()
+    client = place.connect()
+    client.said()
+    client.send(b"EHLO client.test\r\n" + ENVELOPE)
+    transaction = client.protocol._session.transaction
+    assert len(transaction.recipients) == 10
+    assert place.house.envelopes.taken == transaction.memory.held > 2 * KIB + 2000 + 9 * 200
+    client.lose()
+    assert place.house.envelopes.taken == 0

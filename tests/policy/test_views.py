@@ -13,7 +13,7 @@ from elemta.envelope import Recipient
 from elemta.errors import AddressSyntaxError
 from elemta.policy import CONTINUE, Message, Reject
 from elemta.policy.testing import make_message
-from elemta.policy.views import MAX_ADDED_HEADERS, MAX_ADDED_OCTETS, MAX_NOTES
+from elemta.policy.views import MAX_ADDED_HEADERS, MAX_ADDED_OCTETS, MAX_ADDED_RECIPIENT_OCTETS, MAX_NOTES
 from elemta.smtp.facts import TLSInfo
 
 
@@ -280,3 +280,14 @@ def test_a_messages_headers_are_read_once_and_its_file_as_often_as_wanted():
 @pytest.mark.parametrize("content", [b"", b"\x00\xff" * 1000, b":" * 70_000, b"a" * 100_000 + b"\r\n\r\n"])
 def test_a_message_of_garbage_has_headers_all_the_same(content):
     assert make_message(content).headers.get("subject") is None
+
+
+def test_the_memory_of_added_recipients_is_bounded(stage, scripted, said):
+    def add(transaction):
+        for number in range(10_000):
+            transaction.add_recipient(Address(f"someone-with-a-long-name-{number}", "example.com"))
+
+    client = stage.play(scripted(add_quietly(add)))
+    client.rcpt()
+    assert 1_500 < len(client.transaction.recipients) < 3_000
+    assert client.transaction.memory.held <= MAX_ADDED_RECIPIENT_OCTETS + 4096
