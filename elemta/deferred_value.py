@@ -89,7 +89,7 @@ def detached(
 
 
 class _Waiting(Generic[T]):
-    """Steps that have met a Deferred. ``result`` fires unless they ended before anybody saw it."""
+    """Steps that have met a Deferred. ``result`` fires unless they end before :func:`run` returns it."""
 
     __slots__ = ("_arrived", "_awaited", "_steps", "ended", "failure", "result", "value")
 
@@ -140,14 +140,14 @@ class _Waiting(Generic[T]):
         except StopIteration as end:
             self.ended, self.value = True, end.value
             return None
-        except BaseException:  # as in any callback: whoever waits for the result gets it
+        except BaseException:  # as in any callback: it fails the result
             self.ended, self.failure = True, Failure()
             return None
         return value
 
     def _tell(self) -> None:
         if self.result.called:
-            # Cancelled, and the steps ended later. A value is nobody's; a failure is logged as unhandled.
+            # Cancelled, and the steps ended later. A value is dropped; a failure is logged as unhandled.
             if self.failure is not None:
                 self.failure.raiseException()
         elif self.failure is not None:

@@ -153,7 +153,7 @@ class ChainQuestion:
         raise NotImplementedError
 
     def parties(self) -> CallParties:
-        """All parties that the question is about."""
+        """The parties that the question is about."""
         raise NotImplementedError
 
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
-"""The breaker of one policy at one stage: how long its answer is waited for, after what came of others.
+"""The breaker of one policy at one stage. It decides how long a session waits for the policy's answer.
 
-It never keeps a policy from being asked, because no client may switch a policy off for another one. Open, it
-only makes the wait short, so that a policy whose backend is gone does not cost every session its timeout. It
-goes by parties, not by calls: a failure is a sign of a lost backend only while no other party is answered.
+A breaker never keeps a policy from being asked, because no client may switch a policy off for other clients.
+While it is open it shortens the wait: then a policy with a lost backend does not take its whole timeout in
+every session. It counts parties, not calls. A failure is a sign of a lost backend only while no other party
+gets answers.
 """
 
 from __future__ import annotations
@@ -14,30 +15,36 @@ from typing import TypeVar
 _Kept = TypeVar("_Kept")
 
 FAILURES = 5
-"""So many networks in a row that waited for nothing open the breaker; so many failures shorten one's wait."""
+"""Networks in a row without an answer that open the breaker.
+
+Also the failures in a row that shorten the wait of one network.
+"""
 
 REST = 30.0
-"""Seconds in which an open breaker gives the whole timeout to a few calls only."""
+"""Seconds. An open breaker gives the whole timeout to :data:`TRIALS` calls in this time."""
 
 SHORT = 0.2
-"""The share of the timeout that is waited while the breaker is open; more where good answers took more."""
+"""The share of the timeout that a session waits while the breaker is open.
+
+It waits longer where good answers took longer.
+"""
 
 TRIALS = 3
-"""So many calls get the whole timeout in each rest, each of another network."""
+"""Calls that get the whole timeout in each rest, each from another network."""
 
 _RECENT = 20
 _ANSWERED = 64
-# One other network might be the attacker's own, which keeps a lost backend looking alive.
+# One other network may be the attacker's own, with answers that make a lost backend look alive.
 _OTHERS_ANSWERED = 2
-# An open breaker that one network keeps open by answers of its own: 19 of the last 20 networks failed.
+# One network must not hide a lost backend by answers of its own while nearly all other networks fail.
 _NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class CallParties:
-    """Whom a call was about: each of them alone may have brought about what came of it.
+    """The parties that a call is about. Each of them alone may be the cause of its result.
 
-    ``network`` is the client's /24 or /64; the others are None where they are not known at that stage.
+    ``network`` is the client's /24 or /64. The others are None where the stage does not know them.
     """
 
     network: str
@@ -48,7 +55,7 @@ class CallParties:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """The last good answer that a network waited for: about whom, when, and after how many seconds."""
+    """The last good answer that a network waited for: its parties, the time, and the wait in seconds."""
 
     parties: CallParties
     at: float
@@ -57,20 +64,21 @@ class _Answered:
 
 @dataclass(slots=True)
 class _Recent:
-    """What a network came to last: ``failures`` in a row, 0 after a good answer."""
+    """The last result of a network: ``failures`` in a row, 0 after a good answer."""
 
     parties: CallParties
     failures: int
 
 
 class Breaker:
-    """Closed: each answer has ``timeout`` seconds. Open: it has a short time, and seldom the whole.
+    """Closed: each session waits up to ``timeout`` seconds. Open: a short time, and seldom the whole.
 
-    Only calls that had to be waited for count: an answer that is there at once says nothing of a backend.
-    A failure does not count while two other networks have been answered within the last timeout. The latest
-    ``failures`` networks open the breaker when all of them failed, unless they have a HELO name, a sender's
-    or a recipient's domain in common that the answered parties did not have. It closes when most of the
-    latest were answered. One network that failed so often in a row is waited for shortly by itself.
+    - Only calls that take time count: an immediate answer says nothing about a backend.
+    - A failure does not count while two other networks got answers within the last timeout.
+    - The breaker opens when the latest ``failures`` networks all failed, unless these have a HELO name, a
+      sender's domain or a recipient's domain in common that some answered network does not have.
+    - It closes when most of the latest networks got answers.
+    - A network with ``failures`` failures in a row gets the short wait even while the breaker is closed.
     """
 
     __slots__ = ("_answered", "_failures", "_recent", "_rest", "_timeout", "_trials", "_tried", "is_open")
@@ -86,7 +94,7 @@ class Breaker:
         self.is_open = False
 
     def patience(self, network: str, now: float) -> float:
-        """Seconds that an answer about a client of ``network`` is waited for."""
+        """How many seconds to wait for an answer about a client of ``network``."""
         if not self.is_open:
             recent = self._recent.get(network)
             if recent is None or recent.failures < self._failures:
@@ -103,7 +111,7 @@ class Breaker:
         return self._short()
 
     def succeeded(self, parties: CallParties, seconds: float, now: float) -> bool:
-        """A good answer that was waited for ``seconds``; returns whether it closed the breaker."""
+        """A good answer came after ``seconds``; returns whether it closed the breaker."""
         _keep(self._answered, parties.network, _Answered(parties, now, seconds), _ANSWERED)
         _keep(self._recent, parties.network, _Recent(parties, 0), _RECENT)
         if not self.is_open:
@@ -113,7 +121,7 @@ class Breaker:
         return not self.is_open
 
     def failed(self, parties: CallParties, now: float) -> bool:
-        """A wait that came to no good answer; returns whether it opened the breaker."""
+        """A wait ended without a good answer; returns whether it opened the breaker."""
         if self._others_are_answered(parties.network, now):
             return False
         before = self._recent.get(parties.network)
@@ -121,19 +129,19 @@ class Breaker:
         _keep(self._recent, parties.network, _Recent(parties, failures), _RECENT)
         if failures == self._failures and not self.is_open:
             self._begin_rest(now, {parties.network})
-        if self.is_open or not self._nobody_is_answered():
+        if self.is_open or not self._backend_seems_lost():
             return False
         self.is_open = True
         self._begin_rest(now, {network for network, each in self._recent.items() if each.failures})
         return True
 
     def _begin_rest(self, now: float, failed: set[str]) -> None:
-        # A party that failed just now is no good sign of a backend that has come back.
+        # Networks that failed just now make no trial: others show sooner that a backend is back.
         self._trials = (0, now + self._rest)
         self._tried = failed
 
     def _short(self) -> float:
-        """Longer than nearly all good answers took lately, so that open is closed to none that is as fast."""
+        """The short wait in seconds: longer than nearly all recent good answers took."""
         seconds = sorted(each.seconds for each in self._answered.values())
         usual = seconds[int(len(seconds) * 0.9)] if seconds else 0.0
         return min(self._timeout, max(SHORT * self._timeout, 2 * usual))
@@ -152,8 +160,8 @@ class Breaker:
     def _latest(self) -> list[_Recent]:
         return list(self._recent.values())[-self._failures :]
 
-    def _nobody_is_answered(self) -> bool:
-        """Whether the backend seems lost for all, and not only for what one party brings about."""
+    def _backend_seems_lost(self) -> bool:
+        """Whether all parties wait in vain, and not only those with one party in common."""
         recent = list(self._recent.values())
         failed = [each for each in recent if each.failures]
         latest = self._latest()
@@ -169,7 +177,7 @@ class Breaker:
         )
 
     def _explains(self, kind: str, all_parties: list[CallParties]) -> bool:
-        """Whether all that failed have one party in common that not all had that were answered."""
+        """Whether all failed calls share one party of this kind that some answered call did not have."""
         common = {getattr(parties, kind) for parties in all_parties}
         if len(common) != 1:
             return False

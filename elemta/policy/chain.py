@@ -1,4 +1,4 @@
-"""The chain: the policies of the configuration in their order, ready to be asked by many sessions."""
+"""The chain: the policies of the configuration in their order, shared by all sessions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class _ListenerCalls:
 
 
 class PolicyChain:
-    """The policies in the configured order. A chain is replaced as a whole at a reload.
+    """The policies in the configured order. A reload replaces the chain as a whole.
 
-    Each policy has one breaker a stage and one bound on unanswered calls for all its sessions; sessions that
-    began with a chain end with it. ``relay`` decides about each recipient whether it may be relayed to;
-    without it every recipient is refused.
+    Each policy has one breaker per stage and one bound on unanswered calls for all sessions. A session keeps
+    the chain that it began with. ``relay`` decides for each recipient whether the client may relay to it;
+    without ``relay`` every recipient is refused.
     """
 
     def __init__(
@@ -74,19 +74,19 @@ class PolicyChain:
 
     @property
     def delivery_hooks(self) -> DeliveryHooks:
-        """The same policies on the way out."""
+        """The same policies in delivery."""
         return self._delivery_hooks
 
     def open_breakers(self) -> dict[str, bool]:
-        """For each policy by name whether its breaker is open: it answered no party and gets a short time."""
+        """For each policy by name, whether one of its breakers is open."""
         return {runner.name: runner.is_open for _, runner in self._runners}
 
     def asks(self, stage: Stage) -> bool:
-        """Whether anything is decided at ``stage``: at RCPT always, elsewhere where a policy is asked."""
+        """Whether :meth:`PolicySession.ask` decides anything at ``stage``: at RCPT always."""
         return stage is Stage.RCPT or stage in self._stages
 
     def open(self, facts: SessionFacts) -> PolicySession:
-        """The policies of one new session; those that its listener has."""
+        """Begin a session with the policies of its listener."""
         calls = self._calls.get(facts.listener)
         if calls is None:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)

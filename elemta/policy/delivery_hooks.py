@@ -26,9 +26,9 @@ _log = Logger()
 
 
 class DeliveryHooks:
-    """What delivery asks and tells the policies of a chain. Made by the chain, replaced with it at a reload.
+    """The calls of delivery to the policies of a chain. A reload replaces them with the chain.
 
-    Nothing here raises because of a policy, and no Deferred of it ever fails.
+    No failure of a policy raises here or fails a Deferred.
     """
 
     def __init__(self, asked: Sequence[PolicyCall], told: Sequence[PolicyCall], clock: IReactorTime) -> None:
@@ -38,7 +38,7 @@ class DeliveryHooks:
 
     @property
     def asks(self) -> bool:
-        """Whether any policy wants to be asked for routes."""
+        """Whether any policy chooses routes."""
         return bool(self._asked)
 
     @property
@@ -47,20 +47,20 @@ class DeliveryHooks:
         return bool(self._told)
 
     def route(self, envelope: Envelope, recipient: Recipient) -> Decision | Deferred[Decision]:
-        """Which way a recipient's mail leaves; the first policy with an opinion decides.
+        """Ask for a recipient's route; the first policy with an opinion decides.
 
         The verdict is ``RouteTo``, ``Hold``, ``Defer`` (try again later) or, for the routes of the
-        configuration, ``CONTINUE``. It comes at once where all policies answered at once; cancelling the
-        Deferred gives the question up.
+        configuration, ``CONTINUE``. Returns the decision itself when every policy answered at once. To
+        cancel the Deferred gives the question up.
         """
         if not self._asked:
             return NO_OPINION
         return _RouteQuestion(self._clock, envelope, recipient).ask(self._asked)
 
     def attempted(self, outcome: Outcome, envelope: Envelope | None = None) -> None:
-        """Call the policies that observe attempts; nothing waits for them.
+        """Tell the policies about an attempt, without waiting for them.
 
-        With the envelope, only those that care for the listener that the message came in by.
+        With the envelope, only those of the listener that received the message.
         """
         for call in self._told:
             if envelope is None or call.runner.serves(envelope.client.listener):
@@ -123,9 +123,9 @@ class _RouteQuestion(ChainQuestion):
         if isinstance(verdict, RouteTo):
             _log.info("a policy chose a route", target=verdict.target, **facts)
         elif isinstance(verdict, Hold):
-            _log.info("a policy keeps mail from leaving", reason=verdict.reason, **facts)
+            _log.info("a policy put a recipient on hold", reason=verdict.reason, **facts)
         elif isinstance(verdict, Defer):
-            _log.info("a policy lets mail wait", reason=verdict.text, **facts)
+            _log.info("a policy deferred a delivery", reason=verdict.text, **facts)
 
 
 def _network_of(envelope: Envelope) -> str:

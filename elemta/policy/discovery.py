@@ -34,17 +34,17 @@ _log = Logger()
 
 
 GROUP = "elemta.policies"
-"""The group of entry points that name plugins."""
+"""The group of the entry points of plugins."""
 
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
     """One installed plugin, for a listing.
 
-    ``origin`` says by which distribution's entry point or which module it was found. ``error`` is "" or
-    why it can't be used, and ``name`` is "" where it did not get so far as to tell it. ``words`` is the
-    first line of its documentation. ``interfaces`` are those of the policy where it is in the chain, else
-    empty: only a policy that was built tells which it provides.
+    ``origin`` is the distribution of its entry point, or its module. ``error`` is the reason why it can't be
+    used, or "". ``name`` is "" where it is not known. ``words`` is the first line of its documentation.
+    ``interfaces`` are those of the policy where it is in the chain, else empty: only a policy that was built
+    shows them.
     """
 
     name: str
@@ -59,8 +59,8 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
     """Find, verify and build what ``[policies] chain`` names, in its order.
 
     Raises :class:`~elemta.errors.PolicyUnavailable` where a policy can't be found, imported, verified or
-    built, and :class:`~elemta.errors.ConfigError` where only settings are wrong; either carries every
-    fault that was found. Nothing of a chain with a fault is ever used.
+    built, and :class:`~elemta.errors.ConfigError` where only settings are wrong. Either has every fault that
+    was found. No part of a chain with a fault is used.
     """
     unavailable: list[Fault] = []
     faults: list[Fault] = []
@@ -83,7 +83,7 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
 
 
 def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
-    """Every installed plugin by name, those that can't be imported too; ``chain`` is the running one."""
+    """Every installed plugin by name, also those that can't be imported. ``chain`` is the running chain."""
     running = {loaded.name: loaded for loaded in chain.policies} if chain is not None else {}
     found, broken = PluginCatalogue().find_all()
     plugins = [
@@ -92,7 +92,7 @@ def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
             origin=each.origin,
             words=(type(each.plugin).__doc__ or "").strip().partition("\n")[0],
             in_chain=each.name in running,
-            interfaces=stages_of(running[each.name].policy) if each.name in running else (),
+            interfaces=interfaces_of(running[each.name].policy) if each.name in running else (),
         )
         for each in found
     ]
@@ -110,18 +110,18 @@ def _load(found: FoundPlugin, key: str, config: Config, services: Services) -> L
         TypeError
     ) as error:  # the plugin's options are no dataclass, or have a type that no setting can have
         raise _unavailable(
-            config, key, name, f"its options can't be read: {words_of(error)}", found
+            config, key, name, f"its options can't be read: {describe(error)}", found
         ) from error
     try:
         policy = found.plugin.build(options, services.of_policy(name))
     except ConfigError as error:
-        # The policy's own look at its options: a file that is not there, keys that contradict each other.
+        # The policy checked its options: a file is missing, keys contradict each other.
         raise ConfigError([_placed(fault, config.source, name) for fault in error.faults]) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         _log.failure("a policy could not be built", event="policy.build_failed", policy=name)
-        raise _unavailable(config, key, name, f"it can't be built: {words_of(error)}", found) from error
+        raise _unavailable(config, key, name, f"it can't be built: {describe(error)}", found) from error
     problem = problem_with(policy)
     if problem:
         raise _unavailable(config, key, name, problem, found)
@@ -163,7 +163,7 @@ def problem_with(policy: object) -> str:
         try:
             verifyObject(interface, policy)
         except Invalid as error:
-            return f"it says that it provides {interface.__name__} but does not: {words_of(error)}"
+            return f"it says that it provides {interface.__name__} but does not: {describe(error)}"
     if provided:
         return ""
     if policy is None:
@@ -179,7 +179,7 @@ def problem_with(policy: object) -> str:
 
 
 def _placed(fault: Fault, source: str, name: str) -> Fault:
-    """A fault that a policy raised about one of its own keys, at its place in the configuration."""
+    """A fault that a policy raised about one of its own keys, with the key's place in the configuration."""
     prefix = f"policy.{name}"
     key = fault.key if fault.key.startswith(prefix) else f"{prefix}.{fault.key}".rstrip(".")
     return Fault(fault.place or source, key, fault.problem, fault.hint)
@@ -195,7 +195,7 @@ def _fault(at: Fault, problem: str, hint: str = "") -> Fault:
 
 @dataclass(frozen=True, slots=True)
 class FoundPlugin:
-    """A plugin and where it is from: a distribution's entry point, or a module in ``twisted/plugins/``."""
+    """A plugin and its origin: a distribution's entry point, or a module in ``twisted/plugins/``."""
 
     name: str
     plugin: Any
@@ -204,7 +204,7 @@ class FoundPlugin:
 
 @dataclass(frozen=True, slots=True)
 class BrokenPlugin:
-    """Something that should be a plugin and can't be used. ``name`` is "" where it was not told."""
+    """A plugin that can't be used. ``name`` is "" where it is not known."""
 
     name: str
     origin: str
@@ -212,23 +212,23 @@ class BrokenPlugin:
 
 
 class PluginCatalogue:
-    """What is installed, looked up once. Of the entry points only those that are asked for are loaded."""
+    """The installed plugins, looked up once. An entry point is loaded only when it is asked for."""
 
     def __init__(self) -> None:
         self._entry_points = entry_points(group=GROUP)
         self._from_twisted = list(_twisted_plugins())
 
     def find(self, name: str) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
-        """The plugins called ``name``, and what can't be used and is, or may be, of that name.
+        """The plugins with this name, and the unusable ones that have, or may have, this name.
 
-        What is found twice is one plugin when it is the same one.
+        A plugin that is found twice counts once.
         """
         things = [_load_entry_point(entry) for entry in self._entry_points if entry.name == name]
-        return _sorted_out([*things, *(thing for thing in self._from_twisted if thing.name in (name, ""))])
+        return _separate([*things, *(thing for thing in self._from_twisted if thing.name in (name, ""))])
 
     def find_all(self) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
-        """Every plugin that is installed, whether the configuration names it or not."""
-        return _sorted_out([*(_load_entry_point(entry) for entry in self._entry_points), *self._from_twisted])
+        """Every installed plugin, also those that the configuration does not name."""
+        return _separate([*(_load_entry_point(entry) for entry in self._entry_points), *self._from_twisted])
 
     def names(self) -> list[str]:
         """The names that a configuration could mean."""
@@ -237,16 +237,16 @@ class PluginCatalogue:
         return sorted(names)
 
 
-def stages_of(kind: object) -> tuple[str, ...]:
-    """The names of the interfaces of the contract that an object provides."""
+def interfaces_of(policy: object) -> tuple[str, ...]:
+    """The names of the contract's interfaces that an object provides."""
     interfaces = [interface for interface, _ in STAGE_INTERFACES.values()]
     return tuple(
-        interface.__name__ for interface in (*interfaces, *OTHER_INTERFACES) if interface.providedBy(kind)
+        interface.__name__ for interface in (*interfaces, *OTHER_INTERFACES) if interface.providedBy(policy)
     )
 
 
-def words_of(error: BaseException) -> str:
-    """An exception in one line, its kind first."""
+def describe(error: BaseException) -> str:
+    """An exception in one line, its class first."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -261,7 +261,7 @@ def _load_entry_point(entry: EntryPoint) -> FoundPlugin | BrokenPlugin:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may even call sys.exit() while it is imported
-        return BrokenPlugin(entry.name, origin, f"{entry.value} can't be imported: {words_of(error)}")
+        return BrokenPlugin(entry.name, origin, f"{entry.value} can't be imported: {describe(error)}")
     found = _verified(plugin, origin, entry.value)
     if isinstance(found, FoundPlugin) and found.name != entry.name:
         problem = f'the entry point is called "{entry.name}" but its plugin "{found.name}"'
@@ -295,10 +295,8 @@ def _load_cached(cached: CachedPlugin) -> FoundPlugin | BrokenPlugin:
         plugin = cached.load()
     except KeyboardInterrupt:
         raise
-    except (
-        BaseException
-    ) as error:  # its cache said that it is there, but the module has changed for the worse
-        return BrokenPlugin("", origin, f"can't be imported: {words_of(error)}")
+    except BaseException as error:  # the cache has it, but the module has changed
+        return BrokenPlugin("", origin, f"can't be imported: {describe(error)}")
     return _verified(plugin, origin, cached.name)
 
 
@@ -308,7 +306,7 @@ def _why_broken(module: PythonModule) -> BrokenPlugin | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return BrokenPlugin("", f"module {module.name}", f"can't be imported: {words_of(error)}")
+        return BrokenPlugin("", f"module {module.name}", f"can't be imported: {describe(error)}")
     return None
 
 
@@ -319,11 +317,11 @@ def _verified(plugin: object, origin: str, place: str) -> FoundPlugin | BrokenPl
     try:
         verifyObject(IPolicyPlugin, plugin)
     except Invalid as error:
-        return BrokenPlugin(name, origin, f"{place} is no complete IPolicyPlugin: {words_of(error)}")
+        return BrokenPlugin(name, origin, f"{place} is no complete IPolicyPlugin: {describe(error)}")
     return FoundPlugin(name, plugin, origin)
 
 
-def _sorted_out(things: list[FoundPlugin | BrokenPlugin]) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
+def _separate(things: list[FoundPlugin | BrokenPlugin]) -> tuple[list[FoundPlugin], list[BrokenPlugin]]:
     found: list[FoundPlugin] = []
     for each in things:
         if isinstance(each, FoundPlugin) and not any(_is_same(each.plugin, known.plugin) for known in found):

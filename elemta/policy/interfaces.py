@@ -1,7 +1,7 @@
 """The interfaces of the plugin contract: one per stage, the plugin that builds a policy, and the observer.
 
-A policy provides the interfaces of the stages it cares for and is asked at no other. Every method that
-returns a verdict may return it at once, or a Deferred or coroutine of it. ``session``, ``transaction`` and
+A policy provides the interfaces of its stages and is asked at no other stage. A method returns a verdict, or
+a Deferred or coroutine of one. ``session``, ``transaction`` and
 ``message`` are the views of :mod:`elemta.policy.views`.
 """
 
@@ -40,7 +40,7 @@ class IHeloPolicy(Interface):
     """Asked at HELO, EHLO and LHLO."""
 
     def helo(session: Session) -> PolicyAnswer:
-        """The client said its name, which is ``session.helo``."""
+        """The client sent its name, which is ``session.helo``."""
 
 
 class ILoginPolicy(Interface):
@@ -59,7 +59,7 @@ class IAuthPolicy(Interface):
     """Asked after good credentials, before 235."""
 
     def authenticated(session: Session) -> PolicyAnswer:
-        """The client proved to be ``session.user``."""
+        """The client has logged in as ``session.user``."""
 
 
 class IMailPolicy(Interface):
@@ -91,7 +91,7 @@ class IMessagePolicy(Interface):
 
 
 class IDeliveryPolicy(Interface):
-    """Asked before a delivery is planned: which way a recipient's mail leaves."""
+    """Asked for a recipient's route before a delivery is planned."""
 
     def route(envelope: Envelope, recipient: Recipient) -> PolicyAnswer:
         """``RouteTo`` a target, ``Hold``, ``Defer``, or ``CONTINUE`` for the routes of the configuration.
@@ -108,7 +108,7 @@ class IDeliveryObserver(Interface):
 
 
 class IOutcomeObserver(Interface):
-    """Told what became of transactions and sessions: facts, for refunds and counters."""
+    """Told how transactions and sessions ended: facts, for refunds and counters."""
 
     def committed(session: Session, transaction: Transaction) -> FactAnswer:
         """The message of ``transaction`` is on stable storage."""
@@ -147,7 +147,7 @@ class ILimitPolicy(Interface):
 
 
 class IPolicyPlugin(Interface):
-    """What the daemon looks for: it has a name, options, and builds the policy."""
+    """A plugin: it has a name and options, and builds the policy."""
 
     name = Attribute(
         "The policy's name in [policies] chain and of its table [policy.NAME]: lower case letters, digits "
@@ -190,8 +190,8 @@ class FailureKind(enum.StrEnum):
     """Why a policy's own verdict did not count.
 
     ``ERROR`` it raised; ``TIMEOUT`` it did not answer in time; ``INVALID`` its answer is no valid verdict;
-    ``OPEN`` its breaker is open, and it did not answer within the short time that it has then; ``BUSY`` too
-    many of its calls have not returned yet, so it was not asked.
+    ``OPEN`` its breaker is open, and it did not answer within the short wait; ``BUSY`` too many of its calls
+    are unanswered, so it was not asked.
     """
 
     ERROR = "error"
@@ -204,19 +204,19 @@ class FailureKind(enum.StrEnum):
 class PolicyObserver(Protocol):
     """Facts about policies, for counting. Implementations never raise and never block.
 
-    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` on the way out or, for facts that an
-    observer gets, ``committed``, ``refused``, ``disconnected``, ``login_ended`` or ``attempted``. No
+    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` in delivery or, for facts,
+    ``committed``, ``refused``, ``disconnected``, ``login_ended`` or ``attempted``. No
     argument is ever chosen by a client.
     """
 
     def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
-        """A policy answered after ``seconds``.
+        """A policy answered ``verdict`` after ``seconds``.
 
-        Continue, accept, defer, reject, disconnect or quarantine; on the way out route or hold.
+        It is continue, accept, defer, reject, disconnect or quarantine; in delivery also route or hold.
         """
 
     def failed(self, policy: str, stage: str, kind: str) -> None:
-        """A policy failed; ``kind`` is a :class:`FailureKind`. What it said instead is its ``on_error``."""
+        """A policy failed; ``kind`` is a :class:`FailureKind`. Its ``on_error`` applies."""
 
 
 class SilentPolicyObserver:

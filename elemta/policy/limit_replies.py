@@ -1,4 +1,4 @@
-"""The reply of a limit that refuses a client."""
+"""The verdict, and so the reply, for a refusal by a limit."""
 
 from __future__ import annotations
 

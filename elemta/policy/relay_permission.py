@@ -1,4 +1,4 @@
-"""Whether a recipient may be relayed to: decided here, once for each recipient, whatever policies said."""
+"""Whether a client may relay to a recipient. It is decided here, once for each recipient."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ RELAY_UNKNOWN = Defer("Local trouble, please try again later", code=451, enhance
 """The answer where a policy that may grant relaying failed: whether it would have is not known."""
 
 MAY_RELAY = "may_relay"
-"""What the decision is called where a policy's name is due: the setting, which is no possible policy."""
+"""The name of this decision in place of a policy's name: the setting. No policy can have this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayPermission:
-    """The clients that may send to any domain.
+    """Which clients may relay to which recipients.
 
-    ``domains`` are this host's, with the networks whose clients may relay; ``granted_by`` are the names of
-    the policies whose ``Accept`` at RCPT grants it to any client. The default grants nothing.
+    ``domains`` are those of this host, with the networks whose clients may relay. ``granted_by`` are the
+    names of the policies whose ``Accept`` at RCPT lets any client relay. The default lets no client relay.
     """
 
     domains: Domains = field(default_factory=lambda: Domains(frozenset()))
     granted_by: frozenset[str] = frozenset()
 
     def concerns(self, client: SessionFacts, recipient: Address) -> bool:
-        """Whether taking mail for ``recipient`` from this client is relaying at all."""
+        """Whether it is relaying to take mail for ``recipient`` from this client."""
         if not self.domains.is_local(recipient.domain):
             return True
         return not self._trusts(client) and not self.domains.ends_here(recipient)
 
     def allows(self, client: SessionFacts, recipient: Address) -> bool:
-        """Whether ``recipient`` is taken from this client without a policy that grants it."""
+        """Whether this client may send to ``recipient`` without a policy that grants it."""
         return self.domains.ends_here(recipient) or self._trusts(client)
 
     def _trusts(self, client: SessionFacts) -> bool:

@@ -194,7 +194,7 @@ class PolicyRunner:
     def too_busy(self, call: PolicyCall) -> Verdict:
         """The verdict of a policy that is not asked because too many of its calls are unanswered."""
         self._observer.failed(self.name, call.stage_name, FailureKind.BUSY)
-        self._warn("a policy has too many unanswered calls and is not asked", call, event="policy.busy")
+        self._warn("a policy has too many unanswered calls and was not asked", call, event="policy.busy")
         return self._verdict_of_failure(call)
 
     def failed(self, call: PolicyCall, failed: PolicyFailure, session_id: str, queue_id: str = "") -> Verdict:
@@ -248,7 +248,7 @@ class PolicyRunner:
         """
         if call.breaker.failed(parties, self._clock.seconds()):
             _log.error(
-                "a policy answers no client; Elemta waits for it only shortly",
+                "a policy answers no client and gets a short timeout",
                 event="policy.breaker_open",
                 policy=self.name,
                 stage=call.stage_name,

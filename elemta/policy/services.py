@@ -1,4 +1,4 @@
-"""What the daemon gives to policies."""
+"""The services of the daemon that a policy may use."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Resolver(Protocol):
     A lookup that is cancelled, as when the policy's time is up, frees what it took at once.
 
     Every method raises :class:`~elemta.errors.NoSuchDomain` where the name does not exist, and
-    :class:`~elemta.errors.ResolverTrouble` where no server answered usably in time, which says nothing of
-    the name. A name without such a record gives nothing: an empty tuple.
+    :class:`~elemta.errors.ResolverTrouble` where no server gave a usable answer in time, which says nothing
+    about the name. A name without such a record gives an empty tuple.
     """
 
     async def addresses(
@@ -92,7 +92,7 @@ class Resolver(Protocol):
     async def reverse(
         self, ip: str | IPv4Address | IPv6Address, *, timeout: float | None = None
     ) -> tuple[str, ...]:
-        """The names that the owner of an address gives it (PTR). Unconfirmed: an owner may claim any name."""
+        """The names that the owner of an address gives it (PTR). Unconfirmed: an owner can claim any name."""
 
 
 class NoResolver:
@@ -149,9 +149,9 @@ class Histogram(Protocol):
 class PluginMetrics(Protocol):
     """Where a policy registers metrics of its own, usually in ``build``.
 
-    A policy names them shortly (``lookups_total``); what Prometheus sees is
-    ``elemta_plugin_POLICY_lookups_total``. Asked for the same name again, as happens at a reload, the same
-    metric is returned. Never give a label a value that a client chose: each value is kept for ever.
+    A policy gives the short name (``lookups_total``); Prometheus sees
+    ``elemta_plugin_POLICY_lookups_total``. The same name gives the same metric again, as at a reload. Never
+    give a label a value that a client chose: each value is kept until the daemon ends.
     """
 
     def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
@@ -188,9 +188,9 @@ class PrefixedMetrics:
 class Services:
     """What a policy may use.
 
-    ``reactor`` for time, threads and connections (never imported: it is given); ``limits`` of the
-    configuration; ``domains``: local domains, relay networks; ``metrics`` for counters of its own; ``log``
-    under the policy's own namespace, which names it in every record; ``resolver`` for DNS.
+    ``reactor`` for time, threads and connections (do not import it); ``limits`` of the configuration;
+    ``domains``: the local ones and the networks that may relay; ``metrics`` for counters of the policy's own;
+    ``log`` under the policy's namespace, which names it in every record; ``resolver`` for DNS.
     """
 
     reactor: IReactorTime

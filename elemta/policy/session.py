@@ -32,7 +32,7 @@ from elemta.stage import Stage
 
 _log = Logger()
 
-# A session that is over gets nothing accepted any more.
+# The answer to any question of a session that has ended.
 _GONE = Decision(Disconnect("The connection is closed", code=421, enhanced="4.4.2"), "")
 
 # Reasons to hold one message, or all of one session.
@@ -50,7 +50,7 @@ class LoginQuestion(StageQuestion):
 
 
 class _TransactionViews:
-    """What belongs to one transaction: the policies' views of it, what they published, why it is held."""
+    """The state of one transaction: each policy's view, what they published, the reasons to hold it."""
 
     __slots__ = ("board", "facts", "held", "views")
 
@@ -123,11 +123,11 @@ class PolicySession(ChainQuestion):
     def ask(self, question: StageQuestion, message: Message | None = None) -> MaybeDeferred[Decision]:
         """Ask the policies of the question's stage in their order; the first decisive verdict wins.
 
-        At RCPT a recipient that may not be relayed to is refused at the end, whatever the policies said.
+        At RCPT, a recipient that the client may not relay to is refused after all policies, whatever they
+        answered. ``message`` is given at the stage MESSAGE.
 
-        ``message`` is given at the stage MESSAGE. The decision comes at once where all policies answered
-        at once. A Deferred never fails; it never fires where :meth:`disconnected` came first, and
-        cancelling it gives the question up.
+        Returns the decision itself when every policy answered at once. The Deferred fails only when it is
+        cancelled, which gives the question up. It never fires after :meth:`disconnected`.
         """
         if self._gone:
             return _GONE
@@ -151,10 +151,10 @@ class PolicySession(ChainQuestion):
             tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
 
     def hold_reason(self, transaction: TransactionFacts) -> str | None:
-        """Why the message of ``transaction`` goes to the hold queue; None where it does not.
+        """Why the message of ``transaction`` goes to the hold queue; None where it does not go there.
 
-        It does when a policy answered ``Quarantine`` at any stage of the transaction, or of the session
-        before it. Several reasons are joined.
+        It goes there when a policy answered ``Quarantine`` at any stage of the transaction, or of the
+        session before it. Several reasons are joined.
         """
         views = self._transaction
         held = self._held + (views.held if views is not None and views.facts is transaction else [])
@@ -186,7 +186,7 @@ class PolicySession(ChainQuestion):
         return network_identity(self._facts.client_ip)
 
     def parties(self) -> CallParties:
-        """All parties that the question is about."""
+        """The parties that the question is about."""
         question = self._question
         sender = recipient = None
         if isinstance(question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
@@ -277,7 +277,7 @@ class PolicySession(ChainQuestion):
         )
 
     def _hold(self) -> None:
-        """Note what was marked at this question until the end of the message, or of the session."""
+        """Keep the marks of this question until the end of the transaction, or of the session."""
         if not self._marks:
             return
         question = cast(StageQuestion, self._question)

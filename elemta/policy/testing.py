@@ -6,7 +6,7 @@ its methods asks the policy with the same views that the daemon uses::
     tester = PolicyTester(RefuseFuturePlugin(), {"prefix": "next-"})
     assert tester.rcpt("next-year@example.com") == Reject("no such mailbox yet", enhanced="5.1.1")
 
-Time stands still until :attr:`PolicyTester.clock` is advanced. Errors of the policy are not swallowed here.
+Time stands still until :attr:`PolicyTester.clock` is advanced. Errors of the policy are raised.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class RecordedMetric:
-    """A counter or histogram that keeps what it is given, by the values of its labels."""
+    """A counter or histogram that keeps its amounts, by the values of its labels."""
 
     label_names: tuple[str, ...]
     amounts: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class RecordedMetric:
 
 
 class RecordedMetrics:
-    """Metrics that are kept for a test to look at, by their full names (``elemta_plugin_POLICY_NAME``)."""
+    """Metrics for a test to read, by their full names (``elemta_plugin_POLICY_NAME``)."""
 
     def __init__(self) -> None:
         self._metrics: dict[str, RecordedMetric] = {}
@@ -90,11 +90,11 @@ class RecordedMetrics:
         return self._metric(name, words, labels)
 
     def total(self, name: str, *values: str) -> float:
-        """What a counter has come to; 0 where nothing was counted."""
+        """The total of a counter; 0 where nothing was counted."""
         return sum(self.observed(name, *values))
 
     def observed(self, name: str, *values: str) -> list[float]:
-        """What was given to a metric, in order. KeyError where no metric has this name."""
+        """The amounts of a metric, in order. KeyError where no metric has this name."""
         return self._metrics[name].amounts.get(values, [])
 
     def _metric(self, name: str, words: str, labels: Sequence[str]) -> RecordedMetric:
@@ -108,7 +108,7 @@ class RecordedMetrics:
 
 @dataclass
 class Zone:
-    """A resolver that knows what the test puts into it, by name in lower case; other names do not exist.
+    """A resolver with the records that a test gives it, by name in lower case. Other names do not exist.
 
     A value may also be an exception, such as ``ResolverTrouble("no answer")``, which the lookup then raises.
     """
@@ -196,7 +196,7 @@ def make_message(content: bytes) -> Message:
 
 
 class PolicyTester:
-    """One policy and one client's conversation with it.
+    """One policy and one client's session with it.
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
     :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from``, ``limits`` and ``resolver``
@@ -254,7 +254,7 @@ class PolicyTester:
 
     @property
     def transaction(self) -> Transaction:
-        """The policy's view of the transaction under way; one from sender@example.org is begun if none is."""
+        """The policy's view of the current transaction; begins one from sender@example.org if needed."""
         if self._transaction is None:
             return self._begin("sender@example.org", MailParameters())
         return self._transaction
@@ -265,14 +265,14 @@ class PolicyTester:
         return list(self.transaction_facts.added_headers) if self.transaction_facts else []
 
     def publish_on_session(self, policy: str, key: str, value: object) -> None:
-        """Let it be as if another policy had published a note on the session."""
+        """Publish a note on the session in the name of another policy."""
         self._session_board[policy, key] = value
 
     def publish_on_transaction(self, policy: str, key: str, value: object) -> None:
-        """Let it be as if another policy had published a note on the transaction under way."""
+        """Publish a note on the current transaction in the name of another policy."""
         self._transaction_board[policy, key] = value
 
-    # The conversation
+    # The session
 
     def connected(self, *, wait: float = 0) -> Verdict:
         return self._wait(self.ask(Stage.CONNECT), wait)
@@ -330,19 +330,19 @@ class PolicyTester:
         self._end()
 
     def refused(self, *, wait: float = 0) -> None:
-        """Tell the policy that the transaction came to nothing; it is over then."""
+        """Tell the policy that the transaction ended without a message; it is over then."""
         self._wait(self._tell("refused", self.session, self.transaction), wait)
         self._end()
 
     def disconnected(self, *, wait: float = 0) -> None:
         self._wait(self._tell("disconnected", self.session), wait)
 
-    # The way out
+    # Delivery
 
     def route(
         self, recipient: str | Recipient, envelope: Envelope | None = None, *, wait: float = 0
     ) -> Verdict:
-        """Ask which way a recipient's mail leaves: ``RouteTo``, ``Hold``, ``Defer`` or ``CONTINUE``.
+        """Ask for a recipient's route: ``RouteTo``, ``Hold``, ``Defer`` or ``CONTINUE``.
 
         Without an envelope it is that of the transaction under way, to this recipient too.
         """

@@ -1,4 +1,4 @@
-"""What a policy may say. Verdicts are typed values; the first decisive one in the chain's order wins.
+"""Verdicts: what a policy answers. The first decisive one in the chain's order wins.
 
 A ``Quarantine`` is not decisive: it marks, and the policies after it are asked.
 """
@@ -24,10 +24,10 @@ class Continue(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Accept(Verdict):
-    """Accepted: the policy's question is settled, and no further policy is asked at this stage.
+    """Accepted: no further policy is asked at this stage.
 
-    It grants relaying only where ``[policies] may_relay`` names the policy. From any other one an ``Accept``
-    at RCPT leaves that question to the policies that may grant it, and these are still asked.
+    It grants relaying only where ``[policies] may_relay`` names the policy. After an ``Accept`` at RCPT from
+    another policy, the policies that may grant relaying are still asked.
     """
 
 
@@ -60,9 +60,9 @@ class Disconnect(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Quarantine(Verdict):
-    """The message goes to the hold queue if it is accepted; ``reason`` is what the operator sees there.
+    """The message goes to the hold queue if it is accepted; the operator sees ``reason`` there.
 
-    It marks and goes on: the policies after it are asked, and a refusal of theirs wins.
+    The policies after it are still asked, and a refusal by one of them wins.
     """
 
     reason: str
@@ -70,9 +70,9 @@ class Quarantine(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class RouteTo(Verdict):
-    """On the way out: the recipient's mail leaves by this ``target``, in any form of ``to`` in ``[[route]]``.
+    """In delivery: the recipient's route is ``target``, in any form of ``to`` in ``[[route]]``.
 
-    Where a ``[[route]]`` has the same ``to``, its TLS, credentials and number of connections hold.
+    Where a ``[[route]]`` has the same ``to``, its TLS, credentials and number of connections apply.
     """
 
     target: str
@@ -80,7 +80,7 @@ class RouteTo(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Hold(Verdict):
-    """On the way out: the recipient's mail stays in the hold queue; ``reason`` is what is seen there."""
+    """In delivery: the recipient stays in the hold queue; the operator sees ``reason`` there."""
 
     reason: str
 
@@ -109,7 +109,7 @@ _ENHANCED = re.compile(r"[45]\.\d{1,3}\.\d{1,3}", re.ASCII)
 def name_of(verdict: Verdict) -> str:
     """The verdict's name in metrics and logs.
 
-    It is continue, accept, defer, reject, disconnect or quarantine; on the way out also route or hold.
+    It is continue, accept, defer, reject, disconnect or quarantine; in delivery also route or hold.
     """
     name = _NAMES.get(type(verdict))
     if name is None:  # a plugin may have derived a class of its own
@@ -118,7 +118,7 @@ def name_of(verdict: Verdict) -> str:
 
 
 def reply_of(verdict: Verdict) -> Reply | None:
-    """The reply that tells the peer this verdict; None where the verdict refuses nothing.
+    """The reply for this verdict; None where the verdict refuses nothing.
 
     The verdict is one in which :func:`verdict_problem` finds nothing: the chain gives no others.
     """
@@ -128,7 +128,7 @@ def reply_of(verdict: Verdict) -> Reply | None:
 
 
 def verdict_problem(answer: object) -> str | None:
-    """What makes ``answer`` unusable as a verdict, in words for the log; None where it is a good verdict.
+    """Why ``answer`` is no valid verdict, for the log; None where it is one.
 
     A code must be one that RFC 5321 §4.2 allows and of the verdict's own class (a ``Defer`` is 4xx), and
     the enhanced status code must be of the same class as the code (RFC 2034 §4).
@@ -147,7 +147,7 @@ def verdict_problem(answer: object) -> str | None:
 
 
 def route_problem(answer: object) -> str | None:
-    """Likewise on the way out, where an answer is a route, a hold, a wait, or no opinion."""
+    """Why ``answer`` is no valid choice of a route, for the log; None where it is one."""
     if isinstance(answer, Continue):
         return None
     if isinstance(answer, Hold):

@@ -35,9 +35,9 @@ MAX_NOTES = 1000
 class Notes(MutableMapping[str, Any]):
     """What one policy remembers of a session or transaction; other policies see only what is published.
 
-    ``notes["key"] = value`` is private. ``notes.publish("key", value)`` is for all policies, under this
-    policy's name; ``notes.published("greylist", "key")`` reads what another one published.
-    Notes live as long as their session or transaction and are never written anywhere.
+    ``notes["key"] = value`` is private. ``notes.publish("key", value)`` is for every policy, under this
+    policy's name; ``notes.published("greylist", "key")`` reads what another policy published. Notes live as
+    long as their session or transaction and are not stored.
     """
 
     __slots__ = ("_board", "_policy", "_private")
@@ -145,9 +145,9 @@ class Session:
 class Transaction:
     """One mail transaction, as a policy sees it, from MAIL to its end.
 
-    A policy may change the transaction while it is asked about it, and at no other time: a call that
-    timed out, or an observer's, changes nothing any more and gets :class:`RuntimeError`.
-    In observe mode a change is checked and then not made.
+    A policy may change the transaction while it is asked about it, and at no other time. After a timeout, and
+    in the methods of an observer, a change raises :class:`RuntimeError`. In observe mode a change is checked
+    and then not made.
     """
 
     __slots__ = ("_board", "_facts", "_notes", "_observed", "_policy", "writable")
@@ -233,8 +233,8 @@ class Transaction:
         """Take an accepted recipient off the message, without a word to the sender.
 
         Raises :class:`ValueError` where it is none of :attr:`recipients` (the one that a RCPT is about is
-        not among them: reject it instead), and where it is the last one: a message to no recipient would be
-        lost silently, so add another first, or answer with a refusal or ``Quarantine``.
+        not among them: reject it instead), and where it is the last one: a message without recipients
+        would be lost, so add another first, or answer with a refusal or ``Quarantine``.
         """
         self._check_writable()
         address = recipient.address if isinstance(recipient, Recipient) else _address(recipient)
