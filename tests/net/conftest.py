@@ -39,6 +39,7 @@ from elemta.policy import (
 )
 from elemta.policy.relay_permission import RelayPermission
 from elemta.smtp.session import SessionSettings
+from elemta.smtp.settings import ORDINARY_RECIPIENT
 from elemta.spool import Spool
 from tests.spool.conftest import observer, open_spool
 from tests.spool.mail import FailingDisk
@@ -261,6 +262,7 @@ class Place:
                 hostname="mx.test",
                 max_message_size=64 * 1024 * 1024,
                 max_recipients=100_000,
+                max_envelope=100_000 * ORDINARY_RECIPIENT,
                 normalize_newlines=False,
                 starttls=self.listener.tls is ListenerTLS.STARTTLS,
                 auth=False,
