@@ -18,7 +18,7 @@ _NOTHING = Answer()
 class Alone:
     """Counts in this node's memory, where its own admissions of better times are noted already.
 
-    ``live`` tells of how many nodes this is one. ``lend`` is told of each lease that is given here though it
+    ``live`` gives the number of live nodes. ``lend`` gets each lease that is given here though it
     is one of the cluster's.
     """
 

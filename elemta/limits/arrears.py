@@ -1,4 +1,4 @@
-"""What the shared store has to be told when it is back: what was given back, and leases it never saw."""
+"""What is written to the shared store when it is back: what was given back, and leases it never saw."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Arrears:
         self._adrift: dict[Receipt, Receipt | None] = {}
 
     def owe(self, receipts: Iterable[Receipt]) -> None:
-        """These charges and leases of the shared store were given back while it could not be told."""
+        """These charges and leases of the shared store were given back while it was away."""
         owed = self._owed
         for receipt in receipts:
             owed[receipt] = None

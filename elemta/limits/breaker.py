@@ -30,7 +30,7 @@ RELAPSE = 10.0
 
 
 class BreakerState(enum.Enum):
-    """Open: nobody asks. Half open: a probe succeeded and others are to come, and nobody else asks yet."""
+    """Open: no calls. Half open: a probe succeeded, others are to come, and there are no other calls yet."""
 
     CLOSED = "closed"
     OPEN = "open"

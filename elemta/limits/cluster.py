@@ -145,7 +145,7 @@ class ClusterStore:
             if not before.granted:
                 return before
         answer = run(self._decide(requests, shared, before))
-        # Whoever asked may go away meanwhile, as when a policy's time is up.
+        # The caller may go away meanwhile, as when a policy's time is up.
         return detached(answer, self._take_back_unwanted, _log_unwanted)
 
     def _decide(
@@ -179,7 +179,7 @@ class ClusterStore:
         return self._alone.acquire(requests)
 
     def take_back(self, receipts: Collection[Receipt]) -> None:
-        """Nobody wants these."""
+        """Nothing needs these."""
         if receipts:
             quietly(self.refund, list(receipts))
             quietly(self.release, list(receipts))
@@ -223,7 +223,7 @@ class ClusterStore:
         return run(self._ask(lambda: how(receipts)))
 
     def renew(self) -> MaybeDeferred[None]:
-        """Prolong this node's leases, if there is anybody to tell; failures are the breaker's business."""
+        """Prolong this node's leases, if there is a connection; the breaker handles failures."""
         return run(self._renew()) if self._switch.cluster else None
 
     def _renew(self) -> Steps[None]:
@@ -248,7 +248,7 @@ class ClusterStore:
         await value_of(self._remote.acquire([Request(_PROBE, self._nodes.node_id)]))
 
     async def come_back(self) -> None:
-        """Tell what happened meanwhile, before anybody counts on the shared store again."""
+        """Write what happened meanwhile, before any decision uses the shared store again."""
         await self._arrears.settle()
 
     def came_back(self) -> None:
@@ -300,4 +300,4 @@ def _own(requests: Sequence[Request]) -> list[Request]:
 
 def _log_unwanted(failure: Failure) -> None:
     if failure.check(StoreUnavailable) is None:
-        _log.failure("a limit that nobody waits for failed", failure, event="limits.trouble")
+        _log.failure("a limit that nothing waits for failed", failure, event="limits.trouble")

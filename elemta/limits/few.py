@@ -1,6 +1,6 @@
 """Few charges, packed into octets: all that most identities ever have.
 
-A counter is several objects, each of which Python looks at whenever it searches for garbage; octets it never
+A counter is several objects, which Python's garbage collector looks at each time; octets it never
 looks at. Here are the charges themselves, ascending, as they were made: nothing in them depends on a limit's
 bounds, and a counter can be made of them at any time (:class:`Grown`).
 """
@@ -90,7 +90,7 @@ def fullness(few: bytes, now: int, bounds: Sequence[Bound]) -> float:
 class Grown(Counter):
     """The counter that would be there, had every one of these charges been made in one.
 
-    They can be refunded from it. What counts no more at the time of the last is still in it until somebody
+    They can be refunded from it. What counts no more at the time of the last is still in it until a caller
     asks, because a clock may have been set back.
     """
 

@@ -1,4 +1,4 @@
-"""Who is counted: identities in one canonical spelling, safe as a part of a key.
+"""Identities in one canonical spelling, safe as a part of a key.
 
 Most identities are the client's own words. Spellings that mean the same get the same text, and no two
 that differ ever do: what is long or has unusual characters is replaced by a digest behind a ``#``,
@@ -29,7 +29,7 @@ IPAddress = IPv4Address | IPv6Address
 
 @lru_cache(maxsize=8192)
 def ip_identity(ip: IPAddress) -> str:
-    """IPv4 as it is, IPv4-mapped as IPv4, IPv6 by its /64: one customer has all of a /64 to himself."""
+    """IPv4 as it is, IPv4-mapped as IPv4, IPv6 by its /64: one customer has the whole of a /64."""
     if isinstance(ip, IPv6Address):
         mapped = ip.ipv4_mapped
         return _v6_network(ip) if mapped is None else str(mapped)
@@ -77,7 +77,7 @@ def safe(text: str) -> str:
 
 
 def joined(parts: Iterable[str]) -> str:
-    """The identity of a combination, or of everybody when it is one of nothing.
+    """The identity of a combination, or of all when it is one of nothing.
 
     The parts are identities already; none of them contains the joint.
     """
@@ -85,7 +85,7 @@ def joined(parts: Iterable[str]) -> str:
 
 
 class Exceptions:
-    """Who is exempt from a limit: networks, by the client's address, and values of the limit's identities."""
+    """Exceptions of a limit: networks, by the client's address, and values of the limit's identities."""
 
     __slots__ = ("_networks", "values")
 

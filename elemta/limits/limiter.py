@@ -30,7 +30,7 @@ LEASE_REMEMBERED = 0.1
 """The same for open connections: another node may close one at any moment, and a flood still asks little."""
 _MICROSECONDS = 1_000_000
 _REFUSED = "refused"
-# On the way out nobody is refused anything.
+# Outbound mail waits and is never refused.
 _DELAYED = "delayed"
 _WAITS = "waits"
 
@@ -61,7 +61,7 @@ class LimitRefusal:
 
     @property
     def delays(self) -> bool:
-        """Whether the client is to wait rather than be told."""
+        """Whether the client is to wait in place of a reply."""
         return self.action is OnExceed.DELAY and self.cause is RefusalCause.EXCEEDED
 
 
@@ -94,7 +94,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """How full a limit is for somebody, for a person to read."""
+    """How full a limit is for an identity, for a person to read."""
 
     limit: str
     mode: Mode
@@ -284,7 +284,7 @@ class Limiter:
         transaction: TransactionLike | None = None,
         recipient: Recipient | None = None,
     ) -> MaybeDeferred[tuple[LimitState, ...]]:
-        """How full the limits of a stage are for somebody, and whether each would pass. Charges nothing.
+        """How full the limits of a stage are for a client, and whether each would pass. Charges nothing.
 
         Raises, or fails with, :class:`StoreUnavailable`.
         """
@@ -311,7 +311,7 @@ class Limiter:
         return self._store.reset(terms, identity)
 
     def forget(self, limit: str, identity: str) -> None:
-        """Ask anew about somebody who was refused: a reset on another node reached this one."""
+        """Ask anew about an identity that was refused: a reset on another node reached this one."""
         self._refusals.forget(f"{limit}:{identity}")
 
     def refused(self, count: int = 100) -> tuple[Refused, ...]:
@@ -339,7 +339,7 @@ class Limiter:
 
     def _remembered(self, asked: Sequence[Request], now: float) -> list[Shortfall]:
         if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
-            # What can never pass is told so, even while less than it is refused for now.
+            # What can never pass is refused permanently, even while less than it is refused for now.
             return []
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Shortfall(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
@@ -364,10 +364,10 @@ class Limiter:
             request = shortfall.request
             until = now + shortfall.wait / _MICROSECONDS
             if shortfall.provisional:
-                # Nobody knows when the shared store is back.
+                # The time when the shared store is back is unknown.
                 self._refusals.remember(request, until, now)
             elif request.terms.leases is not None:
-                # Nobody knows when another node closes a connection of theirs; this one forgets when it does.
+                # When another node closes a connection of theirs is unknown; this one forgets when it does.
                 self._refusals.remember(request, until, min(until, now + LEASE_REMEMBERED))
             elif not request.terms.of_session:
                 # Attempts that turn out to be good, and messages that come to nothing, on any node.
@@ -376,7 +376,7 @@ class Limiter:
                 self._refusals.remember(request, until)
 
     def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
-        # The one to wait for longest: whoever comes back then finds all of them open.
+        # The one to wait for longest: a client that comes back then finds all of them open.
         longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
         refusal = self._refusal(longest.request, longest.wait)
         outcome = _REFUSED if no == _DELAYED and not refusal.delays else no

@@ -1,10 +1,10 @@
 """A store in this process: the reference model in a dictionary, with bounded memory.
 
-Each limit has room for ``max_keys`` identities of its own, so that a flood of sender addresses can't crowd
+Each limit has space for ``max_keys`` identities of its own, so that a flood of sender addresses can't crowd
 out client addresses. A counter is only ever dropped when nothing in it counts any more: no number of new
-identities resets anybody. When a limit's room is full, an identity that has none yet shares a counter
+identities resets a count. When a limit's space is full, an identity that has none yet shares a counter
 with others, chosen by a secret hash; that refuses too early rather than too late. A shared counter is
-handed on as a copy to an identity that finds room again, so its own past is in what it starts with.
+handed on as a copy to an identity that finds space again, so its own past is in what it starts with.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SteadyClock:
 class MemoryStore:
     """Limits counted by this process alone; gone when it ends.
 
-    ``clock`` is anything with ``seconds()``. Without one the store has a clock of its own that nobody sets:
+    ``clock`` is anything with ``seconds()``. Without one the store has a clock of its own that is never set:
     the time of day may be put forward, and then a window would end too early.
     """
 
@@ -98,7 +98,7 @@ class MemoryStore:
             if isinstance(origin, Room):
                 origin.refund(request.identity, receipt.at, request.amount)
             else:
-                # A counter that was reset or dropped meanwhile is nobody's any more: no harm.
+                # A counter that was reset or dropped meanwhile has no identity any more: no harm.
                 origin.refund(receipt.at, request.amount)
 
     def release(self, receipts: Sequence[Receipt]) -> None:
@@ -124,7 +124,7 @@ class MemoryStore:
         return self.forget(terms.name, identity)
 
     def forget(self, limit: str, identity: str) -> bool:
-        """Like :meth:`reset`, for somebody who knows the limit by its name alone."""
+        """Like :meth:`reset`, for a caller that knows the limit by its name alone."""
         room = self._rooms.get(limit)
         return room is not None and room.forget(identity)
 

@@ -1,4 +1,4 @@
-"""Whom a person means: an identity as somebody types it, found in the limits that know such a one."""
+"""Finds an identity, as an operator types it, in the limits that have such a one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def requests_for(rules: Sequence[Rule], text: str) -> tuple[Request, ...]:
     """What to ask about ``text``, in the order of the rules: at most one request a limit.
 
     ``text`` is an identity, spelt in any way that means the same, the parts of a combination joined by
-    ``|``, or ``*`` for what is counted for everybody; or the same behind the name of a limit and a colon.
+    ``|``, or ``*`` for what is counted for all; or the same behind the name of a limit and a colon.
     """
     named = [rule for rule in rules if text.startswith(f"{rule.name}:")]
     if named:
-        # Of two names, one of which begins with the other and a colon, the longer was meant.
+        # Where one name begins with another and a colon, the longer one is meant.
         rule = max(named, key=lambda each: len(each.name))
         found = tuple(_requests([rule], text[len(rule.name) + 1 :]))
         # A limit may be called "2001".

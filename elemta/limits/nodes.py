@@ -1,7 +1,7 @@
 """The nodes of a cluster: how many live, what they are, and what one tells all others.
 
 Each node writes down every three seconds that it lives, and is forgotten ten seconds after its last word.
-All ages are by the clock of Valkey; nobody compares the clocks of two nodes.
+All ages are by the clock of Valkey; the clocks of two nodes are never compared.
 
 - ``{prefix}nodes``: a sorted set with one member ``NODE_ID/BOOT`` for each process.
 - ``{prefix}node:NODE_ID``: a hash of what it says of itself.
@@ -229,7 +229,7 @@ class Nodes:
         self._live = max(1, found) if settled else max(self._live, found)
 
     def _check_name(self, before: bytes | None) -> None:
-        """Complain when somebody else writes under this node's name, but not about this node's own past."""
+        """Log it when another daemon writes under this node's name, but not this node's own past."""
         alone = before is None or before.decode() == self._boot or not self._written
         self._written = True
         now = self._clock.seconds()

@@ -12,7 +12,7 @@ MAX_REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Who is refused by which limit, and for how many seconds from now on."""
+    """The identities that are refused, by which limit, and for how many seconds from now on."""
 
     limit: str
     identity: str
@@ -44,7 +44,7 @@ class RememberedRefusals:
     def remember(self, request: Request, until: float, ask_from: float | None = None) -> None:
         """This request would be refused before ``until``, and so would every larger one for the same key.
 
-        Where room may be made earlier the store is asked again from ``ask_from`` on.
+        Where charges may be given back earlier the store is asked again from ``ask_from`` on.
         """
         self._known.pop(request.key, None)
         while len(self._known) >= self._room:
@@ -63,7 +63,7 @@ class RememberedRefusals:
         return refused.until - now if now < refused.ask_from else 0.0
 
     def latest(self, count: int, now: float) -> tuple[Refused, ...]:
-        """Who is refused now, the latest first; forgets what is over."""
+        """The identities that are refused now, the latest first; forgets what is over."""
         for key in [key for key, refused in self._known.items() if refused.until <= now]:
             del self._known[key]
         found = islice(reversed(self._known.values()), count)

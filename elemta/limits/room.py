@@ -161,7 +161,7 @@ class Room:
         return counter
 
     def refund(self, identity: str, at: int, amount: int) -> None:
-        """Take back one of few charges; one that was reset or dropped meanwhile is nobody's any more."""
+        """Take back one of few charges; one that was reset or dropped meanwhile has no identity any more."""
         few = self._few.get(identity)
         if few is None:
             counter = self._counters.get(identity)
@@ -175,7 +175,7 @@ class Room:
             self._few.drop(identity)
 
     def forget(self, identity: str) -> bool:
-        """Empty an identity's counter. One that shared gets its own, even above the room's size."""
+        """Empty an identity's counter. One that shared gets its own, even above the table's size."""
         if identity not in self and share(identity) not in self._shared:
             return False
         # Not one that a charge of before can be refunded from.
@@ -220,7 +220,7 @@ def _exceeds(few: bytes, bounds: tuple[Bound, ...]) -> bool:
 
 def share(identity: str) -> int:
     """Which of the shared counters is this identity's."""
-    # Python salts the hashes of strings, so nobody outside can choose whom to share with.
+    # Python salts the hashes of strings, so no client can choose a counter to share.
     return hash(identity) % SHARED_COUNTERS
 
 

@@ -87,7 +87,7 @@ class Departure:
     """What a charge on the way out is about: a transaction with a destination, or a connection to it.
 
     ``destination`` is the recipients' domain where mail goes by MX, else the name of the next hop. Of a
-    transaction there are the sender, the user who handed the message in, and the recipients that go
+    transaction there are the sender, the user that handed the message in, and the recipients that go
     together; ``client_ip`` is where it came from, for exceptions (None: not known).
     """
 
@@ -100,7 +100,7 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """A session as though it were the user who tries to log in."""
+    """A session as though it were the user that tries to log in."""
 
     client_ip: IPAddress
     listener: str
@@ -222,7 +222,7 @@ def _guesses(auth: AuthConfig) -> Iterator[Rule]:
     """The limits of ``[auth]``.
 
     One user in one network is counted apart, but for the addresses from which it logged in before: there it
-    has counts of its own, so that nobody else in the network can use them up.
+    has counts of its own, so that no other client of the network can use them up.
     """
     if auth.guesses_per_user:
         per_user = parse_rate(auth.guesses_per_user)

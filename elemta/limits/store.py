@@ -97,7 +97,7 @@ class Receipt:
 class Shortfall:
     """A request that did not pass. ``wait`` is exactly how many microseconds later the same request would,
 
-    if nothing else were charged; for a lease, whose end nobody knows, the time by which a dead node's are
+    if nothing else were charged; for a lease, whose end is unknown, the time by which a dead node's are
     gone. None: it never passes, because the amount alone is above the limit. ``provisional`` is what this
     node says by itself while the shared store is away: it holds no longer than that, so don't remember it.
     """

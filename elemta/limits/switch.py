@@ -32,7 +32,7 @@ class CountingMode(enum.Enum):
 
 
 class Link(Protocol):
-    """The connection to the shared store: whether it is there, and who wants to know."""
+    """The connection to the shared store: whether it is there, and the callers that wait for it."""
 
     @property
     def up(self) -> bool: ...
@@ -65,7 +65,7 @@ class Way(Protocol):
         """Ask the store for a real charge."""
 
     def come_back(self) -> Coroutine[Deferred[Any], Any, None]:
-        """Tell the store what happened while it was away, before anybody counts on it again."""
+        """Write what happened while the store was away, before any decision uses it again."""
 
     def came_back(self) -> None:
         """It is asked again from now on."""
@@ -244,7 +244,7 @@ class Switch:
         self._way.came_back()
         self._answer_waiting()
 
-    # Who wants to know
+    # Listeners
 
     def _answer_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

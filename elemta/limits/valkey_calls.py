@@ -75,7 +75,7 @@ class AcquireCall:
                 program.append(places.setdefault(definition.words, len(places) + 1))
                 program.append(request.amount)
         if in_buckets:
-            # A slot does not tell who is in it; noted, a charge can be taken back though its answer is lost.
+            # A slot has no identity; with a note a charge can be taken back though its answer is lost.
             self.keys.append(keys.note(f"{self._boot}/{first}", keys.tag(decisions[0].requests[0])))
         words = " ".join(map(str, program)).encode()
         self.args: list[bytes] = [self._boot.encode(), b"%d" % first, leases.node, words, *places]
@@ -85,7 +85,7 @@ class AcquireCall:
         return len(self._decisions)
 
     def answered(self, reply: object, undo: Callable[[Sequence[Receipt]], None]) -> None:
-        """Tell everybody what became of his decision; ``undo`` the charges of those who went away."""
+        """Give each caller its decision; ``undo`` the charges of callers that went away."""
         if not isinstance(reply, list) or len(reply) <= sum(len(one.requests) for one in self._decisions):
             self.failed(Failure(StoreUnavailable("Valkey gave an answer of another shape")))
             return

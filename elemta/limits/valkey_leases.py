@@ -92,7 +92,7 @@ class Leases:
             self._give_back(lease)
 
     async def renew(self) -> None:
-        """Tell Valkey of all leases. Fails with StoreUnavailable if it could not be told of some."""
+        """Write all leases to Valkey. Fails with StoreUnavailable if some could not be written."""
         calls = self._calls()
         trouble: StoreUnavailable | None = None
         while trouble is None or self._valkey.clustered:

@@ -1,4 +1,4 @@
-"""What goes back to Valkey: charges that came to nothing, leases, and calls of which nobody heard again."""
+"""What goes back to Valkey: charges that came to nothing, leases, and calls without an answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Clock(Protocol):
 
 
 class Handover:
-    """Several entries that somebody waits for together."""
+    """Several entries that one caller waits for together."""
 
     __slots__ = ("_failure", "_open", "deferred")
 
@@ -139,7 +139,7 @@ class Returns:
 
 @dataclass(slots=True, eq=False)
 class _Lost:
-    """A call of which nobody knows whether it was executed."""
+    """A call that may or may not have been executed."""
 
     keys: Sequence[bytes]
     args: Sequence[bytes]

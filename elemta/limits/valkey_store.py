@@ -33,7 +33,7 @@ RENEWAL_SECONDS = 3.0
 MOST_WAITING = 2048
 """So many decisions may wait for Valkey's answer: twice as many as a node has connections by default.
 
-Whoever comes when there are more is told so at once: at the pace at which one process decides they are
+A decision beyond that fails at once: at the pace at which one process decides they are
 answered in the time that a session has, and those behind them would not be.
 """
 
@@ -73,7 +73,7 @@ class ValkeyStore:
     # Charges.
 
     def acquire(self, requests: Sequence[Request]) -> Deferred[Answer]:
-        """Whoever cancels the Deferred does not want it any more: what is granted then is given back.
+        """A caller that cancels the Deferred does not want it any more: what is granted then is given back.
 
         Raises ValkeyTrouble when :data:`MOST_WAITING` decisions wait already.
         """
@@ -182,7 +182,7 @@ class ValkeyStore:
             decided.callback(Answer(tuple(receipts), shortfalls))
 
     def _undo(self, receipts: Sequence[Receipt]) -> None:
-        """Give back what nobody was told of; what can't be, makes limits stricter for a window."""
+        """Give back what no caller got; what can't be given back makes limits stricter for a window."""
         self.release(receipts)
         given_back = self.refund(receipts)
         if given_back is not None:
@@ -191,14 +191,14 @@ class ValkeyStore:
     # Leases.
 
     def release(self, receipts: Sequence[Receipt]) -> None:
-        """Never fails: a lease of which Valkey can't be told ends by itself, as it is renewed no more."""
+        """Never fails: a lease that can't be removed from Valkey ends by itself, as it is renewed no more."""
         for receipt in receipts:
             if not receipt.settled and isinstance(receipt.origin, Lease):
                 receipt.settled = True
                 self._leases.drop(receipt.origin)
 
     def hold(self, request: Request) -> Receipt:
-        """A lease without asking, because nobody could be asked; from the next renewal on it counts."""
+        """A lease without asking, because Valkey is away; from the next renewal on it counts."""
         self._last += 1
         return self._leases.granted(request, 0, self._last)
 

@@ -192,7 +192,7 @@ class Counter:
             series.add(at, amount)
 
     def trim(self) -> None:
-        """Keep no more than the newest charges that fill the limit: after charges that nobody asked for."""
+        """Keep no more than the newest charges that fill the limit: after charges without a decision."""
         for series in self._series:
             series.trim()
 

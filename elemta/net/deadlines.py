@@ -72,7 +72,7 @@ class Deadlines:
         self._unread_since = None
 
     def hold(self, now: float) -> None:
-        """It was us who did not read; the client gets its whole time again."""
+        """The server did not read; the client gets its whole time again."""
         self._at = now + self._seconds(self.waiting)
 
     def has_passed(self, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""``ESMTPFactory``: who gets a session, and what everybody else is told."""
+"""``ESMTPFactory``: which connections get a session, and what the others get."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class House:
         """Whether a client may begin with a handshake.
 
         Till that is done no policy is asked and no limit charged, so that one address that stalls its
-        handshakes could take everybody's place.
+        handshakes could take all places.
         """
         client = ip_identity(ip)
         stalled = sum(
@@ -112,7 +112,7 @@ class House:
         for connection in tuple(self.connections):
             try:
                 connection.check_deadline(now)
-            except Exception:  # one connection's trouble must not end everybody's deadlines
+            except Exception:  # one connection's failure must not end all deadlines
                 _log.failure("a deadline could not be kept", event="session.deadline_failed")
                 connection.abort()
 
@@ -206,9 +206,9 @@ class ESMTPFactory(Factory):
         return self._farewell(reply)
 
     def _turn_away_check(self, reply: Reply) -> RefusalProtocol:
-        """Tell a load balancer to send nobody here.
+        """Answer a load balancer so that it sends no client here.
 
-        It asks every second or two and hears what it is to hear, so this is nobody's refused connection.
+        It asks every second or two and gets the right answer, so this is no client's refused connection.
         """
         self._observer.health_check(self.listener.name)
         return self._farewell(reply)

@@ -57,7 +57,7 @@ READ_MESSAGE_BY_TLS = 32 * 1024
 
 
 class Home(TypingProtocol):
-    """Keeps a protocol while it lives: a paused transport that nobody refers to would be collected."""
+    """Keeps a protocol while it lives: a paused transport without a reference would be collected."""
 
     @property
     def waiting_input(self) -> MemoryBudget: ...
@@ -122,7 +122,7 @@ class ESMTPProtocol(Protocol):
         self._draining = False
         self._continuing = False
         self._opened_at = 0.0
-        # What is counted in the house for input that waits.
+        # What is counted in the registry for input that waits.
         self._input_memory = 0
 
     # From the transport
@@ -160,7 +160,7 @@ class ESMTPProtocol(Protocol):
     def readConnectionLost(self) -> None:
         """The client has closed its half, or all: it is answered what it asked, as it may still listen.
 
-        Who is not told of the 250 after its dot would send the message again.
+        A client that does not get the 250 after its dot would send the message again.
         """
         self._heard_all = True
         if self._closing:
@@ -181,7 +181,7 @@ class ESMTPProtocol(Protocol):
             self._act_on(self._session.lost())
             self._reception.disconnected()
         finally:
-            # Whatever goes wrong: a connection that is gone takes nobody's place and holds up no stop.
+            # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
             self._count_input(0)
             self._home.closed(self)
         _log.debug(
@@ -210,7 +210,7 @@ class ESMTPProtocol(Protocol):
     def stopProducing(self) -> None:
         self._pause_reading("connection is closing")
 
-    # From the house
+    # From the registry of connections
 
     @property
     def handshaking(self) -> bool:

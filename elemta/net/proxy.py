@@ -25,13 +25,13 @@ _READ = 16 * 1024
 
 
 class Sessions(TypingProtocol):
-    """Who builds the session once the client's address is known."""
+    """Builds the session once the client's address is known."""
 
     def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol: ...
 
 
 class Keeper(TypingProtocol):
-    """Who keeps the connection alive and its deadline."""
+    """Keeps the connection alive, and its deadline."""
 
     def seconds(self) -> float: ...
 

@@ -216,8 +216,8 @@ class Reception:
             # The disk may have failed under a policy that reads the message.
             return answer if writer.failure is None else self._not_stored(writer.failure)
         if writer.ended:
-            # The client left, or was told 451 because this took too long.
-            return Refuse(replies.LOCAL_TROUBLE, reason="nobody waits for this message any more")
+            # The client left, or got 451 because this took too long.
+            return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")
         return (yield from self._commit(question.transaction, writer))
 
     def _commit(self, transaction: Transaction, writer: MessageWriter) -> Steps[Answer]:

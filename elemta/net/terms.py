@@ -23,7 +23,7 @@ class Terms:
 
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
-    a policy has a say in them: then nobody knows before it was asked what is held. ``mailboxes`` knows which
+    a policy chooses routes: then it is unknown before that what is held. ``mailboxes`` knows which
     Maildirs exist; without it every recipient has one.
     """
 

@@ -156,7 +156,7 @@ class ClientSession:
             self._mailing.end_content(self._dialogue.results)
 
     def quit(self) -> list[Event]:
-        """Say goodbye; what is left of the session is a short wait for the reply (RFC 5321 §4.1.1.10)."""
+        """Send QUIT; what is left of the session is a short wait for the reply (RFC 5321 §4.1.1.10)."""
         if self._dialogue.phase is Phase.READY:
             self._dialogue.phase = Phase.QUITTING
             self._dialogue.send(Command("QUIT", b"QUIT\r\n"))
@@ -208,7 +208,7 @@ class ClientSession:
             self._dialogue.give_up(text, "4.5.0")
 
     def _quit_answered(self, _: Command, reply: Reply) -> None:
-        self._dialogue.close(f"said goodbye: {reply.code}")
+        self._dialogue.close(f"ended by QUIT: {reply.code}")
 
     def _where(self) -> str:
         dialogue = self._dialogue

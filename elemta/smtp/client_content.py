@@ -58,7 +58,7 @@ class ContentEncoder:
 class ChunkEncoder:
     """Turns the chunks of one message, of any sizes, into BDAT commands with their octets (RFC 3030 §2).
 
-    Lines end as :class:`ContentEncoder` has them end, because whoever hands the message on by DATA needs
+    Lines end as :class:`ContentEncoder` has them end, because a server that sends it on by DATA needs
     them so. A chunk is sent once more of the message is known to follow, so that only the last can be small.
     """
 

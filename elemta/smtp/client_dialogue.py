@@ -69,10 +69,10 @@ class ClientDialogue:
         self.output.append(command.line)
         self.sent.append(command)
 
-    # What becomes of those who have no result
+    # Recipients without a result
 
     def result_for_rest(self, reply: Reply, verb: str, status: Status | None = None) -> None:
-        """The reply to a command that is about everybody; a positive one where none belongs is no success."""
+        """The reply to a command about all recipients; a positive one where none belongs is no success."""
         if reply.code < 400:
             self.senseless(reply, verb)
         elif self.results is not None:
@@ -110,7 +110,7 @@ class ClientDialogue:
         self.leave(text)
 
     def give_up(self, text: str, enhanced: str) -> None:
-        """Nothing more can come of this connection: who has no result is deferred."""
+        """The connection is of no more use: recipients without a result are deferred."""
         self._defer(text, enhanced)
         self.close(text)
 

@@ -72,7 +72,7 @@ class Mailing:
             waiting.append(Command("DATA", b"DATA\r\n"))
 
     def advance(self) -> None:
-        """Send what may be sent now; settle when everybody has a result and no reply is due."""
+        """Send what may be sent now; settle when all recipients have a result and no reply is due."""
         dialogue = self._dialogue
         window = _PIPELINED if "PIPELINING" in dialogue.features else 1
         complete = dialogue.results is None or dialogue.results.complete
@@ -152,9 +152,9 @@ class Mailing:
             self._begin_content(ContentEncoder())
         elif dialogue.settings.lmtp:
             # RFC 2033 §4.2 forbids 354 here, and no number of replies to a dot would be right.
-            dialogue.give_up("the next hop wants a message for nobody", "4.5.0")
+            dialogue.give_up("the next hop asks for a message without recipients", "4.5.0")
         else:
-            # RFC 2920 §3.1: a message for nobody is ended at once.
+            # RFC 2920 §3.1: a message without recipients is ended at once.
             dialogue.phase = Phase.END
             dialogue.send(Command(".", b".\r\n"))
 

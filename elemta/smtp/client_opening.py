@@ -78,14 +78,14 @@ class Opening:
     def starttls_answered(self, _: Command, reply: Reply) -> None:
         dialogue = self._dialogue
         if reply.code == 220 and dialogue.reader.pending:
-            # What stands in the clear behind this reply was never said by whom TLS proves: nobody may
-            # take it for the answer to what is asked under TLS.
+            # Input in the clear behind this reply is not from the server that TLS verifies. It must not
+            # count as the answer to a command under TLS.
             dialogue.give_up("the next hop said more, in the clear, behind its reply to STARTTLS", "4.7.0")
         elif reply.code == 220:
             dialogue.phase = Phase.HANDSHAKE
             dialogue.events.append(StartTLS())
         elif dialogue.settings.tls is RouteTLS.REQUIRE:
-            # Also 521 is about TLS here, which somebody may mend.
+            # Also 521 is about TLS here, which an operator may correct.
             dialogue.decline(
                 f'the route has tls = "require", and the next hop refused STARTTLS: {reply}', "4.7.4"
             )

@@ -46,12 +46,12 @@ class TransactionResults:
 
     @property
     def pending(self) -> list[int]:
-        """Who has no result yet, in order."""
+        """The recipients without a result, in order."""
         return [i for i in range(len(self.transaction.recipients)) if i not in self._results]
 
     @property
     def accepted(self) -> tuple[int, ...]:
-        """Whom the server accepted and who has no result yet, in order of acceptance."""
+        """The accepted recipients without a result, in order of acceptance."""
         return tuple(i for i in self._accepted if i not in self._results)
 
     def has(self, index: int) -> bool:

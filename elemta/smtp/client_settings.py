@@ -1,4 +1,4 @@
-"""What a client session is told."""
+"""The settings of a client session."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClientSettings:
     """``hostname`` is the name for EHLO; ``lmtp`` speaks LMTP (RFC 2033) instead of SMTP.
 
     ``tls`` says whether STARTTLS is used. With ``credentials`` nothing is sent before they were taken;
-    they are given over TLS only, unless ``plaintext_login`` says that nobody is on the way.
+    they are given over TLS only, unless ``plaintext_login`` says that the way is local.
     """
 
     hostname: str

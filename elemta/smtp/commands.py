@@ -27,7 +27,7 @@ class Command:
     """One row of the table; every function but ``parse`` gets the dialogue and what ``parse`` made.
 
     ``perform`` goes from left to right: parse, allowed in this state, ``check``, then ``question`` to the
-    policies where there is one, then ``effect``. ``rebuffed`` answers what was malformed (then it gets None)
+    policies where there is one, then ``effect``. `rebuffed` answers what was malformed (then it gets None)
     or not allowed, and ``refused`` is what a refusal by the shell has as its effect, beside the reply.
     ``is_junk``: brings no message nearer and is counted. ``ends_group``: nothing may be sent behind it
     before its reply is read.

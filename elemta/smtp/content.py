@@ -81,7 +81,7 @@ class ChunkedContent(Content):
 
 @dataclass(slots=True)
 class Chunk:
-    """One BDAT command: its size in octets, of which ``left`` are still to come (RFC 3030 §2).
+    """One BDAT command: its size in octets; ``left`` of them are still to come (RFC 3030 §2).
 
     ``refusal`` is set when the octets are only read to be thrown away: why, to be said behind them.
     """

@@ -39,7 +39,7 @@ def first_letters(text: bytes) -> bytes:
 
 
 class InputBuffer:
-    """What the client sent and nobody has used yet.
+    """What the client sent and the session has not used yet.
 
     What comes in small pieces is joined: a piece of two octets that is an object of its own takes 60. Octets
     that were used are not kept.
@@ -146,7 +146,7 @@ class InputBuffer:
             self._offset = 0
 
     def _note_letters(self, piece: bytes) -> None:
-        """Keep the first letters of a line that is too long, of which ``piece`` is the next part."""
+        """Keep the first letters of a line that is too long; ``piece`` is its next part."""
         known = self._letters if self._discarded else b""
         self._letters = known if len(known) == 4 else first_letters(known + piece)
 

@@ -31,7 +31,7 @@ class MailCommand:
 
 @dataclass(frozen=True, slots=True)
 class BdatCommand:
-    """``size`` is None where the command is malformed, so that nobody knows where its chunk ends."""
+    """``size`` is None where the command is malformed, and the end of its chunk is unknown."""
 
     size: int | None
     last: bool

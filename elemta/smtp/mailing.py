@@ -58,7 +58,7 @@ def mail_rebuffed(dialogue: Dialogue, command: MailCommand | None, reply: Reply)
 
 
 def ask_mail(dialogue: Dialogue, command: MailCommand) -> MailQuestion:
-    """The transaction begins with the question: whoever is asked about it will hear of its end."""
+    """The transaction begins with the question: all that are asked about it learn of its end."""
     sender, parameters = command.sender, command.parameters
     memory = EnvelopeMemory(dialogue.envelopes, dialogue.settings.max_envelope)
     memory.take(memory_of_mail(sender, parameters))
@@ -211,7 +211,7 @@ def _read_chunk(dialogue: Dialogue, chunk: Chunk) -> None:
     settings = dialogue.settings
     message = dialogue.message
     if chunk.size > settings.max_message_size + settings.oversize_slack:
-        # Nobody waits for its end
+        # Nothing waits for its end
         dialogue.say_goodbye(
             "BDAT", replies.MESSAGE_TOO_BIG, "chunk far beyond the size limit", in_message=True
         )

@@ -111,7 +111,7 @@ def _check_length(what: str, text: str, limit: int) -> None:
 
 
 def _check_local_part(local: str) -> None:
-    # An empty quoted local-part is grammatical, names nobody, and is taken for the null path by others.
+    # An empty quoted local-part is grammatical, names no mailbox, and other servers read it as the null path.
     if not local:
         raise AddressSyntaxError("the local-part is empty")
     if local.isascii():

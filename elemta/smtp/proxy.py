@@ -14,7 +14,7 @@ _V1_LIMIT = 107
 # The specification's §2.2
 _V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = 16
-# Addresses take 216 octets at most; the rest is room for a certificate's names and whatever comes
+# Addresses take 216 octets at most; the rest is space for a certificate's names and whatever comes
 _V2_LIMIT = 4096
 _V2_LOCAL, _V2_PROXY = 0x20, 0x21
 _V2_TCP4, _V2_TCP6 = 0x11, 0x21

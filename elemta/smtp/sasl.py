@@ -19,7 +19,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who logs in, and how that is proved: what a client has said in the end, or says to a next hop."""
+    """A login: what a client has said in the end, or says to a next hop."""
 
     username: str
     password: bytes
@@ -42,7 +42,7 @@ class Plain:
         if len(parts) != 3 or not parts[2]:
             return replies.AUTH_MALFORMED
         authorization, username, password = parts
-        # RFC 4616 §2: acting for somebody else is another question, to which the answer here is no
+        # RFC 4616 §2: acting for another user is not supported
         if authorization and authorization != username:
             return replies.AUTH_FAILED
         return _credentials(username, password)

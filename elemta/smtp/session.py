@@ -125,7 +125,7 @@ class ServerSession:
     # What happens
 
     def open(self) -> list[Event]:
-        """The connection stands, and with implicit TLS its handshake is done: ask who may come in."""
+        """The connection stands, and with implicit TLS its handshake is done: ask whether it is accepted."""
         if not self._dialogue.closed:
             self._dialogue.ask(ConnectQuestion(self.facts), self._greet)
         return self._events()
@@ -331,7 +331,7 @@ class ServerSession:
             self._dialogue.fault("?", reply)
 
     def _close_for(self, line: bytes | LineFault, verb: str) -> bool:
-        """Close where nobody can say any more what a line is."""
+        """Close where the beginning of the next line is unknown."""
         if line is LineFault.BARE_NEWLINE:
             # RFC 5321 §2.3.8: what some reader takes for two lines is none here, nor is what follows
             self._dialogue.say_goodbye(verb, replies.BARE_NEWLINE_IN_COMMAND, "line ended by a bare LF")

@@ -1,4 +1,4 @@
-"""What a server session is told once: who it is, what it offers, and where its patience ends."""
+"""The settings of a server session: its name, what it offers, and its bounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SessionSettings:
 
     ``starttls`` and ``auth`` say what is offered, ``require_auth`` makes it a submission session, and
     ``postmaster_domain`` is the domain that a bare ``<postmaster>`` is given. Of every ``max_...`` the
-    number itself is still answered normally; what comes one past it is told 421 and the connection ends.
+    number itself is still answered normally; one past it gets 421 and the connection ends.
     """
 
     hostname: str
@@ -36,7 +36,7 @@ class SessionSettings:
     auth_needs_tls: bool
     require_auth: bool
     postmaster_domain: str
-    #: TLS stands before the greeting (RFC 8314 §3): nobody is an early talker there.
+    #: TLS stands before the greeting (RFC 8314 §3): there are no early talkers.
     implicit_tls: bool = False
 
     # RFC 5321 §4.5.3.1.4: 512, and what SIZE, 8BITMIME, SMTPUTF8, DSN and AUTH= add to MAIL and RCPT.
@@ -63,7 +63,7 @@ class SessionSettings:
     max_auth_failures: int = 3
     #: Chunks under 1 KiB, LAST apart, in one message (RFC 3030 sets no bound).
     max_small_chunks: int = 1000
-    #: How far an oversized message is still read, past the limit, so that its sender can be told why.
+    #: How far an oversized message is still read, past the limit, so that its sender can read the reply.
     oversize_slack: int = 16 * _MIB
     #: Memory of one envelope, as Python takes it; more recipients are told 452 (RFC 5321 §4.5.3.1.10).
     max_envelope: int = LEAST_ENVELOPE

@@ -85,7 +85,7 @@ def test_a_message_is_sent_command_by_command() -> None:
     assert talk.results == (RecipientResult(BOB, OK, 250, "2.0.0", "as 17 (in reply to the message)"),)
     talk._act(talk.session.quit())
     assert talk.sent[-1] == b"QUIT\r\n"
-    assert talk.hear(b"221 bye\r\n").hangup == "said goodbye: 221"
+    assert talk.hear(b"221 bye\r\n").hangup == "ended by QUIT: 221"
     assert talk.session.closed
 
 
