@@ -48,7 +48,7 @@ class EnvelopeMemory:
     """The memory of one envelope, from MAIL to the end of its transaction.
 
     One envelope takes at most ``limit`` octets, and never more than what all of them leave free. So a
-    thousand that want all they can get have a thousandth of the budget each, and the next small one has room.
+    thousand that want all they can get have a thousandth of the budget each, and the next small one has space.
     """
 
     __slots__ = ("_budget", "_limit", "held")
@@ -59,7 +59,7 @@ class EnvelopeMemory:
         self.held = 0
 
     def shortage(self, octets: int) -> Shortage | None:
-        """Why there is no room for so many octets more; None where there is."""
+        """Why there is no space for so many octets more; None where there is."""
         wanted = self.held + octets
         if wanted > self._limit:
             return Shortage.ENVELOPE

@@ -65,7 +65,7 @@ class SessionSettings:
     max_small_chunks: int = 1000
     #: How far an oversized message is still read, past the limit, so that its sender can read the reply.
     oversize_slack: int = 16 * _MIB
-    #: Memory of one envelope, as Python takes it; more recipients are told 452 (RFC 5321 §4.5.3.1.10).
+    #: Memory of one envelope, as Python takes it; more recipients get 452 (RFC 5321 §4.5.3.1.10).
     max_envelope: int = LEAST_ENVELOPE
     #: Replies in a row; then the shell sends them before the session goes on.
     max_output: int = 8 * _KIB
