@@ -48,7 +48,7 @@ class EnvelopeMemory:
     """The memory of one envelope, from MAIL to the end of its transaction.
 
     One envelope takes at most ``limit`` octets, and never more than what all of them leave free. So a
-    thousand that want all they can get have a thousandth of the budget each, and the next small one has space.
+    thousand that want all they can get have a thousandth of the budget each, and the next small one fits.
     """
 
     __slots__ = ("_budget", "_limit", "held")
