@@ -144,4 +144,11 @@ class NoSuchDomain(ElemtaError):
 
 
 class ResolverTrouble(ElemtaError):
-    """DNS gave no usable answer in time: trouble that may pass, and no fact about the name."""
+    """DNS gave no usable answer in time: trouble that may pass, and no fact about the name.
+
+    ``local``: what failed may be on this side, such as the name servers or the way to them.
+    """
+
+    def __init__(self, text: str, *, local: bool = False) -> None:
+        super().__init__(text)
+        self.local = local

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from elemta.clock import SteadyWall
 from elemta.delivery.aging import Aging
 from elemta.delivery.carrier import Carried, Carrier
 from elemta.delivery.conclusions import conclude
+from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.hop import Reached
-from elemta.delivery.lane import Key
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.notices import record
 from elemta.delivery.pace import FREE, Go, Pace, Wait
@@ -30,15 +28,13 @@ from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import HoldCause, QueuedMessage
+from elemta.spool.records import HoldCause, QueuedMessage, State
 
 _log = Logger()
 
 # How long a lane waits when there was no connection to be had for it.
 _NOTHING_FREE = 5.0
 _LONGEST_REASON = 500
-# Parts that are made due in one turn of the reactor.
-_HURRIED_TOGETHER = 500
 _MOST_BROKEN = 10_000
 
 T = TypeVar("T")
@@ -55,6 +51,7 @@ class Attempts:
         carrier: Carrier,
         *,
         aging: Aging,
+        early_probes: EarlyProbes,
         ways: Ways,
         settings: DeliverySettings,
         pace: Pace | None,
@@ -66,6 +63,7 @@ class Attempts:
         self._lanes = lanes
         self._carrier = carrier
         self._aging = aging
+        self._early_probes = early_probes
         self._ways = ways
         self._settings = settings
         self._pace = pace
@@ -201,7 +199,8 @@ class Attempts:
     async def _move(self, message: QueuedMessage, elsewhere: Mapping[str, Sequence[Recipient]]) -> None:
         """Let recipients wait in the lanes of where they go now."""
         sender, now = message.envelope.sender, self._clock.seconds()
-        parts = moved(message, elsewhere, lambda lane: self._lanes.turn(lane, sender, now))
+        is_new = message.state is State.ACTIVE
+        parts = moved(message, elsewhere, lambda lane: self._lanes.turn(lane, sender, now) if is_new else now)
         await self._queue.assign(message.queue_id, message.part, parts)
         for lane in (message.lane, *elsewhere):
             self._lanes.due_at(lane, now)
@@ -271,28 +270,6 @@ class Attempts:
         recorded = await record(self._queue, message, conclusion, again)
         if recorded.retry_at is not None:
             self._lanes.due_at(message.lane, recorded.retry_at)
-            if recorded.retry_at == retry_at:
-                self._lanes.wait_for_it(message)
-
-    async def hurry(self) -> None:
-        """Make due what only waits for destinations that are back, or are to be tried now. SpoolError."""
-        now = self._clock.seconds()
-        hurried = self._lanes.hurried()
-        for start in range(0, len(hurried), _HURRIED_TOGETHER):
-            await self._make_due(hurried[start : start + _HURRIED_TOGETHER], now)
-
-    async def _make_due(self, parts: Sequence[tuple[str, Key]], now: float) -> None:
-        """All at the same time, so that they share a commit; equal times leave the order of arrival."""
-        settle = partial(self._queue.settle, outcomes=(), retry_at=now, hold_reason=None, attempted=False)
-        settled = await DeferredList(
-            [settle(queue_id, part=part) for _, (queue_id, part) in parts], consumeErrors=True
-        )
-        for (lane, _), (done, _) in zip(parts, settled, strict=True):
-            if done:
-                self._lanes.due_at(lane, now)
-        for _, result in settled:
-            if isinstance(result, Failure):
-                result.raiseException()
 
     # What it says about the destination
 
@@ -306,14 +283,23 @@ class Attempts:
         elif carried.broke_off:
             down = self._lanes.broke_off(lane) and self._lanes.failed(lane, epoch, started)
         else:
-            delivered = any(outcome.status is Status.DELIVERED for outcome in carried.outcomes)
-            if self._lanes.answered(lane, now, delivered=delivered):
-                _log.info("a destination is back", event="delivery.lane_reopened", lane=lane)
+            self._note_answer(lane, carried, now)
             return None
         if down:
+            answered_before = self._lanes.answered_before(lane)
             self._block(lane, carried.outcomes[0], now)
+            self._early_probes.failed(lane, carried.local, started, answered_before=answered_before)
         found = self._lanes.find(lane)
         return found.shut_until if found is not None and found.failures else None
+
+    def _note_answer(self, lane: str, carried: Carried, now: float) -> None:
+        if carried.works:
+            names_known = self._lanes.is_answering(lane)
+            self._early_probes.answered(carried.works, now, names_known=names_known)
+        delivered = any(outcome.status is Status.DELIVERED for outcome in carried.outcomes)
+        if self._lanes.answered(lane, now, delivered=delivered):
+            self._early_probes.forget(lane)
+            _log.info("a destination is back", event="delivery.lane_reopened", lane=lane)
 
     def _block(self, lane: str, reason: Outcome, now: float) -> None:
         failures = self._lanes.failures(lane) + 1

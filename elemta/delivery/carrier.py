@@ -16,6 +16,13 @@ from elemta.address import Address
 from elemta.clock import Clocks
 from elemta.delivery.connections import Connections
 from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
+from elemta.delivery.local_faults import (
+    ON_A_KEPT_CONNECTION,
+    WORKS_BY_MX,
+    LocalFault,
+    all_local,
+    works_by_host,
+)
 from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildir_path
 from elemta.delivery.mx import MailResolver, NoExchanger, find_exchangers
 from elemta.delivery.pace import Pace
@@ -48,11 +55,15 @@ class Carried:
     """What one attempt for a part came to: the outcomes of its recipients, and how far it came.
 
     ``untried`` are those for whom no connection was free, so that there was no attempt.
+    ``local`` is what may be wrong on this side where nothing was reached; ``works`` what works here, as
+    an answer shows.
     """
 
     outcomes: tuple[Outcome, ...]
     reached: Reached
     untried: frozenset[Address] = frozenset()
+    local: LocalFault = LocalFault.NONE
+    works: LocalFault = LocalFault.NONE
 
     @property
     def broke_off(self) -> bool:
@@ -118,7 +129,12 @@ class Carrier:
         )
         outcomes = tuple(outcome for carried in done for outcome in carried.outcomes)
         untried = frozenset(address for carried in done for address in carried.untried)
-        return Carried(outcomes, max((carried.reached for carried in done), key=list(Reached).index), untried)
+        works = LocalFault.NONE
+        for carried in done:
+            works |= carried.works
+        reached = max((carried.reached for carried in done), key=list(Reached).index)
+        local = all_local(carried.local for carried in done)
+        return Carried(outcomes, reached, untried, local, works)
 
     def reconfigure(self, settings: DeliverySettings, hooks: DeliveryHooks | None = None) -> None:
         """Use these for every attempt from now on."""
@@ -145,7 +161,8 @@ class Carrier:
             if isinstance(route, MaildirRoute):
                 carried = Carried(await self._to_maildirs(attempt, route), Reached.ANSWERED)
             elif isinstance(route, NextHopRoute):
-                carried = await self._to_next_hop(attempt, hop_of(route))
+                carried = await self._to_next_hop(attempt, hop_of(route), works_by_host(route.host))
+                carried = replace(carried, local=carried.local.of_route) if carried.local else carried
             elif isinstance(route, MxRoute):
                 carried = await self._by_mx(attempt, route)
             else:
@@ -207,8 +224,11 @@ class Carrier:
         )
         if isinstance(found, NoExchanger):
             failed = found.status is Status.FAILED
-            reached = Reached.ANSWERED if failed else Reached.NOWHERE
-            return attempt.all(found.status, found.enhanced, found.text, reached)
+            carried = attempt.all(
+                found.status, found.enhanced, found.text, Reached.ANSWERED if failed else Reached.NOWHERE
+            )
+            works = LocalFault.NAMES if failed and not domain.startswith("[") else LocalFault.NONE
+            return replace(carried, local=found.local, works=works)
         hop = Hop(
             domain,
             tuple(Candidate(host.host, settings.mx_port, host.addresses) for host in found.hosts),
@@ -219,9 +239,9 @@ class Carrier:
             destination=domain,
             per_destination=route.max_connections,
         )
-        return await self._to_next_hop(attempt, hop)
+        return await self._to_next_hop(attempt, hop, WORKS_BY_MX)
 
-    async def _to_next_hop(self, attempt: _Attempt, hop: Hop) -> Carried:
+    async def _to_next_hop(self, attempt: _Attempt, hop: Hop, works: LocalFault) -> Carried:
         envelope = attempt.message.envelope
 
         async def open_content() -> BinaryIO:
@@ -241,7 +261,7 @@ class Carrier:
             attempt.taken,
         )
         sent = await self._connections.send(hop, transaction, open_content)
-        return _carried(attempt, hop, sent)
+        return _carried(attempt, hop, sent, works)
 
     async def _read(self, content: BinaryIO) -> bytes:
         if isinstance(content, Content) and content.in_memory:
@@ -330,12 +350,14 @@ class _Attempt:
         return Carried(tuple(self.outcome(result, next_hop) for result in results), reached)
 
 
-def _carried(attempt: _Attempt, hop: Hop, sent: Sent) -> Carried:
+def _carried(attempt: _Attempt, hop: Hop, sent: Sent, works: LocalFault) -> Carried:
     outcomes = tuple(
         attempt.outcome(result, sent.next_hop, seconds=sent.seconds, final=hop.lmtp)
         for result in sent.results
     )
-    return Carried(outcomes, sent.reached)
+    if sent.reached is not Reached.ANSWERED:
+        return Carried(outcomes, sent.reached, local=sent.local)
+    return Carried(outcomes, sent.reached, works=ON_A_KEPT_CONNECTION[works] if sent.reused else works)
 
 
 def _maildir_result(recipient: Recipient, error: OSError | SpoolError | NoMailbox | None) -> RecipientResult:

@@ -21,6 +21,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from elemta.delivery.hop import IPAddress
+from elemta.delivery.local_faults import LocalFault, all_local, fault_of
 from elemta.delivery.nexthop import NextHopConnection
 from elemta.dns import SystemNames
 from elemta.errors import NoSuchDomain, ResolverTrouble
@@ -32,11 +33,15 @@ Make = Callable[[IPAddress], NextHopConnection]
 
 
 class NextHopUnreachableError(Exception):
-    """No connection could be made. The text says why not; ``silent``: for some address nothing answered."""
+    """No connection could be made. The text says why not; ``silent``: for some address nothing answered.
 
-    def __init__(self, text: str, *, silent: bool = False) -> None:
+    ``local`` is what may be wrong on this side.
+    """
+
+    def __init__(self, text: str, *, silent: bool = False, local: LocalFault = LocalFault.NONE) -> None:
         super().__init__(text)
         self.silent = silent
+        self.local = local
 
 
 def alternating(addresses: Sequence[IPAddress]) -> list[IPAddress]:
@@ -75,6 +80,7 @@ class Race:
         self._under_way: dict[IPAddress, Deferred[Any]] = {}
         self._errors: list[str] = []
         self._silent = False
+        self._faults: list[LocalFault] = []
         self._timers: list[IDelayedCall] = []
         self._result: Deferred[NextHopConnection] = Deferred(lambda _: self._end())
         self._over = False
@@ -118,6 +124,7 @@ class Race:
             return
         self._addresses.remove(address)
         self._silent = self._silent or failure.check(TimeoutError, TCPTimedOutError) is not None
+        self._faults.append(fault_of(failure.value))
         self._errors.append(f"{address}: {reason_of(failure)}")
         if self._left:
             self._try_next()
@@ -127,11 +134,13 @@ class Race:
     def _too_late(self) -> None:
         self._addresses.clear()
         self._silent = True
+        self._faults.append(LocalFault.NETWORK)
         self._give_up("; ".join([*self._errors, f"nothing answered within {2 * self._timeout:g} s"]))
 
     def _give_up(self, text: str) -> None:
         self._end()
-        self._result.errback(NextHopUnreachableError(text, silent=self._silent))
+        local = all_local(self._faults)
+        self._result.errback(NextHopUnreachableError(text, silent=self._silent, local=local))
 
     def _end(self) -> None:
         self._over = True
@@ -148,7 +157,8 @@ async def connect_unix(reactor: Any, path: str, connection: NextHopConnection, t
     try:
         await endpoint.connect(Factory.forProtocol(lambda: connection))
     except (ConnectError, CancelledError, OSError) as error:
-        raise NextHopUnreachableError(reason_of(Failure(error))) from error
+        local = fault_of(error) & LocalFault.SOCKETS
+        raise NextHopUnreachableError(reason_of(Failure(error)), local=local) from error
 
 
 async def look_up(reactor: Any, names: SystemNames, host: str, timeout: float) -> list[IPAddress]:
@@ -161,9 +171,12 @@ async def look_up(reactor: Any, names: SystemNames, host: str, timeout: float) -
     try:
         found = list(dict.fromkeys(await looking))
     except (NoSuchDomain, ResolverTrouble) as error:
-        raise NextHopUnreachableError(str(error)) from error
+        local = isinstance(error, ResolverTrouble) and error.local
+        fault = LocalFault.NAMES if local else LocalFault.NONE
+        raise NextHopUnreachableError(str(error), local=fault) from error
     except (OutOfTime, CancelledError) as error:
-        raise NextHopUnreachableError(f"the name could not be looked up within {timeout:g} s") from error
+        text = f"the name could not be looked up within {timeout:g} s"
+        raise NextHopUnreachableError(text, local=LocalFault.NAMES) from error
     if not found:
         raise NextHopUnreachableError("the name has no address")
     return found

@@ -11,6 +11,7 @@ from elemta.config import RouteTLS
 from elemta.delivery.connecting import NextHopUnreachableError
 from elemta.delivery.dialling import Dialling
 from elemta.delivery.hop import Candidate, Hop, IPAddress, Reached, Sent
+from elemta.delivery.local_faults import LocalFault, all_local
 from elemta.delivery.nexthop import NextHopConnection, OpenContent, Read
 from elemta.delivery.pool import Gate, Kept, Pool
 from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, Unobserved
@@ -108,6 +109,7 @@ class _Sending:
         self._sessions = 0
         self._abandoned = home.abandoned
         self._unreachable: list[str] = []
+        self._faults: list[LocalFault] = []
         self._refusal: Sent | None = None
 
     async def run(self) -> Sent:
@@ -146,6 +148,7 @@ class _Sending:
                 sent = await self._with(candidate)
             except NextHopUnreachableError as error:
                 self._unreachable.append(f"{candidate.host}: {error}")
+                self._faults.append(error.local)
                 self._observer.connection("failed")
                 continue
             if sent is not None:
@@ -188,6 +191,7 @@ class _Sending:
             connection = await self._dialling.connect_unix(self._hop)
         except NextHopUnreachableError as error:
             self._unreachable.append(str(error))
+            self._faults.append(error.local)
             self._observer.connection("failed")
             return None
         return await self._over(self._add(connection, self._hop.path, 0))
@@ -222,7 +226,9 @@ class _Sending:
         if refusal is not None and not (self._unreachable and _is_final(refusal)):
             return refusal
         text = f"no connection to {self._hop.name}: {'; '.join(self._unreachable) or 'given up'}"
-        return self._deferred(text[:_LONGEST_TEXT], "4.4.1", Reached.NOWHERE)
+        # A server that was listened to shows that all is well here.
+        local = LocalFault.NONE if self._sessions else all_local(self._faults)
+        return replace(self._deferred(text[:_LONGEST_TEXT], "4.4.1", Reached.NOWHERE), local=local)
 
     def _deferred(self, text: str, enhanced: str, reached: Reached) -> Sent:
         results = tuple(

@@ -19,6 +19,7 @@ from elemta.delivery.aging import Aging
 from elemta.delivery.attempts import Attempts
 from elemta.delivery.carrier import Carrier
 from elemta.delivery.choosing import Chooser
+from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.pace import Pace
@@ -75,6 +76,7 @@ class Delivery(Service):
         self._lanes = Lanes(self._limit, settings.max_messages)
         self._aging = Aging(queue, self._lanes, settings)
         self._notices = SuccessNotices(self._time, queue, settings)
+        self._early_probes = EarlyProbes(reactor, self._time.seconds, self._probe_early)
         self._begin_anew()
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
@@ -109,6 +111,7 @@ class Delivery(Service):
             self._lanes,
             self._carrier,
             aging=self._aging,
+            early_probes=self._early_probes,
             ways=self._ways,
             settings=self._settings,
             pace=self._pace,
@@ -137,6 +140,7 @@ class Delivery(Service):
         self._carrier.reconfigure(settings, hooks)
         self._pool.adjustPoolsize(0, settings.threads)
         self._lanes.places = settings.max_messages
+        self._early_probes.clear()
         self._lanes.probe_now()
         self._look_soon()
 
@@ -172,6 +176,7 @@ class Delivery(Service):
             self._carrier.abandon()
             await self._wait_until_empty(_LAST_WAIT)
         await self._carrier.stop()
+        self._early_probes.clear()
         self._lanes.drop_all()
         self._set_aside.clear()
         # Joining threads blocks, so it is done in one.
@@ -203,6 +208,11 @@ class Delivery(Service):
     def _became_due(self, lanes: Collection[str]) -> None:
         if self.running:
             self._lanes.probe_now(lanes)
+            self._look_soon()
+
+    def _probe_early(self, lanes: Collection[str]) -> None:
+        if self.running:
+            self._lanes.probe_early(lanes)
             self._look_soon()
 
     # When the spool can't write
@@ -271,12 +281,13 @@ class Delivery(Service):
         self._end_setting_aside(now)
         if now - self._listed_at >= _LIST_LANES_EVERY:
             await self._list_lanes(now)
-        await self._attempts.hurry()
         wanted = self._lanes.wanted(now)
         if not wanted:
             return
         try:
-            found = await self._queue.due(now, wanted, self._lanes.known(wanted))
+            found = await self._queue.due(
+                now, wanted, self._lanes.known(wanted), self._lanes.brought_forward(wanted)
+            )
         except BaseException:
             self._lanes.not_loaded(wanted, now + self._settings.poll)
             raise

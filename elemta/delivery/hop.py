@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
+from elemta.delivery.local_faults import LocalFault
 from elemta.delivery.routes import NextHopRoute
 from elemta.smtp.client_results import RecipientResult
 from elemta.smtp.facts import TLSInfo
@@ -69,7 +70,8 @@ class Sent:
 
     ``next_hop`` names whom the results are from, ``tls`` what protected the way (None: nothing);
     ``reused`` says that the connection had carried messages before; ``seconds`` is how long it took,
-    without the wait for a connection to become free.
+    without the wait for a connection to become free. ``local`` is what may be wrong on this side where
+    nothing was reached, as for a destination by ``mx:``.
     """
 
     results: Results
@@ -78,6 +80,7 @@ class Sent:
     tls: TLSInfo | None = None
     reused: bool = False
     seconds: float = 0.0
+    local: LocalFault = LocalFault.NONE
 
 
 def hop_of(route: NextHopRoute) -> Hop:

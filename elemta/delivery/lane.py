@@ -28,8 +28,9 @@ class Lane:
     What is due is in the spool; a few parts of it wait here in memory: active ones in the order of their
     turns, deferred ones in the order of their times, and each kind has every second go. ``due`` is when the
     spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
-    often in a row the destination was found down, ``reason`` what was said then, and ``victims`` the parts
-    that wait for no other reason than that. ``ring`` are the destinations that do like this one.
+    often in a row the destination was found down, and ``reason`` what was said then. ``back_until`` is not 0
+    where it is tried before its time: what is deferred up to then is due, but for the parts ``tried`` since.
+    ``ring`` are the destinations that do like this one.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Lane:
         "_deferred_next",
         "_served",
         "_turns",
+        "back_until",
         "broken_off",
         "due",
         "epoch",
@@ -51,8 +53,8 @@ class Lane:
         "ring",
         "settled_meanwhile",
         "shut_until",
+        "tried",
         "under_way",
-        "victims",
         "window",
     )
 
@@ -72,7 +74,8 @@ class Lane:
         self.loading = False
         self.known: set[Key] = set()
         self.settled_meanwhile: set[Key] = set()
-        self.victims: set[Key] = set()
+        self.back_until = 0.0
+        self.tried: set[Key] = set()
         self._active: list[tuple[float, str, int, QueuedMessage]] = []
         self._deferred: list[tuple[float, str, int, QueuedMessage]] = []
         self._deferred_next = False
@@ -148,7 +151,6 @@ class Lane:
         turn, _, _, message = line.pop(0)
         if line is self._active:
             self._served = max(self._served, turn)
-        self.victims.discard(message.key)
         self.under_way += 1
         return message
 

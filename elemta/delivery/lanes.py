@@ -19,8 +19,8 @@ from elemta.spool.records import LaneDue, QueuedMessage
 MOST_WAITING = 4000
 # Destinations of which it is remembered that they answer, though no mail for them waits.
 _MOST_ANSWERED = 10_000
-# Parts of a lane of which it is known that they wait only for their destination to come back.
-_MOST_VICTIMS = 1000
+# Parts of a lane that are tried while it is brought forward.
+_MOST_TRIED = 1000
 
 
 class Lanes:
@@ -39,8 +39,8 @@ class Lanes:
         self._next_ring = 0
         self._blocked = 0
         self._probing: set[str] = set()
-        self._hurried: list[tuple[str, Key]] = []
         self._answered: dict[str, None] = {}
+        self._answered_once: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -146,7 +146,13 @@ class Lanes:
 
     def known(self, names: Iterable[str]) -> dict[str, tuple[Key, ...]]:
         """What of these lanes needs no telling."""
-        return {name: tuple(lane.known) for name in names if (lane := self._lanes.get(name)) is not None}
+        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None]
+        return {lane.name: (*lane.known, *lane.tried) for lane in lanes}
+
+    def brought_forward(self, names: Iterable[str]) -> dict[str, float]:
+        """In which of these lanes what is deferred up to when is due already."""
+        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None]
+        return {lane.name: lane.back_until for lane in lanes if lane.back_until}
 
     def loaded(self, found: LaneDue, now: float) -> None:
         """This is due in a lane."""
@@ -159,6 +165,8 @@ class Lanes:
                 self._push(lane, message, now)
         if found.next_due is not None:
             lane.due = min(lane.due, found.next_due)
+        if lane.back_until and (found.next_due is None or found.next_due > now):
+            _end_bringing_forward(lane)
         self._schedule(lane)
         self._tidy(lane)
 
@@ -172,8 +180,6 @@ class Lanes:
 
     def next_wake(self) -> float:
         """When the next lane has to be looked at; never, before there is room for what it has."""
-        if self._hurried:
-            return 0.0
         return min(ring.wakes.first() if self._has_room(ring) else inf for ring in self._rings)
 
     # What goes out
@@ -202,7 +208,7 @@ class Lanes:
     def _start(self, lane: Lane) -> QueuedMessage:
         message = lane.pop()
         lane.ring.waiting -= 1
-        if lane.failures:
+        if lane.ring is self._failing:
             self._probing.add(lane.name)
         lane.ring.join(lane)
         self._schedule(lane)
@@ -252,10 +258,7 @@ class Lanes:
         return True
 
     def _remember_answer(self, lane: Lane) -> None:
-        self._answered.pop(lane.name, None)
-        self._answered[lane.name] = None
-        if len(self._answered) > _MOST_ANSWERED:
-            del self._answered[next(iter(self._answered))]
+        _remember(self._answered, lane.name)
         if lane.ring is self._unknown:
             self._move(lane, self._known)
 
@@ -287,7 +290,9 @@ class Lanes:
             self._blocked += 1
         lane.failures += 1
         lane.epoch += 1
-        self._answered.pop(name, None)
+        if self._answered.pop(name, self) is None:
+            _remember(self._answered_once, name)
+        _end_bringing_forward(lane)
         lane.shut_until, lane.reason = until, reason
         lane.window = min(FIRST_WINDOW, lane.most)
         lane.broken_off = 0
@@ -296,26 +301,36 @@ class Lanes:
         self._move(lane, self._failing)
         self._schedule(lane)
 
-    def wait_for_it(self, message: QueuedMessage) -> None:
-        """The part is deferred because its destination is down, and only for that."""
-        victims = self._lane(message.lane).victims
-        if len(victims) < _MOST_VICTIMS:
-            victims.add(message.key)
-
-    def hurried(self) -> list[tuple[str, Key]]:
-        """Parts, by lane, whose destination is back before the time that they were given: due now."""
-        hurried, self._hurried = self._hurried, []
-        return hurried
-
     def probe_now(self, names: Iterable[str] | None = None) -> None:
         """Let the next attempts in these lanes (None: all) be made now, whatever was known of them."""
         for lane in list(self._lanes.values()) if names is None else [self._lane(name) for name in names]:
             lane.most = self._most(lane.name)
             lane.window = min(lane.window, lane.most)
+            _bring_forward(lane)
             lane.shut_until = lane.due = 0.0
-            self._hurry(lane)
             lane.ring.join(lane)
             self._schedule(lane)
+
+    def probe_early(self, names: Iterable[str]) -> None:
+        """Let one attempt be made in each of these lanes that are down, before its time.
+
+        Nobody knows how they do: so they take the room and the places of unknown destinations.
+        """
+        for lane in [self._lane(name) for name in names]:
+            if lane.failures and not lane.under_way:
+                _bring_forward(lane)
+                lane.shut_until = lane.due = 0.0
+                self._move(lane, self._unknown)
+                self._schedule(lane)
+            self._tidy(lane)
+
+    def is_answering(self, name: str) -> bool:
+        """Whether the destination answered before and was not found down since."""
+        return self._lane(name).ring is self._known
+
+    def answered_before(self, name: str) -> bool:
+        """Whether the destination answered at any time, as far as it is remembered."""
+        return name in self._answered or name in self._answered_once
 
     def drop_all(self) -> None:
         """Forget everything that waits."""
@@ -326,7 +341,6 @@ class Lanes:
         for ring in self._rings:
             ring.clear()
         self._probing.clear()
-        self._hurried.clear()
         self._blocked = 0
 
     # Inside
@@ -353,18 +367,14 @@ class Lanes:
             lane.ring = ring
 
     def _open(self, lane: Lane) -> None:
+        _bring_forward(lane)
         lane.failures = 0
         lane.epoch += 1
         lane.shut_until, lane.reason = 0.0, None
         lane.due = 0.0
         self._blocked -= 1
         self._move(lane, self._known)
-        self._hurry(lane)
         self._schedule(lane)
-
-    def _hurry(self, lane: Lane) -> None:
-        self._hurried += [(lane.name, key) for key in lane.victims]
-        lane.victims.clear()
 
     def _push(self, lane: Lane, message: QueuedMessage, now: float) -> None:
         lane.ring.waiting += 1
@@ -397,6 +407,10 @@ class Lanes:
 
     def _release(self, lane: Lane, message: QueuedMessage) -> None:
         lane.known.discard(message.key)
+        if lane.back_until:
+            lane.tried.add(message.key)
+            if len(lane.tried) >= _MOST_TRIED:
+                _end_bringing_forward(lane)
         if lane.loading:
             lane.settled_meanwhile.add(message.key)
 
@@ -406,6 +420,24 @@ class Lanes:
             if lane.failures:
                 # It was down, and nobody wants anything of it any more.
                 self._blocked -= 1
+
+
+def _remember(names: dict[str, None], name: str) -> None:
+    names.pop(name, None)
+    names[name] = None
+    if len(names) > _MOST_ANSWERED:
+        del names[next(iter(names))]
+
+
+def _bring_forward(lane: Lane) -> None:
+    """What was put off since the destination is down does not wait for the end of that."""
+    if lane.failures:
+        lane.back_until = max(lane.back_until, lane.shut_until)
+
+
+def _end_bringing_forward(lane: Lane) -> None:
+    lane.back_until = 0.0
+    lane.tried.clear()
 
 
 def _enough(ring: Ring) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from elemta.delivery.local_faults import LocalFault
 from elemta.delivery.networks import Network, network_of
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import canonical_domain
@@ -66,13 +67,14 @@ class Exchangers:
 class NoExchanger:
     """No host takes the mail of ``domain`` now (deferred) or at all (failed).
 
-    ``enhanced`` and ``text`` are for the outcome (RFC 3463).
+    ``enhanced`` and ``text`` are for the outcome (RFC 3463). ``local`` is what may be wrong on this side.
     """
 
     domain: str
     status: Status
     enhanced: str
     text: str
+    local: LocalFault = LocalFault.NONE
 
 
 async def find_exchangers(
@@ -102,7 +104,7 @@ async def find_exchangers(
     except NoSuchDomain as error:
         return search.failed("5.1.2", str(error))
     except ResolverTrouble as error:
-        return search.deferred(str(error))
+        return search.deferred(str(error), local=error.local)
     if records == (NULL_MX,):
         # RFC 7505 §3
         return search.failed("5.1.10", f"{domain} takes no mail: it says so with a null MX")
@@ -144,15 +146,16 @@ class _Search:
         self._refuse_networks = refuse_networks
         self._refused: list[str] = []
         self._shuffle = shuffle
-        self._troubles: list[tuple[int, str]] = []
+        self._troubles: list[tuple[int, ResolverTrouble]] = []
         # Records of this preference or a worse one would send the mail back here.
         self._own_preference = math.inf
 
     def failed(self, enhanced: str, text: str) -> NoExchanger:
         return NoExchanger(self._domain, Status.FAILED, enhanced, text)
 
-    def deferred(self, text: str) -> NoExchanger:
-        return NoExchanger(self._domain, Status.DEFERRED, "4.4.3", text)
+    def deferred(self, text: str, *, local: bool) -> NoExchanger:
+        fault = LocalFault.NAMES if local else LocalFault.NONE
+        return NoExchanger(self._domain, Status.DEFERRED, "4.4.3", text, fault)
 
     def by_literal(self) -> Exchangers | NoExchanger:
         """The host of an address literal."""
@@ -204,7 +207,7 @@ class _Search:
         except NoSuchDomain:
             return None
         except ResolverTrouble as error:
-            self._troubles.append((record.preference, str(error)))
+            self._troubles.append((record.preference, error))
             return None
         if any(self._own.has_address(address) for address in addresses):
             self._own_preference = min(self._own_preference, record.preference)
@@ -227,9 +230,9 @@ class _Search:
         return allowed
 
     def _none(self) -> NoExchanger:
-        troubles = [text for preference, text in self._troubles if preference < self._own_preference]
+        troubles = [error for preference, error in self._troubles if preference < self._own_preference]
         if troubles:
-            return self.deferred(troubles[0])
+            return self.deferred(str(troubles[0]), local=all(error.local for error in troubles))
         if self._own_preference < math.inf:
             # RFC 5321 §5.1: where no record is left the message is returned.
             text = f"this host is the best mail exchanger of {self._domain} and has no other way for its mail"

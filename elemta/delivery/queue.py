@@ -38,9 +38,16 @@ class Queue(BounceSpool, Protocol):
         """Lanes by name, and when something is due in each: 0.0 now, None where all is held."""
 
     async def due(
-        self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]
+        self,
+        now: float,
+        wanted: Mapping[str, int],
+        excluding: Mapping[str, Collection[tuple[str, int]]],
+        until: Mapping[str, float],
     ) -> list[LaneDue]:
-        """For each of these lanes at most so many parts to attempt now, without those named."""
+        """For each of these lanes at most so many parts to attempt now, without those named.
+
+        In lanes that ``until`` names those are due, too, whose time is not after that one.
+        """
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False

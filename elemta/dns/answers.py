@@ -67,9 +67,13 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """No server gave a usable answer; ``text`` has each server and its failure."""
+    """No server gave a usable answer; ``text`` has each server and its failure.
+
+    ``local``: it may be for something on this side, such as the name servers or the way to them.
+    """
 
     text: str
+    local: bool = False
 
 
 Result = Found | Absent | Trouble

@@ -154,7 +154,9 @@ def _not_longer(result: Result, ttl: float) -> Result:
 
 
 def _no_answer(troubles: Mapping[Nameserver, str]) -> Trouble:
-    return Trouble("; ".join(f"{server}: {text}" for server, text in troubles.items()) or "no time to ask")
+    # A server also fails for a zone that is broken. Which it is shows when other zones are answered for.
+    text = "; ".join(f"{server}: {text}" for server, text in troubles.items()) or "no time to ask"
+    return Trouble(text, local=True)
 
 
 def _records(rrset: Any, kind: Kind) -> tuple[Record, ...]:

@@ -102,7 +102,7 @@ def _records(question: Question, result: Result) -> tuple[Record, ...]:
     if isinstance(result, Found):
         return result.records
     if isinstance(result, Trouble):
-        raise ResolverTrouble(f"looking up {question}: {result.text}")
+        raise ResolverTrouble(f"looking up {question}: {result.text}", local=result.local)
     if not result.name_exists:
         raise NoSuchDomain(f"{question.name} does not exist")
     return ()

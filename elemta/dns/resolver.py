@@ -82,7 +82,7 @@ class Resolver(Questions):
             return
         for table in (self._shared, self._of_deliveries):
             for under_way in table.all():
-                self._end(table, under_way, Trouble("the resolver stops"))
+                self._end(table, under_way, Trouble("the resolver stops", local=True))
         await running.exchange.close()
         self._cache.clear()
 
@@ -107,14 +107,14 @@ class Resolver(Questions):
         if known is not None:
             return _fired(known)
         if self._running is None:
-            return _fired(Trouble("the resolver is not running"))
+            return _fired(Trouble("the resolver is not running", local=True))
         under_way, ended = table.find(user, question), None
         if under_way is None:
             under_way, ended = table.add(user, question)
         deadline = self._settings.deadline
         result = self._wait(table, under_way, deadline if timeout is None else min(timeout, deadline))
         if ended is not None:
-            self._end(table, ended, Trouble("too many lookups are under way"))
+            self._end(table, ended, Trouble("too many lookups are under way", local=True))
         if under_way.work is None:
             self._begin(self._running, table, under_way)
         return result
@@ -125,7 +125,7 @@ class Resolver(Questions):
 
         def too_late() -> None:
             self._leave(table, under_way, result)
-            result.callback(Trouble(f"no answer within {seconds:g} s"))
+            result.callback(Trouble(f"no answer within {seconds:g} s", local=True))
 
         under_way.whole = under_way.whole or seconds >= self._settings.deadline
         under_way.until = max(under_way.until, self._reactor.seconds() + seconds * _ASKING)

@@ -259,6 +259,9 @@ def assign(message: Queued, assignment: Assignment) -> None:
             part.positions = moved
         if new.state is State.ACTIVE:
             new.turn = way.turn
+        elif new.state is State.DEFERRED:
+            # It may be on its way before its time, which was that of the destination that it had.
+            new.turn = min(new.turn, way.turn)
         if new is not part:
             part.positions, part.changed = sorted(left), True
     message.conclude()

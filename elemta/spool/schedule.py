@@ -139,22 +139,33 @@ class Schedule:
         return OwedNotice(replace(message, pending=tuple(pending)), tuple(outcomes))
 
     def due(
-        self, now: float, wanted: Mapping[str, int], excluding: Mapping[str, Collection[tuple[str, int]]]
+        self,
+        now: float,
+        wanted: Mapping[str, int],
+        excluding: Mapping[str, Collection[tuple[str, int]]],
+        until: Mapping[str, float],
     ) -> Found[list[LaneDue]]:
         """What is due in each of the lanes: at most so many parts, but for those ``excluding`` names.
+
+        In a lane that ``until`` names, what is deferred up to that time is due now.
 
         Half of the room is for parts that were never attempted, in the order of their turns; the other half
         for deferred ones, by time; what one kind leaves is the other's.
         """
-        found = [self._due_in(lane, now, most, excluding.get(lane, ())) for lane, most in wanted.items()]
+        found = [
+            self._due_in(lane, now, max(now, until.get(lane, now)), most, excluding.get(lane, ()))
+            for lane, most in wanted.items()
+        ]
         return Found(
             [each.value for each in found], tuple(damaged for each in found for damaged in each.damaged)
         )
 
-    def _due_in(self, lane: str, now: float, most: int, known: Collection[tuple[str, int]]) -> Found[LaneDue]:
+    def _due_in(
+        self, lane: str, now: float, until: float, most: int, known: Collection[tuple[str, int]]
+    ) -> Found[LaneDue]:
         excluded = json.dumps([(row_key(queue_id), number) for queue_id, number in known])
         active = self._reader.all(_ACTIVE, (lane, excluded, most + 1))
-        deferred = self._reader.all(_DEFERRED, (lane, now, excluded, most + 1))
+        deferred = self._reader.all(_DEFERRED, (lane, until, excluded, most + 1))
         half = most - most // 2
         room_for_active = max(half, most - len(deferred))
         taken = active[:room_for_active]

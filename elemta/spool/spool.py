@@ -413,9 +413,10 @@ class Spool:
         now: float,
         wanted: Mapping[str, int],
         excluding: Mapping[str, Collection[tuple[str, int]]] = MappingProxyType({}),
+        until: Mapping[str, float] = MappingProxyType({}),
     ) -> list[LaneDue]:
-        """For each of the lanes at most so many parts to attempt now, but for those ``excluding`` names."""
-        found = await self._read(self._schedule.due, now, wanted, excluding)
+        """For each of the lanes at most so many parts to attempt now; see `Schedule.due`."""
+        found = await self._read(self._schedule.due, now, wanted, excluding, until)
         if not found.damaged or await self._damaged.put_on_hold(found.damaged):
             return found.value
         # Those that can't be put on hold still stand before the others.

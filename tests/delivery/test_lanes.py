@@ -59,7 +59,7 @@ class Scheduled:
         if not wanted:
             return
         self.looks += 1
-        known = self.lanes.known(wanted)
+        known, until = self.lanes.known(wanted), self.lanes.brought_forward(wanted)
         for lane, most in wanted.items():
             there = [message for message in self.queue.values() if message.lane == lane]
             due = sorted(
@@ -67,7 +67,10 @@ class Scheduled:
                     message
                     for message in there
                     if message.key not in known.get(lane, ())
-                    and (message.state is State.ACTIVE or message.next_attempt_at <= self.now)
+                    and (
+                        message.state is State.ACTIVE
+                        or message.next_attempt_at <= max(self.now, until.get(lane, self.now))
+                    )
                 ),
                 key=lambda message: (message.state is not State.ACTIVE, message.next_attempt_at, message.key),
             )
@@ -395,6 +398,49 @@ def test_a_lane_without_mail_is_forgotten_also_when_it_was_down() -> None:
     assert (len(queue.lanes), queue.lanes.blocked, queue.lanes.next_wake()) == (0, 0, inf)
 
 
+def test_what_is_brought_forward_is_due_at_once_and_what_is_deferred_then_waits_for_its_own_time() -> None:
+    queue = Scheduled()
+    sent = [queue.send("x.example") for _ in range(9)]
+    for message in queue.take_all():
+        queue.find_down(message, queue.lanes.epoch("x.example"), queue.now, 600.0)
+    queue.now += 100.0
+    assert queue.take() is None
+    queue.lanes.probe_early(["x.example"])
+    (probe,) = queue.take_all()
+    assert queue.take() is None
+    queue.deliver(probe)
+    greylisted = []
+    while batch := queue.take_all():
+        for message in batch:
+            if message.key in (sent[0].key, sent[5].key):
+                greylisted.append(message.key)
+                queue.defer(message, queue.now + 60.0)
+            else:
+                queue.deliver(message)
+    # All were attempted, once each; those that were deferred since are not before their time.
+    assert sorted(greylisted) == [sent[0].key, sent[5].key]
+    assert len(queue.queue) == 2
+    assert queue.lanes.next_wake() == queue.now + 60.0
+    queue.now += 60.0
+    assert len(queue.take_all()) == 2
+
+
+def test_an_early_probe_that_fails_shuts_its_destination_again() -> None:
+    queue = Scheduled()
+    for _ in range(9):
+        queue.send("x.example")
+    for message in queue.take_all():
+        queue.find_down(message, queue.lanes.epoch("x.example"), queue.now, 600.0)
+    queue.now += 100.0
+    queue.lanes.probe_early(["x.example"])
+    (probe,) = queue.take_all()
+    assert queue.find_down(probe, queue.lanes.epoch("x.example"), queue.now, 600.0)
+    assert (queue.take(), queue.lanes.failures("x.example")) == (None, 3)
+    assert queue.lanes.next_wake() == queue.now + 600.0
+    queue.now += 600.0
+    assert len(queue.take_all()) == 1
+
+
 def test_an_operator_has_a_destination_probed_at_once() -> None:
     queue = Scheduled()
     for _ in range(5):
@@ -424,11 +470,14 @@ def test_destinations_beyond_number_are_forgotten_too() -> None:
     assert len(queue.lanes._answered) == 10_000
 
 
+EVENTS = ["send", "quiet", "take", "deliver", "defer", "down", "wait", "operator", "early"]
+
+
 @settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["send", "quiet", "take", "deliver", "defer", "down", "wait", "operator"]),
+            st.sampled_from(EVENTS),
             st.integers(0, 3),
         ),
         min_size=10,
@@ -455,6 +504,8 @@ def test_whatever_happens_each_message_is_taken_by_one_at_a_time_and_all_are_ser
             queue.now += 10.0**which
         elif event == "operator":
             queue.lanes.probe_now([lane])
+        elif event == "early":
+            queue.lanes.probe_early([lane])
         elif busy and event == "deliver":
             queue.deliver(busy[0])
         elif busy and event == "defer":

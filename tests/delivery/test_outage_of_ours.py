@@ -1,30 +1,219 @@
-"""After an outage on this side: destinations are probed again within minutes, however long it was."""
+"""After an outage on this side: one destination that answers has all others probed soon, a few at a time."""
 
 from __future__ import annotations
 
-import pytest
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
-from tests.support.simulated import GOOD, UNREACHABLE, Answer, Simulation
+import pytest
+from twisted.internet.task import Clock
+
+from elemta.delivery.early_probes import AT_ONCE, SPREAD, EarlyProbes
+from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, WORKS_BY_MX, LocalFault, works_by_host
+from tests.support.simulated import (
+    GOOD,
+    NAMELESS,
+    NO_SOCKET,
+    REFUSED,
+    SILENT,
+    UNREACHABLE,
+    Answer,
+    Simulation,
+)
 
 MINUTE = 60.0
-DESTINATIONS = 20
+DESTINATIONS = 300
+OUTAGES = {"unreachable": UNREACHABLE, "silent": SILENT, "names": NAMELESS, "sockets": NO_SOCKET}
+
+
+def network(end: float, during: Answer, begin: float = MINUTE) -> Callable[[str, float], Answer]:
+    """Destinations between two times; beside those that are down always."""
+
+    def answer(lane: str, now: float) -> Answer:
+        if begin <= now < end:
+            return during
+        return {"dead": SILENT, "none": REFUSED}.get(lane[:4], GOOD)
+
+    return answer
+
+
+@pytest.fixture
+def simulate(request: pytest.FixtureRequest) -> Callable[..., Simulation]:
+    def made(*args: Any, **settings: Any) -> Simulation:
+        simulation = Simulation(*args, warn_after=0.0, poll=60.0, **settings)
+        request.addfinalizer(simulation.stop)
+        simulation.start()
+        return simulation
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("minutes", "kind"),
+    [(25, kind) for kind in OUTAGES] + [(90, "unreachable"), (300, "unreachable"), (300, "silent")],
+)
+def test_after_an_outage_each_destination_gets_mail_a_minute_after_the_first_one(
+    simulate: Callable[..., Simulation], minutes: int, kind: str
+) -> None:
+    end = MINUTE + minutes * MINUTE
+    simulation = simulate(network(end, OUTAGES[kind]))
+    lanes = [f"d{number}.example" for number in range(DESTINATIONS)]
+    for lane in lanes[: DESTINATIONS // 2]:
+        # One half of them is known before.
+        simulation.send(lane)
+    simulation.run(MINUTE - 1.0, step=1.0)
+    simulation.send("d0.example")
+    simulation.run(2.0)
+    for number in range(60):
+        simulation.send(f"dead{number}.example")
+        simulation.send(f"none{number}.example")
+    sent = {lane: [simulation.send(lane) for _ in range(3)] for lane in lanes}
+    simulation.run(end - simulation.now, step=1.0)
+    assert not any(queue_id in simulation.delivered for each in sent.values() for queue_id in each)
+    before = len(simulation.attempts)
+    simulation.run(12 * MINUTE, step=1.0)
+    first = {lane: min(simulation.delivered[queue_id] for queue_id in each) for lane, each in sent.items()}
+    assert min(first.values()) - end <= 10 * MINUTE
+    assert max(first.values()) - min(first.values()) <= MINUTE
+    # All of a destination's mail follows, and they come one after the other.
+    assert max(simulation.delivered.values()) - min(first.values()) <= 1.2 * MINUTE
+    seconds = Counter(int(when / SPREAD) for when in first.values())
+    assert max(seconds.values()) <= 3 * AT_ONCE
+    # What is down all the same gets one early probe, beside the regular ones.
+    after = Counter(lane for _, lane, _ in simulation.attempts[before:] if lane not in first)
+    assert max(after.values()) <= 4
 
 
 @pytest.mark.parametrize("minutes", [25, 90, 300])
-def test_after_an_outage_each_destination_gets_its_mail_within_eleven_minutes(minutes: int) -> None:
-    end = minutes * MINUTE
+def test_in_an_outage_each_destination_has_one_probe_at_a_time(
+    simulate: Callable[..., Simulation], minutes: int
+) -> None:
+    simulation = simulate(network(minutes * MINUTE, UNREACHABLE, begin=0.0))
+    for number in range(20):
+        simulation.send(f"d{number}.example")
+    simulation.run(minutes * MINUTE, step=1.0)
+    assert len(simulation.attempts) <= 20 * (6 + minutes / 9)
 
-    def network(_: str, now: float) -> Answer:
-        return GOOD if now >= end else UNREACHABLE
 
-    simulation = Simulation(network, warn_after=0.0)
-    simulation.start()
-    try:
-        for number in range(DESTINATIONS):
-            simulation.send(f"d{number}.example")
-        simulation.run(end + 11 * MINUTE)
-        assert len(simulation.delivered) == DESTINATIONS
-        # Each destination has one probe at a time, not one for each second of the outage.
-        assert len(simulation.attempts) <= DESTINATIONS * (6 + minutes / 9)
-    finally:
-        simulation.stop()
+def test_destinations_that_are_dead_while_others_answer_are_not_probed_early(
+    simulate: Callable[..., Simulation],
+) -> None:
+    simulation = simulate(network(0.0, GOOD))
+    for number in range(20):
+        simulation.send(f"dead{number}.example")
+    for _ in range(360):
+        simulation.send("d.example")
+        simulation.run(10.0, step=1.0)
+    # After 1, 5, and then about every 10 minutes.
+    attempts = Counter(lane for _, lane, _ in simulation.attempts)
+    assert max(attempts[f"dead{number}.example"] for number in range(20)) <= 9
+
+
+# What one answer shows of the others
+
+BY_ADDRESS, BY_NAME = works_by_host("192.0.2.1"), works_by_host("mx.example.net")
+HERE = works_by_host("127.0.0.1")
+SOCKETS, NETWORK, NAMES = LocalFault.SOCKETS, LocalFault.NETWORK, LocalFault.NAMES
+
+
+@pytest.mark.parametrize(
+    ("lacked", "works", "probed"),
+    [
+        (NETWORK, WORKS_BY_MX, True),
+        (NAMES, WORKS_BY_MX, True),
+        (SOCKETS, WORKS_BY_MX, True),
+        (NETWORK | NAMES, WORKS_BY_MX, True),
+        (NETWORK.of_route, WORKS_BY_MX, False),
+        (NAMES.of_route, WORKS_BY_MX, False),
+        (NETWORK, BY_ADDRESS, False),
+        (NAMES, BY_NAME, False),
+        (NETWORK | SOCKETS, BY_ADDRESS, False),
+        (SOCKETS, BY_ADDRESS, True),
+        (NETWORK.of_route, BY_ADDRESS, True),
+        (NAMES.of_route, BY_ADDRESS, False),
+        (NAMES.of_route, BY_NAME, True),
+        # A Unix socket, or a server on this machine, says nothing of the network.
+        (NETWORK.of_route, HERE, False),
+        (NETWORK.of_route, works_by_host(""), False),
+        (SOCKETS, HERE, True),
+        # Nor does a connection that was there before say anything of new ones.
+        (SOCKETS, ON_A_KEPT_CONNECTION[WORKS_BY_MX], False),
+        (NAMES, ON_A_KEPT_CONNECTION[WORKS_BY_MX], False),
+        (NETWORK, ON_A_KEPT_CONNECTION[WORKS_BY_MX], True),
+        (LocalFault.NONE, WORKS_BY_MX, False),
+    ],
+)
+def test_an_answer_has_those_probed_that_lacked_only_what_it_shows_to_work(
+    lacked: LocalFault, works: LocalFault, probed: bool
+) -> None:
+    clock, names = Clock(), list[str]()
+    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes.failed("down.example", lacked, 1000.0, answered_before=True)
+    probes.answered(works, 1100.0, names_known=False)
+    clock.pump([0.0, SPREAD, SPREAD])
+    assert names == ["down.example"] * probed
+    assert not clock.getDelayedCalls()
+
+
+def test_an_answer_of_a_destination_whose_names_are_known_says_nothing_of_name_servers() -> None:
+    clock, names = Clock(), list[str]()
+    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes.failed("a.example", NAMES, 1000.0, answered_before=True)
+    probes.failed("b.example", NETWORK, 1000.0, answered_before=True)
+    probes.answered(WORKS_BY_MX, 1100.0, names_known=True)
+    clock.advance(0.0)
+    assert names == ["b.example"]
+
+
+def test_they_are_probed_a_few_at_a_time_and_first_those_that_answered_before() -> None:
+    clock, lots = Clock(), list[list[str]]()
+    probes = EarlyProbes(clock, clock.seconds, lambda names: lots.append(list(names)))
+    for number in range(25):
+        probes.failed(f"new{number}", NETWORK, 1000.0, answered_before=False)
+        probes.failed(f"known{number}", NETWORK | SOCKETS, 1000.0, answered_before=True)
+    probes.forget("known3")
+    probes.answered(WORKS_BY_MX, 1100.0, names_known=False)
+    clock.pump([0.0] + [SPREAD] * 10)
+    assert [len(lot) for lot in lots] == [10, 10, 10, 10, 9]
+    assert {name for lot in lots for name in lot[:24]} >= {f"new{number}" for number in range(25)}
+    order = [name for lot in lots for name in lot]
+    assert all(name.startswith("known") for name in order[:24])
+    assert "known3" not in order
+    assert probes.suspects == 0
+
+
+def test_one_that_is_still_down_at_its_early_probe_waits_for_its_regular_one() -> None:
+    clock, names = Clock(), list[str]()
+    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    for turn in range(1, 5):
+        clock.advance(1000.0)
+        now = clock.seconds()
+        probes.failed("v6only.example", NETWORK, now, answered_before=False)
+        probes.answered(WORKS_BY_MX, now + 100.0, names_known=False)
+        clock.pump([0.0, SPREAD])
+        # Its first failure of each two is a regular probe's, the second an early one's.
+        assert len(names) == (turn + 1) // 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "started", "probed"),
+    [
+        ([900.0], 1000.0, []),  # long before it: perhaps a fault here, which perhaps lasts
+        ([950.0], 1000.0, []),  # shortly before it: no fault here
+        ([900.0, 1010.0], 1000.0, ["down"]),  # the fault ended while it waited
+        ([950.0, 1010.0], 1000.0, []),
+        ([], 1000.0, []),
+        ([1010.0], 1000.0, ["down"]),
+    ],
+)
+def test_an_attempt_that_began_before_the_end_of_an_outage_is_made_again_soon(
+    answers: list[float], started: float, probed: list[str]
+) -> None:
+    clock, names = Clock(), list[str]()
+    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    for when in answers:
+        probes.answered(WORKS_BY_MX, when, names_known=False)
+    probes.failed("down", NETWORK, started, answered_before=True)
+    clock.pump([0.0, SPREAD])
+    assert names == probed

@@ -18,8 +18,7 @@ from zope.interface import implementer
 
 from elemta.address import NULL, Address
 from elemta.config import Counts, Identity, LimitConfig, PolicyCommon, Rate, ResourcesConfig
-from elemta.delivery import Delivery, DeliverySettings, Retries
-from elemta.delivery.attempts import Attempts
+from elemta.delivery import Delivery, Retries
 from elemta.delivery.lanes import Lanes
 from elemta.delivery.pace import Pace
 from elemta.delivery.routes import HoldRoute, MxRoute, NextHopRoute, Route
@@ -112,38 +111,38 @@ async def test_when_a_destination_is_back_one_probe_brings_all_its_mail(post: Po
 
 
 @ensureDeferred
-async def test_all_that_waited_for_a_destination_is_made_due_by_one_commit(tmp_path: Path) -> None:
+async def test_all_that_waited_for_a_destination_is_due_without_a_commit(tmp_path: Path) -> None:
     disk = RecordingDisk()
     spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor, disk=disk)
     try:
         now = time.time()
         lanes = Lanes(lambda lane: 10, 100)
         said = Outcome("", Address("bob", "example.com"), Status.DEFERRED, "down", "", "", now)
-        lanes.block("", now + 1000, said)
         ids = [(await put(spool, b"body")).queue_id for _ in range(40)]
         (found,) = await spool.due(now + 1, {"": 100})
-        # The last is to be tried first, so that the order after it is not what it was.
+        # The last is to be tried first.
         for wait, message in enumerate(reversed(found.messages)):
-            lanes.wait_for_it(message)
-            await spool.settle(message.queue_id, (), part=0, retry_at=now + 100 + wait, hold_reason=None)
-        attempts = Attempts(
-            reactor,
-            spool,
-            lanes,
-            None,
-            aging=None,
-            ways=None,
-            settings=DeliverySettings("mx.example"),
-            pace=None,
-            notices=None,
-        )  # type: ignore[arg-type] - what makes attempts is not needed
+            retry_at = now + 100 + wait
+            await spool.settle(message.queue_id, (), part=0, retry_at=retry_at, hold_reason=None)
+        later = (await put(spool, b"body")).queue_id
+        (found,) = await spool.due(now + 1, {"": 100})
+        await spool.settle(later, (), part=0, retry_at=now + 1001, hold_reason=None)
+        lanes.block("", now + 1000, said)
         lanes.probe_now([""])
         disk.diary.clear()
-        await attempts.hurry()
-        assert disk.diary.count("COMMIT") == 1
-        (found,) = await spool.due(reactor.seconds(), {"": 100})
-        assert [message.queue_id for message in found.messages] == ids
-        assert {message.attempts for message in found.messages} == {1}
+        taken: list[str] = []
+        while wanted := lanes.wanted(now):
+            until = lanes.brought_forward(wanted)
+            for due in await spool.due(now, wanted, lanes.known(wanted), until):
+                lanes.loaded(due, now)
+            while (next_one := lanes.take(now, 100)) is not None:
+                taken.append(next_one.queue_id)
+                lanes.answered("", now, delivered=True)
+                lanes.finished(next_one)
+        assert taken == ids[::-1]
+        assert "COMMIT" not in disk.diary
+        # What waits for a time of its own goes on waiting.
+        assert lanes.next_wake() >= now + 100
     finally:
         await spool.close()
 
@@ -159,6 +158,8 @@ async def test_a_lane_tells_when_it_is_blocked_and_when_it_is_open_again(post: P
         post.start(route)
         await post.send("bob@example.com")
         await gone(post)
+        # The delivery is recorded first.
+        await post.until(lambda: any(event.get("event") == "delivery.lane_reopened" for event in events))
     finally:
         globalLogPublisher.removeObserver(events.append)
     told = [event for event in events if str(event.get("event")).startswith("delivery.lane")]

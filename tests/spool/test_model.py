@@ -215,6 +215,8 @@ class Queue(RuleBasedStateMachine):
             new.lane = way.lane
             if new.state is State.ACTIVE:
                 new.due = way.turn
+            elif new.state is State.DEFERRED:
+                new.due = min(new.due, way.turn)
             message.conclude(part, new)
             if new is part:
                 break
@@ -287,7 +289,7 @@ class Queue(RuleBasedStateMachine):
         assert paged == sorted(lanes.items())
         due = {
             (message.queue_id, message.part): (found.lane, {r.local for r in message.pending})
-            for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {}).value
+            for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {}, {}).value
             for message in found.messages
         }
         assert due == {

@@ -185,7 +185,7 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
     reader = Reader(Places(tmp_path / "spool" / "p0"), PlanningDisk())
     schedule = Schedule(reader)
     schedule.lanes(None, 10)
-    schedule.due(1e12, {"": 10}, {"": [("0" * 18, 0)]})
+    schedule.due(1e12, {"": 10}, {"": [("0" * 18, 0)]}, {})
     schedule.older(1e12, -1, 10, unwarned=True)
     queries = Queries(reader)
     queries.oldest()

@@ -17,6 +17,7 @@ from elemta.config import LimitConfig, ResourcesConfig
 from elemta.delivery import Delivery, DeliverySettings, Retries
 from elemta.delivery.carrier import Carried
 from elemta.delivery.hop import Reached
+from elemta.delivery.local_faults import WORKS_BY_MX, LocalFault
 from elemta.delivery.pace import Pace
 from elemta.delivery.routes import MxRoute
 from elemta.envelope import Envelope, Recipient
@@ -96,19 +97,22 @@ class MemoryQueue:
         until: Mapping[str, float] | None = None,
     ) -> list[LaneDue]:
         return [
-            self._due_in(lane, max(now, (until or {}).get(lane, now)), most, excluding.get(lane, ()))
+            self._due_in(lane, now, (until or {}).get(lane, now), most, excluding.get(lane, ()))
             for lane, most in wanted.items()
         ]
 
-    def _due_in(self, lane: str, now: float, most: int, known: Collection[tuple[str, int]]) -> LaneDue:
-        there = [message for message in self.parts.get(lane, {}).values() if message.key not in known]
+    def _due_in(
+        self, lane: str, now: float, until: float, most: int, known: Collection[tuple[str, int]]
+    ) -> LaneDue:
+        all_there = self.parts.get(lane, {}).values()
+        there = [message for message in all_there if message.key not in known]
         waits = [
             message.next_attempt_at
-            for message in there
+            for message in all_there
             if message.state is State.DEFERRED and message.next_attempt_at > now
         ]
         due = sorted(
-            (each for each in there if each.state is State.ACTIVE or each.next_attempt_at <= now),
+            (each for each in there if each.state is State.ACTIVE or each.next_attempt_at <= max(now, until)),
             key=lambda each: (each.state is not State.ACTIVE, each.next_attempt_at, each.key),
         )
         return LaneDue(lane, tuple(due[:most]), now if len(due) > most else min(waits, default=None))
@@ -197,18 +201,20 @@ class MemoryQueue:
 class Answer:
     """How a destination does at a time: what comes of an attempt, after so many seconds.
 
-    ``local`` says that what went wrong was on this side.
+    ``local`` is what may be wrong on this side.
     """
 
     reached: Reached = Reached.ANSWERED
     status: Status = Status.DELIVERED
     seconds: float = 0.1
-    local: bool = False
+    local: LocalFault = LocalFault.NONE
 
 
 GOOD = Answer()
-SILENT = Answer(Reached.NOWHERE, Status.DEFERRED, 30.0, True)
-UNREACHABLE = Answer(Reached.NOWHERE, Status.DEFERRED, 0.0, True)
+SILENT = Answer(Reached.NOWHERE, Status.DEFERRED, 30.0, LocalFault.NETWORK)
+UNREACHABLE = Answer(Reached.NOWHERE, Status.DEFERRED, 0.0, LocalFault.NETWORK)
+NAMELESS = Answer(Reached.NOWHERE, Status.DEFERRED, 10.0, LocalFault.NAMES)
+NO_SOCKET = Answer(Reached.NOWHERE, Status.DEFERRED, 0.0, LocalFault.SOCKETS)
 REFUSED = Answer(Reached.NOWHERE, Status.DEFERRED, 0.05)
 GREYLISTED = Answer(status=Status.DEFERRED)
 
@@ -302,7 +308,8 @@ class Simulation:
             code,
             "4.4.1" if code == 0 else "4.2.0",
         )
-        return Carried((outcome,), answer.reached)
+        works = WORKS_BY_MX if answer.reached is Reached.ANSWERED else LocalFault.NONE
+        return Carried((outcome,), answer.reached, local=answer.local, works=works)
 
     def stop(self) -> None:
         self.delivery._pool.stop()

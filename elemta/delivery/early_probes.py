@@ -1,0 +1,142 @@
+"""Destinations that are down perhaps for a fault on this side: one that answers has them probed soon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from elemta.delivery.local_faults import NAME_LOOKUPS, LocalFault
+
+AT_ONCE = 10
+"""Destinations that are probed together."""
+
+SPREAD = 0.1
+"""Seconds from some to the next."""
+
+# A fault of this side is none where something worked so shortly before the attempt; seconds.
+_STILL_WORKED = 60.0
+# Early probes of which it is remembered that they were made; some never say how they ended.
+_MOST_PROBED = 100_000
+
+Probe = Callable[[Sequence[str]], None]
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """A time in which something worked again and again."""
+
+    began: float
+    last: float = 0.0
+
+
+class EarlyProbes:
+    """Remembers the destinations that may be down for a fault here, and has them probed when it is over.
+
+    An answer shows that what it took works here; all destinations that lacked only that are then given to
+    ``probe``, a few at a time. Those that answered before they were down come first. One that is still down
+    at its early probe gets no other before its regular one. ``seconds`` is the time of attempts.
+    """
+
+    def __init__(self, clock: IReactorTime, seconds: Callable[[], float], probe: Probe) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._probe = probe
+        self._timer: IDelayedCall | None = None
+        # Names by what they lacked and by whether they answered before; each is in one of these, or in one
+        # of those to be probed.
+        self._suspects: dict[tuple[LocalFault, bool], dict[str, None]] = {}
+        self._to_probe: tuple[list[dict[str, None]], list[dict[str, None]]] = ([], [])
+        self._probed: dict[str, float] = {}
+        self._worked: dict[tuple[LocalFault, bool], _Stretch] = {}
+
+    @property
+    def suspects(self) -> int:
+        """How many destinations may be down for a fault here."""
+        return sum(map(len, self._suspects.values()))
+
+    def answered(self, works: LocalFault, now: float, *, names_known: bool) -> None:
+        """A destination answered, so that this works here, but for lookups if its names are known."""
+        stretch = self._worked.get((works, names_known))
+        if stretch is None or stretch.last < now - _STILL_WORKED:
+            stretch = self._worked[works, names_known] = _Stretch(now)
+        stretch.last = now
+        if self._suspects:
+            self._release(_shown(works, names_known=names_known))
+
+    def failed(self, name: str, lacked: LocalFault, started: float, *, answered_before: bool) -> None:
+        """A destination is down by an attempt that began then; ``lacked`` is what may be missing here."""
+        early = self._probed.get(name, inf) <= started
+        self.forget(name)
+        if not lacked or early:
+            return
+        stretches = self._stretches(lacked)
+        if any(each.began <= started <= each.last + _STILL_WORKED for each in stretches):
+            return
+        self._suspects.setdefault((lacked, answered_before), {})[name] = None
+        if any(each.began > started for each in stretches):
+            # The fault was over before the attempt was.
+            self._release(lacked)
+
+    def _stretches(self, lacked: LocalFault) -> list[_Stretch]:
+        """When all that was lacking was last seen to work."""
+        return [
+            stretch
+            for (works, names_known), stretch in self._worked.items()
+            if lacked in _shown(works, names_known=names_known)
+        ]
+
+    def forget(self, name: str) -> None:
+        """The destination is not down any more, or not for a fault here."""
+        self._probed.pop(name, None)
+        for key, names in list(self._suspects.items()):
+            if name in names:
+                del names[name]
+                if not names:
+                    del self._suspects[key]
+        for lots in self._to_probe:
+            for lot in lots:
+                lot.pop(name, None)
+
+    def clear(self) -> None:
+        """Forget all, and probe nothing more."""
+        self._suspects.clear()
+        self._probed.clear()
+        for lots in self._to_probe:
+            lots.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _release(self, works: LocalFault) -> None:
+        for key in [key for key in self._suspects if key[0] in works]:
+            self._to_probe[not key[1]].append(self._suspects.pop(key))
+        if self._timer is None and any(self._to_probe):
+            self._timer = self._clock.callLater(0.0, self._probe_some)
+
+    def _probe_some(self) -> None:
+        self._timer = None
+        names = self._next()
+        if names:
+            self._timer = self._clock.callLater(SPREAD, self._probe_some)
+            if len(self._probed) > _MOST_PROBED:
+                self._probed.clear()
+            self._probed.update(dict.fromkeys(names, self._seconds()))
+            self._probe(names)
+
+    def _next(self) -> list[str]:
+        names: list[str] = []
+        for lots in self._to_probe:
+            while lots and len(names) < AT_ONCE:
+                if lots[-1]:
+                    names.append(lots[-1].popitem()[0])
+                else:
+                    lots.pop()
+        return names
+
+
+def _shown(works: LocalFault, *, names_known: bool) -> LocalFault:
+    """What works for certain: names that are known may not have been looked up now."""
+    return works & ~NAME_LOOKUPS if names_known else works

@@ -1,0 +1,105 @@
+"""What may be wrong on this side when a destination can't be reached."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import ip_address
+
+from twisted.internet.error import (
+    ConnectError,
+    NoRouteError,
+    TCPTimedOutError,
+    TimeoutError,  # noqa: A004 - Twisted's name
+)
+
+
+class LocalFault(enum.Flag):
+    """What may have failed here. Some other destination that is reached shows that it works.
+
+    SOCKETS: this process got no descriptor, port or memory for a connection. NETWORK: there is no way to the
+    other side, or nothing answers. NAMES: no name server gave an answer. These two are of destinations that
+    go by ``mx:``. For a next hop that a route names they are ROUTE_NETWORK and ROUTE_NAMES: it may be in a
+    network of its own, and its name is looked up in the system's way.
+    """
+
+    NONE = 0
+    SOCKETS = enum.auto()
+    NETWORK = enum.auto()
+    NAMES = enum.auto()
+    ROUTE_NETWORK = enum.auto()
+    ROUTE_NAMES = enum.auto()
+
+    @property
+    def of_route(self) -> LocalFault:
+        """The same for a next hop that a route names."""
+        fault = self & LocalFault.SOCKETS
+        if LocalFault.NETWORK in self:
+            fault |= LocalFault.ROUTE_NETWORK
+        if LocalFault.NAMES in self:
+            fault |= LocalFault.ROUTE_NAMES
+        return fault
+
+
+#: What works where a destination by ``mx:`` answers over a new connection.
+WORKS_BY_MX = LocalFault.SOCKETS | LocalFault.NETWORK | LocalFault.NAMES
+_WORKS_BY_ADDRESS = LocalFault.SOCKETS | LocalFault.ROUTE_NETWORK
+_WORKS_BY_NAME = _WORKS_BY_ADDRESS | LocalFault.ROUTE_NAMES
+#: What shows that name servers answer, unless they were asked before.
+NAME_LOOKUPS = LocalFault.NAMES | LocalFault.ROUTE_NAMES
+#: What a connection that is there already shows instead of each of those.
+ON_A_KEPT_CONNECTION = {
+    WORKS_BY_MX: LocalFault.NETWORK,
+    _WORKS_BY_ADDRESS: LocalFault.ROUTE_NETWORK,
+    _WORKS_BY_NAME: LocalFault.ROUTE_NETWORK,
+    LocalFault.SOCKETS: LocalFault.NONE,
+}
+
+_SOCKETS = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EADDRNOTAVAIL,
+        errno.EADDRINUSE,
+    }
+)
+# The kernel's own word, or that of a router near or far: nobody can tell.
+_NETWORK = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT, errno.EPERM, errno.EACCES}
+)
+
+
+def fault_of(error: BaseException | None) -> LocalFault:
+    """What may be wrong here when connecting failed like this; NONE where the other side said something."""
+    if isinstance(error, TimeoutError | TCPTimedOutError | NoRouteError):
+        return LocalFault.NETWORK
+    code = getattr(error, "osError", None) if isinstance(error, ConnectError) else None
+    if isinstance(error, OSError):
+        code = error.errno
+    if code in _SOCKETS:
+        return LocalFault.SOCKETS
+    return LocalFault.NETWORK if code in _NETWORK else LocalFault.NONE
+
+
+@lru_cache(maxsize=1024)
+def works_by_host(host: str) -> LocalFault:
+    """What works where the host of a route answers over a new connection; empty for a Unix socket."""
+    try:
+        is_here = not host or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return _WORKS_BY_NAME
+    return LocalFault.SOCKETS if is_here else _WORKS_BY_ADDRESS
+
+
+def all_local(faults: Iterable[LocalFault]) -> LocalFault:
+    """What may be wrong here when all of these failed; NONE if for any the other side said something."""
+    together = LocalFault.NONE
+    for fault in faults:
+        if not fault:
+            return LocalFault.NONE
+        together |= fault
+    return together
