@@ -37,12 +37,10 @@ def run(steps: Steps[T]) -> MaybeDeferred[T]:
     through is raised here when nothing had to wait, and fails the Deferred otherwise. To cancel the Deferred
     cancels what ``steps`` wait for. The stack does not grow with the number of steps.
     """
-    value: Any = None
     try:
-        while True:
+        value: Any = steps.send(None)
+        while not isinstance(value, Deferred):
             value = steps.send(value)
-            if isinstance(value, Deferred):
-                break
     except StopIteration as end:
         at_once: T = end.value
         return at_once

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from elemta.deferred_value import Steps, run
+from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
 
 
 class StepError(Exception):
@@ -242,3 +242,49 @@ def test_steps_that_nobody_resumes_are_collected() -> None:
     gc.collect()
     assert known() is None
     assert cleaned == ["cleaned"]
+
+
+def test_a_value_that_is_there_is_detached_as_it_is() -> None:
+    assert detached(7, pytest.fail, pytest.fail) == 7
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_to_cancel_a_detached_wait_cancels_no_work(fails: bool, cancelled: bool) -> None:
+    stopped: list[object] = []
+    work: Deferred[int] = Deferred(stopped.append)
+    unwanted: list[object] = []
+    failed: list[object] = []
+    waited: list[object] = []
+    wait = detached(work, unwanted.append, failed.append)
+    assert isinstance(wait, Deferred)
+    wait.addBoth(waited.append)
+    if cancelled:
+        wait.cancel()
+        (failure,) = waited
+        assert isinstance(failure, Failure)
+        assert failure.check(CancelledError)
+        waited.clear()
+    result: Any = Failure(StepError()) if fails else 7
+    if fails:
+        work.errback(result)
+    else:
+        work.callback(result)
+    assert stopped == []
+    assert waited == ([] if cancelled else [result])
+    assert unwanted == ([7] if cancelled and not fails else [])
+    assert failed == ([result] if cancelled and fails else [])
+
+
+def test_a_coroutine_waits_only_for_a_deferred() -> None:
+    async def both(value: MaybeDeferred[int]) -> int:
+        return await value_of(value) + await value_of(1)
+
+    reached: list[int] = []
+    Deferred.fromCoroutine(both(6)).addCallback(reached.append)
+    assert reached == [7]
+    later: Deferred[int] = Deferred()
+    Deferred.fromCoroutine(both(later)).addCallback(reached.append)
+    assert reached == [7]
+    later.callback(1)
+    assert reached == [7, 2]

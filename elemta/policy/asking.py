@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -43,7 +43,7 @@ class ChainQuestion:
     and runs :meth:`_ask_each` with :func:`elemta.deferred_value.run`.
     """
 
-    __slots__ = ("_clock", "_pending", "_view")
+    __slots__ = ("_accepted", "_clock", "_pending", "_view")
 
     session_id: str
     queue_id = ""
@@ -51,12 +51,15 @@ class ChainQuestion:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._pending: _PendingAnswer | None = None
+        # An Accept that did not decide, because relaying is asked for and its policy may not grant it
+        self._accepted: Decision | None = None
         # What the policy that is asked now may change
         self._view: Transaction | None = None
 
     def _ask_each(self, calls: Sequence[PolicyCall]) -> Steps[Decision]:
         for call in calls:
-            if self._passes_over(call):
+            if self._accepted is not None and not call.runner.grants_relaying:
+                # After an Accept that grants no relaying, only the policies that may grant it are asked.
                 continue
             answer = self._ask_one(call)
             if isinstance(answer, _PendingAnswer):
@@ -65,7 +68,7 @@ class ChainQuestion:
                 self._pending = None
             if answer is CONTINUE:
                 continue
-            decision = self._decide(call, cast(Verdict, answer))
+            decision = self._decide(call, answer)
             if decision is not None:
                 return decision
         return self._conclude()
@@ -102,7 +105,7 @@ class ChainQuestion:
             problem = self._problem(answer)
             if problem is not None:
                 return self.failed(call, FailureKind.INVALID, took, problem=problem)
-        verdict = cast(Verdict, answer)
+        verdict: Verdict = answer  # type: ignore[assignment]  # or there was a problem with it
         runner = call.runner
         runner.answered(call, verdict, took)
         if waited:
@@ -159,10 +162,6 @@ class ChainQuestion:
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
         """What the policy's method is called with."""
         raise NotImplementedError
-
-    def _passes_over(self, call: PolicyCall) -> bool:  # noqa: ARG002
-        """Whether a policy is not asked because an earlier one has settled its question."""
-        return False
 
     def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision | None:
         """What a policy's verdict decides; None where the policies after it are still asked."""

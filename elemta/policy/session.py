@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -76,7 +76,6 @@ class PolicySession(ChainQuestion):
     """
 
     __slots__ = (
-        "_accepted",
         "_board",
         "_calls",
         "_facts",
@@ -111,11 +110,11 @@ class PolicySession(ChainQuestion):
         self._sessions: dict[PolicyRunner, Session] = {}
         self._transaction: _TransactionViews | None = None
         self._held: list[str] = []
-        self._question: StageQuestion | None = None
+        # A StageQuestion. What a stage has beside it is read without a cast, once for each policy.
+        self._question: Any = None
         self._message: Message | None = None
-        # Of the question that is asked now: marks, and an acceptance that grants no relaying
+        # The marks of the question that is asked now
         self._marks: list[Decision] = []
-        self._accepted: Decision | None = None
         # Whether a policy that may grant relaying failed, so that its verdict is not known
         self._grant_failed = False
         self._gone = False
@@ -216,25 +215,21 @@ class PolicySession(ChainQuestion):
         self._grant_failed |= call.runner.grants_relaying and not call.runner.observed
 
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
-        question, runner = cast(StageQuestion, self._question), call.runner
+        question, runner = self._question, call.runner
         session = self._session_of(runner)
         stage = question.stage
         if stage is Stage.LOGIN:
-            return session, cast(LoginQuestion, question).username
+            return session, question.username
         if stage in _SESSION_STAGES:
             return (session,)
         # Every question of the other stages is about a transaction.
-        self._view = view = self._views(cast(MailQuestion, question).transaction).of(runner)
+        self._view = view = self._views(question.transaction).of(runner)
         view.writable = True
         if stage is Stage.RCPT:
-            return session, view, cast(RcptQuestion, question).recipient
+            return session, view, question.recipient
         if stage is Stage.MESSAGE:
             return session, view, self._message
         return session, view
-
-    def _passes_over(self, call: PolicyCall) -> bool:
-        # After an Accept that grants no relaying, only the policies that may grant it are asked.
-        return self._accepted is not None and not call.runner.grants_relaying
 
     def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision | None:
         decision = Decision(verdict, call.runner.name)
@@ -280,10 +275,10 @@ class PolicySession(ChainQuestion):
         """Keep the marks of this question until the end of the transaction, or of the session."""
         if not self._marks:
             return
-        question = cast(StageQuestion, self._question)
+        question = self._question
         held = self._held
         if question.stage not in _SESSION_STAGES:
-            held = self._views(cast(MailQuestion, question).transaction).held
+            held = self._views(question.transaction).held
         for mark in self._marks:
             # A session has no end: what a policy says at each HELO of it must not add up.
             if isinstance(mark.verdict, Quarantine) and len(held) < _MOST_REASONS:

@@ -1,0 +1,26 @@
+"""One driver decides between a value now and a Deferred later: elemta.deferred_value."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ELEMTA = Path(__file__).parents[2] / "elemta"
+
+FORK = re.compile(r"isinstance\([^()]*(?:\([^()]*\))?[^()]*\bDeferred\b")
+
+ALLOWED = {
+    "deferred_value.py": "the driver",
+    "net/protocol.py": "reads no more input while an answer is out",
+    "net/login.py": "cancels the policies' work when the client leaves",
+    "policy/runner.py": "takes what a plugin returns: a verdict, a Deferred or a coroutine",
+}
+
+NOT_YET = ("delivery/", "spool/")
+
+
+def test_no_other_module_forks_by_hand() -> None:
+    found = {
+        path.relative_to(ELEMTA).as_posix() for path in ELEMTA.rglob("*.py") if FORK.search(path.read_text())
+    }
+    assert {path for path in found if not path.startswith(NOT_YET)} == set(ALLOWED)
