@@ -94,7 +94,7 @@ class Adoptions:
             care.adoption.wait("it is taken up again")
         self._looks.start(LOOK_EVERY).addErrback(
             lambda failure: _log.failure(
-                "adopted spools are not looked after", failure, event="spool.trouble"
+                "the maintenance of adopted spools ended", failure, event="spool.trouble"
             )
         )
 
@@ -200,7 +200,9 @@ class Adoptions:
         await self._forget(care)
         await care.adoption.end()
         self._known.pop(directory, None)
-        _log.info("an adopted spool is empty", event="spool.adoption_done", directory=str(directory))
+        _log.info(
+            "an adopted spool is empty and closed", event="spool.adoption_done", directory=str(directory)
+        )
 
     async def _try_again(self, care: _Care) -> None:
         try:
@@ -218,7 +220,7 @@ class Adoptions:
         await self._forget(care)
         self._known.pop(directory, None)
         _log.warn(
-            "an adopted spool belongs to another node now",
+            "the adoption of a spool ended: another node owns it",
             event="spool.adoption_lost",
             directory=str(directory),
             owner=error.node,
@@ -229,7 +231,7 @@ class Adoptions:
         if care.told != str(error):
             care.told = str(error)
             _log.warn(
-                "an adopted spool can't be had now",
+                "an adopted spool can't be opened now",
                 event="spool.adoption_waits",
                 directory=str(care.adoption.directory),
                 reason=str(error),
@@ -281,4 +283,4 @@ def _to_its_end(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
 
 
 def _tell_trouble(failure: Failure) -> None:
-    _log.failure("looking after an adopted spool went wrong", failure, event="spool.trouble")
+    _log.failure("the maintenance of an adopted spool failed", failure, event="spool.trouble")

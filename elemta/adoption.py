@@ -201,7 +201,7 @@ class Adoption:
             return
         self._go_on(Stage.WAITING, reason)
         _log.error(
-            "an adopted spool is let go",
+            "the deliveries from an adopted spool are cut off",
             event="spool.adoption_cut_off",
             directory=str(self.directory),
             reason=reason,
@@ -240,4 +240,4 @@ async def _told(work: Coroutine[Deferred[Any], Any, None]) -> None:
 
 
 def _tell_not_closed(failure: Failure) -> None:
-    _log.failure("an adopted spool was not closed in order", failure, event="spool.adoption_not_closed")
+    _log.failure("an adopted spool could not be closed", failure, event="spool.adoption_not_closed")

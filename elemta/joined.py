@@ -171,7 +171,7 @@ class Joined:
         except StoreUnavailable:
             return
         except Exception:
-            _log.failure("the leases of connections were not renewed", event="limits.not_renewed")
+            _log.failure("the leases of open connections could not be renewed", event="limits.not_renewed")
 
 
 def _status(node: NodeInfo, now: float) -> NodeStatus:
@@ -190,8 +190,8 @@ def _status(node: NodeInfo, now: float) -> NodeStatus:
 
 
 def _renewals_ended(failure: Failure) -> None:
-    _log.failure("leases are renewed no more", failure, event="limits.not_renewed")
+    _log.failure("the renewal of leases ended", failure, event="limits.not_renewed")
 
 
 def _not_stopped(failure: Failure) -> None:
-    _log.failure("the connection to Valkey was not closed in order", failure, event="valkey.not_stopped")
+    _log.failure("the connection to Valkey could not be closed", failure, event="valkey.not_stopped")

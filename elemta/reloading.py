@@ -72,13 +72,17 @@ class Reloading:
         try:
             self._log_observer.reopen()
         except OSError as error:
-            _log.error("the log file can't be opened again", event="log.not_reopened", error=str(error))
+            _log.error("the log file could not be opened again", event="log.not_reopened", error=str(error))
 
 
 def refused(faults: Sequence[Fault]) -> Reloaded:
     """A reload that changed nothing, and says so in the log."""
     for fault in faults:
-        _log.error("reload refused; nothing was changed", event="config.reload_refused", fault=str(fault))
+        _log.error(
+            "the configuration can't be used; the reload changed nothing",
+            event="config.reload_refused",
+            fault=str(fault),
+        )
     return Reloaded(faults=tuple(faults))
 
 

@@ -102,7 +102,11 @@ class Running:
         self.delivering.follow(assembly, places, (self.delivery, *self.adoptions.deliveries))
         # A session that began under the old terms may still ask the old checkers.
         retire = Deferred.fromCoroutine(previous.authenticator.stop())
-        retire.addErrback(lambda f: _log.failure("old checkers did not stop", f, event="auth.stop_failed"))
+        retire.addErrback(
+            lambda f: _log.failure(
+                "credentials checkers of the old configuration did not stop", f, event="auth.stop_failed"
+            )
+        )
 
     def stop_deliveries(self) -> Deferred[Any]:
         """Stop all of them at the same time; fires when nothing is under way any more."""
@@ -131,6 +135,8 @@ def _every(reactor: ReactorBase, seconds: float, call: Callable[[], object]) -> 
     loop = LoopingCall(once)
     loop.clock = reactor
     loop.start(seconds, now=False).addErrback(
-        lambda failure: _log.failure("a periodic task ended", failure, event="daemon.task_failed")
+        lambda failure: _log.failure(
+            "a periodic task ended with an internal error", failure, event="daemon.task_failed"
+        )
     )
     return loop

@@ -187,9 +187,7 @@ class Elemta(Service):
     def _say_ready(self) -> None:
         say_cautions(self.config)
         for note in self.config.without_effect():
-            _log.warn(
-                "a setting has no effect yet", event="config.no_effect", key=note.key, note=note.problem
-            )
+            _log.warn("a setting has no effect", event="config.no_effect", key=note.key, note=note.problem)
         _log.info(
             "ready",
             event="daemon.ready",
@@ -214,7 +212,7 @@ class Elemta(Service):
 
     def _lost_spool(self, reason: str) -> None:
         """Another host works on the spool: every further word of ours in it would do harm."""
-        _log.critical("the spool is not ours any more", event="spool.lost", reason=reason)
+        _log.critical("another node owns this spool", event="spool.lost", reason=reason)
         _exit_with(EX_TEMPFAIL)
 
     # While it runs

@@ -105,7 +105,7 @@ class Authenticator:
     ) -> str:
         """The canonical name of the user whose credentials these are.
 
-        ``client`` is the client's IP address, and ``claim`` says for whom a place in the queue is wanted.
+        ``client`` is the client's IP address, and ``claim`` has the client that wants a place in the queue.
         Raises ``UnauthorizedLogin`` for bad credentials, and
         :class:`~elemta.errors.CredentialsUnavailable` when no checker could decide in time.
         """

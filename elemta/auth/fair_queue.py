@@ -14,7 +14,7 @@ KNOWN_IN_A_ROW = 4
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """For whom a place is wanted: the client's network, and whether this user logged in from there before."""
+    """A claim to a place: the client's network, and whether this user logged in from there before."""
 
     network: str = ""
     known: bool = False

@@ -40,7 +40,7 @@ class Options:
 
 
 USED: Final[tuple[tuple[str, str], ...]] = (
-    ("-t", "take recipients from To, Cc and Bcc (or Resent-To and its kin) too; Bcc is removed"),
+    ("-t", "take recipients from To, Cc and Bcc (or the Resent- fields) too; Bcc is removed"),
     ("-i, -oi", "a line with a single dot does not end the message"),
     ("-f ADDRESS, -r ADDRESS", "the sender of the envelope, which gets bounces; <> gets none"),
     ("-F NAME", "the full name in a From field, where there is none"),

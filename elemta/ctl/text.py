@@ -14,7 +14,7 @@ MIN_WIDTH = 8
 def safe(text: str) -> str:
     """``text`` on one line with everything that is not printable written out, such as ``\\x1b``.
 
-    Addresses, HELO names and remote replies are chosen by strangers; none of them may move the cursor,
+    Clients and servers choose addresses, HELO names and replies; none of them may move the cursor,
     colour the screen or turn the direction of writing.
     """
     if text.isprintable():

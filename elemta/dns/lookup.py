@@ -1,4 +1,4 @@
-"""One lookup over all servers: whom to ask next, and what an answer means."""
+"""One lookup over all servers: which to ask next, and what an answer means."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Resolver(Questions):
     def _broke(self, failure: Failure, table: LookupTable, under_way: UnderWay) -> None:
         """It was given up, or there is a fault in it."""
         if failure.check(CancelledError) is None:
-            _log.failure("a DNS lookup broke", failure=failure, event="dns.broke")
+            _log.failure("a DNS lookup failed with an internal error", failure=failure, event="dns.broke")
             self._end(table, under_way, Trouble("a fault inside Elemta; the log has it"))
 
     def _end(self, table: LookupTable, under_way: UnderWay, result: Result) -> None:

@@ -300,4 +300,4 @@ def _own(requests: Sequence[Request]) -> list[Request]:
 
 def _log_unwanted(failure: Failure) -> None:
     if failure.check(StoreUnavailable) is None:
-        _log.failure("a limit that nothing waits for failed", failure, event="limits.trouble")
+        _log.failure("a limit failed after its caller had gone", failure, event="limits.trouble")

@@ -51,7 +51,7 @@ class KnownLogins:
         self._known: dict[tuple[str, str], tuple[float, Standing]] = {}
 
     def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[Standing]:
-        """What is known of this user at this address. A stranger where the store can't be asked."""
+        """What is known of this user at this address. Unknown where the store can't be asked."""
         return run(self._find_standing(username, ip))
 
     def _find_standing(self, username: str, ip: IPAddress) -> Steps[Standing]:

@@ -315,7 +315,7 @@ class Limiter:
         self._refusals.forget(f"{limit}:{identity}")
 
     def refused(self, count: int = 100) -> tuple[Refused, ...]:
-        """Whom this node refuses now, the latest first."""
+        """The identities that this node refuses now, the latest first."""
         return self._refusals.latest(count, self._store.seconds())
 
     def _ask(
@@ -400,7 +400,7 @@ class Limiter:
             return
         self._next_log[name] = now + LOG_INTERVAL
         _log.info(
-            "a limit that is only observed would have refused",
+            "a limit with mode = observe would have refused",
             event="limit.observed",
             limit=name,
             identity=shortfall.request.identity,

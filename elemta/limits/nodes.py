@@ -85,7 +85,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """What a node says of itself each time; ``queue`` are messages, ``refused`` whom it refuses now."""
+    """What a heartbeat says; ``queue`` counts messages, ``refused`` has the identities refused now."""
 
     sessions: int = 0
     queue: int = 0
@@ -160,7 +160,10 @@ class Nodes:
             )
             await self._valkey.run(_LEAVE, [self._node_key(self.node_id)], [self._boot], deadline=_DEADLINE)
         except StoreUnavailable:
-            _log.debug("Valkey will notice by itself that this node is gone", event="nodes.not_left")
+            _log.debug(
+                "this node could not leave the list of nodes; its entry expires by itself",
+                event="nodes.not_left",
+            )
 
     async def list(self) -> tuple[NodeInfo, ...]:
         """The nodes that live, by name. Raises StoreUnavailable."""
@@ -207,7 +210,7 @@ class Nodes:
     def _told(self, result: object) -> None:
         self._beating = None
         if isinstance(result, Failure) and result.check(CancelledError) is None:
-            _log.failure("a sign of life went wrong", result, event="nodes.trouble")
+            _log.failure("a heartbeat failed with an internal error", result, event="nodes.trouble")
 
     async def _tell(self) -> None:
         try:
@@ -221,7 +224,7 @@ class Nodes:
             self._check_name(before)
             await self._hear_resets(now.decode())
         except StoreUnavailable:
-            _log.debug("this node could not tell that it lives", event="nodes.unheard")
+            _log.debug("a heartbeat could not be written", event="nodes.unheard")
 
     def _count(self, found: int) -> None:
         """A Valkey that came back empty does not know all yet: fewer are believed when they had the time."""
@@ -237,7 +240,7 @@ class Nodes:
             return
         self._next_duplicate_log = now + _DUPLICATE_LOG_INTERVAL
         _log.error(
-            "another daemon has the same node_id: each node of a fleet needs its own",
+            "another daemon has the same node_id; each node of a fleet needs its own",
             event="nodes.duplicate",
             name=self.node_id,
         )

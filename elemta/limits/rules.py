@@ -1,4 +1,4 @@
-"""The limits of a configuration as rules: what each counts, for whom, and at which stage it is charged.
+"""The limits of a configuration as rules: what each counts, per what, and at which stage it is charged.
 
 A rule is charged at the earliest stage where both what it counts and all that it counts per are known.
 """
@@ -75,7 +75,7 @@ class TransactionLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a charge is about: the session, and what of a transaction there is at the stage."""
+    """The subject of a charge: the session, and what of a transaction there is at the stage."""
 
     session: SessionLike
     transaction: TransactionLike | None = None

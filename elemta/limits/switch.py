@@ -282,5 +282,5 @@ class Switch:
 
 def _reason(failure: Failure) -> str:
     if failure.check(StoreUnavailable, defer.TimeoutError, CancelledError) is None:
-        _log.failure("a probe of Valkey went wrong", failure, event="limits.probe")
+        _log.failure("a probe of Valkey failed with an internal error", failure, event="limits.probe")
     return failure.getErrorMessage() or "no answer in time"

@@ -29,7 +29,7 @@ def provide_descriptors(connections: int) -> bool:
     if allowed >= needed:
         return True
     _log.warn(
-        "max_connections needs more open files than this process may have",
+        "this process may not open as many files as max_connections needs",
         event="descriptors.few",
         max_connections=connections,
         needed=needed,

@@ -113,7 +113,7 @@ class House:
             try:
                 connection.check_deadline(now)
             except Exception:  # one connection's failure must not end all deadlines
-                _log.failure("a deadline could not be kept", event="session.deadline_failed")
+                _log.failure("a deadline could not be enforced", event="session.deadline_failed")
                 connection.abort()
 
     def _note_standstill(self) -> None:

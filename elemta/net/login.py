@@ -145,7 +145,7 @@ class Login:
     def _log(self, outcome: str, user: str, **more: object) -> None:
         self._terms.observer.authenticated(outcome)
         _log.info(
-            "authentication was tried",
+            "a client tried to log in",
             event="auth.tried",
             session_id=self._facts.id,
             client_ip=str(self._facts.client_ip),

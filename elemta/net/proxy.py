@@ -95,7 +95,10 @@ class ProxyPreamble(Protocol):
     def _give_up(self, why: str) -> None:
         self._done = True
         _log.warn(
-            "connection closed: bad PROXY header", event="proxy.refused", peer=str(self._peer[0]), reason=why
+            "connection closed: invalid PROXY header",
+            event="proxy.refused",
+            peer=str(self._peer[0]),
+            reason=why,
         )
         self.transport.loseConnection()
 

@@ -156,14 +156,14 @@ class Reception:
             return Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")
         if failure.check(MailboxUnknown) is not None:
             _log.warn(
-                "a recipient's mailbox could not be looked for",
+                "the mailbox of a recipient could not be checked",
                 event="recipient.not_checked",
                 session_id=self._facts.id,
                 reason=failure.getErrorMessage(),
             )
             return Refuse(replies.LOCAL_TROUBLE, reason="mailbox unknown")
         _log.failure(
-            "a question of a session could not be answered",
+            "a session failed with an internal error",
             failure,
             event="session.trouble",
             session_id=self._facts.id,

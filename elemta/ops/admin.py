@@ -151,7 +151,7 @@ class AdminSite(Site):
 
     def log(self, request: http.Request) -> None:
         _log.debug(
-            "an admin call was answered",
+            "answered an admin call",
             event="admin.call",
             method=request.method,
             path=request.path,

@@ -59,7 +59,7 @@ class DaemonCalls:
             raise Refusal(
                 UNPROCESSABLE,
                 "the configuration can't be used; nothing was changed",
-                "mend the faults and reload again",
+                "correct the faults and reload again",
                 {"faults": [fault_json(fault) for fault in result.faults]},
             )
         return reload_json(result)

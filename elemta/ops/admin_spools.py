@@ -29,7 +29,9 @@ class SpoolCalls:
     async def adopt(self, call: Call) -> Json:
         call.only("directory")
         directory = _directory(call)
-        _log.info("an operator has a spool adopted", event="admin.spool_adopt", directory=directory)
+        _log.info(
+            "an operator started the adoption of a spool", event="admin.spool_adopt", directory=directory
+        )
         try:
             return _status_json(await self._spools.adopt(directory))
         except SpoolLocked as error:
@@ -42,7 +44,9 @@ class SpoolCalls:
     async def give_back(self, call: Call) -> Json:
         call.only("directory")
         directory = _directory(call)
-        _log.info("an operator has a spool given back", event="admin.spool_give_back", directory=directory)
+        _log.info(
+            "an operator ended the adoption of a spool", event="admin.spool_give_back", directory=directory
+        )
         try:
             return _status_json(await self._spools.give_back(directory))
         except NoSpool as error:

@@ -47,7 +47,7 @@ class QuietSite(Site):
 
     def log(self, request: http.Request) -> None:
         _log.debug(
-            "an HTTP request was answered",
+            "answered an HTTP request",
             event="http.request",
             method=request.method,
             path=request.path,

@@ -236,7 +236,7 @@ class Metrics:
             except Exception as error:  # one source that fails must not cost the others
                 self._poll_failures.inc(source)
                 _log.warn(
-                    "a figure for the metrics could not be had",
+                    "a figure for the metrics is not available",
                     event="metrics.poll_failed",
                     source=source,
                     error=repr(error),

@@ -69,7 +69,7 @@ class LimitsOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Charged:
-    """Whom a charge is for, with the ledgers it goes into."""
+    """The subject of a charge, with the ledgers it goes into."""
 
     stage: Stage
     session: Session
@@ -238,7 +238,7 @@ class LimitsPolicy:
         self._give_back(charge.receipts)
 
     def _log_unwanted(self, failure: Failure) -> None:
-        self._log.failure("a limit that nothing waits for failed", failure, event="limits.trouble")
+        self._log.failure("a limit failed after its caller had gone", failure, event="limits.trouble")
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limits.refund(receipts)

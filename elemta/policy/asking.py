@@ -260,7 +260,7 @@ def _log_late(answer: object, call: PolicyCall) -> None:
     if isinstance(answer, Failure) and answer.check(CancelledError) is not None:
         return
     _log.info(
-        "a policy answered too late",
+        "a policy answered after its timeout",
         event="policy.late",
         policy=call.runner.name,
         stage=call.stage_name,

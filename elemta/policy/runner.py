@@ -339,7 +339,7 @@ def cancel(answer: Deferred[Any], call: PolicyCall) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFact:
-    """A fact for a policy: what the policy's method is called with, and whom it is about.
+    """A fact for a policy: the arguments of the policy's method, and the parties that it is about.
 
     ``network`` is that of the client that the fact is about.
     """

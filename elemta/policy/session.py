@@ -251,7 +251,7 @@ class PolicySession(ChainQuestion):
             self._facts, question.recipient.address
         ):
             _log.info(
-                "a recipient was refused because this client may not relay",
+                "a recipient was refused: the client may not relay",
                 event="relay.denied",
                 session_id=self._facts.id,
                 client_ip=str(self._facts.client_ip),

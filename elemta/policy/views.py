@@ -123,7 +123,7 @@ class Session:
 
     @property
     def user(self) -> str | None:
-        """The authenticated user; None for a stranger."""
+        """The authenticated user; None for other clients."""
         return self._facts.user
 
     @property

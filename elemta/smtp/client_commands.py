@@ -19,7 +19,7 @@ class ClientTransaction:
 
     ``size`` is the octets of the content; ``utf8_header`` whether the header has octets beyond ASCII,
     so that the next hop must know SMTPUTF8 (RFC 6531 §3.1) even where the addresses do not need it.
-    ``taken`` gets the result of each recipient for whom the next hop took the message, the moment it says so.
+    ``taken`` gets the result of each recipient that the next hop took the message for, at its reply.
     """
 
     sender: Address

@@ -167,7 +167,7 @@ class Opening:
             self._may_fall_back = False
             self._begin_login(credentials)
         elif reply.code >= 400:
-            # That our credentials are not good is for our operator to mend, and no word about the message.
+            # Bad credentials are for our operator to correct, and say nothing about the message.
             dialogue.events.append(LoginRefused(reply))
             dialogue.decline(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
         else:

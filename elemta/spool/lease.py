@@ -164,4 +164,4 @@ class SpoolLease:
 
 
 def _renewals_ended(failure: Failure) -> None:
-    _log.failure("the lease of a spool is renewed no more", failure, event="spool.lease_not_renewed")
+    _log.failure("the renewal of the lease of a spool ended", failure, event="spool.lease_not_renewed")

@@ -242,7 +242,9 @@ class Valkey:
         if up:
             _log.info("connected to Valkey", event="valkey.connected", kind=self._url.kind.value)
         elif self._running:
-            _log.warn("lost Valkey", event="valkey.lost", reason=str(self._topology.trouble))
+            _log.warn(
+                "the connection to Valkey was lost", event="valkey.lost", reason=str(self._topology.trouble)
+            )
         self._health.changed(up)
         for callback in tuple(self._listeners):
             try:

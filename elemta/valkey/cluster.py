@@ -183,7 +183,7 @@ class Cluster(Topology):
         self._complete = None not in slots
         if pools.keys() != before:
             names = [str(address) for address in pools]
-            _log.info("the cluster's primaries", event="valkey.primaries", addresses=names)
+            _log.info("the primaries of the cluster", event="valkey.primaries", addresses=names)
         self._drop_others(pools)
         self._review()
 

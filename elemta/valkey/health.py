@@ -63,7 +63,7 @@ class Health:
             self._said = ""
         elif self._is_news(info.maxmemory_policy):
             _log.warn(
-                "Valkey may evict what is counted, so that limits admit more than they say",
+                "Valkey's maxmemory-policy may evict counts; set noeviction",
                 event="valkey.eviction",
                 policy=info.maxmemory_policy,
             )
@@ -71,7 +71,7 @@ class Health:
     def _refused(self, failure: Any) -> None:
         failure.trap(ValkeyTrouble)
         if self._valkey.up and self._is_news(str(failure.value)):
-            _log.warn("Valkey does not tell how it is", event="valkey.no_info", reason=str(failure.value))
+            _log.warn("Valkey does not answer INFO", event="valkey.no_info", reason=str(failure.value))
 
     def _tell(self, info: ValkeyInfo) -> None:
         self._last = info

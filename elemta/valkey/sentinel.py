@@ -124,7 +124,7 @@ class Sentinel(Topology):
             return
         self._refusal = words
         _log.warn(
-            "a Sentinel gives no primary",
+            "a Sentinel names no primary",
             event="valkey.sentinel_refused",
             address=str(sentinel.address),
             service=self._service,
@@ -136,7 +136,7 @@ class Sentinel(Topology):
             return
         before = self._primary
         _log.info(
-            "Sentinels name the primary",
+            "the Sentinels name a primary",
             event="valkey.primary",
             address=str(address),
             before=str(before.address) if before is not None else "",

@@ -88,7 +88,7 @@ def test_a_cell_of_120_characters_is_taken_and_one_more_is_found(
 def test_comments_and_strings_of_code_are_read_and_names_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = '"""Text.\n\nWhoever."""\nnobody = 1  # for somebody\nhouse = "doors"\n'
+    text = '"""Text.\n\nWhoever."""\nnobody = 1  # for somebody\nhouse = f"{nobody} doors"\n'
     lines = [line.partition(":")[0] for line in found(tmp_path, "module.py", text, capsys)]
     assert lines == ["3", "4", "5"]
 
