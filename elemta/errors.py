@@ -90,6 +90,10 @@ class AddressSyntaxError(ElemtaError, ValueError):
     """Text that is not a mail address by RFC 5321 §4.1.2."""
 
 
+class RelayNotGranted(ElemtaError, ValueError):
+    """A policy that may not grant relaying tried to add a recipient to whom the client may not relay."""
+
+
 class ProxyHeaderError(ElemtaError):
     """A PROXY protocol header that is malformed, oversized or not allowed."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.address import Address
 from elemta.deferred_value import MaybeDeferred, run
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
@@ -52,10 +54,12 @@ class LoginQuestion(StageQuestion):
 class _TransactionViews:
     """The state of one transaction: each policy's view, what they published, the reasons to hold it."""
 
-    __slots__ = ("board", "facts", "held", "views")
+    __slots__ = ("board", "client", "facts", "held", "relay", "views")
 
-    def __init__(self, facts: TransactionFacts) -> None:
+    def __init__(self, facts: TransactionFacts, client: SessionFacts, relay: RelayPermission) -> None:
         self.facts = facts
+        self.client = client
+        self.relay = relay
         self.board: dict[tuple[str, str], Any] = {}
         self.views: dict[PolicyRunner, Transaction] = {}
         self.held: list[str] = []
@@ -63,9 +67,19 @@ class _TransactionViews:
     def of(self, runner: PolicyRunner) -> Transaction:
         view = self.views.get(runner)
         if view is None:
-            view = Transaction(self.facts, runner.name, self.board, observed=runner.observed)
+            view = Transaction(
+                self.facts,
+                runner.name,
+                self.board,
+                observed=runner.observed,
+                may_receive=partial(self._may_receive, runner.grants_relaying),
+            )
             self.views[runner] = view
         return view
+
+    def _may_receive(self, granted: bool, recipient: Address) -> bool:
+        """Whether a policy may add this recipient: relaying is granted where it is for RCPT, too."""
+        return granted or self.relay.allows(self.client, recipient)
 
 
 class PolicySession(ChainQuestion):
@@ -293,7 +307,7 @@ class PolicySession(ChainQuestion):
     def _views(self, transaction: TransactionFacts) -> _TransactionViews:
         views = self._transaction
         if views is None or views.facts is not transaction:
-            views = self._transaction = _TransactionViews(transaction)
+            views = self._transaction = _TransactionViews(transaction, self._facts, self._relay)
         return views
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:

@@ -34,6 +34,7 @@ from elemta.limits import Limiter, MemoryStore
 from elemta.outcome import Outcome
 from elemta.policy.discovery import problem_with
 from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin, LoginOutcome
+from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Resolver, Services
 from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
@@ -200,7 +201,8 @@ class PolicyTester:
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
     :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from``, ``limits`` and ``resolver``
-    are those of :func:`make_services`. ``facts`` is the session that the policy sees; change it as you like.
+    are those of :func:`make_services`. ``may_relay`` is whether ``[policies] may_relay`` names the policy.
+    ``facts`` is the session that the policy sees; change it as you like.
 
     A method per stage asks and returns the verdict; where the policy is not asked at that stage it
     returns ``CONTINUE``. ``wait`` is how many seconds the clock is advanced for a policy that doesn't
@@ -222,6 +224,7 @@ class PolicyTester:
         user: str | None = None,
         tls: TLSInfo | None = None,
         reverse_name: str | None = None,
+        may_relay: bool = False,
     ) -> None:
         verifyObject(IPolicyPlugin, plugin)
         self.clock = Clock()
@@ -239,6 +242,8 @@ class PolicyTester:
         )
         self.common, parsed = read_policy(plugin.options, options or {}, "test", f"policy.{plugin.name}")
         self.name: str = plugin.name
+        self._relay = RelayPermission(self.services.domains)
+        self._may_relay = may_relay
         self.policy: Any = plugin.build(parsed, self.services.of_policy(plugin.name))
         problem = problem_with(self.policy)
         if problem:
@@ -429,7 +434,11 @@ class PolicyTester:
         self._transaction_board = {}
         self.transaction_facts = TransactionFacts(address, parameters, size=parameters.size or 0)
         self._transaction = Transaction(
-            self.transaction_facts, self.name, self._transaction_board, observed=False
+            self.transaction_facts,
+            self.name,
+            self._transaction_board,
+            observed=False,
+            may_receive=lambda address: self._may_relay or self._relay.allows(self.facts, address),
         )
         return self._transaction
 

@@ -12,12 +12,13 @@ from typing import Any, BinaryIO
 
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
+from elemta.errors import AddressSyntaxError, RelayNotGranted
 from elemta.message.headers import Headers, read_headers
 from elemta.message.trace import added_field, separator
 from elemta.smtp.facts import SessionFacts, TLSInfo
 from elemta.smtp.facts import Transaction as TransactionFacts
 from elemta.smtp.memory import memory_of_recipient
-from elemta.smtp.path import parse_address
+from elemta.smtp.path import MAX_PATH, parse_address
 
 MAX_ADDED_HEADERS = 200
 """More fields than this can't be added to one message, by all policies together."""
@@ -150,15 +151,22 @@ class Transaction:
     and then not made.
     """
 
-    __slots__ = ("_board", "_facts", "_notes", "_observed", "_policy", "writable")
+    __slots__ = ("_board", "_facts", "_may_receive", "_notes", "_observed", "_policy", "writable")
 
     def __init__(
-        self, facts: TransactionFacts, policy: str, board: dict[tuple[str, str], Any], *, observed: bool
+        self,
+        facts: TransactionFacts,
+        policy: str,
+        board: dict[tuple[str, str], Any],
+        *,
+        observed: bool,
+        may_receive: Callable[[Address], bool],
     ) -> None:
         self._facts = facts
         self._policy = policy
         self._board = board
         self._observed = observed
+        self._may_receive = may_receive
         self._notes: Notes | None = None
         self.writable = False
 
@@ -211,14 +219,21 @@ class Transaction:
     def add_recipient(self, recipient: Recipient | Address | str) -> None:
         """Let the message go to one more recipient; no policy is asked about it.
 
-        One that is there already is not added again. A text that is no address raises
-        :class:`elemta.errors.AddressSyntaxError`, which is a :class:`ValueError`, and so does one more than
-        :data:`MAX_ADDED_RECIPIENT_OCTETS` allows.
+        One that is there already is not added again. What is no address, or too long for one, raises
+        :class:`elemta.errors.AddressSyntaxError`. A recipient that is not of this host raises
+        :class:`elemta.errors.RelayNotGranted` unless the client may relay or ``[policies] may_relay`` names
+        this policy. Both are a :class:`ValueError`. More than :data:`MAX_ADDED_RECIPIENT_OCTETS` raise one, too.
         """
         self._check_writable()
         wanted = recipient if isinstance(recipient, Recipient) else Recipient(_address(recipient))
         if not wanted.address:
             raise ValueError("the null address can't be a recipient")
+        _check_address(wanted.address)
+        if not self._may_receive(wanted.address):
+            raise RelayNotGranted(
+                f"the policy {self._policy} may not add {wanted.address}: this client may not relay, and"
+                f" [policies] may_relay does not name the policy"
+            )
         facts = self._facts
         if self._observed or any(known.address == wanted.address for known in facts.recipients):
             return
@@ -288,6 +303,13 @@ class Message:
         It is there while the policy is being asked. Reading a large one blocks: do it in a thread.
         """
         return self._opener()
+
+
+def _check_address(address: Address) -> None:
+    """Whether a value that a policy made is one that a command could have had. AddressSyntaxError."""
+    text = str(address)
+    if parse_address(text) != address:
+        raise AddressSyntaxError(f"not an address as RFC 5321 has it: {text[:MAX_PATH]!r}")
 
 
 def _address(address: Address | str) -> Address:

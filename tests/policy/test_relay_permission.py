@@ -16,6 +16,7 @@ from elemta.address import Address
 from elemta.config import Mode, OnError, PolicyCommon
 from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
+from elemta.errors import AddressSyntaxError, RelayNotGranted
 from elemta.policies.relay import RelayPlugin
 from elemta.policy import (
     CONTINUE,
@@ -281,3 +282,101 @@ def test_a_denial_of_the_last_instance_is_logged_with_the_policy_that_had_accept
     decide(("a", "accept"))
     (event,) = [event for event in logged if event.get("event") == "relay.denied"]
     assert (event["recipient"], event["accepted_by"]) == ("someone@example.org", "a")
+
+
+TOO_LONG = Address("a" * 65, "example.com")
+
+
+@implementer(IDataPolicy)
+class Adds:
+    """Adds one recipient, and keeps what that raised."""
+
+    def __init__(self, wanted: Any) -> None:
+        self.wanted = wanted
+        self.raised: Exception | None = None
+
+    def data(self, session: object, transaction: Any) -> Any:
+        try:
+            transaction.add_recipient(self.wanted)
+        except Exception as error:
+            self.raised = error
+            raise
+        return CONTINUE
+
+
+def _add(
+    wanted: Any,
+    *,
+    policy: str = "a",
+    user: str | None = None,
+    ip: str = "192.0.2.1",
+    mode: Mode = Mode.ENFORCE,
+) -> tuple[Adds, list[str], Decision]:
+    clock = Clock()
+    adds = Adds(wanted)
+    loaded = LoadedPolicy(policy, adds, PolicyCommon(mode=mode))
+    chain = PolicyChain([loaded], clock, relay=RelayPermission(DOMAINS, frozenset({"srs"})))
+    facts = SessionFacts(id="s", client_ip=ip_address(ip), client_port=1, listener="mx", user=user)
+    transaction = Transaction(Address("a", "b.example"), MailParameters())
+    transaction.recipients.append(Recipient(Address("first", "example.com")))
+    decision = chain.open(facts).ask(DataQuestion(facts, transaction))
+    assert isinstance(decision, Decision)
+    return adds, [str(each) for each in transaction.recipients[1:]], decision
+
+
+@pytest.mark.parametrize(
+    ("wanted", "who", "added"),
+    [
+        ("archive@example.com", {}, True),
+        ("archive@example.org", {}, False),
+        ("victim%example.org@example.com", {}, False),
+        (Recipient(Address("archive", "example.org")), {}, False),
+        ("archive@[127.0.0.1]", {}, False),
+        ("archive@example.org", {"user": "anna"}, True),
+        ("archive@example.org", {"ip": "10.1.2.3"}, True),
+        ("archive@example.org", {"policy": "srs"}, True),
+    ],
+)
+def test_a_policy_adds_no_recipient_to_whom_the_client_may_not_relay(
+    wanted: Any, who: dict[str, Any], added: bool
+) -> None:
+    adds, recipients, decision = _add(wanted, **who)
+    assert bool(recipients) is added
+    if not added:
+        assert isinstance(adds.raised, RelayNotGranted)
+        assert "[policies] may_relay" in str(adds.raised)
+        # It counts as a failure of the policy, whose on_error decides: a defer by default.
+        assert isinstance(decision.verdict, Defer)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "nobody",
+        "a@b@example.com",
+        "a@example.com\r\nRCPT TO:<b@example.com>",
+        "a" * 65 + "@example.com",
+        "a@" + ".".join(["b" * 60] * 5),
+        TOO_LONG,
+        Recipient(TOO_LONG),
+        Address("a", "exa mple.com"),
+        Address("a", "example.com>"),
+        Address("a\r\nb", "example.com"),
+        Address("a", ""),
+        Address("", "example.com"),
+        Address("a", "EXAMPLE.com"),
+        Address("a", "b" * 64 + ".example.com"),
+    ],
+)
+@pytest.mark.parametrize("who", [{}, {"user": "anna"}, {"policy": "srs"}], ids=["stranger", "user", "srs"])
+def test_a_policy_adds_nothing_that_no_command_could_name(wanted: Any, who: dict[str, Any]) -> None:
+    adds, recipients, decision = _add(wanted, **who)
+    assert recipients == []
+    assert isinstance(adds.raised, AddressSyntaxError)
+    assert isinstance(decision.verdict, Defer)
+
+
+def test_what_an_observer_may_not_add_is_told_too() -> None:
+    adds, recipients, _ = _add("archive@example.org", mode=Mode.OBSERVE)
+    assert isinstance(adds.raised, RelayNotGranted)
+    assert recipients == []
