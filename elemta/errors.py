@@ -91,7 +91,7 @@ class AddressSyntaxError(ElemtaError, ValueError):
 
 
 class RelayNotGranted(ElemtaError, ValueError):
-    """A policy that may not grant relaying tried to add a recipient to whom the client may not relay."""
+    """A policy that may not grant relaying tried to add a recipient to which the client may not relay."""
 
 
 class ProxyHeaderError(ElemtaError):

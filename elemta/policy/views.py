@@ -222,7 +222,8 @@ class Transaction:
         One that is there already is not added again. What is no address, or too long for one, raises
         :class:`elemta.errors.AddressSyntaxError`. A recipient that is not of this host raises
         :class:`elemta.errors.RelayNotGranted` unless the client may relay or ``[policies] may_relay`` names
-        this policy. Both are a :class:`ValueError`. More than :data:`MAX_ADDED_RECIPIENT_OCTETS` raise one, too.
+        this policy. Both are a :class:`ValueError`. More than
+        :data:`MAX_ADDED_RECIPIENT_OCTETS` raise one, too.
         """
         self._check_writable()
         wanted = recipient if isinstance(recipient, Recipient) else Recipient(_address(recipient))
