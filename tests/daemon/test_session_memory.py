@@ -143,3 +143,36 @@ def test_a_session_takes_no_more_than_is_promised(
         )
     assert loaded - idle <= SESSIONS * (MOST_WITH_TLS if tls else MOST)
     assert idle - start <= SESSIONS * (IDLE_WITH_TLS if tls else IDLE)
+
+
+@pytest.mark.timeout(180)
+def test_envelopes_take_no_more_than_is_promised(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """999 recipients with a long ORCPT took 0.9 MiB, and 2.3 MiB where its characters were wide."""
+    sessions = 40
+    envelope = "".join(
+        f"RCPT TO:<b{number}@example.test> ORCPT=utf-8;{chr(0x20000) * 120}@elsewhere.test\r\n"
+        for number in range(999)
+    ).encode()
+
+    def fill(wire: Wire) -> None:
+        wire.send(envelope)
+        codes = [wire.reply()[:9] for _ in range(999)]
+        assert codes[0] == "250 2.1.5"
+        assert codes[-1] == "452 4.5.3"
+
+    warm, *wires = [open_session(daemon, tls=False) for _ in range(sessions)]
+    fill(warm)
+    idle = settled(daemon)
+    for wire in wires:
+        fill(wire)
+    loaded = settled(daemon)
+    with capsys.disabled():
+        print(f"\n  envelopes: {(loaded - idle) / len(wires):.0f} KiB a session", end="")
+    assert loaded - idle <= len(wires) * (256 + 64)
+    counted = daemon.metric(r'elemta_session_memory_bytes\{kind="envelopes".*\}')
+    assert len(wires) * 200 * KIB < counted <= sessions * 256 * KIB
+    assert daemon.metric(r'elemta_messages_deferred_total\{.*policy="memory",stage="rcpt".*\}') > 0
+    for wire in (warm, *wires):
+        assert wire.command("RSET").startswith("250")
+        wire.sock.close()
+    assert daemon.metric(r'elemta_session_memory_bytes\{kind="envelopes".*\}') <= 256 * KIB
