@@ -71,6 +71,11 @@ class Assembly:
     routes: tuple[Route, ...]
     delivery: DeliverySettings
 
+    @property
+    def max_envelope(self) -> int:
+        """The octets of memory that one envelope may take."""
+        return max(LEAST_ENVELOPE, self.config.server.max_recipients * ORDINARY_RECIPIENT)
+
     def session_settings(self, listener: ListenerConfig) -> SessionSettings:
         """What the SMTP sessions of ``listener`` are told."""
         server = self.config.server
@@ -85,7 +90,7 @@ class Assembly:
             auth_needs_tls=self.config.auth.require_tls,
             require_auth=listener.role is Role.SUBMISSION,
             postmaster_domain=self.config.domains.local[0],
-            max_envelope=max(LEAST_ENVELOPE, server.max_recipients * ORDINARY_RECIPIENT),
+            max_envelope=self.max_envelope,
             may_relay=self.domains.may_relay,
         )
 

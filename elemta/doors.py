@@ -87,6 +87,7 @@ class Doors:
             provide_descriptors(resources.max_connections)
         self.house.max_connections = resources.max_connections
         self.house.max_connections_per_ip = resources.max_connections_per_ip
+        self.house.envelopes.admit(assembly.max_envelope)
         self.mailboxes.forget()
         routes = None if assembly.chain.delivery_hooks.asks else RouteTable(assembly.routes)
         configured = {listener.name: listener for listener in assembly.config.listeners}

@@ -12,6 +12,9 @@ from elemta.envelope import MailParameters, Recipient
 _KIB = 1024
 _MIB = 1024 * _KIB
 
+LEAST_BUDGET = 64 * _MIB
+"""What all sessions of a process may hold of one kind."""
+
 # The objects of a transaction: its own, those of policies that are asked about it, and two lists.
 _TRANSACTION = 2 * _KIB
 # A place in a list, and what the list has too much.
@@ -23,7 +26,7 @@ class MemoryBudget:
 
     __slots__ = ("limit", "taken")
 
-    def __init__(self, limit: int = 64 * _MIB) -> None:
+    def __init__(self, limit: int = LEAST_BUDGET) -> None:
         self.limit = limit
         self.taken = 0
 
@@ -35,6 +38,10 @@ class MemoryBudget:
     def has_room_to_begin(self, octets: int) -> bool:
         """Whether an envelope of so many octets may begin: it takes no more than it leaves free."""
         return 2 * octets <= self.limit - self.taken
+
+    def admit(self, envelope: int) -> None:
+        """Raise the budget so that one envelope of so many octets fits."""
+        self.limit = max(LEAST_BUDGET, 2 * envelope)
 
 
 class Shortage(enum.Enum):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from elemta.smtp import replies
 from elemta.smtp.events import Answer, MessageQuestion, Proceed, Queued, RcptQuestion, Refuse
 from elemta.smtp.facts import SessionFacts
-from elemta.smtp.memory import MemoryBudget
+from elemta.smtp.memory import LEAST_BUDGET, MemoryBudget
 from elemta.smtp.session import ServerSession
 from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 from tests.smtp import transcript
@@ -103,6 +103,16 @@ def test_max_recipients_of_ordinary_length_have_room() -> None:
     for number in range(most):
         assert say(conversation, b"RCPT TO:<someone-%05d@example.com>\r\n" % number).startswith("250")
     assert say(conversation, RCPT % 1) == "452 4.5.3 Too many recipients"
+
+
+def test_max_recipients_beyond_the_budget_of_all_have_room_too() -> None:
+    budget = MemoryBudget()
+    budget.admit(2**20)
+    assert budget.limit == LEAST_BUDGET
+    budget.admit(2**30)
+    assert budget.has_room_to_begin(2**30)
+    budget.admit(0)
+    assert budget.limit == LEAST_BUDGET
 
 
 @settings(max_examples=20, deadline=None)
