@@ -276,7 +276,7 @@ class Adoptions:
 
 
 def _to_its_end(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
-    """What becomes of work that goes on where nobody waits for it any more."""
+    """The result of work that goes on after its caller has gone."""
     waiting: Deferred[None] = Deferred()
     Deferred.fromCoroutine(work).addCallbacks(waiting.callback, waiting.errback)
     return waiting

@@ -24,7 +24,7 @@ from elemta.spool.partition import Partition, partitions_in
 _log = Logger()
 
 AT_ONCE = 0.0
-"""The grace of deliveries from a spool that somebody else may have already."""
+"""The grace of deliveries from a spool that another node may have already."""
 
 
 class Stage(enum.Enum):
@@ -165,7 +165,7 @@ class Adoption:
         return found
 
     def _left(self) -> tuple[str, ...]:
-        """What the node that is gone had adopted itself, and nobody has now."""
+        """The spools that the dead node had adopted itself, which have no owner now."""
         try:
             return tuple(map(str, AdoptionRecord(self.directory).read()))
         except SpoolError as error:

@@ -77,7 +77,7 @@ class Assembly:
         return max(LEAST_ENVELOPE, self.config.server.max_recipients * ORDINARY_RECIPIENT)
 
     def session_settings(self, listener: ListenerConfig) -> SessionSettings:
-        """What the SMTP sessions of ``listener`` are told."""
+        """The settings of the SMTP sessions of ``listener``."""
         server = self.config.server
         return SessionSettings(
             hostname=server.hostname,
@@ -134,7 +134,7 @@ def _check_patience(config: Config, chain: PolicyChain) -> None:
         if not isinstance(loaded.policy, LimitsPolicy):
             continue
         timeout = loaded.common.timeout
-        # Who is delayed is asked about before and after.
+        # The limits of a client that is delayed are checked before and after.
         if asking >= timeout:
             key, seconds, why = "resources.valkey_deadline", asking, "so that what limits say then is done"
         elif delays and loaded.policy.max_delay + 2 * asking >= timeout:

@@ -71,7 +71,7 @@ class Delivering:
 
 
 class _Adopted:
-    """Tells all but the lanes: those that are shown are the own spool's."""
+    """Passes all on but the destinations: metrics show those of the own spool."""
 
     def __init__(self, observer: DeliveryObserver) -> None:
         self._observer = observer

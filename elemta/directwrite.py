@@ -1,6 +1,6 @@
 """Commands and replies that go to the socket at once, where Twisted would wait for the reactor's next turn.
 
-``transport.write`` keeps what it is given, asks the reactor to watch for room in the socket, sends in the
+``transport.write`` keeps what it is given, asks the reactor to watch for space in the socket, sends in the
 next turn, and has the reactor stop watching: two system calls and a turn of the reactor for a reply that
 nearly always fits. In SMTP without pipelining every command pays that.
 """

@@ -1,4 +1,4 @@
-"""Which domains are this host's, which mailboxes exist there, and who may send to any domain."""
+"""The domains of this host, the mailboxes that exist there, and the networks that may relay."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _canonical_literal(literal: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Domains:
-    """What is local, and who may relay.
+    """The local domains, and the networks that may relay.
 
     ``local`` are domains in any spelling; ``recipients`` are mailboxes (``local-part@domain``) and whole
     domains (``@domain``), or None where every address at a local domain exists; ``relay_from`` are the

@@ -1,4 +1,4 @@
-"""The doors of the daemon: every socket that it takes connections on, and the terms of those who come in."""
+"""The sockets on which the daemon accepts connections, and the settings of their sessions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Place = tuple[IPv4Address | IPv6Address, int]
 
 
 class Doors:
-    """Bound while the process may still do so, opened when there is somebody behind them.
+    """Bound while the process may still do so, opened when the daemon can serve them.
 
-    ``listeners`` take mail, ``others`` are for those who watch the daemon.
+    ``listeners`` receive mail, ``others`` are for monitoring and administration.
     """
 
     def __init__(self, reactor: ReactorBase, lasting: Lasting, max_connections: int) -> None:
@@ -55,18 +55,18 @@ class Doors:
             bound.bind(self._reactor)
 
     def show(self) -> None:
-        """Let those in who watch: they should see during a long recovery that we live and are not ready."""
+        """Open the sockets for monitoring: during a long recovery it sees a daemon that is not ready."""
         for listener in self.others:
             listener.accept()
 
     def open(self) -> None:
-        """Let everybody in."""
+        """Open all listeners."""
         for listener in self.listeners:
             listener.accept()
         self.house.closed_with = None
 
     async def close(self) -> None:
-        """Take nobody in any more; who is inside is told to finish."""
+        """Accept no more connections; let open sessions finish."""
         self.house.drain()
         for listener in (*self.listeners, *self.others):
             await listener.close()

@@ -74,7 +74,7 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who handed a message in: kept with it for logs, routes and the Received field."""
+    """The client that handed a message in: kept with it for logs, routes and the Received field."""
 
     ip: str = ""
     helo: str = ""

@@ -51,7 +51,7 @@ class SpoolError(ElemtaError):
 
 
 class SpoolFull(SpoolError):
-    """There is no room on the spool's disk."""
+    """There is no space on the spool's disk."""
 
 
 class SpoolLocked(SpoolError):

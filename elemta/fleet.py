@@ -1,4 +1,4 @@
-"""This node among the others: where limits are counted, and who else counts there."""
+"""This node among the others: where limits are counted, and which other nodes count there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elemta.spool.lease import SpoolLease
 
 @dataclass(frozen=True, slots=True)
 class RefusalElsewhere:
-    """A node refuses this identity without asking anybody, for ``wait`` more seconds."""
+    """A node refuses this identity from memory, for ``wait`` more seconds."""
 
     node_id: str
     limit: str
@@ -40,7 +40,7 @@ class Member(Protocol):
         """Messages in the queue, as of the last few seconds."""
 
     def refused(self) -> Sequence[Refused]:
-        """Whom this node refuses without asking."""
+        """The identities that this node refuses from memory."""
 
     def forget(self, limit: str, identity: str) -> None:
         """Another node has reset a limit for an identity: ask anew."""
@@ -74,7 +74,7 @@ class Fleet(Protocol):
         """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
 
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
-        """That by which the others know who owns a spool; None where there are no others."""
+        """The lease that shows the owner of a spool to other nodes; None where there are no others."""
 
 
 def endpoints(config: Config) -> str:
@@ -89,13 +89,13 @@ class Alone:
         self.store: ILimitStore = MemoryStore() if store is None else store
 
     def start(self, member: Member) -> None:
-        """There is nobody to look for."""
+        """There are no other nodes."""
 
     async def joined(self) -> None:
-        """There is nobody to wait for."""
+        """There are no other nodes."""
 
     async def stop(self) -> None:
-        """There is nobody to leave."""
+        """There are no other nodes."""
 
     def status(self) -> LimiterStatus:
         return LimiterStatus()
@@ -107,7 +107,7 @@ class Alone:
         return ()
 
     async def tell_reset(self, request: Request) -> None:
-        """There is nobody to tell."""
+        """There are no other nodes."""
 
-    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - nobody wants it
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - there are no other nodes
         return None

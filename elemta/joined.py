@@ -36,7 +36,7 @@ from elemta.valkey import Valkey
 _log = Logger()
 
 PATIENCE = 1.0
-"""Seconds that the start waits for Valkey: who begins alone admits a share that others don't know of."""
+"""Seconds that the start waits for Valkey: a node that begins alone admits a share that is not counted."""
 
 _LEAVING = 5.0
 

@@ -1,4 +1,4 @@
-"""What an administrator sees of the limits, and what he may make them forget."""
+"""What an administrator sees of the limits, and what the administrator may reset."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LimitsOversight:
         )
 
     async def _fills(self, requests: Sequence[Request]) -> Sequence[Fill]:
-        """How full these are, without those of which nobody can tell while Valkey is away."""
+        """How full these are, without those that are unknown while Valkey is away."""
         try:
             return await value_of(self._fleet.store.peek(requests))
         except StoreUnavailable:
@@ -80,7 +80,7 @@ class LimitsOversight:
         done = []
         trouble: StoreUnavailable | None = None
         for request in requests:
-            # Of what nobody can tell while Valkey is away, this node may know something all the same.
+            # This node may know something of what is unknown while Valkey is away.
             was_counted = used.get(request.key, True) or request.key in refused
             if was_counted:
                 try:
@@ -134,7 +134,7 @@ class LimitsOversight:
 
 
 def _urgency(fill: LimitFill) -> tuple[bool, float]:
-    """Who is refused comes first, then who is nearest to it."""
+    """Identities that are refused come first, then those nearest to it."""
     return fill.retry_after > 0, max((bound.used / bound.limit for bound in fill.bounds), default=0.0)
 
 

@@ -59,9 +59,9 @@ class Title:
         lease.keep(self._lost)
 
     async def claim_adopted(self, partition: Partition) -> None:
-        """The right to another node's spool: none while Valkey can't tell that nobody else has it.
+        """The right to another node's spool: none while Valkey can't confirm that no other node has it.
 
-        SpoolLocked: another owner has it. SpoolError: nobody can tell.
+        SpoolLocked: another owner has it. SpoolError: the owner is unknown.
         """
         lease = self._lease_of(partition)
         if lease is None:
@@ -70,7 +70,7 @@ class Title:
             owner = await lease.take()
         except StoreUnavailable as error:
             raise SpoolError(
-                f"Valkey can't be asked who owns {partition.places.directory}: {error}"
+                f"Valkey can't confirm the owner of {partition.places.directory}: {error}"
             ) from error
         if owner is not None:
             raise _owned(owner, partition)
@@ -110,7 +110,7 @@ def _owned(owner: Owner, partition: Partition) -> SpoolLocked:
 
 
 async def _owner(lease: SpoolLease) -> Owner | None:
-    """Who else has it; nobody where that can't be asked."""
+    """The other owner; None where that can't be asked."""
     try:
         return await lease.take()
     except StoreUnavailable:
@@ -118,4 +118,4 @@ async def _owner(lease: SpoolLease) -> Owner | None:
 
 
 def _nobody(_: str) -> None:
-    """Nobody wants to know."""
+    """Nothing needs this."""

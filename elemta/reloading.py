@@ -25,7 +25,7 @@ class Reloaded:
 
 
 class Reloading:
-    """Reads ``config_path`` and ``environ`` again when it is told to.
+    """Reads ``config_path`` and ``environ`` again at a reload.
 
     ``put_into_force`` takes what was built from them, and gives the keys that wait for a restart.
     """

@@ -155,7 +155,7 @@ class Elemta(Service):
         spool, title = await spools.open_own(lambda: self.state is not State.STOPPING)
         title.watch(self._lost_spool)
         try:
-            # Unless it was told to stop meanwhile.
+            # Unless a stop came meanwhile.
             if self.state is not State.STOPPING:
                 self.parts = self._open_parts(spool, title, spools)
         finally:
@@ -288,7 +288,7 @@ class Elemta(Service):
         grace = self.config.server.shutdown_grace
         self.state = State.STOPPING
         self._notifier.stopping("draining")
-        # The unit's own patience may be less than the grace that was set.
+        # The unit's own timeout may be less than the grace that was set.
         self._notifier.extend(grace + _CLOSING_SECONDS)
         if self._starting is not None:
             await self._starting

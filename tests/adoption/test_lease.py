@@ -258,7 +258,7 @@ def test_nothing_is_adopted_while_nobody_can_tell_whose_it_is(tmp_path: Path) ->
         own.kill()
         refused = node.ctl("spool", "adopt", str(shared), check=False)
         assert refused.returncode == 1
-        assert "Valkey can't be asked who owns" in refused.stderr
+        assert "Valkey can't confirm the owner of" in refused.stderr
         assert list(spools(node)) == [str(node.spool)]
         # Its own queue goes on.
         with node.client() as client:

@@ -661,7 +661,7 @@ async def test_a_spool_is_adopted_and_given_back(daemon: Daemon, tmp_path: Path)
         ("folder=/shared/mx1", (400, "unknown query parameter 'folder'")),
         (
             "directory=/shared/mx3",
-            (503, "the spool could not do it: Valkey can't be asked who owns /shared/mx3/p0: no answer"),
+            (503, "the spool could not do it: Valkey can't confirm the owner of /shared/mx3/p0: no answer"),
         ),
     ],
 )

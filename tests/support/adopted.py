@@ -26,7 +26,7 @@ class Adopted:
             words = "process 7 of node mx2 owns the spool partition /shared/mx2/p0"
             raise SpoolLocked(words, node="mx2")
         if directory == "/shared/mx3":
-            raise SpoolError("Valkey can't be asked who owns /shared/mx3/p0: no answer")
+            raise SpoolError("Valkey can't confirm the owner of /shared/mx3/p0: no answer")
         if directory != "/shared/mx1":
             raise NoSpool(f"there is no spool in {directory}")
         messages = {State.ACTIVE: 1, State.DEFERRED: 0, State.HOLD: 0}
