@@ -1,4 +1,4 @@
-# The commands of the house. `make` alone lists them.
+# The commands of the project. `make` alone lists them.
 
 VENV := .venv
 PACKAGING := setup.py pyproject.toml elemta/__init__.py .ci/venv
@@ -6,7 +6,7 @@ PYTEST := bin/python -m pytest
 # Half of the time is spent waiting, so a process more than two cores. ARGS="-n 0 …" is one after the other.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 DEV := etc/elemta-dev.toml
-# What older Twisteds could break: some rooms have none of it in them, and kills, floods and outages are about our
+# What older Twisteds could break: some packages do not use Twisted, and kills, floods and outages are about our
 # own order of things.
 NEWEST_ONLY := smtp message config house monitoring multinode compose adoption durability mailout cluster \
 	spool/test_kill.py policy/test_example_package.py
@@ -64,7 +64,7 @@ bench-fleet: $(VENV)/.test ## messages a second through 1, 2, 3 nodes on one Val
 bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit a rate; octets of a key
 	$(VENV)/bin/python bench/window_accuracy $(ARGS)
 
-campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and their kin
+campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and similar ones
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
 
 multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, and what happens when a part fails; as root

@@ -75,17 +75,17 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Connections open, by node",
-                    "What a load balancer makes of the fleet.",
+                    "Sessions of each node, as a load balancer spreads them.",
                     (Query(gauge("elemta_connections_open", "node_id"), BY_NODE),),
                 ),
                 Panel(
-                    "Connections opened and turned away",
-                    "Connections a second; turned away for want of room, or by a node that drains.",
+                    "Connections opened and refused",
+                    "Connections a second; refused at a limit of connections, or by a node that drains.",
                     (
                         Query(rate("elemta_connections_opened_total", "listener"), "{{listener}} opened"),
                         Query(
                             rate("elemta_connections_refused_total", "listener", "reason"),
-                            "{{listener}} turned away: {{reason}}",
+                            "{{listener}} refused: {{reason}}",
                         ),
                     ),
                     "cps",
@@ -102,7 +102,7 @@ OVERVIEW = Dashboard(
                 quantiles("Size of messages", "Of those accepted.", "elemta_message_size_bytes", "bytes"),
                 Panel(
                     "TLS and logins",
-                    "Handshakes a second by version, and AUTH by how it ended.",
+                    "Handshakes a second by version, and AUTH by outcome.",
                     (
                         Query(rate("elemta_tls_connections_total", "version"), "{{version}}"),
                         Query(rate("elemta_auth_attempts_total", "outcome"), "AUTH: {{outcome}}"),
@@ -133,20 +133,20 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Policies that fail",
-                    "Times a second that on_error decided for a policy; 1 for a policy that answers nobody.",
+                    "on_error verdicts a second; 1 for a policy that answers no client.",
                     (
                         Query(
                             quiet("elemta_policy_failures_total", "policy", "kind"), "{{policy}}: {{kind}}"
                         ),
                         Query(
                             gauge("elemta_policy_breaker_open", "policy", how="max"),
-                            "{{policy}} answers nobody",
+                            "{{policy}} answers no client",
                         ),
                     ),
                 ),
                 Panel(
                     "Checks of limits",
-                    "Checks a second, by limit and what they came to.",
+                    "Checks a second, by limit and outcome.",
                     (Query(rate("elemta_limit_checks_total", "limit", "outcome"), "{{limit}}: {{outcome}}"),),
                     "ops",
                 ),
@@ -186,17 +186,17 @@ OVERVIEW = Dashboard(
                 ),
                 quantiles(
                     "How long a commit takes",
-                    "From its begin until it is on stable storage: the disk's word.",
+                    "From its start until it is on stable storage.",
                     "elemta_spool_commit_duration_seconds",
                 ),
                 quantiles(
                     "Messages in one commit",
-                    "They share one sync. More means more load, not trouble.",
+                    "They share one sync. More of them mean more load, not a failure.",
                     "elemta_spool_commit_messages",
                     "short",
                 ),
                 Panel(
-                    "Room on the disk",
+                    "Space on the disk",
                     "Free octets where the spool is, and what the spool holds.",
                     (
                         Query(gauge("elemta_spool_free_bytes", "node_id", how="min"), "{{node_id}} free"),
@@ -224,7 +224,7 @@ OVERVIEW = Dashboard(
             (
                 Panel(
                     "Attempts",
-                    "Attempts a second, one for each recipient, by what they came to.",
+                    "Attempts a second, one for each recipient, by outcome.",
                     (Query(rate("elemta_delivery_attempts_total", "outcome"), "{{outcome}}"),),
                     "ops",
                     stacked=True,
@@ -247,7 +247,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "How long attempts take (p95), by route",
-                    "From the attempt's begin to its outcome.",
+                    "From the start of the attempt to its outcome.",
                     (Query(quantile(0.95, "elemta_delivery_duration_seconds", "route"), "{{route}}"),),
                     "s",
                 ),
@@ -261,7 +261,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Destinations with mail",
-                    "Those that may be tried, and those that are down and rest.",
+                    "Those that may be tried, and those that are down and wait.",
                     (Query(gauge("elemta_delivery_lanes", "state"), "{{state}}"),),
                 ),
                 Panel(
@@ -284,7 +284,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Lateness of the event loop (p99)",
-                    "How late a timer is. Near 0 is a node with time to spare.",
+                    "The delay of a timer. Near 0 the node has capacity left.",
                     (Query(quantile(0.99, "elemta_event_loop_lag_seconds", "node_id"), BY_NODE),),
                     "s",
                     width=6,

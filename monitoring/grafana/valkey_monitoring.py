@@ -19,7 +19,7 @@ VALKEY = Dashboard(
                 ),
                 stat(
                     "Commands",
-                    "A second, whoever sent them, as the best informed node knows.",
+                    "A second, from all clients, as the best informed node knows.",
                     f"max(rate(valkey_commands_processed_total{{{NODE}}}[$__rate_interval]))",
                     "ops",
                 ),
@@ -47,7 +47,7 @@ VALKEY = Dashboard(
                 ),
                 Panel(
                     "Commands a second",
-                    "Whoever sent them; of a cluster, all primaries together.",
+                    "From all clients; of a cluster, all primaries together.",
                     (
                         Query(
                             f"max(rate(valkey_commands_processed_total{{{NODE}}}[$__rate_interval]))",
@@ -58,7 +58,7 @@ VALKEY = Dashboard(
                 ),
                 Panel(
                     "Memory used and allowed",
-                    "Allowed is maxmemory; 0 is without a bound.",
+                    "The bound is maxmemory; 0 means no bound.",
                     (
                         Query(gauge("valkey_used_memory_bytes", how="max"), "used"),
                         Query(gauge("valkey_maxmemory_bytes", how="max"), "maxmemory"),
@@ -83,7 +83,7 @@ VALKEY = Dashboard(
                 ),
                 Panel(
                     "Connections to Valkey",
-                    "Whoever opened them.",
+                    "Connections of all clients.",
                     (Query(gauge("valkey_connected_clients", how="max"), "connections"),),
                 ),
             ),
@@ -100,7 +100,7 @@ VALKEY = Dashboard(
                 ),
                 Panel(
                     "Checks, by limit",
-                    "Checks a second and what they came to.",
+                    "Checks a second, by outcome.",
                     (Query(rate("elemta_limit_checks_total", "limit", "outcome"), "{{limit}}: {{outcome}}"),),
                     "ops",
                 ),
@@ -128,7 +128,7 @@ VALKEY = Dashboard(
                 ),
                 Panel(
                     "Breaker",
-                    "Nodes by the state of what is between them and Valkey.",
+                    "Nodes by the state of their breaker.",
                     (Query(gauge("elemta_limiter_breaker_state", "state"), "{{state}}"),),
                     stacked=True,
                 ),
