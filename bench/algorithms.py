@@ -85,7 +85,7 @@ class Bucket:
 
 
 class LooseBuckets:
-    """Sub-buckets of which the oldest, partly expired one is weighted by what is left of it, or dropped."""
+    """Sub-buckets; the oldest, partly expired one is weighted by what is left of it, or dropped."""
 
     def __init__(self, limit: int, window: int, *, weighted: bool) -> None:
         self._limit, self._grain, self._weighted = limit, window // SUB_BUCKETS, weighted
@@ -143,7 +143,7 @@ def worst_window(times: Sequence[int], window: int) -> int:
 
 
 def attack(algorithm: Algorithm, limit: int, window: int, phase: int) -> list[int]:
-    """What passes of an adversary who is silent until ``phase`` and then tries at each tick until refused."""
+    """What passes of an adversary that waits until ``phase`` and then tries at each tick until refused."""
     # Far from zero, in the first microsecond of a window of the clock.
     begin = 10 * window + phase
     ticks = max(LEAST_TICKS, TICKS_PER_LIMIT * limit)

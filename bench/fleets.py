@@ -27,7 +27,7 @@ SCENARIOS = (
 
 
 class Node(ElemtaServer):
-    """One node; with a Valkey it counts there, else in its memory. Its limits refuse nobody."""
+    """One node; with a Valkey it counts there, else in its memory. Its limits refuse no client."""
 
     valkey_url = ""
     number = 0

@@ -259,7 +259,7 @@ def _rounds(
 ) -> Iterator[Run]:
     for number in range(rounds):
         for scenario in scenarios:
-            # Who goes first changes, so that neither always finds the disk as the other left it.
+            # The first server changes, so that neither always finds the disk as the other left it.
             for kind in kinds if number % 2 == 0 else kinds[::-1]:
                 run = bench.measure(kind, scenario, directory)
                 print(

@@ -1,23 +1,24 @@
-"""A fleet that nobody here has the machines for, event by event, from costs measured on a small one.
+"""Simulates a fleet that is larger than the machines available, event by event, from measured costs.
 
-What is modelled, and what is assumed:
+The model and its assumptions:
 
-- Messages come to each node at random (Poisson), each on a connection of its own, to all nodes alike, and
-  from so many clients and senders that a Cluster's servers get equal parts.
+- Messages arrive at each node at random (Poisson), each on a connection of its own. All nodes are alike,
+  and there are so many clients and senders that a Cluster's servers get equal parts.
 - A node is one process on a core of its own. Its event loop takes turns: a turn does all that is ready. A
-  message costs a node the CPU that was measured, in three equal parts: up to the question about the client,
-  from its answer to the question about the sender, and from that to the end, where the lease is given back.
-- What is asked in one turn goes to Valkey as one call of at most 64; on a Cluster, where each client is a key
-  of its own, as one call each, all calls for one server in one write.
-- A Valkey server does one thing at a time, on a core of its own, in the order in which things come. What
-  writes, calls and what is asked in them cost was measured, with a replica behind it if there are Sentinels
-  or a Cluster, and is multiplied by what the same calls cost more in the live runs than in a loop of their
-  own. What nodes cost that have nothing to do comes on top, on every server.
+  message takes the CPU of a node that was measured, in three equal parts: up to the question about the
+  client, from its answer to the question about the sender, and from that to the end, where the lease is
+  given back.
+- The questions of one turn go to Valkey as one call of at most 64. On a Cluster, where each client is a key
+  of its own, each is one call, and all calls for one server are one write.
+- A Valkey server does one thing at a time, on a core of its own, in the order of arrival. The cost of a
+  write, a call and a question in it was measured, with a replica behind the server where there are
+  Sentinels or a Cluster. It is multiplied by the ratio of the cost in the live runs to that in a loop of
+  its own. The cost of idle nodes is added on every server.
 - The network takes the same time for all, each way, loses nothing, and is never full.
-- Disk, next hops and clients wait for nobody here: they move the load, not Valkey's part of it.
+- Disk, next hops and clients cause no waiting here: they move the load, not Valkey's part of it.
 
-What is not modelled: failures (tests show those), hot keys, floods (refusals are remembered by the node, and
-cost Valkey nothing), and what a node does when Valkey is late: it would count by itself then.
+The model leaves out failures (tests show those), hot keys, floods (a node remembers refusals, and they
+make no call), and what a node does when Valkey is late: it would count by itself then.
 """
 
 from __future__ import annotations

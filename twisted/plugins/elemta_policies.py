@@ -1,4 +1,4 @@
-"""The policies that come with Elemta, where anyone's may be: only names, like any dropin."""
+"""The policies that come with Elemta, found like any plugin: only names, like any dropin."""
 
 from elemta.policies.limits import LimitsPlugin
 from elemta.policies.relay import RelayPlugin
