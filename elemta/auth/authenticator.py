@@ -1,4 +1,4 @@
-"""Whether credentials are good: twisted.cred checkers in order, with a deadline, off the reactor's thread."""
+"""Verifies credentials: twisted.cred checkers in order, with a deadline, off the reactor's thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changing a users file: one writer at a time, whole or not at all, comments kept."""
+"""Changes a users file: one writer at a time, whole or not at all, comments kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures of authentication, counted per client and user, and how long each next one is held back."""
+"""Counts failed logins per client and user, and delays the reply to each further one."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def read_text(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What tells one version of a file from another without reading it."""
+    """The attributes that differ between two versions of a file."""
 
     device: int
     inode: int

@@ -6,21 +6,21 @@ import enum
 
 
 class BareNewline(enum.StrEnum):
-    """What becomes of a bare CR or LF inside a message."""
+    """How a bare CR or LF inside a message is handled."""
 
     REJECT = "reject"
     NORMALIZE = "normalize"
 
 
 class Role(enum.StrEnum):
-    """What a listener is for."""
+    """The role of a listener."""
 
     MX = "mx"
     SUBMISSION = "submission"
 
 
 class ListenerTLS(enum.StrEnum):
-    """How a listener speaks TLS."""
+    """How a listener uses TLS."""
 
     NONE = "none"
     STARTTLS = "starttls"
@@ -28,14 +28,14 @@ class ListenerTLS(enum.StrEnum):
 
 
 class TLSVersion(enum.StrEnum):
-    """A version of TLS. Older ones must not be spoken (RFC 8996 §2)."""
+    """A version of TLS. Older ones must not be used (RFC 8996 §2)."""
 
     TLS_1_2 = "TLSv1.2"
     TLS_1_3 = "TLSv1.3"
 
 
 class Identity(enum.StrEnum):
-    """What a limit is counted per."""
+    """The identities of a limit."""
 
     IP = "ip"
     NETWORK = "network"
@@ -62,14 +62,14 @@ class Counts(enum.StrEnum):
 
 
 class Scope(enum.StrEnum):
-    """Where a limit holds."""
+    """The scope of a limit."""
 
     CLUSTER = "cluster"
     NODE = "node"
 
 
 class OnExceed(enum.StrEnum):
-    """What a client gets that is over a limit."""
+    """What a client over a limit gets."""
 
     DEFER = "defer"
     REJECT = "reject"
@@ -86,14 +86,14 @@ class WhenValkeyIsDown(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """Whether a limit or a policy acts, or is only watched."""
+    """Whether a limit or a policy acts, or is only observed."""
 
     ENFORCE = "enforce"
     OBSERVE = "observe"
 
 
 class OnError(enum.StrEnum):
-    """The verdict in place of that of a policy that failed or timed out."""
+    """The verdict when a policy fails or times out."""
 
     ACCEPT = "accept"
     DEFER = "defer"
@@ -108,7 +108,7 @@ class LogFormat(enum.StrEnum):
 
 
 class LogLevel(enum.StrEnum):
-    """The least level that is logged; the names are Twisted's."""
+    """The lowest level that is logged; the names are Twisted's."""
 
     DEBUG = "debug"
     INFO = "info"

@@ -66,7 +66,7 @@ class _Inline:
 
 
 def _encoder() -> Any:
-    """The encoder of ``toml``, whose own strings are not always what they were."""
+    """The encoder of ``toml`` with strings of our own: its strings do not always load as the same text."""
     encoder = toml.TomlEncoder()
     encoder.dump_funcs[str] = literal
     encoder.dump_funcs[_Inline] = lambda inline: literal(inline.value)

@@ -1,4 +1,4 @@
-"""Settings from the environment: ``ELEMTA_<TABLE>_<KEY>``, and the three names of old."""
+"""Settings from the environment: ``ELEMTA_<TABLE>_<KEY>``, and three older names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Variable:
 
 
 def variables() -> dict[str, Variable]:
-    """Every ``ELEMTA_`` variable that is understood, by name."""
+    """Every known ``ELEMTA_`` variable, by name."""
     known = {}
     for section in SECTIONS:
         for field in settings_of(section.shape) if not section.many else ():

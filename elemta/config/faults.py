@@ -22,7 +22,7 @@ class Faults:
         self._faults.append(Fault(self.place_of(key), key, problem, hint))
 
     def add_found(self, key: str, found: object, problem: str, hint: str = "") -> None:
-        """Note what is wrong with what was found at a key; secrets don't get into the text."""
+        """Note what is wrong with what was found at a key; the text has no secrets."""
         self.add(key, f"found {shown(key, found)}: {problem}", hint)
 
     def add_value(self, key: str, found: object, error: ValueError) -> None:

@@ -1,4 +1,4 @@
-"""From the type of a field to how its values are read, named and written."""
+"""Maps the type of a field to the way its values are read, named and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tables a file has, and which dataclass of settings each is."""
+"""The tables of a file, and the dataclass of settings of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file and an environment to a ``Config``, or to every fault that is in them."""
+"""Reads a file and an environment into a ``Config``, or finds every fault in them."""
 
 from __future__ import annotations
 

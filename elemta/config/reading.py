@@ -1,4 +1,4 @@
-"""From a TOML table to a dataclass of settings, with every fault on the way."""
+"""Reads a TOML table into a dataclass of settings and finds every fault in it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_policy(
 
 
 def read_policy_common(table: Mapping[str, object], key: str, faults: Faults) -> PolicyCommon:
-    """Read only the four keys that every policy takes; what else is there is the policy's own matter."""
+    """Read only the four keys that every policy takes; the others belong to the policy."""
     values, _ = _read_settings(PolicyCommon, table, key, faults)
     return PolicyCommon(**values)
 

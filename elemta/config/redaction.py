@@ -1,4 +1,4 @@
-"""Taking secrets out of values that are shown: in faults, and in the dump of the configuration."""
+"""Removes secrets from values that are shown: in faults, and in the dump of the configuration."""
 
 from __future__ import annotations
 

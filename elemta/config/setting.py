@@ -29,7 +29,7 @@ REQUIRED: Final = Required()
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a field carries beside its name, type and default."""
+    """The metadata of a field beside its name, type and default."""
 
     words: str = ""
     unit: str = ""

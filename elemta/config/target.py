@@ -1,4 +1,4 @@
-"""Where a route leads: the forms that ``to`` of a ``[[route]]`` can have."""
+"""The target of a route: the forms that ``to`` of a ``[[route]]`` can have."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def parse_route_target(text: str, spool: str = "/") -> RouteTarget:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a target's host is this very machine, as far as its text says."""
+    """Whether a target's host is this machine, as far as its text says."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

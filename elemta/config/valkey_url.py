@@ -17,7 +17,7 @@ from elemta.config.values import Unacceptable, nearest
 
 
 class ValkeyKind(enum.Enum):
-    """What is behind a URL."""
+    """The kind of set-up that a URL names."""
 
     SINGLE = "single"
     SENTINEL = "sentinel"

@@ -1,1 +1,1 @@
-"""``elemtactl``: what an operator asks of a daemon and does to it, over the admin socket."""
+"""``elemtactl``: the commands of an operator to a daemon, over the admin socket."""

@@ -1,4 +1,4 @@
-"""The admin API as seen from outside: HTTP over a Unix socket, synchronous, with a deadline."""
+"""The client of the admin API: HTTP over a Unix socket, synchronous, with a deadline."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def check(invocation: Invocation) -> int:
 
 
 def show(invocation: Invocation) -> int:
-    """``config dump``: what the file and the environment come to, or what the daemon has in force."""
+    """``config dump``: the effective configuration of the file and the environment, or that of the daemon."""
     if invocation.args.running:
         answer = invocation.client().get("config")
         text = str(answer["toml"])

@@ -77,7 +77,7 @@ def _listener(listener: Mapping[str, Any]) -> Sequence[str]:
 
 
 def spool_lines(spool: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is to be said about the spool, as names and values."""
+    """The lines about the spool, as names and values."""
     lines = [("spool", spool["directory"])] if "directory" in spool else []
     if "error" in spool:
         return [*lines, ("", f"not healthy: {spool['error']}")]
@@ -103,7 +103,7 @@ def counted_in(answer: Mapping[str, Any]) -> str:
 
 
 def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """What is to be said about Valkey, as names and values; nothing where none is configured."""
+    """The lines about Valkey, as names and values; none where it is not configured."""
     if valkey is None:
         return []
     state = "connected" if valkey["up"] else "DOES NOT ANSWER"
@@ -172,7 +172,7 @@ def reload(invocation: Invocation) -> int:
 
 
 def waits_for_restart(key: str) -> str:
-    """What is said of a setting that a reload could not put into force."""
+    """The line about a setting that a reload could not apply."""
     return f"{key} changed and takes effect after a restart"
 
 
@@ -186,5 +186,5 @@ def drain(invocation: Invocation) -> int:
 
 
 def fault_of(value: Mapping[str, Any]) -> Fault:
-    """A fault as the daemon told it."""
+    """A fault as the daemon reported it."""
     return Fault(value["place"], value["key"], value["problem"], value["hint"])

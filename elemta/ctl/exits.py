@@ -1,4 +1,4 @@
-"""The exit codes of ``elemtactl``, after sysexits.h where it has a word for it."""
+"""The exit codes of ``elemtactl``, from sysexits.h where it has one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EX_INTERRUPTED = 130
 
 
 class CommandFailed(Exception):
-    """A command that came to nothing: its exit code, what happened, and what to do about it."""
+    """A command that failed: its exit code, what happened, and what to do about it."""
 
     def __init__(self, code: int, problem: str, hint: str = "", faults: Sequence[Fault] = ()) -> None:
         super().__init__(problem)

@@ -1,4 +1,4 @@
-"""One run of ``elemtactl``: its arguments and streams, and what every command needs of them."""
+"""One run of ``elemtactl``: its arguments and streams, and helpers that every command uses."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Invocation:
     # Output
 
     def say(self, *lines: str) -> None:
-        """Lines to standard output, nothing in them that could drive the terminal."""
+        """Lines to standard output, without control characters."""
         for line in lines:
             self.stdout.write(safe(line) + "\n")
 

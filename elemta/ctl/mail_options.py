@@ -1,4 +1,4 @@
-"""The command line of ``sendmail``, as thirty years of programs write it."""
+"""The command line of ``sendmail``, in the forms that existing programs use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mail as programs write it to ``sendmail``: made whole, with CRLF, and its envelope read from it."""
+"""A mail as programs write it to ``sendmail``: completed, with CRLF, and its envelope read from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation that is handed through: standard input and output on one side, a socket on the other."""
+"""Relays a session between standard input and output and a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the daemon of this host takes mail: what ``elemta-sendmail`` connects to."""
+"""The addresses on which the daemon of this host receives mail, for ``elemta-sendmail``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ USUAL: Final = (Place("127.0.0.1", 25), Place("127.0.0.1", 2525))
 
 
 def places(environ: Mapping[str, str]) -> tuple[Place, ...]:
-    """Where to hand in mail, in the order to try."""
+    """The addresses to hand in mail, in the order to try."""
     path = environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
     if not os.access(path, os.R_OK):
         return USUAL

@@ -1,4 +1,4 @@
-"""``queue``: what waits in the spool, and what an operator does about it."""
+"""``queue``: shows and changes the messages in the spool."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _REPLY_SECONDS = 630.0
 
 
 class Unsent(Exception):
-    """The mail was not taken: the exit status, and the lines that say why."""
+    """The mail was not accepted: the exit status, and the lines with the reason."""
 
     def __init__(self, status: int, *lines: str) -> None:
         super().__init__("; ".join(lines))
@@ -103,7 +103,7 @@ def _submit(options: Options, stdin: BinaryIO, environ: Mapping[str, str]) -> No
 
 
 def _connected(candidates: Sequence[Place], draft: Draft) -> smtplib.SMTP:
-    """A conversation with the first daemon that answers."""
+    """A session with the first daemon that answers."""
     tried = []
     for place in candidates:
         server = smtplib.SMTP(local_hostname=draft.host, timeout=_CONNECT_SECONDS)

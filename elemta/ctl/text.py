@@ -1,4 +1,4 @@
-"""Text for a terminal: tables that fit, sizes and ages for people, and nothing that drives the terminal."""
+"""Text for a terminal: tables that fit, sizes and ages for people, and no control characters."""
 
 from __future__ import annotations
 

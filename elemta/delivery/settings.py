@@ -36,7 +36,7 @@ class DeliveryObserver(ConnectionsObserver, Protocol):
 
 
 class Unobserved:
-    """An observer that does not care."""
+    """An observer that counts nothing."""
 
     def connection(self, outcome: str) -> None:
         pass

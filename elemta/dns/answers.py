@@ -1,4 +1,4 @@
-"""What DNS answers, as values."""
+"""The answers of DNS, as values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Record = MailExchanger | IPAddress | str
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: ``name`` in A-labels and lower case, without a trailing dot."""
+    """A question: ``name`` in A-labels and lower case, without a trailing dot."""
 
     name: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""What DNS said, while it holds: bounded in memory, what was used last stays longest."""
+"""Answers of DNS, while they hold: bounded in memory, the least recently used are dropped first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names on their way into DNS and out of it."""
+"""Converts names for DNS and from DNS."""
 
 from __future__ import annotations
 

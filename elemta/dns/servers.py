@@ -1,4 +1,4 @@
-"""Which servers are asked: those of the configuration, or those of the system."""
+"""The servers to ask: those of the configuration, or those of the system."""
 
 from __future__ import annotations
 

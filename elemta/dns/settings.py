@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class ResolverObserver(Protocol):
-    """What the resolver tells the metrics, in the reactor thread."""
+    """Counts the resolver's lookups; called in the reactor thread."""
 
     def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
         """One question of a caller has its answer.
@@ -18,7 +18,7 @@ class ResolverObserver(Protocol):
 
 
 class Unobserved:
-    """An observer that does not care."""
+    """An observer that counts nothing."""
 
     def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""How many sockets and files the process may have open."""
+"""The limit of sockets and files that the process may have open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the network side tells the metrics."""
+"""The observer of listeners and sessions, for the metrics."""
 
 from __future__ import annotations
 

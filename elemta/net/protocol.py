@@ -101,7 +101,7 @@ class _Pending:
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
 class ESMTPProtocol(Protocol):
-    """One client's connection: SMTP is the session's affair, mail is the reception's."""
+    """One client's connection: the session handles SMTP, the reception handles mail."""
 
     transport: Connection
 

@@ -1,4 +1,4 @@
-"""What stands before the session where a load balancer speaks the PROXY protocol."""
+"""Reads the PROXY header of a load balancer before the session begins."""
 
 from __future__ import annotations
 

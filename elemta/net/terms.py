@@ -1,4 +1,4 @@
-"""Under which terms a listener receives mail: one immutable value, replaced as a whole by a reload."""
+"""The terms of a listener: one immutable value, which a reload replaces as a whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elemta.spool import Spool
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a new session of one listener gets.
+    """The terms of a new session of one listener.
 
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where

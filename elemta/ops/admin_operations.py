@@ -1,4 +1,4 @@
-"""What the admin API needs of the daemon: the operations, and the values that they give.
+"""The operations that the admin API needs of the daemon, and the values that they return.
 
 The composition root provides :class:`Operations`; nothing here knows HTTP.
 """
@@ -109,7 +109,7 @@ class Status:
 
 
 class Returned(Protocol):
-    """What returning a message came to: recipients that were given up, and notices to the sender."""
+    """The result of returning a message: recipients that were given up, and notices to the sender."""
 
     @property
     def recipients(self) -> int: ...
@@ -119,7 +119,7 @@ class Returned(Protocol):
 
 
 class ReloadResult(Protocol):
-    """What a reload came to: with faults nothing was changed; else what still waits for a restart."""
+    """The result of a reload: with faults nothing was changed; else what still waits for a restart."""
 
     @property
     def faults(self) -> Sequence[Fault]: ...
@@ -147,7 +147,7 @@ class Queue(Protocol):
 
 
 class Operations(Protocol):
-    """What can be asked of a running daemon and done to it."""
+    """The operations of a running daemon."""
 
     @property
     def spool(self) -> Queue:

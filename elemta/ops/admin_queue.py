@@ -29,7 +29,7 @@ _QUEUE_ID = re.compile(r"[0-9A-Z]{1,64}")
 
 
 class QueueCalls:
-    """What waits in the spool, and what an operator does about it."""
+    """The calls that show and change the messages in the spool."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

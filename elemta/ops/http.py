@@ -26,7 +26,7 @@ Ready = Callable[[], Sequence[str]]
 
 
 class BodilessRequest(Request):
-    """A request that names no software in its answer and whose own body is thrown away as it comes."""
+    """A request whose answer names no software and whose own body is discarded as it comes."""
 
     def handleContentChunk(self, data: bytes) -> None:
         pass

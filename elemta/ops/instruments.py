@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms that cost a dictionary look-up to move, and their exposition.
+"""Counters, gauges and histograms whose update is one dictionary look-up, and their exposition.
 
 ``prometheus_client`` writes the text format, but its own instruments take a lock for every increment:
 these count in plain numbers (0.1 µs instead of 0.26 µs) and are turned into its
@@ -30,7 +30,7 @@ COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class Kind(enum.Enum):
-    """What Prometheus calls the type of a metric."""
+    """The type of a metric, as Prometheus names it."""
 
     COUNTER = "counter"
     GAUGE = "gauge"

@@ -1,4 +1,4 @@
-"""What the limits, and the Valkey that they are counted in, tell the metrics."""
+"""The metrics of limits, and of the Valkey in which they are counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEMORY = "memory"
 
 
 class LimitsMetrics:
-    """Counts what the limiter tells."""
+    """Counts the checks of limits."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._checks = instruments.counter(families.LIMIT_CHECKS)
@@ -59,7 +59,7 @@ class ModeMetrics:
 
 
 class ValkeyMetrics:
-    """Counts what commands to Valkey fail of, and shows what it says about itself."""
+    """Counts failed commands to Valkey by kind, and shows what Valkey says about itself."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._failures = instruments.counter(families.VALKEY_FAILURES)

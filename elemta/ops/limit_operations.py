@@ -1,4 +1,4 @@
-"""What the admin API asks about limits, and the values that it gets."""
+"""The operations of the admin API about limits, and the values that they return."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _PIPE_BUF = select.PIPE_BUF
 
 
 class TextStream(Protocol):
-    """What lines can be written to: a standard stream, an open text file, Twisted's LogFile."""
+    """A stream for lines: a standard stream, an open text file, Twisted's LogFile."""
 
     def write(self, text: str, /) -> object: ...
 

@@ -1,4 +1,4 @@
-"""The structured log: one record a line, as JSON or for human eyes.
+"""The structured log: one record a line, as JSON or for people.
 
 A record is made by ``Logger().info("message queued", event="message.queued", queue_id=…)``: a constant
 sentence, a dotted machine name, and keywords. ``docs/logging.md`` describes the fields. What clients sent is

@@ -35,7 +35,7 @@ POLL_DEADLINE = 2.0
 
 
 class NetMetrics:
-    """Counts what listeners and sessions tell."""
+    """Counts connections, sessions and replies."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._opened = instruments.counter(families.CONNECTIONS_OPENED)
@@ -88,7 +88,7 @@ class NetMetrics:
 
 
 class ChainMetrics:
-    """Counts what the policy chain tells."""
+    """Counts the verdicts and failures of policies."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._verdicts = instruments.counter(families.POLICY_VERDICTS)
@@ -109,7 +109,7 @@ class ChainMetrics:
 
 
 class SpoolMetrics:
-    """Counts what the spool tells, and shows what it holds."""
+    """Counts the spool's commits and failures, and shows what it holds."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._commits = instruments.histogram(families.SPOOL_COMMIT_DURATION)

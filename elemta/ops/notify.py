@@ -1,4 +1,4 @@
-"""Telling systemd how the daemon fares, by the protocol of sd_notify(3). Without systemd nothing happens."""
+"""Notifies systemd of the daemon's state (sd_notify(3)). Without systemd it does nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The receipts of a session and of a transaction, kept until it is known what came of them."""
+"""The receipts of a session and of a transaction, kept until their outcome is known."""
 
 from __future__ import annotations
 

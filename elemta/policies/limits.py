@@ -1,4 +1,4 @@
-"""The policy ``limits``: charges the limits of the configuration at every stage and says what they say."""
+"""The policy ``limits``: charges the limits of the configuration at every stage and refuses as they say."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MAX_DELAYED = 200
 
 @dataclass(frozen=True, slots=True)
 class LimitsOptions:
-    """What ``[policy.limits]`` may say beside what every policy takes."""
+    """The options of ``[policy.limits]`` beside those of every policy."""
 
     max_delay: float = setting(
         4.0,
@@ -254,7 +254,7 @@ def _ledger(session: Session) -> SessionLedger:
 
 @implementer(IPlugin, IPolicyPlugin)
 class LimitsPlugin:
-    """How much of what: every [[limit]], and the two limits of [resources]."""
+    """Charges every [[limit]], and the two limits of [resources]."""
 
     name = "limits"
     options = LimitsOptions

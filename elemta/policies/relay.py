@@ -1,4 +1,4 @@
-"""The policy ``relay``: which recipients are taken. Closed by default.
+"""The policy ``relay``: which recipients are accepted. It relays for no client by default.
 
 A recipient in a local domain is taken from any client when there is such a mailbox. Any other is taken only
 from an authenticated user, or from a client in ``[domains] relay_from``.

@@ -311,7 +311,7 @@ class SpoolObserver(Protocol):
 
 
 class Unobserved:
-    """An observer that does not care."""
+    """An observer that counts nothing."""
 
     def committed(self, messages: int, seconds: float) -> None:
         pass

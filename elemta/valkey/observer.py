@@ -40,7 +40,7 @@ class ValkeyObserver(Protocol):
 
 
 class Unobserved:
-    """An observer that does not care."""
+    """An observer that counts nothing."""
 
     def failed(self, kind: Trouble) -> None:
         pass
