@@ -339,10 +339,10 @@ class Aging:
 
     async def _last_outcome(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
         """Why the recipient still waits: what its destination said last, or else what itself was told."""
-        lane = self._lanes.find(message.lane)
-        if lane is not None and lane.reason is not None:
+        reason = self._lanes.reason(message.lane)
+        if reason is not None:
             return replace(
-                lane.reason, queue_id=message.queue_id, recipient=recipient.address, at=now, seconds=0.0
+                reason, queue_id=message.queue_id, recipient=recipient.address, at=now, seconds=0.0
             )
         return await self._recorded(message, recipient, now)
 

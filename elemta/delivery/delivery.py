@@ -38,6 +38,8 @@ _LAST_WAIT = 5.0
 # Lanes that are listed at one time, and how often they are listed anew, in case one was missed.
 _LANES_AT_ONCE = 1000
 _LIST_LANES_EVERY = 300.0
+# Destinations that are made to be tried again in one turn of the reactor.
+_PROBED_AT_ONCE = 200
 # Attempts that are started in one turn of the reactor.
 _STARTED_AT_ONCE = 50
 
@@ -83,6 +85,7 @@ class Delivery(Service):
         self._stopped_by_spool = False
         self._timer: IDelayedCall | None = None
         self._looking = False
+        self._listing = False
         self._filling = False
         self._fill_call: IDelayedCall | None = None
         self._aging_call: IDelayedCall | None = None
@@ -141,8 +144,7 @@ class Delivery(Service):
         self._pool.adjustPoolsize(0, settings.threads)
         self._lanes.places = settings.max_messages
         self._early_probes.clear()
-        self._lanes.probe_now()
-        self._look_soon()
+        self._probe_some(self._lanes.names())
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -210,6 +212,18 @@ class Delivery(Service):
             self._lanes.probe_now(lanes)
             self._look_soon()
 
+    def _probe_some(self, lanes: list[str]) -> None:
+        """Have destinations tried again, some in each turn of the reactor: there may be very many."""
+        some = [lanes.pop() for _ in range(min(_PROBED_AT_ONCE, len(lanes)))]
+        self._lanes.probe_now(some)
+        if lanes:
+            self._reactor.callLater(0, self._probe_on, lanes)
+        self._look_soon()
+
+    def _probe_on(self, lanes: list[str]) -> None:
+        if self.running:
+            self._probe_some(lanes)
+
     def _probe_early(self, lanes: Collection[str]) -> None:
         if self.running:
             self._lanes.probe_early(lanes)
@@ -261,14 +275,7 @@ class Delivery(Service):
     def _looked(self, result: Failure | None) -> None:
         self._looking = False
         if isinstance(result, Failure):
-            if result.check(SpoolError) is None:
-                _log.failure("looking for due messages failed", result, event="delivery.look_failed")
-            else:
-                _log.warn(
-                    "the queue can't be read now",
-                    event="delivery.look_failed",
-                    reason=result.getErrorMessage(),
-                )
+            _tell_look_failed(result)
         if self.running:
             self._observer.lanes(len(self._lanes), self._lanes.blocked)
             self._fill()
@@ -279,8 +286,9 @@ class Delivery(Service):
             return
         now = self._time.seconds()
         self._end_setting_aside(now)
-        if now - self._listed_at >= _LIST_LANES_EVERY:
-            await self._list_lanes(now)
+        if not self._listing and now - self._listed_at >= _LIST_LANES_EVERY:
+            self._listing = True
+            Deferred.fromCoroutine(self._list_lanes(now)).addBoth(self._listed)
         wanted = self._lanes.wanted(now)
         if not wanted:
             return
@@ -299,16 +307,25 @@ class Delivery(Service):
         after: str | None = None
         while self.running:
             lanes = await self._queue.lanes(after, _LANES_AT_ONCE)
+            if not self.running:
+                return
             for name, due in lanes:
                 if due is not None:
                     self._lanes.due_at(name, due)
             if len(lanes) < _LANES_AT_ONCE:
                 break
             after = lanes[-1][0]
-        if self.running and self._listed_at == -inf:
+        if self._listed_at == -inf:
             # Not before it is known what may leave now: senders need not hear of a delay that is over.
             self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
         self._listed_at = now
+
+    def _listed(self, result: Failure | None) -> None:
+        self._listing = False
+        if isinstance(result, Failure):
+            _tell_look_failed(result)
+        elif self.running:
+            self._look_soon()
 
     def _end_setting_aside(self, now: float) -> None:
         for message in [message for message, until in self._set_aside.items() if until <= now]:
@@ -412,6 +429,14 @@ class Delivery(Service):
 def _ways(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Ways:
     choose = Chooser(hooks, routes) if hooks is not None and hooks.asks else None
     return Ways(RouteTable(routes), settings, choose)
+
+
+def _tell_look_failed(failure: Failure) -> None:
+    if failure.check(SpoolError) is None:
+        _log.failure("looking for due messages failed", failure, event="delivery.look_failed")
+    else:
+        reason = failure.getErrorMessage()
+        _log.warn("the queue can't be read now", event="delivery.look_failed", reason=reason)
 
 
 def _tell_not_walked(failure: Failure) -> None:

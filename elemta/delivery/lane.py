@@ -106,10 +106,29 @@ class Lane:
         """How many may be under way: one, as a probe, where the destination was down."""
         return 1 if self.failures else self.window
 
+    def is_shut(self, now: float) -> bool:
+        """Whether nothing in this lane is attempted now."""
+        return self.shut_until > now or self.failures > 0
+
+    def bring_forward(self) -> None:
+        """What was put off since the destination is down does not wait for the end of that."""
+        if self.failures:
+            self.back_until = max(self.back_until, self.shut_until)
+
+    def end_bringing_forward(self) -> None:
+        """What is deferred waits for its time again."""
+        self.back_until = 0.0
+        self.tried.clear()
+
     @property
-    def idle(self) -> bool:
-        """Whether nothing is known of it that would not be known without it."""
-        return not (self.known or self.loading or self.under_way) and self.due == inf
+    def in_use(self) -> bool:
+        """Whether something of it is in memory, or on its way there."""
+        return bool(self.known or self.loading or self.under_way or self.tried)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether the next part of some sender stands behind those of others."""
+        return any(turn >= self._served for turn in self._turns.values())
 
     def turn(self, sender: Address, now: float) -> float:
         """The place in the line for a new part.

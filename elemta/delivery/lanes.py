@@ -6,118 +6,58 @@ it or when its time has come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import inf
 
-from elemta.address import Address
 from elemta.delivery.lane import FIRST_WINDOW, MOST_BROKEN_OFF, Key, Lane
-from elemta.delivery.rings import Ring, Standing
+from elemta.delivery.lane_table import LaneTable, enough_room
+from elemta.delivery.rings import Ring
 from elemta.outcome import Outcome
 from elemta.spool.records import LaneDue, QueuedMessage
 
-# Parts that wait in memory in all lanes together.
-MOST_WAITING = 4000
 # Destinations of which it is remembered that they answer, though no mail for them waits.
 _MOST_ANSWERED = 10_000
 # Parts of a lane that are tried while it is brought forward.
 _MOST_TRIED = 1000
 
 
-class Lanes:
-    """The lanes that have something to do.
-
-    ``limit`` says how many parts of a lane may be under way, None where it leads to no destination; then
-    ``places`` is the limit, which is how many may be under way in all lanes together.
-    """
-
-    def __init__(self, limit: Callable[[str], int | None], places: int) -> None:
-        self._limit = limit
-        self.places = places
-        self._lanes: dict[str, Lane] = {}
-        self._known, self._unknown, self._failing = rings = tuple(Ring(each) for each in Standing)
-        self._rings = rings
-        self._next_ring = 0
-        self._blocked = 0
-        self._probing: set[str] = set()
-        self._answered: dict[str, None] = {}
-        self._answered_once: dict[str, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._lanes)
-
-    @property
-    def waiting(self) -> int:
-        """How many parts wait in memory."""
-        return sum(ring.waiting for ring in self._rings)
-
-    @property
-    def blocked(self) -> int:
-        """How many lanes wait for their destination to come back."""
-        return self._blocked
-
-    def find(self, name: str) -> Lane | None:
-        return self._lanes.get(name)
-
-    def failures(self, name: str) -> int:
-        """How often in a row the lane's destination was found down."""
-        lane = self._lanes.get(name)
-        return 0 if lane is None else lane.failures
-
-    def turn(self, name: str, sender: Address, now: float) -> float:
-        """The place in a lane's line for a new part of this sender's."""
-        lane = self._lanes.get(name)
-        return now if lane is None else lane.turn(sender, now)
-
-    def is_shut(self, name: str, now: float) -> bool:
-        """Whether nothing in this lane is attempted now."""
-        lane = self._lanes.get(name)
-        return lane is not None and (lane.shut_until > now or lane.failures > 0)
-
-    def is_known(self, message: QueuedMessage) -> bool:
-        """Whether the part waits in memory or is under way."""
-        lane = self._lanes.get(message.lane)
-        return lane is not None and message.key in lane.known
-
-    def waits_in_memory(self, message: QueuedMessage) -> bool:
-        """Whether the part is next in memory, and not under way nor kept from being taken up."""
-        lane = self._lanes.get(message.lane)
-        return lane is not None and lane.waits(message.key)
-
-    def is_due(self, name: str, now: float) -> bool:
-        """Whether the lane is open, and the spool has something for it that could be attempted now."""
-        lane = self._lanes.get(name)
-        if lane is None or self.is_shut(name, now):
-            return False
-        return lane.loading or lane.due <= now
-
-    def is_about_to_load(self, name: str, now: float) -> bool:
-        """Whether the lane is due, and what is due in it will be got next: nothing of it is in memory."""
-        lane = self._lanes.get(name)
-        if lane is None or not self.is_due(name, now):
-            return False
-        return lane.loading or (not lane.waiting and self._has_room(lane.ring))
-
-    def may_know(self, message: QueuedMessage) -> bool:
-        """Whether the part is known, or may be in what the spool is being asked."""
-        lane = self._lanes.get(message.lane)
-        return lane is not None and (lane.loading or message.key in lane.known)
+class Lanes(LaneTable):
+    """The lanes that have something to do."""
 
     # What comes in
 
     def enter(self, message: QueuedMessage, now: float) -> None:
         """A part is due; it waits in memory if there is room, else in the spool."""
-        lane = self._lane(message.lane)
+        lane = self._lanes.get(message.lane)
+        if lane is None:
+            rest = self._resting.get(message.lane)
+            if rest is not None and rest.is_shut(now):
+                self.due_at(message.lane, now)
+                return
+            lane = self._new_lane(message.lane)
         if message.key in lane.known:
             return
         if lane.failures or lane.shut_until > now or self._room(lane.ring) <= 0:
             self._is_due(lane, now)
+            self._tidy(lane)
             return
         self._push(lane, message, now)
         self._schedule(lane)
 
     def due_at(self, name: str, when: float) -> None:
         """The spool has something in this lane for then."""
-        self._is_due(self._lane(name), when)
+        lane = self._state(name)
+        if isinstance(lane, Lane):
+            self._is_due(lane, when)
+        elif lane is not None:
+            lane.due = min(lane.due, when)
+            lane.ring.wakes.set(name, lane.wake)
+        else:
+            before = self._quiet_until(name)
+            self._quiet += before == inf
+            if when < before:
+                ring = self._known if name in self._known.wakes else self._first_ring(name)
+                ring.wakes.set(name, when)
 
     def wanted(self, now: float) -> dict[str, int]:
         """Which lanes to look into now, and how many parts to take from each.
@@ -131,8 +71,8 @@ class Lanes:
 
     def _add_wanted(self, ring: Ring, wanted: dict[str, int], now: float) -> None:
         room, most = self._room(ring), len(wanted) + ring.looked_into
-        while len(wanted) < most and room > _enough(ring) and (name := ring.wakes.pop(now)) is not None:
-            lane = self._lanes[name]
+        while len(wanted) < most and room > enough_room(ring) and (name := ring.wakes.pop(now)) is not None:
+            lane = self._lanes.get(name) or self._wake_up(name)
             if lane.shut_until <= now:
                 lane.shut_until = 0.0
                 ring.join(lane)
@@ -143,6 +83,16 @@ class Lanes:
                 room -= wanted[name]
             else:
                 self._schedule(lane)
+                self._tidy(lane)
+
+    def _wake_up(self, name: str) -> Lane:
+        """The lane whose time has come, and was taken out of its ring."""
+        was_quiet = name not in self._resting
+        self._quiet -= was_quiet
+        lane = self._new_lane(name)
+        if was_quiet:
+            lane.due = 0.0
+        return lane
 
     def known(self, names: Iterable[str]) -> dict[str, tuple[Key, ...]]:
         """What of these lanes needs no telling."""
@@ -166,7 +116,7 @@ class Lanes:
         if found.next_due is not None:
             lane.due = min(lane.due, found.next_due)
         if lane.back_until and (found.next_due is None or found.next_due > now):
-            _end_bringing_forward(lane)
+            lane.end_bringing_forward()
         self._schedule(lane)
         self._tidy(lane)
 
@@ -177,6 +127,7 @@ class Lanes:
             lane.loading = False
             lane.settled_meanwhile.clear()
             self._is_due(lane, again_at)
+            self._tidy(lane)
 
     def next_wake(self) -> float:
         """When the next lane has to be looked at; never, before there is room for what it has."""
@@ -292,7 +243,7 @@ class Lanes:
         lane.epoch += 1
         if self._answered.pop(name, self) is None:
             _remember(self._answered_once, name)
-        _end_bringing_forward(lane)
+        lane.end_bringing_forward()
         lane.shut_until, lane.reason = until, reason
         lane.window = min(FIRST_WINDOW, lane.most)
         lane.broken_off = 0
@@ -301,15 +252,22 @@ class Lanes:
         self._move(lane, self._failing)
         self._schedule(lane)
 
-    def probe_now(self, names: Iterable[str] | None = None) -> None:
-        """Let the next attempts in these lanes (None: all) be made now, whatever was known of them."""
-        for lane in list(self._lanes.values()) if names is None else [self._lane(name) for name in names]:
+    def probe_now(self, names: Iterable[str]) -> None:
+        """Let the next attempts in these lanes be made now, whatever was known of them."""
+        for name in names:
+            rest = self._resting.get(name)
+            if rest is not None:
+                rest.bring_forward()
+                rest.ring.wakes.set(name, 0.0)
+                continue
+            lane = self._lane(name)
             lane.most = self._most(lane.name)
             lane.window = min(lane.window, lane.most)
-            _bring_forward(lane)
+            lane.bring_forward()
             lane.shut_until = lane.due = 0.0
             lane.ring.join(lane)
             self._schedule(lane)
+            self._tidy(lane)
 
     def probe_early(self, names: Iterable[str]) -> None:
         """Let one attempt be made in each of these lanes that are down, before its time.
@@ -317,20 +275,12 @@ class Lanes:
         Nobody knows how they do: so they take the room and the places of unknown destinations.
         """
         for lane in [self._lane(name) for name in names]:
-            if lane.failures and not lane.under_way:
-                _bring_forward(lane)
+            if lane.failures and lane.shut_until and not lane.under_way:
+                lane.bring_forward()
                 lane.shut_until = lane.due = 0.0
                 self._move(lane, self._unknown)
                 self._schedule(lane)
             self._tidy(lane)
-
-    def is_answering(self, name: str) -> bool:
-        """Whether the destination answered before and was not found down since."""
-        return self._lane(name).ring is self._known
-
-    def answered_before(self, name: str) -> bool:
-        """Whether the destination answered at any time, as far as it is remembered."""
-        return name in self._answered or name in self._answered_once
 
     def drop_all(self) -> None:
         """Forget everything that waits."""
@@ -338,6 +288,9 @@ class Lanes:
             lane.drop()
             lane.known.clear()
         self._lanes.clear()
+        self._resting.clear()
+        self._with_turns.clear()
+        self._quiet = 0
         for ring in self._rings:
             ring.clear()
         self._probing.clear()
@@ -345,29 +298,8 @@ class Lanes:
 
     # Inside
 
-    def _lane(self, name: str) -> Lane:
-        lane = self._lanes.get(name)
-        return self._new_lane(name) if lane is None else lane
-
-    def _new_lane(self, name: str) -> Lane:
-        limit = self._limit(name)
-        ring = self._known if limit is None or name in self._answered else self._unknown
-        lane = self._lanes[name] = Lane(name, self.places if limit is None else limit, ring)
-        if limit is None:
-            lane.window = lane.most
-        return lane
-
-    def _most(self, name: str) -> int:
-        limit = self._limit(name)
-        return self.places if limit is None else limit
-
-    def _move(self, lane: Lane, ring: Ring) -> None:
-        if lane.ring is not ring:
-            lane.ring.hand_over(lane, ring)
-            lane.ring = ring
-
     def _open(self, lane: Lane) -> None:
-        _bring_forward(lane)
+        lane.bring_forward()
         lane.failures = 0
         lane.epoch += 1
         lane.shut_until, lane.reason = 0.0, None
@@ -376,50 +308,14 @@ class Lanes:
         self._move(lane, self._known)
         self._schedule(lane)
 
-    def _push(self, lane: Lane, message: QueuedMessage, now: float) -> None:
-        lane.ring.waiting += 1
-        if lane.push(message) is not None:
-            lane.ring.waiting -= 1
-            lane.due = min(lane.due, now)
-        lane.ring.join(lane)
-
-    def _room(self, ring: Ring) -> int:
-        """How many more parts of these destinations may wait in memory."""
-        room = MOST_WAITING * ring.eighths // 8 - ring.waiting
-        # What waits for unknown ones waits for known ones as soon as they answer, also beyond their share.
-        return room if ring is self._known else min(room, MOST_WAITING - self.waiting)
-
-    def _has_room(self, ring: Ring) -> bool:
-        return self._room(ring) > _enough(ring)
-
-    def _is_due(self, lane: Lane, when: float) -> None:
-        lane.due = min(lane.due, when)
-        self._schedule(lane)
-
-    def _schedule(self, lane: Lane) -> None:
-        """Have the lane looked at when there is something to get for it, or when it may go on."""
-        wake = inf
-        if lane.waiting and lane.shut_until:
-            wake = lane.shut_until
-        if lane.hungry:
-            wake = min(wake, max(lane.due, lane.shut_until))
-        lane.ring.wakes.set(lane.name, wake)
-
     def _release(self, lane: Lane, message: QueuedMessage) -> None:
         lane.known.discard(message.key)
         if lane.back_until:
             lane.tried.add(message.key)
             if len(lane.tried) >= _MOST_TRIED:
-                _end_bringing_forward(lane)
+                lane.end_bringing_forward()
         if lane.loading:
             lane.settled_meanwhile.add(message.key)
-
-    def _tidy(self, lane: Lane) -> None:
-        if lane.idle and self._lanes.pop(lane.name, None) is not None:
-            lane.ring.forget(lane)
-            if lane.failures:
-                # It was down, and nobody wants anything of it any more.
-                self._blocked -= 1
 
 
 def _remember(names: dict[str, None], name: str) -> None:
@@ -427,19 +323,3 @@ def _remember(names: dict[str, None], name: str) -> None:
     names[name] = None
     if len(names) > _MOST_ANSWERED:
         del names[next(iter(names))]
-
-
-def _bring_forward(lane: Lane) -> None:
-    """What was put off since the destination is down does not wait for the end of that."""
-    if lane.failures:
-        lane.back_until = max(lane.back_until, lane.shut_until)
-
-
-def _end_bringing_forward(lane: Lane) -> None:
-    lane.back_until = 0.0
-    lane.tried.clear()
-
-
-def _enough(ring: Ring) -> int:
-    """So much room has to be there before the spool is asked."""
-    return MOST_WAITING * ring.eighths // 64

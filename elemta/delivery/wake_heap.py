@@ -7,26 +7,31 @@ from math import inf
 
 # Entries that no longer hold which one call removes, and names that one call carries over to a new heap.
 _MOST_REMOVED = 1000
-_CARRIED_OVER = 64
+_CARRIED_OVER = 16
 
 
 class WakeHeap:
     """One time for each name. No call takes long, however many names there are.
 
-    A time that changes leaves its old entry in the heap. When these are half of it, a new heap is built from
-    the names, some with each change, while the old one still serves.
+    A time that changes leaves its old entry in the heap. When these are a third of it, a new heap is built
+    from the names, some with each change, while the old one still serves.
     """
 
-    __slots__ = ("_heap", "_new", "_times", "_to_carry")
+    __slots__ = ("_heap", "_new", "_old", "_times", "_to_carry")
 
     def __init__(self) -> None:
         self._times: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._new: list[tuple[float, str]] = []
+        # The heap before, which leaves memory in pieces, too.
+        self._old: list[tuple[float, str]] = []
         self._to_carry: list[str] = []
 
     def __len__(self) -> int:
         return len(self._times)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._times
 
     def at(self, name: str) -> float:
         """The time of a name; infinite where it has none."""
@@ -44,13 +49,12 @@ class WakeHeap:
         heappush(self._heap, entry)
         if self._to_carry:
             heappush(self._new, entry)
-            self._carry_over()
-        elif len(self._heap) > 2 * len(self._times) + _MOST_REMOVED:
-            self._to_carry = list(self._times)
+        self._shrink()
 
     def discard(self, name: str) -> None:
         """Let a name have no time."""
-        self._times.pop(name, None)
+        if self._times.pop(name, None) is not None:
+            self._shrink()
 
     def first(self) -> float:
         """The earliest time, or an earlier one: then some entries that no longer hold were removed."""
@@ -78,7 +82,18 @@ class WakeHeap:
         self._times.clear()
         self._heap.clear()
         self._new.clear()
+        self._old.clear()
         self._to_carry.clear()
+
+    def _shrink(self) -> None:
+        if self._old:
+            del self._old[-4 * _CARRIED_OVER :]
+        if self._to_carry:
+            self._carry_over()
+        elif len(self._heap) > len(self._times) * 3 // 2 + _MOST_REMOVED:
+            self._to_carry = list(self._times)
+            if not self._to_carry:
+                self._old, self._heap = self._heap, []
 
     def _carry_over(self) -> None:
         for _ in range(min(_CARRIED_OVER, len(self._to_carry))):
@@ -87,4 +102,4 @@ class WakeHeap:
             if when is not None:
                 heappush(self._new, (when, name))
         if not self._to_carry:
-            self._heap, self._new = self._new, []
+            self._old, self._heap, self._new = self._heap, self._new, []

@@ -371,7 +371,7 @@ def test_what_was_done_while_the_queue_was_asked_is_not_done_again() -> None:
 
 
 def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elemta.delivery.lanes.MOST_WAITING", 200)
+    monkeypatch.setattr("elemta.delivery.lane_table.MOST_WAITING", 200)
     queue = Scheduled()
     for _ in range(1000):
         queue.send("a.example")

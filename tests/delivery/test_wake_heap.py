@@ -51,15 +51,17 @@ def test_times_that_change_for_ever_take_no_more_room_than_the_names() -> None:
     assert heap.first() == inf
 
 
-def test_very_many_entries_that_no_longer_hold_are_removed_in_several_calls() -> None:
+def test_entries_that_no_longer_hold_leave_with_their_names() -> None:
     heap = WakeHeap()
     for number in range(5000):
         heap.set(f"d{number}.example", 1.0)
     heap.set("last.example", 2.0)
     for number in range(5000):
         heap.discard(f"d{number}.example")
+    assert len(heap._heap) <= 2000
     calls = 0
     while (name := heap.pop(3.0)) is None:
         assert heap.first() <= 2.0
         calls += 1
-    assert (name, calls) == ("last.example", 2)
+    assert name == "last.example"
+    assert calls <= 2

@@ -1,0 +1,107 @@
+"""What is kept of a destination of which nothing is in memory: its state, and of most not even that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from elemta.address import NULL
+from elemta.outcome import Outcome, Status
+
+if TYPE_CHECKING:
+    from elemta.delivery.lane import Lane
+    from elemta.delivery.rings import Ring
+
+# Destinations of which the last failure is kept; of the others it is known that there was one.
+_MOST_REASONS = 10_000
+
+_UNREACHABLE = Outcome(
+    "", NULL, Status.DEFERRED, "its destination can't be reached", "", "", 0.0, enhanced="4.4.1"
+)
+
+
+@dataclass(slots=True, eq=False)
+class Rest:
+    """A lane of which nothing is in memory, and that has not only a time when something is due."""
+
+    ring: Ring
+    due: float
+    shut_until: float
+    failures: int
+    broken_off: int
+    back_until: float
+    reason: Outcome | None
+
+    @property
+    def wake(self) -> float:
+        """When there is something to do for it."""
+        return max(self.due, self.shut_until)
+
+    @property
+    def waiting(self) -> int:
+        """Nothing of it is in memory."""
+        return 0
+
+    @property
+    def loading(self) -> bool:
+        """Nothing is on its way there."""
+        return False
+
+    def is_shut(self, now: float) -> bool:
+        """Whether nothing in this lane is attempted now."""
+        return self.shut_until > now or self.failures > 0
+
+    def bring_forward(self) -> None:
+        """Let it be tried now; what was put off while it was down is due, too."""
+        if self.failures:
+            self.back_until = max(self.back_until, self.shut_until)
+        self.shut_until = self.due = 0.0
+
+
+class RestingLanes(dict[str, Rest]):
+    """The lanes at rest, by name."""
+
+    def __init__(self) -> None:
+        self._reasons = 0
+
+    def put(self, lane: Lane) -> None:
+        """Keep what matters of a lane."""
+        reason = lane.reason
+        if reason is not None and reason is not _UNREACHABLE:
+            if self._reasons < _MOST_REASONS:
+                self._reasons += 1
+                reason = replace(reason, queue_id="", recipient=NULL, at=0.0, seconds=0.0)
+            else:
+                reason = _UNREACHABLE
+        self[lane.name] = Rest(
+            lane.ring,
+            lane.due,
+            lane.shut_until,
+            lane.failures,
+            lane.broken_off,
+            lane.back_until,
+            reason,
+        )
+
+    def give_back(self, lane: Lane) -> bool:
+        """Let a lane that is needed again be what it was; whether it was at rest."""
+        rest = self.pop(lane.name, None)
+        if rest is None:
+            return False
+        if rest.reason is not None and rest.reason is not _UNREACHABLE:
+            self._reasons -= 1
+        lane.ring, lane.due, lane.shut_until = rest.ring, rest.due, rest.shut_until
+        lane.failures, lane.broken_off = rest.failures, rest.broken_off
+        lane.back_until, lane.reason = rest.back_until, rest.reason
+        return True
+
+    def clear(self) -> None:
+        super().clear()
+        self._reasons = 0
+
+
+def needs_nothing(lane: Lane) -> bool:
+    """Whether nothing is known of the lane that would not be known without it, but when more is due."""
+    return not (
+        lane.failures or lane.shut_until or lane.broken_off or lane.back_until or lane.reason is not None
+    )

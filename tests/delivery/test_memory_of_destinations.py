@@ -1,0 +1,137 @@
+"""Very many destinations: what each takes in memory, and how long the reactor waits for them at most."""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from elemta.address import Address
+from elemta.delivery.lanes import Lanes
+from elemta.outcome import Outcome, Status
+from tests.support.simulated import REFUSED, START, MemoryQueue, Simulation
+
+FEW, MANY = 20_000, 500_000
+# 200 MiB for 500,000.
+MOST_OCTETS_EACH = 200 * 2**20 / MANY
+# What is said of 10,000 that are down is kept, of however many there are.
+REASONS = 5 * 2**20
+LONGEST_STALL = 0.05
+SIZES = [FEW, pytest.param(MANY, marks=[pytest.mark.campaign, pytest.mark.timeout(0)])]
+
+
+def domain(number: int) -> str:
+    return f"domain-{number:07}.example"
+
+
+def said(number: int) -> Outcome:
+    host = f"mx.{domain(number)}"
+    text = f"no connection to {domain(number)}: {host}: 192.0.2.{number % 250}: Connection refused"
+    bob = Address("bob", domain(number))
+    return Outcome(f"Q{number}", bob, Status.DEFERRED, text, "mx:", host, START + number, 0.1, 0, "4.4.1")
+
+
+@pytest.fixture
+def octets() -> Iterator[list[int]]:
+    """Where memory began; it is measured until the end of the test."""
+    gc.collect()
+    tracemalloc.start()
+    yield [tracemalloc.get_traced_memory()[0]]
+    tracemalloc.stop()
+
+
+def each(octets: list[int], size: int) -> float:
+    gc.collect()
+    return (tracemalloc.get_traced_memory()[0] - octets[0]) / size
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_destination_takes_no_more_than_its_share_of_200_mib_whatever_its_state(
+    size: int, octets: list[int]
+) -> None:
+    lanes, now = Lanes(lambda lane: 20, 500), START
+    for number in range(size):
+        lanes.due_at(domain(number), now + number / 10)
+    assert len(lanes) == size
+    listed = each(octets, size)
+    # All are found down, one after the other.
+    for number in range(size):
+        name = domain(number)
+        lanes.due_at(name, now)
+        lanes.block(name, now + 600 + number / 1000, said(number))
+        lanes._tidy(lanes._lane(name))
+    assert (len(lanes), lanes.blocked) == (size, size)
+    assert not lanes._lanes
+    down = each(octets, size)
+    # A reload has them all probed.
+    names = lanes.names()
+    while names:
+        lanes.probe_now([names.pop() for _ in range(min(500, len(names)))])
+    del names
+    assert not lanes._lanes
+    probed = each(octets, size)
+    print(f"octets of each of {size} destinations: listed {listed:.0f}, down {down:.0f}, reload {probed:.0f}")
+    fixed = REASONS / size if size == FEW else 0.0
+    assert max(listed, down - fixed, probed - fixed) <= MOST_OCTETS_EACH
+
+
+class LongQueue(MemoryQueue):
+    """A queue that has one message for each of very many destinations, and answers later."""
+
+    size = 0
+
+    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        answer: Deferred[None] = Deferred()
+        self.clock.callLater(0.0, answer.callback, None)
+        await answer
+        start = 0 if after is None else int(after[7:14]) + 1
+        end = min(start + limit, self.size)
+        # An hour from now, and later.
+        return [(domain(number), START + 3600.0 + number / 100) for number in range(start, end)]
+
+
+def longest_turn(clock: Clock, seconds: float) -> float:
+    """The longest that one call of the reactor takes while so much time passes."""
+    longest, end = 0.0, clock.seconds() + seconds
+    while clock.calls and clock.calls[0].getTime() <= end:
+        call = clock.calls.pop(0)
+        clock.rightNow = max(clock.rightNow, call.getTime())
+        call.called = 1
+        began = time.thread_time()
+        call.func(*call.args, **call.kw)
+        longest = max(longest, time.thread_time() - began)
+    clock.rightNow = end
+    return longest
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_number_of_destinations_stalls_the_reactor(size: int) -> None:
+    simulation = Simulation(lambda lane, now: REFUSED, warn_after=0.0)
+    queue = simulation.queue
+    queue.__class__ = LongQueue
+    queue.size = size  # type: ignore[attr-defined]
+    gc.collect()
+    try:
+        began = time.thread_time()
+        simulation.delivery.startService()
+        stalls = {"start": time.thread_time() - began}
+        stalls["start"] = max(stalls["start"], longest_turn(simulation.clock, 60.0))
+        lanes = simulation.delivery._lanes
+        assert len(lanes) == size
+        stalls["listing"] = longest_turn(simulation.clock, 600.0)
+        for number in range(size):
+            lanes.block(domain(number), START + 7200.0 + number / 100, said(number))
+            lanes._tidy(lanes._lane(domain(number)))
+        began = time.thread_time()
+        simulation.delivery.reconfigure(simulation.delivery.routes, simulation.settings)
+        stalls["reload"] = time.thread_time() - began
+        stalls["reload"] = max(stalls["reload"], longest_turn(simulation.clock, 0.0))
+        print({name: f"{seconds * 1000:.1f} ms" for name, seconds in stalls.items()})
+        assert max(stalls.values()) <= LONGEST_STALL
+    finally:
+        simulation.stop()
