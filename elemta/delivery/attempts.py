@@ -105,21 +105,45 @@ class Attempts:
         started, epoch = self._clock.seconds(), self._lanes.epoch(message.lane)
         taken: Taken = {}
         carried = await self._carried(message, ways, taken)
-        delivered = delivered_of(message, carried.outcomes, taken)
-        rest = rest_of(carried.outcomes, delivered)
+        try:
+            delivered = delivered_of(message, carried.outcomes, taken)
+            rest = rest_of(carried.outcomes, delivered)
+        except Exception:
+            # The same with nothing that could be wrong: no words of the next hop, and no function of ours.
+            _log.failure("outcomes broke", event="delivery.outcomes_broke", queue_id=message.queue_id)
+            done = {*taken, *(each.recipient for each in carried.outcomes if each.status is Status.DELIVERED)}
+            delivered = [
+                Outcome(message.queue_id, each, Status.DELIVERED, "", "", "", message.envelope.received_at)
+                for each in done
+            ]
+            rest = tuple(each for each in carried.outcomes if each.recipient not in done)
         try:
             # Before anybody is told, and before anything else that may go wrong.
             if delivered:
-                await self._delivered.record(message, delivered)
+                try:
+                    await self._delivered.record(message, delivered)
+                except SpoolError:
+                    raise
+                except Exception:
+                    _log.failure("a record broke", event="delivery.record_broke", queue_id=message.queue_id)
+                    await self._delivered.record(message, delivered)
         finally:
             tried = [outcome for outcome in rest if outcome.recipient not in carried.untried]
-            self._carrier.tell(message, (*delivered, *tried))
+            self._tell(message, (*delivered, *tried))
             await self._give_back(go, sent=bool(delivered) or carried.reached is Reached.ANSWERED)
         if self.abandoned:
             return  # the rest begins anew after the next start, which also tells of what was delivered
         if delivered:
             await self._notices.send(message, delivered)
         await self._record_rest(message, ways, carried, rest, (epoch, started))
+
+    def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome]) -> None:
+        try:
+            self._carrier.tell(message, outcomes)
+        except Exception:
+            _log.failure(
+                "nobody could be told of an attempt", event="delivery.not_told", queue_id=message.queue_id
+            )
 
     async def _carried(self, message: QueuedMessage, ways: Sorted, taken: Taken) -> Carried:
         try:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from elemta.config import RouteTLS
 from elemta.delivery.connecting import NextHopUnreachableError
@@ -21,6 +22,8 @@ from elemta.outcome import Status
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_events import Extent, Settled
 from elemta.smtp.client_results import RecipientResult
+
+_log = Logger()
 
 # Connections of one attempt on which a server was listened to: each may take all the time of its deadlines.
 _MOST_SESSIONS = 3
@@ -211,7 +214,12 @@ class _Sending:
         sent = Sent(settled.results, connection.name, reached, connection.tls, reused)
         # What is wrong with our credentials is so with every address, and may lock the account.
         if answered or connection.login_refused:
-            self._pool.give_back(kept)
+            try:
+                self._pool.give_back(kept)
+            except Exception:
+                # It would count as busy for ever; its message is done all the same.
+                _log.failure("a connection could not be given back", event="delivery.connection_lost")
+                connection.cut()
             return sent
         # Somebody who may take it later outweighs somebody who never will.
         if self._refusal is None or not _is_final(sent):

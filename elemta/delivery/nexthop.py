@@ -20,9 +20,11 @@ from elemta.delivery.outbound_tls import Handshake, TLSRefused
 from elemta.delivery.watch import Watch
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
+from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_events import ContentWanted, Hangup, LoginRefused, Settled
+from elemta.smtp.client_results import RecipientResult
 from elemta.smtp.events import Event, StartTLS
 from elemta.smtp.facts import TLSInfo
 
@@ -135,7 +137,19 @@ class NextHopConnection(Protocol):
         self._act(self._session.tls_started(info))
 
     def dataReceived(self, data: bytes) -> None:
-        self._act(self._session.receive(data))
+        unanswered: int | None = None
+        try:
+            unanswered = self._session.unanswered
+            events = self._session.receive(data)
+        except Exception:
+            # What the next hop took must not be sent again because of a fault of ours.
+            _log.failure("a reply broke something here", event="delivery.reply_broke", next_hop=self.name)
+            events = self._session.broken(data, unanswered)
+        try:
+            self._act(events)
+        except Exception:
+            _log.failure("a connection broke here", event="delivery.connection_broke", next_hop=self.name)
+            self.cut()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         text = reason.getErrorMessage() if reason is not None else "closed"
@@ -149,6 +163,7 @@ class NextHopConnection(Protocol):
         self._patience.stop()
         self._life.stop()
         self._go_on()
+        self._end_unsettled()
         self.closed.callback(None)
 
     # Back-pressure
@@ -176,7 +191,17 @@ class NextHopConnection(Protocol):
     # The session speaks
 
     def _act(self, events: list[Event]) -> None:
-        settled: Settled | None = None
+        settled = next((event for event in events if isinstance(event, Settled)), None)
+        try:
+            self._follow(events)
+        except Exception:
+            _log.failure("a connection broke here", event="delivery.connection_broke", next_hop=self.name)
+            self.cut()
+        if settled is not None:
+            # Last of all: whoever waits for it may send again, or close.
+            self._settle(settled)
+
+    def _follow(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, ContentWanted):
                 self._start_content()
@@ -184,17 +209,12 @@ class NextHopConnection(Protocol):
                 self._start_tls()
             elif isinstance(event, LoginRefused):
                 self._tell_login_refused(event)
-            elif isinstance(event, Settled):
-                settled = event
             elif isinstance(event, Hangup):
                 self._hang_up()
                 break
         else:
             self._flush()
             self._go_on()
-        if settled is not None:
-            # Last of all: whoever waits for it may send again, or close.
-            self._settle(settled)
 
     def _flush(self) -> None:
         if self._wire is not None and (output := self._session.take_output()):
@@ -205,11 +225,26 @@ class NextHopConnection(Protocol):
             self._patience.set(awaited[1], self._too_late)
 
     def _settle(self, event: Settled) -> None:
-        self.served += 1
-        self._life.clear()
         settled, self._settled = self._settled, None
-        if settled is not None:
-            settled.callback(event)
+        try:
+            self.served += 1
+            self._life.clear()
+        finally:
+            if settled is not None:
+                settled.callback(event)
+
+    def _end_unsettled(self) -> None:
+        """Let nobody wait for the result of a transaction whose result was lost by a fault of ours."""
+        if self._settled is not None and self._transaction is not None:
+            text = "a fault inside Elemta; the log has it"
+            self._settle(
+                Settled(
+                    tuple(
+                        RecipientResult(each, Status.DEFERRED, 0, "4.3.0", text)
+                        for each in self._transaction.recipients
+                    )
+                )
+            )
 
     def _start_tls(self) -> None:
         self._flush()

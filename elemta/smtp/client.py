@@ -7,6 +7,8 @@ modules and nowhere else. A server that breaks the protocol costs its transactio
 
 from __future__ import annotations
 
+import re
+
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_dialogue import ClientDialogue, Command, Phase
 from elemta.smtp.client_events import Extent
@@ -132,6 +134,28 @@ class ClientSession:
         except MalformedReplyError as error:
             what = "no reply to AUTH" if self._opening.secret else str(error)
             dialogue.give_up(f"the next hop sent {what}", "4.5.0")
+        return self._happened()
+
+    @property
+    def unanswered(self) -> int:
+        """How many accepted recipients wait for the answer to the message; 0 before it is sent."""
+        dialogue = self._dialogue
+        return len(dialogue.results.accepted) if dialogue.phase is Phase.END and dialogue.results else 0
+
+    def broken(self, data: bytes, unanswered: int | None) -> list[Event]:
+        """A fault of ours in :meth:`receive`: what ``data`` says at first sight counts; it is over then.
+
+        ``unanswered`` is what that was before these bytes came; None: what it is now.
+        """
+        results = self._dialogue.results
+        if results is not None and self._dialogue.phase is Phase.END and unanswered != 0:
+            codes = re.findall(rb"^([2-5])\d\d(?: |\r?$)", data, re.MULTILINE)
+            waiting = results.accepted
+            before = len(waiting) if unanswered is None else unanswered
+            codes = codes[before - len(waiting) :] if self._settings.lmtp else codes[-1:] * len(waiting)
+            taken = [index for index, code in zip(waiting, codes, strict=False) if code == b"2"]
+            results.taken_at_first_sight(taken)
+        self._dialogue.give_up("a fault inside Elemta; the log has it", "4.3.0")
         return self._happened()
 
     def tls_started(self, info: TLSInfo) -> list[Event]:

@@ -83,6 +83,15 @@ class TransactionResults:
         self._results.setdefault(index, RecipientResult(recipient, status, reply.code, enhanced, text, dsn))
         return True
 
+    def taken_at_first_sight(self, indices: Iterable[int]) -> None:
+        """The server took the message for these; nothing more could be made of its words."""
+        for index in indices:
+            recipient = self.transaction.recipients[index]
+            text = "taken by the next hop; the rest of its answer was lost here"
+            result = RecipientResult(recipient, Status.DELIVERED, 0, "2.0.0", text, self._dsn)
+            self.transaction.taken.setdefault(recipient.address, result)
+            self._results.setdefault(index, result)
+
     def decided_here(self, indices: Iterable[int], status: Status, enhanced: str, text: str) -> None:
         """Make the results where no reply says it."""
         for index in indices:

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError, SpoolFull
 from elemta.spool.disk import Trouble, refusal, trouble_of
@@ -68,6 +69,9 @@ class GroupCommit:
         self._pause = settings.first_reopen
         self._late: list[Settlement] = []
         self._unsettled = 0
+        # Batches in the thread or on their way from it, and new messages that nobody knows whether it wrote.
+        self._at_work: list[tuple[list[Entry], list[Settlement]]] = []
+        self._doubtful: list[NewMessage] = []
         self._idle: list[Deferred[None]] = []
 
     @property
@@ -95,7 +99,9 @@ class GroupCommit:
         self._pending.append(Entry(operation, done, value))
         if not self._running and self._start_call is None:
             # At the end of this turn of the reactor: all that it still brings goes along.
-            self._start_call = self._reactor.callLater(0, self._start)
+            start: Deferred[None] = Deferred()
+            start.addCallback(self._start).addErrback(self._broke)
+            self._start_call = self._reactor.callLater(0, start.callback, None)
         return done
 
     def nudge(self) -> None:
@@ -140,14 +146,22 @@ class GroupCommit:
                 return
         self._store.apply([])
 
-    def _start(self) -> None:
+    def _start(self, _: None) -> None:
         self._start_call = None
         if self._running:
             return
         if self._pending:
-            self._run(self._next_batch())
+            self._run_next()
         else:
             self._tell_idle()
+
+    def _run_next(self) -> None:
+        entries = self._next_batch()
+        try:
+            self._run(entries)
+        except Exception:
+            self._pending = entries + self._pending
+            raise
 
     def _next_batch(self) -> list[Entry]:
         pending = self._pending
@@ -165,9 +179,36 @@ class GroupCommit:
         tend, self._tend = self._tend, False
         late, self._late = self._late, []
         self._unsettled += len(late)
-        self._threads.start(self._work, entries, late, tend)
+        self._at_work.append((entries, late))
+        done: Deferred[Batch] = Deferred()
+        done.addCallback(self._finished, entries).addErrback(self._broke)
+        self._threads.call(self._work, entries, late, tend, done).addErrback(self._not_done, done)
 
-    def _work(self, entries: list[Entry], late: list[Settlement], tend: bool) -> None:
+    def _not_done(self, failure: Failure, done: Deferred[Batch]) -> None:
+        if done.called:
+            _log.failure("tidying the queue database failed", failure, event="spool.thread_failed")
+        else:
+            done.errback(failure)
+
+    def _broke(self, failure: Failure) -> None:
+        """A fault of ours with a batch: it counts as a failure of the disk, since nobody knows what is on it.
+
+        Whoever waits hears of it, settlements are written again, and new messages are taken back.
+        """
+        _log.failure("a batch failed in an unforeseen way", failure, event="spool.batch_failed")
+        self._running, self._start_call = False, None
+        at_work, self._at_work = self._at_work, []
+        for entries, late in at_work:
+            operations = [entry.operation for entry in entries if not entry.done.called]
+            kept = [each for each in operations if isinstance(each, Settlement) and each.tells]
+            self._late += [*late, *kept]
+            self._doubtful += [each for each in operations if isinstance(each, NewMessage)]
+            batch = Batch(list(operations))
+            batch.refuse(operations, SpoolError("a fault inside Elemta; the log has it"))
+            self._conclude(entries, batch)
+        self.distrust(failure.value or RuntimeError("unknown"))
+
+    def _work(self, entries: list[Entry], late: list[Settlement], tend: bool, done: Deferred[Batch]) -> None:
         """In the commit thread."""
         batch = Batch([entry.operation for entry in entries])
         try:
@@ -179,7 +220,7 @@ class GroupCommit:
             # A fault of ours. Whoever waits must hear of it, and the store has to start over.
             _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
             self._store.fail(batch, error)
-        self._reactor.callFromThread(self._finished, entries, batch)
+        self._reactor.callFromThread(done.callback, batch)
         if tend:
             doubt = self._store.tend()
         elif self._store.wants_checkpoint:
@@ -189,18 +230,22 @@ class GroupCommit:
         if doubt is not None:
             self._reactor.callFromThread(self.distrust, doubt)
 
-    def _finished(self, entries: list[Entry], batch: Batch) -> None:
+    def _finished(self, batch: Batch, entries: list[Entry]) -> None:
         self._running = False
         was_settled = self.settled
         self._unsettled = batch.unsettled
         self.ledger.add(batch.ledger)
-        self._observe(entries, batch)
+        try:
+            self._observe(entries, batch)
+        except Exception:
+            _log.failure("a commit could not be counted", event="spool.not_observed")
         if batch.broken is not None:
             self.distrust(batch.broken)
         # The next batch starts before the answers of this one are worked through.
         if self._pending:
-            self._run(self._next_batch())
+            self._run_next()
         self._conclude(entries, batch)
+        self._at_work = [each for each in self._at_work if each[0] is not entries]
         if self.settled and not was_settled:
             self._tell_settled()
         if not self._running:
@@ -254,7 +299,10 @@ class GroupCommit:
         self._reopen_call = None
         self._reopening = True
         late, self._late = self._late, []
-        self._threads.call(self._store.reopen, late).addCallbacks(self._reopened, self._still_broken)
+        doubtful, self._doubtful = self._doubtful, []
+        self._threads.call(self._store.reopen, late, doubtful).addCallbacks(
+            self._reopened, self._still_broken
+        )
 
     def _reopened(self, ledger: Ledger) -> None:
         self._reopening = False
@@ -286,6 +334,8 @@ class GroupCommit:
 def _answer(entries: Iterable[Entry], batch: Batch) -> None:
     errors = batch.errors
     for entry in entries:
+        if entry.done.called:
+            continue  # it has its answer from before something broke
         try:
             error = errors.get(entry.operation) if errors else None
             if error is None:

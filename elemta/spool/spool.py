@@ -547,7 +547,10 @@ class Spool:
         for entry in entries:
             operation = entry.operation
             if isinstance(operation, NewMessage):
-                self._writers.pop(operation).release()
+                writer = self._writers.pop(operation, None)
+                if writer is None:
+                    continue  # it was dealt with before something broke
+                writer.release()
                 if operation.state is State.ACTIVE and operation not in batch.errors:
                     if operation.content is not None and self._listeners.committed:
                         self._recent.add(operation.queue_id, operation.header, operation.content)

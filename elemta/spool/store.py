@@ -219,12 +219,13 @@ class Store:
         self._since_checkpoint = 0
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def reopen(self, late: Iterable[Settlement]) -> Ledger:
+    def reopen(self, late: Iterable[Settlement], doubtful: Iterable[NewMessage] = ()) -> Ledger:
         """After a failure: start from what is on disk, take back what was refused, and count anew.
 
         Raises SpoolError when the disk can't be trusted yet; what was delivered in vain is kept for later.
         """
         self.retain(late)
+        self._refused.extend(doubtful)
         self.close()
         connection: sqlite3.Connection | None = None
         try:

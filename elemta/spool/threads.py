@@ -49,7 +49,8 @@ class DiskThreads:
 
     def __init__(self, reactor: SpoolReactor, name: str, threads: int = 1) -> None:
         self._reactor = reactor
-        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], object], Callable[[Failure], object] | None] | None]
+        self._queue = SimpleQueue()
         self._threads = [Thread(target=self._run, name=f"{name}-{number}") for number in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -66,12 +67,12 @@ class DiskThreads:
             else:
                 self._reactor.callFromThread(done.callback, result)
 
-        self._queue.put(deliver)
+        self._queue.put((deliver, done.errback))
         return done
 
     def start(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Do work that reports by itself; a failure of the report is logged."""
-        self._queue.put(partial(work, *args, **kwargs))
+        self._queue.put((partial(work, *args, **kwargs), None))
 
     def stop(self) -> None:
         """Do what was asked for, and end the threads."""
@@ -81,13 +82,16 @@ class DiskThreads:
             thread.join()
 
     def _run(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            work, failed = item
             try:
                 work()
             except Exception:
                 _log.failure("work in a thread of the spool failed", event="spool.thread_failed")
+                if failed is not None:
+                    self._reactor.callFromThread(failed, Failure())
             # What it refers to must not live until the next work comes.
-            del work
+            del item, work, failed
 
 
 class SpoolThreads:
