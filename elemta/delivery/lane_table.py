@@ -49,7 +49,7 @@ class LaneTable:
     @property
     def waiting(self) -> int:
         """How many parts wait in memory."""
-        return sum(ring.waiting for ring in self._rings)
+        return self._known.waiting + self._unknown.waiting + self._failing.waiting
 
     @property
     def blocked(self) -> int:

@@ -131,7 +131,11 @@ class Lanes(LaneTable):
 
     def next_wake(self) -> float:
         """When the next lane has to be looked at; never, before there is room for what it has."""
-        return min(ring.wakes.first() if self._has_room(ring) else inf for ring in self._rings)
+        first = inf
+        for ring in self._rings:
+            if ring.wakes and (when := ring.wakes.first()) < first and self._has_room(ring):
+                first = when
+        return first
 
     # What goes out
 
