@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -62,6 +63,9 @@ class Resolver(Questions):
         self._shared = LookupTable(self._settings.lookups)
         self._of_deliveries = LookupTable(self._settings.delivery_lookups)
         self._running: _Running | None = None
+        # Lookups that ended for others, whose callers have still to hear of it.
+        self._ended: list[tuple[LookupTable, UnderWay]] = []
+        self._telling: IDelayedCall | None = None
         self.deliveries = Questions(partial(self._answer_to, self._of_deliveries, ""))
         super().__init__(partial(self._answer_to, self._shared, ""))
 
@@ -80,6 +84,9 @@ class Resolver(Questions):
         running, self._running = self._running, None
         if running is None:
             return
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell_ended()
         for table in (self._shared, self._of_deliveries):
             for under_way in table.all():
                 self._end(table, under_way, Trouble("the resolver stops", local=True))
@@ -114,7 +121,7 @@ class Resolver(Questions):
         deadline = self._settings.deadline
         result = self._wait(table, under_way, deadline if timeout is None else min(timeout, deadline))
         if ended is not None:
-            self._end(table, ended, Trouble("too many lookups are under way", local=True))
+            self._end_soon(table, ended)
         if under_way.work is None:
             self._begin(self._running, table, under_way)
         return result
@@ -158,6 +165,23 @@ class Resolver(Questions):
         if failure.check(CancelledError) is None:
             _log.failure("a DNS lookup failed with an internal error", failure=failure, event="dns.broke")
             self._end(table, under_way, Trouble("a fault inside Elemta; the log has it"))
+
+    def _end_soon(self, table: LookupTable, ended: UnderWay) -> None:
+        """Give up now what a lookup does that ended for another, and tell its callers in a moment.
+
+        They may ask again at once, which ends the next one. Within one another, that would be hundreds deep.
+        """
+        if ended.work is not None:
+            ended.work.cancel()
+        self._ended.append((table, ended))
+        if self._telling is None:
+            self._telling = self._reactor.callLater(0.0, self._tell_ended)
+
+    def _tell_ended(self) -> None:
+        self._telling = None
+        told, self._ended = self._ended, []
+        for table, ended in told:
+            self._end(table, ended, Trouble("too many lookups are under way", local=True))
 
     def _end(self, table: LookupTable, under_way: UnderWay, result: Result) -> None:
         """Take a lookup off the table, tell all that wait, and give up what it still does."""

@@ -148,6 +148,29 @@ async def test_dead_zones_take_no_memory_however_many_are_asked_for() -> None:
         assert after - before < 1024 * 1024
 
 
+@ensureDeferred
+async def test_callers_that_ask_again_when_their_lookup_ends_for_others_do_so_without_recursion() -> None:
+    """As what looks for exchangers first, and for addresses where those can't be looked up."""
+    with ScriptedNameserver(half_dead) as server:
+        settings = ResolverSettings(deadline=60, lookups=1000)
+        resolver = Resolver(reactor, nameservers=[server.address], settings=settings)
+        resolver.start()
+
+        async def ask(number: int) -> None:
+            with pytest.raises(ResolverTrouble, match=r"too many lookups|stops|not running"):
+                await resolver.text(f"x{number}.dead.test")
+            with pytest.raises(ResolverTrouble, match=r"too many lookups|stops|not running"):
+                await resolver.addresses(f"x{number}.dead.test")
+
+        pending = [Deferred.fromCoroutine(ask(number)) for number in range(500)]
+        await deferLater(reactor, 0.05)
+        assert len(resolver._shared) == 250
+        pending += [Deferred.fromCoroutine(ask(number)) for number in range(500, 510)]
+        await resolver.stop()
+        for each in pending:
+            await each
+
+
 # The table of lookups
 
 
