@@ -46,7 +46,7 @@ def check_mail(dialogue: Dialogue, command: MailCommand) -> Reply | None:
     # RFC 1870 §6.1
     if (command.parameters.size or 0) > dialogue.settings.max_message_size:
         return replies.MESSAGE_TOO_BIG
-    if not dialogue.envelopes.has_room_to_begin(memory_of_mail(command.sender, command.parameters)):
+    if not dialogue.envelopes.has_room_for(0, memory_of_mail(command.sender, command.parameters)):
         return replies.ENVELOPES_FULL
     return None
 

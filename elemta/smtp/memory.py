@@ -15,6 +15,9 @@ _MIB = 1024 * _KIB
 LEAST_BUDGET = 64 * _MIB
 """What all sessions of a process may hold of one kind."""
 
+SMALL_ENVELOPE = 8 * _KIB
+"""What each session may hold whatever others do: an envelope with some twenty recipients."""
+
 # The objects of a transaction: its own, those of policies that are asked about it, and two lists.
 _TRANSACTION = 2 * _KIB
 # A place in a list, and what the list has too much.
@@ -35,9 +38,14 @@ class MemoryBudget:
         """Whether they hold more than they should."""
         return self.taken > self.limit
 
-    def has_room_to_begin(self, octets: int) -> bool:
-        """Whether an envelope of so many octets may begin: it takes no more than it leaves free."""
-        return 2 * octets <= self.limit - self.taken
+    def has_room_for(self, held: int, octets: int) -> bool:
+        """Whether an envelope that holds so many octets may take so many more.
+
+        A small one always may: a few hundred sessions can hold all that there is. A larger one takes no more
+        than it leaves free.
+        """
+        wanted = held + octets
+        return wanted <= SMALL_ENVELOPE or wanted <= self.limit - self.taken - octets
 
     def admit(self, envelope: int) -> None:
         """Raise the budget so that one envelope of so many octets fits."""
@@ -54,8 +62,9 @@ class Shortage(enum.Enum):
 class EnvelopeMemory:
     """The memory of one envelope, from MAIL to the end of its transaction.
 
-    One envelope takes at most ``limit`` octets, and never more than what all of them leave free. So a
-    thousand that want all they can get have a thousandth of the budget each, and the next small one fits.
+    One envelope takes at most ``limit`` octets, and beyond :data:`SMALL_ENVELOPE` never more than what all of
+    them leave free. So all together take the budget and one small envelope for each session at most, and the
+    next small one always fits.
     """
 
     __slots__ = ("_budget", "_limit", "held")
@@ -67,11 +76,9 @@ class EnvelopeMemory:
 
     def shortage(self, octets: int) -> Shortage | None:
         """Why there is no space for so many octets more; None where there is."""
-        wanted = self.held + octets
-        if wanted > self._limit:
+        if self.held + octets > self._limit:
             return Shortage.ENVELOPE
-        budget = self._budget
-        return Shortage.PROCESS if wanted > budget.limit - budget.taken - octets else None
+        return None if self._budget.has_room_for(self.held, octets) else Shortage.PROCESS
 
     def take(self, octets: int) -> None:
         """Count so many octets more."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from elemta.smtp import replies
 from elemta.smtp.events import Answer, MessageQuestion, Proceed, Queued, RcptQuestion, Refuse
 from elemta.smtp.facts import SessionFacts
-from elemta.smtp.memory import LEAST_BUDGET, MemoryBudget
+from elemta.smtp.memory import LEAST_BUDGET, SMALL_ENVELOPE, MemoryBudget
 from elemta.smtp.session import ServerSession
 from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 from tests.smtp import transcript
@@ -110,7 +110,7 @@ def test_max_recipients_beyond_the_budget_of_all_have_room_too() -> None:
     budget.admit(2**20)
     assert budget.limit == LEAST_BUDGET
     budget.admit(2**30)
-    assert budget.has_room_to_begin(2**30)
+    assert budget.has_room_for(0, 2**30)
     budget.admit(0)
     assert budget.limit == LEAST_BUDGET
 
@@ -130,27 +130,49 @@ def test_all_envelopes_keep_to_their_budget_and_leave_room_for_the_next_small_on
             line = RCPT % number if conversation.session.transaction else MAIL
             if say(conversation, line) in (FULL, ALL_FULL):
                 refused.add(number)
-            assert budget.taken <= budget.limit
+            assert budget.taken <= budget.limit + sessions * SMALL_ENVELOPE
     assert budget.taken == sum(held(conversation) for conversation in greedy)
     most = max(held(conversation) for conversation in greedy)
     # Whoever wants all gets no more than what is left free.
-    assert most <= budget.limit - budget.taken + ORDINARY_RECIPIENT * sessions
-    if budget.limit > (sessions + 1) * 5 * KIB:
-        small = begin(budget)
-        assert say(small, MAIL).startswith("250")
-        assert say(small, RCPT % 1).startswith("250")
+    free = max(0, budget.limit - budget.taken)
+    assert most <= max(SMALL_ENVELOPE, free + ORDINARY_RECIPIENT * sessions)
+    take_a_small_one(budget)
 
 
-def test_without_memory_mail_and_rcpt_are_deferred_and_it_is_no_error_of_the_client() -> None:
+def take_a_small_one(budget: MemoryBudget) -> None:
+    small = begin(budget)
+    assert say(small, MAIL).startswith("250")
+    for number in range(20):
+        assert say(small, RCPT % number).startswith("250")
+    small.session.lost()
+
+
+@pytest.mark.parametrize("kibibytes", [300, 2000])
+def test_the_next_small_one_fits_when_sessions_took_all_they_can_get_one_after_the_other(
+    kibibytes: int,
+) -> None:
+    """Each halves what is left free: so a few sessions less than 300 took all of 64 MiB."""
+    budget = MemoryBudget(kibibytes * KIB)
+    for number in range(1, 31):
+        conversation = begin(budget)
+        assert say(conversation, MAIL).startswith("250")
+        while say(conversation, RCPT % number) not in (FULL, ALL_FULL):
+            pass
+        assert budget.taken <= budget.limit + number * SMALL_ENVELOPE
+    take_a_small_one(budget)
+
+
+def test_without_memory_rcpt_is_deferred_and_it_is_no_error_of_the_client() -> None:
     budget = MemoryBudget(2 * KIB)
     conversation = begin(budget)
+    say(conversation, MAIL)
+    while say(conversation, RCPT % 1) != ALL_FULL:
+        pass
     for _ in range(100):
-        assert say(conversation, MAIL) == ALL_FULL
-    budget.limit = 8 * KIB
-    assert say(conversation, MAIL).startswith("250")
-    budget.limit = 4 * KIB
-    assert say(conversation, RCPT % 1) == ALL_FULL
-    assert not conversation.session.closed
+        assert say(conversation, RCPT % 2) == ALL_FULL
+    assert SMALL_ENVELOPE - KIB < held(conversation) <= SMALL_ENVELOPE
+    budget.limit = 32 * KIB
+    assert say(conversation, RCPT % 2).startswith("250")
 
 
 STEPS = st.sampled_from(
@@ -218,7 +240,7 @@ def test_after_any_history_nothing_is_taken(steps: list[tuple[int, bytes]], kibi
         session.take_output()
         open_now = [each.transaction.memory.held for each in sessions if each.transaction is not None]
         assert budget.taken == sum(open_now)
-        assert 0 <= budget.taken <= budget.limit
+        assert 0 <= budget.taken <= budget.limit + len(sessions) * SMALL_ENVELOPE
     for session in sessions:
         session.lost()
     assert budget.taken == 0
