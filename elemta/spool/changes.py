@@ -49,18 +49,25 @@ _ATTEMPT = (
     "INSERT INTO attempt (message_id, number, position, status, code, enhanced, text, route, next_hop, at,"
     " seconds) VALUES {}"
 )
-# One row for the whole answer, so one step. A damaged row must not fail it: JSON has no blobs, and recipients
-# that can't be read are NULL.
+# One row for the whole answer, so one step. A damaged row must not fail it, for it would fail the operations
+# on all others: JSON has neither blobs nor infinity, so every value is cast, counts stay where one can be
+# added, and recipients that can't be read are NULL.
 _LOAD = """SELECT json_group_array(json_array(
-    m.id, CAST(m.queue_id AS TEXT), m.state, m.attempts, CAST(m.size AS INTEGER), m.in_file,
-    CAST(m.hold_reason AS TEXT),
+    m.id, CAST(m.queue_id AS TEXT), CAST(m.state AS INTEGER),
+    min(CAST(m.attempts AS INTEGER), 1000000000), CAST(m.size AS INTEGER),
+    CAST(m.in_file AS INTEGER), CAST(m.hold_reason AS TEXT),
     CASE WHEN json_valid(CAST(m.envelope AS TEXT)) THEN json_extract(CAST(m.envelope AS TEXT), '$.to') END,
-    (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending),
-    (SELECT max(a.number) FROM attempt a WHERE a.message_id = m.id),
-    (SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND r.owed > 0),
-    (SELECT json_group_array(json_array(p.number, CAST(p.lane AS TEXT), p.state, printf('%!.17g', p.turn),
-        p.attempts, p.warned, CAST(p.positions AS TEXT), p.hold, p.held_at))
-        FROM part p WHERE p.message_id = m.id), m.pending))
+    (SELECT json_group_array(CAST(r.position AS INTEGER)) FROM recipient r
+        WHERE r.message_id = m.id AND NOT r.pending),
+    (SELECT min(max(CAST(a.number AS INTEGER)), 1000000000) FROM attempt a WHERE a.message_id = m.id),
+    (SELECT json_group_array(CAST(r.position AS INTEGER)) FROM recipient r
+        WHERE r.message_id = m.id AND r.owed > 0),
+    (SELECT json_group_array(json_array(CAST(p.number AS INTEGER), CAST(p.lane AS TEXT),
+        CAST(p.state AS INTEGER), printf('%!.17g', p.turn),
+        min(CAST(p.attempts AS INTEGER), 1000000000), CAST(p.warned AS INTEGER),
+        CAST(p.positions AS TEXT), CAST(p.hold AS INTEGER),
+        CASE WHEN p.held_at IS NOT NULL THEN printf('%!.17g', p.held_at) END))
+        FROM part p WHERE p.message_id = m.id), CAST(m.pending AS INTEGER)))
     FROM message m WHERE m.id IN (SELECT value FROM json_each(?))"""
 _UPDATE = (
     "UPDATE message SET state = new.column2, attempts = new.column3, pending = new.column4,"
@@ -71,6 +78,7 @@ _UPDATE = (
 _REMOVE_PARTS = """DELETE FROM part WHERE (message_id, number) IN
     (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
 _CHUNK = 64
+_HOLD_CAUSES = frozenset(cause.value for cause in HoldCause)
 
 _Other = Settlement | Assignment | Change | Payment
 
@@ -248,7 +256,15 @@ def _part_of(values: Sequence[Any]) -> Part:
     # What can't be read becomes nobody, which is no part that could go anywhere.
     places = None if positions is None else json.loads(positions) if _are_places(positions) else []
     return Part(
-        number, lane, STATES[code], float(turn), attempts, bool(warned), places, HoldCause(hold), held_at
+        number,
+        lane,
+        STATES[code],
+        float(turn),
+        attempts,
+        bool(warned),
+        places,
+        HoldCause(hold) if hold in _HOLD_CAUSES else HoldCause.OPERATOR,
+        None if held_at is None else float(held_at),
     )
 
 

@@ -31,7 +31,8 @@ from elemta.spool.rows import MESSAGE_COLUMNS, STATE_CODES, STATES, message_of
 _log = Logger()
 
 _FINISHED = (
-    "(SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending)"
+    "(SELECT json_group_array(CAST(r.position AS INTEGER)) FROM recipient r"
+    " WHERE r.message_id = m.id AND NOT r.pending)"
 )
 # The state is spelled out in every condition, so that SQLite sees that a partial index serves.
 _INDEX = {State.DEFERRED: "message_deferred", State.HOLD: "message_held", State.ACTIVE: "message_active"}

@@ -21,7 +21,8 @@ from elemta.spool.records import HeldPart, HoldCause, LaneDue, OwedNotice, Page
 from elemta.spool.rows import MESSAGE_COLUMNS, PART_COLUMNS, message_of, part_of
 
 _FINISHED = (
-    "(SELECT json_group_array(r.position) FROM recipient r WHERE r.message_id = m.id AND NOT r.pending)"
+    "(SELECT json_group_array(CAST(r.position AS INTEGER)) FROM recipient r"
+    " WHERE r.message_id = m.id AND NOT r.pending)"
 )
 # CROSS JOIN keeps SQLite to this order of the tables, and so to the order of the index.
 _DUE = (
@@ -40,7 +41,7 @@ _LANES = """WITH RECURSIVE found(lane) AS (
     SELECT min(lane) FROM part WHERE lane {} ?1
     UNION ALL SELECT (SELECT min(p.lane) FROM part p WHERE p.lane > found.lane) FROM found
     WHERE found.lane IS NOT NULL LIMIT ?2)
-    SELECT json_group_array(json_array(lane,
+    SELECT json_group_array(json_array(CAST(lane AS TEXT),
     EXISTS (SELECT 1 FROM part p WHERE p.lane = found.lane AND p.state = 0),
     (SELECT printf('%!.17g', p.turn) FROM part p WHERE p.lane = found.lane AND p.state = 1
         ORDER BY p.turn LIMIT 1)))

@@ -204,3 +204,73 @@ async def test_while_a_damaged_row_can_not_be_held_its_lane_is_not_asked_for_wit
     assert [event["queue_id"] for event in events if event.get("event") == "spool.unreadable_not_held"] == [
         middle
     ]
+
+
+# Every column that has no place in the tables above; what SQLite keeps there may be of any kind.
+OTHER_COLUMNS = {
+    "message": ["size", "in_file", "attempts", "pending", "hold_reason", "next_attempt_at"],
+    "part": ["lane", "turn", "attempts", "warned", "hold", "held_at"],
+    "recipient": ["position", "status", "code", "text", "at", "owed"],
+    "attempt": ["number", "position", "status", "seconds"],
+    "body": ["header", "content"],
+}
+OTHER_VALUES: list[object] = [b"\xff\xfe", float("inf"), "junk", -(10**18)]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, column) for table, columns in OTHER_COLUMNS.items() for column in columns]
+)
+@ensureDeferred
+async def test_no_value_in_any_column_fails_what_is_done_with_other_messages(
+    open_spool: Any, table: str, column: str
+) -> None:
+    spool = await open_spool()
+    good = [(await put(spool, b"body")).queue_id]
+    damaged = [(await put(spool, b"body", "bob", "carol")).queue_id for _ in OTHER_VALUES]
+    good.append((await put(spool, b"body")).queue_id)
+    for queue_id in damaged:
+        said = outcome(queue_id, "bob", Status.DELIVERED)
+        await spool.settle(
+            queue_id, [said], part=0, retry_at=time.time() - 5, hold_reason=None, owes=[said.recipient]
+        )
+    connection = sqlite3.connect(spool.settings.directory / "p0" / "queue.db", isolation_level=None)
+    key = "id" if table in ("message", "body") else "message_id"
+    for queue_id, value in zip(damaged, OTHER_VALUES, strict=True):
+        try:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? WHERE {key} = ?",
+                (value, row_key(queue_id)),
+            )
+        except sqlite3.IntegrityError:
+            continue
+    connection.close()
+    now = time.time() + 1
+    assert ("", 0.0) in await spool.lanes(None, 100)
+    (found,) = await spool.due(now, {"": 10})
+    assert {message.queue_id for message in found.messages} >= set(good)
+    page = await spool.older(now, -1, 10)
+    assert {message.queue_id for message in page.messages} >= set(good)
+    await spool.held(now, 10)
+    await spool.undeliverable(10)
+    await spool.owed(None, 10)
+    assert len(await spool.list()) == len(good) + len(damaged)
+    # All of it in one commit: what the damaged ones can't take must not be known to the others.
+    settling = [
+        spool.settle(
+            queue_id,
+            [outcome(queue_id, "carol", Status.DEFERRED)],
+            part=0,
+            retry_at=now + 60,
+            hold_reason=None,
+        )
+        for queue_id in (*damaged, *good)
+    ]
+    for settled in settling:
+        await settled
+    assert spool.healthy
+    assert spool.settled
+    for queue_id in damaged:
+        await spool.delete(queue_id)
+    await spool.close()
+    again = await open_spool()
+    assert {line.queue_id for line in await again.list()} == set(good)
