@@ -28,7 +28,7 @@ setup(
     package_dir={"": "."},
     # twisted/ and twisted/plugins/ have no __init__.py on purpose: one would shadow Twisted's own.
     packages=[*find_packages(include=["elemta", "elemta.*"]), "twisted.plugins"],
-    package_data={"elemta": ["py.typed", "limits/scripts/*.lua", "spool/scripts/*.lua"]},
+    package_data={"elemta": ["py.typed", "limits/scripts/*.lua", "daemon/scripts/*.lua"]},
     install_requires=[
         "twisted[tls]>=22.4",
         "zope.interface>=5.5",

@@ -56,9 +56,9 @@ def makeService(options: Options) -> IService:
     """The daemon as a service; exits with 78 and every fault when the configuration can't be used."""
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
-    from elemta.assembly import Lasting, assemble
     from elemta.clock import system_clocks
-    from elemta.service import Elemta
+    from elemta.daemon.components import SharedResources, build_components
+    from elemta.daemon.service import Elemta
 
     the_reactor = cast(ReactorBase, reactor)
     clocks = system_clocks(the_reactor)
@@ -66,8 +66,8 @@ def makeService(options: Options) -> IService:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(options["config"], os.environ)
-        lasting = Lasting.from_config(config, the_reactor, clocks)
-        assembly = assemble(config, lasting)
+        shared = SharedResources.from_config(config, the_reactor, clocks)
+        components = build_components(config, shared)
     except (ConfigError, PolicyUnavailable) as error:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
         raise SystemExit(EX_CONFIG) from None
@@ -84,8 +84,8 @@ def makeService(options: Options) -> IService:
     gc.freeze()
     return Elemta(
         the_reactor,
-        lasting=lasting,
-        assembly=assembly,
+        shared=shared,
+        components=components,
         config_path=options["config"],
         environ=os.environ,
         log_observer=_log_observer(config, options.parent),

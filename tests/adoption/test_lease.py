@@ -16,8 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.config.valkey_url import parse_valkey_url
+from elemta.daemon.spool_lease import RENEWED_EVERY, SURE_FOR, TIME_TO_LIVE, LeaseOwner, SpoolLease
 from elemta.errors import StoreUnavailable
-from elemta.spool.lease import RENEWED_EVERY, SURE_FOR, TIME_TO_LIVE, Owner, SpoolLease
 from elemta.valkey import Valkey
 from tests.adoption.left import REMOTE, left_behind, spools
 from tests.cluster.fleet import Fleet, until
@@ -53,11 +53,11 @@ class Told:
     """What the owner of a lease was told."""
 
     def __init__(self) -> None:
-        self.lost: list[Owner] = []
+        self.lost: list[LeaseOwner] = []
         self.ran_out = 0
         self.one: Deferred[None] = Deferred()
 
-    def note_lost(self, owner: Owner) -> None:
+    def note_lost(self, owner: LeaseOwner) -> None:
         self.lost.append(owner)
         self.one.callback(None)
 
@@ -65,11 +65,11 @@ class Told:
         self.ran_out += 1
 
 
-def owner(boot: str, place: str = "") -> Owner:
-    return Owner(boot, place, f"mx-{boot}", "host")
+def owner(boot: str, place: str = "") -> LeaseOwner:
+    return LeaseOwner(boot, place, f"mx-{boot}", "host")
 
 
-def lease(valkey: Any, who: Owner, clock: Clock | None = None) -> SpoolLease:
+def lease(valkey: Any, who: LeaseOwner, clock: Clock | None = None) -> SpoolLease:
     clock = clock or Clock()
     return SpoolLease(clock, valkey, prefix=PREFIX, spool_id="abc", owner=who, seconds=clock.seconds)
 
@@ -114,7 +114,7 @@ async def test_an_owner_that_finds_another_is_told_at_the_next_renewal_and_renew
     server.command("HSET", KEY, "boot", "z", "place", "", "node", "thief", "host", "elsewhere")
     clock.advance(RENEWED_EVERY)
     await told.one
-    assert told.lost == [Owner("z", "", "thief", "elsewhere")]
+    assert told.lost == [LeaseOwner("z", "", "thief", "elsewhere")]
     assert clock.getDelayedCalls() == []
     assert server.command("HGET", KEY, "node") == b"thief"
 
@@ -212,7 +212,7 @@ def test_a_node_whose_own_spool_another_host_has_leaves_it_alone_at_once(
         until(lambda: server.command("KEYS", f"{PREFIX}spool:*"), "it has the lease of its own spool")
         (key,) = server.command("KEYS", f"{PREFIX}spool:*")
         server.command("HSET", key, "boot", "z", "place", "", "node", "thief", "host", "elsewhere")
-        node.wait_for("spool.lost", seconds=60)
+        node.wait_for("spool.ownership_lost", seconds=60)
         assert node._process is not None
         assert node._process.wait(timeout=90) == 75
         # Nor does it come back while the other one has it.

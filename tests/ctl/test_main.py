@@ -20,6 +20,7 @@ from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
 from elemta.ctl.main import main
+from elemta.daemon.limit_operations import LimitService
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
@@ -29,7 +30,6 @@ from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
-from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
 from tests.support.adopted import Adopted
@@ -66,7 +66,7 @@ class Daemon:
     spools: Adopted = field(default_factory=Adopted)
 
     @property
-    def limits(self) -> LimitsOversight:
+    def limits(self) -> LimitService:
         return self.overseen.oversight
 
     async def nodes(self) -> NodeListing:

@@ -16,11 +16,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from elemta.assembly import Lasting, assemble
 from elemta.config import ListenerTLS, load
+from elemta.daemon.components import SharedResources, build_components
+from elemta.daemon.reload import ReloadReport
+from elemta.daemon.service import DaemonState, Elemta
 from elemta.errors import SpoolError
-from elemta.reloading import Reloaded
-from elemta.service import Elemta, State
 from elemta.spool import Spool
 
 CONFIG = """
@@ -70,7 +70,7 @@ class Slow:
 def recovery(monkeypatch: pytest.MonkeyPatch) -> Slow:
     """A recovery of the spool that takes as long as the test wants."""
     slow = Slow()
-    monkeypatch.setattr("elemta.service.Spool.open", slow)
+    monkeypatch.setattr("elemta.daemon.service.Spool.open", slow)
     return slow
 
 
@@ -80,7 +80,7 @@ def service(tmp_path: Path) -> Iterator[Elemta]:
     service = make_service(tmp_path)
     yield service
     signal.signal(signal.SIGHUP, before)
-    if service.state is not State.STOPPING:
+    if service.state is not DaemonState.STOPPING:
         # Whatever failed: its threads must not keep the tests from ending.
         pytest_twisted.blockon(service.stopService())
 
@@ -95,9 +95,9 @@ def make_service(directory: Path) -> Elemta:
     path = str(write_config(directory))
     config = load(path, {})
     the_reactor: Any = Reactor()
-    lasting = Lasting.from_config(config, the_reactor)
+    shared = SharedResources.from_config(config, the_reactor)
     return Elemta(
-        the_reactor, lasting=lasting, assembly=assemble(config, lasting), config_path=path, environ={}
+        the_reactor, shared=shared, components=build_components(config, shared), config_path=path, environ={}
     )
 
 
@@ -110,11 +110,11 @@ async def until_serving(service: Elemta) -> None:
     starting = service._starting
     assert starting is not None
     await starting
-    assert service.state is State.SERVING
+    assert service.state is DaemonState.SERVING
 
 
 def fetch(service: Elemta, path: str) -> Deferred[int]:
-    port = service.doors.others[0].address
+    port = service.listeners.monitoring[0].address
 
     def ask() -> int:
         try:
@@ -148,8 +148,8 @@ async def test_who_is_told_to_stop_during_recovery_never_becomes_ready(
     stopping = service.stopService()
     recovery.opening.callback(None)
     await stopping
-    assert service.state is State.STOPPING
-    assert service.doors.house.closed_with is not None
+    assert service.state is DaemonState.STOPPING
+    assert service.listeners.house.closed_with is not None
     assert service.parts is None
     # Nothing of it is left: another one may have the spool.
     again = make_service(Path(service.config.spool.directory).parent)
@@ -163,7 +163,7 @@ async def test_a_recovery_that_fails_when_the_daemon_is_already_stopping_is_no_s
     service: Elemta, recovery: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exits: list[object] = []
-    monkeypatch.setattr("elemta.service.atexit.register", lambda *call: exits.append(call))
+    monkeypatch.setattr("elemta.daemon.service.atexit.register", lambda *call: exits.append(call))
     start(service)
     stopping = service.stopService()
     recovery.opening.errback(SpoolError("the disk is gone"))
@@ -176,7 +176,7 @@ async def test_a_recovery_that_fails_when_the_daemon_is_already_stopping_is_no_s
 async def test_a_start_that_fails_stops_the_reactor_once(
     service: Elemta, recovery: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elemta.service.atexit.register", lambda *call: None)
+    monkeypatch.setattr("elemta.daemon.service.atexit.register", lambda *call: None)
     start(service)
     recovery.opening.errback(SpoolError("the disk is gone"))
     assert service.reactor.stopped == 1
@@ -190,17 +190,17 @@ async def test_a_reload_before_the_start_is_over_holds_once_it_is(service: Elemt
     assert service.reload().faults == ()
     recovery.opening.callback(None)
     await until_serving(service)
-    assert service.doors.house.max_connections == 7
+    assert service.listeners.house.max_connections == 7
 
 
 @ensureDeferred
 async def test_a_daemon_that_stops_is_not_reloaded(service: Elemta) -> None:
     start(service)
     await until_serving(service)
-    before = service.assembly
+    before = service.components
     stopping = service.stopService()
     assert "stopping" in str(service.reload().faults[0])
-    assert service.assembly is before
+    assert service.components is before
     await stopping
 
 
@@ -212,13 +212,13 @@ async def test_a_listener_whose_endpoint_changed_stays_what_it_was_but_under_the
     await until_serving(service)
     write_config(tmp_path, MX.replace("tcp:0", "tcp:2") + 'tls = "none"\n')
     for _ in range(2):  # also the second time the restart is still to be done
-        assert service.reload() == Reloaded(needs_restart=("listener",))
-        factory = service.doors.factories["mx"]
+        assert service.reload() == ReloadReport(needs_restart=("listener",))
+        factory = service.listeners.factories["mx"]
         assert factory.terms is not None
         assert factory.terms.listener.tls is ListenerTLS.STARTTLS
-        assert factory.terms.chain is service.assembly.chain
+        assert factory.terms.chain is service.components.chain
     write_config(tmp_path)
-    assert service.reload() == Reloaded()
+    assert service.reload() == ReloadReport()
 
 
 @ensureDeferred
@@ -228,11 +228,11 @@ async def test_a_listener_that_is_no_longer_configured_gets_the_new_policies_unt
     start(service)
     await until_serving(service)
     write_config(tmp_path, MX.replace('"mx"', '"other"'))
-    assert service.reload() == Reloaded(needs_restart=("listener",))
-    assert set(service.doors.factories) == {"mx"}
-    terms = service.doors.factories["mx"].terms
+    assert service.reload() == ReloadReport(needs_restart=("listener",))
+    assert set(service.listeners.factories) == {"mx"}
+    terms = service.listeners.factories["mx"].terms
     assert terms is not None
-    assert terms.chain is service.assembly.chain
+    assert terms.chain is service.components.chain
 
 
 @ensureDeferred
@@ -240,8 +240,8 @@ async def test_a_listener_with_the_same_endpoint_takes_what_changed(service: Ele
     start(service)
     await until_serving(service)
     write_config(tmp_path, MX + 'tls = "none"\n')
-    assert service.reload() == Reloaded()
-    terms = service.doors.factories["mx"].terms
+    assert service.reload() == ReloadReport()
+    terms = service.listeners.factories["mx"].terms
     assert terms is not None
     assert terms.listener.tls is ListenerTLS.NONE
 
@@ -258,4 +258,4 @@ async def test_a_status_that_the_spool_can_not_give_does_not_end_the_status(
         raise SpoolError("the disk is gone")
 
     monkeypatch.setattr(service.parts.spool, "stats", fails)
-    await service._tell_status()
+    await service._update_status()

@@ -53,7 +53,7 @@ def check_thirty_mails(topology: Topology, client: str) -> str:
     """Connect to 2525, 2526 and 2527, send 30 mails round robin, look at the keys. What was counted."""
     sender = f"thirty-{client}@client.test"
     letters = [new_letter(client, sender) for _ in range(30)]
-    at_once(topology.doors(), letters, hands=1)
+    at_once(topology.listeners(), letters, hands=1)
     assert [letter.refusals for letter in letters if letter.refusals] == []
     by_node = Counter(
         name for name in NODES for record in topology.accepted(name) if record["sender"] == sender
@@ -167,7 +167,7 @@ def test_health_checks_cost_no_limit_and_leave_no_line_in_the_log(topology: Topo
             )
         }
 
-    send_one(topology.doors()[0], new_letter(address_of(156)))
+    send_one(topology.listeners()[0], new_letter(address_of(156)))
     topology.wait_until_delivered()
     before = checks()
     costs_before = costs()
@@ -196,7 +196,7 @@ def test_a_node_that_drains_is_passed_by_and_one_that_is_back_is_used_again(
     topology: Topology, show: Show
 ) -> None:
     node = topology.nodes["n2"]
-    held = topology.doors()[1].enter(address_of(153))
+    held = topology.listeners()[1].enter(address_of(153))
     assert held.reply().startswith("220")
     node.ctl("drain")
     assert held.reply().startswith("421 4.3.2")

@@ -146,7 +146,7 @@ def test_with_every_packet_to_valkey_dropped_each_node_takes_its_share_and_nobod
 def send_through_doors(topology: Topology, client: str, count: int) -> dict[str, int]:
     """Connections of this client to each node in turn; how many each has taken a message from."""
     for number in range(count):
-        send_one(topology.doors()[number % len(NODES)], new_letter(client))
+        send_one(topology.listeners()[number % len(NODES)], new_letter(client))
     return dict(
         Counter(name for name in NODES for record in topology.accepted(name) if record["client_ip"] == client)
     )

@@ -326,7 +326,7 @@ class Topology:
     def through_nginx(self, client: int = 0) -> Door:
         return Door(self.clients[client], address_of(NGINX))
 
-    def doors(self, client: int = 0) -> list[Door]:
+    def listeners(self, client: int = 0) -> list[Door]:
         """Each node's own: ports 2525, 2526, 2527."""
         return [
             Door(self.clients[client], address_of(number), 2525 + place)

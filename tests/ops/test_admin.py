@@ -22,16 +22,16 @@ from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
+from elemta.daemon.cluster import RemoteRefusal
+from elemta.daemon.limit_operations import LimitService
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
-from elemta.fleet import RefusalElsewhere
 from elemta.limits.store import Request, Terms
 from elemta.ops.admin import MAX_BODY, AdminSite
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
-from elemta.oversight import LimitsOversight
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import Spool, SpoolSettings, State, Submission
 from elemta.spool.operations import Batch, Operation
@@ -58,7 +58,7 @@ class Daemon:
     broken: bool = False
 
     @property
-    def limits(self) -> LimitsOversight:
+    def limits(self) -> LimitService:
         return self.overseen.oversight
 
     async def nodes(self) -> NodeListing:
@@ -559,8 +559,8 @@ async def test_a_limit_that_there_is_not_is_told_with_those_there_are(daemon: Da
 @ensureDeferred
 async def test_what_another_node_refuses_is_seen_here_with_its_name(daemon: Daemon, tmp_path: Path) -> None:
     daemon.overseen.elsewhere = [
-        RefusalElsewhere("mx2", "ip", "203.0.113.9", 42.0),
-        RefusalElsewhere("mx2", "gone", "203.0.113.9", 42.0),
+        RemoteRefusal("mx2", "ip", "203.0.113.9", 42.0),
+        RemoteRefusal("mx2", "gone", "203.0.113.9", 42.0),
     ]
     for path in ("/v1/limits/top", "/v1/limits/show?id=203.0.113.9"):
         _, answer = await ask(tmp_path, "GET", path)

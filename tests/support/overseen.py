@@ -11,11 +11,11 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from elemta.config import Counts, Identity, LimitConfig, Mode, Rate, ResourcesConfig
-from elemta.fleet import RefusalElsewhere
+from elemta.daemon.cluster import RemoteRefusal
+from elemta.daemon.limit_operations import LimitService
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.limits.store import Request
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
-from elemta.oversight import LimitsOversight
 from elemta.smtp.events import Stage
 
 RULES = rules_from_config(
@@ -36,8 +36,8 @@ class Overseen:
         self.clock = Clock()
         self.store = MemoryStore(self.clock)
         self.limiter = Limiter(RULES, self.store)
-        self.oversight = LimitsOversight(lambda: self, self)  # type: ignore[arg-type, return-value]
-        self.elsewhere: list[RefusalElsewhere] = []
+        self.oversight = LimitService(lambda: self, self)  # type: ignore[arg-type, return-value]
+        self.elsewhere: list[RemoteRefusal] = []
         self.told: list[Request] = []
         self.mode = "memory"
         self.away = False
@@ -78,8 +78,8 @@ class Overseen:
             )
         ]
 
-    async def refusals(self) -> Sequence[RefusalElsewhere]:
+    async def refusals(self) -> Sequence[RemoteRefusal]:
         return self.elsewhere
 
-    async def tell_reset(self, request: Request) -> None:
+    async def announce_reset(self, request: Request) -> None:
         self.told.append(request)

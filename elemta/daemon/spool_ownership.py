@@ -8,9 +8,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from elemta.daemon.cluster import Membership
+from elemta.daemon.spool_lease import TIME_TO_LIVE, LeaseOwner, SpoolLease
 from elemta.errors import SpoolError, SpoolLocked, StoreUnavailable
-from elemta.fleet import Fleet
-from elemta.spool.lease import TIME_TO_LIVE, Owner, SpoolLease
 from elemta.spool.partition import Partition
 
 _log = Logger()
@@ -19,13 +19,13 @@ _ASK_AGAIN = 0.5
 _LONGEST_WAIT = TIME_TO_LIVE + 5.0
 
 
-class Title:
+class PartitionOwnership:
     """The right to one partition. Where there is no Valkey it is as good as the lock.
 
     ``gone`` says why there is no right to it any more.
     """
 
-    def __init__(self, fleet: Fleet, clock: IReactorTime, node: str) -> None:
+    def __init__(self, fleet: Membership, clock: IReactorTime, node: str) -> None:
         self.gone: str | None = None
         self._over: Callable[[str], object] = _nobody
         self._fleet = fleet
@@ -74,7 +74,7 @@ class Title:
             ) from error
         if owner is not None:
             raise _owned(owner, partition)
-        lease.keep(self._lost, self._ran_out)
+        lease.keep(self._lost, self._expired)
 
     def watch(self, over: Callable[[str], object]) -> None:
         """Have it called with the reason when there is no right any more, now if it is so already."""
@@ -93,10 +93,10 @@ class Title:
         self._lease = self._fleet.lease(partition.id, partition.place)
         return self._lease
 
-    def _lost(self, owner: Owner) -> None:
+    def _lost(self, owner: LeaseOwner) -> None:
         self._end(f"{owner} owns it now")
 
-    def _ran_out(self) -> None:
+    def _expired(self) -> None:
         self._end("its lease could not be renewed: Valkey does not answer")
 
     def _end(self, reason: str) -> None:
@@ -104,12 +104,12 @@ class Title:
         self._over(reason)
 
 
-def _owned(owner: Owner, partition: Partition) -> SpoolLocked:
+def _owned(owner: LeaseOwner, partition: Partition) -> SpoolLocked:
     words = f"{owner} owns the spool partition {partition.places.directory}, by its lease in Valkey"
     return SpoolLocked(words, node=owner.node)
 
 
-async def _owner(lease: SpoolLease) -> Owner | None:
+async def _owner(lease: SpoolLease) -> LeaseOwner | None:
     """The other owner; None where that can't be asked."""
     try:
         return await lease.take()

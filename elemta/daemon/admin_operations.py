@@ -7,35 +7,35 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from elemta import __version__
-from elemta.adopting import Adoptions
-from elemta.assembly import Assembly, Lasting
 from elemta.config import ListenerTLS, dump
+from elemta.daemon.adoption_registry import AdoptionRegistry
+from elemta.daemon.cluster import Membership, endpoints
+from elemta.daemon.components import Components, SharedResources
+from elemta.daemon.limit_operations import LimitService
+from elemta.daemon.listeners import Listeners
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
-from elemta.doors import Doors
 from elemta.errors import StoreUnavailable
-from elemta.fleet import Fleet, endpoints
 from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, NodeStatus, ReloadResult, Status
-from elemta.oversight import LimitsOversight
 from elemta.policy import PluginInfo, available_plugins
 from elemta.spool.together import Spools
 
 
-class Daemon(Protocol):
+class DaemonHandle(Protocol):
     """What the operations need of the daemon."""
 
-    doors: Doors
-    lasting: Lasting
+    listeners: Listeners
+    shared: SharedResources
 
     @property
     def started_at(self) -> float: ...
 
     @property
-    def fleet(self) -> Fleet: ...
+    def fleet(self) -> Membership: ...
 
     @property
-    def assembly(self) -> Assembly: ...
+    def components(self) -> Components: ...
 
     @property
     def state_name(self) -> str: ...
@@ -59,33 +59,33 @@ class Daemon(Protocol):
 class DaemonOperations:
     """The operations of the admin API on one daemon and its open spool."""
 
-    def __init__(self, daemon: Daemon, adoptions: Adoptions) -> None:
+    def __init__(self, daemon: DaemonHandle, adoptions: AdoptionRegistry) -> None:
         self._daemon = daemon
         self._adoptions = adoptions
-        self._limits = LimitsOversight(lambda: daemon.assembly, daemon.fleet)
+        self._limits = LimitService(lambda: daemon.components, daemon.fleet)
 
     @property
     def spool(self) -> Spools:
         return self._adoptions.queue
 
     @property
-    def spools(self) -> Adoptions:
+    def spools(self) -> AdoptionRegistry:
         return self._adoptions
 
     @property
-    def limits(self) -> LimitsOversight:
+    def limits(self) -> LimitService:
         return self._limits
 
     async def nodes(self) -> NodeListing:
         daemon = self._daemon
-        config = daemon.assembly.config
+        config = daemon.components.config
         own = NodeStatus(
             node_id=config.server.node_id,
             hostname=config.server.hostname,
             version=__version__,
             address=endpoints(config),
             started_at=daemon.started_at,
-            seen_at=daemon.lasting.clocks.wall(),
+            seen_at=daemon.shared.clocks.wall(),
             sessions=daemon.sessions,
             queue=daemon.queued,
             mode=daemon.fleet.status().mode,
@@ -99,7 +99,7 @@ class DaemonOperations:
 
     def status(self) -> Status:
         daemon = self._daemon
-        config = daemon.assembly.config
+        config = daemon.components.config
         return Status(
             version=__version__,
             node_id=config.server.node_id,
@@ -108,7 +108,7 @@ class DaemonOperations:
             started_at=daemon.started_at,
             state=daemon.state_name,
             not_ready=daemon.why_not_ready(),
-            listeners=tuple(self._listener_status(listener) for listener in daemon.doors.listeners),
+            listeners=tuple(self._listener_status(listener) for listener in daemon.listeners.smtp),
             sessions=daemon.sessions,
             policies=tuple(config.policies.chain),
             config_source=config.source,
@@ -119,22 +119,22 @@ class DaemonOperations:
         )
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:
-        factory = self._daemon.doors.factories[listener.name]
+        factory = self._daemon.listeners.factories[listener.name]
         return ListenerStatus(
             name=listener.name,
             role=factory.listener.role.value,
-            tls=_tls_in_words(factory.listener.tls, certificate=self._daemon.assembly.context is not None),
+            tls=_tls_in_words(factory.listener.tls, certificate=self._daemon.components.context is not None),
             address=listener.address,
             connections=factory.open_sessions,
         )
 
     async def return_to_sender(self, queue_id: str) -> Returned:
-        settings = NoticeSettings.from_config(self._daemon.assembly.config)
+        settings = NoticeSettings.from_config(self._daemon.components.config)
         spool = await self.spool.of(queue_id)
-        return await return_to_sender(spool, queue_id, settings, self._daemon.lasting.clocks.wall)
+        return await return_to_sender(spool, queue_id, settings, self._daemon.shared.clocks.wall)
 
     def plugins(self) -> Sequence[PluginInfo]:
-        return available_plugins(self._daemon.assembly.chain)
+        return available_plugins(self._daemon.components.chain)
 
     def reload(self) -> ReloadResult:
         return self._daemon.reload()
@@ -143,7 +143,7 @@ class DaemonOperations:
         self._daemon.drain()
 
     def config_dump(self) -> str:
-        return dump(self._daemon.assembly.config)
+        return dump(self._daemon.components.config)
 
 
 def _tls_in_words(tls: ListenerTLS, *, certificate: bool) -> str:

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.internet.base import ReactorBase
 
-from elemta.assembly import Assembly, Lasting
 from elemta.config import Config
+from elemta.daemon.components import Components, SharedResources
 from elemta.delivery.mailboxes import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.net.descriptors import provide_descriptors
@@ -19,25 +19,25 @@ from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
 from elemta.spool import Spool
 
-Place = tuple[IPv4Address | IPv6Address, int]
+ListenAddress = tuple[IPv4Address | IPv6Address, int]
 """An address and a port."""
 
 
-class Doors:
+class Listeners:
     """Bound while the process may still do so, opened when the daemon can serve them.
 
     ``listeners`` receive mail, ``others`` are for monitoring and administration.
     """
 
-    def __init__(self, reactor: ReactorBase, lasting: Lasting, max_connections: int) -> None:
+    def __init__(self, reactor: ReactorBase, shared: SharedResources, max_connections: int) -> None:
         self.house = House(reactor, max_connections)
-        lasting.metrics.net.watch_memory(lambda: asdict(self.house.memory))
-        self.listeners: list[Listener] = []
-        self.others: list[Listener] = []
+        shared.metrics.net.watch_memory(lambda: asdict(self.house.memory))
+        self.smtp: list[Listener] = []
+        self.monitoring: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
         self._reactor = reactor
-        self._metrics = lasting.metrics
-        self._now = lasting.clocks.wall
+        self._metrics = shared.metrics
+        self._now = shared.clocks.wall
         self._certificate: ServerCertificate | None = None
         self.mailboxes = Mailboxes(reactor)
 
@@ -46,51 +46,51 @@ class Doors:
         provide_descriptors(config.resources.max_connections)
         if config.metrics.endpoint:
             site = metrics_site(self._metrics, ready, self._reactor)
-            self.others.append(Listener("metrics", config.metrics.endpoint, site))
+            self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
         for listener in config.listeners:
             factory = ESMTPFactory(self.house, listener, self._metrics.net)
             self.factories[listener.name] = factory
-            self.listeners.append(Listener(listener.name, listener.endpoint, factory))
-        for bound in (*self.listeners, *self.others):
+            self.smtp.append(Listener(listener.name, listener.endpoint, factory))
+        for bound in (*self.smtp, *self.monitoring):
             bound.bind(self._reactor)
 
-    def show(self) -> None:
+    def open_monitoring(self) -> None:
         """Open the sockets for monitoring: during a long recovery it sees a daemon that is not ready."""
-        for listener in self.others:
+        for listener in self.monitoring:
             listener.accept()
 
     def open(self) -> None:
         """Open all listeners."""
-        for listener in self.listeners:
+        for listener in self.smtp:
             listener.accept()
         self.house.closed_with = None
 
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""
         self.house.drain()
-        for listener in (*self.listeners, *self.others):
+        for listener in (*self.smtp, *self.monitoring):
             await listener.close()
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def addresses(self) -> tuple[ListenAddress, ...]:
         """Where this host takes mail itself."""
-        places = [listener.place for listener in self.listeners]
+        places = [listener.place for listener in self.smtp]
         return tuple((ip_address(place[0]), place[1]) for place in places if place is not None)
 
-    def post_terms(self, assembly: Assembly, spool: Spool) -> None:
+    def set_context(self, components: Components, spool: Spool) -> None:
         """Let every listener's next session begin under ``assembly``."""
-        if assembly.context is not None:
-            self._certificate = self._certificate or ServerCertificate(assembly.context)
-            self._certificate.replace(assembly.context)
-        resources = assembly.config.resources
+        if components.context is not None:
+            self._certificate = self._certificate or ServerCertificate(components.context)
+            self._certificate.replace(components.context)
+        resources = components.config.resources
         if resources.max_connections > self.house.max_connections:
             provide_descriptors(resources.max_connections)
         self.house.max_connections = resources.max_connections
         self.house.max_connections_per_ip = resources.max_connections_per_ip
-        self.house.envelopes.admit(assembly.max_envelope)
+        self.house.envelopes.admit(components.max_envelope)
         self.mailboxes.forget()
-        routes = None if assembly.chain.delivery_hooks.asks else RouteTable(assembly.routes)
-        configured = {listener.name: listener for listener in assembly.config.listeners}
+        routes = None if components.chain.delivery_hooks.asks else RouteTable(components.routes)
+        configured = {listener.name: listener for listener in components.config.listeners}
         for factory in self.factories.values():
             listener = configured.get(factory.listener.name, factory.listener)
             if listener.endpoint == factory.listener.endpoint:
@@ -99,11 +99,11 @@ class Doors:
             # judged by the new policies all the same.
             factory.terms = Terms(
                 listener=factory.listener,
-                server=assembly.config.server,
-                session=assembly.session_settings(factory.listener),
-                chain=assembly.chain,
-                limiter=assembly.limiter,
-                authenticator=assembly.authenticator,
+                server=components.config.server,
+                session=components.session_settings(factory.listener),
+                chain=components.chain,
+                limiter=components.limiter,
+                authenticator=components.authenticator,
                 certificate=self._certificate,
                 spool=spool,
                 mailboxes=self.mailboxes,

@@ -17,21 +17,21 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from elemta.assembly import Assembly, Lasting, needs_restart
 from elemta.config import Config
-from elemta.doors import Doors
+from elemta.daemon.admin_operations import DaemonOperations
+from elemta.daemon.adoption import SpoolOpener
+from elemta.daemon.cluster import Membership
+from elemta.daemon.components import Components, SharedResources, needs_restart
+from elemta.daemon.listeners import Listeners
+from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
+from elemta.daemon.running import RunningServices
+from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
-from elemta.fleet import Fleet
 from elemta.limits.refusals import Refused
 from elemta.net.factory import LOOK_SECONDS
-from elemta.operations import DaemonOperations
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
-from elemta.ownership import Title
-from elemta.reloading import Reloaded, Reloading, refused, say_cautions
-from elemta.running import Running
 from elemta.spool import Spool
-from elemta.spoolkeys import SpoolKeys
 
 _log = Logger()
 
@@ -41,7 +41,7 @@ EX_TEMPFAIL = 75
 _CLOSING_SECONDS = 60.0
 
 
-class State(enum.Enum):
+class DaemonState(enum.Enum):
     """Where the daemon is in its life."""
 
     STARTING = "starting"
@@ -63,29 +63,29 @@ class Elemta(Service):
         self,
         reactor: ReactorBase,
         *,
-        lasting: Lasting,
-        assembly: Assembly,
+        shared: SharedResources,
+        components: Components,
         config_path: str | None,
         environ: Mapping[str, str],
         log_observer: LogObserver | None = None,
         in_background: bool = False,
     ) -> None:
         self.reactor = reactor
-        self.lasting = lasting
-        self.assembly = assembly
-        self.state = State.STARTING
-        self._started = lasting.clocks.monotonic()
-        self.doors = Doors(reactor, lasting, assembly.config.resources.max_connections)
-        self.parts: Running | None = None
+        self.shared = shared
+        self.components = components
+        self.state = DaemonState.STARTING
+        self._started = shared.clocks.monotonic()
+        self.listeners = Listeners(reactor, shared, components.config.resources.max_connections)
+        self.parts: RunningServices | None = None
         self.queued = 0
         self._log_observer = log_observer
         self._in_background = in_background
-        self._started_with = assembly
+        self._started_with = components
         self._notifier = Notifier(environ, reactor)
-        self._reloading = Reloading(
+        self._reloading = ConfigReloader(
             config_path,
             environ,
-            lasting,
+            shared,
             self._put_into_force,
             notifier=self._notifier,
             log_observer=log_observer,
@@ -94,16 +94,16 @@ class Elemta(Service):
 
     @property
     def config(self) -> Config:
-        return self.assembly.config
+        return self.components.config
 
     @property
-    def fleet(self) -> Fleet:
-        return self.lasting.fleet
+    def fleet(self) -> Membership:
+        return self.shared.fleet
 
     @property
     def started_at(self) -> float:
         """When it was started, in seconds since the epoch: by the time of day as that is set now."""
-        clocks = self.lasting.clocks
+        clocks = self.shared.clocks
         return clocks.wall() - (clocks.monotonic() - self._started)
 
     @property
@@ -113,7 +113,7 @@ class Elemta(Service):
     @property
     def needs_restart(self) -> tuple[str, ...]:
         """The keys of settings that reloads have changed and only a restart puts into force."""
-        return needs_restart(self._started_with, self.assembly)
+        return needs_restart(self._started_with, self.components)
 
     # What twistd calls
 
@@ -127,7 +127,7 @@ class Elemta(Service):
         """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
         Service.privilegedStartService(self)
         try:
-            self.doors.bind(self.config, self.why_not_ready)
+            self.listeners.bind(self.config, self.why_not_ready)
         except ListenFailed as error:
             _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
             if self._in_background:
@@ -149,39 +149,41 @@ class Elemta(Service):
     # Start
 
     async def _start(self) -> None:
-        self.doors.show()
+        self.listeners.open_monitoring()
         self.fleet.start(self)
-        spools = SpoolKeys(self.reactor, self.lasting, self.config)
-        spool, title = await spools.open_own(lambda: self.state is not State.STOPPING)
-        title.watch(self._lost_spool)
+        spools = SpoolOpener(self.reactor, self.shared, self.config)
+        spool, ownership = await spools.open_own(lambda: self.state is not DaemonState.STOPPING)
+        ownership.watch(self._lost_spool)
         try:
             # Unless a stop came meanwhile.
-            if self.state is not State.STOPPING:
-                self.parts = self._open_parts(spool, title, spools)
+            if self.state is not DaemonState.STOPPING:
+                self.parts = self._open_parts(spool, ownership, spools)
         finally:
             if self.parts is None:
                 # Its threads would keep the process from ending.
                 await spool.close()
-                await title.leave()
+                await ownership.leave()
         if self.parts is None:
             return
-        self.doors.post_terms(self.assembly, spool)
-        self.doors.open()
-        self.state = State.SERVING
+        self.listeners.set_context(self.components, spool)
+        self.listeners.open()
+        self.state = DaemonState.SERVING
         self._notifier.ready("serving")
         self._say_ready()
 
-    def _open_parts(self, spool: Spool, title: Title, spools: SpoolKeys) -> Running:
-        return Running.open(
+    def _open_parts(
+        self, spool: Spool, ownership: PartitionOwnership, spools: SpoolOpener
+    ) -> RunningServices:
+        return RunningServices.open(
             spool,
-            title,
+            ownership,
             operations=lambda adoptions: DaemonOperations(self, adoptions),
-            workshop=lambda deliver: spools.workshop(spool, deliver),
+            environment=lambda deliver: spools.adoption_environment(spool, deliver),
             reactor=self.reactor,
-            lasting=self.lasting,
-            assembly=self.assembly,
-            places=self.doors.places,
-            tasks=((LOOK_SECONDS, self.doors.house.check_deadlines), (5.0, self._tell_status)),
+            shared=self.shared,
+            components=self.components,
+            places=self.listeners.addresses,
+            tasks=((LOOK_SECONDS, self.listeners.house.check_deadlines), (5.0, self._update_status)),
         )
 
     def _say_ready(self) -> None:
@@ -192,8 +194,8 @@ class Elemta(Service):
             "ready",
             event="daemon.ready",
             config=self.config.source,
-            listeners=[f"{listener.name} {listener.address}" for listener in self.doors.listeners],
-            metrics=[listener.address for listener in self.doors.others],
+            listeners=[f"{listener.name} {listener.address}" for listener in self.listeners.smtp],
+            metrics=[listener.address for listener in self.listeners.monitoring],
             spool=self.config.spool.directory,
             policies=list(self.config.policies.chain),
         )
@@ -207,12 +209,12 @@ class Elemta(Service):
         )
         # twistd exits with 0 after a plain stop; its own cleaning (pid file) must still happen first.
         atexit.register(_exit_with, EX_TEMPFAIL)
-        if self.state is not State.STOPPING:
+        if self.state is not DaemonState.STOPPING:
             self.reactor.callWhenRunning(self.reactor.stop)
 
     def _lost_spool(self, reason: str) -> None:
         """Another host works on the spool: every further word of ours in it would do harm."""
-        _log.critical("another node owns this spool", event="spool.lost", reason=reason)
+        _log.critical("another node owns this spool", event="spool.ownership_lost", reason=reason)
         _exit_with(EX_TEMPFAIL)
 
     # While it runs
@@ -220,7 +222,7 @@ class Elemta(Service):
     def why_not_ready(self) -> tuple[str, ...]:
         """Why mail would not be accepted now; empty when it would."""
         running = self.parts
-        if self.state is not State.SERVING or running is None:
+        if self.state is not DaemonState.SERVING or running is None:
             return (self.state.value,)
         reasons = []
         if not running.spool.healthy:
@@ -229,7 +231,7 @@ class Elemta(Service):
             reasons.append("the spool's disk is below minimum_free")
         return tuple(reasons)
 
-    async def _tell_status(self) -> None:
+    async def _update_status(self) -> None:
         if self.parts is None:
             return
         try:
@@ -243,13 +245,13 @@ class Elemta(Service):
 
     @property
     def sessions(self) -> int:
-        return len(self.doors.house.connections)
+        return len(self.listeners.house.connections)
 
     def refused(self) -> Sequence[Refused]:
-        return self.assembly.limiter.refused()
+        return self.components.limiter.refused()
 
     def forget(self, limit: str, identity: str) -> None:
-        self.assembly.limiter.forget(limit, identity)
+        self.components.limiter.forget(limit, identity)
 
     def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
         self.reactor.callFromThread(self._reload_on_signal)
@@ -257,42 +259,42 @@ class Elemta(Service):
     def _reload_on_signal(self) -> None:
         self.reload()
 
-    def reload(self) -> Reloaded:
+    def reload(self) -> ReloadReport:
         """Read the configuration again and put it into force as a whole, or leave everything as it is.
 
         What needs a new socket or spool stays as it was and is named in the result.
         """
-        if self.state is State.STOPPING:
+        if self.state is DaemonState.STOPPING:
             return refused((Fault(self.config.source, "", "the daemon is stopping"),))
         return self._reloading.reload()
 
-    def _put_into_force(self, assembly: Assembly) -> tuple[str, ...]:
-        assembly.authenticator.inherit(self.assembly.authenticator)
-        self.assembly = assembly
+    def _put_into_force(self, components: Components) -> tuple[str, ...]:
+        components.authenticator.inherit(self.components.authenticator)
+        self.components = components
         if self.parts is not None:
-            self.parts.follow(assembly, self.doors.places)
-            self.doors.post_terms(assembly, self.parts.spool)
+            self.parts.follow(components, self.listeners.addresses)
+            self.listeners.set_context(components, self.parts.spool)
         return self.needs_restart
 
     # End
 
     def drain(self) -> None:
         """Take no new session and end the others as soon as their message is done; delivery goes on."""
-        if self.state is State.SERVING:
-            self.state = State.DRAINING
-            house = self.doors.house
+        if self.state is DaemonState.SERVING:
+            self.state = DaemonState.DRAINING
+            house = self.listeners.house
             _log.info("draining", event="daemon.draining", sessions=self.sessions)
             house.drain()
 
     async def _stop(self) -> None:
         grace = self.config.server.shutdown_grace
-        self.state = State.STOPPING
+        self.state = DaemonState.STOPPING
         self._notifier.stopping("draining")
         # The unit's own timeout may be less than the grace that was set.
         self._notifier.extend(grace + _CLOSING_SECONDS)
         if self._starting is not None:
             await self._starting
-        await self.doors.close()
+        await self.listeners.close()
         # Sessions and deliveries have the same grace, not one after the other.
         delivered = self.parts.stop_deliveries() if self.parts is not None else None
         await self._wait_until_empty(grace)
@@ -300,14 +302,14 @@ class Elemta(Service):
         if running is not None and delivered is not None:
             await delivered
             await running.close()
-        self.doors.mailboxes.stop()
+        self.listeners.mailboxes.stop()
         await self.fleet.stop()
-        await self.assembly.authenticator.stop()
+        await self.components.authenticator.stop()
         self._notifier.close()
         _log.info("stopped", event="daemon.stopped")
 
     async def _wait_until_empty(self, grace: float) -> None:
-        house = self.doors.house
+        house = self.listeners.house
         empty: Deferred[None] = Deferred()
         house.call_when_empty(lambda: None if empty.called else empty.callback(None))
         late = self.reactor.callLater(grace, house.abort_all)

@@ -8,8 +8,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
-from elemta.assembly import Assembly, Lasting, assemble, needs_restart
 from elemta.config import load
+from elemta.daemon.components import Components, SharedResources, build_components, needs_restart
 from elemta.errors import ConfigError
 
 LIMIT = """
@@ -24,11 +24,11 @@ on_exceed = "ACTION"
 """
 
 
-def assembled(tmp_path: Path, text: str) -> Assembly:
+def assembled(tmp_path: Path, text: str) -> Components:
     path = tmp_path / "elemta.toml"
     path.write_text(text)
     config = load(str(path), {})
-    return assemble(config, Lasting.from_config(config, MemoryReactorClock()))
+    return build_components(config, SharedResources.from_config(config, MemoryReactorClock()))
 
 
 @pytest.mark.parametrize("table", ['timeout = "4s"', 'max_delay = "5s"', 'timeout = "1s"'])
@@ -57,13 +57,13 @@ def test_a_node_with_a_valkey_is_built_without_connecting_anywhere(tmp_path: Pat
     path.write_text(f'[server]\nhostname = "mx.example.test"\n[resources]\nvalkey_url = "{url}"\n')
     config = load(str(path), {})
     reactor = MemoryReactorClock()
-    lasting = Lasting.from_config(config, reactor)
-    assemble(config, lasting)
+    shared = SharedResources.from_config(config, reactor)
+    build_components(config, shared)
     assert reactor.getDelayedCalls() == []
     assert (reactor.tcpClients, reactor.unixClients) == ([], [])
-    assert lasting.fleet.status().mode == "local"
+    assert shared.fleet.status().mode == "local"
     # It was never started, so there is nobody to leave.
-    assert Deferred.fromCoroutine(lasting.fleet.stop()).called
+    assert Deferred.fromCoroutine(shared.fleet.stop()).called
 
 
 def test_what_a_restart_is_needed_for_is_named_by_its_keys(tmp_path: Path) -> None:

@@ -32,11 +32,11 @@ SURE_FOR = 18.0
 """Seconds after its last renewal in which the owner is sure of it, with time left to stop everything."""
 
 _DEADLINE = 1.0
-_OWN = Script.of_package("elemta.spool", "scripts/own.lua")
-_DISOWN = Script.of_package("elemta.spool", "scripts/disown.lua")
+_OWN = Script.of_package("elemta.daemon", "scripts/own.lua")
+_DISOWN = Script.of_package("elemta.daemon", "scripts/disown.lua")
 
 
-class ValkeyLike(Protocol):
+class ScriptRunner(Protocol):
     """The part of :class:`elemta.valkey.Valkey` that is used."""
 
     def run(
@@ -50,7 +50,7 @@ class ValkeyLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class LeaseOwner:
     """Who has a lease: a run of a node on a host, under the lock at ``place`` (see `Partition`)."""
 
     boot: str
@@ -73,11 +73,11 @@ class SpoolLease:
     def __init__(
         self,
         clock: IReactorTime,
-        valkey: ValkeyLike,
+        valkey: ScriptRunner,
         *,
         prefix: str,
         spool_id: str,
-        owner: Owner,
+        owner: LeaseOwner,
         seconds: Callable[[], float] = uptime,
     ) -> None:
         self._clock = clock
@@ -86,24 +86,24 @@ class SpoolLease:
         self._owner = owner
         self._seconds = seconds
         self._renewed_at: float | None = None
-        self._lost: Callable[[Owner], None] | None = None
+        self._lost: Callable[[LeaseOwner], None] | None = None
         self._ran_out: Callable[[], None] | None = None
         self._watch: IDelayedCall | None = None
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = clock
 
-    async def take(self) -> Owner | None:
+    async def take(self) -> LeaseOwner | None:
         """Take or renew it; who has it, where somebody else does. StoreUnavailable."""
         asked_at = self._seconds()
         owner = self._owner
         args = (int(TIME_TO_LIVE * 1000), owner.boot, owner.place, owner.node, owner.host)
         found = await self._valkey.run(_OWN, [self._key], args, deadline=_DEADLINE)
         if found:
-            return Owner(*((word or b"").decode("utf-8", "replace") for word in found))
+            return LeaseOwner(*((word or b"").decode("utf-8", "replace") for word in found))
         self._renewed_at = asked_at
         return None
 
-    def keep(self, lost: Callable[[Owner], None], ran_out: Callable[[], None] | None = None) -> None:
+    def keep(self, lost: Callable[[LeaseOwner], None], ran_out: Callable[[], None] | None = None) -> None:
         """Renew it from now on; where it is not taken yet, take it as soon as that can be.
 
         ``lost`` is called when somebody else has it, ``ran_out`` when it was not renewed for so long that

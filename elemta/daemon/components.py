@@ -1,6 +1,6 @@
 """What a configuration comes to: every part that is built from it, and nothing that is open.
 
-``--check``, the start and a reload all go through :func:`assemble`, so that what one of them accepts
+``--check``, the start and a reload all go through :func:`build_components`, so that what one of them accepts
 the others do too.
 """
 
@@ -16,13 +16,12 @@ from twisted.logger import Logger
 from elemta.auth import Authenticator
 from elemta.clock import Clocks
 from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
+from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import Resolver, ResolverReactor
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
-from elemta.fleet import Alone, Fleet
-from elemta.joined import Joined
 from elemta.limits import Limiter, rules_from_config
 from elemta.net.tls import load_context
 from elemta.ops.metrics import Metrics
@@ -35,31 +34,33 @@ from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 
 
 @dataclass(frozen=True, slots=True)
-class Lasting:
+class SharedResources:
     """What outlives a reload: reactor, clocks, the counters of the limits, the metrics, what DNS said."""
 
     reactor: ReactorBase
     clocks: Clocks
-    fleet: Fleet
+    fleet: Membership
     metrics: Metrics
     resolver: Resolver
 
     @classmethod
-    def from_config(cls, config: Config, reactor: ReactorBase, clocks: Clocks | None = None) -> Lasting:
+    def from_config(
+        cls, config: Config, reactor: ReactorBase, clocks: Clocks | None = None
+    ) -> SharedResources:
         """What the daemon begins with; nothing is opened and no thread started.
 
         Without ``clocks`` the reactor's is both.
         """
         metrics = Metrics(config.server.node_id)
         clocks = clocks or Clocks.of(reactor)
-        fleet: Fleet = Alone()
+        fleet: Membership = SingleNode()
         if config.resources.valkey_url:
-            fleet = Joined(reactor, config, metrics, clocks.wall)
+            fleet = ClusterMembership(reactor, config, metrics, clocks.wall)
         return cls(reactor, clocks, fleet, metrics, Resolver(cast(ResolverReactor, reactor)))
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
+class Components:
     """The parts that one configuration comes to."""
 
     config: Config
@@ -95,38 +96,38 @@ class Assembly:
         )
 
 
-def assemble(config: Config, lasting: Lasting) -> Assembly:
+def build_components(config: Config, shared: SharedResources) -> Components:
     """Build every part from ``config``, opening nothing.
 
     Raises :class:`~elemta.errors.ConfigError` or :class:`~elemta.errors.PolicyUnavailable`.
     """
-    metrics = lasting.metrics
+    metrics = shared.metrics
     domains = Domains.from_config(config.domains)
     rules = rules_from_config(config.resources, config.limits, config.auth)
-    limiter = Limiter(rules, lasting.fleet.store, metrics.limits, lasting.clocks.wall)
+    limiter = Limiter(rules, shared.fleet.store, metrics.limits, shared.clocks.wall)
     services = Services(
-        reactor=lasting.reactor,
+        reactor=shared.reactor,
         limits=limiter,
         domains=domains,
-        resolver=lasting.resolver,
+        resolver=shared.resolver,
         metrics=metrics.plugins,
         log=Logger(namespace="elemta.policies"),
     )
     chain = load_chain(config, services, metrics.chain)
-    _check_patience(config, chain)
-    return Assembly(
+    _check_timeouts(config, chain)
+    return Components(
         config=config,
         domains=domains,
         chain=chain,
         limiter=limiter,
-        authenticator=Authenticator.from_config(config.auth, lasting.reactor, source=config.source),
+        authenticator=Authenticator.from_config(config.auth, shared.reactor, source=config.source),
         context=load_context(config.tls),
         routes=routes_from_config(config, domains),
         delivery=DeliverySettings.from_config(config),
     )
 
 
-def _check_patience(config: Config, chain: PolicyChain) -> None:
+def _check_timeouts(config: Config, chain: PolicyChain) -> None:
     """No limit may take longer than its policy may: that would be a failure of the policy, each time."""
     asking = config.resources.valkey_deadline if config.resources.valkey_url else 0.0
     delays = any(limit.on_exceed is OnExceed.DELAY for limit in config.limits)
@@ -147,7 +148,7 @@ def _check_patience(config: Config, chain: PolicyChain) -> None:
         raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
 
 
-def needs_restart(old: Assembly, new: Assembly) -> tuple[str, ...]:
+def needs_restart(old: Components, new: Components) -> tuple[str, ...]:
     """The settings that changed and can't be changed while running, by their keys."""
     before, after = old.config, new.config
     changed = {

@@ -1,11 +1,12 @@
-"""A node that counts its limits with others, in Valkey."""
+"""The cluster as this node sees it: where limits are counted, and which other nodes count there."""
 
 from __future__ import annotations
 
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -18,20 +19,120 @@ from elemta import __version__
 from elemta.config import Config
 from elemta.config.redaction import redacted_url
 from elemta.config.valkey_url import parse_valkey_url
+from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
 from elemta.errors import StoreUnavailable
-from elemta.fleet import Member, RefusalElsewhere, endpoints
-from elemta.limits import MemoryStore
+from elemta.limits import ILimitStore, MemoryStore
 from elemta.limits.breaker import BreakerState
 from elemta.limits.cluster import ClusterStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
+from elemta.limits.refusals import Refused
 from elemta.limits.store import Request
 from elemta.limits.switch import CountingMode
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.ops.metrics import Metrics
-from elemta.spool.lease import Owner, SpoolLease
 from elemta.valkey import Valkey
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRefusal:
+    """A node refuses this identity from memory, for ``wait`` more seconds."""
+
+    node_id: str
+    limit: str
+    identity: str
+    wait: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.limit}:{self.identity}"
+
+
+class LocalNode(Protocol):
+    """What the fleet asks of this node."""
+
+    @property
+    def sessions(self) -> int:
+        """Open ones."""
+
+    @property
+    def queued(self) -> int:
+        """Messages in the queue, as of the last few seconds."""
+
+    def refused(self) -> Sequence[Refused]:
+        """The identities that this node refuses from memory."""
+
+    def forget(self, limit: str, identity: str) -> None:
+        """Another node has reset a limit for an identity: ask anew."""
+
+
+class Membership(Protocol):
+    """The nodes that count together, as this one sees them."""
+
+    @property
+    def store(self) -> ILimitStore:
+        """Where limits are counted."""
+
+    def start(self, member: LocalNode) -> None:
+        """Look for the others, in the background."""
+
+    async def joined(self) -> None:
+        """Return when limits are counted together, or after a moment in which that did not come to pass."""
+
+    async def stop(self) -> None:
+        """Leave the others, within seconds, whatever they say."""
+
+    def status(self) -> LimiterStatus: ...
+
+    async def others(self) -> Sequence[NodeStatus]:
+        """The other nodes that live. Raises StoreUnavailable."""
+
+    async def refusals(self) -> Sequence[RemoteRefusal]:
+        """What other nodes refuse by themselves now; nothing where they can't be asked."""
+
+    async def announce_reset(self, request: Request) -> None:
+        """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
+
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:
+        """The lease that shows the owner of a spool to other nodes; None where there are no others."""
+
+
+def endpoints(config: Config) -> str:
+    """Where a node takes mail, in the words of its configuration."""
+    return " ".join(listener.endpoint for listener in config.listeners)
+
+
+class SingleNode:
+    """A node that counts in its own memory, and knows no other."""
+
+    def __init__(self, store: ILimitStore | None = None) -> None:
+        self.store: ILimitStore = MemoryStore() if store is None else store
+
+    def start(self, member: LocalNode) -> None:
+        """There are no other nodes."""
+
+    async def joined(self) -> None:
+        """There are no other nodes."""
+
+    async def stop(self) -> None:
+        """There are no other nodes."""
+
+    def status(self) -> LimiterStatus:
+        return LimiterStatus()
+
+    async def others(self) -> Sequence[NodeStatus]:
+        return ()
+
+    async def refusals(self) -> Sequence[RemoteRefusal]:
+        return ()
+
+    async def announce_reset(self, request: Request) -> None:
+        """There are no other nodes."""
+
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - there are no other nodes
+        return None
+
 
 _log = Logger()
 
@@ -41,7 +142,7 @@ PATIENCE = 1.0
 _LEAVING = 5.0
 
 
-class Joined:
+class ClusterMembership:
     """The connection to Valkey, the store in it, the registry of nodes, and the store for when it is away.
 
     Nothing is opened before :meth:`start`.
@@ -67,7 +168,7 @@ class Joined:
             observer=metrics.valkey,
         )
         self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, reactor=reactor)
-        self._member: Member | None = None
+        self._member: LocalNode | None = None
         self._nodes = Nodes(
             reactor,
             self._valkey,
@@ -82,7 +183,7 @@ class Joined:
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
 
-    def start(self, member: Member) -> None:
+    def start(self, member: LocalNode) -> None:
         self._member = member
         self._metrics.mode.watch(lambda: self.store.mode, lambda: self.store.live_nodes)
         self._metrics.valkey.watch(lambda: self._answers)
@@ -127,19 +228,19 @@ class Joined:
     async def others(self) -> Sequence[NodeStatus]:
         return [_status(node, self._now()) for node in await self._nodes.list() if not node.this]
 
-    async def refusals(self) -> Sequence[RefusalElsewhere]:
+    async def refusals(self) -> Sequence[RemoteRefusal]:
         try:
             nodes = await self._nodes.list()
         except StoreUnavailable:
             return ()
         return [
-            RefusalElsewhere(node.node_id, refused.limit, refused.identity, refused.seconds)
+            RemoteRefusal(node.node_id, refused.limit, refused.identity, refused.seconds)
             for node in nodes
             if not node.this
             for refused in node.state.refused
         ]
 
-    async def tell_reset(self, request: Request) -> None:
+    async def announce_reset(self, request: Request) -> None:
         if not request.terms.cluster:
             # Of the others the store itself tells.
             await self._nodes.announce_reset(request.terms.name, request.identity)
@@ -150,7 +251,7 @@ class Joined:
             self._valkey,
             prefix=self._prefix,
             spool_id=spool_id,
-            owner=Owner(self._boot, place, self._node_id, self._host),
+            owner=LeaseOwner(self._boot, place, self._node_id, self._host),
         )
 
     # What this node says of itself

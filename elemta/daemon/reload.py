@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from elemta.assembly import Assembly, Lasting, assemble
 from elemta.config import Config, load
+from elemta.daemon.components import Components, SharedResources, build_components
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
@@ -17,14 +17,14 @@ _log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Reloaded:
+class ReloadReport:
     """What a reload came to: faults, and then nothing was changed; else what still needs a restart."""
 
     faults: tuple[Fault, ...] = ()
     needs_restart: tuple[str, ...] = ()
 
 
-class Reloading:
+class ConfigReloader:
     """Reads ``config_path`` and ``environ`` again at a reload.
 
     ``put_into_force`` takes what was built from them, and gives the keys that wait for a restart.
@@ -34,35 +34,35 @@ class Reloading:
         self,
         config_path: str | None,
         environ: Mapping[str, str],
-        lasting: Lasting,
-        put_into_force: Callable[[Assembly], tuple[str, ...]],
+        shared: SharedResources,
+        put_into_force: Callable[[Components], tuple[str, ...]],
         *,
         notifier: Notifier,
         log_observer: LogObserver | None = None,
     ) -> None:
         self._config_path = config_path
         self._environ = environ
-        self._lasting = lasting
+        self._shared = shared
         self._put_into_force = put_into_force
         self._notifier = notifier
         self._log_observer = log_observer
 
-    def reload(self) -> Reloaded:
+    def reload(self) -> ReloadReport:
         """Faults in the configuration are in the result and in the log; nothing was changed then."""
         self._notifier.reloading()
         try:
-            assembly = assemble(load(self._config_path, self._environ), self._lasting)
+            components = build_components(load(self._config_path, self._environ), self._shared)
         except ConfigError as error:
             return refused(error.faults)
         except PolicyUnavailable as error:
             return refused((Fault(str(self._config_path), "policies.chain", str(error)),))
         finally:
             self._notifier.ready()
-        self._renew_log(assembly.config)
-        waiting = self._put_into_force(assembly)
-        say_cautions(assembly.config)
-        _log.info("reloaded", event="config.reloaded", config=assembly.config.source, needs_restart=waiting)
-        return Reloaded(needs_restart=waiting)
+        self._renew_log(components.config)
+        waiting = self._put_into_force(components)
+        say_cautions(components.config)
+        _log.info("reloaded", event="config.reloaded", config=components.config.source, needs_restart=waiting)
+        return ReloadReport(needs_restart=waiting)
 
     def _renew_log(self, config: Config) -> None:
         """Level and format as they are set now, in a new file where the old one was rotated away."""
@@ -75,7 +75,7 @@ class Reloading:
             _log.error("the log file could not be opened again", event="log.not_reopened", error=str(error))
 
 
-def refused(faults: Sequence[Fault]) -> Reloaded:
+def refused(faults: Sequence[Fault]) -> ReloadReport:
     """A reload that changed nothing, and says so in the log."""
     for fault in faults:
         _log.error(
@@ -83,7 +83,7 @@ def refused(faults: Sequence[Fault]) -> Reloaded:
             event="config.reload_refused",
             fault=str(fault),
         )
-    return Reloaded(faults=tuple(faults))
+    return ReloadReport(faults=tuple(faults))
 
 
 def say_cautions(config: Config) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.adoption import Adoption, Stage, Workshop
+from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage
 from elemta.delivery import Delivery
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
@@ -35,7 +35,7 @@ GIVING_BACK = 10.0
 
 
 @dataclass(slots=True, eq=False)
-class _Care:
+class _AdoptionTask:
     """An adoption, when it is tried again, and what is being done about it."""
 
     adoption: Adoption
@@ -44,20 +44,20 @@ class _Care:
     told: str = ""
 
 
-class Adoptions:
+class AdoptionRegistry:
     """Adopts spools, looks after them until they are empty, and remembers them in the spool ``own``.
 
     ``queue`` is the own spool and all adopted ones together.
     """
 
-    def __init__(self, clock: IReactorTime, own: Spool, workshop: Workshop) -> None:
+    def __init__(self, clock: IReactorTime, own: Spool, environment: AdoptionEnvironment) -> None:
         self.queue = Spools(own, lambda: self.spools)
         self._clock = clock
         self._own = own
         self._root = Path(own.settings.directory)
-        self._workshop = workshop
+        self._environment = environment
         self._record = AdoptionRecord(self._root)
-        self._known: dict[Path, _Care] = {}
+        self._known: dict[Path, _AdoptionTask] = {}
         self._writing = DeferredLock()
         self._unreadable: SpoolError | None = None
         self._stopping = False
@@ -75,11 +75,11 @@ class Adoptions:
 
     def start(self) -> None:
         """Take up again what was adopted before. A record that can't be read is left alone, and told."""
-        Deferred.fromCoroutine(self._take_up()).addErrback(_tell_trouble)
+        Deferred.fromCoroutine(self._take_up()).addErrback(_log_failure)
 
     async def _take_up(self) -> None:
         try:
-            directories = await self._workshop.in_thread(self._record.read)
+            directories = await self._environment.in_thread(self._record.read)
         except SpoolError as error:
             self._unreadable = error
             _log.error(
@@ -89,12 +89,12 @@ class Adoptions:
         if self._stopping:
             return
         for directory in directories:
-            care = self._known[directory] = _Care(Adoption(directory, self._workshop))
+            care = self._known[directory] = _AdoptionTask(Adoption(directory, self._environment))
             care.adoption.recorded = True
             care.adoption.wait("it is taken up again")
         self._looks.start(LOOK_EVERY).addErrback(
             lambda failure: _log.failure(
-                "the maintenance of adopted spools ended", failure, event="spool.trouble"
+                "the maintenance of adopted spools ended", failure, event="spool.internal_error"
             )
         )
 
@@ -104,7 +104,7 @@ class Adoptions:
         if self._looks.running:
             self._looks.stop()
         ends = [Deferred.fromCoroutine(care.adoption.end()) for care in self._known.values()]
-        await DeferredList([end.addErrback(_tell_trouble) for end in ends])
+        await DeferredList([end.addErrback(_log_failure) for end in ends])
 
     # What an operator does
 
@@ -120,11 +120,11 @@ class Adoptions:
         """
         path = await self._real(directory)
         if path == await self._real(str(self._root)):
-            raise SpoolLocked(f"{path} is this node's own spool", node=self._workshop.node)
+            raise SpoolLocked(f"{path} is this node's own spool", node=self._environment.node)
         if self._stopping or self._unreadable is not None:
             raise self._unreadable or SpoolError("the daemon is stopping")
-        care = self._known.setdefault(path, _Care(Adoption(path, self._workshop), busy=True))
-        if care.adoption.stage is Stage.DELIVERING:
+        care = self._known.setdefault(path, _AdoptionTask(Adoption(path, self._environment), busy=True))
+        if care.adoption.stage is AdoptionStage.DELIVERING:
             return care.adoption.status()
         await _to_its_end(self._begin(care))
         return care.adoption.status()
@@ -139,7 +139,7 @@ class Adoptions:
         await _to_its_end(self._give_back(care))
         return SpoolStatus(str(path), "given back", messages=messages)
 
-    async def _give_back(self, care: _Care) -> None:
+    async def _give_back(self, care: _AdoptionTask) -> None:
         adoption = care.adoption
         care.busy = adoption.ending = True
         try:
@@ -151,7 +151,7 @@ class Adoptions:
         self._known.pop(adoption.directory, None)
         _log.info("a spool was given back", event="spool.given_back", directory=str(adoption.directory))
 
-    async def _begin(self, care: _Care) -> None:
+    async def _begin(self, care: _AdoptionTask) -> None:
         adoption = care.adoption
         care.busy = True
         try:
@@ -181,21 +181,21 @@ class Adoptions:
                 continue
             if care.adoption.is_empty:
                 self._do(care, self._finish(care))
-            elif care.adoption.stage is Stage.WAITING and care.again_at <= self._clock.seconds():
+            elif care.adoption.stage is AdoptionStage.WAITING and care.again_at <= self._clock.seconds():
                 self._do(care, self._try_again(care))
 
-    def _do(self, care: _Care, work: Coroutine[Deferred[Any], Any, None]) -> None:
+    def _do(self, care: _AdoptionTask, work: Coroutine[Deferred[Any], Any, None]) -> None:
         def done(result: object) -> None:
             care.busy = False
             care.again_at = self._clock.seconds() + TRY_EVERY
             if isinstance(result, Failure):
                 care.adoption.wait(result.getErrorMessage())
-                _tell_trouble(result)
+                _log_failure(result)
 
         care.busy = True
         Deferred.fromCoroutine(work).addBoth(done)
 
-    async def _finish(self, care: _Care) -> None:
+    async def _finish(self, care: _AdoptionTask) -> None:
         directory = care.adoption.directory
         await self._forget(care)
         await care.adoption.end()
@@ -204,18 +204,18 @@ class Adoptions:
             "an adopted spool is empty and closed", event="spool.adoption_done", directory=str(directory)
         )
 
-    async def _try_again(self, care: _Care) -> None:
+    async def _try_again(self, care: _AdoptionTask) -> None:
         try:
             await self._begin(care)
         except SpoolLocked as error:
-            if error.node not in ("", self._workshop.node):
+            if error.node not in ("", self._environment.node):
                 await self._lose(care, error)
                 return
-            self._tell_waiting(care, error)
+            self._log_waiting(care, error)
         except SpoolError as error:
-            self._tell_waiting(care, error)
+            self._log_waiting(care, error)
 
-    async def _lose(self, care: _Care, error: SpoolLocked) -> None:
+    async def _lose(self, care: _AdoptionTask, error: SpoolLocked) -> None:
         directory = care.adoption.directory
         await self._forget(care)
         self._known.pop(directory, None)
@@ -227,7 +227,7 @@ class Adoptions:
             reason=str(error),
         )
 
-    def _tell_waiting(self, care: _Care, error: SpoolError) -> None:
+    def _log_waiting(self, care: _AdoptionTask, error: SpoolError) -> None:
         if care.told != str(error):
             care.told = str(error)
             _log.warn(
@@ -239,7 +239,7 @@ class Adoptions:
 
     # What is remembered
 
-    async def _note(self, care: _Care) -> None:
+    async def _note(self, care: _AdoptionTask) -> None:
         if not care.adoption.recorded:
             self._known[care.adoption.directory] = care
             care.adoption.recorded = True
@@ -249,7 +249,7 @@ class Adoptions:
                 care.adoption.recorded = False
                 raise
 
-    async def _forget(self, care: _Care) -> None:
+    async def _forget(self, care: _AdoptionTask) -> None:
         care.adoption.recorded = False
         try:
             await self._write()
@@ -261,7 +261,7 @@ class Adoptions:
         await self._writing.acquire()
         try:
             recorded = [path for path, care in self._known.items() if care.adoption.recorded]
-            await self._workshop.in_thread(lambda: self._record.write(sorted(recorded)))
+            await self._environment.in_thread(lambda: self._record.write(sorted(recorded)))
         finally:
             self._writing.release()
 
@@ -271,7 +271,7 @@ class Adoptions:
                 raise NoSpool(f"{directory} is no absolute path")
             return Path(os.path.realpath(directory))
 
-        found: Path = await self._workshop.in_thread(real)
+        found: Path = await self._environment.in_thread(real)
         return found
 
 
@@ -282,5 +282,5 @@ def _to_its_end(work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
     return waiting
 
 
-def _tell_trouble(failure: Failure) -> None:
-    _log.failure("the maintenance of an adopted spool failed", failure, event="spool.trouble")
+def _log_failure(failure: Failure) -> None:
+    _log.failure("the maintenance of an adopted spool failed", failure, event="spool.internal_error")

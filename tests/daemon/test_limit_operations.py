@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig, WhenValkeyIsDown
+from elemta.daemon.limit_operations import LimitService
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.limits.store import Request
-from elemta.oversight import LimitsOversight
 from tests.support.remote import Node, pass_time, used
 
 JANE = "jane@example.org"
@@ -50,12 +50,12 @@ async def test_a_reset_without_valkey_forgets_on_this_node_beside_a_limit_that_d
         async def refusals(self) -> tuple[()]:
             return ()
 
-        async def tell_reset(self, request: Request) -> None:
+        async def announce_reset(self, request: Request) -> None:
             raise AssertionError("there is nobody to tell")
 
-    assembly: Any = SimpleNamespace(limiter=Limiter(RULES, node.store))
+    components: Any = SimpleNamespace(limiter=Limiter(RULES, node.store))
     fleet: Any = Fleet()
-    asked = Deferred.fromCoroutine(LimitsOversight(lambda: assembly, fleet).reset(JANE))
+    asked = Deferred.fromCoroutine(LimitService(lambda: components, fleet).reset(JANE))
     pass_time(clock, 0.01)
     with pytest.raises(StoreUnavailable, match="only this node forgot"):
         await asked

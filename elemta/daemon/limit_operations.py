@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from elemta.assembly import Assembly
 from elemta.config import Rate, Scope
+from elemta.daemon.cluster import Membership, RemoteRefusal
+from elemta.daemon.components import Components
 from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
-from elemta.fleet import Fleet, RefusalElsewhere
 from elemta.limits import Rule
 from elemta.limits.naming import requests_for
 from elemta.limits.store import Fill, Ranking, Request
@@ -20,19 +20,19 @@ from elemta.ops.limit_operations import BoundFill, LimitFill, LimitListing, Limi
 T = TypeVar("T")
 
 _MICROSECONDS = 1_000_000
-_NodesByKey = Mapping[str, Sequence[RefusalElsewhere]]
+_NodesByKey = Mapping[str, Sequence[RemoteRefusal]]
 
 
-class LimitsOversight:
+class LimitService:
     """The limits of the assembly of the moment, as the whole fleet counts them."""
 
-    def __init__(self, assembly: Callable[[], Assembly], fleet: Fleet) -> None:
-        self._assembly = assembly
+    def __init__(self, components: Callable[[], Components], fleet: Membership) -> None:
+        self._components = components
         self._fleet = fleet
 
     @property
     def _rules(self) -> tuple[Rule, ...]:
-        return self._assembly().limiter.rules
+        return self._components().limiter.rules
 
     def all(self) -> Sequence[LimitTerms]:
         return [_terms(rule) for rule in self._rules]
@@ -72,7 +72,7 @@ class LimitsOversight:
         return [fill for request in requests for fill in await self._fills([request])]
 
     async def reset(self, identity: str) -> Sequence[LimitReset]:
-        limiter = self._assembly().limiter
+        limiter = self._components().limiter
         # Open connections are facts, and stay.
         requests = [each for each in requests_for(limiter.rules, identity) if each.terms.leases is None]
         used = {fill.request.key: any(fill.used) for fill in await self._fills(requests)}
@@ -94,8 +94,8 @@ class LimitsOversight:
         return done
 
     async def _reset(self, request: Request) -> None:
-        await value_of(self._assembly().limiter.reset(request.terms.name, request.identity))
-        await self._fleet.tell_reset(request)
+        await value_of(self._components().limiter.reset(request.terms.name, request.identity))
+        await self._fleet.announce_reset(request)
 
     @property
     def _counted_in(self) -> str:
@@ -103,7 +103,7 @@ class LimitsOversight:
 
     async def _refused(self, names: Sequence[str]) -> _NodesByKey:
         """What nodes refuse now without asking, by the limit and the identity."""
-        found: dict[str, list[RefusalElsewhere]] = {}
+        found: dict[str, list[RemoteRefusal]] = {}
         for refusal in await self._fleet.refusals():
             if refusal.limit in names:
                 found.setdefault(refusal.key, []).append(refusal)

@@ -1,4 +1,4 @@
-"""One spool directory of another node, and the deliveries from it."""
+"""The adoption of another node's spool: how its partitions are opened, and the deliveries from them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.config import Config
+from elemta.daemon.components import SharedResources
+from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.delivery import Delivery
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
-from elemta.ownership import Title
-from elemta.spool import Spool, State
+from elemta.spool import Spool, SpoolSettings, State
 from elemta.spool.adopted import AdoptionRecord
 from elemta.spool.opening import Permit
 from elemta.spool.partition import Partition, partitions_in
@@ -27,7 +30,7 @@ AT_ONCE = 0.0
 """The grace of deliveries from a spool that another node may have already."""
 
 
-class Stage(enum.Enum):
+class AdoptionStage(enum.Enum):
     """Where an adoption stands."""
 
     OPENING = "opening"
@@ -37,7 +40,7 @@ class Stage(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class AdoptionEnvironment:
     """What an adoption needs of its daemon.
 
     ``open`` opens a partition of a directory, ``deliver`` gives a delivery for it that is not started yet;
@@ -45,33 +48,33 @@ class Workshop:
     """
 
     node: str
-    title: Callable[[], Title]
+    ownership: Callable[[], PartitionOwnership]
     open: Callable[[Path, int, Permit], Awaitable[Spool]]
     deliver: Callable[[Spool], Delivery]
     in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 @dataclass(slots=True, eq=False)
-class _Held:
+class _OpenPartition:
     """A partition that is open, by what right, and its delivery."""
 
     spool: Spool
-    title: Title
+    ownership: PartitionOwnership
     delivery: Delivery | None = None
 
 
 class Adoption:
     """All partitions of a directory, or none of them."""
 
-    def __init__(self, directory: Path, workshop: Workshop) -> None:
+    def __init__(self, directory: Path, environment: AdoptionEnvironment) -> None:
         self.directory = directory
-        self.stage = Stage.OPENING
+        self.stage = AdoptionStage.OPENING
         self.reason = ""
         self.left: tuple[str, ...] = ()
         self.recorded = False
         """Whether it is in the record, and so goes on after a restart."""
-        self._workshop = workshop
-        self._held: list[_Held] = []
+        self._environment = environment
+        self._held: list[_OpenPartition] = []
         self.ending = False
         """Whether it is not to begin any more."""
         self._turn = DeferredLock()
@@ -79,7 +82,7 @@ class Adoption:
     @property
     def spools(self) -> Sequence[Spool]:
         """Those that are open."""
-        return [held.spool for held in self._held] if self.stage is Stage.DELIVERING else []
+        return [held.spool for held in self._held] if self.stage is AdoptionStage.DELIVERING else []
 
     @property
     def deliveries(self) -> Sequence[Delivery]:
@@ -88,7 +91,7 @@ class Adoption:
     @property
     def messages(self) -> Mapping[State, int] | None:
         """How many there are by state; None while it is not open."""
-        if self.stage is not Stage.DELIVERING:
+        if self.stage is not AdoptionStage.DELIVERING:
             return None
         return {state: sum(spool.messages[state] for spool in self.spools) for state in State}
 
@@ -112,16 +115,16 @@ class Adoption:
         """
         await self._turn.acquire()
         try:
-            if self.stage is Stage.DELIVERING:
+            if self.stage is AdoptionStage.DELIVERING:
                 return
-            self._go_on(Stage.OPENING)
+            self._go_on(AdoptionStage.OPENING)
             await self._open()
             if note is not None and not self.ending:
                 await note()
             self._deliver()
         except BaseException as error:
             await self._close(AT_ONCE)
-            self._go_on(Stage.WAITING, str(error))
+            self._go_on(AdoptionStage.WAITING, str(error))
             raise
         finally:
             self._turn.release()
@@ -131,27 +134,27 @@ class Adoption:
         self.ending = True
         await self._turn.acquire()
         try:
-            self._go_on(Stage.CLOSING)
+            self._go_on(AdoptionStage.CLOSING)
             await self._close(grace)
         finally:
             self._turn.release()
 
     def wait(self, reason: str) -> None:
         """Do nothing for now, for this reason."""
-        self._go_on(Stage.WAITING, reason)
+        self._go_on(AdoptionStage.WAITING, reason)
 
     # Beginning
 
     async def _open(self) -> None:
-        for number in await self._workshop.in_thread(self._numbers):
-            title = self._workshop.title()
+        for number in await self._environment.in_thread(self._numbers):
+            ownership = self._environment.ownership()
             try:
-                spool = await self._workshop.open(self.directory, number, self._permit(title))
+                spool = await self._environment.open(self.directory, number, self._permit(ownership))
             except BaseException:
-                await title.leave()
+                await ownership.leave()
                 raise
-            self._held.append(_Held(spool, title))
-        self.left = await self._workshop.in_thread(self._left)
+            self._held.append(_OpenPartition(spool, ownership))
+        self.left = await self._environment.in_thread(self._left)
 
     def _numbers(self) -> tuple[int, ...]:
         try:
@@ -172,24 +175,24 @@ class Adoption:
             _log.warn("a record of adoptions can't be read", event="spool.record_failed", reason=str(error))
             return ()
 
-    def _permit(self, title: Title) -> Permit:
+    def _permit(self, ownership: PartitionOwnership) -> Permit:
         async def permit(partition: Partition) -> None:
-            if self.recorded and partition.last_node not in ("", self._workshop.node):
+            if self.recorded and partition.last_node not in ("", self._environment.node):
                 words = f"node {partition.last_node} took {self.directory} back meanwhile"
                 raise SpoolLocked(words, node=partition.last_node)
-            await title.claim_adopted(partition)
+            await ownership.claim_adopted(partition)
 
         return permit
 
     def _deliver(self) -> None:
-        gone = [held.title.gone for held in self._held if held.title.gone is not None]
+        gone = [held.ownership.gone for held in self._held if held.ownership.gone is not None]
         if gone or self.ending:
             raise SpoolError(gone[0] if gone else "it is not wanted any more")
         for held in self._held:
-            held.delivery = self._workshop.deliver(held.spool)
-        self._go_on(Stage.DELIVERING)
+            held.delivery = self._environment.deliver(held.spool)
+        self._go_on(AdoptionStage.DELIVERING)
         for held in self._held:
-            held.title.watch(self._cut_off)
+            held.ownership.watch(self._cut_off)
         for delivery in self.deliveries:
             delivery.startService()
 
@@ -197,20 +200,20 @@ class Adoption:
 
     def _cut_off(self, reason: str) -> None:
         """The right to it is gone: whatever is under way is given up."""
-        if self.stage is not Stage.DELIVERING:
+        if self.stage is not AdoptionStage.DELIVERING:
             return
-        self._go_on(Stage.WAITING, reason)
+        self._go_on(AdoptionStage.WAITING, reason)
         _log.error(
             "the deliveries from an adopted spool are cut off",
             event="spool.adoption_cut_off",
             directory=str(self.directory),
             reason=reason,
         )
-        Deferred.fromCoroutine(self._close_in_turn()).addErrback(_tell_not_closed)
+        Deferred.fromCoroutine(self._close_in_turn()).addErrback(_log_not_closed)
 
     async def _close_in_turn(self) -> None:
         # Its deliveries are stopped before anything is waited for.
-        stopped = DeferredList([stop.addErrback(_tell_not_closed) for stop in self._stop_deliveries(AT_ONCE)])
+        stopped = DeferredList([stop.addErrback(_log_not_closed) for stop in self._stop_deliveries(AT_ONCE)])
         await self._turn.acquire()
         try:
             await stopped
@@ -225,19 +228,77 @@ class Adoption:
         ]
 
     async def _close(self, grace: float | None) -> None:
-        await DeferredList([stop.addErrback(_tell_not_closed) for stop in self._stop_deliveries(grace)])
+        await DeferredList([stop.addErrback(_log_not_closed) for stop in self._stop_deliveries(grace)])
         held, self._held = self._held, []
         for each in held:
             await _told(each.spool.close())
-            await _told(each.title.leave())
+            await _told(each.ownership.leave())
 
-    def _go_on(self, stage: Stage, reason: str = "") -> None:
+    def _go_on(self, stage: AdoptionStage, reason: str = "") -> None:
         self.stage, self.reason = stage, reason
 
 
 async def _told(work: Coroutine[Deferred[Any], Any, None]) -> None:
-    await Deferred.fromCoroutine(work).addErrback(_tell_not_closed)
+    await Deferred.fromCoroutine(work).addErrback(_log_not_closed)
 
 
-def _tell_not_closed(failure: Failure) -> None:
+def _log_not_closed(failure: Failure) -> None:
     _log.failure("an adopted spool could not be closed", failure, event="spool.adoption_not_closed")
+
+
+_ADOPTED = "which has adopted it"
+
+
+class SpoolOpener:
+    """How spools are opened under one configuration, and by what right."""
+
+    def __init__(self, reactor: ReactorBase, shared: SharedResources, config: Config) -> None:
+        self._reactor = reactor
+        self._shared = shared
+        self._config = config
+
+    async def open_own(self, goes_on: Callable[[], bool]) -> tuple[Spool, PartitionOwnership]:
+        """This node's spool. SpoolLocked: another has it. SpoolError."""
+        ownership = self._ownership()
+
+        async def permit(partition: Partition) -> None:
+            await ownership.claim_own(partition, goes_on)
+
+        try:
+            return await self._open(Path(self._config.spool.directory), 0, permit), ownership
+        except BaseException:
+            await ownership.leave()
+            raise
+
+    def adoption_environment(self, own: Spool, deliver: Callable[[Spool], Delivery]) -> AdoptionEnvironment:
+        """What an adoption needs; what blocks is done in a thread of the spool ``own``."""
+
+        def open_adopted(directory: Path, number: int, permit: Permit) -> Awaitable[Spool]:
+            return self._open(directory, number, permit, _ADOPTED)
+
+        return AdoptionEnvironment(
+            node=self._config.server.node_id,
+            ownership=self._ownership,
+            open=open_adopted,
+            deliver=deliver,
+            in_thread=own.in_disk_thread,
+        )
+
+    def _ownership(self) -> PartitionOwnership:
+        return PartitionOwnership(self._shared.fleet, self._reactor, self._config.server.node_id)
+
+    async def _open(self, directory: Path, number: int, permit: Permit, how: str = "") -> Spool:
+        settings = SpoolSettings(
+            directory,
+            number,
+            node=self._config.server.node_id,
+            how=how,
+            minimum_free=self._config.spool.minimum_free,
+        )
+        return await Spool.open(
+            settings,
+            reactor=self._reactor,
+            observer=self._shared.metrics.spool,
+            permit=permit,
+            now=self._shared.clocks.wall,
+        )

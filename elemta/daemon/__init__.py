@@ -1,0 +1,1 @@
+"""The composition root: a configuration becomes running services. It alone imports every package."""

@@ -1,0 +1,222 @@
+"""The services that are open once the daemon has started, and how it delivers from each spool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from elemta.daemon.adoption import AdoptionEnvironment
+from elemta.daemon.adoption_registry import AdoptionRegistry
+from elemta.daemon.components import Components, SharedResources
+from elemta.daemon.listeners import ListenAddress
+from elemta.daemon.spool_ownership import PartitionOwnership
+from elemta.delivery import Delivery
+from elemta.delivery.pace import Pace
+from elemta.delivery.settings import DeliveryObserver
+from elemta.ops.admin import AdminSite
+from elemta.ops.admin_operations import Operations
+from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
+from elemta.ops.metrics import LoopLag
+from elemta.outcome import Outcome
+from elemta.spool import Spool
+
+
+class DeliveryFactory:
+    """Makes deliveries from spools under the assembly of the moment.
+
+    ``places`` are the addresses and ports where this host takes mail itself.
+    """
+
+    def __init__(
+        self,
+        reactor: ReactorBase,
+        shared: SharedResources,
+        components: Components,
+        places: Sequence[tuple[IPv4Address | IPv6Address, int]],
+    ) -> None:
+        self._reactor = reactor
+        self._shared = shared
+        self._components = components
+        self._settings = replace(components.delivery, own_addresses=tuple(places))
+        self._pace = Pace(components.limiter)
+
+    def from_own(self, spool: Spool) -> Delivery:
+        """For this node's own spool; it is not started."""
+        return self._from(spool, self._shared.metrics.delivery)
+
+    def from_adopted(self, spool: Spool) -> Delivery:
+        """For another node's; it is not started."""
+        return self._from(spool, _AdoptedObserver(self._shared.metrics.delivery))
+
+    def follow(
+        self,
+        components: Components,
+        places: Sequence[tuple[IPv4Address | IPv6Address, int]],
+        deliveries: Iterable[Delivery],
+    ) -> None:
+        """Go on under another assembly, these deliveries too."""
+        self._components = components
+        self._settings = replace(components.delivery, own_addresses=tuple(places))
+        self._pace.limiter = components.limiter
+        for delivery in deliveries:
+            delivery.reconfigure(components.routes, self._settings, components.chain.delivery_hooks)
+
+    def _from(self, spool: Spool, observer: DeliveryObserver) -> Delivery:
+        return Delivery(
+            self._reactor,
+            spool,
+            self._components.routes,
+            self._settings,
+            observer,
+            resolver=self._shared.resolver.deliveries,
+            pace=self._pace,
+            hooks=self._components.chain.delivery_hooks,
+            clocks=self._shared.clocks,
+        )
+
+
+class _AdoptedObserver:
+    """Passes all on but the destinations: metrics show those of the own spool."""
+
+    def __init__(self, observer: DeliveryObserver) -> None:
+        self._observer = observer
+
+    def connection(self, outcome: str) -> None:
+        self._observer.connection(outcome)
+
+    def connection_closed(self) -> None:
+        self._observer.connection_closed()
+
+    def tls(self, outcome: str) -> None:
+        self._observer.tls(outcome)
+
+    def attempted(self, outcome: Outcome) -> None:
+        self._observer.attempted(outcome)
+
+    def lanes(self, known: int, blocked: int) -> None:
+        """They would take the place of the own spool's."""
+
+
+_log = Logger()
+
+Task = tuple[float, Callable[[], object]]
+"""What is done again and again, and every how many seconds."""
+
+
+@dataclass(slots=True)
+class RunningServices:
+    """The spool and what works on it, under the assembly of the moment."""
+
+    reactor: ReactorBase
+    shared: SharedResources
+    components: Components
+    spool: Spool
+    ownership: PartitionOwnership
+    delivery_factory: DeliveryFactory
+    delivery: Delivery
+    adoptions: AdoptionRegistry
+    admin: AdminSocket
+    loops: tuple[LoopingCall, ...]
+    lag: LoopLag
+
+    @classmethod
+    def open(
+        cls,
+        spool: Spool,
+        ownership: PartitionOwnership,
+        *,
+        operations: Callable[[AdoptionRegistry], Operations],
+        environment: Callable[[Callable[[Spool], Delivery]], AdoptionEnvironment],
+        reactor: ReactorBase,
+        shared: SharedResources,
+        components: Components,
+        places: Sequence[ListenAddress],
+        tasks: Sequence[Task],
+    ) -> RunningServices:
+        """Open everything beside the spool, in order; ``places`` are where this host takes mail itself."""
+        delivering = DeliveryFactory(reactor, shared, components, places)
+        delivery = delivering.from_own(spool)
+        adoptions = AdoptionRegistry(reactor, spool, environment(delivering.from_adopted))
+        admin = AdminSocket(
+            Path(spool.settings.directory) / SOCKET_NAME,
+            AdminSite(operations(adoptions), reactor, now=shared.clocks.wall),
+            reactor,
+        )
+        admin.open()
+        components.authenticator.start()
+        shared.resolver.start()
+        delivery.startService()
+        lag = LoopLag(shared.metrics, reactor)
+        lag.start()
+        loops = tuple(_every(reactor, seconds, call) for seconds, call in tasks)
+        running = cls(
+            reactor,
+            shared,
+            components,
+            spool,
+            ownership,
+            delivery_factory=delivering,
+            delivery=delivery,
+            adoptions=adoptions,
+            admin=admin,
+            loops=loops,
+            lag=lag,
+        )
+        shared.metrics.watch_spool(adoptions.queue.stats)
+        shared.metrics.chain.watch_breakers(running._open_breakers)
+        adoptions.start()
+        return running
+
+    def follow(self, components: Components, places: Sequence[ListenAddress]) -> None:
+        """Go on under another assembly."""
+        previous, self.components = self.components, components
+        components.authenticator.start()
+        self.delivery_factory.follow(components, places, (self.delivery, *self.adoptions.deliveries))
+        # A session that began under the old terms may still ask the old checkers.
+        retire = Deferred.fromCoroutine(previous.authenticator.stop())
+        retire.addErrback(
+            lambda f: _log.failure(
+                "credentials checkers of the old configuration did not stop", f, event="auth.stop_failed"
+            )
+        )
+
+    def stop_deliveries(self) -> Deferred[Any]:
+        """Stop all of them at the same time; fires when nothing is under way any more."""
+        return DeferredList([self.delivery.stopService(), Deferred.fromCoroutine(self.adoptions.stop())])
+
+    async def close(self) -> None:
+        """Close everything; delivery has been stopped, and no session is left."""
+        await self.admin.close()
+        for loop in self.loops:
+            loop.stop()
+        self.lag.stop()
+        await self.shared.resolver.stop()
+        await self.spool.close()
+        await self.ownership.leave()
+
+    def _open_breakers(self) -> Mapping[str, bool]:
+        return self.components.chain.open_breakers()
+
+
+def _every(reactor: ReactorBase, seconds: float, call: Callable[[], object]) -> LoopingCall:
+    def once() -> object:
+        # Twisted 22.4's LoopingCall would let a coroutine lie.
+        result = call()
+        return Deferred.fromCoroutine(result) if isinstance(result, Coroutine) else result
+
+    loop = LoopingCall(once)
+    loop.clock = reactor
+    loop.start(seconds, now=False).addErrback(
+        lambda failure: _log.failure(
+            "a periodic task ended with an internal error", failure, event="daemon.task_failed"
+        )
+    )
+    return loop
