@@ -11,10 +11,9 @@ from elemta.config import Config
 from elemta.daemon.components import Components, SharedResources
 from elemta.delivery.mailboxes import Mailboxes
 from elemta.delivery.routes import RouteTable
-from elemta.net.descriptors import provide_descriptors
-from elemta.net.factory import ESMTPFactory, House
-from elemta.net.listeners import Listener
-from elemta.net.terms import Terms
+from elemta.net.context import ListenerContext
+from elemta.net.factory import ConnectionRegistry, ESMTPFactory
+from elemta.net.listeners import Listener, provide_descriptors
 from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
 from elemta.spool import Spool
@@ -30,8 +29,8 @@ class Listeners:
     """
 
     def __init__(self, reactor: ReactorBase, shared: SharedResources, max_connections: int) -> None:
-        self.house = House(reactor, max_connections)
-        shared.metrics.net.watch_memory(lambda: asdict(self.house.memory))
+        self.registry = ConnectionRegistry(reactor, max_connections)
+        shared.metrics.net.watch_memory(lambda: asdict(self.registry.memory))
         self.smtp: list[Listener] = []
         self.monitoring: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
@@ -48,7 +47,7 @@ class Listeners:
             site = metrics_site(self._metrics, ready, self._reactor)
             self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
         for listener in config.listeners:
-            factory = ESMTPFactory(self.house, listener, self._metrics.net)
+            factory = ESMTPFactory(self.registry, listener, self._metrics.net)
             self.factories[listener.name] = factory
             self.smtp.append(Listener(listener.name, listener.endpoint, factory))
         for bound in (*self.smtp, *self.monitoring):
@@ -63,11 +62,11 @@ class Listeners:
         """Open all listeners."""
         for listener in self.smtp:
             listener.accept()
-        self.house.closed_with = None
+        self.registry.closed_with = None
 
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""
-        self.house.drain()
+        self.registry.drain()
         for listener in (*self.smtp, *self.monitoring):
             await listener.close()
 
@@ -83,11 +82,11 @@ class Listeners:
             self._certificate = self._certificate or ServerCertificate(components.context)
             self._certificate.replace(components.context)
         resources = components.config.resources
-        if resources.max_connections > self.house.max_connections:
+        if resources.max_connections > self.registry.max_connections:
             provide_descriptors(resources.max_connections)
-        self.house.max_connections = resources.max_connections
-        self.house.max_connections_per_ip = resources.max_connections_per_ip
-        self.house.envelopes.admit(components.max_envelope)
+        self.registry.max_connections = resources.max_connections
+        self.registry.max_connections_per_ip = resources.max_connections_per_ip
+        self.registry.envelopes.admit(components.max_envelope)
         self.mailboxes.forget()
         routes = None if components.chain.delivery_hooks.asks else RouteTable(components.routes)
         configured = {listener.name: listener for listener in components.config.listeners}
@@ -97,7 +96,7 @@ class Listeners:
                 factory.listener = listener
             # Else it needs a restart, and stays till then what it was at this address; its clients are
             # judged by the new policies all the same.
-            factory.terms = Terms(
+            factory.context = ListenerContext(
                 listener=factory.listener,
                 server=components.config.server,
                 session=components.session_settings(factory.listener),

@@ -183,7 +183,7 @@ class Elemta(Service):
             shared=self.shared,
             components=self.components,
             places=self.listeners.addresses,
-            tasks=((LOOK_SECONDS, self.listeners.house.check_deadlines), (5.0, self._update_status)),
+            tasks=((LOOK_SECONDS, self.listeners.registry.check_deadlines), (5.0, self._update_status)),
         )
 
     def _say_ready(self) -> None:
@@ -245,7 +245,7 @@ class Elemta(Service):
 
     @property
     def sessions(self) -> int:
-        return len(self.listeners.house.connections)
+        return len(self.listeners.registry.connections)
 
     def refused(self) -> Sequence[Refused]:
         return self.components.limiter.refused()
@@ -282,9 +282,9 @@ class Elemta(Service):
         """Take no new session and end the others as soon as their message is done; delivery goes on."""
         if self.state is DaemonState.SERVING:
             self.state = DaemonState.DRAINING
-            house = self.listeners.house
+            registry = self.listeners.registry
             _log.info("draining", event="daemon.draining", sessions=self.sessions)
-            house.drain()
+            registry.drain()
 
     async def _stop(self) -> None:
         grace = self.config.server.shutdown_grace
@@ -309,10 +309,10 @@ class Elemta(Service):
         _log.info("stopped", event="daemon.stopped")
 
     async def _wait_until_empty(self, grace: float) -> None:
-        house = self.listeners.house
+        registry = self.listeners.registry
         empty: Deferred[None] = Deferred()
-        house.call_when_empty(lambda: None if empty.called else empty.callback(None))
-        late = self.reactor.callLater(grace, house.abort_all)
+        registry.call_when_empty(lambda: None if empty.called else empty.callback(None))
+        late = self.reactor.callLater(grace, registry.abort_all)
         try:
             await empty
         finally:

@@ -15,10 +15,10 @@ from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
 from elemta.limits.identity import ip_identity
+from elemta.net.context import ListenerContext
 from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
-from elemta.net.terms import Terms
 from elemta.smtp import replies
 from elemta.smtp.facts import SessionFacts
 from elemta.smtp.memory import MemoryBudget, SessionMemory
@@ -38,7 +38,7 @@ STANDSTILL_SECONDS = 2.0
 """A look that comes later than this was kept from coming, and clients from being heard."""
 
 
-class House:
+class ConnectionRegistry:
     """All connections of this node, over all listeners: their number is bounded, their deadlines are kept.
 
     ``max_connections`` and ``max_connections_per_ip`` may change at a reload. While ``closed_with`` is a
@@ -75,10 +75,10 @@ class House:
         """What all sessions take; counted when it is asked for."""
         return sum((connection.memory for connection in self.connections), SessionMemory())
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         return len(self.connections) < self.max_connections
 
-    def has_room_for_handshake(self, ip: IPAddress) -> bool:
+    def has_handshake_capacity(self, ip: IPAddress) -> bool:
         """Whether a client may begin with a handshake.
 
         Till that is done no policy is asked and no limit charged, so that one address that stalls its
@@ -113,7 +113,7 @@ class House:
             try:
                 connection.check_deadline(now)
             except Exception:  # one connection's failure must not end all deadlines
-                _log.failure("a deadline could not be enforced", event="session.deadline_failed")
+                _log.failure("a deadline could not be enforced", event="session.timeout_failed")
                 connection.abort()
 
     def _note_standstill(self) -> None:
@@ -163,36 +163,36 @@ class ESMTPFactory(Factory):
 
     noisy = False
 
-    def __init__(self, house: House, listener: ListenerConfig, observer: NetObserver) -> None:
-        self._house = house
+    def __init__(self, registry: ConnectionRegistry, listener: ListenerConfig, observer: NetObserver) -> None:
+        self._registry = registry
         self._observer = observer
         self.listener = listener
-        self.terms: Terms | None = None
+        self.context: ListenerContext | None = None
         self.open_sessions = 0
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         ip, port = _peer(addr)
         if any(ip in network for network in self.listener.proxy_protocol_from):
-            if not self._house.has_room():
+            if not self._registry.has_capacity():
                 return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
-            return ProxyPreamble(self, self._house, ip, port)
+            return ProxyPreamble(self, self._registry, ip, port)
         return self.session_for(ip, port, health_check=False)
 
     def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol:
         """The protocol for a client whose address is known: a session, or a refusal."""
-        closed_with = self._house.closed_with
-        if self.terms is None or closed_with is not None:
+        closed_with = self._registry.closed_with
+        if self.context is None or closed_with is not None:
             if health_check:
-                return self._turn_away_check(closed_with or replies.STARTING)
+                return self._refuse_health_check(closed_with or replies.STARTING)
             return self._refuse(closed_with or replies.STARTING, "closed", ip)
-        if not self._house.has_room():
+        if not self._registry.has_capacity():
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
-        if self.terms.implicit_tls and not (health_check or self._house.has_room_for_handshake(ip)):
+        if self.context.implicit_tls and not (health_check or self._registry.has_handshake_capacity(ip)):
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip", ip)
         facts = SessionFacts(
-            id=self._house.next_session_id(), client_ip=ip, client_port=port, listener=self.listener.name
+            id=self._registry.next_session_id(), client_ip=ip, client_port=port, listener=self.listener.name
         )
-        return ESMTPProtocol(self, self.terms, facts, health_check=health_check)
+        return ESMTPProtocol(self, self.context, facts, health_check=health_check)
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
         self._observer.connection_refused(self.listener.name, reason)
@@ -203,17 +203,17 @@ class ESMTPFactory(Factory):
             client_ip=str(ip),
             reason=reason,
         )
-        return self._farewell(reply)
+        return self._refusal_protocol(reply)
 
-    def _turn_away_check(self, reply: Reply) -> RefusalProtocol:
+    def _refuse_health_check(self, reply: Reply) -> RefusalProtocol:
         """Answer a load balancer so that it sends no client here.
 
         It asks every second or two and gets the right answer, so this is no client's refused connection.
         """
         self._observer.health_check(self.listener.name)
-        return self._farewell(reply)
+        return self._refusal_protocol(reply)
 
-    def _farewell(self, reply: Reply) -> RefusalProtocol:
+    def _refusal_protocol(self, reply: Reply) -> RefusalProtocol:
         # Plain text would be noise to a client that expects a handshake.
         return RefusalProtocol(None if self.listener.tls is ListenerTLS.IMPLICIT else reply)
 
@@ -221,20 +221,20 @@ class ESMTPFactory(Factory):
 
     @property
     def waiting_input(self) -> MemoryBudget:
-        return self._house.waiting_input
+        return self._registry.waiting_input
 
     @property
     def envelopes(self) -> MemoryBudget:
-        return self._house.envelopes
+        return self._registry.envelopes
 
     def seconds(self) -> float:
-        return self._house.seconds()
+        return self._registry.seconds()
 
     def pause(self, seconds: float) -> Deferred[None]:
-        return self._house.pause(seconds)
+        return self._registry.pause(seconds)
 
     def opened(self, connection: ESMTPProtocol) -> None:
-        self._house.add(connection)
+        self._registry.add(connection)
         self.open_sessions += 1
         if connection.health_check:
             self._observer.health_check(self.listener.name)
@@ -242,7 +242,7 @@ class ESMTPFactory(Factory):
             self._observer.connection_opened(self.listener.name)
 
     def closed(self, connection: ESMTPProtocol) -> None:
-        self._house.remove(connection)
+        self._registry.remove(connection)
         self.open_sessions -= 1
         if not connection.health_check:
             self._observer.connection_closed(self.listener.name, connection.seconds_open)

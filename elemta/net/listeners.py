@@ -1,16 +1,52 @@
-"""Listening sockets: bound before privileges are given up, accepting only once the daemon is ready."""
+"""The limit of sockets and files that the process may have open.
+
+Listening sockets: bound before privileges are given up, accepting only once the daemon is ready.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorCore
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import ListenFailed
+
+_log = Logger()
+
+# Listeners, the spool's own files, next hops, DNS lookups, logs.
+_BESIDE = 1024
+# The socket, and the file of a large message.
+_OF_A_CONNECTION = 2
+
+
+def provide_descriptors(connections: int) -> bool:
+    """Raise the limit of open files as far as that many connections need and as the system allows.
+
+    Returns False, with a warning in the log, when they do not have enough.
+    """
+    needed = connections * _OF_A_CONNECTION + _BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return True
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if allowed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed >= needed:
+        return True
+    _log.warn(
+        "this process may not open as many files as max_connections needs",
+        event="descriptors.too_few",
+        max_connections=connections,
+        needed=needed,
+        allowed=allowed,
+    )
+    return False
 
 
 class Listener:

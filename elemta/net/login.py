@@ -16,7 +16,7 @@ from elemta.deferred_value import value_of
 from elemta.errors import CredentialsUnavailable
 from elemta.limits.identity import network_identity
 from elemta.limits.known_logins import Standing
-from elemta.net.terms import Terms
+from elemta.net.context import ListenerContext
 from elemta.policy import Decision, Disconnect, LoginOutcome, PolicySession
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
@@ -31,17 +31,19 @@ from elemta.smtp.reply import Reply
 _log = Logger()
 
 _BAD = Refuse(replies.AUTH_FAILED, reason="bad credentials")
-_NOBODY_WAITS = Refuse(replies.AUTH_TROUBLE, reason="the client has left")
+_CANCELLED = Refuse(replies.AUTH_TROUBLE, reason="the client has left")
 
 
-class Login:
+class LoginExchange:
     """An attempt of a session's client to log in as ``username``.
 
     It waits for its turn, the policies are asked, and only then the password is looked at. The policies are
     told how it ended, except where the client left while the password was looked at.
     """
 
-    def __init__(self, terms: Terms, policies: PolicySession, facts: SessionFacts, username: str) -> None:
+    def __init__(
+        self, terms: ListenerContext, policies: PolicySession, facts: SessionFacts, username: str
+    ) -> None:
         self._terms = terms
         self._policies = policies
         self._facts = facts
@@ -62,7 +64,7 @@ class Login:
         try:
             turn = await self._terms.authenticator.turns.take(self._counted_name, self._network)
         except CredentialsUnavailable as error:
-            return self._trouble(error)
+            return self._internal_error(error)
         answer = await self._take(turn, password)
         if answer is _BAD:
             await self._terms.authenticator.pause_after_failure(
@@ -73,7 +75,7 @@ class Login:
     async def _take(self, turn: Turn, password: bytes) -> Answer:
         try:
             if self._left:
-                return _NOBODY_WAITS
+                return _CANCELLED
             known = self._terms.limiter.known_logins.standing(self._counted_name, self._facts.client_ip)
             standing = await value_of(known)
             decision = await self._ask_policies()
@@ -115,7 +117,7 @@ class Login:
             raise
         except Exception as error:  # a checker may raise anything; that is local trouble
             self._ended(LoginOutcome.UNKNOWN)
-            return self._trouble(error)
+            return self._internal_error(error)
         self._log("good", user)
         self._ended(LoginOutcome.GOOD)
         return Authenticated(user)
@@ -129,7 +131,7 @@ class Login:
             reason=f"policy {decision.policy}",
         )
 
-    def _trouble(self, error: Exception) -> Answer:
+    def _internal_error(self, error: Exception) -> Answer:
         self._terms.observer.authenticated("error")
         fields: dict[str, Any] = {
             "session_id": self._facts.id,

@@ -27,7 +27,7 @@ class NetObserver(Protocol):
     def authenticated(self, outcome: str) -> None: ...
 
 
-class SilentObserver:
+class NullNetObserver:
     """Counts nothing."""
 
     def connection_opened(self, listener: str) -> None:

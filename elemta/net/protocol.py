@@ -21,9 +21,9 @@ from zope.interface import implementer
 
 from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
-from elemta.net.deadlines import Deadlines, Waiting
-from elemta.net.reception import Reception
-from elemta.net.terms import Terms
+from elemta.net.backend import SessionBackend
+from elemta.net.context import ListenerContext
+from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
 from elemta.smtp import replies
 from elemta.smtp.events import (
     Answer,
@@ -56,7 +56,7 @@ READ_MESSAGE = 64 * 1024
 READ_MESSAGE_BY_TLS = 32 * 1024
 
 
-class Home(TypingProtocol):
+class ProtocolOwner(TypingProtocol):
     """Keeps a protocol while it lives: a paused transport without a reference would be collected."""
 
     @property
@@ -105,14 +105,16 @@ class ESMTPProtocol(Protocol):
 
     transport: Connection
 
-    def __init__(self, home: Home, terms: Terms, facts: SessionFacts, *, health_check: bool = False) -> None:
+    def __init__(
+        self, home: ProtocolOwner, terms: ListenerContext, facts: SessionFacts, *, health_check: bool = False
+    ) -> None:
         self._home = home
         self._terms = terms
         self.facts = facts
         self.health_check = health_check
         self._session = ServerSession(terms.session, facts, home.envelopes)
-        self._reception = Reception(terms, facts, health_check=health_check)
-        self._deadlines = Deadlines(terms.server.command_timeout, terms.server.data_timeout)
+        self._reception = SessionBackend(terms, facts, health_check=health_check)
+        self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
         self._pending: _Pending | None = None
         self._paused_for: set[str] = set()
         self._handshaking = False
@@ -153,7 +155,7 @@ class ESMTPProtocol(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        if self._deadlines.waiting is Waiting.MESSAGE:
+        if self._deadlines.waiting is TimeoutKind.MESSAGE:
             self._deadlines.received(len(data), self._home.seconds())
         self._run(self._session.receive(data))
 
@@ -248,13 +250,13 @@ class ESMTPProtocol(Protocol):
 
     def _time_out(self, now: float) -> None:
         waiting = self._deadlines.waiting
-        if self._paused_for and waiting in (Waiting.COMMAND, Waiting.MESSAGE):
+        if self._paused_for and waiting in (TimeoutKind.COMMAND, TimeoutKind.MESSAGE):
             self._deadlines.hold(now)
             return
         self._log_timeout(waiting.value)
-        if waiting in (Waiting.CLOSE, Waiting.HANDSHAKE):
+        if waiting in (TimeoutKind.CLOSE, TimeoutKind.HANDSHAKE):
             self.abort()
-        elif waiting is Waiting.ANSWER:
+        elif waiting is TimeoutKind.ANSWER:
             self._give_up_waiting()
         else:
             self._run(self._session.shut(replies.TIMEOUT, f"timeout: {waiting.value}"))
@@ -404,11 +406,11 @@ class ESMTPProtocol(Protocol):
         if self._closing or self._handshaking:
             return
         if self._session.question is not None:
-            waiting = Waiting.ANSWER
+            waiting = TimeoutKind.ANSWER
         elif self._session.receiving:
-            waiting = Waiting.MESSAGE
+            waiting = TimeoutKind.MESSAGE
         else:
-            waiting = Waiting.COMMAND
+            waiting = TimeoutKind.COMMAND
         # A partial command line gets no new deadline, nor does a message's next read.
         if replied or waiting is not self._deadlines.waiting:
             self._deadlines.wait(waiting, self._home.seconds())
@@ -416,7 +418,7 @@ class ESMTPProtocol(Protocol):
         if buffered or self._input_memory:
             self._count_input(self._session.input_memory if buffered else 0)
         # A line whose rest is to come waits for nothing else, and must not stop the reading.
-        if (waiting is Waiting.ANSWER or self._session.held_up) and buffered > self._most_waiting_input():
+        if (waiting is TimeoutKind.ANSWER or self._session.held_up) and buffered > self._most_waiting_input():
             self._pause_reading("input")
         elif "input" in self._paused_for:
             self._resume_reading("input")
@@ -440,7 +442,7 @@ class ESMTPProtocol(Protocol):
             return
         self._handshaking = True
         self.transport.bufferSize = READ_COMMANDS_BY_TLS
-        self._deadlines.wait(Waiting.HANDSHAKE, self._home.seconds())
+        self._deadlines.wait(TimeoutKind.HANDSHAKE, self._home.seconds())
         self.transport.startTLS(certificate)
 
     def _close(self, reason: str, *, in_message: bool = False) -> None:
@@ -448,7 +450,7 @@ class ESMTPProtocol(Protocol):
             return
         self._flush()
         self._closing = True
-        self._deadlines.wait(Waiting.CLOSE, self._home.seconds())
+        self._deadlines.wait(TimeoutKind.CLOSE, self._home.seconds())
         _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import ProxyHeaderError
-from elemta.net.deadlines import PROXY_HEADER_SECONDS
+from elemta.net.timeouts import PROXY_HEADER_SECONDS
 from elemta.smtp.memory import SessionMemory
 from elemta.smtp.proxy import ProxyHeader, ProxyResult
 
@@ -24,13 +24,13 @@ _DRAIN_SECONDS = 1.0
 _READ = 16 * 1024
 
 
-class Sessions(TypingProtocol):
+class SessionFactory(TypingProtocol):
     """Builds the session once the client's address is known."""
 
     def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol: ...
 
 
-class Keeper(TypingProtocol):
+class PreambleRegistry(TypingProtocol):
     """Keeps the connection alive, and its deadline."""
 
     def seconds(self) -> float: ...
@@ -48,17 +48,19 @@ class ProxyPreamble(Protocol):
 
     transport: Connection
 
-    def __init__(self, sessions: Sessions, keeper: Keeper, ip: IPAddress, port: int) -> None:
+    def __init__(
+        self, sessions: SessionFactory, registry: PreambleRegistry, ip: IPAddress, port: int
+    ) -> None:
         self._sessions = sessions
-        self._keeper = keeper
+        self._registry = registry
         self._peer = (ip, port)
         self._header = ProxyHeader()
         self._deadline = 0.0
         self._done = False
 
     def connectionMade(self) -> None:
-        self._deadline = self._keeper.seconds() + PROXY_HEADER_SECONDS
-        self._keeper.add(self)
+        self._deadline = self._registry.seconds() + PROXY_HEADER_SECONDS
+        self._registry.add(self)
         self.transport.bufferSize = _READ
 
     @property
@@ -78,7 +80,7 @@ class ProxyPreamble(Protocol):
             self._hand_over(result)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
-        self._keeper.remove(self)
+        self._registry.remove(self)
 
     def check_deadline(self, now: float) -> None:
         if now >= self._deadline:
@@ -87,7 +89,7 @@ class ProxyPreamble(Protocol):
 
     def drain(self) -> None:
         """A header that is on its way is waited for, and its client refused; a stop waits no longer."""
-        self._deadline = min(self._deadline, self._keeper.seconds() + _DRAIN_SECONDS)
+        self._deadline = min(self._deadline, self._registry.seconds() + _DRAIN_SECONDS)
 
     def abort(self) -> None:
         self.transport.abortConnection()
@@ -104,7 +106,7 @@ class ProxyPreamble(Protocol):
 
     def _hand_over(self, result: ProxyResult) -> None:
         self._done = True
-        self._keeper.remove(self)
+        self._registry.remove(self)
         ip, port = result.source or self._peer
         session = self._sessions.session_for(ip, port, health_check=result.local)
         self.transport.protocol = session

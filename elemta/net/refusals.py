@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elemta.deferred_value import Steps
 from elemta.limits.limiter import Charge, LimitRefusal
-from elemta.net.terms import Terms
+from elemta.net.context import ListenerContext
 from elemta.policy import Disconnect, ILimitPolicy, limit_verdict
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
@@ -26,7 +26,7 @@ _ASKED_AT = frozenset({Stage.CONNECT, Stage.MAIL, Stage.RCPT})
 class RefusalLimits:
     """The limits of refusals for one session."""
 
-    def __init__(self, terms: Terms, facts: SessionFacts) -> None:
+    def __init__(self, terms: ListenerContext, facts: SessionFacts) -> None:
         self._terms = terms
         self._facts = facts
         self._limit_policies = frozenset(

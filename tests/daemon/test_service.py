@@ -149,7 +149,7 @@ async def test_who_is_told_to_stop_during_recovery_never_becomes_ready(
     recovery.opening.callback(None)
     await stopping
     assert service.state is DaemonState.STOPPING
-    assert service.listeners.house.closed_with is not None
+    assert service.listeners.registry.closed_with is not None
     assert service.parts is None
     # Nothing of it is left: another one may have the spool.
     again = make_service(Path(service.config.spool.directory).parent)
@@ -190,7 +190,7 @@ async def test_a_reload_before_the_start_is_over_holds_once_it_is(service: Elemt
     assert service.reload().faults == ()
     recovery.opening.callback(None)
     await until_serving(service)
-    assert service.listeners.house.max_connections == 7
+    assert service.listeners.registry.max_connections == 7
 
 
 @ensureDeferred
@@ -214,9 +214,9 @@ async def test_a_listener_whose_endpoint_changed_stays_what_it_was_but_under_the
     for _ in range(2):  # also the second time the restart is still to be done
         assert service.reload() == ReloadReport(needs_restart=("listener",))
         factory = service.listeners.factories["mx"]
-        assert factory.terms is not None
-        assert factory.terms.listener.tls is ListenerTLS.STARTTLS
-        assert factory.terms.chain is service.components.chain
+        assert factory.context is not None
+        assert factory.context.listener.tls is ListenerTLS.STARTTLS
+        assert factory.context.chain is service.components.chain
     write_config(tmp_path)
     assert service.reload() == ReloadReport()
 
@@ -230,7 +230,7 @@ async def test_a_listener_that_is_no_longer_configured_gets_the_new_policies_unt
     write_config(tmp_path, MX.replace('"mx"', '"other"'))
     assert service.reload() == ReloadReport(needs_restart=("listener",))
     assert set(service.listeners.factories) == {"mx"}
-    terms = service.listeners.factories["mx"].terms
+    terms = service.listeners.factories["mx"].context
     assert terms is not None
     assert terms.chain is service.components.chain
 
@@ -241,7 +241,7 @@ async def test_a_listener_with_the_same_endpoint_takes_what_changed(service: Ele
     await until_serving(service)
     write_config(tmp_path, MX + 'tls = "none"\n')
     assert service.reload() == ReloadReport()
-    terms = service.listeners.factories["mx"].terms
+    terms = service.listeners.factories["mx"].context
     assert terms is not None
     assert terms.listener.tls is ListenerTLS.NONE
 

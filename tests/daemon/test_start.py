@@ -232,4 +232,4 @@ def test_max_connections_gets_the_open_files_it_needs_or_a_warning(
     daemon.launch(before=[sys.executable, "-c", WITH_LIMITS, "1024", str(hard)])
     daemon.wait_until_ready()
     assert open_files_allowed(daemon.pid) == allowed
-    assert len(daemon.records("descriptors.few")) == warned
+    assert len(daemon.records("descriptors.too_few")) == warned

@@ -451,7 +451,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(directory: Path, **settings: Any) -> AsyncIterator[House]:
+async def registry(directory: Path, **settings: Any) -> AsyncIterator[House]:
     spool = await Spool.open(SpoolSettings(directory / "spool", minimum_free=0), reactor=reactor)
     post = Post(directory, spool)
     post.settings = replace(
@@ -485,7 +485,7 @@ async def deliver_all(directory: Path) -> Seen:
         short: dict[str, Any] = {"deadlines": replace(SHORT, end=3.0, quit=3.0)} if stalls else {}
         part = directory / ("stalls" if stalls else "others")
         part.mkdir()
-        async with house(part, **short) as opened:
+        async with registry(part, **short) as opened:
             if stalls:
                 opened.post.settings = replace(opened.post.settings, connect_timeout=3.0)
             routes = [
@@ -529,7 +529,7 @@ def test_what_a_next_hop_does_there_is_for_the_recipients_and_their_sender(
 @pytest.mark.timeout(300)
 @ensureDeferred
 async def test_what_never_ends_costs_neither_memory_nor_time(tmp_path: Path) -> None:
-    async with house(tmp_path) as opened:
+    async with registry(tmp_path) as opened:
         routes = [
             await opened.add(row, behaviour, "new")
             for row in ("greeting", "EHLO", "MAIL", "RCPT", "dot")

@@ -107,7 +107,7 @@ class Bustle:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._over = threading.Event()
-        self._trouble: list[BaseException] = []
+        self._internal_error: list[BaseException] = []
         self._number = 0
         doings: Sequence[Callable[[int, int], None]] = (self._mails, self._submits, self._crowds)
         self._threads = [threading.Thread(target=self._keep_at, args=(doing,)) for doing in doings]
@@ -124,7 +124,7 @@ class Bustle:
         for thread in self._threads:
             thread.join()
         if error is None:
-            assert self._trouble == []
+            assert self._internal_error == []
 
     def _keep_at(self, doing: Callable[[int, int], None]) -> None:
         number = 0
@@ -137,7 +137,7 @@ class Bustle:
                 number += 1
                 self._over.wait(0.05)
         except BaseException as error:
-            self._trouble.append(error)
+            self._internal_error.append(error)
 
     def _mails(self, number: int, port: int) -> None:
         """Mail for here, for a next hop and for one that is down; some too much, some not for us."""

@@ -20,10 +20,10 @@ from elemta.config import ListenerConfig, ListenerTLS, OnError, PolicyCommon, Se
 from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains
 from elemta.limits import Limiter, MemoryStore
-from elemta.net.factory import ESMTPFactory, House
-from elemta.net.observer import SilentObserver
+from elemta.net.context import ListenerContext
+from elemta.net.factory import ConnectionRegistry, ESMTPFactory
+from elemta.net.observer import NullNetObserver
 from elemta.net.protocol import ESMTPProtocol
-from elemta.net.terms import Terms
 from elemta.net.tls import ServerCertificate, load_context
 from elemta.policy import (
     CONTINUE,
@@ -137,7 +137,7 @@ class Transport(StringTransport):
         super().abortConnection()
 
 
-class Counted(SilentObserver):
+class Counted(NullNetObserver):
     """Keeps what sessions tell the metrics."""
 
     def __init__(self) -> None:
@@ -231,8 +231,8 @@ class Place:
 
     def __init__(self, spool: Spool, certificate: ServerCertificate) -> None:
         self.clock = Clock()
-        self.house = House(self.clock, 100)
-        self.house.closed_with = None
+        self.registry = ConnectionRegistry(self.clock, 100)
+        self.registry.closed_with = None
         self.policy = Scripted()
         self.policy_timeout = 5.0
         self.on_error = OnError.DEFER
@@ -250,12 +250,12 @@ class Place:
     def factory(self) -> ESMTPFactory:
         from twisted.internet import reactor
 
-        factory = ESMTPFactory(self.house, self.listener, self.observer)
+        factory = ESMTPFactory(self.registry, self.listener, self.observer)
         common = PolicyCommon(timeout=self.policy_timeout, on_error=self.on_error)
         policies = [] if self.chain_is_empty else [LoadedPolicy("scripted", self.policy, common)]
         local = frozenset({"example.com", "example.net", "example.org", "example.test"})
         chain = PolicyChain(policies, self.clock, relay=RelayPermission(Domains(local)))
-        factory.terms = Terms(
+        factory.context = ListenerContext(
             listener=self.listener,
             server=self.server,
             session=SessionSettings(
@@ -300,7 +300,7 @@ class Place:
         """Second by second, with a look at the deadlines after each."""
         for _ in range(round(seconds)):
             self.clock.advance(1)
-            self.house.check_deadlines()
+            self.registry.check_deadlines()
 
     def close(self) -> None:
         for client in self.clients:

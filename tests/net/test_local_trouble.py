@@ -16,7 +16,7 @@ from elemta.config import OnError
 from elemta.delivery.mailboxes import Mailboxes
 from elemta.delivery.routes import MaildirRoute, Placeholder, RouteTable
 from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
-from elemta.net import reception
+from elemta.net import backend
 from elemta.net.factory import ESMTPFactory
 from elemta.policy import CONTINUE, Accept
 from tests.net.conftest import BLOCK, Client, Place, StuckDisk, reply_of
@@ -59,8 +59,8 @@ class Scene:
     def change(self, **changes: Any) -> None:
         """Other terms for the session."""
         self.factory = self.factory or self.place.factory
-        assert self.factory.terms is not None
-        self.factory.terms = replace(self.factory.terms, **changes)
+        assert self.factory.context is not None
+        self.factory.context = replace(self.factory.context, **changes)
 
     def mailboxes(self, look: Callable[..., Any] | None = None, root: str = "") -> None:
         """Recipients need a Maildir; ``look`` is how that is found out."""
@@ -104,7 +104,7 @@ CASES: dict[str, tuple[Callable[[Scene], object], bytes, str]] = {
     "a commit fails oddly": (lambda s: s.patch_spool("commit", _failed(ValueError())), SMALL, TROUBLE),
     "a commit says no": (lambda s: s.patch_spool("commit", _failed(SpoolError("no"))), SMALL, TROUBLE),
     "a commit says full": (lambda s: s.patch_spool("commit", _failed(SpoolFull("no"))), SMALL, FULL),
-    "a field can't be made": (lambda s: s.patch.setattr(reception, "received_field", _bug), SMALL, TROUBLE),
+    "a field can't be made": (lambda s: s.patch.setattr(backend, "received_field", _bug), SMALL, TROUBLE),
     "routes fail": (lambda s: s.patch.setattr(RouteTable, "hold_reason", _bug), SMALL, TROUBLE),
     "mailboxes are not known": (lambda s: s.mailboxes(_failed(MailboxUnknown("?"))), SMALL, TROUBLE),
     "mailboxes raise": (lambda s: s.mailboxes(_raise(MailboxUnknown("?"))), SMALL, TROUBLE),
@@ -153,14 +153,14 @@ async def test_a_policy_that_may_grant_relaying_and_fails_refuses_nobody_for_goo
 
     place.on_error = OnError.ACCEPT
     factory = place.factory
-    assert factory.terms is not None
-    common = replace(factory.terms.chain.policies[0].common, on_error=OnError.ACCEPT)
+    assert factory.context is not None
+    common = replace(factory.context.chain.policies[0].common, on_error=OnError.ACCEPT)
     chain = PolicyChain(
         [LoadedPolicy("grants", place.policy, common)],
         place.clock,
         relay=RelayPermission(granted_by=frozenset({"grants"})),
     )
-    factory.terms = replace(factory.terms, chain=chain)
+    factory.context = replace(factory.context, chain=chain)
     client = place.connect(factory=factory)
     client.said()
     client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\n")

@@ -18,8 +18,8 @@ from zope.interface import implementer
 from elemta.auth import Authenticator
 from elemta.config import AuthConfig, PolicyCommon, ResourcesConfig
 from elemta.limits import Limiter, MemoryStore, rules_from_config
-from elemta.net.login import Login
-from elemta.net.terms import Terms
+from elemta.net.context import ListenerContext
+from elemta.net.login import LoginExchange
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
 from elemta.policy import (
     CONTINUE,
@@ -97,22 +97,22 @@ class Node:
         resources = ResourcesConfig(max_requests_per_window=0)
         self.limiter = Limiter(rules_from_config(resources, (), config), store)
         self.limiter.known_logins._now = lambda: 1_700_000_000.0 + clock.seconds()
-        terms = place.factory.terms
+        terms = place.factory.context
         assert terms is not None
         services = make_services(clock, limits=self.limiter)
         policies = [("limits", LimitsPlugin().build(LimitsOptions(), services)), *(more or {}).items()]
         loaded = [LoadedPolicy(name, policy, PolicyCommon(timeout=30.0)) for name, policy in policies]
-        self.terms: Terms = replace(
+        self.terms: ListenerContext = replace(
             terms,
             limiter=self.limiter,
             chain=PolicyChain(loaded, clock),  # type: ignore[arg-type]
             authenticator=Authenticator([self.checker], reactor, clock=clock),  # type: ignore[arg-type]
         )
-        self.attempts: list[Login] = []
+        self.attempts: list[LoginExchange] = []
 
     def begin(self, user: str, password: bytes, ip: str = OFFICE) -> Deferred[Answer]:
         facts = SessionFacts("S1", ip_address(ip), 40000, "mx")
-        login = Login(self.terms, self.terms.chain.open(facts), facts, user)
+        login = LoginExchange(self.terms, self.terms.chain.open(facts), facts, user)
         self.attempts.append(login)
         return Deferred.fromCoroutine(login.answer(password))
 

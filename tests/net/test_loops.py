@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pytest_twisted import ensureDeferred
 
-from elemta.net.reception import MAX_HOPS
+from elemta.net.backend import MAX_HOPS
 from tests.net.conftest import Place, reply_of
 
 FIELD = b"rEcEiVeD: from a.test by b.test; Mon, 1 Jan 2024 00:00:00 +0000\r\n"

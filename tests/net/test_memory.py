@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from elemta.config import ListenerTLS
-from elemta.net.observer import SilentObserver
+from elemta.net.observer import NullNetObserver
 from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS, READ_COMMANDS_BY_TLS
 from elemta.net.proxy import ProxyPreamble
 from elemta.policy import CONTINUE
@@ -39,7 +39,7 @@ ENVELOPE = b"MAIL FROM:<a@client.test>\r\nRCPT TO:<b@example.test>\r\n"
 @pytest.fixture
 def place(place: Place) -> Place:
     """One whose observer keeps nothing."""
-    place.observer = SilentObserver()  # type: ignore[assignment]
+    place.observer = NullNetObserver()  # type: ignore[assignment]
     return place
 
 
@@ -103,25 +103,25 @@ def feed(client: Client, pieces: Iterator[bytes]) -> None:
 def test_input_that_waits_is_counted_as_python_takes_it(place: Place, octets: int, data: bytes) -> None:
     place.policy.answers["rcpt"] = Deferred
     clients = waiting(place)
-    idle = place.house.memory.input
+    idle = place.registry.memory.input
     pieces = list(in_pieces(octets)(data))
     with traced() as took:
         for client in clients:
             feed(client, iter(pieces))
-    counted = place.house.memory.input
+    counted = place.registry.memory.input
     assert counted - idle > SESSIONS * MOST_WAITING_INPUT
     assert took.octets <= counted * 1.25
     assert counted <= SESSIONS * MOST_INPUT
-    assert place.house.waiting_input.taken == counted
+    assert place.registry.waiting_input.taken == counted
 
 
 def test_half_a_line_keeps_nothing_of_what_came_before_it(place: Place) -> None:
     clients = waiting(place)
-    idle = place.house.memory.input
+    idle = place.registry.memory.input
     with traced() as took:
         for client in clients:
             client.send(b"NOOP\r\n" * 2_000 + b"NOOP half")
-    counted = place.house.memory.input
+    counted = place.registry.memory.input
     assert counted - idle < SESSIONS * 100
     assert took.octets < SESSIONS * KIB
     for client in clients:
@@ -134,8 +134,8 @@ def test_a_line_that_comes_octet_by_octet_takes_what_it_is_long(place: Place) ->
     with traced() as took:
         for client in clients:
             feed(client, iter(pieces))
-    assert took.octets <= place.house.memory.input * 1.25
-    assert place.house.memory.input < SESSIONS * 3_000
+    assert took.octets <= place.registry.memory.input * 1.25
+    assert place.registry.memory.input < SESSIONS * 3_000
 
 
 def test_the_header_of_a_proxy_is_counted(place: Place) -> None:
@@ -145,13 +145,13 @@ def test_the_header_of_a_proxy_is_counted(place: Place) -> None:
         for _ in range(SESSIONS):
             client = place.connect()
             client.protocol.connectionLost()
-            preamble = ProxyPreamble(place.factory, place.house, client.protocol.facts.client_ip, 1)
+            preamble = ProxyPreamble(place.factory, place.registry, client.protocol.facts.client_ip, 1)
             preamble.makeConnection(client.transport)
             preambles.append(preamble)
             for piece in in_pieces(1)(header):
                 preamble.dataReceived(piece)
     assert took.octets > SESSIONS * 4_000
-    assert place.house.memory.input == SESSIONS * (len(header) + 33)
+    assert place.registry.memory.input == SESSIONS * (len(header) + 33)
     for preamble in preambles:
         preamble.connectionLost()
 
@@ -187,25 +187,25 @@ def test_whatever_happens_nothing_stays_counted(place: Place, steps: list[tuple[
         elif step == "answer" and questions and not questions[-1].called:
             questions.pop().callback(CONTINUE)
         elif step == "crowd":
-            place.house.waiting_input.limit = 0 if place.house.waiting_input.limit else 10**9
+            place.registry.waiting_input.limit = 0 if place.registry.waiting_input.limit else 10**9
         elif step == "read":
             client.protocol.pauseProducing()
             client.protocol.resumeProducing()
         elif step == "lose":
             client.lose()
-    assert place.house.waiting_input.taken >= 0
+    assert place.registry.waiting_input.taken >= 0
     for client in clients:
         if client.transport.connected:
             client.lose()
-    assert place.house.waiting_input.taken == 0
-    assert place.house.memory == SessionMemory()
-    place.house.waiting_input.limit = 10**9
+    assert place.registry.waiting_input.taken == 0
+    assert place.registry.memory == SessionMemory()
+    place.registry.waiting_input.limit = 10**9
 
 
 def test_when_all_hold_much_a_session_that_waits_is_read_no_more(place: Place) -> None:
     place.policy.answers["rcpt"] = Deferred
     greedy, modest, busy = waiting(place)[:3]
-    place.house.waiting_input.limit = 2 * KIB
+    place.registry.waiting_input.limit = 2 * KIB
     modest.send(b"NOOP\r\n")
     assert modest.transport.producerState == "producing"
     greedy.send(b"NOOP\r\n" * 400)
@@ -220,7 +220,7 @@ def test_when_all_hold_much_a_session_that_waits_is_read_no_more(place: Place) -
     assert busy.transport.producerState == "producing"
     assert busy.send(b"st\r\n" + ENVELOPE)[-1] == "250 2.1.5 Recipient OK"
     greedy.lose()
-    assert place.house.waiting_input.taken < 2 * KIB
+    assert place.registry.waiting_input.taken < 2 * KIB
 
 
 def test_a_client_that_does_not_read_gets_no_further_command_executed(place: Place) -> None:
@@ -264,7 +264,7 @@ class Listening:
         self.place = place
         self.reactor: Any = reactor
         # A clock of the test would do in this turn of the reactor what belongs into the next.
-        place.house.pause = lambda seconds: deferLater(reactor, seconds)  # type: ignore[method-assign]
+        place.registry.pause = lambda seconds: deferLater(reactor, seconds)  # type: ignore[method-assign]
         self.port = self.reactor.listenTCP(0, place.factory, interface="127.0.0.1")
         self.port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.sockets: list[socket.socket] = []
@@ -306,7 +306,7 @@ class Listening:
         for sock in self.sockets:
             sock.close()
         await self.port.stopListening()
-        await until(lambda: not self.place.house.connections)
+        await until(lambda: not self.place.registry.connections)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
@@ -320,7 +320,7 @@ async def test_unread_replies_are_counted_as_python_takes_them(
     listening = Listening(place)
     for _ in range(SESSIONS):
         listening.connect()
-    await until(lambda: len(place.house.connections) == SESSIONS)
+    await until(lambda: len(place.registry.connections) == SESSIONS)
     if tls:
         await listening.start_tls()
     await deferLater(listening.reactor, 0.05)
@@ -328,7 +328,7 @@ async def test_unread_replies_are_counted_as_python_takes_them(
         # One command a packet, and then as many as go.
         await listening.flood(command, 0.3)
         await listening.flood(command * 2000, 1.0)
-    memory = place.house.memory
+    memory = place.registry.memory
     await listening.close()
     assert memory.replies > SESSIONS * (READ_COMMANDS_BY_TLS if tls else READ_COMMANDS)
     # An idle session's objects are made before; what the reactor keeps for a reader or writer is not counted.
@@ -340,12 +340,12 @@ async def test_unread_replies_are_counted_as_python_takes_them(
 def test_the_envelopes_of_a_place_share_its_budget_and_give_it_back(place: Place) -> None:
     told: list[tuple[str, str, bool]] = []
 
-    class Told(SilentObserver):
+    class Told(NullNetObserver):
         def message_refused(self, stage: str, policy: str, transient: bool) -> None:
             told.append((stage, policy, transient))
 
     place.observer = Told()  # type: ignore[assignment]
-    place.house.envelopes.limit = 40 * KIB
+    place.registry.envelopes.limit = 40 * KIB
     clients = [place.connect() for _ in range(3)]
     for client in clients:
         client.said()
@@ -353,12 +353,12 @@ def test_the_envelopes_of_a_place_share_its_budget_and_give_it_back(place: Place
         said = client.send(ENVELOPE + b"RCPT TO:<b@example.test>\r\n" * 100)
         assert said[-1] == "452 4.3.1 Insufficient memory, try again later"
     assert set(told) == {("rcpt", "memory", True)}
-    assert place.house.memory.envelopes == place.house.envelopes.taken <= 40 * KIB + 3 * SMALL_ENVELOPE
+    assert place.registry.memory.envelopes == place.registry.envelopes.taken <= 40 * KIB + 3 * SMALL_ENVELOPE
     clients[0].send(b"RSET\r\n")
     clients[1].send(b"QUIT\r\n")
     for client in clients:
         client.lose()
-    assert place.house.envelopes.taken == 0
+    assert place.registry.envelopes.taken == 0
 
 
 def test_what_policies_add_to_an_envelope_is_counted(place: Place) -> None:
@@ -376,6 +376,6 @@ def test_what_policies_add_to_an_envelope_is_counted(place: Place) -> None:
     client.send(b"EHLO client.test\r\n" + ENVELOPE)
     transaction = client.protocol._session.transaction
     assert len(transaction.recipients) == 10
-    assert place.house.envelopes.taken == transaction.memory.held > 2 * KIB + 2000 + 9 * 200
+    assert place.registry.envelopes.taken == transaction.memory.held > 2 * KIB + 2000 + 9 * 200
     client.lose()
-    assert place.house.envelopes.taken == 0
+    assert place.registry.envelopes.taken == 0

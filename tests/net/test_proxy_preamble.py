@@ -9,10 +9,10 @@ import pytest
 from twisted.logger import LogEvent
 
 from elemta.config import ListenerTLS
-from elemta.net.deadlines import PROXY_HEADER_SECONDS
 from elemta.net.factory import RefusalProtocol
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
+from elemta.net.timeouts import PROXY_HEADER_SECONDS
 from tests.net.conftest import Client, Place
 
 HEADER = b"PROXY TCP4 203.0.113.9 198.51.100.1 1111 25\r\n"
@@ -38,7 +38,7 @@ def test_nothing_is_said_before_the_header_and_the_session_is_the_clients(place:
     session = session_of(client)
     assert isinstance(session, ESMTPProtocol)
     assert str(session.facts.client_ip) == "203.0.113.9"
-    assert place.house.connections == {session}
+    assert place.registry.connections == {session}
     client.protocol = session
 
 
@@ -51,11 +51,11 @@ def test_a_header_that_does_not_come_is_waited_for_five_seconds(place: Place) ->
     assert client.transport.aborted
     assert client.said() == []
     client.protocol.connectionLost()
-    assert place.house.connections == set()
+    assert place.registry.connections == set()
 
 
 def test_who_waits_for_a_header_takes_a_place(place: Place) -> None:
-    place.house.max_connections = 1
+    place.registry.max_connections = 1
     waiting = place.connect()
     assert isinstance(place.connect().protocol, RefusalProtocol)
     waiting.protocol.connectionLost()
@@ -65,7 +65,7 @@ def test_who_waits_for_a_header_takes_a_place(place: Place) -> None:
 def test_a_header_that_comes_during_a_drain_is_answered_by_421(place: Place) -> None:
     client = place.connect()
     late = place.connect()
-    place.house.drain()
+    place.registry.drain()
     assert client.send(HEADER) == ["421 4.3.2 Service shutting down, try again later"]
     place.pass_time(1)
     assert late.transport.aborted
@@ -98,7 +98,7 @@ def test_a_balancers_own_check_is_asked_about_nobody(place: Place) -> None:
 def test_a_balancers_own_check_hears_of_a_drain_and_is_nobodys_refused_connection(
     place: Place, events: list[LogEvent]
 ) -> None:
-    place.house.drain()
+    place.registry.drain()
     assert place.connect().send(LOCAL) == ["421 4.3.2 Service shutting down, try again later"]
     assert (place.observer.checks, place.observer.refused) == (1, [])
     assert [event.get("event") for event in events] == []
@@ -106,7 +106,7 @@ def test_a_balancers_own_check_hears_of_a_drain_and_is_nobodys_refused_connectio
 
 def test_behind_a_balancer_stalled_handshakes_are_counted_by_client(place: Place) -> None:
     place.listener = replace(place.listener, tls=ListenerTLS.IMPLICIT)
-    place.house.max_connections_per_ip = 1
+    place.registry.max_connections_per_ip = 1
     first, second, other = (place.connect() for _ in range(3))
     first.send(HEADER)
     second.send(HEADER)

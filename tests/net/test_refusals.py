@@ -67,7 +67,7 @@ def test_a_client_that_leaves_in_a_pause_leaves_no_timer_behind(place: Place) ->
     assert place.clock.getDelayedCalls()
     client.lose()
     assert not place.clock.getDelayedCalls()
-    assert not place.house.connections
+    assert not place.registry.connections
 
 
 def test_a_client_that_closed_its_half_gets_the_answers_it_waits_for(place: Place) -> None:
@@ -82,7 +82,7 @@ def test_a_client_that_closed_its_half_gets_the_answers_it_waits_for(place: Plac
 def test_a_drain_ends_a_session_after_its_pause(place: Place) -> None:
     client = in_transaction(place.connect())
     client.send(RCPT * 11)
-    place.house.drain()
+    place.registry.drain()
     assert client.said() == []
     place.clock.advance(1)
     assert client.said() == [NO, "421 4.3.2 Service shutting down, try again later"]
@@ -114,9 +114,9 @@ class Node:
         )
         self.place = place
         self.factory: ESMTPFactory = place.factory
-        assert self.factory.terms is not None
-        session = replace(self.factory.terms.session, quick_refusals=1000, max_refusals=1000)
-        self.factory.terms = replace(self.factory.terms, limiter=limiter, chain=chain, session=session)
+        assert self.factory.context is not None
+        session = replace(self.factory.context.session, quick_refusals=1000, max_refusals=1000)
+        self.factory.context = replace(self.factory.context, limiter=limiter, chain=chain, session=session)
 
     def client(self, ip: str = "192.0.2.1") -> Client:
         return self.place.connect(ip, factory=self.factory)

@@ -93,7 +93,9 @@ ENDS: dict[str, End] = {
 async def test_a_large_message_that_is_not_taken_leaves_no_file(place, tmp_path: Path, end: End) -> None:
     bodies = tmp_path / "spool" / "p0" / "bodies"
     factory = place.factory
-    factory.terms = replace(factory.terms, session=replace(factory.terms.session, max_message_size=1 << 20))
+    factory.context = replace(
+        factory.context, session=replace(factory.context.session, max_message_size=1 << 20)
+    )
     client = place.connect(factory=factory)
     client.envelope()
     await end(place, client)

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 
 from elemta.config import ListenerTLS
-from elemta.net.deadlines import ANSWER_SECONDS, CLOSING_SECONDS, HANDSHAKE_SECONDS, UNREAD_SECONDS
+from elemta.net.timeouts import ANSWER_SECONDS, CLOSING_SECONDS, HANDSHAKE_SECONDS, UNREAD_SECONDS
 from elemta.policy import CONTINUE, Reject
 from elemta.spool import State
 from tests.net.conftest import BLOCK, Place, StuckDisk, errors, reply_of, until
@@ -226,7 +226,7 @@ def test_the_time_in_which_the_daemon_stood_still_is_no_clients(place: Place) ->
     client.said(), silent.said()
     place.pass_time(200)
     place.clock.advance(900)
-    place.house.check_deadlines()
+    place.registry.check_deadlines()
     assert client.said() == silent.said() == []
     assert client.send(b"NOOP\r\n") == ["250 2.0.0 OK"]
     place.pass_time(98)

@@ -12,9 +12,9 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 
 from elemta.config import ListenerTLS
-from elemta.net.deadlines import CLOSING_SECONDS
 from elemta.net.factory import RefusalProtocol
 from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS
+from elemta.net.timeouts import CLOSING_SECONDS
 from elemta.policy import CONTINUE, Reject
 from elemta.spool import State
 from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of, until
@@ -58,7 +58,7 @@ def test_an_answer_that_comes_when_the_client_is_gone_is_nobodys(
     client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\nRCPT TO:<b@example.test>\r\nNOOP\r\n")
     client.said()
     client.lose()
-    assert place.house.connections == set()
+    assert place.registry.connections == set()
     assert place.policy.told == ["refused", "disconnected"]
     if not late.called:
         late.callback(CONTINUE)
@@ -145,7 +145,7 @@ def test_a_client_that_closes_while_nothing_is_to_be_said_is_let_go(place: Place
 def test_a_drain_says_421_to_the_idle_at_once(place: Place) -> None:
     client = place.connect()
     client.said()
-    place.house.drain()
+    place.registry.drain()
     assert client.said() == [SHUTTING_DOWN]
     assert client.transport.disconnecting
 
@@ -157,7 +157,7 @@ def test_a_drain_waits_for_the_answer_to_an_open_question(place: Place) -> None:
     client.send(b"EHLO client.test\r\n")
     client.said()
     client.send(b"MAIL FROM:<a@client.test>\r\n")
-    place.house.drain()
+    place.registry.drain()
     assert client.said() == []
     answer.callback(CONTINUE)
     assert client.said() == ["250 2.1.0 Sender OK", SHUTTING_DOWN]
@@ -169,7 +169,7 @@ def test_a_drain_while_policies_hang_ends_with_their_timeout(place: Place) -> No
     client = place.connect()
     client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\n")
     client.said()
-    place.house.drain()
+    place.registry.drain()
     place.pass_time(6)
     said = client.said()
     assert [line[:3] for line in said] == ["451", "421"], said
@@ -180,10 +180,10 @@ async def test_a_drain_lets_a_message_finish(place: Place) -> None:
     client = place.connect()
     client.envelope()
     client.send(b"Subject: x\r\n")
-    place.house.drain()
+    place.registry.drain()
     assert client.said() == []
     client.send(b"\r\nx\r\n.\r\n")
-    place.house.drain()
+    place.registry.drain()
     said = await reply_of(client)
     assert "queued as" in said[0]
     assert said[1:] == [SHUTTING_DOWN]
@@ -193,12 +193,12 @@ async def test_a_drain_lets_a_message_finish(place: Place) -> None:
 def test_a_drain_during_a_handshake_asks_nobody_any_more(place: Place) -> None:
     place.listener = replace(place.listener, tls=ListenerTLS.IMPLICIT)
     client = place.connect()
-    place.house.drain()
+    place.registry.drain()
     assert client.transport.disconnecting
     client.handshake()
     assert place.policy.asked == []
     client.lose()
-    assert place.house.connections == set()
+    assert place.registry.connections == set()
 
 
 def test_a_drain_during_the_handshake_of_starttls_says_nothing_into_it(place: Place) -> None:
@@ -207,16 +207,16 @@ def test_a_drain_during_the_handshake_of_starttls_says_nothing_into_it(place: Pl
     client.said()
     client.send(b"STARTTLS\r\n")
     client.said()
-    place.house.drain()
+    place.registry.drain()
     assert client.said() == []
     assert client.transport.disconnecting
 
 
 def test_a_drain_is_over_when_the_last_connection_is_gone(place: Place) -> None:
     clients = [place.connect() for _ in range(3)]
-    place.house.drain()
+    place.registry.drain()
     over: list[bool] = []
-    place.house.call_when_empty(lambda: over.append(True))
+    place.registry.call_when_empty(lambda: over.append(True))
     for client in clients:
         assert over == []
         client.lose()
@@ -224,11 +224,11 @@ def test_a_drain_is_over_when_the_last_connection_is_gone(place: Place) -> None:
 
 
 def test_whoever_comes_during_a_drain_is_told_so(place: Place) -> None:
-    place.house.drain()
+    place.registry.drain()
     client = place.connect()
     assert isinstance(client.protocol, RefusalProtocol)
     assert client.said() == [SHUTTING_DOWN]
-    assert place.house.connections == set()
+    assert place.registry.connections == set()
 
 
 # Too much
@@ -236,7 +236,7 @@ def test_whoever_comes_during_a_drain_is_told_so(place: Place) -> None:
 
 def test_one_address_that_stalls_its_handshakes_does_not_take_everybodys_place(place: Place) -> None:
     place.listener = replace(place.listener, tls=ListenerTLS.IMPLICIT)
-    place.house.max_connections_per_ip = 3
+    place.registry.max_connections_per_ip = 3
     stalling = [place.connect(f"2001:db8:1:2::{number:x}") for number in range(1, 6)]
     assert [isinstance(client.protocol, RefusalProtocol) for client in stalling] == [False] * 3 + [True] * 2
     assert stalling[-1].said() == []  # no plain text where a handshake is expected
@@ -253,7 +253,7 @@ def test_one_address_that_stalls_its_handshakes_does_not_take_everybodys_place(p
 
 
 def test_over_max_connections_a_client_is_told_421_and_takes_no_place(place: Place) -> None:
-    place.house.max_connections = 2
+    place.registry.max_connections = 2
     first, _, third = (place.connect() for _ in range(3))
     assert third.said() == ["421 4.7.0 Too many connections, try again later"]
     assert third.transport.disconnecting
@@ -315,7 +315,7 @@ async def test_a_client_that_leaves_while_the_disk_is_behind_leaves_nothing(
     assert client.transport.producerState == "paused"
     client.lose()
     disk.writes.set()
-    await until(lambda: len(place.policy.told) >= 2 and not place.house.connections)
+    await until(lambda: len(place.policy.told) >= 2 and not place.registry.connections)
     assert (await place.spool.stats()).total == 0
     assert errors(events) == []
     assert place.policy.told == ["refused", "disconnected"]
@@ -376,7 +376,7 @@ def test_trouble_at_the_end_of_a_connection_does_not_keep_its_place(
     with pytest.raises(RuntimeError):
         client.lose()
     monkeypatch.undo()
-    assert place.house.connections == set()
+    assert place.registry.connections == set()
     assert place.observer.closed == 1
 
 
@@ -388,8 +388,8 @@ def test_one_connections_trouble_is_not_everybodys_deadline(
     place.pass_time(299)
     monkeypatch.setattr(broken.protocol, "_deadlines", None)
     place.clock.advance(1)
-    place.house.check_deadlines()
+    place.registry.check_deadlines()
     monkeypatch.undo()
     assert broken.transport.aborted
     assert other.said() == ["421 4.4.2 Timeout, closing connection"]
-    assert [event["event"] for event in errors(events)] == ["session.deadline_failed"]
+    assert [event["event"] for event in errors(events)] == ["session.timeout_failed"]

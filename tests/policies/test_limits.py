@@ -102,38 +102,38 @@ class LateStore(MemoryStore):
 
 
 def test_a_connection_over_the_rate_is_greeted_with_421_name_and_time() -> None:
-    house = House(max_requests_per_window=2)
-    assert [house.client().connected() for _ in range(2)] == [CONTINUE, CONTINUE]
-    house.clock.advance(18)
+    registry = House(max_requests_per_window=2)
+    assert [registry.client().connected() for _ in range(2)] == [CONTINUE, CONTINUE]
+    registry.clock.advance(18)
     expected = Disconnect("Rate limit ip exceeded, try again in 42 seconds", 421, "4.7.0")
-    assert house.client().connected() == expected
-    assert house.client("198.51.100.1").connected() == CONTINUE
-    house.clock.advance(42)
-    assert house.client().connected() == CONTINUE
+    assert registry.client().connected() == expected
+    assert registry.client("198.51.100.1").connected() == CONTINUE
+    registry.clock.advance(42)
+    assert registry.client().connected() == CONTINUE
 
 
 def test_too_many_open_connections_are_421_until_one_closes() -> None:
-    house = House(max_connections_per_ip=2)
-    first, second = house.client(), house.client()
+    registry = House(max_connections_per_ip=2)
+    first, second = registry.client(), registry.client()
     assert [first.connected(), second.connected()] == [CONTINUE, CONTINUE]
-    refused = house.client().connected()
+    refused = registry.client().connected()
     assert refused == Disconnect(
         "Too many connections, limit connections-per-ip, try again in 30 seconds", 421, "4.7.0"
     )
     first.disconnected()
     first.disconnected()
-    assert house.client().connected() == CONTINUE
-    assert house.client().connected() == refused
+    assert registry.client().connected() == CONTINUE
+    assert registry.client().connected() == refused
 
 
 def test_a_session_that_was_refused_holds_no_lease_that_its_end_could_release() -> None:
-    house = House(max_connections_per_ip=1)
-    house.client().connected()
+    registry = House(max_connections_per_ip=1)
+    registry.client().connected()
     for _ in range(3):
-        refused = house.client()
+        refused = registry.client()
         refused.connected()
         refused.disconnected()
-    assert house.used("connections-per-ip") == 1
+    assert registry.used("connections-per-ip") == 1
 
 
 @pytest.mark.parametrize(
@@ -145,24 +145,24 @@ def test_a_session_that_was_refused_holds_no_lease_that_its_end_could_release() 
     ],
 )
 def test_each_action_has_its_verdict(action: OnExceed, verdict: Verdict) -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=action))
-    client = house.client()
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=action))
+    client = registry.client()
     assert client.mail() == CONTINUE
     client.committed()
     assert client.mail() == verdict
 
 
 def test_a_greeting_is_rejected_with_554_and_a_login_deferred_with_454() -> None:
-    house = House(
+    registry = House(
         limit("c", Counts.CONNECTIONS, rates=["1/1m"], on_exceed=OnExceed.REJECT),
         limit("u", Counts.CONNECTIONS, Identity.USER, rates=["1/1m"]),
     )
-    first = house.client()
+    first = registry.client()
     assert [first.connected(), first.authenticated("bob")] == [CONTINUE, CONTINUE]
-    assert house.client().connected() == Reject(
+    assert registry.client().connected() == Reject(
         "Rate limit c exceeded, try again in 60 seconds", 554, "5.7.1"
     )
-    second = house.client()
+    second = registry.client()
     assert second.authenticated("bob") == Defer(
         "Rate limit u exceeded, try again in 60 seconds", 454, "4.7.0"
     )
@@ -170,17 +170,17 @@ def test_a_greeting_is_rejected_with_554_and_a_login_deferred_with_454() -> None
 
 
 def test_the_last_second_is_rounded_up() -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1s"]))
-    client = house.client()
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1s"]))
+    client = registry.client()
     client.mail()
     client.committed()
-    house.clock.advance(0.6)
+    registry.clock.advance(0.6)
     assert client.mail() == Defer("Rate limit m exceeded, try again in 1 second", 450, "4.7.1")
 
 
 def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
-    house = House(limit("b", Counts.BYTES, rates=["100/1m"]))
-    client = house.client()
+    registry = House(limit("b", Counts.BYTES, rates=["100/1m"]))
+    client = registry.client()
     client.mail()
     assert client.message(b"x" * 101) == Reject(
         "Message is larger than rate limit b ever allows", 552, "5.3.4"
@@ -194,93 +194,93 @@ def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
 
 
 def test_a_limit_of_zero_refuses_without_naming_a_time() -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["0/1m"]))
-    assert house.client().mail() == Defer("Rate limit m allows nothing", 450, "4.7.1")
+    registry = House(limit("m", Counts.MESSAGES, rates=["0/1m"]))
+    assert registry.client().mail() == Defer("Rate limit m allows nothing", 450, "4.7.1")
 
 
 def test_a_transaction_that_comes_to_nothing_costs_nothing() -> None:
-    house = House(
+    registry = House(
         limit("m", Counts.MESSAGES, rates=["9/1m"]),
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
         limit("b", Counts.BYTES, rates=["900/1m"]),
     )
-    client = house.client()
+    client = registry.client()
     client.mail()
     client.rcpt("a@example.com")
     client.rcpt("b@example.com")
     client.message(b"x" * 50)
-    assert [house.used(name) for name in "mrb"] == [1, 2, 50]
+    assert [registry.used(name) for name in "mrb"] == [1, 2, 50]
     client.refused()
-    assert [house.used(name) for name in "mrb"] == [0, 0, 0]
+    assert [registry.used(name) for name in "mrb"] == [0, 0, 0]
 
 
 def test_what_was_committed_stays_charged() -> None:
-    house = House(
+    registry = House(
         limit("m", Counts.MESSAGES), limit("r", Counts.RECIPIENTS), limit("b", Counts.BYTES, rates=["900/1m"])
     )
-    client = house.client()
+    client = registry.client()
     client.mail()
     client.rcpt("a@example.com")
     client.message(b"x" * 50)
     client.committed()
     client.disconnected()
-    assert [house.used(name) for name in "mrb"] == [1, 1, 50]
+    assert [registry.used(name) for name in "mrb"] == [1, 1, 50]
 
 
 def test_recipients_that_another_policy_refused_are_given_back_at_the_end() -> None:
-    house = House(limit("r", Counts.RECIPIENTS, rates=["9/1m"]))
-    client = house.client()
+    registry = House(limit("r", Counts.RECIPIENTS, rates=["9/1m"]))
+    client = registry.client()
     client.mail()
     for name in ("a", "b", "c"):
         client.rcpt(f"{name}@example.com")
     assert client.transaction_facts is not None
     del client.transaction_facts.recipients[1]
-    assert house.used("r") == 3
+    assert registry.used("r") == 3
     client.committed()
-    assert house.used("r") == 2
+    assert registry.used("r") == 2
 
 
 def test_a_message_to_several_recipients_of_a_domain_is_one_message_to_it() -> None:
-    house = House(limit("d", Counts.MESSAGES, Identity.RECIPIENT_DOMAIN, rates=["9/1m"]))
-    client = house.client()
+    registry = House(limit("d", Counts.MESSAGES, Identity.RECIPIENT_DOMAIN, rates=["9/1m"]))
+    client = registry.client()
     client.mail()
     for name in ("a", "b", "c"):
         client.rcpt(f"{name}@example.com")
-    assert house.used("d") == 1
+    assert registry.used("d") == 1
     assert client.transaction_facts is not None
     # The first of them, for which the message was charged, is refused by another policy.
     del client.transaction_facts.recipients[0]
     client.committed()
-    assert house.used("d") == 1
+    assert registry.used("d") == 1
     client.mail()
     client.rcpt("a@example.com")
     assert client.transaction_facts is not None
     client.transaction_facts.recipients.clear()
     client.committed()
-    assert house.used("d") == 1
+    assert registry.used("d") == 1
 
 
 def test_a_mail_that_another_policy_refused_is_given_back_with_the_next_or_at_the_end() -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["9/1m"]))
-    client = house.client()
+    registry = House(limit("m", Counts.MESSAGES, rates=["9/1m"]))
+    client = registry.client()
     client.mail()
     client.mail()  # no word of the first: it never became a transaction
-    assert house.used("m") == 1
+    assert registry.used("m") == 1
     client.disconnected()
-    assert house.used("m") == 0
+    assert registry.used("m") == 0
 
 
 def test_a_helo_name_said_again_is_charged_once_and_another_one_anew() -> None:
-    house = House(limit("h", Counts.CONNECTIONS, Identity.HELO, rates=["1/1m"]))
-    client = house.client()
+    registry = House(limit("h", Counts.CONNECTIONS, Identity.HELO, rates=["1/1m"]))
+    client = registry.client()
     assert [client.helo("one.example"), client.helo("ONE.example")] == [CONTINUE, CONTINUE]
     assert client.helo("two.example") == CONTINUE
-    assert isinstance(house.client().helo("one.example"), Defer)
+    assert isinstance(registry.client().helo("one.example"), Defer)
 
 
 def test_open_connections_per_user_are_held_until_the_end() -> None:
-    house = House(limit("u", Counts.OPEN_CONNECTIONS, Identity.USER, rates=["1"]))
-    first, second = house.client(), house.client()
+    registry = House(limit("u", Counts.OPEN_CONNECTIONS, Identity.USER, rates=["1"]))
+    first, second = registry.client(), registry.client()
     assert first.authenticated("bob") == CONTINUE
     assert isinstance(second.authenticated("bob"), Defer)
     first.disconnected()
@@ -288,53 +288,53 @@ def test_open_connections_per_user_are_held_until_the_end() -> None:
 
 
 def test_delay_waits_until_it_passes() -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
-    client = house.client()
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
+    client = registry.client()
     client.mail()
     client.committed()
     answer = client.ask(Stage.MAIL)
     verdicts: list[Verdict] = []
     answer.addCallback(verdicts.append)
-    house.clock.advance(0.9)
+    registry.clock.advance(0.9)
     assert verdicts == []
-    house.clock.advance(0.2)
+    registry.clock.advance(0.2)
     assert verdicts == [CONTINUE]
 
 
 def test_a_client_that_was_delayed_is_not_refused_for_a_rounding() -> None:
     for number in range(1, 150, 3):
-        house = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
-        house.clock.advance(number * 12_345_678.9123457 + number / 7)
-        client = house.client()
+        registry = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
+        registry.clock.advance(number * 12_345_678.9123457 + number / 7)
+        client = registry.client()
         client.mail()
         client.committed()
-        house.clock.advance(1 / 3)
+        registry.clock.advance(1 / 3)
         verdicts: list[Verdict] = []
         client.ask(Stage.MAIL).addCallback(verdicts.append)
-        (waiting,) = house.clock.getDelayedCalls()
+        (waiting,) = registry.clock.getDelayedCalls()
         # At the very time for which it was asked, as a reactor does that is quick.
-        house.clock.rightNow = waiting.getTime()
-        house.clock.advance(0)
+        registry.clock.rightNow = waiting.getTime()
+        registry.clock.advance(0)
         assert verdicts == [CONTINUE]
 
 
 def test_a_recipient_that_was_named_twice_and_accepted_once_is_charged_once() -> None:
-    house = House(
+    registry = House(
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]), limit("s", Counts.RECIPIENTS, Identity.SENDER)
     )
-    client = house.client()
+    client = registry.client()
     client.mail()
     for _ in range(2):
         client.rcpt("a@example.com")
     assert client.transaction_facts is not None
     client.transaction_facts.recipients.pop()
     client.committed()
-    assert (house.used("r"), house.used("s")) == (1, 1)
+    assert (registry.used("r"), registry.used("s")) == (1, 1)
 
 
 def test_delay_is_bounded_and_then_defers() -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
-    client = house.client()
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
+    client = registry.client()
     client.mail()
     client.committed()
     assert client.mail(wait=LimitsOptions().max_delay) == Defer(
@@ -344,8 +344,8 @@ def test_delay_is_bounded_and_then_defers() -> None:
 
 def test_only_so_many_clients_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits_module, "MAX_DELAYED", 1)
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
-    policy = house.client()
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
+    policy = registry.client()
     policy.mail()
     policy.committed()
     waiting = policy.ask(Stage.MAIL)
@@ -354,41 +354,41 @@ def test_only_so_many_clients_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) 
     waiting.cancel()
     with pytest.raises(AssertionError, match="no answer"):
         policy.mail()
-    house.clock.advance(60)
+    registry.clock.advance(60)
 
 
 def test_a_client_that_leaves_while_it_is_delayed_is_not_charged() -> None:
-    house = House(limit("c", Counts.OPEN_CONNECTIONS, rates=["1"], on_exceed=OnExceed.DELAY))
-    first, second = house.client(), house.client()
+    registry = House(limit("c", Counts.OPEN_CONNECTIONS, rates=["1"], on_exceed=OnExceed.DELAY))
+    first, second = registry.client(), registry.client()
     first.connected()
     second.ask(Stage.CONNECT)
     second.disconnected()
     first.disconnected()
-    house.clock.advance(10)
-    assert house.used("c") == 0
+    registry.clock.advance(10)
+    assert registry.used("c") == 0
 
 
 def test_an_answer_that_nobody_waits_for_any_more_is_given_back() -> None:
     store = LateStore()
-    house = House(limit("m", Counts.MESSAGES), store=store, max_connections_per_ip=5)
-    client = house.client()
+    registry = House(limit("m", Counts.MESSAGES), store=store, max_connections_per_ip=5)
+    client = registry.client()
     asked = client.ask(Stage.MAIL)
     asked.addErrback(lambda failure: failure.trap(CancelledError))
     asked.cancel()
-    left = house.client()
+    left = registry.client()
     left.ask(Stage.CONNECT)
     left.disconnected()
     store.deliver()
-    assert house.used("m") == 0
-    assert house.used("connections-per-ip") == 0
+    assert registry.used("m") == 0
+    assert registry.used("connections-per-ip") == 0
 
 
 def test_a_store_that_answers_later_is_waited_for() -> None:
     store = LateStore()
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
     verdicts: list[Verdict] = []
     for _ in range(2):
-        house.client().ask(Stage.MAIL).addCallback(verdicts.append)
+        registry.client().ask(Stage.MAIL).addCallback(verdicts.append)
     assert verdicts == []
     store.deliver()
     assert verdicts == [CONTINUE, Defer("Rate limit m exceeded, try again in 60 seconds", 450, "4.7.1")]
@@ -401,24 +401,24 @@ def test_a_store_that_is_away_is_never_a_permanent_refusal(action: OnExceed) -> 
             raise StoreUnavailable("away")
 
     down = {"when_valkey_is_down": WhenValkeyIsDown.DEFER, "on_exceed": action}
-    house = House(
+    registry = House(
         limit("c", Counts.CONNECTIONS, **down), limit("m", Counts.MESSAGES, **down), store=DownStore(Clock())
     )
-    assert house.client().connected() == Disconnect(
+    assert registry.client().connected() == Disconnect(
         "Rate limit c can't be checked now, try again in 10 seconds", 421, "4.3.0"
     )
-    assert house.client().mail() == Defer(
+    assert registry.client().mail() == Defer(
         "Rate limit m can't be checked now, try again in 10 seconds", 451, "4.3.0"
     )
 
 
 def test_an_observed_limit_lets_everybody_pass() -> None:
-    house = House(limit("m", Counts.MESSAGES, rates=["1/1m"], mode=Mode.OBSERVE))
+    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], mode=Mode.OBSERVE))
     for _ in range(5):
-        client = house.client()
+        client = registry.client()
         assert client.mail() == CONTINUE
         client.committed()
-    assert house.used("m") == 1
+    assert registry.used("m") == 1
 
 
 @implementer(IMailPolicy, IRcptPolicy)
@@ -435,17 +435,17 @@ class Later:
 
 
 def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() -> None:
-    house = House(
+    registry = House(
         limit("m", Counts.MESSAGES, rates=["9/1m"]),
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
         max_requests_per_window=9,
     )
     chain = PolicyChain(
         [
-            LoadedPolicy("limits", house.policy, PolicyCommon()),
+            LoadedPolicy("limits", registry.policy, PolicyCommon()),
             LoadedPolicy("later", Later(), PolicyCommon()),
         ],
-        house.clock,
+        registry.clock,
         relay=RelayPermission(Domains(frozenset({"example.com"}))),
     )
     facts = SessionFacts("s1", ip_address("192.0.2.1"), 1025, "mx")
@@ -459,12 +459,12 @@ def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() ->
         assert not isinstance(decision, Deferred)
         if decision.verdict is CONTINUE:
             transaction.recipients.append(recipient)
-    assert (house.used("m"), house.used("r")) == (1, 3)
+    assert (registry.used("m"), registry.used("r")) == (1, 3)
     talk.committed(transaction)
     talk.disconnected()
-    assert (house.used("m"), house.used("r")) == (1, 1)
-    assert house.used("ip") == 1
-    assert house.used("connections-per-ip") == 0
+    assert (registry.used("m"), registry.used("r")) == (1, 1)
+    assert registry.used("ip") == 1
+    assert registry.used("connections-per-ip") == 0
 
 
 def guessing(**more: Any) -> House:
@@ -475,47 +475,47 @@ def guessing(**more: Any) -> House:
     ("outcome", "used"), [(LoginOutcome.GOOD, 0), (LoginOutcome.BAD, 1), (LoginOutcome.UNKNOWN, 0)]
 )
 def test_an_attempt_to_log_in_is_charged_until_it_was_no_failure(outcome: LoginOutcome, used: int) -> None:
-    house = guessing()
-    client = house.client()
+    registry = guessing()
+    client = registry.client()
     assert client.login("anna") == CONTINUE
-    assert house.used("guesses") == 1
+    assert registry.used("guesses") == 1
     client.login_ended("anna", outcome)
-    assert house.used("guesses") == used
+    assert registry.used("guesses") == used
     # A second word about the same attempt gives nothing back.
     client.login_ended("anna", LoginOutcome.GOOD)
-    assert house.used("guesses") == used
+    assert registry.used("guesses") == used
 
 
 def test_attempts_over_the_limit_are_deferred_as_authentication_failures() -> None:
-    house = guessing()
+    registry = guessing()
     for _ in range(2):
-        client = house.client()
+        client = registry.client()
         assert client.login("anna") == CONTINUE
         client.login_ended("anna", LoginOutcome.BAD)
     refused = Defer("Rate limit guesses exceeded, try again in 60 seconds", 454, "4.7.0")
-    assert house.client().login("anna") == refused
-    assert house.client().login("berta") == CONTINUE
+    assert registry.client().login("anna") == refused
+    assert registry.client().login("berta") == CONTINUE
 
 
 def test_only_a_good_login_makes_a_user_known() -> None:
-    house = guessing()
+    registry = guessing()
     address = ip_address("192.0.2.1")
     for outcome in (LoginOutcome.BAD, LoginOutcome.UNKNOWN):
-        client = house.client(str(address))
+        client = registry.client(str(address))
         client.login("anna")
         client.login_ended("anna", outcome)
-        assert house.limiter.known_logins.standing("anna", address) is Standing.STRANGER
+        assert registry.limiter.known_logins.standing("anna", address) is Standing.STRANGER
     client.login("anna")
     client.login_ended("anna", LoginOutcome.GOOD)
-    assert house.limiter.known_logins.standing("anna", address) is Standing.KNOWN_ADDRESS
+    assert registry.limiter.known_logins.standing("anna", address) is Standing.KNOWN_ADDRESS
 
 
 def test_a_charge_for_a_login_that_comes_when_nobody_waits_is_given_back() -> None:
     store = LateStore()
-    house = guessing(store=store)
-    client = house.client()
+    registry = guessing(store=store)
+    client = registry.client()
     asked = client.ask(Stage.LOGIN, "anna")
     asked.addErrback(lambda failure: failure.trap(CancelledError) and None)
     asked.cancel()
     store.deliver()
-    assert house.used("guesses") == 0
+    assert registry.used("guesses") == 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from elemta.net.deadlines import LEAST_OCTETS_PER_WINDOW, UNREAD_SECONDS, Deadlines, Waiting
+from elemta.net.timeouts import LEAST_OCTETS_PER_WINDOW, UNREAD_SECONDS, ConnectionTimeouts, TimeoutKind
 
 
-def make() -> Deadlines:
-    deadlines = Deadlines(command=300.0, data=600.0)
-    deadlines.wait(Waiting.COMMAND, 0.0)
+def make() -> ConnectionTimeouts:
+    deadlines = ConnectionTimeouts(command=300.0, data=600.0)
+    deadlines.wait(TimeoutKind.COMMAND, 0.0)
     return deadlines
 
 
@@ -25,7 +25,7 @@ def test_octets_of_a_command_line_move_nothing() -> None:
 
 def test_a_message_that_keeps_its_pace_may_take_for_ever() -> None:
     deadlines = make()
-    deadlines.wait(Waiting.MESSAGE, 0.0)
+    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
     for minute in range(1, 1000):
         now = minute * 60.0
         assert not deadlines.has_passed(now)
@@ -34,7 +34,7 @@ def test_a_message_that_keeps_its_pace_may_take_for_ever() -> None:
 
 def test_a_message_below_the_pace_ends_at_the_first_window() -> None:
     deadlines = make()
-    deadlines.wait(Waiting.MESSAGE, 0.0)
+    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
     for second in range(599):
         deadlines.received(100, float(second))
     assert not deadlines.has_passed(599.9)
@@ -43,7 +43,7 @@ def test_a_message_below_the_pace_ends_at_the_first_window() -> None:
 
 def test_the_octet_that_fills_a_window_begins_a_new_one() -> None:
     deadlines = make()
-    deadlines.wait(Waiting.MESSAGE, 0.0)
+    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
     deadlines.received(LEAST_OCTETS_PER_WINDOW - 1, 500.0)
     assert deadlines.has_passed(600.0)
     deadlines.received(1, 599.0)
@@ -53,7 +53,7 @@ def test_the_octet_that_fills_a_window_begins_a_new_one() -> None:
 
 def test_a_pause_that_was_ours_is_not_the_clients() -> None:
     deadlines = make()
-    deadlines.wait(Waiting.MESSAGE, 0.0)
+    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
     deadlines.hold(599.0)
     assert not deadlines.has_passed(1198.0)
 

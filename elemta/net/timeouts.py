@@ -20,7 +20,7 @@ UNREAD_SECONDS = 180.0
 ANSWER_SECONDS = 300.0
 
 
-class Waiting(enum.Enum):
+class TimeoutKind(enum.Enum):
     """What a connection is waiting for."""
 
     HANDSHAKE = "TLS handshake"
@@ -30,7 +30,7 @@ class Waiting(enum.Enum):
     CLOSE = "close"
 
 
-class Deadlines:
+class ConnectionTimeouts:
     """The deadline of one connection. ``command`` and ``data`` are the configured seconds."""
 
     __slots__ = ("_at", "_command", "_data", "_octets", "_unread_since", "waiting")
@@ -41,28 +41,28 @@ class Deadlines:
         self._octets = 0
         self._at = float("inf")
         self._unread_since: float | None = None
-        self.waiting = Waiting.COMMAND
+        self.waiting = TimeoutKind.COMMAND
 
-    def wait(self, waiting: Waiting, now: float) -> None:
+    def wait(self, waiting: TimeoutKind, now: float) -> None:
         """The connection waits for something new from now on."""
         self.waiting = waiting
         self._octets = 0
         self._at = now + self._seconds(waiting)
 
-    def _seconds(self, waiting: Waiting) -> float:
-        if waiting is Waiting.COMMAND:
+    def _seconds(self, waiting: TimeoutKind) -> float:
+        if waiting is TimeoutKind.COMMAND:
             return self._command
-        if waiting is Waiting.MESSAGE:
+        if waiting is TimeoutKind.MESSAGE:
             return self._data
-        if waiting is Waiting.HANDSHAKE:
+        if waiting is TimeoutKind.HANDSHAKE:
             return HANDSHAKE_SECONDS
-        return ANSWER_SECONDS if waiting is Waiting.ANSWER else CLOSING_SECONDS
+        return ANSWER_SECONDS if waiting is TimeoutKind.ANSWER else CLOSING_SECONDS
 
     def received(self, octets: int, now: float) -> None:
         """Octets of a message came. Only a window that was filled begins a new one."""
         self._octets += octets
-        if self.waiting is Waiting.MESSAGE and self._octets >= LEAST_OCTETS_PER_WINDOW:
-            self.wait(Waiting.MESSAGE, now)
+        if self.waiting is TimeoutKind.MESSAGE and self._octets >= LEAST_OCTETS_PER_WINDOW:
+            self.wait(TimeoutKind.MESSAGE, now)
 
     def unread(self, now: float) -> None:
         """The client does not take its replies from now on."""

@@ -14,9 +14,9 @@ from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
 from elemta.message.trace import added_field, protocol_name, received_field, separator
-from elemta.net.login import Login
+from elemta.net.context import ListenerContext
+from elemta.net.login import LoginExchange
 from elemta.net.refusals import RefusalLimits
-from elemta.net.terms import Terms
 from elemta.policy import Continue, Decision, Disconnect, Message, Quarantine
 from elemta.policy.asking import NO_OPINION
 from elemta.policy.verdicts import Accept, reply_of
@@ -44,7 +44,7 @@ MAX_HOPS = 100
 _PROCEED = Proceed()
 
 
-class Reception:
+class SessionBackend:
     """One session's way through policies, credentials and spool.
 
     It never raises: what goes wrong on our side becomes a 4xx answer and a log record.
@@ -52,14 +52,14 @@ class Reception:
     no limit is charged, and no mail is taken from them.
     """
 
-    def __init__(self, terms: Terms, facts: SessionFacts, *, health_check: bool) -> None:
+    def __init__(self, terms: ListenerContext, facts: SessionFacts, *, health_check: bool) -> None:
         self._terms = terms
         self._facts = facts
         self._health_check = health_check
         self._conversation = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
         self._committing: Transaction | None = None
-        self._login: Login | None = None
+        self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
 
     def answer(self, question: Question) -> MaybeDeferred[Answer]:
@@ -77,7 +77,7 @@ class Reception:
                 return (yield from self._answer_within_limits(question, self._refusal_limits))
             return (yield from self._answer_stage(question))
         except Exception:  # whatever it is, it is ours, and the client may try again
-            return self._trouble(Failure())
+            return self._internal_error(Failure())
 
     def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Steps[Answer]:
         refusal = yield from limits.refuse(question)
@@ -151,7 +151,7 @@ class Reception:
             by_limit=by_limit,
         )
 
-    def _trouble(self, failure: Failure) -> Answer:
+    def _internal_error(self, failure: Failure) -> Answer:
         if failure.check(CancelledError) is not None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")
         if failure.check(MailboxUnknown) is not None:
@@ -165,7 +165,7 @@ class Reception:
         _log.failure(
             "a session failed with an internal error",
             failure,
-            event="session.trouble",
+            event="session.internal_error",
             session_id=self._facts.id,
         )
         return Refuse(replies.LOCAL_TROUBLE, reason="local trouble")
@@ -173,7 +173,7 @@ class Reception:
     # Credentials
 
     def _check_credentials(self, question: CredentialsQuestion) -> Steps[Answer]:
-        self._login = login = Login(self._terms, self._conversation, self._facts, question.username)
+        self._login = login = LoginExchange(self._terms, self._conversation, self._facts, question.username)
         answer: Answer = yield Deferred.fromCoroutine(login.answer(question.password))
         return answer
 
@@ -302,7 +302,7 @@ class Reception:
         self._terms.observer.message_refused("spool", "spool", True)
         _log.error(
             "message could not be stored",
-            event="message.not-stored",
+            event="message.not_stored",
             session_id=self._facts.id,
             error=str(error),
         )

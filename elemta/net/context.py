@@ -18,7 +18,7 @@ from elemta.spool import Spool
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ListenerContext:
     """The terms of a new session of one listener.
 
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
