@@ -20,8 +20,7 @@ from elemta.delivery.slots import NothingFreeError, Slot
 from elemta.dns import AddressResolver
 from elemta.outcome import Status
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_events import Extent, Settled
-from elemta.smtp.client_results import RecipientResult
+from elemta.smtp.client_results import Progress, RecipientResult, TransactionDone
 
 _log = Logger()
 
@@ -208,8 +207,8 @@ class _Sending:
     async def _over(self, kept: Kept, *, reused: bool = False) -> Sent | None:
         """Send it over this connection; None: this server is no good, and another may be."""
         connection = kept.connection
-        settled: Settled = await connection.send(self._transaction, self._open_content)
-        answered = settled.extent is Extent.ANSWERED
+        settled: TransactionDone = await connection.send(self._transaction, self._open_content)
+        answered = settled.extent is Progress.ANSWERED
         reached = Reached.ANSWERED if answered else Reached.NOWHERE
         sent = Sent(settled.results, connection.name, reached, connection.tls, reused)
         # What is wrong with our credentials is so with every address, and may lock the account.

@@ -10,8 +10,8 @@ from elemta.config import RouteTLS
 from elemta.delivery.local_faults import LocalFault
 from elemta.delivery.routes import NextHopRoute
 from elemta.smtp.client_results import RecipientResult
-from elemta.smtp.facts import TLSInfo
 from elemta.smtp.sasl import Credentials
+from elemta.smtp.session_info import TLSInfo
 
 IPAddress = IPv4Address | IPv6Address
 Results = tuple[RecipientResult, ...]

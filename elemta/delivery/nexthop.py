@@ -23,10 +23,9 @@ from elemta.errors import SpoolError
 from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_events import ContentWanted, Hangup, LoginRefused, Settled
-from elemta.smtp.client_results import RecipientResult
+from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, RecipientResult, TransactionDone
 from elemta.smtp.events import Event, StartTLS
-from elemta.smtp.facts import TLSInfo
+from elemta.smtp.session_info import TLSInfo
 
 _log = Logger()
 
@@ -67,7 +66,7 @@ class NextHopConnection(Protocol):
         self._handshaking = False
         self._lifetime = lifetime
         self._read = read
-        self._settled: Deferred[Settled] | None = None
+        self._settled: Deferred[TransactionDone] | None = None
         self._transaction: ClientTransaction | None = None
         self._open_content: OpenContent | None = None
         self._wire: Connection | None = None
@@ -88,7 +87,7 @@ class NextHopConnection(Protocol):
         """What protects the connection; None: nothing."""
         return self._session.tls
 
-    def send(self, transaction: ClientTransaction, open_content: OpenContent) -> Deferred[Settled]:
+    def send(self, transaction: ClientTransaction, open_content: OpenContent) -> Deferred[TransactionDone]:
         """Send a transaction; fires with what it came to, and never fails."""
         self._transaction, self._open_content = transaction, open_content
         settled = self._settled = Deferred()
@@ -191,7 +190,7 @@ class NextHopConnection(Protocol):
     # The session speaks
 
     def _act(self, events: list[Event]) -> None:
-        settled = next((event for event in events if isinstance(event, Settled)), None)
+        settled = next((event for event in events if isinstance(event, TransactionDone)), None)
         try:
             self._follow(events)
         except Exception:
@@ -224,7 +223,7 @@ class NextHopConnection(Protocol):
             self._awaited = awaited
             self._patience.set(awaited[1], self._too_late)
 
-    def _settle(self, event: Settled) -> None:
+    def _settle(self, event: TransactionDone) -> None:
         settled, self._settled = self._settled, None
         try:
             self.served += 1
@@ -238,7 +237,7 @@ class NextHopConnection(Protocol):
         if self._settled is not None and self._transaction is not None:
             text = "a fault inside Elemta; the log has it"
             self._settle(
-                Settled(
+                TransactionDone(
                     tuple(
                         RecipientResult(each, Status.DEFERRED, 0, "4.3.0", text)
                         for each in self._transaction.recipients

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.domains import canonical_domain
-from elemta.smtp.facts import TLSInfo
+from elemta.smtp.session_info import TLSInfo
 
 # What OpenSSL says about a chain that does not hold, by its number (X509_V_ERR_...).
 _CHAIN = {

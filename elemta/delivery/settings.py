@@ -9,7 +9,7 @@ from typing import Protocol
 
 from elemta.config import Config
 from elemta.outcome import Outcome
-from elemta.smtp.client import Deadlines
+from elemta.smtp.client import ClientTimeouts
 
 
 class ConnectionsObserver(Protocol):
@@ -136,7 +136,7 @@ class DeliverySettings:
     mx_port: int = 25
     own_names: tuple[str, ...] = ()
     own_addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()
-    deadlines: Deadlines = field(default_factory=Deadlines)
+    deadlines: ClientTimeouts = field(default_factory=ClientTimeouts)
     hosts: str = "/etc/hosts"
     resolv_conf: str = "/etc/resolv.conf"
 

@@ -22,7 +22,6 @@ from elemta.policy.asking import NO_OPINION
 from elemta.policy.verdicts import Accept, reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
-    Answer,
     CredentialsQuestion,
     MailQuestion,
     MessageQuestion,
@@ -31,9 +30,10 @@ from elemta.smtp.events import (
     Queued,
     RcptQuestion,
     Refuse,
+    Response,
     StageQuestion,
 )
-from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.spool import HoldCause, MessageWriter, Submission
 
 _log = Logger()
@@ -52,21 +52,21 @@ class SessionBackend:
     no limit is charged, and no mail is taken from them.
     """
 
-    def __init__(self, terms: ListenerContext, facts: SessionFacts, *, health_check: bool) -> None:
+    def __init__(self, terms: ListenerContext, facts: SessionInfo, *, health_check: bool) -> None:
         self._terms = terms
         self._facts = facts
         self._health_check = health_check
         self._conversation = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
-        self._committing: Transaction | None = None
+        self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
 
-    def answer(self, question: Question) -> MaybeDeferred[Answer]:
+    def answer(self, question: Question) -> MaybeDeferred[Response]:
         """The answer to ``question``, now or later; the Deferred never fails."""
         return run(self._answer(question))
 
-    def _answer(self, question: Question) -> Steps[Answer]:
+    def _answer(self, question: Question) -> Steps[Response]:
         try:
             if isinstance(question, CredentialsQuestion):
                 return (yield from self._check_credentials(question))
@@ -79,14 +79,14 @@ class SessionBackend:
         except Exception:  # whatever it is, it is ours, and the client may try again
             return self._internal_error(Failure())
 
-    def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Steps[Answer]:
+    def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Steps[Response]:
         refusal = yield from limits.refuse(question)
         if refusal is not None:
             return refusal
         answer = yield from self._answer_stage(question)
         return (yield from limits.charge(question, answer))
 
-    def _answer_stage(self, question: StageQuestion) -> Steps[Answer]:
+    def _answer_stage(self, question: StageQuestion) -> Steps[Response]:
         if isinstance(question, MessageQuestion):
             return (yield from self._answer_message(question))
         if isinstance(question, MailQuestion):
@@ -110,7 +110,7 @@ class SessionBackend:
             return True
         return mailboxes.exists(route, address)
 
-    def _refuse_unknown(self, address: Address) -> Answer:
+    def _refuse_unknown(self, address: Address) -> Response:
         self._terms.observer.message_refused("rcpt", "mailboxes", False)
         _log.info(
             "a recipient has no mailbox",
@@ -121,7 +121,7 @@ class SessionBackend:
         )
         return Refuse(replies.NO_MAILBOX, reason="no such mailbox")
 
-    def _answer_health_check(self, question: Question) -> Answer:
+    def _answer_health_check(self, question: Question) -> Response:
         if isinstance(question, MailQuestion):
             return Refuse(
                 replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail"
@@ -135,7 +135,7 @@ class SessionBackend:
             return NO_OPINION
         return self._conversation.ask(question, message)
 
-    def _answer_of(self, decision: Decision, stage: str) -> Answer:
+    def _answer_of(self, decision: Decision, stage: str) -> Response:
         verdict = decision.verdict
         if isinstance(verdict, (Continue, Accept, Quarantine)):
             return _PROCEED
@@ -151,7 +151,7 @@ class SessionBackend:
             by_limit=by_limit,
         )
 
-    def _internal_error(self, failure: Failure) -> Answer:
+    def _internal_error(self, failure: Failure) -> Response:
         if failure.check(CancelledError) is not None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")
         if failure.check(MailboxUnknown) is not None:
@@ -172,14 +172,14 @@ class SessionBackend:
 
     # Credentials
 
-    def _check_credentials(self, question: CredentialsQuestion) -> Steps[Answer]:
+    def _check_credentials(self, question: CredentialsQuestion) -> Steps[Response]:
         self._login = login = LoginExchange(self._terms, self._conversation, self._facts, question.username)
-        answer: Answer = yield Deferred.fromCoroutine(login.answer(question.password))
+        answer: Response = yield Deferred.fromCoroutine(login.answer(question.password))
         return answer
 
     # Messages
 
-    def _refuse_without_storage(self, size: int) -> Answer | None:
+    def _refuse_without_storage(self, size: int) -> Response | None:
         spool = self._terms.spool
         if not spool.healthy:
             return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
@@ -187,7 +187,7 @@ class SessionBackend:
             return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
         return None
 
-    def message_started(self, transaction: Transaction) -> None:  # noqa: ARG002 - what every fact carries
+    def message_started(self, transaction: TransactionInfo) -> None:  # noqa: ARG002 - what every fact carries
         self._writer = self._terms.spool.begin()
 
     def message_data(self, data: bytes) -> MessageWriter | None:
@@ -198,7 +198,7 @@ class SessionBackend:
         writer.write(data)
         return writer if writer.congested else None
 
-    def _answer_message(self, question: MessageQuestion) -> Steps[Answer]:
+    def _answer_message(self, question: MessageQuestion) -> Steps[Response]:
         writer = self._writer
         if writer is None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
@@ -220,7 +220,7 @@ class SessionBackend:
             return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")
         return (yield from self._commit(question.transaction, writer))
 
-    def _commit(self, transaction: Transaction, writer: MessageWriter) -> Steps[Answer]:
+    def _commit(self, transaction: TransactionInfo, writer: MessageWriter) -> Steps[Response]:
         submission = self._submission(transaction, writer)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
@@ -233,7 +233,7 @@ class SessionBackend:
             return self._not_queued(Failure())
         return self._queued(envelope, submission)
 
-    def _submission(self, transaction: Transaction, writer: MessageWriter) -> Submission:
+    def _submission(self, transaction: TransactionInfo, writer: MessageWriter) -> Submission:
         facts = self._facts
         recipients = _without_repeats(transaction.recipients)
         at = self._terms.now()
@@ -275,7 +275,7 @@ class SessionBackend:
         routes = self._terms.routes
         return routes.hold_reason(recipients) if routes is not None else None
 
-    def _queued(self, envelope: Envelope, submission: Submission) -> Answer:
+    def _queued(self, envelope: Envelope, submission: Submission) -> Response:
         self._terms.observer.message_accepted(self._facts.listener, envelope.size)
         _log.info(
             "message accepted",
@@ -291,14 +291,14 @@ class SessionBackend:
         )
         return Queued(envelope.queue_id)
 
-    def _not_queued(self, failure: Failure) -> Answer:
+    def _not_queued(self, failure: Failure) -> Response:
         if failure.check(CancelledError) is not None:
             # It may yet be committed, so it stays charged.
             return Refuse(replies.LOCAL_TROUBLE, reason="the commit takes too long")
         self._committing = None
         return self._not_stored(failure.value)
 
-    def _not_stored(self, error: BaseException | None) -> Answer:
+    def _not_stored(self, error: BaseException | None) -> Response:
         self._terms.observer.message_refused("spool", "spool", True)
         _log.error(
             "message could not be stored",
@@ -309,7 +309,7 @@ class SessionBackend:
         reply = replies.STORAGE_FULL if isinstance(error, SpoolFull) else replies.LOCAL_TROUBLE
         return Refuse(reply, reason=f"spool: {error}")
 
-    def transaction_ended(self, transaction: Transaction, accepted: bool) -> None:
+    def transaction_ended(self, transaction: TransactionInfo, accepted: bool) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.discard()

@@ -20,9 +20,9 @@ from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
 from elemta.smtp import replies
-from elemta.smtp.facts import SessionFacts
 from elemta.smtp.memory import MemoryBudget, SessionMemory
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import SessionInfo
 
 _log = Logger()
 
@@ -189,7 +189,7 @@ class ESMTPFactory(Factory):
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
         if self.context.implicit_tls and not (health_check or self._registry.has_handshake_capacity(ip)):
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip", ip)
-        facts = SessionFacts(
+        facts = SessionInfo(
             id=self._registry.next_session_id(), client_ip=ip, client_port=port, listener=self.listener.name
         )
         return ESMTPProtocol(self, self.context, facts, health_check=health_check)

@@ -20,13 +20,9 @@ from elemta.net.context import ListenerContext
 from elemta.policy import Decision, Disconnect, LoginOutcome, PolicySession
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
-from elemta.smtp.events import (
-    Answer,
-    Authenticated,
-    Refuse,
-)
-from elemta.smtp.facts import SessionFacts
+from elemta.smtp.events import Authenticated, Refuse, Response
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import SessionInfo
 
 _log = Logger()
 
@@ -42,7 +38,7 @@ class LoginExchange:
     """
 
     def __init__(
-        self, terms: ListenerContext, policies: PolicySession, facts: SessionFacts, username: str
+        self, terms: ListenerContext, policies: PolicySession, facts: SessionInfo, username: str
     ) -> None:
         self._terms = terms
         self._policies = policies
@@ -59,7 +55,7 @@ class LoginExchange:
         if self._asking is not None:
             self._asking.cancel()
 
-    async def answer(self, password: bytes) -> Answer:
+    async def answer(self, password: bytes) -> Response:
         """The answer to the client. May be cancelled."""
         try:
             turn = await self._terms.authenticator.turns.take(self._counted_name, self._network)
@@ -72,7 +68,7 @@ class LoginExchange:
             )
         return answer
 
-    async def _take(self, turn: Turn, password: bytes) -> Answer:
+    async def _take(self, turn: Turn, password: bytes) -> Response:
         try:
             if self._left:
                 return _CANCELLED
@@ -102,7 +98,7 @@ class LoginExchange:
     def _ended(self, outcome: LoginOutcome) -> None:
         self._policies.login_ended(self._counted_name, outcome)
 
-    async def _look(self, password: bytes, standing: Standing) -> Answer:
+    async def _look(self, password: bytes, standing: Standing) -> Response:
         claim = Claim(self._network, known=standing is not Standing.STRANGER)
         try:
             user = await self._terms.authenticator.verify(
@@ -122,7 +118,7 @@ class LoginExchange:
         self._ended(LoginOutcome.GOOD)
         return Authenticated(user)
 
-    def _refused(self, decision: Decision, reply: Reply) -> Answer:
+    def _refused(self, decision: Decision, reply: Reply) -> Response:
         self._log("refused", self._username, policy=decision.policy, reply=str(reply))
         self._ended(LoginOutcome.UNKNOWN)
         return Refuse(
@@ -131,7 +127,7 @@ class LoginExchange:
             reason=f"policy {decision.policy}",
         )
 
-    def _internal_error(self, error: Exception) -> Answer:
+    def _internal_error(self, error: Exception) -> Response:
         self._terms.observer.authenticated("error")
         fields: dict[str, Any] = {
             "session_id": self._facts.id,

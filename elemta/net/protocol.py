@@ -26,7 +26,6 @@ from elemta.net.context import ListenerContext
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
 from elemta.smtp import replies
 from elemta.smtp.events import (
-    Answer,
     Close,
     Event,
     MessageData,
@@ -36,12 +35,13 @@ from elemta.smtp.events import (
     Question,
     Refuse,
     Replied,
+    Response,
     StartTLS,
     TransactionEnded,
 )
-from elemta.smtp.facts import SessionFacts
 from elemta.smtp.memory import MemoryBudget, SessionMemory
 from elemta.smtp.session import ServerSession
+from elemta.smtp.session_info import SessionInfo
 
 _log = Logger()
 
@@ -80,16 +80,16 @@ class _Pending:
     __slots__ = ("_deferred", "_waiter", "answer")
 
     def __init__(self) -> None:
-        self.answer: Answer | None = None
-        self._deferred: Deferred[Answer] | None = None
+        self.answer: Response | None = None
+        self._deferred: Deferred[Response] | None = None
         self._waiter: ESMTPProtocol | None = None
 
-    def fire(self, answer: Answer) -> None:
+    def fire(self, answer: Response) -> None:
         self.answer = answer
         if self._waiter is not None:
             self._waiter.answered(self)
 
-    def wait(self, waiter: ESMTPProtocol, deferred: Deferred[Answer]) -> None:
+    def wait(self, waiter: ESMTPProtocol, deferred: Deferred[Response]) -> None:
         self._waiter = waiter
         self._deferred = deferred
 
@@ -106,7 +106,7 @@ class ESMTPProtocol(Protocol):
     transport: Connection
 
     def __init__(
-        self, home: ProtocolOwner, terms: ListenerContext, facts: SessionFacts, *, health_check: bool = False
+        self, home: ProtocolOwner, terms: ListenerContext, facts: SessionInfo, *, health_check: bool = False
     ) -> None:
         self._home = home
         self._terms = terms
@@ -330,7 +330,7 @@ class ESMTPProtocol(Protocol):
         if session.held_up and not (session.unread or self._closing or self._lost):
             self._run(session.go_on())
 
-    def _pause(self, question: PauseQuestion) -> Answer | Deferred[Answer]:
+    def _pause(self, question: PauseQuestion) -> Response | Deferred[Response]:
         pause = self._home.pause(question.seconds)
         # A pause that is cut short is over, too.
         return pause.addErrback(lambda failure: failure.trap(CancelledError) and None).addCallback(

@@ -9,15 +9,15 @@ from elemta.policy import Disconnect, ILimitPolicy, limit_verdict
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
-    Answer,
     DataQuestion,
     MailQuestion,
     MessageQuestion,
     RcptQuestion,
     Refuse,
+    Response,
     StageQuestion,
 )
-from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.stage import Stage
 
 _ASKED_AT = frozenset({Stage.CONNECT, Stage.MAIL, Stage.RCPT})
@@ -26,7 +26,7 @@ _ASKED_AT = frozenset({Stage.CONNECT, Stage.MAIL, Stage.RCPT})
 class RefusalLimits:
     """The limits of refusals for one session."""
 
-    def __init__(self, terms: ListenerContext, facts: SessionFacts) -> None:
+    def __init__(self, terms: ListenerContext, facts: SessionInfo) -> None:
         self._terms = terms
         self._facts = facts
         self._limit_policies = frozenset(
@@ -45,7 +45,7 @@ class RefusalLimits:
         refusal: LimitRefusal | None = yield asked
         return None if refusal is None else self._answer(refusal, question.stage)
 
-    def charge(self, question: StageQuestion, answer: Answer) -> Steps[Answer]:
+    def charge(self, question: StageQuestion, answer: Response) -> Steps[Response]:
         """``answer``, charged where it refuses for good; another one where that exceeds a limit."""
         if not isinstance(answer, Refuse) or answer.by_limit or answer.reply.is_transient:
             return answer
@@ -65,7 +65,7 @@ class RefusalLimits:
         )
 
 
-def _transaction(question: StageQuestion) -> Transaction | None:
+def _transaction(question: StageQuestion) -> TransactionInfo | None:
     if isinstance(question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
         return question.transaction
     return None

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from elemta.config import TLSConfig
 from elemta.config.ciphers import DEFAULT_CIPHERS
 from elemta.errors import ConfigError, Fault
-from elemta.smtp.facts import TLSInfo
+from elemta.smtp.session_info import TLSInfo
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 

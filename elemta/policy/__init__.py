@@ -59,7 +59,7 @@ from elemta.policy.verdicts import (
     reply_of,
 )
 from elemta.policy.views import Message, Notes, Session, Transaction
-from elemta.smtp.facts import TLSInfo
+from elemta.smtp.session_info import TLSInfo
 from elemta.stage import Stage
 
 CONTRACT_VERSION = "1.3"

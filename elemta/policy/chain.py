@@ -21,7 +21,7 @@ from elemta.policy.runner import (
     route_of,
 )
 from elemta.policy.session import PolicySession
-from elemta.smtp.facts import SessionFacts
+from elemta.smtp.session_info import SessionInfo
 from elemta.stage import Stage
 
 
@@ -85,7 +85,7 @@ class PolicyChain:
         """Whether :meth:`PolicySession.ask` decides anything at ``stage``: at RCPT always."""
         return stage is Stage.RCPT or stage in self._stages
 
-    def open(self, facts: SessionFacts) -> PolicySession:
+    def open(self, facts: SessionInfo) -> PolicySession:
         """Begin a session with the policies of its listener."""
         calls = self._calls.get(facts.listener)
         if calls is None:

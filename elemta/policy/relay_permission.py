@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from elemta.address import Address
 from elemta.domains import Domains
 from elemta.policy.verdicts import Defer, Reject
-from elemta.smtp.facts import SessionFacts
+from elemta.smtp.session_info import SessionInfo
 
 RELAY_DENIED = Reject("Relay access denied", code=554, enhanced="5.7.1")
 
@@ -30,15 +30,15 @@ class RelayPermission:
     domains: Domains = field(default_factory=lambda: Domains(frozenset()))
     granted_by: frozenset[str] = frozenset()
 
-    def concerns(self, client: SessionFacts, recipient: Address) -> bool:
+    def concerns(self, client: SessionInfo, recipient: Address) -> bool:
         """Whether it is relaying to take mail for ``recipient`` from this client."""
         if not self.domains.is_local(recipient.domain):
             return True
         return not self._trusts(client) and not self.domains.ends_here(recipient)
 
-    def allows(self, client: SessionFacts, recipient: Address) -> bool:
+    def allows(self, client: SessionInfo, recipient: Address) -> bool:
         """Whether this client may send to ``recipient`` without a policy that grants it."""
         return self.domains.ends_here(recipient) or self._trusts(client)
 
-    def _trusts(self, client: SessionFacts) -> bool:
+    def _trusts(self, client: SessionInfo) -> bool:
         return client.user is not None or self.domains.may_relay(client.client_ip)

@@ -28,8 +28,8 @@ from elemta.smtp.events import (
     RcptQuestion,
     StageQuestion,
 )
-from elemta.smtp.facts import SessionFacts
-from elemta.smtp.facts import Transaction as TransactionFacts
+from elemta.smtp.session_info import SessionInfo
+from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
 
 _log = Logger()
@@ -56,7 +56,7 @@ class _TransactionViews:
 
     __slots__ = ("board", "client", "facts", "held", "relay", "views")
 
-    def __init__(self, facts: TransactionFacts, client: SessionFacts, relay: RelayPermission) -> None:
+    def __init__(self, facts: TransactionFacts, client: SessionInfo, relay: RelayPermission) -> None:
         self.facts = facts
         self.client = client
         self.relay = relay
@@ -108,7 +108,7 @@ class PolicySession(ChainQuestion):
 
     def __init__(
         self,
-        facts: SessionFacts,
+        facts: SessionInfo,
         calls: Mapping[Stage, Sequence[PolicyCall]],
         told: Mapping[str, Sequence[PolicyCall]],
         clock: IReactorTime,

@@ -39,9 +39,9 @@ from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Resolver, Services
 from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
-from elemta.smtp.facts import SessionFacts, TLSInfo
-from elemta.smtp.facts import Transaction as TransactionFacts
 from elemta.smtp.path import parse_address
+from elemta.smtp.session_info import SessionInfo, TLSInfo
+from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
 
 _T = TypeVar("_T")
@@ -248,7 +248,7 @@ class PolicyTester:
         problem = problem_with(self.policy)
         if problem:
             raise AssertionError(problem)
-        self.facts = SessionFacts(
+        self.facts = SessionInfo(
             "session-1", ip_address(client_ip), 54321, listener, tls=tls, user=user, reverse_name=reverse_name
         )
         self._session_board: dict[tuple[str, str], Any] = {}

@@ -15,10 +15,10 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.errors import AddressSyntaxError, RelayNotGranted
 from elemta.message.headers import Headers, read_headers
 from elemta.message.trace import added_field, separator
-from elemta.smtp.facts import SessionFacts, TLSInfo
-from elemta.smtp.facts import Transaction as TransactionFacts
 from elemta.smtp.memory import memory_of_recipient
 from elemta.smtp.path import MAX_PATH, parse_address
+from elemta.smtp.session_info import SessionInfo, TLSInfo
+from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 
 MAX_ADDED_HEADERS = 200
 """More fields than this can't be added to one message, by all policies together."""
@@ -82,7 +82,7 @@ class Session:
 
     __slots__ = ("_board", "_facts", "_notes", "_policy")
 
-    def __init__(self, facts: SessionFacts, policy: str, board: dict[tuple[str, str], Any]) -> None:
+    def __init__(self, facts: SessionInfo, policy: str, board: dict[tuple[str, str], Any]) -> None:
         self._facts = facts
         self._policy = policy
         self._board = board

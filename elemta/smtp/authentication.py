@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from elemta.smtp import replies
-from elemta.smtp.dialogue import Dialogue, Reading
-from elemta.smtp.events import Answer, Authenticated, AuthQuestion, CredentialsQuestion, Refuse
+from elemta.smtp.events import Authenticated, AuthQuestion, CredentialsQuestion, Refuse, Response
 from elemta.smtp.framing import LineFault
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import MECHANISMS, Challenge, Credentials, Step, decode_response
+from elemta.smtp.session_state import ExpectedInput, SessionState
 
 _VERB = "AUTH"
 
@@ -33,92 +33,92 @@ def parse_auth(argument: str) -> AuthCommand | Reply:
     return AuthCommand(words[0].upper(), words[1] if len(words) == 2 else None)
 
 
-def check_auth(dialogue: Dialogue, command: AuthCommand) -> Reply | None:
-    settings = dialogue.settings
+def check_auth(session: SessionState, command: AuthCommand) -> Reply | None:
+    settings = session.settings
     if not settings.auth:
         return replies.NOT_IMPLEMENTED
     # RFC 4954 §4: no second AUTH
-    if dialogue.facts.user is not None:
+    if session.facts.user is not None:
         return replies.ALREADY_AUTHENTICATED
-    if settings.auth_needs_tls and dialogue.facts.tls is None:
+    if settings.auth_needs_tls and session.facts.tls is None:
         return replies.AUTH_NEEDS_TLS
     if command.mechanism not in MECHANISMS:
         return replies.AUTH_UNKNOWN_MECHANISM
     return None
 
 
-def begin_exchange(dialogue: Dialogue, command: AuthCommand) -> None:
+def begin_exchange(session: SessionState, command: AuthCommand) -> None:
     """Begin the exchange, with the initial response when there is one."""
-    if dialogue.auth_failures >= dialogue.settings.max_auth_failures:
-        dialogue.say_goodbye(_VERB, replies.TOO_MANY_AUTH_FAILURES, "too many failed authentications")
+    if session.auth_failures >= session.settings.max_auth_failures:
+        session.reply_and_close(_VERB, replies.TOO_MANY_AUTH_FAILURES, "too many failed authentications")
         return
-    exchange = dialogue.exchange = MECHANISMS[command.mechanism]()
+    exchange = session.exchange = MECHANISMS[command.mechanism]()
     if command.response is None:
-        _go_on(dialogue, exchange.start())
+        _go_on(session, exchange.start())
     else:
         # RFC 4954 §4: "=" is an initial response of no octets
-        _respond(dialogue, b"" if command.response == "=" else command.response.encode("utf-8"))
+        _respond(session, b"" if command.response == "=" else command.response.encode("utf-8"))
 
 
-def take_response(dialogue: Dialogue, line: bytes | LineFault) -> None:
+def take_response(session: SessionState, line: bytes | LineFault) -> None:
     """One line of the exchange."""
     if line is LineFault.TOO_LONG:
-        _fail(dialogue, replies.AUTH_TOO_LONG)
+        _fail(session, replies.AUTH_TOO_LONG)
     elif line == b"*":
         # RFC 4954 §4
-        _fail(dialogue, replies.AUTH_CANCELLED)
+        _fail(session, replies.AUTH_CANCELLED)
     elif isinstance(line, bytes):
-        _respond(dialogue, line)
+        _respond(session, line)
 
 
-def _respond(dialogue: Dialogue, encoded: bytes) -> None:
+def _respond(session: SessionState, encoded: bytes) -> None:
     response = decode_response(encoded)
-    if response is None or dialogue.exchange is None:
-        _fail(dialogue, replies.AUTH_MALFORMED)
+    if response is None or session.exchange is None:
+        _fail(session, replies.AUTH_MALFORMED)
     else:
-        _go_on(dialogue, dialogue.exchange.respond(response))
+        _go_on(session, session.exchange.respond(response))
 
 
-def _go_on(dialogue: Dialogue, step: Step) -> None:
+def _go_on(session: SessionState, step: Step) -> None:
     if isinstance(step, Challenge):
-        dialogue.reading = Reading.AUTH
-        dialogue.say(_VERB, replies.challenge(step.text))
+        session.reading = ExpectedInput.AUTH
+        session.reply(_VERB, replies.challenge(step.text))
     elif isinstance(step, Credentials):
-        _end_exchange(dialogue)
-        question = CredentialsQuestion(dialogue.facts, step.username, step.password)
-        dialogue.ask(question, partial(_credentials_judged, dialogue))
+        _end_exchange(session)
+        question = CredentialsQuestion(session.facts, step.username, step.password)
+        session.ask(question, partial(_credentials_judged, session))
     else:
-        _fail(dialogue, step)
+        _fail(session, step)
 
 
-def _fail(dialogue: Dialogue, reply: Reply) -> None:
-    _end_exchange(dialogue)
+def _fail(session: SessionState, reply: Reply) -> None:
+    _end_exchange(session)
     if reply is replies.AUTH_FAILED:
-        dialogue.auth_failures += 1
-    dialogue.fault(_VERB, reply)
+        session.auth_failures += 1
+    session.protocol_error(_VERB, reply)
 
 
-def _end_exchange(dialogue: Dialogue) -> None:
-    dialogue.exchange = None
-    dialogue.reading = Reading.COMMAND
+def _end_exchange(session: SessionState) -> None:
+    session.exchange = None
+    session.reading = ExpectedInput.COMMAND
 
 
-def _credentials_judged(dialogue: Dialogue, answer: Answer) -> None:
+def _credentials_judged(session: SessionState, answer: Response) -> None:
     if isinstance(answer, Authenticated):
-        dialogue.facts.user = answer.user
-        dialogue.ask(AuthQuestion(dialogue.facts), partial(_policies_asked, dialogue))
+        session.facts.user = answer.user
+        session.ask(AuthQuestion(session.facts), partial(_policies_asked, session))
     elif isinstance(answer, Refuse):
         # Local trouble is not the client's failure
         if not answer.reply.is_transient:
-            dialogue.auth_failures += 1
-        dialogue.refuse(_VERB, answer)
+            session.auth_failures += 1
+        session.refuse(_VERB, answer)
     else:
         raise TypeError(f"credentials are answered by Authenticated or Refuse, not {answer!r}")
 
 
-def _policies_asked(dialogue: Dialogue, answer: Answer) -> None:
+def _policies_asked(session: SessionState, answer: Response) -> None:
     if isinstance(answer, Refuse):
-        dialogue.facts.user = None
-        dialogue.refuse(_VERB, answer)
+        session.facts.user = None
+        session.refuse(_VERB, answer)
     else:
-        dialogue.say(_VERB, replies.AUTHENTICATED)
+        session.reply(_VERB, replies.AUTHENTICATED)

@@ -10,33 +10,32 @@ from __future__ import annotations
 import re
 
 from elemta.smtp.client_commands import ClientTransaction, Features
-from elemta.smtp.client_dialogue import ClientDialogue, Command, Phase
-from elemta.smtp.client_events import Extent
-from elemta.smtp.client_mailing import Mailing
-from elemta.smtp.client_opening import Opening
+from elemta.smtp.client_handshake import ClientHandshake
 from elemta.smtp.client_replies import MalformedReplyError
-from elemta.smtp.client_results import TransactionResults
-from elemta.smtp.client_settings import ClientSettings, Deadlines
+from elemta.smtp.client_results import Progress, TransactionResults
+from elemta.smtp.client_settings import ClientSettings, ClientTimeouts
+from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
+from elemta.smtp.client_transaction import TransactionExchange
 from elemta.smtp.events import Event
-from elemta.smtp.facts import TLSInfo
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import TLSInfo
 
-__all__ = ["ClientSession", "ClientSettings", "Deadlines"]
+__all__ = ["ClientSession", "ClientSettings", "ClientTimeouts"]
 
 
 class ClientSession:
     """One connection to a next hop, from its greeting to its end.
 
-    ``start`` may be called as soon as the session exists and again after each :class:`Settled`, until a
-    :class:`Hangup`; ``quit`` ends the session politely. After every call the shell sends
+    ``start`` may be called as soon as the session exists and again after each :class:`TransactionDone`,
+    until a :class:`Hangup`; ``quit`` ends the session politely. After every call the shell sends
     :meth:`take_output` and acts on the events.
     """
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
-        self._dialogue = ClientDialogue(settings)
-        self._mailing = Mailing(self._dialogue)
-        self._opening = Opening(self._dialogue, self._mailing.become_ready)
+        self._state = ClientState(settings)
+        self._mailing = TransactionExchange(self._state)
+        self._opening = ClientHandshake(self._state, self._mailing.become_ready)
         self._answerable = 0
         opening, mailing = self._opening, self._mailing
         self._answers = {
@@ -58,22 +57,22 @@ class ClientSession:
     @property
     def features(self) -> Features:
         """What the server offered in its last answer to EHLO or LHLO."""
-        return self._dialogue.features
+        return self._state.features
 
     @property
     def tls(self) -> TLSInfo | None:
         """What protects the connection; None: nothing."""
-        return self._dialogue.tls
+        return self._state.tls
 
     @property
     def closed(self) -> bool:
         """Whether the session is over and takes nothing more."""
-        return self._dialogue.closed
+        return self._state.closed
 
     @property
     def idle(self) -> bool:
         """Whether the server waits for the next transaction."""
-        return self._dialogue.phase is Phase.READY and self._dialogue.results is None
+        return self._state.phase is ClientPhase.READY and self._state.results is None
 
     @property
     def congested(self) -> bool:
@@ -83,7 +82,7 @@ class ClientSession:
     @property
     def progress(self) -> int:
         """Changes with every whole reply and every chunk; see :attr:`deadline`."""
-        return self._dialogue.progress
+        return self._state.progress
 
     @property
     def deadline(self) -> float | None:
@@ -92,36 +91,36 @@ class ClientSession:
         In the content it is the time for one chunk to leave (RFC 5321 §4.5.3.2.5), else the time for one
         whole reply, so that a reply that comes by drops gains nothing.
         """
-        dialogue, deadlines = self._dialogue, self._settings.deadlines
-        if dialogue.phase is Phase.HANDSHAKE:
+        dialogue, deadlines = self._state, self._settings.deadlines
+        if dialogue.phase is ClientPhase.HANDSHAKE:
             return deadlines.handshake
-        if dialogue.phase is Phase.CONTENT:
+        if dialogue.phase is ClientPhase.CONTENT:
             return deadlines.block
-        if not dialogue.sent or dialogue.phase is Phase.CLOSED:
+        if not dialogue.sent or dialogue.phase is ClientPhase.CLOSED:
             return None
         return float(getattr(deadlines, _DEADLINES[dialogue.sent[0].verb]))
 
     def take_output(self) -> bytes:
         """All bytes to send since the last call."""
-        output = b"".join(self._dialogue.output)
-        self._dialogue.output.clear()
+        output = b"".join(self._state.output)
+        self._state.output.clear()
         return output
 
     def start(self, transaction: ClientTransaction) -> list[Event]:
         """Hand in the next transaction; it begins once the server is ready for it."""
-        dialogue = self._dialogue
-        opening = dialogue.phase in (Phase.OPENING, Phase.HANDSHAKE)
+        dialogue = self._state
+        opening = dialogue.phase in (ClientPhase.OPENING, ClientPhase.HANDSHAKE)
         if dialogue.results is not None or not (opening or self.idle):
             raise RuntimeError("a transaction is under way or the session is over")
         dialogue.results = TransactionResults(transaction)
-        dialogue.extent = Extent.OPENING
+        dialogue.progress_made = Progress.OPENING
         if not opening:
             self._mailing.open(dialogue.results)
         return self._happened()
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the server."""
-        dialogue = self._dialogue
+        dialogue = self._state
         if dialogue.closed:
             return []
         # Only what was sent before these bytes came can be answered by them.
@@ -139,75 +138,75 @@ class ClientSession:
     @property
     def unanswered(self) -> int:
         """How many accepted recipients wait for the answer to the message; 0 before it is sent."""
-        dialogue = self._dialogue
-        return len(dialogue.results.accepted) if dialogue.phase is Phase.END and dialogue.results else 0
+        dialogue = self._state
+        return len(dialogue.results.accepted) if dialogue.phase is ClientPhase.END and dialogue.results else 0
 
     def broken(self, data: bytes, unanswered: int | None) -> list[Event]:
         """A fault of ours in :meth:`receive`: what ``data`` says at first sight counts; it is over then.
 
         ``unanswered`` is what that was before these bytes came; None: what it is now.
         """
-        results = self._dialogue.results
-        if results is not None and self._dialogue.phase is Phase.END and unanswered != 0:
+        results = self._state.results
+        if results is not None and self._state.phase is ClientPhase.END and unanswered != 0:
             codes = re.findall(rb"^([2-5])\d\d(?: |\r?$)", data, re.MULTILINE)
             waiting = results.accepted
             before = len(waiting) if unanswered is None else unanswered
             codes = codes[before - len(waiting) :] if self._settings.lmtp else codes[-1:] * len(waiting)
             taken = [index for index, code in zip(waiting, codes, strict=False) if code == b"2"]
             results.taken_at_first_sight(taken)
-        self._dialogue.give_up("a fault inside Elemta; the log has it", "4.3.0")
+        self._state.give_up("a fault inside Elemta; the log has it", "4.3.0")
         return self._happened()
 
     def tls_started(self, info: TLSInfo) -> list[Event]:
         """The handshake is done, and its certificate is good enough."""
-        if self._dialogue.phase is Phase.HANDSHAKE:
+        if self._state.phase is ClientPhase.HANDSHAKE:
             self._opening.tls_started(info)
         return self._happened()
 
     def tls_failed(self, reason: str) -> list[Event]:
         """There is no TLS, and no way back to the clear on this connection."""
-        self._dialogue.give_up(f"TLS with the next hop failed: {reason}", "4.7.5")
+        self._state.give_up(f"TLS with the next hop failed: {reason}", "4.7.5")
         return self._happened()
 
     def content(self, chunk: bytes) -> None:
         """Send the next octets of the message as it is stored."""
-        if self._dialogue.phase is Phase.CONTENT:
+        if self._state.phase is ClientPhase.CONTENT:
             self._mailing.content(chunk)
 
     def end_content(self) -> None:
         """The message was given whole: end it, and await what the server makes of it."""
-        if self._dialogue.phase is Phase.CONTENT and self._dialogue.results is not None:
-            self._mailing.end_content(self._dialogue.results)
+        if self._state.phase is ClientPhase.CONTENT and self._state.results is not None:
+            self._mailing.end_content(self._state.results)
 
     def quit(self) -> list[Event]:
         """Send QUIT; what is left of the session is a short wait for the reply (RFC 5321 §4.1.1.10)."""
-        if self._dialogue.phase is Phase.READY:
-            self._dialogue.phase = Phase.QUITTING
-            self._dialogue.send(Command("QUIT", b"QUIT\r\n"))
-        elif self._dialogue.phase not in (Phase.QUITTING, Phase.CLOSED):
-            self._dialogue.give_up("the transaction was given up here", "4.3.0")
+        if self._state.phase is ClientPhase.READY:
+            self._state.phase = ClientPhase.QUITTING
+            self._state.send(SentCommand("QUIT", b"QUIT\r\n"))
+        elif self._state.phase not in (ClientPhase.QUITTING, ClientPhase.CLOSED):
+            self._state.give_up("the transaction was given up here", "4.3.0")
         return self._happened()
 
     def abandon(self, text: str) -> list[Event]:
         """Something failed here: what has no result yet is deferred with ``text``, and nothing is ended."""
-        self._dialogue.give_up(text, "4.3.0")
+        self._state.give_up(text, "4.3.0")
         return self._happened()
 
     def timed_out(self) -> list[Event]:
         """The deadline has passed."""
         seconds = self.deadline or 0.0
-        self._dialogue.give_up(f"no progress within {seconds:g} s {self._where()}", "4.4.2")
+        self._state.give_up(f"no progress within {seconds:g} s {self._where()}", "4.4.2")
         return self._happened()
 
     def lost(self, reason: str) -> list[Event]:
         """The connection is gone."""
-        self._dialogue.give_up(f"the connection was lost {self._where()} ({reason})", "4.4.2")
+        self._state.give_up(f"the connection was lost {self._where()} ({reason})", "4.4.2")
         return self._happened()
 
     # Replies
 
     def _take(self, reply: Reply) -> None:
-        dialogue = self._dialogue
+        dialogue = self._state
         dialogue.progress += 1
         if self._opening.secret:
             reply = self._opening.without_secrets(reply)
@@ -218,29 +217,29 @@ class ClientSession:
         command = dialogue.sent.popleft()
         if reply.code == 421 and command.verb != "QUIT":
             # RFC 5321 §3.8: the server is going away, whatever was asked.
-            dialogue.going_away(reply, _ABOUT.get(command.verb, command.verb))
+            dialogue.server_closing(reply, _ABOUT.get(command.verb, command.verb))
             return
         self._answers[command.verb](command, reply)
-        if dialogue.phase in (Phase.ENVELOPE, Phase.END):
+        if dialogue.phase in (ClientPhase.ENVELOPE, ClientPhase.END):
             self._mailing.advance()
 
     def _unsolicited(self, reply: Reply) -> None:
         if reply.code == 421:
-            self._dialogue.going_away(reply, "nothing: it came unasked")
+            self._state.server_closing(reply, "nothing: it came unasked")
         else:
             text = f"the next hop sent a reply that nothing asked for: {reply}"
-            self._dialogue.give_up(text, "4.5.0")
+            self._state.give_up(text, "4.5.0")
 
-    def _quit_answered(self, _: Command, reply: Reply) -> None:
-        self._dialogue.close(f"ended by QUIT: {reply.code}")
+    def _quit_answered(self, _: SentCommand, reply: Reply) -> None:
+        self._state.close(f"ended by QUIT: {reply.code}")
 
     def _where(self) -> str:
-        dialogue = self._dialogue
-        if dialogue.phase is Phase.HANDSHAKE:
+        dialogue = self._state
+        if dialogue.phase is ClientPhase.HANDSHAKE:
             return "during the TLS handshake"
-        if dialogue.phase is Phase.CONTENT:
+        if dialogue.phase is ClientPhase.CONTENT:
             return "while the message was being sent"
-        if dialogue.phase is Phase.END and dialogue.results is not None and dialogue.results.accepted:
+        if dialogue.phase is ClientPhase.END and dialogue.results is not None and dialogue.results.accepted:
             return "after the end of the message: it may have been delivered, and will be sent again"
         verb = dialogue.sent[0].verb if dialogue.sent else "READY"
         return {"": "before the greeting", "READY": "between transactions"}.get(
@@ -248,7 +247,7 @@ class ClientSession:
         )
 
     def _happened(self) -> list[Event]:
-        events, self._dialogue.events = self._dialogue.events, []
+        events, self._state.events = self._state.events, []
         return events
 
 

@@ -9,7 +9,7 @@ from elemta.smtp.sasl import Credentials
 
 
 @dataclass(frozen=True, slots=True)
-class Deadlines:
+class ClientTimeouts:
     """How long to wait for the whole of each reply, in seconds (RFC 5321 §4.5.3.2)."""
 
     greeting: float = 300.0
@@ -34,7 +34,7 @@ class ClientSettings:
 
     hostname: str
     lmtp: bool = False
-    deadlines: Deadlines = field(default_factory=Deadlines)
+    deadlines: ClientTimeouts = field(default_factory=ClientTimeouts)
     tls: RouteTLS = RouteTLS.NONE
     credentials: Credentials | None = None
     plaintext_login: bool = False

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from elemta.smtp import authentication, grammar, mailing, replies
-from elemta.smtp.dialogue import Dialogue, Reading, State
-from elemta.smtp.events import Answer, HeloQuestion, Proceed, Refuse, StageQuestion, StartTLS
+from elemta.smtp import authentication, grammar, replies, transaction_commands
+from elemta.smtp.events import HeloQuestion, Proceed, Refuse, Response, StageQuestion, StartTLS
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import MECHANISMS
+from elemta.smtp.session_state import ExpectedInput, SessionPhase, SessionState
 from elemta.smtp.settings import SessionSettings
 
-_ANY = frozenset(State)
-_OUTSIDE_TRANSACTION = frozenset({State.READY})
+_ANY = frozenset(SessionPhase)
+_OUTSIDE_TRANSACTION = frozenset({SessionPhase.READY})
 
 
-def _nothing_to_check(dialogue: Dialogue, arguments: Any) -> Reply | None:  # noqa: ARG001
+def _nothing_to_check(session: SessionState, arguments: Any) -> Reply | None:  # noqa: ARG001
     return None
 
 
@@ -35,62 +35,61 @@ class Command:
 
     verb: str
     parse: Callable[[str, SessionSettings], Any]
-    states: frozenset[State]
-    effect: Callable[[Dialogue, Any], None]
-    check: Callable[[Dialogue, Any], Reply | None] = _nothing_to_check
-    question: Callable[[Dialogue, Any], StageQuestion] | None = None
-    refused: Callable[[Dialogue, Any, Refuse], None] | None = None
-    rebuffed: Callable[[Dialogue, Any, Reply], None] | None = None
-    is_junk: bool = False
+    states: frozenset[SessionPhase]
+    effect: Callable[[SessionState, Any], None]
+    check: Callable[[SessionState, Any], Reply | None] = _nothing_to_check
+    question: Callable[[SessionState, Any], StageQuestion] | None = None
+    refused: Callable[[SessionState, Any, Refuse], None] | None = None
+    reject_as: Callable[[SessionState, Any, Reply], None] | None = None
+    is_idle: bool = False
     ends_group: bool = False
 
-    def perform(self, dialogue: Dialogue, argument: str) -> None:
+    def perform(self, session: SessionState, argument: str) -> None:
         """Do what the client asked, or say why not."""
-        if self.is_junk and not dialogue.count_junk():
-            dialogue.say_goodbye(self.verb, replies.TOO_MUCH_JUNK, "too many commands without a message")
+        if self.is_idle and not session.count_idle_command():
+            session.reply_and_close(
+                self.verb, replies.TOO_MANY_IDLE_COMMANDS, "too many commands without a message"
+            )
             return
-        arguments = self.parse(argument, dialogue.settings)
+        arguments = self.parse(argument, session.settings)
         if isinstance(arguments, Reply):
-            self._rebuff(dialogue, None, arguments)
+            self._reject(session, None, arguments)
             return
-        state = dialogue.state
-        if state in self.states:
-            reply = self.check(dialogue, arguments)
-        else:
-            reply = _out_of_sequence(self.verb, state)
+        state = session.phase
+        reply = self.check(session, arguments) if state in self.states else _out_of_sequence(self.verb, state)
         if reply is not None:
-            self._rebuff(dialogue, arguments, reply)
+            self._reject(session, arguments, reply)
         elif self.question is None:
-            self.effect(dialogue, arguments)
+            self.effect(session, arguments)
         else:
-            question = self.question(dialogue, arguments)
-            dialogue.ask(question, partial(self._conclude, dialogue, arguments))
+            question = self.question(session, arguments)
+            session.ask(question, partial(self._conclude, session, arguments))
 
-    def _rebuff(self, dialogue: Dialogue, arguments: Any, reply: Reply) -> None:
-        if self.rebuffed is not None:
-            self.rebuffed(dialogue, arguments, reply)
+    def _reject(self, session: SessionState, arguments: Any, reply: Reply) -> None:
+        if self.reject_as is not None:
+            self.reject_as(session, arguments, reply)
         else:
-            dialogue.rebuff(self.verb, reply)
+            session.reject_command(self.verb, reply)
 
-    def _conclude(self, dialogue: Dialogue, arguments: Any, answer: Answer) -> None:
+    def _conclude(self, session: SessionState, arguments: Any, answer: Response) -> None:
         if isinstance(answer, Proceed):
-            self.effect(dialogue, arguments)
+            self.effect(session, arguments)
         elif not isinstance(answer, Refuse):
             raise TypeError(f"the policies' word is Proceed or Refuse, not {answer!r}")
         elif self.refused is not None:
-            self.refused(dialogue, arguments, answer)
+            self.refused(session, arguments, answer)
         else:
-            dialogue.refuse(self.verb, answer)
+            session.refuse(self.verb, answer)
 
 
-def _out_of_sequence(verb: str, state: State) -> Reply:
+def _out_of_sequence(verb: str, state: SessionPhase) -> Reply:
     """What to say to a command that is not allowed in this state."""
-    if state is State.GREETED:
+    if state is SessionPhase.GREETED:
         return replies.HELO_FIRST
-    if state is State.CHUNKS:
+    if state is SessionPhase.CHUNKS:
         # RFC 3030 §2: DATA and BDAT do not mix, and the envelope is closed by the first chunk
         return replies.CHUNKS_UNDER_WAY
-    if state is State.READY:
+    if state is SessionPhase.READY:
         return replies.MAIL_FIRST
     if verb == "MAIL":
         return replies.NESTED_MAIL
@@ -102,57 +101,57 @@ def _out_of_sequence(verb: str, state: State) -> Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hello:
+class _HeloArguments:
     name: str
     esmtp: bool
 
 
 @dataclass(slots=True)
-class _Greeting:
+class _HeloExchange:
     """A HELO under way: what the client said, and what it had said before."""
 
-    hello: _Hello
+    hello: _HeloArguments
     name_before: str = ""
     esmtp_before: bool = False
 
 
-def _parse_helo(argument: str, settings: SessionSettings) -> _Greeting | Reply:  # noqa: ARG001
+def _parse_helo(argument: str, settings: SessionSettings) -> _HeloExchange | Reply:  # noqa: ARG001
     name = grammar.parse_helo_name(argument)
-    return replies.BAD_HELO if name is None else _Greeting(_Hello(name, esmtp=False))
+    return replies.BAD_HELO if name is None else _HeloExchange(_HeloArguments(name, esmtp=False))
 
 
-def _parse_ehlo(argument: str, settings: SessionSettings) -> _Greeting | Reply:  # noqa: ARG001
+def _parse_ehlo(argument: str, settings: SessionSettings) -> _HeloExchange | Reply:  # noqa: ARG001
     name = grammar.parse_helo_name(argument)
-    return replies.BAD_HELO if name is None else _Greeting(_Hello(name, esmtp=True))
+    return replies.BAD_HELO if name is None else _HeloExchange(_HeloArguments(name, esmtp=True))
 
 
-def _ask_helo(dialogue: Dialogue, greeting: _Greeting) -> HeloQuestion:
-    facts = dialogue.facts
+def _ask_helo(session: SessionState, greeting: _HeloExchange) -> HeloQuestion:
+    facts = session.facts
     greeting.name_before, greeting.esmtp_before = facts.helo, facts.esmtp
     facts.helo, facts.esmtp = greeting.hello.name, greeting.hello.esmtp
     return HeloQuestion(facts)
 
 
-def _welcome(dialogue: Dialogue, greeting: _Greeting) -> None:
+def _welcome(session: SessionState, greeting: _HeloExchange) -> None:
     # RFC 5321 §4.1.4: EHLO in a transaction ends it, as RSET would
-    _abandon_transaction(dialogue)
-    hostname = dialogue.settings.hostname
+    _abandon_transaction(session)
+    hostname = session.settings.hostname
     if greeting.hello.esmtp:
-        dialogue.say("EHLO", replies.hello(hostname, extensions(dialogue)))
+        session.reply("EHLO", replies.hello(hostname, extensions(session)))
     else:
-        dialogue.say("HELO", replies.hello(hostname))
+        session.reply("HELO", replies.hello(hostname))
 
 
-def _helo_refused(dialogue: Dialogue, greeting: _Greeting, answer: Refuse) -> None:
+def _helo_refused(session: SessionState, greeting: _HeloExchange, answer: Refuse) -> None:
     # RFC 5321 §4.1.4: after a refused EHLO everything is as it was before
-    facts = dialogue.facts
+    facts = session.facts
     facts.helo, facts.esmtp = greeting.name_before, greeting.esmtp_before
-    dialogue.refuse("EHLO" if greeting.hello.esmtp else "HELO", answer)
+    session.refuse("EHLO" if greeting.hello.esmtp else "HELO", answer)
 
 
-def extensions(dialogue: Dialogue) -> list[str]:
+def extensions(session: SessionState) -> list[str]:
     """The keywords of EHLO that hold at this moment."""
-    settings, facts = dialogue.settings, dialogue.facts
+    settings, facts = session.settings, session.facts
     offered = [
         "PIPELINING",
         f"SIZE {settings.max_message_size}",
@@ -173,46 +172,46 @@ def extensions(dialogue: Dialogue) -> list[str]:
 # STARTTLS, AUTH
 
 
-def _check_starttls(dialogue: Dialogue, arguments: None) -> Reply | None:  # noqa: ARG001
-    if dialogue.facts.tls is not None:
+def _check_starttls(session: SessionState, arguments: None) -> Reply | None:  # noqa: ARG001
+    if session.facts.tls is not None:
         return replies.TLS_ACTIVE
-    return None if dialogue.settings.starttls else replies.NOT_IMPLEMENTED
+    return None if session.settings.starttls else replies.NOT_IMPLEMENTED
 
 
-def _start_tls(dialogue: Dialogue, arguments: None) -> None:  # noqa: ARG001
-    dialogue.end_transaction(accepted=False)
-    dialogue.say("STARTTLS", replies.READY_FOR_TLS)
-    dialogue.reading = Reading.HANDSHAKE
-    dialogue.events.append(StartTLS())
+def _start_tls(session: SessionState, arguments: None) -> None:  # noqa: ARG001
+    session.end_transaction(accepted=False)
+    session.reply("STARTTLS", replies.READY_FOR_TLS)
+    session.reading = ExpectedInput.HANDSHAKE
+    session.events.append(StartTLS())
 
 
 # The small ones
 
 
-def _abandon_transaction(dialogue: Dialogue) -> None:
-    dialogue.end_transaction(accepted=False)
-    dialogue.transaction_failed = False
+def _abandon_transaction(session: SessionState) -> None:
+    session.end_transaction(accepted=False)
+    session.transaction_failed = False
 
 
-def _reset(dialogue: Dialogue, arguments: None) -> None:  # noqa: ARG001
-    _abandon_transaction(dialogue)
-    dialogue.say("RSET", replies.OK)
+def _reset(session: SessionState, arguments: None) -> None:  # noqa: ARG001
+    _abandon_transaction(session)
+    session.reply("RSET", replies.OK)
 
 
-def _quit(dialogue: Dialogue, arguments: None) -> None:  # noqa: ARG001
-    dialogue.say_goodbye("QUIT", replies.closing(dialogue.settings.hostname), "quit")
+def _quit(session: SessionState, arguments: None) -> None:  # noqa: ARG001
+    session.reply_and_close("QUIT", replies.closing(session.settings.hostname), "quit")
 
 
-def _only_say(verb: str, reply: Reply) -> Callable[[Dialogue, Any], None]:
-    def effect(dialogue: Dialogue, arguments: Any) -> None:  # noqa: ARG001
-        dialogue.say(verb, reply)
+def _only_say(verb: str, reply: Reply) -> Callable[[SessionState, Any], None]:
+    def effect(session: SessionState, arguments: Any) -> None:  # noqa: ARG001
+        session.reply(verb, reply)
 
     return effect
 
 
-def _not_here(verb: str) -> Callable[[Dialogue, Any], None]:
-    def effect(dialogue: Dialogue, arguments: Any) -> None:  # noqa: ARG001
-        dialogue.fault(verb, replies.NOT_IMPLEMENTED)
+def _not_here(verb: str) -> Callable[[SessionState, Any], None]:
+    def effect(session: SessionState, arguments: Any) -> None:  # noqa: ARG001
+        session.protocol_error(verb, replies.NOT_IMPLEMENTED)
 
     return effect
 
@@ -223,8 +222,8 @@ def _table(*commands: Command) -> dict[str, Command]:
 
 # RFC 5321 §4.1.4 says which commands are allowed when; RFC 2920 §3.1 which of them end a group.
 COMMANDS = _table(
-    Command("EHLO", _parse_ehlo, _ANY, _welcome, question=_ask_helo, refused=_helo_refused, is_junk=True),
-    Command("HELO", _parse_helo, _ANY, _welcome, question=_ask_helo, refused=_helo_refused, is_junk=True),
+    Command("EHLO", _parse_ehlo, _ANY, _welcome, question=_ask_helo, refused=_helo_refused, is_idle=True),
+    Command("HELO", _parse_helo, _ANY, _welcome, question=_ask_helo, refused=_helo_refused, is_idle=True),
     Command("STARTTLS", grammar.no_argument, _ANY, _start_tls, check=_check_starttls, ends_group=True),
     Command(
         "AUTH",
@@ -237,42 +236,42 @@ COMMANDS = _table(
         "MAIL",
         grammar.parse_mail,
         _OUTSIDE_TRANSACTION,
-        mailing.sender_accepted,
-        check=mailing.check_mail,
-        question=mailing.ask_mail,
-        refused=mailing.sender_refused,
-        rebuffed=mailing.mail_rebuffed,
+        transaction_commands.sender_accepted,
+        check=transaction_commands.check_mail,
+        question=transaction_commands.ask_mail,
+        refused=transaction_commands.sender_refused,
+        reject_as=transaction_commands.mail_rejected,
     ),
     Command(
         "RCPT",
         grammar.parse_rcpt,
-        frozenset({State.MAIL, State.RCPT}),
-        mailing.recipient_accepted,
-        check=mailing.check_rcpt,
-        question=mailing.ask_rcpt,
-        refused=mailing.recipient_refused,
+        frozenset({SessionPhase.MAIL, SessionPhase.RCPT}),
+        transaction_commands.recipient_accepted,
+        check=transaction_commands.check_rcpt,
+        question=transaction_commands.ask_rcpt,
+        refused=transaction_commands.recipient_refused,
     ),
     Command(
         "DATA",
         grammar.no_argument,
-        frozenset({State.RCPT}),
-        mailing.start_data,
-        question=mailing.ask_data,
-        refused=mailing.data_refused,
+        frozenset({SessionPhase.RCPT}),
+        transaction_commands.start_data,
+        question=transaction_commands.ask_data,
+        refused=transaction_commands.data_refused,
         ends_group=True,
     ),
     Command(
         "BDAT",
         grammar.parse_bdat,
-        frozenset({State.RCPT, State.CHUNKS}),
-        mailing.start_chunk,
-        rebuffed=mailing.chunk_rebuffed,
+        frozenset({SessionPhase.RCPT, SessionPhase.CHUNKS}),
+        transaction_commands.start_chunk,
+        reject_as=transaction_commands.chunk_rejected,
     ),
-    Command("RSET", grammar.no_argument, _ANY, _reset, is_junk=True),
-    Command("NOOP", grammar.any_argument, _ANY, _only_say("NOOP", replies.OK), is_junk=True),
-    Command("VRFY", grammar.some_argument, _ANY, _only_say("VRFY", replies.CANNOT_VERIFY), is_junk=True),
+    Command("RSET", grammar.no_argument, _ANY, _reset, is_idle=True),
+    Command("NOOP", grammar.any_argument, _ANY, _only_say("NOOP", replies.OK), is_idle=True),
+    Command("VRFY", grammar.some_argument, _ANY, _only_say("VRFY", replies.CANNOT_VERIFY), is_idle=True),
     Command("EXPN", grammar.any_argument, _ANY, _not_here("EXPN")),
     Command("LHLO", grammar.any_argument, _ANY, _not_here("LHLO")),
-    Command("HELP", grammar.any_argument, _ANY, _only_say("HELP", replies.HELP), is_junk=True),
+    Command("HELP", grammar.any_argument, _ANY, _only_say("HELP", replies.HELP), is_idle=True),
     Command("QUIT", grammar.no_argument, _ANY, _quit),
 )

@@ -6,22 +6,25 @@ from dataclasses import dataclass
 
 from elemta.smtp import replies
 from elemta.smtp.events import Refuse
-from elemta.smtp.facts import Transaction
-from elemta.smtp.framing import ChunkDecoder, DataDecoder, Flaw
+from elemta.smtp.framing import ChunkDecoder, ContentError, DataDecoder
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import TransactionInfo
 from elemta.smtp.settings import SessionSettings
 
-_REFUSALS = {Flaw.BARE_NEWLINE: replies.BARE_NEWLINE_IN_MESSAGE, Flaw.NUL: replies.NUL_IN_MESSAGE}
+_REFUSALS = {
+    ContentError.BARE_NEWLINE: replies.BARE_NEWLINE_IN_MESSAGE,
+    ContentError.NUL: replies.NUL_IN_MESSAGE,
+}
 
 
-class Content:
+class IncomingContent:
     """The content of one message: counts it and remembers why it must be refused, if it must.
 
     A message with a flaw is read to its true end, so that none of it is taken for commands, and
     refused then; nothing of it is handed on any more once the flaw is known.
     """
 
-    def __init__(self, transaction: Transaction, settings: SessionSettings) -> None:
+    def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
         self._transaction = transaction
         self._limit = settings.max_message_size
         self._patience = settings.max_message_size + settings.oversize_slack
@@ -33,7 +36,7 @@ class Content:
         """The message is so far beyond the limit that its end is not waited for."""
         return self._transaction.size > self._patience
 
-    def _admit(self, content: bytes, flaw: Flaw | None) -> bytes:
+    def _admit(self, content: bytes, flaw: ContentError | None) -> bytes:
         """``content`` is counted; returned is what of it may go on."""
         self._transaction.size += len(content)
         if self.refusal is None:
@@ -45,10 +48,10 @@ class Content:
         return b"" if self.refusal else content
 
 
-class DataContent(Content):
+class DataContent(IncomingContent):
     """What comes behind 354."""
 
-    def __init__(self, transaction: Transaction, settings: SessionSettings) -> None:
+    def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
         super().__init__(transaction, settings)
         self._decoder = DataDecoder(normalize=settings.normalize_newlines)
 
@@ -58,10 +61,10 @@ class DataContent(Content):
         return self._admit(content, self._decoder.check.flaw), used
 
 
-class ChunkedContent(Content):
+class ChunkedContent(IncomingContent):
     """What comes in the chunks of BDAT."""
 
-    def __init__(self, transaction: Transaction, settings: SessionSettings) -> None:
+    def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
         super().__init__(transaction, settings)
         self._decoder = ChunkDecoder(normalize=settings.normalize_newlines)
         self._small_chunks_left = settings.max_small_chunks

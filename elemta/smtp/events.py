@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from elemta.envelope import Recipient
-from elemta.smtp.facts import SessionFacts, Transaction
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.stage import Stage as Stage  # noqa: PLC0414 - part of what is said here
 
 
@@ -39,7 +39,7 @@ class Replied(Event):
 class MessageStarted(Event):
     """A fact: the client may send the message now (354 was sent, or the first BDAT accepted)."""
 
-    transaction: Transaction
+    transaction: TransactionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class TransactionEnded(Event):
     When it is false and the message had started, the shell throws away what it had written of it.
     """
 
-    transaction: Transaction
+    transaction: TransactionInfo
     accepted: bool
 
 
@@ -81,7 +81,7 @@ class Close(Event):
 class Question(Event):
     """The session waits for one answer."""
 
-    session: SessionFacts
+    session: SessionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +129,20 @@ class AuthQuestion(StageQuestion):
 @dataclass(frozen=True, slots=True)
 class MailQuestion(StageQuestion):
     stage = Stage.MAIL
-    transaction: Transaction
+    transaction: TransactionInfo
 
 
 @dataclass(frozen=True, slots=True)
 class RcptQuestion(StageQuestion):
     stage = Stage.RCPT
-    transaction: Transaction
+    transaction: TransactionInfo
     recipient: Recipient
 
 
 @dataclass(frozen=True, slots=True)
 class DataQuestion(StageQuestion):
     stage = Stage.DATA
-    transaction: Transaction
+    transaction: TransactionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +150,21 @@ class MessageQuestion(StageQuestion):
     """The whole message was received. Answered by :class:`Queued` once it is durable, or :class:`Refuse`."""
 
     stage = Stage.MESSAGE
-    transaction: Transaction
+    transaction: TransactionInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the shell answers to a question."""
 
 
 @dataclass(frozen=True, slots=True)
-class Proceed(Answer):
+class Proceed(Response):
     """Go on: the session sends its own positive reply."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse(Answer):
+class Refuse(Response):
     """Send this reply instead; ``close`` ends the connection after it.
 
     ``by_limit``: a limit was exceeded, so the reply says nothing of what was asked for.
@@ -179,14 +179,14 @@ class Refuse(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class Authenticated(Answer):
+class Authenticated(Response):
     """The credentials are those of ``user``."""
 
     user: str
 
 
 @dataclass(frozen=True, slots=True)
-class Queued(Answer):
+class Queued(Response):
     """The message is on stable storage under this id."""
 
     queue_id: str

@@ -20,7 +20,7 @@ class LineFault(enum.Enum):
     BARE_NEWLINE = "ended by a bare LF"
 
 
-class Flaw(enum.Enum):
+class ContentError(enum.Enum):
     """Why the content of a message can't be accepted."""
 
     BARE_NEWLINE = "bare CR or LF"
@@ -171,18 +171,18 @@ class ContentCheck:
 
     def __init__(self, *, normalize: bool) -> None:
         self._normalize = normalize
-        self.flaw: Flaw | None = None
+        self.flaw: ContentError | None = None
 
     def clean(self, piece: bytes) -> bytes:
         """``piece`` with line endings made right; it must not part a CR from an LF that follows it."""
         if b"\0" in piece:
             # RFC 5322 §4.1 calls NUL obsolete, and to readers that drop it CRLF NUL . CRLF ends a message.
-            self.flaw = self.flaw or Flaw.NUL
+            self.flaw = self.flaw or ContentError.NUL
         if not has_bare_newline(piece):
             return piece
         if not self._normalize:
             # RFC 5321 §2.3.8: CR and LF only together
-            self.flaw = self.flaw or Flaw.BARE_NEWLINE
+            self.flaw = self.flaw or ContentError.BARE_NEWLINE
             return piece
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 

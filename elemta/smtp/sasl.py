@@ -31,7 +31,7 @@ class Credentials:
 Step = Challenge | Credentials | Reply
 
 
-class Plain:
+class PlainMechanism:
     """One exchange of PLAIN (RFC 4616 §2)."""
 
     def start(self) -> Step:
@@ -48,7 +48,7 @@ class Plain:
         return _credentials(username, password)
 
 
-class Login:
+class LoginMechanism:
     """One exchange of LOGIN, which no RFC describes: name, then password."""
 
     def __init__(self) -> None:
@@ -64,9 +64,12 @@ class Login:
         return _credentials(self._username, response)
 
 
-Mechanism = Plain | Login
+Mechanism = PlainMechanism | LoginMechanism
 
-MECHANISMS: dict[str, type[Plain] | type[Login]] = {"PLAIN": Plain, "LOGIN": Login}
+MECHANISMS: dict[str, type[PlainMechanism] | type[LoginMechanism]] = {
+    "PLAIN": PlainMechanism,
+    "LOGIN": LoginMechanism,
+}
 
 
 def decode_response(text: bytes) -> bytes | None:

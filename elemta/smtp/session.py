@@ -18,14 +18,14 @@ from __future__ import annotations
 import enum
 import re
 
-from elemta.smtp import authentication, mailing, replies
+from elemta.smtp import authentication, replies, transaction_commands
 from elemta.smtp.commands import COMMANDS
-from elemta.smtp.dialogue import Dialogue, Reading
-from elemta.smtp.events import Answer, ConnectQuestion, Event, Proceed, Question, Refuse
-from elemta.smtp.facts import SessionFacts, TLSInfo, Transaction
+from elemta.smtp.events import ConnectQuestion, Event, Proceed, Question, Refuse, Response
 from elemta.smtp.framing import InputBuffer, LineFault, first_letters
 from elemta.smtp.memory import MemoryBudget
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import SessionInfo, TLSInfo, TransactionInfo
+from elemta.smtp.session_state import ExpectedInput, SessionState
 from elemta.smtp.settings import SessionSettings
 
 __all__ = ["Expected", "ServerSession", "SessionSettings"]
@@ -54,10 +54,10 @@ class ServerSession:
     """
 
     def __init__(
-        self, settings: SessionSettings, facts: SessionFacts, envelopes: MemoryBudget | None = None
+        self, settings: SessionSettings, facts: SessionInfo, envelopes: MemoryBudget | None = None
     ) -> None:
         self._settings = settings
-        self._dialogue = Dialogue(settings, facts, envelopes or MemoryBudget())
+        self._state = SessionState(settings, facts, envelopes or MemoryBudget())
         self._input = InputBuffer()
         self._greeted = False
         self._talked_early = False
@@ -70,17 +70,17 @@ class ServerSession:
     # What there is to know
 
     @property
-    def facts(self) -> SessionFacts:
-        return self._dialogue.facts
+    def facts(self) -> SessionInfo:
+        return self._state.facts
 
     @property
-    def transaction(self) -> Transaction | None:
-        return self._dialogue.transaction
+    def transaction(self) -> TransactionInfo | None:
+        return self._state.transaction
 
     @property
     def question(self) -> Question | None:
         """The question that waits for an answer."""
-        return self._dialogue.question
+        return self._state.question
 
     @property
     def buffered(self) -> int:
@@ -98,27 +98,27 @@ class ServerSession:
 
         A chunk that is only read to be refused counts too.
         """
-        dialogue = self._dialogue
-        return (dialogue.message is not None or dialogue.chunk is not None) and dialogue.question is None
+        state = self._state
+        return (state.message is not None or state.chunk is not None) and state.question is None
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way that an end of the session would break."""
-        return self._dialogue.transaction is None and self._dialogue.question is None
+        return self._state.transaction is None and self._state.question is None
 
     @property
     def closed(self) -> bool:
-        return self._dialogue.closed
+        return self._state.closed
 
     @property
     def expects(self) -> Expected:
-        dialogue = self._dialogue
-        if dialogue.question is not None or dialogue.reading in (
-            Reading.HANDSHAKE,
-            Reading.NOTHING,
+        state = self._state
+        if state.question is not None or state.reading in (
+            ExpectedInput.HANDSHAKE,
+            ExpectedInput.NOTHING,
         ):
             return Expected.NOTHING
-        if dialogue.reading in (Reading.DATA, Reading.CHUNK):
+        if state.reading in (ExpectedInput.DATA, ExpectedInput.CHUNK):
             return Expected.MESSAGE
         return Expected.COMMAND
 
@@ -126,45 +126,45 @@ class ServerSession:
 
     def open(self) -> list[Event]:
         """The connection stands, and with implicit TLS its handshake is done: ask whether it is accepted."""
-        if not self._dialogue.closed:
-            self._dialogue.ask(ConnectQuestion(self.facts), self._greet)
+        if not self._state.closed:
+            self._state.ask(ConnectQuestion(self.facts), self._greet)
         return self._events()
 
     def receive(self, data: bytes) -> list[Event]:
         """The client sent ``data``."""
-        dialogue = self._dialogue
-        if dialogue.closed or not data:
+        state = self._state
+        if state.closed or not data:
             return []
-        if dialogue.reading is Reading.HANDSHAKE:
+        if state.reading is ExpectedInput.HANDSHAKE:
             # Plaintext where a handshake belongs
-            dialogue.close("input between STARTTLS and its handshake")
+            state.close("input between STARTTLS and its handshake")
             return self._events()
         if not self._greeted:
             self._talked_early = True
         self._input.feed(data)
-        if dialogue.question is None and self._greeted and not (self.unread or self.held_up):
+        if state.question is None and self._greeted and not (self.unread or self.held_up):
             return self._go_on()
         self.held_up |= self.unread
         if len(self._input) > self._settings.max_pipelined:
-            dialogue.say_goodbye("?", replies.TOO_MUCH_PIPELINED, "too much input behind an open question")
+            state.reply_and_close("?", replies.TOO_MUCH_PIPELINED, "too much input behind an open question")
         return self._events()
 
-    def answer(self, answer: Answer) -> list[Event]:
+    def answer(self, answer: Response) -> list[Event]:
         """The one answer to the open question; what was pipelined behind it goes on."""
-        dialogue = self._dialogue
-        if dialogue.closed:
+        state = self._state
+        if state.closed:
             return []
-        resume = dialogue.resume
+        resume = state.resume
         if resume is None:
             raise RuntimeError("there is no question to answer")
         if self._ends_group and self._input and isinstance(answer, Proceed):
             self._refuse_group("DATA")
             return self._events()
-        dialogue.question = dialogue.resume = None
+        state.question = state.resume = None
         resume(answer)
         if self._ends_group and self._input:
             # What is behind a refused DATA was meant as a message, or to be taken for one
-            dialogue.close("input behind DATA before its reply")
+            state.close("input behind DATA before its reply")
         self._ends_group = False
         return self._go_on()
 
@@ -174,103 +174,103 @@ class ServerSession:
 
     def tls_started(self, info: TLSInfo) -> list[Event]:
         """The handshake that :class:`StartTLS` asked for is done: both sides begin anew (RFC 3207 §4.2)."""
-        dialogue = self._dialogue
-        if dialogue.reading is not Reading.HANDSHAKE:
+        state = self._state
+        if state.reading is not ExpectedInput.HANDSHAKE:
             return []
-        dialogue.forget()
-        dialogue.facts.tls = info
-        dialogue.reading = Reading.COMMAND
+        state.reset_after_tls()
+        state.facts.tls = info
+        state.reading = ExpectedInput.COMMAND
         return self._events()
 
     def shut(self, reply: Reply, reason: str) -> list[Event]:
         """The shell ends the session: ``reply`` is said, unless a TLS handshake is under way."""
-        dialogue = self._dialogue
-        if dialogue.closed:
+        state = self._state
+        if state.closed:
             return []
-        if dialogue.reading is not Reading.HANDSHAKE:
-            dialogue.say("", reply, reason)
-        dialogue.close(reason)
+        if state.reading is not ExpectedInput.HANDSHAKE:
+            state.reply("", reply, reason)
+        state.close(reason)
         return self._events()
 
     def lost(self) -> list[Event]:
         """The client is gone."""
-        dialogue = self._dialogue
-        if dialogue.closed:
+        state = self._state
+        if state.closed:
             return []
-        dialogue.end_transaction(accepted=False)
-        dialogue.hush()
+        state.end_transaction(accepted=False)
+        state.stop()
         self._input.clear()
         return self._events()
 
     def take_output(self) -> bytes:
         """The replies since the last call, to be sent as they are."""
-        output = self._dialogue.output
+        output = self._state.output
         if not output:
             return b""
         taken = output[0] if len(output) == 1 else b"".join(output)
         output.clear()
-        self._dialogue.output_size = 0
+        self._state.output_size = 0
         return taken
 
     def _events(self) -> list[Event]:
-        dialogue = self._dialogue
-        if dialogue.closed:
+        state = self._state
+        if state.closed:
             self._input.clear()
-        events, dialogue.events = dialogue.events, []
+        events, state.events = state.events, []
         return events
 
     # The greeting
 
-    def _greet(self, answer: Answer) -> None:
-        dialogue = self._dialogue
+    def _greet(self, answer: Response) -> None:
+        state = self._state
         self._greeted = True
         if isinstance(answer, Refuse):
             self._refuse_connection(answer)
         elif not isinstance(answer, Proceed):
             raise TypeError(f"a connection is answered by Proceed or Refuse, not {answer!r}")
-        elif self._talked_early and dialogue.facts.tls is None and not self._settings.implicit_tls:
+        elif self._talked_early and state.facts.tls is None and not self._settings.implicit_tls:
             # RFC 5321 §4.3.1: a client waits for the greeting
-            dialogue.say_goodbye("", replies.EARLY_TALKER, "early talker")
+            state.reply_and_close("", replies.EARLY_TALKER, "early talker")
         else:
-            dialogue.say("", replies.greeting(self._settings.hostname))
+            state.reply("", replies.greeting(self._settings.hostname))
 
     def _refuse_connection(self, answer: Refuse) -> None:
-        dialogue = self._dialogue
+        state = self._state
         reply = answer.reply
         reason = answer.reason or "refused"
         if reply.is_transient:
             # RFC 5321 §3.8: the only transient reply to a connection
-            dialogue.say_goodbye("", reply.with_code(421, reply.enhanced), reason)
+            state.reply_and_close("", reply.with_code(421, reply.enhanced), reason)
             return
         # RFC 5321 §3.1: 554, or RFC 7504 §3: 521 where mail is never taken
         reply = reply if reply.code in (521, 554) else reply.with_code(554, reply.enhanced)
         if answer.close or self._talked_early:
-            dialogue.say_goodbye("", reply, reason)
+            state.reply_and_close("", reply, reason)
         else:
-            dialogue.unwelcome = True
-            dialogue.say("", reply, reason)
+            state.rejected_at_connect = True
+            state.reply("", reply, reason)
 
     # The input
 
     def _go_on(self) -> list[Event]:
-        dialogue = self._dialogue
+        state = self._state
         self.held_up = False
-        while not dialogue.closed:
-            if self.unread or dialogue.output_size > self._settings.max_output:
+        while not state.closed:
+            if self.unread or state.output_size > self._settings.max_output:
                 self.held_up = True
                 break
-            if dialogue.question is None:
-                dialogue.pause()
-            if dialogue.question is not None:
+            if state.question is None:
+                state.pause()
+            if state.question is not None:
                 break
-            reading = dialogue.reading
-            if reading is Reading.COMMAND:
+            reading = state.reading
+            if reading is ExpectedInput.COMMAND:
                 more = self._take_command()
-            elif reading is Reading.AUTH:
+            elif reading is ExpectedInput.AUTH:
                 more = self._take_response()
-            elif reading is Reading.DATA:
+            elif reading is ExpectedInput.DATA:
                 more = self._take_data()
-            elif reading is Reading.CHUNK:
+            elif reading is ExpectedInput.CHUNK:
                 more = self._take_chunk()
             else:
                 break
@@ -282,15 +282,15 @@ class ServerSession:
         block = self._input.block()
         if not block:
             return False
-        self._input.consume(mailing.take_data(self._dialogue, block))
+        self._input.consume(transaction_commands.take_data(self._state, block))
         return True
 
     def _take_chunk(self) -> bool:
         block = self._input.block()
-        chunk = self._dialogue.chunk
+        chunk = self._state.chunk
         if not block and chunk is not None and chunk.left:
             return False
-        self._input.consume(mailing.take_chunk(self._dialogue, block))
+        self._input.consume(transaction_commands.take_chunk(self._state, block))
         return True
 
     def _take_response(self) -> bool:
@@ -299,7 +299,7 @@ class ServerSession:
         if line is None:
             return False
         if not self._close_for(line, "AUTH"):
-            authentication.take_response(self._dialogue, line)
+            authentication.take_response(self._state, line)
         return True
 
     def _take_command(self) -> bool:
@@ -307,7 +307,7 @@ class ServerSession:
         if not self._input:
             return False
         if self._input.begins_with(_CLIENT_HELLO):
-            self._dialogue.say_goodbye("?", replies.NOT_TLS_YET, "TLS on a plain port")
+            self._state.reply_and_close("?", replies.NOT_TLS_YET, "TLS on a plain port")
             return True
         line = self._input.take_line(settings.max_line, settings.max_discarded_line)
         if line is None:
@@ -324,25 +324,25 @@ class ServerSession:
         ``letters`` are the first letters of the line.
         """
         if letters == b"BDAT":
-            mailing.end_at_unreadable_chunk(self._dialogue)
+            transaction_commands.end_at_unreadable_chunk(self._state)
         elif letters == b"DATA" and self._input:
             self._refuse_group("DATA")
         else:
-            self._dialogue.fault("?", reply)
+            self._state.protocol_error("?", reply)
 
     def _close_for(self, line: bytes | LineFault, verb: str) -> bool:
         """Close where the beginning of the next line is unknown."""
         if line is LineFault.BARE_NEWLINE:
             # RFC 5321 §2.3.8: what some reader takes for two lines is none here, nor is what follows
-            self._dialogue.say_goodbye(verb, replies.BARE_NEWLINE_IN_COMMAND, "line ended by a bare LF")
+            self._state.reply_and_close(verb, replies.BARE_NEWLINE_IN_COMMAND, "line ended by a bare LF")
         elif line is LineFault.ENDLESS:
-            self._dialogue.say_goodbye(verb, replies.TOO_LONG_A_LINE, "line without an end")
+            self._state.reply_and_close(verb, replies.TOO_LONG_A_LINE, "line without an end")
         else:
             return False
         return True
 
     def _execute(self, line: bytes) -> None:
-        dialogue = self._dialogue
+        state = self._state
         if _CONTROL.search(line) is not None:
             self._reject_unreadable(first_letters(line), replies.CONTROL_IN_COMMAND)
             return
@@ -354,20 +354,22 @@ class ServerSession:
         verb, _, argument = text.partition(" ")
         verb = verb.upper()
         command = COMMANDS.get(verb)
-        if dialogue.unwelcome and verb != "QUIT":
+        if state.rejected_at_connect and verb != "QUIT":
             # RFC 5321 §3.1
             self._reject_unreadable(first_letters(line), replies.SERVICE_REFUSED)
         elif command is None:
             if verb in _HTTP:
-                dialogue.say_goodbye("?", replies.NOT_HTTP, "HTTP on an SMTP port")
+                state.reply_and_close("?", replies.NOT_HTTP, "HTTP on an SMTP port")
             else:
                 self._reject_unreadable(first_letters(line), replies.UNKNOWN_COMMAND)
         elif command.ends_group and self._input:
             self._refuse_group(verb)
         else:
             # RFC 5321 §4.1.1: trailing white space is tolerated
-            command.perform(dialogue, argument.rstrip(" "))
-            self._ends_group = command.ends_group and dialogue.question is not None
+            command.perform(state, argument.rstrip(" "))
+            self._ends_group = command.ends_group and state.question is not None
 
     def _refuse_group(self, verb: str) -> None:
-        self._dialogue.say_goodbye(verb, replies.IMPROPER_PIPELINING, f"input behind {verb} before its reply")
+        self._state.reply_and_close(
+            verb, replies.IMPROPER_PIPELINING, f"input behind {verb} before its reply"
+        )

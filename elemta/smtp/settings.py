@@ -48,7 +48,7 @@ class SessionSettings:
     #: Protocol errors since the last accepted message.
     max_errors: int = 20
     #: Commands that bring no message nearer (NOOP, RSET, VRFY, EHLO, ...) since the last accepted message.
-    max_junk: int = 100
+    max_idle_commands: int = 100
     #: Refusals of what was well-formed, of any kind, since the last accepted message.
     max_declined: int = 1000
     #: Refusals for good (5xx) in one session. Users that logged in, and clients that ``may_relay``, have as

@@ -20,7 +20,7 @@ from elemta.delivery.routes import HoldRoute, MaildirRoute, NextHopRoute, Placeh
 from elemta.envelope import MailParameters
 from elemta.errors import SpoolError
 from elemta.outcome import Status
-from elemta.smtp.client import Deadlines
+from elemta.smtp.client import ClientTimeouts
 from elemta.spool import State
 from tests.support.post import BODY, CLOSE, ENDLESS, STALL, TRACE, Hop, Post, files, reactor
 
@@ -173,7 +173,7 @@ async def test_whatever_a_next_hop_says_the_message_is_delivered_or_still_there(
 )
 @ensureDeferred
 async def test_a_next_hop_that_stalls_at_any_point_defers(post: Post, verb: str, deadline: str) -> None:
-    post.settings = replace(post.settings, deadlines=Deadlines(**{deadline: 0.05}))
+    post.settings = replace(post.settings, deadlines=ClientTimeouts(**{deadline: 0.05}))
     post.start(await post.listen(Hop({verb: STALL})))
     queue_id = await post.send("bob@example.com")
     await post.idle()
@@ -358,7 +358,7 @@ async def test_new_routes_are_taken_from_the_next_attempt_on(post: Post) -> None
 
 @ensureDeferred
 async def test_a_stop_waits_for_what_is_under_way(post: Post) -> None:
-    post.settings = replace(post.settings, deadlines=Deadlines(end=0.2))
+    post.settings = replace(post.settings, deadlines=ClientTimeouts(end=0.2))
     hop = Hop({".": STALL})
     delivery = post.start(await post.listen(hop))
     queue_id = await post.send("bob@example.com")

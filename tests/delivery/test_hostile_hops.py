@@ -33,7 +33,7 @@ from elemta.delivery import Retries
 from elemta.delivery.routes import MaildirRoute, NextHopRoute, Placeholder, Route
 from elemta.envelope import Client, MailParameters
 from elemta.outcome import Status
-from elemta.smtp.client import Deadlines
+from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
 from elemta.spool import Spool, SpoolSettings, State, Submission
 from tests.support.certificates import CertificateFiles, make_certificate
@@ -474,7 +474,9 @@ async def registry(directory: Path, **settings: Any) -> AsyncIterator[House]:
 
 
 #: What stalls needs short deadlines, and everything else long ones, or a slow machine would see them pass.
-SHORT = Deadlines(greeting=3.0, hello=3.0, handshake=3.0, login=3.0, mail=3.0, rcpt=3.0, data=3.0, block=3.0)
+SHORT = ClientTimeouts(
+    greeting=3.0, hello=3.0, handshake=3.0, login=3.0, mail=3.0, rcpt=3.0, data=3.0, block=3.0
+)
 Seen = dict[str, dict[str, dict[str, str]]]
 
 

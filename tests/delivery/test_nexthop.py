@@ -189,11 +189,11 @@ def test_a_transaction_as_a_whole_has_an_end() -> None:
     wire = Wire().hear(*GOOD[:2])
     for _ in range(23):
         wire.clock.advance(290)
-        wire.connection._session._dialogue.progress += 1
+        wire.connection._session._state.progress += 1
         wire.connection._flush()
     assert not wire.results
     wire.clock.advance(290)
-    wire.connection._session._dialogue.progress += 1
+    wire.connection._session._state.progress += 1
     wire.connection._flush()
     wire.clock.advance(290)
     wire.clock.advance(READING_SECONDS)

@@ -18,7 +18,7 @@ from elemta.delivery.connections import Connections
 from elemta.delivery.hop import Candidate, Hop, Reached, Sent
 from elemta.delivery.settings import DeliverySettings, Unobserved
 from elemta.outcome import Status
-from elemta.smtp.client import Deadlines
+from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
 from tests.support.certificates import CertificateFiles, make_certificate
 from tests.support.hops import (
@@ -227,7 +227,7 @@ class DeafHop(SecureHop):
 
 @ensureDeferred
 async def test_a_server_that_never_answers_the_handshake_is_given_up_and_gone_around(quay: Quay) -> None:
-    quay.connections.reconfigure(replace(SETTINGS, deadlines=Deadlines(handshake=0.3)))
+    quay.connections.reconfigure(replace(SETTINGS, deadlines=ClientTimeouts(handshake=0.3)))
     hop = DeafHop(offers=(b"STARTTLS",), replies={b"STARTTLS": b"220 go\r\n"})
     sent = await quay.send(await quay.listen(hop), RouteTLS.MAY)
     assert sent.results[0].status is Status.DELIVERED

@@ -270,7 +270,7 @@ class Place:
                 require_auth=False,
                 postmaster_domain="example.test",
                 implicit_tls=self.listener.tls is ListenerTLS.IMPLICIT,
-                max_junk=1_000_000,
+                max_idle_commands=1_000_000,
             ),
             chain=chain,
             limiter=Limiter((), MemoryStore(self.clock)),

@@ -32,8 +32,8 @@ from elemta.policy import (
     Verdict,
 )
 from elemta.policy.testing import make_services
-from elemta.smtp.events import Answer, Authenticated, Refuse
-from elemta.smtp.facts import SessionFacts
+from elemta.smtp.events import Authenticated, Refuse, Response
+from elemta.smtp.session_info import SessionInfo
 from tests.net.conftest import Place
 
 USERS = {"anna": b"anna's", "berta": b"berta's"}
@@ -110,15 +110,15 @@ class Node:
         )
         self.attempts: list[LoginExchange] = []
 
-    def begin(self, user: str, password: bytes, ip: str = OFFICE) -> Deferred[Answer]:
-        facts = SessionFacts("S1", ip_address(ip), 40000, "mx")
+    def begin(self, user: str, password: bytes, ip: str = OFFICE) -> Deferred[Response]:
+        facts = SessionInfo("S1", ip_address(ip), 40000, "mx")
         login = LoginExchange(self.terms, self.terms.chain.open(facts), facts, user)
         self.attempts.append(login)
         return Deferred.fromCoroutine(login.answer(password))
 
-    def log_in(self, user: str, password: bytes, ip: str = OFFICE) -> Answer:
+    def log_in(self, user: str, password: bytes, ip: str = OFFICE) -> Response:
         """The answer, however long it takes."""
-        answers: list[Answer] = []
+        answers: list[Response] = []
         self.begin(user, password, ip).addCallback(answers.append)
         for _ in range(20):
             if answers:
@@ -154,7 +154,7 @@ def node(place: Place, store: MemoryStore, clock: Clock) -> Node:
     return Node(place, store, clock)
 
 
-def reply(answer: Answer) -> str:
+def reply(answer: Response) -> str:
     assert isinstance(answer, Refuse)
     return str(answer.reply)
 
@@ -164,7 +164,7 @@ def test_of_46_parallel_guesses_ten_are_looked_at_and_the_right_one_is_not_among
     node: Node, late: bool
 ) -> None:
     node.checker.late = late
-    answers: list[Answer] = []
+    answers: list[Response] = []
     for number in range(46):
         password = USERS["anna"] if number == 30 else b"guess"
         node.begin("anna", password, ELSEWHERE).addCallback(answers.append)
@@ -245,7 +245,7 @@ def test_an_empty_setting_is_no_limit(place: Place, store: MemoryStore, clock: C
 
 def test_many_good_logins_at_the_same_moment_all_pass(node: Node) -> None:
     node.checker.late = True
-    answers: list[Answer] = []
+    answers: list[Response] = []
     for _ in range(60):
         node.begin("anna", USERS["anna"]).addCallback(answers.append)
     node.checker.say_all()
@@ -358,7 +358,7 @@ def guarded(place: Place, store: MemoryStore, clock: Clock, guard: Guard) -> Nod
 
 
 def test_no_password_is_looked_at_before_every_policy_has_answered(guarded: Node, guard: Guard) -> None:
-    answers: list[Answer] = []
+    answers: list[Response] = []
     guarded.begin("anna", USERS["anna"]).addCallback(answers.append)
     assert (guarded.checker.looked_at, answers) == (0, [])
     guard.pending[0].callback(CONTINUE)
@@ -368,7 +368,7 @@ def test_no_password_is_looked_at_before_every_policy_has_answered(guarded: Node
 
 def test_what_another_policy_refuses_is_no_guess(guarded: Node, guard: Guard, events: list[LogEvent]) -> None:
     for _ in range(3):
-        answers: list[Answer] = []
+        answers: list[Response] = []
         guarded.begin("anna", b"guess").addCallback(answers.append)
         guard.pending.pop().callback(Reject("not from there", 535, "5.7.8"))
         assert reply(answers[0]) == "535 5.7.8 not from there"
@@ -386,7 +386,7 @@ def test_a_client_that_leaves_while_a_policy_is_asked_frees_its_turn_and_its_cha
         guarded.attempts[-1].leave()
     assert guarded.checker.looked_at == 0
     assert guard.ended == [LoginOutcome.UNKNOWN] * 5
-    answers: list[Answer] = []
+    answers: list[Response] = []
     guarded.begin("anna", USERS["anna"]).addCallback(answers.append)
     guard.pending[-1].callback(CONTINUE)
     assert answers == [Authenticated("anna")]

@@ -45,8 +45,8 @@ from elemta.policy import (
 )
 from elemta.policy.testing import PolicyTester, make_services
 from elemta.smtp.events import ConnectQuestion, MailQuestion, RcptQuestion, Stage
-from elemta.smtp.facts import SessionFacts, Transaction
 from elemta.smtp.path import parse_address
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 
 WINDOWS = {"1s": 1.0, "10s": 10.0, "1m": 60.0}
 
@@ -448,10 +448,10 @@ def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() ->
         registry.clock,
         relay=RelayPermission(Domains(frozenset({"example.com"}))),
     )
-    facts = SessionFacts("s1", ip_address("192.0.2.1"), 1025, "mx")
+    facts = SessionInfo("s1", ip_address("192.0.2.1"), 1025, "mx")
     talk = chain.open(facts)
     talk.ask(ConnectQuestion(facts))
-    transaction = Transaction(parse_address("jane@example.org"), MailParameters())
+    transaction = TransactionInfo(parse_address("jane@example.org"), MailParameters())
     talk.ask(MailQuestion(facts, transaction))
     for name in ("yes", "no1", "no2"):
         recipient = Recipient(parse_address(f"{name}@example.com"))

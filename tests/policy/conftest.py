@@ -38,7 +38,7 @@ from elemta.smtp.events import (
     MessageQuestion,
     RcptQuestion,
 )
-from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 
 LOCAL = RelayPermission(Domains(frozenset({"example.com"})), frozenset({"relay", "srs"}))
 
@@ -124,7 +124,7 @@ class Client:
 
     def __init__(self, chain, listener="mx", user=None, ip="192.0.2.7", helo="client.example.org"):
         Client.numbers += 1
-        self.facts = SessionFacts(
+        self.facts = SessionInfo(
             f"s{Client.numbers}",
             ip_address(ip),
             4321,
@@ -136,7 +136,7 @@ class Client:
         self.begin()
 
     def begin(self, sender_domain="example.org"):
-        self.transaction = Transaction(Address("sender", sender_domain), MailParameters())
+        self.transaction = TransactionInfo(Address("sender", sender_domain), MailParameters())
         self.transaction.recipients.append(Recipient(Address("first", "example.com")))
         return self.transaction
 

@@ -26,12 +26,12 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.policy import available_plugins, load_chain, reply_of
 from elemta.policy.testing import make_services
 from elemta.smtp.events import RcptQuestion
-from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 
 chain = load_chain(load(sys.argv[1], {}), make_services(Clock()))
-facts = SessionFacts("s1", ip_address("192.0.2.1"), 25, "mx")
+facts = SessionInfo("s1", ip_address("192.0.2.1"), 25, "mx")
 talk = chain.open(facts)
-transaction = Transaction(Address("sender", "example.org"), MailParameters())
+transaction = TransactionInfo(Address("sender", "example.org"), MailParameters())
 for text in sys.argv[2:]:
     decision = talk.ask(RcptQuestion(facts, transaction, Recipient(Address(*text.split("@")))))
     print(text, decision.policy or "-", reply_of(decision.verdict) or "accepted")

@@ -49,7 +49,7 @@ from elemta.smtp.events import (
     MessageQuestion,
     RcptQuestion,
 )
-from elemta.smtp.facts import SessionFacts, Transaction
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 
 DENIED = Decision(Reject("Relay access denied", code=554, enhanced="5.7.1"), "may_relay")
 DOMAINS = Domains(frozenset({"example.com"}), relay_from=(ip_network("10.0.0.0/8"),))
@@ -165,9 +165,9 @@ class Conversed:
             loaded.append(LoadedPolicy(name or "relay", policy, common))
         self.granting = granting
         chain = PolicyChain(loaded, self.clock, relay=RelayPermission(DOMAINS, frozenset(granting)))
-        self.facts = SessionFacts("s", ip_address("192.0.2.1"), 1025, "mx", **facts)
+        self.facts = SessionInfo("s", ip_address("192.0.2.1"), 1025, "mx", **facts)
         self.talk = chain.open(self.facts)
-        self.transaction = Transaction(Address("sender", "example.net"), MailParameters())
+        self.transaction = TransactionInfo(Address("sender", "example.net"), MailParameters())
 
     def ask(self, question: Any, message: Any = None) -> Decision:
         decision = self.talk.ask(question, message)
@@ -316,8 +316,8 @@ def _add(
     adds = Adds(wanted)
     loaded = LoadedPolicy(policy, adds, PolicyCommon(mode=mode))
     chain = PolicyChain([loaded], clock, relay=RelayPermission(DOMAINS, frozenset({"srs"})))
-    facts = SessionFacts(id="s", client_ip=ip_address(ip), client_port=1, listener="mx", user=user)
-    transaction = Transaction(Address("a", "b.example"), MailParameters())
+    facts = SessionInfo(id="s", client_ip=ip_address(ip), client_port=1, listener="mx", user=user)
+    transaction = TransactionInfo(Address("a", "b.example"), MailParameters())
     transaction.recipients.append(Recipient(Address("first", "example.com")))
     decision = chain.open(facts).ask(DataQuestion(facts, transaction))
     assert isinstance(decision, Decision)

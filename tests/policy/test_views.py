@@ -14,7 +14,7 @@ from elemta.errors import AddressSyntaxError
 from elemta.policy import CONTINUE, Message, Reject
 from elemta.policy.testing import make_message
 from elemta.policy.views import MAX_ADDED_HEADERS, MAX_ADDED_OCTETS, MAX_ADDED_RECIPIENT_OCTETS, MAX_NOTES
-from elemta.smtp.facts import TLSInfo
+from elemta.smtp.session_info import TLSInfo
 
 
 def during_rcpt(stage, scripted, said, change):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from elemta.smtp import replies
 from elemta.smtp.events import (
-    Answer,
     Authenticated,
     Close,
     CredentialsQuestion,
@@ -22,6 +21,7 @@ from elemta.smtp.events import (
     Queued,
     Refuse,
     Replied,
+    Response,
     StageQuestion,
     StartTLS,
     TransactionEnded,
@@ -75,7 +75,7 @@ class Answers:
     def __init__(self, noes: list[int]) -> None:
         self._noes = iter(noes)
 
-    def __call__(self, question: Question) -> Answer:
+    def __call__(self, question: Question) -> Response:
         no = next(self._noes, -1)
         if 0 <= no < len(REFUSALS):
             return REFUSALS[no]
@@ -143,7 +143,7 @@ def test_no_conversation_breaks_the_rules(
         late,
         normalize_newlines=normalize,
         max_errors=5,
-        max_junk=8,
+        max_idle_commands=8,
         max_refusals=6,
         quick_refusals=2,
     )

@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.smtp import replies
-from elemta.smtp.events import (
-    Answer,
-    AuthQuestion,
-    CredentialsQuestion,
-    Question,
-    Refuse,
-)
-from elemta.smtp.sasl import Credentials, Login, Plain, decode_response
+from elemta.smtp.events import AuthQuestion, CredentialsQuestion, Question, Refuse, Response
+from elemta.smtp.sasl import Credentials, LoginMechanism, PlainMechanism, decode_response
 from tests.smtp.transcript import ENVELOPE, HELLO, TLS, Conversation, converse, proceed
 
 
@@ -28,7 +22,7 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.replace("␀", "\0").replace("␊", "\n").encode("latin-1")).decode()
 
 
-def refusing_credentials(question: Question) -> Answer:
+def refusing_credentials(question: Question) -> Response:
     if isinstance(question, CredentialsQuestion):
         return Refuse(replies.AUTH_FAILED)
     return proceed(question)
@@ -107,7 +101,7 @@ def test_bad_credentials_are_535() -> None:
 
 
 def test_policies_are_asked_before_235_and_may_refuse() -> None:
-    def answer(question: Question) -> Answer:
+    def answer(question: Question) -> Response:
         if isinstance(question, AuthQuestion):
             assert question.session.user == "a"
             return Refuse(replies.AUTH_TROUBLE)
@@ -159,7 +153,7 @@ def test_after_the_limit_of_failures_credentials_are_not_tried_any_more() -> Non
 
 
 def test_local_trouble_is_no_failure_of_the_client() -> None:
-    def trouble(question: Question) -> Answer:
+    def trouble(question: Question) -> Response:
         if isinstance(question, CredentialsQuestion):
             return Refuse(replies.AUTH_TROUBLE)
         return proceed(question)
@@ -191,8 +185,8 @@ def test_a_bare_lf_in_an_exchange_ends_the_session() -> None:
 )
 def test_any_name_and_password_travel_unchanged(name: str, password: bytes) -> None:
     expected = Credentials(name, password)
-    assert Plain().respond(b"\0" + name.encode() + b"\0" + password) == expected
-    login = Login()
+    assert PlainMechanism().respond(b"\0" + name.encode() + b"\0" + password) == expected
+    login = LoginMechanism()
     login.respond(name.encode())
     assert login.respond(password) == expected
 

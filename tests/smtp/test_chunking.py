@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.smtp.events import (
-    Answer,
     Close,
     DataQuestion,
     MailQuestion,
@@ -15,9 +14,10 @@ from elemta.smtp.events import (
     Question,
     Refuse,
     Replied,
+    Response,
     TransactionEnded,
 )
-from elemta.smtp.framing import ChunkDecoder, Flaw
+from elemta.smtp.framing import ChunkDecoder, ContentError
 from elemta.smtp.reply import Reply
 from tests.smtp.transcript import (
     DATA,
@@ -35,7 +35,7 @@ FIVE = "C> BDAT 5\\r\\nab\\r\\nc\nS: 250 2.0.0 5 octets received\n"
 INSIDE = r"QUIT\r\n"
 
 
-def refusing_data(question: Question) -> Answer:
+def refusing_data(question: Question) -> Response:
     if isinstance(question, DataQuestion):
         return Refuse(Reply.of(450, "4.7.1", "Later"))
     return proceed(question)
@@ -325,4 +325,4 @@ def test_how_content_is_cut_into_chunks_changes_nothing(chunks: list[bytes], nor
     assert got == expected
     assert got == b"" or got.endswith(b"\r\n")
     left = got.replace(b"\r\n", b"")
-    assert (b"\r" in left or b"\n" in left) is (parts.check.flaw is Flaw.BARE_NEWLINE)
+    assert (b"\r" in left or b"\n" in left) is (parts.check.flaw is ContentError.BARE_NEWLINE)

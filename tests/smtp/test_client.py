@@ -9,10 +9,9 @@ import pytest
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, MailParameters, Notify, Recipient, Return
 from elemta.outcome import Status
-from elemta.smtp.client import ClientSession, ClientSettings, Deadlines
+from elemta.smtp.client import ClientSession, ClientSettings, ClientTimeouts
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_events import ContentWanted, Hangup, Settled
-from elemta.smtp.client_results import RecipientResult
+from elemta.smtp.client_results import ContentWanted, Hangup, RecipientResult, TransactionDone
 from elemta.smtp.events import Event
 
 SENDER = Address("a", "example.org")
@@ -44,7 +43,7 @@ class Talk:
             if isinstance(event, ContentWanted):
                 self.session.content(self.content)
                 self.session.end_content()
-            elif isinstance(event, Settled):
+            elif isinstance(event, TransactionDone):
                 assert not self.results, "settled twice"
                 self.results = event.results
             elif isinstance(event, Hangup):
@@ -234,7 +233,7 @@ def test_every_reply_class_at_every_command(
         talk.hear(wire)  # HELO
     if not talk.results:
         # What was pipelined behind a refusal is answered too.
-        talk.hear(b"503 no\r\n" * len(talk.session._dialogue.sent))
+        talk.hear(b"503 no\r\n" * len(talk.session._state.sent))
     assert talk.statuses == [expected]
     assert talk.results[0].text.isprintable()
     assert len(talk.results[0].text) < 600
@@ -331,7 +330,7 @@ def test_a_reply_while_the_message_is_being_sent_ends_it_without_an_end() -> Non
         session.receive(wire)
     session.content(b"half of it\r\n")
     events = session.receive(b"552 5.3.4 too much\r\n")
-    assert [type(event) for event in events] == [Settled, Hangup]
+    assert [type(event) for event in events] == [TransactionDone, Hangup]
     session.content(b"rest\r\n")
     session.end_content()
     assert not session.take_output().endswith(b"\r\n.\r\n")
@@ -344,7 +343,7 @@ def test_content_that_cannot_be_read_is_never_ended() -> None:
         session.receive(wire)
     session.content(b"half of it\r\n")
     settled, _ = session.abandon("the message could not be read")
-    assert isinstance(settled, Settled)
+    assert isinstance(settled, TransactionDone)
     assert (settled.results[0].status, settled.results[0].text) == (D, "the message could not be read")
     session.end_content()
     assert not session.take_output().endswith(b"\r\n.\r\n")
@@ -359,7 +358,7 @@ def test_more_replies_than_recipients_after_the_message_change_nothing() -> None
 def test_each_phase_has_the_deadline_of_the_rfc() -> None:
     session = ClientSession(ClientSettings("client.example"))
     session.start(PLAIN)
-    deadlines = Deadlines()
+    deadlines = ClientTimeouts()
     seen = [session.deadline]
     for wire in GOOD[:5]:
         session.receive(wire)
@@ -390,7 +389,7 @@ def test_a_session_takes_one_transaction_after_the_other() -> None:
     for wire in GOOD[:5]:
         session.receive(wire)
     session.end_content()
-    assert isinstance(session.receive(GOOD[5])[0], Settled)
+    assert isinstance(session.receive(GOOD[5])[0], TransactionDone)
     session.take_output()
     session.start(THREE)
     assert session.take_output() == b"MAIL FROM:<a@example.org>\r\n"

@@ -14,7 +14,7 @@ from elemta.envelope import BodyType, MailParameters, Notify, Recipient, Return
 from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_events import ContentWanted, Settled
+from elemta.smtp.client_results import ContentWanted, TransactionDone
 from elemta.smtp.events import (
     Authenticated,
     CredentialsQuestion,
@@ -27,11 +27,11 @@ from elemta.smtp.events import (
     Refuse,
     StartTLS,
 )
-from elemta.smtp.facts import SessionFacts, TLSInfo, Transaction
 from elemta.smtp.replies import AUTH_FAILED
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Credentials
 from elemta.smtp.session import ServerSession
+from elemta.smtp.session_info import SessionInfo, TLSInfo, TransactionInfo
 from elemta.smtp.settings import SessionSettings
 
 TLS = TLSInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
@@ -53,9 +53,9 @@ class Server:
             require_auth=False,
             postmaster_domain="example.com",
         )
-        self.session = ServerSession(settings, SessionFacts("S", IPv4Address("192.0.2.1"), 1, "mx"))
+        self.session = ServerSession(settings, SessionInfo("S", IPv4Address("192.0.2.1"), 1, "mx"))
         self.messages: list[bytes] = []
-        self.transactions: list[Transaction] = []
+        self.transactions: list[TransactionInfo] = []
         self._data = b""
         self.handshake = False
 
@@ -90,7 +90,7 @@ def converse(
     *,
     chunking: bool = True,
     settings: ClientSettings | None = None,
-) -> tuple[Server, Settled]:
+) -> tuple[Server, TransactionDone]:
     """Let the two talk, the client's bytes cut every ``step``."""
     client = ClientSession(settings or ClientSettings("client.example"))
     server = Server(tls=settings is not None)
@@ -100,7 +100,7 @@ def converse(
         if not chunking:
             wire = wire.replace(b"CHUNKING", b"X-HIDDEN")
         for event in client.receive(wire):
-            if isinstance(event, Settled):
+            if isinstance(event, TransactionDone):
                 return server, event
             if isinstance(event, ContentWanted):
                 for chunk in chunks:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elemta.smtp.framing import ContentCheck, Flaw
+from elemta.smtp.framing import ContentCheck, ContentError
 
 # Mostly what matters, with octets beside it that a sloppy look could take for a line ending.
 content = st.lists(
@@ -24,7 +24,7 @@ def test_a_flaw_is_found_exactly_where_there_is_one(piece: bytes) -> None:
     check = ContentCheck(normalize=False)
     assert check.clean(piece) == piece
     bare = re.search(rb"\r(?!\n)|(?<!\r)\n", piece) is not None
-    assert check.flaw is (Flaw.NUL if b"\0" in piece else Flaw.BARE_NEWLINE if bare else None)
+    assert check.flaw is (ContentError.NUL if b"\0" in piece else ContentError.BARE_NEWLINE if bare else None)
 
 
 @given(content)
@@ -43,4 +43,4 @@ def test_one_bare_newline_among_many_lines_is_found_wherever_it_is(place: int, e
     assert check.flaw is None
     text = lines[: place // 80 * 80] + ending + b"." + lines[place // 80 * 80 :]
     check.clean(text)
-    assert check.flaw is Flaw.BARE_NEWLINE
+    assert check.flaw is ContentError.BARE_NEWLINE

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from elemta.smtp.events import MailQuestion, MessageQuestion
-from elemta.smtp.framing import DataDecoder, Flaw
+from elemta.smtp.framing import ContentError, DataDecoder
 from tests.smtp.transcript import DATA, QUEUED, converse
 
 BARE = "S: 550 5.6.0 Message contains a bare CR or LF\n"
@@ -133,7 +133,7 @@ def test_the_scan_of_blocks_agrees_with_a_reading_line_by_line(
     if behind is None:
         return
     assert got == content
-    expected = {flaw for flaw, there in ((Flaw.BARE_NEWLINE, bare), (Flaw.NUL, nul)) if there}
+    expected = {flaw for flaw, there in ((ContentError.BARE_NEWLINE, bare), (ContentError.NUL, nul)) if there}
     assert (decoder.check.flaw in expected) if expected else decoder.check.flaw is None
 
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elemta.smtp import replies
-from elemta.smtp.events import Answer, MessageQuestion, Proceed, Queued, RcptQuestion, Refuse
-from elemta.smtp.facts import SessionFacts
+from elemta.smtp.events import MessageQuestion, Proceed, Queued, RcptQuestion, Refuse, Response
 from elemta.smtp.memory import LEAST_BUDGET, SMALL_ENVELOPE, MemoryBudget
 from elemta.smtp.session import ServerSession
+from elemta.smtp.session_info import SessionInfo
 from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 from tests.smtp import transcript
 from tests.smtp.transcript import Conversation
@@ -27,8 +27,8 @@ MAIL, RCPT = b"MAIL FROM:<a@client.test>\r\n", b"RCPT TO:<b%d@home.test>\r\n"
 
 
 def begin(envelopes: MemoryBudget | None = None, **changes: Any) -> Conversation:
-    values: dict[str, Any] = {"max_recipients": 5000, "max_junk": 10**6, "max_message_size": 10**6}
-    facts = SessionFacts("S1", ip_address("192.0.2.1"), 40000, "mx")
+    values: dict[str, Any] = {"max_recipients": 5000, "max_idle_commands": 10**6, "max_message_size": 10**6}
+    facts = SessionInfo("S1", ip_address("192.0.2.1"), 40000, "mx")
     session = ServerSession(transcript.settings(**(values | changes)), facts, envelopes)
     conversation = Conversation(session)
     conversation.take(session.open())
@@ -204,7 +204,7 @@ STEPS = st.sampled_from(
 class Answers:
     """What the shell says; ``hangs`` is answered by nobody."""
 
-    def __call__(self, question: object) -> Answer | None:
+    def __call__(self, question: object) -> Response | None:
         if isinstance(question, MessageQuestion):
             return Queued("Q1")
         if not isinstance(question, RcptQuestion):

@@ -11,7 +11,6 @@ import pytest
 
 from elemta.smtp import replies
 from elemta.smtp.events import (
-    Answer,
     DataQuestion,
     MailQuestion,
     MessageQuestion,
@@ -20,6 +19,7 @@ from elemta.smtp.events import (
     Question,
     RcptQuestion,
     Refuse,
+    Response,
 )
 from elemta.smtp.reply import Reply
 from tests.smtp.transcript import (
@@ -39,7 +39,7 @@ NO = Reply.of(550, "5.7.1", "No")
 LATER = Reply.of(451, "4.7.1", "Later")
 
 
-def refusing_recipients(question: Question) -> Answer:
+def refusing_recipients(question: Question) -> Response:
     return Refuse(NO) if isinstance(question, RcptQuestion) else proceed(question)
 
 
@@ -169,7 +169,7 @@ REFUSED = "C: RCPT TO:<c@home.test>\nS: 550 5.7.1 No\n"
 GONE = "C: RCPT TO:<c@home.test>\nS: 421 4.7.0 Too many refused commands\nX:\n"
 
 
-def refusing_some(question: Question) -> Answer:
+def refusing_some(question: Question) -> Response:
     """Refuse recipients whose name begins with c, or for now those whose name begins with t."""
     if isinstance(question, RcptQuestion):
         letter = question.recipient.address.local[:1]
@@ -214,7 +214,7 @@ def test_what_is_refused_for_now_or_only_repeats_a_refusal_is_no_refusal_for_goo
 
 
 def test_what_a_limit_of_refusals_says_counts_as_a_refusal_for_good() -> None:
-    def limited(question: Question) -> Answer:
+    def limited(question: Question) -> Response:
         if isinstance(question, RcptQuestion):
             return Refuse(LATER, by_limit=True, of_refused_client=True)
         return proceed(question)
@@ -258,7 +258,7 @@ def test_what_is_pipelined_behind_a_refusal_waits_in_order_and_what_was_said_bef
 
 @pytest.mark.parametrize("end", ["shut", "input behind DATA", "lost"])
 def test_a_reply_that_waits_is_the_first_that_is_said_when_the_session_ends(end: str) -> None:
-    def refuse_data(question: Question) -> Answer:
+    def refuse_data(question: Question) -> Response:
         return Refuse(NO) if isinstance(question, DataQuestion) else proceed(question)
 
     told = play(ENVELOPE, Conversation.begin(refuse_data, quick_refusals=0))
@@ -288,7 +288,7 @@ def test_pipelined_input_up_to_the_limit_waits_and_one_octet_more_ends_the_sessi
 
 def test_thousands_of_commands_in_one_piece_do_not_recurse_and_take_linear_time() -> None:
     def seconds(count: int) -> float:
-        told = play(HELLO, Conversation.begin(max_junk=10**9))
+        told = play(HELLO, Conversation.begin(max_idle_commands=10**9))
         begun = time.process_time()
         told.send(b"NOOP\r\n" * count)
         assert told.said() == "250 2.0.0 OK\r\n" * count

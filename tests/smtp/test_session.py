@@ -13,7 +13,6 @@ from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Notify, Return
 from elemta.smtp import replies
 from elemta.smtp.events import (
-    Answer,
     Close,
     HeloQuestion,
     MailQuestion,
@@ -24,6 +23,7 @@ from elemta.smtp.events import (
     RcptQuestion,
     Refuse,
     Replied,
+    Response,
     Stage,
     StageQuestion,
     TransactionEnded,
@@ -48,7 +48,7 @@ LATER = Reply.of(450, "4.7.1", "Later")
 
 
 def refusing(stage: Stage, reply: Reply = NO, close: bool = False):
-    def answer(question: Question) -> Answer:
+    def answer(question: Question) -> Response:
         if isinstance(question, StageQuestion) and question.stage is stage:
             return Refuse(reply, close=close)
         return proceed(question)
@@ -251,7 +251,7 @@ def test_rset_and_helo_end_a_transaction(command: str) -> None:
 
 
 def test_a_refused_recipient_does_not_end_the_transaction() -> None:
-    def answer(question: Question) -> Answer:
+    def answer(question: Question) -> Response:
         if isinstance(question, RcptQuestion) and question.recipient.local == "no":
             return Refuse(NO)
         return proceed(question)
@@ -309,7 +309,7 @@ def test_a_refused_data_ends_the_transaction() -> None:
 
 
 def test_a_refused_helo_leaves_everything_as_it_was() -> None:
-    def answer(question: Question) -> Answer:
+    def answer(question: Question) -> Response:
         if isinstance(question, HeloQuestion) and question.session.helo == "bad":
             assert question.session.esmtp
             return Refuse(NO)

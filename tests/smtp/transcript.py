@@ -14,7 +14,6 @@ from ipaddress import ip_address
 from typing import Any
 
 from elemta.smtp.events import (
-    Answer,
     Authenticated,
     Close,
     CredentialsQuestion,
@@ -26,13 +25,14 @@ from elemta.smtp.events import (
     Question,
     Queued,
     Replied,
+    Response,
     StartTLS,
     TransactionEnded,
 )
-from elemta.smtp.facts import SessionFacts, TLSInfo
 from elemta.smtp.session import ServerSession, SessionSettings
+from elemta.smtp.session_info import SessionInfo, TLSInfo
 
-Answering = Callable[[Question], Answer]
+Answering = Callable[[Question], Response]
 Splitting = Callable[[bytes], Iterator[bytes]]
 
 TLS = TLSInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
@@ -54,7 +54,7 @@ def settings(**changes: Any) -> SessionSettings:
     return SessionSettings(**(values | changes))
 
 
-def proceed(question: Question) -> Answer:
+def proceed(question: Question) -> Response:
     """Everything is fine."""
     if isinstance(question, MessageQuestion):
         return Queued("Q1")
@@ -92,7 +92,7 @@ class Conversation:
         tls: TLSInfo | None = None,
         **changes: Any,
     ) -> Conversation:
-        facts = SessionFacts("S1", ip_address("192.0.2.1"), 40000, "mx", tls=tls)
+        facts = SessionInfo("S1", ip_address("192.0.2.1"), 40000, "mx", tls=tls)
         conversation = cls(ServerSession(settings(**changes), facts), answering, splitting, late)
         conversation.take(conversation.session.open())
         conversation.settle()

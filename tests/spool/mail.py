@@ -122,12 +122,12 @@ class _FailingConnection(sqlite3.Connection):
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> sqlite3.Cursor:  # type: ignore[override]
         if statement == "COMMIT":
-            self.fault("before commit")
+            self.protocol_error("before commit")
             cursor = super().execute(statement)
-            self.fault("after commit")
+            self.protocol_error("after commit")
             return cursor
         if statement.startswith("PRAGMA wal_checkpoint"):
-            self.fault("checkpoint")
+            self.protocol_error("checkpoint")
         return super().execute(statement, values)
 
 
@@ -156,7 +156,7 @@ class FailingDisk(Disk):
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, factory=_FailingConnection
         )
-        connection.fault = self._database_fault
+        connection.protocol_error = self._database_fault
         return connection
 
     def write(self, descriptor: int, chunks: Sequence[bytes | bytearray]) -> None:

@@ -16,7 +16,6 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from elemta.smtp.events import (
-    Answer,
     Event,
     MessageData,
     MessageQuestion,
@@ -24,9 +23,10 @@ from elemta.smtp.events import (
     Proceed,
     Question,
     Queued,
+    Response,
 )
-from elemta.smtp.facts import SessionFacts
 from elemta.smtp.session import ServerSession
+from elemta.smtp.session_info import SessionInfo
 from elemta.spool import Disk, MessageWriter, SpoolSettings
 from elemta.spool.bodies import HEAD, Bodies
 from elemta.spool.leftovers import Leftovers
@@ -197,7 +197,7 @@ class Shell:
         if self.session.question is not None:
             self.take(self.session.answer(self._answer(self.session.question)))
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Response:
         if not isinstance(question, MessageQuestion):
             return Proceed()
         assert self.writer is not None
@@ -244,7 +244,7 @@ def test_a_message_keeps_its_own_header_under_pressure(
     message = HOPS + b"Subject: x\r\n\r\n" + b".line of the body\r\n" * (more // 19)
     pressed = Pressed()
     settings = session_settings(max_message_size=10**6)
-    facts = SessionFacts("S1", ip_address("192.0.2.1"), 40000, "mx")
+    facts = SessionInfo("S1", ip_address("192.0.2.1"), 40000, "mx")
     shell = Shell(pressed, ServerSession(settings, facts))
     shell.take(shell.session.open())
     envelope = b"EHLO c.test\r\nMAIL FROM:<a@c.test>\r\nRCPT TO:<b@home.test>\r\n"

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import Features
-from elemta.smtp.client_dialogue import ClientDialogue, Command, Phase
-from elemta.smtp.client_events import LoginRefused
+from elemta.smtp.client_results import LoginRefused
+from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
 from elemta.smtp.events import StartTLS
-from elemta.smtp.facts import TLSInfo
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Credentials
+from elemta.smtp.session_info import TLSInfo
 
 # RFC 5321 §4.5.3.1.4: a command line with its CRLF
 _LONGEST_LINE = 512
@@ -22,11 +22,11 @@ _LONGEST_LINE = 512
 _NOT_THIS_MECHANISM = frozenset({500, 501, 502, 504, 534})
 
 
-class Opening:
+class ClientHandshake:
     """What has to be said before the first transaction; ``ready`` is called when it was."""
 
-    def __init__(self, dialogue: ClientDialogue, ready: Callable[[], None]) -> None:
-        self._dialogue = dialogue
+    def __init__(self, dialogue: ClientState, ready: Callable[[], None]) -> None:
+        self._state = dialogue
         self._ready = ready
         self._responses: deque[bytes] = deque()
         self._secrets: tuple[str, ...] = ()
@@ -37,80 +37,80 @@ class Opening:
         """Whether what the server says now may repeat credentials."""
         return bool(self._secrets)
 
-    def greeted(self, _: Command, reply: Reply) -> None:
+    def greeted(self, _: SentCommand, reply: Reply) -> None:
         if reply.code == 220:
             self._say_hello()
         else:
-            self._dialogue.refused(reply, "the connection")
+            self._state.refused(reply, "the connection")
 
-    def ehlo_answered(self, command: Command, reply: Reply) -> None:
+    def ehlo_answered(self, command: SentCommand, reply: Reply) -> None:
         if reply.code // 100 == 2:
-            self._dialogue.features = Features.of(reply.lines)
+            self._state.features = Features.of(reply.lines)
             self._introduced()
         elif reply.code // 100 == 5 and command.verb == "EHLO":
             # RFC 5321 §3.2: a server that does not know EHLO is greeted by HELO.
-            self._dialogue.send(Command("HELO", f"HELO {self._dialogue.settings.hostname}\r\n".encode()))
+            self._state.send(SentCommand("HELO", f"HELO {self._state.settings.hostname}\r\n".encode()))
         else:
-            self._dialogue.refused(reply, command.verb)
+            self._state.refused(reply, command.verb)
 
-    def helo_answered(self, _: Command, reply: Reply) -> None:
+    def helo_answered(self, _: SentCommand, reply: Reply) -> None:
         if reply.code // 100 == 2:
             self._introduced()
         else:
-            self._dialogue.refused(reply, "HELO")
+            self._state.refused(reply, "HELO")
 
     def _say_hello(self) -> None:
-        verb = "LHLO" if self._dialogue.settings.lmtp else "EHLO"
-        self._dialogue.send(Command(verb, f"{verb} {self._dialogue.settings.hostname}\r\n".encode()))
+        verb = "LHLO" if self._state.settings.lmtp else "EHLO"
+        self._state.send(SentCommand(verb, f"{verb} {self._state.settings.hostname}\r\n".encode()))
 
     def _introduced(self) -> None:
-        dialogue = self._dialogue
+        dialogue = self._state
         wanted = dialogue.settings.tls is not RouteTLS.NONE and dialogue.tls is None
         if wanted and "STARTTLS" in dialogue.features:
-            dialogue.send(Command("STARTTLS", b"STARTTLS\r\n"))
+            dialogue.send(SentCommand("STARTTLS", b"STARTTLS\r\n"))
         elif wanted and dialogue.settings.tls is RouteTLS.REQUIRE:
-            dialogue.decline('the route has tls = "require", and the next hop offers no STARTTLS', "4.7.4")
+            dialogue.abort('the route has tls = "require", and the next hop offers no STARTTLS', "4.7.4")
         else:
             self._log_in()
 
     # TLS
 
-    def starttls_answered(self, _: Command, reply: Reply) -> None:
-        dialogue = self._dialogue
+    def starttls_answered(self, _: SentCommand, reply: Reply) -> None:
+        dialogue = self._state
         if reply.code == 220 and dialogue.reader.pending:
             # Input in the clear behind this reply is not from the server that TLS verifies. It must not
             # count as the answer to a command under TLS.
             dialogue.give_up("the next hop said more, in the clear, behind its reply to STARTTLS", "4.7.0")
         elif reply.code == 220:
-            dialogue.phase = Phase.HANDSHAKE
+            dialogue.phase = ClientPhase.HANDSHAKE
             dialogue.events.append(StartTLS())
         elif dialogue.settings.tls is RouteTLS.REQUIRE:
             # Also 521 is about TLS here, which an operator may correct.
-            dialogue.decline(
+            dialogue.abort(
                 f'the route has tls = "require", and the next hop refused STARTTLS: {reply}', "4.7.4"
             )
         else:
             self._log_in()
 
     def tls_started(self, info: TLSInfo) -> None:
-        dialogue = self._dialogue
+        dialogue = self._state
         dialogue.tls = info
         dialogue.progress += 1
         # RFC 3207 §4.2: nothing that the server said before counts any more.
         dialogue.features = Features()
-        dialogue.phase = Phase.OPENING
+        dialogue.phase = ClientPhase.OPENING
         self._say_hello()
 
     # AUTH
 
     def _log_in(self) -> None:
-        dialogue = self._dialogue
+        dialogue = self._state
         settings, offered = dialogue.settings, dialogue.features.mechanisms
         if settings.credentials is None:
             self._ready()
         elif dialogue.tls is None and not settings.plaintext_login:
             text = "the route has credentials, and they are given over TLS only, which there is not here"
-            dialogue.decline(text, "4.7.11")
+            dialogue.abort(text, "4.7.11")
         elif "PLAIN" in offered:
             self._may_fall_back = "LOGIN" in offered
             self._begin_plain(settings.credentials)
@@ -118,7 +118,7 @@ class Opening:
             self._begin_login(settings.credentials)
         else:
             text = "the route has credentials, and the next hop offers neither AUTH PLAIN nor AUTH LOGIN"
-            dialogue.decline(text, "4.7.4")
+            dialogue.abort(text, "4.7.4")
 
     def _begin_plain(self, credentials: Credentials) -> None:
         # RFC 4616 §2
@@ -143,7 +143,7 @@ class Opening:
         self._secrets = (response.decode(), credentials.password.decode("utf-8", "replace"))
 
     def _say(self, line: bytes) -> None:
-        self._dialogue.send(Command("AUTH", line))
+        self._state.send(SentCommand("AUTH", line))
 
     def without_secrets(self, reply: Reply) -> Reply:
         """The reply as it may be logged: there are servers that repeat what they did not understand."""
@@ -152,8 +152,8 @@ class Opening:
             lines = tuple(line.replace(secret, "[...]") for line in lines)
         return replace(reply, lines=lines) if lines != reply.lines else reply
 
-    def auth_answered(self, _: Command, reply: Reply) -> None:
-        dialogue = self._dialogue
+    def auth_answered(self, _: SentCommand, reply: Reply) -> None:
+        dialogue = self._state
         if reply.code == 334 and self._responses:
             self._say(self._responses.popleft() + b"\r\n")
             return
@@ -169,6 +169,6 @@ class Opening:
         elif reply.code >= 400:
             # Bad credentials are for our operator to correct, and say nothing about the message.
             dialogue.events.append(LoginRefused(reply))
-            dialogue.decline(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
+            dialogue.abort(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
         else:
-            dialogue.senseless(reply, "AUTH")
+            dialogue.unexpected_reply(reply, "AUTH")

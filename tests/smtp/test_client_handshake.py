@@ -15,10 +15,10 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_events import ContentWanted, Extent, Hangup, LoginRefused, Settled
+from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, Progress, TransactionDone
 from elemta.smtp.events import Event, StartTLS
-from elemta.smtp.facts import TLSInfo
 from elemta.smtp.sasl import Credentials
+from elemta.smtp.session_info import TLSInfo
 
 BOB = Recipient(Address("bob", "example.com"))
 MESSAGE = ClientTransaction(Address("a", "example.org"), (BOB,), MailParameters(), 7)
@@ -41,7 +41,7 @@ class Talk:
     settings: ClientSettings
     secure: bool = True
     sent: list[bytes] = field(default_factory=list)
-    settled: list[Settled] = field(default_factory=list)
+    settled: list[TransactionDone] = field(default_factory=list)
     handshakes: int = 0
     refused: list[LoginRefused] = field(default_factory=list)
     hangup: str = ""
@@ -55,7 +55,7 @@ class Talk:
             if isinstance(event, ContentWanted):
                 self.session.content(b"A: b\r\n\r\n")
                 self.session.end_content()
-            elif isinstance(event, Settled):
+            elif isinstance(event, TransactionDone):
                 self.settled.append(event)
             elif isinstance(event, Hangup):
                 self.hangup = event.reason
@@ -140,7 +140,7 @@ def test_under_require_nothing_is_sent_in_the_clear(wires: list[bytes]) -> None:
     assert 'tls = "require"' in talk.result[2]
     assert talk.sent[-1] == b"QUIT\r\n"
     assert not any(b"MAIL" in sent for sent in talk.sent)
-    assert talk.settled[0].extent is Extent.OPENING
+    assert talk.settled[0].extent is Progress.OPENING
 
 
 @pytest.mark.parametrize("settings", [MAY, REQUIRE])
@@ -228,7 +228,7 @@ def test_credentials_that_are_not_taken_defer_and_are_told_to_the_operator(reply
     assert "credentials" in talk.result[2]
     assert talk.refused[0].reply.code == int(reply[:3])
     assert talk.sent[-1] == b"QUIT\r\n"
-    assert talk.settled[0].extent is Extent.OPENING
+    assert talk.settled[0].extent is Progress.OPENING
 
 
 def test_a_server_that_does_not_know_plain_after_all_is_asked_by_login_once() -> None:

@@ -15,7 +15,7 @@ from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_content import ChunkEncoder
-from elemta.smtp.client_events import ContentWanted, Extent, Hangup, Settled
+from elemta.smtp.client_results import ContentWanted, Hangup, Progress, TransactionDone
 from elemta.smtp.events import Event
 
 BOB, EVE = (Recipient(Address(name, "example.com")) for name in ("bob", "eve"))
@@ -35,7 +35,7 @@ class Talk:
         self.session = ClientSession(ClientSettings("client.example", lmtp=lmtp))
         self.content = content or [b".hi\r\n"]
         self.sent: list[bytes] = []
-        self.settled: list[Settled] = []
+        self.settled: list[TransactionDone] = []
         self.hangup = ""
         self.start()
 
@@ -50,7 +50,7 @@ class Talk:
                     assert not self.session.congested
                     self.session.content(chunk)
                 self.session.end_content()
-            elif isinstance(event, Settled):
+            elif isinstance(event, TransactionDone):
                 self.settled.append(event)
             elif isinstance(event, Hangup):
                 self.hangup = event.reason
@@ -187,32 +187,32 @@ def test_a_server_that_refuses_rset_is_left() -> None:
     assert talk.sent[-1] == b"RSET\r\n"
     talk.hear(b"500 what\r\n")
     assert talk.statuses == [D, D]
-    assert talk.settled[-1].extent is Extent.UNANSWERED
+    assert talk.settled[-1].extent is Progress.UNANSWERED
 
 
 @pytest.mark.parametrize(
     ("wires", "extent"),
     [
-        ([b"554 no\r\n"], Extent.OPENING),
-        ([b"421 busy\r\n"], Extent.OPENING),
-        ([GREETING, b"421 busy\r\n"], Extent.OPENING),
-        ([GREETING, PIPE, b"421 busy\r\n"], Extent.UNANSWERED),
-        ([GREETING, PIPE, b"450 no\r\n" + b"503 no\r\n" * 3], Extent.ANSWERED),
-        ([GREETING, PIPE, b"250 ok\r\n421 busy\r\n"], Extent.ANSWERED),
-        ([GREETING, b"250-hop\r\n250 SIZE 1\r\n"], Extent.ANSWERED),
+        ([b"554 no\r\n"], Progress.OPENING),
+        ([b"421 busy\r\n"], Progress.OPENING),
+        ([GREETING, b"421 busy\r\n"], Progress.OPENING),
+        ([GREETING, PIPE, b"421 busy\r\n"], Progress.UNANSWERED),
+        ([GREETING, PIPE, b"450 no\r\n" + b"503 no\r\n" * 3], Progress.ANSWERED),
+        ([GREETING, PIPE, b"250 ok\r\n421 busy\r\n"], Progress.ANSWERED),
+        ([GREETING, b"250-hop\r\n250 SIZE 1\r\n"], Progress.ANSWERED),
     ],
 )
-def test_it_is_told_how_far_a_transaction_came(wires: list[bytes], extent: Extent) -> None:
+def test_it_is_told_how_far_a_transaction_came(wires: list[bytes], extent: Progress) -> None:
     assert Talk().hear(*wires).settled[-1].extent is extent
 
 
 def test_a_lost_connection_is_told_apart_by_whether_the_server_had_answered() -> None:
     talk = Talk().hear(GREETING, PIPE)
     talk.act(talk.session.lost("reset"))
-    assert talk.settled[-1].extent is Extent.UNANSWERED
+    assert talk.settled[-1].extent is Progress.UNANSWERED
     talk = Talk().hear(GREETING, PIPE, OK)
     talk.act(talk.session.lost("reset"))
-    assert talk.settled[-1].extent is Extent.ANSWERED
+    assert talk.settled[-1].extent is Progress.ANSWERED
 
 
 def test_the_result_says_whether_the_server_reports_from_here_on() -> None:

@@ -8,23 +8,23 @@ from collections.abc import Callable
 from elemta.smtp import replies
 from elemta.smtp.content import Chunk, ChunkedContent, DataContent
 from elemta.smtp.events import (
-    Answer,
     Close,
     Event,
     PauseQuestion,
     Question,
     Refuse,
     Replied,
+    Response,
     TransactionEnded,
 )
-from elemta.smtp.facts import SessionFacts, Transaction
 from elemta.smtp.memory import MemoryBudget
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Mechanism
+from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.smtp.settings import SessionSettings
 
 
-class State(enum.Enum):
+class SessionPhase(enum.Enum):
     """Which commands make sense now (RFC 5321 §4.1.4)."""
 
     GREETED = "before HELO or EHLO"
@@ -34,7 +34,7 @@ class State(enum.Enum):
     CHUNKS = "between two chunks"
 
 
-class Reading(enum.Enum):
+class ExpectedInput(enum.Enum):
     """What the next octets from the client are."""
 
     COMMAND = "a command"
@@ -45,47 +45,47 @@ class Reading(enum.Enum):
     NOTHING = "nothing"
 
 
-class Dialogue:
+class SessionState:
     """One conversation: its facts, its transaction, what was said, and how patient we still are."""
 
-    def __init__(self, settings: SessionSettings, facts: SessionFacts, envelopes: MemoryBudget) -> None:
+    def __init__(self, settings: SessionSettings, facts: SessionInfo, envelopes: MemoryBudget) -> None:
         self.settings = settings
         self.facts = facts
         #: The budget of all envelopes of the process.
         self.envelopes = envelopes
-        self.transaction: Transaction | None = None
+        self.transaction: TransactionInfo | None = None
         #: The client does not know yet that its transaction failed: what it pipelined for it is no error.
         self.transaction_failed = False
-        self.unwelcome = False
+        self.rejected_at_connect = False
         self.closed = False
-        self.reading = Reading.COMMAND
+        self.reading = ExpectedInput.COMMAND
         self.message: DataContent | ChunkedContent | None = None
         self.chunk: Chunk | None = None
         self.exchange: Mechanism | None = None
         self.auth_failures = 0
         self.question: Question | None = None
-        self.resume: Callable[[Answer], None] | None = None
+        self.resume: Callable[[Response], None] | None = None
         self.events: list[Event] = []
         self.output: list[bytes] = []
         self.output_size = 0
         self._errors = 0
-        self._junk = 0
+        self._idle_commands = 0
         self._declined = 0
         self._refusals = 0
         self._held: Replied | None = None
 
     @property
-    def state(self) -> State:
+    def phase(self) -> SessionPhase:
         transaction = self.transaction
         if transaction is None:
-            return State.READY if self.facts.helo else State.GREETED
+            return SessionPhase.READY if self.facts.helo else SessionPhase.GREETED
         if self.message is not None:
-            return State.CHUNKS
-        return State.RCPT if transaction.recipients else State.MAIL
+            return SessionPhase.CHUNKS
+        return SessionPhase.RCPT if transaction.recipients else SessionPhase.MAIL
 
     # What is said
 
-    def say(self, verb: str, reply: Reply, reason: str = "") -> None:
+    def reply(self, verb: str, reply: Reply, reason: str = "") -> None:
         self._release_reply()
         self._send(Replied(verb, reply, reason))
 
@@ -108,15 +108,15 @@ class Dialogue:
                 PauseQuestion(self.facts, self.settings.refusal_seconds), lambda _: self._release_reply()
             )
 
-    def fault(self, verb: str, reply: Reply, reason: str = "") -> None:
+    def protocol_error(self, verb: str, reply: Reply, reason: str = "") -> None:
         """Answer a protocol error of the client."""
         self._errors += 1
         if self._errors > self.settings.max_errors:
-            self.say_goodbye(verb, replies.TOO_MANY_ERRORS, "too many errors")
+            self.reply_and_close(verb, replies.TOO_MANY_ERRORS, "too many errors")
         else:
-            self.say(verb, reply, reason)
+            self.reply(verb, reply, reason)
 
-    def decline(self, verb: str, reply: Reply, reason: str = "", *, for_good: bool | None = None) -> None:
+    def reject(self, verb: str, reply: Reply, reason: str = "", *, for_good: bool | None = None) -> None:
         """Answer something that was well-formed and is refused; slower after some, and then no more.
 
         ``for_good`` is whether the refusal counts as one for good; the reply's code says so unless given.
@@ -129,35 +129,35 @@ class Dialogue:
             self._refusals += 1
         slow = for_good and self._refusals > settings.quick_refusals and not self._is_trusted()
         if self._declined > settings.max_declined or (slow and self._refusals > settings.max_refusals):
-            self.say_goodbye(verb, replies.TOO_MANY_REFUSALS, "too many refusals")
+            self.reply_and_close(verb, replies.TOO_MANY_REFUSALS, "too many refusals")
         elif slow:
             self._release_reply()
             self._held = Replied(verb, reply, reason)
         else:
-            self.say(verb, reply, reason)
+            self.reply(verb, reply, reason)
 
     def _is_trusted(self) -> bool:
         return self.facts.user is not None or self.settings.may_relay(self.facts.client_ip)
 
-    def rebuff(self, verb: str, reply: Reply) -> None:
+    def reject_command(self, verb: str, reply: Reply) -> None:
         """Answer a command that can't be done now: whose fault that is depends."""
         # RFC 2920 §3.1: what a client pipelined behind a MAIL that failed is no error of its
         if reply in replies.DECLINES or (reply is replies.MAIL_FIRST and self.transaction_failed):
-            self.decline(verb, reply)
+            self.reject(verb, reply)
         else:
-            self.fault(verb, reply)
+            self.protocol_error(verb, reply)
 
     def refuse(self, verb: str, answer: Refuse) -> None:
         """Answer what the shell refused, and close where it or the code says so."""
         # RFC 5321 §3.8: 421 announces that the connection is closed
         if answer.close or answer.reply.code == 421:
-            self.say_goodbye(verb, answer.reply, answer.reason or "refused")
+            self.reply_and_close(verb, answer.reply, answer.reason or "refused")
         else:
             for_good = answer.of_refused_client or not answer.reply.is_transient
-            self.decline(verb, answer.reply, answer.reason, for_good=for_good)
+            self.reject(verb, answer.reply, answer.reason, for_good=for_good)
 
-    def say_goodbye(self, verb: str, reply: Reply, reason: str, *, in_message: bool = False) -> None:
-        self.say(verb, reply, reason)
+    def reply_and_close(self, verb: str, reply: Reply, reason: str, *, in_message: bool = False) -> None:
+        self.reply(verb, reply, reason)
         self.close(reason, in_message=in_message)
 
     def close(self, reason: str, *, in_message: bool = False) -> None:
@@ -166,16 +166,16 @@ class Dialogue:
             return
         self._release_reply()
         self.end_transaction(accepted=False)
-        self.hush()
+        self.stop()
         self.events.append(Close(reason, in_message))
 
-    def hush(self) -> None:
+    def stop(self) -> None:
         """Nothing is said, asked or read from now on."""
         self.closed = True
-        self.reading = Reading.NOTHING
+        self.reading = ExpectedInput.NOTHING
         self.question = self.resume = self.exchange = self.chunk = None
 
-    def ask(self, question: Question, resume: Callable[[Answer], None]) -> None:
+    def ask(self, question: Question, resume: Callable[[Response], None]) -> None:
         """Ask the shell; ``resume`` is called with its answer."""
         self.question = question
         self.resume = resume
@@ -191,14 +191,14 @@ class Dialogue:
             transaction.memory.end()
             self.events.append(TransactionEnded(transaction, accepted))
         if accepted:
-            self._errors = self._junk = self._declined = 0
+            self._errors = self._idle_commands = self._declined = 0
 
-    def count_junk(self) -> bool:
+    def count_idle_command(self) -> bool:
         """Count a command that brings no message nearer; False when it is one too many."""
-        self._junk += 1
-        return self._junk <= self.settings.max_junk
+        self._idle_commands += 1
+        return self._idle_commands <= self.settings.max_idle_commands
 
-    def forget(self) -> None:
+    def reset_after_tls(self) -> None:
         """Forget what the client said so far; how patient we still are is ours, and stays."""
         # RFC 3207 §4.2
         self.end_transaction(accepted=False)

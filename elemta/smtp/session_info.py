@@ -20,7 +20,7 @@ class TLSInfo:
 
 
 @dataclass(slots=True)
-class SessionFacts:
+class SessionInfo:
     """One connection, from accept to close. IPv4-mapped client addresses are kept as IPv4."""
 
     id: str
@@ -35,7 +35,7 @@ class SessionFacts:
 
 
 @dataclass(slots=True, eq=False)
-class Transaction:
+class TransactionInfo:
     """One mail transaction, from MAIL to its end (RFC 5321 §3.3).
 
     ``size`` is the declared size until the message arrives, then the octets received so far.

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from elemta.outcome import Status
 from elemta.smtp.client_commands import Features
-from elemta.smtp.client_events import Extent, Hangup, Settled
 from elemta.smtp.client_replies import ReplyReader
-from elemta.smtp.client_results import TransactionResults
+from elemta.smtp.client_results import Hangup, Progress, TransactionDone, TransactionResults
 from elemta.smtp.client_settings import ClientSettings
 from elemta.smtp.events import Event
-from elemta.smtp.facts import TLSInfo
 from elemta.smtp.reply import Reply
+from elemta.smtp.session_info import TLSInfo
 
 
-class Phase(enum.Enum):
+class ClientPhase(enum.Enum):
     """What the session is about now."""
 
     OPENING = "opening"
@@ -31,7 +30,7 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SentCommand:
     """A command, or what else is answered: ``""`` the connection itself, ``"."`` the end of the message."""
 
     verb: str
@@ -43,28 +42,28 @@ class Command:
         return f"Command({self.verb!r})"
 
 
-class ClientDialogue:
+class ClientState:
     """One conversation with a server: what was said, what is awaited, and whose results are open."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         self.reader = ReplyReader()
-        self.phase = Phase.OPENING
+        self.phase = ClientPhase.OPENING
         self.features = Features()
         self.tls: TLSInfo | None = None
         self.results: TransactionResults | None = None
-        self.extent = Extent.OPENING
+        self.progress_made = Progress.OPENING
         self.events: list[Event] = []
         self.output: list[bytes] = []
-        self.waiting: deque[Command] = deque()
-        self.sent: deque[Command] = deque([Command("")])
+        self.waiting: deque[SentCommand] = deque()
+        self.sent: deque[SentCommand] = deque([SentCommand("")])
         self.progress = 0
 
     @property
     def closed(self) -> bool:
-        return self.phase is Phase.CLOSED
+        return self.phase is ClientPhase.CLOSED
 
-    def send(self, command: Command) -> None:
+    def send(self, command: SentCommand) -> None:
         """Say a command; its reply is awaited."""
         self.output.append(command.line)
         self.sent.append(command)
@@ -74,7 +73,7 @@ class ClientDialogue:
     def result_for_rest(self, reply: Reply, verb: str, status: Status | None = None) -> None:
         """The reply to a command about all recipients; a positive one where none belongs is no success."""
         if reply.code < 400:
-            self.senseless(reply, verb)
+            self.unexpected_reply(reply, verb)
         elif self.results is not None:
             for index in self.results.pending:
                 self.results.answered(index, reply, verb, status)
@@ -83,8 +82,8 @@ class ClientDialogue:
         """Tell the results, if a transaction was under way."""
         results, self.results = self.results, None
         if results is not None:
-            self.phase = Phase.READY
-            self.events.append(Settled(results.in_order(), self.extent))
+            self.phase = ClientPhase.READY
+            self.events.append(TransactionDone(results.in_order(), self.progress_made))
 
     # Ends of the conversation
 
@@ -95,16 +94,16 @@ class ClientDialogue:
         self.result_for_rest(reply, what, status)
         self.leave(f"the next hop refused {what}: {reply}")
 
-    def going_away(self, reply: Reply, what: str) -> None:
+    def server_closing(self, reply: Reply, what: str) -> None:
         """The server said that it closes the connection."""
         self.result_for_rest(reply, what, Status.DEFERRED)
         self.close(f"the next hop is closing: {reply}")
 
-    def senseless(self, reply: Reply, verb: str) -> None:
+    def unexpected_reply(self, reply: Reply, verb: str) -> None:
         """The reply makes no sense as an answer to this."""
         self.give_up(f"the next hop answered {verb} by {reply}", "4.5.0")
 
-    def decline(self, text: str, enhanced: str) -> None:
+    def abort(self, text: str, enhanced: str) -> None:
         """We will not talk: the server does not offer what is needed, or did not take what we have."""
         self._defer(text, enhanced)
         self.leave(text)
@@ -125,7 +124,7 @@ class ClientDialogue:
         """The end; whose results are open must have one by now."""
         if not self.closed:
             self.settle()
-            self.phase = Phase.CLOSED
+            self.phase = ClientPhase.CLOSED
             self.events.append(Hangup(reason))
 
     def _defer(self, text: str, enhanced: str) -> None:
