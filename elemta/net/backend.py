@@ -17,7 +17,7 @@ from elemta.message.trace import added_field, protocol_name, received_field, sep
 from elemta.net.context import ListenerContext
 from elemta.net.login import LoginExchange
 from elemta.net.refusals import RefusalLimits
-from elemta.policy import Continue, Decision, Disconnect, Message, Quarantine
+from elemta.policy import ChainDecision, Continue, Disconnect, Message, Quarantine
 from elemta.policy.asking import NO_OPINION
 from elemta.policy.verdicts import Accept, reply_of
 from elemta.smtp import replies
@@ -130,12 +130,12 @@ class SessionBackend:
 
     def _ask_policies(
         self, question: StageQuestion, message: Message | None = None
-    ) -> MaybeDeferred[Decision]:
+    ) -> MaybeDeferred[ChainDecision]:
         if not self._terms.chain.asks(question.stage):
             return NO_OPINION
         return self._conversation.ask(question, message)
 
-    def _answer_of(self, decision: Decision, stage: str) -> Response:
+    def _answer_of(self, decision: ChainDecision, stage: str) -> Response:
         verdict = decision.verdict
         if isinstance(verdict, (Continue, Accept, Quarantine)):
             return _PROCEED

@@ -17,7 +17,7 @@ from elemta.errors import CredentialsUnavailable
 from elemta.limits.identity import network_identity
 from elemta.limits.known_logins import Standing
 from elemta.net.context import ListenerContext
-from elemta.policy import Decision, Disconnect, LoginOutcome, PolicySession
+from elemta.policy import ChainDecision, Disconnect, LoginOutcome, PolicySession
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import Authenticated, Refuse, Response
@@ -47,7 +47,7 @@ class LoginExchange:
         self._counted_name = counted_name(username)
         self._network = network_identity(facts.client_ip)
         self._left = False
-        self._asking: Deferred[Decision] | None = None
+        self._asking: Deferred[ChainDecision] | None = None
 
     def leave(self) -> None:
         """The client is gone. If the password was not looked at yet, it won't be."""
@@ -82,7 +82,7 @@ class LoginExchange:
         finally:
             self._terms.authenticator.turns.end(turn)
 
-    async def _ask_policies(self) -> Decision:
+    async def _ask_policies(self) -> ChainDecision:
         decision = self._policies.ask_login(self._counted_name)
         if not isinstance(decision, Deferred):
             return decision
@@ -118,7 +118,7 @@ class LoginExchange:
         self._ended(LoginOutcome.GOOD)
         return Authenticated(user)
 
-    def _refused(self, decision: Decision, reply: Reply) -> Response:
+    def _refused(self, decision: ChainDecision, reply: Reply) -> Response:
         self._log("refused", self._username, policy=decision.policy, reply=str(reply))
         self._ended(LoginOutcome.UNKNOWN)
         return Refuse(

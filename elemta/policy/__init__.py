@@ -14,7 +14,7 @@ from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.limits import Charge, LimitRefusal, Receipt
 from elemta.message.headers import Headers
 from elemta.outcome import Outcome, Status
-from elemta.policy.asking import Decision
+from elemta.policy.asking import ChainDecision
 from elemta.policy.chain import PolicyChain
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.discovery import PluginInfo, available_plugins, load_chain
@@ -36,9 +36,9 @@ from elemta.policy.interfaces import (
     IPolicyPlugin,
     IRcptPolicy,
     LoginOutcome,
+    NullPolicyObserver,
     PolicyAnswer,
     PolicyObserver,
-    SilentPolicyObserver,
 )
 from elemta.policy.limit_replies import limit_verdict
 from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
@@ -62,6 +62,10 @@ from elemta.policy.views import Message, Notes, Session, Transaction
 from elemta.smtp.session_info import TLSInfo
 from elemta.stage import Stage
 
+# Names of version 1 of the contract.
+Decision = ChainDecision
+SilentPolicyObserver = NullPolicyObserver
+
 CONTRACT_VERSION = "1.3"
 """The version of the plugin contract, MAJOR.MINOR."""
 
@@ -77,6 +81,7 @@ __all__ = [
     "REQUIRED",
     "Accept",
     "Address",
+    "ChainDecision",
     "ChainSettings",
     "ChainTerms",
     "Charge",
@@ -121,6 +126,7 @@ __all__ = [
     "NoSuchDomain",
     "Notes",
     "Notify",
+    "NullPolicyObserver",
     "Outcome",
     "PluginInfo",
     "PluginMetrics",

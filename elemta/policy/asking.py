@@ -26,14 +26,14 @@ _log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ChainDecision:
     """What the chain decided: a verdict and the name of its policy ("" where no policy had an opinion)."""
 
     verdict: Verdict
     policy: str
 
 
-NO_OPINION = Decision(CONTINUE, "")
+NO_OPINION = ChainDecision(CONTINUE, "")
 
 
 class ChainQuestion:
@@ -52,11 +52,11 @@ class ChainQuestion:
         self._clock = clock
         self._pending: _PendingAnswer | None = None
         # An Accept that did not decide, because relaying is asked for and its policy may not grant it
-        self._accepted: Decision | None = None
+        self._accepted: ChainDecision | None = None
         # What the policy that is asked now may change
         self._view: Transaction | None = None
 
-    def _ask_each(self, calls: Sequence[PolicyCall]) -> Steps[Decision]:
+    def _ask_each(self, calls: Sequence[PolicyCall]) -> Steps[ChainDecision]:
         for call in calls:
             if self._accepted is not None and not call.runner.grants_relaying:
                 # After an Accept that grants no relaying, only the policies that may grant it are asked.
@@ -163,11 +163,11 @@ class ChainQuestion:
         """What the policy's method is called with."""
         raise NotImplementedError
 
-    def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision | None:
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision | None:
         """What a policy's verdict decides; None where the policies after it are still asked."""
         raise NotImplementedError
 
-    def _conclude(self) -> Decision:
+    def _conclude(self) -> ChainDecision:
         """The decision where no policy made it."""
         raise NotImplementedError
 
@@ -261,7 +261,7 @@ def _log_late(answer: object, call: PolicyCall) -> None:
         return
     _log.info(
         "a policy answered after its timeout",
-        event="policy.late",
+        event="policy.answered_late",
         policy=call.runner.name,
         stage=call.stage_name,
         failed=isinstance(answer, Failure),

@@ -70,7 +70,7 @@ class _Recent:
     failures: int
 
 
-class Breaker:
+class PolicyBreaker:
     """Closed: each session waits up to ``timeout`` seconds. Open: a short time, and seldom the whole.
 
     - Only calls that take time count: an immediate answer says nothing about a backend.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from twisted.internet.interfaces import IReactorTime
 
 from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.policy.interfaces import PolicyObserver, SilentPolicyObserver
+from elemta.policy.interfaces import NullPolicyObserver, PolicyObserver
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import (
     ChainSettings,
@@ -52,7 +52,7 @@ class PolicyChain:
         self.policies = tuple(policies)
         self._clock = clock
         self._calls: dict[str, _ListenerCalls] = {}
-        observer = observer or SilentPolicyObserver()
+        observer = observer or NullPolicyObserver()
         settings = settings or ChainSettings()
         self._relay = relay or RelayPermission()
         granting = self._relay.granted_by

@@ -17,7 +17,7 @@ from elemta.deferred_value import run
 from elemta.envelope import Envelope, Recipient
 from elemta.limits.identity import network_identity
 from elemta.outcome import Outcome
-from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
+from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
 from elemta.policy.runner import PolicyCall, PolicyFact, tell
 from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict, name_of, route_problem
@@ -46,7 +46,7 @@ class DeliveryHooks:
         """Whether any policy observes attempts."""
         return bool(self._told)
 
-    def route(self, envelope: Envelope, recipient: Recipient) -> Decision | Deferred[Decision]:
+    def route(self, envelope: Envelope, recipient: Recipient) -> ChainDecision | Deferred[ChainDecision]:
         """Ask for a recipient's route; the first policy with an opinion decides.
 
         The verdict is ``RouteTo``, ``Hold``, ``Defer`` (try again later) or, for the routes of the
@@ -81,7 +81,7 @@ class _RouteQuestion(ChainQuestion):
         self.session_id = envelope.client.session_id
         self.queue_id = envelope.queue_id
 
-    def ask(self, calls: Sequence[PolicyCall]) -> Decision | Deferred[Decision]:
+    def ask(self, calls: Sequence[PolicyCall]) -> ChainDecision | Deferred[ChainDecision]:
         listener = self._envelope.client.listener
         return run(self._ask_each([call for call in calls if call.runner.serves(listener)]))
 
@@ -104,10 +104,10 @@ class _RouteQuestion(ChainQuestion):
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:  # noqa: ARG002
         return self._envelope, self._recipient
 
-    def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision:
-        return Decision(verdict, call.runner.name)
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision:
+        return ChainDecision(verdict, call.runner.name)
 
-    def _conclude(self) -> Decision:
+    def _conclude(self) -> ChainDecision:
         return NO_OPINION
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:

@@ -219,7 +219,7 @@ class PolicyObserver(Protocol):
         """A policy failed; ``kind`` is a :class:`FailureKind`. Its ``on_error`` applies."""
 
 
-class SilentPolicyObserver:
+class NullPolicyObserver:
     """Counts nothing."""
 
     def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:

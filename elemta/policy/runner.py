@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.config import Mode, OnError, PolicyCommon
-from elemta.policy.breaker import FAILURES, REST, Breaker, CallParties
+from elemta.policy.breaker import FAILURES, REST, CallParties, PolicyBreaker
 from elemta.policy.interfaces import (
     STAGE_INTERFACES,
     FailureKind,
@@ -164,7 +164,7 @@ class PolicyRunner:
         self.observed = loaded.common.mode is Mode.OBSERVE
         self.timeout = loaded.common.timeout
         self.on_error = loaded.common.on_error
-        self.breakers: dict[str, Breaker] = {}
+        self.breakers: dict[str, PolicyBreaker] = {}
         self.questions = UnansweredCalls(settings.max_outstanding)
         self.facts = UnansweredCalls(settings.max_outstanding)
         self._settings = settings
@@ -183,12 +183,14 @@ class PolicyRunner:
         """Whether a breaker of any stage is open."""
         return any(breaker.is_open for breaker in self.breakers.values())
 
-    def breaker_at(self, stage_name: str) -> Breaker:
+    def breaker_at(self, stage_name: str) -> PolicyBreaker:
         """The breaker of one stage. A policy may use another backend at each stage."""
         breaker = self.breakers.get(stage_name)
         if breaker is None:
             settings = self._settings
-            breaker = self.breakers[stage_name] = Breaker(self.timeout, settings.failures, settings.rest)
+            breaker = self.breakers[stage_name] = PolicyBreaker(
+                self.timeout, settings.failures, settings.rest
+            )
         return breaker
 
     def too_busy(self, call: PolicyCall) -> Verdict:
@@ -283,7 +285,7 @@ class PolicyCall:
     method: Callable[..., object]
     stage: Stage | None
     stage_name: str
-    breaker: Breaker
+    breaker: PolicyBreaker
 
 
 def calls_of(runner: PolicyRunner, policy: object) -> dict[Stage, PolicyCall]:
@@ -303,7 +305,9 @@ def facts_of(runner: PolicyRunner, policy: object) -> list[PolicyCall]:
     if ILoginObserver.providedBy(policy):
         facts += ("login_ended",)
     # No session waits for a fact observer, so its breaker has nothing to save.
-    return [PolicyCall(runner, getattr(policy, fact), None, fact, Breaker(runner.timeout)) for fact in facts]
+    return [
+        PolicyCall(runner, getattr(policy, fact), None, fact, PolicyBreaker(runner.timeout)) for fact in facts
+    ]
 
 
 def route_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
@@ -317,7 +321,7 @@ def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
     """The call that tells ``policy`` of delivery attempts; None where it does not observe them."""
     if not IDeliveryObserver.providedBy(policy):
         return None
-    return PolicyCall(runner, policy.attempted, None, "attempted", Breaker(runner.timeout))
+    return PolicyCall(runner, policy.attempted, None, "attempted", PolicyBreaker(runner.timeout))
 
 
 def as_deferred(answer: object) -> Deferred[Any] | None:

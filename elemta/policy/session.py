@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.deferred_value import MaybeDeferred, run
 from elemta.limits.identity import network_identity
-from elemta.policy.asking import NO_OPINION, ChainQuestion, Decision
+from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
 from elemta.policy.interfaces import FailureKind, LoginOutcome
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
@@ -35,7 +35,7 @@ from elemta.stage import Stage
 _log = Logger()
 
 # The answer to any question of a session that has ended.
-_GONE = Decision(Disconnect("The connection is closed", code=421, enhanced="4.4.2"), "")
+_GONE = ChainDecision(Disconnect("The connection is closed", code=421, enhanced="4.4.2"), "")
 
 # Reasons to hold one message, or all of one session.
 _MOST_REASONS = 100
@@ -128,12 +128,12 @@ class PolicySession(ChainQuestion):
         self._question: Any = None
         self._message: Message | None = None
         # The marks of the question that is asked now
-        self._marks: list[Decision] = []
+        self._marks: list[ChainDecision] = []
         # Whether a policy that may grant relaying failed, so that its verdict is not known
         self._grant_failed = False
         self._gone = False
 
-    def ask(self, question: StageQuestion, message: Message | None = None) -> MaybeDeferred[Decision]:
+    def ask(self, question: StageQuestion, message: Message | None = None) -> MaybeDeferred[ChainDecision]:
         """Ask the policies of the question's stage in their order; the first decisive verdict wins.
 
         At RCPT, a recipient that the client may not relay to is refused after all policies, whatever they
@@ -151,7 +151,7 @@ class PolicySession(ChainQuestion):
         self._marks, self._accepted, self._grant_failed = [], None, False
         return run(self._ask_each(calls))
 
-    def ask_login(self, username: str) -> MaybeDeferred[Decision]:
+    def ask_login(self, username: str) -> MaybeDeferred[ChainDecision]:
         """Ask whether the client may try to log in as ``username``, before its password is looked at."""
         return self.ask(LoginQuestion(self._facts, username))
 
@@ -175,11 +175,11 @@ class PolicySession(ChainQuestion):
 
     def committed(self, transaction: TransactionFacts) -> None:
         """Tell the policies that observe it that the message is on stable storage."""
-        self._tell_of_transaction("committed", transaction)
+        self._notify_of_transaction("committed", transaction)
 
     def refused(self, transaction: TransactionFacts) -> None:
         """Tell the policies that observe it that the transaction ended without a message."""
-        self._tell_of_transaction("refused", transaction)
+        self._notify_of_transaction("refused", transaction)
 
     def disconnected(self) -> None:
         """The session is over: give up what is being asked, and tell the policies that observe it."""
@@ -245,8 +245,8 @@ class PolicySession(ChainQuestion):
             return session, view, self._message
         return session, view
 
-    def _decide(self, call: PolicyCall, verdict: Verdict) -> Decision | None:
-        decision = Decision(verdict, call.runner.name)
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision | None:
+        decision = ChainDecision(verdict, call.runner.name)
         if isinstance(verdict, Quarantine):
             self._marks.append(decision)
             return None
@@ -259,7 +259,7 @@ class PolicySession(ChainQuestion):
         self._hold()
         return decision
 
-    def _conclude(self) -> Decision:
+    def _conclude(self) -> ChainDecision:
         question = self._question
         if isinstance(question, RcptQuestion) and not self._relay.allows(
             self._facts, question.recipient.address
@@ -273,7 +273,7 @@ class PolicySession(ChainQuestion):
                 accepted_by=None if self._accepted is None else self._accepted.policy,
             )
             # An unknown verdict is no reason to refuse for good.
-            return Decision(RELAY_UNKNOWN if self._grant_failed else RELAY_DENIED, MAY_RELAY)
+            return ChainDecision(RELAY_UNKNOWN if self._grant_failed else RELAY_DENIED, MAY_RELAY)
         self._hold()
         if self._accepted is not None:
             return self._accepted
@@ -335,7 +335,7 @@ class PolicySession(ChainQuestion):
 
     # Telling
 
-    def _tell_of_transaction(self, fact: str, transaction: TransactionFacts) -> None:
+    def _notify_of_transaction(self, fact: str, transaction: TransactionFacts) -> None:
         calls = self._told[fact]
         if calls:
             views = self._views(transaction)

@@ -6,7 +6,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from elemta.config import OnError
-from elemta.policy import CONTINUE, ChainSettings, Decision, Defer, IOutcomeObserver, Quarantine, Reject
+from elemta.policy import CONTINUE, ChainDecision, ChainSettings, Defer, IOutcomeObserver, Quarantine, Reject
 from elemta.policy.asking import NO_OPINION
 
 TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
@@ -32,7 +32,7 @@ def test_a_verdict_that_comes_later_counts_like_one_at_once(stage, scripted, sai
     assert isinstance(decision, Deferred)
     stage.clock.advance(2.5)
     later.asked[0].callback(verdict)
-    assert said(decision) == (NO_OPINION if verdict == CONTINUE else Decision(verdict, "p1"))
+    assert said(decision) == (NO_OPINION if verdict == CONTINUE else ChainDecision(verdict, "p1"))
     assert stage.counted.asked_[0][3] == 2.5
     assert stage.clock.getDelayedCalls() == []
 
@@ -45,14 +45,14 @@ def test_the_next_policy_is_asked_only_when_the_one_before_has_answered(stage, s
     first.asked[0].callback(CONTINUE)
     assert (len(second.asked), len(third.seen)) == (1, 0)
     second.asked[0].callback(CONTINUE)
-    assert said(decision) == Decision(Reject("no"), "p3")
+    assert said(decision) == ChainDecision(Reject("no"), "p3")
 
 
 def test_a_deferred_that_has_fired_already_makes_nobody_wait(stage, scripted):
     client = stage.play(
         scripted(lambda *shown: succeed(CONTINUE)), scripted(lambda *shown: succeed(Reject("no")))
     )
-    assert client.rcpt() == Decision(Reject("no"), "p2")
+    assert client.rcpt() == ChainDecision(Reject("no"), "p2")
     assert stage.clock.getDelayedCalls() == []
 
 
@@ -61,7 +61,7 @@ def test_a_coroutine_that_never_awaits_makes_nobody_wait(stage, scripted):
         return Reject("no")
 
     client = stage.play(scripted(at_once))
-    assert client.rcpt() == Decision(Reject("no"), "p1")
+    assert client.rcpt() == ChainDecision(Reject("no"), "p1")
 
 
 def test_a_coroutine_may_await(stage, scripted, said):
@@ -71,7 +71,7 @@ def test_a_coroutine_may_await(stage, scripted, said):
 
     decision = stage.play(scripted(look_up)).rcpt()
     stage.clock.advance(1.0)
-    assert said(decision) == Decision(Reject("no"), "p1")
+    assert said(decision) == ChainDecision(Reject("no"), "p1")
 
 
 async def raise_late(clock):
@@ -121,14 +121,14 @@ def test_a_late_failure_costs_the_verdict_that_the_operator_chose(
 
 def test_a_deferred_that_failed_already_costs_the_verdict_at_once(stage, scripted):
     client = stage.play(scripted(lambda *shown: fail(RuntimeError("boom"))))
-    assert client.rcpt() == Decision(TROUBLE, "p1")
+    assert client.rcpt() == ChainDecision(TROUBLE, "p1")
 
 
 def test_a_deferred_of_a_deferred_is_waited_for(stage, scripted, said):
     inner = Deferred()
     decision = stage.play(scripted(lambda *shown: succeed(None).addCallback(lambda _: inner))).rcpt()
     inner.callback(Reject("no"))
-    assert said(decision) == Decision(Reject("no"), "p1")
+    assert said(decision) == ChainDecision(Reject("no"), "p1")
 
 
 # Deadlines
@@ -164,7 +164,7 @@ def test_a_policy_that_hangs_costs_its_own_verdict_when_its_time_is_up(stage, sc
     stage.clock.advance(2.9)
     assert not decision.called
     stage.clock.advance(0.1)
-    assert said(decision) == Decision(TROUBLE, "slow")
+    assert said(decision) == ChainDecision(TROUBLE, "slow")
     assert stage.counted.failed_ == [("slow", "rcpt", "timeout")]
     (event,) = stage.events("policy.failed")
     assert (event["policy"], event["kind"], event["seconds"]) == ("slow", "timeout", 3.0)
@@ -177,10 +177,10 @@ def test_while_one_session_waits_for_a_policy_another_goes_on(stage, scripted, s
     client = stage.play(scripted(slow_for_one))
     waiting = client.rcpt("slow")
     for _ in range(100):
-        assert stage.another().rcpt("quick") == Decision(Reject("no"), "p1")
+        assert stage.another().rcpt("quick") == ChainDecision(Reject("no"), "p1")
     assert not waiting.called
     stage.clock.advance(5.0)
-    assert said(waiting) == Decision(TROUBLE, "p1")
+    assert said(waiting) == ChainDecision(TROUBLE, "p1")
 
 
 def test_each_policy_has_its_own_deadline(stage, scripted, said):
@@ -194,7 +194,7 @@ def test_each_policy_has_its_own_deadline(stage, scripted, said):
     assert len(second.asked) == 1
     stage.clock.advance(1.9)
     second.asked[0].callback(Reject("no"))
-    assert said(decision) == Decision(Reject("no"), "two")
+    assert said(decision) == ChainDecision(Reject("no"), "two")
 
 
 def test_a_timed_out_call_is_cancelled_and_its_late_answer_changes_nothing(stage, scripted, said):
@@ -205,7 +205,7 @@ def test_a_timed_out_call_is_cancelled_and_its_late_answer_changes_nothing(stage
     stage.clock.advance(1.0)
     assert cancelled == later.asked
     assert said(decision).verdict == TROUBLE
-    assert stage.events("policy.late") == []
+    assert stage.events("policy.answered_late") == []
 
 
 def test_an_answer_after_the_deadline_is_dropped_and_logged_once(stage, scripted, said):
@@ -224,7 +224,7 @@ def test_an_answer_after_the_deadline_is_dropped_and_logged_once(stage, scripted
     stage.clock.advance(1.0)
     assert said(decision) == NO_OPINION
     gate.callback(None)
-    (event,) = stage.events("policy.late")
+    (event,) = stage.events("policy.answered_late")
     assert (event["policy"], event["stage"], event["failed"]) == ("p1", "rcpt", True)
     assert client.transaction.added_headers == []
     assert stage.counted.asked_ == []
@@ -270,7 +270,7 @@ def test_the_unanswered_calls_of_one_policy_are_bounded(stage, scripted):
     stage.play(scripted(later), terms=ChainSettings(max_outstanding=3))
     decisions = [stage.another(ip=f"192.0.{number}.1").rcpt() for number in range(5)]
     assert len(later.asked) == 3
-    assert decisions[3] == decisions[4] == Decision(TROUBLE, "p1")
+    assert decisions[3] == decisions[4] == ChainDecision(TROUBLE, "p1")
     assert stage.counted.failed_ == [("p1", "rcpt", "busy")] * 2
     assert len(stage.events("policy.busy")) == 1
     later.asked[0].callback(CONTINUE)
@@ -282,8 +282,8 @@ def test_calls_that_never_end_count_as_unanswered_after_their_deadline(stage, sc
     stage.play(scripted(ignore_cancelling), terms=ChainSettings(max_outstanding=2, failures=100))
     first, second = stage.another().rcpt(), stage.another(ip="192.0.3.1").rcpt()
     stage.clock.advance(5.0)
-    assert said(first) == said(second) == Decision(TROUBLE, "p1")
-    assert stage.another(ip="192.0.4.1").rcpt() == Decision(TROUBLE, "p1")
+    assert said(first) == said(second) == ChainDecision(TROUBLE, "p1")
+    assert stage.another(ip="192.0.4.1").rcpt() == ChainDecision(TROUBLE, "p1")
     assert stage.counted.failed_[-1] == ("p1", "rcpt", "busy")
 
 

@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
 from elemta.config import OnError
-from elemta.policy import CONTINUE, ChainSettings, Decision, Defer, Reject
-from elemta.policy.breaker import Breaker, CallParties
+from elemta.policy import CONTINUE, ChainDecision, ChainSettings, Defer, Reject
+from elemta.policy.breaker import CallParties, PolicyBreaker
 
 TROUBLE = Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
 TIMEOUT = 5.0
@@ -79,12 +79,12 @@ class _Asked:
     """What became of one session's HELO."""
 
     def __init__(self, traffic: Traffic, ip: str, helo: str) -> None:
-        self.decision: Decision | None = None
+        self.decision: ChainDecision | None = None
         self.seconds = 0.0
         began = traffic.clock.seconds()
         decision = traffic.stage.another(ip=ip, helo=helo).helo()
 
-        def decided(decision: Decision) -> None:
+        def decided(decision: ChainDecision) -> None:
             self.decision = decision
             self.seconds = traffic.clock.seconds() - began
 
@@ -234,7 +234,7 @@ def test_an_open_breaker_is_no_way_around_a_policy(stage: Any, scripted: Any) ->
         network(1), lambda clock: deferLater(clock, 0.3, lambda: Reject("spam")), "s.example"
     )
     traffic.pass_time(1)
-    assert spam.decision == Decision(Reject("spam"), "p1")
+    assert spam.decision == ChainDecision(Reject("spam"), "p1")
 
 
 def test_a_slow_answer_that_is_usual_is_waited_for_with_an_open_breaker_too(traffic: Traffic) -> None:
@@ -282,7 +282,7 @@ def test_the_breaker_of_one_policy_is_none_of_anothers_business(stage: Any, scri
     client = stage.play(hanging, ("relay", scripted(Reject("no")), {}), terms=ChainSettings(failures=1))
     waiting = client.rcpt()
     stage.clock.advance(5.0)
-    assert said(waiting) == Decision(Reject("no"), "relay")
+    assert said(waiting) == ChainDecision(Reject("no"), "relay")
 
 
 # The breaker by itself
@@ -294,7 +294,7 @@ def test_what_one_party_has_in_common_opens_nothing_for_those_without_it(kind: s
         others = {"helo": f"h{number}", "sender_domain": f"s{number}", "recipient_domain": f"r{number}"}
         return CallParties(network(number), **{**others, kind: value})
 
-    breaker = Breaker(TIMEOUT)
+    breaker = PolicyBreaker(TIMEOUT)
     for number in range(3):
         breaker.succeeded(cause(number, f"good{number}"), 0.1, float(number))
     assert not any(breaker.failed(cause(number, "dead"), 100.0 + number) for number in range(10, 100))
@@ -303,7 +303,7 @@ def test_what_one_party_has_in_common_opens_nothing_for_those_without_it(kind: s
 
 
 def test_a_site_with_one_domain_of_recipients_notices_a_lost_backend() -> None:
-    breaker = Breaker(TIMEOUT)
+    breaker = PolicyBreaker(TIMEOUT)
     for number in range(10):
         breaker.succeeded(CallParties(network(number), "h", "s", "example.com"), 0.1, float(number))
     opened = [
@@ -316,7 +316,7 @@ def test_a_site_with_one_domain_of_recipients_notices_a_lost_backend() -> None:
 
 
 def test_what_a_breaker_remembers_is_bounded() -> None:
-    breaker = Breaker(TIMEOUT)
+    breaker = PolicyBreaker(TIMEOUT)
     for number in range(2000):
         breaker.failed(CallParties(network(number)), float(number))
         breaker.succeeded(CallParties(network(number + 3000)), 0.1, number + 0.5)

@@ -11,8 +11,8 @@ from elemta.config import Mode, OnError
 from elemta.policy import (
     CONTINUE,
     Accept,
+    ChainDecision,
     Continue,
-    Decision,
     Defer,
     Disconnect,
     IRcptPolicy,
@@ -58,27 +58,27 @@ def test_a_policy_is_asked_at_no_other_stage_than_it_provides(stage):
     client = stage.play(OnlyRcpt())
     assert [each for each in Stage if stage.chain.asks(each)] == [Stage.RCPT]
     assert client.mail() == NO_OPINION
-    assert client.rcpt() == Decision(Reject("no"), "p1")
+    assert client.rcpt() == ChainDecision(Reject("no"), "p1")
 
 
 @pytest.mark.parametrize("verdict", [Accept(), Defer("later"), Reject("no"), Disconnect("bye")])
 def test_the_first_decisive_verdict_in_the_configured_order_wins(stage, scripted, verdict):
     before, decisive, after = scripted(), scripted(verdict), scripted(Reject("never asked"))
     client = stage.play(before, decisive, after)
-    assert client.rcpt() == Decision(verdict, "p2")
+    assert client.rcpt() == ChainDecision(verdict, "p2")
     assert (len(before.seen), len(decisive.seen), len(after.seen)) == (1, 1, 0)
 
 
 def test_an_equal_continue_is_no_opinion_too(stage, scripted):
     client = stage.play(scripted(Continue()), scripted(Reject("no")))
-    assert client.rcpt() == Decision(Reject("no"), "p2")
+    assert client.rcpt() == ChainDecision(Reject("no"), "p2")
 
 
 def test_answers_at_once_make_no_deferred(stage, scripted, monkeypatch):
     made = []
     monkeypatch.setattr(Deferred, "__init__", lambda self, *args, **named: made.append(self))
     client = stage.play(scripted(), scripted(), scripted(Reject("no")))
-    assert client.rcpt() == Decision(Reject("no"), "p3")
+    assert client.rcpt() == ChainDecision(Reject("no"), "p3")
     assert made == []
 
 
@@ -195,7 +195,7 @@ def test_on_error_accept_is_no_opinion_so_that_the_next_policy_still_decides(sta
     client = stage.play(
         ("broken", scripted(boom), {"on_error": OnError.ACCEPT}), ("relay", scripted(Reject("no")), {})
     )
-    assert client.rcpt() == Decision(Reject("no"), "relay")
+    assert client.rcpt() == ChainDecision(Reject("no"), "relay")
 
 
 def test_local_trouble_before_the_greeting_is_a_421(stage, scripted):
@@ -227,7 +227,7 @@ def test_input_that_makes_a_policy_raise_never_switches_it_off_for_others(stage,
     client = stage.play(policy)
     for _ in range(50):
         assert client.rcpt("poison").verdict.code == 451
-    assert stage.another().rcpt("someone") == Decision(Reject("no"), "p1")
+    assert stage.another().rcpt("someone") == ChainDecision(Reject("no"), "p1")
 
 
 def test_of_many_failures_in_a_row_one_in_ten_seconds_has_its_traceback_in_the_log(stage, scripted):
@@ -328,7 +328,7 @@ def test_a_quarantine_marks_and_the_policies_after_it_are_asked(stage, scripted,
     client = stage.play(scripted(held), after)
     decision = client.rcpt()
     stage.clock.advance(1.0)
-    assert said(decision) == Decision(Quarantine("odd"), "p1")
+    assert said(decision) == ChainDecision(Quarantine("odd"), "p1")
     assert len(after.seen) == 1
     assert client.talk.hold_reason(client.transaction) == "odd"
 
@@ -336,14 +336,14 @@ def test_a_quarantine_marks_and_the_policies_after_it_are_asked(stage, scripted,
 @pytest.mark.parametrize("refusal", [Defer("later"), Reject("no"), Disconnect("bye")])
 def test_a_refusal_after_a_quarantine_wins_and_what_it_refused_holds_nothing(stage, scripted, refusal):
     client = stage.play(scripted(Quarantine("odd")), scripted(refusal))
-    assert client.rcpt() == Decision(refusal, "p2")
+    assert client.rcpt() == ChainDecision(refusal, "p2")
     assert client.talk.hold_reason(client.transaction) is None
 
 
 def test_an_acceptance_after_a_quarantine_ends_the_asking_and_the_message_is_held(stage, scripted):
     last = scripted(Reject("never asked"))
     client = stage.play(scripted(Quarantine("odd")), scripted(Accept()), last)
-    assert client.message() == Decision(Accept(), "p2")
+    assert client.message() == ChainDecision(Accept(), "p2")
     assert last.seen == []
     assert client.talk.hold_reason(client.transaction) == "odd"
 

@@ -11,8 +11,8 @@ from elemta.outcome import Outcome, Status
 from elemta.policy import (
     CONTINUE,
     Accept,
+    ChainDecision,
     ChainSettings,
-    Decision,
     Defer,
     Hold,
     IDeliveryObserver,
@@ -77,7 +77,7 @@ def ask(stage, *policies, terms=None, envelope=ENVELOPE, **common):
 @pytest.mark.parametrize("choice", [RouteTo("smtp://mail.example.net:25"), RouteTo("mx:"), Hold("by hand")])
 def test_the_first_policy_with_an_opinion_decides(stage, choice):
     third = Router(RouteTo("hold:"))
-    assert ask(stage, Router(CONTINUE), Router(choice), third) == Decision(choice, "p2")
+    assert ask(stage, Router(CONTINUE), Router(choice), third) == ChainDecision(choice, "p2")
     assert third.seen == []
     assert [(name, where, verdict) for name, where, verdict, _ in stage.counted.asked_] == [
         ("p1", "route", "continue"),
@@ -111,7 +111,7 @@ def test_an_answer_that_comes_later_counts_like_one_at_once(stage, said):
     assert isinstance(decision, Deferred)
     stage.clock.advance(1.5)
     later.callback(CONTINUE)
-    assert said(decision) == Decision(Hold("second"), "p2")
+    assert said(decision) == ChainDecision(Hold("second"), "p2")
     assert stage.counted.asked_[0][3] == 1.5
     assert stage.clock.getDelayedCalls() == []
 
@@ -120,15 +120,15 @@ def test_a_coroutine_may_answer(stage):
     async def at_once():
         return RouteTo("mx:")
 
-    assert ask(stage, Router(at_once)) == Decision(RouteTo("mx:"), "p1")
+    assert ask(stage, Router(at_once)) == ChainDecision(RouteTo("mx:"), "p1")
 
 
 @pytest.mark.parametrize(
     ("on_error", "cost"),
     [
         (OnError.ACCEPT, NO_OPINION),
-        (OnError.DEFER, Decision(TROUBLE, "p1")),
-        (OnError.REJECT, Decision(Hold("the policy p1 failed"), "p1")),
+        (OnError.DEFER, ChainDecision(TROUBLE, "p1")),
+        (OnError.REJECT, ChainDecision(Hold("the policy p1 failed"), "p1")),
     ],
 )
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_policy_that_does_not_answer_in_time_costs_its_own_opinion(stage, said
     stage.clock.advance(1.9)
     assert not decision.called
     stage.clock.advance(0.2)
-    assert said(decision) == Decision(TROUBLE, "p1")
+    assert said(decision) == ChainDecision(TROUBLE, "p1")
     assert cancelled == [never]
     assert stage.counted.failed_ == [("p1", "route", "timeout")]
 
@@ -172,7 +172,7 @@ def test_a_policy_that_answers_nobody_on_the_way_out_is_waited_for_shortly(stage
         stage.clock.advance(10.0)
     decision = ask(stage)
     stage.clock.advance(2.0)
-    assert said(decision) == Decision(TROUBLE, "p1")
+    assert said(decision) == ChainDecision(TROUBLE, "p1")
     assert stage.counted.failed_[-1] == ("p1", "route", "open")
 
 
@@ -180,7 +180,7 @@ def test_unanswered_questions_are_bounded(stage):
     router = Router(Deferred)
     stage.play(router, terms=ChainSettings(max_outstanding=2))
     assert isinstance(ask(stage), Deferred)
-    assert ask(stage) == Decision(TROUBLE, "p1")
+    assert ask(stage) == ChainDecision(TROUBLE, "p1")
     assert len(router.seen) == 1
 
 
@@ -193,7 +193,7 @@ def test_an_observed_policy_is_asked_and_changes_nothing(stage):
 def test_a_policy_is_asked_only_about_mail_of_its_listeners(stage):
     router = Router(Hold("by hand"))
     assert ask(stage, router, listeners=("mx",)) == NO_OPINION
-    assert ask(stage, router, listeners=("mx", "submission")) == Decision(Hold("by hand"), "p1")
+    assert ask(stage, router, listeners=("mx", "submission")) == ChainDecision(Hold("by hand"), "p1")
     assert len(router.seen) == 1
 
 
@@ -209,7 +209,7 @@ def test_a_question_that_is_given_up_is_neither_success_nor_failure(stage):
 @pytest.mark.parametrize("verdict", [RouteTo("mx:"), Hold("by hand")])
 def test_a_choice_of_routes_is_invalid_in_a_session(stage, scripted, verdict):
     client = stage.play(scripted(verdict))
-    assert client.rcpt() == Decision(TROUBLE, "p1")
+    assert client.rcpt() == ChainDecision(TROUBLE, "p1")
     assert stage.counted.failed_ == [("p1", "rcpt", "invalid")]
 
 

@@ -4,7 +4,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
-from elemta.policy import ChainSettings, Decision, IOutcomeObserver, IRcptPolicy, Reject
+from elemta.policy import ChainDecision, ChainSettings, IOutcomeObserver, IRcptPolicy, Reject
 from elemta.policy.asking import NO_OPINION
 
 
@@ -141,6 +141,6 @@ def test_an_observer_is_told_of_its_listeners_only(stage):
 
 def test_one_that_only_observes_is_never_asked(stage, scripted):
     client = stage.play(Watcher(), scripted(Reject("no")))
-    assert client.rcpt() == Decision(Reject("no"), "p2")
+    assert client.rcpt() == ChainDecision(Reject("no"), "p2")
     assert client.begin()
     assert stage.play(Watcher()).rcpt() == NO_OPINION

@@ -11,7 +11,7 @@ from zope.interface import implementer
 from elemta.policy import (
     CONTINUE,
     Accept,
-    Decision,
+    ChainDecision,
     Defer,
     ILoginObserver,
     ILoginPolicy,
@@ -40,7 +40,7 @@ class Guard:
 def test_policies_are_asked_in_their_order_until_one_decides(stage: Any) -> None:
     first, second, third = Guard(), Guard(Reject("no", 535, "5.7.8")), Guard()
     client = stage.play(first, second, third)
-    assert client.talk.ask_login("anna") == Decision(Reject("no", 535, "5.7.8"), "p2")
+    assert client.talk.ask_login("anna") == ChainDecision(Reject("no", 535, "5.7.8"), "p2")
     assert first.seen == second.seen == [("login", None, "anna")]
     assert third.seen == []
 
@@ -76,7 +76,7 @@ def test_a_failing_policy_defers_the_login_with_454(stage: Any, answer: Any, kin
     """RFC 4954 §6: 454 is a temporary authentication failure."""
     client = stage.play(Guard(answer), timeout=5.0)
     asked = client.talk.ask_login("anna")
-    decided: list[Decision] = []
+    decided: list[ChainDecision] = []
     if isinstance(asked, Deferred):
         asked.addCallback(decided.append)
         stage.clock.advance(5)

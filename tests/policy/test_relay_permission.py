@@ -21,7 +21,7 @@ from elemta.policies.relay import RelayPlugin
 from elemta.policy import (
     CONTINUE,
     Accept,
-    Decision,
+    ChainDecision,
     Defer,
     Disconnect,
     IAuthPolicy,
@@ -51,7 +51,7 @@ from elemta.smtp.events import (
 )
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 
-DENIED = Decision(Reject("Relay access denied", code=554, enhanced="5.7.1"), "may_relay")
+DENIED = ChainDecision(Reject("Relay access denied", code=554, enhanced="5.7.1"), "may_relay")
 DOMAINS = Domains(frozenset({"example.com"}), relay_from=(ip_network("10.0.0.0/8"),))
 STAGES = ("connect", "helo", "auth", "mail", "rcpt", "data", "message")
 
@@ -169,14 +169,14 @@ class Conversed:
         self.talk = chain.open(self.facts)
         self.transaction = TransactionInfo(Address("sender", "example.net"), MailParameters())
 
-    def ask(self, question: Any, message: Any = None) -> Decision:
+    def ask(self, question: Any, message: Any = None) -> ChainDecision:
         decision = self.talk.ask(question, message)
         if isinstance(decision, Deferred):
             results: list[Any] = []
             decision.addBoth(results.append)
             self.clock.pump([1.0] * 40)
             (decision,) = results
-        assert isinstance(decision, Decision)
+        assert isinstance(decision, ChainDecision)
         return decision
 
     def lead(self, recipients: list[Address]) -> None:
@@ -236,7 +236,7 @@ def verdict_at_rcpt(verdict: str, manner: str = "at once") -> Any:
 
 def decide(
     *policies: tuple[str, str], granting: str = "relay", domain: str = "example.org", **facts: Any
-) -> Decision:
+) -> ChainDecision:
     """What a chain of such policies decides about a recipient in this domain."""
     drawn = [(verdict_at_rcpt(verdict), PolicyCommon()) for _, verdict in policies]
     session = Conversed([name for name, _ in policies], drawn, {granting}, **facts)
@@ -257,15 +257,17 @@ def test_no_verdict_of_a_policy_that_may_not_grant_relaying_does(verdict: str) -
 
 def test_an_acceptance_leaves_the_question_of_relaying_to_those_that_may_grant_it() -> None:
     granted = decide(("a", "accept"), ("b", "reject"), ("c", "accept"), granting="c")
-    assert granted == Decision(Accept(), "c")
+    assert granted == ChainDecision(Accept(), "c")
     refused = decide(("a", "accept"), ("b", "accept"), ("c", "defer"), granting="c")
-    assert refused == Decision(Defer("later"), "c")
+    assert refused == ChainDecision(Defer("later"), "c")
     assert decide(("a", "accept"), ("b", "reject"), ("c", "continue"), granting="c") == DENIED
-    assert decide(("a", "accept"), ("c", "continue"), granting="c", user="jane") == Decision(Accept(), "a")
+    assert decide(("a", "accept"), ("c", "continue"), granting="c", user="jane") == ChainDecision(
+        Accept(), "a"
+    )
 
 
 def test_an_acceptance_settles_a_recipient_that_is_not_relayed_to() -> None:
-    assert decide(("a", "accept"), ("c", "reject"), granting="c", domain="example.com") == Decision(
+    assert decide(("a", "accept"), ("c", "reject"), granting="c", domain="example.com") == ChainDecision(
         Accept(), "a"
     )
 
@@ -311,7 +313,7 @@ def _add(
     user: str | None = None,
     ip: str = "192.0.2.1",
     mode: Mode = Mode.ENFORCE,
-) -> tuple[Adds, list[str], Decision]:
+) -> tuple[Adds, list[str], ChainDecision]:
     clock = Clock()
     adds = Adds(wanted)
     loaded = LoadedPolicy(policy, adds, PolicyCommon(mode=mode))
@@ -320,7 +322,7 @@ def _add(
     transaction = TransactionInfo(Address("a", "b.example"), MailParameters())
     transaction.recipients.append(Recipient(Address("first", "example.com")))
     decision = chain.open(facts).ask(DataQuestion(facts, transaction))
-    assert isinstance(decision, Decision)
+    assert isinstance(decision, ChainDecision)
     return adds, [str(each) for each in transaction.recipients[1:]], decision
 
 
