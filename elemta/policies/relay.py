@@ -28,7 +28,7 @@ NO_MAILBOX = Reject("No such mailbox", code=550, enhanced="5.1.1")
 
 
 @implementer(IRcptPolicy)
-class Relay:
+class RelayPolicy:
     """Asks of each recipient whether it is ours, and if not, whether the client may send anywhere."""
 
     def __init__(self, domains: Domains) -> None:
@@ -51,5 +51,5 @@ class RelayPlugin:
     name = "relay"
     options = NoOptions
 
-    def build(self, options: NoOptions, services: Services) -> Relay:  # noqa: ARG002
-        return Relay(services.domains)
+    def build(self, options: NoOptions, services: Services) -> RelayPolicy:  # noqa: ARG002
+        return RelayPolicy(services.domains)
