@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from elemta.limits.window import SUB_BUCKETS, Bound, Counter
+from elemta.limits.window import SUB_BUCKETS, Bound, WindowCounter
 
 PHASES = 120
 TICKS_PER_LIMIT = 2  # moments in a window at which it is tried, as a multiple of the limit
@@ -26,7 +26,7 @@ class Model:
     """Elemta's own, the reference model of ``elemta.limits``."""
 
     def __init__(self, bound: Bound) -> None:
-        self._counter = Counter((bound,))
+        self._counter = WindowCounter((bound,))
 
     def admit(self, now: int) -> bool:
         if self._counter.earliest(now, 1) != now:

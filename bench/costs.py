@@ -24,7 +24,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.task import deferLater, react
 from valkeys import ValkeyServer, Word, valkey
 
-from elemta.limits.store import Request, Terms
+from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 
@@ -36,9 +36,9 @@ SINGLE = 6_000
 BATCHES = 400
 ROUNDS = 5
 SECONDS = 1.0
-IP = Terms("ip", (Bound.of(10_000_000, 60_000_000),))
-LEASE = Terms("connections-per-ip", leases=1000)
-SENDER = Terms("mail-per-sender", (Bound.of(10_000_000, 60_000_000),))
+IP = LimitSpec("ip", (Bound.of(10_000_000, 60_000_000),))
+LEASE = LimitSpec("connections-per-ip", leases=1000)
+SENDER = LimitSpec("mail-per-sender", (Bound.of(10_000_000, 60_000_000),))
 Calls = list[tuple[Any, list[Word]]]
 
 
@@ -85,7 +85,7 @@ async def _recorded(reactor: Any, server: ValkeyServer, each: int, times: int) -
             await gatherResults([store.acquire([Request(SENDER, f"{client}@x")]) for client in clients])
             wanted = len(calls) + 1
             for answer in answers:
-                store.release([receipt for receipt in answer.receipts if receipt.request.terms is LEASE])
+                store.release([receipt for receipt in answer.receipts if receipt.request.spec is LEASE])
             late = time.monotonic() + PATIENCE
             while len(calls) < wanted:
                 if time.monotonic() > late:

@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from valkeys import ValkeyServer
 
 from elemta.config.valkey_url import parse_valkey_url
-from elemta.limits.cluster import ClusterStore
+from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.valkey import Trouble, Unobserved, Valkey
@@ -52,11 +52,11 @@ async def remote(reactor: Any, server: ValkeyServer, node: str) -> AsyncIterator
 
 
 @asynccontextmanager
-async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[ClusterStore, Valkey]]:
+async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[FailoverStore, Valkey]]:
     """The store as a daemon has it, and its connection."""
     async with connected(reactor, server) as valkey:
         shared = ValkeyStore(valkey, prefix=PREFIX, node_id=NODE, reactor=reactor)
-        counted = ClusterStore(reactor, valkey, shared, MemoryStore(), nodes=OneNode())
+        counted = FailoverStore(reactor, valkey, shared, MemoryStore(), nodes=OneNode())
         counted.start()
         try:
             if not await counted.joined(PATIENCE):

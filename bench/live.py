@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 from valkeys import ValkeyServer
 
-from elemta.limits.store import Answer, Request, Terms
+from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.window import Bound
 
 NODES = 3
@@ -59,7 +59,7 @@ class Attacker:
         tries = [random.choice(self._stores).acquire([self._request]) for _ in range(TOGETHER)]
         refused = 0
         for answer in await gatherResults(tries, consumeErrors=True):
-            assert isinstance(answer, Answer)
+            assert isinstance(answer, Decision)
             self.times += [receipt.at for receipt in answer.receipts]
             refused += not answer.granted
         self.refused += refused
@@ -73,7 +73,7 @@ async def attacked(reactor: Any, server: ValkeyServer) -> AsyncIterator[Attacked
             for number in range(NODES)
         ]
         for words, limit in KINDS:
-            terms = Terms(f"{words[:3]}-{limit}", (Bound.of(limit, WINDOW),))
+            terms = LimitSpec(f"{words[:3]}-{limit}", (Bound.of(limit, WINDOW),))
             attackers = [Attacker(stores, Request(terms, f"192.0.2.{n}")) for n in range(IDENTITIES)]
             step = WINDOW / 1e6 / IDENTITIES
             await gatherResults(
@@ -95,17 +95,17 @@ async def fill(reactor: Any, server: ValkeyServer, weigh: Callable[[str, str], N
     """Keys as Elemta writes them, to be weighed while they are there."""
     async with remote(reactor, server, "node") as store:
         for entries in (1, 10, 128):
-            log = Terms(f"log-{entries}", (Bound.of(128, 60_000_000),))
+            log = LimitSpec(f"log-{entries}", (Bound.of(128, 60_000_000),))
             for _ in range(entries):
                 await store.acquire([Request(log, "192.0.2.1")])
             weigh(
                 f"{PREFIX}{log.name}:192.0.2.1",
                 f"exact log, {entries} {'entry' if entries == 1 else 'entries'}",
             )
-        lease = Terms("lease", leases=50)
+        lease = LimitSpec("lease", leases=50)
         await store.acquire([Request(lease, "192.0.2.1")])
         weigh(f"{PREFIX}lease:192.0.2.1", "one open connection")
-        buckets = Terms("buckets", (Bound.of(1000, FILLED),))
+        buckets = LimitSpec("buckets", (Bound.of(1000, FILLED),))
         await store.acquire([Request(buckets, "192.0.2.1")])
         weigh(f"{PREFIX}buckets:192.0.2.1~", "one sub-bucket")
         until = time.monotonic() + FILLED / 1e6

@@ -23,12 +23,11 @@ from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
 from elemta.errors import StoreUnavailable
 from elemta.limits import ILimitStore, MemoryStore
-from elemta.limits.breaker import BreakerState
-from elemta.limits.cluster import ClusterStore
+from elemta.limits.failover import BreakerState, CountingMode
+from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
-from elemta.limits.refusals import Refused
+from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
-from elemta.limits.switch import CountingMode
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.ops.metrics import Metrics
@@ -60,7 +59,7 @@ class LocalNode(Protocol):
     def queued(self) -> int:
         """Messages in the queue, as of the last few seconds."""
 
-    def refused(self) -> Sequence[Refused]:
+    def refused(self) -> Sequence[RememberedRefusal]:
         """The identities that this node refuses from memory."""
 
     def forget(self, limit: str, identity: str) -> None:
@@ -177,7 +176,7 @@ class ClusterMembership:
             about=About(__version__, server.hostname, endpoints(config), now()),
             state=self._state,
         )
-        self.store = ClusterStore(
+        self.store = FailoverStore(
             reactor, self._valkey, self._remote, MemoryStore(), nodes=self._nodes, observer=metrics.mode
         )
         self._renewals = LoopingCall(self._renew)
@@ -241,9 +240,9 @@ class ClusterMembership:
         ]
 
     async def announce_reset(self, request: Request) -> None:
-        if not request.terms.cluster:
+        if not request.spec.cluster:
             # Of the others the store itself tells.
-            await self._nodes.announce_reset(request.terms.name, request.identity)
+            await self._nodes.announce_reset(request.spec.name, request.identity)
 
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         return SpoolLease(

@@ -13,8 +13,8 @@ from elemta.daemon.components import Components
 from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits import Rule
-from elemta.limits.naming import requests_for
-from elemta.limits.store import Fill, Ranking, Request
+from elemta.limits.lookup import requests_for
+from elemta.limits.store import Ranking, Request, Usage
 from elemta.ops.limit_operations import BoundFill, LimitFill, LimitListing, LimitReset, LimitTerms
 
 T = TypeVar("T")
@@ -41,8 +41,8 @@ class LimitService:
         rules = [rule for rule in self._rules if limit is None or rule.name == limit]
         if limit is not None and not rules:
             raise KeyError(limit)
-        rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.terms, count)) for rule in rules]
-        fills = {fill.request.key: fill for ranking in rankings for fill in ranking.fills}
+        rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.spec, count)) for rule in rules]
+        fills = {fill.request.key: fill for ranking in rankings for fill in ranking.usages}
         refused = await self._refused([rule.name for rule in rules])
         # What another node refuses by itself is in no counter that this one can see.
         missing = self._requests_of(refused, known=fills)
@@ -54,7 +54,7 @@ class LimitService:
     async def show(self, identity: str) -> LimitListing:
         requests = requests_for(self._rules, identity)
         fills = await self._fills(requests)
-        refused = await self._refused([request.terms.name for request in requests])
+        refused = await self._refused([request.spec.name for request in requests])
         shown = [self._shown(fill, refused) for fill in fills]
         return LimitListing(
             tuple(fill for fill in shown if fill.refused_by or any(bound.used for bound in fill.bounds)),
@@ -62,7 +62,7 @@ class LimitService:
             complete=len(fills) == len(requests),
         )
 
-    async def _fills(self, requests: Sequence[Request]) -> Sequence[Fill]:
+    async def _fills(self, requests: Sequence[Request]) -> Sequence[Usage]:
         """How full these are, without those that are unknown while Valkey is away."""
         try:
             return await value_of(self._fleet.store.peek(requests))
@@ -74,9 +74,9 @@ class LimitService:
     async def reset(self, identity: str) -> Sequence[LimitReset]:
         limiter = self._components().limiter
         # Open connections are facts, and stay.
-        requests = [each for each in requests_for(limiter.rules, identity) if each.terms.leases is None]
+        requests = [each for each in requests_for(limiter.rules, identity) if each.spec.leases is None]
         used = {fill.request.key: any(fill.used) for fill in await self._fills(requests)}
-        refused = await self._refused([request.terms.name for request in requests])
+        refused = await self._refused([request.spec.name for request in requests])
         done = []
         trouble: StoreUnavailable | None = None
         for request in requests:
@@ -88,13 +88,13 @@ class LimitService:
                 except StoreUnavailable as error:
                     # This node has forgotten all the same; and so it shall with the others.
                     trouble = error
-            done.append(LimitReset(request.terms.name, request.identity, was_counted))
+            done.append(LimitReset(request.spec.name, request.identity, was_counted))
         if trouble is not None:
             raise trouble
         return done
 
     async def _reset(self, request: Request) -> None:
-        await value_of(self._components().limiter.reset(request.terms.name, request.identity))
+        await value_of(self._components().limiter.reset(request.spec.name, request.identity))
         await self._fleet.announce_reset(request)
 
     @property
@@ -109,17 +109,17 @@ class LimitService:
                 found.setdefault(refusal.key, []).append(refusal)
         return found
 
-    def _requests_of(self, refused: _NodesByKey, known: Mapping[str, Fill]) -> list[Request]:
+    def _requests_of(self, refused: _NodesByKey, known: Mapping[str, Usage]) -> list[Request]:
         by_name = {rule.name: rule for rule in self._rules}
         return [
-            Request(by_name[refusals[0].limit].terms, refusals[0].identity)
+            Request(by_name[refusals[0].limit].spec, refusals[0].identity)
             for key, refusals in refused.items()
             if key not in known
         ]
 
-    def _shown(self, fill: Fill, refused: _NodesByKey) -> LimitFill:
-        terms = fill.request.terms
-        rule = next(rule for rule in self._rules if rule.terms.name == terms.name)
+    def _shown(self, fill: Usage, refused: _NodesByKey) -> LimitFill:
+        terms = fill.request.spec
+        rule = next(rule for rule in self._rules if rule.spec.name == terms.name)
         by = refused.get(fill.request.key, ())
         wait = math.inf if fill.wait is None else fill.wait / _MICROSECONDS
         return LimitFill(
@@ -139,16 +139,16 @@ def _urgency(fill: LimitFill) -> tuple[bool, float]:
 
 
 def _bounds(rule: Rule, used: Sequence[int]) -> tuple[BoundFill, ...]:
-    if rule.terms.leases is not None:
-        return (BoundFill(used[0], rule.terms.leases, None),)
+    if rule.spec.leases is not None:
+        return (BoundFill(used[0], rule.spec.leases, None),)
     return tuple(
         BoundFill(count, bound.limit, bound.window / _MICROSECONDS)
-        for count, bound in zip(used, rule.terms.bounds, strict=True)
+        for count, bound in zip(used, rule.spec.bounds, strict=True)
     )
 
 
 def _terms(rule: Rule) -> LimitTerms:
-    terms = rule.terms
+    terms = rule.spec
     rates = [Rate(bound.limit, bound.window / _MICROSECONDS) for bound in terms.bounds]
     if terms.leases is not None:
         rates = [Rate(terms.leases)]

@@ -27,7 +27,7 @@ from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_caut
 from elemta.daemon.running import RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
-from elemta.limits.refusals import Refused
+from elemta.limits.refusals import RememberedRefusal
 from elemta.net.factory import LOOK_SECONDS
 from elemta.ops.log import LogObserver
 from elemta.ops.notify import Notifier
@@ -247,7 +247,7 @@ class Elemta(Service):
     def sessions(self) -> int:
         return len(self.listeners.registry.connections)
 
-    def refused(self) -> Sequence[Refused]:
+    def refused(self) -> Sequence[RememberedRefusal]:
         return self.components.limiter.refused()
 
     def forget(self, limit: str, identity: str) -> None:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from elemta.config import Counts, Identity
 from elemta.envelope import Client, Envelope, Recipient
-from elemta.limits import Charge, Departure, Limiter, Receipt, RefusalCause
+from elemta.limits import Charge, Limiter, OutboundCharge, Receipt, RefusalCause
 from elemta.limits.identity import IPAddress
 from elemta.limits.store import MaybeLater
 
@@ -71,7 +71,7 @@ class Pace:
     def limiter(self, limiter: Limiter) -> None:
         self._limiter = limiter
         #: Whether there is any limit on the way out.
-        self.counts = any(rule.departs for rule in limiter.rules)
+        self.counts = any(rule.is_outbound for rule in limiter.rules)
 
     def acquire(
         self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
@@ -81,13 +81,13 @@ class Pace:
             return FREE
         client = envelope.client
         return self._ask(
-            Departure(destination, envelope.sender, client.user, tuple(recipients), _ip(client)),
+            OutboundCharge(destination, envelope.sender, client.user, tuple(recipients), _ip(client)),
             Counts.MESSAGES,
         )
 
     def connect(self, destination: str) -> MaybeLater[Go | Wait]:
         """Ask for one connection, before it is made. It counts, idle or not, until :meth:`done`."""
-        return self._ask(Departure(destination), Counts.OPEN_CONNECTIONS)
+        return self._ask(OutboundCharge(destination), Counts.OPEN_CONNECTIONS)
 
     def done(self, go: Go, *, sent: bool = True) -> MaybeLater[None]:
         """A connection is closed, or a transaction is over.
@@ -102,8 +102,8 @@ class Pace:
         refunded = self.limiter.refund(go.receipts)
         return refunded if released is None else released
 
-    def _ask(self, departure: Departure, counts: Counts) -> MaybeLater[Go | Wait]:
-        charge = self.limiter.charge_out(departure, counts)
+    def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeLater[Go | Wait]:
+        charge = self.limiter.charge_outbound(departure, counts)
         if isinstance(charge, Deferred):
             return cast("Deferred[Go | Wait]", charge.addCallback(self._answer, departure.destination))
         return self._answer(charge, departure.destination)

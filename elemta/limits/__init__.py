@@ -6,23 +6,23 @@ from elemta.limits.limiter import (
     LimitObserver,
     LimitRefusal,
     LimitState,
-    NoLimitObserver,
+    NullLimitObserver,
     RefusalCause,
 )
 from elemta.limits.memory import MemoryStore
-from elemta.limits.rules import Departure, Rule, rules_from_config
+from elemta.limits.rules import OutboundCharge, Rule, rules_from_config
 from elemta.limits.store import ILimitStore, Receipt
 
 __all__ = [
     "Charge",
-    "Departure",
     "ILimitStore",
     "LimitObserver",
     "LimitRefusal",
     "LimitState",
     "Limiter",
     "MemoryStore",
-    "NoLimitObserver",
+    "NullLimitObserver",
+    "OutboundCharge",
     "Receipt",
     "RefusalCause",
     "Rule",

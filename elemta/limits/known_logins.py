@@ -13,7 +13,7 @@ from typing import TypeVar
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import StoreUnavailable
 from elemta.limits.identity import IPAddress, ip_identity, joined, name_identity, network_identity
-from elemta.limits.store import Fill, ILimitStore, Request, Terms
+from elemta.limits.store import ILimitStore, LimitSpec, Request, Usage
 from elemta.limits.window import Bound
 
 PERIOD_SECONDS = 15 * 86400
@@ -30,10 +30,10 @@ _MICROSECONDS = 1_000_000
 
 T = TypeVar("T")
 # No limit of a configuration can have this name.
-_TERMS = Terms("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
+_TERMS = LimitSpec("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
 
 
-class Standing(enum.Enum):
+class LoginHistory(enum.Enum):
     """What is known of a user where an attempt to log in comes from."""
 
     STRANGER = "never logged in from this network"
@@ -48,28 +48,28 @@ class KnownLogins:
         self._store = store
         self._now = now
         self._strangers: dict[tuple[str, str], float] = {}
-        self._known: dict[tuple[str, str], tuple[float, Standing]] = {}
+        self._known: dict[tuple[str, str], tuple[float, LoginHistory]] = {}
 
-    def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[Standing]:
+    def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[LoginHistory]:
         """What is known of this user at this address. Unknown where the store can't be asked."""
         return run(self._find_standing(username, ip))
 
-    def _find_standing(self, username: str, ip: IPAddress) -> Steps[Standing]:
+    def _find_standing(self, username: str, ip: IPAddress) -> Steps[LoginHistory]:
         user, network = name_identity(username), network_identity(ip)
         if self._store.seconds() < self._strangers.get((user, network), 0.0):
-            return Standing.STRANGER
-        until, standing = self._known.get((user, ip_identity(ip)), (0.0, Standing.STRANGER))
+            return LoginHistory.STRANGER
+        until, standing = self._known.get((user, ip_identity(ip)), (0.0, LoginHistory.STRANGER))
         if self._store.seconds() < until:
             return standing
         period = self._period()
         at_address = [_request(user, ip_identity(ip), each) for each in (period, period - 1)]
         in_network = [_request(user, network, each) for each in (period, period - 1)]
         try:
-            fills: Sequence[Fill] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
+            fills: Sequence[Usage] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
         except StoreUnavailable:
-            return Standing.STRANGER
+            return LoginHistory.STRANGER
         standing = self._judge(fills, at_address, (user, network))
-        if standing is not Standing.STRANGER:
+        if standing is not LoginHistory.STRANGER:
             _keep(self._known, (user, ip_identity(ip)), (self._store.seconds() + KNOWN_SECONDS, standing))
         return standing
 
@@ -90,12 +90,14 @@ class KnownLogins:
     def _period(self) -> int:
         return int(self._now() // PERIOD_SECONDS)
 
-    def _judge(self, fills: Sequence[Fill], at_address: Sequence[Request], who: tuple[str, str]) -> Standing:
+    def _judge(
+        self, fills: Sequence[Usage], at_address: Sequence[Request], who: tuple[str, str]
+    ) -> LoginHistory:
         known = {fill.request for fill in fills if any(fill.used)}
         if not known:
             _keep(self._strangers, who, self._store.seconds() + STRANGER_SECONDS)
-            return Standing.STRANGER
-        return Standing.KNOWN_NETWORK if known.isdisjoint(at_address) else Standing.KNOWN_ADDRESS
+            return LoginHistory.STRANGER
+        return LoginHistory.KNOWN_NETWORK if known.isdisjoint(at_address) else LoginHistory.KNOWN_ADDRESS
 
 
 def _request(user: str, place: str, period: int) -> Request:

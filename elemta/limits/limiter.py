@@ -14,10 +14,10 @@ from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits.known_logins import KnownLogins, Standing
-from elemta.limits.refusals import Refused, RememberedRefusals
-from elemta.limits.rules import Departure, LoginAttempt, Rule, SessionLike, Subject, TransactionLike
-from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Shortfall, Terms
+from elemta.limits.known_logins import KnownLogins, LoginHistory
+from elemta.limits.refusals import RememberedRefusal, RememberedRefusals
+from elemta.limits.rules import LoginAttempt, OutboundCharge, Rule, SessionLike, Subject, TransactionLike
+from elemta.limits.store import Decision, Denial, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
 from elemta.stage import Stage
 
 _log = Logger()
@@ -32,7 +32,7 @@ _MICROSECONDS = 1_000_000
 _REFUSED = "refused"
 # Outbound mail waits and is never refused.
 _DELAYED = "delayed"
-_WAITS = "waits"
+_WAITS = "throttled"
 
 
 class RefusalCause(enum.Enum):
@@ -84,12 +84,12 @@ class Charge:
     @property
     def of_session(self) -> tuple[Receipt, ...]:
         """The receipts that belong to the connection: never refunded with a transaction."""
-        return tuple(receipt for receipt in self.receipts if receipt.request.terms.of_session)
+        return tuple(receipt for receipt in self.receipts if receipt.request.spec.of_session)
 
     @property
     def of_transaction(self) -> tuple[Receipt, ...]:
         """The receipts that are given back when the transaction comes to nothing."""
-        return tuple(receipt for receipt in self.receipts if not receipt.request.terms.of_session)
+        return tuple(receipt for receipt in self.receipts if not receipt.request.spec.of_session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,13 @@ class LimitObserver(Protocol):
     """Told of every check.
 
     ``outcome`` is ``admitted``, ``refused``, ``delayed`` (refused for now, and will be asked once more),
-    ``observed`` (would have been refused) or ``error``; on the way out ``waits`` in place of ``refused``.
+    ``observed`` (would have been refused) or ``error``; on the way out ``throttled`` in place of ``refused``.
     """
 
     def checked(self, limit: str, outcome: str, seconds: float) -> None: ...
 
 
-class NoLimitObserver:
+class NullLimitObserver:
     """Counts nothing."""
 
     def checked(self, limit: str, outcome: str, seconds: float) -> None:
@@ -144,12 +144,12 @@ class Limiter:
     ) -> None:
         self.rules = tuple(rules)
         self._store = store
-        self._observer = NoLimitObserver() if observer is None else observer
+        self._observer = NullLimitObserver() if observer is None else observer
         self._by_name = {rule.name: rule for rule in rules}
         self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
         self._of_refusals = tuple(rule for rule in rules if rule.counts is Counts.REFUSALS)
-        self._departing = tuple(rule for rule in rules if rule.departs)
+        self._departing = tuple(rule for rule in rules if rule.is_outbound)
         self.known_logins = KnownLogins(store, store.seconds if wall is None else wall)
         self._refusals = RememberedRefusals()
         self._next_log: dict[str, float] = {}
@@ -193,7 +193,7 @@ class Limiter:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
         return self._ask(asked, tuple(covered), _DELAYED if may_delay else _REFUSED)
 
-    def charge_out(self, departure: Departure, counts: Counts) -> MaybeDeferred[Charge]:
+    def charge_outbound(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
 
         ``counts`` are messages, for a transaction, or open connections, for a connection that is to be made.
@@ -201,7 +201,7 @@ class Limiter:
         if not self._departing:
             return _NOTHING
         rules = [rule for rule in self._departing if rule.counts is counts]
-        asked = [request for rule in rules for request in rule.departures(departure)]
+        asked = [request for rule in rules for request in rule.outbound_requests(departure)]
         return self._ask(asked, (), _WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
@@ -221,7 +221,7 @@ class Limiter:
         return run(self._charge_login(session, username)) if self._of_logins else _NOTHING
 
     def _charge_login(self, session: SessionLike, username: str) -> Steps[Charge]:
-        standing: Standing = yield self.known_logins.standing(username, session.client_ip)
+        standing: LoginHistory = yield self.known_logins.standing(username, session.client_ip)
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
         asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
@@ -243,7 +243,7 @@ class Limiter:
         """What the limits of refusals say of a client that asks for something. Charges nothing."""
         subject = Subject(session, transaction)
         asked = [
-            request for rule in self._of_refusals if rule.terms.binding for request in rule.requests(subject)
+            request for rule in self._of_refusals if rule.spec.binding for request in rule.requests(subject)
         ]
         if not asked:
             return None
@@ -253,10 +253,10 @@ class Limiter:
 
     def _look_at_refusals(self, asked: Sequence[Request], began: float) -> Steps[LimitRefusal | None]:
         try:
-            fills: Sequence[Fill] = yield self._store.peek(asked)
+            fills: Sequence[Usage] = yield self._store.peek(asked)
         except StoreUnavailable:
             return self._unavailable(asked, began)
-        full = [Shortfall(fill.request, fill.wait) for fill in fills if fill.wait != 0]
+        full = [Denial(fill.request, fill.wait) for fill in fills if fill.wait != 0]
         if not full:
             return None
         now = self._store.seconds()
@@ -293,20 +293,20 @@ class Limiter:
         return run(self._peek(requests))
 
     def _peek(self, requests: Sequence[Request]) -> Steps[tuple[LimitState, ...]]:
-        fills: Sequence[Fill] = yield self._store.peek(requests)
+        fills: Sequence[Usage] = yield self._store.peek(requests)
         return tuple(map(self._state, fills))
 
     def top(self, limit: str, count: int = 20) -> MaybeDeferred[tuple[LimitState, ...]]:
         """The fullest identities of a limit. KeyError when there is no such limit; else fails as above."""
-        return run(self._top(self._by_name[limit].terms, count))
+        return run(self._top(self._by_name[limit].spec, count))
 
-    def _top(self, terms: Terms, count: int) -> Steps[tuple[LimitState, ...]]:
+    def _top(self, terms: LimitSpec, count: int) -> Steps[tuple[LimitState, ...]]:
         ranking: Ranking = yield self._store.top(terms, count)
-        return tuple(map(self._state, ranking.fills))
+        return tuple(map(self._state, ranking.usages))
 
     def reset(self, limit: str, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
-        terms = self._by_name[limit].terms
+        terms = self._by_name[limit].spec
         self.forget(limit, identity)
         return self._store.reset(terms, identity)
 
@@ -314,7 +314,7 @@ class Limiter:
         """Ask anew about an identity that was refused: a reset on another node reached this one."""
         self._refusals.forget(f"{limit}:{identity}")
 
-    def refused(self, count: int = 100) -> tuple[Refused, ...]:
+    def refused(self, count: int = 100) -> tuple[RememberedRefusal, ...]:
         """The identities that this node refuses now, the latest first."""
         return self._refusals.latest(count, self._store.seconds())
 
@@ -332,31 +332,31 @@ class Limiter:
         self, asked: list[Request], covered: tuple[Request, ...], no: str, began: float
     ) -> Steps[Charge]:
         try:
-            answer: Answer = yield self._store.acquire(asked)
+            answer: Decision = yield self._store.acquire(asked)
         except StoreUnavailable:
             return Charge((), self._unavailable(asked, began), covered)
         return self._charged(covered, began, no, answer)
 
-    def _remembered(self, asked: Sequence[Request], now: float) -> list[Shortfall]:
+    def _remembered(self, asked: Sequence[Request], now: float) -> list[Denial]:
         if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
             # What can never pass is refused permanently, even while less than it is refused for now.
             return []
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
-        return [Shortfall(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
+        return [Denial(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(self, covered: tuple[Request, ...], began: float, no: str, answer: Answer) -> Charge:
+    def _charged(self, covered: tuple[Request, ...], began: float, no: str, answer: Decision) -> Charge:
         if not answer.granted:
-            self._remember(answer.shortfalls)
-            return self._refused(answer.shortfalls, began, no)
+            self._remember(answer.denials)
+            return self._refused(answer.denials, began, no)
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
             self._refusals.forget(receipt.request.key)
-            self._observer.checked(receipt.request.terms.name, "admitted", seconds)
-        for shortfall in answer.shortfalls:
+            self._observer.checked(receipt.request.spec.name, "admitted", seconds)
+        for shortfall in answer.denials:
             self._observe(shortfall, seconds)
         return Charge(answer.receipts, None, covered)
 
-    def _remember(self, shortfalls: Sequence[Shortfall]) -> None:
+    def _remember(self, shortfalls: Sequence[Denial]) -> None:
         now = self._store.seconds()
         for shortfall in shortfalls:
             if shortfall.wait is None:
@@ -366,33 +366,33 @@ class Limiter:
             if shortfall.provisional:
                 # The time when the shared store is back is unknown.
                 self._refusals.remember(request, until, now)
-            elif request.terms.leases is not None:
+            elif request.spec.leases is not None:
                 # When another node closes a connection of theirs is unknown; this one forgets when it does.
                 self._refusals.remember(request, until, min(until, now + LEASE_REMEMBERED))
-            elif not request.terms.of_session:
+            elif not request.spec.of_session:
                 # Attempts that turn out to be good, and messages that come to nothing, on any node.
                 self._refusals.remember(request, until, min(until, now + RETURNABLE_REMEMBERED))
             else:
                 self._refusals.remember(request, until)
 
-    def _refused(self, shortfalls: Sequence[Shortfall], began: float, no: str = _REFUSED) -> Charge:
+    def _refused(self, shortfalls: Sequence[Denial], began: float, no: str = _REFUSED) -> Charge:
         # The one to wait for longest: a client that comes back then finds all of them open.
         longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
         refusal = self._refusal(longest.request, longest.wait)
         outcome = _REFUSED if no == _DELAYED and not refusal.delays else no
         seconds = self._store.seconds() - began
         for shortfall in shortfalls:
-            self._observer.checked(shortfall.request.terms.name, outcome, seconds)
+            self._observer.checked(shortfall.request.spec.name, outcome, seconds)
         return Charge((), refusal)
 
     def _refusal(self, request: Request, wait: int | None) -> LimitRefusal:
-        rule = self._by_name[request.terms.name]
+        rule = self._by_name[request.spec.name]
         cause = RefusalCause.IMPOSSIBLE if wait is None else RefusalCause.EXCEEDED
         return LimitRefusal(rule.name, rule.on_exceed, _seconds(wait), request.identity, rule.counts, cause)
 
-    def _observe(self, shortfall: Shortfall, seconds: float) -> None:
+    def _observe(self, shortfall: Denial, seconds: float) -> None:
         """Tell of what a limit in observe mode would have refused; in the log only now and then."""
-        name = shortfall.request.terms.name
+        name = shortfall.request.spec.name
         self._observer.checked(name, "observed", seconds)
         now = self._store.seconds()
         if now < self._next_log.get(name, -math.inf):
@@ -413,7 +413,7 @@ class Limiter:
         seconds = self._store.seconds() - began
         refusal = None
         for request in requests:
-            rule = self._by_name[request.terms.name]
+            rule = self._by_name[request.spec.name]
             self._observer.checked(rule.name, "error", seconds)
             defers = rule.when_valkey_is_down is WhenValkeyIsDown.DEFER and rule.mode is Mode.ENFORCE
             if defers and refusal is None:
@@ -437,13 +437,13 @@ class Limiter:
             yield how(due)
         except StoreUnavailable as error:
             # A refund that is lost makes a limit stricter until its window ends, and no more.
-            _log.warn("a limit could not be given back", event="limit.refund_lost", reason=str(error))
+            _log.warn("a limit could not be given back", event="limit.refund_failed", reason=str(error))
             return
         for receipt in due:
             self._refusals.forget(receipt.request.key)
 
-    def _state(self, fill: Fill) -> LimitState:
-        terms = fill.request.terms
+    def _state(self, fill: Usage) -> LimitState:
+        terms = fill.request.spec
         allowed = tuple(bound.limit for bound in terms.bounds) if terms.leases is None else (terms.leases,)
         mode = self._by_name[terms.name].mode
         return LimitState(terms.name, mode, fill.request.identity, fill.used, allowed, _seconds(fill.wait))
@@ -454,4 +454,4 @@ def _seconds(wait: int | None) -> float:
 
 
 def _can_never_pass(request: Request) -> bool:
-    return request.amount > 1 and any(request.amount > bound.limit for bound in request.terms.bounds)
+    return request.amount > 1 and any(request.amount > bound.limit for bound in request.spec.bounds)

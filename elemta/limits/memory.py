@@ -16,25 +16,25 @@ from typing import Protocol
 
 from zope.interface import implementer
 
-from elemta.limits.room import Room
+from elemta.limits.counter_table import CounterTable
 from elemta.limits.store import (
     LEASE_SECONDS,
-    Answer,
-    Fill,
+    Decision,
+    Denial,
     ILimitStore,
+    LimitSpec,
     Ranking,
     Receipt,
     Request,
-    Shortfall,
-    Terms,
+    Usage,
 )
-from elemta.limits.window import Counter
+from elemta.limits.window import WindowCounter
 
 MAX_KEYS = 200_000
 _MICROSECONDS = 1_000_000
 
 
-class Clock(Protocol):
+class SecondsClock(Protocol):
     """The part of ``IReactorTime`` that a store reads."""
 
     def seconds(self) -> float: ...
@@ -57,30 +57,30 @@ class MemoryStore:
 
     renewal: float | None = None
 
-    def __init__(self, clock: Clock | None = None, *, max_keys: int = MAX_KEYS) -> None:
+    def __init__(self, clock: SecondsClock | None = None, *, max_keys: int = MAX_KEYS) -> None:
         self._clock = SteadyClock() if clock is None else clock
         self._max_keys = max_keys
-        self._rooms: dict[str, Room] = {}
+        self._tables: dict[str, CounterTable] = {}
 
     def seconds(self) -> float:
         return self._clock.seconds()
 
-    def acquire(self, requests: Sequence[Request]) -> Answer:
+    def acquire(self, requests: Sequence[Request]) -> Decision:
         now = self._now()
         shortfalls = [
-            Shortfall(request, wait)
+            Denial(request, wait)
             for request in requests
-            if request.terms.binding and (wait := self._wait(request, now)) != 0
+            if request.spec.binding and (wait := self._wait(request, now)) != 0
         ]
         if shortfalls:
-            return Answer((), tuple(shortfalls), granted=False)
+            return Decision((), tuple(shortfalls), granted=False)
         receipts = []
         for request in requests:
-            if request.terms.binding or (wait := self._wait(request, now)) == 0:
+            if request.spec.binding or (wait := self._wait(request, now)) == 0:
                 receipts.append(self._charge(request, now))
             else:
-                shortfalls.append(Shortfall(request, wait))
-        return Answer(tuple(receipts), tuple(shortfalls))
+                shortfalls.append(Denial(request, wait))
+        return Decision(tuple(receipts), tuple(shortfalls))
 
     def record(self, request: Request) -> Receipt:
         """Charge what passed elsewhere, whether it would pass here or not.
@@ -92,10 +92,10 @@ class MemoryStore:
     def refund(self, receipts: Sequence[Receipt]) -> None:
         for receipt in receipts:
             origin, request = receipt.origin, receipt.request
-            if receipt.settled or not isinstance(origin, (Room, Counter)):
+            if receipt.settled or not isinstance(origin, (CounterTable, WindowCounter)):
                 continue
             receipt.settled = True
-            if isinstance(origin, Room):
+            if isinstance(origin, CounterTable):
                 origin.refund(request.identity, receipt.at, request.amount)
             else:
                 # A counter that was reset or dropped meanwhile has no identity any more: no harm.
@@ -106,7 +106,7 @@ class MemoryStore:
             if receipt.settled or not receipt.is_lease:
                 continue
             receipt.settled = True
-            leases = self._room(receipt.request.terms).leases
+            leases = self._table(receipt.request.spec).leases
             left = leases.get(receipt.request.identity, 0) - receipt.request.amount
             if left > 0:
                 leases[receipt.request.identity] = left
@@ -116,63 +116,63 @@ class MemoryStore:
     def renew(self) -> None:
         """Nothing: leases in memory can't outlive their node."""
 
-    def peek(self, requests: Sequence[Request]) -> tuple[Fill, ...]:
+    def peek(self, requests: Sequence[Request]) -> tuple[Usage, ...]:
         now = self._now()
-        return tuple(self._fill(request, now) for request in requests)
+        return tuple(self._usage(request, now) for request in requests)
 
-    def reset(self, terms: Terms, identity: str) -> bool:
+    def reset(self, terms: LimitSpec, identity: str) -> bool:
         return self.forget(terms.name, identity)
 
     def forget(self, limit: str, identity: str) -> bool:
         """Like :meth:`reset`, for a caller that knows the limit by its name alone."""
-        room = self._rooms.get(limit)
-        return room is not None and room.forget(identity)
+        table = self._tables.get(limit)
+        return table is not None and table.forget(identity)
 
-    def top(self, terms: Terms, count: int) -> Ranking:
+    def top(self, terms: LimitSpec, count: int) -> Ranking:
         """Looks at every key of the limit, about a microsecond each: for people, not for sessions."""
         now = self._now()
-        room = self._room(terms)
+        table = self._table(terms)
         if terms.leases is None:
-            first = room.fullest(count, now, terms.bounds)
+            first = table.fullest(count, now, terms.bounds)
         else:
-            first = heapq.nlargest(count, room.leases, key=room.leases.__getitem__)
-        fills = [self._fill(Request(terms, identity), now) for identity in first]
+            first = heapq.nlargest(count, table.leases, key=table.leases.__getitem__)
+        fills = [self._usage(Request(terms, identity), now) for identity in first]
         return Ranking(tuple(fill for fill in fills if any(fill.used)))
 
-    def size(self, terms: Terms) -> int:
+    def size(self, terms: LimitSpec) -> int:
         """How many identities of a limit have a count of their own."""
-        return len(self._room(terms))
+        return len(self._table(terms))
 
     def _now(self) -> int:
         return int(self._clock.seconds() * _MICROSECONDS)
 
-    def _room(self, terms: Terms) -> Room:
-        room = self._rooms.get(terms.name)
-        if room is None:
-            room = self._rooms[terms.name] = Room(self._max_keys)
-        return room
+    def _table(self, terms: LimitSpec) -> CounterTable:
+        table = self._tables.get(terms.name)
+        if table is None:
+            table = self._tables[terms.name] = CounterTable(self._max_keys)
+        return table
 
     def _wait(self, request: Request, now: int) -> int | None:
-        terms = request.terms
-        room = self._room(terms)
+        terms = request.spec
+        table = self._table(terms)
         if terms.leases is not None:
             if request.amount > terms.leases:
                 return None
-            fits = room.leases.get(request.identity, 0) + request.amount <= terms.leases
+            fits = table.leases.get(request.identity, 0) + request.amount <= terms.leases
             return 0 if fits else LEASE_SECONDS * _MICROSECONDS
-        passes = room.earliest(request, now)
+        passes = table.earliest(request, now)
         return None if passes is None else passes - now
 
     def _charge(self, request: Request, now: int, *, newest: bool = False) -> Receipt:
-        room = self._room(request.terms)
-        if request.terms.leases is not None:
-            room.leases[request.identity] = room.leases.get(request.identity, 0) + request.amount
+        table = self._table(request.spec)
+        if request.spec.leases is not None:
+            table.leases[request.identity] = table.leases.get(request.identity, 0) + request.amount
             return Receipt(request, now)
-        return Receipt(request, now, room.charge(request, now, newest=newest))
+        return Receipt(request, now, table.charge(request, now, newest=newest))
 
-    def _fill(self, request: Request, now: int) -> Fill:
-        room = self._room(request.terms)
+    def _usage(self, request: Request, now: int) -> Usage:
+        table = self._table(request.spec)
         wait = self._wait(request, now)
-        if request.terms.leases is not None:
-            return Fill(request, (room.leases.get(request.identity, 0),), wait)
-        return Fill(request, room.used(request, now), wait)
+        if request.spec.leases is not None:
+            return Usage(request, (table.leases.get(request.identity, 0),), wait)
+        return Usage(request, table.used(request, now), wait)

@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.refusals import Refused
+from elemta.limits.refusals import RememberedRefusal
 from elemta.valkey import Script
 
 _log = Logger()
@@ -49,7 +49,7 @@ _LEAVE = Script.of_package("elemta.limits", "scripts/leave.lua")
 _MICROSECONDS = 1_000_000
 
 
-class ValkeyLike(Protocol):
+class ValkeyCommands(Protocol):
     """The part of :class:`elemta.valkey.Valkey` that is used."""
 
     clustered: bool
@@ -90,7 +90,7 @@ class NodeState:
     sessions: int = 0
     queue: int = 0
     mode: str = ""
-    refused: tuple[Refused, ...] = ()
+    refused: tuple[RememberedRefusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Nodes:
     def __init__(
         self,
         clock: IReactorTime,
-        valkey: ValkeyLike,
+        valkey: ValkeyCommands,
         *,
         prefix: str,
         node_id: str,
@@ -134,9 +134,9 @@ class Nodes:
         self._written = False
         self._next_duplicate_log = 0.0
         self._settled_at = 0.0
-        self._beats = LoopingCall(self._beat)
-        self._beats.clock = clock
-        self._beating: Deferred[None] | None = None
+        self._heartbeats = LoopingCall(self._heartbeat)
+        self._heartbeats.clock = clock
+        self._heartbeat_due: Deferred[None] | None = None
 
     @property
     def live(self) -> int:
@@ -146,14 +146,14 @@ class Nodes:
     def start(self) -> None:
         """Tell of this node from now on, as soon as there is a connection."""
         self._valkey.on_change(self._link_changed)
-        self._beats.start(HEARTBEAT)
+        self._heartbeats.start(HEARTBEAT)
 
     async def stop(self) -> None:
         """Tell the others that this node is gone, so that their shares grow at once."""
-        if self._beats.running:
-            self._beats.stop()
-        if self._beating is not None:
-            self._beating.cancel()
+        if self._heartbeats.running:
+            self._heartbeats.stop()
+        if self._heartbeat_due is not None:
+            self._heartbeat_due.cancel()
         try:
             await self._valkey.command(
                 "ZREM", self._key("nodes"), self._member, key=self._key("nodes"), deadline=_DEADLINE
@@ -195,22 +195,22 @@ class Nodes:
     # Signs of life
 
     def _link_changed(self, up: bool) -> None:
-        if up and self._beats.running:
+        if up and self._heartbeats.running:
             if self._written:
                 self._settled_at = self._clock.seconds() + TIME_TO_LIVE
-            self._beats.reset()
-            self._beat()
+            self._heartbeats.reset()
+            self._heartbeat()
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         """Never waited for: a slow one is as good as none, and the next comes at its time."""
-        if self._beating is None and self._valkey.up:
-            self._beating = ensureDeferred(self._tell())
-            self._beating.addBoth(self._told)
+        if self._heartbeat_due is None and self._valkey.up:
+            self._heartbeat_due = ensureDeferred(self._tell())
+            self._heartbeat_due.addBoth(self._told)
 
     def _told(self, result: object) -> None:
-        self._beating = None
+        self._heartbeat_due = None
         if isinstance(result, Failure) and result.check(CancelledError) is None:
-            _log.failure("a heartbeat failed with an internal error", result, event="nodes.trouble")
+            _log.failure("a heartbeat failed with an internal error", result, event="nodes.internal_error")
 
     async def _tell(self) -> None:
         try:
@@ -224,7 +224,7 @@ class Nodes:
             self._check_name(before)
             await self._hear_resets(now.decode())
         except StoreUnavailable:
-            _log.debug("a heartbeat could not be written", event="nodes.unheard")
+            _log.debug("a heartbeat could not be written", event="nodes.heartbeat_failed")
 
     def _count(self, found: int) -> None:
         """A Valkey that came back empty does not know all yet: fewer are believed when they had the time."""
@@ -241,7 +241,7 @@ class Nodes:
         self._next_duplicate_log = now + _DUPLICATE_LOG_INTERVAL
         _log.error(
             "another daemon has the same node_id; each node of a fleet needs its own",
-            event="nodes.duplicate",
+            event="nodes.duplicate_found",
             name=self.node_id,
         )
 
@@ -329,7 +329,7 @@ def _number(text: str) -> float:
     return number if isfinite(number) else 0.0
 
 
-def _refused(text: str, age: float) -> Iterator[Refused]:
+def _refused(text: str, age: float) -> Iterator[RememberedRefusal]:
     """The refusals that still hold; none where another version writes them in another way."""
     try:
         entries = [(str(limit), str(identity), float(wait)) for limit, identity, wait in json.loads(text)]
@@ -337,4 +337,4 @@ def _refused(text: str, age: float) -> Iterator[Refused]:
         return
     for limit, identity, wait in entries:
         if wait > age:
-            yield Refused(limit, identity, wait - age)
+            yield RememberedRefusal(limit, identity, wait - age)

@@ -11,7 +11,7 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RememberedRefusal:
     """The identities that are refused, by which limit, and for how many seconds from now on."""
 
     limit: str
@@ -20,7 +20,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class _Remembered:
+class _RefusalEntry:
     request: Request
     until: float
     ask_from: float
@@ -36,7 +36,7 @@ class RememberedRefusals:
 
     def __init__(self, room: int = MAX_REMEMBERED) -> None:
         self._room = room
-        self._known: dict[str, _Remembered] = {}
+        self._known: dict[str, _RefusalEntry] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -49,7 +49,7 @@ class RememberedRefusals:
         self._known.pop(request.key, None)
         while len(self._known) >= self._room:
             del self._known[next(iter(self._known))]
-        self._known[request.key] = _Remembered(request, until, until if ask_from is None else ask_from)
+        self._known[request.key] = _RefusalEntry(request, until, until if ask_from is None else ask_from)
 
     def wait(self, request: Request, now: float) -> float:
         """The seconds for which this request is known to be refused; 0 when the store must be asked."""
@@ -62,12 +62,14 @@ class RememberedRefusals:
             del self._known[request.key]
         return refused.until - now if now < refused.ask_from else 0.0
 
-    def latest(self, count: int, now: float) -> tuple[Refused, ...]:
+    def latest(self, count: int, now: float) -> tuple[RememberedRefusal, ...]:
         """The identities that are refused now, the latest first; forgets what is over."""
         for key in [key for key, refused in self._known.items() if refused.until <= now]:
             del self._known[key]
         found = islice(reversed(self._known.values()), count)
-        return tuple(Refused(one.request.terms.name, one.request.identity, one.until - now) for one in found)
+        return tuple(
+            RememberedRefusal(one.request.spec.name, one.request.identity, one.until - now) for one in found
+        )
 
     def forget(self, key: str) -> None:
         """Something was given back for this key: it may pass earlier."""

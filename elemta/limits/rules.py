@@ -36,8 +36,8 @@ from elemta.limits.identity import (
     name_identity,
     network_identity,
 )
-from elemta.limits.known_logins import Standing
-from elemta.limits.store import Request, Terms
+from elemta.limits.known_logins import LoginHistory
+from elemta.limits.store import LimitSpec, Request
 from elemta.limits.window import Bound
 from elemta.stage import Stage
 
@@ -83,7 +83,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Departure:
+class OutboundCharge:
     """What a charge on the way out is about: a transaction with a destination, or a connection to it.
 
     ``destination`` is the recipients' domain where mail goes by MX, else the name of the next hop. Of a
@@ -115,7 +115,7 @@ class Rule:
     ``standings`` says of a limit of failed logins whose attempts it counts.
     """
 
-    terms: Terms
+    spec: LimitSpec
     per: tuple[Identity, ...]
     counts: Counts
     stage: Stage | None
@@ -123,11 +123,11 @@ class Rule:
     when_valkey_is_down: WhenValkeyIsDown = WhenValkeyIsDown.LOCAL
     mode: Mode = Mode.ENFORCE
     exceptions: Exceptions = field(default_factory=Exceptions)
-    standings: frozenset[Standing] = frozenset(Standing)
+    standings: frozenset[LoginHistory] = frozenset(LoginHistory)
 
     @property
     def name(self) -> str:
-        return self.terms.name
+        return self.spec.name
 
     @property
     def once(self) -> bool:
@@ -138,11 +138,11 @@ class Rule:
         return self.counts not in (Counts.RECIPIENTS, Counts.BYTES)
 
     @property
-    def departs(self) -> bool:
+    def is_outbound(self) -> bool:
         """Whether it is charged on the way out, and nowhere else."""
         return Identity.DESTINATION in self.per
 
-    def departures(self, departure: Departure) -> list[Request]:
+    def outbound_requests(self, departure: OutboundCharge) -> list[Request]:
         """What to ask of the store on the way out; per recipient domain one for each. Never a key twice."""
         ip = departure.client_ip
         if ip is not None and self.exceptions and self.exceptions.cover(ip):
@@ -151,7 +151,7 @@ class Rule:
         for identity in self.per:
             parts = [part for part in _OUT[identity](departure) if part not in self.exceptions.values]
             identities = [joined((*filter(None, [so_far]), part)) for so_far in identities for part in parts]
-        return [Request(self.terms, identity) for identity in dict.fromkeys(identities)]
+        return [Request(self.spec, identity) for identity in dict.fromkeys(identities)]
 
     def requests(self, subject: Subject) -> list[Request]:
         """What to ask of the store; nothing where the rule does not apply. Never the same key twice."""
@@ -163,7 +163,7 @@ class Rule:
             amount = 0 if subject.transaction is None else subject.transaction.size
             if amount <= 0:
                 return []
-        return [Request(self.terms, identity, amount) for identity in identities]
+        return [Request(self.spec, identity, amount) for identity in identities]
 
     def _identities(self, subject: Subject) -> Sequence[str]:
         if self.exceptions and self.exceptions.cover(subject.session.client_ip):
@@ -209,11 +209,11 @@ def _built_in(resources: ResourcesConfig) -> list[Rule]:
     if resources.max_requests_per_window:
         window = _microseconds(resources.rate_limit_window)
         bounds = (Bound.of(resources.max_requests_per_window, window),)
-        terms = Terms(RATE_PER_IP, bounds, of_session=True)
+        terms = LimitSpec(RATE_PER_IP, bounds, of_session=True)
         rules.append(Rule(terms, (Identity.IP,), Counts.CONNECTIONS, Stage.CONNECT))
     if resources.max_connections_per_ip:
         leases = resources.max_connections_per_ip
-        terms = Terms(CONNECTIONS_PER_IP, leases=leases, of_session=True)
+        terms = LimitSpec(CONNECTIONS_PER_IP, leases=leases, of_session=True)
         rules.append(Rule(terms, (Identity.IP,), Counts.OPEN_CONNECTIONS, Stage.CONNECT))
     return rules
 
@@ -226,24 +226,24 @@ def _guesses(auth: AuthConfig) -> Iterator[Rule]:
     """
     if auth.guesses_per_user:
         per_user = parse_rate(auth.guesses_per_user)
-        strangers = frozenset({Standing.STRANGER, Standing.KNOWN_NETWORK})
+        strangers = frozenset({LoginHistory.STRANGER, LoginHistory.KNOWN_NETWORK})
         yield _guess_rule(GUESSES_PER_USER, per_user, (Identity.USER, Identity.NETWORK), strangers)
-        known = frozenset({Standing.KNOWN_ADDRESS})
+        known = frozenset({LoginHistory.KNOWN_ADDRESS})
         yield _guess_rule(GUESSES_PER_KNOWN_CLIENT, per_user, (Identity.USER, Identity.IP), known)
     if auth.guesses_per_network:
-        rate, strangers = parse_rate(auth.guesses_per_network), frozenset({Standing.STRANGER})
+        rate, strangers = parse_rate(auth.guesses_per_network), frozenset({LoginHistory.STRANGER})
         yield _guess_rule(GUESSES_PER_NETWORK, rate, (Identity.NETWORK,), strangers)
 
 
-def _guess_rule(name: str, rate: Rate, per: tuple[Identity, ...], standings: frozenset[Standing]) -> Rule:
-    terms = Terms(name, (_bound(name, rate, weighted=False),))
+def _guess_rule(name: str, rate: Rate, per: tuple[Identity, ...], standings: frozenset[LoginHistory]) -> Rule:
+    terms = LimitSpec(name, (_bound(name, rate, weighted=False),))
     return Rule(terms, per, Counts.AUTH_FAILURES, None, standings=standings)
 
 
 def _rule(limit: LimitConfig) -> Rule:
     leases = limit.counts is Counts.OPEN_CONNECTIONS
     weighted = limit.counts is Counts.BYTES
-    terms = Terms(
+    terms = LimitSpec(
         name=limit.name,
         bounds=() if leases else tuple(_bound(limit.name, rate, weighted=weighted) for rate in limit.rates),
         leases=min(rate.limit for rate in limit.rates) if leases else None,
@@ -253,7 +253,7 @@ def _rule(limit: LimitConfig) -> Rule:
         when_down=limit.when_valkey_is_down,
     )
     return Rule(
-        terms=terms,
+        spec=terms,
         per=tuple(limit.per),
         counts=limit.counts,
         stage=stage_of(limit.counts, limit.per),
@@ -316,11 +316,11 @@ _PARTS: dict[Identity, Callable[[Subject], str | None]] = {
 }
 
 
-def _departing_user(departure: Departure) -> tuple[str, ...]:
+def _departing_user(departure: OutboundCharge) -> tuple[str, ...]:
     return () if departure.user is None else (name_identity(departure.user),)
 
 
-_OUT: dict[Identity, Callable[[Departure], Sequence[str]]] = {
+_OUT: dict[Identity, Callable[[OutboundCharge], Sequence[str]]] = {
     Identity.DESTINATION: lambda departure: (host_identity(departure.destination),),
     Identity.SENDER: lambda departure: (address_identity(departure.sender),),
     Identity.SENDER_DOMAIN: lambda departure: (domain_identity(departure.sender),),

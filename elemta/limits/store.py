@@ -30,7 +30,7 @@ LEASE_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LimitSpec:
     """What one limit asks of the store, the same for all its identities.
 
     ``name`` is the first part of every key. ``bounds`` are all to hold; for open connections there are none
@@ -54,13 +54,13 @@ class Terms:
 class Request:
     """``amount`` for one identity of one limit. One call never has two requests with the same key."""
 
-    terms: Terms
+    spec: LimitSpec
     identity: str
     amount: int = 1
 
     @property
     def key(self) -> str:
-        return f"{self.terms.name}:{self.identity}"
+        return f"{self.spec.name}:{self.identity}"
 
 
 @dataclass(slots=True, eq=False)
@@ -86,15 +86,15 @@ class Receipt:
     @property
     def limit(self) -> str:
         """The name of the limit."""
-        return self.request.terms.name
+        return self.request.spec.name
 
     @property
     def is_lease(self) -> bool:
-        return self.request.terms.leases is not None
+        return self.request.spec.leases is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Shortfall:
+class Denial:
     """A request that did not pass. ``wait`` is exactly how many microseconds later the same request would,
 
     if nothing else were charged; for a lease, whose end is unknown, the time by which a dead node's are
@@ -108,19 +108,19 @@ class Shortfall:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Decision:
     """What became of the requests of one call: a receipt for each that was charged."""
 
     receipts: tuple[Receipt, ...] = ()
-    shortfalls: tuple[Shortfall, ...] = ()
+    denials: tuple[Denial, ...] = ()
     granted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class Usage:
     """How full a request's key is: what counts now for each bound (or the leases held), and when it passes.
 
-    ``wait`` as in :class:`Shortfall`; 0 when the request would pass now.
+    ``wait`` as in :class:`Denial`; 0 when the request would pass now.
     """
 
     request: Request
@@ -132,7 +132,7 @@ class Fill:
 class Ranking:
     """The fullest keys of a limit, fullest first. Not ``complete`` when not all could be looked at."""
 
-    fills: tuple[Fill, ...] = ()
+    usages: tuple[Usage, ...] = ()
     complete: bool = True
 
 
@@ -144,8 +144,8 @@ class ILimitStore(Interface):
     def seconds() -> float:
         """This node's own steady time, by which waits can be remembered. Not the time that is counted by."""
 
-    def acquire(requests: Sequence[Request]) -> MaybeDeferred[Answer]:
-        """Charge the binding requests all or none, in one round trip; see :class:`Terms` for the others.
+    def acquire(requests: Sequence[Request]) -> MaybeDeferred[Decision]:
+        """Charge the binding requests all or none, in one round trip; see :class:`LimitSpec` for the others.
 
         What is refused is not charged. A refusal reports every binding request that falls short.
         """
@@ -159,11 +159,11 @@ class ILimitStore(Interface):
     def renew() -> MaybeDeferred[None]:
         """Prolong all leases of this node by :data:`LEASE_SECONDS`."""
 
-    def peek(requests: Sequence[Request]) -> MaybeDeferred[tuple[Fill, ...]]:
+    def peek(requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]:
         """How full the keys of these requests are, and whether each would pass by itself. Charges nothing."""
 
-    def reset(terms: Terms, identity: str) -> MaybeDeferred[bool]:
+    def reset(terms: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for one key; False when nothing is. Leases stay: they are facts."""
 
-    def top(terms: Terms, count: int) -> MaybeDeferred[Ranking]:
+    def top(terms: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
         """The ``count`` fullest keys of a limit, fullest first."""

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.store import Answer, Receipt, Request, Shortfall
+from elemta.limits.store import Decision, Denial, Receipt, Request
 from elemta.limits.valkey_leases import Leases
 from elemta.limits.valkey_scripts import Definitions, Keys
 
@@ -21,19 +21,19 @@ _PASSES = -2
 _NEVER = -1
 
 
-class Decision:
+class QueuedDecision:
     """One call of ``acquire``, or the part of it that one server decides."""
 
     __slots__ = ("deferred", "requests")
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
-        self.deferred: Deferred[Answer] = Deferred()
+        self.deferred: Deferred[Decision] = Deferred()
 
 
-def in_calls(decisions: list[Decision]) -> Iterator[list[Decision]]:
+def in_calls(decisions: list[QueuedDecision]) -> Iterator[list[QueuedDecision]]:
     """Cut a turn's decisions into calls."""
-    call: list[Decision] = []
+    call: list[QueuedDecision] = []
     requests = 0
     for decision in decisions:
         if call and (len(call) >= DECISIONS or requests + len(decision.requests) > REQUESTS):
@@ -52,7 +52,7 @@ class AcquireCall:
 
     def __init__(
         self,
-        decisions: list[Decision],
+        decisions: list[QueuedDecision],
         first: int,
         keys: Keys,
         definitions: Definitions,
@@ -70,7 +70,7 @@ class AcquireCall:
             program.append(len(decision.requests))
             for request in decision.requests:
                 self.keys.append(keys.of(request))
-                definition = definitions.of(request.terms)
+                definition = definitions.of(request.spec)
                 in_buckets = in_buckets or definition.in_buckets
                 program.append(places.setdefault(definition.words, len(places) + 1))
                 program.append(request.amount)
@@ -97,7 +97,9 @@ class AcquireCall:
             if any(results):
                 answer = self._answer(decision.requests, results, at, number)
             else:
-                answer = Answer(tuple([self._receipt(request, at, number) for request in decision.requests]))
+                answer = Decision(
+                    tuple([self._receipt(request, at, number) for request in decision.requests])
+                )
             if decision.deferred.called:
                 undo(answer.receipts)
             else:
@@ -108,18 +110,18 @@ class AcquireCall:
             if not decision.deferred.called:
                 decision.deferred.errback(failure)
 
-    def _answer(self, requests: Sequence[Request], results: list[int], at: int, number: int) -> Answer:
+    def _answer(self, requests: Sequence[Request], results: list[int], at: int, number: int) -> Decision:
         both = list(zip(requests, results, strict=True))
         receipts = [self._receipt(request, at, number) for request, result in both if result == 0]
-        granted = all(result == 0 for request, result in both if request.terms.binding)
+        granted = all(result == 0 for request, result in both if request.spec.binding)
         shortfalls = [
-            Shortfall(request, None if result == _NEVER else result)
+            Denial(request, None if result == _NEVER else result)
             for request, result in both
             if result not in (0, _PASSES)
         ]
-        return Answer(tuple(receipts), tuple(shortfalls), granted)
+        return Decision(tuple(receipts), tuple(shortfalls), granted)
 
     def _receipt(self, request: Request, at: int, number: int) -> Receipt:
-        if request.terms.leases is None:
+        if request.spec.leases is None:
             return Receipt(request, at, number)
         return self._leases.granted(request, at, number)

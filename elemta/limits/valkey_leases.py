@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.store import Receipt, Request, Terms
+from elemta.limits.store import LimitSpec, Receipt, Request
 from elemta.limits.valkey_scripts import RENEW, Keys
 from elemta.valkey import Valkey
 
@@ -65,14 +65,14 @@ class Leases:
     def granted(self, request: Request, at: int, number: int) -> Receipt:
         """Hold what was asked for in decision ``number``, from now on."""
         member = b"%b/%b/%d" % (self.node, self.boot.encode(), number)
-        whose = (request.terms.name, request.identity)
+        whose = (request.spec.name, request.identity)
         lease = Lease(self._keys.of(request), member, request.amount, self._keys.tag(request), whose)
         # One decision may hold leases of several keys by one number.
         self._held[lease.key + b" " + member] = lease
         self._amounts[whose] += lease.amount
         return Receipt(request, at, lease)
 
-    def held(self, terms: Terms, identity: str) -> int:
+    def held(self, terms: LimitSpec, identity: str) -> int:
         """How much of one key this node holds."""
         return self._amounts[terms.name, identity]
 

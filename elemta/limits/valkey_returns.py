@@ -25,7 +25,7 @@ _FORGOTTEN_AFTER = 10.0
 _MOST_CANCELLED = 512
 
 
-class Clock(Protocol):
+class TimerClock(Protocol):
     """The part of ``IReactorTime`` that is used here."""
 
     def seconds(self) -> float: ...
@@ -54,7 +54,7 @@ class Handover:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class PendingReturn:
     """One charge or lease that is to be given back; ``at`` is 0 for a lease.
 
     ``repeatable`` is what is found by its member alone: to give it back twice is to do it once.
@@ -73,15 +73,15 @@ class Entry:
 class Returns:
     """Gives back everything of one turn of the reactor together, and tries once more what may be tried."""
 
-    def __init__(self, reactor: Clock, valkey: Valkey) -> None:
+    def __init__(self, reactor: TimerClock, valkey: Valkey) -> None:
         self._reactor = reactor
         self._valkey = valkey
-        self._waiting: list[Entry] = []
+        self._waiting: list[PendingReturn] = []
         self._patient = True
         self._under_way: set[Deferred[Any]] = set()
         self._turn: Any = None
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[PendingReturn]) -> None:
         self._waiting += entries
         if self._turn is None and self._waiting:
             self._turn = self._reactor.callLater(0, self.send)
@@ -92,7 +92,7 @@ class Returns:
             self._turn.cancel()
         self._turn = None
         waiting, self._waiting = self._waiting, []
-        by_tag: dict[str, list[Entry]] = {}
+        by_tag: dict[str, list[PendingReturn]] = {}
         for entry in waiting:
             by_tag.setdefault(entry.tag, []).append(entry)
         for entries in by_tag.values():
@@ -105,7 +105,7 @@ class Returns:
         self.send()
         await DeferredList(list(self._under_way))
 
-    def _call(self, entries: Sequence[Entry]) -> None:
+    def _call(self, entries: Sequence[PendingReturn]) -> None:
         args: list[bytes] = []
         for entry in entries:
             entry.tries += 1
@@ -117,11 +117,11 @@ class Returns:
         self._under_way.add(answer)
         answer.addCallback(lambda _: self._under_way.discard(answer))
 
-    def _returned(self, _reply: object, entries: Sequence[Entry]) -> None:
+    def _returned(self, _reply: object, entries: Sequence[PendingReturn]) -> None:
         for entry in entries:
             entry.handover.done()
 
-    def _lost(self, failure: Failure, entries: Sequence[Entry]) -> None:
+    def _lost(self, failure: Failure, entries: Sequence[PendingReturn]) -> None:
         failure.trap(StoreUnavailable)
         maybe_done = not isinstance(failure.value, ValkeyTrouble) or failure.value.maybe_done
         again = []
@@ -155,7 +155,7 @@ class Cancellations:
     What is lost here makes a limit stricter for one window, and no more.
     """
 
-    def __init__(self, reactor: Clock, valkey: Valkey) -> None:
+    def __init__(self, reactor: TimerClock, valkey: Valkey) -> None:
         self._reactor = reactor
         self._valkey = valkey
         self._lost: deque[_Lost] = deque(maxlen=_MOST_CANCELLED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 
-from elemta.limits.store import Request, Terms
+from elemta.limits.store import LimitSpec, Request
 from elemta.limits.window import LOG_LIMIT, Bound
 from elemta.valkey import Script
 
@@ -34,13 +34,13 @@ class Definition:
     keep an exact log, then those in sub-buckets. ``terms`` is kept so that its ``id`` stays its own.
     """
 
-    terms: Terms
+    terms: LimitSpec
     words: bytes
     order: tuple[int, ...]
     in_buckets: bool
 
     @classmethod
-    def of(cls, terms: Terms) -> Definition:
+    def of(cls, terms: LimitSpec) -> Definition:
         log = [place for place, bound in enumerate(terms.bounds) if _in_log(bound)]
         buckets = [place for place, bound in enumerate(terms.bounds) if not _in_log(bound)]
         # The script takes bounds of one window that stand together for one series.
@@ -63,7 +63,7 @@ class Definitions:
     def __init__(self) -> None:
         self._known: dict[int, Definition] = {}
 
-    def of(self, terms: Terms) -> Definition:
+    def of(self, terms: LimitSpec) -> Definition:
         known = self._known.get(id(terms))
         if known is None:
             if len(self._known) >= self._MOST:
@@ -86,8 +86,8 @@ class Keys:
 
     def of(self, request: Request) -> bytes:
         if self._tagged:
-            return f"{self.prefix}{request.terms.name}:{{{request.identity}}}".encode()
-        return f"{self.prefix}{request.terms.name}:{request.identity}".encode()
+            return f"{self.prefix}{request.spec.name}:{{{request.identity}}}".encode()
+        return f"{self.prefix}{request.spec.name}:{request.identity}".encode()
 
     def tag(self, request: Request) -> str:
         """What the keys that can be asked for together have in common."""
@@ -97,7 +97,7 @@ class Keys:
         """The key of a note about one call; no limit's name begins like this."""
         return f"{self.prefix}~{name}{{{tag}}}".encode() if tag else f"{self.prefix}~{name}".encode()
 
-    def identity(self, terms: Terms, key: bytes) -> str | None:
+    def identity(self, terms: LimitSpec, key: bytes) -> str | None:
         """Whose key this is, if it is one of this limit."""
         start = f"{self.prefix}{terms.name}:"
         name = key.decode("utf-8", "replace").removesuffix("~")
@@ -106,7 +106,7 @@ class Keys:
         name = name.removeprefix(start)
         return name.removeprefix("{").removesuffix("}") if self._tagged else name
 
-    def pattern(self, terms: Terms) -> bytes:
+    def pattern(self, terms: LimitSpec) -> bytes:
         """The glob that matches all keys of a limit."""
         return f"{self.prefix}{terms.name}:".translate(_GLOB).encode() + b"*"
 

@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.errors import StoreUnavailable, ValkeyTrouble
-from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Terms
-from elemta.limits.valkey_calls import AcquireCall, Decision, in_calls
+from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
+from elemta.limits.valkey_calls import AcquireCall, QueuedDecision, in_calls
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE, Lease, Leases, new_boot
-from elemta.limits.valkey_returns import Cancellations, Clock, Entry, Handover, Returns
+from elemta.limits.valkey_returns import Cancellations, Handover, PendingReturn, Returns, TimerClock
 from elemta.limits.valkey_scripts import ACQUIRE, Definitions, Keys
 from elemta.limits.valkey_views import Views
 from elemta.valkey import Valkey
@@ -49,7 +49,7 @@ class ValkeyStore:
 
     renewal: float | None = RENEWAL_SECONDS
 
-    def __init__(self, valkey: Valkey, *, prefix: str, node_id: str, reactor: Clock) -> None:
+    def __init__(self, valkey: Valkey, *, prefix: str, node_id: str, reactor: TimerClock) -> None:
         self._valkey = valkey
         self._reactor = reactor
         self.boot = new_boot()
@@ -59,7 +59,7 @@ class ValkeyStore:
         self._cancellations = Cancellations(reactor, valkey)
         self._leases = Leases(valkey, self._keys, node_id, self.boot, self._give_back_lease)
         self._views = Views(valkey, self._keys, self._definitions)
-        self._waiting: dict[str, list[Decision]] = {}
+        self._waiting: dict[str, list[QueuedDecision]] = {}
         self._open = 0
         self._turn: Any = None
         self._renewing = False
@@ -72,13 +72,13 @@ class ValkeyStore:
 
     # Charges.
 
-    def acquire(self, requests: Sequence[Request]) -> Deferred[Answer]:
+    def acquire(self, requests: Sequence[Request]) -> Deferred[Decision]:
         """A caller that cancels the Deferred does not want it any more: what is granted then is given back.
 
         Raises ValkeyTrouble when :data:`MOST_WAITING` decisions wait already.
         """
         if not requests:
-            return succeed(Answer())
+            return succeed(Decision())
         if self._open >= MOST_WAITING:
             raise self._valkey.overloaded("too many decisions are under way")
         if not self._valkey.clustered:
@@ -101,20 +101,20 @@ class ValkeyStore:
         self._returns.add([self._entry(receipt, handover) for receipt in due])
         return handover.deferred
 
-    def _entry(self, receipt: Receipt, handover: Handover) -> Entry:
+    def _entry(self, receipt: Receipt, handover: Handover) -> PendingReturn:
         request = receipt.request
-        return Entry(
+        return PendingReturn(
             key=self._keys.of(request),
             member=f"{self.boot}/{receipt.origin}".encode(),
             amount=request.amount,
             at=receipt.at,
             tag=self._keys.tag(request),
-            repeatable=not self._definitions.of(request.terms).in_buckets,
+            repeatable=not self._definitions.of(request.spec).in_buckets,
             handover=handover,
         )
 
-    def _ask(self, requests: Sequence[Request], tag: str) -> Deferred[Answer]:
-        decision = Decision(requests)
+    def _ask(self, requests: Sequence[Request], tag: str) -> Deferred[Decision]:
+        decision = QueuedDecision(requests)
         self._open += 1
         waiting = self._waiting.get(tag)
         if waiting is None:
@@ -149,9 +149,9 @@ class ValkeyStore:
             self._cancellations.add(call.keys, call.args[:4])
         call.failed(failure)
 
-    def _reserve(self, requests: Sequence[Request], by_tag: dict[str, list[Request]]) -> Deferred[Answer]:
+    def _reserve(self, requests: Sequence[Request], by_tag: dict[str, list[Request]]) -> Deferred[Decision]:
         """Ask several servers at the same time, and give back what was granted when one refuses or fails."""
-        decided: Deferred[Answer] = Deferred()
+        decided: Deferred[Decision] = Deferred()
         parts = [self._ask(some, tag) for tag, some in by_tag.items()]
         DeferredList(parts, consumeErrors=True).addCallback(self._reserved, requests, decided)
         return decided
@@ -160,9 +160,9 @@ class ValkeyStore:
         self,
         results: list[tuple[bool, Any]],
         requests: Sequence[Request],
-        decided: Deferred[Answer],
+        decided: Deferred[Decision],
     ) -> None:
-        answers = [answer for _, answer in results if isinstance(answer, Answer)]
+        answers = [answer for _, answer in results if isinstance(answer, Decision)]
         troubles = [failure for _, failure in results if isinstance(failure, Failure)]
         refused = [answer for answer in answers if not answer.granted]
         receipts = [receipt for answer in answers for receipt in answer.receipts]
@@ -171,15 +171,15 @@ class ValkeyStore:
         if decided.called:
             return
         if refused:
-            shortfalls = tuple(short for answer in refused for short in answer.shortfalls)
-            decided.callback(Answer((), shortfalls, granted=False))
+            shortfalls = tuple(short for answer in refused for short in answer.denials)
+            decided.callback(Decision((), shortfalls, granted=False))
         elif troubles:
             decided.errback(troubles[0])
         else:
             order = {request.key: place for place, request in enumerate(requests)}
             receipts.sort(key=lambda receipt: order[receipt.request.key])
-            shortfalls = tuple(short for answer in answers for short in answer.shortfalls)
-            decided.callback(Answer(tuple(receipts), shortfalls))
+            shortfalls = tuple(short for answer in answers for short in answer.denials)
+            decided.callback(Decision(tuple(receipts), shortfalls))
 
     def _undo(self, receipts: Sequence[Receipt]) -> None:
         """Give back what no caller got; what can't be given back makes limits stricter for a window."""
@@ -202,7 +202,7 @@ class ValkeyStore:
         self._last += 1
         return self._leases.granted(request, 0, self._last)
 
-    def held(self, terms: Terms, identity: str) -> int:
+    def held(self, terms: LimitSpec, identity: str) -> int:
         """How much of a key this node itself holds."""
         return self._leases.held(terms, identity)
 
@@ -250,18 +250,20 @@ class ValkeyStore:
     def _give_back_lease(self, lease: Lease) -> None:
         handover = Handover(1)
         handover.deferred.addErrback(_never_mind)
-        self._returns.add([Entry(lease.key, lease.member, lease.amount, 0, lease.tag, True, handover)])
+        self._returns.add(
+            [PendingReturn(lease.key, lease.member, lease.amount, 0, lease.tag, True, handover)]
+        )
 
     # Looking.
 
-    def peek(self, requests: Sequence[Request]) -> Deferred[tuple[Fill, ...]]:
+    def peek(self, requests: Sequence[Request]) -> Deferred[tuple[Usage, ...]]:
         return Deferred.fromCoroutine(self._views.peek(requests))
 
-    def top(self, terms: Terms, count: int) -> Deferred[Ranking]:
+    def top(self, terms: LimitSpec, count: int) -> Deferred[Ranking]:
         """Looks at a bounded number of keys and says whether there were more: for people only."""
         return Deferred.fromCoroutine(self._views.top(terms, count))
 
-    def reset(self, terms: Terms, identity: str) -> Deferred[bool]:
+    def reset(self, terms: LimitSpec, identity: str) -> Deferred[bool]:
         if terms.leases is not None:
             return succeed(False)
         key = self._keys.of(Request(terms, identity))

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.store import Fill, Ranking, Request, Terms
+from elemta.limits.store import LimitSpec, Ranking, Request, Usage
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE
 from elemta.limits.valkey_scripts import PEEK, Definitions, Keys
 from elemta.valkey import Valkey
@@ -29,9 +29,9 @@ class Views:
         self._keys = keys
         self._definitions = definitions
 
-    async def peek(self, requests: Sequence[Request], *, deadline: float | None = None) -> tuple[Fill, ...]:
+    async def peek(self, requests: Sequence[Request], *, deadline: float | None = None) -> tuple[Usage, ...]:
         """A fill for each request, in order. Fails with StoreUnavailable."""
-        fills: dict[int, Fill] = {}
+        fills: dict[int, Usage] = {}
         calls = iter(self._calls(requests))
         while under_way := [
             (places, self._send([requests[place] for place in places], deadline))
@@ -49,7 +49,7 @@ class Views:
                 raise trouble
         return tuple(fills[place] for place in range(len(requests)))
 
-    async def top(self, terms: Terms, count: int) -> Ranking:
+    async def top(self, terms: LimitSpec, count: int) -> Ranking:
         """The fullest keys of a limit, among :data:`LOOKED_AT` of them. Fails with StoreUnavailable."""
         found = await self._valkey.scan(match=self._keys.pattern(terms), count=512, limit=LOOKED_AT)
         identities = {self._keys.identity(terms, key) for key in found.keys}
@@ -70,26 +70,26 @@ class Views:
         words: dict[bytes, int] = {}
         program: list[int] = []
         for request in requests:
-            definition = self._definitions.of(request.terms)
+            definition = self._definitions.of(request.spec)
             program += (words.setdefault(definition.words, len(words) + 1), request.amount)
         keys = [self._keys.of(request) for request in requests]
         return self._valkey.run(PEEK, keys, [" ".join(map(str, program)), *words], deadline=deadline)
 
-    def _fills(self, requests: Sequence[Request], reply: list[int]) -> list[Fill]:
+    def _fills(self, requests: Sequence[Request], reply: list[int]) -> list[Usage]:
         fills, place = [], 0
         for request in requests:
             wait = None if reply[place] == _NEVER else reply[place]
-            order = (0,) if request.terms.leases is not None else self._definitions.of(request.terms).order
+            order = (0,) if request.spec.leases is not None else self._definitions.of(request.spec).order
             used = [0] * len(order)
             for number, bound in enumerate(order, place + 1):
                 used[bound] = reply[number]
             place += 1 + len(order)
-            fills.append(Fill(request, tuple(used), wait))
+            fills.append(Usage(request, tuple(used), wait))
         return fills
 
 
-def _fullness(fill: Fill) -> float:
-    terms = fill.request.terms
+def _fullness(fill: Usage) -> float:
+    terms = fill.request.spec
     limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
     return max(
         (used / limit if limit else 1.0 for used, limit in zip(fill.used, limits, strict=True)), default=0.0

@@ -137,7 +137,7 @@ class Series:
             del self._amounts[position]
 
 
-class Counter:
+class WindowCounter:
     """What one identity has used of one limit: a series for each of the limit's bounds, charged together.
 
     Time may go back: what was charged in a time that is to come again counts until it is W past, so a
@@ -150,8 +150,8 @@ class Counter:
         self.bounds = bounds
         self._series = tuple(Series(bound) for bound in bounds)
 
-    def copy(self) -> Counter:
-        twin = Counter(self.bounds)
+    def copy(self) -> WindowCounter:
+        twin = WindowCounter(self.bounds)
         twin._series = tuple(series.carried(series.bound) for series in self._series)
         return twin
 

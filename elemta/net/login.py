@@ -15,7 +15,7 @@ from elemta.auth.turns import Turn
 from elemta.deferred_value import value_of
 from elemta.errors import CredentialsUnavailable
 from elemta.limits.identity import network_identity
-from elemta.limits.known_logins import Standing
+from elemta.limits.known_logins import LoginHistory
 from elemta.net.context import ListenerContext
 from elemta.policy import ChainDecision, Disconnect, LoginOutcome, PolicySession
 from elemta.policy.verdicts import reply_of
@@ -98,8 +98,8 @@ class LoginExchange:
     def _ended(self, outcome: LoginOutcome) -> None:
         self._policies.login_ended(self._counted_name, outcome)
 
-    async def _look(self, password: bytes, standing: Standing) -> Response:
-        claim = Claim(self._network, known=standing is not Standing.STRANGER)
+    async def _look(self, password: bytes, standing: LoginHistory) -> Response:
+        claim = Claim(self._network, known=standing is not LoginHistory.STRANGER)
         try:
             user = await self._terms.authenticator.verify(
                 self._username, password, client=str(self._facts.client_ip), claim=claim

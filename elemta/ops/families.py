@@ -83,7 +83,7 @@ POLICY_BREAKER_OPEN = _gauge(
 LIMIT_CHECKS = _counter(
     "elemta_limit_checks_total",
     "Checks of limits, by outcome: admitted, refused, delayed (refused at first, and checked once more), "
-    "observed (would have been refused), error, or waits (outbound mail).",
+    "observed (would have been refused), error, or throttled (outbound mail).",
     "limit",
     "outcome",
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from elemta.errors import Trouble
-from elemta.limits.breaker import BreakerState
-from elemta.limits.switch import CountingMode
+from elemta.limits.failover import BreakerState, CountingMode
 from elemta.ops import families
 from elemta.ops.instruments import Instruments
 from elemta.valkey import ValkeyInfo

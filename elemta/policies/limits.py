@@ -238,7 +238,7 @@ class LimitsPolicy:
         self._give_back(charge.receipts)
 
     def _log_unwanted(self, failure: Failure) -> None:
-        self._log.failure("a limit failed after its caller had gone", failure, event="limits.trouble")
+        self._log.failure("a limit failed after its caller had gone", failure, event="limits.internal_error")
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limits.refund(receipts)

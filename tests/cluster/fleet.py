@@ -75,7 +75,7 @@ class Node(Daemon):
         """When, by the system's clock, it changed to which mode, by its own log."""
         return [
             (datetime.fromisoformat(record["time"]).timestamp(), record["mode"])
-            for record in self.records("limits.mode")
+            for record in self.records("limits.mode_changed")
         ]
 
 

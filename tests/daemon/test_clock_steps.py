@@ -37,7 +37,7 @@ def in_fleet(make_daemon: Callable[..., Daemon], wall: WallClock, valkey: Valkey
             "ELEMTA_RESOURCES_MAX_REQUESTS_PER_WINDOW": "1000",
         },
     ).start()
-    daemon.wait_for("limits.mode", mode="cluster")
+    daemon.wait_for("limits.mode_changed", mode="cluster")
     return daemon
 
 
@@ -53,7 +53,7 @@ def test_with_a_valkey_that_hangs_a_client_is_greeted_within_the_deadline_after_
         with daemon.client(timeout=20) as client:
             assert client.noop()[0] == 250
         assert time.monotonic() - began < 2.5
-    daemon.wait_for("limits.mode", mode="local", seconds=5)
+    daemon.wait_for("limits.mode_changed", mode="local", seconds=5)
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -48,7 +48,7 @@ class Stepped:
 
     def begin(self) -> None:
         self.daemon.wait_until_ready()
-        self.daemon.wait_for("limits.mode", mode="cluster")
+        self.daemon.wait_for("limits.mode_changed", mode="cluster")
         for _ in range(SESSIONS):
             wire = Wire(self.daemon.socket())
             assert wire.reply().startswith("220")

@@ -33,7 +33,7 @@ def limit(name: str, when_down: WhenValkeyIsDown) -> LimitConfig:
 RULES = rules_from_config(
     ResourcesConfig(), (limit("shared", WhenValkeyIsDown.LOCAL), limit("strict", WhenValkeyIsDown.DEFER))
 )
-SHARED, STRICT = (rule.terms for rule in RULES if rule.name in ("shared", "strict"))
+SHARED, STRICT = (rule.spec for rule in RULES if rule.name in ("shared", "strict"))
 
 
 @ensureDeferred

@@ -72,7 +72,7 @@ def test_after_standing_still_for_longer_than_any_lease_a_node_is_what_it_was(
             "ELEMTA_RESOURCES_VALKEY_KEY_PREFIX": "t:",
         },
     ).start()
-    daemon.wait_for("limits.mode", mode="cluster")
+    daemon.wait_for("limits.mode_changed", mode="cluster")
     spool = eventually(lambda: valkey.command("KEYS", "t:spool:*"), "the spool has a lease")[0]
     owner = valkey.command("HGETALL", spool)
     sessions = [_session(daemon) for _ in range(OPEN)]

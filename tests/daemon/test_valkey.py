@@ -107,7 +107,7 @@ def test_a_node_that_starts_without_valkey_serves_at_once_and_joins_later(
         assert "\nvalkey_up{" in node.get("/metrics")
         assert node.metric("valkey_up{") == 0
         assert greeting(node) == "220"
-        assert node.wait_for("limits.mode")["mode"] == LOCAL
+        assert node.wait_for("limits.mode_changed")["mode"] == LOCAL
         valkey.start()
         fleet.wait_for_mode(CLUSTER)
         assert greeting(node) == "220"

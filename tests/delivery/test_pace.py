@@ -26,7 +26,7 @@ from elemta.delivery.pace import FREE, LOG_INTERVAL, LOOK_AGAIN, Go, Pace, Wait
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
-from elemta.limits.store import Answer, Receipt, Request
+from elemta.limits.store import Decision, Receipt, Request
 from elemta.smtp.events import Stage
 
 BIG = "big.example"
@@ -82,7 +82,7 @@ class Node:
 
 def test_without_such_a_limit_everything_goes_and_the_store_is_not_asked() -> None:
     class Unasked(MemoryStore):
-        def acquire(self, requests: Sequence[Request]) -> Answer:
+        def acquire(self, requests: Sequence[Request]) -> Decision:
             raise AssertionError(f"asked for {requests}")
 
     clock = Clock()
@@ -264,7 +264,7 @@ def test_what_waits_is_no_refusal_in_the_metrics() -> None:
     pace = Pace(Limiter(limits, MemoryStore(clock), Observer()))
     for _ in range(3):
         pace.acquire(BIG, envelope(), ())
-    assert told == [("pace", "admitted"), ("pace", "waits"), ("pace", "waits")]
+    assert told == [("pace", "admitted"), ("pace", "throttled"), ("pace", "throttled")]
 
 
 def test_that_mail_waits_is_told_now_and_then() -> None:
@@ -332,7 +332,7 @@ def test_a_store_that_answers_later_makes_mail_wait_for_the_answer_only() -> Non
 @pytest.mark.parametrize(("when_down", "goes"), [("local", True), ("allow", True), ("defer", False)])
 def test_a_store_that_is_away_costs_what_the_operator_chose(when_down: str, goes: bool) -> None:
     class Away(MemoryStore):
-        def acquire(self, requests: Sequence[Request]) -> Answer:
+        def acquire(self, requests: Sequence[Request]) -> Decision:
             raise StoreUnavailable("away")
 
     clock = Clock()

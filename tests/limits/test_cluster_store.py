@@ -14,24 +14,23 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.config import WhenValkeyIsDown
 from elemta.errors import StoreUnavailable
-from elemta.limits.arrears import MAX_OWED
-from elemta.limits.breaker import BreakerState
+from elemta.limits.failover import JOINING, BreakerState, CountingMode
+from elemta.limits.local_fallback import Shares
 from elemta.limits.memory import MemoryStore
-from elemta.limits.share import Shares
-from elemta.limits.store import LEASE_SECONDS, Answer, Request, Terms
-from elemta.limits.switch import JOINING, CountingMode
+from elemta.limits.pending_returns import MAX_PENDING
+from elemta.limits.store import LEASE_SECONDS, Decision, LimitSpec, Request
 from elemta.limits.window import Bound
 from tests.support.remote import DEADLINE, Network, Node, pass_time, used
 
 MINUTE = 60_000_000
-RATE = Terms("rate", (Bound.of(9, MINUTE),))
-OPEN = Terms("open", leases=9)
-HERE = Terms("here", (Bound.of(9, MINUTE),), cluster=False)
-ALLOW = Terms("allow", (Bound.of(1, MINUTE),), when_down=WhenValkeyIsDown.ALLOW)
-DEFER = Terms("defer", (Bound.of(9, MINUTE),), when_down=WhenValkeyIsDown.DEFER)
+RATE = LimitSpec("rate", (Bound.of(9, MINUTE),))
+OPEN = LimitSpec("open", leases=9)
+HERE = LimitSpec("here", (Bound.of(9, MINUTE),), cluster=False)
+ALLOW = LimitSpec("allow", (Bound.of(1, MINUTE),), when_down=WhenValkeyIsDown.ALLOW)
+DEFER = LimitSpec("defer", (Bound.of(9, MINUTE),), when_down=WhenValkeyIsDown.DEFER)
 
 
-def one(terms: Terms, amount: int = 1) -> Request:
+def one(terms: LimitSpec, amount: int = 1) -> Request:
     return Request(terms, "jane", amount)
 
 
@@ -54,7 +53,7 @@ def events() -> Iterator[list[LogEvent]]:
 
 
 def modes(events: list[LogEvent]) -> list[str]:
-    return [event["mode"] for event in events if event.get("event") == "limits.mode"]
+    return [event["mode"] for event in events if event.get("event") == "limits.mode_changed"]
 
 
 # While the shared store answers
@@ -69,7 +68,7 @@ def test_nodes_count_together(clock: Clock, server: MemoryStore) -> None:
 
 def test_what_the_node_alone_refuses_the_shared_store_is_not_asked(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server)
-    full = Terms("here", (Bound.of(0, MINUTE),), cluster=False)
+    full = LimitSpec("here", (Bound.of(0, MINUTE),), cluster=False)
     asked = node.remote.asked("acquire")
     assert not node.ask(one(full), one(RATE)).granted
     assert node.remote.asked("acquire") == asked
@@ -77,11 +76,11 @@ def test_what_the_node_alone_refuses_the_shared_store_is_not_asked(clock: Clock,
 
 def test_what_the_shared_store_refuses_is_not_charged_here_either(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server)
-    full = Terms("full", (Bound.of(0, MINUTE),))
-    own_lease = Terms("own", leases=5, cluster=False)
+    full = LimitSpec("full", (Bound.of(0, MINUTE),))
+    own_lease = LimitSpec("own", leases=5, cluster=False)
     for _ in range(20):
         answer = node.ask(one(HERE), one(own_lease), one(full))
-        assert [short.request.terms.name for short in answer.shortfalls] == ["full"]
+        assert [short.request.spec.name for short in answer.denials] == ["full"]
     assert used(node.local, HERE, "jane") == 0
     assert used(node.local, own_lease, "jane") == 0
     assert used(node.local, full, "jane") == 0
@@ -89,12 +88,12 @@ def test_what_the_shared_store_refuses_is_not_charged_here_either(clock: Clock, 
 
 def test_what_is_only_observed_is_charged_beside_what_binds(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server)
-    watched = Terms("watched", (Bound.of(0, MINUTE),), binding=False)
-    watched_here = Terms("watched-here", (Bound.of(0, MINUTE),), binding=False, cluster=False)
+    watched = LimitSpec("watched", (Bound.of(0, MINUTE),), binding=False)
+    watched_here = LimitSpec("watched-here", (Bound.of(0, MINUTE),), binding=False, cluster=False)
     answer = node.ask(one(watched), one(watched_here), one(RATE), one(HERE))
     assert answer.granted
-    assert {receipt.request.terms.name for receipt in answer.receipts} == {"rate", "here"}
-    assert {short.request.terms.name for short in answer.shortfalls} == {"watched", "watched-here"}
+    assert {receipt.request.spec.name for receipt in answer.receipts} == {"rate", "here"}
+    assert {short.request.spec.name for short in answer.denials} == {"watched", "watched-here"}
 
 
 def test_what_is_given_back_is_given_back_in_both_places(clock: Clock, server: MemoryStore) -> None:
@@ -157,7 +156,7 @@ def test_an_error_of_our_own_is_no_outage_and_leaves_nothing_charged(
 def test_a_call_that_fails_is_decided_here_at_its_deadline(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server, live=3)
     node.remote.network = Network.SILENT
-    got: list[Answer] = []
+    got: list[Decision] = []
     answer = node.store.acquire([one(RATE), one(HERE)])
     assert isinstance(answer, Deferred)
     answer.addCallback(got.append)
@@ -194,7 +193,7 @@ def test_a_lost_connection_is_enough(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server)
     node.link.set(False)
     assert node.mode == "local"
-    assert isinstance(node.store.acquire([one(RATE)]), Answer)
+    assert isinstance(node.store.acquire([one(RATE)]), Decision)
 
 
 def test_the_share_begins_with_what_this_node_admitted(clock: Clock, server: MemoryStore) -> None:
@@ -215,7 +214,7 @@ def test_the_share_rolls_like_the_limit(clock: Clock, server: MemoryStore) -> No
     clock.advance(20)
     node.lose()
     assert [node.ask(one(RATE)).granted for _ in range(3)] == [True, True, False]
-    (short,) = node.ask(one(RATE)).shortfalls
+    (short,) = node.ask(one(RATE)).denials
     assert short.wait is not None
     clock.advance(short.wait / 1_000_000 - 0.00001)
     assert not node.ask(one(RATE)).granted
@@ -225,7 +224,7 @@ def test_the_share_rolls_like_the_limit(clock: Clock, server: MemoryStore) -> No
 
 def test_even_the_smallest_share_is_one_but_nothing_is_no_share_of_nothing() -> None:
     shares = Shares()
-    terms = Terms("m", (Bound.of(2, MINUTE), Bound.of(0, MINUTE), Bound.of(300, MINUTE)), leases=2)
+    terms = LimitSpec("m", (Bound.of(2, MINUTE), Bound.of(0, MINUTE), Bound.of(300, MINUTE)), leases=2)
     share = shares.of(terms, 7)
     assert [bound.limit for bound in share.bounds] == [1, 0, 42]
     assert [bound.grain for bound in share.bounds] == [bound.grain for bound in terms.bounds]
@@ -279,18 +278,18 @@ def test_a_limit_that_defers_says_so_for_a_call_that_fails(clock: Clock, server:
 def test_a_limit_that_is_only_observed_defers_nobody(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server)
     node.lose()
-    watched = Terms("w", (Bound.of(1, MINUTE),), binding=False, when_down=WhenValkeyIsDown.DEFER)
+    watched = LimitSpec("w", (Bound.of(1, MINUTE),), binding=False, when_down=WhenValkeyIsDown.DEFER)
     assert node.ask(one(watched)).granted
 
 
 def test_what_is_more_than_the_share_is_not_refused_for_good(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server, live=3)
     node.lose()
-    size = Terms("bytes", (Bound.of(900, MINUTE, weighted=True),))
-    (short,) = node.ask(one(size, 500)).shortfalls
+    size = LimitSpec("bytes", (Bound.of(900, MINUTE, weighted=True),))
+    (short,) = node.ask(one(size, 500)).denials
     assert short.wait is not None
     assert short.wait > 0
-    (short,) = node.ask(one(size, 901)).shortfalls
+    (short,) = node.ask(one(size, 901)).denials
     assert short.wait is None
 
 
@@ -298,10 +297,10 @@ def test_what_this_node_says_alone_is_not_to_be_remembered(clock: Clock, server:
     node = Node(clock, server, live=9)
     node.lose()
     assert node.ask(one(RATE), one(HERE)).granted
-    assert [short.provisional for short in node.ask(one(RATE)).shortfalls] == [True]
+    assert [short.provisional for short in node.ask(one(RATE)).denials] == [True]
     for _ in range(8):
         node.ask(one(HERE))
-    assert [short.provisional for short in node.ask(one(HERE)).shortfalls] == [False]
+    assert [short.provisional for short in node.ask(one(HERE)).denials] == [False]
 
 
 # The way there and back
@@ -404,7 +403,7 @@ def test_connections_that_were_opened_meanwhile_count_before_anybody_asks(
 ) -> None:
     node, other = Node(clock, server, "a", live=2), Node(clock, server, "b", live=2)
     node.lose()
-    unasked = Terms("any", leases=1, when_down=WhenValkeyIsDown.ALLOW)
+    unasked = LimitSpec("any", leases=1, when_down=WhenValkeyIsDown.ALLOW)
     opened = [node.ask(one(OPEN), one(unasked)) for _ in range(4)]
     node.give_back(opened[0])
     assert used(server, OPEN, "jane") == 0
@@ -459,10 +458,10 @@ def test_what_happens_during_the_way_back_is_told_too(clock: Clock, server: Memo
 
 def test_what_is_owed_is_bounded_and_no_lease_is_forgotten(clock: Clock, server: MemoryStore) -> None:
     node = Node(clock, server)
-    wide = Terms("wide", (Bound.of(10**9, MINUTE, weighted=True),))
+    wide = LimitSpec("wide", (Bound.of(10**9, MINUTE, weighted=True),))
     leases = [node.ask(Request(OPEN, str(number))) for number in range(3)]
     charges = []
-    for _ in range(MAX_OWED + 10):
+    for _ in range(MAX_PENDING + 10):
         answer = server.acquire([one(wide)])
         for receipt in answer.receipts:
             receipt.mirror = node.local.record(receipt.request)
@@ -489,13 +488,13 @@ def test_how_full_a_limit_is_comes_from_where_it_is_counted(clock: Clock, server
     node.store.top(RATE, 5).addCallback(got.append)  # type: ignore[union-attr]
     pass_time(clock, 0.01)
     assert [fill.used for fill in got[0]] == [(1,), (3,)]
-    assert (got[1].fills[0].used, got[1].complete) == ((3,), True)
+    assert (got[1].usages[0].used, got[1].complete) == ((3,), True)
     node.lose()
     assert [fill.used for fill in node.store.peek([one(HERE), one(RATE)])] == [(1,), (1,)]  # type: ignore[union-attr]
     ranking = node.store.top(RATE, 5)
     assert not isinstance(ranking, Deferred)
-    assert (ranking.fills[0].used, ranking.complete) == ((1,), False)
-    assert ranking.fills[0].request.terms.bounds[0].limit == 4
+    assert (ranking.usages[0].used, ranking.complete) == ((1,), False)
+    assert ranking.usages[0].request.spec.bounds[0].limit == 4
 
 
 def test_a_reset_reaches_every_node(clock: Clock, server: MemoryStore) -> None:
@@ -535,7 +534,7 @@ def test_whatever_happens_nothing_stays_behind(steps: list[tuple[str, int, int]]
     clock = Clock()
     server = MemoryStore(clock)
     nodes = [Node(clock, server, name, live=3) for name in "abc"]
-    kept: list[tuple[Node, Answer]] = []
+    kept: list[tuple[Node, Decision]] = []
     for word, which, number in steps:
         node = nodes[which]
         if word == "ask":

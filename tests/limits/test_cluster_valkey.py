@@ -13,10 +13,10 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from elemta.config.valkey_url import parse_valkey_url
-from elemta.limits.cluster import ClusterStore
+from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.nodes import About, Nodes, NodeState
-from elemta.limits.store import Answer, Request, Terms
+from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
 from elemta.valkey import Valkey
@@ -25,9 +25,9 @@ from tests.support.waiting import pause, until
 
 PREFIX = "t:"
 HOUR = 3_600_000_000
-RATE = Request(Terms("rate", (Bound.of(9, HOUR),)), "jane")
-OPEN = Request(Terms("open", leases=9), "jane")
-WIDE = Request(Terms("wide", (Bound.of(300, HOUR),)), "jane")
+RATE = Request(LimitSpec("rate", (Bound.of(9, HOUR),)), "jane")
+OPEN = Request(LimitSpec("open", leases=9), "jane")
+WIDE = Request(LimitSpec("wide", (Bound.of(300, HOUR),)), "jane")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ class Member:
         self.remote = ValkeyStore(self.valkey, prefix=PREFIX, node_id=node_id, reactor=reactor)
         about = About("1", node_id, "", 0.0)
         self.nodes = Nodes(reactor, self.valkey, prefix=PREFIX, node_id=node_id, about=about, state=NodeState)
-        self.store = ClusterStore(reactor, self.valkey, self.remote, MemoryStore(), nodes=self.nodes)
+        self.store = FailoverStore(reactor, self.valkey, self.remote, MemoryStore(), nodes=self.nodes)
         self.valkey.start()
         self.store.start()
         self.nodes.start()
@@ -53,7 +53,7 @@ class Member:
     def mode(self) -> str:
         return self.store.mode.value
 
-    async def ask(self, *requests: Request) -> Answer:
+    async def ask(self, *requests: Request) -> Decision:
         answer = self.store.acquire(requests)
         return await answer if isinstance(answer, Deferred) else answer
 
@@ -77,7 +77,7 @@ async def fleet() -> AsyncIterator[Any]:
         if server.running:
             await until(lambda: all(member.mode == "cluster" for member in members))
             for member in members:
-                member.nodes._beat()
+                member.nodes._heartbeat()
             await until(lambda: all(member.nodes.live == len(members) for member in members))
         return members
 
@@ -111,7 +111,7 @@ async def test_a_valkey_that_stands_still_is_left_alone_and_told_afterwards(
     assert await one.admitted(RATE, 10) == 1
     assert await two.admitted(RATE, 10) == 3
     await until(lambda: one.mode == two.mode == three.mode == "local")
-    assert isinstance(one.store.acquire([RATE]), Answer)
+    assert isinstance(one.store.acquire([RATE]), Decision)
     one.store.release([receipt for answer in held[:2] for receipt in answer.receipts])
     meanwhile = [await two.ask(OPEN) for _ in range(2)]
     assert all(answer.granted for answer in meanwhile)
@@ -125,8 +125,8 @@ async def test_more_decisions_than_can_wait_are_no_reason_to_count_alone(
     server: ValkeyServer, fleet: Any
 ) -> None:
     (one,) = await fleet(server, "a")
-    answers = [one.store.acquire([Request(WIDE.terms, str(n))]) for n in range(3 * MOST_WAITING)]
-    alone = [answer for answer in answers if isinstance(answer, Answer)]
+    answers = [one.store.acquire([Request(WIDE.spec, str(n))]) for n in range(3 * MOST_WAITING)]
+    alone = [answer for answer in answers if isinstance(answer, Decision)]
     assert len(alone) == 2 * MOST_WAITING
     assert all(answer.granted for answer in alone)
     assert all([(await answer).granted for answer in answers if isinstance(answer, Deferred)])
@@ -207,9 +207,9 @@ async def test_a_replica_is_as_good_as_none_until_it_is_a_primary(server: Valkey
 async def test_a_reset_is_forgotten_by_the_memory_of_all_nodes(server: ValkeyServer, fleet: Any) -> None:
     one, two = await fleet(server, "a", "b")
     assert await two.admitted(RATE, 9) == 9
-    assert await one.store.reset(RATE.terms, "jane") is True
-    two.nodes._beat()
-    await until(lambda: two.nodes._beating is None)
+    assert await one.store.reset(RATE.spec, "jane") is True
+    two.nodes._heartbeat()
+    await until(lambda: two.nodes._heartbeat_due is None)
     server.kill()
     await until(lambda: two.mode == "local")
     assert await two.admitted(RATE, 20) == 4

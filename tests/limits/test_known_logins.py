@@ -8,8 +8,8 @@ from ipaddress import ip_address
 from twisted.internet.task import Clock
 
 from elemta.limits import MemoryStore
-from elemta.limits.known_logins import KNOWN_SECONDS, STRANGER_SECONDS, KnownLogins, Standing
-from elemta.limits.store import Fill, Request
+from elemta.limits.known_logins import KNOWN_SECONDS, STRANGER_SECONDS, KnownLogins, LoginHistory
+from elemta.limits.store import Request, Usage
 
 OFFICE, NEIGHBOUR = ip_address("192.0.2.10"), ip_address("192.0.2.11")
 
@@ -19,7 +19,7 @@ class PeekedStore(MemoryStore):
 
     peeks = 0
 
-    def peek(self, requests: Sequence[Request]) -> tuple[Fill, ...]:
+    def peek(self, requests: Sequence[Request]) -> tuple[Usage, ...]:
         self.peeks += 1
         return super().peek(requests)
 
@@ -31,8 +31,8 @@ def test_the_store_is_asked_once_about_a_login() -> None:
     logins = KnownLogins(store, clock.seconds)
     logins.remember("anna", OFFICE)
     for user, standing, seconds in (
-        ("anna", Standing.KNOWN_ADDRESS, KNOWN_SECONDS),
-        ("berta", Standing.STRANGER, STRANGER_SECONDS),
+        ("anna", LoginHistory.KNOWN_ADDRESS, KNOWN_SECONDS),
+        ("berta", LoginHistory.STRANGER, STRANGER_SECONDS),
     ):
         before = store.peeks
         assert [logins.standing(user, OFFICE) for _ in range(3)] == [standing] * 3
@@ -45,9 +45,9 @@ def test_the_store_is_asked_once_about_a_login() -> None:
 def test_a_login_counts_at_once_at_a_new_address() -> None:
     clock = Clock()
     logins = KnownLogins(MemoryStore(clock), clock.seconds)
-    assert logins.standing("anna", OFFICE) is Standing.STRANGER
+    assert logins.standing("anna", OFFICE) is LoginHistory.STRANGER
     logins.remember("anna", OFFICE)
-    assert logins.standing("anna", OFFICE) is Standing.KNOWN_ADDRESS
-    assert logins.standing("anna", NEIGHBOUR) is Standing.KNOWN_NETWORK
+    assert logins.standing("anna", OFFICE) is LoginHistory.KNOWN_ADDRESS
+    assert logins.standing("anna", NEIGHBOUR) is LoginHistory.KNOWN_NETWORK
     logins.remember("anna", NEIGHBOUR)
-    assert logins.standing("anna", NEIGHBOUR) is Standing.KNOWN_ADDRESS
+    assert logins.standing("anna", NEIGHBOUR) is LoginHistory.KNOWN_ADDRESS

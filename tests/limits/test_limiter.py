@@ -30,7 +30,7 @@ from elemta.errors import StoreUnavailable
 from elemta.limits import Charge, Limiter, MemoryStore, RefusalCause, rules_from_config
 from elemta.limits.limiter import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
-from elemta.limits.store import Answer, ILimitStore, Request, Terms
+from elemta.limits.store import Decision, ILimitStore, LimitSpec, Request
 from elemta.smtp.events import Stage
 
 CLIENT = ip_address("192.0.2.1")
@@ -66,7 +66,7 @@ class CountingStore(MemoryStore):
 
     asked = 0
 
-    def acquire(self, requests: Sequence[Request]) -> Answer:
+    def acquire(self, requests: Sequence[Request]) -> Decision:
         self.asked += 1
         return super().acquire(requests)
 
@@ -104,7 +104,7 @@ class LateStore:
 class DownStore(MemoryStore):
     """Knows at once that there is no answer to be had, as an open breaker does."""
 
-    def acquire(self, requests: Sequence[Request]) -> Answer:
+    def acquire(self, requests: Sequence[Request]) -> Decision:
         raise StoreUnavailable("the breaker is open")
 
     peek = refund = release = acquire  # type: ignore[assignment]
@@ -275,7 +275,7 @@ def test_what_is_counted_once_is_not_charged_again_for_the_same_key() -> None:
     first = now(one.charge(Stage.RCPT, Session(), Transaction(), to))
     already = {receipt.request.key for receipt in first.receipts}
     again = now(one.charge(Stage.RCPT, Session(), Transaction(), to, already=already))
-    assert [receipt.request.terms.name for receipt in again.receipts] == ["rcpt"]
+    assert [receipt.request.spec.name for receipt in again.receipts] == ["rcpt"]
     assert [request.key for request in again.covered] == ["per-domain:example.com"]
 
 
@@ -302,7 +302,7 @@ def test_a_flood_over_open_connections_asks_rarely_and_at_once_when_one_closes_h
     class Counting(MemoryStore):
         asked = 0
 
-        def acquire(self, requests: Sequence[Request]) -> Answer:
+        def acquire(self, requests: Sequence[Request]) -> Decision:
             self.asked += 1
             return super().acquire(requests)
 
@@ -521,7 +521,7 @@ def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown
 
 def test_an_error_that_is_not_the_stores_absence_is_not_hidden() -> None:
     class BrokenStore(MemoryStore):
-        def acquire(self, requests: Sequence[Request]) -> Answer:
+        def acquire(self, requests: Sequence[Request]) -> Decision:
             raise ZeroDivisionError
 
     one = limiter(Clock(), limit("m", Counts.MESSAGES), store=BrokenStore(Clock()))
@@ -531,7 +531,7 @@ def test_an_error_that_is_not_the_stores_absence_is_not_hidden() -> None:
 
 def test_remembered_refusals_are_bounded_and_the_oldest_is_forgotten() -> None:
     refusals = RememberedRefusals(room=3)
-    terms = Terms("r")
+    terms = LimitSpec("r")
     for number in range(10):
         refusals.remember(Request(terms, str(number)), until=100.0)
     assert len(refusals) == 3

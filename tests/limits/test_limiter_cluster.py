@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from elemta.address import NULL, Address
 from elemta.config import Counts, Identity, LimitConfig, Mode, OnExceed, Rate, ResourcesConfig, Scope
 from elemta.envelope import Recipient
-from elemta.limits import Charge, Departure, Limiter, MemoryStore, rules_from_config
+from elemta.limits import Charge, Limiter, MemoryStore, OutboundCharge, rules_from_config
 from elemta.smtp.events import Stage
 from tests.support.remote import LATENCY, Node, pass_time
 
@@ -147,10 +147,10 @@ class Side:
         if word == "login":
             return self.limiter.charge_login(session, session.user or "nobody")
         if word == "message out":
-            going = Departure("one.test", transaction.sender, session.user, transaction.recipients)
-            return self.limiter.charge_out(going, Counts.MESSAGES)
+            going = OutboundCharge("one.test", transaction.sender, session.user, transaction.recipients)
+            return self.limiter.charge_outbound(going, Counts.MESSAGES)
         if word == "connection out":
-            return self.limiter.charge_out(Departure("one.test"), Counts.OPEN_CONNECTIONS)
+            return self.limiter.charge_outbound(OutboundCharge("one.test"), Counts.OPEN_CONNECTIONS)
         return self.limiter.charge(word, session, transaction, transaction.recipients[0])
 
 

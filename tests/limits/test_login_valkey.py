@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from elemta.config import AuthConfig, Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.limits import Limiter, rules_from_config
-from elemta.limits.known_logins import Standing
+from elemta.limits.known_logins import LoginHistory
 from tests.limits.test_cluster_valkey import Member
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import until
@@ -72,20 +72,20 @@ async def test_where_a_user_logged_in_is_known_to_the_other_node(
     nodes: list[Limiter], server: ValkeyServer
 ) -> None:
     one, other = (node.known_logins for node in nodes)
-    assert await now(other.standing("anna", OFFICE)) is Standing.STRANGER
+    assert await now(other.standing("anna", OFFICE)) is LoginHistory.STRANGER
     one.remember("anna", OFFICE)
     await until(lambda: server.command("KEYS", "*_logins*"))
 
-    async def standing(user: str, ip: IPv4Address) -> Standing:
+    async def standing(user: str, ip: IPv4Address) -> LoginHistory:
         # A stranger is taken for one for a moment.
         other._strangers.clear()
-        found: Standing = await now(other.standing(user, ip))
+        found: LoginHistory = await now(other.standing(user, ip))
         return found
 
-    assert await standing("anna", OFFICE) is Standing.KNOWN_ADDRESS
-    assert await standing("anna", NEIGHBOUR) is Standing.KNOWN_NETWORK
-    assert await standing("anna", ELSEWHERE) is Standing.STRANGER
-    assert await standing("berta", OFFICE) is Standing.STRANGER
+    assert await standing("anna", OFFICE) is LoginHistory.KNOWN_ADDRESS
+    assert await standing("anna", NEIGHBOUR) is LoginHistory.KNOWN_NETWORK
+    assert await standing("anna", ELSEWHERE) is LoginHistory.STRANGER
+    assert await standing("berta", OFFICE) is LoginHistory.STRANGER
     for key in server.command("KEYS", "*_logins*"):
         assert int(server.command("PTTL", key)) > 0
 

@@ -10,19 +10,21 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
+from elemta.limits.counter_table import SHARED_COUNTERS, share
 from elemta.limits.memory import MemoryStore, SteadyClock
-from elemta.limits.room import SHARED_COUNTERS, share
-from elemta.limits.store import LEASE_SECONDS, ILimitStore, Request, Terms
-from elemta.limits.window import Bound, Counter
+from elemta.limits.store import LEASE_SECONDS, ILimitStore, LimitSpec, Request
+from elemta.limits.window import Bound, WindowCounter
 
 SECOND = 1_000_000
 
 
-def rate(name: str, limit: int, seconds: int = 60, *, binding: bool = True, weighted: bool = False) -> Terms:
-    return Terms(name, (Bound.of(limit, seconds * SECOND, weighted=weighted),), binding=binding)
+def rate(
+    name: str, limit: int, seconds: int = 60, *, binding: bool = True, weighted: bool = False
+) -> LimitSpec:
+    return LimitSpec(name, (Bound.of(limit, seconds * SECOND, weighted=weighted),), binding=binding)
 
 
-def used(store: MemoryStore, terms: Terms, identity: str = "a") -> int:
+def used(store: MemoryStore, terms: LimitSpec, identity: str = "a") -> int:
     (fill,) = store.peek([Request(terms, identity)])
     return fill.used[0]
 
@@ -38,7 +40,7 @@ def test_a_full_limit_leaves_the_others_uncharged() -> None:
         answer = store.acquire([Request(roomy, "a"), Request(full, "a")])
         assert not answer.granted
         assert answer.receipts == ()
-        assert [shortfall.request.terms.name for shortfall in answer.shortfalls] == ["full"]
+        assert [shortfall.request.spec.name for shortfall in answer.denials] == ["full"]
     assert used(store, roomy) == 1
 
 
@@ -48,7 +50,7 @@ def test_a_refusal_tells_of_every_limit_that_falls_short_and_how_long() -> None:
     store.acquire([Request(short, "a"), Request(long, "a")])
     clock.advance(4)
     answer = store.acquire([Request(short, "a"), Request(long, "a")])
-    assert [shortfall.wait for shortfall in answer.shortfalls] == [6 * SECOND, 56 * SECOND]
+    assert [shortfall.wait for shortfall in answer.denials] == [6 * SECOND, 56 * SECOND]
 
 
 def test_a_refused_flood_does_not_prolong_the_refusal() -> None:
@@ -107,11 +109,11 @@ def test_a_reset_opens_a_full_limit_and_says_whether_there_was_anything() -> Non
 
 def test_leases_are_held_until_they_are_released_once() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock), Terms("open", leases=2)
+    store, terms = MemoryStore(clock), LimitSpec("open", leases=2)
     one, two = (store.acquire([Request(terms, "a")]) for _ in range(2))
     clock.advance(3600)
     refused = store.acquire([Request(terms, "a")])
-    assert refused.shortfalls[0].wait == LEASE_SECONDS * SECOND
+    assert refused.denials[0].wait == LEASE_SECONDS * SECOND
     store.refund(one.receipts)
     assert used(store, terms) == 2
     store.release(one.receipts)
@@ -119,11 +121,11 @@ def test_leases_are_held_until_they_are_released_once() -> None:
     assert used(store, terms) == 1
     store.release(two.receipts)
     assert used(store, terms) == 0
-    assert store._room(terms).leases == {}
+    assert store._table(terms).leases == {}
 
 
 def test_a_lease_that_is_refused_leaves_the_rate_beside_it_uncharged() -> None:
-    store, held, counted = MemoryStore(Clock()), Terms("open", leases=1), rate("r", 9)
+    store, held, counted = MemoryStore(Clock()), LimitSpec("open", leases=1), rate("r", 9)
     store.acquire([Request(counted, "a"), Request(held, "a")])
     assert not store.acquire([Request(counted, "a"), Request(held, "a")]).granted
     assert used(store, counted) == 1
@@ -131,8 +133,8 @@ def test_a_lease_that_is_refused_leaves_the_rate_beside_it_uncharged() -> None:
 
 def test_a_limit_of_nothing_never_passes() -> None:
     store = MemoryStore(Clock())
-    for terms in (rate("r", 0), Terms("open", leases=0)):
-        assert store.acquire([Request(terms, "a")]).shortfalls[0].wait is None
+    for terms in (rate("r", 0), LimitSpec("open", leases=0)):
+        assert store.acquire([Request(terms, "a")]).denials[0].wait is None
 
 
 def test_the_fullest_come_first() -> None:
@@ -140,7 +142,7 @@ def test_the_fullest_come_first() -> None:
     for identity, times in (("a", 2), ("b", 7), ("c", 4)):
         for _ in range(times):
             store.acquire([Request(terms, identity)])
-    assert [(fill.request.identity, fill.used) for fill in store.top(terms, 2).fills] == [
+    assert [(fill.request.identity, fill.used) for fill in store.top(terms, 2).usages] == [
         ("b", (7,)),
         ("c", (4,)),
     ]
@@ -165,7 +167,7 @@ def test_a_flood_of_identities_does_not_reset_a_victim() -> None:
         store.acquire([Request(terms, f"flood{number}")])
     assert not store.acquire([Request(terms, "victim")]).granted
     assert store.size(terms) == 100
-    assert store._room(terms).shared <= SHARED_COUNTERS
+    assert store._table(terms).shared <= SHARED_COUNTERS
 
 
 def test_what_has_expired_makes_room_for_others() -> None:
@@ -176,7 +178,7 @@ def test_what_has_expired_makes_room_for_others() -> None:
     clock.advance(11)
     for number in range(100):
         store.acquire([Request(terms, f"new{number}")])
-    room = store._room(terms)
+    room = store._table(terms)
     assert all(f"new{number}" in room for number in range(100))
     assert room.shared == 0
 
@@ -197,7 +199,7 @@ def test_who_finds_room_again_starts_with_what_was_used_while_sharing() -> None:
     for _ in range(3):
         assert store.acquire([Request(terms, "second")]).granted
     assert not store.acquire([Request(terms, "second")]).granted
-    assert "second" in store._room(terms)
+    assert "second" in store._table(terms)
 
 
 def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
@@ -209,7 +211,7 @@ def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
         assert store.acquire([Request(terms, "second")]).granted
     clock.advance(31)
     assert store.acquire([Request(terms, "second")]).granted
-    assert "second" in store._room(terms)
+    assert "second" in store._table(terms)
     assert not store.acquire([Request(terms, "second")]).granted
 
 
@@ -257,14 +259,14 @@ def test_what_is_only_recorded_answers_as_if_all_had_been_kept(
     clock = Clock()
     clock.advance(1_000_000)
     store, terms = MemoryStore(clock), rate("r", limit, 60, weighted=weighted)
-    everything = Counter(terms.bounds)
+    everything = WindowCounter(terms.bounds)
     for step, amount in sequence:
         clock.advance(step)
         store.record(Request(terms, "a", amount))
         everything.charge(int(clock.seconds() * SECOND), amount)
         smaller = tuple(replace(bound, limit=min(share, limit)) for bound in terms.bounds)
         everything.rebind(smaller)
-        part = Terms("r", smaller)
+        part = LimitSpec("r", smaller)
         now = int(clock.seconds() * SECOND)
         for asked in (1, min(share, limit)):
             (fill,) = store.peek([Request(part, "a", asked)])

@@ -15,7 +15,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import HEARTBEAT, MAX_PUBLISHED, TIME_TO_LIVE, About, Nodes, NodeState
-from elemta.limits.refusals import Refused
+from elemta.limits.refusals import RememberedRefusal
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, until
@@ -70,7 +70,7 @@ class Fleet:
         await self.quiet()
 
     async def quiet(self) -> None:
-        await until(lambda: all(nodes._beating is None for nodes in self.nodes))
+        await until(lambda: all(nodes._heartbeat_due is None for nodes in self.nodes))
 
     def age(self, member_of: str, seconds: float) -> None:
         """Let the last sign of life of a node be that much older."""
@@ -111,7 +111,7 @@ async def test_every_node_knows_how_many_live(fleet: Fleet) -> None:
 @ensureDeferred
 async def test_a_node_that_is_silent_for_too_long_counts_no_more(fleet: Fleet) -> None:
     one, two = await fleet.add("one"), await fleet.add("two")
-    two._beats.stop()
+    two._heartbeats.stop()
     fleet.age("two", TIME_TO_LIVE - 5)
     await fleet.beat()
     assert one.live == 2
@@ -134,7 +134,7 @@ async def test_a_node_that_leaves_is_gone_at_once(fleet: Fleet) -> None:
 @ensureDeferred
 async def test_nodes_are_listed_with_what_they_say(fleet: Fleet) -> None:
     fleet.states["two"] = NodeState(
-        7, 9, "local", (Refused("ip", "2001:db8::/64", 30.0), Refused("m", "a@b", 0.0))
+        7, 9, "local", (RememberedRefusal("ip", "2001:db8::/64", 30.0), RememberedRefusal("m", "a@b", 0.0))
     )
     one = await fleet.add("one", "1.0")
     await fleet.add("two", "2.0")
@@ -151,7 +151,7 @@ async def test_nodes_are_listed_with_what_they_say(fleet: Fleet) -> None:
 @ensureDeferred
 async def test_a_node_tells_of_so_many_refusals_and_no_more(fleet: Fleet) -> None:
     fleet.states["one"] = NodeState(
-        refused=tuple(Refused("ip", str(number), 60.0) for number in range(MAX_PUBLISHED * 3))
+        refused=tuple(RememberedRefusal("ip", str(number), 60.0) for number in range(MAX_PUBLISHED * 3))
     )
     one = await fleet.add("one")
     (node,) = await one.list()
@@ -219,7 +219,7 @@ async def test_without_valkey_a_node_remembers_how_many_there_were(
     await fleet.quiet()
     # Who is connected again says so at once, without being asked to.
     assert fleet.server.command("EXISTS", f"{PREFIX}node:two") == 1
-    assert errors("nodes.trouble") == []
+    assert errors("nodes.internal_error") == []
     # It knows nobody else yet, and may be gone again before it does.
     two = fleet.nodes[1]
     assert two.live == 2
@@ -234,11 +234,11 @@ async def test_a_second_daemon_with_the_same_name_is_complained_about(
 ) -> None:
     one = await fleet.add("same")
     # That there was one before is nothing special: it was restarted.
-    assert errors("nodes.duplicate") == []
+    assert errors("nodes.duplicate_found") == []
     await fleet.add("same")
     for _ in range(5):
         await fleet.beat()
-    told = errors("nodes.duplicate")
+    told = errors("nodes.duplicate_found")
     assert 1 <= len(told) <= 2
     assert told[0]["name"] == "same"
     # Each takes its own share all the same.

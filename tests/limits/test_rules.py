@@ -92,9 +92,9 @@ def test_a_limit_is_charged_at_the_earliest_stage_that_knows_everything(
 
 def test_resources_give_a_rate_and_open_connections_per_ip() -> None:
     rate, held = rules_from_config(ResourcesConfig(max_requests_per_window=7, rate_limit_window=30), [])
-    assert (rate.name, rate.stage, rate.terms.bounds[0].limit) == ("ip", Stage.CONNECT, 7)
-    assert rate.terms.bounds[0].window == 30_000_000
-    assert (held.name, held.stage, held.terms.leases) == ("connections-per-ip", Stage.CONNECT, 50)
+    assert (rate.name, rate.stage, rate.spec.bounds[0].limit) == ("ip", Stage.CONNECT, 7)
+    assert rate.spec.bounds[0].window == 30_000_000
+    assert (held.name, held.stage, held.spec.leases) == ("connections-per-ip", Stage.CONNECT, 50)
     subject = Subject(Session(ip_address("2001:db8::5")))
     assert keys(rate, subject) == ["ip:2001:db8::/64"]
     assert keys(held, subject) == ["connections-per-ip:2001:db8::/64"]
@@ -119,10 +119,10 @@ def test_the_words_of_a_limit_arrive_in_the_rule() -> None:
         OnExceed.DELAY,
         WhenValkeyIsDown.DEFER,
     )
-    assert not made.terms.binding
-    assert not made.terms.cluster
-    assert made.terms.when_down is made.when_valkey_is_down
-    assert made.terms.bounds[0].grain == 1_000_000
+    assert not made.spec.binding
+    assert not made.spec.cluster
+    assert made.spec.when_down is made.when_valkey_is_down
+    assert made.spec.bounds[0].grain == 1_000_000
 
 
 def test_a_rate_without_a_window_is_no_silent_permission() -> None:

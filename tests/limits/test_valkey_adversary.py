@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from elemta.limits.store import Request, Terms
+from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 from tests.support.blocking_valkey import BlockingValkey, result
@@ -43,7 +43,7 @@ class SkewedClock(Clock):
 class Fleet:
     """Three nodes with one limit, each with its own connection and its own idea of the time."""
 
-    def __init__(self, server: ValkeyServer, terms: Terms) -> None:
+    def __init__(self, server: ValkeyServer, terms: LimitSpec) -> None:
         self._terms = terms
         self._links = [BlockingValkey(server) for _ in SKEWS]
         self._links[0].talk("FLUSHALL")
@@ -80,7 +80,7 @@ def worst_window(times: list[int], window: int) -> int:
 
 def attack(server: ValkeyServer, bound: Bound, plan: list[tuple[int, int, int]]) -> None:
     """Go round the plan for six windows: wait for a phase of the window, then ask from a node."""
-    fleet = Fleet(server, Terms("l", (bound,)))
+    fleet = Fleet(server, LimitSpec("l", (bound,)))
     end = time.monotonic() + 6 * WINDOW / 1e6
     try:
         while time.monotonic() < end:
@@ -122,7 +122,7 @@ def test_a_long_attack_lets_no_more_pass(server: ValkeyServer, bound: Bound) -> 
 
 @pytest.mark.parametrize("bound", [LOG, BUCKETS], ids=["log", "sub-buckets"])
 def test_a_flood_gets_all_that_the_limit_allows_and_no_more(server: ValkeyServer, bound: Bound) -> None:
-    fleet = Fleet(server, Terms("l", (bound,)))
+    fleet = Fleet(server, LimitSpec("l", (bound,)))
     began = time.monotonic()
     while len(fleet.admitted) <= 3 * bound.limit or worst_window(fleet.admitted, WINDOW) < bound.limit:
         assert time.monotonic() - began < 150

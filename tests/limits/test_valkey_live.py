@@ -13,7 +13,7 @@ from twisted.internet.defer import gatherResults
 
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable
-from elemta.limits.store import Answer, Request, Terms
+from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 from elemta.valkey import Valkey
@@ -23,9 +23,9 @@ from tests.support.waiting import eventually, until
 
 SECOND = 10**6
 # Long enough for nothing to expire while a slow machine thinks.
-IP = Terms("ip", (Bound.of(100, 3600 * SECOND),))
-MANY = Terms("many", (Bound.of(500, 3600 * SECOND),))
-CONNECTIONS = Terms("connections-per-ip", leases=30)
+IP = LimitSpec("ip", (Bound.of(100, 3600 * SECOND),))
+MANY = LimitSpec("many", (Bound.of(500, 3600 * SECOND),))
+CONNECTIONS = LimitSpec("connections-per-ip", leases=30)
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ async def open_store() -> AsyncIterator[Any]:
         await valkey.stop()
 
 
-async def used(store: ValkeyStore, terms: Terms, identity: str) -> int:
+async def used(store: ValkeyStore, terms: LimitSpec, identity: str) -> int:
     (fill,) = await store.peek([Request(terms, identity)])
     return fill.used[0]
 
 
-async def when_it_works(store: ValkeyStore, *requests: Request) -> Answer:
+async def when_it_works(store: ValkeyStore, *requests: Request) -> Decision:
     """Asked until there is an answer."""
-    answers: list[Answer] = []
+    answers: list[Decision] = []
 
     async def answered() -> bool:
         try:
@@ -152,7 +152,7 @@ async def test_on_a_cluster_a_thousand_refusals_leave_the_other_limit_as_it_was(
     cluster: Cluster, open_store: Any
 ) -> None:
     store = await open_store(cluster.url)
-    full = Terms("full", (Bound.of(1, 3600 * SECOND),))
+    full = LimitSpec("full", (Bound.of(1, 3600 * SECOND),))
     for terms, who in ((IP, "192.0.2.1"), (MANY, "sender@example.org")):
         await store.acquire([Request(terms, who, 3)])
     assert (await store.acquire([Request(full, "somebody")])).granted
@@ -188,7 +188,7 @@ async def test_on_a_cluster_a_bound_holds_for_decisions_over_several_servers(
     assert sum(answer.granted for answer in await gatherResults(asked)) == 100
 
     async def nothing_more() -> bool:
-        return [await used(stores[0], one.terms, one.identity) for one in requests] == [100, 100]
+        return [await used(stores[0], one.spec, one.identity) for one in requests] == [100, 100]
 
     await eventually(nothing_more)
 
@@ -204,13 +204,13 @@ async def test_on_a_cluster_leases_are_renewed_and_the_fullest_found_on_all_serv
         cluster.command(key, "DEL", key)
     await store.renew()
     ranking = await store.top(CONNECTIONS, 3)
-    assert [(fill.request.identity, fill.used) for fill in ranking.fills] == [
+    assert [(fill.request.identity, fill.used) for fill in ranking.usages] == [
         ("203.0.113.20", (20,)),
         ("203.0.113.19", (19,)),
         ("203.0.113.18", (18,)),
     ]
     assert ranking.complete
-    terms = Terms("reset-me", IP.bounds)
+    terms = LimitSpec("reset-me", IP.bounds)
     await store.acquire([Request(terms, "x")])
     assert await store.reset(terms, "x")
     assert await used(store, terms, "x") == 0

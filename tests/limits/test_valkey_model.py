@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from elemta.limits.memory import MemoryStore
-from elemta.limits.store import Answer, Receipt, Request, Terms
+from elemta.limits.store import Decision, LimitSpec, Receipt, Request
 from elemta.limits.valkey_store import ValkeyStore
-from elemta.limits.window import Bound, Counter
+from elemta.limits.window import Bound, WindowCounter
 from tests.support.blocking_valkey import TimedValkey, result
 from tests.support.valkey import ValkeyServer
 
@@ -57,7 +57,7 @@ class Side:
         self.clock.now = now
         self.valkey.set(now)
 
-    def both(self, decisions: Sequence[Sequence[Request]]) -> list[tuple[Answer, Answer]]:
+    def both(self, decisions: Sequence[Sequence[Request]]) -> list[tuple[Decision, Decision]]:
         """Ask both: the server in one call, the model one by one."""
         later = [self.real.acquire(requests) for requests in decisions]
         self.reactor.advance(0)
@@ -74,22 +74,22 @@ class Side:
         self.model.refund(model)
 
 
-def meaning(answer: Answer) -> Any:
+def meaning(answer: Decision) -> Any:
     """All of an answer that both must say alike."""
     return (
         answer.granted,
         [(receipt.request, receipt.at) for receipt in answer.receipts],
-        [(shortfall.request, shortfall.wait) for shortfall in answer.shortfalls],
+        [(shortfall.request, shortfall.wait) for shortfall in answer.denials],
     )
 
 
 @st.composite
-def some_terms(draw: st.DrawFn, name: str) -> Terms:
+def some_terms(draw: st.DrawFn, name: str) -> LimitSpec:
     bounds = []
     for _ in range(draw(st.integers(1, 3))):
         limit = draw(st.one_of(st.integers(1, 6), st.integers(126, 131)))
         bounds.append(Bound.of(limit, draw(st.integers(1, 3000)), weighted=draw(st.booleans())))
-    return Terms(name, tuple(bounds), binding=draw(st.sampled_from([True, True, True, False])))
+    return LimitSpec(name, tuple(bounds), binding=draw(st.sampled_from([True, True, True, False])))
 
 
 @st.composite
@@ -156,7 +156,7 @@ def test_nodes_with_other_numbers_count_together_before_and_after_a_reload(
     ``changes``: all nodes go from one limit to the next; otherwise they have different ones all the time.
     """
     window, side, now = 3000, Side(valkey), START
-    terms = [Terms("l", (Bound.of(limit, window),)) for limit in limits]
+    terms = [LimitSpec("l", (Bound.of(limit, window),)) for limit in limits]
     grain = Bound.of(129, window).grain
     admitted: list[tuple[int, int, Receipt]] = []
     for place, (step, node, amount, _) in enumerate(turns):
@@ -187,7 +187,9 @@ def test_no_other_nodes_window_lets_more_pass_than_ones_own(
 ) -> None:
     """Nodes with different windows at the same time: what a node itself let pass is never above its limit."""
     side, now = Side(valkey), START
-    terms = [Terms("l", (Bound.of(limit, window),)) for window, limit in zip(windows, limits, strict=False)]
+    terms = [
+        LimitSpec("l", (Bound.of(limit, window),)) for window, limit in zip(windows, limits, strict=False)
+    ]
     admitted: dict[int, list[tuple[int, int]]] = {place: [] for place in range(len(terms))}
     for step, node, amount, _ in turns:
         now += step
@@ -216,8 +218,8 @@ def test_a_clock_that_goes_back_makes_charges_count_longer_never_shorter(
     That model forgets a charge as soon as it is asked when the charge has expired. The store in memory may
     keep one for longer, and is then stricter when the clock goes back.
     """
-    side, now, request = Side(valkey), START, Request(Terms("l", (bound,)), "a")
-    model = Counter((bound,))
+    side, now, request = Side(valkey), START, Request(LimitSpec("l", (bound,)), "a")
+    model = WindowCounter((bound,))
     for step, count in turns:
         now += step
         side.at(now)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
-from elemta.limits.store import LEASE_SECONDS, Answer, ILimitStore, Receipt, Request, Terms
+from elemta.limits.store import LEASE_SECONDS, Decision, ILimitStore, LimitSpec, Receipt, Request
 from elemta.limits.valkey_returns import CANCELLED_AT_ONCE
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
@@ -36,8 +36,8 @@ class Node:
         self.clock = Clock()
         self.store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id=name, reactor=self.clock)  # type: ignore[arg-type]
 
-    def ask(self, *requests: Request) -> Answer:
-        answer: Answer = self.now(self.store.acquire(requests))
+    def ask(self, *requests: Request) -> Decision:
+        answer: Decision = self.now(self.store.acquire(requests))
         return answer
 
     def now(self, later: Any) -> Any:
@@ -45,7 +45,7 @@ class Node:
         self.clock.advance(0)
         return result(later)
 
-    def used(self, terms: Terms, identity: str = "a") -> int:
+    def used(self, terms: LimitSpec, identity: str = "a") -> int:
         (fill,) = self.now(self.store.peek([Request(terms, identity)]))
         used: int = fill.used[0]
         return used
@@ -68,13 +68,13 @@ def node(valkey: TimedValkey) -> Node:
     return Node(valkey)
 
 
-def rate(name: str, limit: int, seconds: float = 60, *, binding: bool = True) -> Terms:
-    return Terms(name, (Bound.of(limit, round(seconds * SECOND)),), binding=binding)
+def rate(name: str, limit: int, seconds: float = 60, *, binding: bool = True) -> LimitSpec:
+    return LimitSpec(name, (Bound.of(limit, round(seconds * SECOND)),), binding=binding)
 
 
 IP = rate("ip", 100)
 MANY = rate("many", 1000)
-CONNECTIONS = Terms("connections-per-ip", leases=3)
+CONNECTIONS = LimitSpec("connections-per-ip", leases=3)
 
 
 def lost(*names: str) -> Callable[..., None]:
@@ -116,12 +116,12 @@ def test_sub_buckets_are_in_a_hash_under_a_key_of_their_own(node: Node) -> None:
 
 
 def test_large_amounts_are_written_as_plain_numbers(node: Node) -> None:
-    terms = Terms("volume", (Bound.of(10**13, 60 * SECOND, weighted=True),))
+    terms = LimitSpec("volume", (Bound.of(10**13, 60 * SECOND, weighted=True),))
     node.ask(Request(terms, "a", 10**12))
     node.ask(Request(terms, "a", 10**9))
     assert node.valkey.talk("HGET", "elemta:ratelimit:volume:a~", "t1") == b"1001000000000"
     assert node.used(terms) == 10**12 + 10**9
-    assert node.ask(Request(terms, "a", 9 * 10**12)).shortfalls[0].wait == 60 * SECOND
+    assert node.ask(Request(terms, "a", 9 * 10**12)).denials[0].wait == 60 * SECOND
 
 
 def test_every_key_expires_when_nothing_in_it_counts_any_more(server: ValkeyServer, node: Node) -> None:
@@ -129,7 +129,7 @@ def test_every_key_expires_when_nothing_in_it_counts_any_more(server: ValkeyServ
     node.valkey.talk("FLUSHALL")
     valkey, clock = BlockingValkey(server), Clock()
     store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id="mx1", reactor=clock)  # type: ignore[arg-type]
-    both = Terms("both", (Bound.of(5, SECOND), Bound.of(500, 3600 * SECOND)))
+    both = LimitSpec("both", (Bound.of(5, SECOND), Bound.of(500, 3600 * SECOND)))
     later = store.acquire([Request(IP, "a"), Request(both, "a"), Request(CONNECTIONS, "a")])
     clock.advance(0)
     assert result(later).granted
@@ -231,7 +231,7 @@ def test_a_full_limit_leaves_the_others_uncharged(node: Node) -> None:
         answer = node.ask(*requests)
         assert not answer.granted
         assert answer.receipts == ()
-        assert [shortfall.request.terms.name for shortfall in answer.shortfalls] == ["full"]
+        assert [shortfall.request.spec.name for shortfall in answer.denials] == ["full"]
     assert [node.valkey.talk("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys] == before
     assert node.used(other) == 1
 
@@ -241,7 +241,7 @@ def test_what_does_not_bind_is_charged_by_itself_and_only_with_what_binds(node: 
     answers = [node.ask(Request(watched, "a"), Request(binding, "a")) for _ in range(4)]
     assert [answer.granted for answer in answers] == [True, True, True, False]
     assert [len(answer.receipts) for answer in answers] == [2, 1, 1, 0]
-    assert [[short.request.terms.name for short in answer.shortfalls] for answer in answers] == [
+    assert [[short.request.spec.name for short in answer.denials] for answer in answers] == [
         [],
         ["watched"],
         ["watched"],
@@ -250,11 +250,11 @@ def test_what_does_not_bind_is_charged_by_itself_and_only_with_what_binds(node: 
 
 
 def test_a_refusal_tells_when_it_would_pass_and_then_it_does(node: Node) -> None:
-    terms = Terms("l", (Bound.of(3, 10 * SECOND), Bound.of(200, 60 * SECOND)))
+    terms = LimitSpec("l", (Bound.of(3, 10 * SECOND), Bound.of(200, 60 * SECOND)))
     for _ in range(3):
         node.ask(Request(terms, "a"))
         node.later(1)
-    (shortfall,) = node.ask(Request(terms, "a", 2)).shortfalls
+    (shortfall,) = node.ask(Request(terms, "a", 2)).denials
     assert shortfall.wait == 8 * SECOND
     node.later(8 - 1e-6)
     assert not node.ask(Request(terms, "a", 2)).granted
@@ -264,14 +264,14 @@ def test_a_refusal_tells_when_it_would_pass_and_then_it_does(node: Node) -> None
 
 def test_an_amount_above_a_limit_never_passes(node: Node) -> None:
     for request in (Request(IP, "a", 101), Request(MANY, "a", 1001), Request(CONNECTIONS, "a", 4)):
-        assert [shortfall.wait for shortfall in node.ask(request).shortfalls] == [None]
+        assert [shortfall.wait for shortfall in node.ask(request).denials] == [None]
 
 
 # Given back.
 
 
-@pytest.mark.parametrize("terms", [IP, MANY, Terms("both", (*IP.bounds, *MANY.bounds))])
-def test_a_refund_takes_back_exactly_what_was_charged_and_once(node: Node, terms: Terms) -> None:
+@pytest.mark.parametrize("terms", [IP, MANY, LimitSpec("both", (*IP.bounds, *MANY.bounds))])
+def test_a_refund_takes_back_exactly_what_was_charged_and_once(node: Node, terms: LimitSpec) -> None:
     node.ask(Request(terms, "a", 5))
     (receipt,) = node.ask(Request(terms, "a", 3)).receipts
     node.later(2)
@@ -281,8 +281,8 @@ def test_a_refund_takes_back_exactly_what_was_charged_and_once(node: Node, terms
         assert node.used(terms) == 9
 
 
-@pytest.mark.parametrize("terms", [IP, MANY, Terms("both", (*IP.bounds, *MANY.bounds))])
-def test_what_was_given_back_as_a_whole_leaves_no_key(node: Node, terms: Terms) -> None:
+@pytest.mark.parametrize("terms", [IP, MANY, LimitSpec("both", (*IP.bounds, *MANY.bounds))])
+def test_what_was_given_back_as_a_whole_leaves_no_key(node: Node, terms: LimitSpec) -> None:
     first, second = (node.ask(Request(terms, "a", amount)).receipts for amount in (2, 3))
     node.now(node.store.refund(first))
     assert node.used(terms) == 3
@@ -302,7 +302,7 @@ def test_a_refund_after_its_expiry_is_nothing(node: Node) -> None:
 
 
 @pytest.mark.parametrize("terms", [IP, MANY])
-def test_a_refund_of_what_was_reset_takes_nothing_from_what_came_after(node: Node, terms: Terms) -> None:
+def test_a_refund_of_what_was_reset_takes_nothing_from_what_came_after(node: Node, terms: LimitSpec) -> None:
     receipts = node.ask(Request(terms, "a", 3)).receipts
     assert node.now(node.store.reset(terms, "a"))
     node.later(0.000001)
@@ -353,7 +353,7 @@ def test_a_refund_that_valkey_does_not_take_fails_after_the_second_try(node: Nod
 
 
 @pytest.mark.parametrize("terms", [IP, MANY, CONNECTIONS])
-def test_what_was_charged_without_our_knowing_is_taken_back(node: Node, terms: Terms) -> None:
+def test_what_was_charged_without_our_knowing_is_taken_back(node: Node, terms: LimitSpec) -> None:
     node.ask(Request(terms, "a"))
     node.valkey.after = lost("acquire")
     for _ in range(2):
@@ -472,7 +472,7 @@ def test_leases_are_counted_over_all_nodes_and_given_back(valkey: TimedValkey) -
     receipts = [*one.ask(Request(CONNECTIONS, "a")).receipts, *one.ask(Request(CONNECTIONS, "a")).receipts]
     assert other.ask(Request(CONNECTIONS, "a")).granted
     refused = other.ask(Request(CONNECTIONS, "a"))
-    assert [shortfall.wait for shortfall in refused.shortfalls] == [LEASE_SECONDS * SECOND]
+    assert [shortfall.wait for shortfall in refused.denials] == [LEASE_SECONDS * SECOND]
     assert (one.store.held(CONNECTIONS, "a"), other.store.held(CONNECTIONS, "a")) == (2, 1)
     for _ in range(2):
         one.store.release(receipts[:1])
@@ -622,7 +622,7 @@ def test_counts_survive_a_change_across_128_both_ways(node: Node) -> None:
 
 
 def test_a_longer_window_counts_what_another_rate_of_the_limit_has_kept(node: Node) -> None:
-    before = Terms("l", (Bound.of(100, 60 * SECOND), Bound.of(1000, 3600 * SECOND)))
+    before = LimitSpec("l", (Bound.of(100, 60 * SECOND), Bound.of(1000, 3600 * SECOND)))
     for _ in range(5):
         node.ask(Request(before, "a", 90))
         node.later(120)
@@ -632,7 +632,7 @@ def test_a_longer_window_counts_what_another_rate_of_the_limit_has_kept(node: No
 
 
 def test_a_reset_forgets_log_and_sub_buckets(node: Node) -> None:
-    both = Terms("both", (*IP.bounds, *MANY.bounds))
+    both = LimitSpec("both", (*IP.bounds, *MANY.bounds))
     node.ask(Request(both, "a", 7))
     assert node.now(node.store.reset(both, "a")) is True
     assert node.now(node.store.reset(both, "a")) is False
@@ -649,13 +649,13 @@ def test_a_reset_leaves_leases_alone(node: Node) -> None:
 
 
 @pytest.mark.parametrize("terms", [IP, MANY, CONNECTIONS])
-def test_the_fullest_come_first_and_the_empty_not_at_all(node: Node, terms: Terms) -> None:
+def test_the_fullest_come_first_and_the_empty_not_at_all(node: Node, terms: LimitSpec) -> None:
     for amount, identity in enumerate(["none", "one", "two", "three"]):
         if amount:
             node.ask(Request(terms, identity, amount))
     node.ask(Request(rate("ip-too", 100), "stranger", 50))
     ranking = node.now(node.store.top(terms, 2))
-    assert [(fill.request.identity, fill.used[0]) for fill in ranking.fills] == [("three", 3), ("two", 2)]
+    assert [(fill.request.identity, fill.used[0]) for fill in ranking.usages] == [("three", 3), ("two", 2)]
     assert ranking.complete
 
 
@@ -666,7 +666,7 @@ def test_signs_of_a_pattern_in_the_prefix_are_signs(valkey: TimedValkey) -> None
         store.acquire([Request(IP, prefix)])
         clock.advance(0)
         ranking = result(store.top(IP, 9))
-        assert [fill.request.identity for fill in ranking.fills] == [prefix]
+        assert [fill.request.identity for fill in ranking.usages] == [prefix]
 
 
 def test_a_ranking_of_many_keys_is_made_in_slices(node: Node) -> None:
@@ -676,7 +676,7 @@ def test_a_ranking_of_many_keys_is_made_in_slices(node: Node) -> None:
         assert all(result(answer).granted for answer in later)
     node.ask(Request(IP, "7"))
     node.valkey.calls.clear()
-    (first,) = node.now(node.store.top(IP, 1)).fills
+    (first,) = node.now(node.store.top(IP, 1)).usages
     assert (first.request.identity, first.used) == ("7", (2,))
     assert len(node.valkey.calls) >= 1500 / 32
 
@@ -709,7 +709,7 @@ def test_in_a_cluster_a_refusal_leaves_nothing_behind(cluster: Node) -> None:
             Request(IP, "a"), Request(roomy, "b"), Request(full, "sender"), Request(CONNECTIONS, "a")
         )
         assert not answer.granted
-        assert [shortfall.request.terms.name for shortfall in answer.shortfalls] == ["full"]
+        assert [shortfall.request.spec.name for shortfall in answer.denials] == ["full"]
         assert answer.receipts == ()
     assert [cluster.used(terms, who) for terms, who in ((IP, "a"), (roomy, "b"), (full, "sender"))] == [
         0,
@@ -757,7 +757,7 @@ def test_in_a_cluster_a_refusal_stands_although_another_server_is_away(cluster: 
     cluster.ask(Request(full, "a"))
     cluster.valkey.before = refuse
     answer = cluster.ask(Request(full, "a"), Request(MANY, "b"))
-    assert [shortfall.request.key for shortfall in answer.shortfalls] == ["full:a"]
+    assert [shortfall.request.key for shortfall in answer.denials] == ["full:a"]
 
 
 def test_a_prefix_with_a_hash_tag_keeps_everything_on_one_server(server: ValkeyServer) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elemta.limits.window import LOG_LIMIT, SUB_BUCKETS, Bound, Counter
+from elemta.limits.window import LOG_LIMIT, SUB_BUCKETS, Bound, WindowCounter
 
 MINUTE = 60_000_000
 
@@ -37,7 +37,7 @@ def worst_window(admissions: list[Admitted], window: int) -> int:
 
 
 def run(bounds: tuple[Bound, ...], sequence: list[tuple[int, int]], start: int = 10**15) -> list[Admitted]:
-    counter, now, admissions = Counter(bounds), start, []
+    counter, now, admissions = WindowCounter(bounds), start, []
     for step, amount in sequence:
         now += step
         if counter.earliest(now, amount) == now:
@@ -69,7 +69,7 @@ def test_no_rolling_window_admits_more_than_any_of_its_limits(
 def test_the_exact_log_refuses_only_what_a_rolling_window_would(
     sequence: list[tuple[int, int]], limit: int, window: int
 ) -> None:
-    counter, now, admissions = Counter((Bound.of(limit, window),)), 10**15, []
+    counter, now, admissions = WindowCounter((Bound.of(limit, window),)), 10**15, []
     for step, amount in sequence:
         now += step
         counted = sum(one.amount for one in admissions if one.at > now - window)
@@ -85,7 +85,7 @@ def test_sub_buckets_refuse_nothing_that_a_window_longer_by_one_sub_bucket_would
     sequence: list[tuple[int, int]], limit: int, window: int
 ) -> None:
     bound = Bound.of(limit, window, weighted=True)
-    counter, now, admissions = Counter((bound,)), 10**15, []
+    counter, now, admissions = WindowCounter((bound,)), 10**15, []
     for step, amount in sequence:
         now += step
         counted = sum(one.amount for one in admissions if one.at > now - window - bound.grain)
@@ -101,7 +101,7 @@ def test_sub_buckets_refuse_nothing_that_a_window_longer_by_one_sub_bucket_would
 def test_a_refusal_names_the_very_microsecond_at_which_the_same_charge_passes(
     bounds: tuple[Bound, ...], sequence: list[tuple[int, int]], amount: int
 ) -> None:
-    counter, now = Counter(bounds), 10**15
+    counter, now = WindowCounter(bounds), 10**15
     for step, _ in sequence:
         now += step
         if counter.earliest(now, 1) == now:
@@ -120,7 +120,7 @@ def test_a_refusal_names_the_very_microsecond_at_which_the_same_charge_passes(
 def test_a_refund_leaves_the_counter_as_though_nothing_had_been_charged(
     bounds: tuple[Bound, ...], before: list[tuple[int, int]], after: list[tuple[int, int]], step: int
 ) -> None:
-    charged, spared = Counter(bounds), Counter(bounds)
+    charged, spared = WindowCounter(bounds), WindowCounter(bounds)
     now = 10**15
     for gone, amount in before:
         now += gone
@@ -147,7 +147,7 @@ def test_a_clock_that_goes_back_makes_charges_count_longer_and_never_shorter(
     bounds: tuple[Bound, ...], sequence: list[tuple[int, int]]
 ) -> None:
     """The clock's errors are steps back; what really passed is the sum of the steps on."""
-    counter, shown, real, admissions = Counter(bounds), 10**15, 0, []
+    counter, shown, real, admissions = WindowCounter(bounds), 10**15, 0, []
     for step, amount in sequence:
         shown += step
         real += max(step, 0)
@@ -165,7 +165,7 @@ def test_a_change_of_the_numbers_carries_the_count_over(
     changes: list[tuple[tuple[Bound, ...], list[tuple[int, int]]]], window: int
 ) -> None:
     """After a change nothing passes that the new limit, looking back, forbids."""
-    counter, now, admissions = Counter(()), 10**15, []
+    counter, now, admissions = WindowCounter(()), 10**15, []
     for drawn, sequence in changes:
         # Only a window that was counted before can be looked back over, so all have the same.
         bounds = tuple(Bound.of(one.limit, window, weighted=one.grain > 1) for one in drawn)
@@ -180,7 +180,7 @@ def test_a_change_of_the_numbers_carries_the_count_over(
 
 
 def test_a_charge_counts_until_the_last_microsecond_of_its_window_and_not_at_its_end() -> None:
-    counter = Counter((Bound.of(1, MINUTE),))
+    counter = WindowCounter((Bound.of(1, MINUTE),))
     counter.charge(1_000_000, 1)
     assert counter.earliest(1_000_000 + MINUTE - 1, 1) == 1_000_000 + MINUTE
     assert counter.used(1_000_000 + MINUTE - 1) == (1,)
@@ -199,7 +199,7 @@ def test_the_log_ends_at_128_and_amounts_always_go_to_sub_buckets(
 
 @pytest.mark.parametrize(("before", "after"), [(128, 129), (129, 128)])
 def test_a_limit_that_crosses_128_is_still_full_when_it_was_full(before: int, after: int) -> None:
-    counter = Counter((Bound.of(before, MINUTE),))
+    counter = WindowCounter((Bound.of(before, MINUTE),))
     now = 10**15
     for _ in range(before):
         counter.charge(now, 1)
@@ -214,7 +214,7 @@ def test_a_limit_that_crosses_128_is_still_full_when_it_was_full(before: int, af
 
 def test_sub_buckets_never_keep_more_than_one_entry_each() -> None:
     bound = Bound.of(10**9, MINUTE)
-    counter = Counter((bound,))
+    counter = WindowCounter((bound,))
     for now in range(10**15, 10**15 + 2 * MINUTE, MINUTE // 500):
         counter.charge(now, 7)
     (series,) = counter._series
@@ -222,13 +222,13 @@ def test_sub_buckets_never_keep_more_than_one_entry_each() -> None:
 
 
 def test_an_amount_above_the_limit_never_passes_and_an_equal_one_does() -> None:
-    counter = Counter((Bound.of(1000, MINUTE, weighted=True),))
+    counter = WindowCounter((Bound.of(1000, MINUTE, weighted=True),))
     assert counter.earliest(10**15, 1001) is None
     assert counter.earliest(10**15, 1000) == 10**15
 
 
 def test_a_refund_after_its_expiry_takes_nothing_from_anybody() -> None:
-    counter = Counter((Bound.of(10, MINUTE, weighted=True),))
+    counter = WindowCounter((Bound.of(10, MINUTE, weighted=True),))
     at = 10**15
     counter.charge(at, 4)
     later = 10**15 + 2 * MINUTE
@@ -238,7 +238,7 @@ def test_a_refund_after_its_expiry_takes_nothing_from_anybody() -> None:
 
 
 def test_several_rates_name_the_time_at_which_all_of_them_pass() -> None:
-    counter = Counter((Bound.of(2, 1_000_000), Bound.of(3, MINUTE)))
+    counter = WindowCounter((Bound.of(2, 1_000_000), Bound.of(3, MINUTE)))
     for now in (0, 500_000, 1_500_000):
         assert counter.earliest(now, 1) == now
         counter.charge(now, 1)
@@ -246,7 +246,7 @@ def test_several_rates_name_the_time_at_which_all_of_them_pass() -> None:
 
 
 def test_another_set_of_rates_looks_back_as_far_as_was_counted() -> None:
-    counter = Counter((Bound.of(9, 1_000_000), Bound.of(9, 60 * MINUTE), Bound.of(9, MINUTE)))
+    counter = WindowCounter((Bound.of(9, 1_000_000), Bound.of(9, 60 * MINUTE), Bound.of(9, MINUTE)))
     for now in (0, 30_000_000, 90_000_000):
         counter.charge(now, 1)
     counter.rebind((Bound.of(5, MINUTE), Bound.of(7, 30 * MINUTE), Bound.of(6, 120 * MINUTE)))
@@ -256,7 +256,7 @@ def test_another_set_of_rates_looks_back_as_far_as_was_counted() -> None:
 
 def test_a_sub_bucket_counts_as_though_all_had_come_at_its_end() -> None:
     grain = MINUTE // SUB_BUCKETS
-    counter = Counter((Bound.of(500, MINUTE),))
+    counter = WindowCounter((Bound.of(500, MINUTE),))
     counter.charge(10 * grain + 1, 3)
     counter.charge(11 * grain, 4)
     counter.charge(11 * grain + 1, 5)
@@ -265,7 +265,7 @@ def test_a_sub_bucket_counts_as_though_all_had_come_at_its_end() -> None:
 
 
 def test_what_is_charged_after_a_step_back_expires_in_its_own_turn() -> None:
-    counter = Counter((Bound.of(9, MINUTE),))
+    counter = WindowCounter((Bound.of(9, MINUTE),))
     for at in (500, 600, 700, 100):
         counter.charge(at, 1)
     assert counter.used(MINUTE + 99) == (4,)

@@ -28,7 +28,7 @@ from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.returning import Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
-from elemta.limits.store import Request, Terms
+from elemta.limits.store import LimitSpec, Request
 from elemta.ops.admin import MAX_BODY, AdminSite
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
@@ -586,11 +586,11 @@ async def test_what_nobody_can_tell_while_valkey_is_away_is_left_out_and_said_to
     peek = daemon.overseen.store.peek
 
     def away(requests: Sequence[Request]) -> Any:
-        if any(request.terms.name == "watch" for request in requests):
+        if any(request.spec.name == "watch" for request in requests):
             raise StoreUnavailable("Valkey does not answer")
         return peek(requests)
 
-    def only_here(_terms: Terms, _identity: str) -> bool:
+    def only_here(_terms: LimitSpec, _identity: str) -> bool:
         raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
 
     monkeypatch.setattr(daemon.overseen.store, "peek", away)

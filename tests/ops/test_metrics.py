@@ -13,8 +13,7 @@ from twisted.internet.task import Clock
 
 from elemta.address import Address
 from elemta.errors import SpoolError, Trouble
-from elemta.limits.breaker import BreakerState
-from elemta.limits.switch import CountingMode, ModeObserver
+from elemta.limits.failover import BreakerState, CountingMode, ModeObserver
 from elemta.net.observer import NetObserver
 from elemta.ops import families
 from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics

@@ -26,8 +26,8 @@ from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, MemoryStore, rules_from_config
-from elemta.limits.known_logins import Standing
-from elemta.limits.store import Answer, Request
+from elemta.limits.known_logins import LoginHistory
+from elemta.limits.store import Decision, Request
 from elemta.policies import limits as limits_module
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
 from elemta.policy import (
@@ -88,10 +88,10 @@ class LateStore(MemoryStore):
     def __init__(self) -> None:
         self.clock = Clock()
         super().__init__(self.clock)
-        self.pending: list[tuple[Deferred[Answer], Sequence[Request]]] = []
+        self.pending: list[tuple[Deferred[Decision], Sequence[Request]]] = []
 
     def acquire(self, requests: Sequence[Request]) -> Any:
-        answer: Deferred[Answer] = Deferred()
+        answer: Deferred[Decision] = Deferred()
         self.pending.append((answer, requests))
         return answer
 
@@ -397,7 +397,7 @@ def test_a_store_that_answers_later_is_waited_for() -> None:
 @pytest.mark.parametrize("action", list(OnExceed))
 def test_a_store_that_is_away_is_never_a_permanent_refusal(action: OnExceed) -> None:
     class DownStore(MemoryStore):
-        def acquire(self, requests: Sequence[Request]) -> Answer:
+        def acquire(self, requests: Sequence[Request]) -> Decision:
             raise StoreUnavailable("away")
 
     down = {"when_valkey_is_down": WhenValkeyIsDown.DEFER, "on_exceed": action}
@@ -504,10 +504,10 @@ def test_only_a_good_login_makes_a_user_known() -> None:
         client = registry.client(str(address))
         client.login("anna")
         client.login_ended("anna", outcome)
-        assert registry.limiter.known_logins.standing("anna", address) is Standing.STRANGER
+        assert registry.limiter.known_logins.standing("anna", address) is LoginHistory.STRANGER
     client.login("anna")
     client.login_ended("anna", LoginOutcome.GOOD)
-    assert registry.limiter.known_logins.standing("anna", address) is Standing.KNOWN_ADDRESS
+    assert registry.limiter.known_logins.standing("anna", address) is LoginHistory.KNOWN_ADDRESS
 
 
 def test_a_charge_for_a_login_that_comes_when_nobody_waits_is_given_back() -> None:

@@ -11,11 +11,10 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.breaker import BreakerState
-from elemta.limits.cluster import ClusterStore
+from elemta.limits.failover import BreakerState, CountingMode
+from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
-from elemta.limits.store import LEASE_SECONDS, Answer, Receipt, Request, Terms
-from elemta.limits.switch import CountingMode
+from elemta.limits.store import LEASE_SECONDS, Decision, LimitSpec, Receipt, Request
 
 DEADLINE = 0.05
 LATENCY = 0.001
@@ -99,10 +98,10 @@ class ScriptedRemote:
     def peek(self, requests: Sequence[Request]) -> Any:
         return self._call("peek", requests)
 
-    def reset(self, terms: Terms, identity: str) -> Any:
+    def reset(self, terms: LimitSpec, identity: str) -> Any:
         return self._call("reset", terms, identity)
 
-    def top(self, terms: Terms, count: int) -> Any:
+    def top(self, terms: LimitSpec, count: int) -> Any:
         return self._call("top", terms, count)
 
     def _call(self, name: str, *arguments: Any) -> Deferred[Any]:
@@ -162,7 +161,7 @@ class Node:
         self.local = MemoryStore(clock)
         self.fleet = ScriptedFleet(name, live)
         self.observed = NotedModes()
-        self.store = ClusterStore(
+        self.store = FailoverStore(
             clock, self.link, self.remote, self.local, nodes=self.fleet, observer=self.observed
         )
         self.store.start()
@@ -183,7 +182,7 @@ class Node:
         self.link.set(True)
         pass_time(self.clock, seconds)
 
-    def ask(self, *requests: Request) -> Answer:
+    def ask(self, *requests: Request) -> Decision:
         """The answer, within the deadline."""
         answer = self.store.acquire(requests)
         if isinstance(answer, Deferred):
@@ -191,11 +190,11 @@ class Node:
             answer.addBoth(got.append)
             pass_time(self.clock, DEADLINE)
             assert got, "no answer within the deadline"
-            assert isinstance(got[0], Answer), got[0]
+            assert isinstance(got[0], Decision), got[0]
             return got[0]
         return answer
 
-    def give_back(self, *answers: Answer) -> None:
+    def give_back(self, *answers: Decision) -> None:
         receipts = [receipt for answer in answers for receipt in answer.receipts]
         refunded = self.store.refund(receipts)
         if refunded is not None:
@@ -212,6 +211,6 @@ def pass_time(clock: Clock, seconds: float) -> None:
     clock.advance(end - clock.seconds())
 
 
-def used(server: MemoryStore, terms: Terms, identity: str) -> int:
+def used(server: MemoryStore, terms: LimitSpec, identity: str) -> int:
     """What counts there against the first bound, or the leases."""
     return server.peek([Request(terms, identity)])[0].used[0]

@@ -17,7 +17,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import About, Nodes, NodeState
-from elemta.limits.store import Request, Terms
+from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 from elemta.valkey import Script, Trouble, ValkeyTrouble
@@ -93,9 +93,9 @@ class WithUsers(ValkeyServer):
 async def use_everything(valkey: Any) -> None:
     """All that Elemta ever asks of a Valkey."""
     store = ValkeyStore(valkey, prefix=PREFIX, node_id="mx1", reactor=reactor)
-    log = Terms("ip", (Bound.of(2, MINUTE), Bound.of(3, 60 * MINUTE)))
-    buckets = Terms("many", (Bound.of(1000, MINUTE),))
-    leases = Terms("connections", leases=2)
+    log = LimitSpec("ip", (Bound.of(2, MINUTE), Bound.of(3, 60 * MINUTE)))
+    buckets = LimitSpec("many", (Bound.of(1000, MINUTE),))
+    leases = LimitSpec("connections", leases=2)
     requests = [Request(terms, "192.0.2.1") for terms in (log, buckets, leases)]
     answers = [await store.acquire(requests) for _ in range(3)]
     assert [answer.granted for answer in answers] == [True, True, False]
@@ -107,7 +107,7 @@ async def use_everything(valkey: Any) -> None:
         return [fill.used[0] for fill in await store.peek(requests)] == [1, 1, 1]
 
     await eventually(returned)
-    assert len((await store.top(log, 10)).fills) == 1
+    assert len((await store.top(log, 10)).usages) == 1
     for terms in (log, buckets):
         assert await store.reset(terms, "192.0.2.1")
     nodes = Nodes(

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from elemta.limits import few
+from elemta.limits import packed_log
+from elemta.limits.counter_table import RotatingDict
 from elemta.limits.memory import MemoryStore
-from elemta.limits.room import Rota
-from elemta.limits.store import Receipt, Request, Terms
-from elemta.limits.window import Bound, Counter
+from elemta.limits.store import LimitSpec, Receipt, Request
+from elemta.limits.window import Bound, WindowCounter
 
 SECOND = 1_000_000
-EXACT = Terms("r", (Bound.of(5, 20 * SECOND),))
-TWO = Terms("r", (Bound.of(3, 7 * SECOND), Bound.of(11, 60 * SECOND)))
-BUCKETS = Terms("r", (Bound.of(12, 30 * SECOND, weighted=True),))
-MIXED = Terms("r", (Bound.of(6, 10 * SECOND), Bound.of(40, 120 * SECOND, weighted=True)))
-LARGE = Terms("r", (Bound.of(2**40, 30 * SECOND, weighted=True),))
+EXACT = LimitSpec("r", (Bound.of(5, 20 * SECOND),))
+TWO = LimitSpec("r", (Bound.of(3, 7 * SECOND), Bound.of(11, 60 * SECOND)))
+BUCKETS = LimitSpec("r", (Bound.of(12, 30 * SECOND, weighted=True),))
+MIXED = LimitSpec("r", (Bound.of(6, 10 * SECOND), Bound.of(40, 120 * SECOND, weighted=True)))
+LARGE = LimitSpec("r", (Bound.of(2**40, 30 * SECOND, weighted=True),))
 
 STEP = st.tuples(
     st.integers(0, 9_000_000),
@@ -33,13 +33,13 @@ STEP = st.tuples(
 class Model:
     """One identity in a store, and the counter that says how it should be."""
 
-    terms: Terms
+    terms: LimitSpec
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.clock.advance(1000)
         self.store = MemoryStore(self.clock)
-        self.counter = Counter(self.terms.bounds)
+        self.counter = WindowCounter(self.terms.bounds)
         self.receipts: list[Receipt] = []
         self.others = 0
 
@@ -77,7 +77,7 @@ class Model:
         self.store.reset(self.terms, "a")
         self.store.refund(self.receipts)
         self.receipts.clear()
-        self.counter = Counter(self.terms.bounds)
+        self.counter = WindowCounter(self.terms.bounds)
 
     def others_come(self) -> None:
         """And sweep away what has expired."""
@@ -88,7 +88,7 @@ class Model:
 
 @given(st.sampled_from([EXACT, TWO, BUCKETS, MIXED, LARGE]), st.lists(STEP, max_size=60))
 def test_charges_that_are_packed_count_like_those_in_a_counter(
-    terms: Terms, steps: list[tuple[int, int, str]]
+    terms: LimitSpec, steps: list[tuple[int, int, str]]
 ) -> None:
     model = Model(terms)
     for pause, amount, what in steps:
@@ -102,39 +102,39 @@ def test_charges_that_are_packed_count_like_those_in_a_counter(
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 40 * SECOND), st.integers(1, 9)), min_size=1, max_size=few.MOST),
+    st.lists(st.tuples(st.integers(0, 40 * SECOND), st.integers(1, 9)), min_size=1, max_size=packed_log.MOST),
     st.integers(0, 60 * SECOND),
 )
 def test_packed_charges_are_kept_in_order_whatever_the_clock_did(
     charges: list[tuple[int, int]], now: int
 ) -> None:
     packed = b""
-    counter = Counter(BUCKETS.bounds)
+    counter = WindowCounter(BUCKETS.bounds)
     for at, amount in charges:
-        packed = few.charged(packed, at, amount, BUCKETS.bounds) or b""
+        packed = packed_log.charged(packed, at, amount, BUCKETS.bounds) or b""
         counter._series[0].add(at, amount)
-    assert few.last(packed) == max(at for at, _ in charges)
-    assert few.total(packed) == sum(amount for _, amount in charges)
-    left = few.pruned(packed, now, BUCKETS.bounds)
+    assert packed_log.last(packed) == max(at for at, _ in charges)
+    assert packed_log.total(packed) == sum(amount for _, amount in charges)
+    left = packed_log.pruned(packed, now, BUCKETS.bounds)
     used = counter.used(now)
-    assert few.Grown(left, BUCKETS.bounds).used(now) == used
-    assert few.fullness(packed, now, BUCKETS.bounds) == used[0] / BUCKETS.bounds[0].limit
+    assert packed_log.UnpackedCounter(left, BUCKETS.bounds).used(now) == used
+    assert packed_log.fullness(packed, now, BUCKETS.bounds) == used[0] / BUCKETS.bounds[0].limit
 
 
 def test_who_was_charged_a_few_times_is_nothing_to_look_through_for_garbage() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock), Terms("r", (Bound.of(100, 3600 * SECOND),))
+    store, terms = MemoryStore(clock), LimitSpec("r", (Bound.of(100, 3600 * SECOND),))
     requests = [Request(terms, str(number)) for number in range(2_000)]
     gc.collect()
     before = len(gc.get_objects())
-    for _ in range(few.MOST):
+    for _ in range(packed_log.MOST):
         for request in requests:
             store.record(request)
         clock.advance(1)
     gc.collect()
     assert len(gc.get_objects()) - before < len(requests) / 4
     store.record(requests[0])
-    assert store.peek(requests[:2])[0].used == (few.MOST + 1,)
+    assert store.peek(requests[:2])[0].used == (packed_log.MOST + 1,)
     assert store.size(terms) == len(requests)
 
 
@@ -142,7 +142,7 @@ def test_who_was_charged_a_few_times_is_nothing_to_look_through_for_garbage() ->
     st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["put", "drop", "sweep"])), max_size=80)
 )
 def test_a_rota_is_a_dictionary_and_its_rounds_miss_nobody(steps: list[tuple[str, str]]) -> None:
-    rota, known = Rota[int](), dict[str, int]()
+    rota, known = RotatingDict[int](), dict[str, int]()
     for number, (identity, what) in enumerate(steps):
         if what == "put":
             rota.put(identity, number)

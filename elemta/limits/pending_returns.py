@@ -11,13 +11,13 @@ from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits.store import Receipt, Request
 
-MAX_OWED = 20_000
+MAX_PENDING = 20_000
 """So much is kept to be given back later; beyond it the oldest refund is lost."""
 
 _SLICE = 500
 
 
-class Creditor(Protocol):
+class ReturnStore(Protocol):
     """The part of the shared store that hears of it."""
 
     def refund(self, receipts: Sequence[Receipt]) -> MaybeDeferred[None]: ...
@@ -30,43 +30,43 @@ class Creditor(Protocol):
         """Take over a lease that was given without asking; the next ``renew`` tells of it."""
 
 
-class Arrears:
+class PendingReturns:
     """Bounded: by :data:`MAX_OWED`, and by the open connections of this node."""
 
-    __slots__ = ("_adrift", "_owed", "_store")
+    __slots__ = ("_pending", "_store", "_unknown_leases")
 
-    def __init__(self, store: Creditor) -> None:
+    def __init__(self, store: ReturnStore) -> None:
         self._store = store
-        self._owed: dict[Receipt, None] = {}
+        self._pending: dict[Receipt, None] = {}
         # Leases that this node gave by itself, with what the shared store knows them as since it is back.
-        self._adrift: dict[Receipt, Receipt | None] = {}
+        self._unknown_leases: dict[Receipt, Receipt | None] = {}
 
-    def owe(self, receipts: Iterable[Receipt]) -> None:
+    def add(self, receipts: Iterable[Receipt]) -> None:
         """These charges and leases of the shared store were given back while it was away."""
-        owed = self._owed
+        pending = self._pending
         for receipt in receipts:
-            owed[receipt] = None
-        while len(owed) > MAX_OWED:
-            oldest = next(iter(owed))
-            del owed[oldest]
+            pending[receipt] = None
+        while len(pending) > MAX_PENDING:
+            oldest = next(iter(pending))
+            del pending[oldest]
             if oldest.is_lease:
                 # Told or not, the store must not go on prolonging it.
                 quietly(self._store.release, [oldest])
 
-    def lend(self, receipt: Receipt) -> None:
+    def add_lease(self, receipt: Receipt) -> None:
         """This node gave a lease that the shared store knows nothing of."""
-        self._adrift[receipt] = None
+        self._unknown_leases[receipt] = None
 
     def returned(self, receipt: Receipt) -> Receipt | None:
         """Such a lease was given back; what is to be released in the shared store, if it knows it by now."""
-        return self._adrift.pop(receipt, None)
+        return self._unknown_leases.pop(receipt, None)
 
     async def settle(self) -> None:
         """Tell everything, and wait until it is known. Raises StoreUnavailable when that does not succeed."""
-        while self._owed:
-            told = list(islice(self._owed, _SLICE))
+        while self._pending:
+            told = list(islice(self._pending, _SLICE))
             for receipt in told:
-                del self._owed[receipt]
+                del self._pending[receipt]
             await value_of(self._store.release([receipt for receipt in told if receipt.is_lease]))
             await value_of(self._store.refund([receipt for receipt in told if not receipt.is_lease]))
         self.hold()
@@ -74,16 +74,16 @@ class Arrears:
 
     def settle_rest(self) -> None:
         """Tell what came while :meth:`settle` was under way; leases with the next renewal."""
-        owed, self._owed = list(self._owed), {}
-        quietly(self._store.release, [receipt for receipt in owed if receipt.is_lease])
-        quietly(self._store.refund, [receipt for receipt in owed if not receipt.is_lease])
+        pending, self._pending = list(self._pending), {}
+        quietly(self._store.release, [receipt for receipt in pending if receipt.is_lease])
+        quietly(self._store.refund, [receipt for receipt in pending if not receipt.is_lease])
         self.hold()
 
     def hold(self) -> None:
         """Hand over the leases that this node gave by itself, so that the next renewal tells of them."""
-        for receipt, known in self._adrift.items():
+        for receipt, known in self._unknown_leases.items():
             if known is None:
-                self._adrift[receipt] = self._store.hold(receipt.request)
+                self._unknown_leases[receipt] = self._store.hold(receipt.request)
 
 
 def quietly(how: Callable[[Sequence[Receipt]], MaybeDeferred[None]], receipts: Sequence[Receipt]) -> None:

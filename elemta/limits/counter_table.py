@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from elemta.limits.few import (
-    Grown,
+from elemta.limits.packed_log import (
+    UnpackedCounter,
     charged,
     fullness,
     last,
@@ -18,7 +18,7 @@ from elemta.limits.few import (
     total,
 )
 from elemta.limits.store import Request
-from elemta.limits.window import Bound, Counter
+from elemta.limits.window import Bound, WindowCounter
 
 SHARED_COUNTERS = 1024
 _SWEPT_PER_KEY = 2
@@ -27,7 +27,7 @@ _SWEPT_WHEN_FULL = 8
 V = TypeVar("V")
 
 
-class Rota(Generic[V]):
+class RotatingDict(Generic[V]):
     """A dictionary whose entries are looked at in turn, with no list of them beside it."""
 
     __slots__ = ("_due", "_seen")
@@ -65,28 +65,28 @@ class Rota(Generic[V]):
                 self._seen[identity] = value
 
 
-class Room:
+class CounterTable:
     """The counts and the leases of one limit.
 
-    An identity that was charged a few times has them packed (:mod:`elemta.limits.few`), any other a counter.
-    """
+    An identity that was charged a few times has them packed (:mod:`elemta.limits.packed_log`), any other a
+    counter."""
 
-    __slots__ = ("_bounds", "_counters", "_few", "_max_keys", "_shared", "leases")
+    __slots__ = ("_bounds", "_counters", "_max_keys", "_packed", "_shared", "leases")
 
     def __init__(self, max_keys: int) -> None:
         self._max_keys = max_keys
         # Nothing in the first is of interest to Python's search for garbage, and so neither is it itself.
-        self._few: Rota[bytes] = Rota()
-        self._counters: Rota[Counter] = Rota()
+        self._packed: RotatingDict[bytes] = RotatingDict()
+        self._counters: RotatingDict[WindowCounter] = RotatingDict()
         self.leases: dict[str, int] = {}
-        self._shared: dict[int, Counter] = {}
+        self._shared: dict[int, WindowCounter] = {}
         self._bounds: tuple[Bound, ...] = ()
 
     def __len__(self) -> int:
-        return len(self._few) + len(self._counters)
+        return len(self._packed) + len(self._counters)
 
     def __contains__(self, identity: str) -> bool:
-        return self._few.get(identity) is not None or self._counters.get(identity) is not None
+        return self._packed.get(identity) is not None or self._counters.get(identity) is not None
 
     @property
     def shared(self) -> int:
@@ -96,59 +96,59 @@ class Room:
     # How much was used
 
     def earliest(self, request: Request, now: int) -> int | None:
-        """When the request would pass, as :meth:`Counter.earliest` says it."""
-        bounds = request.terms.bounds
-        few = self._few.get(request.identity)
+        """When the request would pass, as :meth:`WindowCounter.earliest` says it."""
+        bounds = request.spec.bounds
+        few = self._packed.get(request.identity)
         used = 0 if few is None else total(few)
-        counter: Counter | None = None
+        counter: WindowCounter | None = None
         if few is None:
             counter = self._known(request)
         elif any(used + request.amount > bound.limit for bound in bounds):
-            counter = Grown(few, bounds)
+            counter = UnpackedCounter(few, bounds)
         if counter is not None:
             return counter.earliest(now, request.amount)
         return now if all(request.amount <= bound.limit for bound in bounds) else None
 
     def used(self, request: Request, now: int) -> tuple[int, ...]:
         """What counts at ``now``, for each bound."""
-        few = self._few.get(request.identity)
-        bounds = request.terms.bounds
-        counter = self._known(request) if few is None else Grown(few, bounds)
+        few = self._packed.get(request.identity)
+        bounds = request.spec.bounds
+        counter = self._known(request) if few is None else UnpackedCounter(few, bounds)
         return (0,) * len(bounds) if counter is None else counter.used(now)
 
     def fullest(self, count: int, now: int, bounds: tuple[Bound, ...]) -> list[str]:
         """The identities that are nearest to their limit."""
-        full = [(fullness(few, now, bounds), identity) for identity, few in self._few.items()]
+        full = [(fullness(few, now, bounds), identity) for identity, few in self._packed.items()]
         full += [(counter.fullness(now), identity) for identity, counter in self._counters.items()]
         return [identity for _, identity in heapq.nlargest(count, full, key=lambda entry: entry[0])]
 
-    def _known(self, request: Request) -> Counter | None:
+    def _known(self, request: Request) -> WindowCounter | None:
         """The counter of an identity that has no few charges: its own, or one that it shares."""
         counter = self._counters.get(request.identity)
         if counter is None and self._shared:
             counter = self._shared.get(share(request.identity))
-        if counter is not None and counter.bounds is not request.terms.bounds:
-            _rebind(counter, request.terms.bounds)
+        if counter is not None and counter.bounds is not request.spec.bounds:
+            _rebind(counter, request.spec.bounds)
         return counter
 
     # Charges
 
-    def charge(self, request: Request, now: int, *, newest: bool = False) -> Room | Counter:
+    def charge(self, request: Request, now: int, *, newest: bool = False) -> CounterTable | WindowCounter:
         """Charge it, whether it passes or not; returns where it can be refunded.
 
         ``newest``: afterwards keep no more than the newest charges that fill the limit.
         """
-        identity, bounds = request.identity, request.terms.bounds
-        few = self._few.get(identity)
+        identity, bounds = request.identity, request.spec.bounds
+        few = self._packed.get(identity)
         if few is not None:
             more = charged(few, now, request.amount, bounds)
             if more is not None and newest and _exceeds(more, bounds):
                 more = pruned(more, now, bounds)
             if more is not None and not (newest and _exceeds(more, bounds)):
-                self._few.put(identity, more)
+                self._packed.put(identity, more)
                 return self
-            counter: Counter = Grown(few, bounds)
-            self._few.drop(identity)
+            counter: WindowCounter = UnpackedCounter(few, bounds)
+            self._packed.drop(identity)
             self._counters.put(identity, counter)
         else:
             found = self._counter(request, now)
@@ -162,30 +162,30 @@ class Room:
 
     def refund(self, identity: str, at: int, amount: int) -> None:
         """Take back one of few charges; one that was reset or dropped meanwhile has no identity any more."""
-        few = self._few.get(identity)
+        few = self._packed.get(identity)
         if few is None:
             counter = self._counters.get(identity)
-            if isinstance(counter, Grown):
+            if isinstance(counter, UnpackedCounter):
                 counter.refund(at, amount)
             return
         left = refunded(few, at, amount)
         if left:
-            self._few.put(identity, left)
+            self._packed.put(identity, left)
         else:
-            self._few.drop(identity)
+            self._packed.drop(identity)
 
     def forget(self, identity: str) -> bool:
         """Empty an identity's counter. One that shared gets its own, even above the table's size."""
         if identity not in self and share(identity) not in self._shared:
             return False
         # Not one that a charge of before can be refunded from.
-        self._few.drop(identity)
-        self._counters.put(identity, Counter(self._bounds))
+        self._packed.drop(identity)
+        self._counters.put(identity, WindowCounter(self._bounds))
         return True
 
-    def _counter(self, request: Request, now: int) -> Counter | None:
+    def _counter(self, request: Request, now: int) -> WindowCounter | None:
         """The counter to charge. None: this was the first charge of an identity, and it is noted, packed."""
-        identity, bounds = request.identity, request.terms.bounds
+        identity, bounds = request.identity, request.spec.bounds
         counter = self._known(request)
         if counter is not None and self._counters.get(identity) is counter:
             return counter
@@ -197,19 +197,19 @@ class Room:
         if len(self) < self._max_keys:
             first = packed(now, request.amount) if counter is None else None
             if first is not None:
-                self._few.put(identity, first)
+                self._packed.put(identity, first)
                 return None
-            counter = Counter(bounds) if counter is None else counter.copy()
+            counter = WindowCounter(bounds) if counter is None else counter.copy()
             self._counters.put(identity, counter)
         elif counter is None:
-            counter = self._shared[share(identity)] = Counter(bounds)
+            counter = self._shared[share(identity)] = WindowCounter(bounds)
         return counter
 
     def _sweep(self, now: int) -> None:
         """Drop what has expired, a few at a time: each new identity pays for looking at some old ones."""
         count = _SWEPT_WHEN_FULL if len(self) >= self._max_keys else _SWEPT_PER_KEY
         horizon = now - lifetime(self._bounds)
-        self._few.sweep(count, lambda few: last(few) <= horizon)
+        self._packed.sweep(count, lambda few: last(few) <= horizon)
         self._counters.sweep(count, lambda counter: counter.expires <= now)
 
 
@@ -224,7 +224,7 @@ def share(identity: str) -> int:
     return hash(identity) % SHARED_COUNTERS
 
 
-def _rebind(counter: Counter, bounds: tuple[Bound, ...]) -> None:
+def _rebind(counter: WindowCounter, bounds: tuple[Bound, ...]) -> None:
     if counter.bounds == bounds:
         counter.bounds = bounds
     else:

@@ -45,7 +45,7 @@ def _requests(rules: Sequence[Rule], text: str) -> Iterator[Request]:
     for rule in rules:
         identity = _identity(rule.per, text.strip())
         if identity is not None:
-            yield Request(rule.terms, identity)
+            yield Request(rule.spec, identity)
 
 
 def _identity(per: Sequence[Identity], text: str) -> str | None:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from elemta.limits.breaker import (
+from elemta.limits.failover import (
     FAILURES,
     GOOD_PROBES,
     MOST_GOOD_PROBES,
     PROBE_INTERVAL,
     PROBE_SPACING,
     RELAPSE,
-    Breaker,
     BreakerState,
+    StoreBreaker,
 )
 
 
-def closed(now: float = 0.0) -> Breaker:
-    breaker = Breaker()
+def closed(now: float = 0.0) -> StoreBreaker:
+    breaker = StoreBreaker()
     assert breaker.probed(good=True)
     breaker.close(now)
     return breaker
 
 
-def probes_until_it_may_close(breaker: Breaker) -> int:
+def probes_until_it_may_close(breaker: StoreBreaker) -> int:
     count = 1
     while not breaker.probed(good=True):
         assert breaker.state is BreakerState.HALF_OPEN
@@ -30,7 +30,7 @@ def probes_until_it_may_close(breaker: Breaker) -> int:
 
 
 def test_it_begins_open_and_the_first_good_probe_is_enough() -> None:
-    breaker = Breaker()
+    breaker = StoreBreaker()
     assert breaker.state is BreakerState.OPEN
     assert not breaker.probed(good=False)
     assert probes_until_it_may_close(breaker) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.limits import Rule, rules_from_config
-from elemta.limits.naming import requests_for
+from elemta.limits.lookup import requests_for
 
 
 def limit(name: str, *per: Identity, counts: Counts = Counts.MESSAGES) -> LimitConfig:

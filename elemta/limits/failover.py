@@ -1,4 +1,4 @@
-"""Whether limits are counted in the cluster or by this node alone, and the way from one to the other."""
+"""The failover of limits: a breaker beside the shared store, and the way to local counting and back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,105 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
-from elemta.limits.breaker import Breaker, BreakerState
+
+FAILURES = 3
+"""So many failures in a row open the breaker."""
+
+SAME_FAILURE = 0.025
+"""Failures that come within so many seconds are one: a single hiccup fails everything that was under way.
+
+With the default deadline a Valkey, or a machine, that stands still for a tenth of a second is forgiven.
+"""
+
+PROBE_INTERVAL = 0.4
+"""Seconds from a probe that failed to the next one."""
+
+PROBE_SPACING = 0.1
+"""Seconds between probes that succeed."""
+
+GOOD_PROBES = 2
+"""So many probes in a row have to succeed before the breaker closes again."""
+
+MOST_GOOD_PROBES = 5
+"""What :data:`GOOD_PROBES` grows to, doubling, when the breaker keeps opening."""
+
+RELAPSE = 10.0
+"""Seconds within which opening again counts as the same trouble."""
+
+
+class BreakerState(enum.Enum):
+    """Open: no calls. Half open: a probe succeeded, others are to come, and there are no other calls yet."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class StoreBreaker:
+    """Begins open, because nothing is known yet; then the first good probe closes it.
+
+    Later it takes :data:`GOOD_PROBES` of them in a row, and more when it opens again soon after it closed.
+    The caller sends the probes, one at a time, and tells what came of them. All times are of one clock.
+    """
+
+    __slots__ = ("_closed_at", "_failed_at", "_failures", "_good", "_needed", "state")
+
+    def __init__(self) -> None:
+        self.state = BreakerState.OPEN
+        self._failures = 0
+        self._failed_at = 0.0
+        self._good = 0
+        self._needed = 1
+        self._closed_at: float | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self.state is BreakerState.CLOSED
+
+    def succeeded(self) -> None:
+        """A call was answered. What was asked before the breaker opened decides nothing any more."""
+        self._failures = 0
+
+    def failed(self, now: float) -> bool:
+        """A call failed; returns whether that opened the breaker."""
+        if not self.closed or (self._failures and now - self._failed_at < SAME_FAILURE):
+            return False
+        self._failures += 1
+        self._failed_at = now
+        return self._failures >= FAILURES and self.trip(now)
+
+    def trip(self, now: float) -> bool:
+        """Open, however few failures there were; returns whether it was closed."""
+        self._good = 0
+        self._failures = 0
+        was_closed = self.closed
+        self.state = BreakerState.OPEN
+        if was_closed:
+            relapsed = self._closed_at is not None and now - self._closed_at < RELAPSE
+            self._needed = min(max(self._needed, 1) * 2, MOST_GOOD_PROBES) if relapsed else GOOD_PROBES
+        return was_closed
+
+    def probed(self, *, good: bool) -> bool:
+        """A probe came to an end; returns whether the breaker may close now (see :meth:`close`)."""
+        self._good = self._good + 1 if good else 0
+        self.state = BreakerState.HALF_OPEN if good else BreakerState.OPEN
+        return self._good >= self._needed
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next probe."""
+        return PROBE_SPACING if self._good else PROBE_INTERVAL
+
+    def close(self, now: float) -> None:
+        self.state = BreakerState.CLOSED
+        self._failures = 0
+        self._good = 0
+        self._closed_at = now
+
 
 _log = Logger()
 
-PATIENCE = 1.0
+PROBE_SECONDS = 1.0
 """Seconds that a probe, or the way back, may take. The deadline of each call is the connection's own."""
 
 JOINING = 1.0
@@ -31,7 +125,7 @@ class CountingMode(enum.Enum):
     LOCAL = "local"
 
 
-class Link(Protocol):
+class StoreLink(Protocol):
     """The connection to the shared store: whether it is there, and the callers that wait for it."""
 
     @property
@@ -48,7 +142,7 @@ class ModeObserver(Protocol):
     def breaker_changed(self, state: BreakerState) -> None: ...
 
 
-class NoModeObserver:
+class NullModeObserver:
     """Notes nothing."""
 
     def mode_changed(self, mode: CountingMode) -> None:
@@ -58,16 +152,16 @@ class NoModeObserver:
         pass
 
 
-class Way(Protocol):
+class FailoverTarget(Protocol):
     """The calls to the shared store that only the switch makes."""
 
     def probe(self) -> Coroutine[Deferred[Any], Any, None]:
         """Ask the store for a real charge."""
 
-    def come_back(self) -> Coroutine[Deferred[Any], Any, None]:
+    def synchronize(self) -> Coroutine[Deferred[Any], Any, None]:
         """Write what happened while the store was away, before any decision uses it again."""
 
-    def came_back(self) -> None:
+    def resumed(self) -> None:
         """It is asked again from now on."""
 
     @property
@@ -75,26 +169,26 @@ class Way(Protocol):
         """Of how many nodes this one is, as far as it knows."""
 
 
-class Switch:
+class Failover:
     """Owns the breaker: hears of calls that failed, probes while it is open, and closes it again.
 
     While it is open nothing is asked but one probe at a time. Each change is one line in the log.
     """
 
     def __init__(
-        self, clock: IReactorTime, link: Link, way: Way, observer: ModeObserver | None = None
+        self, clock: IReactorTime, link: StoreLink, way: FailoverTarget, observer: ModeObserver | None = None
     ) -> None:
         self._clock = clock
         self._link = link
         self._way = way
-        self._observer = observer or NoModeObserver()
-        self._breaker = Breaker()
+        self._observer = observer or NullModeObserver()
+        self._breaker = StoreBreaker()
         self._timer: IDelayedCall | None = None
         self._joining: IDelayedCall | None = None
         self._probing = False
         self._running = False
         self._since = 0.0
-        self._told: CountingMode | None = None
+        self._announced: CountingMode | None = None
         self._reason = "there is no connection yet"
         self._waiting: list[Deferred[bool]] = []
         self.cluster = False
@@ -120,7 +214,7 @@ class Switch:
         self._observer.mode_changed(self.mode)
         self._observer.breaker_changed(self.breaker)
         self._link.on_change(self._link_changed)
-        self._joining = self._clock.callLater(JOINING, self._tell_if_alone)
+        self._joining = self._clock.callLater(JOINING, self._announce_if_local)
         self._probe()
 
     def stop(self) -> None:
@@ -179,7 +273,7 @@ class Switch:
         self._since = self._clock.seconds()
         self._observer.breaker_changed(self.breaker)
         self._observer.mode_changed(self.mode)
-        self._tell()
+        self._announce()
         self._probe_later()
 
     # Probes
@@ -202,10 +296,10 @@ class Switch:
         if not self._link.up:
             return
         self._probing = True
-        self._within_patience(self._way.probe()).addBoth(self._probed)
+        self._with_timeout(self._way.probe()).addBoth(self._probed)
 
-    def _within_patience(self, steps: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
-        return ensureDeferred(steps).addTimeout(PATIENCE, self._clock)
+    def _with_timeout(self, steps: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+        return ensureDeferred(steps).addTimeout(PROBE_SECONDS, self._clock)
 
     def _probed(self, result: object) -> None:
         self._probing = False
@@ -218,7 +312,7 @@ class Switch:
         self._observer.breaker_changed(self.breaker)
         if may_close:
             self._probing = True
-            self._within_patience(self._way.come_back()).addBoth(self._came_back)
+            self._with_timeout(self._way.synchronize()).addBoth(self._came_back)
         else:
             self._probe_later()
 
@@ -240,8 +334,8 @@ class Switch:
         self._breaker.close(self._clock.seconds())
         self._observer.breaker_changed(self.breaker)
         self._observer.mode_changed(self.mode)
-        self._tell()
-        self._way.came_back()
+        self._announce()
+        self._way.resumed()
         self._answer_waiting()
 
     # Listeners
@@ -256,24 +350,24 @@ class Switch:
             self._waiting.remove(answer)
             answer.callback(False)
 
-    def _tell_if_alone(self) -> None:
-        if self._running and self._told is None:
-            self._tell()
+    def _announce_if_local(self) -> None:
+        if self._running and self._announced is None:
+            self._announce()
 
-    def _tell(self) -> None:
-        self._told = self.mode
+    def _announce(self) -> None:
+        self._announced = self.mode
         seconds = round(self._clock.seconds() - self._since, 3)
         if self.cluster:
             _log.info(
                 "limits are counted in the cluster",
-                event="limits.mode",
+                event="limits.mode_changed",
                 mode=self.mode.value,
                 after_seconds=seconds,
             )
         else:
             _log.warn(
                 "limits are counted by this node alone, because Valkey does not answer",
-                event="limits.mode",
+                event="limits.mode_changed",
                 mode=self.mode.value,
                 reason=self._reason,
                 live_nodes=self._way.live_nodes,
@@ -282,5 +376,5 @@ class Switch:
 
 def _reason(failure: Failure) -> str:
     if failure.check(StoreUnavailable, defer.TimeoutError, CancelledError) is None:
-        _log.failure("a probe of Valkey failed with an internal error", failure, event="limits.probe")
+        _log.failure("a probe of Valkey failed with an internal error", failure, event="limits.probe_failed")
     return failure.getErrorMessage() or "no answer in time"

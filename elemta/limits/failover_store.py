@@ -24,39 +24,38 @@ from zope.interface import implementer
 
 from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
 from elemta.errors import StoreUnavailable
-from elemta.limits.alone import Alone
-from elemta.limits.arrears import Arrears, Creditor, quietly
-from elemta.limits.breaker import BreakerState
+from elemta.limits.failover import BreakerState, CountingMode, Failover, ModeObserver, StoreLink
+from elemta.limits.local_fallback import LocalFallback
 from elemta.limits.memory import MemoryStore
-from elemta.limits.store import Answer, Fill, ILimitStore, Ranking, Receipt, Request, Terms
-from elemta.limits.switch import CountingMode, Link, ModeObserver, Switch
+from elemta.limits.pending_returns import PendingReturns, ReturnStore, quietly
+from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
 from elemta.limits.window import Bound
 
 _log = Logger()
 
 # No limit of a configuration can have this name.
-_PROBE = Terms("_probe", (Bound.of(100, 1_000_000),), binding=False)
-_NOTHING = Answer()
+_PROBE = LimitSpec("_probe", (Bound.of(100, 1_000_000),), binding=False)
+_NOTHING = Decision()
 
 T = TypeVar("T")
 
 
-class Remote(Creditor, Protocol):
+class RemoteStore(ReturnStore, Protocol):
     """The store that all nodes share. Its calls end within a deadline of their own, with StoreUnavailable."""
 
     @property
     def renewal(self) -> float | None: ...
 
-    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Answer]: ...
+    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]: ...
 
-    def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Fill, ...]]: ...
+    def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]: ...
 
-    def reset(self, terms: Terms, identity: str) -> MaybeDeferred[bool]: ...
+    def reset(self, terms: LimitSpec, identity: str) -> MaybeDeferred[bool]: ...
 
-    def top(self, terms: Terms, count: int) -> MaybeDeferred[Ranking]: ...
+    def top(self, terms: LimitSpec, count: int) -> MaybeDeferred[Ranking]: ...
 
 
-class Fleet(Protocol):
+class ClusterNodes(Protocol):
     """The nodes, as far as counting needs them; :class:`elemta.limits.nodes.Nodes` is one."""
 
     @property
@@ -71,7 +70,7 @@ class Fleet(Protocol):
 
 
 @implementer(ILimitStore)
-class ClusterStore:
+class FailoverStore:
     """The shared store and this node's memory behind one face. See the module's words.
 
     ``link`` tells whether the connection to the shared store is there.
@@ -80,19 +79,19 @@ class ClusterStore:
     def __init__(
         self,
         clock: IReactorTime,
-        link: Link,
-        remote: Remote,
+        link: StoreLink,
+        remote: RemoteStore,
         local: MemoryStore,
         *,
-        nodes: Fleet,
+        nodes: ClusterNodes,
         observer: ModeObserver | None = None,
     ) -> None:
         self._remote = remote
         self._local = local
         self._nodes = nodes
-        self._arrears = Arrears(remote)
-        self._alone = Alone(local, lambda: nodes.live, self._arrears.lend)
-        self._switch = Switch(clock, link, self, observer)
+        self._returns = PendingReturns(remote)
+        self._fallback = LocalFallback(local, lambda: nodes.live, self._returns.add_lease)
+        self._switch = Failover(clock, link, self, observer)
         nodes.on_reset(local.forget)
 
     @property
@@ -133,12 +132,12 @@ class ClusterStore:
 
     # Decisions
 
-    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Answer]:
-        shared = [request for request in requests if request.terms.cluster]
+    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]:
+        shared = [request for request in requests if request.spec.cluster]
         if not shared:
             return self._local.acquire(requests)
         if not self._switch.cluster:
-            return self._alone.acquire(requests)
+            return self._fallback.acquire(requests)
         before = _NOTHING
         if len(shared) != len(requests):
             before = self._local.acquire(_own(requests))
@@ -149,10 +148,10 @@ class ClusterStore:
         return detached(answer, self._take_back_unwanted, _log_unwanted)
 
     def _decide(
-        self, requests: Sequence[Request], shared: Sequence[Request], before: Answer
-    ) -> Steps[Answer]:
+        self, requests: Sequence[Request], shared: Sequence[Request], before: Decision
+    ) -> Steps[Decision]:
         try:
-            answer: Answer = yield self._remote.acquire(shared)
+            answer: Decision = yield self._remote.acquire(shared)
         except StoreUnavailable as error:
             return self.unanswered(requests, before, error)
         except Exception:
@@ -160,7 +159,7 @@ class ClusterStore:
             raise
         return self.decided(before, answer)
 
-    def decided(self, before: Answer, answer: Answer) -> Answer:
+    def decided(self, before: Decision, answer: Decision) -> Decision:
         """The shared store answered; ``before`` is what this node alone had granted of the same decision."""
         self._switch.succeeded()
         if not answer.granted:
@@ -170,13 +169,13 @@ class ClusterStore:
             receipt.mirror = self._local.record(receipt.request)
         if before is _NOTHING:
             return answer
-        return Answer((*before.receipts, *answer.receipts), (*before.shortfalls, *answer.shortfalls))
+        return Decision((*before.receipts, *answer.receipts), (*before.denials, *answer.denials))
 
-    def unanswered(self, requests: Sequence[Request], before: Answer, error: BaseException) -> Answer:
+    def unanswered(self, requests: Sequence[Request], before: Decision, error: BaseException) -> Decision:
         """It did not: the whole decision is made here. Raises StoreUnavailable where a limit is to defer."""
         self.take_back(before.receipts)
         self._switch.failed(error)
-        return self._alone.acquire(requests)
+        return self._fallback.acquire(requests)
 
     def take_back(self, receipts: Collection[Receipt]) -> None:
         """Nothing needs these."""
@@ -184,7 +183,7 @@ class ClusterStore:
             quietly(self.refund, list(receipts))
             quietly(self.release, list(receipts))
 
-    def _take_back_unwanted(self, answer: Answer) -> None:
+    def _take_back_unwanted(self, answer: Decision) -> None:
         self.take_back(answer.receipts)
 
     # Giving back
@@ -206,7 +205,7 @@ class ClusterStore:
             if receipt.settled or not receipt.is_lease:
                 continue
             here.append(receipt.mirror or receipt)
-            known = self._arrears.returned(receipt) if receipt.mirror is None else receipt
+            known = self._returns.returned(receipt) if receipt.mirror is None else receipt
             if known is not None:
                 there.append(known)
         self._local.release(here)
@@ -218,7 +217,7 @@ class ClusterStore:
         if not receipts:
             return None
         if not self._switch.cluster:
-            self._arrears.owe(receipts)
+            self._returns.add(receipts)
             return None
         return run(self._ask(lambda: how(receipts)))
 
@@ -228,7 +227,7 @@ class ClusterStore:
 
     def _renew(self) -> Steps[None]:
         # A single call that failed was decided here, without a change of mode.
-        self._arrears.hold()
+        self._returns.hold()
         with suppress(StoreUnavailable):
             yield from self._ask(self._remote.renew)
 
@@ -247,34 +246,34 @@ class ClusterStore:
         """A real charge: a replica or a full memory would answer a mere question."""
         await value_of(self._remote.acquire([Request(_PROBE, self._nodes.node_id)]))
 
-    async def come_back(self) -> None:
+    async def synchronize(self) -> None:
         """Write what happened meanwhile, before any decision uses the shared store again."""
-        await self._arrears.settle()
+        await self._returns.settle()
 
-    def came_back(self) -> None:
+    def resumed(self) -> None:
         """It counts again."""
-        self._arrears.settle_rest()
+        self._returns.settle_rest()
 
     # For people
 
-    def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Fill, ...]]:
-        shared = [request for request in requests if request.terms.cluster]
+    def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]:
+        shared = [request for request in requests if request.spec.cluster]
         if not shared:
             return self._local.peek(requests)
         if not self._switch.cluster:
-            return self._alone.peek(requests)
+            return self._fallback.peek(requests)
         return run(self._peek(requests, shared))
 
-    def _peek(self, requests: Sequence[Request], shared: Sequence[Request]) -> Steps[tuple[Fill, ...]]:
+    def _peek(self, requests: Sequence[Request], shared: Sequence[Request]) -> Steps[tuple[Usage, ...]]:
         try:
-            there: Sequence[Fill] = yield from self._ask(lambda: self._remote.peek(shared))
+            there: Sequence[Usage] = yield from self._ask(lambda: self._remote.peek(shared))
         except StoreUnavailable:
-            return self._alone.peek(requests)
+            return self._fallback.peek(requests)
         self._switch.succeeded()
         known = {fill.request.key: fill for fill in (*there, *self._local.peek(_own(requests)))}
         return tuple(known[request.key] for request in requests)
 
-    def reset(self, terms: Terms, identity: str) -> MaybeDeferred[bool]:
+    def reset(self, terms: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget it here, in the shared store, and on every node that hears of it."""
         here = self._local.reset(terms, identity)
         if not terms.cluster:
@@ -283,21 +282,21 @@ class ClusterStore:
             raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
         return run(self._reset(terms, identity))
 
-    def _reset(self, terms: Terms, identity: str) -> Steps[bool]:
+    def _reset(self, terms: LimitSpec, identity: str) -> Steps[bool]:
         there: bool = yield self._remote.reset(terms, identity)
         yield self._nodes.announce_reset(terms.name, identity)
         return there
 
-    def top(self, terms: Terms, count: int) -> MaybeDeferred[Ranking]:
+    def top(self, terms: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
         if not terms.cluster:
             return self._local.top(terms, count)
-        return self._remote.top(terms, count) if self._switch.cluster else self._alone.top(terms, count)
+        return self._remote.top(terms, count) if self._switch.cluster else self._fallback.top(terms, count)
 
 
 def _own(requests: Sequence[Request]) -> list[Request]:
-    return [request for request in requests if not request.terms.cluster]
+    return [request for request in requests if not request.spec.cluster]
 
 
 def _log_unwanted(failure: Failure) -> None:
     if failure.check(StoreUnavailable) is None:
-        _log.failure("a limit failed after its caller had gone", failure, event="limits.trouble")
+        _log.failure("a limit failed after its caller had gone", failure, event="limits.internal_error")

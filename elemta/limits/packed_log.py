@@ -2,7 +2,7 @@
 
 A counter is several objects, which Python's garbage collector looks at each time; octets it never
 looks at. Here are the charges themselves, ascending, as they were made: nothing in them depends on a limit's
-bounds, and a counter can be made of them at any time (:class:`Grown`).
+bounds, and a counter can be made of them at any time (:class:`UnpackedCounter`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from elemta.limits.window import Bound, Counter
+from elemta.limits.window import Bound, WindowCounter
 
 MOST = 8
 """So many charges are kept packed; more than that are better in a counter."""
@@ -27,49 +27,49 @@ def packed(at: int, amount: int) -> bytes | None:
     return _CHARGE.pack(at, amount) if 0 <= amount <= _LARGEST and -_LAST <= at <= _LAST else None
 
 
-def charged(few: bytes, at: int, amount: int, bounds: Sequence[Bound]) -> bytes | None:
+def charged(log: bytes, at: int, amount: int, bounds: Sequence[Bound]) -> bytes | None:
     """With one more; None where that is too much to be packed."""
     one = packed(at, amount)
     if one is None:
         return None
-    if len(few) >= _FULL:
-        few = pruned(few, at, bounds)
-        if len(few) >= _FULL:
+    if len(log) >= _FULL:
+        log = pruned(log, at, bounds)
+        if len(log) >= _FULL:
             return None
-    if few and at < last(few):
-        charges = sorted([*_CHARGE.iter_unpack(few), (at, amount)])
+    if log and at < last(log):
+        charges = sorted([*_CHARGE.iter_unpack(log), (at, amount)])
         return b"".join([_CHARGE.pack(*charge) for charge in charges])
-    return few + one
+    return log + one
 
 
-def refunded(few: bytes, at: int, amount: int) -> bytes:
+def refunded(log: bytes, at: int, amount: int) -> bytes:
     """Without one charge that was made then; the same when there is none."""
     one = packed(at, amount)
-    for start in range(0, len(few), _SIZE):
-        if few[start : start + _SIZE] == one:
-            return few[:start] + few[start + _SIZE :]
-    return few
+    for start in range(0, len(log), _SIZE):
+        if log[start : start + _SIZE] == one:
+            return log[:start] + log[start + _SIZE :]
+    return log
 
 
-def total(few: bytes) -> int:
+def total(log: bytes) -> int:
     """What all of them amount to, those included that count no more."""
-    if len(few) == _SIZE:
-        return int(_CHARGE.unpack(few)[1])
-    return sum([amount for _, amount in _CHARGE.iter_unpack(few)])
+    if len(log) == _SIZE:
+        return int(_CHARGE.unpack(log)[1])
+    return sum([amount for _, amount in _CHARGE.iter_unpack(log)])
 
 
-def last(few: bytes) -> int:
+def last(log: bytes) -> int:
     """When the last of them was made."""
-    return int(_CHARGE.unpack_from(few, len(few) - _SIZE)[0])
+    return int(_CHARGE.unpack_from(log, len(log) - _SIZE)[0])
 
 
-def pruned(few: bytes, now: int, bounds: Sequence[Bound]) -> bytes:
+def pruned(log: bytes, now: int, bounds: Sequence[Bound]) -> bytes:
     """Without those that count for no bound any more."""
     horizon = now - lifetime(bounds)
     start = 0
-    while start < len(few) and _CHARGE.unpack_from(few, start)[0] <= horizon:
+    while start < len(log) and _CHARGE.unpack_from(log, start)[0] <= horizon:
         start += _SIZE
-    return few[start:] if start else few
+    return log[start:] if start else log
 
 
 def lifetime(bounds: Sequence[Bound]) -> int:
@@ -77,17 +77,17 @@ def lifetime(bounds: Sequence[Bound]) -> int:
     return max([bound.window + bound.grain - 1 for bound in bounds], default=0)
 
 
-def fullness(few: bytes, now: int, bounds: Sequence[Bound]) -> float:
+def fullness(log: bytes, now: int, bounds: Sequence[Bound]) -> float:
     """The fullest bound's share at ``now``, like that of a counter."""
     fullest = 0.0
-    charges = list(_CHARGE.iter_unpack(few))
+    charges = list(_CHARGE.iter_unpack(log))
     for bound in bounds:
         used = sum([amount for at, amount in charges if bound.slot(at) + bound.window > now])
         fullest = max(fullest, used / bound.limit if bound.limit else 1.0)
     return fullest
 
 
-class Grown(Counter):
+class UnpackedCounter(WindowCounter):
     """The counter that would be there, had every one of these charges been made in one.
 
     They can be refunded from it. What counts no more at the time of the last is still in it until a caller
@@ -96,8 +96,8 @@ class Grown(Counter):
 
     __slots__ = ()
 
-    def __init__(self, few: bytes, bounds: tuple[Bound, ...]) -> None:
+    def __init__(self, log: bytes, bounds: tuple[Bound, ...]) -> None:
         super().__init__(bounds)
-        for at, amount in _CHARGE.iter_unpack(few):
+        for at, amount in _CHARGE.iter_unpack(log):
             for series in self._series:
                 series.add(at, amount)

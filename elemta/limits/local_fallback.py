@@ -1,0 +1,139 @@
+"""Decisions of a node that counts by itself: each limit by its when_valkey_is_down, and its share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from elemta.config import WhenValkeyIsDown
+from elemta.errors import StoreUnavailable
+from elemta.limits.memory import MemoryStore
+from elemta.limits.store import Decision, Denial, LimitSpec, Ranking, Receipt, Request, Usage
+
+_ROOM = 1000
+
+
+class Shares:
+    """Limits divided by the number of live nodes: L ÷ nodes, rounded down, but 1 at least where L is.
+
+    A bound keeps its window and its grid, so that what was counted for the whole limit counts as it is.
+    """
+
+    __slots__ = ("_made", "_nodes")
+
+    def __init__(self) -> None:
+        self._nodes = 1
+        # By the object rather than its value, which takes long to hash; the object is kept with it.
+        self._made: dict[int, tuple[LimitSpec, LimitSpec]] = {}
+
+    def of(self, terms: LimitSpec, nodes: int) -> LimitSpec:
+        """The same limit for one of ``nodes`` nodes."""
+        if nodes <= 1:
+            return terms
+        if nodes != self._nodes or len(self._made) >= _ROOM:
+            self._nodes = nodes
+            self._made = {}
+        made = self._made.get(id(terms))
+        if made is None:
+            made = self._made[id(terms)] = (terms, _share(terms, nodes))
+        return made[1]
+
+
+def _share(terms: LimitSpec, nodes: int) -> LimitSpec:
+    bounds = tuple(replace(bound, limit=_part(bound.limit, nodes)) for bound in terms.bounds)
+    leases = None if terms.leases is None else _part(terms.leases, nodes)
+    return replace(terms, bounds=bounds, leases=leases)
+
+
+def _part(limit: int, nodes: int) -> int:
+    return max(1, limit // nodes) if limit else 0
+
+
+# What is larger than this node's share, though not than the limit, may pass when the cluster counts again.
+_UNTIL_BACK = 10_000_000
+_NOTHING = Decision()
+
+
+class LocalFallback:
+    """Counts in this node's memory, where its own admissions of better times are noted already.
+
+    ``live`` gives the number of live nodes. ``lend`` gets each lease that is given here though it
+    is one of the cluster's.
+    """
+
+    def __init__(
+        self, local: MemoryStore, live: Callable[[], int], grant_lease: Callable[[Receipt], object]
+    ) -> None:
+        self._local = local
+        self._live = live
+        self._grant_lease = grant_lease
+        self._shares = Shares()
+
+    def acquire(self, requests: Sequence[Request]) -> Decision:
+        """All or none, at once. Raises StoreUnavailable where a binding limit is to ``defer``."""
+        asked: list[Request] = []
+        allowed: list[Request] = []
+        for request in requests:
+            terms = request.spec
+            if not terms.cluster:
+                asked.append(request)
+            elif terms.when_down is WhenValkeyIsDown.ALLOW:
+                allowed.append(request)
+            elif terms.when_down is WhenValkeyIsDown.DEFER and terms.binding:
+                raise StoreUnavailable("Valkey does not answer")
+            else:
+                asked.append(self._share(request))
+        whole = {request.key: request for request in requests}
+        answer = self._local.acquire(asked) if asked else _NOTHING
+        shortfalls = tuple(_provisional(shortfall, whole) for shortfall in answer.denials)
+        if not answer.granted:
+            return Decision((), shortfalls, granted=False)
+        receipts = list(answer.receipts)
+        for receipt in receipts:
+            receipt.request = whole[receipt.request.key]
+        # An open connection is a fact that the cluster will want to know.
+        receipts += [self._local.record(request) for request in allowed if request.spec.leases is not None]
+        for receipt in receipts:
+            if receipt.is_lease and receipt.request.spec.cluster:
+                self._grant_lease(receipt)
+        return Decision(tuple(receipts), shortfalls)
+
+    def _share(self, request: Request) -> Request:
+        terms = self._shares.of(request.spec, self._live())
+        return request if terms is request.spec else Request(terms, request.identity, request.amount)
+
+    def peek(self, requests: Sequence[Request]) -> tuple[Usage, ...]:
+        """How full each is for this node. Raises StoreUnavailable where a limit is to ``defer``."""
+        return tuple(self._usage(request) for request in requests)
+
+    def _usage(self, request: Request) -> Usage:
+        terms = request.spec
+        if not terms.cluster:
+            return self._local.peek([request])[0]
+        if terms.when_down is WhenValkeyIsDown.DEFER:
+            raise StoreUnavailable("Valkey does not answer")
+        if terms.when_down is WhenValkeyIsDown.ALLOW:
+            return Usage(request, self._local.peek([request])[0].used, 0)
+        (fill,) = self._local.peek([self._share(request)])
+        return Usage(fill.request, fill.used, _wait_locally(fill.wait, request))
+
+    def top(self, terms: LimitSpec, count: int) -> Ranking:
+        """What this node knows by itself; that is never complete."""
+        share = self._share(Request(terms, "")).spec
+        return Ranking(self._local.top(share, count).usages, complete=False)
+
+
+def _provisional(shortfall: Denial, whole: dict[str, Request]) -> Denial:
+    request = whole[shortfall.request.key]
+    if not request.spec.cluster:
+        return shortfall
+    return Denial(request, _wait_locally(shortfall.wait, request), provisional=True)
+
+
+def _wait_locally(wait: int | None, request: Request) -> int | None:
+    """What is more than this node's share, though not more than the limit, is not impossible."""
+    if wait is not None or not request.spec.cluster:
+        return wait
+    terms = request.spec
+    limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
+    return None if any(request.amount > limit for limit in limits) else _UNTIL_BACK
