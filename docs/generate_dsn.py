@@ -16,7 +16,7 @@ from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.message.dsn import build_dsn, examine
 from elemta.message.notice import Kind
 from elemta.outcome import Outcome, Status
-from elemta.spool import QueuedMessage, State
+from elemta.spool import MessageState, QueuedMessage
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "delivery.md"
@@ -69,7 +69,7 @@ def dsn(kind: Kind) -> bytes:
     envelope = Envelope(
         "2CmXq07DRb3", sender, (BOB, CAROL), RECEIVED_AT, len(MESSAGE), MailParameters(envid="lunch-1")
     )
-    message = QueuedMessage(envelope, State.ACTIVE, 1, (recipient,), at)
+    message = QueuedMessage(envelope, MessageState.ACTIVE, 1, (recipient,), at)
     (notice,) = decide(message, [outcome], now=at, settings=NoticeSettings("mx1.example.org")).to_send
     built = build_dsn(
         notice,

@@ -19,7 +19,7 @@ from elemta.errors import StoreUnavailable
 from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, NodeStatus, ReloadResult, Status
 from elemta.policy import PluginInfo, available_plugins
-from elemta.spool.together import Spools
+from elemta.spool.combined import CombinedQueue
 
 
 class DaemonHandle(Protocol):
@@ -65,7 +65,7 @@ class DaemonOperations:
         self._limits = LimitService(lambda: daemon.components, daemon.fleet)
 
     @property
-    def spool(self) -> Spools:
+    def spool(self) -> CombinedQueue:
         return self._adoptions.queue
 
     @property

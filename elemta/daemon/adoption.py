@@ -19,10 +19,9 @@ from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.delivery import Delivery
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
-from elemta.spool import Spool, SpoolSettings, State
-from elemta.spool.adopted import AdoptionRecord
-from elemta.spool.opening import Permit
-from elemta.spool.partition import Partition, partitions_in
+from elemta.spool import MessageState, Spool, SpoolSettings
+from elemta.spool.partition import AdoptedSpools, Partition, partitions_in
+from elemta.spool.startup import Permit
 
 _log = Logger()
 
@@ -89,11 +88,11 @@ class Adoption:
         return [held.delivery for held in self._held if held.delivery is not None]
 
     @property
-    def messages(self) -> Mapping[State, int] | None:
+    def messages(self) -> Mapping[MessageState, int] | None:
         """How many there are by state; None while it is not open."""
         if self.stage is not AdoptionStage.DELIVERING:
             return None
-        return {state: sum(spool.messages[state] for spool in self.spools) for state in State}
+        return {state: sum(spool.messages[state] for spool in self.spools) for state in MessageState}
 
     @property
     def is_empty(self) -> bool:
@@ -170,7 +169,7 @@ class Adoption:
     def _left(self) -> tuple[str, ...]:
         """The spools that the dead node had adopted itself, which have no owner now."""
         try:
-            return tuple(map(str, AdoptionRecord(self.directory).read()))
+            return tuple(map(str, AdoptedSpools(self.directory).read()))
         except SpoolError as error:
             _log.warn("a record of adoptions can't be read", event="spool.record_failed", reason=str(error))
             return ()

@@ -19,8 +19,8 @@ from elemta.delivery import Delivery
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
 from elemta.spool import Spool
-from elemta.spool.adopted import AdoptionRecord
-from elemta.spool.together import Spools
+from elemta.spool.combined import CombinedQueue
+from elemta.spool.partition import AdoptedSpools
 
 _log = Logger()
 
@@ -51,12 +51,12 @@ class AdoptionRegistry:
     """
 
     def __init__(self, clock: IReactorTime, own: Spool, environment: AdoptionEnvironment) -> None:
-        self.queue = Spools(own, lambda: self.spools)
+        self.queue = CombinedQueue(own, lambda: self.spools)
         self._clock = clock
         self._own = own
         self._root = Path(own.settings.directory)
         self._environment = environment
-        self._record = AdoptionRecord(self._root)
+        self._record = AdoptedSpools(self._root)
         self._known: dict[Path, _AdoptionTask] = {}
         self._writing = DeferredLock()
         self._unreadable: SpoolError | None = None
@@ -232,7 +232,7 @@ class AdoptionRegistry:
             care.told = str(error)
             _log.warn(
                 "an adopted spool can't be opened now",
-                event="spool.adoption_waits",
+                event="spool.adoption_delayed",
                 directory=str(care.adoption.directory),
                 reason=str(error),
             )

@@ -122,7 +122,7 @@ class SpoolLease:
         try:
             await self._valkey.run(_DISOWN, [self._key], [self._owner.boot], deadline=_DEADLINE)
         except StoreUnavailable:
-            _log.debug("the lease of a spool will run out by itself", event="spool.lease_left")
+            _log.debug("the lease of a spool will run out by itself", event="spool.lease_not_released")
 
     def _end(self) -> None:
         self._lost = self._ran_out = None

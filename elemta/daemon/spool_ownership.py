@@ -50,7 +50,7 @@ class PartitionOwnership:
             if not waited:
                 _log.warn(
                     "waiting for the lease of the spool to run out",
-                    event="spool.lease_waits",
+                    event="spool.lease_awaited",
                     partition=partition.places.directory.name,
                     owner=str(owner),
                 )

@@ -28,7 +28,7 @@ from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import HoldCause, QueuedMessage, State
+from elemta.spool.records import HoldCause, MessageState, QueuedMessage
 
 _log = Logger()
 
@@ -223,7 +223,7 @@ class Attempts:
     async def _move(self, message: QueuedMessage, elsewhere: Mapping[str, Sequence[Recipient]]) -> None:
         """Let recipients wait in the lanes of where they go now."""
         sender, now = message.envelope.sender, self._clock.seconds()
-        is_new = message.state is State.ACTIVE
+        is_new = message.state is MessageState.ACTIVE
         parts = moved(message, elsewhere, lambda lane: self._lanes.turn(lane, sender, now) if is_new else now)
         await self._queue.assign(message.queue_id, message.part, parts)
         for lane in (message.lane, *elsewhere):

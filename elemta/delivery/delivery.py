@@ -30,7 +30,7 @@ from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.ways import Ways
 from elemta.errors import SpoolError
 from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.spool.records import PlannedPart, QueuedMessage, State, Submission
+from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submission
 
 _log = Logger()
 
@@ -203,7 +203,7 @@ class Delivery(Service):
         return self._ways.plan(submission, lambda lane: self._lanes.turn(lane, sender, now))
 
     def _committed(self, message: QueuedMessage) -> None:
-        if self.running and message.state is State.ACTIVE:
+        if self.running and message.state is MessageState.ACTIVE:
             self._lanes.enter(message, self._time.seconds())
             self._fill()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from elemta.address import Address
 from elemta.outcome import Outcome
-from elemta.spool.records import QueuedMessage, State
+from elemta.spool.records import MessageState, QueuedMessage
 
 if TYPE_CHECKING:
     from elemta.delivery.rings import Ring
@@ -152,7 +152,7 @@ class Lane:
 
     def push(self, message: QueuedMessage) -> QueuedMessage | None:
         """Let a part wait in memory; gives the one that has to leave for it, perhaps itself."""
-        line = self._active if message.state is State.ACTIVE else self._deferred
+        line = self._active if message.state is MessageState.ACTIVE else self._deferred
         insort(line, (message.next_attempt_at, *message.key, message))
         self.known.add(message.key)
         if self.waiting <= self.capacity:

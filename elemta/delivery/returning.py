@@ -9,7 +9,7 @@ from elemta.delivery.bounces import NoticeSettings, decide
 from elemta.delivery.notices import tell
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
-from elemta.spool import Spool, State
+from elemta.spool import MessageState, Spool
 from elemta.spool.records import QueuedMessage
 
 _RETURNED = "returned by the operator of this mail system"
@@ -42,7 +42,7 @@ async def return_to_sender(
     message = (await spool.show(queue_id)).message
     if not message.envelope.sender:
         raise NobodyToTell(f"{queue_id} is from <>: nobody can be told")
-    held = message.state is not State.HOLD
+    held = message.state is not MessageState.HOLD
     if held:
         # So that no attempt begins while the notice is written.
         await spool.hold(queue_id, _HELD)

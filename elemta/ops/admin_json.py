@@ -13,10 +13,10 @@ from elemta.policy.discovery import PluginInfo
 from elemta.spool.records import (
     AttemptRecord,
     MessageRecord,
+    MessageState,
     MessageSummary,
     RecipientRecord,
     SpoolStats,
-    State,
 )
 
 Json = dict[str, "str | int | float | bool | Json | list[Json] | list[str] | None"]
@@ -161,8 +161,8 @@ def record_json(record: MessageRecord) -> Json:
     }
 
 
-def _next_attempt(state: State, at: float) -> float | None:
-    return None if state is State.HOLD else at
+def _next_attempt(state: MessageState, at: float) -> float | None:
+    return None if state is MessageState.HOLD else at
 
 
 def _client(client: Client) -> Json:

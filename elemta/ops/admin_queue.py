@@ -16,7 +16,7 @@ from elemta.ops.admin_calls import Answer, Call, Refusal, count_of, no_such_mess
 from elemta.ops.admin_json import Json, record_json, stats_json, summary_json
 from elemta.ops.admin_operations import Operations, Returned
 from elemta.spool.filters import QueueFilter
-from elemta.spool.records import State
+from elemta.spool.records import MessageState
 
 _log = Logger()
 
@@ -60,7 +60,7 @@ class QueueCalls:
         reason = call.query.get("reason") or "held by the operator"
         if not call.query.get("reason"):
             message = (await self._spool.show(_queue_id(call))).message
-            if message.state is State.HOLD and message.hold_reason:
+            if message.state is MessageState.HOLD and message.hold_reason:
                 # It keeps its reason; but now the operator holds it, and the hold has no end.
                 reason = message.hold_reason
         elif len(reason) > MAX_REASON:
@@ -146,11 +146,11 @@ def _queue_id(call: Call) -> str:
     return queue_id
 
 
-def _state(text: str | None) -> State | None:
+def _state(text: str | None) -> MessageState | None:
     if not text:
         return None
     try:
-        return State(text)
+        return MessageState(text)
     except ValueError:
-        known = ", ".join(state.value for state in State)
+        known = ", ".join(state.value for state in MessageState)
         raise Refusal(http.BAD_REQUEST, f"unknown state {text[:32]!r}", f"known: {known}") from None

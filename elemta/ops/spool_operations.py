@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from elemta.spool.records import State
+from elemta.spool.records import MessageState
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class SpoolStatus:
     directory: str
     state: str
     reason: str = ""
-    messages: Mapping[State, int] | None = None
+    messages: Mapping[MessageState, int] | None = None
     left: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ from elemta.spool.records import (
     HoldCause,
     LaneDue,
     MessageRecord,
+    MessageState,
     MessageSummary,
     Page,
     PlannedPart,
@@ -17,7 +18,6 @@ from elemta.spool.records import (
     SpoolObserver,
     SpoolSettings,
     SpoolStats,
-    State,
     Submission,
 )
 from elemta.spool.spool import Spool
@@ -30,6 +30,7 @@ __all__ = [
     "HoldCause",
     "LaneDue",
     "MessageRecord",
+    "MessageState",
     "MessageSummary",
     "MessageWriter",
     "Page",
@@ -40,6 +41,5 @@ __all__ = [
     "SpoolObserver",
     "SpoolSettings",
     "SpoolStats",
-    "State",
     "Submission",
 ]

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from elemta.errors import SpoolError
 from elemta.spool.disk import read_text
-from elemta.spool.operations import Action, Change
+from elemta.spool.operations import OperatorAction, OperatorChange
 
 _log = Logger()
 
@@ -64,7 +64,7 @@ def read_rows(
 class DamagedRows:
     """Puts messages on hold that can't be read, for an operator to decide about; such a hold has no end."""
 
-    def __init__(self, submit: Callable[[Change], Deferred[Any]], now: Callable[[], float]) -> None:
+    def __init__(self, submit: Callable[[OperatorChange], Deferred[Any]], now: Callable[[], float]) -> None:
         self._submit = submit
         self._now = now
         self._at_work: set[int] = set()
@@ -79,7 +79,9 @@ class DamagedRows:
     async def _put_on_hold(self, row: DamagedRow) -> bool:
         self._at_work.add(row.key)
         try:
-            await self._submit(Change(row.key, row.queue_id, Action.HOLD, self._now(), row.reason))
+            await self._submit(
+                OperatorChange(row.key, row.queue_id, OperatorAction.HOLD, self._now(), row.reason)
+            )
         except SpoolError as error:
             self._not_held(row, error)
             return False

@@ -1,6 +1,11 @@
 """The system calls that durability rests on, and what their failures mean.
 
 `Disk` is a seam: tests make a call fail or record the order of calls.
+
+Room kept aside, so that a full disk does not keep the queue from emptying.
+
+Removing a message writes, too: pages go to the log, the log moves to the database. Without a reserve a disk
+that others filled would leave delivered messages in the queue, to be delivered again.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from twisted.logger import Logger
+
 from elemta.errors import SpoolError, SpoolFull
 
 _IOV_MAX = 512
@@ -25,7 +32,7 @@ read_text = partial(str, encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class FreeSpace:
     """Free space for this process, in bytes and in files (None: the file system does not count them).
 
     ``total`` is the size of the whole disk; None where nothing is known of it.
@@ -94,16 +101,16 @@ class Disk:
     def names(self, path: Path) -> list[str]:
         return os.listdir(path)
 
-    def room(self, path: Path) -> Room:
+    def free_space(self, path: Path) -> FreeSpace:
         status = os.statvfs(path)
-        return Room(
+        return FreeSpace(
             status.f_bavail * status.f_frsize,
             status.f_favail if status.f_files else None,
             status.f_blocks * status.f_frsize,
         )
 
 
-class Trouble(enum.Enum):
+class DiskFailure(enum.Enum):
     """What a failure says about the disk and the database connection.
 
     FULL: no room; the transaction is rolled back and the connection still good. BUSY: someone else holds
@@ -119,34 +126,87 @@ class Trouble(enum.Enum):
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BY_CODE = {
-    sqlite3.SQLITE_FULL: Trouble.FULL,
-    sqlite3.SQLITE_BUSY: Trouble.BUSY,
-    sqlite3.SQLITE_LOCKED: Trouble.BUSY,
-    sqlite3.SQLITE_CONSTRAINT: Trouble.OPERATION,
-    sqlite3.SQLITE_MISMATCH: Trouble.OPERATION,
-    sqlite3.SQLITE_TOOBIG: Trouble.OPERATION,
-    sqlite3.SQLITE_RANGE: Trouble.OPERATION,
+    sqlite3.SQLITE_FULL: DiskFailure.FULL,
+    sqlite3.SQLITE_BUSY: DiskFailure.BUSY,
+    sqlite3.SQLITE_LOCKED: DiskFailure.BUSY,
+    sqlite3.SQLITE_CONSTRAINT: DiskFailure.OPERATION,
+    sqlite3.SQLITE_MISMATCH: DiskFailure.OPERATION,
+    sqlite3.SQLITE_TOOBIG: DiskFailure.OPERATION,
+    sqlite3.SQLITE_RANGE: DiskFailure.OPERATION,
 }
 
 
-def trouble_of(error: BaseException) -> Trouble:
+def failure_of(error: BaseException) -> DiskFailure:
     """Classify a failure. What is not known for certain to be harmless is BROKEN."""
     if isinstance(error, OSError):
-        return Trouble.FULL if error.errno in _NO_ROOM else Trouble.BROKEN
+        return DiskFailure.FULL if error.errno in _NO_ROOM else DiskFailure.BROKEN
     if isinstance(error, sqlite3.Error):
         code: int | None = getattr(error, "sqlite_errorcode", None)
         if code is None:
             # The sqlite3 module itself refused (a value that can't be bound): SQLite never saw it.
-            return Trouble.OPERATION
-        return _BY_CODE.get(code & 0xFF, Trouble.BROKEN)
-    return Trouble.OPERATION
+            return DiskFailure.OPERATION
+        return _BY_CODE.get(code & 0xFF, DiskFailure.BROKEN)
+    return DiskFailure.OPERATION
 
 
 def refusal(error: BaseException, what: str) -> SpoolError:
     """The error that a caller gets: SpoolFull (452) where there is no room, else SpoolError (451)."""
     if isinstance(error, SpoolError):
         return error
-    kind = SpoolFull if trouble_of(error) is Trouble.FULL else SpoolError
+    kind = SpoolFull if failure_of(error) is DiskFailure.FULL else SpoolError
     refused = kind(f"{what}: {error}")
     refused.__cause__ = error
     return refused
+
+
+_log = Logger()
+
+
+class Reserve:
+    """A file that takes up room until the room is needed. While it is spent, nothing new is taken in."""
+
+    def __init__(self, path: Path, size: int, disk: Disk) -> None:
+        self.held = False
+        self._told = False
+        self._path = path
+        self._size = size
+        self._disk = disk
+
+    def restore(self) -> None:
+        """Put the room aside again, if the disk has it."""
+        if self.held:
+            return
+        try:
+            self._disk.allocate(self._path, self._size)
+        except OSError as error:
+            self._remove()
+            if not self._told:
+                self._told = True
+                _log.warn(
+                    "no room can be kept aside; nothing new is accepted",
+                    event="spool.reserve_failed",
+                    reason=str(error),
+                )
+            return
+        self.held = True
+        if self._told:
+            self._told = False
+            _log.info("there is room on the spool's disk again", event="spool.space_recovered")
+
+    def spend(self) -> None:
+        """Make the room free for what empties the queue."""
+        if self.held:
+            self.held = False
+            self._told = True
+            _log.warn("the spool's disk is full; nothing new is accepted", event="spool.disk_full")
+        self._remove()
+
+    def _remove(self) -> None:
+        try:
+            self._disk.unlink(self._path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.error(
+                "the room kept aside can't be freed", event="spool.reserve_not_freed", reason=str(error)
+            )

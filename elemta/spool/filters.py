@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from elemta.envelope import Envelope
-from elemta.spool.records import State
+from elemta.spool.records import MessageState
 
 
 @dataclass(frozen=True, slots=True)
 class QueueFilter:
     """Messages in ``state`` whose sender, and one of whose recipients, fit the patterns; None is any."""
 
-    state: State | None = None
+    state: MessageState | None = None
     sender: str | None = None
     recipient: str | None = None
 

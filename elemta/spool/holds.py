@@ -12,8 +12,8 @@ from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
-from elemta.spool.disk import Room
-from elemta.spool.operations import Ledger
+from elemta.spool.disk import FreeSpace
+from elemta.spool.operations import QueueCounts
 from elemta.spool.parts import room_of
 from elemta.spool.records import HeldPart, SpoolObserver
 
@@ -37,10 +37,10 @@ class HoldQueue(Protocol):
 
 
 @dataclass(slots=True)
-class _Known:
+class _Snapshot:
     """The disk as it was looked at last, and the room that undeliverable notices took then."""
 
-    room: Room
+    room: FreeSpace
     undeliverable: int
 
 
@@ -54,7 +54,7 @@ class Holds:
     def __init__(
         self,
         queue: HoldQueue,
-        ledger: Callable[[], Ledger],
+        ledger: Callable[[], QueueCounts],
         observer: SpoolObserver,
         *,
         minimum_free: int,
@@ -65,7 +65,7 @@ class Holds:
         self._observer = observer
         self._minimum_free = minimum_free
         self._now = now
-        self._known: _Known | None = None
+        self._known: _Snapshot | None = None
         self._at_work = False
 
     @property
@@ -77,9 +77,9 @@ class Holds:
         spare = (known.undeliverable + known.room.free - self._minimum_free) // 2
         return max(0, min(known.room.total // _SHARE, spare))
 
-    def look(self, room: Room) -> None:
+    def look(self, room: FreeSpace) -> None:
         """The disk is like this now."""
-        self._known = _Known(room, self._ledger().undeliverable)
+        self._known = _Snapshot(room, self._ledger().undeliverable)
         self.keep_share()
 
     def keep_share(self) -> None:

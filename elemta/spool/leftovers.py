@@ -64,7 +64,7 @@ class Leftovers:
                 self._left.add(path)
         _log.warn(
             "a body file could not be removed; it is tried again",
-            event="spool.body_left",
+            event="spool.orphan_body",
             file=path.name,
             reason=str(error) if kept else f"{error}; too many are left, so the next start removes it",
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from elemta.address import Address
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome
-from elemta.spool.records import HoldCause, PlannedPart, State
+from elemta.spool.records import HoldCause, MessageState, PlannedPart
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +35,7 @@ class NewMessage:
 
     key: int
     queue_id: str
-    state: State
+    state: MessageState
     received_at: float
     size: int
     pending: int
@@ -58,7 +58,7 @@ class NewMessage:
 
 
 @dataclass(slots=True, eq=False)
-class Settlement:
+class DeliveryResult:
     """What became of an attempt, and what to do with the recipients that are left.
 
     ``part`` is the number of the part that was attempted, None for the whole message. ``hold`` says what
@@ -93,7 +93,7 @@ class Settlement:
         """
         return bool(self.outcomes) or self.warned or self.hold_reason is not None
 
-    def bare(self) -> Settlement:
+    def bare(self) -> DeliveryResult:
         """The same without any text of others, for a database that can't keep that."""
         bare = [
             replace(each, text="", route="", next_hop="", enhanced="", code=0, at=0.0, seconds=0.0)
@@ -116,7 +116,7 @@ class Assignment:
         return 256 * len(self.ways)
 
 
-class Action(enum.Enum):
+class OperatorAction(enum.Enum):
     """What an operator can do to a message."""
 
     HOLD = "hold"
@@ -126,7 +126,7 @@ class Action(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Change:
+class OperatorChange:
     """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold.
 
     ``woken`` gets the lanes in which something is due by it.
@@ -134,7 +134,7 @@ class Change:
 
     key: int
     queue_id: str
-    action: Action
+    action: OperatorAction
     at: float
     reason: str
     woken: set[str] = field(default_factory=set)
@@ -144,29 +144,29 @@ class Change:
         return 256
 
 
-Operation = NewMessage | Settlement | Assignment | Change | Payment
+Operation = NewMessage | DeliveryResult | Assignment | OperatorChange | Payment
 
 
 @dataclass(slots=True)
-class Ledger:
+class QueueCounts:
     """How the numbers of the queue change: messages and octets by state.
 
     ``undeliverable`` is the room that undeliverable notices on hold take, in octets.
     """
 
-    messages: Counter[State] = field(default_factory=Counter)
-    octets: Counter[State] = field(default_factory=Counter)
+    messages: Counter[MessageState] = field(default_factory=Counter)
+    octets: Counter[MessageState] = field(default_factory=Counter)
     undeliverable: int = 0
 
-    def enter(self, state: State, size: int) -> None:
+    def enter(self, state: MessageState, size: int) -> None:
         self.messages[state] += 1
         self.octets[state] += size
 
-    def leave(self, state: State, size: int) -> None:
+    def leave(self, state: MessageState, size: int) -> None:
         self.messages[state] -= 1
         self.octets[state] -= size
 
-    def add(self, other: Ledger) -> None:
+    def add(self, other: QueueCounts) -> None:
         for state, number in other.messages.items():
             self.messages[state] += number
         for state, number in other.octets.items():
@@ -185,7 +185,7 @@ class Batch:
 
     operations: list[Operation]
     errors: dict[Operation, SpoolError] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: QueueCounts = field(default_factory=QueueCounts)
     freed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     broken: BaseException | None = None
@@ -199,7 +199,7 @@ class Batch:
 
     def start_over(self) -> None:
         """Forget what was done: it was undone."""
-        self.ledger = Ledger()
+        self.ledger = QueueCounts()
         self.freed.clear()
 
     def refuse(self, operations: Iterable[Operation], error: SpoolError) -> None:

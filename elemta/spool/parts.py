@@ -11,8 +11,8 @@ from twisted.logger import Logger
 from elemta.address import Address
 from elemta.errors import MessageOnHold, SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool.operations import Action, Assignment, Change, Payment, Settlement
-from elemta.spool.records import HoldCause, State
+from elemta.spool.operations import Assignment, DeliveryResult, OperatorAction, OperatorChange, Payment
+from elemta.spool.records import HoldCause, MessageState
 
 _log = Logger()
 
@@ -36,7 +36,7 @@ class Part:
 
     number: int
     lane: str
-    state: State
+    state: MessageState
     turn: float
     attempts: int
     warned: bool
@@ -48,7 +48,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Queued:
+class StoredMessage:
     """A message under change. ``finished`` are the positions of recipients that need no attempt any more.
 
     The sender has still to hear of the deliveries to those in ``owed``; of those in ``paid`` not any more.
@@ -58,7 +58,7 @@ class Queued:
 
     key: int
     queue_id: str
-    state: State
+    state: MessageState
     attempts: int
     size: int
     in_file: bool
@@ -67,7 +67,7 @@ class Queued:
     finished: set[int]
     attempt: int
     parts: list[Part]
-    found: State
+    found: MessageState
     owed: set[int] = field(default_factory=set)
     paid: list[int] = field(default_factory=list)
     found_undeliverable: int = 0
@@ -122,14 +122,18 @@ class Queued:
         if not left:
             # What is still to be told needs the message's header.
             self.gone = not self.owed
-            self.state, self.hold_reason = State.DEFERRED, None
+            self.state, self.hold_reason = MessageState.DEFERRED, None
             return
         states = {part.state for part in left}
-        self.state = next(state for state in (State.ACTIVE, State.DEFERRED, State.HOLD) if state in states)
+        self.state = next(
+            state
+            for state in (MessageState.ACTIVE, MessageState.DEFERRED, MessageState.HOLD)
+            if state in states
+        )
         self.attempts = max(self.attempts, *(part.attempts for part in left))
-        if State.HOLD not in states:
+        if MessageState.HOLD not in states:
             self.hold_reason = None
-        if any(part.changed for part in left) and self.state is not State.ACTIVE:
+        if any(part.changed for part in left) and self.state is not MessageState.ACTIVE:
             self.next_attempt_at = min(part.turn for part in left if part.state is self.state)
 
 
@@ -138,7 +142,7 @@ def storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def settle(message: Queued, settlement: Settlement) -> None:
+def settle(message: StoredMessage, settlement: DeliveryResult) -> None:
     """Note the outcomes of an attempt, and let what is left of the part wait or stay on hold."""
     settlement.skipped = settlement.ends_hold and not _has_end(message, settlement.part)
     if settlement.skipped:
@@ -164,11 +168,11 @@ def settle(message: Queued, settlement: Settlement) -> None:
     message.conclude()
 
 
-def _let_wait(message: Queued, part: Part, settlement: Settlement, wait: set[int]) -> None:
+def _let_wait(message: StoredMessage, part: Part, settlement: DeliveryResult, wait: set[int]) -> None:
     left = message.left_in(part)
     if not left:
         return
-    if settlement.warned and part.state is not State.HOLD:
+    if settlement.warned and part.state is not MessageState.HOLD:
         part.warned = part.changed = True
     if settlement.hold_reason is not None:
         message.hold_reason = storable(settlement.hold_reason)
@@ -180,28 +184,28 @@ def _let_wait(message: Queued, part: Part, settlement: Settlement, wait: set[int
         part.positions = [position for position in left if position in wait]
     if settlement.retry_at is not None:
         # An operator who held the message meanwhile meant it.
-        if part.state is not State.HOLD:
-            part.state = State.DEFERRED
+        if part.state is not MessageState.HOLD:
+            part.state = MessageState.DEFERRED
         part.turn, part.changed = settlement.retry_at, True
         part.attempts += settlement.attempted
 
 
-def _has_end(message: Queued, number: int | None) -> bool:
+def _has_end(message: StoredMessage, number: int | None) -> bool:
     """Whether the part is on a hold that ends by itself: an operator may have released or held it."""
     return any(part.number == number and part.held_at is not None for part in message.parts)
 
 
-def _hold(message: Queued, part: Part, positions: list[int], settlement: Settlement) -> None:
+def _hold(message: StoredMessage, part: Part, positions: list[int], settlement: DeliveryResult) -> None:
     """Put some recipients of a part on hold: as a part of their own, if they are not all of it."""
     held = part if positions == message.left_in(part) else message.split(part, positions)
-    if held.state is not State.HOLD:
+    if held.state is not MessageState.HOLD:
         # What an operator put there meanwhile stays until he says otherwise.
         held.hold, held.held_at = settlement.hold, settlement.at
-    held.state, held.attempts, held.changed = State.HOLD, held.attempts + 1, True
+    held.state, held.attempts, held.changed = MessageState.HOLD, held.attempts + 1, True
 
 
 def _record(
-    message: Queued, position: int, outcome: Outcome, *, keep_failed: bool, owes: Collection[Address]
+    message: StoredMessage, position: int, outcome: Outcome, *, keep_failed: bool, owes: Collection[Address]
 ) -> None:
     if position in message.finished:
         return
@@ -227,7 +231,7 @@ def _record(
     message.history.append((message.key, message.attempt, position, *said, outcome.seconds))
 
 
-def pay(message: Queued | None, payment: Payment) -> UnknownMessage | None:
+def pay(message: StoredMessage | None, payment: Payment) -> UnknownMessage | None:
     """Note that the sender hears of deliveries, or will not; an error where that is not owed any more."""
     if message is None:
         return UnknownMessage(f"there is no message {payment.queue_id} in the queue")
@@ -242,7 +246,7 @@ def pay(message: Queued | None, payment: Payment) -> UnknownMessage | None:
     return None
 
 
-def assign(message: Queued, assignment: Assignment) -> None:
+def assign(message: StoredMessage, assignment: Assignment) -> None:
     """Give recipients of a part another way; a part whose recipients all left is gone."""
     part = next((part for part in message.parts if part.number == assignment.part), None)
     if part is None:
@@ -257,9 +261,9 @@ def assign(message: Queued, assignment: Assignment) -> None:
         new.lane, new.changed = storable(way.lane), True
         if new is part and part.positions is not None:
             part.positions = moved
-        if new.state is State.ACTIVE:
+        if new.state is MessageState.ACTIVE:
             new.turn = way.turn
-        elif new.state is State.DEFERRED:
+        elif new.state is MessageState.DEFERRED:
             # It may be on its way before its time, which was that of the destination that it had.
             new.turn = min(new.turn, way.turn)
         if new is not part:
@@ -267,19 +271,19 @@ def assign(message: Queued, assignment: Assignment) -> None:
     message.conclude()
 
 
-def change(message: Queued | None, wish: Change) -> SpoolError | None:
+def change(message: StoredMessage | None, wish: OperatorChange) -> SpoolError | None:
     """Do what an operator wants, or say why not."""
     if message is None:
         return UnknownMessage(f"there is no message {wish.queue_id} in the queue")
-    if wish.action is Action.DELETE:
+    if wish.action is OperatorAction.DELETE:
         message.gone = True
         return None
-    if wish.action is Action.HOLD:
+    if wish.action is OperatorAction.HOLD:
         message.hold_reason = storable(wish.reason)
         for part in message.parts:
-            part.state, part.changed = State.HOLD, True
+            part.state, part.changed = MessageState.HOLD, True
             part.hold, part.held_at = HoldCause.OPERATOR, None
-    elif wish.action is Action.RETRY and message.state is State.HOLD:
+    elif wish.action is OperatorAction.RETRY and message.state is MessageState.HOLD:
         return MessageOnHold(f"message {wish.queue_id} is on hold; release it instead")
     else:
         _make_due(message, wish)
@@ -287,13 +291,13 @@ def change(message: Queued | None, wish: Change) -> SpoolError | None:
     return None
 
 
-def _make_due(message: Queued, wish: Change) -> None:
-    released = wish.action is Action.RELEASE
+def _make_due(message: StoredMessage, wish: OperatorChange) -> None:
+    released = wish.action is OperatorAction.RELEASE
     for part in message.parts:
-        if (part.state is State.HOLD) == released:
+        if (part.state is MessageState.HOLD) == released:
             part.turn, part.changed = wish.at, True
             if released:
-                part.state = State.ACTIVE
+                part.state = MessageState.ACTIVE
                 part.hold, part.held_at = HoldCause.OPERATOR, None
             wish.woken.add(part.lane)
             message.next_attempt_at = wish.at

@@ -16,7 +16,7 @@ _KIB = 1024
 _MIB = 1024 * _KIB
 
 
-class State(enum.Enum):
+class MessageState(enum.Enum):
     """Where a queued message stands.
 
     ACTIVE: to be delivered as soon as possible. DEFERRED: an attempt failed for now, the next has a
@@ -134,7 +134,7 @@ class QueuedMessage:
     """
 
     envelope: Envelope
-    state: State
+    state: MessageState
     attempts: int
     pending: tuple[Recipient, ...]
     next_attempt_at: float
@@ -235,7 +235,7 @@ class MessageSummary:
     """A line of the queue listing. ``size`` is octets as sent on; times are seconds since the epoch."""
 
     queue_id: str
-    state: State
+    state: MessageState
     sender: Address
     recipients: int
     pending: int
@@ -281,8 +281,8 @@ class SpoolStats:
     free bytes on the disk, and whether the disk can be trusted right now. ``undeliverable`` is the room that
     undeliverable notices on hold take, in octets."""
 
-    messages: Mapping[State, int]
-    octets: Mapping[State, int]
+    messages: Mapping[MessageState, int]
+    octets: Mapping[MessageState, int]
     oldest_age: float
     free: int
     healthy: bool
@@ -310,7 +310,7 @@ class SpoolObserver(Protocol):
         """A part on hold is gone: ``removed`` or ``returned`` after its time, or ``over_share``."""
 
 
-class Unobserved:
+class NullSpoolObserver:
     """An observer that counts nothing."""
 
     def committed(self, messages: int, seconds: float) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
-from elemta.spool.queueid import row_key
-from elemta.spool.records import QueuedMessage, State, Submission
+from elemta.spool.queue_id import row_key
+from elemta.spool.records import MessageState, QueuedMessage, Submission
 
-STATE_CODES: Mapping[State, int] = {State.ACTIVE: 0, State.DEFERRED: 1, State.HOLD: 2}
-STATES: Mapping[int, State] = {code: state for state, code in STATE_CODES.items()}
+STATE_CODES: Mapping[MessageState, int] = {
+    MessageState.ACTIVE: 0,
+    MessageState.DEFERRED: 1,
+    MessageState.HOLD: 2,
+}
+STATES: Mapping[int, MessageState] = {code: state for state, code in STATE_CODES.items()}
 
 # What `message_of` reads, in this order.
 MESSAGE_COLUMNS = (

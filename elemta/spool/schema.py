@@ -171,7 +171,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
     while version < VERSION:
         _log.info(
             "upgrading the spool's format",
-            event="spool.upgrade",
+            event="spool.upgraded",
             from_version=version,
             to_version=version + 1,
         )

@@ -17,37 +17,37 @@ from elemta.envelope import Envelope
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome
 from elemta.spool.bodies import Bodies, MessageWriter
-from elemta.spool.commits import Entry, GroupCommit
+from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
-from elemta.spool.disk import Disk, Room
+from elemta.spool.disk import Disk, FreeSpace
 from elemta.spool.filters import QueueFilter
+from elemta.spool.group_commit import GroupCommit, PendingOperation
 from elemta.spool.holds import Holds
 from elemta.spool.leftovers import Leftovers
-from elemta.spool.listeners import Listeners
-from elemta.spool.opening import Permit, take_up
 from elemta.spool.operations import (
-    Action,
     Assignment,
     Batch,
-    Change,
-    Ledger,
+    DeliveryResult,
     NewMessage,
     Operation,
+    OperatorAction,
+    OperatorChange,
     Payment,
-    Settlement,
+    QueueCounts,
 )
 from elemta.spool.partition import Partition
-from elemta.spool.queries import Queries
-from elemta.spool.queueid import QueueIds, row_key
-from elemta.spool.reading import Reader
-from elemta.spool.recent import RecentContents
+from elemta.spool.queries import Queries, Reader, Schedule
+from elemta.spool.queue_id import QueueIds, row_key
+from elemta.spool.queue_listeners import QueueListeners
 from elemta.spool.records import (
     HeldPart,
     HoldCause,
     LaneDue,
     Listing,
     MessageRecord,
+    MessageState,
     MessageSummary,
+    NullSpoolObserver,
     OwedNotice,
     Page,
     Plan,
@@ -56,14 +56,12 @@ from elemta.spool.records import (
     SpoolObserver,
     SpoolSettings,
     SpoolStats,
-    State,
     Submission,
-    Unobserved,
 )
 from elemta.spool.rows import encode_envelope
-from elemta.spool.schedule import Schedule
-from elemta.spool.store import Store
+from elemta.spool.startup import Permit, take_up
 from elemta.spool.threads import SpoolReactor, SpoolThreads
+from elemta.spool.writer import QueueWriter
 
 _log = Logger()
 
@@ -87,10 +85,10 @@ class Spool:
         disk: Disk,
         partition: Partition,
         threads: SpoolThreads,
-        store: Store,
+        store: QueueWriter,
         leftovers: Leftovers,
-        ledger: Ledger,
-        room: Room,
+        ledger: QueueCounts,
+        room: FreeSpace,
         now: Callable[[], float],
     ) -> None:
         self.settings = settings
@@ -116,7 +114,7 @@ class Spool:
             observer=observer,
             ledger=ledger,
             after_batch=self._after_batch,
-            settled=self._tell_settled,
+            settled=self._notify_settled,
         )
         self._holds = Holds(
             self,
@@ -127,14 +125,14 @@ class Spool:
         )
         self._damaged = DamagedRows(self._commits.submit, now)
         self._writers: dict[NewMessage, MessageWriter] = {}
-        self._listeners = Listeners()
+        self._listeners = QueueListeners()
         self._closed = False
         self._syncing = 0
         self._synced: list[Deferred[None]] = []
         self._refresh_call: IDelayedCall | None = reactor.callLater(settings.refresh, self._refresh)
         self._holds.look(room)
-        if store.doubt is not None:
-            self._commits.distrust(store.doubt)
+        if store.start_failure is not None:
+            self._commits.distrust(store.start_failure)
 
     @classmethod
     async def open(
@@ -158,7 +156,7 @@ class Spool:
         root, how = settings.directory, settings.how
         partition = Partition(root, settings.partition, disk, node=settings.node, how=how)
         leftovers = Leftovers(disk)
-        store = Store(settings, partition.places, disk, leftovers)
+        store = QueueWriter(settings, partition.places, disk, leftovers)
         threads = SpoolThreads(reactor, settings.file_threads)
         try:
             ledger, room = await take_up(partition, store, threads, permit, disk=disk, root=root)
@@ -167,16 +165,16 @@ class Spool:
             raise
         _log.info(
             "the spool is open",
-            event="spool.open",
+            event="spool.opened",
             partition=settings.partition,
-            active=ledger.messages[State.ACTIVE],
-            deferred=ledger.messages[State.DEFERRED],
-            hold=ledger.messages[State.HOLD],
+            active=ledger.messages[MessageState.ACTIVE],
+            deferred=ledger.messages[MessageState.DEFERRED],
+            hold=ledger.messages[MessageState.HOLD],
         )
         return cls(
             settings,
             reactor=reactor,
-            observer=observer or Unobserved(),
+            observer=observer or NullSpoolObserver(),
             disk=disk,
             partition=partition,
             threads=threads,
@@ -220,9 +218,9 @@ class Spool:
         return self._commits.settled and not self._closed
 
     @property
-    def messages(self) -> dict[State, int]:
+    def messages(self) -> dict[MessageState, int]:
         """How many messages there are by state, without asking the disk."""
-        return {state: self._commits.ledger.messages[state] for state in State}
+        return {state: self._commits.ledger.messages[state] for state in MessageState}
 
     def has_room(self, size: int = 0) -> bool:
         """Whether a message of this size leaves ``minimum_free`` on the disk, as of a few seconds ago."""
@@ -260,7 +258,7 @@ class Spool:
         operation = NewMessage(
             key=key,
             queue_id=writer.queue_id,
-            state=State.ACTIVE if submission.hold_reason is None else State.HOLD,
+            state=MessageState.ACTIVE if submission.hold_reason is None else MessageState.HOLD,
             received_at=submission.received_at,
             size=envelope.size,
             pending=len(submission.recipients),
@@ -313,7 +311,7 @@ class Spool:
         if key is None:
             return fail(_unknown(queue_id))
         self._recent.discard(queue_id)
-        settlement = Settlement(
+        settlement = DeliveryResult(
             key,
             queue_id,
             tuple(outcomes),
@@ -364,7 +362,7 @@ class Spool:
         key = row_key(message.queue_id)
         if key is None:
             raise _unknown(message.queue_id)
-        settlement = Settlement(
+        settlement = DeliveryResult(
             key,
             message.queue_id,
             tuple(outcomes),
@@ -390,19 +388,19 @@ class Spool:
 
     async def hold(self, queue_id: str, reason: str = "held by the operator") -> None:
         """Keep a message from being delivered. UnknownMessage; SpoolError."""
-        await self._change(queue_id, Action.HOLD, reason)
+        await self._change(queue_id, OperatorAction.HOLD, reason)
 
     async def release(self, queue_id: str) -> None:
         """Deliver a held message now; no effect on one that is not held. UnknownMessage; SpoolError."""
-        await self._change(queue_id, Action.RELEASE)
+        await self._change(queue_id, OperatorAction.RELEASE)
 
     async def retry(self, queue_id: str) -> None:
         """Attempt a deferred message now. UnknownMessage; SpoolError, also for a message on hold."""
-        await self._change(queue_id, Action.RETRY)
+        await self._change(queue_id, OperatorAction.RETRY)
 
     async def delete(self, queue_id: str) -> None:
         """Remove a message for good, whatever its state. UnknownMessage; SpoolError."""
-        await self._change(queue_id, Action.DELETE)
+        await self._change(queue_id, OperatorAction.DELETE)
 
     async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         """Lanes by name from behind ``after`` on, and when something is due: 0.0 now, None if all is held."""
@@ -447,8 +445,8 @@ class Spool:
         oldest = await self._read(self._queries.oldest)
         ledger = self._commits.ledger
         return SpoolStats(
-            messages={state: ledger.messages[state] for state in State},
-            octets={state: ledger.octets[state] for state in State},
+            messages={state: ledger.messages[state] for state in MessageState},
+            octets={state: ledger.octets[state] for state in MessageState},
             oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
             free=self._room.free,
             healthy=self.healthy,
@@ -475,9 +473,9 @@ class Spool:
         """Do blocking work on a message's content, such as a read, in one of the spool's threads."""
         return self._threads.files.call(work, *args, **kwargs)
 
-    def _tell_settled(self) -> None:
+    def _notify_settled(self) -> None:
         if not self._closed:
-            self._listeners.tell_settled()
+            self._listeners.notify_settled()
 
     def _refusal(self, writer: MessageWriter, submission: Submission) -> SpoolError | None:
         if self._closed:
@@ -494,33 +492,33 @@ class Spool:
         self, _: None, operation: NewMessage, envelope: Envelope, done: Deferred[Envelope]
     ) -> None:
         self._commits.submit(operation, envelope).addCallbacks(done.callback, done.errback)
-        self._tell_synced()
+        self._notify_synced()
 
     def _body_failed(self, failure: Failure, operation: NewMessage, done: Deferred[Envelope]) -> None:
         self._writers.pop(operation).release()
         done.errback(failure)
-        self._tell_synced()
+        self._notify_synced()
 
     def _next_synced(self) -> Deferred[None]:
         synced: Deferred[None] = Deferred()
         self._synced.append(synced)
         return synced
 
-    def _tell_synced(self) -> None:
+    def _notify_synced(self) -> None:
         self._syncing -= 1
         synced, self._synced = self._synced, []
         for done in synced:
             done.callback(None)
 
-    async def _change(self, queue_id: str, action: Action, reason: str = "") -> None:
+    async def _change(self, queue_id: str, action: OperatorAction, reason: str = "") -> None:
         key = row_key(queue_id)
         if key is None:
             raise _unknown(queue_id)
-        change = Change(key, queue_id, action, self._now(), reason)
+        change = OperatorChange(key, queue_id, action, self._now(), reason)
         await self._commits.submit(change)
         self._recent.discard(queue_id)
         if change.woken:
-            self._listeners.tell_due(change.woken)
+            self._listeners.notify_due(change.woken)
 
     async def _find(self, work: Callable[P, Found[R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Read something; what can't be read on the way is put on hold before the answer is given."""
@@ -534,7 +532,7 @@ class Spool:
             raise SpoolError("the spool is closed")
         return await self._threads.read.call(work, *args, **kwargs)
 
-    def _after_batch(self, entries: Sequence[Entry], batch: Batch) -> None:
+    def _after_batch(self, entries: Sequence[PendingOperation], batch: Batch) -> None:
         places = self._partition.places
         # The rows of what was freed are gone for good, so the files may go. What was refused is not done with
         # under its own name before the store knows that no row of it is on disk, which is the store's care.
@@ -551,10 +549,10 @@ class Spool:
                 if writer is None:
                     continue  # it was dealt with before something broke
                 writer.release()
-                if operation.state is State.ACTIVE and operation not in batch.errors:
+                if operation.state is MessageState.ACTIVE and operation not in batch.errors:
                     if operation.content is not None and self._listeners.committed:
                         self._recent.add(operation.queue_id, operation.header, operation.content)
-                    self._listeners.tell_committed(operation, cast(Envelope, entry.value))
+                    self._listeners.notify_committed(operation, cast(Envelope, entry.value))
 
     def _retry_leftovers(self) -> None:
         if self._leftovers.waiting:
@@ -562,13 +560,13 @@ class Spool:
 
     def _refresh(self) -> None:
         self._refresh_call = None
-        self._commits.nudge()
+        self._commits.maintain()
         self._retry_leftovers()
-        self._threads.files.call(self._disk.room, self.settings.directory).addCallbacks(
+        self._threads.files.call(self._disk.free_space, self.settings.directory).addCallbacks(
             self._refreshed, self._refresh_failed
         )
 
-    def _refreshed(self, room: Room) -> None:
+    def _refreshed(self, room: FreeSpace) -> None:
         self._room = room
         if not self._closed:
             self._holds.look(room)
@@ -576,13 +574,15 @@ class Spool:
 
     def _refresh_failed(self, failure: Failure) -> None:
         _log.error(
-            "the room on the spool's disk is not known", event="spool.room_unknown", reason=str(failure.value)
+            "the room on the spool's disk is not known",
+            event="spool.space_unknown",
+            reason=str(failure.value),
         )
-        self._refreshed(Room(0, None))
+        self._refreshed(FreeSpace(0, None))
 
     # Last, because from here on the name means this method.
     async def list(
-        self, state: State | None = None, limit: int = 100, after: str | None = None
+        self, state: MessageState | None = None, limit: int = 100, after: str | None = None
     ) -> list[MessageSummary]:
         """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
         return await self._read(self._queries.page, state, limit, after)

@@ -224,7 +224,7 @@ def test_a_node_whose_own_spool_another_host_has_leaves_it_alone_at_once(
         node.signal(signal.SIGKILL)
         node.kill()
         node.start()
-        assert node.records("spool.lease_waits") == []
+        assert node.records("spool.lease_awaited") == []
 
 
 @pytest.mark.timeout(300)
@@ -241,8 +241,8 @@ def test_a_node_started_elsewhere_waits_for_the_lease_it_had_before(
         server.command("HSET", key, "place", "another-kernel:1:2")
         server.command("PEXPIRE", key, 6000)
         node.launch()
-        assert "node n0 on " in node.wait_for("spool.lease_waits", seconds=60)["owner"]
-        assert node.records("spool.open") == []
+        assert "node n0 on " in node.wait_for("spool.lease_awaited", seconds=60)["owner"]
+        assert node.records("spool.opened") == []
         node.wait_until_ready()
 
 

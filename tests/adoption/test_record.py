@@ -9,7 +9,7 @@ import pytest
 
 from elemta.errors import SpoolError
 from elemta.spool import Disk
-from elemta.spool.adopted import AdoptionRecord
+from elemta.spool.partition import AdoptedSpools
 from tests.adoption.left import left_behind, spools
 from tests.durability.ledger import Ledger
 from tests.support.daemon import Daemon
@@ -23,27 +23,27 @@ class Full(Disk):
 
 
 def test_it_says_what_was_written_last_and_nothing_at_first(tmp_path: Path) -> None:
-    record = AdoptionRecord(tmp_path)
+    record = AdoptedSpools(tmp_path)
     assert record.read() == ()
     record.write([tmp_path / "ä b", Path("/shared/mx1")])
-    assert AdoptionRecord(tmp_path).read() == (tmp_path / "ä b", Path("/shared/mx1"))
+    assert AdoptedSpools(tmp_path).read() == (tmp_path / "ä b", Path("/shared/mx1"))
     record.write([])
     assert record.read() == ()
     assert (tmp_path / "adopted").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_record_that_cannot_be_written_is_what_it_was(tmp_path: Path) -> None:
-    AdoptionRecord(tmp_path).write([Path("/shared/mx1")])
+    AdoptedSpools(tmp_path).write([Path("/shared/mx1")])
     with pytest.raises(SpoolError, match=r"can't be written: .*no room"):
-        AdoptionRecord(tmp_path, Full()).write([])
-    assert AdoptionRecord(tmp_path).read() == (Path("/shared/mx1"),)
+        AdoptedSpools(tmp_path, Full()).write([])
+    assert AdoptedSpools(tmp_path).read() == (Path("/shared/mx1"),)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '["/shared", 1]', "\xff"])
 def test_a_record_that_is_none_is_told_apart_from_an_empty_one(tmp_path: Path, content: str) -> None:
     (tmp_path / "adopted").write_bytes(content.encode("latin-1"))
     with pytest.raises(SpoolError, match="adopted"):
-        AdoptionRecord(tmp_path).read()
+        AdoptedSpools(tmp_path).read()
 
 
 @pytest.mark.campaign

@@ -31,7 +31,7 @@ from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
 from elemta.policy.discovery import PluginInfo
-from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
 
@@ -124,7 +124,7 @@ class Daemon:
         submission = Submission(sender, recipients, MailParameters(), client, b"X: y\r\n", time.time(), hold)
         return (await self.spool.commit(writer, submission)).queue_id
 
-    async def state_of(self, queue_id: str) -> State:
+    async def state_of(self, queue_id: str) -> MessageState:
         return (await self.spool.show(queue_id)).message.state
 
     async def ids(self) -> list[str]:
@@ -328,7 +328,7 @@ async def test_several_messages_are_held_and_released(daemon: Daemon) -> None:
     assert (code, out) == (0, f"{ids[0]} held\n{ids[1]} held\n")
     assert "looks odd" in (await daemon.ctl("queue", "list"))[1]
     assert (await daemon.ctl("queue", "release", *ids))[0] == 0
-    assert [await daemon.state_of(each) for each in ids] == [State.ACTIVE] * 2
+    assert [await daemon.state_of(each) for each in ids] == [MessageState.ACTIVE] * 2
 
 
 @ensureDeferred
@@ -366,7 +366,7 @@ async def test_retrying_a_held_message_says_to_release_it(daemon: Daemon) -> Non
     code, _, err = await daemon.ctl("queue", "retry", queue_id)
     assert code == 1
     assert "release it instead" in err
-    assert await daemon.state_of(queue_id) is State.HOLD
+    assert await daemon.state_of(queue_id) is MessageState.HOLD
 
 
 @ensureDeferred
@@ -376,10 +376,10 @@ async def test_all_means_all_that_the_filters_let_through(daemon: Daemon) -> Non
     code, out, _ = await daemon.ctl("queue", "release", "--all", "--from", "<>")
     assert code == 0
     assert len(out.splitlines()) == 2
-    assert [await daemon.state_of(each) for each in held] == [State.ACTIVE] * 2
-    assert await daemon.state_of(other) is State.HOLD
+    assert [await daemon.state_of(each) for each in held] == [MessageState.ACTIVE] * 2
+    assert await daemon.state_of(other) is MessageState.HOLD
     assert (await daemon.ctl("queue", "hold", "--all"))[0] == 0
-    assert {await daemon.state_of(each) for each in held} == {State.HOLD}
+    assert {await daemon.state_of(each) for each in held} == {MessageState.HOLD}
 
 
 @ensureDeferred
@@ -458,7 +458,7 @@ async def test_a_script_that_returns_everything_has_to_say_yes(daemon: Daemon) -
 async def test_neither_ids_nor_all_or_both_is_wrong_use(daemon: Daemon, argv: tuple[str, ...]) -> None:
     queue_id = await daemon.queue(hold="odd")
     assert (await daemon.ctl("queue", *argv))[0] == 2
-    assert await daemon.state_of(queue_id) is State.HOLD
+    assert await daemon.state_of(queue_id) is MessageState.HOLD
 
 
 @ensureDeferred

@@ -27,7 +27,7 @@ from elemta.envelope import BodyType, Envelope, MailParameters, Notify, Recipien
 from elemta.errors import SpoolError
 from elemta.message.notice import Action, Kind, Notice
 from elemta.outcome import Outcome, Status
-from elemta.spool import QueuedMessage, Spool, State
+from elemta.spool import MessageState, QueuedMessage, Spool
 from tests.support.post import Post
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def message(
     *recipients: Recipient, sender: Address = ALICE, size: int = 1000, **parameters: Any
 ) -> QueuedMessage:
     envelope = Envelope("4A7BC", sender, recipients, RECEIVED, size, MailParameters(**parameters))
-    return QueuedMessage(envelope, State.ACTIVE, 0, recipients, RECEIVED)
+    return QueuedMessage(envelope, MessageState.ACTIVE, 0, recipients, RECEIVED)
 
 
 def outcome(
@@ -334,7 +334,7 @@ async def test_the_dsn_is_in_the_queue_from_nobody_to_the_sender(post: Post, eve
     envelope = await submit(post.spool, failure(envid="E1", ret=Return.FULL), original)
     assert original.closed
     record = await post.spool.show(envelope.queue_id)
-    assert record.message.state is State.ACTIVE
+    assert record.message.state is MessageState.ACTIVE
     stored = record.envelope
     # RFC 3461 §6.1
     assert stored.sender == NULL
@@ -440,7 +440,7 @@ async def test_a_notice_whose_making_fails_in_any_way_is_built_from_the_envelope
 
     monkeypatch.setattr("elemta.delivery.bounces.examine", fails)
     envelope = await submit(post.spool, failure(), io.BytesIO(ORIGINAL))
-    assert (await post.show(envelope.queue_id)).message.state is State.ACTIVE
+    assert (await post.show(envelope.queue_id)).message.state is MessageState.ACTIVE
     assert (await post.spool.stats()).total == 1
 
 

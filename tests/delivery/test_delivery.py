@@ -21,7 +21,7 @@ from elemta.envelope import MailParameters
 from elemta.errors import SpoolError
 from elemta.outcome import Status
 from elemta.smtp.client import ClientTimeouts
-from elemta.spool import State
+from elemta.spool import MessageState
 from tests.support.post import BODY, CLOSE, ENDLESS, STALL, TRACE, Hop, Post, files, reactor
 
 ANY = frozenset("*")
@@ -100,7 +100,7 @@ async def test_over_lmtp_each_recipient_has_an_outcome_of_its_own(post: Post, un
     await post.idle(3)
     assert [outcome.status.value for outcome in post.observer.outcomes] == ["delivered", "failed", "deferred"]
     record = await post.show(queue_id)
-    assert record.message.state is State.DEFERRED
+    assert record.message.state is MessageState.DEFERRED
     assert [str(recipient) for recipient in record.message.pending] == ["tom@example.com"]
     assert (record.recipients[1].pending, record.recipients[1].enhanced) == (False, "5.1.1")
     (bounce,) = await post.bounces()
@@ -162,7 +162,7 @@ async def test_whatever_a_next_hop_says_the_message_is_delivered_or_still_there(
         return
     message = (await post.show(queue_id)).message
     assert [str(recipient) for recipient in message.pending] == ["bob@example.com"]
-    assert message.state is State.DEFERRED
+    assert message.state is MessageState.DEFERRED
     assert time.time() + 500 < message.next_attempt_at < time.time() + 3.0 * 3600
     assert await post.bounces() == []
 
@@ -177,7 +177,7 @@ async def test_a_next_hop_that_stalls_at_any_point_defers(post: Post, verb: str,
     post.start(await post.listen(Hop({verb: STALL})))
     queue_id = await post.send("bob@example.com")
     await post.idle()
-    assert (await post.show(queue_id)).message.state is State.DEFERRED
+    assert (await post.show(queue_id)).message.state is MessageState.DEFERRED
     assert "no progress within 0.05 s" in post.observer.outcomes[0].text
 
 
@@ -221,7 +221,7 @@ async def test_a_deferred_message_is_tried_again_and_a_released_one_too(post: Po
     post.start(await post.listen(hop))
     queue_id = await post.send("bob@example.com")
     await post.idle(2)
-    assert (await post.show(queue_id)).message.state is State.HOLD
+    assert (await post.show(queue_id)).message.state is MessageState.HOLD
     await post.spool.release(queue_id)
     await post.idle(3)
     assert await post.spool.list() == []
@@ -259,7 +259,7 @@ async def test_a_dead_next_hop_costs_few_attempts_however_much_mail_waits_for_it
 async def test_what_a_route_holds_stays_visibly_in_the_queue(post: Post, route: Route) -> None:
     post.start(route)
     queue_id = await post.send("bob@example.com")
-    message = (await post.reached(queue_id, State.HOLD)).message
+    message = (await post.reached(queue_id, MessageState.HOLD)).message
     assert message.hold_reason
     assert len(message.pending) == 1
 
@@ -275,7 +275,7 @@ async def test_each_recipient_takes_its_own_route(post: Post) -> None:
     assert len(files(post.directory / "mail")) == 1
     message = (await post.show(queue_id)).message
     assert (message.state, [str(recipient) for recipient in message.pending]) == (
-        State.HOLD,
+        MessageState.HOLD,
         ["d@kept.example"],
     )
 
@@ -314,7 +314,7 @@ async def test_more_messages_than_memory_holds_are_all_delivered_once(
     for one in [Deferred.fromCoroutine(coroutine) for coroutine in sent]:
         await one
     await post.idle(200)
-    await post.until(lambda: not post.spool.messages[State.ACTIVE])
+    await post.until(lambda: not post.spool.messages[MessageState.ACTIVE])
     assert len(files(post.directory / "mail")) == len(post.observer.outcomes) == 200
 
 
@@ -324,7 +324,7 @@ async def test_a_maildir_that_cannot_be_written_defers(post: Post) -> None:
     post.start(maildir(post))
     queue_id = await post.send("bob@example.com")
     await post.idle()
-    assert (await post.show(queue_id)).message.state is State.DEFERRED
+    assert (await post.show(queue_id)).message.state is MessageState.DEFERRED
     assert "the Maildir could not be written" in post.observer.outcomes[0].text
 
 
@@ -349,7 +349,7 @@ async def test_smtputf8_is_needed_only_where_header_or_addresses_do(post: Post) 
 async def test_new_routes_are_taken_from_the_next_attempt_on(post: Post) -> None:
     delivery = post.start(HoldRoute("hold:", ANY))
     queue_id = await post.send("bob@example.com")
-    await post.reached(queue_id, State.HOLD)
+    await post.reached(queue_id, MessageState.HOLD)
     delivery.reconfigure([maildir(post)], post.settings)
     await post.spool.release(queue_id)
     await post.idle()
@@ -364,7 +364,7 @@ async def test_a_stop_waits_for_what_is_under_way(post: Post) -> None:
     queue_id = await post.send("bob@example.com")
     await post.until(lambda: hop.messages)
     await delivery.stopService()
-    assert (await post.show(queue_id)).message.state is State.DEFERRED
+    assert (await post.show(queue_id)).message.state is MessageState.DEFERRED
 
 
 @ensureDeferred
@@ -376,7 +376,7 @@ async def test_what_is_cut_off_at_the_end_of_the_grace_stays_in_the_queue_as_it_
     await post.until(lambda: hop.heard[-1:] == [b"MAIL FROM:<sender@example.org>"])
     await delivery.stopService()
     message = (await post.show(queue_id)).message
-    assert (message.state, message.attempts) == (State.ACTIVE, 0)
+    assert (message.state, message.attempts) == (MessageState.ACTIVE, 0)
     hop.script.clear()
     again = Delivery(reactor, post.spool, delivery.routes, post.settings, post.observer)
     post.delivery = again

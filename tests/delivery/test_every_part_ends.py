@@ -37,7 +37,7 @@ from elemta.delivery.routes import MxRoute, Route
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
 from elemta.outcome import Outcome, Status
 from elemta.policy.verdicts import CONTINUE, Defer, Hold, RouteTo, Verdict
-from elemta.spool import HoldCause, Spool, SpoolSettings, State, Submission
+from elemta.spool import HoldCause, MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.records import QueuedMessage
 
 START = 1_700_000_000.0
@@ -261,7 +261,7 @@ class Histories(RuleBasedStateMachine):
     def operate(self, place: int, act: str) -> None:
         found = self.queued()
         line = found[place % len(found)]
-        if act == "retry" and line.state is State.HOLD:
+        if act == "retry" and line.state is MessageState.HOLD:
             return
         self.done(getattr(self.spool, act)(line.queue_id))
 
@@ -298,7 +298,9 @@ class Histories(RuleBasedStateMachine):
         """Nothing is done any more, and the network stays as it is."""
         end = self.clock.seconds()
         self.run_for(EXPIRE + SLACK)
-        late = [line for line in self.queued() if line.state is not State.HOLD and line.received_at < end]
+        late = [
+            line for line in self.queued() if line.state is not MessageState.HOLD and line.received_at < end
+        ]
         assert late == []
         # A hold that ends gives a notice, which ends, too; so each has its time.
         for _ in range(5):
@@ -310,7 +312,7 @@ class Histories(RuleBasedStateMachine):
     def left_to_operators(self) -> bool:
         """Whether nothing is in the queue but what an operator put on hold."""
         return all(
-            line.state is State.HOLD and self.causes(line.queue_id) == {HoldCause.OPERATOR}
+            line.state is MessageState.HOLD and self.causes(line.queue_id) == {HoldCause.OPERATOR}
             for line in self.queued()
         )
 

@@ -35,7 +35,7 @@ from elemta.envelope import Client, MailParameters
 from elemta.outcome import Status
 from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
-from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from tests.support.certificates import CertificateFiles, make_certificate
 from tests.support.post import BODY, TRACE, Hop, HopSession, Post, reactor, recipient
 
@@ -397,7 +397,7 @@ class House:
         await self.post.until(
             lambda: (
                 len(self.post.observer.outcomes) >= attempts
-                and not self.post.spool.messages[State.ACTIVE]
+                and not self.post.spool.messages[MessageState.ACTIVE]
                 and not delivery.under_way
             ),
             150.0,
@@ -414,7 +414,7 @@ class House:
             message = (await self.post.show(cell.queue_id)).message
             names = ",".join(sorted(each.address.local for each in message.pending))
             wait = message.next_attempt_at - max(each.at for each in outcomes)
-            if message.state is State.DEFERRED and SHORTEST_PROBE - 1 <= wait <= RETRY * 1.1 + 30:
+            if message.state is MessageState.DEFERRED and SHORTEST_PROBE - 1 <= wait <= RETRY * 1.1 + 30:
                 cell.retry = f"again:{names}"
             else:
                 cell.retry = f"{message.state.value}:{names} in {wait:.0f} s, {message.hold_reason}"

@@ -16,7 +16,7 @@ from elemta.delivery.lane import FIRST_WINDOW, MOST_BROKEN_OFF
 from elemta.delivery.lanes import Lanes
 from elemta.envelope import Envelope, Recipient
 from elemta.outcome import Outcome, Status
-from elemta.spool import LaneDue, QueuedMessage, State
+from elemta.spool import LaneDue, MessageState, QueuedMessage
 
 PLACES = 100
 LOCAL = "maildir:"
@@ -48,7 +48,7 @@ class Scheduled:
             f"Q{self.number:06}", origin, (Recipient(Address("bob", "x.example")),), self.now, 1
         )
         turn = self.lanes.turn(lane, origin, self.now)
-        message = QueuedMessage(envelope, State.ACTIVE, 0, envelope.recipients, turn, lane=lane)
+        message = QueuedMessage(envelope, MessageState.ACTIVE, 0, envelope.recipients, turn, lane=lane)
         self.queue[message.key] = message
         if tell:
             self.lanes.enter(message, self.now)
@@ -68,16 +68,20 @@ class Scheduled:
                     for message in there
                     if message.key not in known.get(lane, ())
                     and (
-                        message.state is State.ACTIVE
+                        message.state is MessageState.ACTIVE
                         or message.next_attempt_at <= max(self.now, until.get(lane, self.now))
                     )
                 ),
-                key=lambda message: (message.state is not State.ACTIVE, message.next_attempt_at, message.key),
+                key=lambda message: (
+                    message.state is not MessageState.ACTIVE,
+                    message.next_attempt_at,
+                    message.key,
+                ),
             )
             later = [
                 message.next_attempt_at
                 for message in there
-                if message.state is State.DEFERRED and message.next_attempt_at > self.now
+                if message.state is MessageState.DEFERRED and message.next_attempt_at > self.now
             ]
             following = self.now if len(due) > most else min(later, default=None)
             self.lanes.loaded(LaneDue(lane, tuple(due[:most]), following), self.now)
@@ -111,7 +115,7 @@ class Scheduled:
 
     def defer(self, message: QueuedMessage, until: float) -> None:
         self.queue[message.key] = replace(
-            message, state=State.DEFERRED, next_attempt_at=until, attempts=message.attempts + 1
+            message, state=MessageState.DEFERRED, next_attempt_at=until, attempts=message.attempts + 1
         )
         self.lanes.due_at(message.lane, until)
         self.end(message)

@@ -20,7 +20,7 @@ from elemta.delivery.returning import NobodyToTell, Returned, return_to_sender
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 
 JANE = Address("jane", "example.org")
 ANNA, BERTA = Address("anna", "example.com"), Address("berta", "example.net")
@@ -66,7 +66,7 @@ async def test_a_returned_message_leaves_the_queue_and_its_sender_is_told(
     assert await give_up(spool, queue_id) == Returned(recipients=2, notices=1)
     (notice,) = await ids(spool)
     record = await spool.show(notice)
-    assert (record.envelope.sender, record.message.state) == (NULL, State.ACTIVE)
+    assert (record.envelope.sender, record.message.state) == (NULL, MessageState.ACTIVE)
     assert [each.recipient for each in record.recipients] == [Recipient(JANE, Notify.NEVER)]
     report = message_from_bytes(await content_of(spool, notice), policy=default)
     assert report.get_content_type() == "multipart/report"
@@ -94,7 +94,7 @@ async def test_a_message_from_nobody_is_not_returned(spool: Spool) -> None:
     queue_id = await queue(spool, sender=NULL)
     with pytest.raises(NobodyToTell):
         await give_up(spool, queue_id)
-    assert (await spool.show(queue_id)).message.state is State.ACTIVE
+    assert (await spool.show(queue_id)).message.state is MessageState.ACTIVE
 
 
 @ensureDeferred
@@ -112,10 +112,10 @@ async def test_a_message_that_is_gone_is_unknown(spool: Spool) -> None:
         await give_up(spool, queue_id)
 
 
-@pytest.mark.parametrize(("hold", "state"), [(None, State.ACTIVE), ("looks odd", State.HOLD)])
+@pytest.mark.parametrize(("hold", "state"), [(None, MessageState.ACTIVE), ("looks odd", MessageState.HOLD)])
 @ensureDeferred
 async def test_where_the_notice_can_not_be_queued_the_message_stays_as_it_was(
-    spool: Spool, hold: str | None, state: State, monkeypatch: pytest.MonkeyPatch
+    spool: Spool, hold: str | None, state: MessageState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue_id = await queue(spool, hold=hold)
 

@@ -38,7 +38,7 @@ from elemta.policy import (
     RouteTo,
     Verdict,
 )
-from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.records import PlannedPart
 from tests.spool.mail import RecordingDisk, put
 from tests.support.post import CLOSE, Hop, Post, reactor
@@ -84,7 +84,7 @@ async def test_a_message_to_several_destinations_is_settled_for_each_on_its_own(
         ("c@never.example", False, Status.FAILED),
         ("d@dead.example", True, Status.DEFERRED),
     ]
-    assert record.message.state is State.DEFERRED
+    assert record.message.state is MessageState.DEFERRED
     (bounce,) = await post.bounces()
     assert "c@never.example" in bounce
     assert len(good.messages) == 1
@@ -209,7 +209,7 @@ async def test_nobody_is_told_of_an_expired_notice_it_stays_on_hold(post: Post) 
     post.sender = NULL
     post.start(DEAD)
     queue_id = await post.send("bob@dead.example")
-    message = (await post.reached(queue_id, State.HOLD)).message
+    message = (await post.reached(queue_id, MessageState.HOLD)).message
     assert "can't be told" in (message.hold_reason or "")
     assert [line.queue_id for line in await post.spool.list()] == [queue_id]
 
@@ -305,7 +305,7 @@ async def test_a_recipient_is_not_given_up_before_its_notice_is_stored(
     monkeypatch.setattr(post.spool, "commit", lambda *_, **__: fail(SpoolError("the disk is full")))
     await post.idle()
     record = await post.show(queue_id)
-    assert (record.message.state, record.recipients[0].pending) == (State.DEFERRED, True)
+    assert (record.message.state, record.recipients[0].pending) == (MessageState.DEFERRED, True)
     monkeypatch.setattr(post.spool, "commit", commit)
     await gone(post)
     assert len(await post.bounces()) == 1
@@ -439,7 +439,9 @@ async def test_the_place_of_a_part_in_its_lane_is_in_the_spool(post: Post) -> No
     post.sender = Address("late", "example.org")
     await post.send("bob@dead.example")
     (due,) = await post.spool.due(time.time(), {DEAD.target: 10})
-    waiting = [message.envelope.sender.local for message in due.messages if message.state is State.ACTIVE]
+    waiting = [
+        message.envelope.sender.local for message in due.messages if message.state is MessageState.ACTIVE
+    ]
     assert waiting.index("late") < len(waiting) - 1
 
 

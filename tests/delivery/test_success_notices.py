@@ -19,7 +19,7 @@ from elemta.envelope import Client, Envelope, MailParameters, Notify
 from elemta.errors import SpoolError, SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.spool import Spool, State, Submission
+from elemta.spool import MessageState, Spool, Submission
 from tests.spool.mail import outcome
 from tests.support.post import BODY, TRACE, Hop, Observer, Post, reactor, recipient
 
@@ -227,7 +227,7 @@ async def test_the_notice_and_the_note_that_it_is_owed_are_one_transaction(post:
     )
     record = await post.show(queue_id)
     assert (record.message.state, record.message.pending, record.recipients[0].owed) == (
-        State.DEFERRED,
+        MessageState.DEFERRED,
         (),
         True,
     )
@@ -246,7 +246,7 @@ async def test_the_notice_and_the_note_that_it_is_owed_are_one_transaction(post:
     with pytest.raises(UnknownMessage):
         await second
     assert [line.queue_id for line in await post.spool.list()] == [envelope.queue_id]
-    assert post.spool.messages == {State.ACTIVE: 1, State.DEFERRED: 0, State.HOLD: 0}
+    assert post.spool.messages == {MessageState.ACTIVE: 1, MessageState.DEFERRED: 0, MessageState.HOLD: 0}
 
 
 @ensureDeferred

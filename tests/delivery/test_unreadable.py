@@ -25,7 +25,7 @@ from elemta.delivery.lanes import Lanes
 from elemta.delivery.returning import return_to_sender
 from elemta.envelope import MailParameters, Return
 from elemta.outcome import Outcome, Status
-from elemta.spool import Spool, SpoolSettings, State
+from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.support.post import Hop, Post, reactor
 
 EXPIRE = 100_000.0
@@ -183,7 +183,7 @@ async def test_it_stays_on_hold_with_its_reason_for_as_long_again(
     old.damage(damage, queue_id)
     await old.walk(EXPIRE + 10)
     record = await old.show(queue_id)
-    assert record.message.state is State.HOLD
+    assert record.message.state is MessageState.HOLD
     assert "it can't be read, and the sender was told: " in (record.message.hold_reason or "")
     await old.walk(2 * EXPIRE)
     assert await old.queued() == [queue_id]
@@ -223,7 +223,7 @@ async def test_a_bad_block_anywhere_in_a_large_body_holds_the_message_and_tells_
     monkeypatch.setattr(old.spool, "open_content", open_on_bad_disk)
     await old.walk(EXPIRE + 10)
     record = await old.show(queue_id)
-    assert record.message.state is State.HOLD
+    assert record.message.state is MessageState.HOLD
     assert "it can't be read, and the sender was told: " in (record.message.hold_reason or "")
     (report,) = await old.bounces()
     assert "bob@example.com" in report
@@ -284,6 +284,6 @@ async def test_in_delivery_it_ends_with_a_notice_too(post: Post) -> None:
             break
         await deferLater(reactor, 0.02)
     assert good not in await post.queued()
-    assert (await post.reached(queue_id, State.HOLD)).message.hold_reason is not None
+    assert (await post.reached(queue_id, MessageState.HOLD)).message.hold_reason is not None
     assert "bob@example.com" in reports[0]
     assert "Status: 5.4.7" in reports[0]

@@ -14,7 +14,7 @@ from twisted.logger import LogEvent
 from elemta.config import ListenerTLS
 from elemta.net.timeouts import ANSWER_SECONDS, CLOSING_SECONDS, HANDSHAKE_SECONDS, UNREAD_SECONDS
 from elemta.policy import CONTINUE, Reject
-from elemta.spool import State
+from elemta.spool import MessageState
 from tests.net.conftest import BLOCK, Place, StuckDisk, errors, reply_of, until
 
 TIMEOUT = "421 4.4.2 Timeout, closing connection"
@@ -216,7 +216,7 @@ async def test_a_commit_that_takes_too_long_is_451_and_stays_charged(place: Plac
     assert place.policy.told == ["committed"]
     disk.syncs.set()
     assert client.send(b"NOOP\r\n") == ["250 2.0.0 OK"]
-    await until(lambda: place.spool.messages[State.ACTIVE] == 1)
+    await until(lambda: place.spool.messages[MessageState.ACTIVE] == 1)
     assert len(await place.spool.list()) == 1
     assert client.said() == []
 

@@ -16,7 +16,7 @@ from elemta.net.factory import RefusalProtocol
 from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS
 from elemta.net.timeouts import CLOSING_SECONDS
 from elemta.policy import CONTINUE, Reject
-from elemta.spool import State
+from elemta.spool import MessageState
 from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of, until
 
 SHUTTING_DOWN = "421 4.3.2 Service shutting down, try again later"
@@ -345,7 +345,7 @@ async def test_a_client_that_leaves_during_the_commit_has_sent_its_message(place
     client.envelope()
     client.send(MESSAGE)
     client.lose()
-    await until(lambda: len(place.policy.told) >= 2 and place.spool.messages[State.ACTIVE])
+    await until(lambda: len(place.policy.told) >= 2 and place.spool.messages[MessageState.ACTIVE])
     assert (await place.spool.stats()).total == 1
     assert place.policy.told == ["committed", "disconnected"]
 

@@ -33,9 +33,9 @@ from elemta.ops.admin import MAX_BODY, AdminSite
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
 from elemta.ops.admin_socket import AdminSocket
 from elemta.policy.discovery import PluginInfo
-from elemta.spool import Spool, SpoolSettings, State, Submission
+from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.operations import Batch, Operation
-from elemta.spool.store import Store
+from elemta.spool.writer import QueueWriter
 from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
 
@@ -234,13 +234,13 @@ async def test_many_messages_are_changed_by_one_commit_in_their_order(
     if action == "retry":
         await daemon.spool.hold(ids[3])
     batches: list[list[str]] = []
-    apply = Store.apply
+    apply = QueueWriter.apply
 
-    def noting(store: Store, operations: Sequence[Operation]) -> Batch:
+    def noting(store: QueueWriter, operations: Sequence[Operation]) -> Batch:
         batches.append([operation.queue_id for operation in operations])
         return apply(store, operations)
 
-    monkeypatch.setattr(Store, "apply", noting)
+    monkeypatch.setattr(QueueWriter, "apply", noting)
     more = "&reason=odd" if action == "hold" else ""
     status, answer = await ask(tmp_path, "POST", f"/v1/queue/{action}?ids={','.join(ids)}{more}")
     assert status == 200
@@ -282,7 +282,7 @@ async def test_a_message_is_held_released_retried_and_deleted(daemon: Daemon, tm
     assert status == 409
     assert "release" in answer["hint"]
     assert (await ask(tmp_path, "POST", f"/v1/queue/{queue_id}/release"))[0] == 200
-    assert (await daemon.spool.show(queue_id)).message.state is State.ACTIVE
+    assert (await daemon.spool.show(queue_id)).message.state is MessageState.ACTIVE
     assert (await ask(tmp_path, "POST", f"/v1/queue/{queue_id}/retry"))[0] == 200
     assert (await ask(tmp_path, "DELETE", f"/v1/queue/{queue_id}"))[0] == 200
     status, answer = await ask(tmp_path, "GET", f"/v1/queue/{queue_id}")

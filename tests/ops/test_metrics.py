@@ -20,7 +20,7 @@ from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics
 from elemta.ops.plugins import MAX_CHILDREN
 from elemta.outcome import Outcome, Status
 from elemta.policy import PolicyObserver
-from elemta.spool import SpoolStats, State
+from elemta.spool import MessageState, SpoolStats
 from elemta.valkey import ValkeyInfo, ValkeyObserver
 
 
@@ -236,8 +236,8 @@ async def test_what_the_spool_holds_is_asked_at_each_scrape() -> None:
         nonlocal asked
         asked += 1
         return SpoolStats(
-            messages={State.ACTIVE: asked, State.DEFERRED: 0, State.HOLD: 7},
-            octets={State.ACTIVE: 1000, State.DEFERRED: 0, State.HOLD: 50},
+            messages={MessageState.ACTIVE: asked, MessageState.DEFERRED: 0, MessageState.HOLD: 7},
+            octets={MessageState.ACTIVE: 1000, MessageState.DEFERRED: 0, MessageState.HOLD: 50},
             oldest_age=7.5,
             free=123456,
             healthy=False,
@@ -262,7 +262,7 @@ async def test_a_spool_that_can_not_be_asked_is_not_healthy() -> None:
     async def stats() -> SpoolStats:
         if failing:
             raise SpoolError("the disk is away")
-        return SpoolStats(messages={State.HOLD: 7}, octets={}, oldest_age=7.5, free=1, healthy=True)
+        return SpoolStats(messages={MessageState.HOLD: 7}, octets={}, oldest_age=7.5, free=1, healthy=True)
 
     metrics.watch_spool(stats)
     await metrics.scrape(clock)

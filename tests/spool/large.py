@@ -6,7 +6,7 @@ import json
 import sqlite3
 from pathlib import Path
 
-from elemta.spool.queueid import QueueIds, row_key
+from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.schema import upgrade
 
 _TOGETHER = 10_000

@@ -13,8 +13,8 @@ from pytest_twisted import ensureDeferred
 
 from elemta.errors import SpoolError
 from elemta.outcome import Status
-from elemta.spool import HoldCause, Spool, State
-from elemta.spool.queueid import row_key
+from elemta.spool import HoldCause, MessageState, Spool
+from elemta.spool.queue_id import row_key
 from tests.spool.large import envelope
 from tests.spool.mail import FailingDisk, outcome, put, submission, written
 
@@ -123,7 +123,7 @@ async def test_a_damaged_row_is_held_with_its_reason_and_the_others_are_due(
     assert [message.queue_id for message in found.messages] == [first, last]
     assert len(told(events)) == 1
     assert spool.healthy
-    assert spool.messages == {State.ACTIVE: 2, State.DEFERRED: 0, State.HOLD: 1}
+    assert spool.messages == {MessageState.ACTIVE: 2, MessageState.DEFERRED: 0, MessageState.HOLD: 1}
     assert (await put(spool, b"new")).queue_id
 
 
@@ -149,7 +149,7 @@ async def test_a_damaged_row_does_not_fail_a_walk_a_listing_a_start_or_the_end_o
     damage(spool.settings.directory, notices[0], how)
     await spool.close()
     again = await open_spool()
-    assert again.messages == {State.ACTIVE: 2, State.DEFERRED: 0, State.HOLD: 3}
+    assert again.messages == {MessageState.ACTIVE: 2, MessageState.DEFERRED: 0, MessageState.HOLD: 3}
     held = await again.held(time.time() + 1, 10)
     assert [each.message.queue_id for each in held] == [notices[1]]
     assert len(told(events)) == 2
@@ -168,7 +168,7 @@ async def test_an_operator_can_do_all_but_read_a_damaged_message(open_spool: Any
     # What became of an attempt that began before the damage leaves it in the queue: who got it is unknown.
     await spool.settle(middle, [outcome(middle, "nobody", Status.DELIVERED)], retry_at=None, hold_reason=None)
     line = {line.queue_id: line for line in await spool.list()}[middle]
-    assert (line.state, str(line.sender)) == (State.ACTIVE, '"(unreadable)"')
+    assert (line.state, str(line.sender)) == (MessageState.ACTIVE, '"(unreadable)"')
     assert spool.healthy
     await spool.delete(middle)
     assert len(await spool.list()) == 2

@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 
 from elemta.errors import SpoolError, SpoolFull
 from elemta.outcome import Status
-from elemta.spool import Spool, SpoolSettings, State
+from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.spool.mail import HEADER, FailingDisk, outcome, put, read, submission, written
 
 reactor: Any = _reactor
@@ -116,7 +116,7 @@ async def test_outcomes_that_find_no_room_are_written_later(open_spool):
         await spool.settle(
             queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None
         )
-    await _until(lambda: spool.messages[State.ACTIVE] == 0)
+    await _until(lambda: spool.messages[MessageState.ACTIVE] == 0)
     assert await spool.list() == []
 
 
@@ -140,7 +140,7 @@ async def test_after_a_failed_sync_nothing_is_believed_until_the_disk_was_opened
         await refused
     await _until(lambda: spool.healthy)
     assert [line.queue_id for line in await spool.list()] == [kept.queue_id]
-    assert spool.messages[State.ACTIVE] == 1
+    assert spool.messages[MessageState.ACTIVE] == 1
     later = await put(spool, b"later")
     assert observer.failures == ["disk"]
     names = [event.get("event") for event in events]
@@ -173,7 +173,7 @@ async def test_what_was_delivered_while_the_disk_failed_is_not_delivered_again(o
             await spool.settle(
                 queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None
             )
-    await _until(lambda: spool.healthy and spool.messages[State.ACTIVE] == 1)
+    await _until(lambda: spool.healthy and spool.messages[MessageState.ACTIVE] == 1)
     assert [line.queue_id for line in await spool.list()] == ids[2:]
 
 
@@ -187,8 +187,8 @@ async def test_a_removal_that_was_written_though_its_sync_failed_is_no_loss(open
         await spool.delete(queue_id)
     await _until(lambda: spool.healthy)
     assert await spool.list() == []
-    assert spool.messages[State.ACTIVE] == 0
-    assert "spool.disk_lied" not in [event.get("event") for event in events]
+    assert spool.messages[MessageState.ACTIVE] == 0
+    assert "spool.data_lost" not in [event.get("event") for event in events]
 
 
 @ensureDeferred
@@ -203,7 +203,7 @@ async def test_a_disk_that_lost_what_it_confirmed_is_told_on(open_spool, tmp_pat
     with pytest.raises(SpoolError):
         await put(spool, b"body")
     await _until(lambda: spool.healthy)
-    assert "spool.disk_lied" in [event.get("event") for event in events]
+    assert "spool.data_lost" in [event.get("event") for event in events]
 
 
 @ensureDeferred

@@ -149,10 +149,10 @@ async def test_the_log_stays_short_under_steady_load(open_spool, tmp_path):
 
 
 def _delete(queue_id):
-    from elemta.spool.operations import Action, Change
-    from elemta.spool.queueid import row_key
+    from elemta.spool.operations import OperatorAction, OperatorChange
+    from elemta.spool.queue_id import row_key
 
-    return Change(row_key(queue_id), queue_id, Action.DELETE, 0.0, "")
+    return OperatorChange(row_key(queue_id), queue_id, OperatorAction.DELETE, 0.0, "")
 
 
 @ensureDeferred

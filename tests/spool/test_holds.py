@@ -14,10 +14,10 @@ from twisted.internet.task import deferLater
 
 from elemta.address import NULL
 from elemta.outcome import Status
-from elemta.spool import Disk, HoldCause, Spool, State
-from elemta.spool.disk import Room
+from elemta.spool import Disk, HoldCause, MessageState, Spool
+from elemta.spool.disk import FreeSpace
 from elemta.spool.holds import Holds
-from elemta.spool.operations import Ledger
+from elemta.spool.operations import QueueCounts
 from elemta.spool.parts import room_of
 from tests.spool.mail import HEADER, Observer, outcome, put, submission, written
 
@@ -31,8 +31,8 @@ class SmallDisk(Disk):
     def __init__(self, total: int, free: int) -> None:
         self.total, self.free = total, free
 
-    def room(self, path: Any) -> Room:
-        return Room(self.free, None, self.total)
+    def free_space(self, path: Any) -> FreeSpace:
+        return FreeSpace(self.free, None, self.total)
 
 
 async def fail_notice(spool: Spool, body: bytes = b"x", *names: str) -> str:
@@ -135,8 +135,8 @@ async def test_what_an_operator_holds_is_nobody_elses(open_spool: Any, observer:
         await fail_notice(spool, b"y" * 50_000)
     await settled(spool)
     left = {line.queue_id: line.state for line in await spool.list()}
-    assert left[cared_for] is State.HOLD
-    assert left[released] is State.ACTIVE
+    assert left[cared_for] is MessageState.HOLD
+    assert left[released] is MessageState.ACTIVE
     assert observer.holds_ended
 
 
@@ -194,7 +194,7 @@ async def test_of_a_message_that_is_held_in_part_only_that_part_ends(open_spool:
     assert [str(each.address) for each in held.message.pending] == ["ann@example.com"]
     await spool.end_hold(held, [outcome(queue_id, "ann", Status.FAILED)], "removed")
     message = (await spool.show(queue_id)).message
-    assert message.state is State.DEFERRED
+    assert message.state is MessageState.DEFERRED
     assert message.hold_reason is None
     assert [str(each.address) for each in message.pending] == ["bob@example.com"]
     assert (await spool.stats()).undeliverable == 0
@@ -211,14 +211,14 @@ def test_the_share_is_at_most_a_tenth_and_leaves_the_minimum_free(
 ) -> None:
     holds = Holds(
         None,  # type: ignore[arg-type]  # nothing is removed here
-        lambda: Ledger(undeliverable=held),
+        lambda: QueueCounts(undeliverable=held),
         Observer(),
         minimum_free=minimum,
         now=lambda: 0.0,
     )
     holds._at_work = True
     assert holds.share is None
-    holds.look(Room(free, None, total))
+    holds.look(FreeSpace(free, None, total))
     share = holds.share
     assert share is not None
     assert 0 <= share <= total // 10

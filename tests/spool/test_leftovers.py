@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 
 from elemta.errors import SpoolError
 from elemta.outcome import Status
-from elemta.spool import Spool, State
+from elemta.spool import MessageState, Spool
 from tests.spool.mail import FailingDisk, outcome, put, submission, written
 
 LARGE = b"large" * 40_000
@@ -134,4 +134,4 @@ async def test_what_the_disk_does_not_let_go_is_removed_when_it_answers_again(
     # And nothing else suffers from it.
     kept = (await put(spool, LARGE)).queue_id
     assert [path.name for path in bodies.iterdir()] == [kept]
-    assert spool.messages[State.ACTIVE] >= 1
+    assert spool.messages[MessageState.ACTIVE] >= 1

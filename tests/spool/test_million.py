@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import LoopingCall
 
-from elemta.spool import Spool, SpoolSettings, State
+from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.spool.large import BEGIN, fill
 
 reactor: Any = _reactor
@@ -95,7 +95,7 @@ async def _lanes(spool: Spool, stalls: Stalls, domains: int) -> None:
 
 
 async def _messages(spool: Spool, stalls: Stalls, messages: int) -> None:
-    for state in (None, *State):
+    for state in (None, *MessageState):
         with stalls.watched(f"100 pages of {state}"):
             after = None
             for _ in range(100):

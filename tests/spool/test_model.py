@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from elemta.outcome import Status
-from elemta.spool import Disk, PlannedPart, SpoolSettings, State
+from elemta.spool import Disk, MessageState, PlannedPart, SpoolSettings
 from elemta.spool.leftovers import Leftovers
-from elemta.spool.operations import Action, Assignment, Change, NewMessage, Settlement
+from elemta.spool.operations import Assignment, DeliveryResult, NewMessage, OperatorAction, OperatorChange
 from elemta.spool.partition import Partition
-from elemta.spool.queries import Queries
-from elemta.spool.queueid import QueueIds, row_key
-from elemta.spool.reading import Reader
+from elemta.spool.queries import Queries, Reader, Schedule
+from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.rows import encode_envelope
-from elemta.spool.schedule import Schedule
-from elemta.spool.store import Store
+from elemta.spool.writer import QueueWriter
 from tests.spool.mail import outcome, submission
 
 NAMES = ("ann", "bob", "cyd")
@@ -36,7 +34,7 @@ WAYS = (
 class Part:
     lane: str
     names: set[str]
-    state: State
+    state: MessageState
     due: float
     attempts: int = 0
 
@@ -49,8 +47,8 @@ class Modelled:
     attempts: int = 0
 
     @property
-    def state(self) -> State:
-        return min((part.state for part in self.parts.values()), key=list(State).index)
+    def state(self) -> MessageState:
+        return min((part.state for part in self.parts.values()), key=list(MessageState).index)
 
     @property
     def pending(self) -> set[str]:
@@ -62,9 +60,9 @@ class Modelled:
         if not self.parts:
             return False
         self.attempts = max(self.attempts, *(part.attempts for part in self.parts.values()))
-        if all(part.state is not State.HOLD for part in self.parts.values()):
+        if all(part.state is not MessageState.HOLD for part in self.parts.values()):
             self.reason = None
-        if self.state is not State.ACTIVE and any(part.names for part in changed):
+        if self.state is not MessageState.ACTIVE and any(part.names for part in changed):
             self.due = min(part.due for part in self.parts.values() if part.state is self.state)
         return True
 
@@ -86,7 +84,7 @@ class Queue(RuleBasedStateMachine):
         disk = Disk()
         self.partition = Partition(self.directory, 0, disk)
         self.partition.claim()
-        self.store = Store(self.settings, self.partition.places, disk, Leftovers(disk))
+        self.store = QueueWriter(self.settings, self.partition.places, disk, Leftovers(disk))
         self.ledger = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)
@@ -114,7 +112,7 @@ class Queue(RuleBasedStateMachine):
     def take_in(self, reason: str | None, ways: tuple[PlannedPart, ...]) -> str:
         queue_id = self.ids.next()
         given = submission(*NAMES, hold_reason=reason, at=5.0)
-        state = State.HOLD if reason else State.ACTIVE
+        state = MessageState.HOLD if reason else MessageState.ACTIVE
         self.ask(
             NewMessage(
                 row_key(queue_id),
@@ -154,7 +152,7 @@ class Queue(RuleBasedStateMachine):
         reason: str | None,
     ) -> None:
         outcomes = [outcome(queue_id, name, status) for name, status in said.items()]
-        self.ask(Settlement(row_key(queue_id), queue_id, outcomes, retry_at, reason, number))
+        self.ask(DeliveryResult(row_key(queue_id), queue_id, outcomes, retry_at, reason, number))
         message = self.model.get(queue_id)
         if message is None:
             return
@@ -189,11 +187,11 @@ class Queue(RuleBasedStateMachine):
             message.parts[max(message.parts) + 1] = held
             part.names = on
         if reason is not None and held.names != on:
-            held.state, held.attempts = State.HOLD, held.attempts + 1
+            held.state, held.attempts = MessageState.HOLD, held.attempts + 1
         if part.names == on and retry_at is not None:
             part.due, part.attempts = retry_at, part.attempts + 1
-            if part.state is not State.HOLD:
-                part.state = State.DEFERRED
+            if part.state is not MessageState.HOLD:
+                part.state = MessageState.DEFERRED
         return [part, held]
 
     @rule(queue_id=messages, number=st.integers(0, 3), ways=st.sampled_from(WAYS[1:]))
@@ -213,35 +211,39 @@ class Queue(RuleBasedStateMachine):
                 new = Part(way.lane, moved, part.state, part.due, part.attempts)
                 message.parts[max(message.parts) + 1] = new
             new.lane = way.lane
-            if new.state is State.ACTIVE:
+            if new.state is MessageState.ACTIVE:
                 new.due = way.turn
-            elif new.state is State.DEFERRED:
+            elif new.state is MessageState.DEFERRED:
                 new.due = min(new.due, way.turn)
             message.conclude(part, new)
             if new is part:
                 break
 
-    @rule(queue_id=messages, action=st.sampled_from(Action), at=st.floats(0, 100))
-    def change(self, queue_id: str, action: Action, at: float) -> None:
+    @rule(queue_id=messages, action=st.sampled_from(OperatorAction), at=st.floats(0, 100))
+    def change(self, queue_id: str, action: OperatorAction, at: float) -> None:
         message = self.model.get(queue_id)
-        held = message is not None and message.state is State.HOLD
-        possible = message is not None and not (action is Action.RETRY and held)
-        self.ask(Change(row_key(queue_id), queue_id, action, at, "by hand"), known=possible)
+        held = message is not None and message.state is MessageState.HOLD
+        possible = message is not None and not (action is OperatorAction.RETRY and held)
+        self.ask(OperatorChange(row_key(queue_id), queue_id, action, at, "by hand"), known=possible)
         if message is None or not possible:
             return
         parts = message.parts.values()
-        if action is Action.DELETE:
+        if action is OperatorAction.DELETE:
             del self.model[queue_id]
-        elif action is Action.HOLD:
+        elif action is OperatorAction.HOLD:
             message.reason = "by hand"
             for part in parts:
-                part.state = State.HOLD
+                part.state = MessageState.HOLD
             message.conclude(*parts)
         else:
-            due = [part for part in parts if (part.state is State.HOLD) == (action is Action.RELEASE)]
+            due = [
+                part
+                for part in parts
+                if (part.state is MessageState.HOLD) == (action is OperatorAction.RELEASE)
+            ]
             for part in due:
                 part.due = message.due = at
-                part.state = State.ACTIVE if action is Action.RELEASE else part.state
+                part.state = MessageState.ACTIVE if action is OperatorAction.RELEASE else part.state
             message.conclude(*due)
 
     @rule()
@@ -253,7 +255,7 @@ class Queue(RuleBasedStateMachine):
         self.stop()
         counted = self.ledger
         self.start()
-        for state in State:
+        for state in MessageState:
             assert self.ledger.messages[state] == counted.messages[state]
             assert self.ledger.octets[state] == counted.octets[state]
 
@@ -272,7 +274,7 @@ class Queue(RuleBasedStateMachine):
             )
             assert line.next_attempt_at == message.due
             assert line.pending == len(message.pending)
-        for state in State:
+        for state in MessageState:
             assert self.ledger.messages[state] == sum(
                 message.state is state for message in self.model.values()
             )
@@ -296,7 +298,7 @@ class Queue(RuleBasedStateMachine):
             (queue_id, number): (part.lane, part.names)
             for queue_id, message in self.model.items()
             for number, part in message.parts.items()
-            if part.state is State.ACTIVE or (part.state is State.DEFERRED and part.due <= 50.0)
+            if part.state is MessageState.ACTIVE or (part.state is MessageState.DEFERRED and part.due <= 50.0)
         }
 
     def teardown(self) -> None:
@@ -305,9 +307,9 @@ class Queue(RuleBasedStateMachine):
 
 
 def _next_due(parts: list[Part]) -> float | None:
-    if any(part.state is State.ACTIVE for part in parts):
+    if any(part.state is MessageState.ACTIVE for part in parts):
         return 0.0
-    return min((part.due for part in parts if part.state is State.DEFERRED), default=None)
+    return min((part.due for part in parts if part.state is MessageState.DEFERRED), default=None)
 
 
 TestQueue = Queue.TestCase

@@ -20,7 +20,7 @@ from twisted.internet import reactor as _reactor
 
 import elemta.spool
 from elemta.outcome import Status
-from elemta.spool import Disk, HoldCause, Spool, SpoolSettings, State
+from elemta.spool import Disk, HoldCause, MessageState, Spool, SpoolSettings
 from elemta.spool.filters import QueueFilter
 from elemta.spool.records import PlannedPart
 from tests.spool.large import fill
@@ -81,7 +81,7 @@ async def everything(spool: Spool) -> None:
     """All that a spool can be asked for, once at least."""
     now = time.time()
     page = await spool.list(limit=50)
-    for state in State:
+    for state in MessageState:
         await spool.list(state, 10, page[0].queue_id)
     await spool.find(QueueFilter(sender="@example.net"))
     lanes = await spool.lanes(None, 10)

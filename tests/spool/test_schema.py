@@ -11,8 +11,8 @@ from pytest_twisted import ensureDeferred
 
 from elemta.errors import SpoolFormatError
 from elemta.outcome import Status
-from elemta.spool import State
-from elemta.spool.queueid import QueueIds, row_key
+from elemta.spool import MessageState
+from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.schema import _STEPS, VERSION, VERSION_1, upgrade
 from tests.spool.mail import outcome, put, read, recipients
 
@@ -61,7 +61,7 @@ async def test_a_version_1_spool_is_upgraded_with_its_mail(open_spool, version_1
         assert await read(spool, queue_id) == b"H\r\n" + body
     assert (await spool.show(active)).message.pending == recipients("bob", "eve")
     record = await spool.show(deferred)
-    assert (record.message.state, record.message.attempts) == (State.DEFERRED, 1)
+    assert (record.message.state, record.message.attempts) == (MessageState.DEFERRED, 1)
     assert record.message.pending == recipients("eve")
     assert [(said.status, said.text, said.at) for said in record.recipients] == [
         (Status.DELIVERED, "ok", 6.0),
@@ -97,9 +97,11 @@ async def test_a_spool_of_every_older_version_is_upgraded_in_place(open_spool, v
     connection.close()
     spool = await open_spool()
     stats = await spool.stats()
-    assert stats.messages == dict.fromkeys(State, 1)
-    assert stats.octets == {state: len(body) + 3 for state, (_, body) in zip(State, version_1, strict=True)}
-    for state, (queue_id, body) in zip(State, version_1, strict=True):
+    assert stats.messages == dict.fromkeys(MessageState, 1)
+    assert stats.octets == {
+        state: len(body) + 3 for state, (_, body) in zip(MessageState, version_1, strict=True)
+    }
+    for state, (queue_id, body) in zip(MessageState, version_1, strict=True):
         assert [line.queue_id for line in await spool.list(state)] == [queue_id]
         assert await read(spool, queue_id) == b"H\r\n" + body
     assert await spool.lanes(None, 10) == [("", 0.0)]

@@ -9,7 +9,7 @@ from pytest_twisted import ensureDeferred
 
 from elemta.errors import UnknownMessage
 from elemta.outcome import Status
-from elemta.spool import PlannedPart, State
+from elemta.spool import MessageState, PlannedPart
 from tests.spool.mail import due, outcome, put, recipients, submission, written
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
@@ -56,7 +56,7 @@ async def test_who_could_not_be_reached_is_tried_again_at_the_time_given(open_sp
     said = _said(queue_id, bob=DELIVERED, eve=DEFERRED)
     await spool.settle(queue_id, said, retry_at=1234.5, hold_reason=None)
     (message,) = await due(spool, time.time(), 10)
-    assert (message.state, message.attempts, message.next_attempt_at) == (State.DEFERRED, 1, 1234.5)
+    assert (message.state, message.attempts, message.next_attempt_at) == (MessageState.DEFERRED, 1, 1234.5)
     assert message.pending == recipients("eve")
     assert message.envelope.recipients == recipients("bob", "eve")
     assert await due(spool, 1234.0, 10) == []
@@ -69,7 +69,7 @@ async def test_a_permanent_failure_with_a_reason_to_hold_keeps_who_did_not_get_i
     said = _said(queue_id, bob=DELIVERED, eve=FAILED, mallory=DEFERRED)
     await spool.settle(queue_id, said, retry_at=None, hold_reason="550 from the next hop")
     record = await spool.show(queue_id)
-    assert (record.message.state, record.message.hold_reason) == (State.HOLD, "550 from the next hop")
+    assert (record.message.state, record.message.hold_reason) == (MessageState.HOLD, "550 from the next hop")
     assert record.message.pending == recipients("eve", "mallory")
     assert [(r.status, r.pending) for r in record.recipients] == [
         (DELIVERED, False),
@@ -88,13 +88,13 @@ async def test_who_failed_is_held_while_who_is_deferred_goes_on(open_spool):
     said = _said(queue_id, bob=DELIVERED, eve=FAILED, mallory=DEFERRED)
     await spool.settle(queue_id, said, part=0, retry_at=99.0, hold_reason="nobody to tell")
     record = await spool.show(queue_id)
-    assert (record.message.state, record.message.hold_reason) == (State.DEFERRED, "nobody to tell")
+    assert (record.message.state, record.message.hold_reason) == (MessageState.DEFERRED, "nobody to tell")
     (message,) = await due(spool, 100.0)
     assert (message.pending, message.attempts, message.next_attempt_at) == (recipients("mallory"), 1, 99.0)
     await spool.settle(
         queue_id, _said(queue_id, mallory=DELIVERED), part=message.part, retry_at=None, hold_reason=None
     )
-    assert (await spool.show(queue_id)).message.state is State.HOLD
+    assert (await spool.show(queue_id)).message.state is MessageState.HOLD
     await spool.release(queue_id)
     (message,) = await due(spool, time.time())
     assert (message.pending, message.hold_reason) == (recipients("eve"), None)
@@ -117,10 +117,13 @@ async def test_each_part_of_a_message_has_its_own_lane_time_and_number_of_attemp
     await spool.settle(queue_id, said, part=0, retry_at=50.0, hold_reason=None)
     assert await spool.lanes(None, 1) == [("one", 50.0)]
     record = await spool.show(queue_id)
-    assert (record.message.state, record.message.pending) == (State.ACTIVE, recipients("eve", "mallory"))
+    assert (record.message.state, record.message.pending) == (
+        MessageState.ACTIVE,
+        recipients("eve", "mallory"),
+    )
     await spool.settle(queue_id, _said(queue_id, eve=DEFERRED), part=1, retry_at=40.0, hold_reason=None)
     record = await spool.show(queue_id)
-    assert (record.message.state, record.message.next_attempt_at) == (State.DEFERRED, 40.0)
+    assert (record.message.state, record.message.next_attempt_at) == (MessageState.DEFERRED, 40.0)
     await spool.settle(queue_id, (), part=1, retry_at=60.0, hold_reason=None, attempted=False)
     assert [(part.lane, part.attempts) for part in await due(spool, 100.0)] == [("one", 1), ("two", 1)]
     await spool.settle(queue_id, _said(queue_id, eve=FAILED), part=1, retry_at=None, hold_reason=None)
@@ -235,7 +238,7 @@ async def test_what_an_operator_holds_during_an_attempt_stays_held_after_it(open
     said = _said(queue_id, bob=DELIVERED, eve=DEFERRED)
     await spool.settle(queue_id, said, retry_at=1.0, hold_reason=None)
     record = await spool.show(queue_id)
-    assert (record.message.state, record.message.hold_reason) == (State.HOLD, "let me look")
+    assert (record.message.state, record.message.hold_reason) == (MessageState.HOLD, "let me look")
     assert record.message.pending == recipients("eve")
     await spool.settle(queue_id, _said(queue_id, eve=DELIVERED), retry_at=None, hold_reason=None)
     assert await spool.list() == []

@@ -10,9 +10,9 @@ from pytest_twisted import ensureDeferred
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError, UnknownMessage
-from elemta.spool import QueuedMessage, State, Submission
+from elemta.spool import MessageState, QueuedMessage, Submission
+from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
-from elemta.spool.together import Spools
 from tests.spool.mail import HEADER, due, put, read, recipients, submission, written
 
 NO_SUCH_ID = "0" * 18
@@ -114,7 +114,7 @@ async def test_listeners_hear_of_active_messages_after_their_commit_and_a_failin
     envelope = await put(spool, b"body")
     await put(spool, b"quarantined", hold_reason="smells")
     await put(spool, b"body")
-    assert [message.state for message in heard[:1]] == [State.ACTIVE]
+    assert [message.state for message in heard[:1]] == [MessageState.ACTIVE]
     assert heard[0].envelope == envelope
     assert heard[0].pending == envelope.recipients
     stored = await due(spool, time.time(), 1)
@@ -127,7 +127,7 @@ async def test_a_quarantined_message_is_visible_and_not_due(open_spool):
     envelope = await put(spool, b"body", hold_reason="smells of fish")
     assert await due(spool, time.time() + 1e9, 10) == []
     assert await spool.lanes(None, 10) == [("", None)]
-    (line,) = await spool.list(State.HOLD)
+    (line,) = await spool.list(MessageState.HOLD)
     assert (line.queue_id, line.hold_reason) == (envelope.queue_id, "smells of fish")
 
 
@@ -165,9 +165,7 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
     real = connection.execute
 
     from elemta.spool.partition import Places
-    from elemta.spool.queries import Queries
-    from elemta.spool.reading import Reader
-    from elemta.spool.schedule import Schedule
+    from elemta.spool.queries import Queries, Reader, Schedule
 
     class Planning:
         def execute(self, statement, values=()):
@@ -190,8 +188,8 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
     queries = Queries(reader)
     queries.oldest()
     queries.page(None, 10, None)
-    queries.page(State.HOLD, 10, "0" * 18)
-    queries.page(State.DEFERRED, 10, None)
+    queries.page(MessageState.HOLD, 10, "0" * 18)
+    queries.page(MessageState.DEFERRED, 10, None)
     queries.content((queries.page(None, 1, None))[0].queue_id)
     reader.close()
     scans = [plan for plan in plans if plan.startswith("SCAN") and "INDEX" not in plan]
@@ -217,12 +215,12 @@ async def test_the_listing_pages_through_the_queue_in_the_order_of_arrival(open_
         seen += [line.queue_id for line in page]
         after = page[-1].queue_id
     assert seen == ids
-    assert [line.queue_id for line in await spool.list(State.DEFERRED)] == [ids[4]]
-    assert [line.queue_id for line in await spool.list(State.ACTIVE, limit=2, after=ids[1])] == [
+    assert [line.queue_id for line in await spool.list(MessageState.DEFERRED)] == [ids[4]]
+    assert [line.queue_id for line in await spool.list(MessageState.ACTIVE, limit=2, after=ids[1])] == [
         ids[3],
         ids[5],
     ]
-    (line,) = await spool.list(State.HOLD)
+    (line,) = await spool.list(MessageState.HOLD)
     assert (line.recipients, line.pending, line.hold_reason) == (2, 2, "why not")
 
 
@@ -236,9 +234,9 @@ async def test_the_listing_pages_through_the_queue_in_the_order_of_arrival(open_
         (QueueFilter(recipient="user1*"), [1, *range(10, 20)]),
         (QueueFilter(sender="@example.org", recipient="@EXAMPLE.com"), range(20)),
         (QueueFilter(sender="<>"), []),
-        (QueueFilter(state=State.HOLD), [0, 5, 10, 15]),
-        (QueueFilter(state=State.HOLD, recipient="user1*"), [10, 15]),
-        (QueueFilter(state=State.DEFERRED), []),
+        (QueueFilter(state=MessageState.HOLD), [0, 5, 10, 15]),
+        (QueueFilter(state=MessageState.HOLD, recipient="user1*"), [10, 15]),
+        (QueueFilter(state=MessageState.DEFERRED), []),
     ],
 )
 @ensureDeferred
@@ -254,7 +252,7 @@ async def test_pages_of_a_filter_bring_all_that_fits_once_and_in_order(
         spool = opened[number // 4 % spools]
         ids.append((await put(spool, b"body", f"user{number}", hold_reason=reason)).queue_id)
     ids.sort()
-    queue = Spools(opened[0], lambda: opened[1:])
+    queue = CombinedQueue(opened[0], lambda: opened[1:])
     found, after = [], None
     for _ in range(100):
         page = await queue.find(chosen, limit, after)
@@ -276,7 +274,7 @@ async def test_the_numbers_follow_every_change_and_a_restart_counts_the_same(ope
     await spool.settle(ids[1], [], retry_at=9e9, hold_reason=None)
     await spool.delete(ids[2])
     stats = await spool.stats()
-    assert dict(stats.messages) == {State.ACTIVE: 1, State.DEFERRED: 1, State.HOLD: 1}
+    assert dict(stats.messages) == {MessageState.ACTIVE: 1, MessageState.DEFERRED: 1, MessageState.HOLD: 1}
     assert set(stats.octets.values()) == {size}
     assert stats.total_octets == 3 * size
     assert 0 < stats.oldest_age < 60
@@ -301,7 +299,7 @@ async def test_operators_hold_release_retry_and_delete(open_spool):
     await spool.release(queue_id)
     assert woken == [""]
     (message,) = await due(spool, time.time(), 1)
-    assert (message.state, message.hold_reason) == (State.ACTIVE, None)
+    assert (message.state, message.hold_reason) == (MessageState.ACTIVE, None)
 
     await spool.settle(queue_id, [], retry_at=9e9, hold_reason=None)
     assert await due(spool, time.time(), 1) == []

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
-from elemta.spool import State
+from elemta.spool import MessageState
 
-OWN = SpoolStatus("/var/spool/elemta", "own", messages={State.ACTIVE: 1, State.DEFERRED: 2, State.HOLD: 0})
+OWN = SpoolStatus(
+    "/var/spool/elemta",
+    "own",
+    messages={MessageState.ACTIVE: 1, MessageState.DEFERRED: 2, MessageState.HOLD: 0},
+)
 WAITS = SpoolStatus("/shared/mx4", "waiting", "there is no spool in /shared/mx4")
 
 
@@ -29,7 +33,7 @@ class Adopted:
             raise SpoolError("Valkey can't confirm the owner of /shared/mx3/p0: no answer")
         if directory != "/shared/mx1":
             raise NoSpool(f"there is no spool in {directory}")
-        messages = {State.ACTIVE: 1, State.DEFERRED: 0, State.HOLD: 0}
+        messages = {MessageState.ACTIVE: 1, MessageState.DEFERRED: 0, MessageState.HOLD: 0}
         status = SpoolStatus(directory, "delivering", messages=messages, left=("/shared/mx0",))
         self.adopted.append(status)
         return status

@@ -19,7 +19,7 @@ from elemta.delivery.routes import HoldRoute, NextHopRoute, Route
 from elemta.delivery.settings import Unobserved
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.outcome import Outcome
-from elemta.spool import MessageRecord, Spool, State, Submission
+from elemta.spool import MessageRecord, MessageState, Spool, Submission
 
 reactor: Any = _reactor
 CLOSE = b"<close>"
@@ -214,7 +214,7 @@ class Post:
     async def show(self, queue_id: str) -> MessageRecord:
         return await self.spool.show(queue_id)
 
-    async def reached(self, queue_id: str, state: State) -> MessageRecord:
+    async def reached(self, queue_id: str, state: MessageState) -> MessageRecord:
         """The message once it has this state."""
         for _ in range(4000):
             record = await self.spool.show(queue_id)

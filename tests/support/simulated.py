@@ -23,7 +23,7 @@ from elemta.delivery.routes import MxRoute
 from elemta.envelope import Envelope, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.outcome import Outcome, Status
-from elemta.spool import HeldPart, HoldCause, LaneDue, QueuedMessage, State
+from elemta.spool import HeldPart, HoldCause, LaneDue, MessageState, QueuedMessage
 from elemta.spool.content import Content
 from elemta.spool.records import OwedNotice, Page, Submission
 
@@ -85,7 +85,7 @@ class MemoryQueue:
 
     def _due(self, lane: str) -> float:
         return min(
-            0.0 if message.state is State.ACTIVE else message.next_attempt_at
+            0.0 if message.state is MessageState.ACTIVE else message.next_attempt_at
             for message in self.parts[lane].values()
         )
 
@@ -109,11 +109,15 @@ class MemoryQueue:
         waits = [
             message.next_attempt_at
             for message in all_there
-            if message.state is State.DEFERRED and message.next_attempt_at > now
+            if message.state is MessageState.DEFERRED and message.next_attempt_at > now
         ]
         due = sorted(
-            (each for each in there if each.state is State.ACTIVE or each.next_attempt_at <= max(now, until)),
-            key=lambda each: (each.state is not State.ACTIVE, each.next_attempt_at, each.key),
+            (
+                each
+                for each in there
+                if each.state is MessageState.ACTIVE or each.next_attempt_at <= max(now, until)
+            ),
+            key=lambda each: (each.state is not MessageState.ACTIVE, each.next_attempt_at, each.key),
         )
         return LaneDue(lane, tuple(due[:most]), now if len(due) > most else min(waits, default=None))
 
@@ -174,7 +178,7 @@ class MemoryQueue:
         if retry_at is not None:
             message = replace(
                 message,
-                state=State.DEFERRED,
+                state=MessageState.DEFERRED,
                 next_attempt_at=retry_at,
                 attempts=message.attempts + attempted,
             )
@@ -188,10 +192,10 @@ class MemoryQueue:
         pass
 
     def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
-        self.tell_committed = callback
+        self.notify_committed = callback
 
     def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
-        self.tell_due = callback
+        self.notify_due = callback
 
     def on_settled(self, callback: Callable[[], None]) -> None:
         """It is settled always."""
@@ -273,10 +277,10 @@ class Simulation:
             15,
         )
         turn = self.delivery._lanes.turn(lane, envelope.sender, now)
-        message = QueuedMessage(envelope, State.ACTIVE, 0, envelope.recipients, turn, lane=lane)
+        message = QueuedMessage(envelope, MessageState.ACTIVE, 0, envelope.recipients, turn, lane=lane)
         self.queue.put(message)
         if tell:
-            self.queue.tell_committed(message)
+            self.queue.notify_committed(message)
         return envelope.queue_id
 
     def run(self, seconds: float, step: float = 0.1) -> None:

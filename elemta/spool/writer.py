@@ -15,17 +15,16 @@ from collections.abc import Iterable, Sequence
 from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
-from elemta.spool.changes import carry_out, remove
-from elemta.spool.disk import Disk, Trouble, refusal, trouble_of
+from elemta.spool.disk import Disk, DiskFailure, Reserve, failure_of, refusal
 from elemta.spool.leftovers import Leftovers
-from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
+from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
 from elemta.spool.partition import TEMPORARY, Places
 from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
-from elemta.spool.queueid import row_key
-from elemta.spool.records import HoldCause, SpoolSettings, State
-from elemta.spool.reserve import Reserve
+from elemta.spool.queue_id import row_key
+from elemta.spool.records import HoldCause, MessageState, SpoolSettings
 from elemta.spool.rows import STATE_CODES
 from elemta.spool.schema import VERSION, format_of, upgrade
+from elemta.spool.sql import apply, remove
 
 _log = Logger()
 
@@ -46,7 +45,11 @@ _PRAGMAS = (
 _COUNT = {
     state: f"SELECT count(*), coalesce(sum(size), 0) FROM message INDEXED BY message_{index}"  # noqa: S608
     f" WHERE state = {STATE_CODES[state]}"
-    for state, index in ((State.ACTIVE, "active"), (State.DEFERRED, "deferred"), (State.HOLD, "held"))
+    for state, index in (
+        (MessageState.ACTIVE, "active"),
+        (MessageState.DEFERRED, "deferred"),
+        (MessageState.HOLD, "held"),
+    )
 }
 _UNDELIVERABLE = (
     f"SELECT coalesce(sum(m.size + {ROWS_OF_MESSAGE}"  # noqa: S608 - numbers of ours
@@ -63,13 +66,13 @@ _IN_FILES = (
 _FILES_AT_ONCE = 1000
 
 
-class Store:
+class QueueWriter:
     """Carries out batches, keeps the log short, and comes back from a failed disk."""
 
     def __init__(self, settings: SpoolSettings, places: Places, disk: Disk, leftovers: Leftovers) -> None:
         self.reserve = Reserve(places.reserve, settings.reserve, disk)
         #: Why the disk is not trusted at the start.
-        self.doubt: BaseException | None = None
+        self.start_failure: BaseException | None = None
         self._checkpoint_bytes = max(settings.reserve // 2, 64 * _PAGE)
         self._places = places
         self._disk = disk
@@ -78,8 +81,8 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._since_checkpoint = 0
         self._refused: list[NewMessage] = []
-        self._unsettled: list[Settlement] = []
-        self._witnesses: list[int] = []
+        self._unsettled: list[DeliveryResult] = []
+        self._durable_sample: list[int] = []
 
     @property
     def unsettled(self) -> int:
@@ -90,7 +93,7 @@ class Store:
     def wants_checkpoint(self) -> bool:
         return self._since_checkpoint >= self._checkpoint_bytes
 
-    def open(self) -> Ledger:
+    def open(self) -> QueueCounts:
         """Connect, upgrade, begin a new write-ahead log, clean up after a crash, and count.
 
         SpoolFormatError: not ours or newer. SpoolError: it can't be opened.
@@ -99,13 +102,13 @@ class Store:
             try:
                 ledger = self._start()
             except sqlite3.Error as error:
-                if trouble_of(error) is not Trouble.FULL:
+                if failure_of(error) is not DiskFailure.FULL:
                     raise
                 self.close()
                 self.reserve.spend()
                 ledger = self._start()
             self.reserve.restore()
-            self.doubt = self._doubt()
+            self.start_failure = self._probe_disk()
             return ledger
         except SpoolFormatError:
             self.close()
@@ -114,29 +117,29 @@ class Store:
             self.close()
             raise refusal(error, f"the queue database {self._places.database} can't be opened") from error
 
-    def _start(self) -> Ledger:
+    def _start(self) -> QueueCounts:
         connection = self._connection = self._connect()
         self._renew_log(connection)
         self._clean_up(connection)
         return self._count(connection)
 
-    def _doubt(self) -> BaseException | None:
+    def _probe_disk(self) -> BaseException | None:
         """What keeps the disk from taking one page now: before that works, nothing may be delivered."""
         try:
-            self._prove()
+            self._write_probe()
         except sqlite3.Error as error:
-            if trouble_of(error) is not Trouble.FULL:
+            if failure_of(error) is not DiskFailure.FULL:
                 return error
         else:
             return None
         self.reserve.spend()
         try:
-            self._prove()
+            self._write_probe()
         except sqlite3.Error as error:
             return error
         return None
 
-    def _prove(self) -> None:
+    def _write_probe(self) -> None:
         connection = self._connection
         assert connection is not None  # noqa: S101 - it was just made
         connection.execute("BEGIN IMMEDIATE")
@@ -176,7 +179,7 @@ class Store:
         batch.seconds = time.perf_counter() - started
         return batch
 
-    def tend(self) -> BaseException | None:
+    def maintain(self) -> BaseException | None:
         """What is done now and then: shorten the log; after a full disk, put the reserve aside again.
 
         Gives a failure that breaks all trust.
@@ -195,7 +198,7 @@ class Store:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 self.reserve.restore()
         except sqlite3.Error as error:
-            return self._tending_failed(error)
+            return self._maintenance_failed(error)
         return None
 
     def checkpoint(self) -> BaseException | None:
@@ -205,12 +208,14 @@ class Store:
         try:
             self._move_log(self._connection)
         except sqlite3.Error as error:
-            return self._tending_failed(error)
+            return self._maintenance_failed(error)
         return None
 
-    def _tending_failed(self, error: sqlite3.Error) -> BaseException | None:
-        _log.error("the queue database could not be tidied", event="spool.tidy_failed", reason=str(error))
-        if trouble_of(error) is not Trouble.BROKEN:
+    def _maintenance_failed(self, error: sqlite3.Error) -> BaseException | None:
+        _log.error(
+            "the queue database could not be tidied", event="spool.maintenance_failed", reason=str(error)
+        )
+        if failure_of(error) is not DiskFailure.BROKEN:
             return None
         self.close()
         return error
@@ -219,7 +224,7 @@ class Store:
         self._since_checkpoint = 0
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def reopen(self, late: Iterable[Settlement], doubtful: Iterable[NewMessage] = ()) -> Ledger:
+    def reopen(self, late: Iterable[DeliveryResult], doubtful: Iterable[NewMessage] = ()) -> QueueCounts:
         """After a failure: start from what is on disk, take back what was refused, and count anew.
 
         Raises SpoolError when the disk can't be trusted yet; what was delivered in vain is kept for later.
@@ -238,13 +243,13 @@ class Store:
         except (sqlite3.Error, OSError, SpoolError) as error:
             if connection is not None:
                 connection.close()
-            if trouble_of(error) is Trouble.FULL:
+            if failure_of(error) is DiskFailure.FULL:
                 self.reserve.spend()
             raise refusal(error, "the spool's disk is not usable yet") from error
         self._connection = connection
         return ledger
 
-    def retain(self, settlements: Iterable[Settlement]) -> None:
+    def retain(self, settlements: Iterable[DeliveryResult]) -> None:
         """Keep settlements to write them later: what was delivered must not be delivered again.
 
         While any are kept, no attempt is made (see `Spool.settled`), so that they are no more than were under
@@ -296,11 +301,11 @@ class Store:
 
     def _verify(self, connection: sqlite3.Connection) -> None:
         """Say loudly if the disk lost what it had confirmed: no software can bring that back."""
-        for key in self._witnesses:
+        for key in self._durable_sample:
             if not connection.execute("SELECT 1 FROM body WHERE id = ?", (key,)).fetchone():
                 _log.critical(
                     "the disk lost a message that it had confirmed as written",
-                    event="spool.disk_lied",
+                    event="spool.data_lost",
                     row=key,
                 )
 
@@ -312,8 +317,8 @@ class Store:
         refused, self._refused = self._refused, []
         self._drop_bodies(message.queue_id for message in refused if message.content is None)
 
-    def _count(self, connection: sqlite3.Connection) -> Ledger:
-        ledger = Ledger()
+    def _count(self, connection: sqlite3.Connection) -> QueueCounts:
+        ledger = QueueCounts()
         for state, statement in _COUNT.items():
             messages, octets = connection.execute(statement).fetchone()
             ledger.messages[state] = messages
@@ -337,7 +342,9 @@ class Store:
         for name in names:
             if name.startswith(TEMPORARY) or row_key(name) is not None:
                 self._disk.unlink(self._places.bodies / name)
-                _log.info("removed a body that no message needs", event="spool.orphan_removed", file=name)
+                _log.info(
+                    "removed a body that no message needs", event="spool.orphan_body_removed", file=name
+                )
         for queue_id in missing:
             # It stays where it is: the file may come back, and if not its sender is told when it expires.
             _log.critical(
@@ -375,12 +382,12 @@ class Store:
                 return
             except Exception as error:
                 trouble = self._roll_back(connection, batch, error)
-                if trouble is not Trouble.OPERATION or apart:
+                if trouble is not DiskFailure.OPERATION or apart:
                     failure = refusal(error, "the spool could not store it")
                     break
         batch.refuse(_new(batch.open()), failure)
-        if trouble is Trouble.FULL:
-            self._make_room(connection)
+        if trouble is DiskFailure.FULL:
+            self._spend_reserve(connection)
         try:
             self._transact(connection, batch, apart=False)
         except Exception as error:
@@ -389,7 +396,7 @@ class Store:
             self.retain(_settlements(batch.open()))
             batch.refuse(batch.open(), refusal(error, "the spool could not store it"))
 
-    def _make_room(self, connection: sqlite3.Connection) -> None:
+    def _spend_reserve(self, connection: sqlite3.Connection) -> None:
         """Spend the reserve on moving the log, whose room then serves for what empties the queue."""
         self.reserve.spend()
         try:
@@ -406,12 +413,12 @@ class Store:
             for operation in operations:
                 self._carry_out_apart(connection, operation, batch)
         else:
-            carry_out(connection, operations, batch, self._history)
+            apply(connection, operations, batch, self._history)
         connection.execute("COMMIT")
 
     def _carry_out_apart(self, connection: sqlite3.Connection, operation: Operation, batch: Batch) -> None:
         one, error = self._tried(connection, operation)
-        if error is not None and isinstance(operation, Settlement):
+        if error is not None and isinstance(operation, DeliveryResult):
             # Whatever the words of a next hop do to the database: who has the message must not get it again.
             one, again = self._tried(connection, operation.bare())
             if again is None:
@@ -432,19 +439,19 @@ class Store:
         connection.execute("SAVEPOINT one")
         error = None
         try:
-            carry_out(connection, [operation], one, self._history)
+            apply(connection, [operation], one, self._history)
         except Exception as reason:
-            if trouble_of(reason) is not Trouble.OPERATION:
+            if failure_of(reason) is not DiskFailure.OPERATION:
                 raise
             connection.execute("ROLLBACK TO one")
             one, error = Batch([operation]), refusal(reason, "the spool could not store it")
         connection.execute("RELEASE one")
         return one, error
 
-    def _roll_back(self, connection: sqlite3.Connection, batch: Batch, error: Exception) -> Trouble:
+    def _roll_back(self, connection: sqlite3.Connection, batch: Batch, error: Exception) -> DiskFailure:
         """Undo the transaction and what the batch believes of it; raises where nothing may be believed."""
-        trouble = trouble_of(error)
-        if trouble is Trouble.BROKEN:
+        trouble = failure_of(error)
+        if trouble is DiskFailure.BROKEN:
             raise error
         batch.start_over()
         if connection.in_transaction:
@@ -466,13 +473,13 @@ class Store:
 
     def _remember(self, batch: Batch) -> None:
         touched = {operation.key for operation in batch.operations if not isinstance(operation, NewMessage)}
-        self._witnesses = [key for key in self._witnesses if key not in touched]
+        self._durable_sample = [key for key in self._durable_sample if key not in touched]
         if batch.broken is not None:
             return
         self._drop_bodies(message.queue_id for message in _new(batch.errors) if message.content is None)
         new = [message.key for message in _new(batch.open())]
         if new:
-            self._witnesses = new
+            self._durable_sample = new
         self._since_checkpoint += _PAGE + sum(_written(operation) for operation in batch.operations)
 
     def _drop_bodies(self, queue_ids: Iterable[str]) -> None:
@@ -489,8 +496,8 @@ def _new(operations: Iterable[Operation]) -> list[NewMessage]:
     return [operation for operation in operations if isinstance(operation, NewMessage)]
 
 
-def _settlements(operations: Iterable[Operation]) -> list[Settlement]:
-    return [operation for operation in operations if isinstance(operation, Settlement)]
+def _settlements(operations: Iterable[Operation]) -> list[DeliveryResult]:
+    return [operation for operation in operations if isinstance(operation, DeliveryResult)]
 
 
 def _written(operation: Operation) -> int:

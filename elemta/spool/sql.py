@@ -15,15 +15,15 @@ from elemta.errors import SpoolError
 from elemta.spool.operations import (
     Assignment,
     Batch,
-    Change,
-    Ledger,
+    DeliveryResult,
     NewMessage,
     Operation,
+    OperatorChange,
     Payment,
-    Settlement,
+    QueueCounts,
 )
-from elemta.spool.parts import Part, Queued, assign, change, pay, settle, storable
-from elemta.spool.records import HoldCause, State
+from elemta.spool.parts import Part, StoredMessage, assign, change, pay, settle, storable
+from elemta.spool.records import HoldCause, MessageState
 from elemta.spool.rows import STATE_CODES, STATES
 
 _MESSAGE = (
@@ -80,10 +80,10 @@ _REMOVE_PARTS = """DELETE FROM part WHERE (message_id, number) IN
 _CHUNK = 64
 _HOLD_CAUSES = frozenset(cause.value for cause in HoldCause)
 
-_Other = Settlement | Assignment | Change | Payment
+_Other = DeliveryResult | Assignment | OperatorChange | Payment
 
 
-def carry_out(
+def apply(
     connection: sqlite3.Connection, operations: Iterable[Operation], batch: Batch, history: int
 ) -> None:
     """Write the operations; what can't be done for a reason of its own gets its error in the batch.
@@ -99,7 +99,7 @@ def carry_out(
             others.append(operation)
     payments: dict[Operation, Operation] = {each.pays: each for each in new if each.pays is not None}
     others.extend(each.pays for each in new if each.pays is not None)
-    found: dict[int, Queued] = {}
+    found: dict[int, StoredMessage] = {}
     if others:
         found = _load(connection, {operation.key for operation in others})
         for operation in others:
@@ -115,14 +115,14 @@ def carry_out(
         _write_back(connection, found.values(), batch, history)
 
 
-def _carry_out(message: Queued | None, operation: _Other) -> SpoolError | None:
-    if isinstance(operation, Change):
+def _carry_out(message: StoredMessage | None, operation: _Other) -> SpoolError | None:
+    if isinstance(operation, OperatorChange):
         return change(message, operation)
     if isinstance(operation, Payment):
         return pay(message, operation)
     if message is None:
         return None
-    if isinstance(operation, Settlement):
+    if isinstance(operation, DeliveryResult):
         settle(message, operation)
     else:
         assign(message, operation)
@@ -145,7 +145,7 @@ def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
         )
 
 
-def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: Ledger) -> None:
+def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: QueueCounts) -> None:
     messages: list[tuple[object, ...]] = []
     bodies: list[tuple[object, ...]] = []
     parts: list[tuple[object, ...]] = []
@@ -171,7 +171,7 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
         for number, part in enumerate(message.parts):
             places = None if part.positions is None else json.dumps(part.positions)
             row = (key, number, storable(part.lane), code, part.turn, places)
-            if message.state is State.HOLD and message.hold is not HoldCause.OPERATOR:
+            if message.state is MessageState.HOLD and message.hold is not HoldCause.OPERATOR:
                 held.append((*row, message.hold.value, message.received_at))
             else:
                 parts.append(row)
@@ -202,15 +202,15 @@ def _chunks(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[objec
         yield rows[start : start + _CHUNK]
 
 
-def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Queued]:
+def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, StoredMessage]:
     text: str = connection.execute(_LOAD, (json.dumps(list(keys)),)).fetchone()[0]
-    found: dict[int, Queued] = {}
+    found: dict[int, StoredMessage] = {}
     for row in json.loads(text):
         key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last = row[:10]
         owed, parts, pending = row[10:]
         state = STATES[code]
         readable = _are_recipients(recipients) and all(_are_places(part[6]) for part in parts)
-        queued = found[key] = Queued(
+        queued = found[key] = StoredMessage(
             key,
             queue_id,
             state,
@@ -268,7 +268,9 @@ def _part_of(values: Sequence[Any]) -> Part:
     )
 
 
-def _write_back(connection: sqlite3.Connection, found: Iterable[Queued], batch: Batch, history: int) -> None:
+def _write_back(
+    connection: sqlite3.Connection, found: Iterable[StoredMessage], batch: Batch, history: int
+) -> None:
     gone: list[int] = []
     updates: list[tuple[object, ...]] = []
     outcomes: list[tuple[object, ...]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from elemta.spool.queueid import QueueIds, row_key
+from elemta.spool.queue_id import QueueIds, row_key
 
 
 def test_ids_grow_with_time_also_when_the_clock_stands_still_or_steps_back():

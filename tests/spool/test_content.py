@@ -7,8 +7,8 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
 
 from elemta.errors import UnknownMessage
-from elemta.spool import Spool, State
-from elemta.spool.recent import RecentContents
+from elemta.spool import MessageState, Spool
+from elemta.spool.content import RecentContents
 from tests.spool.mail import HEADER, put
 
 
@@ -57,7 +57,7 @@ async def test_nothing_is_kept_that_nobody_sends_on_or_that_waits_on_hold(open_s
     spool.on_committed(lambda message: None)
     await put(spool, b"body", hold_reason="look at it")
     await spool.stats()
-    assert spool.messages[State.HOLD] == 1
+    assert spool.messages[MessageState.HOLD] == 1
     assert len(spool._recent) == 0
 
 

@@ -8,7 +8,7 @@ from twisted.logger import Logger
 
 from elemta.envelope import Envelope
 from elemta.spool.operations import NewMessage
-from elemta.spool.records import Plan, PlannedPart, QueuedMessage, State, Submission
+from elemta.spool.records import MessageState, Plan, PlannedPart, QueuedMessage, Submission
 
 _log = Logger()
 
@@ -18,7 +18,7 @@ def one_way(submission: Submission) -> Sequence[PlannedPart]:
     return (PlannedPart("", submission.received_at),)
 
 
-class Listeners:
+class QueueListeners:
     """Tells without fail: a listener's own trouble stays its own."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Listeners:
             return one_way(submission)
         return parts
 
-    def tell_committed(self, operation: NewMessage, envelope: Envelope) -> None:
+    def notify_committed(self, operation: NewMessage, envelope: Envelope) -> None:
         """A new active message is on stable storage."""
         if not self.committed:
             return
@@ -48,7 +48,7 @@ class Listeners:
             places = part.positions
             pending = everyone if places is None else tuple(everyone[place] for place in places)
             message = QueuedMessage(
-                envelope, State.ACTIVE, 0, pending, part.turn, part=number, lane=part.lane
+                envelope, MessageState.ACTIVE, 0, pending, part.turn, part=number, lane=part.lane
             )
             for listener in self.committed:
                 try:
@@ -56,7 +56,7 @@ class Listeners:
                 except Exception:
                     _log.failure("a listener of the spool failed", event="spool.listener_failed")
 
-    def tell_due(self, lanes: Collection[str]) -> None:
+    def notify_due(self, lanes: Collection[str]) -> None:
         """Something in these lanes became due otherwise than by time."""
         for listener in self.due:
             try:
@@ -64,7 +64,7 @@ class Listeners:
             except Exception:
                 _log.failure("a listener of the spool failed", event="spool.listener_failed")
 
-    def tell_settled(self) -> None:
+    def notify_settled(self) -> None:
         """What could not be written for a while is written."""
         for listener in self.settled:
             try:

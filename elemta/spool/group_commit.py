@@ -12,17 +12,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError, SpoolFull
-from elemta.spool.disk import Trouble, refusal, trouble_of
-from elemta.spool.operations import Batch, Ledger, NewMessage, Operation, Settlement
+from elemta.spool.disk import DiskFailure, failure_of, refusal
+from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
 from elemta.spool.records import SpoolObserver, SpoolSettings
-from elemta.spool.store import Store
 from elemta.spool.threads import DiskThreads, SpoolReactor
+from elemta.spool.writer import QueueWriter
 
 _log = Logger()
 
 
 @dataclass(slots=True)
-class Entry:
+class PendingOperation:
     """An operation on its way: who waits for it, and the value that they get."""
 
     operation: Operation
@@ -44,10 +44,10 @@ class GroupCommit:
         *,
         reactor: SpoolReactor,
         threads: DiskThreads,
-        store: Store,
+        store: QueueWriter,
         observer: SpoolObserver,
-        ledger: Ledger,
-        after_batch: Callable[[Sequence[Entry], Batch], None],
+        ledger: QueueCounts,
+        after_batch: Callable[[Sequence[PendingOperation], Batch], None],
         settled: Callable[[], None],
     ) -> None:
         self.healthy = True
@@ -58,19 +58,19 @@ class GroupCommit:
         self._store = store
         self._observer = observer
         self._after_batch = after_batch
-        self._tell_settled = settled
-        self._pending: list[Entry] = []
+        self._notify_settled = settled
+        self._pending: list[PendingOperation] = []
         self._running = False
         self._closing = False
-        self._tend = False
+        self._maintenance_due = False
         self._start_call: IDelayedCall | None = None
         self._reopen_call: IDelayedCall | None = None
         self._reopening = False
         self._pause = settings.first_reopen
-        self._late: list[Settlement] = []
+        self._late: list[DeliveryResult] = []
         self._unsettled = 0
         # Batches in the thread or on their way from it, and new messages that nobody knows whether it wrote.
-        self._at_work: list[tuple[list[Entry], list[Settlement]]] = []
+        self._at_work: list[tuple[list[PendingOperation], list[DeliveryResult]]] = []
         self._doubtful: list[NewMessage] = []
         self._idle: list[Deferred[None]] = []
 
@@ -86,7 +86,7 @@ class GroupCommit:
         """
         done: Deferred[Any] = Deferred()
         if not self.healthy or self._closing:
-            if isinstance(operation, Settlement) and operation.tells:
+            if isinstance(operation, DeliveryResult) and operation.tells:
                 self._late.append(operation)
             why = (
                 "the spool is closing"
@@ -94,9 +94,9 @@ class GroupCommit:
                 else "the spool's disk failed and is not yet trusted again"
             )
             refused = Batch([operation], {operation: SpoolError(why)})
-            self._conclude([Entry(operation, done, value)], refused)
+            self._conclude([PendingOperation(operation, done, value)], refused)
             return done
-        self._pending.append(Entry(operation, done, value))
+        self._pending.append(PendingOperation(operation, done, value))
         if not self._running and self._start_call is None:
             # At the end of this turn of the reactor: all that it still brings goes along.
             start: Deferred[None] = Deferred()
@@ -104,9 +104,9 @@ class GroupCommit:
             self._start_call = self._reactor.callLater(0, start.callback, None)
         return done
 
-    def nudge(self) -> None:
+    def maintain(self) -> None:
         """Write what is left from a full disk, and tidy the log; to be called now and then."""
-        self._tend = True
+        self._maintenance_due = True
         if self.healthy and not self._closing and not self._running:
             self._run([])
 
@@ -153,7 +153,7 @@ class GroupCommit:
         if self._pending:
             self._run_next()
         else:
-            self._tell_idle()
+            self._notify_idle()
 
     def _run_next(self) -> None:
         entries = self._next_batch()
@@ -163,7 +163,7 @@ class GroupCommit:
             self._pending = entries + self._pending
             raise
 
-    def _next_batch(self) -> list[Entry]:
+    def _next_batch(self) -> list[PendingOperation]:
         pending = self._pending
         octets = 0
         for count, entry in enumerate(pending):
@@ -174,15 +174,15 @@ class GroupCommit:
         self._pending = []
         return pending
 
-    def _run(self, entries: list[Entry]) -> None:
+    def _run(self, entries: list[PendingOperation]) -> None:
         self._running = True
-        tend, self._tend = self._tend, False
+        maintain, self._maintenance_due = self._maintenance_due, False
         late, self._late = self._late, []
         self._unsettled += len(late)
         self._at_work.append((entries, late))
         done: Deferred[Batch] = Deferred()
         done.addCallback(self._finished, entries).addErrback(self._broke)
-        self._threads.call(self._work, entries, late, tend, done).addErrback(self._not_done, done)
+        self._threads.call(self._work, entries, late, maintain, done).addErrback(self._not_done, done)
 
     def _not_done(self, failure: Failure, done: Deferred[Batch]) -> None:
         if done.called:
@@ -200,7 +200,7 @@ class GroupCommit:
         at_work, self._at_work = self._at_work, []
         for entries, late in at_work:
             operations = [entry.operation for entry in entries if not entry.done.called]
-            kept = [each for each in operations if isinstance(each, Settlement) and each.tells]
+            kept = [each for each in operations if isinstance(each, DeliveryResult) and each.tells]
             self._late += [*late, *kept]
             self._doubtful += [each for each in operations if isinstance(each, NewMessage)]
             batch = Batch(list(operations))
@@ -208,7 +208,13 @@ class GroupCommit:
             self._conclude(entries, batch)
         self.distrust(failure.value or RuntimeError("unknown"))
 
-    def _work(self, entries: list[Entry], late: list[Settlement], tend: bool, done: Deferred[Batch]) -> None:
+    def _work(
+        self,
+        entries: list[PendingOperation],
+        late: list[DeliveryResult],
+        maintain: bool,
+        done: Deferred[Batch],
+    ) -> None:
         """In the commit thread."""
         batch = Batch([entry.operation for entry in entries])
         try:
@@ -221,8 +227,8 @@ class GroupCommit:
             _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
             self._store.fail(batch, error)
         self._reactor.callFromThread(done.callback, batch)
-        if tend:
-            doubt = self._store.tend()
+        if maintain:
+            doubt = self._store.maintain()
         elif self._store.wants_checkpoint:
             doubt = self._store.checkpoint()
         else:
@@ -230,7 +236,7 @@ class GroupCommit:
         if doubt is not None:
             self._reactor.callFromThread(self.distrust, doubt)
 
-    def _finished(self, batch: Batch, entries: list[Entry]) -> None:
+    def _finished(self, batch: Batch, entries: list[PendingOperation]) -> None:
         self._running = False
         was_settled = self.settled
         self._unsettled = batch.unsettled
@@ -247,18 +253,18 @@ class GroupCommit:
         self._conclude(entries, batch)
         self._at_work = [each for each in self._at_work if each[0] is not entries]
         if self.settled and not was_settled:
-            self._tell_settled()
+            self._notify_settled()
         if not self._running:
-            self._tell_idle()
+            self._notify_idle()
 
-    def _conclude(self, entries: list[Entry], batch: Batch) -> None:
+    def _conclude(self, entries: list[PendingOperation], batch: Batch) -> None:
         _answer(entries, batch)
         try:
             self._after_batch(entries, batch)
         except Exception:
-            _log.failure("the spool could not tidy up after a commit", event="spool.after_batch_failed")
+            _log.failure("the spool could not tidy up after a commit", event="spool.cleanup_failed")
 
-    def _observe(self, entries: list[Entry], batch: Batch) -> None:
+    def _observe(self, entries: list[PendingOperation], batch: Batch) -> None:
         messages = sum(
             1
             for entry in entries
@@ -281,12 +287,12 @@ class GroupCommit:
             reason=str(error),
         )
         pending, self._pending = self._pending, []
-        settlements = (entry.operation for entry in pending if isinstance(entry.operation, Settlement))
+        settlements = (entry.operation for entry in pending if isinstance(entry.operation, DeliveryResult))
         self._late.extend(settlement for settlement in settlements if settlement.tells)
         refused = Batch([entry.operation for entry in pending])
         refused.refuse(refused.operations, refusal(error, "the spool's disk failed"))
         self._conclude(pending, refused)
-        self._tell_idle()
+        self._notify_idle()
         self._schedule_reopen()
 
     def _schedule_reopen(self) -> None:
@@ -304,7 +310,7 @@ class GroupCommit:
             self._reopened, self._still_broken
         )
 
-    def _reopened(self, ledger: Ledger) -> None:
+    def _reopened(self, ledger: QueueCounts) -> None:
         self._reopening = False
         self.healthy = True
         self._pause = self._settings.first_reopen
@@ -313,25 +319,25 @@ class GroupCommit:
         self._unsettled = self._store.unsettled
         _log.info("the spool's disk is trusted again", event="spool.disk_trusted")
         if self._closing:
-            self._tell_idle()
+            self._notify_idle()
             return
-        self.nudge()
+        self.maintain()
         if self.settled:
-            self._tell_settled()
+            self._notify_settled()
 
     def _still_broken(self, failure: Any) -> None:
         self._reopening = False
         _log.error("the spool's disk still fails", event="spool.disk_still_fails", reason=str(failure.value))
-        self._tell_idle()
+        self._notify_idle()
         self._schedule_reopen()
 
-    def _tell_idle(self) -> None:
+    def _notify_idle(self) -> None:
         idle, self._idle = self._idle, []
         for done in idle:
             done.callback(None)
 
 
-def _answer(entries: Iterable[Entry], batch: Batch) -> None:
+def _answer(entries: Iterable[PendingOperation], batch: Batch) -> None:
     errors = batch.errors
     for entry in entries:
         if entry.done.called:
@@ -350,6 +356,6 @@ def _answer(entries: Iterable[Entry], batch: Batch) -> None:
 def _kind(error: SpoolError) -> str | None:
     """The kind of a failure; None for what is only an answer, such as that a message is unknown."""
     if isinstance(error, SpoolFull):
-        return Trouble.FULL.value
+        return DiskFailure.FULL.value
     cause = error.__cause__
-    return None if cause is None else trouble_of(cause).value
+    return None if cause is None else failure_of(cause).value

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.spool.filters import QueueFilter
-from elemta.spool.records import Listing, MessageRecord, MessageSummary, SpoolStats, State
+from elemta.spool.records import Listing, MessageRecord, MessageState, MessageSummary, SpoolStats
 from elemta.spool.spool import Spool
 
 R = TypeVar("R")
 
 
-class Spools:
+class CombinedQueue:
     """The spool ``own`` and what ``others()`` gives at the moment; a message is in one of them.
 
     Raises what a spool raises. One of the others that is closed meanwhile is left out.
@@ -76,8 +76,8 @@ class Spools:
         own = await self.own.stats()
         each = [own, *await self._of_others(Spool.stats)]
         return SpoolStats(
-            messages={state: sum(stats.messages[state] for stats in each) for state in State},
-            octets={state: sum(stats.octets[state] for stats in each) for state in State},
+            messages={state: sum(stats.messages[state] for stats in each) for state in MessageState},
+            octets={state: sum(stats.octets[state] for stats in each) for state in MessageState},
             oldest_age=max(stats.oldest_age for stats in each),
             free=own.free,
             healthy=own.healthy,
@@ -107,7 +107,7 @@ class Spools:
 
     # Last, because from here on the name means this method.
     async def list(
-        self, state: State | None = None, limit: int = 100, after: str | None = None
+        self, state: MessageState | None = None, limit: int = 100, after: str | None = None
     ) -> Sequence[MessageSummary]:
         """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
         pages: Sequence[Sequence[MessageSummary]] = (

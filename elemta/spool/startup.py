@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from elemta.spool.disk import Disk, Room
-from elemta.spool.operations import Ledger
+from elemta.spool.disk import Disk, FreeSpace
+from elemta.spool.operations import QueueCounts
 from elemta.spool.partition import Partition
-from elemta.spool.store import Store
 from elemta.spool.threads import SpoolThreads
+from elemta.spool.writer import QueueWriter
 
 Permit = Callable[[Partition], Awaitable[None]]
 """Asked once the lock is held, and before anything in the partition is touched. SpoolLocked, SpoolError."""
@@ -17,18 +17,18 @@ Permit = Callable[[Partition], Awaitable[None]]
 
 async def take_up(
     partition: Partition,
-    store: Store,
+    store: QueueWriter,
     threads: SpoolThreads,
     permit: Permit | None,
     *,
     disk: Disk,
     root: Path,
-) -> tuple[Ledger, Room]:
+) -> tuple[QueueCounts, FreeSpace]:
     """Take the partition, upgrade its format, clean up after a crash, and count. SpoolError."""
 
-    def prepare() -> tuple[Ledger, Room]:
+    def prepare() -> tuple[QueueCounts, FreeSpace]:
         try:
-            return store.open(), disk.room(root)
+            return store.open(), disk.free_space(root)
         except BaseException:
             store.close()
             raise
