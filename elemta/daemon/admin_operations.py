@@ -14,7 +14,7 @@ from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.limit_operations import LimitService
 from elemta.daemon.listeners import Listeners
 from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.returning import Returned, return_to_sender
+from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import StoreUnavailable
 from elemta.net.listeners import Listener
 from elemta.ops.admin_operations import ListenerStatus, NodeListing, NodeStatus, ReloadResult, Status
@@ -128,7 +128,7 @@ class DaemonOperations:
             connections=factory.open_sessions,
         )
 
-    async def return_to_sender(self, queue_id: str) -> Returned:
+    async def return_to_sender(self, queue_id: str) -> ReturnedMessage:
         settings = NoticeSettings.from_config(self._daemon.components.config)
         spool = await self.spool.of(queue_id)
         return await return_to_sender(spool, queue_id, settings, self._daemon.shared.clocks.wall)

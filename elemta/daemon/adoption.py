@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from elemta.config import Config
 from elemta.daemon.components import SharedResources
 from elemta.daemon.spool_ownership import PartitionOwnership
-from elemta.delivery import Delivery
+from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
 from elemta.spool import MessageState, Spool, SpoolSettings
@@ -49,7 +49,7 @@ class AdoptionEnvironment:
     node: str
     ownership: Callable[[], PartitionOwnership]
     open: Callable[[Path, int, Permit], Awaitable[Spool]]
-    deliver: Callable[[Spool], Delivery]
+    deliver: Callable[[Spool], DeliveryScheduler]
     in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
@@ -59,7 +59,7 @@ class _OpenPartition:
 
     spool: Spool
     ownership: PartitionOwnership
-    delivery: Delivery | None = None
+    delivery: DeliveryScheduler | None = None
 
 
 class Adoption:
@@ -84,7 +84,7 @@ class Adoption:
         return [held.spool for held in self._held] if self.stage is AdoptionStage.DELIVERING else []
 
     @property
-    def deliveries(self) -> Sequence[Delivery]:
+    def deliveries(self) -> Sequence[DeliveryScheduler]:
         return [held.delivery for held in self._held if held.delivery is not None]
 
     @property
@@ -269,7 +269,9 @@ class SpoolOpener:
             await ownership.leave()
             raise
 
-    def adoption_environment(self, own: Spool, deliver: Callable[[Spool], Delivery]) -> AdoptionEnvironment:
+    def adoption_environment(
+        self, own: Spool, deliver: Callable[[Spool], DeliveryScheduler]
+    ) -> AdoptionEnvironment:
         """What an adoption needs; what blocks is done in a thread of the spool ``own``."""
 
         def open_adopted(directory: Path, number: int, permit: Permit) -> Awaitable[Spool]:

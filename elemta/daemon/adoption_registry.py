@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage
-from elemta.delivery import Delivery
+from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.ops.spool_operations import SpoolStatus
 from elemta.spool import Spool
@@ -70,7 +70,7 @@ class AdoptionRegistry:
         return [spool for care in self._known.values() for spool in care.adoption.spools]
 
     @property
-    def deliveries(self) -> Sequence[Delivery]:
+    def deliveries(self) -> Sequence[DeliveryScheduler]:
         return [delivery for care in self._known.values() for delivery in care.adoption.deliveries]
 
     def start(self) -> None:

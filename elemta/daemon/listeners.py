@@ -9,7 +9,7 @@ from twisted.internet.base import ReactorBase
 
 from elemta.config import Config
 from elemta.daemon.components import Components, SharedResources
-from elemta.delivery.mailboxes import Mailboxes
+from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.net.context import ListenerContext
 from elemta.net.factory import ConnectionRegistry, ESMTPFactory

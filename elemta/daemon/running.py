@@ -18,8 +18,8 @@ from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.listeners import ListenAddress
 from elemta.daemon.spool_ownership import PartitionOwnership
-from elemta.delivery import Delivery
-from elemta.delivery.pace import Pace
+from elemta.delivery import DeliveryScheduler
+from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.settings import DeliveryObserver
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_operations import Operations
@@ -46,13 +46,13 @@ class DeliveryFactory:
         self._shared = shared
         self._components = components
         self._settings = replace(components.delivery, own_addresses=tuple(places))
-        self._pace = Pace(components.limiter)
+        self._pace = OutboundLimiter(components.limiter)
 
-    def from_own(self, spool: Spool) -> Delivery:
+    def from_own(self, spool: Spool) -> DeliveryScheduler:
         """For this node's own spool; it is not started."""
         return self._from(spool, self._shared.metrics.delivery)
 
-    def from_adopted(self, spool: Spool) -> Delivery:
+    def from_adopted(self, spool: Spool) -> DeliveryScheduler:
         """For another node's; it is not started."""
         return self._from(spool, _AdoptedObserver(self._shared.metrics.delivery))
 
@@ -60,7 +60,7 @@ class DeliveryFactory:
         self,
         components: Components,
         places: Sequence[tuple[IPv4Address | IPv6Address, int]],
-        deliveries: Iterable[Delivery],
+        deliveries: Iterable[DeliveryScheduler],
     ) -> None:
         """Go on under another assembly, these deliveries too."""
         self._components = components
@@ -69,8 +69,8 @@ class DeliveryFactory:
         for delivery in deliveries:
             delivery.reconfigure(components.routes, self._settings, components.chain.delivery_hooks)
 
-    def _from(self, spool: Spool, observer: DeliveryObserver) -> Delivery:
-        return Delivery(
+    def _from(self, spool: Spool, observer: DeliveryObserver) -> DeliveryScheduler:
+        return DeliveryScheduler(
             self._reactor,
             spool,
             self._components.routes,
@@ -101,7 +101,7 @@ class _AdoptedObserver:
     def attempted(self, outcome: Outcome) -> None:
         self._observer.attempted(outcome)
 
-    def lanes(self, known: int, blocked: int) -> None:
+    def destinations(self, known: int, blocked: int) -> None:
         """They would take the place of the own spool's."""
 
 
@@ -121,7 +121,7 @@ class RunningServices:
     spool: Spool
     ownership: PartitionOwnership
     delivery_factory: DeliveryFactory
-    delivery: Delivery
+    delivery: DeliveryScheduler
     adoptions: AdoptionRegistry
     admin: AdminSocket
     loops: tuple[LoopingCall, ...]
@@ -134,7 +134,7 @@ class RunningServices:
         ownership: PartitionOwnership,
         *,
         operations: Callable[[AdoptionRegistry], Operations],
-        environment: Callable[[Callable[[Spool], Delivery]], AdoptionEnvironment],
+        environment: Callable[[Callable[[Spool], DeliveryScheduler]], AdoptionEnvironment],
         reactor: ReactorBase,
         shared: SharedResources,
         components: Components,

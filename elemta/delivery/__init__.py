@@ -1,7 +1,14 @@
 """Delivery: routes, next hops and Maildirs, retries; everything that leaves the queue leaves here."""
 
-from elemta.delivery.delivery import Delivery
 from elemta.delivery.routes import Route, routes_from_config
+from elemta.delivery.scheduler import DeliveryScheduler
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Retries
 
-__all__ = ["Delivery", "DeliveryObserver", "DeliverySettings", "Retries", "Route", "routes_from_config"]
+__all__ = [
+    "DeliveryObserver",
+    "DeliveryScheduler",
+    "DeliverySettings",
+    "Retries",
+    "Route",
+    "routes_from_config",
+]

@@ -255,7 +255,7 @@ async def _submit(
         if content is None:
             raise
         # What is wrong with a message must not keep its sender from hearing what became of it.
-        tell_left_out(notice.envelope.queue_id, error)
+        log_left_out(notice.envelope.queue_id, error)
         writer, dsn = await _written(spool, notice, None)
     try:
         envelope = await spool.commit(writer, _submission(notice, dsn), pays=pays)
@@ -275,7 +275,7 @@ async def _submit(
     return envelope
 
 
-def tell_left_out(queue_id: str, error: Exception) -> None:
+def log_left_out(queue_id: str, error: Exception) -> None:
     """Log that a message can't be a part of the notice about it."""
     _log.error(
         "a notice is built from the envelope alone: the message can't be read",

@@ -9,14 +9,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.config import RouteTLS
-from elemta.delivery.connecting import NextHopUnreachableError
-from elemta.delivery.dialling import Dialling
-from elemta.delivery.hop import Candidate, Hop, IPAddress, Reached, Sent
+from elemta.delivery.client_protocol import NextHopConnection, OpenContent, Read
+from elemta.delivery.dialer import Dialer
+from elemta.delivery.happy_eyeballs import NextHopUnreachableError
 from elemta.delivery.local_faults import LocalFault, all_local
-from elemta.delivery.nexthop import NextHopConnection, OpenContent, Read
-from elemta.delivery.pool import Gate, Kept, Pool
-from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, Unobserved
-from elemta.delivery.slots import NothingFreeError, Slot
+from elemta.delivery.next_hop import Candidate, IPAddress, NextHop, ReachedStage, TransactionResult
+from elemta.delivery.pool import ConnectionPool, Gate, PooledConnection
+from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, NullDeliveryObserver
+from elemta.delivery.slots import ConnectionSlot, NoSlotError
 from elemta.dns import AddressResolver
 from elemta.outcome import Status
 from elemta.smtp.client_commands import ClientTransaction
@@ -48,9 +48,9 @@ class Connections:
         authorities: str = "",
         resolver: AddressResolver | None = None,
     ) -> None:
-        self.pool = Pool(reactor, settings, observer or Unobserved(), gate)
-        self.dialling = Dialling(reactor, settings, read, authorities, resolver)
-        self.observer = observer or Unobserved()
+        self.pool = ConnectionPool(reactor, settings, observer or NullDeliveryObserver(), gate)
+        self.dialling = Dialer(reactor, settings, read, authorities, resolver)
+        self.observer = observer or NullDeliveryObserver()
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0
         self._reactor = reactor
@@ -60,7 +60,9 @@ class Connections:
         """How many connections are open, resting ones included."""
         return self.pool.open
 
-    async def send(self, hop: Hop, transaction: ClientTransaction, open_content: OpenContent) -> Sent:
+    async def send(
+        self, hop: NextHop, transaction: ClientTransaction, open_content: OpenContent
+    ) -> TransactionResult:
         """Send a transaction to the first candidate that takes it. Does not raise for anything of the peers.
 
         What the first server that answered for the message said is the result; those before it were not to
@@ -94,7 +96,7 @@ class _Sending:
     def __init__(
         self,
         home: Connections,
-        hop: Hop,
+        hop: NextHop,
         transaction: ClientTransaction,
         open_content: OpenContent,
         clock: IReactorTime,
@@ -107,19 +109,19 @@ class _Sending:
         self._hop = hop
         self._transaction = transaction
         self._open_content = open_content
-        self._slot: Slot | None = None
+        self._slot: ConnectionSlot | None = None
         self._sessions = 0
         self._abandoned = home.abandoned
         self._unreachable: list[str] = []
         self._faults: list[LocalFault] = []
-        self._refusal: Sent | None = None
+        self._refusal: TransactionResult | None = None
 
-    async def run(self) -> Sent:
+    async def run(self) -> TransactionResult:
         try:
             claimed = await self._pool.claim(self._hop)
-        except NothingFreeError as error:
+        except NoSlotError as error:
             # RFC 3463 §3.5 X.4.5: too much mail for what there is here, and not the next hop's trouble
-            return self._deferred(str(error), "4.4.5", Reached.NOTHING_FREE)
+            return self._deferred(str(error), "4.4.5", ReachedStage.NOTHING_FREE)
         began = self._clock.seconds()
         try:
             sent = await self._with_claimed(claimed)
@@ -128,8 +130,8 @@ class _Sending:
                 self._pool.release(self._slot)
         return replace(sent, seconds=self._clock.seconds() - began)
 
-    async def _with_claimed(self, claimed: Kept | Slot) -> Sent:
-        if isinstance(claimed, Slot):
+    async def _with_claimed(self, claimed: PooledConnection | ConnectionSlot) -> TransactionResult:
+        if isinstance(claimed, ConnectionSlot):
             self._slot = claimed
             return await self._anew()
         self._observer.connection("reused")
@@ -140,7 +142,7 @@ class _Sending:
             sent = await self._anew()
         return sent
 
-    async def _anew(self) -> Sent:
+    async def _anew(self) -> TransactionResult:
         """Try one candidate after the other over new connections."""
         if self._hop.path:
             sent = await self._over_unix()
@@ -163,7 +165,7 @@ class _Sending:
     def _is_over(self) -> bool:
         return self._sessions >= _MOST_SESSIONS or self._abandoned != self._home.abandoned
 
-    async def _with(self, candidate: Candidate) -> Sent | None:
+    async def _with(self, candidate: Candidate) -> TransactionResult | None:
         addresses = await self._dialling.addresses(candidate)
         while addresses and not self._is_over:
             tls = self._dialling.tls_for(self._hop, candidate)
@@ -172,7 +174,9 @@ class _Sending:
                 return sent
         return None
 
-    async def _on(self, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS) -> Sent | None:
+    async def _on(
+        self, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS
+    ) -> TransactionResult | None:
         connection = await self._dialling.connect(self._hop, candidate, addresses, tls)
         sent = await self._over(self._add(connection, candidate.host, candidate.port))
         if connection.tls is not None:
@@ -188,7 +192,7 @@ class _Sending:
             return await self._over(self._add(again, candidate.host, candidate.port))
         return sent
 
-    async def _over_unix(self) -> Sent | None:
+    async def _over_unix(self) -> TransactionResult | None:
         try:
             connection = await self._dialling.connect_unix(self._hop)
         except NextHopUnreachableError as error:
@@ -198,19 +202,19 @@ class _Sending:
             return None
         return await self._over(self._add(connection, self._hop.path, 0))
 
-    def _add(self, connection: NextHopConnection, host: str, port: int) -> Kept:
+    def _add(self, connection: NextHopConnection, host: str, port: int) -> PooledConnection:
         slot, self._slot = self._slot, None
         assert slot is not None  # noqa: S101 - no connection is made without one
         self._sessions += 1
         return self._pool.add(connection, self._hop, (host, port), slot)
 
-    async def _over(self, kept: Kept, *, reused: bool = False) -> Sent | None:
+    async def _over(self, kept: PooledConnection, *, reused: bool = False) -> TransactionResult | None:
         """Send it over this connection; None: this server is no good, and another may be."""
         connection = kept.connection
         settled: TransactionDone = await connection.send(self._transaction, self._open_content)
         answered = settled.extent is Progress.ANSWERED
-        reached = Reached.ANSWERED if answered else Reached.NOWHERE
-        sent = Sent(settled.results, connection.name, reached, connection.tls, reused)
+        reached = ReachedStage.ANSWERED if answered else ReachedStage.NOWHERE
+        sent = TransactionResult(settled.results, connection.name, reached, connection.tls, reused)
         # What is wrong with our credentials is so with every address, and may lock the account.
         if answered or connection.login_refused:
             try:
@@ -227,7 +231,7 @@ class _Sending:
         await kept.closed()
         return None
 
-    def _nowhere(self) -> Sent:
+    def _nowhere(self) -> TransactionResult:
         """The result when no candidate was any good."""
         refusal = self._refusal
         if refusal is not None and not (self._unreachable and _is_final(refusal)):
@@ -235,15 +239,15 @@ class _Sending:
         text = f"no connection to {self._hop.name}: {'; '.join(self._unreachable) or 'given up'}"
         # A server that was listened to shows that all is well here.
         local = LocalFault.NONE if self._sessions else all_local(self._faults)
-        return replace(self._deferred(text[:_LONGEST_TEXT], "4.4.1", Reached.NOWHERE), local=local)
+        return replace(self._deferred(text[:_LONGEST_TEXT], "4.4.1", ReachedStage.NOWHERE), local=local)
 
-    def _deferred(self, text: str, enhanced: str, reached: Reached) -> Sent:
+    def _deferred(self, text: str, enhanced: str, reached: ReachedStage) -> TransactionResult:
         results = tuple(
             RecipientResult(recipient, Status.DEFERRED, 0, enhanced, text)
             for recipient in self._transaction.recipients
         )
-        return Sent(results, self._hop.name, reached)
+        return TransactionResult(results, self._hop.name, reached)
 
 
-def _is_final(sent: Sent) -> bool:
+def _is_final(sent: TransactionResult) -> bool:
     return all(result.status is Status.FAILED for result in sent.results)

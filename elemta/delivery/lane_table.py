@@ -6,29 +6,29 @@ from collections.abc import Callable
 from math import inf
 
 from elemta.address import Address
-from elemta.delivery.lane import Lane
+from elemta.delivery.destination import Destination
 from elemta.delivery.resting_lanes import Rest, RestingLanes, needs_nothing
 from elemta.delivery.rings import Ring, Standing
 from elemta.outcome import Outcome
 from elemta.spool.records import QueuedMessage
 
-# Parts that wait in memory in all lanes together.
+# Parts that wait in memory in all destinations together.
 MOST_WAITING = 4000
-# Lanes that are kept in memory for the turns of senders alone.
+# Destinations that are kept in memory for the turns of senders alone.
 _MOST_WITH_TURNS = 10_000
 
 
 class LaneTable:
-    """Finds lanes, makes them, and lets them go when nothing of them is in memory any more.
+    """Finds destinations, makes them, and lets them go when nothing of them is in memory any more.
 
-    ``limit`` says how many parts of a lane may be under way, None where it leads to no destination; then
-    ``places`` is the limit, which is how many may be under way in all lanes together.
+    ``limit`` says how many parts of a destination may be under way, None where it leads to no destination;
+    then ``places`` is the limit, which is how many may be under way in all destinations together.
     """
 
     def __init__(self, limit: Callable[[str], int | None], places: int) -> None:
         self._limit = limit
         self.places = places
-        self._lanes: dict[str, Lane] = {}
+        self._destinations: dict[str, Destination] = {}
         # Of most destinations nothing is in memory. Some have a state all the same; of the others there is no
         # more than the time in their ring when something is due: the quiet ones.
         self._resting = RestingLanes()
@@ -44,7 +44,7 @@ class LaneTable:
         self._answered_once: dict[str, None] = {}
 
     def __len__(self) -> int:
-        return len(self._lanes) + len(self._resting) + self._quiet
+        return len(self._destinations) + len(self._resting) + self._quiet
 
     @property
     def waiting(self) -> int:
@@ -53,79 +53,80 @@ class LaneTable:
 
     @property
     def blocked(self) -> int:
-        """How many lanes wait for their destination to come back."""
+        """How many destinations wait for their destination to come back."""
         return self._blocked
 
-    def find(self, name: str) -> Lane | None:
-        """The lane, while something of it is in memory."""
-        return self._lanes.get(name)
+    def find(self, name: str) -> Destination | None:
+        """The destination, while something of it is in memory."""
+        return self._destinations.get(name)
 
-    def _state(self, name: str) -> Lane | Rest | None:
-        lane = self._lanes.get(name)
-        return self._resting.get(name) if lane is None else lane
+    def _state(self, name: str) -> Destination | Rest | None:
+        destination = self._destinations.get(name)
+        return self._resting.get(name) if destination is None else destination
 
     def failures(self, name: str) -> int:
-        """How often in a row the lane's destination was found down."""
-        lane = self._state(name)
-        return 0 if lane is None else lane.failures
+        """How often in a row the destination's destination was found down."""
+        destination = self._state(name)
+        return 0 if destination is None else destination.failures
 
     def reason(self, name: str) -> Outcome | None:
-        """What was said when the lane's destination was found down last."""
-        lane = self._state(name)
-        return None if lane is None else lane.reason
+        """What was said when the destination's destination was found down last."""
+        destination = self._state(name)
+        return None if destination is None else destination.reason
 
     def turn(self, name: str, sender: Address, now: float) -> float:
-        """The place in a lane's line for a new part of this sender's."""
-        lane = self._lanes.get(name)
-        if lane is None:
+        """The place in a destination's line for a new part of this sender's."""
+        destination = self._destinations.get(name)
+        if destination is None:
             if name not in self._resting and self._quiet_until(name) == inf:
                 return now
-            lane = self._new_lane(name)
-        return lane.turn(sender, now)
+            destination = self._new_destination(name)
+        return destination.turn(sender, now)
 
     def is_shut(self, name: str, now: float) -> bool:
-        """Whether nothing in this lane is attempted now."""
-        lane = self._state(name)
-        return lane is not None and lane.is_shut(now)
+        """Whether nothing in this destination is attempted now."""
+        destination = self._state(name)
+        return destination is not None and destination.is_shut(now)
 
     def is_known(self, message: QueuedMessage) -> bool:
         """Whether the part waits in memory or is under way."""
-        lane = self._lanes.get(message.lane)
-        return lane is not None and message.key in lane.known
+        destination = self._destinations.get(message.destination)
+        return destination is not None and message.key in destination.known
 
     def waits_in_memory(self, message: QueuedMessage) -> bool:
         """Whether the part is next in memory, and not under way nor kept from being taken up."""
-        lane = self._lanes.get(message.lane)
-        return lane is not None and lane.waits(message.key)
+        destination = self._destinations.get(message.destination)
+        return destination is not None and destination.waits(message.key)
 
     def is_due(self, name: str, now: float) -> bool:
-        """Whether the lane is open, and the spool has something for it that could be attempted now."""
-        lane = self._state(name)
-        if lane is None:
+        """Whether the destination is open, and the spool has something for it that could be attempted now."""
+        destination = self._state(name)
+        if destination is None:
             return self._quiet_until(name) <= now
-        return not lane.is_shut(now) and (lane.loading or lane.due <= now)
+        return not destination.is_shut(now) and (destination.loading or destination.due <= now)
 
     def is_about_to_load(self, name: str, now: float) -> bool:
-        """Whether the lane is due, and what is due in it will be got next: nothing of it is in memory."""
+        """Whether the destination is due, and what is due in it will be got next: nothing of it is in
+        memory."""
         if not self.is_due(name, now):
             return False
-        lane = self._state(name)
-        if lane is None:
+        destination = self._state(name)
+        if destination is None:
             return self._has_room(self._first_ring(name))
-        return lane.loading or (not lane.waiting and self._has_room(lane.ring))
+        return destination.loading or (not destination.waiting and self._has_room(destination.ring))
 
     def may_know(self, message: QueuedMessage) -> bool:
         """Whether the part is known, or may be in what the spool is being asked."""
-        lane = self._lanes.get(message.lane)
-        return lane is not None and (lane.loading or message.key in lane.known)
+        destination = self._destinations.get(message.destination)
+        return destination is not None and (destination.loading or message.key in destination.known)
 
     def names(self) -> list[str]:
-        """The lanes of which more is known than when something is due."""
-        return [*self._lanes, *self._resting]
+        """The destinations of which more is known than when something is due."""
+        return [*self._destinations, *self._resting]
 
     def is_answering(self, name: str) -> bool:
         """Whether the destination answered before and was not found down since."""
-        return self._lane(name).ring is self._known
+        return self._destination(name).ring is self._known
 
     def answered_before(self, name: str) -> bool:
         """Whether the destination answered at any time, as far as it is remembered."""
@@ -133,47 +134,49 @@ class LaneTable:
 
     # Inside
 
-    def _lane(self, name: str) -> Lane:
-        lane = self._lanes.get(name)
-        return self._new_lane(name) if lane is None else lane
+    def _destination(self, name: str) -> Destination:
+        destination = self._destinations.get(name)
+        return self._new_destination(name) if destination is None else destination
 
-    def _new_lane(self, name: str) -> Lane:
+    def _new_destination(self, name: str) -> Destination:
         limit = self._limit(name)
         ring = self._first_ring(name)
-        lane = self._lanes[name] = Lane(name, self.places if limit is None else limit, ring)
+        destination = self._destinations[name] = Destination(
+            name, self.places if limit is None else limit, ring
+        )
         if limit is None:
-            lane.window = lane.most
-        if not self._resting.give_back(lane) and (due := self._quiet_until(name)) < inf:
+            destination.window = destination.most
+        if not self._resting.give_back(destination) and (due := self._quiet_until(name)) < inf:
             self._quiet -= 1
-            lane.due = due
+            destination.due = due
             for each in (self._known, self._unknown):
                 each.wakes.discard(name)
-            self._schedule(lane)
-        return lane
+            self._schedule(destination)
+        return destination
 
     def _first_ring(self, name: str) -> Ring:
-        """Where a lane belongs of which nothing is known."""
+        """Where a destination belongs of which nothing is known."""
         return self._known if self._limit(name) is None or name in self._answered else self._unknown
 
     def _quiet_until(self, name: str) -> float:
-        """When something is due in a lane of which nothing else is known."""
+        """When something is due in a destination of which nothing else is known."""
         return min(self._known.wakes.at(name), self._unknown.wakes.at(name))
 
     def _most(self, name: str) -> int:
         limit = self._limit(name)
         return self.places if limit is None else limit
 
-    def _move(self, lane: Lane, ring: Ring) -> None:
-        if lane.ring is not ring:
-            lane.ring.hand_over(lane, ring)
-            lane.ring = ring
+    def _move(self, destination: Destination, ring: Ring) -> None:
+        if destination.ring is not ring:
+            destination.ring.hand_over(destination, ring)
+            destination.ring = ring
 
-    def _push(self, lane: Lane, message: QueuedMessage, now: float) -> None:
-        lane.ring.waiting += 1
-        if lane.push(message) is not None:
-            lane.ring.waiting -= 1
-            lane.due = min(lane.due, now)
-        lane.ring.join(lane)
+    def _push(self, destination: Destination, message: QueuedMessage, now: float) -> None:
+        destination.ring.waiting += 1
+        if destination.push(message) is not None:
+            destination.ring.waiting -= 1
+            destination.due = min(destination.due, now)
+        destination.ring.join(destination)
 
     def _room(self, ring: Ring) -> int:
         """How many more parts of these destinations may wait in memory."""
@@ -184,48 +187,48 @@ class LaneTable:
     def _has_room(self, ring: Ring) -> bool:
         return self._room(ring) > enough_room(ring)
 
-    def _is_due(self, lane: Lane, when: float) -> None:
-        lane.due = min(lane.due, when)
-        self._schedule(lane)
+    def _is_due(self, destination: Destination, when: float) -> None:
+        destination.due = min(destination.due, when)
+        self._schedule(destination)
 
-    def _schedule(self, lane: Lane) -> None:
-        """Have the lane looked at when there is something to get for it, or when it may go on."""
+    def _schedule(self, destination: Destination) -> None:
+        """Have the destination looked at when there is something to get for it, or when it may go on."""
         wake = inf
-        if lane.waiting and lane.shut_until:
-            wake = lane.shut_until
-        if lane.hungry:
-            wake = min(wake, max(lane.due, lane.shut_until))
-        lane.ring.wakes.set(lane.name, wake)
+        if destination.waiting and destination.shut_until:
+            wake = destination.shut_until
+        if destination.needs_more:
+            wake = min(wake, max(destination.due, destination.shut_until))
+        destination.ring.wakes.set(destination.name, wake)
 
-    def _tidy(self, lane: Lane) -> None:
-        """Keep no more of a lane than is needed, once nothing of it is in memory."""
-        if lane.in_use or lane.name not in self._lanes:
+    def _tidy(self, destination: Destination) -> None:
+        """Keep no more of a destination than is needed, once nothing of it is in memory."""
+        if destination.in_use or destination.name not in self._destinations:
             return
-        if lane.due == inf:
-            del self._lanes[lane.name]
-            self._with_turns.pop(lane.name, None)
-            lane.ring.forget(lane)
-            if lane.failures:
+        if destination.due == inf:
+            del self._destinations[destination.name]
+            self._with_turns.pop(destination.name, None)
+            destination.ring.forget(destination)
+            if destination.failures:
                 # It was down, and no mail waits for it any more.
                 self._blocked -= 1
-        elif lane.has_turns:
-            self._with_turns[lane.name] = None
+        elif destination.has_turns:
+            self._with_turns[destination.name] = None
             if len(self._with_turns) > _MOST_WITH_TURNS:
                 name = next(iter(self._with_turns))
                 del self._with_turns[name]
-                oldest = self._lanes.get(name)
+                oldest = self._destinations.get(name)
                 if oldest is not None and not oldest.in_use:
                     self._put_to_rest(oldest)
         else:
-            self._put_to_rest(lane)
+            self._put_to_rest(destination)
 
-    def _put_to_rest(self, lane: Lane) -> None:
-        del self._lanes[lane.name]
-        self._with_turns.pop(lane.name, None)
-        if needs_nothing(lane):
+    def _put_to_rest(self, destination: Destination) -> None:
+        del self._destinations[destination.name]
+        self._with_turns.pop(destination.name, None)
+        if needs_nothing(destination):
             self._quiet += 1
         else:
-            self._resting.put(lane)
+            self._resting.put(destination)
 
 
 def enough_room(ring: Ring) -> int:

@@ -1,4 +1,7 @@
-"""Final delivery to Maildirs: synced before it counts, under names that nobody outside can choose."""
+"""Final delivery to Maildirs: synced before it counts, under names that nobody outside can choose.
+
+Which Maildirs exist: asked of the file system in threads, with a deadline, and remembered for a moment.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ import hashlib
 import os
 import re
 import stat
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Thread
 from typing import Any, BinaryIO
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from elemta.address import Address
-from elemta.delivery.routes import Placeholder
+from elemta.delivery.routes import MaildirRoute, Placeholder
 from elemta.domains import canonical_domain
-from elemta.errors import NoMailbox, SpoolError
+from elemta.errors import MailboxUnknown, NoMailbox, SpoolError
 
 _log = Logger()
 
@@ -35,7 +41,7 @@ _sync_data = getattr(os, "fdatasync", os.fsync)
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class MaildirDelivery:
     """One file to be made: in the Maildir ``directory``, called ``name``, beginning with ``prefix``.
 
     ``make``: the Maildir is made where it is missing. ``root`` is a directory that has something in it
@@ -85,7 +91,7 @@ def file_name(queue_id: str, recipient: Address, received_at: float, hostname: s
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class MaildirJob:
     """One message to be dropped; ``content`` must have ``size`` octets, and is closed when it was written.
 
     ``done`` gets the place of each drop that is on stable storage, the moment it is.
@@ -93,7 +99,7 @@ class Job:
 
     content: BinaryIO
     size: int
-    drops: Sequence[Drop]
+    deliveries: Sequence[MaildirDelivery]
     done: set[int] = field(default_factory=set, compare=False)
 
 
@@ -106,13 +112,13 @@ class MaildirWriter:
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    def write(self, jobs: Sequence[Job]) -> list[Errors]:
+    def write(self, jobs: Sequence[MaildirJob]) -> list[Errors]:
         """Make every drop of every job; for each the error, or None once it is on stable storage.
 
         The jobs share one sync of each directory that they write to.
         """
         results: list[Errors] = []
-        written: dict[str, list[tuple[Job, Errors, int]]] = {}
+        written: dict[str, list[tuple[MaildirJob, Errors, int]]] = {}
         for job in jobs:
             results.append(self._write_job(job, written))
         for directory, places in written.items():
@@ -126,11 +132,11 @@ class MaildirWriter:
                     job.done.add(place)
         return results
 
-    def _write_job(self, job: Job, written: dict[str, list[tuple[Job, Errors, int]]]) -> Errors:
+    def _write_job(self, job: MaildirJob, written: dict[str, list[tuple[MaildirJob, Errors, int]]]) -> Errors:
         errors: Errors = []
-        for drop in job.drops:
+        for drop in job.deliveries:
             try:
-                self._drop(job, drop)
+                self._deliver(job, drop)
             except (OSError, SpoolError, NoMailbox) as error:
                 errors.append(error)
             except Exception as error:
@@ -144,7 +150,7 @@ class MaildirWriter:
             job.content.close()
         return errors
 
-    def _drop(self, job: Job, drop: Drop) -> None:
+    def _deliver(self, job: MaildirJob, drop: MaildirDelivery) -> None:
         if drop.directory not in self._known:
             self._provide(drop)
         try:
@@ -155,14 +161,14 @@ class MaildirWriter:
             self._provide(drop)
             self._place(job, drop)
 
-    def _provide(self, drop: Drop) -> None:
+    def _provide(self, drop: MaildirDelivery) -> None:
         """Make what is missing of the Maildir. NoMailbox where that may not be."""
         if not drop.make and not _is_there(drop.directory):
             check_root(drop.root)
             raise NoMailbox("there is no such mailbox")
         self._make(drop.directory)
 
-    def _place(self, job: Job, drop: Drop) -> None:
+    def _place(self, job: MaildirJob, drop: MaildirDelivery) -> None:
         temporary = f"{drop.directory}/tmp/{drop.name}"  # noqa: S108 - a part of every Maildir
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         job.content.seek(0)
@@ -201,10 +207,10 @@ class MaildirThreads:
         self._reactor = reactor
         self._pool = pool
         self._writer = MaildirWriter()
-        self._waiting: deque[tuple[Job, Deferred[Errors]]] = deque()
+        self._waiting: deque[tuple[MaildirJob, Deferred[Errors]]] = deque()
         self._busy = 0
 
-    def write(self, job: Job) -> Deferred[Errors]:
+    def write(self, job: MaildirJob) -> Deferred[Errors]:
         """Make the job's drops; fires with the error of each, or None."""
         done: Deferred[Errors] = Deferred()
         self._waiting.append((job, done))
@@ -271,7 +277,7 @@ def _sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def _copy(job: Job, prefix: bytes, descriptor: int) -> None:
+def _copy(job: MaildirJob, prefix: bytes, descriptor: int) -> None:
     copied = -len(prefix)
     chunk = prefix + job.content.read(_CHUNK)
     while chunk:
@@ -286,3 +292,102 @@ def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+#: Seconds.
+DEADLINE = 5.0
+REMEMBER_FOUND = 30.0
+REMEMBER_MISSING = 1.0
+
+THREADS = 2
+MOST_WAITING = 1000
+MOST_REMEMBERED = 10_000
+
+# Such a name can't be anybody's mailbox.
+_NO_NAME = frozenset({errno.ENOENT, errno.ENAMETOOLONG})
+
+
+class Mailboxes:
+    """Tells whether a recipient's Maildir exists. The reactor never waits for the disk."""
+
+    def __init__(self, reactor: Any, clock: Any = None) -> None:
+        self._reactor = reactor
+        self._clock = reactor if clock is None else clock
+        self._pool: ThreadPool | None = None
+        self._remembered: OrderedDict[tuple[str, Address], tuple[float, bool]] = OrderedDict()
+        self._asked: dict[str, list[Deferred[bool]]] = {}
+
+    def exists(self, route: MaildirRoute, recipient: Address) -> bool | Deferred[bool]:
+        """Whether the directory of a recipient's Maildir is there.
+
+        The Deferred fails with :class:`~elemta.errors.MailboxUnknown` where the file system gives no
+        answer, or none in :data:`DEADLINE` seconds; so does the call where too many wait already.
+        """
+        key = (route.target, recipient)
+        until, found = self._remembered.get(key, (0.0, False))
+        if self._clock.seconds() < until:
+            return found
+        if len(self._asked) >= MOST_WAITING:
+            raise MailboxUnknown(f"{len(self._asked)} Maildirs are being looked for already")
+        answer: Deferred[bool] = Deferred()
+        answer.addTimeout(DEADLINE, self._clock)
+        answer.addCallbacks(self._remember, _in_words, callbackArgs=(key,))
+        self._ask(maildir_path(route.template, recipient), route.root, answer)
+        return answer
+
+    def forget(self) -> None:
+        """Ask anew about every Maildir."""
+        self._remembered.clear()
+
+    def stop(self) -> None:
+        """End the threads; one that hangs in the file system is left to the end of the process."""
+        pool, self._pool = self._pool, None
+        if pool is not None and not self._asked:
+            pool.stop()
+
+    def _ask(self, directory: str, root: str, answer: Deferred[bool]) -> None:
+        waiting = self._asked.setdefault(directory, [])
+        waiting.append(answer)
+        if len(waiting) > 1:
+            return
+        if self._pool is None:
+            self._pool = ThreadPool(0, THREADS, "elemta-mailboxes")
+            # A disk that does not answer must not keep the process from ending.
+            self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+            self._pool.start()
+        self._pool.callInThread(self._look, directory, root)
+
+    def _look(self, directory: str, root: str) -> None:
+        outcome: bool | Failure
+        try:
+            outcome = stat.S_ISDIR(os.stat(directory).st_mode)
+        except OSError as error:
+            outcome = self._missing(root) if error.errno in _NO_NAME else Failure()
+        self._reactor.callFromThread(self._answer, directory, outcome)
+
+    def _missing(self, root: str) -> bool | Failure:
+        """No mailbox, unless the file system with all of them is not there: that says nothing of any."""
+        try:
+            check_root(root)
+        except OSError:
+            return Failure()
+        return False
+
+    def _answer(self, directory: str, outcome: bool | Failure) -> None:
+        for waiting in self._asked.pop(directory):
+            # One whose time was up has its answer; Twisted drops this one.
+            waiting.callback(outcome)
+
+    def _remember(self, found: bool, key: tuple[str, Address]) -> bool:
+        seconds = REMEMBER_FOUND if found else REMEMBER_MISSING
+        self._remembered[key] = (self._clock.seconds() + seconds, found)
+        self._remembered.move_to_end(key)
+        if len(self._remembered) > MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return found
+
+
+def _in_words(failure: Failure) -> Failure:
+    if failure.check(DeferredTimeout, CancelledError) is not None:
+        return Failure(MailboxUnknown(f"the file system gave no answer within {DEADLINE:g} s"))
+    return Failure(MailboxUnknown(f"the file system gave no answer: {failure.getErrorMessage()}"))

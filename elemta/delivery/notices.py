@@ -1,20 +1,100 @@
-"""Telling senders: the notices of a conclusion put into the queue before its outcomes."""
+"""What follows from an attempt: which notices the sender gets, queued before the outcomes are recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Protocol
 
 from twisted.logger import Logger
 
-from elemta.delivery.bounces import BounceSpool, submit, tell_left_out
-from elemta.delivery.conclusions import Conclusion
-from elemta.delivery.queue import Queue
+from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide, log_left_out, submit
+from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.recording import settle_surely
+from elemta.delivery.settings import DeliverySettings
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.message.notice import Kind, Notice
-from elemta.spool.records import QueuedMessage
+from elemta.outcome import Outcome, Status
+from elemta.spool import MessageState, Spool
+from elemta.spool.records import HoldCause, QueuedMessage
+
+_LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationPlan:
+    """What to put into the queue after an attempt: the notices first, then the outcomes.
+
+    ``retry_at`` is for the recipients that are deferred, in seconds since the epoch; ``hold_reason`` for
+    those that failed and whose sender can't be told, or whose message can't be read; ``hold`` says
+    which. ``warned``: the delay needs no telling any more.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    notices: Notices
+    retry_at: float | None = None
+    hold_reason: str | None = None
+    warned: bool = False
+    hold: HoldCause = HoldCause.UNDELIVERABLE
+
+    def without_notices(self, retry_at: float) -> NotificationPlan:
+        """The same where the notices could not be queued: nobody counts as failed before he is told."""
+        outcomes = tuple(
+            replace(outcome, status=Status.DEFERRED) if outcome.status is Status.FAILED else outcome
+            for outcome in self.outcomes
+        )
+        again = any(outcome.status is Status.DEFERRED for outcome in outcomes)
+        held = self.hold_reason if self.hold is HoldCause.UNDELIVERABLE else None
+        return NotificationPlan(outcomes, Notices(), retry_at if again else None, held)
+
+
+def notice_settings(settings: DeliverySettings) -> NoticeSettings:
+    """What decides about notices."""
+    return NoticeSettings(
+        settings.hostname, settings.warn_after, settings.retries.expire, settings.bounce_size_limit
+    )
+
+
+def decide_notifications(
+    message: QueuedMessage,
+    outcomes: Sequence[Outcome],
+    settings: DeliverySettings,
+    *,
+    now: float,
+    retry_at: float | None = None,
+    unreadable: str | None = None,
+) -> NotificationPlan:
+    """Draw the conclusion of an attempt at ``now``.
+
+    ``retry_at`` is the time of the next one where the destination decides it, else the message's own
+    schedule does. At ``expire`` after its receipt what is deferred has failed. A message that can't be read
+    then, for the reason ``unreadable``, is kept on hold for a while once its sender is told.
+    """
+    known = [recipient.address for recipient in message.pending] if message.warned else ()
+    notices = decide(message, outcomes, now=now, settings=notice_settings(settings), warned=known)
+    age = now - message.envelope.received_at
+    expired = age >= settings.retries.expire
+    if expired:
+        outcomes = [_given_up(outcome) for outcome in outcomes]
+    deferred = any(outcome.status is Status.DEFERRED for outcome in outcomes)
+    if not deferred:
+        retry_at = None
+    elif retry_at is None:
+        retry_at = settings.retries.next_attempt(message.attempts + 1, message.envelope.received_at, now)
+    late = deferred and 0 < settings.warn_after <= age
+    if unreadable is not None and notices.hold is None and expired and _any_failed(outcomes):
+        reason = f"it can't be read, and the sender was told: {unreadable}"[:_LONGEST_REASON]
+        return NotificationPlan(tuple(outcomes), notices, retry_at, reason, late, HoldCause.UNREADABLE)
+    return NotificationPlan(tuple(outcomes), notices, retry_at, notices.hold, late)
+
+
+def _any_failed(outcomes: Sequence[Outcome]) -> bool:
+    return any(outcome.status is Status.FAILED for outcome in outcomes)
+
+
+def _given_up(outcome: Outcome) -> Outcome:
+    return replace(outcome, status=Status.FAILED) if outcome.status is Status.DEFERRED else outcome
+
 
 _log = Logger()
 
@@ -26,7 +106,9 @@ class NoticeSpool(BounceSpool, Protocol):
         """The whole message as it is sent on."""
 
 
-async def record(queue: Queue, message: QueuedMessage, conclusion: Conclusion, retry_at: float) -> Conclusion:
+async def record(
+    queue: DeliveryQueue, message: QueuedMessage, plan: NotificationPlan, retry_at: float
+) -> NotificationPlan:
     """Put a conclusion into the queue, whole and durable; gives what was recorded in fact.
 
     The notices come first: a crash between them and the outcomes may tell a sender twice, but never not
@@ -34,36 +116,36 @@ async def record(queue: Queue, message: QueuedMessage, conclusion: Conclusion, r
     ``retry_at``. What was delivered is not recorded here: that was settled before anybody was told.
     SpoolError: the outcomes are not stored yet.
     """
-    notices = conclusion.notices.to_send
+    notices = plan.notices.to_send
     try:
         await tell(queue, message, [notice for notice in notices if notice.kind is Kind.FAILURE])
     except Exception as error:
         tell_operator(message, error)
-        conclusion = conclusion.without_notices(retry_at)
+        plan = plan.without_notices(retry_at)
     else:
         try:
             await tell(queue, message, [notice for notice in notices if notice.kind is not Kind.FAILURE])
         except Exception as error:
             tell_operator(message, error)
-            conclusion = replace(conclusion, warned=False)
+            plan = replace(plan, warned=False)
     await settle_surely(
         queue,
         message,
-        conclusion.outcomes,
-        retry_at=conclusion.retry_at,
-        hold_reason=conclusion.hold_reason,
-        hold=conclusion.hold,
-        warned=conclusion.warned,
+        plan.outcomes,
+        retry_at=plan.retry_at,
+        hold_reason=plan.hold_reason,
+        hold=plan.hold,
+        warned=plan.warned,
     )
-    if conclusion.hold_reason is not None:
+    if plan.hold_reason is not None:
         _log.warn(
             "message put on hold",
             event="delivery.held",
             queue_id=message.queue_id,
             sender=str(message.envelope.sender),
-            reason=conclusion.hold_reason,
+            reason=plan.hold_reason,
         )
-    return conclusion
+    return plan
 
 
 async def tell(spool: NoticeSpool, message: QueuedMessage, notices: Iterable[Notice]) -> None:
@@ -82,7 +164,7 @@ async def content_for_notice(spool: NoticeSpool, queue_id: str) -> BinaryIO | No
     except UnknownMessage:
         raise
     except Exception as error:
-        tell_left_out(queue_id, error)
+        log_left_out(queue_id, error)
         return None
 
 
@@ -97,3 +179,60 @@ def tell_operator(message: QueuedMessage, error: Exception) -> None:
         queue_id=message.queue_id,
         reason=str(error),
     )
+
+
+_RETURNED = "returned by the operator of this mail system"
+_HELD = "being returned to the sender"
+
+
+class NoSender(SpoolError):
+    """The message is from the null reverse-path: there is no sender to return it to (RFC 5321 §4.5.5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnedMessage:
+    """What came of it: the recipients that were given up, and how many notices tell the sender.
+
+    No notice is sent where the sender wanted none.
+    """
+
+    recipients: int
+    notices: int
+
+
+async def return_to_sender(
+    spool: Spool, queue_id: str, settings: NoticeSettings, now: Callable[[], float]
+) -> ReturnedMessage:
+    """Give up every recipient that is left, and tell the sender.
+
+    The notice is in the queue before the message leaves it. An attempt that is under way at this moment may
+    still deliver it. NoSender; UnknownMessage; SpoolError: nothing is changed.
+    """
+    message = (await spool.show(queue_id)).message
+    if not message.envelope.sender:
+        raise NoSender(f"{queue_id} is from <>: nobody can be told")
+    held = message.state is not MessageState.HOLD
+    if held:
+        # So that no attempt begins while the notice is written.
+        await spool.hold(queue_id, _HELD)
+    try:
+        message = (await spool.show(queue_id)).message
+        return await _give_up(spool, message, settings, now())
+    except Exception:
+        if held:
+            await spool.release(queue_id)
+        raise
+
+
+async def _give_up(
+    spool: Spool, message: QueuedMessage, settings: NoticeSettings, now: float
+) -> ReturnedMessage:
+    # RFC 3463 §3.1 X.0.0: nothing more can be said.
+    outcomes = [
+        Outcome(message.queue_id, one.address, Status.FAILED, _RETURNED, "", "", now, enhanced="5.0.0")
+        for one in message.pending
+    ]
+    notices = decide(message, outcomes, now=now, settings=settings).to_send
+    await tell(spool, message, notices)
+    await spool.settle(message.queue_id, outcomes, retry_at=None, hold_reason=None)
+    return ReturnedMessage(len(outcomes), len(notices))

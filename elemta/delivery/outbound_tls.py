@@ -29,7 +29,7 @@ _CHAIN = {
 }
 
 
-class TLSRefused(Exception):
+class OutboundTLSRefused(Exception):
     """The handshake is done, and its certificate is not good enough. The text says why."""
 
 
@@ -41,14 +41,14 @@ class OutboundTLS:
 
     def __init__(self, authorities: str = "") -> None:
         self._authorities = authorities
-        self._under_way: WeakKeyDictionary[SSL.Connection, Handshake] = WeakKeyDictionary()
+        self._under_way: WeakKeyDictionary[SSL.Connection, OutboundHandshake] = WeakKeyDictionary()
         self._contexts: dict[bool, SSL.Context] = {}
 
-    def handshake(self, host: str, *, verified: bool) -> Handshake:
+    def handshake(self, host: str, *, verified: bool) -> OutboundHandshake:
         """A handshake with ``host``, a name or an address; ``verified``: only with a certificate of it."""
         if verified not in self._contexts:
             self._contexts[verified] = self._context(verified)
-        return Handshake(self._contexts[verified], self._under_way, host, verified=verified)
+        return OutboundHandshake(self._contexts[verified], self._under_way, host, verified=verified)
 
     def forget(self) -> None:
         """Read what is trusted anew for the next handshake."""
@@ -78,13 +78,13 @@ class OutboundTLS:
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class Handshake:
+class OutboundHandshake:
     """One handshake: what it is made with, and whether what it came to is good enough."""
 
     def __init__(
         self,
         context: SSL.Context,
-        under_way: MutableMapping[SSL.Connection, Handshake],
+        under_way: MutableMapping[SSL.Connection, OutboundHandshake],
         host: str,
         *,
         verified: bool,
@@ -106,7 +106,8 @@ class Handshake:
         return connection
 
     def check(self, connection: SSL.Connection) -> TLSInfo:
-        """What was negotiated; :class:`TLSRefused` where the certificate is not the host's and has to be."""
+        """What was negotiated; :class:`OutboundTLSRefused` where the certificate is not the host's and has
+        to be."""
         if self._verified:
             self._check_name(connection)
         return TLSInfo(
@@ -123,7 +124,7 @@ class Handshake:
                 # RFC 6125 §6
                 verify_hostname(connection, self._host)
         except (VerificationError, CertificateError) as error:
-            raise TLSRefused(f"its certificate is not one of {self._host}") from error
+            raise OutboundTLSRefused(f"its certificate is not one of {self._host}") from error
 
     def reason(self, failure: Failure) -> str:
         """Why the handshake failed, in words."""

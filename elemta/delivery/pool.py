@@ -8,38 +8,43 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 
-from elemta.delivery.hop import Hop
-from elemta.delivery.nexthop import NextHopConnection
-from elemta.delivery.pace import Go, Wait
+from elemta.delivery.client_protocol import NextHopConnection
+from elemta.delivery.next_hop import NextHop
+from elemta.delivery.outbound_limits import Permit, Throttled
 from elemta.delivery.settings import ConnectionsObserver, DeliverySettings
-from elemta.delivery.slots import NothingFreeError, Slot, Slots
+from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
 
 # Messages in a row for one destination on one connection while others of the route wait for theirs.
 _TURN = 10
 # How long goodbyes may take at a stop.
-_GOODBYES = 2.0
+_QUIT_SECONDS = 2.0
 
 
 Terms = tuple[object, ...]
 
 
-class Kept:
+class PooledConnection:
     """A connection in the pool, and where it leads: ``host`` (or the path of a socket) and ``port``.
 
     It has its slot until it is closed, unless the slot was taken from it for another.
     """
 
     def __init__(
-        self, connection: NextHopConnection, hop: Hop, place: tuple[str, int], slot: Slot, generation: int
+        self,
+        connection: NextHopConnection,
+        hop: NextHop,
+        place: tuple[str, int],
+        slot: ConnectionSlot,
+        generation: int,
     ) -> None:
         self.connection = connection
-        self.slot: Slot | None = slot
+        self.slot: ConnectionSlot | None = slot
         self.generation = generation
         self.timer: IDelayedCall | None = None
         self.is_gone = False
         self.place = place
-        self.terms = _terms(hop)
+        self.terms = _requirements(hop)
         self._closing: list[Deferred[None]] = []
 
     @property
@@ -47,21 +52,21 @@ class Kept:
         """Whether it waits for a message."""
         return self.timer is not None
 
-    def leads_to(self, hop: Hop) -> bool:
+    def leads_to(self, hop: NextHop) -> bool:
         """Whether a message for this hop may go here: the same place on the same terms."""
-        return self.terms == _terms(hop) and self.place in _places(hop)
+        return self.terms == _requirements(hop) and self.place in _places(hop)
 
-    def wake(self) -> None:
+    def stop_timer(self) -> None:
         """It is about to get a message, or to close."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
         self.timer = None
 
     def quit(self) -> None:
-        self.wake()
+        self.stop_timer()
         self.connection.quit()
 
-    def take_slot(self) -> Slot | None:
+    def take_slot(self) -> ConnectionSlot | None:
         """The slot, for the connection that follows this one."""
         slot, self.slot = self.slot, None
         return slot
@@ -83,25 +88,26 @@ class Kept:
             closed.callback(None)
 
 
-def _places(hop: Hop) -> list[tuple[str, int]]:
+def _places(hop: NextHop) -> list[tuple[str, int]]:
     return [(each.host, each.port) for each in hop.candidates] or [(hop.path, 0)]
 
 
-def _terms(hop: Hop) -> Terms:
+def _requirements(hop: NextHop) -> Terms:
     return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials)
 
 
 class Gate(Protocol):
-    """Says how many connections the limits allow; :class:`elemta.delivery.pace.Pace` is one."""
+    """Says how many connections the limits allow; :class:`elemta.delivery.outbound_limits.OutboundLimiter`
+    is one."""
 
-    def connect(self, destination: str) -> MaybeLater[Go | Wait]:
+    def connect(self, destination: str) -> MaybeLater[Permit | Throttled]:
         """Ask for one connection."""
 
-    def done(self, go: Go) -> MaybeLater[None]:
+    def done(self, go: Permit) -> MaybeLater[None]:
         """It is closed."""
 
 
-class Pool:
+class ConnectionPool:
     """All open connections. A message gets one from :meth:`claim` and gives it back when it is done."""
 
     def __init__(
@@ -111,9 +117,9 @@ class Pool:
         self._settings = settings
         self._observer = observer
         self._gate = gate
-        self._slots: Slots[Kept] = Slots(clock, settings.max_per_destination)
-        self._open: dict[Kept, None] = {}
-        self._by_terms: dict[Terms, dict[Kept, None]] = {}
+        self._slots: ConnectionSlots[PooledConnection] = ConnectionSlots(clock, settings.max_per_destination)
+        self._open: dict[PooledConnection, None] = {}
+        self._by_terms: dict[Terms, dict[PooledConnection, None]] = {}
         self._generation = 0
 
     @property
@@ -124,17 +130,17 @@ class Pool:
     def resting(self) -> int:
         return sum(kept.resting for kept in self._open)
 
-    async def claim(self, hop: Hop) -> Kept | Slot:
+    async def claim(self, hop: NextHop) -> PooledConnection | ConnectionSlot:
         """A connection that leads to the hop, or the right to make one.
 
-        Raises :class:`~elemta.delivery.slots.NothingFreeError`.
+        Raises :class:`~elemta.delivery.slots.NoSlotError`.
         """
         resting = self._resting_for(hop)
         if resting is not None:
-            resting.wake()
+            resting.stop_timer()
             return resting
         if self._slots.is_full(hop.route, hop.destination, hop.max_connections):
-            self._make_room(hop)
+            self._close_idle(hop)
         until = self._clock.seconds() + self._settings.connection_wait
         while True:
             claimed = await self._slots.acquire(
@@ -145,18 +151,18 @@ class Pool:
                 lambda kept: kept.leads_to(hop),
                 per_destination=hop.per_destination,
             )
-            if not isinstance(claimed, Slot):
+            if not isinstance(claimed, ConnectionSlot):
                 return claimed
             permit = await self._permit(hop, claimed)
-            if isinstance(permit, Go):
+            if isinstance(permit, Permit):
                 return replace(claimed, permit=permit)
             self._slots.keep_back(claimed, permit.seconds)
             if self._clock.seconds() >= until:
-                raise NothingFreeError(f"no connection was free: the limit {permit.limit} is full")
+                raise NoSlotError(f"no connection was free: the limit {permit.limit} is full")
 
-    def _resting_for(self, hop: Hop) -> Kept | None:
+    def _resting_for(self, hop: NextHop) -> PooledConnection | None:
         """A connection that rests and leads to the hop: to the first of its candidates that has one."""
-        same_terms = self._by_terms.get(_terms(hop))
+        same_terms = self._by_terms.get(_requirements(hop))
         if not same_terms:
             return None
         for place in _places(hop):
@@ -165,7 +171,7 @@ class Pool:
                     return kept
         return None
 
-    async def _permit(self, hop: Hop, slot: Slot) -> Go | Wait:
+    async def _permit(self, hop: NextHop, slot: ConnectionSlot) -> Permit | Throttled:
         """What the limits per destination say to one more connection."""
         if self._gate is None:
             return slot.permit
@@ -176,7 +182,7 @@ class Pool:
             self._slots.release(slot)
             raise
 
-    def _make_room(self, hop: Hop) -> None:
+    def _close_idle(self, hop: NextHop) -> None:
         """Close the connection that rests longest of those in the way of this hop."""
         narrow = self._slots.is_full_for(hop.route, hop.destination)
         for kept in self._open:
@@ -187,34 +193,36 @@ class Pool:
                 kept.quit()
                 return
 
-    def add(self, connection: NextHopConnection, hop: Hop, place: tuple[str, int], slot: Slot) -> Kept:
+    def add(
+        self, connection: NextHopConnection, hop: NextHop, place: tuple[str, int], slot: ConnectionSlot
+    ) -> PooledConnection:
         """Take a new connection in, for a message that comes now."""
-        kept = Kept(connection, hop, place, slot, self._generation)
+        kept = PooledConnection(connection, hop, place, slot, self._generation)
         self._open[kept] = None
         self._by_terms.setdefault(kept.terms, {})[kept] = None
         self._observer.connection("opened")
         connection.closed.addCallback(self._closed, kept)
         return kept
 
-    def _closed(self, _: None, kept: Kept) -> None:
+    def _closed(self, _: None, kept: PooledConnection) -> None:
         del self._open[kept]
         same_terms = self._by_terms[kept.terms]
         del same_terms[kept]
         if not same_terms:
             del self._by_terms[kept.terms]
-        kept.wake()
+        kept.stop_timer()
         self._observer.connection_closed()
         if kept.slot is not None:
             self.release(kept.slot)
         kept.gone()
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: ConnectionSlot) -> None:
         """The connection of the slot is gone, or none came of it."""
         if self._gate is not None:
             self._gate.done(slot.permit)
         self._slots.release(slot)
 
-    def give_back(self, kept: Kept) -> None:
+    def give_back(self, kept: PooledConnection) -> None:
         """The message is done: let the connection serve the next one, rest, or close."""
         if not kept.connection.idle or kept.slot is None:
             return
@@ -223,7 +231,7 @@ class Pool:
             kept.quit()
         elif self._pass_on(kept, kept.slot, served):
             pass
-        elif self._slots.somebody_waits(kept.slot):
+        elif self._slots.has_waiters(kept.slot):
             kept.quit()
         else:
             # To the end of the line: whoever rests longest is the first to make room.
@@ -231,7 +239,7 @@ class Pool:
             self._open[kept] = None
             kept.timer = self._clock.callLater(self._settings.keep_idle, kept.quit)
 
-    def _pass_on(self, kept: Kept, slot: Slot, served: int) -> bool:
+    def _pass_on(self, kept: PooledConnection, slot: ConnectionSlot, served: int) -> bool:
         turn_is_over = served % _TURN == 0 and self._slots.others_wait(slot)
         return not turn_is_over and self._slots.pass_on(slot, kept)
 
@@ -252,7 +260,7 @@ class Pool:
         """Close everything, and wait a little for the goodbyes; what still has a message then is cut."""
         self.refuse("Elemta is stopping")
         self.drain()
-        late = self._clock.callLater(_GOODBYES, self.cut)
+        late = self._clock.callLater(_QUIT_SECONDS, self.cut)
         await DeferredList([kept.closed() for kept in self._open])
         if late.active():
             late.cancel()

@@ -1,4 +1,7 @@
-"""What delivery needs of the spool, and no more."""
+"""What delivery needs of the spool, and no more.
+
+Whether a queued message can still be read: asked before one is given up, so that what is lost is told.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from twisted.internet.defer import Deferred
 
 from elemta.address import Address
 from elemta.delivery.bounces import BounceSpool
+from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome
 from elemta.spool.records import (
+    DestinationDue,
     HeldPart,
     HoldCause,
-    LaneDue,
     MessageRecord,
     OwedNotice,
     Page,
@@ -23,7 +27,7 @@ from elemta.spool.records import (
 )
 
 
-class Queue(BounceSpool, Protocol):
+class DeliveryQueue(BounceSpool, Protocol):
     """The durable queue; :class:`elemta.spool.Spool` is one."""
 
     @property
@@ -34,8 +38,8 @@ class Queue(BounceSpool, Protocol):
     def settled(self) -> bool:
         """Whether an attempt may be made: the disk is trusted, and every earlier result is written."""
 
-    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
-        """Lanes by name, and when something is due in each: 0.0 now, None where all is held."""
+    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Destinations by name, and when something is due in each: 0.0 now, None where all is held."""
 
     async def due(
         self,
@@ -43,10 +47,10 @@ class Queue(BounceSpool, Protocol):
         wanted: Mapping[str, int],
         excluding: Mapping[str, Collection[tuple[str, int]]],
         until: Mapping[str, float],
-    ) -> list[LaneDue]:
-        """For each of these lanes at most so many parts to attempt now, without those named.
+    ) -> list[DestinationDue]:
+        """For each of these destinations at most so many parts to attempt now, without those named.
 
-        In lanes that ``until`` names those are due, too, whose time is not after that one.
+        In destinations that ``until`` names those are due, too, whose time is not after that one.
         """
 
     async def older(
@@ -97,7 +101,37 @@ class Queue(BounceSpool, Protocol):
         """Be called with every part of a message that comes in, after its commit."""
 
     def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
-        """Be called with lanes in which something became due otherwise than by time."""
+        """Be called with destinations in which something became due otherwise than by time."""
 
     def on_settled(self, callback: Callable[[], None]) -> None:
         """Be called when ``settled`` is true again."""
+
+
+_CHUNK = 64 * 1024
+
+
+async def why_unreadable(queue: DeliveryQueue, message: QueuedMessage) -> str | None:
+    """What is wrong with the stored message; None where it is whole, or gone."""
+    try:
+        content = await queue.open_content(message.queue_id)
+    except UnknownMessage:
+        return None
+    except (SpoolError, OSError) as error:
+        return str(error)
+    try:
+        return await queue.in_disk_thread(_fault_in, content, message.envelope.size)
+    except (SpoolError, OSError) as error:
+        return str(error)
+
+
+def _fault_in(content: BinaryIO, size: int) -> str | None:
+    """In a disk thread; closes the content. SpoolError, OSError."""
+    with content:
+        found = content.seek(0, 2)
+        if found != size:
+            return f"the stored message has {found} octets of {size}"
+        content.seek(0)
+        # All of it: a bad block may be anywhere. It costs no more than the last attempt did.
+        while content.read(_CHUNK):
+            pass
+    return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.delivery.queue import Queue
+from elemta.delivery.queue import DeliveryQueue
 from elemta.envelope import Notify
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
@@ -54,7 +54,7 @@ def owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> frozenset[Addr
 
 
 async def settle_surely(
-    queue: Queue,
+    queue: DeliveryQueue,
     message: QueuedMessage,
     outcomes: Sequence[Outcome],
     *,
@@ -97,7 +97,7 @@ async def settle_surely(
 class DeliveredRecorder:
     """Records deliveries. While one can't be recorded by a fault of ours, its part is not attempted."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: DeliveryQueue) -> None:
         self._queue = queue
         self._unrecorded: dict[tuple[str, int], list[Outcome]] = {}
 

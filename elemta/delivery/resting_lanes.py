@@ -9,7 +9,7 @@ from elemta.address import NULL
 from elemta.outcome import Outcome, Status
 
 if TYPE_CHECKING:
-    from elemta.delivery.lane import Lane
+    from elemta.delivery.destination import Destination
     from elemta.delivery.rings import Ring
 
 # Destinations of which the last failure is kept; of the others it is known that there was one.
@@ -22,7 +22,7 @@ _UNREACHABLE = Outcome(
 
 @dataclass(slots=True, eq=False)
 class Rest:
-    """A lane of which nothing is in memory, and that has not only a time when something is due."""
+    """A destination of which nothing is in memory, and that has not only a time when something is due."""
 
     ring: Ring
     due: float
@@ -48,7 +48,7 @@ class Rest:
         return False
 
     def is_shut(self, now: float) -> bool:
-        """Whether nothing in this lane is attempted now."""
+        """Whether nothing in this destination is attempted now."""
         return self.shut_until > now or self.failures > 0
 
     def bring_forward(self) -> None:
@@ -59,40 +59,40 @@ class Rest:
 
 
 class RestingLanes(dict[str, Rest]):
-    """The lanes at rest, by name."""
+    """The destinations at rest, by name."""
 
     def __init__(self) -> None:
         self._reasons = 0
 
-    def put(self, lane: Lane) -> None:
-        """Keep what matters of a lane."""
-        reason = lane.reason
+    def put(self, destination: Destination) -> None:
+        """Keep what matters of a destination."""
+        reason = destination.reason
         if reason is not None and reason is not _UNREACHABLE:
             if self._reasons < _MOST_REASONS:
                 self._reasons += 1
                 reason = replace(reason, queue_id="", recipient=NULL, at=0.0, seconds=0.0)
             else:
                 reason = _UNREACHABLE
-        self[lane.name] = Rest(
-            lane.ring,
-            lane.due,
-            lane.shut_until,
-            lane.failures,
-            lane.broken_off,
-            lane.back_until,
+        self[destination.name] = Rest(
+            destination.ring,
+            destination.due,
+            destination.shut_until,
+            destination.failures,
+            destination.broken_off,
+            destination.back_until,
             reason,
         )
 
-    def give_back(self, lane: Lane) -> bool:
-        """Let a lane that is needed again be what it was; whether it was at rest."""
-        rest = self.pop(lane.name, None)
+    def give_back(self, destination: Destination) -> bool:
+        """Let a destination that is needed again be what it was; whether it was at rest."""
+        rest = self.pop(destination.name, None)
         if rest is None:
             return False
         if rest.reason is not None and rest.reason is not _UNREACHABLE:
             self._reasons -= 1
-        lane.ring, lane.due, lane.shut_until = rest.ring, rest.due, rest.shut_until
-        lane.failures, lane.broken_off = rest.failures, rest.broken_off
-        lane.back_until, lane.reason = rest.back_until, rest.reason
+        destination.ring, destination.due, destination.shut_until = rest.ring, rest.due, rest.shut_until
+        destination.failures, destination.broken_off = rest.failures, rest.broken_off
+        destination.back_until, destination.reason = rest.back_until, rest.reason
         return True
 
     def clear(self) -> None:
@@ -100,8 +100,13 @@ class RestingLanes(dict[str, Rest]):
         self._reasons = 0
 
 
-def needs_nothing(lane: Lane) -> bool:
-    """Whether nothing is known of the lane that would not be known without it, but when more is due."""
+def needs_nothing(destination: Destination) -> bool:
+    """Whether nothing is known of the destination that would not be known without it, but when more is
+    due."""
     return not (
-        lane.failures or lane.shut_until or lane.broken_off or lane.back_until or lane.reason is not None
+        destination.failures
+        or destination.shut_until
+        or destination.broken_off
+        or destination.back_until
+        or destination.reason is not None
     )

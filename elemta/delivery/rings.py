@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from elemta.delivery.lane import Lane
+from elemta.delivery.destination import Destination
 from elemta.delivery.wake_heap import WakeHeap
 
 
@@ -40,7 +40,7 @@ SHARES: Mapping[Standing, Share] = {
 
 
 class Ring:
-    """The lanes of one standing: those whose turn it may be, and when each has to be looked at.
+    """The destinations of one standing: those whose turn it may be, and when each has to be looked at.
 
     ``waiting`` is how many of their parts wait in memory.
     """
@@ -52,43 +52,47 @@ class Ring:
         self.eighths, self.looked_into = SHARES[standing].room, SHARES[standing].looked_into
         self.waiting = 0
         self.wakes = WakeHeap()
-        self._turns: OrderedDict[Lane, None] = OrderedDict()
+        self._turns: OrderedDict[Destination, None] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
-    def join(self, lane: Lane) -> None:
-        """Give a lane the last turn, if something of it waits and it has none."""
-        if lane.waiting:
-            self._turns.setdefault(lane)
+    def join(self, destination: Destination) -> None:
+        """Give a destination the last turn, if something of it waits and it has none."""
+        if destination.waiting:
+            self._turns.setdefault(destination)
 
-    def hand_over(self, lane: Lane, other: Ring) -> None:
-        """Let the lane be one of the other ring, with its turn, its time and what waits."""
-        self.waiting -= lane.waiting
-        other.waiting += lane.waiting
-        if lane in self._turns:
-            del self._turns[lane]
-            other.join(lane)
-        other.wakes.set(lane.name, self.wakes.at(lane.name))
-        self.forget(lane)
+    def hand_over(self, destination: Destination, other: Ring) -> None:
+        """Let the destination be one of the other ring, with its turn, its time and what waits."""
+        self.waiting -= destination.waiting
+        other.waiting += destination.waiting
+        if destination in self._turns:
+            del self._turns[destination]
+            other.join(destination)
+        other.wakes.set(destination.name, self.wakes.at(destination.name))
+        self.forget(destination)
 
-    def forget(self, lane: Lane) -> None:
-        """The lane has no turn and no time any more."""
-        self._turns.pop(lane, None)
-        self.wakes.discard(lane.name)
+    def forget(self, destination: Destination) -> None:
+        """The destination has no turn and no time any more."""
+        self._turns.pop(destination, None)
+        self.wakes.discard(destination.name)
 
-    def next(self, now: float, free: int) -> Lane | None:
-        """The next lane that may start something, with ``free`` places left; it has no turn any more.
+    def next(self, now: float, free: int) -> Destination | None:
+        """The next destination that may start something, with ``free`` places left; it has no turn any more.
 
         Those that have to wait for an event lose their turn, too.
         """
         turns = self._turns
         for _ in range(len(turns)):
-            lane, _ = turns.popitem(last=False)
-            if lane.waiting and lane.shut_until <= now and lane.under_way < lane.limit:
-                if lane.under_way <= free:
-                    return lane
-                turns[lane] = None
+            destination, _ = turns.popitem(last=False)
+            if (
+                destination.waiting
+                and destination.shut_until <= now
+                and destination.under_way < destination.limit
+            ):
+                if destination.under_way <= free:
+                    return destination
+                turns[destination] = None
         return None
 
     def clear(self) -> None:

@@ -31,11 +31,11 @@ class DeliveryObserver(ConnectionsObserver, Protocol):
     def attempted(self, outcome: Outcome) -> None:
         """One attempt for one recipient came to this."""
 
-    def lanes(self, known: int, blocked: int) -> None:
+    def destinations(self, known: int, blocked: int) -> None:
         """So many destinations have mail, and so many of them are left alone until they are back."""
 
 
-class Unobserved:
+class NullDeliveryObserver:
     """An observer that counts nothing."""
 
     def connection(self, outcome: str) -> None:
@@ -50,7 +50,7 @@ class Unobserved:
     def attempted(self, outcome: Outcome) -> None:
         pass
 
-    def lanes(self, known: int, blocked: int) -> None:
+    def destinations(self, known: int, blocked: int) -> None:
         pass
 
 

@@ -10,29 +10,29 @@ from typing import Generic, TypeVar
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from elemta.delivery.pace import FREE, Go
+from elemta.delivery.outbound_limits import FREE, Permit
 
 T = TypeVar("T")
 
 
-class NothingFreeError(Exception):
+class NoSlotError(Exception):
     """No connection became free in time. The text says where."""
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class ConnectionSlot:
     """The right to one open connection; ``permit`` is what the limits per destination said to it."""
 
     route: str
     destination: str
-    permit: Go = FREE
+    permit: Permit = FREE
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter(Generic[T]):
     destination: str
     usable: Callable[[T], bool]
-    granted: Deferred[Slot | T]
+    granted: Deferred[ConnectionSlot | T]
     timer: IDelayedCall | None = None
 
 
@@ -46,7 +46,7 @@ class _Line(Generic[T]):
     waiting: OrderedDict[str, deque[_Waiter[T]]] = field(default_factory=OrderedDict)
 
 
-class Slots(Generic[T]):
+class ConnectionSlots(Generic[T]):
     """Gives out slots, and passes on connections (``T``) that become free to who can use them.
 
     Destinations take turns, so that one with many messages does not keep the others of its route waiting.
@@ -58,7 +58,7 @@ class Slots(Generic[T]):
         self._lines: dict[str, _Line[T]] = {}
         self._taken: Counter[tuple[str, str]] = Counter()
         self._kept_back: dict[tuple[str, str], IDelayedCall] = {}
-        self._granted: deque[tuple[Deferred[Slot | T], Slot | T]] = deque()
+        self._granted: deque[tuple[Deferred[ConnectionSlot | T], ConnectionSlot | T]] = deque()
         self._handing_out = False
         self._over = ""
 
@@ -71,15 +71,15 @@ class Slots(Generic[T]):
         usable: Callable[[T], bool],
         *,
         per_destination: int = 0,
-    ) -> Deferred[Slot | T]:
+    ) -> Deferred[ConnectionSlot | T]:
         """A slot, or a connection that became free meanwhile and is ``usable``.
 
-        Fails with :class:`NothingFreeError` after so many seconds. Without a destination only the route's
+        Fails with :class:`NoSlotError` after so many seconds. Without a destination only the route's
         number counts, which is ``most`` from now on; ``per_destination`` is the other one, 0 the one of all
         routes.
         """
         if self._over:
-            return fail(NothingFreeError(self._over))
+            return fail(NoSlotError(self._over))
         line = self._lines.setdefault(route, _Line(most, 0))
         line.most, line.per_destination = most, per_destination
         waiter: _Waiter[T] = _Waiter(destination, usable, Deferred())
@@ -95,14 +95,14 @@ class Slots(Generic[T]):
 
     def is_full_for(self, route: str, destination: str) -> bool:
         """Whether the destination alone has all the connections that it may have."""
-        return not self._has_room(route, destination)
+        return not self._has_capacity(route, destination)
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: ConnectionSlot) -> None:
         """A connection is gone."""
         self._free(slot)
         self._let_go((slot.route, slot.destination))
 
-    def keep_back(self, slot: Slot, seconds: float) -> None:
+    def keep_back(self, slot: ConnectionSlot, seconds: float) -> None:
         """Take back a slot that may not be used now.
 
         For so long, or until a connection to its destination is gone, there is no other in its place; who
@@ -114,7 +114,7 @@ class Slots(Generic[T]):
             self._kept_back[place] = self._clock.callLater(seconds, self._let_go, place)
         self._serve(slot.route)
 
-    def _free(self, slot: Slot) -> None:
+    def _free(self, slot: ConnectionSlot) -> None:
         self._lines[slot.route].taken -= 1
         self._taken[slot.route, slot.destination] -= 1
         if not self._taken[slot.route, slot.destination]:
@@ -127,7 +127,7 @@ class Slots(Generic[T]):
         if place[0] in self._lines:
             self._serve(place[0])
 
-    def pass_on(self, slot: Slot, connection: T) -> bool:
+    def pass_on(self, slot: ConnectionSlot, connection: T) -> bool:
         """Give a connection that became free to who waits for its destination and can use it."""
         line = self._lines[slot.route]
         for waiter in line.waiting.get(slot.destination, ()):
@@ -137,15 +137,15 @@ class Slots(Generic[T]):
                 return True
         return False
 
-    def somebody_waits(self, slot: Slot) -> bool:
+    def has_waiters(self, slot: ConnectionSlot) -> bool:
         """Whether somebody would get a connection if this slot were released."""
         waiting = self._lines[slot.route].waiting
-        return any(each == slot.destination or self._has_room(slot.route, each) for each in waiting)
+        return any(each == slot.destination or self._has_capacity(slot.route, each) for each in waiting)
 
-    def others_wait(self, slot: Slot) -> bool:
+    def others_wait(self, slot: ConnectionSlot) -> bool:
         """Whether the slot, released, would go to another destination."""
         waiting = self._lines[slot.route].waiting
-        return any(each != slot.destination and self._has_room(slot.route, each) for each in waiting)
+        return any(each != slot.destination and self._has_capacity(slot.route, each) for each in waiting)
 
     def give_up(self, text: str) -> None:
         """Let nobody wait any longer, now or later."""
@@ -157,7 +157,7 @@ class Slots(Generic[T]):
         for place in list(self._kept_back):
             self._let_go(place)
 
-    def _has_room(self, route: str, destination: str) -> bool:
+    def _has_capacity(self, route: str, destination: str) -> bool:
         if (route, destination) in self._kept_back:
             return False
         line = self._lines.get(route)
@@ -167,19 +167,19 @@ class Slots(Generic[T]):
     def _serve(self, route: str) -> None:
         line = self._lines[route]
         while line.taken < line.most:
-            destination = next((each for each in line.waiting if self._has_room(route, each)), None)
+            destination = next((each for each in line.waiting if self._has_capacity(route, each)), None)
             if destination is None:
                 break
             line.taken += 1
             self._taken[route, destination] += 1
             # The next time it is the others' turn.
             line.waiting.move_to_end(destination)
-            self._grant(line, line.waiting[destination][0], Slot(route, destination))
+            self._grant(line, line.waiting[destination][0], ConnectionSlot(route, destination))
         if not line.taken and not line.waiting:
             del self._lines[route]
         self._hand_out()
 
-    def _grant(self, line: _Line[T], waiter: _Waiter[T], what: Slot | T) -> None:
+    def _grant(self, line: _Line[T], waiter: _Waiter[T], what: ConnectionSlot | T) -> None:
         self._forget(line, waiter)
         self._granted.append((waiter.granted, what))
 
@@ -197,7 +197,7 @@ class Slots(Generic[T]):
 
     def _refuse(self, line: _Line[T], waiter: _Waiter[T], text: str) -> None:
         self._forget(line, waiter)
-        waiter.granted.errback(NothingFreeError(text))
+        waiter.granted.errback(NoSlotError(text))
 
     def _late(self, route: str, waiter: _Waiter[T], seconds: float) -> None:
         text = f"no connection was free within {seconds:g} s: all that are allowed are busy"

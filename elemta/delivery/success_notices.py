@@ -10,9 +10,8 @@ from twisted.logger import Logger
 
 from elemta.clock import SteadyWall
 from elemta.delivery.bounces import decide, submit
-from elemta.delivery.conclusions import notice_settings
-from elemta.delivery.notices import content_for_notice, tell_operator
-from elemta.delivery.queue import Queue
+from elemta.delivery.notices import content_for_notice, notice_settings, tell_operator
+from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.recording import owes
 from elemta.delivery.settings import DeliverySettings
 from elemta.errors import UnknownMessage
@@ -35,7 +34,7 @@ class SuccessNotices:
     that can't be queued is tried again, and written off ``expire`` after the delivery.
     """
 
-    def __init__(self, clock: SteadyWall, queue: Queue, settings: DeliverySettings) -> None:
+    def __init__(self, clock: SteadyWall, queue: DeliveryQueue, settings: DeliverySettings) -> None:
         self.settings = settings
         self._clock = clock
         self._queue = queue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
-from elemta.delivery.mailboxes import Mailboxes
+from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.limits import Limiter
 from elemta.net.observer import NetObserver

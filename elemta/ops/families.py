@@ -175,7 +175,7 @@ DELIVERY_TLS = _counter(
     "outcome",
 )
 DELIVERY_LANES = _gauge(
-    "elemta_delivery_lanes",
+    "elemta_delivery_destinations",
     "Destinations with mail in the queue, by state: those that may be tried, and those that are down.",
     "state",
 )

@@ -156,7 +156,7 @@ class DeliveryMetrics:
         self._connections = instruments.counter(families.DELIVERY_CONNECTIONS)
         self._open = instruments.gauge(families.DELIVERY_CONNECTIONS_OPEN)
         self._tls = instruments.counter(families.DELIVERY_TLS)
-        self._lanes = instruments.gauge(families.DELIVERY_LANES)
+        self._destinations = instruments.gauge(families.DELIVERY_LANES)
         self._attempts = instruments.counter(families.DELIVERY_ATTEMPTS)
         self._duration = instruments.histogram(families.DELIVERY_DURATION)
 
@@ -164,9 +164,9 @@ class DeliveryMetrics:
         self._attempts.inc(outcome.route, outcome.status.value)
         self._duration.observe(outcome.seconds, outcome.route, outcome.status.value)
 
-    def lanes(self, known: int, blocked: int) -> None:
-        self._lanes.set(known - blocked, "open")
-        self._lanes.set(blocked, "blocked")
+    def destinations(self, known: int, blocked: int) -> None:
+        self._destinations.set(known - blocked, "open")
+        self._destinations.set(blocked, "blocked")
 
     def connection(self, outcome: str) -> None:
         self._connections.inc(outcome)

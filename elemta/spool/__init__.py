@@ -5,9 +5,9 @@ from elemta.spool.content import Content
 from elemta.spool.disk import Disk
 from elemta.spool.records import (
     AttemptRecord,
+    DestinationDue,
     HeldPart,
     HoldCause,
-    LaneDue,
     MessageRecord,
     MessageState,
     MessageSummary,
@@ -25,10 +25,10 @@ from elemta.spool.spool import Spool
 __all__ = [
     "AttemptRecord",
     "Content",
+    "DestinationDue",
     "Disk",
     "HeldPart",
     "HoldCause",
-    "LaneDue",
     "MessageRecord",
     "MessageState",
     "MessageSummary",

@@ -129,7 +129,7 @@ class OperatorAction(enum.Enum):
 class OperatorChange:
     """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold.
 
-    ``woken`` gets the lanes in which something is due by it.
+    ``woken`` gets the destinations in which something is due by it.
     """
 
     key: int

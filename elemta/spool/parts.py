@@ -35,7 +35,7 @@ class Part:
     """Recipients of the message that go one way, by position; None is all of them."""
 
     number: int
-    lane: str
+    destination: str
     state: MessageState
     turn: float
     attempts: int
@@ -258,7 +258,7 @@ def assign(message: StoredMessage, assignment: Assignment) -> None:
         if not moved:
             continue
         new = part if not left else message.split(part, moved)
-        new.lane, new.changed = storable(way.lane), True
+        new.destination, new.changed = storable(way.destination), True
         if new is part and part.positions is not None:
             part.positions = moved
         if new.state is MessageState.ACTIVE:
@@ -299,5 +299,5 @@ def _make_due(message: StoredMessage, wish: OperatorChange) -> None:
             if released:
                 part.state = MessageState.ACTIVE
                 part.hold, part.held_at = HoldCause.OPERATOR, None
-            wish.woken.add(part.lane)
+            wish.woken.add(part.destination)
             message.next_attempt_at = wish.at

@@ -2,8 +2,8 @@
 
 What is to be done in the queue, and when: the questions of delivery, each answered from an index.
 
-However many messages there are, no question costs more than what it gives: a lane whose next hop is down is
-never looked into, and the lanes themselves are found by leaping from one name to the next.
+However many messages there are, no question costs more than what it gives: a destination whose next hop is
+down is never looked into, and the destinations themselves are found by leaping from one name to the next.
 
 What people and next hops ask of the queue: lists, records, contents.
 """
@@ -33,9 +33,9 @@ from elemta.spool.parts import OWED_FINAL
 from elemta.spool.queue_id import row_key
 from elemta.spool.records import (
     AttemptRecord,
+    DestinationDue,
     HeldPart,
     HoldCause,
-    LaneDue,
     Listing,
     MessageRecord,
     MessageState,
@@ -98,7 +98,7 @@ _ACTIVE = _DUE.format("0")
 _DEFERRED = _DUE.format("1 AND p.turn <= ?")
 _NEXT_DEFERRED = "SELECT min(turn) FROM part WHERE lane = ? AND state = 1 AND turn > ?"
 # One row for the whole page, so one step: each gives up Python's interpreter lock and has to win it back.
-_LANES = """WITH RECURSIVE found(lane) AS (
+_DESTINATIONS = """WITH RECURSIVE found(lane) AS (
     SELECT min(lane) FROM part WHERE lane {} ?1
     UNION ALL SELECT (SELECT min(p.lane) FROM part p WHERE p.lane > found.lane) FROM found
     WHERE found.lane IS NOT NULL LIMIT ?2)
@@ -107,7 +107,7 @@ _LANES = """WITH RECURSIVE found(lane) AS (
     (SELECT printf('%!.17g', p.turn) FROM part p WHERE p.lane = found.lane AND p.state = 1
         ORDER BY p.turn LIMIT 1)))
     FROM found WHERE lane IS NOT NULL"""
-_FIRST_LANES, _NEXT_LANES = _LANES.format(">="), _LANES.format(">")
+_FIRST_DESTINATIONS, _NEXT_DESTINATIONS = _DESTINATIONS.format(">="), _DESTINATIONS.format(">")
 _OLD = (
     f"SELECT {PART_COLUMNS}, {_FINISHED}, m.id FROM part p"  # noqa: S608 - names are ours
     " CROSS JOIN message m ON m.id = p.message_id"
@@ -156,16 +156,17 @@ class Schedule:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
-        """Some lanes in the order of their names, from behind ``after`` on, and when each has something due.
+    def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Some destinations in the order of their names, from behind ``after`` on, and when each has
+        something due.
 
         That is 0.0 for one with active parts, None for one where all is on hold.
         """
-        statement = _FIRST_LANES if after is None else _NEXT_LANES
+        statement = _FIRST_DESTINATIONS if after is None else _NEXT_DESTINATIONS
         (text,) = self._reader.one(statement, (after or "", limit)) or ("[]",)
         return [
-            (lane, 0.0 if active else None if due is None else float(due))
-            for lane, active, due in json.loads(text)
+            (destination, 0.0 if active else None if due is None else float(due))
+            for destination, active, due in json.loads(text)
         ]
 
     def owed(self, after: str | None, limit: int) -> Found[list[OwedNotice]]:
@@ -206,28 +207,30 @@ class Schedule:
         wanted: Mapping[str, int],
         excluding: Mapping[str, Collection[tuple[str, int]]],
         until: Mapping[str, float],
-    ) -> Found[list[LaneDue]]:
-        """What is due in each of the lanes: at most so many parts, but for those ``excluding`` names.
+    ) -> Found[list[DestinationDue]]:
+        """What is due in each of the destinations: at most so many parts, but for those ``excluding`` names.
 
-        In a lane that ``until`` names, what is deferred up to that time is due now.
+        In a destination that ``until`` names, what is deferred up to that time is due now.
 
         Half of the room is for parts that were never attempted, in the order of their turns; the other half
         for deferred ones, by time; what one kind leaves is the other's.
         """
         found = [
-            self._due_in(lane, now, max(now, until.get(lane, now)), most, excluding.get(lane, ()))
-            for lane, most in wanted.items()
+            self._due_in(
+                destination, now, max(now, until.get(destination, now)), most, excluding.get(destination, ())
+            )
+            for destination, most in wanted.items()
         ]
         return Found(
             [each.value for each in found], tuple(damaged for each in found for damaged in each.damaged)
         )
 
     def _due_in(
-        self, lane: str, now: float, until: float, most: int, known: Collection[tuple[str, int]]
-    ) -> Found[LaneDue]:
+        self, destination: str, now: float, until: float, most: int, known: Collection[tuple[str, int]]
+    ) -> Found[DestinationDue]:
         excluded = json.dumps([(row_key(queue_id), number) for queue_id, number in known])
-        active = self._reader.all(_ACTIVE, (lane, excluded, most + 1))
-        deferred = self._reader.all(_DEFERRED, (lane, until, excluded, most + 1))
+        active = self._reader.all(_ACTIVE, (destination, excluded, most + 1))
+        deferred = self._reader.all(_DEFERRED, (destination, until, excluded, most + 1))
         half = most - most // 2
         room_for_active = max(half, most - len(deferred))
         taken = active[:room_for_active]
@@ -235,9 +238,9 @@ class Schedule:
         if len(taken) < len(active) + len(deferred):
             next_due: float | None = now
         else:
-            next_due = (self._reader.one(_NEXT_DEFERRED, (lane, now)) or (None,))[0]
+            next_due = (self._reader.one(_NEXT_DEFERRED, (destination, now)) or (None,))[0]
         messages, damaged = read_rows(taken, part_of)
-        return Found(LaneDue(lane, tuple(messages), next_due), tuple(damaged))
+        return Found(DestinationDue(destination, tuple(messages), next_due), tuple(damaged))
 
     def older(self, before: float, after: int, limit: int, *, unwarned: bool) -> Found[Page]:
         """Parts that wait, of messages received at ``before`` or earlier, in the order of arrival.

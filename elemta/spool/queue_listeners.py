@@ -14,7 +14,7 @@ _log = Logger()
 
 
 def one_way(submission: Submission) -> Sequence[PlannedPart]:
-    """All recipients in the lane without a name: whoever delivers finds out where they go."""
+    """All recipients in the destination without a name: whoever delivers finds out where they go."""
     return (PlannedPart("", submission.received_at),)
 
 
@@ -48,7 +48,13 @@ class QueueListeners:
             places = part.positions
             pending = everyone if places is None else tuple(everyone[place] for place in places)
             message = QueuedMessage(
-                envelope, MessageState.ACTIVE, 0, pending, part.turn, part=number, lane=part.lane
+                envelope,
+                MessageState.ACTIVE,
+                0,
+                pending,
+                part.turn,
+                part=number,
+                destination=part.destination,
             )
             for listener in self.committed:
                 try:
@@ -56,11 +62,11 @@ class QueueListeners:
                 except Exception:
                     _log.failure("a listener of the spool failed", event="spool.listener_failed")
 
-    def notify_due(self, lanes: Collection[str]) -> None:
-        """Something in these lanes became due otherwise than by time."""
+    def notify_due(self, destinations: Collection[str]) -> None:
+        """Something in these destinations became due otherwise than by time."""
         for listener in self.due:
             try:
-                listener(lanes)
+                listener(destinations)
             except Exception:
                 _log.failure("a listener of the spool failed", event="spool.listener_failed")
 

@@ -111,11 +111,11 @@ class Submission:
 class PlannedPart:
     """Recipients of one message that go one way.
 
-    ``lane`` names the way; ``turn`` is the part's place in its line, counted like seconds since the epoch;
-    ``positions`` those of its recipients in the envelope, None for all of them.
+    ``destination`` names the way; ``turn`` is the part's place in its line, counted like seconds since the
+    epoch; ``positions`` those of its recipients in the envelope, None for all of them.
     """
 
-    lane: str
+    destination: str
     turn: float
     positions: tuple[int, ...] | None = None
 
@@ -129,8 +129,8 @@ class QueuedMessage:
 
     ``pending`` are the recipients that still need an attempt, some of ``envelope.recipients``;
     ``attempts`` how many were made. ``next_attempt_at`` is seconds since the epoch; of an active part it is
-    the place in the line of its ``lane``. ``part`` is the part's number; ``warned`` says that the sender
-    was told of the delay.
+    the place in the line of its ``destination``. ``part`` is the part's number; ``warned`` says that the
+    sender was told of the delay.
     """
 
     envelope: Envelope
@@ -140,7 +140,7 @@ class QueuedMessage:
     next_attempt_at: float
     hold_reason: str | None = None
     part: int = 0
-    lane: str = ""
+    destination: str = ""
     warned: bool = False
 
     @property
@@ -174,10 +174,11 @@ class OwedNotice:
 
 
 @dataclass(frozen=True, slots=True)
-class LaneDue:
-    """What is due in a lane: some parts in their order, and when more will be (None: nothing else waits)."""
+class DestinationDue:
+    """What is due in a destination: some parts in their order, and when more will be (None: nothing else
+    waits)."""
 
-    lane: str
+    destination: str
     messages: tuple[QueuedMessage, ...]
     next_due: float | None
 

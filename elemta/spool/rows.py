@@ -135,7 +135,7 @@ def message_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
 def part_of(row: Sequence[Any]) -> QueuedMessage:
     """A row of `PART_COLUMNS`, the positions of finished recipients as JSON, and at its end the key."""
     whole = message_of(row, ())
-    number, lane, positions, warned, finished = row[8:13]
+    number, destination, positions, warned, finished = row[8:13]
     if row_key(whole.queue_id) != row[-1]:
         raise ValueError("its queue id is of another row")
     done = frozenset(json.loads(finished))
@@ -146,4 +146,4 @@ def part_of(row: Sequence[Any]) -> QueuedMessage:
         if not places or min(places) < 0:
             raise ValueError("it does not say who its recipients are")
         pending = tuple(everyone[place] for place in places if place not in done)
-    return replace(whole, pending=pending, part=number, lane=lane, warned=bool(warned))
+    return replace(whole, pending=pending, part=number, destination=destination, warned=bool(warned))

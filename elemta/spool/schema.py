@@ -60,7 +60,8 @@ _OWED = (
     "ALTER TABLE recipient ADD COLUMN owed INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX recipient_owed ON recipient (message_id) WHERE owed > 0",
 )
-# What is scheduled: recipients of one message that go one way, its lane. ``turn`` orders the parts of a lane:
+# What is scheduled: recipients of one message that go one way, its destination. ``turn`` orders the parts
+# of a destination:
 # for an active one its place in the line, for a deferred one the time of its next attempt. ``positions`` is a
 # JSON list of the recipients' positions, or NULL for all of them, which is nearly always so.
 _PART = (
@@ -129,7 +130,7 @@ _STEPS = {
     ),
     2: (
         *_PART,
-        # Which way they go nobody has written down yet: they stand in the lane without a name.
+        # Which way they go nobody has written down yet: they stand in the destination without a name.
         """INSERT INTO part SELECT id, 0, '', state, next_attempt_at, attempts, 0, NULL FROM message""",
         "DROP INDEX message_due",
         _ACTIVE_3,

@@ -40,9 +40,9 @@ from elemta.spool.queries import Queries, Reader, Schedule
 from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.queue_listeners import QueueListeners
 from elemta.spool.records import (
+    DestinationDue,
     HeldPart,
     HoldCause,
-    LaneDue,
     Listing,
     MessageRecord,
     MessageState,
@@ -402,9 +402,10 @@ class Spool:
         """Remove a message for good, whatever its state. UnknownMessage; SpoolError."""
         await self._change(queue_id, OperatorAction.DELETE)
 
-    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
-        """Lanes by name from behind ``after`` on, and when something is due: 0.0 now, None if all is held."""
-        return await self._read(self._schedule.lanes, after, limit)
+    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Destinations by name from behind ``after`` on, and when something is due: 0.0 now, None if all
+        is held."""
+        return await self._read(self._schedule.destinations, after, limit)
 
     async def due(
         self,
@@ -412,14 +413,17 @@ class Spool:
         wanted: Mapping[str, int],
         excluding: Mapping[str, Collection[tuple[str, int]]] = MappingProxyType({}),
         until: Mapping[str, float] = MappingProxyType({}),
-    ) -> list[LaneDue]:
-        """For each of the lanes at most so many parts to attempt now; see `Schedule.due`."""
+    ) -> list[DestinationDue]:
+        """For each of the destinations at most so many parts to attempt now; see `Schedule.due`."""
         found = await self._read(self._schedule.due, now, wanted, excluding, until)
         if not found.damaged or await self._damaged.put_on_hold(found.damaged):
             return found.value
         # Those that can't be put on hold still stand before the others.
         later = now + self.settings.refresh
-        return [replace(lane, next_due=later) if lane.next_due == now else lane for lane in found.value]
+        return [
+            replace(destination, next_due=later) if destination.next_due == now else destination
+            for destination in found.value
+        ]
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
@@ -462,7 +466,7 @@ class Spool:
         self._listeners.plan = plan
 
     def on_due(self, callback: Callable[[Collection[str]], None]) -> None:
-        """Call this with lanes in which an operator made something due (`retry`, `release`)."""
+        """Call this with destinations in which an operator made something due (`retry`, `release`)."""
         self._listeners.due.append(callback)
 
     def on_settled(self, callback: Callable[[], None]) -> None:

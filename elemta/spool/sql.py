@@ -170,7 +170,7 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
         bodies.append((key, message.header, message.content))
         for number, part in enumerate(message.parts):
             places = None if part.positions is None else json.dumps(part.positions)
-            row = (key, number, storable(part.lane), code, part.turn, places)
+            row = (key, number, storable(part.destination), code, part.turn, places)
             if message.state is MessageState.HOLD and message.hold is not HoldCause.OPERATOR:
                 held.append((*row, message.hold.value, message.received_at))
             else:
@@ -252,12 +252,12 @@ def _are_places(text: str | None) -> bool:
 
 
 def _part_of(values: Sequence[Any]) -> Part:
-    number, lane, code, turn, attempts, warned, positions, hold, held_at = values
+    number, destination, code, turn, attempts, warned, positions, hold, held_at = values
     # What can't be read becomes nobody, which is no part that could go anywhere.
     places = None if positions is None else json.loads(positions) if _are_places(positions) else []
     return Part(
         number,
-        lane,
+        destination,
         STATES[code],
         float(turn),
         attempts,
@@ -328,7 +328,7 @@ def _part_row(key: int, part: Part) -> tuple[object, ...]:
     return (
         key,
         part.number,
-        part.lane,
+        part.destination,
         state,
         part.turn,
         part.attempts,

@@ -262,7 +262,7 @@ OVERVIEW = Dashboard(
                 Panel(
                     "Destinations with mail",
                     "Those that may be tried, and those that are down and wait.",
-                    (Query(gauge("elemta_delivery_lanes", "state"), "{{state}}"),),
+                    (Query(gauge("elemta_delivery_destinations", "state"), "{{state}}"),),
                 ),
                 Panel(
                     "TLS to next hops",

@@ -22,7 +22,7 @@ from elemta.address import NULL, Address
 from elemta.ctl.main import main
 from elemta.daemon.limit_operations import LimitService
 from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.returning import Returned, return_to_sender
+from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
@@ -97,7 +97,7 @@ class Daemon:
             PluginInfo("", "broken.module", error="ImportError: nothing"),
         ]
 
-    async def return_to_sender(self, queue_id: str) -> Returned:
+    async def return_to_sender(self, queue_id: str) -> ReturnedMessage:
         return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
 
     def reload(self) -> Reloaded:

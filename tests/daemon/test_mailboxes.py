@@ -74,9 +74,9 @@ def test_a_name_of_recipients_has_a_mailbox_and_no_other(
 
 def test_a_notice_to_a_name_without_a_mailbox_makes_none(strict: Daemon) -> None:
     send(strict, "x@[127.0.0.1]", sender="forged@example.test")
-    failed = strict.wait_for("delivery.attempt", recipient="x@[127.0.0.1]")
+    failed = strict.wait_for("delivery.attempted", recipient="x@[127.0.0.1]")
     assert (failed["status"], failed["enhanced"]) == ("failed", "5.4.4")
-    notice = strict.wait_for("delivery.attempt", recipient="forged@example.test")
+    notice = strict.wait_for("delivery.attempted", recipient="forged@example.test")
     assert (notice["status"], notice["enhanced"]) == ("failed", "5.1.1")
     assert inodes(strict) == 0
 
@@ -91,7 +91,7 @@ def test_a_mailbox_that_is_removed_while_mail_waits_is_not_made_again(strict: Da
         assert client.rcpt("gone@example.test")[0] == 250
         directory.rmdir()
         assert client.data(MESSAGE)[0] == 250
-    outcome = strict.wait_for("delivery.attempt", recipient="gone@example.test")
+    outcome = strict.wait_for("delivery.attempted", recipient="gone@example.test")
     assert (outcome["status"], outcome["enhanced"]) == ("failed", "5.1.1")
     assert b"5.1.1" in strict.wait_for_mail("a")[0]
     assert not directory.exists()

@@ -223,7 +223,7 @@ def test_a_host_relays_through_a_smarthost_that_proved_its_name_and_took_its_pas
     with host.client("local") as client:
         client.sendmail("cron@app1.example.org", ["bob@far.example"], CONTENT)
     wait(lambda: world.taken, f"nothing arrived:\n{host.output()[-3000:]}")
-    attempt = host.wait_for("delivery.attempt")
+    attempt = host.wait_for("delivery.attempted")
     assert (attempt["status"], attempt["route"]) == ("delivered", f"smtp://localhost:{port}")
     assert "battery staple" not in host.output()
     received = world.taken[0].content.partition(b"\r\n\r\n")[0]
@@ -248,7 +248,7 @@ def test_a_smarthost_that_can_not_prove_its_name_gets_neither_mail_nor_password(
     host = node(make_daemon, "smarthost", text).start()
     with host.client("local") as client:
         client.sendmail("cron@app1.example.org", ["bob@far.example"], CONTENT)
-    attempt = host.wait_for("delivery.attempt")
+    attempt = host.wait_for("delivery.attempted")
     assert (attempt["status"], attempt["code"]) == ("deferred", 0)
     assert world.taken == []
     assert smarthost.metric(r"elemta_auth") == 0
@@ -273,7 +273,7 @@ def test_the_backup_mx_keeps_mail_until_the_primary_is_back(make_daemon: MakeDae
             with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
                 client.sendmail("alice@far.example", [stranger], CONTENT)
             assert refused.value.recipients[stranger][0] == code
-    assert backup.wait_for("delivery.attempt")["status"] == "deferred"
+    assert backup.wait_for("delivery.attempted")["status"] == "deferred"
     with Sink(address=("127.0.0.1", port)) as primary:
         backup.ctl("queue", "retry", "--all")
         wait(lambda: primary.taken, "the primary got nothing")
@@ -305,7 +305,7 @@ def test_the_edge_hands_on_by_lmtp_and_each_recipient_has_its_own_answer(
             three = ["bob@example.org", "full@example.org", "gone@example.net"]
             client.sendmail("alice@far.example", three, CONTENT)
         for address, status in zip(three, ("delivered", "deferred", "failed"), strict=True):
-            edge.wait_for("delivery.attempt", recipient=address, status=status)
+            edge.wait_for("delivery.attempted", recipient=address, status=status)
         assert [recipient for recipient, _ in store.taken] == ["bob@example.org"]
         notice = edge.wait_for("bounce.queued")
         assert (notice["kind"], notice["recipients"]) == ("failure", ["gone@example.net"])

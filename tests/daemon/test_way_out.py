@@ -167,9 +167,9 @@ def test_more_than_the_pace_of_a_destination_waits_and_none_of_it_fails(
             client.sendmail("alice@example.org", [f"bob{number}@free.example"], CONTENT)
     until(lambda: len(free.taken) == 7, daemon.output())
     assert len(slow.taken) <= 3 or time.monotonic() - began > 4
-    daemon.wait_for("delivery.paced", limit="pace", destination=f"127.0.0.1:{slow.port}")
+    daemon.wait_for("delivery.throttled", limit="pace", destination=f"127.0.0.1:{slow.port}")
     until(lambda: len(slow.taken) == 7, daemon.output(), 30)
     assert time.monotonic() - began > 7.5, "seven at three in four seconds take more than eight"
-    statuses = {record["status"] for record in daemon.records("delivery.attempt")}
+    statuses = {record["status"] for record in daemon.records("delivery.attempted")}
     assert statuses == {"delivered"}
     assert "pace" in daemon.get("/metrics")

@@ -17,9 +17,9 @@ from twisted.internet.task import deferLater
 
 from elemta.config import RouteTLS
 from elemta.delivery.connections import Connections
-from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
+from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult, hop_of
 from elemta.delivery.routes import NextHopRoute
-from elemta.delivery.settings import DeliverySettings, Unobserved
+from elemta.delivery.settings import DeliverySettings, NullDeliveryObserver
 from elemta.outcome import Status
 from tests.support.hops import CLOSE, Harbour, SecureHop, message, open_content, reactor, read, until
 
@@ -28,7 +28,7 @@ LOCAL = ip_address("127.0.0.1")
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
 
 
-class Observer(Unobserved):
+class Observer(NullDeliveryObserver):
     def __init__(self) -> None:
         self.told: list[str] = []
 
@@ -47,13 +47,13 @@ class Quay(Harbour):
         self.observer = Observer()
         self.connections = Connections(reactor, SETTINGS, read, self.observer)
 
-    async def send(self, *ports: int, **terms: Any) -> Sent:
+    async def send(self, *ports: int, **terms: Any) -> TransactionResult:
         """To these ports of this machine in order, as hosts of their own."""
         candidates = tuple(Candidate(f"mx{n}.example", port, (LOCAL,)) for n, port in enumerate(ports, 1))
-        hop = replace(Hop("example.com", candidates, tls=RouteTLS.NONE, route="mx:"), **terms)
+        hop = replace(NextHop("example.com", candidates, tls=RouteTLS.NONE, route="mx:"), **terms)
         return await self.connections.send(hop, message(), open_content)
 
-    def sending(self, *ports: int, **terms: Any) -> Deferred[Sent]:
+    def sending(self, *ports: int, **terms: Any) -> Deferred[TransactionResult]:
         return Deferred.fromCoroutine(self.send(*ports, **terms))
 
     async def closed_port(self) -> int:
@@ -135,7 +135,7 @@ async def test_a_connection_that_dies_after_the_first_answer_is_an_attempt(quay:
     port = await quay.listen(hop)
     await quay.send(port)
     sent = await quay.send(port)
-    assert (sent.results[0].status, sent.reached) == (DEFERRED, Reached.ANSWERED)
+    assert (sent.results[0].status, sent.reached) == (DEFERRED, ReachedStage.ANSWERED)
     assert hop.connections == 1
 
 
@@ -177,7 +177,7 @@ async def test_new_settings_use_no_old_connection(quay: Quay) -> None:
 async def test_the_next_candidate_is_tried_when_one_cannot_be_connected_to(quay: Quay) -> None:
     hop = SecureHop()
     sent = await quay.send(await quay.closed_port(), port := await quay.listen(hop))
-    assert (sent.results[0].status, sent.reached) == (DELIVERED, Reached.ANSWERED)
+    assert (sent.results[0].status, sent.reached) == (DELIVERED, ReachedStage.ANSWERED)
     assert sent.next_hop == f"mx2.example[127.0.0.1]:{port}"
     assert quay.observer.told == ["failed", "opened"]
 
@@ -224,7 +224,7 @@ async def test_an_answer_for_the_message_is_taken_nowhere_else(
 ) -> None:
     first, second = SecureHop(replies={verb: reply}), SecureHop()
     sent = await quay.send(await quay.listen(first), await quay.listen(second))
-    assert (sent.results[0].status, sent.reached) == (status, Reached.ANSWERED)
+    assert (sent.results[0].status, sent.reached) == (status, ReachedStage.ANSWERED)
     assert second.connections == 0
 
 
@@ -242,7 +242,7 @@ async def test_only_when_every_candidate_says_that_it_never_takes_mail_it_has_fa
 async def test_a_bounded_number_of_servers_is_listened_to(quay: Quay) -> None:
     hops = [SecureHop(replies={b"": b"421 no\r\n"}) for _ in range(8)]
     sent = await quay.send(*[await quay.listen(hop) for hop in hops])
-    assert (sent.results[0].status, sent.reached) == (DEFERRED, Reached.NOWHERE)
+    assert (sent.results[0].status, sent.reached) == (DEFERRED, ReachedStage.NOWHERE)
     assert sum(hop.connections for hop in hops) == 3
 
 
@@ -250,7 +250,7 @@ async def test_a_bounded_number_of_servers_is_listened_to(quay: Quay) -> None:
 async def test_when_nobody_is_there_each_candidate_is_named(quay: Quay) -> None:
     sent = await quay.send(await quay.closed_port(), await quay.closed_port())
     (result,) = sent.results
-    assert (result.status, result.enhanced, sent.reached) == (DEFERRED, "4.4.1", Reached.NOWHERE)
+    assert (result.status, result.enhanced, sent.reached) == (DEFERRED, "4.4.1", ReachedStage.NOWHERE)
     assert "mx1.example" in result.text
     assert "mx2.example" in result.text
     assert not quay.connections.open
@@ -261,7 +261,7 @@ async def test_the_other_address_of_a_host_is_tried_when_the_first_will_not_talk
     bad, good = SecureHop(replies={b"": b"421 busy\r\n"}), SecureHop()
     port = await quay.listen(bad, "::1")
     await quay.listen(good, "127.0.0.1", port)
-    hop = Hop("h", (Candidate("h", port, (LOCAL, ip_address("::1"))),), tls=RouteTLS.NONE)
+    hop = NextHop("h", (Candidate("h", port, (LOCAL, ip_address("::1"))),), tls=RouteTLS.NONE)
     sent = await quay.connections.send(hop, message(), open_content)
     assert (sent.results[0].status, sent.next_hop) == (DELIVERED, f"h[127.0.0.1]:{port}")
     assert bad.connections == 1
@@ -284,7 +284,7 @@ async def test_a_route_names_its_next_hop_by_name_address_or_socket(quay: Quay, 
     assert sent.reused
     missing = NextHopRoute("lmtp+unix:///x", frozenset("*"), path=f"{tmp_path}/no", lmtp=True)
     sent = await quay.connections.send(hop_of(missing), message(), open_content)
-    assert (sent.results[0].enhanced, sent.reached) == ("4.4.1", Reached.NOWHERE)
+    assert (sent.results[0].enhanced, sent.reached) == ("4.4.1", ReachedStage.NOWHERE)
 
 
 @ensureDeferred
@@ -376,7 +376,7 @@ async def test_who_waits_too_long_for_a_connection_is_deferred_and_nobody_is_bla
     stuck = quay.sending(port, max_connections=1)
     sent = await quay.send(port, max_connections=1)
     (result,) = sent.results
-    assert (result.status, result.enhanced, sent.reached) == (DEFERRED, "4.4.5", Reached.NOTHING_FREE)
+    assert (result.status, result.enhanced, sent.reached) == (DEFERRED, "4.4.5", ReachedStage.NOTHING_FREE)
     quay.connections.abandon()
     assert (await stuck).results[0].status is DEFERRED
 
@@ -444,7 +444,7 @@ async def test_the_content_is_opened_once_whatever_is_tried(quay: Quay) -> None:
 
     bad = await quay.listen(SecureHop(replies={b"": b"421 no\r\n"}))
     good = await quay.listen(SecureHop())
-    hop = Hop("h", tuple(Candidate(str(port), port, (LOCAL,)) for port in (bad, good)), tls=RouteTLS.NONE)
+    hop = NextHop("h", tuple(Candidate(str(port), port, (LOCAL,)) for port in (bad, good)), tls=RouteTLS.NONE)
     sent = await quay.connections.send(hop, message(), counted)
     assert sent.results[0].status is DELIVERED
     assert len(opened) == 1

@@ -29,11 +29,11 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from elemta.address import NULL, Address
-from elemta.delivery import Delivery, DeliverySettings, Retries
-from elemta.delivery.carrier import Carried, Carrier
-from elemta.delivery.hop import Reached
-from elemta.delivery.pace import Go, Wait
+from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
+from elemta.delivery.next_hop import ReachedStage
+from elemta.delivery.outbound_limits import Permit, Throttled
 from elemta.delivery.routes import MxRoute, Route
+from elemta.delivery.transports import AttemptResult, Transports
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
 from elemta.outcome import Outcome, Status
 from elemta.policy.verdicts import CONTINUE, Defer, Hold, RouteTo, Verdict
@@ -94,14 +94,16 @@ class Network:
     """What comes of an attempt at each destination, and which limits and policies there are."""
 
     clock: Clock
-    answers: dict[str, tuple[Reached, Status, float, float]]
-    waits: dict[str, Wait]
+    answers: dict[str, tuple[ReachedStage, Status, float, float]]
+    waits: dict[str, Throttled]
     verdicts: dict[str, Verdict]
     counts: bool = True
     asks: bool = True
     tells: bool = False
 
-    async def carry(self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]]) -> Carried:
+    async def deliver(
+        self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]]
+    ) -> AttemptResult:
         everyone = [each for recipients in ways.values() for each in recipients]
         reached, status, seconds, code = self.answers.get(everyone[0].domain, GOOD)
         if seconds:
@@ -109,7 +111,7 @@ class Network:
             self.clock.callLater(seconds, waited.callback, None)
             await waited
         now = self.clock.seconds()
-        return Carried(
+        return AttemptResult(
             tuple(
                 Outcome(message.queue_id, each.address, status, "so", "mx:", "", now, 0.0, int(code), "4.4.2")
                 for each in everyone
@@ -117,35 +119,37 @@ class Network:
             reached,
         )
 
-    def acquire(self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]) -> Go | Wait:
-        return self.waits.get(recipients[0].domain, Go())
+    def acquire(
+        self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
+    ) -> Permit | Throttled:
+        return self.waits.get(recipients[0].domain, Permit())
 
-    def connect(self, destination: str) -> Go:
-        return Go()
+    def connect(self, destination: str) -> Permit:
+        return Permit()
 
-    def done(self, go: Go, *, sent: bool = True) -> None:
+    def done(self, go: Permit, *, sent: bool = True) -> None:
         pass
 
     def route(self, envelope: Envelope, recipient: Recipient) -> Any:
         return mock.Mock(verdict=self.verdicts.get(recipient.domain, CONTINUE))
 
 
-GOOD = (Reached.ANSWERED, Status.DELIVERED, 0.1, 250.0)
+GOOD = (ReachedStage.ANSWERED, Status.DELIVERED, 0.1, 250.0)
 ANSWERS = st.sampled_from(
     [
         GOOD,
-        (Reached.ANSWERED, Status.DEFERRED, 0.1, 450.0),
-        (Reached.ANSWERED, Status.DEFERRED, 40.0, 0.0),  # it broke off
-        (Reached.ANSWERED, Status.FAILED, 0.1, 550.0),
-        (Reached.NOWHERE, Status.DEFERRED, 0.0, 0.0),
-        (Reached.NOWHERE, Status.DEFERRED, 120.0, 0.0),
-        (Reached.NOTHING_FREE, Status.DEFERRED, 0.0, 0.0),
+        (ReachedStage.ANSWERED, Status.DEFERRED, 0.1, 450.0),
+        (ReachedStage.ANSWERED, Status.DEFERRED, 40.0, 0.0),  # it broke off
+        (ReachedStage.ANSWERED, Status.FAILED, 0.1, 550.0),
+        (ReachedStage.NOWHERE, Status.DEFERRED, 0.0, 0.0),
+        (ReachedStage.NOWHERE, Status.DEFERRED, 120.0, 0.0),
+        (ReachedStage.NOTHING_FREE, Status.DEFERRED, 0.0, 0.0),
     ]
 )
-WAITS = st.builds(Wait, st.sampled_from([20.0, 600.0]), st.just("pace"), st.booleans())
+WAITS = st.builds(Throttled, st.sampled_from([20.0, 600.0]), st.just("pace"), st.booleans())
 VERDICTS = st.sampled_from([Hold("for now"), Defer("later"), RouteTo("smtp://relay.example.net:25")])
 # How a destination does: what comes of an attempt, a limit that is full, and what a policy says.
-Place = tuple[tuple[Reached, Status, float, float], Wait | None, Verdict]
+Place = tuple[tuple[ReachedStage, Status, float, float], Throttled | None, Verdict]
 PLACE = st.one_of(
     st.tuples(ANSWERS, st.none(), st.just(CONTINUE)),
     st.tuples(ANSWERS, WAITS, st.just(CONTINUE)),
@@ -169,11 +173,11 @@ class Histories(RuleBasedStateMachine):
             )
         self.patches = ExitStack()
         self.patches.enter_context(
-            mock.patch.object(Carrier, "carry", lambda _, *args: self.network.carry(*args[:2]))
+            mock.patch.object(Transports, "deliver", lambda _, *args: self.network.deliver(*args[:2]))
         )
         # So that hours are not made of seconds.
-        self.patches.enter_context(mock.patch("elemta.delivery.attempts._NOTHING_FREE", 50.0))
-        self.delivery = Delivery(
+        self.patches.enter_context(mock.patch("elemta.delivery.attempt._NOTHING_FREE", 50.0))
+        self.delivery = DeliveryScheduler(
             self.clock,
             self.spool,
             (MxRoute("mx:", frozenset("*"), max_connections=2),),

@@ -10,11 +10,11 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
 
-from elemta.delivery import Delivery, Retries
-from elemta.delivery.carrier import Carried, Carrier
-from elemta.delivery.hop import Reached
-from elemta.delivery.pace import Go, Wait
+from elemta.delivery import DeliveryScheduler, Retries
+from elemta.delivery.next_hop import ReachedStage
+from elemta.delivery.outbound_limits import Permit, Throttled
 from elemta.delivery.routes import MaildirRoute, NextHopRoute
+from elemta.delivery.transports import AttemptResult, Transports
 from elemta.envelope import Envelope, Recipient
 from elemta.outcome import Outcome, Status
 from tests.support.post import Hop, Post, reactor
@@ -27,20 +27,22 @@ class Closed:
 
     def __init__(self, *, everybody: bool, seconds: float = 3600.0) -> None:
         self.asked = 0
-        self._wait = Wait(seconds, "pace", everybody)
+        self._wait = Throttled(seconds, "pace", everybody)
 
-    def acquire(self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]) -> Go | Wait:
+    def acquire(
+        self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
+    ) -> Permit | Throttled:
         self.asked += 1
         return self._wait
 
-    def connect(self, destination: str) -> Go:
-        return Go()
+    def connect(self, destination: str) -> Permit:
+        return Permit()
 
-    def done(self, go: Go, *, sent: bool = True) -> None:
+    def done(self, go: Permit, *, sent: bool = True) -> None:
         pass
 
 
-def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> Delivery:
+def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> DeliveryScheduler:
     post.settings = replace(post.settings, retries=Retries((0.3,), expire=expire, jitter=0.0), warn_after=0.0)
     # What is told to the sender stays where a test can look at it.
     kept = MaildirRoute(
@@ -49,7 +51,7 @@ def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> Delivery
         template=(str(post.directory / "mail"),),
         create_mailboxes=True,
     )
-    delivery = Delivery(reactor, post.spool, (kept, route), post.settings, post.observer, pace=pace)
+    delivery = DeliveryScheduler(reactor, post.spool, (kept, route), post.settings, post.observer, pace=pace)
     post.delivery = delivery
     delivery.startService()
     return delivery
@@ -95,8 +97,8 @@ async def test_what_a_limit_keeps_for_ever_expires_in_time(
 async def test_what_no_connection_is_free_for_expires_in_time(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def carry(self: Carrier, message: Any, ways: Any, taken: Any) -> Carried:
-        if message.lane == "maildir:":
+    async def carry(self: Transports, message: Any, ways: Any, taken: Any) -> AttemptResult:
+        if message.destination == "maildir:":
             return await carried(self, message, ways, taken)
         outcomes = tuple(
             Outcome(
@@ -104,11 +106,11 @@ async def test_what_no_connection_is_free_for_expires_in_time(
             )
             for each in message.pending
         )
-        return Carried(outcomes, Reached.NOTHING_FREE)
+        return AttemptResult(outcomes, ReachedStage.NOTHING_FREE)
 
-    carried = Carrier.carry
-    monkeypatch.setattr(Carrier, "carry", carry)
-    monkeypatch.setattr("elemta.delivery.attempts._NOTHING_FREE", 0.05)
+    carried = Transports.deliver
+    monkeypatch.setattr(Transports, "deliver", carry)
+    monkeypatch.setattr("elemta.delivery.attempt._NOTHING_FREE", 0.05)
     start(post, await post.listen(Hop()), None, expire=0.5)
     await post.send("bob@example.com")
     (report,) = await told(post, 1)

@@ -25,7 +25,7 @@ from tests.support.post import TRACE, Hop, HopSession, Post, reactor, recipient
 KINDS: tuple[type[Exception], ...] = (ValueError, MemoryError)
 PATIENCE = 4.0
 # What the reactor calls: a fault there is to the next hop and to us as if the connection had been lost.
-OUTERMOST = {("delivery/nexthop.py", "NextHopConnection.dataReceived")}
+OUTERMOST = {("delivery/client_protocol.py", "NextHopConnection.dataReceived")}
 
 
 class WatchedHop(Hop):

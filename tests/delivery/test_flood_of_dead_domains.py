@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from elemta.delivery import Retries
-from tests.delivery.test_lanes import PLACES, Scheduled
+from tests.delivery.test_destinations import PLACES, Scheduled
 from tests.support.simulated import GOOD, REFUSED, SILENT, Answer, Simulation
 
 MINUTE = 60.0
@@ -20,7 +20,10 @@ DEAD = {"silent": SILENT, "refused": REFUSED}
 def dead_but(good: str, dead: Answer, **settings: Any) -> Simulation:
     """All destinations are dead but those whose names begin so."""
     return Simulation(
-        lambda lane, now: GOOD if lane.startswith(good) else dead, warn_after=0.0, poll=30.0, **settings
+        lambda destination, now: GOOD if destination.startswith(good) else dead,
+        warn_after=0.0,
+        poll=30.0,
+        **settings,
     )
 
 
@@ -71,7 +74,7 @@ def test_a_known_good_destination_waits_a_second_at_most_beside_any_number_of_de
         simulation.run(2.0)
     assert max(waits_of(simulation, sent)) <= 1.0
     # The dead ones are attempted all the same.
-    attempted = Counter(lane for _, lane, _ in simulation.attempts)
+    attempted = Counter(destination for _, destination, _ in simulation.attempts)
     assert len(attempted) == domains + 1
 
 
@@ -86,8 +89,8 @@ def test_mail_for_dead_domains_ends_in_its_time_however_many_they_are(
         simulation.send(f"dead{number % 200}.example")
     simulation.run(3600.0 + 15 * MINUTE, step=1.0)
     assert not list(simulation.queue.messages)
-    assert len(simulation.delivery._lanes) == 0
-    assert min(Counter(lane for _, lane, _ in simulation.attempts).values()) >= 3
+    assert len(simulation.delivery._destinations) == 0
+    assert min(Counter(destination for _, destination, _ in simulation.attempts).values()) >= 3
 
 
 def test_what_waits_in_memory_stays_bounded_when_unknown_destinations_answer() -> None:
@@ -99,7 +102,7 @@ def test_what_waits_in_memory_stays_bounded_when_unknown_destinations_answer() -
     for _ in range(200):
         for message in queue.take_all()[: PLACES // 2]:
             queue.deliver(message)
-        assert queue.lanes.waiting <= 4000
+        assert queue.destinations.waiting <= 4000
 
 
 def test_a_destination_that_is_too_much_for_its_peer_is_halved_from_what_was_under_way() -> None:
@@ -110,16 +113,16 @@ def test_a_destination_that_is_too_much_for_its_peer_is_halved_from_what_was_und
     while batch := queue.take_all():
         for message in batch:
             queue.deliver(message)
-    lane = queue.lanes.find("x.example")
-    assert lane is None or lane.window > 8
+    destination = queue.destinations.find("x.example")
+    assert destination is None or destination.window > 8
     few = [queue.send("x.example") for _ in range(4)]
-    epoch, started = queue.lanes.epoch("x.example"), queue.now
-    lane = queue.lanes.find("x.example")
-    assert lane is not None
-    lane.window = 20
+    epoch, started = queue.destinations.epoch("x.example"), queue.now
+    destination = queue.destinations.find("x.example")
+    assert destination is not None
+    destination.window = 20
     assert queue.take_all() == few
     queue.now += 1.0
     queue.deliver(few[0])
     assert not queue.find_down(few[1], epoch, started)
     # Three were under way still.
-    assert lane.window == 1
+    assert destination.window == 1

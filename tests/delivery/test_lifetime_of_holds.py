@@ -16,8 +16,8 @@ from twisted.internet.task import deferLater
 from elemta.address import NULL
 from elemta.delivery import Retries
 from elemta.delivery import bounces as bounces_module
-from elemta.delivery.aging import Aging
-from elemta.delivery.lanes import Lanes
+from elemta.delivery.destinations import Destinations
+from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.routes import HoldRoute
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.spool import HoldCause, Spool, SpoolSettings, Submission
@@ -32,7 +32,7 @@ class Held(Post):
     def __init__(self, directory: Path, spool: Spool) -> None:
         super().__init__(directory, spool)
         self.settings = replace(self.settings, retries=Retries((60.0,), expire=EXPIRE))
-        self.aging = Aging(spool, Lanes(lambda lane: 20, 100), self.settings)
+        self.aging = ExpiryScanner(spool, Destinations(lambda destination: 20, 100), self.settings)
 
     async def walk(self, after: float) -> None:
         await self.aging.walk(time.time() + after, lambda: True)
@@ -127,7 +127,7 @@ async def test_what_can_not_be_given_up_for_a_fault_of_ours_is_held_and_ends(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue_id = await held.send("bob@example.com")
-    held.aging._lanes.put_back(await queued(held, queue_id), time.time() + 1e9)
+    held.aging._destinations.put_back(await queued(held, queue_id), time.time() + 1e9)
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("a fault of ours")

@@ -15,10 +15,10 @@ from twisted.internet.task import Clock
 from elemta.address import Address
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.delivery.connections import Connections
-from elemta.delivery.hop import Candidate, Hop, Reached, Sent
-from elemta.delivery.pace import Go, Pace, Wait
+from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult
+from elemta.delivery.outbound_limits import OutboundLimiter, Permit, Throttled
 from elemta.delivery.settings import DeliverySettings
-from elemta.delivery.slots import NothingFreeError, Slot, Slots
+from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.envelope import MailParameters, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.outcome import Status
@@ -37,9 +37,9 @@ async def read(content: BinaryIO) -> bytes:
     return content.read(65536)
 
 
-def pace(most: int, store: MemoryStore) -> Pace:
+def pace(most: int, store: MemoryStore) -> OutboundLimiter:
     limit = LimitConfig("lines", (Identity.DESTINATION,), Counts.OPEN_CONNECTIONS, (Rate(most),))
-    return Pace(Limiter(rules_from_config(ResourcesConfig(), (limit,)), store))
+    return OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), (limit,)), store))
 
 
 class Node:
@@ -49,9 +49,11 @@ class Node:
         settings = DeliverySettings("me.example", keep_idle=0.2, connection_wait=wait)
         self.pace = pace(most, store)
         self.connections = Connections(reactor, settings, read, gate=self.pace)
-        self.hop = Hop("big.example", (Candidate("127.0.0.1", port),), route="mx:", destination="big.example")
+        self.hop = NextHop(
+            "big.example", (Candidate("127.0.0.1", port),), route="mx:", destination="big.example"
+        )
 
-    def send(self) -> Deferred[Sent]:
+    def send(self) -> Deferred[TransactionResult]:
         people = (Recipient(Address("bob", "big.example")),)
         transaction = ClientTransaction(Address("a", "b.example"), people, MailParameters(), len(CONTENT))
         return Deferred.fromCoroutine(self.connections.send(self.hop, transaction, open_content))
@@ -83,7 +85,7 @@ async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
 async def test_a_connection_that_is_gone_makes_room_at_once(
     post: Post, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elemta.delivery.pace.LOOK_AGAIN", 9.0)
+    monkeypatch.setattr("elemta.delivery.outbound_limits.LOOK_AGAIN", 9.0)
     server = Server({"MAIL": [b"421 not now\r\n"] * 4 + [b"250 ok\r\n"] * 4})
     port = (await post.listen(server)).port
     nodes.append(Node(port, 1, MemoryStore()))
@@ -102,13 +104,13 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
     store = MemoryStore()
     elsewhere = pace(1, store)
     taken = elsewhere.connect("big.example")
-    assert isinstance(taken, Go)
+    assert isinstance(taken, Permit)
     nodes.append(Node(port, 1, store, wait=0.3))
     sent = await nodes[0].send()
-    assert (sent.reached, sent.results[0].status) == (Reached.NOTHING_FREE, Status.DEFERRED)
+    assert (sent.reached, sent.results[0].status) == (ReachedStage.NOTHING_FREE, Status.DEFERRED)
     elsewhere.done(taken)
     # Nobody told this node; it looks again by itself.
-    await post.until(lambda: isinstance(nodes[0].pace.connect("big.example"), Go))
+    await post.until(lambda: isinstance(nodes[0].pace.connect("big.example"), Permit))
 
 
 @ensureDeferred
@@ -117,9 +119,9 @@ async def test_a_connection_that_never_came_to_be_is_given_back(post: Post, node
     nodes.append(Node(1, 1, store))
     for _ in range(2):
         sent = await nodes[0].send()
-        assert sent.reached is Reached.NOWHERE
-    assert isinstance(nodes[0].pace.connect("big.example"), Go)
-    assert isinstance(nodes[0].pace.connect("big.example"), Wait)
+        assert sent.reached is ReachedStage.NOWHERE
+    assert isinstance(nodes[0].pace.connect("big.example"), Permit)
+    assert isinstance(nodes[0].pace.connect("big.example"), Throttled)
 
 
 # The slots alone
@@ -127,16 +129,16 @@ async def test_a_connection_that_never_came_to_be_is_given_back(post: Post, node
 
 def test_a_slot_that_is_kept_back_stops_its_destination_for_a_while_and_no_other() -> None:
     clock = Clock()
-    slots: Slots[str] = Slots(clock, 10)
+    slots: ConnectionSlots[str] = ConnectionSlots(clock, 10)
     granted: list[str] = []
 
     def ask(destination: str) -> None:
         slots.acquire("mx:", destination, 20, 60.0, lambda _: True).addCallbacks(
-            lambda slot: granted.append(f"{slot.destination}"), lambda failure: failure.trap(NothingFreeError)
+            lambda slot: granted.append(f"{slot.destination}"), lambda failure: failure.trap(NoSlotError)
         )
 
     ask("a")
-    slots.keep_back(Slot("mx:", "a"), 1.0)
+    slots.keep_back(ConnectionSlot("mx:", "a"), 1.0)
     ask("a")
     ask("b")
     assert granted == ["a", "b"]
@@ -147,15 +149,15 @@ def test_a_slot_that_is_kept_back_stops_its_destination_for_a_while_and_no_other
 
 def test_who_waits_behind_a_slot_that_is_kept_back_gets_a_connection_that_becomes_free() -> None:
     clock = Clock()
-    slots: Slots[str] = Slots(clock, 10)
+    slots: ConnectionSlots[str] = ConnectionSlots(clock, 10)
     came: list[object] = []
     for _ in range(2):
         slots.acquire("mx:", "a", 20, 60.0, lambda _: True).addCallback(came.append)
     first, second = came
-    assert isinstance(second, Slot)
+    assert isinstance(second, ConnectionSlot)
     slots.keep_back(second, 1.0)
     slots.acquire("mx:", "a", 20, 60.0, lambda _: True).addCallback(came.append)
     assert len(came) == 2
-    assert isinstance(first, Slot)
+    assert isinstance(first, ConnectionSlot)
     assert slots.pass_on(first, "a connection")
     assert came[2] == "a connection"

@@ -21,11 +21,11 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
 from elemta.address import Address
-from elemta.delivery.connecting import NextHopUnreachableError, Race, look_up
 from elemta.delivery.connections import Connections
-from elemta.delivery.hop import Candidate, Hop
+from elemta.delivery.happy_eyeballs import HappyEyeballs, NextHopUnreachableError, look_up
 from elemta.delivery.local_faults import LocalFault, all_local, fault_of
 from elemta.delivery.mx import NoExchanger, find_exchangers
+from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import MailExchanger, Resolver
 from elemta.envelope import MailParameters, Recipient
@@ -75,7 +75,7 @@ async def test_a_process_without_descriptors_has_no_sockets(monkeypatch: pytest.
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("twisted.internet.tcp.socket.socket", none_left)
-    race = Race(reactor, [ip_address("192.0.2.1")], 25, Any, timeout=5.0, head_start=0.1)
+    race = HappyEyeballs(reactor, [ip_address("192.0.2.1")], 25, Any, timeout=5.0, head_start=0.1)
     with pytest.raises(NextHopUnreachableError) as caught:
         await race.run()
     assert caught.value.local is SOCKETS
@@ -97,7 +97,7 @@ def test_a_host_is_down_for_a_fault_here_only_if_each_of_its_addresses_is(
     memory: Any = MemoryReactorClock()
     lost: list[Any] = []
     addresses: list[Any] = [ip_address("2001:db8::1"), ip_address("192.0.2.1")]
-    Race(memory, addresses, 25, Any, timeout=30.0, head_start=0.25).run().addErrback(lost.append)
+    HappyEyeballs(memory, addresses, 25, Any, timeout=30.0, head_start=0.25).run().addErrback(lost.append)
     for number, code in enumerate(codes):
         memory.tcpClients[number][2].clientConnectionFailed(None, Failure(refused(code)))
     assert lost[0].value.local == fault
@@ -107,7 +107,7 @@ def test_a_host_that_does_not_answer_at_all_may_be_beyond_a_network_that_is_down
     memory: Any = MemoryReactorClock()
     lost: list[Any] = []
     addresses: list[Any] = [ip_address("192.0.2.1")]
-    Race(memory, addresses, 25, Any, timeout=30.0, head_start=0.25).run().addErrback(lost.append)
+    HappyEyeballs(memory, addresses, 25, Any, timeout=30.0, head_start=0.25).run().addErrback(lost.append)
     memory.advance(61.0)
     assert lost[0].value.local is NETWORK
 
@@ -156,7 +156,7 @@ async def test_a_destination_is_down_for_a_fault_here_only_if_each_of_its_hosts_
     ]
     bob = Recipient(Address("bob", "x.example"))
     transaction = ClientTransaction(Address("a", "example.org"), (bob,), MailParameters(), 10, False)
-    sent = await connections.send(Hop("x.example", tuple(hosts), route="mx:"), transaction, open_content)
+    sent = await connections.send(NextHop("x.example", tuple(hosts), route="mx:"), transaction, open_content)
     assert (sent.local, left) == (fault, [])
     await connections.stop()
 

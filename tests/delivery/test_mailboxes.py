@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.address import Address
-from elemta.delivery import mailboxes as module
-from elemta.delivery.mailboxes import Mailboxes
+from elemta.delivery import maildir as module
+from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import MaildirRoute, Placeholder
 from elemta.errors import MailboxUnknown
 

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.address import Address
-from elemta.delivery.maildir import Drop, Job, MaildirWriter, file_name, maildir_path, path_part
+from elemta.delivery.maildir import (
+    MaildirDelivery,
+    MaildirJob,
+    MaildirWriter,
+    file_name,
+    maildir_path,
+    path_part,
+)
 from elemta.delivery.routes import Placeholder
 from elemta.errors import NoMailbox, SpoolError
 from tests.support.post import files
@@ -22,9 +29,9 @@ from tests.support.post import files
 TEMPLATE = ("/m/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)
 
 
-def job(*directories: Path, content: bytes = b"hello\r\n", name: str = "1.Q1R1.h") -> Job:
-    drops = [Drop(str(directory), name, b"Return-Path: <>\r\n") for directory in directories]
-    return Job(io.BytesIO(content), len(content), drops)
+def job(*directories: Path, content: bytes = b"hello\r\n", name: str = "1.Q1R1.h") -> MaildirJob:
+    drops = [MaildirDelivery(str(directory), name, b"Return-Path: <>\r\n") for directory in directories]
+    return MaildirJob(io.BytesIO(content), len(content), drops)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_a_link_in_tmp_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_truncated_message_is_not_delivered(tmp_path: Path) -> None:
-    short = Job(io.BytesIO(b"half"), 8, [Drop(str(tmp_path / "box"), "n", b"")])
+    short = MaildirJob(io.BytesIO(b"half"), 8, [MaildirDelivery(str(tmp_path / "box"), "n", b"")])
     ((error,),) = MaildirWriter().write([short])
     assert isinstance(error, SpoolError)
     assert files(tmp_path) == []
@@ -223,8 +230,8 @@ def test_the_name_of_a_file_is_unique_for_message_and_recipient_and_stays_the_sa
 def test_a_maildir_that_may_not_be_made_is_no_mailbox(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     content = io.BytesIO(b"x\r\n")
-    drop = Drop(str(tmp_path / "bob"), "1.Q1R1.h", b"", make=False, root=str(tmp_path))
-    ((error,),) = MaildirWriter().write([Job(content, 3, [drop])])
+    drop = MaildirDelivery(str(tmp_path / "bob"), "1.Q1R1.h", b"", make=False, root=str(tmp_path))
+    ((error,),) = MaildirWriter().write([MaildirJob(content, 3, [drop])])
     assert isinstance(error, NoMailbox)
     assert os.listdir(tmp_path) == ["other"]
 
@@ -234,8 +241,8 @@ def test_while_the_root_of_all_maildirs_is_empty_nothing_is_said_of_one(tmp_path
     """As while a file system is not mounted."""
     (tmp_path / "here").mkdir()
     root = tmp_path / name
-    drop = Drop(str(root / "bob"), "1.Q1R1.h", b"", make=False, root=str(root))
-    ((error,),) = MaildirWriter().write([Job(io.BytesIO(b"x\r\n"), 3, [drop])])
+    drop = MaildirDelivery(str(root / "bob"), "1.Q1R1.h", b"", make=False, root=str(root))
+    ((error,),) = MaildirWriter().write([MaildirJob(io.BytesIO(b"x\r\n"), 3, [drop])])
     assert isinstance(error, FileNotFoundError)
 
 
@@ -243,9 +250,9 @@ def test_a_maildir_that_is_removed_is_not_made_again_where_it_may_not_be(tmp_pat
     (tmp_path / "bob").mkdir()
     (tmp_path / "other").mkdir()
     writer = MaildirWriter()
-    drop = Drop(str(tmp_path / "bob"), "1.Q1R1.h", b"", make=False, root=str(tmp_path))
-    ((error,),) = writer.write([Job(io.BytesIO(b"x\r\n"), 3, [drop])])
+    drop = MaildirDelivery(str(tmp_path / "bob"), "1.Q1R1.h", b"", make=False, root=str(tmp_path))
+    ((error,),) = writer.write([MaildirJob(io.BytesIO(b"x\r\n"), 3, [drop])])
     assert error is None
     shutil.rmtree(tmp_path / "bob")
-    ((error,),) = writer.write([Job(io.BytesIO(b"x\r\n"), 3, [drop])])
+    ((error,),) = writer.write([MaildirJob(io.BytesIO(b"x\r\n"), 3, [drop])])
     assert isinstance(error, NoMailbox)

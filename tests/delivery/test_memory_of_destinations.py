@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.address import Address
-from elemta.delivery.lanes import Lanes
+from elemta.delivery.destinations import Destinations
 from elemta.outcome import Outcome, Status
 from tests.support.simulated import REFUSED, START, MemoryQueue, Simulation
 
@@ -54,26 +54,26 @@ def each(octets: list[int], size: int) -> float:
 def test_a_destination_takes_no_more_than_its_share_of_200_mib_whatever_its_state(
     size: int, octets: list[int]
 ) -> None:
-    lanes, now = Lanes(lambda lane: 20, 500), START
+    destinations, now = Destinations(lambda destination: 20, 500), START
     for number in range(size):
-        lanes.due_at(domain(number), now + number / 10)
-    assert len(lanes) == size
+        destinations.due_at(domain(number), now + number / 10)
+    assert len(destinations) == size
     listed = each(octets, size)
     # All are found down, one after the other.
     for number in range(size):
         name = domain(number)
-        lanes.due_at(name, now)
-        lanes.block(name, now + 600 + number / 1000, said(number))
-        lanes._tidy(lanes._lane(name))
-    assert (len(lanes), lanes.blocked) == (size, size)
-    assert not lanes._lanes
+        destinations.due_at(name, now)
+        destinations.block(name, now + 600 + number / 1000, said(number))
+        destinations._tidy(destinations._destination(name))
+    assert (len(destinations), destinations.blocked) == (size, size)
+    assert not destinations._destinations
     down = each(octets, size)
     # A reload has them all probed.
-    names = lanes.names()
+    names = destinations.names()
     while names:
-        lanes.probe_now([names.pop() for _ in range(min(500, len(names)))])
+        destinations.probe_now([names.pop() for _ in range(min(500, len(names)))])
     del names
-    assert not lanes._lanes
+    assert not destinations._destinations
     probed = each(octets, size)
     print(f"octets of each of {size} destinations: listed {listed:.0f}, down {down:.0f}, reload {probed:.0f}")
     fixed = REASONS / size if size == FEW else 0.0
@@ -85,7 +85,7 @@ class LongQueue(MemoryQueue):
 
     size = 0
 
-    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         answer: Deferred[None] = Deferred()
         self.clock.callLater(0.0, answer.callback, None)
         await answer
@@ -111,7 +111,7 @@ def longest_turn(clock: Clock, seconds: float) -> float:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_no_number_of_destinations_stalls_the_reactor(size: int) -> None:
-    simulation = Simulation(lambda lane, now: REFUSED, warn_after=0.0)
+    simulation = Simulation(lambda destination, now: REFUSED, warn_after=0.0)
     queue = simulation.queue
     queue.__class__ = LongQueue
     queue.size = size  # type: ignore[attr-defined]
@@ -121,12 +121,12 @@ def test_no_number_of_destinations_stalls_the_reactor(size: int) -> None:
         simulation.delivery.startService()
         stalls = {"start": time.thread_time() - began}
         stalls["start"] = max(stalls["start"], longest_turn(simulation.clock, 60.0))
-        lanes = simulation.delivery._lanes
-        assert len(lanes) == size
+        destinations = simulation.delivery._destinations
+        assert len(destinations) == size
         stalls["listing"] = longest_turn(simulation.clock, 600.0)
         for number in range(size):
-            lanes.block(domain(number), START + 7200.0 + number / 100, said(number))
-            lanes._tidy(lanes._lane(domain(number)))
+            destinations.block(domain(number), START + 7200.0 + number / 100, said(number))
+            destinations._tidy(destinations._destination(domain(number)))
         began = time.thread_time()
         simulation.delivery.reconfigure(simulation.delivery.routes, simulation.settings)
         stalls["reload"] = time.thread_time() - began

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.config import DEFAULT_REFUSED_NETWORKS
-from elemta.delivery.networks import network_of
+from elemta.delivery.mx import network_of
 
 _FOURS = [network for network in DEFAULT_REFUSED_NETWORKS if isinstance(network, IPv4Network)]
 

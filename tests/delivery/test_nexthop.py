@@ -14,9 +14,8 @@ from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.delivery import DeliverySettings
-from elemta.delivery.hop import Results
-from elemta.delivery.nexthop import NextHopConnection
-from elemta.delivery.watch import READING_SECONDS
+from elemta.delivery.client_protocol import READING_SECONDS, NextHopConnection
+from elemta.delivery.next_hop import Results
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Status

@@ -30,10 +30,10 @@ OUTAGES = {"unreachable": UNREACHABLE, "silent": SILENT, "names": NAMELESS, "soc
 def network(end: float, during: Answer, begin: float = MINUTE) -> Callable[[str, float], Answer]:
     """Destinations between two times; beside those that are down always."""
 
-    def answer(lane: str, now: float) -> Answer:
+    def answer(destination: str, now: float) -> Answer:
         if begin <= now < end:
             return during
-        return {"dead": SILENT, "none": REFUSED}.get(lane[:4], GOOD)
+        return {"dead": SILENT, "none": REFUSED}.get(destination[:4], GOOD)
 
     return answer
 
@@ -58,22 +58,25 @@ def test_after_an_outage_each_destination_gets_mail_a_minute_after_the_first_one
 ) -> None:
     end = MINUTE + minutes * MINUTE
     simulation = simulate(network(end, OUTAGES[kind]))
-    lanes = [f"d{number}.example" for number in range(DESTINATIONS)]
-    for lane in lanes[: DESTINATIONS // 2]:
+    destinations = [f"d{number}.example" for number in range(DESTINATIONS)]
+    for destination in destinations[: DESTINATIONS // 2]:
         # One half of them is known before.
-        simulation.send(lane)
+        simulation.send(destination)
     simulation.run(MINUTE - 1.0, step=1.0)
     simulation.send("d0.example")
     simulation.run(2.0)
     for number in range(60):
         simulation.send(f"dead{number}.example")
         simulation.send(f"none{number}.example")
-    sent = {lane: [simulation.send(lane) for _ in range(3)] for lane in lanes}
+    sent = {destination: [simulation.send(destination) for _ in range(3)] for destination in destinations}
     simulation.run(end - simulation.now, step=1.0)
     assert not any(queue_id in simulation.delivered for each in sent.values() for queue_id in each)
     before = len(simulation.attempts)
     simulation.run(12 * MINUTE, step=1.0)
-    first = {lane: min(simulation.delivered[queue_id] for queue_id in each) for lane, each in sent.items()}
+    first = {
+        destination: min(simulation.delivered[queue_id] for queue_id in each)
+        for destination, each in sent.items()
+    }
     assert min(first.values()) - end <= 10 * MINUTE
     assert max(first.values()) - min(first.values()) <= MINUTE
     # All of a destination's mail follows, and they come one after the other.
@@ -81,7 +84,9 @@ def test_after_an_outage_each_destination_gets_mail_a_minute_after_the_first_one
     seconds = Counter(int(when / SPREAD) for when in first.values())
     assert max(seconds.values()) <= 3 * AT_ONCE
     # What is down all the same gets one early probe, beside the regular ones.
-    after = Counter(lane for _, lane, _ in simulation.attempts[before:] if lane not in first)
+    after = Counter(
+        destination for _, destination, _ in simulation.attempts[before:] if destination not in first
+    )
     assert max(after.values()) <= 4
 
 
@@ -106,7 +111,7 @@ def test_destinations_that_are_dead_while_others_answer_are_not_probed_early(
         simulation.send("d.example")
         simulation.run(10.0, step=1.0)
     # After 1, 5, and then about every 10 minutes.
-    attempts = Counter(lane for _, lane, _ in simulation.attempts)
+    attempts = Counter(destination for _, destination, _ in simulation.attempts)
     assert max(attempts[f"dead{number}.example"] for number in range(20)) <= 9
 
 

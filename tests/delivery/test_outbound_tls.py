@@ -15,8 +15,8 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.config import RouteTLS
 from elemta.delivery.connections import Connections
-from elemta.delivery.hop import Candidate, Hop, Reached, Sent
-from elemta.delivery.settings import DeliverySettings, Unobserved
+from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult
+from elemta.delivery.settings import DeliverySettings, NullDeliveryObserver
 from elemta.outcome import Status
 from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
@@ -39,7 +39,7 @@ SETTINGS = DeliverySettings("me.example", connect_timeout=5.0)
 NAME = "mx.example.test"
 
 
-class Observer(Unobserved):
+class Observer(NullDeliveryObserver):
     """Counts what it is told."""
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class Quay(Harbour):
         *,
         host: str = NAME,
         credentials: Credentials | None = None,
-    ) -> Sent:
+    ) -> TransactionResult:
         candidate = Candidate(host, port, (ip_address("127.0.0.1"),))
-        hop = Hop(host, (candidate,), tls=tls, credentials=credentials, route="r")
+        hop = NextHop(host, (candidate,), tls=tls, credentials=credentials, route="r")
         return await self.connections.send(hop, message(), open_content)
 
 
@@ -138,7 +138,7 @@ async def test_under_require_a_certificate_of_another_name_is_refused_before_a_w
     hop = SecureHop(Secured(quay.files))
     sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE, host="another.example.test")
     (result,) = sent.results
-    assert (result.status, result.enhanced, sent.reached) == (Status.DEFERRED, "4.7.5", Reached.NOWHERE)
+    assert (result.status, result.enhanced, sent.reached) == (Status.DEFERRED, "4.7.5", ReachedStage.NOWHERE)
     assert "certificate is not one of another.example.test" in result.text
     assert hop.verbs == [b"EHLO", b"STARTTLS"]
     assert quay.observer.handshakes == ["failed"]

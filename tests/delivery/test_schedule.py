@@ -1,4 +1,5 @@
-"""The scheduler over a real spool and real connections: many lanes, lanes that are shut, time passing."""
+"""The scheduler over a real spool and real connections: many destinations, destinations that are shut,
+time passing."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from zope.interface import implementer
 
 from elemta.address import NULL, Address
 from elemta.config import Counts, Identity, LimitConfig, PolicyCommon, Rate, ResourcesConfig
-from elemta.delivery import Delivery, Retries
-from elemta.delivery.lanes import Lanes
-from elemta.delivery.pace import Pace
+from elemta.delivery import DeliveryScheduler, Retries
+from elemta.delivery.destinations import Destinations
+from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.routes import HoldRoute, MxRoute, NextHopRoute, Route
 from elemta.dns import MailExchanger
 from elemta.envelope import Envelope, Recipient
@@ -50,10 +51,10 @@ def to(route: NextHopRoute, *domains: str) -> NextHopRoute:
     return replace(route, domains=frozenset(domains))
 
 
-async def lane_is_blocked(post: Post, lane: str = DEAD.target) -> None:
+async def lane_is_blocked(post: Post, destination: str = DEAD.target) -> None:
     delivery = post.delivery
     assert delivery is not None
-    await post.until(lambda: delivery._lanes.failures(lane) and not delivery.under_way)
+    await post.until(lambda: delivery._destinations.failures(destination) and not delivery.under_way)
 
 
 async def gone(post: Post) -> None:
@@ -116,7 +117,7 @@ async def test_all_that_waited_for_a_destination_is_due_without_a_commit(tmp_pat
     spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor, disk=disk)
     try:
         now = time.time()
-        lanes = Lanes(lambda lane: 10, 100)
+        destinations = Destinations(lambda destination: 10, 100)
         said = Outcome("", Address("bob", "example.com"), Status.DEFERRED, "down", "", "", now)
         ids = [(await put(spool, b"body")).queue_id for _ in range(40)]
         (found,) = await spool.due(now + 1, {"": 100})
@@ -127,22 +128,22 @@ async def test_all_that_waited_for_a_destination_is_due_without_a_commit(tmp_pat
         later = (await put(spool, b"body")).queue_id
         (found,) = await spool.due(now + 1, {"": 100})
         await spool.settle(later, (), part=0, retry_at=now + 1001, hold_reason=None)
-        lanes.block("", now + 1000, said)
-        lanes.probe_now([""])
+        destinations.block("", now + 1000, said)
+        destinations.probe_now([""])
         disk.diary.clear()
         taken: list[str] = []
-        while wanted := lanes.wanted(now):
-            until = lanes.brought_forward(wanted)
-            for due in await spool.due(now, wanted, lanes.known(wanted), until):
-                lanes.loaded(due, now)
-            while (next_one := lanes.take(now, 100)) is not None:
+        while wanted := destinations.wanted(now):
+            until = destinations.brought_forward(wanted)
+            for due in await spool.due(now, wanted, destinations.known(wanted), until):
+                destinations.loaded(due, now)
+            while (next_one := destinations.take(now, 100)) is not None:
                 taken.append(next_one.queue_id)
-                lanes.answered("", now, delivered=True)
-                lanes.finished(next_one)
+                destinations.answered("", now, delivered=True)
+                destinations.finished(next_one)
         assert taken == ids[::-1]
         assert "COMMIT" not in disk.diary
         # What waits for a time of its own goes on waiting.
-        assert lanes.next_wake() >= now + 100
+        assert destinations.next_due() >= now + 100
     finally:
         await spool.close()
 
@@ -159,14 +160,16 @@ async def test_a_lane_tells_when_it_is_blocked_and_when_it_is_open_again(post: P
         await post.send("bob@example.com")
         await gone(post)
         # The delivery is recorded first.
-        await post.until(lambda: any(event.get("event") == "delivery.lane_reopened" for event in events))
+        await post.until(
+            lambda: any(event.get("event") == "delivery.destination_reopened" for event in events)
+        )
     finally:
         globalLogPublisher.removeObserver(events.append)
     told = [event for event in events if str(event.get("event")).startswith("delivery.lane")]
     assert [event["event"] for event in told] == [
-        "delivery.lane_blocked",
-        "delivery.lane_blocked",
-        "delivery.lane_reopened",
+        "delivery.destination_blocked",
+        "delivery.destination_blocked",
+        "delivery.destination_reopened",
     ]
     assert [event.get("failures") for event in told] == [1, 2, None]
     assert "not now" in told[0]["reason"]
@@ -269,8 +272,8 @@ async def test_mail_of_an_older_spool_finds_its_lanes(tmp_path: Path) -> None:
     post = Post(tmp_path, spool)
     for _ in range(30):
         await post.send("a@one.example", "b@two.example")
-    # As an upgrade leaves it: in the lane without a name.
-    assert [lane for lane, _ in await spool.lanes(None, 10)] == [""]
+    # As an upgrade leaves it: in the destination without a name.
+    assert [destination for destination, _ in await spool.destinations(None, 10)] == [""]
     one, two = Hop(), Hop()
     post.start(to(await post.listen(one), "one.example"), to(await post.listen(two), "two.example"))
     await gone(post)
@@ -314,11 +317,11 @@ async def test_a_recipient_is_not_given_up_before_its_notice_is_stored(
 @ensureDeferred
 async def test_a_destination_over_its_pace_waits_and_the_others_do_not(post: Post) -> None:
     limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(3, 1.0),))
-    pace = Pace(Limiter(rules_from_config(ResourcesConfig(), (limit,)), MemoryStore()))
+    pace = OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), (limit,)), MemoryStore()))
     slow, quick = Hop(), Hop()
     routes = (to(await post.listen(slow), "slow.example"), to(await post.listen(quick), "quick.example"))
     started = time.monotonic()
-    post.delivery = Delivery(reactor, post.spool, routes, post.settings, post.observer, pace=pace)
+    post.delivery = DeliveryScheduler(reactor, post.spool, routes, post.settings, post.observer, pace=pace)
     post.delivery.startService()
     for _ in range(9):
         await post.send("bob@slow.example")
@@ -352,13 +355,15 @@ class Zone:
         return (IPv4Address("127.0.0.1"),)
 
 
-def by_mx(post: Post, zone: Zone, port: int) -> Delivery:
+def by_mx(post: Post, zone: Zone, port: int) -> DeliveryScheduler:
     post.settings = replace(post.settings, mx_port=port)
     routes: tuple[Route, ...] = (
         HoldRoute("hold:", frozenset({"example.org"}), reason="a notice"),
         MxRoute("mx:", frozenset({"*"}), refuse_networks=()),
     )
-    post.delivery = Delivery(reactor, post.spool, routes, post.settings, post.observer, resolver=zone)
+    post.delivery = DeliveryScheduler(
+        reactor, post.spool, routes, post.settings, post.observer, resolver=zone
+    )
     post.delivery.startService()
     return post.delivery
 
@@ -390,7 +395,7 @@ async def test_by_mx_each_domain_is_a_destination_of_its_own(post: Post) -> None
     assert "5.1.2" in bounce
     record = await post.show(queue_id)
     assert [str(recipient) for recipient in record.message.pending] == ["c@broken.example"]
-    assert delivery._lanes.failures("broken.example") == 1
+    assert delivery._destinations.failures("broken.example") == 1
 
 
 @ensureDeferred
@@ -497,10 +502,10 @@ class Router:
         self.told.append(f"{outcome.recipient.local} {outcome.status.value}")
 
 
-def routed(post: Post, router: Router, *routes: Route) -> Delivery:
+def routed(post: Post, router: Router, *routes: Route) -> DeliveryScheduler:
     chain = PolicyChain([LoadedPolicy("router", router, PolicyCommon())], reactor)
     bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
-    post.delivery = Delivery(
+    post.delivery = DeliveryScheduler(
         reactor,
         post.spool,
         (bounces, *routes),

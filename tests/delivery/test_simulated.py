@@ -27,21 +27,25 @@ def test_any_number_of_destinations_may_wait_for_limits_that_answer_at_once(
 ) -> None:
     """The places of unknown destinations are taken; when one is free, 3,600 others are told to wait."""
     limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(1, 600.0),))
-    simulation = Simulation(lambda lane, now: SILENT if lane.startswith("slow") else GOOD, limit)
+    simulation = Simulation(
+        lambda destination, now: SILENT if destination.startswith("slow") else GOOD, limit
+    )
     simulations.append(simulation)
     simulation.start()
     for number in range(375):
         simulation.send(f"slow{number}.example")
     paced = [f"paced{number}.example" for number in range(3600)]
-    for lane in paced:
-        queue_id = simulation.send(lane)
+    for destination in paced:
+        queue_id = simulation.send(destination)
         message = simulation.queue.find(queue_id)
         assert message is not None
-        simulation.pace.acquire(lane, message.envelope, message.pending)
+        simulation.pace.acquire(destination, message.envelope, message.pending)
     simulation.run(60.0)
     assert simulation.delivery.under_way == 0
-    lanes = [simulation.delivery._lanes.find(lane) for lane in paced]
-    assert not [lane for lane in lanes if lane is not None and lane.under_way]
+    destinations = [simulation.delivery._destinations.find(destination) for destination in paced]
+    assert not [
+        destination for destination in destinations if destination is not None and destination.under_way
+    ]
     simulation.run(660.0)
     assert len(simulation.delivered) == len(paced)
 
@@ -52,7 +56,7 @@ def test_any_number_of_destinations_may_wait_for_limits_that_answer_at_once(
 def test_a_part_whose_attempt_breaks_in_any_way_is_not_under_way_any_more(
     simulations: list[Simulation], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    simulation = Simulation(lambda lane, now: GOOD, retries=Retries((60.0,)))
+    simulation = Simulation(lambda destination, now: GOOD, retries=Retries((60.0,)))
     simulations.append(simulation)
     simulation.start()
 
@@ -75,7 +79,7 @@ def test_a_limit_that_can_not_be_given_back_costs_no_record_of_a_delivery(
     simulations: list[Simulation], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(1000, 600.0),))
-    simulation = Simulation(lambda lane, now: GOOD, limit, retries=Retries((60.0,)))
+    simulation = Simulation(lambda destination, now: GOOD, limit, retries=Retries((60.0,)))
     simulations.append(simulation)
     simulation.start()
 

@@ -11,7 +11,7 @@ from hypothesis.strategies import sampled_from
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from elemta.delivery.slots import NothingFreeError, Slot, Slots
+from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 
 
 class Desk:
@@ -19,7 +19,7 @@ class Desk:
 
     def __init__(self, per_destination: int = 2) -> None:
         self.clock = Clock()
-        self.slots: Slots[str] = Slots(self.clock, per_destination)
+        self.slots: ConnectionSlots[str] = ConnectionSlots(self.clock, per_destination)
         self.granted: list[Any] = []
         self.refused: list[str] = []
 
@@ -29,7 +29,7 @@ class Desk:
         return wanted
 
     def _refused(self, failure: Any) -> None:
-        failure.trap(NothingFreeError)
+        failure.trap(NoSlotError)
         self.refused.append(str(failure.value))
 
     @property
@@ -151,7 +151,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.asked = 0
 
     @property
-    def held(self) -> list[Slot]:
+    def held(self) -> list[ConnectionSlot]:
         return self.desk.granted
 
     @rule(destination=sampled_from("abc"))

@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import deferLater
 
-from elemta.delivery import Delivery, Retries
+from elemta.delivery import DeliveryScheduler, Retries
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.envelope import Client, Envelope, MailParameters, Notify
 from elemta.errors import SpoolError, SpoolFull, UnknownMessage
@@ -157,7 +157,7 @@ async def test_a_delivery_is_recorded_before_anybody_is_told(post: Post) -> None
             hooks.append(observer.look())
             raise RuntimeError("a hook broke")
 
-    post.delivery = Delivery(
+    post.delivery = DeliveryScheduler(
         reactor,
         post.spool,
         [await post.listen(hop)],
@@ -190,7 +190,7 @@ async def test_a_notice_that_is_owed_survives_an_abandoned_stop(
         else:
             patch.setattr(SuccessNotices, "send", lambda *_: Deferred())
             patch.setattr(SuccessNotices, "walk", lambda *_: deferLater(reactor, 0))
-        patch.setattr("elemta.delivery.delivery._LAST_WAIT", 0.05)
+        patch.setattr("elemta.delivery.scheduler._LAST_WAIT", 0.05)
         delivery = post.start(route)
         await send(post, "a@example.com")
         await post.until(lambda: owed(post) == 1)

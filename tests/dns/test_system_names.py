@@ -14,7 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from elemta.delivery.connecting import NextHopUnreachableError, look_up
+from elemta.delivery.happy_eyeballs import NextHopUnreachableError, look_up
 from elemta.dns import Resolver, SystemNames
 from elemta.dns.system_names import addresses_in, names_to_try
 from elemta.errors import NoSuchDomain, ResolverTrouble

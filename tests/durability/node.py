@@ -20,7 +20,7 @@ from tests.durability.load import LOCAL, Clients
 from tests.support.daemon import Daemon, DaemonFailed
 
 #: Records that no crash may ever cause: the disk lied, a body is gone, a fault inside Elemta.
-_NEVER = ("spool.data_lost", "spool.body_missing", "delivery.broke", "session.internal_error")
+_NEVER = ("spool.data_lost", "spool.body_missing", "delivery.internal_error", "session.internal_error")
 
 
 class Node:

@@ -75,6 +75,6 @@ def test_delivery_and_the_spool_take_no_date_from_the_reactor() -> None:
         for room in ("delivery", "spool")
         for path in sorted((ROOT / room).rglob("*.py"))
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if "reactor.seconds()" in line and path.name != "dialling.py"  # how long hosts were slow
+        if "reactor.seconds()" in line and path.name != "dialer.py"  # how long hosts were slow
     ]
     assert asked == []

@@ -46,7 +46,7 @@ class Way:
         return str(self.node.records("message.accepted")[before]["queue_id"])
 
     def outcome(self, queue_id: str, local: str) -> tuple[str, int, str]:
-        record = self.node.wait_for("delivery.attempt", queue_id=queue_id, recipient=self.address(local))
+        record = self.node.wait_for("delivery.attempted", queue_id=queue_id, recipient=self.address(local))
         return record["status"], record["code"], record["enhanced"]
 
     def stored(self, local: str, subject: str) -> list[bytes]:

@@ -159,12 +159,12 @@ def test_each_recipient_at_postfix_gets_an_outcome_of_its_own(gateway: Daemon, n
             ["anna@far.test", "nobody@far.test", "bert@far.test"],
             "Subject: three\r\n\r\nx\r\n",
         )
-    failed = gateway.wait_for("delivery.attempt", recipient="nobody@far.test")
+    failed = gateway.wait_for("delivery.attempted", recipient="nobody@far.test")
     assert (failed["status"], failed["code"], failed["enhanced"]) == ("failed", 550, "5.1.1")
     assert "User unknown" in failed["reply"]
     for local in ("anna", "bert"):
         sent = gateway.wait_for(
-            "delivery.attempt", recipient=f"{local}@far.test", queue_id=failed["queue_id"]
+            "delivery.attempted", recipient=f"{local}@far.test", queue_id=failed["queue_id"]
         )
         assert (sent["status"], sent["code"]) == ("delivered", 250)
         wait_until(
@@ -191,7 +191,7 @@ def test_mail_waits_while_postfix_is_away_and_goes_when_it_is_back(
     try:
         with daemon.client() as client:
             client.sendmail("a@client.test", ["carl@away.test"], _MESSAGE, mail_options=["BODY=8BITMIME"])
-        deferred = daemon.wait_for("delivery.attempt", recipient="carl@away.test")
+        deferred = daemon.wait_for("delivery.attempted", recipient="carl@away.test")
         assert (deferred["status"], deferred["enhanced"]) == ("deferred", "4.4.1")
         postfix.start()
         wait_until("the message", lambda: len(postfix.mailbox("carl")) == 1)

@@ -26,9 +26,9 @@ from twisted.internet.task import deferLater
 from twisted.protocols.basic import LineReceiver
 
 from elemta.address import Address
-from elemta.delivery import Delivery, DeliverySettings, Retries
+from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.routes import NextHopRoute
-from elemta.delivery.settings import Unobserved
+from elemta.delivery.settings import NullDeliveryObserver
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.spool import Spool, SpoolSettings, Submission
 
@@ -160,7 +160,7 @@ class Session(LineReceiver):
 
 
 @dataclass
-class Observer(Unobserved):
+class Observer(NullDeliveryObserver):
     failed: int = 0
     attempts: Counter[str] = field(default_factory=Counter)
 
@@ -192,8 +192,8 @@ class Town:
             self._route(name, self._refusing() if number % 2 else self._silent())
         self.delivery = self._delivery()
 
-    def _delivery(self) -> Delivery:
-        return Delivery(reactor, self.spool, self.routes, self.settings, self.observer)
+    def _delivery(self) -> DeliveryScheduler:
+        return DeliveryScheduler(reactor, self.spool, self.routes, self.settings, self.observer)
 
     def _add(self, name: str) -> None:
         hop = Hop(name, self.books, moody=name.startswith("moody"))
@@ -231,7 +231,7 @@ class Town:
 
     async def queue(self, each: int) -> None:
         """Put so many messages for every destination into the queue, in turns, while nothing leaves."""
-        # One that was there and left, so that the spool knows the lanes.
+        # One that was there and left, so that the spool knows the destinations.
         before = self._delivery()
         before.startService()
         await before.stopService()

@@ -194,7 +194,7 @@ class World:
         """The first attempt for this recipient, or the first that ended so."""
         fields = {"status": status} if status else {}
         return self.daemon.wait_for(
-            "delivery.attempt", seconds=seconds, queue_id=queue_id, recipient=whole(recipient), **fields
+            "delivery.attempted", seconds=seconds, queue_id=queue_id, recipient=whole(recipient), **fields
         )
 
     def at(self, host: str, recipient: str) -> list[Taken]:
@@ -214,7 +214,7 @@ class World:
         for name, sink in self.sinks.items():
             yield from (f"{name}: {fault}" for fault in sink.faults)
         for line in self.daemon.output().splitlines():
-            if "Traceback" in line or '"delivery.broke"' in line:
+            if "Traceback" in line or '"delivery.internal_error"' in line:
                 yield line
 
 

@@ -44,7 +44,7 @@ def on_the_way_out(topology: Topology, name: str, letters: Sequence[Letter]) -> 
     """What this node had given to the next hop when it was killed, and may not have recorded."""
     recorded = {
         record["recipient"]
-        for record in topology.nodes[name].records("delivery.attempt")
+        for record in topology.nodes[name].records("delivery.attempted")
         if record["status"] == "delivered"
     }
     at_hop = topology.sink.by_recipient()

@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, fail
 
 from elemta.config import OnError
-from elemta.delivery.mailboxes import Mailboxes
+from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import MaildirRoute, Placeholder, RouteTable
 from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
 from elemta.net import backend

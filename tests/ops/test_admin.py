@@ -25,7 +25,7 @@ from elemta.address import NULL, Address
 from elemta.daemon.cluster import RemoteRefusal
 from elemta.daemon.limit_operations import LimitService
 from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.returning import Returned, return_to_sender
+from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
 from elemta.limits.store import LimitSpec, Request
@@ -87,7 +87,7 @@ class Daemon:
             raise RuntimeError("secret of the inside")
         return [PluginInfo("relay", "elemta", words="Who may relay.", in_chain=True, interfaces=("rcpt",))]
 
-    async def return_to_sender(self, queue_id: str) -> Returned:
+    async def return_to_sender(self, queue_id: str) -> ReturnedMessage:
         return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
 
     def reload(self) -> Reloaded:

@@ -52,10 +52,13 @@ async def put(spool: Spool, body: bytes, *names: str, hold_reason: str | None = 
 async def due(
     spool: Spool, now: float, limit: int = 10, excluding: Sequence[str] = ()
 ) -> list[QueuedMessage]:
-    """What is due in any lane, lane by lane."""
-    lanes = {lane: limit for lane, _ in await spool.lanes(None, 1000)}
-    known = {lane: [(queue_id, number) for queue_id in excluding for number in range(9)] for lane in lanes}
-    return [message for found in await spool.due(now, lanes, known) for message in found.messages]
+    """What is due in any destination, destination by destination."""
+    destinations = {destination: limit for destination, _ in await spool.destinations(None, 1000)}
+    known = {
+        destination: [(queue_id, number) for queue_id in excluding for number in range(9)]
+        for destination in destinations
+    }
+    return [message for found in await spool.due(now, destinations, known) for message in found.messages]
 
 
 async def read(spool: Spool, queue_id: str) -> bytes:

@@ -245,7 +245,7 @@ async def test_no_value_in_any_column_fails_what_is_done_with_other_messages(
             continue
     connection.close()
     now = time.time() + 1
-    assert ("", 0.0) in await spool.lanes(None, 100)
+    assert ("", 0.0) in await spool.destinations(None, 100)
     (found,) = await spool.due(now, {"": 10})
     assert {message.queue_id for message in found.messages} >= set(good)
     page = await spool.older(now, -1, 10)

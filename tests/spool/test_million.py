@@ -72,26 +72,26 @@ async def test_no_page_of_a_large_queue_stalls_the_reactor(
         spool = await Spool.open(SpoolSettings(tmp_path, minimum_free=0), reactor=reactor)
     try:
         assert sum(spool.messages.values()) == messages
-        await _lanes(spool, stalls, domains)
+        await _destinations(spool, stalls, domains)
         await _messages(spool, stalls, messages)
     finally:
         await spool.close()
 
 
-async def _lanes(spool: Spool, stalls: Stalls, domains: int) -> None:
+async def _destinations(spool: Spool, stalls: Stalls, domains: int) -> None:
     with stalls.watched("all lanes"):
         found, after = 0, None
-        while page := await spool.lanes(after, PAGE):
+        while page := await spool.destinations(after, PAGE):
             found += len(page)
             after = page[-1][0]
     assert found == domains
     assert after is not None
     with stalls.watched("the last page of lanes"):
-        assert await spool.lanes(after, PAGE) == []
-    first = [lane for lane, _ in await spool.lanes(None, 200)]
+        assert await spool.destinations(after, PAGE) == []
+    first = [destination for destination, _ in await spool.destinations(None, 200)]
     with stalls.watched("what is due in 200 lanes"):
         due = await spool.due(BEGIN + 2 * domains, dict.fromkeys(first, 20))
-    assert sum(len(lane.messages) for lane in due) == 400
+    assert sum(len(destination.messages) for destination in due) == 400
 
 
 async def _messages(spool: Spool, stalls: Stalls, messages: int) -> None:

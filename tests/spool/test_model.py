@@ -32,7 +32,7 @@ WAYS = (
 
 @dataclass
 class Part:
-    lane: str
+    destination: str
     names: set[str]
     state: MessageState
     due: float
@@ -130,7 +130,9 @@ class Queue(RuleBasedStateMachine):
         )
         self.flush()  # no one can name a message before its commit
         parts = {
-            number: Part(way.lane, {NAMES[place] for place in way.positions or range(3)}, state, way.turn)
+            number: Part(
+                way.destination, {NAMES[place] for place in way.positions or range(3)}, state, way.turn
+            )
             for number, way in enumerate(ways)
         }
         self.model[queue_id] = Modelled(5.0, parts, reason)
@@ -183,7 +185,7 @@ class Queue(RuleBasedStateMachine):
             on = part.names
         held = part
         if on and on != part.names:
-            held = Part(part.lane, part.names - on, part.state, part.due, part.attempts)
+            held = Part(part.destination, part.names - on, part.state, part.due, part.attempts)
             message.parts[max(message.parts) + 1] = held
             part.names = on
         if reason is not None and held.names != on:
@@ -208,9 +210,9 @@ class Queue(RuleBasedStateMachine):
             new = part
             if moved != part.names:
                 part.names -= moved
-                new = Part(way.lane, moved, part.state, part.due, part.attempts)
+                new = Part(way.destination, moved, part.state, part.due, part.attempts)
                 message.parts[max(message.parts) + 1] = new
-            new.lane = way.lane
+            new.destination = way.destination
             if new.state is MessageState.ACTIVE:
                 new.due = way.turn
             elif new.state is MessageState.DEFERRED:
@@ -279,23 +281,23 @@ class Queue(RuleBasedStateMachine):
                 message.state is state for message in self.model.values()
             )
             assert self.ledger.octets[state] == 10 * self.ledger.messages[state]
-        lanes = dict(self.schedule.lanes(None, 1000))
+        destinations = dict(self.schedule.destinations(None, 1000))
         waiting: dict[str, list[Part]] = {}
         for message in self.model.values():
             for part in message.parts.values():
-                waiting.setdefault(part.lane, []).append(part)
-        assert lanes == {lane: _next_due(parts) for lane, parts in waiting.items()}
+                waiting.setdefault(part.destination, []).append(part)
+        assert destinations == {destination: _next_due(parts) for destination, parts in waiting.items()}
         paged: list[tuple[str, float | None]] = []
-        while page := self.schedule.lanes(paged[-1][0] if paged else None, 1):
+        while page := self.schedule.destinations(paged[-1][0] if paged else None, 1):
             paged += page
-        assert paged == sorted(lanes.items())
+        assert paged == sorted(destinations.items())
         due = {
-            (message.queue_id, message.part): (found.lane, {r.local for r in message.pending})
-            for found in self.schedule.due(50.0, dict.fromkeys(lanes, 1000), {}, {}).value
+            (message.queue_id, message.part): (found.destination, {r.local for r in message.pending})
+            for found in self.schedule.due(50.0, dict.fromkeys(destinations, 1000), {}, {}).value
             for message in found.messages
         }
         assert due == {
-            (queue_id, number): (part.lane, part.names)
+            (queue_id, number): (part.destination, part.names)
             for queue_id, message in self.model.items()
             for number, part in message.parts.items()
             if part.state is MessageState.ACTIVE or (part.state is MessageState.DEFERRED and part.due <= 50.0)

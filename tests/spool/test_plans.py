@@ -84,10 +84,10 @@ async def everything(spool: Spool) -> None:
     for state in MessageState:
         await spool.list(state, 10, page[0].queue_id)
     await spool.find(QueueFilter(sender="@example.net"))
-    lanes = await spool.lanes(None, 10)
-    await spool.lanes(lanes[-1][0], 10)
-    wanted = {lane: 5 for lane, _ in lanes}
-    await spool.due(now + 1e9, wanted, {lanes[0][0]: [(page[0].queue_id, 0)]})
+    destinations = await spool.destinations(None, 10)
+    await spool.destinations(destinations[-1][0], 10)
+    wanted = {destination: 5 for destination, _ in destinations}
+    await spool.due(now + 1e9, wanted, {destinations[0][0]: [(page[0].queue_id, 0)]})
     await spool.older(now + 1e9, -1, 10)
     await spool.older(now + 1e9, -1, 10, unwarned=True)
     await spool.stats()

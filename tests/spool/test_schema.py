@@ -68,8 +68,8 @@ async def test_a_version_1_spool_is_upgraded_with_its_mail(open_spool, version_1
         (Status.DEFERRED, "later", 7.0),
     ]
     assert [line.pending for line in await spool.list()] == [2, 1, 2]
-    # Nobody has written down which way they go, so they stand in the lane without a name.
-    assert await spool.lanes(None, 10) == [("", 0.0)]
+    # Nobody has written down which way they go, so they stand in the destination without a name.
+    assert await spool.destinations(None, 10) == [("", 0.0)]
     (found,) = await spool.due(time.time(), {"": 10})
     assert [
         (message.queue_id, message.part, message.attempts, message.pending) for message in found.messages
@@ -104,7 +104,7 @@ async def test_a_spool_of_every_older_version_is_upgraded_in_place(open_spool, v
     for state, (queue_id, body) in zip(MessageState, version_1, strict=True):
         assert [line.queue_id for line in await spool.list(state)] == [queue_id]
         assert await read(spool, queue_id) == b"H\r\n" + body
-    assert await spool.lanes(None, 10) == [("", 0.0)]
+    assert await spool.destinations(None, 10) == [("", 0.0)]
 
 
 @ensureDeferred

@@ -107,15 +107,15 @@ async def test_each_part_of_a_message_has_its_own_lane_time_and_number_of_attemp
     heard = []
     spool.on_committed(heard.append)
     queue_id = (await put(spool, b"body", "bob", "eve", "mallory")).queue_id
-    assert await spool.lanes(None, 10) == [("one", 0.0), ("two", 0.0)]
-    assert [(part.key, part.lane, part.pending) for part in heard] == [
+    assert await spool.destinations(None, 10) == [("one", 0.0), ("two", 0.0)]
+    assert [(part.key, part.destination, part.pending) for part in heard] == [
         ((queue_id, 0), "one", recipients("bob", "mallory")),
         ((queue_id, 1), "two", recipients("eve")),
     ]
-    assert await spool.lanes("one", 10) == [("two", 0.0)]
+    assert await spool.destinations("one", 10) == [("two", 0.0)]
     said = _said(queue_id, bob=DELIVERED, mallory=DEFERRED)
     await spool.settle(queue_id, said, part=0, retry_at=50.0, hold_reason=None)
-    assert await spool.lanes(None, 1) == [("one", 50.0)]
+    assert await spool.destinations(None, 1) == [("one", 50.0)]
     record = await spool.show(queue_id)
     assert (record.message.state, record.message.pending) == (
         MessageState.ACTIVE,
@@ -125,12 +125,12 @@ async def test_each_part_of_a_message_has_its_own_lane_time_and_number_of_attemp
     record = await spool.show(queue_id)
     assert (record.message.state, record.message.next_attempt_at) == (MessageState.DEFERRED, 40.0)
     await spool.settle(queue_id, (), part=1, retry_at=60.0, hold_reason=None, attempted=False)
-    assert [(part.lane, part.attempts) for part in await due(spool, 100.0)] == [("one", 1), ("two", 1)]
+    assert [(part.destination, part.attempts) for part in await due(spool, 100.0)] == [("one", 1), ("two", 1)]
     await spool.settle(queue_id, _said(queue_id, eve=FAILED), part=1, retry_at=None, hold_reason=None)
-    assert await spool.lanes(None, 10) == [("one", 50.0)]
+    assert await spool.destinations(None, 10) == [("one", 50.0)]
     await spool.settle(queue_id, _said(queue_id, mallory=DELIVERED), part=0, retry_at=None, hold_reason=None)
     assert await spool.list() == []
-    assert await spool.lanes(None, 10) == []
+    assert await spool.destinations(None, 10) == []
 
 
 @ensureDeferred
@@ -143,7 +143,9 @@ async def test_recipients_that_go_another_way_become_a_part_there_with_its_past(
     await spool.assign(queue_id, 0, ways)
     # They are due there when their turn comes: the time before was that of their old destination.
     parts = await due(spool, 9.0)
-    assert sorted((part.lane, part.pending, part.attempts, part.next_attempt_at) for part in parts) == [
+    assert sorted(
+        (part.destination, part.pending, part.attempts, part.next_attempt_at) for part in parts
+    ) == [
         ("far", recipients("mallory"), 1, 9.0),
         ("new", recipients("eve"), 1, 9.0),
     ]

@@ -126,7 +126,7 @@ async def test_a_quarantined_message_is_visible_and_not_due(open_spool):
     spool = await open_spool()
     envelope = await put(spool, b"body", hold_reason="smells of fish")
     assert await due(spool, time.time() + 1e9, 10) == []
-    assert await spool.lanes(None, 10) == [("", None)]
+    assert await spool.destinations(None, 10) == [("", None)]
     (line,) = await spool.list(MessageState.HOLD)
     assert (line.queue_id, line.hold_reason) == (envelope.queue_id, "smells of fish")
 
@@ -143,7 +143,7 @@ async def test_active_messages_are_due_before_deferred_ones_and_those_under_way_
     assert [message.queue_id for message in await due(spool, now, 10)] == [ids[3], ids[4], ids[1], ids[0]]
     assert [message.queue_id for message in await due(spool, now, 1, {ids[3]})] == [ids[4]]
     assert [message.queue_id for message in await due(spool, now, 3, ids[3:4])] == [ids[4], ids[1], ids[0]]
-    assert await spool.lanes(None, 10) == [("", 0.0)]
+    assert await spool.destinations(None, 10) == [("", 0.0)]
     (found,) = await spool.due(now, {"": 10}, {"": [(queue_id, 0) for queue_id in ids[:2]]})
     assert ([message.queue_id for message in found.messages], found.next_due) == (ids[3:], 1e12)
     (found,) = await spool.due(now, {"": 3})
@@ -182,7 +182,7 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
 
     reader = Reader(Places(tmp_path / "spool" / "p0"), PlanningDisk())
     schedule = Schedule(reader)
-    schedule.lanes(None, 10)
+    schedule.destinations(None, 10)
     schedule.due(1e12, {"": 10}, {"": [("0" * 18, 0)]}, {})
     schedule.older(1e12, -1, 10, unwarned=True)
     queries = Queries(reader)

@@ -14,9 +14,9 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from elemta.address import Address
-from elemta.delivery import Delivery, DeliverySettings, Retries
+from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.routes import HoldRoute, NextHopRoute, Route
-from elemta.delivery.settings import Unobserved
+from elemta.delivery.settings import NullDeliveryObserver
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.outcome import Outcome
 from elemta.spool import MessageRecord, MessageState, Spool, Submission
@@ -124,7 +124,7 @@ class HopSession(Protocol):
 
 
 @dataclass
-class Observer(Unobserved):
+class Observer(NullDeliveryObserver):
     outcomes: list[Outcome] = field(default_factory=list)
 
     def attempted(self, outcome: Outcome) -> None:
@@ -142,14 +142,14 @@ class Post:
         self.settings = DeliverySettings(
             "me.example", Retries((3600.0,)), poll=0.2, connect_timeout=5.0, grace=5.0
         )
-        self.delivery: Delivery | None = None
+        self.delivery: DeliveryScheduler | None = None
         self._ports: list[Any] = []
 
-    def start(self, *routes: Route) -> Delivery:
+    def start(self, *routes: Route) -> DeliveryScheduler:
         # What is told to the sender stays where a test can look at it.
         bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
         routes = (bounces, *routes)
-        self.delivery = Delivery(reactor, self.spool, routes, self.settings, self.observer)
+        self.delivery = DeliveryScheduler(reactor, self.spool, routes, self.settings, self.observer)
         self.delivery.startService()
         return self.delivery
 

@@ -14,16 +14,16 @@ from twisted.internet.task import Clock
 
 from elemta.address import Address
 from elemta.config import LimitConfig, ResourcesConfig
-from elemta.delivery import Delivery, DeliverySettings, Retries
-from elemta.delivery.carrier import Carried
-from elemta.delivery.hop import Reached
+from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.local_faults import WORKS_BY_MX, LocalFault
-from elemta.delivery.pace import Pace
+from elemta.delivery.next_hop import ReachedStage
+from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.routes import MxRoute
+from elemta.delivery.transports import AttemptResult
 from elemta.envelope import Envelope, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.outcome import Outcome, Status
-from elemta.spool import HeldPart, HoldCause, LaneDue, MessageState, QueuedMessage
+from elemta.spool import DestinationDue, HeldPart, HoldCause, MessageState, QueuedMessage
 from elemta.spool.content import Content
 from elemta.spool.records import OwedNotice, Page, Submission
 
@@ -68,25 +68,25 @@ class MemoryQueue:
     _lane_of: dict[str, str] = field(default_factory=dict)
 
     def put(self, message: QueuedMessage) -> None:
-        self.parts.setdefault(message.lane, {})[message.key] = message
-        self._lane_of[message.queue_id] = message.lane
+        self.parts.setdefault(message.destination, {})[message.key] = message
+        self._lane_of[message.queue_id] = message.destination
 
     def find(self, queue_id: str) -> QueuedMessage | None:
         return self.parts.get(self._lane_of.get(queue_id, ""), {}).get((queue_id, 0))
 
     @property
     def messages(self) -> Iterator[QueuedMessage]:
-        return (message for lane in self.parts.values() for message in lane.values())
+        return (message for destination in self.parts.values() for message in destination.values())
 
-    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         names = sorted(self.parts)
         start = 0 if after is None else bisect_right(names, after)
         return [(name, self._due(name)) for name in names[start : start + limit]]
 
-    def _due(self, lane: str) -> float:
+    def _due(self, destination: str) -> float:
         return min(
             0.0 if message.state is MessageState.ACTIVE else message.next_attempt_at
-            for message in self.parts[lane].values()
+            for message in self.parts[destination].values()
         )
 
     async def due(
@@ -95,16 +95,18 @@ class MemoryQueue:
         wanted: Mapping[str, int],
         excluding: Mapping[str, Collection[tuple[str, int]]],
         until: Mapping[str, float] | None = None,
-    ) -> list[LaneDue]:
+    ) -> list[DestinationDue]:
         return [
-            self._due_in(lane, now, (until or {}).get(lane, now), most, excluding.get(lane, ()))
-            for lane, most in wanted.items()
+            self._due_in(
+                destination, now, (until or {}).get(destination, now), most, excluding.get(destination, ())
+            )
+            for destination, most in wanted.items()
         ]
 
     def _due_in(
-        self, lane: str, now: float, until: float, most: int, known: Collection[tuple[str, int]]
-    ) -> LaneDue:
-        all_there = self.parts.get(lane, {}).values()
+        self, destination: str, now: float, until: float, most: int, known: Collection[tuple[str, int]]
+    ) -> DestinationDue:
+        all_there = self.parts.get(destination, {}).values()
         there = [message for message in all_there if message.key not in known]
         waits = [
             message.next_attempt_at
@@ -119,7 +121,9 @@ class MemoryQueue:
             ),
             key=lambda each: (each.state is not MessageState.ACTIVE, each.next_attempt_at, each.key),
         )
-        return LaneDue(lane, tuple(due[:most]), now if len(due) > most else min(waits, default=None))
+        return DestinationDue(
+            destination, tuple(due[:most]), now if len(due) > most else min(waits, default=None)
+        )
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
@@ -169,11 +173,11 @@ class MemoryQueue:
         message = self.find(queue_id)
         if message is None:
             return succeed(None)
-        there = self.parts[message.lane]
+        there = self.parts[message.destination]
         if any(outcome.status is not Status.DEFERRED for outcome in outcomes):
             del there[message.key]
             if not there:
-                del self.parts[message.lane]
+                del self.parts[message.destination]
             return succeed(None)
         if retry_at is not None:
             message = replace(
@@ -208,18 +212,18 @@ class Answer:
     ``local`` is what may be wrong on this side.
     """
 
-    reached: Reached = Reached.ANSWERED
+    reached: ReachedStage = ReachedStage.ANSWERED
     status: Status = Status.DELIVERED
     seconds: float = 0.1
     local: LocalFault = LocalFault.NONE
 
 
 GOOD = Answer()
-SILENT = Answer(Reached.NOWHERE, Status.DEFERRED, 30.0, LocalFault.NETWORK)
-UNREACHABLE = Answer(Reached.NOWHERE, Status.DEFERRED, 0.0, LocalFault.NETWORK)
-NAMELESS = Answer(Reached.NOWHERE, Status.DEFERRED, 10.0, LocalFault.NAMES)
-NO_SOCKET = Answer(Reached.NOWHERE, Status.DEFERRED, 0.0, LocalFault.SOCKETS)
-REFUSED = Answer(Reached.NOWHERE, Status.DEFERRED, 0.05)
+SILENT = Answer(ReachedStage.NOWHERE, Status.DEFERRED, 30.0, LocalFault.NETWORK)
+UNREACHABLE = Answer(ReachedStage.NOWHERE, Status.DEFERRED, 0.0, LocalFault.NETWORK)
+NAMELESS = Answer(ReachedStage.NOWHERE, Status.DEFERRED, 10.0, LocalFault.NAMES)
+NO_SOCKET = Answer(ReachedStage.NOWHERE, Status.DEFERRED, 0.0, LocalFault.SOCKETS)
+REFUSED = Answer(ReachedStage.NOWHERE, Status.DEFERRED, 0.05)
 GREYLISTED = Answer(status=Status.DEFERRED)
 
 
@@ -239,7 +243,7 @@ class Simulation:
         self.clock = ThreadedClock()
         self.clock.advance(START)
         store = MemoryStore(self.clock)
-        self.pace = Pace(Limiter(rules_from_config(ResourcesConfig(), limits), store))
+        self.pace = OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), limits), store))
         self.queue = MemoryQueue(self.clock)
         self.network = network
         self.attempts: list[tuple[float, str, str]] = []
@@ -247,14 +251,14 @@ class Simulation:
         self.sent = 0
         values: dict[str, Any] = {"retries": Retries(), **settings}
         self.settings = DeliverySettings("me.example", **values)
-        self.delivery = Delivery(
+        self.delivery = DeliveryScheduler(
             self.clock,
             self.queue,
             (MxRoute("mx:", frozenset("*")),),
             self.settings,
             pace=self.pace,
         )
-        self.delivery._carrier.carry = self._carry  # type: ignore[method-assign]
+        self.delivery._transports.deliver = self._carry  # type: ignore[method-assign]
 
     @property
     def now(self) -> float:
@@ -265,19 +269,21 @@ class Simulation:
         self.delivery.startService()
         self.clock.advance(0)
 
-    def send(self, lane: str, sender: str = "sender", *, tell: bool = True) -> str:
+    def send(self, destination: str, sender: str = "sender", *, tell: bool = True) -> str:
         """A new message; with ``tell`` as after its commit, else it is only in the queue."""
         self.sent += 1
         now = self.clock.seconds()
         envelope = Envelope(
             f"Q{self.sent:07}",
             Address(sender, "example.org"),
-            (Recipient(Address("bob", lane)),),
+            (Recipient(Address("bob", destination)),),
             now,
             15,
         )
-        turn = self.delivery._lanes.turn(lane, envelope.sender, now)
-        message = QueuedMessage(envelope, MessageState.ACTIVE, 0, envelope.recipients, turn, lane=lane)
+        turn = self.delivery._destinations.turn(destination, envelope.sender, now)
+        message = QueuedMessage(
+            envelope, MessageState.ACTIVE, 0, envelope.recipients, turn, destination=destination
+        )
         self.queue.put(message)
         if tell:
             self.queue.notify_committed(message)
@@ -290,30 +296,30 @@ class Simulation:
             following = min((call.getTime() for call in self.clock.getDelayedCalls()), default=end)
             self.clock.advance(max(0.0, min(following - now, end - now)) or min(0.001, end - now))
 
-    async def _carry(self, message: QueuedMessage, ways: object, taken: object) -> Carried:
-        self.attempts.append((self.now, message.lane, message.queue_id))
-        answer = self.network(message.lane, self.now)
+    async def _carry(self, message: QueuedMessage, ways: object, taken: object) -> AttemptResult:
+        self.attempts.append((self.now, message.destination, message.queue_id))
+        answer = self.network(message.destination, self.now)
         if answer.seconds:
             waited: Deferred[None] = Deferred()
             self.clock.callLater(answer.seconds, waited.callback, None)
             await waited
         if answer.status is Status.DELIVERED:
             self.delivered[message.queue_id] = self.now
-        code = 0 if answer.reached is Reached.NOWHERE or answer.status is Status.DELIVERED else 450
+        code = 0 if answer.reached is ReachedStage.NOWHERE or answer.status is Status.DELIVERED else 450
         outcome = Outcome(
             message.queue_id,
             message.pending[0].address,
             answer.status,
             "as simulated",
             "mx:",
-            message.lane,
+            message.destination,
             self.clock.seconds(),
             answer.seconds,
             code,
             "4.4.1" if code == 0 else "4.2.0",
         )
-        works = WORKS_BY_MX if answer.reached is Reached.ANSWERED else LocalFault.NONE
-        return Carried((outcome,), answer.reached, local=answer.local, works=works)
+        works = WORKS_BY_MX if answer.reached is ReachedStage.ANSWERED else LocalFault.NONE
+        return AttemptResult((outcome,), answer.reached, local=answer.local, works=works)
 
     def stop(self) -> None:
         self.delivery._pool.stop()

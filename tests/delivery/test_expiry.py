@@ -13,15 +13,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
 from elemta.address import Address
-from elemta.delivery import Delivery, DeliverySettings, Retries
-from elemta.delivery.aging import Aging
-from elemta.delivery.lanes import Lanes
+from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
+from elemta.delivery.destinations import Destinations
+from elemta.delivery.expiry import ExpiryScanner
 from elemta.outcome import Outcome, Status
 from elemta.spool import Spool, SpoolSettings
 from tests.support.post import Hop, Post, reactor
 
 SETTINGS = DeliverySettings("me.example", Retries((60.0,), expire=100_000.0), warn_after=1000.0)
-# Mail of an older start, that nothing has looked at yet, waits in the lane without a name.
+# Mail of an older start, that nothing has looked at yet, waits in the destination without a name.
 LANE = ""
 
 
@@ -31,8 +31,8 @@ class Quiet(Post):
     def __init__(self, directory: Path, spool: Spool) -> None:
         super().__init__(directory, spool)
         self.now = time.time()
-        self.lanes = Lanes(lambda lane: 20, 100)
-        self.aging = Aging(spool, self.lanes, SETTINGS)
+        self.destinations = Destinations(lambda destination: 20, 100)
+        self.aging = ExpiryScanner(spool, self.destinations, SETTINGS)
 
     async def send_late(self, messages: int) -> None:
         for _ in range(messages):
@@ -45,9 +45,9 @@ class Quiet(Post):
 
     async def load(self) -> None:
         """Look into the spool for what is due."""
-        wanted = self.lanes.wanted(self.now)
-        for found in await self.spool.due(self.now, wanted, self.lanes.known(wanted)):
-            self.lanes.loaded(found, self.now)
+        wanted = self.destinations.wanted(self.now)
+        for found in await self.spool.due(self.now, wanted, self.destinations.known(wanted)):
+            self.destinations.loaded(found, self.now)
 
 
 @pytest_twisted.async_yield_fixture
@@ -64,10 +64,10 @@ async def test_after_a_start_what_may_leave_is_given_a_minute_before_its_sender_
 ) -> None:
     await quiet.send_late(30)
     quiet.aging.started(quiet.now)
-    quiet.lanes.due_at(LANE, 0.0)
+    quiet.destinations.due_at(LANE, 0.0)
     assert await quiet.told_at(quiet.now + 1) == 0
     await quiet.load()
-    waiting = quiet.lanes.waiting
+    waiting = quiet.destinations.waiting
     assert 0 < waiting < 30
     assert await quiet.told_at(quiet.now + 59) == 0
     # Now the line is too long; those that are at its head leave next.
@@ -77,12 +77,12 @@ async def test_after_a_start_what_may_leave_is_given_a_minute_before_its_sender_
 @ensureDeferred
 async def test_a_lane_that_has_not_been_looked_into_yet_is_about_to_be(quiet: Quiet) -> None:
     await quiet.send_late(3)
-    quiet.lanes.due_at(LANE, 0.0)
+    quiet.destinations.due_at(LANE, 0.0)
     assert await quiet.told_at(quiet.now) == 0
-    wanted = quiet.lanes.wanted(quiet.now)
+    wanted = quiet.destinations.wanted(quiet.now)
     # While the spool is being asked.
     assert await quiet.told_at(quiet.now) == 0
-    quiet.lanes.not_loaded(wanted, quiet.now + 60)
+    quiet.destinations.not_loaded(wanted, quiet.now + 60)
     assert await quiet.told_at(quiet.now) == 3
 
 
@@ -90,9 +90,9 @@ async def test_a_lane_that_has_not_been_looked_into_yet_is_about_to_be(quiet: Qu
 async def test_mail_for_a_destination_that_is_down_gets_no_such_grace(quiet: Quiet) -> None:
     await quiet.send_late(3)
     quiet.aging.started(quiet.now)
-    quiet.lanes.due_at(LANE, 0.0)
+    quiet.destinations.due_at(LANE, 0.0)
     down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", quiet.now)
-    quiet.lanes.block(LANE, quiet.now + 600, down)
+    quiet.destinations.block(LANE, quiet.now + 600, down)
     assert await quiet.told_at(quiet.now + 1) == 3
 
 
@@ -105,7 +105,7 @@ async def test_what_expires_together_is_given_up_in_few_commits(quiet: Quiet) ->
         commits.append(len(operations)) or apply(operations)  # type: ignore[func-returns-value]
     )
     down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", quiet.now)
-    quiet.lanes.block(LANE, quiet.now + 1e6, down)
+    quiet.destinations.block(LANE, quiet.now + 1e6, down)
     await quiet.aging.walk(quiet.now + 200_000, lambda: True)
     reports = await quiet.bounces()
     assert len(reports) == 100 == sum("Status: 5.4.7" in report for report in reports)
@@ -121,7 +121,7 @@ class Threaded(Clock):
 
 
 class Unlisted:
-    """A spool that does not say yet which lanes there are, and counts who looks for old mail."""
+    """A spool that does not say yet which destinations there are, and counts who looks for old mail."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
@@ -131,7 +131,7 @@ class Unlisted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)
 
-    async def lanes(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         await self.listed
         return []
 
@@ -160,7 +160,7 @@ async def test_nobody_is_told_of_a_delay_before_it_is_known_what_may_leave(quiet
     clock = Threaded()
     clock.advance(quiet.now)
     queue = Unlisted(quiet.spool)
-    delivery = Delivery(clock, queue, (), SETTINGS)
+    delivery = DeliveryScheduler(clock, queue, (), SETTINGS)
     delivery.startService()
     try:
         clock.pump([SETTINGS.poll] * 50)

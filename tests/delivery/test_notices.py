@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, fail
 
 from elemta.address import NULL, Address
 from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.returning import NobodyToTell, Returned, return_to_sender
+from elemta.delivery.notices import NoSender, ReturnedMessage, return_to_sender
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
@@ -44,7 +44,7 @@ async def queue(
     return (await spool.commit(writer, submission)).queue_id
 
 
-async def give_up(spool: Spool, queue_id: str) -> Returned:
+async def give_up(spool: Spool, queue_id: str) -> ReturnedMessage:
     return await return_to_sender(spool, queue_id, SETTINGS, lambda: NOW)
 
 
@@ -63,7 +63,7 @@ async def test_a_returned_message_leaves_the_queue_and_its_sender_is_told(
     spool: Spool, hold: str | None
 ) -> None:
     queue_id = await queue(spool, Recipient(ANNA), Recipient(BERTA), hold=hold)
-    assert await give_up(spool, queue_id) == Returned(recipients=2, notices=1)
+    assert await give_up(spool, queue_id) == ReturnedMessage(recipients=2, notices=1)
     (notice,) = await ids(spool)
     record = await spool.show(notice)
     assert (record.envelope.sender, record.message.state) == (NULL, MessageState.ACTIVE)
@@ -84,7 +84,7 @@ async def test_who_has_got_it_already_is_no_part_of_the_notice(spool: Spool) -> 
     queue_id = await queue(spool, Recipient(ANNA), Recipient(BERTA))
     came = Outcome(queue_id, ANNA, Status.DELIVERED, "ok", "mx:", "mail.example.com", NOW)
     await spool.settle(queue_id, [came], retry_at=NOW + 60, hold_reason=None)
-    assert await give_up(spool, queue_id) == Returned(recipients=1, notices=1)
+    assert await give_up(spool, queue_id) == ReturnedMessage(recipients=1, notices=1)
     (notice,) = await ids(spool)
     assert b"anna@example.com" not in await content_of(spool, notice)
 
@@ -92,7 +92,7 @@ async def test_who_has_got_it_already_is_no_part_of_the_notice(spool: Spool) -> 
 @ensureDeferred
 async def test_a_message_from_nobody_is_not_returned(spool: Spool) -> None:
     queue_id = await queue(spool, sender=NULL)
-    with pytest.raises(NobodyToTell):
+    with pytest.raises(NoSender):
         await give_up(spool, queue_id)
     assert (await spool.show(queue_id)).message.state is MessageState.ACTIVE
 
@@ -100,7 +100,7 @@ async def test_a_message_from_nobody_is_not_returned(spool: Spool) -> None:
 @ensureDeferred
 async def test_a_sender_who_wanted_no_notice_gets_none(spool: Spool) -> None:
     queue_id = await queue(spool, Recipient(ANNA, Notify.NEVER))
-    assert await give_up(spool, queue_id) == Returned(recipients=1, notices=0)
+    assert await give_up(spool, queue_id) == ReturnedMessage(recipients=1, notices=0)
     assert await ids(spool) == []
 
 
@@ -139,7 +139,7 @@ async def test_a_message_with_a_subject_that_nobody_can_decode_is_returned(
     writer.write(b"Subject: " + subject.encode() + b"\r\n\r\nhello\r\n")
     submission = Submission(JANE, (Recipient(ANNA),), MailParameters(), Client(), b"", NOW - 60)
     queue_id = (await spool.commit(writer, submission)).queue_id
-    assert await give_up(spool, queue_id) == Returned(recipients=1, notices=1)
+    assert await give_up(spool, queue_id) == ReturnedMessage(recipients=1, notices=1)
     (notice,) = await ids(spool)
     assert len(list(message_from_bytes(await content_of(spool, notice)).get_payload())) == 3
 
@@ -148,6 +148,6 @@ async def test_a_message_with_a_subject_that_nobody_can_decode_is_returned(
 async def test_a_message_whose_body_is_lost_is_returned(spool: Spool, tmp_path: Path) -> None:
     queue_id = await queue(spool, body=b"x" * 100_000)
     (tmp_path / "spool" / "p0" / "bodies" / queue_id).unlink()
-    assert await give_up(spool, queue_id) == Returned(recipients=1, notices=1)
+    assert await give_up(spool, queue_id) == ReturnedMessage(recipients=1, notices=1)
     (notice,) = await ids(spool)
     assert len(list(message_from_bytes(await content_of(spool, notice)).get_payload())) == 2

@@ -22,7 +22,7 @@ from elemta.config import (
     ResourcesConfig,
     WhenValkeyIsDown,
 )
-from elemta.delivery.pace import FREE, LOG_INTERVAL, LOOK_AGAIN, Go, Pace, Wait
+from elemta.delivery.outbound_limits import FREE, LOG_INTERVAL, LOOK_AGAIN, OutboundLimiter, Permit, Throttled
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
@@ -61,20 +61,20 @@ class Node:
         self.clock = clock or Clock()
         self.store = store or MemoryStore(self.clock)
         self.limiter = Limiter(rules_from_config(ResourcesConfig(), limits), self.store)
-        self.pace = Pace(self.limiter)
+        self.pace = OutboundLimiter(self.limiter)
 
-    def ask(self, destination: str = BIG, message: Envelope | None = None) -> Go | Wait:
+    def ask(self, destination: str = BIG, message: Envelope | None = None) -> Permit | Throttled:
         message = message or envelope()
         answer = self.pace.acquire(destination, message, message.recipients)
         assert not isinstance(answer, Deferred)
         return answer
 
-    def go(self, destination: str = BIG, message: Envelope | None = None) -> Go:
+    def go(self, destination: str = BIG, message: Envelope | None = None) -> Permit:
         answer = self.ask(destination, message)
-        assert isinstance(answer, Go)
+        assert isinstance(answer, Permit)
         return answer
 
-    def connect(self, destination: str = BIG) -> Go | Wait:
+    def connect(self, destination: str = BIG) -> Permit | Throttled:
         answer = self.pace.connect(destination)
         assert not isinstance(answer, Deferred)
         return answer
@@ -97,9 +97,9 @@ def test_who_is_over_the_limit_waits_exactly_as_long_as_it_takes() -> None:
     node.go()
     node.clock.advance(20)
     node.go()
-    assert node.ask() == Wait(40.0, "pace", everybody=True)
+    assert node.ask() == Throttled(40.0, "pace", whole_destination=True)
     node.clock.advance(39.999)
-    assert isinstance(node.ask(), Wait)
+    assert isinstance(node.ask(), Throttled)
     node.clock.advance(0.001)
     node.go()
 
@@ -108,11 +108,11 @@ def test_other_destinations_have_counts_of_their_own_and_one_has_one_in_any_spel
     node = Node(limit())
     node.go("BIG.example.")
     node.go(BIG)
-    assert isinstance(node.ask(), Wait)
+    assert isinstance(node.ask(), Throttled)
     node.go("small.example")
     node.go("bücher.example")
     node.go("xn--bcher-kva.example")
-    assert isinstance(node.ask("BÜCHER.example"), Wait)
+    assert isinstance(node.ask("BÜCHER.example"), Throttled)
 
 
 def test_a_fleet_keeps_the_limit_together() -> None:
@@ -120,41 +120,41 @@ def test_a_fleet_keeps_the_limit_together() -> None:
     store = MemoryStore(clock)
     nodes = [Node(limit(rates=(Rate(3, 60.0),)), clock=clock, store=store) for _ in range(3)]
     gone = [node.ask() for _ in range(4) for node in nodes]
-    assert sum(isinstance(answer, Go) for answer in gone) == 3
+    assert sum(isinstance(answer, Permit) for answer in gone) == 3
 
 
 def test_what_never_left_is_given_back_and_what_left_is_not() -> None:
     node = Node(limit(rates=(Rate(1, 60.0),)))
     first = node.go()
-    assert isinstance(node.ask(), Wait)
+    assert isinstance(node.ask(), Throttled)
     node.pace.done(first, sent=False)
     second = node.go()
     node.pace.done(second)
-    assert isinstance(node.ask(), Wait)
+    assert isinstance(node.ask(), Throttled)
     node.pace.done(first, sent=False)
-    assert isinstance(node.ask(), Wait), "a receipt is good for one return"
+    assert isinstance(node.ask(), Throttled), "a receipt is good for one return"
 
 
 def test_connections_count_until_they_are_closed() -> None:
     node = Node(connections(2))
     first, second = node.connect(), node.connect()
-    assert isinstance(first, Go)
-    assert isinstance(second, Go)
+    assert isinstance(first, Permit)
+    assert isinstance(second, Permit)
     node.clock.advance(3600)
-    assert node.connect() == Wait(LOOK_AGAIN, "pace", everybody=True)
+    assert node.connect() == Throttled(LOOK_AGAIN, "pace", whole_destination=True)
     node.pace.done(first)
     node.pace.done(first)
-    assert isinstance(node.connect(), Go)
-    assert isinstance(node.connect(), Wait)
+    assert isinstance(node.connect(), Permit)
+    assert isinstance(node.connect(), Throttled)
 
 
 def test_messages_and_connections_are_asked_for_apart() -> None:
     node = Node(connections(1, name="lines"), limit(name="messages", rates=(Rate(2, 60.0),)))
-    assert isinstance(node.connect(), Go)
+    assert isinstance(node.connect(), Permit)
     node.go()
     node.go()
-    assert node.ask() == Wait(60.0, "messages", everybody=True)
-    assert node.connect() == Wait(LOOK_AGAIN, "lines", everybody=True)
+    assert node.ask() == Throttled(60.0, "messages", whole_destination=True)
+    assert node.connect() == Throttled(LOOK_AGAIN, "lines", whole_destination=True)
 
 
 def test_a_message_is_charged_in_all_limits_or_in_none() -> None:
@@ -164,7 +164,7 @@ def test_a_message_is_charged_in_all_limits_or_in_none() -> None:
     )
     node.go()
     node.clock.advance(10)
-    assert node.ask() == Wait(90.0, "sender", everybody=False)
+    assert node.ask() == Throttled(90.0, "sender", whole_destination=False)
     node.go(message=envelope("carol@example.org"))
 
 
@@ -189,8 +189,8 @@ def test_a_destination_is_counted_together_with_what_is_known_on_the_way_out(
     node = Node(limit(Identity.DESTINATION, identity, rates=(Rate(1, 60.0),)))
     node.go("relay.example:587", one)
     answer = node.ask("relay.example:587", same)
-    assert isinstance(answer, Wait)
-    assert not answer.everybody
+    assert isinstance(answer, Throttled)
+    assert not answer.whole_destination
     node.go("relay.example:587", other)
     node.go("other.example:587", one)
 
@@ -201,7 +201,7 @@ def test_one_message_to_a_domain_is_one_however_many_recipients_it_has_there() -
     message = envelope("a@b.example", "x@one.example", "y@one.example", "x@two.example")
     assert len(node.go("relay.example", message).receipts) == 2
     node.go("relay.example", message)
-    assert isinstance(node.ask("relay.example", message), Wait)
+    assert isinstance(node.ask("relay.example", message), Throttled)
 
 
 def test_a_limit_per_user_is_not_for_mail_of_strangers() -> None:
@@ -222,18 +222,18 @@ def test_who_is_exempt_does_not_wait(exempt: str, destination: str, ip: str) -> 
     node = Node(limit(rates=(Rate(1, 60.0),), except_=(exempt,)))
     assert [node.ask(destination, envelope(ip=ip)) for _ in range(3)] == [FREE] * 3
     node.go("third.example", envelope(ip=""))
-    assert isinstance(node.ask("third.example", envelope(ip="")), Wait)
+    assert isinstance(node.ask("third.example", envelope(ip="")), Throttled)
 
 
 def test_an_observed_limit_lets_everything_go_and_counts_it() -> None:
     node = Node(limit(rates=(Rate(1, 60.0),), mode=Mode.OBSERVE))
-    assert [isinstance(node.ask(), Go) for _ in range(3)] == [True] * 3
+    assert [isinstance(node.ask(), Permit) for _ in range(3)] == [True] * 3
 
 
 def test_whatever_on_exceed_says_mail_only_waits() -> None:
     node = Node(limit(rates=(Rate(1, 60.0),), on_exceed=OnExceed.REJECT))
     node.go()
-    assert isinstance(node.ask(), Wait)
+    assert isinstance(node.ask(), Throttled)
 
 
 def test_a_limit_per_destination_is_charged_at_no_stage_of_a_conversation() -> None:
@@ -245,11 +245,11 @@ def test_a_limit_per_destination_is_charged_at_no_stage_of_a_conversation() -> N
 def test_what_was_charged_under_old_limits_is_given_back_under_new_ones() -> None:
     node = Node(connections(1))
     first = node.connect()
-    assert isinstance(first, Go)
+    assert isinstance(first, Permit)
     node.pace.limiter = Limiter(rules_from_config(ResourcesConfig(), (connections(1),)), node.store)
-    assert isinstance(node.connect(), Wait)
+    assert isinstance(node.connect(), Throttled)
     node.pace.done(first)
-    assert isinstance(node.connect(), Go)
+    assert isinstance(node.connect(), Permit)
 
 
 def test_what_waits_is_no_refusal_in_the_metrics() -> None:
@@ -261,7 +261,7 @@ def test_what_waits_is_no_refusal_in_the_metrics() -> None:
 
     clock = Clock()
     limits = rules_from_config(ResourcesConfig(), (limit(rates=(Rate(1, 60.0),)),))
-    pace = Pace(Limiter(limits, MemoryStore(clock), Observer()))
+    pace = OutboundLimiter(Limiter(limits, MemoryStore(clock), Observer()))
     for _ in range(3):
         pace.acquire(BIG, envelope(), ())
     assert told == [("pace", "admitted"), ("pace", "throttled"), ("pace", "throttled")]
@@ -279,7 +279,7 @@ def test_that_mail_waits_is_told_now_and_then() -> None:
         node.ask()
     finally:
         globalLogPublisher.removeObserver(events.append)  # type: ignore[arg-type]
-    told = [event for event in events if event.get("event") == "delivery.paced"]
+    told = [event for event in events if event.get("event") == "delivery.throttled"]
     assert [(event["limit"], event["destination"], event["seconds"]) for event in told] == [
         ("pace", BIG, 60.0),
         ("pace", BIG, 50.0),
@@ -322,7 +322,7 @@ def test_a_store_that_answers_later_makes_mail_wait_for_the_answer_only() -> Non
         assert isinstance(asked, Deferred)
         asked.addCallback(answers.append)
     store.answer()
-    assert [type(answer) for answer in answers] == [Go, Wait]
+    assert [type(answer) for answer in answers] == [Permit, Throttled]
     released = node.pace.done(answers[0])
     assert isinstance(released, Deferred)
     store.answer()
@@ -338,6 +338,6 @@ def test_a_store_that_is_away_costs_what_the_operator_chose(when_down: str, goes
     clock = Clock()
     node = Node(limit(when_valkey_is_down=WhenValkeyIsDown(when_down)), clock=clock, store=Away(clock))
     answer = node.ask()
-    assert isinstance(answer, Go) is goes
-    if isinstance(answer, Wait):
+    assert isinstance(answer, Permit) is goes
+    if isinstance(answer, Throttled):
         assert 0 < answer.seconds <= 60

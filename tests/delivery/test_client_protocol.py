@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from elemta.delivery.watch import READING_SECONDS, Watch
+from elemta.delivery.client_protocol import READING_SECONDS, MovableDeadline
 
 
 class Watched:
     def __init__(self) -> None:
         self.clock = Clock()
-        self.watch = Watch(self.clock)
+        self.watch = MovableDeadline(self.clock)
         self.passed: list[tuple[str, float]] = []
 
     def set(self, seconds: float | None, name: str = "late") -> None:

@@ -31,7 +31,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class NextHop:
     """The next hop of a transaction: candidates in the order in which to try them, or a Unix socket.
 
     ``name`` stands in outcomes where nothing was reached. ``route`` (the target as configured) is what
@@ -51,7 +51,7 @@ class Hop:
     per_destination: int = 0
 
 
-class Reached(enum.Enum):
+class ReachedStage(enum.Enum):
     """How far a transaction came; it says whom a failure is about.
 
     NOTHING_FREE: no connection was allowed in time, which is no fault of the next hop. NOWHERE: no
@@ -65,7 +65,7 @@ class Reached(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class TransactionResult:
     """What came of one transaction: a result for each recipient, in order.
 
     ``next_hop`` names whom the results are from, ``tls`` what protected the way (None: nothing);
@@ -76,16 +76,16 @@ class Sent:
 
     results: Results
     next_hop: str
-    reached: Reached
+    reached: ReachedStage
     tls: TLSInfo | None = None
     reused: bool = False
     seconds: float = 0.0
     local: LocalFault = LocalFault.NONE
 
 
-def hop_of(route: NextHopRoute) -> Hop:
+def hop_of(route: NextHopRoute) -> NextHop:
     """The next hop that a route names itself."""
-    return Hop(
+    return NextHop(
         route.name,
         () if route.path else (Candidate(route.host, route.port),),
         route.path,

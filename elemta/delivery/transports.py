@@ -15,7 +15,6 @@ from twisted.python.threadpool import ThreadPool
 from elemta.address import Address
 from elemta.clock import Clocks
 from elemta.delivery.connections import Connections
-from elemta.delivery.hop import Candidate, Hop, Reached, Sent, hop_of
 from elemta.delivery.local_faults import (
     ON_A_KEPT_CONNECTION,
     WORKS_BY_MX,
@@ -23,10 +22,11 @@ from elemta.delivery.local_faults import (
     all_local,
     works_by_host,
 )
-from elemta.delivery.maildir import Drop, Job, MaildirThreads, file_name, maildir_path
+from elemta.delivery.maildir import MaildirDelivery, MaildirJob, MaildirThreads, file_name, maildir_path
 from elemta.delivery.mx import MailResolver, NoExchanger, find_exchangers
-from elemta.delivery.pace import Pace
-from elemta.delivery.queue import Queue
+from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult, hop_of
+from elemta.delivery.outbound_limits import OutboundLimiter
+from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.recording import Taken
 from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.delivery.settings import DeliveryObserver, DeliverySettings
@@ -44,14 +44,14 @@ from elemta.spool.records import QueuedMessage
 _log = Logger()
 
 _CHUNK = 64 * 1024
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class AttemptResult:
     """What one attempt for a part came to: the outcomes of its recipients, and how far it came.
 
     ``untried`` are those for whom no connection was free, so that there was no attempt.
@@ -60,7 +60,7 @@ class Carried:
     """
 
     outcomes: tuple[Outcome, ...]
-    reached: Reached
+    reached: ReachedStage
     untried: frozenset[Address] = frozenset()
     local: LocalFault = LocalFault.NONE
     works: LocalFault = LocalFault.NONE
@@ -68,7 +68,7 @@ class Carried:
     @property
     def broke_off(self) -> bool:
         """Whether the next hop was there, but for no recipient was there any word of it that counts."""
-        return self.reached is Reached.ANSWERED and all(
+        return self.reached is ReachedStage.ANSWERED and all(
             outcome.status is Status.DEFERRED and not outcome.code and outcome.enhanced in _BROKEN_OFF
             for outcome in self.outcomes
         )
@@ -78,20 +78,20 @@ class Carried:
 _BROKEN_OFF = frozenset({"4.4.2", "4.5.0"})
 
 
-class Carrier:
+class Transports:
     """Carries messages: in threads to Maildirs, over connections to next hops."""
 
     def __init__(
         self,
         reactor: Any,
-        queue: Queue,
+        queue: DeliveryQueue,
         pool: ThreadPool,
         settings: DeliverySettings,
         observer: DeliveryObserver,
         *,
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
-        pace: Pace | None = None,
+        pace: OutboundLimiter | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         self._settings = settings
@@ -105,9 +105,9 @@ class Carrier:
         self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
         self._connections = Connections(reactor, settings, self._read, observer, gate=pace, resolver=resolver)
 
-    async def carry(
+    async def deliver(
         self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
-    ) -> Carried:
+    ) -> AttemptResult:
         """Try each of these recipients once. What goes wrong here defers.
 
         ``taken`` gets those to whom the message was delivered, the moment that is known: it counts, whatever
@@ -120,11 +120,11 @@ class Carrier:
             for start in range(0, len(recipients), most)
         ]
         if not parts:
-            return Carried((), Reached.NOTHING_FREE)
+            return AttemptResult((), ReachedStage.NOTHING_FREE)
         if len(parts) == 1:
-            return await self._carry_part(message, *parts[0], taken)
+            return await self._deliver_part(message, *parts[0], taken)
         done = await gatherResults(
-            [Deferred.fromCoroutine(self._carry_part(message, *part, taken)) for part in parts],
+            [Deferred.fromCoroutine(self._deliver_part(message, *part, taken)) for part in parts],
             consumeErrors=True,
         )
         outcomes = tuple(outcome for carried in done for outcome in carried.outcomes)
@@ -132,9 +132,9 @@ class Carrier:
         works = LocalFault.NONE
         for carried in done:
             works |= carried.works
-        reached = max((carried.reached for carried in done), key=list(Reached).index)
+        reached = max((carried.reached for carried in done), key=list(ReachedStage).index)
         local = all_local(carried.local for carried in done)
-        return Carried(outcomes, reached, untried, local, works)
+        return AttemptResult(outcomes, reached, untried, local, works)
 
     def reconfigure(self, settings: DeliverySettings, hooks: DeliveryHooks | None = None) -> None:
         """Use these for every attempt from now on."""
@@ -153,13 +153,13 @@ class Carrier:
 
     # One route
 
-    async def _carry_part(
+    async def _deliver_part(
         self, message: QueuedMessage, route: Route, recipients: Sequence[Recipient], taken: Taken
-    ) -> Carried:
+    ) -> AttemptResult:
         attempt = _Attempt(message, route, recipients, self._clocks, self._clocks.monotonic(), taken)
         try:
             if isinstance(route, MaildirRoute):
-                carried = Carried(await self._to_maildirs(attempt, route), Reached.ANSWERED)
+                carried = AttemptResult(await self._to_maildirs(attempt, route), ReachedStage.ANSWERED)
             elif isinstance(route, NextHopRoute):
                 carried = await self._to_next_hop(attempt, hop_of(route), works_by_host(route.host))
                 carried = replace(carried, local=carried.local.of_route) if carried.local else carried
@@ -171,20 +171,22 @@ class Carrier:
             carried = self._not_sent(attempt, f"the message could not be read here: {error}")
         except Exception:
             # A fault of ours must neither lose the message nor stop the others.
-            _log.failure("a delivery attempt broke", event="delivery.broke", queue_id=message.queue_id)
+            _log.failure(
+                "a delivery attempt broke", event="delivery.internal_error", queue_id=message.queue_id
+            )
             carried = self._not_sent(attempt, "a fault inside Elemta; the log has it")
-        if carried.reached is Reached.NOTHING_FREE:
+        if carried.reached is ReachedStage.NOTHING_FREE:
             return replace(carried, untried=frozenset(each.recipient for each in carried.outcomes))
         return carried
 
-    def _not_sent(self, attempt: _Attempt, text: str) -> Carried:
-        return attempt.all(Status.DEFERRED, "4.3.0", text, Reached.ANSWERED)
+    def _not_sent(self, attempt: _Attempt, text: str) -> AttemptResult:
+        return attempt.all(Status.DEFERRED, "4.3.0", text, ReachedStage.ANSWERED)
 
     async def _to_maildirs(self, attempt: _Attempt, route: MaildirRoute) -> tuple[Outcome, ...]:
         envelope = attempt.message.envelope
         prefix = return_path_field(envelope.sender)
         drops = [
-            Drop(
+            MaildirDelivery(
                 maildir_path(route.template, recipient.address),
                 file_name(
                     envelope.queue_id, recipient.address, envelope.received_at, self._settings.hostname
@@ -196,7 +198,7 @@ class Carrier:
             for recipient in attempt.recipients
         ]
         content = await self._queue.open_content(envelope.queue_id)
-        job = Job(content, envelope.size, drops)
+        job = MaildirJob(content, envelope.size, drops)
         try:
             errors = await self._maildirs.write(job)
         finally:
@@ -208,11 +210,11 @@ class Carrier:
             for recipient, drop, error in zip(attempt.recipients, drops, errors, strict=True)
         )
 
-    async def _by_mx(self, attempt: _Attempt, route: MxRoute) -> Carried:
+    async def _by_mx(self, attempt: _Attempt, route: MxRoute) -> AttemptResult:
         domain = canonical_domain(attempt.recipients[0].domain)
         if self._resolver is None:
             text = "nothing here asks DNS for mail exchangers"
-            return attempt.all(Status.DEFERRED, "4.3.5", text, Reached.NOWHERE)
+            return attempt.all(Status.DEFERRED, "4.3.5", text, ReachedStage.NOWHERE)
         settings = self._settings
         found = await find_exchangers(
             self._resolver,
@@ -225,11 +227,14 @@ class Carrier:
         if isinstance(found, NoExchanger):
             failed = found.status is Status.FAILED
             carried = attempt.all(
-                found.status, found.enhanced, found.text, Reached.ANSWERED if failed else Reached.NOWHERE
+                found.status,
+                found.enhanced,
+                found.text,
+                ReachedStage.ANSWERED if failed else ReachedStage.NOWHERE,
             )
             works = LocalFault.NAMES if failed and not domain.startswith("[") else LocalFault.NONE
             return replace(carried, local=found.local, works=works)
-        hop = Hop(
+        hop = NextHop(
             domain,
             tuple(Candidate(host.host, settings.mx_port, host.addresses) for host in found.hosts),
             tls=route.tls,
@@ -241,7 +246,7 @@ class Carrier:
         )
         return await self._to_next_hop(attempt, hop, WORKS_BY_MX)
 
-    async def _to_next_hop(self, attempt: _Attempt, hop: Hop, works: LocalFault) -> Carried:
+    async def _to_next_hop(self, attempt: _Attempt, hop: NextHop, works: LocalFault) -> AttemptResult:
         envelope = attempt.message.envelope
 
         async def open_content() -> BinaryIO:
@@ -294,7 +299,7 @@ class Carrier:
     def _tell_log(self, message: QueuedMessage, outcome: Outcome) -> None:
         _log.info(
             "delivery attempt",
-            event="delivery.attempt",
+            event="delivery.attempted",
             queue_id=outcome.queue_id,
             session_id=message.envelope.client.session_id,
             recipient=str(outcome.recipient),
@@ -343,21 +348,21 @@ class _Attempt:
             result.dsn_passed_on,
         )
 
-    def all(self, status: Status, enhanced: str, text: str, reached: Reached) -> Carried:
+    def all(self, status: Status, enhanced: str, text: str, reached: ReachedStage) -> AttemptResult:
         """The same for every recipient, where nothing was reached that could have answered."""
         results = (RecipientResult(recipient, status, 0, enhanced, text) for recipient in self.recipients)
         next_hop = self.route.name if isinstance(self.route, NextHopRoute) else ""
-        return Carried(tuple(self.outcome(result, next_hop) for result in results), reached)
+        return AttemptResult(tuple(self.outcome(result, next_hop) for result in results), reached)
 
 
-def _carried(attempt: _Attempt, hop: Hop, sent: Sent, works: LocalFault) -> Carried:
+def _carried(attempt: _Attempt, hop: NextHop, sent: TransactionResult, works: LocalFault) -> AttemptResult:
     outcomes = tuple(
         attempt.outcome(result, sent.next_hop, seconds=sent.seconds, final=hop.lmtp)
         for result in sent.results
     )
-    if sent.reached is not Reached.ANSWERED:
-        return Carried(outcomes, sent.reached, local=sent.local)
-    return Carried(outcomes, sent.reached, works=ON_A_KEPT_CONNECTION[works] if sent.reused else works)
+    if sent.reached is not ReachedStage.ANSWERED:
+        return AttemptResult(outcomes, sent.reached, local=sent.local)
+    return AttemptResult(outcomes, sent.reached, works=ON_A_KEPT_CONNECTION[works] if sent.reused else works)
 
 
 def _maildir_result(recipient: Recipient, error: OSError | SpoolError | NoMailbox | None) -> RecipientResult:
@@ -366,7 +371,7 @@ def _maildir_result(recipient: Recipient, error: OSError | SpoolError | NoMailbo
     if isinstance(error, NoMailbox):
         return RecipientResult(recipient, Status.FAILED, 0, "5.1.1", str(error))
     # Local trouble is never permanent: a full disk, a wrong mode, a missing mount can all be mended.
-    enhanced = "4.3.1" if isinstance(error, OSError) and error.errno in _NO_ROOM else "4.3.0"
+    enhanced = "4.3.1" if isinstance(error, OSError) and error.errno in _NO_SPACE else "4.3.0"
     reason = getattr(error, "strerror", None) or str(error)
     text = f"the Maildir could not be written: {reason}"
     return RecipientResult(recipient, Status.DEFERRED, 0, enhanced, text)

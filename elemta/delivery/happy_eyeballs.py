@@ -20,9 +20,9 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
-from elemta.delivery.hop import IPAddress
+from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.local_faults import LocalFault, all_local, fault_of
-from elemta.delivery.nexthop import NextHopConnection
+from elemta.delivery.next_hop import IPAddress
 from elemta.dns import SystemNames
 from elemta.errors import NoSuchDomain, ResolverTrouble
 
@@ -53,7 +53,7 @@ def alternating(addresses: Sequence[IPAddress]) -> list[IPAddress]:
     return [address for address in mixed if address is not None][:MOST_ADDRESSES]
 
 
-class Race:
+class HappyEyeballs:
     """Connects to the first of some addresses that answers.
 
     ``addresses`` is what there is to try, in order; what was tried and what won is taken out of it, so

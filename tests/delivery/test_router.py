@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from elemta.address import Address
 from elemta.config import PolicyCommon, RouteTLS
-from elemta.delivery.choosing import Chooser, WaitRoute
+from elemta.delivery.router import RouteChooser, WaitRoute
 from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.envelope import Envelope, Recipient
 from elemta.policy import CONTINUE, Defer, Hold, IDeliveryPolicy, LoadedPolicy, PolicyChain, RouteTo
@@ -39,9 +39,9 @@ class Answering:
         return self.answer
 
 
-def chooser(answer: Any, *routes: Route, clock: Clock | None = None) -> Chooser:
+def chooser(answer: Any, *routes: Route, clock: Clock | None = None) -> RouteChooser:
     chain = PolicyChain([LoadedPolicy("p", Answering(answer), PolicyCommon())], clock or Clock())  # type: ignore[arg-type]
-    return Chooser(chain.delivery_hooks, routes)
+    return RouteChooser(chain.delivery_hooks, routes)
 
 
 @ensureDeferred

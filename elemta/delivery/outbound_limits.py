@@ -28,14 +28,14 @@ _SOONEST, _LATEST = 0.001, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Go:
-    """It may leave now. To be given back with :meth:`Pace.done`, once."""
+class Permit:
+    """It may leave now. To be given back with :meth:`OutboundLimiter.done`, once."""
 
     receipts: tuple[Receipt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class Throttled:
     """Not before so many seconds have passed: ``limit`` is full.
 
     ``everybody`` tells that this holds for all mail to the destination, not only for this sender's.
@@ -43,13 +43,13 @@ class Wait:
 
     seconds: float
     limit: str
-    everybody: bool
+    whole_destination: bool
 
 
-FREE = Go()
+FREE = Permit()
 
 
-class Pace:
+class OutboundLimiter:
     """Asks the limits per destination before mail leaves.
 
     A destination is named the way a limit is shown: the recipients' domain where mail goes by MX, else the
@@ -75,7 +75,7 @@ class Pace:
 
     def acquire(
         self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
-    ) -> MaybeLater[Go | Wait]:
+    ) -> MaybeLater[Permit | Throttled]:
         """Ask for one transaction: a message, and those of its recipients that go together."""
         if not self.counts:
             return FREE
@@ -85,11 +85,11 @@ class Pace:
             Counts.MESSAGES,
         )
 
-    def connect(self, destination: str) -> MaybeLater[Go | Wait]:
+    def connect(self, destination: str) -> MaybeLater[Permit | Throttled]:
         """Ask for one connection, before it is made. It counts, idle or not, until :meth:`done`."""
         return self._ask(OutboundCharge(destination), Counts.OPEN_CONNECTIONS)
 
-    def done(self, go: Go, *, sent: bool = True) -> MaybeLater[None]:
+    def done(self, go: Permit, *, sent: bool = True) -> MaybeLater[None]:
         """A connection is closed, or a transaction is over.
 
         One that was not ``sent``, so that the next hop never heard of it, is given back.
@@ -102,34 +102,36 @@ class Pace:
         refunded = self.limiter.refund(go.receipts)
         return refunded if released is None else released
 
-    def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeLater[Go | Wait]:
+    def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeLater[Permit | Throttled]:
         charge = self.limiter.charge_outbound(departure, counts)
         if isinstance(charge, Deferred):
-            return cast("Deferred[Go | Wait]", charge.addCallback(self._answer, departure.destination))
+            return cast(
+                "Deferred[Permit | Throttled]", charge.addCallback(self._answer, departure.destination)
+            )
         return self._answer(charge, departure.destination)
 
-    def _answer(self, charge: Charge, destination: str) -> Go | Wait:
+    def _answer(self, charge: Charge, destination: str) -> Permit | Throttled:
         refusal = charge.refusal
         if refusal is None:
-            return Go(charge.receipts) if charge.receipts else FREE
+            return Permit(charge.receipts) if charge.receipts else FREE
         seconds = min(max(refusal.retry_after, _SOONEST), _LATEST)
         if refusal.counts is Counts.OPEN_CONNECTIONS and refusal.cause is RefusalCause.EXCEEDED:
             seconds = min(seconds, LOOK_AGAIN)
-        wait = Wait(seconds, refusal.limit, refusal.limit in self._for_everybody())
+        wait = Throttled(seconds, refusal.limit, refusal.limit in self._whole_destination_limits())
         self._tell(wait, destination)
         return wait
 
-    def _for_everybody(self) -> set[str]:
+    def _whole_destination_limits(self) -> set[str]:
         return {rule.name for rule in self.limiter.rules if rule.per == (Identity.DESTINATION,)}
 
-    def _tell(self, wait: Wait, destination: str) -> None:
+    def _tell(self, wait: Throttled, destination: str) -> None:
         now = self.limiter.seconds()
         if now < self._next_log.get(wait.limit, now):
             return
         self._next_log[wait.limit] = now + LOG_INTERVAL
         _log.info(
             "mail waits for a limit",
-            event="delivery.paced",
+            event="delivery.throttled",
             limit=wait.limit,
             destination=destination,
             seconds=round(wait.seconds, 3),

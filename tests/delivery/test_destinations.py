@@ -1,4 +1,5 @@
-"""Whose turn it is, and which destination is left alone: lanes over a queue that is a dict, and a clock."""
+"""Whose turn it is, and which destination is left alone: destinations over a queue that is a dict, and a
+clock."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 
 from elemta.address import Address
 from elemta.delivery import Retries
-from elemta.delivery.lane import FIRST_WINDOW, MOST_BROKEN_OFF
-from elemta.delivery.lanes import Lanes
+from elemta.delivery.destination import FIRST_WINDOW, MOST_BROKEN_OFF
+from elemta.delivery.destinations import Destinations
 from elemta.envelope import Envelope, Recipient
 from elemta.outcome import Outcome, Status
-from elemta.spool import LaneDue, MessageState, QueuedMessage
+from elemta.spool import DestinationDue, MessageState, QueuedMessage
 
 PLACES = 100
 LOCAL = "maildir:"
@@ -28,7 +29,7 @@ def reason(text: str = "refused") -> Outcome:
 
 @dataclass
 class Scheduled:
-    """Lanes over a queue that is a dict; ``now`` is the time."""
+    """Destinations over a queue that is a dict; ``now`` is the time."""
 
     limit: int = 20
     now: float = 1000.0
@@ -37,39 +38,43 @@ class Scheduled:
     taken: list[QueuedMessage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.lanes = Lanes(lambda lane: None if lane == LOCAL else self.limit, PLACES)
+        self.destinations = Destinations(
+            lambda destination: None if destination == LOCAL else self.limit, PLACES
+        )
         self.number = 0
 
-    def send(self, lane: str, sender: str = "s", *, tell: bool = True) -> QueuedMessage:
+    def send(self, destination: str, sender: str = "s", *, tell: bool = True) -> QueuedMessage:
         """A new message; ``tell``: as after its commit, else it is only in the queue."""
         self.number += 1
         origin = Address(sender, "example.org")
         envelope = Envelope(
             f"Q{self.number:06}", origin, (Recipient(Address("bob", "x.example")),), self.now, 1
         )
-        turn = self.lanes.turn(lane, origin, self.now)
-        message = QueuedMessage(envelope, MessageState.ACTIVE, 0, envelope.recipients, turn, lane=lane)
+        turn = self.destinations.turn(destination, origin, self.now)
+        message = QueuedMessage(
+            envelope, MessageState.ACTIVE, 0, envelope.recipients, turn, destination=destination
+        )
         self.queue[message.key] = message
         if tell:
-            self.lanes.enter(message, self.now)
+            self.destinations.enter(message, self.now)
         return message
 
     def look(self) -> None:
-        wanted = self.lanes.wanted(self.now)
+        wanted = self.destinations.wanted(self.now)
         if not wanted:
             return
         self.looks += 1
-        known, until = self.lanes.known(wanted), self.lanes.brought_forward(wanted)
-        for lane, most in wanted.items():
-            there = [message for message in self.queue.values() if message.lane == lane]
+        known, until = self.destinations.known(wanted), self.destinations.brought_forward(wanted)
+        for destination, most in wanted.items():
+            there = [message for message in self.queue.values() if message.destination == destination]
             due = sorted(
                 (
                     message
                     for message in there
-                    if message.key not in known.get(lane, ())
+                    if message.key not in known.get(destination, ())
                     and (
                         message.state is MessageState.ACTIVE
-                        or message.next_attempt_at <= max(self.now, until.get(lane, self.now))
+                        or message.next_attempt_at <= max(self.now, until.get(destination, self.now))
                     )
                 ),
                 key=lambda message: (
@@ -84,11 +89,11 @@ class Scheduled:
                 if message.state is MessageState.DEFERRED and message.next_attempt_at > self.now
             ]
             following = self.now if len(due) > most else min(later, default=None)
-            self.lanes.loaded(LaneDue(lane, tuple(due[:most]), following), self.now)
+            self.destinations.loaded(DestinationDue(destination, tuple(due[:most]), following), self.now)
 
     def take(self) -> QueuedMessage | None:
         self.look()
-        message = self.lanes.take(self.now, PLACES - len(self.under_way))
+        message = self.destinations.take(self.now, PLACES - len(self.under_way))
         if message is not None:
             self.taken.append(message)
             self.under_way[message.key] = message
@@ -106,27 +111,27 @@ class Scheduled:
 
     def end(self, message: QueuedMessage) -> None:
         del self.under_way[message.key]
-        self.lanes.finished(message)
+        self.destinations.finished(message)
 
     def deliver(self, message: QueuedMessage) -> None:
         del self.queue[message.key]
-        self.lanes.answered(message.lane, self.now, delivered=True)
+        self.destinations.answered(message.destination, self.now, delivered=True)
         self.end(message)
 
     def defer(self, message: QueuedMessage, until: float) -> None:
         self.queue[message.key] = replace(
             message, state=MessageState.DEFERRED, next_attempt_at=until, attempts=message.attempts + 1
         )
-        self.lanes.due_at(message.lane, until)
+        self.destinations.due_at(message.destination, until)
         self.end(message)
 
     def find_down(self, message: QueuedMessage, epoch: int, started: float, wait: float = 60.0) -> bool:
-        """The attempt found the destination down; whether the lane is blocked for it."""
-        lane = message.lane
-        blocked = self.lanes.failed(lane, epoch, started)
+        """The attempt found the destination down; whether the destination is blocked for it."""
+        destination = message.destination
+        blocked = self.destinations.failed(destination, epoch, started)
         if blocked:
-            self.lanes.block(lane, self.now + wait, reason())
-        found = self.lanes.find(lane)
+            self.destinations.block(destination, self.now + wait, reason())
+        found = self.destinations.find(destination)
         assert found is not None
         self.defer(message, found.shut_until if found.failures else self.now + 3600.0)
         return blocked
@@ -136,10 +141,10 @@ def test_lanes_take_turns_however_long_their_lines_are() -> None:
     queue = Scheduled()
     for _ in range(50):
         queue.send("long.example")
-    for lane in ("a.example", "b.example"):
-        queue.send(lane)
+    for destination in ("a.example", "b.example"):
+        queue.send(destination)
     first = [queue.take() for _ in range(4)]
-    assert [message.lane for message in first if message] == [
+    assert [message.destination for message in first if message] == [
         "long.example",
         "a.example",
         "b.example",
@@ -207,18 +212,18 @@ def test_a_destination_that_is_down_costs_one_probe_per_interval_however_much_wa
     retries = Retries((60.0, 300.0, 900.0), jitter=0.0)
     attempts = 0
     while queue.now < 1000.0 + 3 * 3600:
-        batch, epoch = queue.take_all(), queue.lanes.epoch("dead.example")
+        batch, epoch = queue.take_all(), queue.destinations.epoch("dead.example")
         for message in batch:
             attempts += 1
-            failures = queue.lanes.failures("dead.example")
+            failures = queue.destinations.failures("dead.example")
             queue.find_down(message, epoch, queue.now, retries.after_failures(failures + 1, 0.0))
-        assert queue.lanes.is_shut("dead.example", queue.now)
-        wake = queue.lanes.next_wake()
+        assert queue.destinations.is_shut("dead.example", queue.now)
+        wake = queue.destinations.next_due()
         assert wake > queue.now
         queue.now = wake
     # Two at first, then after 1, 5, 15, 15, … minutes.
     assert attempts == FIRST_WINDOW + 2 + (3 * 3600 - 60 - 300) // 900
-    assert queue.lanes.blocked == 1
+    assert queue.destinations.blocked == 1
     assert queue.looks < 3 * attempts
 
 
@@ -231,25 +236,25 @@ def test_the_others_that_were_under_way_do_not_make_it_worse() -> None:
     batch = queue.take_all()
     assert len(batch) == 4
     queue.now += 30.0
-    epoch = queue.lanes.epoch("x.example")
+    epoch = queue.destinations.epoch("x.example")
     blocked = [queue.find_down(message, epoch, queue.now - 1.0) for message in batch]
     assert blocked == [True, False, False, False]
-    assert queue.lanes.failures("x.example") == 1
+    assert queue.destinations.failures("x.example") == 1
 
 
 def test_the_next_probe_is_another_message_and_a_success_reopens_the_lane_at_once() -> None:
     queue = Scheduled()
     sent = [queue.send("x.example") for _ in range(30)]
     for message in queue.take_all():
-        queue.find_down(message, queue.lanes.epoch("x.example"), queue.now)
+        queue.find_down(message, queue.destinations.epoch("x.example"), queue.now)
     queue.now += 61.0
     (probe,) = queue.take_all()
     assert probe == sent[2]
     assert queue.take() is None
-    assert queue.lanes.answered("x.example", queue.now, delivered=False)
+    assert queue.destinations.answered("x.example", queue.now, delivered=False)
     queue.end(probe)
     del queue.queue[probe.key]
-    assert queue.lanes.blocked == 0
+    assert queue.destinations.blocked == 0
     while batch := queue.take_all():
         for message in batch:
             queue.deliver(message)
@@ -264,16 +269,16 @@ def test_where_others_get_through_the_number_is_halved_instead() -> None:
         for message in queue.take_all():
             queue.deliver(message)
     batch = queue.take_all()
-    epoch, started = queue.lanes.epoch("x.example"), queue.now
+    epoch, started = queue.destinations.epoch("x.example"), queue.now
     queue.now += 1.0
     queue.deliver(batch[0])
     assert not queue.find_down(batch[1], epoch, started)
-    assert queue.lanes.failures("x.example") == 0
+    assert queue.destinations.failures("x.example") == 0
     for message in batch[2:]:
         queue.deliver(message)
-    lane = queue.lanes.find("x.example")
-    assert lane is not None
-    assert lane.window <= len(batch)
+    destination = queue.destinations.find("x.example")
+    assert destination is not None
+    assert destination.window <= len(batch)
 
 
 def test_a_destination_that_only_breaks_off_is_tried_by_one_and_soon_left_alone() -> None:
@@ -285,29 +290,29 @@ def test_a_destination_that_only_breaks_off_is_tried_by_one_and_soon_left_alone(
             queue.deliver(message)
     down = []
     for message in queue.take_all()[:MOST_BROKEN_OFF]:
-        down.append(queue.lanes.broke_off("x.example"))
+        down.append(queue.destinations.broke_off("x.example"))
         queue.defer(message, queue.now + 60.0)
     assert down == [False] * (MOST_BROKEN_OFF - 1) + [True]
-    lane = queue.lanes.find("x.example")
-    assert lane is not None
-    assert lane.window == 1
+    destination = queue.destinations.find("x.example")
+    assert destination is not None
+    assert destination.window == 1
 
 
 def test_slow_destinations_never_take_the_last_places() -> None:
     queue = Scheduled(limit=1000)
-    for lane in ("quick", "slow0", "slow1", "slow2"):
-        queue.send(f"{lane}.example")
+    for destination in ("quick", "slow0", "slow1", "slow2"):
+        queue.send(f"{destination}.example")
     for message in queue.take_all():
         queue.deliver(message)
-    for lane in range(3):
+    for destination in range(3):
         for _ in range(500):
-            queue.send(f"slow{lane}.example")
+            queue.send(f"slow{destination}.example")
     for _ in range(8):
         # They get wide by success, then all stand still.
         for message in queue.take_all():
             queue.deliver(message)
     queue.take_all()
-    widths = Counter(message.lane for message in queue.under_way.values())
+    widths = Counter(message.destination for message in queue.under_way.values())
     assert min(widths.values()) > PLACES // 5
     quick = queue.send("quick.example")
     assert queue.take() == quick
@@ -315,10 +320,10 @@ def test_slow_destinations_never_take_the_last_places() -> None:
 
 def test_destinations_that_were_down_share_a_part_of_the_places() -> None:
     queue = Scheduled()
-    for lane in range(PLACES):
-        message = queue.send(f"d{lane}.example")
+    for destination in range(PLACES):
+        message = queue.send(f"d{destination}.example")
         assert queue.take() == message
-        queue.find_down(message, queue.lanes.epoch(message.lane), queue.now)
+        queue.find_down(message, queue.destinations.epoch(message.destination), queue.now)
     queue.now += 61.0
     probes = queue.take_all()
     assert PLACES // 5 < len(probes) <= PLACES // 3
@@ -330,12 +335,12 @@ def test_destinations_that_never_answered_do_not_take_all_places() -> None:
     queue = Scheduled()
     queue.send("known.example")
     queue.deliver(queue.take_all()[0])
-    for lane in range(2 * PLACES):
-        queue.send(f"stalls{lane}.example")
+    for destination in range(2 * PLACES):
+        queue.send(f"stalls{destination}.example")
     queue.take_all()
     assert len(queue.under_way) == PLACES - PLACES // 4
-    for lane in ("known.example", LOCAL):
-        message = queue.send(lane)
+    for destination in ("known.example", LOCAL):
+        message = queue.send(destination)
         assert queue.take() == message
 
 
@@ -345,13 +350,13 @@ def test_what_must_wait_holds_up_its_lane_alone_and_costs_no_look() -> None:
         queue.send("paced.example")
     message = queue.take()
     assert message is not None
-    queue.lanes.put_back(message, queue.now + 10.0)
+    queue.destinations.put_back(message, queue.now + 10.0)
     queue.end(message)
     looks = queue.looks
     assert queue.take() is None
-    assert queue.lanes.next_wake() == queue.now + 10.0
+    assert queue.destinations.next_due() == queue.now + 10.0
     assert queue.looks == looks
-    assert queue.lanes.failures("paced.example") == 0
+    assert queue.destinations.failures("paced.example") == 0
     queue.now += 10.0
     assert len({message.key for message in queue.take_all()}) == FIRST_WINDOW
 
@@ -359,19 +364,19 @@ def test_what_must_wait_holds_up_its_lane_alone_and_costs_no_look() -> None:
 def test_what_was_done_while_the_queue_was_asked_is_not_done_again() -> None:
     queue = Scheduled()
     first, second, third = (queue.send("x.example", tell=False) for _ in range(3))
-    queue.lanes.due_at("x.example", 0.0)
-    wanted = queue.lanes.wanted(queue.now)
+    queue.destinations.due_at("x.example", 0.0)
+    wanted = queue.destinations.wanted(queue.now)
     assert set(wanted) == {"x.example"}
     # Meanwhile one was told of, attempted and delivered, and another one is under way.
-    queue.lanes.enter(first, queue.now)
-    queue.lanes.enter(second, queue.now)
-    assert queue.lanes.take(queue.now, PLACES) == first
-    assert queue.lanes.take(queue.now, PLACES) == second
+    queue.destinations.enter(first, queue.now)
+    queue.destinations.enter(second, queue.now)
+    assert queue.destinations.take(queue.now, PLACES) == first
+    assert queue.destinations.take(queue.now, PLACES) == second
     queue.under_way[first.key] = first
     queue.deliver(first)
-    queue.lanes.loaded(LaneDue("x.example", (first, second, third), None), queue.now)
-    assert queue.lanes.take(queue.now, PLACES) == third
-    assert queue.lanes.take(queue.now, PLACES) is None
+    queue.destinations.loaded(DestinationDue("x.example", (first, second, third), None), queue.now)
+    assert queue.destinations.take(queue.now, PLACES) == third
+    assert queue.destinations.take(queue.now, PLACES) is None
 
 
 def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,12 +385,12 @@ def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch)
     for _ in range(1000):
         queue.send("a.example")
         queue.send("b.example", tell=False)
-    queue.lanes.due_at("b.example", 0.0)
+    queue.destinations.due_at("b.example", 0.0)
     queue.look()
-    assert queue.lanes.waiting <= 200
-    lanes = Counter(message.lane for message in queue.take_all())
-    assert set(lanes) == {"a.example", "b.example"}
-    assert queue.lanes.waiting <= 200
+    assert queue.destinations.waiting <= 200
+    destinations = Counter(message.destination for message in queue.take_all())
+    assert set(destinations) == {"a.example", "b.example"}
+    assert queue.destinations.waiting <= 200
 
 
 def test_a_lane_without_mail_is_forgotten_also_when_it_was_down() -> None:
@@ -394,22 +399,22 @@ def test_a_lane_without_mail_is_forgotten_also_when_it_was_down() -> None:
     other = queue.send("dead.example")
     assert {queue.take(), queue.take()} == {message, other}
     queue.deliver(message)
-    queue.find_down(other, queue.lanes.epoch("dead.example"), queue.now)
-    assert len(queue.lanes) == 1
+    queue.find_down(other, queue.destinations.epoch("dead.example"), queue.now)
+    assert len(queue.destinations) == 1
     del queue.queue[other.key]
     queue.now += 61.0
     queue.look()
-    assert (len(queue.lanes), queue.lanes.blocked, queue.lanes.next_wake()) == (0, 0, inf)
+    assert (len(queue.destinations), queue.destinations.blocked, queue.destinations.next_due()) == (0, 0, inf)
 
 
 def test_what_is_brought_forward_is_due_at_once_and_what_is_deferred_then_waits_for_its_own_time() -> None:
     queue = Scheduled()
     sent = [queue.send("x.example") for _ in range(9)]
     for message in queue.take_all():
-        queue.find_down(message, queue.lanes.epoch("x.example"), queue.now, 600.0)
+        queue.find_down(message, queue.destinations.epoch("x.example"), queue.now, 600.0)
     queue.now += 100.0
     assert queue.take() is None
-    queue.lanes.probe_early(["x.example"])
+    queue.destinations.probe_early(["x.example"])
     (probe,) = queue.take_all()
     assert queue.take() is None
     queue.deliver(probe)
@@ -424,7 +429,7 @@ def test_what_is_brought_forward_is_due_at_once_and_what_is_deferred_then_waits_
     # All were attempted, once each; those that were deferred since are not before their time.
     assert sorted(greylisted) == [sent[0].key, sent[5].key]
     assert len(queue.queue) == 2
-    assert queue.lanes.next_wake() == queue.now + 60.0
+    assert queue.destinations.next_due() == queue.now + 60.0
     queue.now += 60.0
     assert len(queue.take_all()) == 2
 
@@ -434,13 +439,13 @@ def test_an_early_probe_that_fails_shuts_its_destination_again() -> None:
     for _ in range(9):
         queue.send("x.example")
     for message in queue.take_all():
-        queue.find_down(message, queue.lanes.epoch("x.example"), queue.now, 600.0)
+        queue.find_down(message, queue.destinations.epoch("x.example"), queue.now, 600.0)
     queue.now += 100.0
-    queue.lanes.probe_early(["x.example"])
+    queue.destinations.probe_early(["x.example"])
     (probe,) = queue.take_all()
-    assert queue.find_down(probe, queue.lanes.epoch("x.example"), queue.now, 600.0)
-    assert (queue.take(), queue.lanes.failures("x.example")) == (None, 3)
-    assert queue.lanes.next_wake() == queue.now + 600.0
+    assert queue.find_down(probe, queue.destinations.epoch("x.example"), queue.now, 600.0)
+    assert (queue.take(), queue.destinations.failures("x.example")) == (None, 3)
+    assert queue.destinations.next_due() == queue.now + 600.0
     queue.now += 600.0
     assert len(queue.take_all()) == 1
 
@@ -450,9 +455,9 @@ def test_an_operator_has_a_destination_probed_at_once() -> None:
     for _ in range(5):
         queue.send("dead.example")
     for message in queue.take_all():
-        queue.find_down(message, queue.lanes.epoch("dead.example"), queue.now)
+        queue.find_down(message, queue.destinations.epoch("dead.example"), queue.now)
     assert queue.take() is None
-    queue.lanes.probe_now(["dead.example"])
+    queue.destinations.probe_now(["dead.example"])
     assert queue.take() is not None
     assert queue.take() is None
 
@@ -461,17 +466,17 @@ def test_senders_beyond_number_are_forgotten_before_memory_is_full() -> None:
     queue = Scheduled()
     queue.send("x.example")
     for i in range(30_000):
-        queue.lanes.turn("x.example", Address(f"s{i}", "example.org"), queue.now)
-    lane = queue.lanes.find("x.example")
-    assert lane is not None
-    assert len(lane._turns) <= 10_000
+        queue.destinations.turn("x.example", Address(f"s{i}", "example.org"), queue.now)
+    destination = queue.destinations.find("x.example")
+    assert destination is not None
+    assert len(destination._turns) <= 10_000
 
 
 def test_destinations_beyond_number_are_forgotten_too() -> None:
     queue = Scheduled()
     for i in range(10_005):
-        queue.lanes.answered(f"d{i}.example", queue.now, delivered=True)
-    assert len(queue.lanes._answered) == 10_000
+        queue.destinations.answered(f"d{i}.example", queue.now, delivered=True)
+    assert len(queue.destinations._answered) == 10_000
 
 
 EVENTS = ["send", "quiet", "take", "deliver", "defer", "down", "wait", "operator", "early"]
@@ -493,13 +498,13 @@ def test_whatever_happens_each_message_is_taken_by_one_at_a_time_and_all_are_ser
 ) -> None:
     queue = Scheduled(limit=3)
     for event, which in events:
-        lane = f"d{which}.example"
-        busy = [message for message in queue.under_way.values() if message.lane == lane]
+        destination = f"d{which}.example"
+        busy = [message for message in queue.under_way.values() if message.destination == destination]
         if event == "send":
-            queue.send(lane, f"s{which}")
+            queue.send(destination, f"s{which}")
         elif event == "quiet":
-            queue.send(lane, tell=False)
-            queue.lanes.due_at(lane, queue.now)
+            queue.send(destination, tell=False)
+            queue.destinations.due_at(destination, queue.now)
         elif event == "take":
             before = set(queue.under_way)
             message = queue.take()
@@ -507,22 +512,22 @@ def test_whatever_happens_each_message_is_taken_by_one_at_a_time_and_all_are_ser
         elif event == "wait":
             queue.now += 10.0**which
         elif event == "operator":
-            queue.lanes.probe_now([lane])
+            queue.destinations.probe_now([destination])
         elif event == "early":
-            queue.lanes.probe_early([lane])
+            queue.destinations.probe_early([destination])
         elif busy and event == "deliver":
             queue.deliver(busy[0])
         elif busy and event == "defer":
             queue.defer(busy[0], queue.now + 5.0 * which)
         elif busy:
-            queue.find_down(busy[0], queue.lanes.epoch(lane), queue.now)
+            queue.find_down(busy[0], queue.destinations.epoch(destination), queue.now)
     for _ in range(10_000):
         for message in list(queue.under_way.values()):
             queue.deliver(message)
         if not queue.take_all():
-            wake = queue.lanes.next_wake()
+            wake = queue.destinations.next_due()
             if wake == inf:
                 break
             queue.now = max(queue.now, wake)
     assert not queue.queue
-    assert (len(queue.lanes), queue.lanes.blocked, queue.lanes.waiting) == (0, 0, 0)
+    assert (len(queue.destinations), queue.destinations.blocked, queue.destinations.waiting) == (0, 0, 0)

@@ -13,7 +13,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
-from elemta.delivery.connecting import NextHopUnreachableError, Race, alternating
+from elemta.delivery.happy_eyeballs import HappyEyeballs, NextHopUnreachableError, alternating
 
 SIX, SIX_B = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
 FOUR, FOUR_B = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
@@ -27,7 +27,9 @@ class Course:
         self.addresses = list(addresses)
         self.won: list[Any] = []
         self.lost: list[Failure] = []
-        self.race = Race(self.reactor, self.addresses, 25, self._make, timeout=30.0, head_start=0.25).run()
+        self.race = HappyEyeballs(
+            self.reactor, self.addresses, 25, self._make, timeout=30.0, head_start=0.25
+        ).run()
         self.race.addCallbacks(self.won.append, self.lost.append)
 
     def _make(self, address: Any) -> Any:

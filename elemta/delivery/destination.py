@@ -1,4 +1,5 @@
-"""One lane: the parts of messages that go to one destination, their order, and how the destination does."""
+"""One destination: the parts of messages that go to one destination, their order, and how the destination
+does."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MOST_BROKEN_OFF = 3
 _MOST_SENDERS = 10_000
 
 
-class Lane:
+class Destination:
     """The line before one destination.
 
     What is due is in the spool; a few parts of it wait here in memory: active ones in the order of their
@@ -97,7 +98,7 @@ class Lane:
         return 1 if self.failures else min(max(4 * self.window, 8), 500)
 
     @property
-    def hungry(self) -> bool:
+    def needs_more(self) -> bool:
         """Whether there should soon be more of it in memory."""
         return self.waiting <= self.capacity // 2 and not self.loading
 
@@ -107,7 +108,7 @@ class Lane:
         return 1 if self.failures else self.window
 
     def is_shut(self, now: float) -> bool:
-        """Whether nothing in this lane is attempted now."""
+        """Whether nothing in this destination is attempted now."""
         return self.shut_until > now or self.failures > 0
 
     def bring_forward(self) -> None:
@@ -173,7 +174,7 @@ class Lane:
         self.under_way += 1
         return message
 
-    def drop(self) -> None:
+    def unload(self) -> None:
         """Forget what waits in memory: the spool has it."""
         for *_, message in (*self._active, *self._deferred):
             self.known.discard(message.key)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import BinaryIO, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.delivery.hop import IPAddress
-from elemta.delivery.outbound_tls import Handshake, TLSRefused
-from elemta.delivery.watch import Watch
+from elemta.delivery.next_hop import IPAddress
+from elemta.delivery.outbound_tls import OutboundHandshake, OutboundTLSRefused
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
 from elemta.outcome import Status
@@ -27,10 +27,71 @@ from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, Reci
 from elemta.smtp.events import Event, StartTLS
 from elemta.smtp.session_info import TLSInfo
 
+STANDSTILL_SECONDS = 1.0
+"""A timer that fires later than this was kept from firing."""
+
+READING_SECONDS = 0.05
+"""So long the reactor then has to read what has come."""
+
+
+class MovableDeadline:
+    """Calls something when a deadline passes. To move the deadline further away costs no timer.
+
+    A timer that fires late says nothing about the other side: this process was suspended, or had no time to
+    read what had come. Then that is read first.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._at = inf
+        self._due = inf
+        self._late: Callable[[], None] | None = None
+        self._timer: IDelayedCall | None = None
+
+    def set(self, seconds: float | None, late: Callable[[], None]) -> None:
+        """Call ``late`` after so many seconds, in place of what was to be called before; None: never."""
+        self._late = late
+        self._at = inf if seconds is None else self._clock.seconds() + seconds
+        timer = self._timer
+        if seconds is None or (timer is not None and timer.getTime() <= self._at):
+            return
+        if timer is not None:
+            timer.cancel()
+        self._look_in(seconds)
+
+    def clear(self) -> None:
+        """There is no deadline for now."""
+        self._at = inf
+
+    def stop(self) -> None:
+        """There is none any more."""
+        self._at = inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_in(self, seconds: float) -> None:
+        self._due = self._clock.seconds() + seconds
+        self._timer = self._clock.callLater(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        left = self._at - now
+        if left <= 0 and now - self._due > STANDSTILL_SECONDS:
+            self._look_in(READING_SECONDS)
+        elif left <= 0:
+            self._at = inf
+            if self._late is not None:
+                self._late()
+        elif left < inf:
+            self._look_in(left)
+
+
 _log = Logger()
 
 # How long what was said last may take to leave before the connection is cut.
-_FAREWELL = 5.0
+_QUIT_SECONDS = 5.0
 
 Read = Callable[[BinaryIO], Awaitable[bytes]]
 OpenContent = Callable[[], Awaitable[BinaryIO]]
@@ -48,7 +109,7 @@ class NextHopConnection(Protocol):
         self,
         clock: IReactorTime,
         settings: ClientSettings,
-        handshake: Handshake | None,
+        handshake: OutboundHandshake | None,
         *,
         name: str,
         address: IPAddress | None = None,
@@ -73,8 +134,8 @@ class NextHopConnection(Protocol):
         self._paused = False
         self._may_go_on: Deferred[None] | None = None
         self._producing = False
-        self._patience = Watch(clock)
-        self._life = Watch(clock)
+        self._patience = MovableDeadline(clock)
+        self._life = MovableDeadline(clock)
         self._awaited: tuple[int, float | None] = (-1, None)
 
     @property
@@ -123,7 +184,7 @@ class NextHopConnection(Protocol):
         self._handshaking = False
         try:
             info = self._handshake.check(cast(SSL.Connection, self._wire.getHandle()))
-        except TLSRefused as error:
+        except OutboundTLSRefused as error:
             self._tls_failed(str(error))
             return
         _log.info(
@@ -207,7 +268,7 @@ class NextHopConnection(Protocol):
             elif isinstance(event, StartTLS):
                 self._start_tls()
             elif isinstance(event, LoginRefused):
-                self._tell_login_refused(event)
+                self._log_login_refused(event)
             elif isinstance(event, Hangup):
                 self._hang_up()
                 break
@@ -258,7 +319,7 @@ class NextHopConnection(Protocol):
         )
         self._act(self._session.tls_failed(reason))
 
-    def _tell_login_refused(self, event: LoginRefused) -> None:
+    def _log_login_refused(self, event: LoginRefused) -> None:
         self.login_refused = True
         _log.error(
             "a next hop did not take the credentials of its route",
@@ -285,7 +346,7 @@ class NextHopConnection(Protocol):
         self._end_producing()
         self._go_on()
         self._wire.loseConnection()
-        self._patience.set(_FAREWELL, self.cut)
+        self._patience.set(_QUIT_SECONDS, self.cut)
 
     # The content
 

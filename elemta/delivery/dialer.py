@@ -8,9 +8,15 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 
 from elemta.config import RouteTLS
-from elemta.delivery.connecting import NextHopUnreachableError, Race, alternating, connect_unix, look_up
-from elemta.delivery.hop import Candidate, Hop, IPAddress
-from elemta.delivery.nexthop import NextHopConnection, Read
+from elemta.delivery.client_protocol import NextHopConnection, Read
+from elemta.delivery.happy_eyeballs import (
+    HappyEyeballs,
+    NextHopUnreachableError,
+    alternating,
+    connect_unix,
+    look_up,
+)
+from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.outbound_tls import OutboundTLS
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import AddressResolver, SystemNames
@@ -19,7 +25,7 @@ from elemta.smtp.client import ClientSettings
 _MOST_REMEMBERED = 4096
 
 
-class Dialling:
+class Dialer:
     """Makes connections, and remembers with whom TLS did not work and who did not answer."""
 
     def __init__(
@@ -60,14 +66,14 @@ class Dialling:
         return alternating(found)
 
     async def connect(
-        self, hop: Hop, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS
+        self, hop: NextHop, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS
     ) -> NextHopConnection:
         """Connect to one of the addresses, which are used up; raises :class:`NextHopUnreachableError`."""
 
         def make(address: IPAddress) -> NextHopConnection:
             return self._make(hop, _reached(candidate, address), candidate.host, tls, address)
 
-        race = Race(
+        race = HappyEyeballs(
             self._reactor,
             addresses,
             candidate.port,
@@ -90,14 +96,14 @@ class Dialling:
         self._silent.pop((candidate.host, candidate.port), None)
         return connection
 
-    async def connect_unix(self, hop: Hop) -> NextHopConnection:
+    async def connect_unix(self, hop: NextHop) -> NextHopConnection:
         """Connect to the hop's socket; raises :class:`NextHopUnreachableError`."""
         connection = self._make(hop, hop.path, "", RouteTLS.NONE, None)
         await connect_unix(self._reactor, hop.path, connection, self._settings.connect_timeout)
         return connection
 
     def _make(
-        self, hop: Hop, name: str, host: str, tls: RouteTLS, address: IPAddress | None
+        self, hop: NextHop, name: str, host: str, tls: RouteTLS, address: IPAddress | None
     ) -> NextHopConnection:
         settings = ClientSettings(
             self._settings.hostname,
@@ -132,14 +138,14 @@ class Dialling:
 
     # Hosts whose TLS does not work
 
-    def tls_for(self, hop: Hop, candidate: Candidate) -> RouteTLS:
+    def tls_for(self, hop: NextHop, candidate: Candidate) -> RouteTLS:
         """Whether to try TLS with a candidate: not where it is optional and has just failed."""
         until = self._no_tls.get((candidate.host, candidate.port), 0.0)
         if self.may_fall_back(hop) and until > self._reactor.seconds():
             return RouteTLS.NONE
         return hop.tls
 
-    def may_fall_back(self, hop: Hop) -> bool:
+    def may_fall_back(self, hop: NextHop) -> bool:
         """Whether the message may go in the clear where TLS fails: credentials never do."""
         return hop.tls is RouteTLS.MAY and hop.credentials is None
 

@@ -14,13 +14,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.bounces import decide
-from elemta.delivery.conclusions import Conclusion, conclude, notice_settings
-from elemta.delivery.lane import Key
-from elemta.delivery.lanes import Lanes
-from elemta.delivery.notices import tell
-from elemta.delivery.queue import Queue
+from elemta.delivery.destination import Key
+from elemta.delivery.destinations import Destinations
+from elemta.delivery.notices import NotificationPlan, decide_notifications, notice_settings, tell
+from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.settings import DeliverySettings
-from elemta.delivery.unreadable import why_unreadable
 from elemta.envelope import Recipient
 from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
@@ -36,29 +34,30 @@ _TOGETHER = 50
 _MOST_FAILING = 10_000
 _LONGEST_REASON = 500
 _HELD_TOO_LONG = "it was kept here, and could not be delivered for as long as mail is kept"
-# After a start what is due in open lanes is expected to leave; seconds.
+# After a start what is due in open destinations is expected to leave; seconds.
 _CATCHING_UP = 60.0
 
 
-class Aging:
+class ExpiryScanner:
     """Walks the queue from its old end.
 
-    A message in a lane that is shut is not attempted, so here it expires when its time has come; one in an
-    open lane has a last attempt instead. Delays are told here, whatever the lane does, but for messages whose
-    attempt is near or under way: that will tell, if it has to.
+    A message in a destination that is shut is not attempted, so here it expires when its time has come;
+    one in an
+    open destination has a last attempt instead. Delays are told here, whatever the destination does, but
+    for messages whose attempt is near or under way: that will tell, if it has to.
     """
 
-    def __init__(self, queue: Queue, lanes: Lanes, settings: DeliverySettings) -> None:
+    def __init__(self, queue: DeliveryQueue, destinations: Destinations, settings: DeliverySettings) -> None:
         self.settings = settings
         self._queue = queue
-        self._lanes = lanes
-        self._told_up_to = -1
+        self._destinations = destinations
+        self._notified_up_to = -1
         self._caught_up_at = 0.0
         # Where pages begin that had messages for which an attempt was near.
         self._again: set[int] = set()
         self._walking = False
         self._attempted: set[str] = set()
-        self._telling: set[Key] = set()
+        self._notifying: set[Key] = set()
         self._giving_up: set[Key] = set()
         # The parts of both that something is being done about at this moment.
         self._at_work: set[Key] = set()
@@ -72,14 +71,14 @@ class Aging:
     def attempted(self, message: QueuedMessage) -> None:
         """An attempt for the message is over, so that what was read of it before is no longer so."""
         if message.key not in self._at_work:
-            self._telling.discard(message.key)
+            self._notifying.discard(message.key)
             self._giving_up.discard(message.key)
         if self._walking:
             self._attempted.add(message.queue_id)
 
     def tells(self, message: QueuedMessage) -> bool:
         """Whether the delay is being told, or was since the message was read."""
-        return message.key in self._telling
+        return message.key in self._notifying
 
     def gives_up(self, message: QueuedMessage) -> bool:
         """Whether this part is being given up, or was since it was read: no attempt is to be made."""
@@ -92,7 +91,7 @@ class Aging:
             await self._expire(now, goes_on)
             await self._end_holds(now, goes_on)
             if self.settings.warn_after > 0:
-                await self._tell_delays(now, goes_on)
+                await self._send_delay_notices(now, goes_on)
         finally:
             self._walking = False
             self._attempted.clear()
@@ -109,7 +108,7 @@ class Aging:
                 await self._each(some, now, lambda parts: self._expire_message(parts, now))
 
     async def _expire_message(self, parts: Sequence[QueuedMessage], now: float) -> None:
-        shut = [part for part in parts if self._is_left_alone(part, now)]
+        shut = [part for part in parts if self._is_not_attempted(part, now)]
         if shut:
             with self._marked(shut, self._giving_up):
                 try:
@@ -117,13 +116,13 @@ class Aging:
                 except Exception as error:
                     if not self._is_second_fault(shut[0].queue_id, error):
                         raise
-                    await self._put_away(shut, error)
+                    await self._hold_faulty(shut, error)
 
-    async def _put_away(self, parts: Sequence[QueuedMessage], error: Exception) -> None:
+    async def _hold_faulty(self, parts: Sequence[QueuedMessage], error: Exception) -> None:
         """Put on hold what can't be given up: so it ends all the same, and its sender is told if possible."""
         _log.failure(
             "a message could not be given up; it is put on hold",
-            event="delivery.put_away",
+            event="delivery.message_held",
             queue_id=parts[0].queue_id,
         )
         reason = f"it could not be given up: {error!r}"[:_LONGEST_REASON]
@@ -185,41 +184,41 @@ class Aging:
                 )
         await self._queue.end_hold(held, outcomes, "returned" if returned else "removed")
 
-    def _is_left_alone(self, part: QueuedMessage, now: float) -> bool:
+    def _is_not_attempted(self, part: QueuedMessage, now: float) -> bool:
         """Whether no attempt for the part is under way or may begin now: its destination is down or it waits
         for a limit, in the spool or in memory."""
-        if part.queue_id in self._attempted or not self._lanes.is_shut(part.lane, now):
+        if part.queue_id in self._attempted or not self._destinations.is_shut(part.destination, now):
             return False
-        return not self._lanes.is_known(part) or self._lanes.waits_in_memory(part)
+        return not self._destinations.is_known(part) or self._destinations.waits_in_memory(part)
 
     def _is_attempted(self, part: QueuedMessage) -> bool:
         """Whether an attempt is under way or is the next, or was made since the part was read."""
-        return part.queue_id in self._attempted or self._lanes.is_known(part)
+        return part.queue_id in self._attempted or self._destinations.is_known(part)
 
     def _is_near(self, part: QueuedMessage, now: float) -> bool:
         """Whether an attempt is near or under way, or was made since the part was read."""
-        lane = part.lane
-        soon = self._lanes.is_due(lane, now) if now < self._caught_up_at else False
-        return soon or self._lanes.is_about_to_load(lane, now) or self._is_attempted(part)
+        destination = part.destination
+        soon = self._destinations.is_due(destination, now) if now < self._caught_up_at else False
+        return soon or self._destinations.is_about_to_load(destination, now) or self._is_attempted(part)
 
-    async def _tell_delays(self, now: float, goes_on: Callable[[], bool]) -> None:
+    async def _send_delay_notices(self, now: float, goes_on: Callable[[], bool]) -> None:
         for place in sorted(self._again):
-            await self._tell_page(place, now, goes_on)
-        page = await self._tell_page(self._told_up_to, now, goes_on)
+            await self._notify_page(place, now, goes_on)
+        page = await self._notify_page(self._notified_up_to, now, goes_on)
         while page.more and goes_on():
-            self._told_up_to = page.after
-            page = await self._tell_page(self._told_up_to, now, goes_on)
+            self._notified_up_to = page.after
+            page = await self._notify_page(self._notified_up_to, now, goes_on)
         if goes_on():
-            self._told_up_to = page.after
+            self._notified_up_to = page.after
 
-    async def _tell_page(self, place: int, now: float, goes_on: Callable[[], bool]) -> Page:
+    async def _notify_page(self, place: int, now: float, goes_on: Callable[[], bool]) -> Page:
         self._again.discard(place)
         self._attempted.clear()
         page = await self._queue.older(now - self.settings.warn_after, place, _PAGE, unwarned=True)
         for some in _some_together(page.messages):
             if not goes_on():
                 break
-            await self._each(some, now, lambda parts: self._tell_of_message(parts, place, now))
+            await self._each(some, now, lambda parts: self._notify_of_message(parts, place, now))
             if any(parts[0].queue_id in self._failing for parts in some):
                 self._again.add(place)
         return page
@@ -264,7 +263,7 @@ class Aging:
         queue_id, again = parts[0].queue_id, now + self.settings.retries.delays[0]
         _log.failure(
             "a message could not be given up or its delay told",
-            event="delivery.aging_failed",
+            event="queue.expiry_failed",
             queue_id=queue_id,
         )
         if len(self._failing) >= _MOST_FAILING:
@@ -272,14 +271,14 @@ class Aging:
         self._failing[queue_id] = again
         for part in parts:
             # An attempt that came meanwhile was put off in favour of this.
-            self._lanes.due_at(part.lane, again)
+            self._destinations.due_at(part.destination, again)
 
-    async def _tell_of_message(self, parts: Sequence[QueuedMessage], place: int, now: float) -> None:
+    async def _notify_of_message(self, parts: Sequence[QueuedMessage], place: int, now: float) -> None:
         if any(self._is_near(part, now) for part in parts):
             self._again.add(place)
         elif now < parts[0].envelope.received_at + self.settings.retries.expire:
-            with self._marked(parts, self._telling):
-                await self._tell_delay(parts, now)
+            with self._marked(parts, self._notifying):
+                await self._send_delay_notice(parts, now)
 
     @contextmanager
     def _marked(self, parts: Sequence[QueuedMessage], marked: set[Key]) -> Iterator[None]:
@@ -294,39 +293,41 @@ class Aging:
         finally:
             self._at_work.difference_update(keys)
             # What was not done must not keep them from an attempt.
-            marked.difference_update(part.key for part in parts if not done or not self._lanes.may_know(part))
+            marked.difference_update(
+                part.key for part in parts if not done or not self._destinations.may_know(part)
+            )
 
-    async def _tell_delay(self, parts: Sequence[QueuedMessage], now: float) -> None:
+    async def _send_delay_notice(self, parts: Sequence[QueuedMessage], now: float) -> None:
         message, outcomes = await self._together(parts, now)
-        conclusion = conclude(message, outcomes, self.settings, now=now, retry_at=now)
-        await tell(self._queue, message, conclusion.notices.to_send)
+        plan = decide_notifications(message, outcomes, self.settings, now=now, retry_at=now)
+        await tell(self._queue, message, plan.notices.to_send)
         await self._queue.settle(message.queue_id, (), retry_at=None, hold_reason=None, warned=True)
 
     async def _give_up(self, parts: Sequence[QueuedMessage], now: float) -> None:
-        """Tell the sender once, whatever the number of lanes, then record each part."""
+        """Tell the sender once, whatever the number of destinations, then record each part."""
         message, outcomes = await self._together(parts, now)
         unreadable = await why_unreadable(self._queue, message)
-        conclusion = conclude(message, outcomes, self.settings, now=now, unreadable=unreadable)
-        await tell(self._queue, message, conclusion.notices.to_send)
-        await _all(self._settle(part, conclusion) for part in parts)
+        plan = decide_notifications(message, outcomes, self.settings, now=now, unreadable=unreadable)
+        await tell(self._queue, message, plan.notices.to_send)
+        await _all(self._settle(part, plan) for part in parts)
         _log.info(
             "message given up",
             event="delivery.expired",
             queue_id=message.queue_id,
             recipients=len(outcomes),
             reason=outcomes[0].text if outcomes else "",
-            hold_reason=conclusion.hold_reason,
+            hold_reason=plan.hold_reason,
         )
 
-    async def _settle(self, part: QueuedMessage, conclusion: Conclusion) -> None:
-        mine = [outcome for outcome in conclusion.outcomes if _is_for(part, outcome)]
+    async def _settle(self, part: QueuedMessage, plan: NotificationPlan) -> None:
+        mine = [outcome for outcome in plan.outcomes if _is_for(part, outcome)]
         await self._queue.settle(
             part.queue_id,
             mine,
             part=part.part,
             retry_at=None,
-            hold_reason=conclusion.hold_reason,
-            hold=conclusion.hold,
+            hold_reason=plan.hold_reason,
+            hold=plan.hold,
         )
 
     async def _together(
@@ -339,7 +340,7 @@ class Aging:
 
     async def _last_outcome(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
         """Why the recipient still waits: what its destination said last, or else what itself was told."""
-        reason = self._lanes.reason(message.lane)
+        reason = self._destinations.reason(message.destination)
         if reason is not None:
             return replace(
                 reason, queue_id=message.queue_id, recipient=recipient.address, at=now, seconds=0.0

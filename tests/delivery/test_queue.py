@@ -19,10 +19,10 @@ from twisted.internet.task import deferLater
 from elemta.address import Address
 from elemta.delivery import Retries
 from elemta.delivery import bounces as bounces_module
-from elemta.delivery.aging import Aging
 from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.lanes import Lanes
-from elemta.delivery.returning import return_to_sender
+from elemta.delivery.destinations import Destinations
+from elemta.delivery.expiry import ExpiryScanner
+from elemta.delivery.notices import return_to_sender
 from elemta.envelope import MailParameters, Return
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool, SpoolSettings
@@ -105,10 +105,10 @@ class Old(Post):
         self.now = now
         self.passed = passed
         self.settings = replace(self.settings, retries=Retries((60.0,), expire=EXPIRE), warn_after=1000.0)
-        self.lanes = Lanes(lambda lane: 20, 100)
-        self.aging = Aging(spool, self.lanes, self.settings)
+        self.destinations = Destinations(lambda destination: 20, 100)
+        self.aging = ExpiryScanner(spool, self.destinations, self.settings)
         down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", self.now)
-        self.lanes.block("", self.now + 1e9, down)
+        self.destinations.block("", self.now + 1e9, down)
 
     async def walk(self, after: float) -> None:
         self.passed[0] = after

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.address import NULL
-from elemta.delivery import Delivery, Retries
+from elemta.delivery import DeliveryScheduler, Retries
 from elemta.delivery.routes import HoldRoute, MaildirRoute, NextHopRoute, Placeholder, Route
 from elemta.envelope import MailParameters
 from elemta.errors import SpoolError
@@ -378,7 +378,7 @@ async def test_what_is_cut_off_at_the_end_of_the_grace_stays_in_the_queue_as_it_
     message = (await post.show(queue_id)).message
     assert (message.state, message.attempts) == (MessageState.ACTIVE, 0)
     hop.script.clear()
-    again = Delivery(reactor, post.spool, delivery.routes, post.settings, post.observer)
+    again = DeliveryScheduler(reactor, post.spool, delivery.routes, post.settings, post.observer)
     post.delivery = again
     again.startService()
     await post.until(lambda: len(hop.messages) == 1 and not again.under_way)
@@ -404,7 +404,7 @@ async def test_every_attempt_is_logged_with_its_ids_and_the_reply(post: Post) ->
         await post.idle()
     finally:
         globalLogPublisher.removeObserver(events.append)
-    (event,) = [event for event in events if event.get("event") == "delivery.attempt"]
+    (event,) = [event for event in events if event.get("event") == "delivery.attempted"]
     assert (event["queue_id"], event["session_id"], event["recipient"]) == (queue_id, "S1", "bob@example.com")
     assert (event["status"], event["code"], event["enhanced"]) == ("deferred", 450, "4.2.1")
     assert event["reply"] == "greylisted (in reply to RCPT)"

@@ -15,19 +15,18 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from elemta.clock import Clocks, SteadyWall
-from elemta.delivery.aging import Aging
-from elemta.delivery.attempts import Attempts
-from elemta.delivery.carrier import Carrier
-from elemta.delivery.choosing import Chooser
+from elemta.delivery.attempt import AttemptRunner
+from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
-from elemta.delivery.lanes import Lanes
+from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.mx import MailResolver
-from elemta.delivery.pace import Pace
-from elemta.delivery.queue import Queue
+from elemta.delivery.outbound_limits import OutboundLimiter
+from elemta.delivery.queue import DeliveryQueue
+from elemta.delivery.router import RouteChooser, Router
 from elemta.delivery.routes import Route, RouteTable
-from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Unobserved
+from elemta.delivery.settings import DeliveryObserver, DeliverySettings, NullDeliveryObserver
 from elemta.delivery.success_notices import SuccessNotices
-from elemta.delivery.ways import Ways
+from elemta.delivery.transports import Transports
 from elemta.errors import SpoolError
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submission
@@ -35,21 +34,21 @@ from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submi
 _log = Logger()
 
 _LAST_WAIT = 5.0
-# Lanes that are listed at one time, and how often they are listed anew, in case one was missed.
-_LANES_AT_ONCE = 1000
-_LIST_LANES_EVERY = 300.0
+# Destinations that are listed at one time, and how often they are listed anew, in case one was missed.
+_DESTINATIONS_AT_ONCE = 1000
+_LIST_DESTINATIONS_EVERY = 300.0
 # Destinations that are made to be tried again in one turn of the reactor.
 _PROBED_AT_ONCE = 200
 # Attempts that are started in one turn of the reactor.
 _STARTED_AT_ONCE = 50
 
 
-class Delivery(Service):
+class DeliveryScheduler(Service):
     """Delivers what is in the queue, at least once and never one message twice at the same time.
 
     A message that was just accepted is started without reading the disk; everything else is found by
-    asking the queue what is due in the lanes that may go on. ``routes`` and ``settings`` can be replaced
-    while it runs, by :meth:`reconfigure`; what is under way keeps what it began with.
+    asking the queue what is due in the destinations that may go on. ``routes`` and ``settings`` can be
+    replaced while it runs, by :meth:`reconfigure`; what is under way keeps what it began with.
     """
 
     name = "delivery"
@@ -57,13 +56,13 @@ class Delivery(Service):
     def __init__(
         self,
         reactor: Any,
-        queue: Queue,
+        queue: DeliveryQueue,
         routes: Sequence[Route],
         settings: DeliverySettings,
         observer: DeliveryObserver | None = None,
         *,
         resolver: MailResolver | None = None,
-        pace: Pace | None = None,
+        pace: OutboundLimiter | None = None,
         hooks: DeliveryHooks | None = None,
         clocks: Clocks | None = None,
     ) -> None:
@@ -72,11 +71,11 @@ class Delivery(Service):
         self._time = SteadyWall(self._clocks)
         self._queue = queue
         self._settings = settings
-        self._observer = observer or Unobserved()
-        self._resolver, self._pace, self._hooks = resolver, pace, hooks
+        self._observer = observer or NullDeliveryObserver()
+        self._resolver, self._limits, self._hooks = resolver, pace, hooks
         self._ways = _ways(routes, settings, hooks)
-        self._lanes = Lanes(self._limit, settings.max_messages)
-        self._aging = Aging(queue, self._lanes, settings)
+        self._destinations = Destinations(self._limit, settings.max_messages)
+        self._expiry = ExpiryScanner(queue, self._destinations, settings)
         self._notices = SuccessNotices(self._time, queue, settings)
         self._early_probes = EarlyProbes(reactor, self._time.seconds, self._probe_early)
         self._begin_anew()
@@ -97,7 +96,7 @@ class Delivery(Service):
     def _begin_anew(self) -> None:
         """What is used up by a stop: threads, connections and who waits for them."""
         self._pool = ThreadPool(0, self._settings.threads, "delivery")
-        self._carrier = Carrier(
+        self._transports = Transports(
             self._reactor,
             self._queue,
             self._pool,
@@ -105,19 +104,19 @@ class Delivery(Service):
             self._observer,
             resolver=self._resolver,
             hooks=self._hooks,
-            pace=self._pace,
+            pace=self._limits,
             clocks=self._clocks,
         )
-        self._attempts = Attempts(
+        self._attempts = AttemptRunner(
             self._time,
             self._queue,
-            self._lanes,
-            self._carrier,
-            aging=self._aging,
+            self._destinations,
+            self._transports,
+            expiry=self._expiry,
             early_probes=self._early_probes,
             ways=self._ways,
             settings=self._settings,
-            pace=self._pace,
+            pace=self._limits,
             notices=self._notices,
         )
         self._used_up = False
@@ -139,12 +138,12 @@ class Delivery(Service):
         self._settings, self._hooks = settings, hooks
         self._ways = _ways(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
-        self._aging.settings = self._notices.settings = settings
-        self._carrier.reconfigure(settings, hooks)
+        self._expiry.settings = self._notices.settings = settings
+        self._transports.reconfigure(settings, hooks)
         self._pool.adjustPoolsize(0, settings.threads)
-        self._lanes.places = settings.max_messages
+        self._destinations.places = settings.max_messages
         self._early_probes.clear()
-        self._probe_some(self._lanes.names())
+        self._probe_some(self._destinations.names())
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -159,7 +158,7 @@ class Delivery(Service):
             self._queue.on_due(self._became_due)
             self._queue.on_settled(self._settled_again)
         self._listed_at = -inf
-        self._aging.started(self._time.seconds())
+        self._expiry.started(self._time.seconds())
         self._arm(0.0)
 
     async def _stop(self, grace: float) -> None:
@@ -175,11 +174,11 @@ class Delivery(Service):
                 messages=len(self._under_way),
             )
             self._attempts.abandoned = True
-            self._carrier.abandon()
+            self._transports.abandon()
             await self._wait_until_empty(_LAST_WAIT)
-        await self._carrier.stop()
+        await self._transports.stop()
         self._early_probes.clear()
-        self._lanes.drop_all()
+        self._destinations.drop_all()
         self._set_aside.clear()
         # Joining threads blocks, so it is done in one.
         await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
@@ -195,38 +194,40 @@ class Delivery(Service):
 
     # What comes in
 
-    def _limit(self, lane: str) -> int | None:
-        return self._ways.limit(lane)
+    def _limit(self, destination: str) -> int | None:
+        return self._ways.limit(destination)
 
     def _plan(self, submission: Submission) -> Sequence[PlannedPart]:
         sender, now = submission.sender, submission.received_at
-        return self._ways.plan(submission, lambda lane: self._lanes.turn(lane, sender, now))
+        return self._ways.plan(
+            submission, lambda destination: self._destinations.turn(destination, sender, now)
+        )
 
     def _committed(self, message: QueuedMessage) -> None:
         if self.running and message.state is MessageState.ACTIVE:
-            self._lanes.enter(message, self._time.seconds())
+            self._destinations.enter(message, self._time.seconds())
             self._fill()
 
-    def _became_due(self, lanes: Collection[str]) -> None:
+    def _became_due(self, destinations: Collection[str]) -> None:
         if self.running:
-            self._lanes.probe_now(lanes)
+            self._destinations.probe_now(destinations)
             self._look_soon()
 
-    def _probe_some(self, lanes: list[str]) -> None:
+    def _probe_some(self, destinations: list[str]) -> None:
         """Have destinations tried again, some in each turn of the reactor: there may be very many."""
-        some = [lanes.pop() for _ in range(min(_PROBED_AT_ONCE, len(lanes)))]
-        self._lanes.probe_now(some)
-        if lanes:
-            self._reactor.callLater(0, self._probe_on, lanes)
+        some = [destinations.pop() for _ in range(min(_PROBED_AT_ONCE, len(destinations)))]
+        self._destinations.probe_now(some)
+        if destinations:
+            self._reactor.callLater(0, self._probe_on, destinations)
         self._look_soon()
 
-    def _probe_on(self, lanes: list[str]) -> None:
+    def _probe_on(self, destinations: list[str]) -> None:
         if self.running:
-            self._probe_some(lanes)
+            self._probe_some(destinations)
 
-    def _probe_early(self, lanes: Collection[str]) -> None:
+    def _probe_early(self, destinations: Collection[str]) -> None:
         if self.running:
-            self._lanes.probe_early(lanes)
+            self._destinations.probe_early(destinations)
             self._look_soon()
 
     # When the spool can't write
@@ -253,11 +254,11 @@ class Delivery(Service):
     # What is due
 
     def _arm(self, when: float | None = None) -> None:
-        """Look into the queue when the next lane has something, and now and then in any case."""
+        """Look into the queue when the next destination has something, and now and then in any case."""
         if not self.running or self._looking or not self._queue.settled:
             return
         now = self._time.seconds()
-        wake = self._lanes.next_wake() if when is None else when
+        wake = self._destinations.next_due() if when is None else when
         wake = min(max(wake, now), now + self._settings.poll)
         if self._timer is not None and self._timer.active():
             if self._timer.getTime() <= self._clocks.monotonic() + wake - now:
@@ -277,44 +278,44 @@ class Delivery(Service):
         if isinstance(result, Failure):
             _tell_look_failed(result)
         if self.running:
-            self._observer.lanes(len(self._lanes), self._lanes.blocked)
+            self._observer.destinations(len(self._destinations), self._destinations.blocked)
             self._fill()
 
     async def _take_due(self) -> None:
-        """Get what is due in the lanes that may go on."""
+        """Get what is due in the destinations that may go on."""
         if not self._queue.settled:
             return
         now = self._time.seconds()
         self._end_setting_aside(now)
-        if not self._listing and now - self._listed_at >= _LIST_LANES_EVERY:
+        if not self._listing and now - self._listed_at >= _LIST_DESTINATIONS_EVERY:
             self._listing = True
-            Deferred.fromCoroutine(self._list_lanes(now)).addBoth(self._listed)
-        wanted = self._lanes.wanted(now)
+            Deferred.fromCoroutine(self._list_destinations(now)).addBoth(self._listed)
+        wanted = self._destinations.wanted(now)
         if not wanted:
             return
         try:
             found = await self._queue.due(
-                now, wanted, self._lanes.known(wanted), self._lanes.brought_forward(wanted)
+                now, wanted, self._destinations.known(wanted), self._destinations.brought_forward(wanted)
             )
         except BaseException:
-            self._lanes.not_loaded(wanted, now + self._settings.poll)
+            self._destinations.not_loaded(wanted, now + self._settings.poll)
             raise
-        for lane in found if self.running else ():
-            self._lanes.loaded(lane, self._time.seconds())
+        for destination in found if self.running else ():
+            self._destinations.loaded(destination, self._time.seconds())
 
-    async def _list_lanes(self, now: float) -> None:
-        """Learn which lanes there are; from then on every change is told."""
+    async def _list_destinations(self, now: float) -> None:
+        """Learn which destinations there are; from then on every change is told."""
         after: str | None = None
         while self.running:
-            lanes = await self._queue.lanes(after, _LANES_AT_ONCE)
+            destinations = await self._queue.destinations(after, _DESTINATIONS_AT_ONCE)
             if not self.running:
                 return
-            for name, due in lanes:
+            for name, due in destinations:
                 if due is not None:
-                    self._lanes.due_at(name, due)
-            if len(lanes) < _LANES_AT_ONCE:
+                    self._destinations.due_at(name, due)
+            if len(destinations) < _DESTINATIONS_AT_ONCE:
                 break
-            after = lanes[-1][0]
+            after = destinations[-1][0]
         if self._listed_at == -inf:
             # Not before it is known what may leave now: senders need not hear of a delay that is over.
             self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
@@ -330,7 +331,7 @@ class Delivery(Service):
     def _end_setting_aside(self, now: float) -> None:
         for message in [message for message, until in self._set_aside.items() if until <= now]:
             del self._set_aside[message]
-            self._lanes.release(message, now)
+            self._destinations.release(message, now)
 
     # One message
 
@@ -355,7 +356,7 @@ class Delivery(Service):
             return
         for _ in range(_STARTED_AT_ONCE):
             free = self._settings.max_messages - len(self._under_way)
-            message = self._lanes.take(now, free) if free > 0 and self.running else None
+            message = self._destinations.take(now, free) if free > 0 and self.running else None
             if message is None:
                 return
             self._under_way.add(message.key)
@@ -375,15 +376,15 @@ class Delivery(Service):
             # there as due, and is not, however long that takes. After a fault of ours it waits a while.
             patience = self._settings.retries.delays[0] if self._queue.settled else 0.0
             self._set_aside[message] = self._time.seconds() + patience
-            _tell_not_recorded(Failure(), message.queue_id)
+            _log_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.
             self._ended(message)
 
     def _ended(self, message: QueuedMessage) -> None:
         self._under_way.discard(message.key)
-        self._aging.attempted(message)
-        self._lanes.finished(message, known=message in self._set_aside)
+        self._expiry.attempted(message)
+        self._destinations.finished(message, known=message in self._set_aside)
         if self._empty is not None and not self._under_way:
             empty, self._empty = self._empty, None
             empty.callback(None)
@@ -408,14 +409,14 @@ class Delivery(Service):
         self._aging_call = None
         now = self._time.seconds()
         self._walk = Deferred.fromCoroutine(self._look_after(now))
-        self._walk.addErrback(_tell_not_walked)
+        self._walk.addErrback(_log_scan_failed)
         self._walk.addCallback(self._grown_older)
 
     async def _look_after(self, now: float) -> None:
         try:
             await self._notices.walk(now, self._may_grow_older)
         finally:
-            await self._aging.walk(now, self._may_grow_older)
+            await self._expiry.walk(now, self._may_grow_older)
 
     def _may_grow_older(self) -> bool:
         return bool(self.running) and self._queue.settled
@@ -426,31 +427,31 @@ class Delivery(Service):
             self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
 
 
-def _ways(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Ways:
-    choose = Chooser(hooks, routes) if hooks is not None and hooks.asks else None
-    return Ways(RouteTable(routes), settings, choose)
+def _ways(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Router:
+    choose = RouteChooser(hooks, routes) if hooks is not None and hooks.asks else None
+    return Router(RouteTable(routes), settings, choose)
 
 
 def _tell_look_failed(failure: Failure) -> None:
     if failure.check(SpoolError) is None:
-        _log.failure("looking for due messages failed", failure, event="delivery.look_failed")
+        _log.failure("looking for due messages failed", failure, event="delivery.scan_failed")
     else:
         reason = failure.getErrorMessage()
-        _log.warn("the queue can't be read now", event="delivery.look_failed", reason=reason)
+        _log.warn("the queue can't be read now", event="delivery.scan_failed", reason=reason)
 
 
-def _tell_not_walked(failure: Failure) -> None:
+def _log_scan_failed(failure: Failure) -> None:
     if failure.check(SpoolError, OSError) is None:
-        _log.failure("looking for old messages failed", failure, event="delivery.aging_failed")
+        _log.failure("looking for old messages failed", failure, event="queue.expiry_failed")
     else:
         _log.warn(
             "old messages can't be looked after now",
-            event="delivery.aging_failed",
+            event="queue.expiry_failed",
             reason=failure.getErrorMessage(),
         )
 
 
-def _tell_not_recorded(failure: Failure, queue_id: str) -> None:
+def _log_not_recorded(failure: Failure, queue_id: str) -> None:
     if failure.check(SpoolError) is None:
         _log.failure(
             "an attempt could not be recorded", failure, event="delivery.not_recorded", queue_id=queue_id

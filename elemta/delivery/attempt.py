@@ -10,21 +10,19 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from elemta.clock import SteadyWall
-from elemta.delivery.aging import Aging
-from elemta.delivery.carrier import Carried, Carrier
-from elemta.delivery.conclusions import conclude
+from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
-from elemta.delivery.hop import Reached
-from elemta.delivery.lanes import Lanes
-from elemta.delivery.notices import record
-from elemta.delivery.pace import FREE, Go, Pace, Wait
-from elemta.delivery.queue import Queue
+from elemta.delivery.expiry import ExpiryScanner
+from elemta.delivery.next_hop import ReachedStage
+from elemta.delivery.notices import decide_notifications, record
+from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled
+from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.recording import DeliveredRecorder, Taken, delivered_of, rest_of, settle_surely
+from elemta.delivery.router import HELD, LOCAL, Router, SortedRecipients, moved
 from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.success_notices import SuccessNotices
-from elemta.delivery.unreadable import why_unreadable
-from elemta.delivery.ways import HELD, LOCAL, Sorted, Ways, moved
+from elemta.delivery.transports import AttemptResult, Transports
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
@@ -32,7 +30,7 @@ from elemta.spool.records import HoldCause, MessageState, QueuedMessage
 
 _log = Logger()
 
-# How long a lane waits when there was no connection to be had for it.
+# How long a destination waits when there was no connection to be had for it.
 _NOTHING_FREE = 5.0
 _LONGEST_REASON = 500
 _MOST_BROKEN = 10_000
@@ -40,39 +38,39 @@ _MOST_BROKEN = 10_000
 T = TypeVar("T")
 
 
-class Attempts:
-    """Makes attempts; what the destination of one does is noted in its lane."""
+class AttemptRunner:
+    """Makes attempts; what the destination of one does is noted in its destination."""
 
     def __init__(
         self,
         clock: SteadyWall,
-        queue: Queue,
-        lanes: Lanes,
-        carrier: Carrier,
+        queue: DeliveryQueue,
+        destinations: Destinations,
+        transports: Transports,
         *,
-        aging: Aging,
+        expiry: ExpiryScanner,
         early_probes: EarlyProbes,
-        ways: Ways,
+        ways: Router,
         settings: DeliverySettings,
-        pace: Pace | None,
+        pace: OutboundLimiter | None,
         notices: SuccessNotices,
     ) -> None:
         self.abandoned = False
         self._clock = clock
         self._queue = queue
-        self._lanes = lanes
-        self._carrier = carrier
-        self._aging = aging
+        self._destinations = destinations
+        self._transports = transports
+        self._expiry = expiry
         self._early_probes = early_probes
         self._ways = ways
         self._settings = settings
-        self._pace = pace
+        self._limits = pace
         self._notices = notices
         self._delivered = DeliveredRecorder(queue)
         # Parts of whose last attempt something went wrong before it could be recorded as it should be.
         self._broken: dict[tuple[str, int], None] = {}
 
-    def reconfigure(self, ways: Ways, settings: DeliverySettings) -> None:
+    def reconfigure(self, ways: Router, settings: DeliverySettings) -> None:
         """Use these for every attempt from now on."""
         self._ways = ways
         self._settings = settings
@@ -82,27 +80,27 @@ class Attempts:
         if self._delivered.is_waiting(message):
             await self._delivered.record_waiting(message)
             # What is left of it is in the spool.
-            self._lanes.due_at(message.lane, self._clock.seconds())
+            self._destinations.due_at(message.destination, self._clock.seconds())
             return
-        if self._aging.gives_up(message):
+        if self._expiry.gives_up(message):
             return
         ways = await self._ways.sort(message)
         if ways.elsewhere:
             await self._move(message, ways.elsewhere)
-        elif message.lane == HELD and ways.here:
+        elif message.destination == HELD and ways.here:
             await self._hold(message, [route.reason for route in ways.here if isinstance(route, HoldRoute)])
         elif ways.here:
             await self._carry(message, ways)
         else:
             await self._record(message, _kept_waiting(message, ways, self._clock.seconds()), None)
 
-    async def _carry(self, message: QueuedMessage, ways: Sorted) -> None:
+    async def _carry(self, message: QueuedMessage, ways: SortedRecipients) -> None:
         if not self._queue.settled:
             raise SpoolError("the spool can't be written, so that nothing may be delivered")
         go = await self._acquire(message, ways)
         if go is None:
             return
-        started, epoch = self._clock.seconds(), self._lanes.epoch(message.lane)
+        started, epoch = self._clock.seconds(), self._destinations.epoch(message.destination)
         taken: Taken = {}
         carried = await self._carried(message, ways, taken)
         try:
@@ -130,7 +128,7 @@ class Attempts:
         finally:
             tried = [outcome for outcome in rest if outcome.recipient not in carried.untried]
             self._tell(message, (*delivered, *tried))
-            await self._give_back(go, sent=bool(delivered) or carried.reached is Reached.ANSWERED)
+            await self._give_back(go, sent=bool(delivered) or carried.reached is ReachedStage.ANSWERED)
         if self.abandoned:
             return  # the rest begins anew after the next start, which also tells of what was delivered
         if delivered:
@@ -139,31 +137,33 @@ class Attempts:
 
     def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome]) -> None:
         try:
-            self._carrier.tell(message, outcomes)
+            self._transports.tell(message, outcomes)
         except Exception:
             _log.failure(
                 "nobody could be told of an attempt", event="delivery.not_told", queue_id=message.queue_id
             )
 
-    async def _carried(self, message: QueuedMessage, ways: Sorted, taken: Taken) -> Carried:
+    async def _carried(self, message: QueuedMessage, ways: SortedRecipients, taken: Taken) -> AttemptResult:
         try:
-            return await self._carrier.carry(message, ways.here, taken)
+            return await self._transports.deliver(message, ways.here, taken)
         except Exception:
-            _log.failure("a delivery attempt broke", event="delivery.broke", queue_id=message.queue_id)
-        return Carried(_broken(message, ways, self._clock.seconds()), Reached.ANSWERED)
+            _log.failure(
+                "a delivery attempt broke", event="delivery.internal_error", queue_id=message.queue_id
+            )
+        return AttemptResult(_broken(message, ways, self._clock.seconds()), ReachedStage.ANSWERED)
 
     async def _record_rest(
         self,
         message: QueuedMessage,
-        ways: Sorted,
-        carried: Carried,
+        ways: SortedRecipients,
+        carried: AttemptResult,
         rest: Sequence[Outcome],
         began: tuple[int, float],
     ) -> None:
         """Record what came of the attempt for those to whom it did not deliver, if there are any."""
         kept = _kept_waiting(message, ways, self._clock.seconds())
-        if carried.reached is Reached.NOTHING_FREE:
-            self._lanes.put_back(message, self._clock.seconds() + _NOTHING_FREE)
+        if carried.reached is ReachedStage.NOTHING_FREE:
+            self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
                 await self._record(message, (*rest, *kept), None)
             return
@@ -171,46 +171,56 @@ class Attempts:
         if rest or kept:
             await self._record(message, (*rest, *kept), retry_at)
 
-    def _judged(self, message: QueuedMessage, carried: Carried, began: tuple[int, float]) -> float | None:
+    def _judged(
+        self, message: QueuedMessage, carried: AttemptResult, began: tuple[int, float]
+    ) -> float | None:
         try:
-            return self._judge(message.lane, carried, *began)
+            return self._judge(message.destination, carried, *began)
         except Exception:
             # What is thought of a destination costs no record.
-            _log.failure("a destination could not be judged", event="delivery.judge_broke", lane=message.lane)
+            _log.failure(
+                "a destination could not be judged",
+                event="delivery.judge_broke",
+                destination=message.destination,
+            )
             return None
 
-    async def _give_back(self, go: Go, *, sent: bool) -> None:
+    async def _give_back(self, go: Permit, *, sent: bool) -> None:
         """Give back what an attempt held of the limits on the way out; a failure never costs its record."""
-        if self._pace is None or not go.receipts:
+        if self._limits is None or not go.receipts:
             return
         try:
-            await _maybe_later(self._pace.done(go, sent=sent))
+            await _maybe_later(self._limits.done(go, sent=sent))
         except Exception:
-            _log.failure("a limit on the way out could not be given back", event="delivery.limit_kept")
+            _log.failure(
+                "a limit on the way out could not be given back", event="delivery.limit_not_released"
+            )
 
-    async def _acquire(self, message: QueuedMessage, ways: Sorted) -> Go | None:
+    async def _acquire(self, message: QueuedMessage, ways: SortedRecipients) -> Permit | None:
         """Ask whether this may leave now; None where it waits, which is noted."""
         route = next(iter(ways.here))
-        if self._pace is None or not self._pace.counts or isinstance(route, MaildirRoute):
+        if self._limits is None or not self._limits.counts or isinstance(route, MaildirRoute):
             return FREE
-        destination = route.name if isinstance(route, NextHopRoute) else message.lane
+        destination = route.name if isinstance(route, NextHopRoute) else message.destination
         everyone = [recipient for recipients in ways.here.values() for recipient in recipients]
-        answer: Go | Wait = await _maybe_later(self._pace.acquire(destination, message.envelope, everyone))
-        if isinstance(answer, Go):
+        answer: Permit | Throttled = await _maybe_later(
+            self._limits.acquire(destination, message.envelope, everyone)
+        )
+        if isinstance(answer, Permit):
             return answer
         now = self._clock.seconds()
         until = now + answer.seconds
-        if answer.everybody:
-            self._lanes.put_back(message, until)
+        if answer.whole_destination:
+            self._destinations.put_back(message, until)
         if self._is_too_old(message):
             await self._record(message, _paced(message, ways, answer, now), None)
-        elif not answer.everybody:
+        elif not answer.whole_destination:
             # Not beyond its end: what waits for a limit expires like other mail.
             until = min(until, self._end(message))
             await self._queue.settle(
                 message.queue_id, (), part=message.part, retry_at=until, hold_reason=None, attempted=False
             )
-            self._lanes.due_at(message.lane, until)
+            self._destinations.due_at(message.destination, until)
         return None
 
     def _end(self, message: QueuedMessage) -> float:
@@ -221,13 +231,17 @@ class Attempts:
         return bool(self._clock.seconds() >= self._end(message))
 
     async def _move(self, message: QueuedMessage, elsewhere: Mapping[str, Sequence[Recipient]]) -> None:
-        """Let recipients wait in the lanes of where they go now."""
+        """Let recipients wait in the destinations of where they go now."""
         sender, now = message.envelope.sender, self._clock.seconds()
         is_new = message.state is MessageState.ACTIVE
-        parts = moved(message, elsewhere, lambda lane: self._lanes.turn(lane, sender, now) if is_new else now)
+        parts = moved(
+            message,
+            elsewhere,
+            lambda destination: self._destinations.turn(destination, sender, now) if is_new else now,
+        )
         await self._queue.assign(message.queue_id, message.part, parts)
-        for lane in (message.lane, *elsewhere):
-            self._lanes.due_at(lane, now)
+        for destination in (message.destination, *elsewhere):
+            self._destinations.due_at(destination, now)
 
     async def _hold(self, message: QueuedMessage, reasons: list[str]) -> None:
         reason = "; ".join(reasons)[:_LONGEST_REASON]
@@ -278,61 +292,63 @@ class Attempts:
         retry_at = self._clock.seconds() + self._settings.retries.delays[0]
         deferred = [replace(outcome, status=Status.DEFERRED) for outcome in outcomes]
         await settle_surely(self._queue, message, deferred, retry_at=retry_at)
-        self._lanes.due_at(message.lane, retry_at)
+        self._destinations.due_at(message.destination, retry_at)
 
     async def _conclude(
         self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None
     ) -> None:
         now = self._clock.seconds()
-        if self._aging.tells(message):
+        if self._expiry.tells(message):
             message = replace(message, warned=True)
         unreadable = await why_unreadable(self._queue, message) if self._is_too_old(message) else None
-        conclusion = conclude(
+        plan = decide_notifications(
             message, outcomes, self._settings, now=now, retry_at=retry_at, unreadable=unreadable
         )
         again = now + self._settings.retries.delays[0]
-        recorded = await record(self._queue, message, conclusion, again)
+        recorded = await record(self._queue, message, plan, again)
         if recorded.retry_at is not None:
-            self._lanes.due_at(message.lane, recorded.retry_at)
+            self._destinations.due_at(message.destination, recorded.retry_at)
 
     # What it says about the destination
 
-    def _judge(self, lane: str, carried: Carried, epoch: int, started: float) -> float | None:
+    def _judge(self, destination: str, carried: AttemptResult, epoch: int, started: float) -> float | None:
         """Note how the destination did; when it is to be tried again, if it decides that."""
-        if lane == LOCAL:
+        if destination == LOCAL:
             return None
         now = self._clock.seconds()
-        if carried.reached is Reached.NOWHERE:
-            down = self._lanes.failed(lane, epoch, started)
+        if carried.reached is ReachedStage.NOWHERE:
+            down = self._destinations.failed(destination, epoch, started)
         elif carried.broke_off:
-            down = self._lanes.broke_off(lane) and self._lanes.failed(lane, epoch, started)
+            down = self._destinations.broke_off(destination) and self._destinations.failed(
+                destination, epoch, started
+            )
         else:
-            self._note_answer(lane, carried, now)
+            self._note_answer(destination, carried, now)
             return None
         if down:
-            answered_before = self._lanes.answered_before(lane)
-            self._block(lane, carried.outcomes[0], now)
-            self._early_probes.failed(lane, carried.local, started, answered_before=answered_before)
-        found = self._lanes.find(lane)
+            answered_before = self._destinations.answered_before(destination)
+            self._block(destination, carried.outcomes[0], now)
+            self._early_probes.failed(destination, carried.local, started, answered_before=answered_before)
+        found = self._destinations.find(destination)
         return found.shut_until if found is not None and found.failures else None
 
-    def _note_answer(self, lane: str, carried: Carried, now: float) -> None:
+    def _note_answer(self, destination: str, carried: AttemptResult, now: float) -> None:
         if carried.works:
-            names_known = self._lanes.is_answering(lane)
+            names_known = self._destinations.is_answering(destination)
             self._early_probes.answered(carried.works, now, names_known=names_known)
         delivered = any(outcome.status is Status.DELIVERED for outcome in carried.outcomes)
-        if self._lanes.answered(lane, now, delivered=delivered):
-            self._early_probes.forget(lane)
-            _log.info("a destination is back", event="delivery.lane_reopened", lane=lane)
+        if self._destinations.answered(destination, now, delivered=delivered):
+            self._early_probes.forget(destination)
+            _log.info("a destination is back", event="delivery.destination_reopened", destination=destination)
 
-    def _block(self, lane: str, reason: Outcome, now: float) -> None:
-        failures = self._lanes.failures(lane) + 1
+    def _block(self, destination: str, reason: Outcome, now: float) -> None:
+        failures = self._destinations.failures(destination) + 1
         until = self._settings.retries.next_probe(failures, now)
-        self._lanes.block(lane, until, reason)
+        self._destinations.block(destination, until, reason)
         _log.info(
             "a destination is down; its mail waits",
-            event="delivery.lane_blocked",
-            lane=lane,
+            event="delivery.destination_blocked",
+            destination=destination,
             next_hop=reason.next_hop,
             failures=failures,
             seconds=round(until - now, 1),
@@ -340,7 +356,9 @@ class Attempts:
         )
 
 
-def _paced(message: QueuedMessage, ways: Sorted, wait: Wait, now: float) -> tuple[Outcome, ...]:
+def _paced(
+    message: QueuedMessage, ways: SortedRecipients, wait: Throttled, now: float
+) -> tuple[Outcome, ...]:
     """The outcomes of those who wait for a limit, and of those whom a policy lets wait."""
     waiting = Outcome(
         message.queue_id,
@@ -361,7 +379,7 @@ def _paced(message: QueuedMessage, ways: Sorted, wait: Wait, now: float) -> tupl
     return (*paced, *_kept_waiting(message, ways, now))
 
 
-def _broken(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, ...]:
+def _broken(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:
     """The outcomes of an attempt that came to nothing by a fault of ours."""
     text = "a fault inside Elemta; the log has it"
     return tuple(
@@ -373,7 +391,7 @@ def _broken(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, 
     )
 
 
-def _kept_waiting(message: QueuedMessage, ways: Sorted, now: float) -> tuple[Outcome, ...]:
+def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:
     """The outcomes of those whom a policy lets wait."""
     return tuple(
         Outcome(

@@ -1,0 +1,337 @@
+"""All destinations: whose turn it is, which destination is left alone for a while, and what to get from
+the spool.
+
+There is no loop over all destinations here and no list of all messages: a destination is touched when
+something happens in it or when its time has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+
+from elemta.delivery.destination import FIRST_WINDOW, MOST_BROKEN_OFF, Destination, Key
+from elemta.delivery.lane_table import LaneTable, enough_room
+from elemta.delivery.rings import Ring
+from elemta.outcome import Outcome
+from elemta.spool.records import DestinationDue, QueuedMessage
+
+# Destinations of which it is remembered that they answer, though no mail for them waits.
+_MOST_ANSWERED = 10_000
+# Parts of a destination that are tried while it is brought forward.
+_MOST_TRIED = 1000
+
+
+class Destinations(LaneTable):
+    """The destinations that have something to do."""
+
+    # What comes in
+
+    def enter(self, message: QueuedMessage, now: float) -> None:
+        """A part is due; it waits in memory if there is room, else in the spool."""
+        destination = self._destinations.get(message.destination)
+        if destination is None:
+            rest = self._resting.get(message.destination)
+            if rest is not None and rest.is_shut(now):
+                self.due_at(message.destination, now)
+                return
+            destination = self._new_destination(message.destination)
+        if message.key in destination.known:
+            return
+        if destination.failures or destination.shut_until > now or self._room(destination.ring) <= 0:
+            self._is_due(destination, now)
+            self._tidy(destination)
+            return
+        self._push(destination, message, now)
+        self._schedule(destination)
+
+    def due_at(self, name: str, when: float) -> None:
+        """The spool has something in this destination for then."""
+        destination = self._state(name)
+        if isinstance(destination, Destination):
+            self._is_due(destination, when)
+        elif destination is not None:
+            destination.due = min(destination.due, when)
+            destination.ring.wakes.set(name, destination.wake)
+        else:
+            before = self._quiet_until(name)
+            self._quiet += before == inf
+            if when < before:
+                ring = self._known if name in self._known.wakes else self._first_ring(name)
+                ring.wakes.set(name, when)
+
+    def wanted(self, now: float) -> dict[str, int]:
+        """Which destinations to look into now, and how many parts to take from each.
+
+        To be followed by :meth:`loaded` for each of them, or by :meth:`not_loaded`.
+        """
+        wanted: dict[str, int] = {}
+        for ring in self._rings:
+            self._add_wanted(ring, wanted, now)
+        return wanted
+
+    def _add_wanted(self, ring: Ring, wanted: dict[str, int], now: float) -> None:
+        room, most = self._room(ring), len(wanted) + ring.looked_into
+        while len(wanted) < most and room > enough_room(ring) and (name := ring.wakes.pop(now)) is not None:
+            destination = self._destinations.get(name) or self._wake_up(name)
+            if destination.shut_until <= now:
+                destination.shut_until = 0.0
+                ring.join(destination)
+            if destination.due <= now and destination.needs_more and not destination.shut_until:
+                destination.loading, destination.due = True, inf
+                # Never all the room, so that there is always some for another destination.
+                wanted[name] = max(1, min(destination.capacity - destination.waiting, room // 4))
+                room -= wanted[name]
+            else:
+                self._schedule(destination)
+                self._tidy(destination)
+
+    def _wake_up(self, name: str) -> Destination:
+        """The destination whose time has come, and was taken out of its ring."""
+        was_quiet = name not in self._resting
+        self._quiet -= was_quiet
+        destination = self._new_destination(name)
+        if was_quiet:
+            destination.due = 0.0
+        return destination
+
+    def known(self, names: Iterable[str]) -> dict[str, tuple[Key, ...]]:
+        """What of these destinations needs no telling."""
+        destinations = [
+            destination for name in names if (destination := self._destinations.get(name)) is not None
+        ]
+        return {destination.name: (*destination.known, *destination.tried) for destination in destinations}
+
+    def brought_forward(self, names: Iterable[str]) -> dict[str, float]:
+        """In which of these destinations what is deferred up to when is due already."""
+        destinations = [
+            destination for name in names if (destination := self._destinations.get(name)) is not None
+        ]
+        return {
+            destination.name: destination.back_until for destination in destinations if destination.back_until
+        }
+
+    def loaded(self, found: DestinationDue, now: float) -> None:
+        """This is due in a destination."""
+        destination = self._destination(found.destination)
+        destination.loading = False
+        done, destination.settled_meanwhile = destination.settled_meanwhile, set()
+        for message in found.messages:
+            # What was done since the question was asked may still stand in the answer.
+            if message.key not in destination.known and message.key not in done:
+                self._push(destination, message, now)
+        if found.next_due is not None:
+            destination.due = min(destination.due, found.next_due)
+        if destination.back_until and (found.next_due is None or found.next_due > now):
+            destination.end_bringing_forward()
+        self._schedule(destination)
+        self._tidy(destination)
+
+    def not_loaded(self, names: Iterable[str], again_at: float) -> None:
+        """The spool did not say what is due."""
+        for name in names:
+            destination = self._destination(name)
+            destination.loading = False
+            destination.settled_meanwhile.clear()
+            self._is_due(destination, again_at)
+            self._tidy(destination)
+
+    def next_due(self) -> float:
+        """When the next destination has to be looked at; never, before there is room for what it has."""
+        first = inf
+        for ring in self._rings:
+            if ring.wakes and (when := ring.wakes.first()) < first and self._has_room(ring):
+                first = when
+        return first
+
+    # What goes out
+
+    def take(self, now: float, free: int) -> QueuedMessage | None:
+        """The next part to attempt, if any may be, with ``free`` places for parts under way left.
+
+        Destinations take turns. A destination may have as many under way as there are places left, so that
+        there is always
+        one for a destination that has none. Destinations that were down together get a quarter of the
+        places, those that never answered yet all but a quarter: they may stall all of them.
+        """
+        for _ in self._rings:
+            ring = self._rings[self._next_ring]
+            self._next_ring = (self._next_ring + 1) % len(self._rings)
+            if ring and self._may_start_in(ring, free):
+                destination = ring.next(now, free)
+                if destination is not None:
+                    return self._start(destination)
+        return None
+
+    def _may_start_in(self, ring: Ring, free: int) -> bool:
+        if ring is self._known:
+            return True
+        return free > self.places // 4 if ring is self._unknown else len(self._probing) <= free // 3
+
+    def _start(self, destination: Destination) -> QueuedMessage:
+        message = destination.pop()
+        destination.ring.waiting -= 1
+        if destination.ring is self._failing:
+            self._probing.add(destination.name)
+        destination.ring.join(destination)
+        self._schedule(destination)
+        return message
+
+    def epoch(self, name: str) -> int:
+        """A number that grows whenever the destination is found down; to be given to :meth:`failed` later."""
+        return self._destination(name).epoch
+
+    def finished(self, message: QueuedMessage, *, known: bool = False) -> None:
+        """A part is not under way any more. ``known``: it must not be taken up again yet, see `release`."""
+        destination = self._destination(message.destination)
+        destination.under_way -= 1
+        self._probing.discard(destination.name)
+        if not known:
+            self._release(destination, message)
+        destination.ring.join(destination)
+        self._schedule(destination)
+        self._tidy(destination)
+
+    def release(self, message: QueuedMessage, when: float) -> None:
+        """A part that was finished as known may be taken up from the spool then."""
+        destination = self._destination(message.destination)
+        self._release(destination, message)
+        self._is_due(destination, when)
+
+    def put_back(self, message: QueuedMessage, until: float) -> None:
+        """A part was taken, but may not go before then; nor may the others in its destination."""
+        destination = self._destination(message.destination)
+        destination.shut_until = max(destination.shut_until, until)
+        destination.due = 0.0
+        self._schedule(destination)
+
+    # How destinations do
+
+    def answered(self, name: str, now: float, *, delivered: bool) -> bool:
+        """A destination took a message, or at least answered for it; whether it had been down."""
+        destination = self._destination(name)
+        destination.last_success = now
+        self._remember_answer(destination)
+        destination.broken_off = 0
+        if delivered:
+            destination.window = min(destination.window + 1, destination.most)
+        if not destination.failures:
+            return False
+        self._open(destination)
+        return True
+
+    def _remember_answer(self, destination: Destination) -> None:
+        _remember(self._answered, destination.name)
+        if destination.ring is self._unknown:
+            self._move(destination, self._known)
+
+    def broke_off(self, name: str) -> bool:
+        """A destination broke off while it answered; whether that makes it one that is down."""
+        destination = self._destination(name)
+        destination.broken_off += 1
+        destination.window = 1
+        return destination.broken_off >= MOST_BROKEN_OFF
+
+    def failed(self, name: str, epoch: int, started: float) -> bool:
+        """A destination could not be reached; whether the destination must be blocked for it.
+
+        Not if that is known already, nor if others got through after that attempt began: then there are
+        too many at one time, and their number is halved.
+        """
+        destination = self._destination(name)
+        if destination.epoch != epoch:
+            return False
+        if not destination.failures and destination.last_success >= started > 0.0:
+            destination.window = max(1, min(destination.window, destination.under_way) // 2)
+            return False
+        return True
+
+    def block(self, name: str, until: float, reason: Outcome) -> None:
+        """Leave a destination alone until then; after that one part may probe it."""
+        destination = self._destination(name)
+        if not destination.failures:
+            self._blocked += 1
+        destination.failures += 1
+        destination.epoch += 1
+        if self._answered.pop(name, self) is None:
+            _remember(self._answered_once, name)
+        destination.end_bringing_forward()
+        destination.shut_until, destination.reason = until, reason
+        destination.window = min(FIRST_WINDOW, destination.most)
+        destination.broken_off = 0
+        destination.ring.waiting -= destination.waiting
+        destination.unload()
+        self._move(destination, self._failing)
+        self._schedule(destination)
+
+    def probe_now(self, names: Iterable[str]) -> None:
+        """Let the next attempts in these destinations be made now, whatever was known of them."""
+        for name in names:
+            rest = self._resting.get(name)
+            if rest is not None:
+                rest.bring_forward()
+                rest.ring.wakes.set(name, 0.0)
+                continue
+            destination = self._destination(name)
+            destination.most = self._most(destination.name)
+            destination.window = min(destination.window, destination.most)
+            destination.bring_forward()
+            destination.shut_until = destination.due = 0.0
+            destination.ring.join(destination)
+            self._schedule(destination)
+            self._tidy(destination)
+
+    def probe_early(self, names: Iterable[str]) -> None:
+        """Let one attempt be made in each of these destinations that are down, before its time.
+
+        Nobody knows how they do: so they take the room and the places of unknown destinations.
+        """
+        for destination in [self._destination(name) for name in names]:
+            if destination.failures and destination.shut_until and not destination.under_way:
+                destination.bring_forward()
+                destination.shut_until = destination.due = 0.0
+                self._move(destination, self._unknown)
+                self._schedule(destination)
+            self._tidy(destination)
+
+    def drop_all(self) -> None:
+        """Forget everything that waits."""
+        for destination in self._destinations.values():
+            destination.unload()
+            destination.known.clear()
+        self._destinations.clear()
+        self._resting.clear()
+        self._with_turns.clear()
+        self._quiet = 0
+        for ring in self._rings:
+            ring.clear()
+        self._probing.clear()
+        self._blocked = 0
+
+    # Inside
+
+    def _open(self, destination: Destination) -> None:
+        destination.bring_forward()
+        destination.failures = 0
+        destination.epoch += 1
+        destination.shut_until, destination.reason = 0.0, None
+        destination.due = 0.0
+        self._blocked -= 1
+        self._move(destination, self._known)
+        self._schedule(destination)
+
+    def _release(self, destination: Destination, message: QueuedMessage) -> None:
+        destination.known.discard(message.key)
+        if destination.back_until:
+            destination.tried.add(message.key)
+            if len(destination.tried) >= _MOST_TRIED:
+                destination.end_bringing_forward()
+        if destination.loading:
+            destination.settled_meanwhile.add(message.key)
+
+
+def _remember(names: dict[str, None], name: str) -> None:
+    names.pop(name, None)
+    names[name] = None
+    if len(names) > _MOST_ANSWERED:
+        del names[next(iter(names))]

@@ -1,0 +1,204 @@
+"""The route and the destination of each recipient, by the configuration or as a policy chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred
+
+from elemta.config import RouteConfig
+from elemta.delivery.routes import (
+    ANY,
+    HoldRoute,
+    MaildirRoute,
+    MxRoute,
+    NextHopRoute,
+    Route,
+    RouteTable,
+    route_of,
+)
+from elemta.delivery.settings import DeliverySettings
+from elemta.domains import canonical_domain
+from elemta.envelope import Envelope, Recipient
+from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict
+from elemta.spool.records import PlannedPart, QueuedMessage, Submission
+
+_REMEMBERED = 4096
+_EVERYWHERE = frozenset({ANY})
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRoute(Route):
+    """Mail waits for its next attempt: nothing is tried, and the outcome is deferred for ``reason``."""
+
+    reason: str = ""
+    enhanced: str = "4.3.0"
+
+
+class RouteChooser:
+    """Asks the policies for a recipient's route. The answers are values, so that equal ones go together.
+
+    A target that a ``[[route]]`` has too is that route: its TLS, credentials and number of connections hold.
+    Any other has the defaults of a ``[[route]]``.
+    """
+
+    def __init__(self, hooks: DeliveryHooks, routes: Sequence[Route]) -> None:
+        self._hooks = hooks
+        self._configured: dict[str, Route] = {}
+        for route in routes:
+            self._configured.setdefault(route.target, route)
+        self._chosen: dict[str, Route] = {}
+
+    async def __call__(self, envelope: Envelope, recipient: Recipient) -> Route | None:
+        """The route that a policy chose for this recipient, None where none has an opinion. Never raises."""
+        decision = self._hooks.route(envelope, recipient)
+        if isinstance(decision, Deferred):
+            decision = await decision
+        return self._route(decision.verdict)
+
+    def _route(self, verdict: Verdict) -> Route | None:
+        if isinstance(verdict, RouteTo):
+            return self._to(verdict.target)
+        if isinstance(verdict, Hold):
+            return HoldRoute("hold:", _EVERYWHERE, reason=verdict.reason)
+        if isinstance(verdict, Defer):
+            return WaitRoute("", _EVERYWHERE, reason=verdict.text, enhanced=verdict.enhanced)
+        return None
+
+    def _to(self, target: str) -> Route:
+        route = self._configured.get(target) or self._chosen.get(target)
+        if route is None:
+            # The hooks have checked the target; a policy may choose a new one for every message.
+            if len(self._chosen) >= _REMEMBERED:
+                self._chosen.clear()
+            route = self._chosen[target] = route_of(RouteConfig(domains=(ANY,), to=target))
+        return route
+
+
+# Destinations that are no destination: what nobody has looked at yet, what is held, what ends here.
+UNKNOWN = ""
+HELD = "hold:"
+LOCAL = "maildir:"
+
+# Parts on their way to another destination whose choice is remembered until they are attempted there.
+_MOST_SETTLED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SortedRecipients:
+    """The recipients of a part by route, as far as they belong in its destination, and the destinations of
+    the others.
+
+    ``waiting`` are those whom a policy lets wait.
+    """
+
+    here: dict[Route, list[Recipient]] = field(default_factory=dict)
+    elsewhere: dict[str, list[Recipient]] = field(default_factory=dict)
+    waiting: list[tuple[Recipient, WaitRoute]] = field(default_factory=list)
+
+
+def destination_of(route: Route, recipient: Recipient) -> str:
+    """The destination in which a recipient waits: that of the destination to which the route leads.
+
+    For ``mx:`` it is the recipient's domain, for a next hop of the configuration that.
+    """
+    if isinstance(route, MxRoute):
+        return canonical_domain(recipient.domain) or route.target
+    if isinstance(route, NextHopRoute):
+        return route.target
+    return LOCAL if isinstance(route, MaildirRoute) else HELD
+
+
+class Router:
+    """Finds ways by the routes of the configuration, or by what a policy chooses in their place."""
+
+    def __init__(
+        self, routes: RouteTable, settings: DeliverySettings, choose: RouteChooser | None = None
+    ) -> None:
+        self.routes = routes
+        self._choose = choose
+        self._settled: dict[tuple[str, str], dict[Recipient, Route]] = {}
+        by_mx = [route.max_connections for route in routes.routes if isinstance(route, MxRoute)]
+        self._by_mx = max(by_mx, default=settings.max_per_destination)
+        self._limits = {
+            route.target: route.max_connections for route in routes.routes if isinstance(route, NextHopRoute)
+        }
+
+    def limit(self, destination: str) -> int | None:
+        """How many parts of a destination may be under way; None for one that ends here."""
+        if destination in (UNKNOWN, HELD, LOCAL):
+            return None
+        return self._limits.get(destination, self._by_mx)
+
+    def plan(self, submission: Submission, turn: Callable[[str], float]) -> tuple[PlannedPart, ...]:
+        """The parts of a new message by destination; ``turn`` gives the place of each in its destination.
+
+        No policy is asked here: accepting mail does not wait for one.
+        """
+        recipients = submission.recipients
+        destinations: dict[str, list[int]] = {}
+        for position, recipient in enumerate(recipients):
+            destination = destination_of(self.routes.route(recipient.address), recipient)
+            destinations.setdefault(destination, []).append(position)
+        if len(destinations) == 1:
+            (destination,) = destinations
+            return (PlannedPart(destination, turn(destination)),)
+        return tuple(
+            PlannedPart(destination, turn(destination), tuple(places))
+            for destination, places in destinations.items()
+        )
+
+    async def sort(self, message: QueuedMessage) -> SortedRecipients:
+        """The ways of a part's recipients as things stand now.
+
+        A policy is asked once for each attempt: what it chose when a part moved holds where it moved to, so
+        that one with a new answer every time does not keep mail going round.
+        """
+        ways = SortedRecipients()
+        settled = self._settled.pop((message.queue_id, message.destination), {})
+        for recipient in message.pending:
+            route = settled.get(recipient)
+            if route is None:
+                route = await self._route(message.envelope, recipient)
+            if isinstance(route, WaitRoute):
+                ways.waiting.append((recipient, route))
+                continue
+            destination = destination_of(route, recipient)
+            if destination == message.destination:
+                ways.here.setdefault(route, []).append(recipient)
+            else:
+                ways.elsewhere.setdefault(destination, []).append(recipient)
+                self._settle(message.queue_id, destination, recipient, route)
+        if ways.elsewhere:
+            for route, recipients in ways.here.items():
+                for recipient in recipients:
+                    self._settle(message.queue_id, message.destination, recipient, route)
+        return ways
+
+    async def _route(self, envelope: Envelope, recipient: Recipient) -> Route:
+        chosen = None if self._choose is None else await self._choose(envelope, recipient)
+        return self.routes.route(recipient.address) if chosen is None else chosen
+
+    def _settle(self, queue_id: str, destination: str, recipient: Recipient, route: Route) -> None:
+        if self._choose is None:
+            return
+        self._settled.setdefault((queue_id, destination), {})[recipient] = route
+        if len(self._settled) > _MOST_SETTLED:
+            del self._settled[next(iter(self._settled))]
+
+
+def moved(
+    message: QueuedMessage, elsewhere: Mapping[str, Sequence[Recipient]], turn: Callable[[str], float]
+) -> tuple[PlannedPart, ...]:
+    """Other destinations for some recipients of a part, as the spool takes it."""
+    return tuple(
+        PlannedPart(destination, turn(destination), tuple(_positions(message.envelope, recipients)))
+        for destination, recipients in elsewhere.items()
+    )
+
+
+def _positions(envelope: Envelope, recipients: Iterable[Recipient]) -> list[int]:
+    wanted = frozenset(recipients)
+    return [place for place, recipient in enumerate(envelope.recipients) if recipient in wanted]
