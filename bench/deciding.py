@@ -21,7 +21,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.valkey_store import ValkeyStore
-from elemta.valkey import Trouble, Unobserved, Valkey
+from elemta.valkey import NullValkeyObserver, Valkey, ValkeyFailure
 
 PREFIX = "elemta:ratelimit:"
 NODE = "bench"
@@ -66,13 +66,13 @@ async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[Failo
             counted.stop()
 
 
-class Failures(Unobserved):
+class Failures(NullValkeyObserver):
     """Counts the calls that Valkey did not answer, or not in time."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def failed(self, kind: Trouble) -> None:  # noqa: ARG002
+    def failed(self, kind: ValkeyFailure) -> None:  # noqa: ARG002
         self.count += 1
 
 

@@ -102,7 +102,7 @@ class StoreUnavailable(ElemtaError):
     """The store of the limits did not answer in time or at all."""
 
 
-class Trouble(enum.Enum):
+class ValkeyFailure(enum.Enum):
     """Why a command to Valkey failed; the values are labels of a metric."""
 
     DISCONNECTED = "disconnected"
@@ -122,10 +122,10 @@ class Trouble(enum.Enum):
     OTHER = "other"
 
 
-class ValkeyTrouble(StoreUnavailable):
+class ValkeyError(StoreUnavailable):
     """A command to Valkey failed. With ``maybe_done`` it may have been executed all the same."""
 
-    def __init__(self, kind: Trouble, words: str, *, maybe_done: bool = False) -> None:
+    def __init__(self, kind: ValkeyFailure, words: str, *, maybe_done: bool = False) -> None:
         self.kind = kind
         self.maybe_done = maybe_done
         super().__init__(words)

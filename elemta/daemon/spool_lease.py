@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
-from elemta.valkey.scripts import Script
+from elemta.valkey.resp import Script
 
 _log = Logger()
 

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
+from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 
 FAILURES = 3
 """So many failures in a row open the breaker."""
@@ -247,7 +247,7 @@ class Failover:
 
     def failed(self, error: BaseException) -> None:
         """The store did not answer. That too much is under way to ask it says nothing of it."""
-        if isinstance(error, ValkeyTrouble) and error.kind is Trouble.OVERLOADED:
+        if isinstance(error, ValkeyError) and error.kind is ValkeyFailure.OVERLOADED:
             return
         if self._breaker.failed(self._clock.seconds()):
             self._open(str(error))

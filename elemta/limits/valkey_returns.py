@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python.failure import Failure
 
-from elemta.errors import StoreUnavailable, ValkeyTrouble
+from elemta.errors import StoreUnavailable, ValkeyError
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE
 from elemta.limits.valkey_scripts import CANCEL, RETURN
 from elemta.valkey import Valkey
@@ -123,7 +123,7 @@ class Returns:
 
     def _lost(self, failure: Failure, entries: Sequence[PendingReturn]) -> None:
         failure.trap(StoreUnavailable)
-        maybe_done = not isinstance(failure.value, ValkeyTrouble) or failure.value.maybe_done
+        maybe_done = not isinstance(failure.value, ValkeyError) or failure.value.maybe_done
         again = []
         for entry in entries:
             if not self._patient or entry.tries > 1 or (maybe_done and not entry.repeatable):

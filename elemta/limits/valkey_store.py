@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.errors import StoreUnavailable, ValkeyTrouble
+from elemta.errors import StoreUnavailable, ValkeyError
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
 from elemta.limits.valkey_calls import AcquireCall, QueuedDecision, in_calls
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE, Lease, Leases, new_boot
@@ -75,7 +75,7 @@ class ValkeyStore:
     def acquire(self, requests: Sequence[Request]) -> Deferred[Decision]:
         """A caller that cancels the Deferred does not want it any more: what is granted then is given back.
 
-        Raises ValkeyTrouble when :data:`MOST_WAITING` decisions wait already.
+        Raises ValkeyError when :data:`MOST_WAITING` decisions wait already.
         """
         if not requests:
             return succeed(Decision())
@@ -145,7 +145,7 @@ class ValkeyStore:
     def _unanswered(self, failure: Failure, call: AcquireCall) -> None:
         self._open -= len(call)
         error = failure.value
-        if isinstance(error, ValkeyTrouble) and error.maybe_done:
+        if isinstance(error, ValkeyError) and error.maybe_done:
             self._cancellations.add(call.keys, call.args[:4])
         call.failed(failure)
 

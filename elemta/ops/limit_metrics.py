@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from elemta.errors import Trouble
+from elemta.errors import ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.ops import families
 from elemta.ops.instruments import Instruments
@@ -70,7 +70,7 @@ class ValkeyMetrics:
         self._evicted = instruments.counter(families.VALKEY_EVICTED, counted_elsewhere=True)
         self._clients = instruments.gauge(families.VALKEY_CLIENTS)
 
-    def failed(self, kind: Trouble) -> None:
+    def failed(self, kind: ValkeyFailure) -> None:
         self._failures.inc(kind)
 
     def watch(self, up: Callable[[], bool]) -> None:

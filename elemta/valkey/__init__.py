@@ -1,8 +1,16 @@
 """Connections to Valkey: one server, Sentinels with a primary, or a cluster, behind one face."""
 
-from elemta.errors import Trouble, ValkeyTrouble
+from elemta.errors import ValkeyError, ValkeyFailure
 from elemta.valkey.client import Valkey
-from elemta.valkey.observer import Unobserved, ValkeyInfo, ValkeyObserver
-from elemta.valkey.scripts import Script
+from elemta.valkey.observer import NullValkeyObserver, ValkeyInfo, ValkeyObserver
+from elemta.valkey.resp import Script
 
-__all__ = ["Script", "Trouble", "Unobserved", "Valkey", "ValkeyInfo", "ValkeyObserver", "ValkeyTrouble"]
+__all__ = [
+    "NullValkeyObserver",
+    "Script",
+    "Valkey",
+    "ValkeyError",
+    "ValkeyFailure",
+    "ValkeyInfo",
+    "ValkeyObserver",
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from elemta.valkey.scripts import Script
+from elemta.valkey.resp import Script
 from elemta.valkey.silence import Silence
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _GRAIN = 0.001
 _WARNED = 0.8
 
 
-class Call:
+class ValkeyCall:
     """One command of a caller, which may be sent more than once.
 
     ``deferred`` is None as soon as it has fired. An error reply, or the end of the connection, goes to
@@ -44,7 +44,7 @@ class Call:
         frame: bytes,
         key: bytes | None,
         script: Script | None,
-        refused: Callable[[Call, Exception], None],
+        refused: Callable[[ValkeyCall, Exception], None],
         silence: Silence,
         *,
         prompt: bool,
@@ -87,7 +87,7 @@ class Call:
             deferred.errback(error)
 
 
-class Deadlines:
+class CallDeadlines:
     """Tells calls that their time is over, and only where it was Valkey that used it up.
 
     A command leaves this process when the reactor's turn ends, and a reply that lies in the socket is read
@@ -100,14 +100,14 @@ class Deadlines:
     and one timer for each queue do: a call that is answered costs no timer of its own.
     """
 
-    def __init__(self, reactor: Any, missed: Callable[[Call], None]) -> None:
+    def __init__(self, reactor: Any, missed: Callable[[ValkeyCall], None]) -> None:
         self._reactor = reactor
         self._missed = missed
-        self._queues: dict[float, deque[tuple[float, Call]]] = {}
+        self._queues: dict[float, deque[tuple[float, ValkeyCall]]] = {}
         self._timers: dict[float, Any] = {}
         self._warned: deque[Any] = deque()
 
-    def add(self, call: Call, seconds: float) -> None:
+    def add(self, call: ValkeyCall, seconds: float) -> None:
         queue = self._queues.get(seconds)
         if queue is None:
             queue = self._queues[seconds] = deque()
@@ -138,7 +138,7 @@ class Deadlines:
         else:
             del self._queues[seconds], self._timers[seconds]
 
-    def _judge(self, warned: list[Call]) -> None:
+    def _judge(self, warned: list[ValkeyCall]) -> None:
         while self._warned and not self._warned[0].active():
             self._warned.popleft()
         for call in warned:

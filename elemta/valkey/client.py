@@ -1,9 +1,13 @@
-"""The one face of Valkey: commands and scripts on the primary, whatever kind of set-up it is in."""
+"""Looking through the keys of all primaries, in slices.
+
+The one face of Valkey: commands and scripts on the primary, whatever kind of set-up it is in.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
@@ -12,21 +16,48 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.config.valkey_url import ValkeyKind, ValkeyURL
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.calls import Call, Deadlines
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.address import ServerAddress, ValkeyLogin
+from elemta.valkey.calls import CallDeadlines, ValkeyCall
 from elemta.valkey.cluster import Cluster
-from elemta.valkey.dialling import Address, Login
-from elemta.valkey.frames import Word, pack
 from elemta.valkey.health import Health
-from elemta.valkey.observer import Unobserved, ValkeyObserver
-from elemta.valkey.pool import Dialling, Pool
+from elemta.valkey.observer import NullValkeyObserver, ValkeyObserver
+from elemta.valkey.pool import ConnectionOptions, ServerPool
 from elemta.valkey.recovery import Recovery
-from elemta.valkey.scanning import ScanResult, scan
-from elemta.valkey.scripts import Script
+from elemta.valkey.resp import Script, Word, pack
 from elemta.valkey.sentinel import Sentinel
 from elemta.valkey.silence import Silence
 from elemta.valkey.tls import TLS
 from elemta.valkey.topology import Single, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """Keys that were there at one time during the scan; each once. Not ``complete``: there may be more."""
+
+    keys: tuple[bytes, ...]
+    complete: bool
+
+
+async def scan(
+    primaries: Sequence[ServerPool], ask: Callable[[ServerPool, bytes], Deferred[Any]], slices: int
+) -> ScanResult:
+    """Ask every primary in turn for slices of its keys, ``slices`` at most altogether."""
+    if not primaries:
+        raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
+    found: dict[bytes, None] = {}
+    for pool in primaries:
+        cursor = b"0"
+        while True:
+            if slices == 0:
+                return ScanResult(tuple(found), complete=False)
+            slices -= 1
+            cursor, keys = await ask(pool, cursor)
+            found.update(dict.fromkeys(keys))
+            if cursor == b"0":
+                break
+    return ScanResult(tuple(found), complete=True)
+
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -42,7 +73,7 @@ _WATCH_SECONDS = 1.0
 class Valkey:
     """Valkey behind a URL: one server, Sentinels with a primary, or a cluster. One for a daemon.
 
-    It connects in the background, for as long as it takes. Every command fails with ValkeyTrouble: at once
+    It connects in the background, for as long as it takes. Every command fails with ValkeyError: at once
     when there is no connection or too much is under way, and after ``deadline`` seconds without an answer.
     A command whose connection breaks is not sent again: it may have been executed (``maybe_done``).
     Replies are bytes, int, None, or a list of those. ``prefix`` is what all keys begin with, which the words
@@ -62,19 +93,19 @@ class Valkey:
         self._reactor = reactor
         self._url = url
         self._deadline = deadline
-        self._observer: ValkeyObserver = observer or Unobserved()
+        self._observer: ValkeyObserver = observer or NullValkeyObserver()
         self._scripts: dict[bytes, Script] = {}
-        login = Login(
+        login = ValkeyLogin(
             url.username,
             url.password,
             url.database,
             re.sub(r"[^!-~]", "-", name)[:64],
             primary=url.kind is not ValkeyKind.CLUSTER,
         )
-        dialling = Dialling(reactor, login, TLS.of(url), self._scripts, prefix)
+        dialling = ConnectionOptions(reactor, login, TLS.of(url), self._scripts, prefix)
         self._topology = _topology(url, dialling, self._review)
         self.clustered = self._topology.clustered
-        self._deadlines = Deadlines(reactor, self._missed)
+        self._deadlines = CallDeadlines(reactor, self._missed)
         self._recovery = Recovery(reactor, self._topology, self._fail)
         self._silence = Silence(reactor, self._ask_silent, self._review_answers)
         self._health = Health(self, reactor, self._observer)
@@ -163,16 +194,16 @@ class Valkey:
         One command looks at ``count`` keys, and each command has the ``deadline``.
         """
 
-        def ask(pool: Pool, cursor: bytes) -> Deferred[Any]:
+        def ask(pool: ServerPool, cursor: bytes) -> Deferred[Any]:
             frame = pack(("SCAN", cursor, "MATCH", match, "COUNT", count))
             return self._ask_on(pool.connection, frame, deadline=deadline)
 
         return Deferred.fromCoroutine(scan(self._topology.primaries, ask, max(1, limit // count)))
 
-    def overloaded(self, words: str) -> ValkeyTrouble:
+    def overloaded(self, words: str) -> ValkeyError:
         """Count and return the trouble of a caller that can't ask because too much is under way."""
-        self._observer.failed(Trouble.OVERLOADED)
-        return ValkeyTrouble(Trouble.OVERLOADED, words)
+        self._observer.failed(ValkeyFailure.OVERLOADED)
+        return ValkeyError(ValkeyFailure.OVERLOADED, words)
 
     def _ask(
         self, frame: bytes, key: bytes | None, script: Script | None, deadline: float | None
@@ -192,7 +223,7 @@ class Valkey:
         if len(connection.waiting) >= IN_FLIGHT:
             return fail(self.overloaded("too many commands are under way"))
         seconds = self._deadline if deadline is None else deadline
-        call = Call(
+        call = ValkeyCall(
             frame, key, script, self._recovery.refused, self._silence, prompt=seconds <= self._deadline
         )
         deferred: Deferred[Any] = call.deferred  # type: ignore[assignment]  # it is new
@@ -203,28 +234,28 @@ class Valkey:
 
     # What becomes of them.
 
-    def _missed(self, call: Call) -> None:
+    def _missed(self, call: ValkeyCall) -> None:
         self._topology.doubt()  # another may have taken its place
-        self._fail(call, ValkeyTrouble(Trouble.DEADLINE, "no answer in time", maybe_done=True))
+        self._fail(call, ValkeyError(ValkeyFailure.DEADLINE, "no answer in time", maybe_done=True))
 
-    def _fail(self, call: Call, error: ValkeyTrouble) -> None:
+    def _fail(self, call: ValkeyCall, error: ValkeyError) -> None:
         self._observer.failed(error.kind)
-        if error.maybe_done or error.kind is Trouble.BUSY:
+        if error.maybe_done or error.kind is ValkeyFailure.BUSY:
             self._silence.missed(call.connection)
         call.fail(error)
 
-    def _fail_at_once(self, error: ValkeyTrouble) -> Deferred[Any]:
+    def _fail_at_once(self, error: ValkeyError) -> Deferred[Any]:
         self._observer.failed(error.kind)
         return fail(error)
 
     # The server that is silent.
 
-    def _silent(self) -> set[Address]:
+    def _silent(self) -> set[ServerAddress]:
         """No caller wants the answer of a server that has lost its place."""
         silent = self._silence.servers
         return {pool.address for pool in self._topology.primaries} & silent if silent else silent
 
-    def _ask_silent(self, servers: set[Address]) -> None:
+    def _ask_silent(self, servers: set[ServerAddress]) -> None:
         primaries = self._topology.primaries
         self._silence.keep({pool.address for pool in primaries})
         for pool in primaries:
@@ -243,7 +274,9 @@ class Valkey:
             _log.info("connected to Valkey", event="valkey.connected", kind=self._url.kind.value)
         elif self._running:
             _log.warn(
-                "the connection to Valkey was lost", event="valkey.lost", reason=str(self._topology.trouble)
+                "the connection to Valkey was lost",
+                event="valkey.disconnected",
+                reason=str(self._topology.trouble),
             )
         self._health.changed(up)
         for callback in tuple(self._listeners):
@@ -255,7 +288,7 @@ class Valkey:
 
 def _no_answer(failure: Failure) -> None:
     """It is still silent, which is known already."""
-    failure.trap(ValkeyTrouble)
+    failure.trap(ValkeyError)
 
 
 def _first(failure: Failure) -> Failure:
@@ -263,10 +296,10 @@ def _first(failure: Failure) -> Failure:
     return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
 
 
-def _topology(url: ValkeyURL, dialling: Dialling, review: Callable[[], None]) -> Topology:
+def _topology(url: ValkeyURL, dialling: ConnectionOptions, review: Callable[[], None]) -> Topology:
     if url.kind is ValkeyKind.CLUSTER:
         return Cluster(url, dialling, review)
     if url.kind is ValkeyKind.SENTINEL:
         return Sentinel(url, dialling, review)
-    address = Address(path=url.path) if url.path else Address(*url.hosts[0])
+    address = ServerAddress(path=url.path) if url.path else ServerAddress(*url.hosts[0])
     return Single(address, dialling, review)

@@ -10,12 +10,10 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elemta.config.valkey_url import ValkeyURL
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.dialling import Address
-from elemta.valkey.frames import pack
-from elemta.valkey.pool import Dialling, Pool
-from elemta.valkey.replies import Move
-from elemta.valkey.slots import SLOTS, SlotRange, slot_of, slot_ranges
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.address import ServerAddress
+from elemta.valkey.pool import ConnectionOptions, ServerPool
+from elemta.valkey.resp import SLOTS, Move, SlotRange, pack, slot_of, slot_ranges
 from elemta.valkey.topology import Topology
 
 if TYPE_CHECKING:
@@ -41,19 +39,19 @@ class Cluster(Topology):
 
     clustered = True
 
-    def __init__(self, url: ValkeyURL, dialling: Dialling, review: Callable[[], None]) -> None:
+    def __init__(self, url: ValkeyURL, dialling: ConnectionOptions, review: Callable[[], None]) -> None:
         super().__init__(dialling, review)
-        self._seeds = tuple(Address(*host) for host in url.hosts)
-        self._pools: dict[Address, Pool] = {}
-        self._slots: list[Pool | None] = [None] * SLOTS
-        self._primaries: tuple[Pool, ...] = ()
+        self._seeds = tuple(ServerAddress(*host) for host in url.hosts)
+        self._pools: dict[ServerAddress, ServerPool] = {}
+        self._slots: list[ServerPool | None] = [None] * SLOTS
+        self._primaries: tuple[ServerPool, ...] = ()
         self._complete = False
-        self._needed_at: dict[Address, float] = {}
-        self._asked: _Answer | None = None
+        self._needed_at: dict[ServerAddress, float] = {}
+        self._asked: _MapReply | None = None
         self._asked_at = 0.0
         self._turn = 0
         self._stale = True
-        self._refusal: ValkeyTrouble | None = None
+        self._refusal: ValkeyError | None = None
         self._leaving: list[Deferred[None]] = []
         self._looking = LoopingCall(self._look)
         self._looking.clock = dialling.reactor
@@ -63,17 +61,17 @@ class Cluster(Topology):
         return self._complete and all(pool.connection is not None for pool in self._primaries)
 
     @property
-    def primaries(self) -> Sequence[Pool]:
+    def primaries(self) -> Sequence[ServerPool]:
         return self._primaries
 
     @property
-    def trouble(self) -> ValkeyTrouble:
+    def trouble(self) -> ValkeyError:
         for pool in self._primaries or self._pools.values():
             if pool.connection is None:
                 return pool.trouble
         if self._refusal is not None:
-            return ValkeyTrouble(self._refusal.kind, f"no map of the cluster: {self._refusal}")
-        return ValkeyTrouble(Trouble.REDIRECTED, "no node of the cluster has the slot")
+            return ValkeyError(self._refusal.kind, f"no map of the cluster: {self._refusal}")
+        return ValkeyError(ValkeyFailure.REDIRECTED, "no node of the cluster has the slot")
 
     def connection(self, key: bytes | None) -> Connection | None:
         if key is None:
@@ -110,7 +108,7 @@ class Cluster(Topology):
     def redirected(self, move: Move, said_by: Connection, *, for_good: bool) -> Connection | None:
         if not self._looking.running:
             return None
-        address = Address(move.host if move.host not in ("", "?") else said_by.address.host, move.port)
+        address = ServerAddress(move.host if move.host not in ("", "?") else said_by.address.host, move.port)
         pool = self._pool(address)
         self._needed_at[address] = self._dialling.reactor.seconds()
         if for_good:
@@ -141,12 +139,12 @@ class Cluster(Topology):
             return
         self._turn += 1
         pool = ready[self._turn % len(ready)]
-        self._asked, self._asked_at = _Answer(self, pool.address.host), now
+        self._asked, self._asked_at = _MapReply(self, pool.address.host), now
         self._stale = False
         assert pool.connection is not None  # noqa: S101  # it is ready
         pool.connection.send(_MAP, self._asked)
 
-    def answered(self, answer: _Answer, reply: Any) -> None:
+    def answered(self, answer: _MapReply, reply: Any) -> None:
         """What a node says about the slots."""
         if answer is not self._asked or not self._looking.running:
             return  # too late: another was asked since
@@ -170,10 +168,10 @@ class Cluster(Topology):
             self._refusal = connection.trouble(error)
 
     def _learn(self, ranges: Iterable[SlotRange]) -> None:
-        slots: list[Pool | None] = [None] * SLOTS
-        pools: dict[Address, Pool] = {}
+        slots: list[ServerPool | None] = [None] * SLOTS
+        pools: dict[ServerAddress, ServerPool] = {}
         for each in ranges:
-            address = Address(each.host, each.port)
+            address = ServerAddress(each.host, each.port)
             pools[address] = pool = self._pool(address)
             slots[each.first : each.last + 1] = [pool] * (each.last + 1 - each.first)
         before = {pool.address for pool in self._primaries}
@@ -183,21 +181,21 @@ class Cluster(Topology):
         self._complete = None not in slots
         if pools.keys() != before:
             names = [str(address) for address in pools]
-            _log.info("the primaries of the cluster", event="valkey.primaries", addresses=names)
+            _log.info("the primaries of the cluster", event="valkey.primaries_found", addresses=names)
         self._drop_others(pools)
         self._review()
 
     # Pools.
 
-    def _pool(self, address: Address) -> Pool:
+    def _pool(self, address: ServerAddress) -> ServerPool:
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self._dialling, self._pool_changed)
+            pool = self._pools[address] = ServerPool(address, self._dialling, self._pool_changed)
             self._needed_at[address] = self._dialling.reactor.seconds()
             pool.start()
         return pool
 
-    def _pool_changed(self, pool: Pool) -> None:
+    def _pool_changed(self, pool: ServerPool) -> None:
         # When one comes, the map is needed first; when one goes, its successor.
         if pool in self._primaries and pool.connection is None:
             self.doubt()
@@ -205,19 +203,19 @@ class Cluster(Topology):
             self._ask()
         self._review()
 
-    def _drop_others(self, primaries: Iterable[Address]) -> None:
+    def _drop_others(self, primaries: Iterable[ServerAddress]) -> None:
         now = self._dialling.reactor.seconds()
         for address in self._pools.keys() - set(primaries):
             if now - self._needed_at[address] > _SPARE_SECONDS and self.up:
                 self._drop(address)
 
-    def _drop(self, address: Address) -> None:
+    def _drop(self, address: ServerAddress) -> None:
         self._leaving = [over for over in self._leaving if not over.called]
         self._leaving.extend(self._pools.pop(address).stop())
         self._needed_at.pop(address, None)
 
 
-class _Answer:
+class _MapReply:
     """Waits for a node's map."""
 
     __slots__ = ("_asker", "host")

@@ -23,13 +23,11 @@ from txredisapi import HiredisProtocol, InvalidData, RedisError, ResponseError
 from zope.interface import implementer
 
 from elemta.directwrite import write_at_once
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.dialling import Address, Login
-from elemta.valkey.frames import Word, pack
-from elemta.valkey.replies import kind_of
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.address import ServerAddress, ValkeyLogin
+from elemta.valkey.resp import Script, Word, kind_of, pack
 from elemta.valkey.rights import Rights
-from elemta.valkey.scripts import Script
-from elemta.valkey.tls import Handshake
+from elemta.valkey.tls import ValkeyHandshake
 
 _PING = pack(["PING"])
 _ASKING = pack(["ASKING"])
@@ -37,11 +35,11 @@ _SILENT_SECONDS = 3
 _PIPELINE = 4
 
 
-class Lost(RedisError):  # type: ignore[misc]  # txredisapi has no types
+class ConnectionLost(RedisError):  # type: ignore[misc]  # txredisapi has no types
     """Stands in for the reply that a closed connection can't give any more."""
 
 
-class Waiting(Protocol):
+class ReplyWaiter(Protocol):
     """A caller that waits for a reply."""
 
     def replied(self, reply: Any) -> None:
@@ -64,7 +62,7 @@ class _Later:
             self.deferred.callback(reply)
 
 
-class _Nobody:
+class _Ignored:
     """Drop replies without a caller; log only that a right is missing."""
 
     __slots__ = ("_connection",)
@@ -90,12 +88,12 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     yet, in the order of the commands.
     """
 
-    def __init__(self, address: Address, lost: Callable[[Connection], None]) -> None:
+    def __init__(self, address: ServerAddress, lost: Callable[[Connection], None]) -> None:
         super().__init__(charset=None, convertNumbers=False)
         self.address = address
         self._reader = hiredis.Reader(protocolError=InvalidData, replyError=ResponseError)
         self._lost: Callable[[Connection], None] | None = lost
-        self.waiting: deque[Waiting] = deque()
+        self.waiting: deque[ReplyWaiter] = deque()
         self.why = ""
         self._heard = False
         self._silent = 0
@@ -103,15 +101,15 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         self._loading: set[bytes] = set()
         self.rights: Rights | None = None
         self.cannot_load = ""
-        self._nobody = _Nobody(self)
+        self._nobody = _Ignored(self)
         self._secured: Deferred[None] = Deferred()
 
     # What is asked of it.
 
     async def greet(
-        self, login: Login, handshake: Handshake | None, scripts: Iterable[Script], rights: Rights
+        self, login: ValkeyLogin, handshake: ValkeyHandshake | None, scripts: Iterable[Script], rights: Rights
     ) -> None:
-        """Log in, choose the database, leave the scripts there. ValkeyTrouble; TLSRefused before that."""
+        """Log in, choose the database, leave the scripts there. ValkeyError; TLSRefused before that."""
         self.rights = rights
         if handshake is not None:
             # Nothing is sent, least of all the password, before the server is verified.
@@ -119,25 +117,25 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             handshake.check(self.transport.getHandle())
         try:
             hello = await self.execute_command(*login.hello())
-        except ValkeyTrouble as trouble:
+        except ValkeyError as trouble:
             # A server that does not know HELLO repeats what it was sent.
             if "unknown command" in str(trouble):
-                raise ValkeyTrouble(Trouble.OTHER, "it does not know the command HELLO") from None
+                raise ValkeyError(ValkeyFailure.OTHER, "it does not know the command HELLO") from None
             raise
         about = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
         if b"server" not in about:
-            raise ValkeyTrouble(Trouble.OTHER, "it is no Valkey")
+            raise ValkeyError(ValkeyFailure.OTHER, "it is no Valkey")
         if login.primary and about.get(b"role") not in (None, b"master"):
-            raise ValkeyTrouble(Trouble.READONLY, "it is a replica")
+            raise ValkeyError(ValkeyFailure.READONLY, "it is a replica")
         if login.database:
             await self.execute_command("SELECT", login.database)
         for script in scripts:
             self.load(script)
         # Only now is it known that it answers: HELLO does while the data is loaded.
         if await self.execute_command("PING") != b"PONG":
-            raise ValkeyTrouble(Trouble.OTHER, "it is no Valkey")
+            raise ValkeyError(ValkeyFailure.OTHER, "it is no Valkey")
 
-    def send(self, frame: bytes, who: Waiting) -> None:
+    def send(self, frame: bytes, who: ReplyWaiter) -> None:
         """Send one packed command."""
         waiting = self.waiting
         # At once is a system call for each; when there are many, the reactor sends them together.
@@ -148,7 +146,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             waiting.append(who)
             self.transport.write(frame)
 
-    def send_asking(self, frame: bytes, who: Waiting) -> None:
+    def send_asking(self, frame: bytes, who: ReplyWaiter) -> None:
         """Send one packed command behind an ASKING, with nothing in between."""
         self.waiting.append(self._nobody)
         self.send(_ASKING + frame, who)
@@ -160,9 +158,9 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             self.send(pack(["SCRIPT", "LOAD", script.text]), _Loaded(self, self._loading, script.sha))
 
     def execute_command(self, *words: Word, **options: Any) -> Deferred[Any]:
-        """One command, also those that txredisapi has methods for; fails with ValkeyTrouble."""
+        """One command, also those that txredisapi has methods for; fails with ValkeyError."""
         if self._lost is None:
-            raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
+            raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
         later = _Later(self)
         self.send(pack(words), later)
         if options.get("post_proc") is not None:
@@ -172,14 +170,14 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     @staticmethod
     def is_lost(error: Exception) -> bool:
         """Whether this was no reply: the connection ended before there was one."""
-        return isinstance(error, Lost)
+        return isinstance(error, ConnectionLost)
 
-    def trouble(self, error: Exception) -> ValkeyTrouble:
+    def trouble(self, error: Exception) -> ValkeyError:
         """What came instead of a reply."""
-        if isinstance(error, Lost):
-            return ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True)
+        if isinstance(error, ConnectionLost):
+            return ValkeyError(ValkeyFailure.DISCONNECTED, str(error), maybe_done=True)
         words = str(error)
-        return ValkeyTrouble(kind_of(words), words) if self.rights is None else self.rights.trouble(words)
+        return ValkeyError(kind_of(words), words) if self.rights is None else self.rights.trouble(words)
 
     def watch(self) -> None:
         """To be called every second: asks for a sign of life, and aborts when there is none."""
@@ -242,10 +240,10 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
             tell(self)
         if not self._secured.called:
             self._secured.addErrback(_ignore)
-            self._secured.errback(ValkeyTrouble(Trouble.DISCONNECTED, self.why))
+            self._secured.errback(ValkeyError(ValkeyFailure.DISCONNECTED, self.why))
         waiting, self.waiting = self.waiting, deque()
         for who in waiting:
-            who.replied(Lost(self.why))
+            who.replied(ConnectionLost(self.why))
 
 
 class _Loaded:
@@ -258,7 +256,7 @@ class _Loaded:
 
     def replied(self, reply: Any) -> None:
         self._loading.discard(self._sha)
-        refused = isinstance(reply, Exception) and not isinstance(reply, Lost)
+        refused = isinstance(reply, Exception) and not isinstance(reply, ConnectionLost)
         # No reason to fail yet: the script may be there already.
         self._connection.cannot_load = str(self._connection.trouble(reply)) if refused else ""
 
@@ -268,7 +266,7 @@ class ConnectionFactory(Factory):
 
     noisy = False
 
-    def __init__(self, address: Address, lost: Callable[[Connection], None]) -> None:
+    def __init__(self, address: ServerAddress, lost: Callable[[Connection], None]) -> None:
         self._address, self._lost = address, lost
 
     def buildProtocol(self, addr: Any) -> Connection:  # noqa: ARG002

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from elemta.errors import ValkeyTrouble
+from elemta.errors import ValkeyError
 from elemta.valkey.observer import ValkeyInfo, ValkeyObserver
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ class Health:
         elif self._is_news(info.maxmemory_policy):
             _log.warn(
                 "Valkey's maxmemory-policy may evict counts; set noeviction",
-                event="valkey.eviction",
+                event="valkey.eviction_possible",
                 policy=info.maxmemory_policy,
             )
 
     def _refused(self, failure: Any) -> None:
-        failure.trap(ValkeyTrouble)
+        failure.trap(ValkeyError)
         if self._valkey.up and self._is_news(str(failure.value)):
-            _log.warn("Valkey does not answer INFO", event="valkey.no_info", reason=str(failure.value))
+            _log.warn("Valkey does not answer INFO", event="valkey.info_failed", reason=str(failure.value))
 
     def _tell(self, info: ValkeyInfo) -> None:
         self._last = info

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from elemta.errors import Trouble
+from elemta.errors import ValkeyFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,17 @@ class ValkeyInfo:
 class ValkeyObserver(Protocol):
     """The events, in the reactor thread."""
 
-    def failed(self, kind: Trouble) -> None:
+    def failed(self, kind: ValkeyFailure) -> None:
         """One command of a caller failed."""
 
     def info(self, info: ValkeyInfo) -> None:
         """INFO was asked, every few seconds; or Valkey came or went, or its answers did."""
 
 
-class Unobserved:
+class NullValkeyObserver:
     """An observer that counts nothing."""
 
-    def failed(self, kind: Trouble) -> None:
+    def failed(self, kind: ValkeyFailure) -> None:
         pass
 
     def info(self, info: ValkeyInfo) -> None:

@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlineMissed
 from twisted.logger import Logger
 
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.dialling import CONNECT_SECONDS, Address, Login, endpoint
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.address import CONNECT_SECONDS, ServerAddress, ValkeyLogin, endpoint
+from elemta.valkey.resp import Script
 from elemta.valkey.rights import Rights
-from elemta.valkey.scripts import Script
-from elemta.valkey.tls import TLS, TLSRefused
+from elemta.valkey.tls import TLS, ValkeyTLSRefused
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -32,14 +32,14 @@ _STEADY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Dialling:
+class ConnectionOptions:
     """How the connections of a pool are opened. ``scripts`` is shared, and grows with what is run.
 
     ``prefix`` is what all keys begin with. ``rights`` tells which right a refusal means.
     """
 
     reactor: Any
-    login: Login
+    login: ValkeyLogin
     tls: TLS | None = None
     scripts: dict[bytes, Script] = field(default_factory=dict)
     prefix: str = ""
@@ -50,7 +50,7 @@ class Dialling:
         object.__setattr__(self, "rights", rights)
 
 
-class Pool:
+class ServerPool:
     """Keeps ``size`` connections to one server: opens them again with full jitter, watches that they answer.
 
     ``changed`` is called whenever the first connection is there, or the last one no longer is. ``connection``
@@ -58,16 +58,20 @@ class Pool:
     """
 
     def __init__(
-        self, address: Address, dialling: Dialling, changed: Callable[[Pool], None], size: int = CONNECTIONS
+        self,
+        address: ServerAddress,
+        dialling: ConnectionOptions,
+        changed: Callable[[ServerPool], None],
+        size: int = CONNECTIONS,
     ) -> None:
         self.address = address
         self.connection: Connection | None = None
         self._dialling = dialling
         self._changed = changed
         self._ready: list[Connection] = []
-        self._links = [Link(self) for _ in range(size)]
+        self._links = [ServerLink(self) for _ in range(size)]
         self._last_complaint = ""
-        self._kind, self._reason = Trouble.DISCONNECTED, f"not connected to {address}"
+        self._kind, self._reason = ValkeyFailure.DISCONNECTED, f"not connected to {address}"
 
     def start(self) -> None:
         for link in self._links:
@@ -79,9 +83,9 @@ class Pool:
         return [over for link in self._links if (over := link.stop()) is not None]
 
     @property
-    def trouble(self) -> ValkeyTrouble:
+    def trouble(self) -> ValkeyError:
         """Why there is no connection. New each time: raising it adds a traceback."""
-        return ValkeyTrouble(self._kind, self._reason)
+        return ValkeyError(self._kind, self._reason)
 
     def watch(self) -> None:
         """To be called every second."""
@@ -103,11 +107,11 @@ class Pool:
     def closed(self, connection: Connection) -> None:
         if connection in self._ready:
             self._ready.remove(connection)
-            self._kind = Trouble.DISCONNECTED
+            self._kind = ValkeyFailure.DISCONNECTED
             self._reason = f"lost the connection to {self.address}: {connection.why}"
             self._choose()
 
-    def failed(self, trouble: ValkeyTrouble) -> None:
+    def failed(self, trouble: ValkeyError) -> None:
         """A try failed. Said once, until something else is the matter."""
         self._kind, self._reason = trouble.kind, f"no connection to {self.address}: {trouble}"
         complaint = f"{trouble.kind} {trouble}"
@@ -127,14 +131,14 @@ class Pool:
             self._changed(self)
 
     @property
-    def dialling(self) -> Dialling:
+    def dialling(self) -> ConnectionOptions:
         return self._dialling
 
 
-class Link:
+class ServerLink:
     """One of a pool's connections: being opened, open, or to be opened again after a pause."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: ServerPool) -> None:
         self._pool = pool
         self._reactor = pool.dialling.reactor
         self._connection: Connection | None = None
@@ -190,7 +194,7 @@ class Link:
             connection.abort(str(error) or "it does not answer")
             raise
         if self._connection is None:
-            raise ValkeyTrouble(Trouble.DISCONNECTED, connection.why)
+            raise ValkeyError(ValkeyFailure.DISCONNECTED, connection.why)
         self._attempt = None
         self._opened_at = self._reactor.seconds()
         self._pool.opened(connection)
@@ -224,14 +228,14 @@ class Link:
         self._pause = self._reactor.callLater(_dice.uniform(0, longest), self.dial)
 
 
-def _trouble_of(error: BaseException) -> ValkeyTrouble:
-    if isinstance(error, ValkeyTrouble):
+def _trouble_of(error: BaseException) -> ValkeyError:
+    if isinstance(error, ValkeyError):
         return error
-    if isinstance(error, TLSRefused):
-        return ValkeyTrouble(Trouble.OTHER, str(error))
+    if isinstance(error, ValkeyTLSRefused):
+        return ValkeyError(ValkeyFailure.OTHER, str(error))
     words = "no answer in time" if isinstance(error, DeadlineMissed) else str(error)
-    return ValkeyTrouble(Trouble.DISCONNECTED, words or type(error).__name__)
+    return ValkeyError(ValkeyFailure.DISCONNECTED, words or type(error).__name__)
 
 
-def _nobody(pool: Pool) -> None:
+def _nobody(pool: ServerPool) -> None:
     pass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.calls import Call
-from elemta.valkey.replies import move_of
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.calls import ValkeyCall
+from elemta.valkey.resp import move_of
 from elemta.valkey.topology import Topology
 
 if TYPE_CHECKING:
@@ -33,21 +33,21 @@ class Recovery:
     """
 
     def __init__(
-        self, reactor: Any, topology: Topology, failed: Callable[[Call, ValkeyTrouble], None]
+        self, reactor: Any, topology: Topology, failed: Callable[[ValkeyCall, ValkeyError], None]
     ) -> None:
         self._reactor = reactor
         self._topology = topology
         self._failed = failed
-        self._parked: list[Call] = []
+        self._parked: list[ValkeyCall] = []
         self._timer: Any = None
         self._stopped = False
 
-    def refused(self, call: Call, error: Exception) -> None:
+    def refused(self, call: ValkeyCall, error: Exception) -> None:
         """An error came instead of a reply, or the connection is lost."""
         connection = call.connection
         assert connection is not None  # noqa: S101  # it was sent
         if connection.is_lost(error):
-            self._failed(call, ValkeyTrouble(Trouble.DISCONNECTED, str(error), maybe_done=True))
+            self._failed(call, ValkeyError(ValkeyFailure.DISCONNECTED, str(error), maybe_done=True))
             return
         words = str(error)
         call.turns += 1
@@ -63,9 +63,9 @@ class Recovery:
             self._timer = None
         parked, self._parked = self._parked, []
         for call in parked:
-            self._failed(call, ValkeyTrouble(Trouble.DISCONNECTED, "stopped"))
+            self._failed(call, ValkeyError(ValkeyFailure.DISCONNECTED, "stopped"))
 
-    def _send_again(self, call: Call, words: str) -> bool:
+    def _send_again(self, call: ValkeyCall, words: str) -> bool:
         """Whether the call is on its way again, or will be."""
         connection = call.connection
         assert connection is not None  # noqa: S101
@@ -82,7 +82,7 @@ class Recovery:
             self._topology.doubt()
         return (kind == "TRYAGAIN" or _ON_THE_MOVE in words) and self._park(call)
 
-    def _follow(self, call: Call, words: str) -> bool:
+    def _follow(self, call: ValkeyCall, words: str) -> bool:
         move = move_of(words)
         if move is None or call.connection is None:
             return False
@@ -93,7 +93,7 @@ class Recovery:
         call.send(connection, asking=not for_good)
         return True
 
-    def _park(self, call: Call) -> bool:
+    def _park(self, call: ValkeyCall) -> bool:
         if self._stopped or call.key is None or len(self._parked) >= _PARKED:
             return False
         self._parked.append(call)
@@ -115,7 +115,7 @@ class Recovery:
                 call.send(connection)
 
 
-def _trouble(connection: Connection, error: Exception) -> ValkeyTrouble:
+def _trouble(connection: Connection, error: Exception) -> ValkeyError:
     if str(error).startswith("NOSCRIPT") and connection.cannot_load:
-        return ValkeyTrouble(Trouble.DENIED, connection.cannot_load)
+        return ValkeyError(ValkeyFailure.DENIED, connection.cannot_load)
     return connection.trouble(error)

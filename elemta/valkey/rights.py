@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.replies import kind_of
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.resp import kind_of
 
 _log = Logger()
 
@@ -34,11 +34,11 @@ class Rights:
         self._seconds = seconds
         self._said: dict[str, float] = {}
 
-    def trouble(self, words: str) -> ValkeyTrouble:
+    def trouble(self, words: str) -> ValkeyError:
         """What an error reply comes to; a missing right is named, and logged once a minute."""
         right = self.missing(words)
         if right is None:
-            return ValkeyTrouble(kind_of(words), words)
+            return ValkeyError(kind_of(words), words)
         now = self._seconds()
         if now - self._said.get(right, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
             if len(self._said) >= _MOST_REMEMBERED:
@@ -51,7 +51,7 @@ class Rights:
                 right=right,
                 reason=words,
             )
-        return ValkeyTrouble(Trouble.DENIED, f"the user {self._user} lacks the right {right} ({words})")
+        return ValkeyError(ValkeyFailure.DENIED, f"the user {self._user} lacks the right {right} ({words})")
 
     def missing(self, words: str) -> str | None:
         """The rule that would allow it; None where no right is missing."""

@@ -11,10 +11,10 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elemta.config.valkey_url import ValkeyURL
-from elemta.errors import Trouble, ValkeyTrouble
-from elemta.valkey.dialling import Address, Login
-from elemta.valkey.frames import pack
-from elemta.valkey.pool import Dialling, Pool
+from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.valkey.address import ServerAddress, ValkeyLogin
+from elemta.valkey.pool import ConnectionOptions, ServerPool
+from elemta.valkey.resp import pack
 from elemta.valkey.topology import Topology
 
 if TYPE_CHECKING:
@@ -33,18 +33,19 @@ class Sentinel(Topology):
     the connection is opened.
     """
 
-    def __init__(self, url: ValkeyURL, dialling: Dialling, review: Callable[[], None]) -> None:
+    def __init__(self, url: ValkeyURL, dialling: ConnectionOptions, review: Callable[[], None]) -> None:
         super().__init__(dialling, review)
         self._service = url.service
-        login = Login(url.sentinel_username, url.sentinel_password, name=dialling.login.name)
+        login = ValkeyLogin(url.sentinel_username, url.sentinel_password, name=dialling.login.name)
         of_sentinels = replace(dialling, login=login, scripts={})
         self._sentinels = [
-            Pool(Address(*host), of_sentinels, self._sentinel_changed, size=1) for host in url.hosts
+            ServerPool(ServerAddress(*host), of_sentinels, self._sentinel_changed, size=1)
+            for host in url.hosts
         ]
         self._question = pack(["SENTINEL", "MASTER", url.service])
-        self._answers: dict[Pool, tuple[int, Address]] = {}
+        self._answers: dict[ServerPool, tuple[int, ServerAddress]] = {}
         self._refusal = ""
-        self._primary: Pool | None = None
+        self._primary: ServerPool | None = None
         self._leaving: list[Deferred[None]] = []
         self._asking = LoopingCall(self._ask_all)
         self._asking.clock = dialling.reactor
@@ -54,15 +55,15 @@ class Sentinel(Topology):
         return self._primary is not None and self._primary.connection is not None
 
     @property
-    def primaries(self) -> Sequence[Pool]:
+    def primaries(self) -> Sequence[ServerPool]:
         return () if self._primary is None else (self._primary,)
 
     @property
-    def trouble(self) -> ValkeyTrouble:
+    def trouble(self) -> ValkeyError:
         if self._primary is not None:
             return self._primary.trouble
         if self._refusal:
-            return ValkeyTrouble(Trouble.OTHER, f"a Sentinel says: {self._refusal}")
+            return ValkeyError(ValkeyFailure.OTHER, f"a Sentinel says: {self._refusal}")
         return self._sentinels[0].trouble
 
     def connection(self, key: bytes | None) -> Connection | None:  # noqa: ARG002
@@ -92,20 +93,20 @@ class Sentinel(Topology):
         for sentinel in self._sentinels:
             connection = sentinel.connection
             if connection is not None and not connection.waiting:
-                connection.send(self._question, _Answer(self, sentinel))
+                connection.send(self._question, _SentinelReply(self, sentinel))
 
-    def _sentinel_changed(self, sentinel: Pool) -> None:
+    def _sentinel_changed(self, sentinel: ServerPool) -> None:
         if sentinel.connection is None:
             self._answers.pop(sentinel, None)
         else:
             self._ask_all()
 
-    def _primary_changed(self, primary: Pool) -> None:
+    def _primary_changed(self, primary: ServerPool) -> None:
         if primary.connection is None:
             self._ask_all()
         self._review()
 
-    def answered(self, sentinel: Pool, reply: Any) -> None:
+    def answered(self, sentinel: ServerPool, reply: Any) -> None:
         """What a Sentinel says about the primary."""
         if isinstance(reply, Exception):
             self._answers.pop(sentinel, None)
@@ -119,7 +120,7 @@ class Sentinel(Topology):
         self._answers[sentinel] = found
         self._use(max(self._answers.values(), key=lambda answer: answer[0])[1])
 
-    def _refused(self, sentinel: Pool, words: str) -> None:
+    def _refused(self, sentinel: ServerPool, words: str) -> None:
         if sentinel.connection is None or words == self._refusal:
             return
         self._refusal = words
@@ -131,18 +132,18 @@ class Sentinel(Topology):
             reason=words,
         )
 
-    def _use(self, address: Address) -> None:
+    def _use(self, address: ServerAddress) -> None:
         if not self._asking.running or (self._primary is not None and self._primary.address == address):
             return
         before = self._primary
         _log.info(
             "the Sentinels name a primary",
-            event="valkey.primary",
+            event="valkey.primary_changed",
             address=str(address),
             before=str(before.address) if before is not None else "",
         )
         self._refusal = ""
-        self._primary = Pool(address, self._dialling, self._primary_changed)
+        self._primary = ServerPool(address, self._dialling, self._primary_changed)
         if before is not None:
             self._leaving = [over for over in self._leaving if not over.called]
             self._leaving.extend(before.stop())
@@ -150,19 +151,19 @@ class Sentinel(Topology):
         self._review()
 
 
-class _Answer:
+class _SentinelReply:
     """Waits for what a Sentinel says."""
 
     __slots__ = ("_asker", "_sentinel")
 
-    def __init__(self, asker: Sentinel, sentinel: Pool) -> None:
+    def __init__(self, asker: Sentinel, sentinel: ServerPool) -> None:
         self._asker, self._sentinel = asker, sentinel
 
     def replied(self, reply: Any) -> None:
         self._asker.answered(self._sentinel, reply)
 
 
-def _primary_of(reply: Any) -> tuple[int, Address]:
+def _primary_of(reply: Any) -> tuple[int, ServerAddress]:
     """The epoch and the address in the reply to SENTINEL MASTER."""
     known = dict(zip(reply[::2], reply[1::2], strict=True))
-    return int(known[b"config-epoch"]), Address(known[b"ip"].decode("ascii"), int(known[b"port"]))
+    return int(known[b"config-epoch"]), ServerAddress(known[b"ip"].decode("ascii"), int(known[b"port"]))

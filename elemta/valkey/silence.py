@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from elemta.valkey.dialling import Address
+from elemta.valkey.address import ServerAddress
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -24,14 +24,14 @@ class Silence:
     __slots__ = ("_ask", "_changed", "_reactor", "_stopped", "_timer", "servers")
 
     def __init__(
-        self, reactor: Any, ask: Callable[[set[Address]], None], changed: Callable[[], None]
+        self, reactor: Any, ask: Callable[[set[ServerAddress]], None], changed: Callable[[], None]
     ) -> None:
         self._reactor = reactor
         self._ask = ask
         self._changed = changed
         self._timer: Any = None
         self._stopped = False
-        self.servers: set[Address] = set()
+        self.servers: set[ServerAddress] = set()
 
     def missed(self, connection: Connection | None) -> None:
         """A command got no answer, or none in time."""
@@ -47,7 +47,7 @@ class Silence:
             self.servers.discard(connection.address)
             self._changed()
 
-    def keep(self, known: set[Address]) -> None:
+    def keep(self, known: set[ServerAddress]) -> None:
         """Only these are of interest: another server may have taken the place of a silent one."""
         self.servers &= known
 

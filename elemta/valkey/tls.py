@@ -17,7 +17,7 @@ from zope.interface import implementer
 from elemta.config.valkey_url import ValkeyURL
 
 
-class TLSRefused(Exception):
+class ValkeyTLSRefused(Exception):
     """TLS can't be had with these files, or not with this server. The text says why."""
 
 
@@ -34,20 +34,20 @@ class TLS:
     def of(cls, url: ValkeyURL) -> TLS | None:
         return cls(url.tls_server_name, url.ca, url.certificate, url.private_key) if url.tls else None
 
-    def handshake(self, host: str) -> Handshake:
+    def handshake(self, host: str) -> ValkeyHandshake:
         """A handshake with a host. Files are read again when they have changed; TLSRefused if that fails."""
         try:
             states = [Path(name).stat() for name in (self.ca, self.certificate, self.private_key) if name]
             context = _context(self, tuple((each.st_mtime_ns, each.st_ino) for each in states))
         except OSError as error:
-            raise TLSRefused(str(error)) from error
+            raise ValkeyTLSRefused(str(error)) from error
         except SSL.Error as error:
-            raise TLSRefused(f"a file for TLS can't be used: {_words(error)}") from error
-        return Handshake(context, self.server_name or host)
+            raise ValkeyTLSRefused(f"a file for TLS can't be used: {_words(error)}") from error
+        return ValkeyHandshake(context, self.server_name or host)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class Handshake:
+class ValkeyHandshake:
     """One handshake, and whether what it came to is good enough."""
 
     def __init__(self, context: SSL.Context, name: str) -> None:
@@ -71,7 +71,7 @@ class Handshake:
                 # RFC 6125 §6
                 verify_hostname(connection, self._name)
         except (VerificationError, CertificateError) as error:
-            raise TLSRefused(f"its certificate is not one of {self._name}") from error
+            raise ValkeyTLSRefused(f"its certificate is not one of {self._name}") from error
 
 
 @lru_cache(maxsize=16)
@@ -87,7 +87,7 @@ def _context(tls: TLS, _states: tuple[tuple[int, int], ...]) -> SSL.Context:
     if tls.certificate:
         if b"ENCRYPTED" in Path(tls.private_key).read_bytes():
             # OpenSSL would ask for the passphrase at the terminal, and the reactor would wait with it.
-            raise TLSRefused(f"{tls.private_key} needs a passphrase")
+            raise ValkeyTLSRefused(f"{tls.private_key} needs a passphrase")
         context.use_certificate_chain_file(tls.certificate)
         context.use_privatekey_file(tls.private_key)
         context.check_privatekey()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 
-from elemta.errors import ValkeyTrouble
-from elemta.valkey.dialling import Address
-from elemta.valkey.pool import Dialling, Pool
-from elemta.valkey.replies import Move
+from elemta.errors import ValkeyError
+from elemta.valkey.address import ServerAddress
+from elemta.valkey.pool import ConnectionOptions, ServerPool
+from elemta.valkey.resp import Move
 
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
@@ -22,7 +22,7 @@ class Topology(ABC):
 
     clustered = False
 
-    def __init__(self, dialling: Dialling, review: Callable[[], None]) -> None:
+    def __init__(self, dialling: ConnectionOptions, review: Callable[[], None]) -> None:
         self._dialling = dialling
         self._review = review
 
@@ -33,12 +33,12 @@ class Topology(ABC):
 
     @property
     @abstractmethod
-    def primaries(self) -> Sequence[Pool]:
+    def primaries(self) -> Sequence[ServerPool]:
         """The primaries that are known."""
 
     @property
     @abstractmethod
-    def trouble(self) -> ValkeyTrouble:
+    def trouble(self) -> ValkeyError:
         """Why it is not up."""
 
     @abstractmethod
@@ -75,20 +75,22 @@ class Topology(ABC):
 class Single(Topology):
     """One server, always at the same address."""
 
-    def __init__(self, address: Address, dialling: Dialling, review: Callable[[], None]) -> None:
+    def __init__(
+        self, address: ServerAddress, dialling: ConnectionOptions, review: Callable[[], None]
+    ) -> None:
         super().__init__(dialling, review)
-        self._pool = Pool(address, dialling, lambda _: review())
+        self._pool = ServerPool(address, dialling, lambda _: review())
 
     @property
     def up(self) -> bool:
         return self._pool.connection is not None
 
     @property
-    def primaries(self) -> Sequence[Pool]:
+    def primaries(self) -> Sequence[ServerPool]:
         return (self._pool,)
 
     @property
-    def trouble(self) -> ValkeyTrouble:
+    def trouble(self) -> ValkeyError:
         return self._pool.trouble
 
     def connection(self, key: bytes | None) -> Connection | None:  # noqa: ARG002

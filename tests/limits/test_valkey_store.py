@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from elemta.errors import StoreUnavailable, Trouble, ValkeyTrouble
+from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 from elemta.limits.store import LEASE_SECONDS, Decision, ILimitStore, LimitSpec, Receipt, Request
 from elemta.limits.valkey_returns import CANCELLED_AT_ONCE
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
@@ -82,7 +82,7 @@ def lost(*names: str) -> Callable[..., None]:
 
     def after(script: Any, keys: Sequence[bytes], args: Sequence[Any]) -> None:
         if script.name in names:
-            raise ValkeyTrouble(Trouble.DEADLINE, "no answer in time", maybe_done=True)
+            raise ValkeyError(ValkeyFailure.DEADLINE, "no answer in time", maybe_done=True)
 
     return after
 
@@ -198,9 +198,9 @@ def test_only_so_many_decisions_wait_and_the_next_is_told_so_at_once(node: Node)
     waiting = [node.store.acquire([Request(MANY, str(number))]) for number in range(MOST_WAITING // 2)]
     node.clock.advance(0)
     waiting += [node.store.acquire([Request(MANY, str(number))]) for number in range(MOST_WAITING // 2)]
-    with pytest.raises(ValkeyTrouble) as refused:
+    with pytest.raises(ValkeyError) as refused:
         node.store.acquire([Request(MANY, "a")])
-    assert refused.value.kind is Trouble.OVERLOADED
+    assert refused.value.kind is ValkeyFailure.OVERLOADED
     assert not refused.value.maybe_done
     node.valkey.deliver()
     node.clock.advance(0)
@@ -338,7 +338,7 @@ def test_a_refund_without_an_answer_is_tried_once_more_where_that_can_not_be_twi
 
 def test_a_refund_that_valkey_does_not_take_fails_after_the_second_try(node: Node) -> None:
     def refuse(*_: Any) -> None:
-        raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
+        raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
 
     later = node.store.refund(node.ask(Request(MANY, "a")).receipts)
     node.valkey.before = refuse
@@ -376,7 +376,7 @@ def test_a_cancellation_that_has_overtaken_its_call_comes_again(node: Node) -> N
     def slow(script: Any, keys: Sequence[bytes], args: Sequence[Any]) -> None:
         if script.name == "acquire" and not sent:
             sent.append((script, keys, args))
-            raise ValkeyTrouble(Trouble.DEADLINE, "no answer in time", maybe_done=True)
+            raise ValkeyError(ValkeyFailure.DEADLINE, "no answer in time", maybe_done=True)
 
     node.valkey.before = slow
     with pytest.raises(StoreUnavailable):
@@ -421,7 +421,7 @@ def test_only_so_many_lost_calls_are_remembered_and_not_for_long(node: Node) -> 
 
 def test_what_was_not_sent_needs_no_cancellation(node: Node) -> None:
     def refuse(*_: Any) -> None:
-        raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
+        raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
 
     node.valkey.before = refuse
     with pytest.raises(StoreUnavailable):
@@ -586,7 +586,7 @@ def test_whoever_leaves_during_a_renewal_waits_for_it(node: Node) -> None:
 
 def test_whoever_leaves_while_valkey_is_away_is_not_kept(node: Node) -> None:
     def refuse(*_: Any) -> None:
-        raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
+        raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
 
     node.ask(Request(CONNECTIONS, "a"))
     node.valkey.before = refuse
@@ -738,7 +738,7 @@ def test_in_a_cluster_a_server_that_does_not_answer_fails_the_decision_and_nothi
 ) -> None:
     def lose(script: Any, keys: Sequence[bytes], args: Sequence[Any]) -> None:
         if script.name == "acquire" and b"{b}" in keys[0]:
-            raise ValkeyTrouble(Trouble.DEADLINE, "no answer in time", maybe_done=True)
+            raise ValkeyError(ValkeyFailure.DEADLINE, "no answer in time", maybe_done=True)
 
     cluster.valkey.after = lose
     with pytest.raises(StoreUnavailable):
@@ -751,7 +751,7 @@ def test_in_a_cluster_a_server_that_does_not_answer_fails_the_decision_and_nothi
 def test_in_a_cluster_a_refusal_stands_although_another_server_is_away(cluster: Node) -> None:
     def refuse(script: Any, keys: Sequence[bytes], args: Sequence[Any]) -> None:
         if b"{b}" in keys[0]:
-            raise ValkeyTrouble(Trouble.DISCONNECTED, "not connected")
+            raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
 
     full = rate("full", 1)
     cluster.ask(Request(full, "a"))

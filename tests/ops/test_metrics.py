@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.address import Address
-from elemta.errors import SpoolError, Trouble
+from elemta.errors import SpoolError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, ModeObserver
 from elemta.net.observer import NetObserver
 from elemta.ops import families
@@ -165,8 +165,8 @@ def test_what_valkey_says_about_itself_is_shown_until_it_says_otherwise() -> Non
         up=True, commands_processed=900, used_memory=2**20, maxmemory=2**30, keys_db0=7, primaries=1
     )
     observer.info(said)
-    observer.failed(Trouble.DEADLINE)
-    observer.failed(Trouble.DEADLINE)
+    observer.failed(ValkeyFailure.DEADLINE)
+    observer.failed(ValkeyFailure.DEADLINE)
     assert value(metrics, "valkey_up") == 1
     assert value(metrics, "valkey_commands_processed_total") == 900
     assert value(metrics, "valkey_used_memory_bytes") == 2**20

@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from elemta.errors import Trouble, ValkeyTrouble
+from elemta.errors import ValkeyError, ValkeyFailure
 from elemta.valkey import Script
 from tests.support.valkey import ServerError, Talk, ValkeyServer
 
@@ -68,10 +68,10 @@ class BlockingValkey:
             self.before(script, keys, args)
             reply = self.evaluate(script, keys, args)
             self.after(script, keys, args)
-        except ValkeyTrouble as trouble:
+        except ValkeyError as trouble:
             return fail(trouble)
         except ServerError as error:
-            return fail(ValkeyTrouble(Trouble.OTHER, str(error)))
+            return fail(ValkeyError(ValkeyFailure.OTHER, str(error)))
         if self.late:
             later: Deferred[Any] = Deferred()
             self._undelivered.append((later, reply))
@@ -83,8 +83,8 @@ class BlockingValkey:
         for later, reply in undelivered:
             later.callback(reply)
 
-    def overloaded(self, words: str) -> ValkeyTrouble:
-        return ValkeyTrouble(Trouble.OVERLOADED, words)
+    def overloaded(self, words: str) -> ValkeyError:
+        return ValkeyError(ValkeyFailure.OVERLOADED, words)
 
     def command(self, *words: Any, key: bytes | None = None, deadline: float | None = None) -> Deferred[Any]:
         return succeed(self.talk(*words))

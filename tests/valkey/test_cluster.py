@@ -10,8 +10,8 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from elemta.valkey import Script, Trouble, ValkeyTrouble
-from elemta.valkey.slots import slot_of
+from elemta.valkey import Script, ValkeyError, ValkeyFailure
+from elemta.valkey.resp import slot_of
 from tests.support.valkey import ValkeyServer
 from tests.support.valkey_groups import Cluster
 from tests.support.waiting import failure_of, pause, until
@@ -34,7 +34,7 @@ class Load:
     """Counts on a few keys at once for as long as it runs; every answer must be the next number."""
 
     def __init__(self, valkey: Any, keys: list[bytes]) -> None:
-        self.troubles: list[ValkeyTrouble] = []
+        self.troubles: list[ValkeyError] = []
         self.answers = dict.fromkeys(keys, 0)
         self._valkey = valkey
         self._running = True
@@ -50,7 +50,7 @@ class Load:
                 answer = await self._valkey.run(COUNT, [key])
                 assert answer == self.answers[key] + 1
                 self.answers[key] = answer
-            except ValkeyTrouble as trouble:
+            except ValkeyError as trouble:
                 self.troubles.append(trouble)
             await pause(0)
 
@@ -107,8 +107,8 @@ async def test_keys_without_a_common_tag_are_an_error_and_not_a_wrong_count(
 ) -> None:
     valkey = await connect(cluster.url)
     error = await failure_of(valkey.run(COUNT, [b"a", b"b"]))
-    assert isinstance(error, ValkeyTrouble)
-    assert error.kind is Trouble.OTHER
+    assert isinstance(error, ValkeyError)
+    assert error.kind is ValkeyFailure.OTHER
     assert "CROSSSLOT" in str(error)
 
 
@@ -150,8 +150,8 @@ async def test_new_keys_in_a_slot_that_is_moving_are_counted_where_it_goes(
         assert cluster.owner(slot) is source
         # Of several keys some are here and some there: nobody can run that, until the slot has moved.
         error = await failure_of(valkey.run(COUNT, [b"{asked}", b"{asked}2"], deadline=0.3))
-        assert isinstance(error, ValkeyTrouble)
-        assert error.kind in (Trouble.DEADLINE, Trouble.REDIRECTED)
+        assert isinstance(error, ValkeyError)
+        assert error.kind in (ValkeyFailure.DEADLINE, ValkeyFailure.REDIRECTED)
         both = valkey.run(COUNT, [b"{asked}", b"{asked}2"])
         await pause(0.1)
     finally:
@@ -194,7 +194,7 @@ async def test_when_a_primary_dies_its_replica_is_used(cluster: Cluster, connect
     await until(lambda: all(load.answers[name] > count for name, count in seen.items()))
     await load.stop()
     # As long as nobody has its slots, the other nodes serve theirs no more, by their own default.
-    assert {trouble.kind for trouble in load.troubles} <= {Trouble.REDIRECTED}
+    assert {trouble.kind for trouble in load.troubles} <= {ValkeyFailure.REDIRECTED}
     assert {name: counted(cluster, name) for name in load.answers} == load.answers
     dead.start()
     await until(lambda: not cluster.is_primary(dead))

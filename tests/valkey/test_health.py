@@ -9,7 +9,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.logger import LogEvent, globalLogPublisher
 
-from elemta.valkey import Trouble, ValkeyInfo
+from elemta.valkey import ValkeyFailure, ValkeyInfo
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, until
 
@@ -19,12 +19,12 @@ class Told:
 
     def __init__(self) -> None:
         self.infos: list[ValkeyInfo] = []
-        self.kinds: list[Trouble] = []
+        self.kinds: list[ValkeyFailure] = []
 
     def info(self, info: ValkeyInfo) -> None:
         self.infos.append(info)
 
-    def failed(self, kind: Trouble) -> None:
+    def failed(self, kind: ValkeyFailure) -> None:
         self.kinds.append(kind)
 
 
@@ -72,7 +72,7 @@ async def test_failures_are_counted_by_kind(server: ValkeyServer, connect: Any) 
     server.pause()
     await failure_of(valkey.command("PING", deadline=0.01))
     server.resume()
-    assert told.kinds == [Trouble.OTHER, Trouble.DEADLINE]
+    assert told.kinds == [ValkeyFailure.OTHER, ValkeyFailure.DEADLINE]
 
 
 @ensureDeferred
@@ -83,7 +83,7 @@ async def test_an_eviction_policy_that_forgets_counts_is_said_once(connect: Any,
         await until(lambda: told.infos[-1].maxmemory_policy == "allkeys-lru")
         server.restart_empty()
         await until(lambda: [info.up for info in told.infos].count(False) >= 2 and told.infos[-1].up)
-    said = [event for event in events if event["event"] == "valkey.eviction"]
+    said = [event for event in events if event["event"] == "valkey.eviction_possible"]
     assert [event["policy"] for event in said] == ["allkeys-lru"]
 
 
@@ -98,4 +98,4 @@ async def test_an_outage_is_two_lines_of_the_log_however_many_tries_it_takes(
     server.start()
     await until(lambda: valkey.up)
     names = [event["event"] for event in events]
-    assert names == ["valkey.connected", "valkey.lost", "valkey.unreachable", "valkey.connected"]
+    assert names == ["valkey.connected", "valkey.disconnected", "valkey.unreachable", "valkey.connected"]

@@ -13,8 +13,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
-from elemta.valkey import Script, Trouble, Valkey, ValkeyTrouble
-from elemta.valkey.calls import Call
+from elemta.valkey import Script, Valkey, ValkeyError, ValkeyFailure
+from elemta.valkey.calls import ValkeyCall
 from elemta.valkey.client import IN_FLIGHT
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import eventually, failure_of, pause, until
@@ -22,17 +22,17 @@ from tests.support.waiting import eventually, failure_of, pause, until
 WRITE = Script("write", "return redis.call('SET', KEYS[1], ARGV[1])")
 
 
-async def kind_of(call: Any) -> Trouble:
+async def kind_of(call: Any) -> ValkeyFailure:
     error = await failure_of(call)
-    assert isinstance(error, ValkeyTrouble), error
+    assert isinstance(error, ValkeyError), error
     return error.kind
 
 
-async def until_trouble(valkey: Valkey, kind: Trouble) -> None:
+async def until_trouble(valkey: Valkey, kind: ValkeyFailure) -> None:
     async def so() -> bool:
         try:
             await valkey.run(WRITE, [b"k"], [b"v"])
-        except ValkeyTrouble as trouble:
+        except ValkeyError as trouble:
             return trouble.kind is kind
         return False
 
@@ -46,10 +46,10 @@ async def test_a_server_that_was_made_a_replica_is_not_used_until_it_is_primary_
     with ValkeyServer() as other:
         valkey = await connect(server.url)
         server.command("REPLICAOF", "127.0.0.1", other.port)
-        await until_trouble(valkey, Trouble.READONLY)
+        await until_trouble(valkey, ValkeyFailure.READONLY)
         await until(lambda: not valkey.up)
         # It says that it is a replica before anything is asked of it.
-        assert await kind_of(valkey.command("PING")) in (Trouble.READONLY, Trouble.DISCONNECTED)
+        assert await kind_of(valkey.command("PING")) in (ValkeyFailure.READONLY, ValkeyFailure.DISCONNECTED)
         server.command("REPLICAOF", "NO", "ONE")
         await until(lambda: valkey.up)
         assert await valkey.run(WRITE, [b"k"], [b"v"]) == b"OK"
@@ -67,7 +67,7 @@ async def test_a_server_that_loads_its_data_is_used_when_it_has_them(connect: An
         reloading = server.talk()
         reloading.send("DEBUG", "RELOAD", "NOSAVE")
         try:
-            await until_trouble(valkey, Trouble.LOADING)
+            await until_trouble(valkey, ValkeyFailure.LOADING)
             await until(lambda: not valkey.up)
         finally:
             reloading.close()
@@ -80,7 +80,7 @@ async def test_a_full_memory_is_told_apart_and_ends_by_itself(connect: Any) -> N
     with ValkeyServer(maxmemory="4mb") as server:
         valkey = await connect(server.url)
         server.command("CONFIG", "SET", "maxmemory", "1mb")
-        assert await kind_of(valkey.run(WRITE, [b"k"], [b"v"])) is Trouble.OOM
+        assert await kind_of(valkey.run(WRITE, [b"k"], [b"v"])) is ValkeyFailure.OOM
         assert valkey.up
         assert await valkey.command("GET", "k") is None
         server.command("CONFIG", "SET", "maxmemory", "64mb")
@@ -94,7 +94,7 @@ async def test_a_script_of_somebody_that_does_not_end_is_told_apart(connect: Any
         spinning = server.talk()
         spinning.send("EVAL", "while true do end", 0)
         try:
-            await until_trouble(valkey, Trouble.BUSY)
+            await until_trouble(valkey, ValkeyFailure.BUSY)
             server.command("SCRIPT", "KILL")
         finally:
             spinning.close()
@@ -102,7 +102,7 @@ async def test_a_script_of_somebody_that_does_not_end_is_told_apart(connect: Any
         async def used() -> bool:
             try:
                 return bool(await valkey.run(WRITE, [b"k"], [b"v"]) == b"OK")
-            except ValkeyTrouble:  # the script ends some time after the kill is answered
+            except ValkeyError:  # the script ends some time after the kill is answered
                 return False
 
         await eventually(used)
@@ -112,7 +112,7 @@ async def test_a_script_of_somebody_that_does_not_end_is_told_apart(connect: Any
 async def test_too_few_replicas_are_told_apart(connect: Any) -> None:
     with ValkeyServer(min_replicas_to_write=1) as server:
         valkey = await connect(server.url)
-        assert await kind_of(valkey.run(WRITE, [b"k"], [b"v"])) is Trouble.NOREPLICAS
+        assert await kind_of(valkey.run(WRITE, [b"k"], [b"v"])) is ValkeyFailure.NOREPLICAS
 
 
 @ensureDeferred
@@ -120,7 +120,7 @@ async def test_a_server_that_takes_no_more_clients_is_used_when_there_is_room(co
     with ValkeyServer(maxclients=2) as server:
         guests = [server.talk(), server.talk()]
         valkey = await connect(server.url, up=False)
-        await until_trouble(valkey, Trouble.OVERLOADED)
+        await until_trouble(valkey, ValkeyFailure.OVERLOADED)
         for guest in guests:
             guest.close()
         await until(lambda: valkey.up)
@@ -196,15 +196,17 @@ async def test_nothing_grows_while_the_server_hangs_or_is_away(server: ValkeySer
     valkey = await connect(server.url)
     server.pause()
     kinds = {await kind_of(valkey.command("PING", deadline=0.001)) for _ in range(10)}
-    assert kinds == {Trouble.DEADLINE}
+    assert kinds == {ValkeyFailure.DEADLINE}
     many = [kind_of(valkey.command("PING", deadline=0.001)) for _ in range(3 * IN_FLIGHT)]
     found = await gatherResults([Deferred.fromCoroutine(each) for each in many])
-    assert found.count(Trouble.OVERLOADED) >= 2 * IN_FLIGHT
+    assert found.count(ValkeyFailure.OVERLOADED) >= 2 * IN_FLIGHT
     server.kill()
     await until(lambda: not valkey.up)
     for _ in range(5000):
         await failure_of(valkey.command("PING", deadline=0.001))
     await pause(0.05)
     gc.collect()
-    assert not [each for each in gc.get_objects() if isinstance(each, Call) and each.deferred is not None]
-    assert len([each for each in gc.get_objects() if isinstance(each, Call)]) < 10
+    assert not [
+        each for each in gc.get_objects() if isinstance(each, ValkeyCall) and each.deferred is not None
+    ]
+    assert len([each for each in gc.get_objects() if isinstance(each, ValkeyCall)]) < 10

@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
-from elemta.valkey.calls import Call, Deadlines
-from elemta.valkey.dialling import Address, Login
-from elemta.valkey.pool import Dialling, Pool
+from elemta.valkey.address import ServerAddress, ValkeyLogin
+from elemta.valkey.calls import CallDeadlines, ValkeyCall
+from elemta.valkey.pool import ConnectionOptions, ServerPool
 from elemta.valkey.silence import Silence
 
 
@@ -25,7 +25,9 @@ def refuse(reactor: Any) -> None:
 
 def pauses(reactor: Any, tries: int) -> list[float]:
     """The pauses before so many tries of a pool whose server is never there."""
-    pool = Pool(Address("192.0.2.1", 6379), Dialling(reactor, Login()), lambda _: None, size=1)
+    pool = ServerPool(
+        ServerAddress("192.0.2.1", 6379), ConnectionOptions(reactor, ValkeyLogin()), lambda _: None, size=1
+    )
     pool.start()
     found = []
     for _ in range(tries):
@@ -50,7 +52,9 @@ def test_tries_are_never_more_than_a_second_apart_and_at_random_moments_within_i
 
 def test_a_pool_says_why_it_has_no_connection() -> None:
     reactor = MemoryReactorClock()
-    pool = Pool(Address("2001:db8::1", 6379), Dialling(reactor, Login()), lambda _: None)
+    pool = ServerPool(
+        ServerAddress("2001:db8::1", 6379), ConnectionOptions(reactor, ValkeyLogin()), lambda _: None
+    )
     pool.start()
     assert str(pool.trouble) == "not connected to [2001:db8::1]:6379"
     refuse(reactor)
@@ -60,7 +64,9 @@ def test_a_pool_says_why_it_has_no_connection() -> None:
 
 def test_a_connection_that_is_not_there_within_a_second_is_given_up() -> None:
     reactor = MemoryReactorClock()
-    pool = Pool(Address("192.0.2.1", 6379), Dialling(reactor, Login()), lambda _: None, size=1)
+    pool = ServerPool(
+        ServerAddress("192.0.2.1", 6379), ConnectionOptions(reactor, ValkeyLogin()), lambda _: None, size=1
+    )
     pool.start()
     assert [timeout for _, _, _, timeout, _ in reactor.tcpClients] == [1.0]
     pool.stop()
@@ -71,16 +77,16 @@ class Book:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.missed: list[tuple[float, Call]] = []
-        self.deadlines = Deadlines(self.clock, self._miss)
+        self.missed: list[tuple[float, ValkeyCall]] = []
+        self.deadlines = CallDeadlines(self.clock, self._miss)
 
-    def call(self, seconds: float) -> Call:
+    def call(self, seconds: float) -> ValkeyCall:
         silence = Silence(self.clock, lambda servers: None, lambda: None)
-        call = Call(b"", None, None, lambda call, error: None, silence, prompt=True)
+        call = ValkeyCall(b"", None, None, lambda call, error: None, silence, prompt=True)
         self.deadlines.add(call, seconds)
         return call
 
-    def _miss(self, call: Call) -> None:
+    def _miss(self, call: ValkeyCall) -> None:
         self.missed.append((round(self.clock.seconds(), 3), call))
         call.deferred = None
 

@@ -20,7 +20,7 @@ from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
-from elemta.valkey import Script, Trouble, ValkeyTrouble
+from elemta.valkey import Script, ValkeyError, ValkeyFailure
 from elemta.valkey.rights import Rights
 from tests.support.valkey import Talk, ValkeyServer
 from tests.support.valkey_groups import slot_of
@@ -166,8 +166,8 @@ async def test_the_documented_rights_let_nobody_touch_what_is_not_elemtas(connec
             ("ACL", "LIST"),
         ):
             error = await failure_of(valkey.command(*words))
-            assert isinstance(error, ValkeyTrouble)
-            assert error.kind is Trouble.DENIED
+            assert isinstance(error, ValkeyError)
+            assert error.kind is ValkeyFailure.DENIED
 
 
 def test_no_right_is_documented_that_nothing_needs() -> None:
@@ -322,8 +322,8 @@ async def test_a_wrong_password_is_said_and_healed_without_a_restart(connect: An
 
         async def denied() -> bool:
             error = await failure_of(valkey.command("PING"))
-            assert isinstance(error, ValkeyTrouble)
-            return error.kind is Trouble.DENIED
+            assert isinstance(error, ValkeyError)
+            return error.kind is ValkeyFailure.DENIED
 
         await eventually(denied)
         server.command("CONFIG", "SET", "requirepass", "new")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 
-from elemta.valkey import Script, Trouble, ValkeyTrouble
+from elemta.valkey import Script, ValkeyError, ValkeyFailure
 from tests.support.valkey import ServerError, ValkeyServer
 from tests.support.valkey_groups import Replicated
 from tests.support.waiting import eventually, failure_of, until
@@ -61,7 +61,7 @@ async def test_a_service_that_no_sentinel_knows_is_said_to_be_so(
 
     async def said() -> bool:
         error = await failure_of(valkey.command("PING"))
-        assert isinstance(error, ValkeyTrouble)
+        assert isinstance(error, ValkeyError)
         return "No such master" in str(error)
 
     await eventually(said)
@@ -75,18 +75,18 @@ async def test_a_primary_that_was_made_a_replica_is_left_for_the_new_one(
     before = await port_of(valkey)
     await until(lambda: agreed_to_fail_over(replicated))
 
-    kinds: set[Trouble] = set()
+    kinds: set[ValkeyFailure] = set()
 
     async def count() -> bool:
         try:
             await valkey.run(COUNT, [b"n"])
             return await port_of(valkey) != before
-        except ValkeyTrouble as trouble:
+        except ValkeyError as trouble:
             kinds.add(trouble.kind)
             return False
 
     await eventually(count)
-    assert kinds <= {Trouble.DISCONNECTED, Trouble.READONLY, Trouble.LOADING}
+    assert kinds <= {ValkeyFailure.DISCONNECTED, ValkeyFailure.READONLY, ValkeyFailure.LOADING}
     assert await port_of(valkey) == replicated.primary_by_sentinels()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 
-from elemta.valkey import Trouble, Valkey, ValkeyTrouble, silence
+from elemta.valkey import Valkey, ValkeyError, ValkeyFailure, silence
 from tests.support.valkey import ValkeyServer
 from tests.support.valkey_groups import Cluster, Replicated, slot_of
 from tests.support.waiting import eventually, failure_of, pause, until
@@ -20,7 +20,7 @@ async def answered_in_time(valkey: Valkey, *words: str, key: bytes | None = None
     """Ask until the answer comes within the deadline, as it may not at once on a busy machine."""
 
     async def asked() -> bool:
-        with suppress(ValkeyTrouble):
+        with suppress(ValkeyError):
             await valkey.command(*words, key=key)
             return True
         return False
@@ -32,7 +32,7 @@ async def assert_silence_is_seen(valkey: Valkey, server: ValkeyServer, key: byte
     await until(lambda: valkey.answers)
     server.pause()
     error = await failure_of(valkey.command("GET", "k", key=key))
-    assert getattr(error, "kind", None) is Trouble.DEADLINE
+    assert getattr(error, "kind", None) is ValkeyFailure.DEADLINE
     assert valkey.up
     assert not valkey.answers
     assert "no answer in time" in valkey.trouble

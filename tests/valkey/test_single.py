@@ -11,7 +11,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import gatherResults
 
 from elemta.errors import StoreUnavailable
-from elemta.valkey import Script, Trouble, Valkey, ValkeyTrouble
+from elemta.valkey import Script, Valkey, ValkeyError, ValkeyFailure
 from elemta.valkey.client import IN_FLIGHT
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, pause, until
@@ -20,9 +20,9 @@ ECHO = Script("echo", "return {KEYS[1], ARGV[1], 7, false}")
 COUNT = Script("count", "return server.call('INCRBY', KEYS[1], ARGV[1])")
 
 
-async def kind_of(call: Any) -> Trouble:
+async def kind_of(call: Any) -> ValkeyFailure:
     error = await failure_of(call)
-    assert isinstance(error, ValkeyTrouble), error
+    assert isinstance(error, ValkeyError), error
     assert isinstance(error, StoreUnavailable)
     return error.kind
 
@@ -57,7 +57,7 @@ async def test_an_error_reply_fails_one_command_and_not_its_neighbours(
     valkey = await connect(server.url)
     calls = [valkey.command("PING"), valkey.command("INCRBY", "k", "x"), valkey.command("PING")]
     assert await calls[0] == await calls[2] == b"PONG"
-    assert await kind_of(calls[1]) is Trouble.OTHER
+    assert await kind_of(calls[1]) is ValkeyFailure.OTHER
 
 
 @ensureDeferred
@@ -91,8 +91,8 @@ async def test_a_command_has_a_deadline_and_what_follows_is_not_out_of_step(
     server.pause()
     late = valkey.command("ECHO", "late", deadline=0.05)
     error = await failure_of(late)
-    assert isinstance(error, ValkeyTrouble)
-    assert error.kind is Trouble.DEADLINE
+    assert isinstance(error, ValkeyError)
+    assert error.kind is ValkeyFailure.DEADLINE
     assert error.maybe_done
     patient = valkey.command("ECHO", "patient")
     server.resume()
@@ -105,7 +105,7 @@ async def test_too_much_under_way_fails_at_once(server: ValkeyServer, connect: A
     valkey = await connect(server.url)
     server.pause()
     calls = [valkey.command("PING") for _ in range(IN_FLIGHT)]
-    assert await kind_of(valkey.command("PING")) is Trouble.OVERLOADED
+    assert await kind_of(valkey.command("PING")) is ValkeyFailure.OVERLOADED
     server.resume()
     assert await gatherResults(calls) == [b"PONG"] * IN_FLIGHT
 
@@ -120,9 +120,9 @@ async def test_a_server_that_hangs_is_noticed_and_used_again_when_it_goes_on(
     valkey.on_change(changes.append)
     server.pause()
     call = valkey.command("PING", deadline=30)
-    assert await kind_of(call) is Trouble.DISCONNECTED  # the watchdog hung up
+    assert await kind_of(call) is ValkeyFailure.DISCONNECTED  # the watchdog hung up
     await until(lambda: not valkey.up)
-    assert await kind_of(valkey.command("PING")) is Trouble.DISCONNECTED
+    assert await kind_of(valkey.command("PING")) is ValkeyFailure.DISCONNECTED
     server.resume()
     await until(lambda: valkey.up)
     assert await valkey.command("PING") == b"PONG"
@@ -135,7 +135,7 @@ async def test_without_a_server_commands_fail_at_once_and_leave_nothing_behind(c
     try:
         valkey: Valkey = await connect(server.url, up=False)
         for _ in range(1000):
-            assert await kind_of(valkey.command("PING")) is Trouble.DISCONNECTED
+            assert await kind_of(valkey.command("PING")) is ValkeyFailure.DISCONNECTED
         assert not valkey.up
         server.start()
         await until(lambda: valkey.up)
@@ -154,12 +154,12 @@ async def test_what_is_under_way_when_the_server_dies_may_have_been_done(
     call = valkey.command("PING")
     server.kill()
     error = await failure_of(call)
-    assert isinstance(error, ValkeyTrouble)
-    assert (error.kind, error.maybe_done) == (Trouble.DISCONNECTED, True)
+    assert isinstance(error, ValkeyError)
+    assert (error.kind, error.maybe_done) == (ValkeyFailure.DISCONNECTED, True)
     await until(lambda: not valkey.up)
     error = await failure_of(valkey.command("PING"))
-    assert isinstance(error, ValkeyTrouble)
-    assert (error.kind, error.maybe_done) == (Trouble.DISCONNECTED, False)
+    assert isinstance(error, ValkeyError)
+    assert (error.kind, error.maybe_done) == (ValkeyFailure.DISCONNECTED, False)
 
 
 @ensureDeferred
@@ -201,7 +201,7 @@ async def test_stopping_lets_what_is_under_way_finish(server: ValkeyServer, conn
     valkey = await connect(server.url)
     calls = [valkey.command("ECHO", n) for n in range(20)]
     over = valkey.stop()
-    assert await kind_of(valkey.command("PING")) is Trouble.DISCONNECTED
+    assert await kind_of(valkey.command("PING")) is ValkeyFailure.DISCONNECTED
     await over
     assert await gatherResults(calls) == [b"%d" % n for n in range(20)]
 
@@ -212,5 +212,5 @@ async def test_stopping_does_not_wait_for_a_server_that_hangs(server: ValkeyServ
     server.pause()
     call = valkey.command("PING")
     await valkey.stop()
-    assert await kind_of(call) is Trouble.DISCONNECTED
+    assert await kind_of(call) is ValkeyFailure.DISCONNECTED
     await pause(0)

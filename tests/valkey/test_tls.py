@@ -10,7 +10,7 @@ import pytest_twisted
 from cryptography.hazmat.primitives import serialization
 from pytest_twisted import ensureDeferred
 
-from elemta.valkey import ValkeyTrouble
+from elemta.valkey import ValkeyError
 from tests.support.certificates import CertificateFiles, make_certificate
 from tests.support.tls_forwarder import TLSForwarder
 from tests.support.valkey import ValkeyServer
@@ -42,7 +42,7 @@ async def why(valkey: Any, words: str) -> None:
 
     async def said() -> bool:
         error = await failure_of(valkey.command("PING"))
-        assert isinstance(error, ValkeyTrouble)
+        assert isinstance(error, ValkeyError)
         return words in str(error)
 
     await eventually(said)

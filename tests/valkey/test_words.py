@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elemta.errors import Trouble
-from elemta.valkey import Script, frames
-from elemta.valkey.replies import Move, kind_of, move_of
-from elemta.valkey.slots import SlotRange, slot_of, slot_ranges
+from elemta.errors import ValkeyFailure
+from elemta.valkey import Script, resp
+from elemta.valkey.resp import Move, SlotRange, kind_of, move_of, slot_of, slot_ranges
 
 WORDS = st.lists(
     st.binary(max_size=50) | st.text(max_size=50).filter(str.isprintable) | st.integers(), min_size=1
@@ -21,7 +20,7 @@ WORDS = st.lists(
 
 @given(words=WORDS)
 def test_a_command_is_read_as_it_was_written(words: list[bytes | str | int]) -> None:
-    for pack in (frames.pack, frames._pack):
+    for pack in (resp.pack, resp._pack):
         reader = hiredis.Reader()
         reader.feed(pack(words))
         assert reader.gets() == [word if isinstance(word, bytes) else str(word).encode() for word in words]
@@ -31,24 +30,24 @@ def test_a_command_is_read_as_it_was_written(words: list[bytes | str | int]) -> 
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        ("LOADING Valkey is loading the dataset in memory", Trouble.LOADING),
-        ("READONLY You can't write against a read only replica.", Trouble.READONLY),
-        ("MASTERDOWN Link with MASTER is down", Trouble.READONLY),
-        ("OOM command not allowed when used memory > 'maxmemory'.", Trouble.OOM),
-        ("BUSY Valkey is busy running a script.", Trouble.BUSY),
-        ("NOREPLICAS Not enough good replicas to write.", Trouble.NOREPLICAS),
-        ("CLUSTERDOWN The cluster is down", Trouble.REDIRECTED),
-        ("TRYAGAIN Multiple keys request during rehashing of slot", Trouble.REDIRECTED),
-        ("NOAUTH Authentication required.", Trouble.DENIED),
-        ("WRONGPASS invalid username-password pair or user is disabled.", Trouble.DENIED),
-        ("NOPERM User x has no permissions", Trouble.DENIED),
-        ("ERR max number of clients reached", Trouble.OVERLOADED),
-        ("ERR unknown command", Trouble.OTHER),
-        ("BUSYKEY Target key name already exists.", Trouble.OTHER),
-        ("", Trouble.OTHER),
+        ("LOADING Valkey is loading the dataset in memory", ValkeyFailure.LOADING),
+        ("READONLY You can't write against a read only replica.", ValkeyFailure.READONLY),
+        ("MASTERDOWN Link with MASTER is down", ValkeyFailure.READONLY),
+        ("OOM command not allowed when used memory > 'maxmemory'.", ValkeyFailure.OOM),
+        ("BUSY Valkey is busy running a script.", ValkeyFailure.BUSY),
+        ("NOREPLICAS Not enough good replicas to write.", ValkeyFailure.NOREPLICAS),
+        ("CLUSTERDOWN The cluster is down", ValkeyFailure.REDIRECTED),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", ValkeyFailure.REDIRECTED),
+        ("NOAUTH Authentication required.", ValkeyFailure.DENIED),
+        ("WRONGPASS invalid username-password pair or user is disabled.", ValkeyFailure.DENIED),
+        ("NOPERM User x has no permissions", ValkeyFailure.DENIED),
+        ("ERR max number of clients reached", ValkeyFailure.OVERLOADED),
+        ("ERR unknown command", ValkeyFailure.OTHER),
+        ("BUSYKEY Target key name already exists.", ValkeyFailure.OTHER),
+        ("", ValkeyFailure.OTHER),
     ],
 )
-def test_error_replies_are_told_apart_by_their_first_word(words: str, kind: Trouble) -> None:
+def test_error_replies_are_told_apart_by_their_first_word(words: str, kind: ValkeyFailure) -> None:
     assert kind_of(words) is kind
 
 

@@ -15,14 +15,14 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from elemta.valkey.tls import Handshake
+from elemta.valkey.tls import ValkeyHandshake
 
 CONNECT_SECONDS = 1.0
 """How long opening a connection may take, and how long its greeting."""
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ServerAddress:
     """Where a server listens: host and port, or the path of a Unix socket."""
 
     host: str = ""
@@ -36,7 +36,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class ValkeyLogin:
     """What a connection says first. ``primary`` refuses a replica; a Sentinel has no databases."""
 
     username: str = ""
@@ -50,7 +50,9 @@ class Login:
         return ("HELLO", "2", *auth, *(("SETNAME", self.name) if self.name else ()))
 
 
-def endpoint(reactor: Any, address: Address, handshake: Handshake | None) -> IStreamClientEndpoint:
+def endpoint(
+    reactor: Any, address: ServerAddress, handshake: ValkeyHandshake | None
+) -> IStreamClientEndpoint:
     """The endpoint of a server."""
     if address.path:
         return UNIXClientEndpoint(reactor, address.path, timeout=CONNECT_SECONDS)
@@ -58,7 +60,7 @@ def endpoint(reactor: Any, address: Address, handshake: Handshake | None) -> ISt
     return plain if handshake is None else wrapClientTLS(handshake, plain)
 
 
-def _tcp(reactor: Any, address: Address) -> IStreamClientEndpoint:
+def _tcp(reactor: Any, address: ServerAddress) -> IStreamClientEndpoint:
     # Without a name there is nothing to resolve, and no thread is needed for it.
     try:
         version = ip_address(address.host).version
