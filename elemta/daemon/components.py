@@ -19,7 +19,7 @@ from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnEx
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
-from elemta.dns import Resolver, ResolverReactor
+from elemta.dns import DnsResolver, ResolverReactor
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.limits import Limiter, rules_from_config
@@ -41,7 +41,7 @@ class SharedResources:
     clocks: Clocks
     fleet: Membership
     metrics: Metrics
-    resolver: Resolver
+    resolver: DnsResolver
 
     @classmethod
     def from_config(
@@ -56,7 +56,7 @@ class SharedResources:
         fleet: Membership = SingleNode()
         if config.resources.valkey_url:
             fleet = ClusterMembership(reactor, config, metrics, clocks.wall)
-        return cls(reactor, clocks, fleet, metrics, Resolver(cast(ResolverReactor, reactor)))
+        return cls(reactor, clocks, fleet, metrics, DnsResolver(cast(ResolverReactor, reactor)))
 
 
 @dataclass(frozen=True, slots=True)

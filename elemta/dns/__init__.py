@@ -1,20 +1,20 @@
 """DNS: the mail exchangers, addresses and texts of names, asked for within a deadline, and cached."""
 
 from elemta.dns.answers import NULL_MX, MailExchanger
-from elemta.dns.exchange import ResolverReactor
 from elemta.dns.questions import Questions
-from elemta.dns.resolver import Resolver
+from elemta.dns.resolver import DnsResolver
 from elemta.dns.servers import Nameserver
 from elemta.dns.settings import ResolverObserver, ResolverSettings
 from elemta.dns.system_names import AddressResolver, SystemNames
+from elemta.dns.transport import ResolverReactor
 
 __all__ = [
     "NULL_MX",
     "AddressResolver",
+    "DnsResolver",
     "MailExchanger",
     "Nameserver",
     "Questions",
-    "Resolver",
     "ResolverObserver",
     "ResolverReactor",
     "ResolverSettings",

@@ -11,7 +11,7 @@ import dns.rdatatype
 IPAddress = IPv4Address | IPv6Address
 
 
-class Kind(enum.Enum):
+class RecordType(enum.Enum):
     """The types of records that mail needs."""
 
     MX = dns.rdatatype.MX
@@ -36,18 +36,18 @@ Record = MailExchanger | IPAddress | str
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DnsQuestion:
     """A question: ``name`` in A-labels and lower case, without a trailing dot."""
 
     name: str
-    kind: Kind
+    kind: RecordType
 
     def __str__(self) -> str:
         return f"{self.kind.name} of {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Answer:
     """The records, in the order of the answer; they are good for ``ttl`` seconds."""
 
     records: tuple[Record, ...]
@@ -55,7 +55,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Absent:
+class NoData:
     """There is no such record; without ``name_exists`` there is no such name (NXDOMAIN).
 
     ``ttl`` is how many seconds that holds, None where the answer does not say.
@@ -66,7 +66,7 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class LookupFailure:
     """No server gave a usable answer; ``text`` has each server and its failure.
 
     ``local``: it may be for something on this side, such as the name servers or the way to them.
@@ -76,4 +76,4 @@ class Trouble:
     local: bool = False
 
 
-Result = Found | Absent | Trouble
+Result = Answer | NoData | LookupFailure

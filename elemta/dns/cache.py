@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elemta.dns.answers import Absent, Found, Question, Result
+from elemta.dns.answers import Answer, DnsQuestion, NoData, Result
 from elemta.dns.settings import ResolverSettings
 
 _ENTRY_BYTES = 512
@@ -14,7 +14,7 @@ _RECORD_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _CacheEntry:
     result: Result
     stored: float
     expires: float
@@ -27,13 +27,13 @@ class Cache:
     def __init__(self, settings: ResolverSettings, seconds: Callable[[], float]) -> None:
         self._settings = settings
         self._seconds = seconds
-        self._entries: OrderedDict[Question, _Entry] = OrderedDict()
+        self._entries: OrderedDict[DnsQuestion, _CacheEntry] = OrderedDict()
         self.size = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, question: Question) -> Result | None:
+    def get(self, question: DnsQuestion) -> Result | None:
         """What is known and still holds."""
         entry = self._entries.get(question)
         if entry is None:
@@ -44,10 +44,10 @@ class Cache:
         self._entries.move_to_end(question)
         return entry.result
 
-    def put(self, question: Question, result: Result) -> None:
+    def put(self, question: DnsQuestion, result: Result) -> None:
         """Keep a result for as long as it holds; the least recently used results are dropped first."""
         now = self._seconds()
-        entry = _Entry(result, now, now + self._lifetime(result), _size(question, result))
+        entry = _CacheEntry(result, now, now + self._lifetime(result), _size(question, result))
         self._drop(question)
         self._entries[question] = entry
         self.size += entry.size
@@ -58,16 +58,16 @@ class Cache:
         self._entries.clear()
         self.size = 0
 
-    def _drop(self, question: Question) -> None:
+    def _drop(self, question: DnsQuestion) -> None:
         entry = self._entries.pop(question, None)
         if entry is not None:
             self.size -= entry.size
 
     def _lifetime(self, result: Result) -> float:
         settings = self._settings
-        if isinstance(result, Found):
+        if isinstance(result, Answer):
             return max(settings.min_ttl, min(result.ttl, settings.max_ttl))
-        if isinstance(result, Absent):
+        if isinstance(result, NoData):
             # RFC 2308 §5
             ttl = settings.unknown_ttl if result.ttl is None else result.ttl
             return max(settings.min_ttl, min(ttl, settings.max_negative_ttl))
@@ -75,8 +75,8 @@ class Cache:
         return settings.trouble_ttl
 
 
-def _size(question: Question, result: Result) -> int:
+def _size(question: DnsQuestion, result: Result) -> int:
     """About how many bytes of memory an entry takes."""
-    records = result.records if isinstance(result, Found) else ()
+    records = result.records if isinstance(result, Answer) else ()
     texts = sum(4 * len(record) for record in records if isinstance(record, str))
     return _ENTRY_BYTES + len(question.name) + _RECORD_BYTES * len(records) + texts

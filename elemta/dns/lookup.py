@@ -15,10 +15,20 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 
-from elemta.dns.answers import NULL_MX, Absent, Found, Kind, MailExchanger, Question, Record, Result, Trouble
-from elemta.dns.exchange import PAYLOAD, Exchange, NoAnswer, ServerFailed
+from elemta.dns.answers import (
+    NULL_MX,
+    Answer,
+    DnsQuestion,
+    LookupFailure,
+    MailExchanger,
+    NoData,
+    Record,
+    RecordType,
+    Result,
+)
 from elemta.dns.names import host_name, to_dns
 from elemta.dns.servers import Nameserver, Nameservers
+from elemta.dns.transport import PAYLOAD, NoAnswer, ServerFailed, Transport
 
 # Seconds for an answer: in the first round over the servers, the second, and all that follow.
 PATIENCE = (1.5, 3.0, 6.0)
@@ -32,12 +42,12 @@ _USABLE = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})
 class Lookup:
     """Asks the servers in turn, until one has an answer or the time is over."""
 
-    def __init__(self, servers: Nameservers, exchange: Exchange, seconds: Callable[[], float]) -> None:
+    def __init__(self, servers: Nameservers, exchange: Transport, seconds: Callable[[], float]) -> None:
         self._servers = servers
         self._exchange = exchange
         self._seconds = seconds
 
-    async def look_up(self, question: Question, until: Callable[[], float]) -> Result:
+    async def look_up(self, question: DnsQuestion, until: Callable[[], float]) -> Result:
         """What DNS says, aliases followed; can be cancelled, and raises nothing that a server could provoke.
 
         ``until`` is the time until which a caller waits; it may grow meanwhile.
@@ -46,18 +56,18 @@ class Lookup:
         ttl = float("inf")
         for _ in range(_MOST_ALIASES):
             answer = await self._ask_in_turn(name, question.kind, until)
-            if isinstance(answer, Trouble):
+            if isinstance(answer, LookupFailure):
                 return answer
             read = read_answer(answer, question.kind)
             if isinstance(read, Alias):
                 name, ttl = read.name, min(ttl, read.ttl)
                 continue
             return _not_longer(read, ttl)
-        return Trouble("a chain of too many aliases")
+        return LookupFailure("a chain of too many aliases")
 
     async def _ask_in_turn(
-        self, name: dns.name.Name, kind: Kind, until: Callable[[], float]
-    ) -> dns.message.QueryMessage | Trouble:
+        self, name: dns.name.Name, kind: RecordType, until: Callable[[], float]
+    ) -> dns.message.QueryMessage | LookupFailure:
         troubles: dict[Nameserver, str] = {}
         servers = list(self._servers.in_order())
         for turn in range(100):
@@ -89,7 +99,7 @@ class Lookup:
         return _no_answer(troubles)
 
     async def _ask(
-        self, server: Nameserver, name: dns.name.Name, kind: Kind, until: float, *, edns: bool
+        self, server: Nameserver, name: dns.name.Name, kind: RecordType, until: float, *, edns: bool
     ) -> dns.message.QueryMessage:
         answer = await self._exchange.ask(server, _query(name, kind, edns=edns), until)
         if edns and answer.rcode() in _NO_EDNS:
@@ -106,24 +116,24 @@ class Alias:
     ttl: float
 
 
-def read_answer(answer: dns.message.QueryMessage, kind: Kind) -> Result | Alias:
+def read_answer(answer: dns.message.QueryMessage, kind: RecordType) -> Result | Alias:
     """What a usable answer says about the records of its question."""
     try:
         chain = answer.resolve_chaining()
     except dns.exception.DNSException:
-        return Trouble("an answer with a loop of aliases, or one that contradicts itself")
+        return LookupFailure("an answer with a loop of aliases, or one that contradicts itself")
     if chain.answer is not None:
-        return Found(_records(chain.answer, kind), float(chain.minimum_ttl))
+        return Answer(_records(chain.answer, kind), float(chain.minimum_ttl))
     # RFC 2308 §2.1, §2.2
     denied = _has(answer, dns.rdatatype.SOA)
     if answer.rcode() == dns.rcode.NXDOMAIN:
-        return Absent(name_exists=False, ttl=float(chain.minimum_ttl) if denied else None)
+        return NoData(name_exists=False, ttl=float(chain.minimum_ttl) if denied else None)
     if chain.cnames and not denied:
         return Alias(chain.canonical_name, float(min(rrset.ttl for rrset in chain.cnames)))
-    return Absent(name_exists=True, ttl=float(chain.minimum_ttl) if denied else None)
+    return NoData(name_exists=True, ttl=float(chain.minimum_ttl) if denied else None)
 
 
-def _query(name: dns.name.Name, kind: Kind, *, edns: bool) -> dns.message.QueryMessage:
+def _query(name: dns.name.Name, kind: RecordType, *, edns: bool) -> dns.message.QueryMessage:
     if edns:
         return dns.message.make_query(name, kind.value, use_edns=0, payload=PAYLOAD)
     return dns.message.make_query(name, kind.value, use_edns=False)
@@ -146,21 +156,21 @@ def _has(answer: dns.message.QueryMessage, rdtype: dns.rdatatype.RdataType) -> b
 
 
 def _not_longer(result: Result, ttl: float) -> Result:
-    if isinstance(result, Found):
-        return Found(result.records, min(result.ttl, ttl))
-    if isinstance(result, Absent) and result.ttl is not None:
-        return Absent(result.name_exists, min(result.ttl, ttl))
+    if isinstance(result, Answer):
+        return Answer(result.records, min(result.ttl, ttl))
+    if isinstance(result, NoData) and result.ttl is not None:
+        return NoData(result.name_exists, min(result.ttl, ttl))
     return result
 
 
-def _no_answer(troubles: Mapping[Nameserver, str]) -> Trouble:
+def _no_answer(troubles: Mapping[Nameserver, str]) -> LookupFailure:
     # A server also fails for a zone that is broken. Which it is shows when other zones are answered for.
     text = "; ".join(f"{server}: {text}" for server, text in troubles.items()) or "no time to ask"
-    return Trouble(text, local=True)
+    return LookupFailure(text, local=True)
 
 
-def _records(rrset: Any, kind: Kind) -> tuple[Record, ...]:
-    if kind is Kind.MX:
+def _records(rrset: Any, kind: RecordType) -> tuple[Record, ...]:
+    if kind is RecordType.MX:
         return _exchangers(rrset)
     return tuple(dict.fromkeys(_READERS[kind](rrset)))[:_MOST_RECORDS]
 
@@ -174,10 +184,10 @@ def _exchangers(rrset: Any) -> tuple[MailExchanger, ...]:
     return tuple(sorted(found))[:_MOST_RECORDS]
 
 
-_READERS: Mapping[Kind, Callable[[Any], list[Record]]] = {
-    Kind.A: lambda rrset: [IPv4Address(rdata.address) for rdata in rrset],
-    Kind.AAAA: lambda rrset: [IPv6Address(rdata.address) for rdata in rrset],
+_READERS: Mapping[RecordType, Callable[[Any], list[Record]]] = {
+    RecordType.A: lambda rrset: [IPv4Address(rdata.address) for rdata in rrset],
+    RecordType.AAAA: lambda rrset: [IPv6Address(rdata.address) for rdata in rrset],
     # RFC 7208 §3.3: the strings of one record are one text.
-    Kind.TXT: lambda rrset: [b"".join(rdata.strings).decode("utf-8", "replace") for rdata in rrset],
-    Kind.PTR: lambda rrset: [host for rdata in rrset if (host := host_name(rdata.target)) is not None],
+    RecordType.TXT: lambda rrset: [b"".join(rdata.strings).decode("utf-8", "replace") for rdata in rrset],
+    RecordType.PTR: lambda rrset: [host for rdata in rrset if (host := host_name(rdata.target)) is not None],
 }

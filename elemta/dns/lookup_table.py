@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from elemta.dns.answers import Question, Result
+from elemta.dns.answers import DnsQuestion, Result
 from elemta.dns.names import zone_of
 
 ZONE_SHARE = 4
@@ -24,7 +24,7 @@ class UnderWay:
     """
 
     user: str
-    question: Question
+    question: DnsQuestion
     zone: str
     until: float = float("-inf")
     whole: bool = False
@@ -41,7 +41,7 @@ class LookupTable:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._under_way: dict[tuple[str, Question], UnderWay] = {}
+        self._under_way: dict[tuple[str, DnsQuestion], UnderWay] = {}
         self._of_user: dict[str, dict[UnderWay, None]] = {}
         self._of_zone: dict[str, dict[UnderWay, None]] = {}
 
@@ -51,10 +51,10 @@ class LookupTable:
     def all(self) -> tuple[UnderWay, ...]:
         return tuple(self._under_way.values())
 
-    def find(self, user: str, question: Question) -> UnderWay | None:
+    def find(self, user: str, question: DnsQuestion) -> UnderWay | None:
         return self._under_way.get((user, question))
 
-    def add(self, user: str, question: Question) -> tuple[UnderWay, UnderWay | None]:
+    def add(self, user: str, question: DnsQuestion) -> tuple[UnderWay, UnderWay | None]:
         """A new lookup, and the one that ends for it."""
         zone = zone_of(question.name)
         ended = self._in_the_way(zone)

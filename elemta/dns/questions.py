@@ -9,20 +9,20 @@ from typing import cast
 from twisted.internet.defer import Deferred
 
 from elemta.dns.answers import (
-    Absent,
-    Found,
+    Answer,
+    DnsQuestion,
     IPAddress,
-    Kind,
+    LookupFailure,
     MailExchanger,
-    Question,
+    NoData,
     Record,
+    RecordType,
     Result,
-    Trouble,
 )
 from elemta.dns.names import canonical_name, reverse_name
 from elemta.errors import NoSuchDomain, ResolverTrouble
 
-Ask = Callable[[Question, "float | None"], Deferred[Result]]
+Ask = Callable[[DnsQuestion, "float | None"], Deferred[Result]]
 
 
 class Questions:
@@ -51,9 +51,9 @@ class Questions:
         the domain takes no mail (RFC 7505 §3). Records that name no possible host are left out; a domain with
         no other raises NoSuchDomain.
         """
-        question = Question(canonical_name(domain), Kind.MX)
+        question = DnsQuestion(canonical_name(domain), RecordType.MX)
         result = await self._ask(question, timeout)
-        if isinstance(result, Found) and not result.records:
+        if isinstance(result, Answer) and not result.records:
             # Not the same as none: then it would be its own exchanger.
             raise NoSuchDomain(f"the MX records of {question.name} name no possible host")
         return cast(tuple[MailExchanger, ...], _records(question, result))
@@ -64,7 +64,7 @@ class Questions:
         Where only one kind could be looked up, and it has some, those.
         """
         name = canonical_name(host)
-        questions = (Question(name, Kind.AAAA), Question(name, Kind.A))
+        questions = (DnsQuestion(name, RecordType.AAAA), DnsQuestion(name, RecordType.A))
         lookups = [self._ask(question, timeout) for question in questions]
         results = []
         try:
@@ -75,17 +75,17 @@ class Questions:
                 if not lookup.called:
                     lookup.addErrback(lambda _: None)
                     lookup.cancel()
-        found = [record for result in results if isinstance(result, Found) for record in result.records]
+        found = [record for result in results if isinstance(result, Answer) for record in result.records]
         if not found:
             for question, result in zip(questions, results, strict=True):
                 # Where one kind is only empty, the name exists, whatever is said about the other.
-                if isinstance(result, Trouble) or all(_denies_name(each) for each in results):
+                if isinstance(result, LookupFailure) or all(_denies_name(each) for each in results):
                     _records(question, result)
         return cast(tuple[IPAddress, ...], tuple(found))
 
     async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:
         """The TXT records of a name, the strings of each put together."""
-        question = Question(canonical_name(name), Kind.TXT)
+        question = DnsQuestion(canonical_name(name), RecordType.TXT)
         return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
 
     async def reverse(self, ip: str | IPAddress, *, timeout: float | None = None) -> tuple[str, ...]:
@@ -93,15 +93,15 @@ class Questions:
 
         An IPv4 address in IPv6 clothes is asked for as IPv4. Raises ValueError for what is no IP address.
         """
-        question = Question(reverse_name(_plain(ip)), Kind.PTR)
+        question = DnsQuestion(reverse_name(_plain(ip)), RecordType.PTR)
         return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
 
 
-def _records(question: Question, result: Result) -> tuple[Record, ...]:
+def _records(question: DnsQuestion, result: Result) -> tuple[Record, ...]:
     """The records of a result, or what it says instead as an error."""
-    if isinstance(result, Found):
+    if isinstance(result, Answer):
         return result.records
-    if isinstance(result, Trouble):
+    if isinstance(result, LookupFailure):
         raise ResolverTrouble(f"looking up {question}: {result.text}", local=result.local)
     if not result.name_exists:
         raise NoSuchDomain(f"{question.name} does not exist")
@@ -109,7 +109,7 @@ def _records(question: Question, result: Result) -> tuple[Record, ...]:
 
 
 def _denies_name(result: Result) -> bool:
-    return isinstance(result, Absent) and not result.name_exists
+    return isinstance(result, NoData) and not result.name_exists
 
 
 def _plain(ip: str | IPAddress) -> IPAddress:

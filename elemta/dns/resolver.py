@@ -11,14 +11,14 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.dns.answers import Found, Question, Result, Trouble
+from elemta.dns.answers import Answer, DnsQuestion, LookupFailure, Result
 from elemta.dns.cache import Cache
-from elemta.dns.exchange import Exchange, ResolverReactor
 from elemta.dns.lookup import Lookup
 from elemta.dns.lookup_table import LookupTable, UnderWay
 from elemta.dns.questions import Questions
 from elemta.dns.servers import RESOLV_CONF, Nameserver, Nameservers
-from elemta.dns.settings import ResolverObserver, ResolverSettings, Unobserved
+from elemta.dns.settings import NullResolverObserver, ResolverObserver, ResolverSettings
+from elemta.dns.transport import ResolverReactor, Transport
 
 _log = Logger()
 
@@ -30,11 +30,11 @@ _ASKING = 0.95
 class _Running:
     """What there is between start and stop."""
 
-    exchange: Exchange
+    exchange: Transport
     lookup: Lookup
 
 
-class Resolver(Questions):
+class DnsResolver(Questions):
     """Asks recursive name servers about names, for many callers at one time.
 
     ``nameservers`` are (address, port); without any, those of ``resolv_conf``, reread when it changes. A
@@ -56,7 +56,7 @@ class Resolver(Questions):
     ) -> None:
         self._reactor = reactor
         self._settings = ResolverSettings() if settings is None else settings
-        self._observer = Unobserved() if observer is None else observer
+        self._observer = NullResolverObserver() if observer is None else observer
         servers = [Nameserver(address, port) for address, port in nameservers]
         self._servers = Nameservers(servers, reactor.seconds, resolv_conf)
         self._cache = Cache(self._settings, reactor.seconds)
@@ -76,7 +76,7 @@ class Resolver(Questions):
     def start(self) -> None:
         """Begin to ask. After the fork of twistd, never before."""
         if self._running is None:
-            exchange = Exchange(self._reactor)
+            exchange = Transport(self._reactor)
             self._running = _Running(exchange, Lookup(self._servers, exchange, self._reactor.seconds))
 
     async def stop(self) -> None:
@@ -89,12 +89,12 @@ class Resolver(Questions):
             self._tell_ended()
         for table in (self._shared, self._of_deliveries):
             for under_way in table.all():
-                self._end(table, under_way, Trouble("the resolver stops", local=True))
+                self._end(table, under_way, LookupFailure("the resolver stops", local=True))
         await running.exchange.close()
         self._cache.clear()
 
     def _answer_to(
-        self, table: LookupTable, user: str, question: Question, timeout: float | None
+        self, table: LookupTable, user: str, question: DnsQuestion, timeout: float | None
     ) -> Deferred[Result]:
         """The result of one question; the Deferred never fails, unless it is cancelled."""
         started = self._reactor.seconds()
@@ -108,13 +108,13 @@ class Resolver(Questions):
         return result.addCallback(told)
 
     def _result(
-        self, table: LookupTable, user: str, question: Question, timeout: float | None
+        self, table: LookupTable, user: str, question: DnsQuestion, timeout: float | None
     ) -> Deferred[Result]:
         known = self._cache.get(question)
         if known is not None:
             return _fired(known)
         if self._running is None:
-            return _fired(Trouble("the resolver is not running", local=True))
+            return _fired(LookupFailure("the resolver is not running", local=True))
         under_way, ended = table.find(user, question), None
         if under_way is None:
             under_way, ended = table.add(user, question)
@@ -132,7 +132,7 @@ class Resolver(Questions):
 
         def too_late() -> None:
             self._leave(table, under_way, result)
-            result.callback(Trouble(f"no answer within {seconds:g} s", local=True))
+            result.callback(LookupFailure(f"no answer within {seconds:g} s", local=True))
 
         under_way.whole = under_way.whole or seconds >= self._settings.deadline
         under_way.until = max(under_way.until, self._reactor.seconds() + seconds * _ASKING)
@@ -145,7 +145,7 @@ class Resolver(Questions):
         if timer is not None and timer.active():
             timer.cancel()
         if not under_way.waiting:
-            self._end(table, under_way, Trouble("no caller waits for the answer"))
+            self._end(table, under_way, LookupFailure("no caller waits for the answer"))
 
     def _begin(self, running: _Running, table: LookupTable, under_way: UnderWay) -> None:
         looking = running.lookup.look_up(under_way.question, lambda: under_way.until)
@@ -156,15 +156,17 @@ class Resolver(Questions):
 
     def _finished(self, result: Result, table: LookupTable, under_way: UnderWay) -> None:
         """Servers answered, or did not in time."""
-        if self._running is not None and (under_way.whole or not isinstance(result, Trouble)):
+        if self._running is not None and (under_way.whole or not isinstance(result, LookupFailure)):
             self._cache.put(under_way.question, result)
         self._end(table, under_way, result)
 
     def _broke(self, failure: Failure, table: LookupTable, under_way: UnderWay) -> None:
         """It was given up, or there is a fault in it."""
         if failure.check(CancelledError) is None:
-            _log.failure("a DNS lookup failed with an internal error", failure=failure, event="dns.broke")
-            self._end(table, under_way, Trouble("a fault inside Elemta; the log has it"))
+            _log.failure(
+                "a DNS lookup failed with an internal error", failure=failure, event="dns.internal_error"
+            )
+            self._end(table, under_way, LookupFailure("a fault inside Elemta; the log has it"))
 
     def _end_soon(self, table: LookupTable, ended: UnderWay) -> None:
         """Give up now what a lookup does that ended for another, and tell its callers in a moment.
@@ -181,7 +183,7 @@ class Resolver(Questions):
         self._telling = None
         told, self._ended = self._ended, []
         for table, ended in told:
-            self._end(table, ended, Trouble("too many lookups are under way", local=True))
+            self._end(table, ended, LookupFailure("too many lookups are under way", local=True))
 
     def _end(self, table: LookupTable, under_way: UnderWay, result: Result) -> None:
         """Take a lookup off the table, tell all that wait, and give up what it still does."""
@@ -203,8 +205,8 @@ def _fired(result: Result) -> Deferred[Result]:
 
 
 def _outcome(result: Result) -> str:
-    if isinstance(result, Found):
+    if isinstance(result, Answer):
         return "answered"
-    if isinstance(result, Trouble):
+    if isinstance(result, LookupFailure):
         return "trouble"
     return "empty" if result.name_exists else "nonexistent"

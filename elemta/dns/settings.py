@@ -17,7 +17,7 @@ class ResolverObserver(Protocol):
         """
 
 
-class Unobserved:
+class NullResolverObserver:
     """An observer that counts nothing."""
 
     def looked_up(self, kind: str, outcome: str, seconds: float) -> None:

@@ -12,8 +12,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.deferred_value import MaybeDeferred
+from elemta.dns import DnsResolver as SharedResolver
 from elemta.dns import MailExchanger
-from elemta.dns import Resolver as SharedResolver
 from elemta.domains import Domains
 from elemta.envelope import Recipient
 from elemta.errors import ResolverTrouble

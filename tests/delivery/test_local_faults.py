@@ -27,7 +27,7 @@ from elemta.delivery.local_faults import LocalFault, all_local, fault_of
 from elemta.delivery.mx import NoExchanger, find_exchangers
 from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.settings import DeliverySettings
-from elemta.dns import MailExchanger, Resolver
+from elemta.dns import DnsResolver, MailExchanger
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.smtp.client_commands import ClientTransaction
@@ -210,7 +210,7 @@ async def test_name_servers_that_do_not_answer_may_be_a_fault_here() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    resolver = Resolver(reactor, nameservers=[("127.0.0.1", port)])
+    resolver = DnsResolver(reactor, nameservers=[("127.0.0.1", port)])
     with pytest.raises(ResolverTrouble) as caught:
         await resolver.mail_exchangers("x.example")
     assert caught.value.local  # it does not run

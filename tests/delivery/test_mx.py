@@ -26,7 +26,7 @@ from elemta.delivery.mx import (
     find_exchangers,
     is_of_this_machine,
 )
-from elemta.dns import MailExchanger, Resolver
+from elemta.dns import DnsResolver, MailExchanger
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.outcome import Status
 from tests.support.nameservers import Nsd
@@ -91,8 +91,8 @@ def nsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nsd]:
 
 
 @pytest_twisted.async_yield_fixture
-async def resolver(nsd: Nsd) -> AsyncIterator[Resolver]:
-    resolver = Resolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
+async def resolver(nsd: Nsd) -> AsyncIterator[DnsResolver]:
+    resolver = DnsResolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
     resolver.start()
     yield resolver
     await resolver.stop()
@@ -130,7 +130,7 @@ def verdict(found: Exchangers | NoExchanger) -> tuple[Status, str]:
 
 @pytest.mark.servers
 @ensureDeferred
-async def test_the_preferred_exchanger_comes_first_and_ipv6_before_ipv4(resolver: Resolver) -> None:
+async def test_the_preferred_exchanger_comes_first_and_ipv6_before_ipv4(resolver: DnsResolver) -> None:
     assert await find(resolver, "example.test") == Exchangers(
         "example.test",
         (
@@ -142,7 +142,7 @@ async def test_the_preferred_exchanger_comes_first_and_ipv6_before_ipv4(resolver
 
 @pytest.mark.servers
 @ensureDeferred
-async def test_equal_exchangers_come_in_random_order(resolver: Resolver) -> None:
+async def test_equal_exchangers_come_in_random_order(resolver: DnsResolver) -> None:
     """RFC 5321 §5.1."""
     firsts = {hosts(await find(resolver, "equal.example.test", shuffle=rotate(turn)))[0] for turn in range(3)}
     assert firsts == {"main", "backup", "six"}
@@ -162,7 +162,7 @@ async def test_equal_exchangers_come_in_random_order(resolver: Resolver) -> None
         ("müller", ["main"]),
     ],
 )
-async def test_who_is_found(resolver: Resolver, domain: str, expected: list[str]) -> None:
+async def test_who_is_found(resolver: DnsResolver, domain: str, expected: list[str]) -> None:
     assert hosts(await find(resolver, f"{domain}.example.test")) == expected
 
 
@@ -183,7 +183,7 @@ async def test_who_is_found(resolver: Resolver, domain: str, expected: list[str]
     ],
 )
 async def test_what_it_means_that_nobody_is_found(
-    resolver: Resolver, domain: str, expected: tuple[Status, str]
+    resolver: DnsResolver, domain: str, expected: tuple[Status, str]
 ) -> None:
     """RFC 7505 §3, RFC 5321 §5.1."""
     assert verdict(await find(resolver, domain)) == expected
@@ -204,7 +204,7 @@ async def test_what_it_means_that_nobody_is_found(
         {"addresses": (("::ffff:127.0.0.1", 25),)},
     ],
 )
-async def test_this_host_and_who_is_no_better_are_left_out(resolver: Resolver, own: Any) -> None:
+async def test_this_host_and_who_is_no_better_are_left_out(resolver: DnsResolver, own: Any) -> None:
     """RFC 5321 §5.1: mail may only come nearer to its domain."""
     assert hosts(await find(resolver, "backed-by-me.example.test", **own)) == ["main"]
     assert verdict(await find(resolver, "mine.example.test", **own)) == (FAILED, "5.4.6")
@@ -216,7 +216,7 @@ async def test_this_host_and_who_is_no_better_are_left_out(resolver: Resolver, o
 
 @pytest.mark.servers
 @ensureDeferred
-async def test_another_server_on_this_machine_is_not_this_one(resolver: Resolver) -> None:
+async def test_another_server_on_this_machine_is_not_this_one(resolver: DnsResolver) -> None:
     elsewhere = (("127.0.0.1", 2525), ("192.0.2.10", 2525))
     assert hosts(await find(resolver, "mine.example.test", addresses=elsewhere)) == ["me", "main"]
 

@@ -7,28 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from elemta.dns.answers import Absent, Found, Kind, Question, Result, Trouble
+from elemta.dns.answers import Answer, DnsQuestion, LookupFailure, NoData, RecordType, Result
 from elemta.dns.cache import Cache
 from elemta.dns.settings import ResolverSettings
 
 _SETTINGS = ResolverSettings(
     min_ttl=5, max_ttl=3600, max_negative_ttl=900, unknown_ttl=30, trouble_ttl=4, cache_bytes=100_000
 )
-_QUESTION = Question("host.test", Kind.TXT)
+_QUESTION = DnsQuestion("host.test", RecordType.TXT)
 
 
 @pytest.mark.parametrize(
     ("result", "seconds"),
     [
-        (Found(("x",), 60), 60),
-        (Found(("x",), 0), 5),
-        (Found(("x",), 10**9), 3600),
-        (Absent(name_exists=False, ttl=120), 120),
-        (Absent(name_exists=True, ttl=120), 120),
-        (Absent(name_exists=True, ttl=1), 5),
-        (Absent(name_exists=False, ttl=86400), 900),
-        (Absent(name_exists=False, ttl=None), 30),
-        (Trouble("SERVFAIL"), 4),
+        (Answer(("x",), 60), 60),
+        (Answer(("x",), 0), 5),
+        (Answer(("x",), 10**9), 3600),
+        (NoData(name_exists=False, ttl=120), 120),
+        (NoData(name_exists=True, ttl=120), 120),
+        (NoData(name_exists=True, ttl=1), 5),
+        (NoData(name_exists=False, ttl=86400), 900),
+        (NoData(name_exists=False, ttl=None), 30),
+        (LookupFailure("SERVFAIL"), 4),
     ],
 )
 def test_a_result_holds_for_its_ttl_within_bounds(result: Result, seconds: float) -> None:
@@ -45,24 +45,24 @@ def test_a_result_holds_for_its_ttl_within_bounds(result: Result, seconds: float
 
 def test_a_question_of_another_kind_is_another_question() -> None:
     cache = Cache(_SETTINGS, Clock().seconds)
-    cache.put(_QUESTION, Absent(name_exists=False, ttl=60))
-    assert cache.get(Question("host.test", Kind.MX)) is None
+    cache.put(_QUESTION, NoData(name_exists=False, ttl=60))
+    assert cache.get(DnsQuestion("host.test", RecordType.MX)) is None
 
 
 def test_a_clock_that_is_put_back_makes_nothing_last_longer() -> None:
     clock = Clock()
     clock.advance(10_000)
     cache = Cache(_SETTINGS, clock.seconds)
-    cache.put(_QUESTION, Found(("x",), 60))
+    cache.put(_QUESTION, Answer(("x",), 60))
     clock.rightNow = 50
     assert cache.get(_QUESTION) is None
 
 
 def test_what_was_used_last_stays_when_room_is_needed() -> None:
     cache = Cache(_SETTINGS, Clock().seconds)
-    cache.put(_QUESTION, Found(("x",), 60))
+    cache.put(_QUESTION, Answer(("x",), 60))
     for number in range(1000):
-        cache.put(Question(f"{number}.test", Kind.TXT), Found(("y" * 100,), 60))
+        cache.put(DnsQuestion(f"{number}.test", RecordType.TXT), Answer(("y" * 100,), 60))
         assert cache.get(_QUESTION) is not None
         assert cache.size <= 100_000
     assert 20 < len(cache) < 200
@@ -70,7 +70,7 @@ def test_what_was_used_last_stays_when_room_is_needed() -> None:
 
 def test_a_result_too_large_for_the_cache_is_not_kept() -> None:
     cache = Cache(_SETTINGS, Clock().seconds)
-    cache.put(_QUESTION, Found(("x" * 65_000,), 60))
+    cache.put(_QUESTION, Answer(("x" * 65_000,), 60))
     assert len(cache) == cache.size == 0
 
 
@@ -84,8 +84,8 @@ def test_the_size_is_that_of_what_is_kept_whatever_happens(steps: list[tuple[int
     clock = Clock()
     cache = Cache(_SETTINGS, clock.seconds)
     for name, length, ttl, passing in steps:
-        cache.put(Question(f"{name}.test", Kind.TXT), Found(("x" * length,), ttl))
+        cache.put(DnsQuestion(f"{name}.test", RecordType.TXT), Answer(("x" * length,), ttl))
         clock.advance(passing)
-        cache.get(Question(f"{passing % 10}.test", Kind.TXT))
+        cache.get(DnsQuestion(f"{passing % 10}.test", RecordType.TXT))
         assert 0 <= cache.size <= 100_000
         assert cache.size == sum(entry.size for entry in cache._entries.values())

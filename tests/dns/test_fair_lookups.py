@@ -17,8 +17,8 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from elemta.dns import Questions, Resolver, ResolverSettings
-from elemta.dns.answers import Kind, Question
+from elemta.dns import DnsResolver, Questions, ResolverSettings
+from elemta.dns.answers import DnsQuestion, RecordType
 from elemta.dns.lookup_table import LookupTable
 from elemta.dns.names import zone_of
 from elemta.errors import ResolverTrouble
@@ -38,14 +38,14 @@ class Attacked:
     """A resolver that is asked about dead names, so many a second, while a test's block runs."""
 
     def __init__(self, address: tuple[str, int], a_second: int, dead: Callable[[int], str]) -> None:
-        self.resolver = Resolver(reactor, nameservers=[address], settings=ResolverSettings(deadline=10))
+        self.resolver = DnsResolver(reactor, nameservers=[address], settings=ResolverSettings(deadline=10))
         self._a_second = a_second
         self._dead = dead
         self._on = True
         self.pending: list[Deferred[Any]] = []
         self._attack: Deferred[None] | None = None
 
-    async def __aenter__(self) -> Resolver:
+    async def __aenter__(self) -> DnsResolver:
         self.resolver.start()
         # As many as a longer attack would have brought under way
         self._ask_for(min(1000, 8 * self._a_second))
@@ -114,7 +114,7 @@ async def test_deliveries_are_answered_at_once_while_all_other_room_is_taken(nam
 async def test_dead_zones_take_no_memory_however_many_are_asked_for() -> None:
     with ScriptedNameserver(half_dead) as server:
         settings = ResolverSettings(deadline=60, lookups=50)
-        resolver = Resolver(reactor, nameservers=[server.address], settings=settings)
+        resolver = DnsResolver(reactor, nameservers=[server.address], settings=settings)
         resolver.start()
 
         async def ask(number: int) -> None:
@@ -153,7 +153,7 @@ async def test_callers_that_ask_again_when_their_lookup_ends_for_others_do_so_wi
     """As what looks for exchangers first, and for addresses where those can't be looked up."""
     with ScriptedNameserver(half_dead) as server:
         settings = ResolverSettings(deadline=60, lookups=1000)
-        resolver = Resolver(reactor, nameservers=[server.address], settings=settings)
+        resolver = DnsResolver(reactor, nameservers=[server.address], settings=settings)
         resolver.start()
 
         async def ask(number: int) -> None:
@@ -174,8 +174,8 @@ async def test_callers_that_ask_again_when_their_lookup_ends_for_others_do_so_wi
 # The table of lookups
 
 
-def question(name: str) -> Question:
-    return Question(name, Kind.TXT)
+def question(name: str) -> DnsQuestion:
+    return DnsQuestion(name, RecordType.TXT)
 
 
 def test_where_there_is_no_room_the_oldest_of_the_busiest_user_ends() -> None:

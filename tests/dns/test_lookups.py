@@ -18,7 +18,7 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from elemta.dns import MailExchanger, Resolver, ResolverSettings
+from elemta.dns import DnsResolver, MailExchanger, ResolverSettings
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from tests.support.nameservers import ScriptedNameserver, free_dns_port, reply
 
@@ -41,14 +41,14 @@ class Lookups:
     def __init__(self, servers: Sequence[ScriptedNameserver | tuple[str, int]], **settings: Any) -> None:
         addresses = [each.address if isinstance(each, ScriptedNameserver) else each for each in servers]
         self.seen: list[tuple[str, str]] = []
-        self.resolver = Resolver(
+        self.resolver = DnsResolver(
             reactor, nameservers=addresses, settings=ResolverSettings(**settings), observer=self
         )
 
     def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
         self.seen.append((kind, outcome))
 
-    async def __aenter__(self) -> Resolver:
+    async def __aenter__(self) -> DnsResolver:
         self.resolver.start()
         return self.resolver
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elemta.dns.answers import Kind, Question
+from elemta.dns.answers import DnsQuestion, RecordType
 from elemta.dns.names import canonical_name, host_name, reverse_name, to_dns
 from elemta.errors import NoSuchDomain
 
@@ -63,7 +63,7 @@ def test_any_text_is_a_name_that_dns_can_carry_or_none(text: str) -> None:
         name = canonical_name(text)
     except NoSuchDomain:
         return
-    query = dns.message.make_query(to_dns(name), Kind.MX.value)
+    query = dns.message.make_query(to_dns(name), RecordType.MX.value)
     sent = dns.message.from_wire(query.to_wire()).question[0].name
     # Label for label what was meant: no escape or dot in it was read as anything else.
     assert b".".join(sent.labels[:-1]) == name.encode()
@@ -94,4 +94,4 @@ def test_addresses_have_names_of_their_own() -> None:
 
 
 def test_a_question_reads_as_one() -> None:
-    assert str(Question("host.test", Kind.MX)) == "MX of host.test"
+    assert str(DnsQuestion("host.test", RecordType.MX)) == "MX of host.test"

@@ -11,7 +11,7 @@ import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from elemta.dns import NULL_MX, MailExchanger, Resolver
+from elemta.dns import NULL_MX, DnsResolver, MailExchanger
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from tests.support.nameservers import Nsd
 
@@ -68,15 +68,15 @@ def nsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nsd]:
 
 
 @pytest_twisted.async_yield_fixture
-async def resolver(nsd: Nsd) -> AsyncIterator[Resolver]:
-    resolver = Resolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
+async def resolver(nsd: Nsd) -> AsyncIterator[DnsResolver]:
+    resolver = DnsResolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
     resolver.start()
     yield resolver
     await resolver.stop()
 
 
 @ensureDeferred
-async def test_mail_exchangers_come_with_the_preferred_first(resolver: Resolver) -> None:
+async def test_mail_exchangers_come_with_the_preferred_first(resolver: DnsResolver) -> None:
     assert await resolver.mail_exchangers("example.test") == (
         MailExchanger(10, "first.example.test"),
         MailExchanger(20, "another.example.test"),
@@ -85,30 +85,34 @@ async def test_mail_exchangers_come_with_the_preferred_first(resolver: Resolver)
 
 
 @ensureDeferred
-async def test_a_domain_without_mx_records_has_none_and_exists(resolver: Resolver) -> None:
+async def test_a_domain_without_mx_records_has_none_and_exists(resolver: DnsResolver) -> None:
     assert await resolver.mail_exchangers("bare.example.test") == ()
 
 
 @ensureDeferred
-async def test_a_null_mx_is_a_value_of_its_own(resolver: Resolver) -> None:
+async def test_a_null_mx_is_a_value_of_its_own(resolver: DnsResolver) -> None:
     """RFC 7505 §3."""
     assert await resolver.mail_exchangers("null.example.test") == (NULL_MX,)
 
 
 @ensureDeferred
-async def test_a_null_mx_beside_others_is_passed_over(resolver: Resolver) -> None:
+async def test_a_null_mx_beside_others_is_passed_over(resolver: DnsResolver) -> None:
     found = await resolver.mail_exchangers("half-null.example.test")
     assert found == (MailExchanger(10, "first.example.test"),)
 
 
 @ensureDeferred
-async def test_a_domain_whose_mx_names_no_possible_host_is_not_its_own_exchanger(resolver: Resolver) -> None:
+async def test_a_domain_whose_mx_names_no_possible_host_is_not_its_own_exchanger(
+    resolver: DnsResolver,
+) -> None:
     with pytest.raises(NoSuchDomain, match="name no possible host"):
         await resolver.mail_exchangers("nameless.example.test")
 
 
 @ensureDeferred
-async def test_a_name_that_does_not_exist_is_told_from_one_without_such_records(resolver: Resolver) -> None:
+async def test_a_name_that_does_not_exist_is_told_from_one_without_such_records(
+    resolver: DnsResolver,
+) -> None:
     for ask in (resolver.mail_exchangers, resolver.addresses, resolver.text):
         with pytest.raises(NoSuchDomain, match=r"nowhere\.example\.test does not exist"):
             await ask("nowhere.example.test")
@@ -117,7 +121,7 @@ async def test_a_name_that_does_not_exist_is_told_from_one_without_such_records(
 
 
 @ensureDeferred
-async def test_addresses_have_ipv6_first(resolver: Resolver) -> None:
+async def test_addresses_have_ipv6_first(resolver: DnsResolver) -> None:
     found = await resolver.addresses("first.example.test")
     assert found[0] == ip_address("2001:db8::1")
     assert set(found[1:]) == {ip_address("192.0.2.1"), ip_address("192.0.2.2")}
@@ -126,14 +130,14 @@ async def test_addresses_have_ipv6_first(resolver: Resolver) -> None:
 
 
 @ensureDeferred
-async def test_aliases_are_followed_within_an_answer_and_beyond_it(resolver: Resolver) -> None:
+async def test_aliases_are_followed_within_an_answer_and_beyond_it(resolver: DnsResolver) -> None:
     assert ip_address("192.0.2.1") in await resolver.addresses("alias.example.test")
     assert await resolver.addresses("alias-away.example.test") == (ip_address("192.0.2.77"),)
     assert await resolver.text("alias-to-text.example.test") == await resolver.text("txt.example.test")
 
 
 @ensureDeferred
-async def test_an_alias_of_what_does_not_exist_does_not_exist(resolver: Resolver) -> None:
+async def test_an_alias_of_what_does_not_exist_does_not_exist(resolver: DnsResolver) -> None:
     """RFC 5321 §5.1: the name that a CNAME leads to is taken as if it were the first."""
     with pytest.raises(NoSuchDomain):
         await resolver.mail_exchangers("alias-nowhere.example.test")
@@ -141,37 +145,37 @@ async def test_an_alias_of_what_does_not_exist_does_not_exist(resolver: Resolver
 
 @ensureDeferred
 @pytest.mark.parametrize("name", ["loop.example.test", "broken-away.example.test"])
-async def test_an_alias_that_leads_to_nothing_usable_is_trouble(resolver: Resolver, name: str) -> None:
+async def test_an_alias_that_leads_to_nothing_usable_is_trouble(resolver: DnsResolver, name: str) -> None:
     with pytest.raises(ResolverTrouble):
         await resolver.addresses(name)
 
 
 @ensureDeferred
-async def test_servfail_is_trouble_and_names_the_server(resolver: Resolver, nsd: Nsd) -> None:
+async def test_servfail_is_trouble_and_names_the_server(resolver: DnsResolver, nsd: Nsd) -> None:
     with pytest.raises(ResolverTrouble) as raised:
         await resolver.mail_exchangers("broken.test")
     assert str(raised.value) == f"looking up MX of broken.test: 127.0.0.1:{nsd.port}: SERVFAIL"
 
 
 @ensureDeferred
-async def test_a_server_that_refuses_is_trouble(resolver: Resolver) -> None:
+async def test_a_server_that_refuses_is_trouble(resolver: DnsResolver) -> None:
     with pytest.raises(ResolverTrouble, match="REFUSED"):
         await resolver.addresses("elsewhere.test")
 
 
 @ensureDeferred
-async def test_an_answer_too_long_for_udp_comes_over_tcp(resolver: Resolver) -> None:
+async def test_an_answer_too_long_for_udp_comes_over_tcp(resolver: DnsResolver) -> None:
     found = await resolver.mail_exchangers("many.example.test")
     assert [exchanger.preference for exchanger in found] == list(range(200))
 
 
 @ensureDeferred
-async def test_the_strings_of_a_text_are_put_together(resolver: Resolver) -> None:
+async def test_the_strings_of_a_text_are_put_together(resolver: DnsResolver) -> None:
     assert set(await resolver.text("txt.example.test")) == {"v=spf1 -all", "grün"}
 
 
 @ensureDeferred
-async def test_an_address_has_the_names_that_its_owner_gives_it(resolver: Resolver) -> None:
+async def test_an_address_has_the_names_that_its_owner_gives_it(resolver: DnsResolver) -> None:
     assert await resolver.reverse("192.0.2.1") == ("first.example.test",)
     assert await resolver.reverse("::ffff:192.0.2.1") == ("first.example.test",)
     assert await resolver.reverse(ip_address("192.0.2.2")) == ("second.example.test",)
@@ -186,7 +190,7 @@ async def test_an_address_has_the_names_that_its_owner_gives_it(resolver: Resolv
 @pytest.mark.parametrize(
     "spelling", ["müller.example.test", "MÜLLER.Example.TEST.", "xn--mller-kva.example.test"]
 )
-async def test_every_spelling_of_a_domain_is_the_same_name(resolver: Resolver, spelling: str) -> None:
+async def test_every_spelling_of_a_domain_is_the_same_name(resolver: DnsResolver, spelling: str) -> None:
     """RFC 5890 §2.3.2.1."""
     assert await resolver.mail_exchangers(spelling) == (MailExchanger(10, "first.example.test"),)
 
@@ -196,7 +200,7 @@ async def test_the_server_of_the_system_is_asked_without_any_other(tmp_path: Pat
     conf = tmp_path / "resolv.conf"
     # Nobody listens there, so that it says so at once.
     conf.write_text("search example.test\nnameserver 127.255.255.254\n")
-    resolver = Resolver(reactor, resolv_conf=str(conf))  # type: ignore[arg-type]
+    resolver = DnsResolver(reactor, resolv_conf=str(conf))  # type: ignore[arg-type]
     resolver.start()
     with pytest.raises(ResolverTrouble, match=r"A of host: 127\.255\.255\.254: connection refused"):
         await resolver.addresses("host")

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError, look_up
-from elemta.dns import Resolver, SystemNames
+from elemta.dns import DnsResolver, SystemNames
 from elemta.dns.system_names import addresses_in, names_to_try
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from tests.support.nameservers import Nsd
@@ -152,10 +152,10 @@ async def test_a_name_that_is_nowhere_says_so(tmp_path: Path) -> None:
 
 
 @pytest_twisted.async_yield_fixture
-async def resolver(tmp_path: Path) -> AsyncIterator[Resolver]:
+async def resolver(tmp_path: Path) -> AsyncIterator[DnsResolver]:
     zone = {"example.test": "hub A 192.0.2.1\nhub AAAA 2001:db8::1\n"}
     nsd = Nsd(tmp_path / "nsd", zone).start()
-    resolver = Resolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
+    resolver = DnsResolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
     resolver.start()
     yield resolver
     await resolver.stop()
@@ -165,7 +165,7 @@ async def resolver(tmp_path: Path) -> AsyncIterator[Resolver]:
 @pytest.mark.servers
 @ensureDeferred
 async def test_named_next_hops_are_looked_up_with_the_capacity_of_deliveries_and_without_a_thread(
-    tmp_path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, resolver: DnsResolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(*_: Any, **__: Any) -> None:
         raise AssertionError("a thread was asked")

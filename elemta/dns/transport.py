@@ -70,7 +70,7 @@ class ResolverReactor(Protocol):
     def seconds(self) -> float: ...
 
 
-class Exchange:
+class Transport:
     """Asks servers. ``until`` is a point of the reactor's time. :meth:`close` ends it."""
 
     def __init__(self, reactor: ResolverReactor) -> None:
