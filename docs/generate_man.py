@@ -16,7 +16,7 @@ from typing import Any
 
 from elemta import __version__
 from elemta.config.environment import ALIASES
-from elemta.config.rendering import Entry, described
+from elemta.config.reference import SettingEntry, described
 from elemta.ctl.mail_options import USED
 from elemta.ctl.main import parser
 from elemta.tap import Options
@@ -72,7 +72,7 @@ overrides a key that is no list, in a table with single brackets:
 """
 
 
-def entry(each: Entry) -> str:
+def entry(each: SettingEntry) -> str:
     default = each.default.replace("`", "")
     return (
         f".TP\n.B {roff(each.key)}\n{words(each.words)}\n"

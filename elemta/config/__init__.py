@@ -15,12 +15,12 @@ from elemta.config.choices import (
     TLSVersion,
     WhenValkeyIsDown,
 )
-from elemta.config.dumping import dump
-from elemta.config.effective import Config
-from elemta.config.loading import load
-from elemta.config.reading import NoOptions, read_policy
-from elemta.config.rendering import render_markdown, render_sample
-from elemta.config.sections import (
+from elemta.config.config import Config
+from elemta.config.dumper import dump
+from elemta.config.loader import load
+from elemta.config.reader import NoOptions, read_policy
+from elemta.config.reference import render_markdown, render_sample
+from elemta.config.schema import (
     DEFAULT_LISTENER,
     DEFAULT_REFUSED_NETWORKS,
     AuthConfig,

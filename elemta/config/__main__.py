@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from elemta.config.rendering import render_markdown, render_sample
+from elemta.config.reference import render_markdown, render_sample
 
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "etc/elemta.toml": render_sample,

@@ -8,9 +8,9 @@ from ipaddress import ip_network
 from typing import Any
 
 from elemta.config.choices import Counts, Identity, ListenerTLS, Role
-from elemta.config.effective import Config
+from elemta.config.config import Config
 from elemta.config.faults import Faults
-from elemta.config.sections import LimitConfig
+from elemta.config.schema import LimitConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault

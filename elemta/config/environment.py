@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from elemta.config.faults import Faults
-from elemta.config.kinds import Kind, kind_of
 from elemta.config.layout import SECTIONS
 from elemta.config.setting import settings_of
+from elemta.config.types import SettingType, type_of
 from elemta.config.values import did_you_mean, nearest
 
 PREFIX: Final = "ELEMTA_"
@@ -41,7 +41,7 @@ class Variable:
     name: str
     table: str
     key: str
-    kind: Kind
+    kind: SettingType
 
 
 def variables() -> dict[str, Variable]:
@@ -49,7 +49,7 @@ def variables() -> dict[str, Variable]:
     known = {}
     for section in SECTIONS:
         for field in settings_of(section.shape) if not section.many else ():
-            kind = kind_of(field)
+            kind = type_of(field)
             if not kind.is_list:
                 name = f"{PREFIX}{section.table}_{field.key}".upper()
                 known[name] = Variable(name, section.table, field.key, kind)
@@ -94,7 +94,7 @@ def _note_unknown(name: str, known: Mapping[str, Variable], faults: Faults) -> N
     for section in SECTIONS:
         if section.many or section.table.upper() != table:
             continue
-        keys = {field.key: kind_of(field) for field in settings_of(section.shape)}
+        keys = {field.key: type_of(field) for field in settings_of(section.shape)}
         if key.lower() in keys:
             problem = f"{section.table}.{key.lower()} is a list, which can't be set from the environment"
             faults.add_variable(name, problem, "set it in the file")

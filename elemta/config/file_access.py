@@ -19,7 +19,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import Fault
 
 if TYPE_CHECKING:
-    from elemta.config.effective import Config
+    from elemta.config.config import Config
 
 _SPOOL = "spool.directory"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from elemta.config.sections import (
+from elemta.config.schema import (
     AuthConfig,
     ConsoleConfig,
     DomainsConfig,

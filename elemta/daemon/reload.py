@@ -89,4 +89,6 @@ def refused(faults: Sequence[Fault]) -> ReloadReport:
 def say_cautions(config: Config) -> None:
     """What is allowed and dangerous, in the log."""
     for caution in config.cautions():
-        _log.warn("a setting is dangerous", event="config.caution", key=caution.key, note=caution.problem)
+        _log.warn(
+            "a setting is dangerous", event="config.warning_given", key=caution.key, note=caution.problem
+        )

@@ -189,7 +189,9 @@ class Elemta(Service):
     def _say_ready(self) -> None:
         say_cautions(self.config)
         for note in self.config.without_effect():
-            _log.warn("a setting has no effect", event="config.no_effect", key=note.key, note=note.problem)
+            _log.warn(
+                "a setting has no effect", event="config.effect_missing", key=note.key, note=note.problem
+            )
         _log.info(
             "ready",
             event="daemon.ready",

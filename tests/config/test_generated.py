@@ -14,7 +14,7 @@ import pytest
 from elemta.config import Config, load, render_markdown, render_sample
 from elemta.config.__main__ import main, stale
 from elemta.config.layout import SECTIONS
-from elemta.config.sections import PolicyCommon
+from elemta.config.schema import PolicyCommon
 from elemta.config.setting import settings_of
 
 Read = Callable[..., Config]

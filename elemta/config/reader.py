@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from elemta.config.faults import Faults
-from elemta.config.kinds import Kind, kind_of
 from elemta.config.layout import SECTIONS
 from elemta.config.redaction import shown
-from elemta.config.sections import PolicyCommon
+from elemta.config.schema import PolicyCommon
 from elemta.config.setting import SettingField, settings_of
+from elemta.config.types import SettingType, type_of
 from elemta.config.values import nearest
 
 Options = TypeVar("Options")
@@ -99,7 +99,7 @@ def _read_settings(
     values: dict[str, Any] = {}
     complete = True
     for field in settings_of(shape):
-        kind, dotted = kind_of(field), f"{key}.{field.key}"
+        kind, dotted = type_of(field), f"{key}.{field.key}"
         value = _BAD
         if field.key in table:
             value = _read_value(field, kind, table[field.key], dotted, faults)
@@ -114,11 +114,11 @@ def _read_settings(
     return values, complete
 
 
-def _needed(kind: Kind) -> str:
+def _needed(kind: SettingType) -> str:
     return f"a list, each {kind.words}" if kind.is_list else kind.words
 
 
-def _read_value(field: SettingField, kind: Kind, found: object, key: str, faults: Faults) -> Any:
+def _read_value(field: SettingField, kind: SettingType, found: object, key: str, faults: Faults) -> Any:
     if kind.gather is None:
         value = _read_one(kind, found, key, faults)
     elif isinstance(found, list):
@@ -133,7 +133,7 @@ def _read_value(field: SettingField, kind: Kind, found: object, key: str, faults
     return value
 
 
-def _list_hint(kind: Kind, key: str, found: object) -> str:
+def _list_hint(kind: SettingType, key: str, found: object) -> str:
     try:
         kind.read(found)
     except ValueError:
@@ -141,7 +141,7 @@ def _list_hint(kind: Kind, key: str, found: object) -> str:
     return f"did you mean [{shown(key, found)}]?"
 
 
-def _read_one(kind: Kind, found: object, key: str, faults: Faults) -> Any:
+def _read_one(kind: SettingType, found: object, key: str, faults: Faults) -> Any:
     try:
         return kind.read(found)
     except ValueError as error:

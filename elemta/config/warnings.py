@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from elemta.config.choices import Identity, ListenerTLS, Role, Scope, TLSVersion
 from elemta.config.file_access import readable_secrets
-from elemta.config.sections import PoliciesConfig
+from elemta.config.schema import PoliciesConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
@@ -16,7 +16,7 @@ from elemta.errors import Fault
 from elemta.route_tls import RouteTLS
 
 if TYPE_CHECKING:
-    from elemta.config.effective import Config
+    from elemta.config.config import Config
 
 _ALONE = "without valkey_url each node counts for itself"
 _OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)

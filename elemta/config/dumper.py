@@ -9,11 +9,11 @@ from typing import Any
 
 import toml
 
-from elemta.config.effective import Config
-from elemta.config.kinds import kind_of
+from elemta.config.config import Config
 from elemta.config.layout import SECTIONS
 from elemta.config.redaction import redacted_checker, redacted_table, redacted_url
 from elemta.config.setting import settings_of
+from elemta.config.types import type_of
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -53,7 +53,7 @@ def literal(value: object) -> str:
 
 def _table(section: object) -> dict[str, object]:
     return {
-        field.key: kind_of(field).written(getattr(section, field.name))
+        field.key: type_of(field).written(getattr(section, field.name))
         for field in settings_of(type(section))
     }
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from elemta.config.config import DEFAULTS, Config
 from elemta.config.crosschecks import check_together
-from elemta.config.effective import DEFAULTS, Config
 from elemta.config.environment import Override, read_environment
 from elemta.config.faults import Faults
 from elemta.config.layout import SECTIONS, Section
 from elemta.config.names import is_host_name
-from elemta.config.reading import homes_of, read_policy_common, read_table
-from elemta.config.sections import DEFAULT_LISTENER
+from elemta.config.reader import homes_of, read_policy_common, read_table
+from elemta.config.schema import DEFAULT_LISTENER
 from elemta.config.values import nearest
 from elemta.errors import ConfigError, Fault
 

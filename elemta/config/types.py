@@ -35,7 +35,7 @@ _FALSE = frozenset({"false", "no", "off", "0"})
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class SettingType:
     """How one setting is read and written.
 
     ``words`` says what is allowed, after "must be"; ``label`` is the short form for a table of settings.
@@ -63,7 +63,7 @@ class Kind:
         return sorted(elements, key=str) if isinstance(value, frozenset) else elements
 
 
-def kind_of(field: SettingField) -> Kind:
+def type_of(field: SettingField) -> SettingType:
     """The kind of a setting. TypeError, for the author of the dataclass, when its type can't be one."""
     annotation, about = _without_none(field.type), field.about
     origin = typing.get_origin(annotation)
@@ -76,7 +76,7 @@ def kind_of(field: SettingField) -> Kind:
     return dataclasses.replace(element, label=f"list: {element.label}", gather=origin)
 
 
-def _checked(kind: Kind, about: Words) -> Kind:
+def _checked(kind: SettingType, about: Words) -> SettingType:
     check = about.check
     if check is None:
         return kind
@@ -115,9 +115,9 @@ def _string(found: object, words: str = "a string") -> str:
     return found
 
 
-def _text(about: Words) -> Kind:
+def _text(about: Words) -> SettingType:
     if not about.choices:
-        return Kind("a string", "string", _string, _same, _same)
+        return SettingType("a string", "string", _string, _same, _same)
     words = _one_of(about.choices)
 
     def read(found: object) -> str:
@@ -125,10 +125,10 @@ def _text(about: Words) -> Kind:
             raise Unacceptable(f"must be {words}", did_you_mean(str(found), map(str, about.choices)))
         return found
 
-    return Kind(words, words, read, _same, _same)
+    return SettingType(words, words, read, _same, _same)
 
 
-def _enum(members: type[enum.Enum], about: Words) -> Kind:
+def _enum(members: type[enum.Enum], about: Words) -> SettingType:
     allowed = {
         str(member.value): member for member in members if not about.choices or member in about.choices
     }
@@ -141,7 +141,7 @@ def _enum(members: type[enum.Enum], about: Words) -> Kind:
             raise Unacceptable(f"must be {words}", hint)
         return member
 
-    return Kind(words, words, read, lambda member: member.value, _same)
+    return SettingType(words, words, read, lambda member: member.value, _same)
 
 
 def _one_of(choices: Iterable[object]) -> str:
@@ -160,21 +160,21 @@ def _boolean_text(text: str) -> object:
     return True if lowered in _TRUE else False if lowered in _FALSE else text
 
 
-def _number(shape: type[int] | type[float], about: Words) -> Kind:
+def _number(shape: type[int] | type[float], about: Words) -> SettingType:
     if about.unit == "bytes":
         words = SIZE_WORDS + _bounds(about, format_size)
-        return Kind(words, "size", _bounded(parse_size, words, about), format_size, _same)
+        return SettingType(words, "size", _bounded(parse_size, words, about), format_size, _same)
     if about.unit == "seconds" and shape is float:
         words = DURATION_WORDS + _bounds(about, format_duration)
-        return Kind(words, "duration", _bounded(parse_duration, words, about), format_duration, _same)
+        return SettingType(words, "duration", _bounded(parse_duration, words, about), format_duration, _same)
     if about.unit == "seconds":
         words = DURATION_WORDS + _bounds(about, format_duration)
-        return Kind(words, "duration", _bounded(_whole_seconds, words, about), _same, _same)
+        return SettingType(words, "duration", _bounded(_whole_seconds, words, about), _same, _same)
     if shape is int:
         words = "a whole number" + _bounds(about, str)
-        return Kind(words, "whole number", _bounded(_whole, words, about), _same, _whole_text)
+        return SettingType(words, "whole number", _bounded(_whole, words, about), _same, _whole_text)
     words = "a number" + _bounds(about, str)
-    return Kind(words, "number", _bounded(_real, words, about), _same, _real_text)
+    return SettingType(words, "number", _bounded(_real, words, about), _same, _real_text)
 
 
 def _bounds(about: Words, write: Callable[[Any], str]) -> str:
@@ -235,16 +235,16 @@ def _real_text(text: str) -> object:
         return text
 
 
-_SIMPLE: Mapping[Any, Kind] = {
-    Path: Kind("a path", "path", lambda found: Path(_string(found, "a path")), str, _same),
-    Rate: Kind(RATE_WORDS, "rate", parse_rate, str, _same),
-    bool: Kind("true or false", "boolean", _boolean, _same, _boolean_text),
+_SIMPLE: Mapping[Any, SettingType] = {
+    Path: SettingType("a path", "path", lambda found: Path(_string(found, "a path")), str, _same),
+    Rate: SettingType(RATE_WORDS, "rate", parse_rate, str, _same),
+    bool: SettingType("true or false", "boolean", _boolean, _same, _boolean_text),
 }
 
 
-def _scalar(name: str, annotation: Any, about: Words) -> Kind:
+def _scalar(name: str, annotation: Any, about: Words) -> SettingType:
     if _is_network(annotation):
-        return Kind(NETWORK_WORDS, "network", parse_network, str, _same)
+        return SettingType(NETWORK_WORDS, "network", parse_network, str, _same)
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _enum(annotation, about)
     if annotation in _SIMPLE:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from elemta.config import effect
-from elemta.config.sections import (
+from elemta.config import warnings
+from elemta.config.schema import (
     AuthConfig,
     ConsoleConfig,
     DomainsConfig,
@@ -61,8 +61,8 @@ class Config:
 
     def without_effect(self) -> tuple[Fault, ...]:
         """Settings that were given and have no effect, each with the reason, for the log of a start."""
-        return tuple(effect.without_effect(self))
+        return tuple(warnings.without_effect(self))
 
     def cautions(self) -> tuple[Fault, ...]:
         """Settings that are allowed and dangerous, each with the danger, for the log of a start."""
-        return tuple(effect.cautions(self))
+        return tuple(warnings.cautions(self))
