@@ -17,7 +17,7 @@ from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import StoreUnavailable
 from elemta.net.listeners import Listener
-from elemta.ops.admin_operations import ListenerStatus, NodeListing, NodeStatus, ReloadResult, Status
+from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeListing, NodeStatus, ReloadResult
 from elemta.policy import PluginInfo, available_plugins
 from elemta.spool.combined import CombinedQueue
 
@@ -97,10 +97,10 @@ class DaemonOperations:
             return NodeListing((own,), complete=False)
         return NodeListing(tuple(sorted((own, *others), key=lambda node: node.node_id)))
 
-    def status(self) -> Status:
+    def status(self) -> DaemonStatus:
         daemon = self._daemon
         config = daemon.components.config
-        return Status(
+        return DaemonStatus(
             version=__version__,
             node_id=config.server.node_id,
             hostname=config.server.hostname,

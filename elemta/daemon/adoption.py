@@ -18,7 +18,7 @@ from elemta.daemon.components import SharedResources
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
-from elemta.ops.spool_operations import SpoolStatus
+from elemta.ops.admin_operations import SpoolStatus
 from elemta.spool import MessageState, Spool, SpoolSettings
 from elemta.spool.partition import AdoptedSpools, Partition, partitions_in
 from elemta.spool.startup import Permit

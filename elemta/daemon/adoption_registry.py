@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage
 from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
-from elemta.ops.spool_operations import SpoolStatus
+from elemta.ops.admin_operations import SpoolStatus
 from elemta.spool import Spool
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.partition import AdoptedSpools

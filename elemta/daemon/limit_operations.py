@@ -15,7 +15,7 @@ from elemta.errors import StoreUnavailable
 from elemta.limits import Rule
 from elemta.limits.lookup import requests_for
 from elemta.limits.store import Ranking, Request, Usage
-from elemta.ops.limit_operations import BoundFill, LimitFill, LimitListing, LimitReset, LimitTerms
+from elemta.ops.admin_operations import BoundFill, LimitFill, LimitListing, LimitReset, LimitTerms
 
 T = TypeVar("T")
 

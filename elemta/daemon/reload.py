@@ -11,7 +11,7 @@ from elemta.config import Config, load
 from elemta.daemon.components import Components, SharedResources, build_components
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.ops.log import LogObserver
-from elemta.ops.notify import Notifier
+from elemta.ops.systemd import Notifier
 
 _log = Logger()
 

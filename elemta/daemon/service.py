@@ -30,7 +30,7 @@ from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.limits.refusals import RememberedRefusal
 from elemta.net.factory import LOOK_SECONDS
 from elemta.ops.log import LogObserver
-from elemta.ops.notify import Notifier
+from elemta.ops.systemd import Notifier
 from elemta.spool import Spool
 
 _log = Logger()

@@ -43,7 +43,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from elemta.errors import SpoolError, StoreUnavailable, UnknownMessage
 from elemta.ops.admin_api import Api
-from elemta.ops.admin_calls import Refusal, no_such_message
+from elemta.ops.admin_calls import AdminRefusal, no_such_message
 from elemta.ops.admin_json import Json
 from elemta.ops.admin_operations import Operations
 
@@ -91,7 +91,7 @@ class AdminResource(Resource):
 
     async def _answer(self, method: str, uri: bytes, request: AdminRequest) -> Json:
         if request.received_octets > MAX_BODY:
-            raise Refusal(http.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {MAX_BODY} octets")
+            raise AdminRefusal(http.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {MAX_BODY} octets")
         return await self._api.answer(method, uri.decode("ascii", "replace"))
 
     def _refuse(self, failure: Failure, exchange: _Exchange) -> None:
@@ -152,23 +152,25 @@ class AdminSite(Site):
     def log(self, request: http.Request) -> None:
         _log.debug(
             "answered an admin call",
-            event="admin.call",
+            event="admin.call_answered",
             method=request.method,
             path=request.path,
             status=request.code,
         )
 
 
-def _refusal_of(failure: Failure) -> Refusal:
+def _refusal_of(failure: Failure) -> AdminRefusal:
     error = failure.value
-    if isinstance(error, Refusal):
+    if isinstance(error, AdminRefusal):
         return error
     if isinstance(error, UnknownMessage):
         return no_such_message()
     if isinstance(error, StoreUnavailable):
-        return Refusal(http.SERVICE_UNAVAILABLE, f"the limits could not be asked: {error}", "see the log")
+        return AdminRefusal(
+            http.SERVICE_UNAVAILABLE, f"the limits could not be asked: {error}", "see the log"
+        )
     if isinstance(error, OutOfTime):
-        return Refusal(http.GATEWAY_TIMEOUT, "no answer in time", "it may still be carried out")
+        return AdminRefusal(http.GATEWAY_TIMEOUT, "no answer in time", "it may still be carried out")
     if isinstance(error, SpoolError):
-        return Refusal(http.SERVICE_UNAVAILABLE, f"the spool could not do it: {error}", "see the log")
-    return Refusal(http.INTERNAL_SERVER_ERROR, "internal error", "see the log")
+        return AdminRefusal(http.SERVICE_UNAVAILABLE, f"the spool could not do it: {error}", "see the log")
+    return AdminRefusal(http.INTERNAL_SERVER_ERROR, "internal error", "see the log")

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from twisted.web import http
 
 from elemta.errors import SpoolError
-from elemta.ops.admin_calls import Answer, Call, Refusal
+from elemta.ops.admin_calls import AdminCall, AdminRefusal, Answer
 from elemta.ops.admin_json import (
     Json,
     fault_json,
@@ -34,7 +34,7 @@ class DaemonCalls:
         self._operations = operations
         self._now = now
 
-    async def status(self, call: Call) -> Json:
+    async def status(self, call: AdminCall) -> Json:
         call.only()
         try:
             spool = stats_json(await self._operations.spool.stats())
@@ -43,20 +43,20 @@ class DaemonCalls:
             spool = {"healthy": False, "error": str(error)}
         return status_json(self._operations.status(), spool, self._now())
 
-    async def plugins(self, call: Call) -> Json:
+    async def plugins(self, call: AdminCall) -> Json:
         call.only()
         return {"plugins": [plugin_json(plugin) for plugin in self._operations.plugins()]}
 
-    async def config(self, call: Call) -> Json:
+    async def config(self, call: AdminCall) -> Json:
         call.only()
         waiting = list(self._operations.status().needs_restart)
         return {"toml": self._operations.config_dump(), "needs_restart": waiting}
 
-    async def reload(self, call: Call) -> Json:
+    async def reload(self, call: AdminCall) -> Json:
         call.only()
         result = self._operations.reload()
         if result.faults:
-            raise Refusal(
+            raise AdminRefusal(
                 UNPROCESSABLE,
                 "the configuration can't be used; nothing was changed",
                 "correct the faults and reload again",
@@ -64,12 +64,12 @@ class DaemonCalls:
             )
         return reload_json(result)
 
-    async def drain(self, call: Call) -> Json:
+    async def drain(self, call: AdminCall) -> Json:
         call.only()
         self._operations.drain()
         return {"state": self._operations.status().state}
 
-    async def nodes(self, call: Call) -> Json:
+    async def nodes(self, call: AdminCall) -> Json:
         call.only()
         listing = await self._operations.nodes()
         return {
@@ -116,15 +116,16 @@ class Api:
         )
 
     async def answer(self, method: str, uri: str) -> Json:
-        """What a request for ``uri`` is answered. Raises :class:`Refusal`, or what the operations raise."""
+        """What a request for ``uri`` is answered. Raises :class:`AdminRefusal`, or what the operations
+        raise."""
         path, _, query = uri.partition("?")
         answer, parts = self._find(method, path)
-        return await answer(Call(parts, _query(query)))
+        return await answer(AdminCall(parts, _query(query)))
 
     def _find(self, method: str, path: str) -> tuple[Answer, tuple[str, ...]]:
         segments = path.split("/")
         if segments[:2] != ["", "v1"]:
-            raise Refusal(http.NOT_FOUND, "no such path", "every path begins with /v1/")
+            raise AdminRefusal(http.NOT_FOUND, "no such path", "every path begins with /v1/")
         allowed: list[str] = []
         for known_method, pattern, answer in self._routes:
             parts = _match(pattern.split("/"), segments[2:])
@@ -134,8 +135,8 @@ class Api:
                 return answer, parts
             allowed.append(known_method)
         if allowed:
-            raise Refusal(http.NOT_ALLOWED, f"{method[:16]} is not for this path", ", ".join(allowed))
-        raise Refusal(http.NOT_FOUND, "no such path")
+            raise AdminRefusal(http.NOT_ALLOWED, f"{method[:16]} is not for this path", ", ".join(allowed))
+        raise AdminRefusal(http.NOT_FOUND, "no such path")
 
 
 def _match(pattern: Sequence[str], segments: Sequence[str]) -> tuple[str, ...] | None:
@@ -151,4 +152,4 @@ def _query(text: str) -> Mapping[str, str]:
     try:
         return dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=16))
     except ValueError:
-        raise Refusal(http.BAD_REQUEST, "the query is malformed", "NAME=VALUE&NAME=VALUE") from None
+        raise AdminRefusal(http.BAD_REQUEST, "the query is malformed", "NAME=VALUE&NAME=VALUE") from None

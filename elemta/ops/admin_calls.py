@@ -12,7 +12,7 @@ from elemta.ops.admin_json import Json
 MAX_PAGE = 1000
 
 
-class Refusal(Exception):
+class AdminRefusal(Exception):
     """An answer other than 200."""
 
     def __init__(self, status: int, error: str, hint: str = "", more: Json | None = None) -> None:
@@ -22,7 +22,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AdminCall:
     """One request: the variable parts of its path, and its query."""
 
     parts: tuple[str, ...]
@@ -33,22 +33,22 @@ class Call:
         for name in self.query:
             if name not in names:
                 known = f"known: {', '.join(names)}" if names else "it takes none"
-                raise Refusal(http.BAD_REQUEST, f"unknown query parameter {name!r}", known)
+                raise AdminRefusal(http.BAD_REQUEST, f"unknown query parameter {name!r}", known)
 
 
-Answer = Callable[[Call], Awaitable[Json]]
+Answer = Callable[[AdminCall], Awaitable[Json]]
 
 
-def no_such_message() -> Refusal:
+def no_such_message() -> AdminRefusal:
     """What a call about an unknown message is answered."""
-    return Refusal(http.NOT_FOUND, "no message has this queue id", "it may be delivered by now")
+    return AdminRefusal(http.NOT_FOUND, "no message has this queue id", "it may be delivered by now")
 
 
-def count_of(call: Call, name: str, default: int) -> int:
+def count_of(call: AdminCall, name: str, default: int) -> int:
     """A number of things to show, from 1 to :data:`MAX_PAGE`."""
     text = call.query.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_PAGE):
-        raise Refusal(http.BAD_REQUEST, f"{name} {text[:16]!r} is not a number from 1 to {MAX_PAGE}")
+        raise AdminRefusal(http.BAD_REQUEST, f"{name} {text[:16]!r} is not a number from 1 to {MAX_PAGE}")
     return int(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from elemta.envelope import Client, Notify, Recipient
 from elemta.errors import Fault
-from elemta.ops.admin_operations import ListenerStatus, NodeStatus, ReloadResult, Status, ValkeyStatus
+from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeStatus, ReloadResult, ValkeyStatus
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.records import (
     AttemptRecord,
@@ -22,7 +22,7 @@ from elemta.spool.records import (
 Json = dict[str, "str | int | float | bool | Json | list[Json] | list[str] | None"]
 
 
-def status_json(status: Status, spool: Json, now: float) -> Json:
+def status_json(status: DaemonStatus, spool: Json, now: float) -> Json:
     """``GET /v1/status``; ``spool`` is what :func:`stats_json` gives, or what is known instead."""
     return {
         "version": status.version,

@@ -7,9 +7,9 @@ import math
 from twisted.logger import Logger
 from twisted.web import http
 
-from elemta.ops.admin_calls import Call, Refusal, count_of
+from elemta.ops.admin_calls import AdminCall, AdminRefusal, count_of
 from elemta.ops.admin_json import Json
-from elemta.ops.limit_operations import LimitFill, LimitListing, LimitOperations, LimitTerms
+from elemta.ops.admin_operations import LimitFill, LimitListing, LimitOperations, LimitTerms
 
 _log = Logger()
 
@@ -24,29 +24,31 @@ class LimitCalls:
     def __init__(self, limits: LimitOperations) -> None:
         self._limits = limits
 
-    async def all(self, call: Call) -> Json:
+    async def all(self, call: AdminCall) -> Json:
         call.only()
         return {"limits": [_terms_json(terms) for terms in self._limits.all()]}
 
-    async def top(self, call: Call) -> Json:
+    async def top(self, call: AdminCall) -> Json:
         call.only("limit", "count")
         limit = call.query.get("limit") or None
         try:
             return _listing_json(await self._limits.top(limit, count_of(call, "count", DEFAULT_COUNT)))
         except KeyError:
             known = ", ".join(terms.name for terms in self._limits.all()) or "none"
-            raise Refusal(http.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}") from None
+            raise AdminRefusal(http.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}") from None
 
-    async def show(self, call: Call) -> Json:
+    async def show(self, call: AdminCall) -> Json:
         call.only("id")
         return _listing_json(await self._limits.show(_identity(call)))
 
-    async def reset(self, call: Call) -> Json:
+    async def reset(self, call: AdminCall) -> Json:
         call.only("id")
         resets = await self._limits.reset(_identity(call))
         done = [reset for reset in resets if reset.was_counted]
         if not done:
-            raise Refusal(http.NOT_FOUND, "nothing is counted for this identity", "limits top lists them")
+            raise AdminRefusal(
+                http.NOT_FOUND, "nothing is counted for this identity", "limits top lists them"
+            )
         for reset in done:
             _log.info(
                 "an operator reset a limit",
@@ -58,10 +60,10 @@ class LimitCalls:
         return {"reset": answers}
 
 
-def _identity(call: Call) -> str:
+def _identity(call: AdminCall) -> str:
     text = call.query.get("id", "")
     if not text or len(text) > MAX_IDENTITY:
-        raise Refusal(http.BAD_REQUEST, "id is missing or too long", "an identity, or LIMIT:IDENTITY")
+        raise AdminRefusal(http.BAD_REQUEST, "id is missing or too long", "an identity, or LIMIT:IDENTITY")
     return text
 
 

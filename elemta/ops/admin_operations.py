@@ -1,20 +1,130 @@
-"""The operations that the admin API needs of the daemon, and the values that they return.
+"""The operations of the admin API about limits, and the values that they return.
+
+What the admin API needs to show the spools that a daemon works on, and to have others adopted.
+
+The operations that the admin API needs of the daemon, and the values that they return.
 
 The composition root provides :class:`Operations`; nothing here knows HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from elemta.errors import Fault
-from elemta.ops.limit_operations import LimitOperations
-from elemta.ops.spool_operations import SpoolOperations
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.filters import QueueFilter
-from elemta.spool.records import Listing, MessageRecord, SpoolStats
+from elemta.spool.records import Listing, MessageRecord, MessageState, SpoolStats
+
+
+@dataclass(frozen=True, slots=True)
+class LimitTerms:
+    """A limit in force, in the words of the configuration; ``per`` is empty where all count as one."""
+
+    name: str
+    per: tuple[str, ...]
+    counts: str
+    rates: tuple[str, ...]
+    scope: str
+    on_exceed: str
+    when_valkey_is_down: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class BoundFill:
+    """``used`` of ``limit`` in the last ``window`` seconds, or open now where that is None."""
+
+    used: int
+    limit: int
+    window: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitFill:
+    """How full one limit is for one identity.
+
+    ``retry_after`` is the seconds until one more would pass: 0 when it would pass now. ``refused_by`` are
+    the nodes that refuse this identity now without asking, because they know until when they must.
+    """
+
+    limit: str
+    identity: str
+    counts: str
+    mode: str
+    bounds: tuple[BoundFill, ...]
+    retry_after: float
+    refused_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitListing:
+    """Fills, and where they were counted: ``memory``, ``cluster``, or ``local`` while Valkey is away.
+
+    ``complete`` is False where there was more than could be looked at.
+    """
+
+    fills: tuple[LimitFill, ...]
+    counted_in: str
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LimitReset:
+    """Whether there was anything to forget for one identity of one limit."""
+
+    limit: str
+    identity: str
+    was_counted: bool
+
+
+class LimitOperations(Protocol):
+    """What can be asked about the limits of a running daemon. All raise StoreUnavailable."""
+
+    def all(self) -> Sequence[LimitTerms]:
+        """The limits in force."""
+
+    async def top(self, limit: str | None, count: int) -> LimitListing:
+        """The fullest identities of one limit, or of all. KeyError when there is no such limit."""
+
+    async def show(self, identity: str) -> LimitListing:
+        """How full every limit is that knows such an identity; a limit's name may stand before it."""
+
+    async def reset(self, identity: str) -> Sequence[LimitReset]:
+        """Forget what is counted for an identity, on all nodes. Open connections stay counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """One spool directory: the node's ``own``, or one that it adopted.
+
+    ``state`` is ``own``, ``delivering``, ``waiting`` (for the ``reason``) or ``closing``. ``messages`` are by
+    state; None while it is not open. ``left`` are directories that its dead node had adopted itself.
+    """
+
+    directory: str
+    state: str
+    reason: str = ""
+    messages: Mapping[MessageState, int] | None = None
+    left: tuple[str, ...] = ()
+
+
+class SpoolOperations(Protocol):
+    """The spools of a daemon."""
+
+    def all(self) -> Sequence[SpoolStatus]:
+        """The node's own first."""
+
+    async def adopt(self, directory: str) -> SpoolStatus:
+        """Deliver what is in another node's spool, until it is empty.
+
+        SpoolLocked: another owner has it. NoSpool: there is none. SpoolError: it can't be used.
+        """
+
+    async def give_back(self, directory: str) -> SpoolStatus:
+        """Stop delivering from a spool that was adopted, and let its node have it. NoSpool: it was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +192,7 @@ class NodeListing:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class DaemonStatus:
     """The daemon at one moment.
 
     ``started_at`` is seconds since the epoch. ``state`` is ``starting``, ``serving``, ``draining`` or
@@ -108,7 +218,7 @@ class Status:
     notes: tuple[Fault, ...] = ()
 
 
-class Returned(Protocol):
+class ReturnResult(Protocol):
     """The result of returning a message: recipients that were given up, and notices to the sender."""
 
     @property
@@ -128,7 +238,7 @@ class ReloadResult(Protocol):
     def needs_restart(self) -> Sequence[str]: ...
 
 
-class Queue(Protocol):
+class AdminQueue(Protocol):
     """What the admin API does with the spool. Raises what the spool raises."""
 
     async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing: ...
@@ -150,7 +260,7 @@ class Operations(Protocol):
     """The operations of a running daemon."""
 
     @property
-    def spool(self) -> Queue:
+    def spool(self) -> AdminQueue:
         """What waits here: in the open spool, and in those that were adopted."""
 
     @property
@@ -164,13 +274,13 @@ class Operations(Protocol):
     async def nodes(self) -> NodeListing:
         """The nodes of the cluster that live, this one among them."""
 
-    async def return_to_sender(self, queue_id: str) -> Returned:
+    async def return_to_sender(self, queue_id: str) -> ReturnResult:
         """Give up what is left of a message and tell its sender. Raises what the spool raises.
 
         SpoolError also where the sender is the null reverse-path, which gets no notice.
         """
 
-    def status(self) -> Status: ...
+    def status(self) -> DaemonStatus: ...
 
     def plugins(self) -> Sequence[PluginInfo]:
         """Every installed policy plugin, those that can't be used too."""

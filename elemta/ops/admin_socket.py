@@ -89,12 +89,12 @@ def _clear_place(path: Path) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise ListenFailed(f"admin socket {path}: there is something that is no socket; move it away")
-    if _somebody_listens(path):
+    if _is_in_use(path):
         raise ListenFailed(f"admin socket {path}: another daemon listens there")
     path.unlink()
 
 
-def _somebody_listens(path: Path) -> bool:
+def _is_in_use(path: Path) -> bool:
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:

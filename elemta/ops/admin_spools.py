@@ -6,9 +6,9 @@ from twisted.logger import Logger
 from twisted.web import http
 
 from elemta.errors import NoSpool, SpoolLocked
-from elemta.ops.admin_calls import Call, Refusal
+from elemta.ops.admin_calls import AdminCall, AdminRefusal
 from elemta.ops.admin_json import Json
-from elemta.ops.spool_operations import SpoolOperations, SpoolStatus
+from elemta.ops.admin_operations import SpoolOperations, SpoolStatus
 
 _log = Logger()
 
@@ -22,41 +22,41 @@ class SpoolCalls:
     def __init__(self, spools: SpoolOperations) -> None:
         self._spools = spools
 
-    async def all(self, call: Call) -> Json:
+    async def all(self, call: AdminCall) -> Json:
         call.only()
         return {"spools": [_status_json(status) for status in self._spools.all()]}
 
-    async def adopt(self, call: Call) -> Json:
+    async def adopt(self, call: AdminCall) -> Json:
         call.only("directory")
         directory = _directory(call)
         _log.info(
-            "an operator started the adoption of a spool", event="admin.spool_adopt", directory=directory
+            "an operator started the adoption of a spool", event="admin.spool_adopted", directory=directory
         )
         try:
             return _status_json(await self._spools.adopt(directory))
         except SpoolLocked as error:
             hint = "nothing was changed; it can be adopted when its owner is gone"
-            raise Refusal(http.CONFLICT, str(error), hint, {"owner": error.node}) from error
+            raise AdminRefusal(http.CONFLICT, str(error), hint, {"owner": error.node}) from error
         except NoSpool as error:
             hint = "name the directory that has p0 in it, by its absolute path as the daemon sees it"
-            raise Refusal(http.NOT_FOUND, str(error), hint) from error
+            raise AdminRefusal(http.NOT_FOUND, str(error), hint) from error
 
-    async def give_back(self, call: Call) -> Json:
+    async def give_back(self, call: AdminCall) -> Json:
         call.only("directory")
         directory = _directory(call)
         _log.info(
-            "an operator ended the adoption of a spool", event="admin.spool_give_back", directory=directory
+            "an operator ended the adoption of a spool", event="admin.spool_given_back", directory=directory
         )
         try:
             return _status_json(await self._spools.give_back(directory))
         except NoSpool as error:
-            raise Refusal(http.NOT_FOUND, str(error), "spool list shows which it has") from error
+            raise AdminRefusal(http.NOT_FOUND, str(error), "spool list shows which it has") from error
 
 
-def _directory(call: Call) -> str:
+def _directory(call: AdminCall) -> str:
     directory = call.query.get("directory", "")
     if not directory or len(directory) > _LONGEST_PATH or "\0" in directory:
-        raise Refusal(http.BAD_REQUEST, "directory is missing or too long", "an absolute path")
+        raise AdminRefusal(http.BAD_REQUEST, "directory is missing or too long", "an absolute path")
     return directory
 
 

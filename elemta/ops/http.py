@@ -48,7 +48,7 @@ class QuietSite(Site):
     def log(self, request: http.Request) -> None:
         _log.debug(
             "answered an HTTP request",
-            event="http.request",
+            event="http.request_answered",
             method=request.method,
             path=request.path,
             status=request.code,

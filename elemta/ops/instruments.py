@@ -29,7 +29,7 @@ OCTETS = (1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0, 1677
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
-class Kind(enum.Enum):
+class MetricType(enum.Enum):
     """The type of a metric, as Prometheus names it."""
 
     COUNTER = "counter"
@@ -38,7 +38,7 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class MetricDefinition:
     """The declaration of one metric: ``docs/metrics.md`` is generated from these.
 
     ``name`` is the whole name with its base unit (``_seconds``, ``_bytes``, ``_total``), ``labels`` are the
@@ -46,19 +46,19 @@ class Family:
     """
 
     name: str
-    kind: Kind
+    kind: MetricType
     words: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
 
 
-class Counter:
+class CounterMetric:
     """A number per set of labels that only grows.
 
     One that is ``counted_elsewhere`` is not there until :meth:`follow` has said how far it has come.
     """
 
-    def __init__(self, family: Family, *, counted_elsewhere: bool = False) -> None:
+    def __init__(self, family: MetricDefinition, *, counted_elsewhere: bool = False) -> None:
         self.family = family
         self.values: dict[Labels, float] = {} if family.labels or counted_elsewhere else {(): 0}
 
@@ -85,10 +85,10 @@ class Counter:
         return metric
 
 
-class Gauge:
+class GaugeMetric:
     """A number per set of labels that goes up and down: set, or polled at a scrape."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: MetricDefinition) -> None:
         self.family = family
         self.values: dict[Labels, float] = {}
         self.poll: Callable[[], Iterable[tuple[Labels, float]]] | None = None
@@ -106,10 +106,10 @@ class Gauge:
         return metric
 
 
-class Histogram:
+class HistogramMetric:
     """Observed values per set of labels, counted in buckets."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: MetricDefinition) -> None:
         self.family = family
         self._bounds = family.bounds
         self._rows: dict[Labels, tuple[list[int], list[float]]] = {}
@@ -145,8 +145,8 @@ class Histogram:
             yield _bound(bound), total
 
 
-Instrument = Counter | Gauge | Histogram
-_T = TypeVar("_T", Counter, Gauge, Histogram)
+Instrument = CounterMetric | GaugeMetric | HistogramMetric
+_T = TypeVar("_T", CounterMetric, GaugeMetric, HistogramMetric)
 
 
 class Instruments(Collector):
@@ -156,14 +156,14 @@ class Instruments(Collector):
         self.node_id = node_id
         self._instruments: dict[str, Instrument] = {}
 
-    def counter(self, family: Family, *, counted_elsewhere: bool = False) -> Counter:
-        return self._added(family, Counter(family, counted_elsewhere=counted_elsewhere))
+    def counter(self, family: MetricDefinition, *, counted_elsewhere: bool = False) -> CounterMetric:
+        return self._added(family, CounterMetric(family, counted_elsewhere=counted_elsewhere))
 
-    def gauge(self, family: Family) -> Gauge:
-        return self._added(family, Gauge(family))
+    def gauge(self, family: MetricDefinition) -> GaugeMetric:
+        return self._added(family, GaugeMetric(family))
 
-    def histogram(self, family: Family) -> Histogram:
-        return self._added(family, Histogram(family))
+    def histogram(self, family: MetricDefinition) -> HistogramMetric:
+        return self._added(family, HistogramMetric(family))
 
     def named(self, name: str) -> Instrument | None:
         """The instrument of that name, if there is one."""
@@ -173,14 +173,14 @@ class Instruments(Collector):
         for instrument in tuple(self._instruments.values()):
             yield instrument.collect(self.node_id)
 
-    def _added(self, family: Family, instrument: _T) -> _T:
+    def _added(self, family: MetricDefinition, instrument: _T) -> _T:
         if family.name in self._instruments:
             raise ValueError(f"there is a metric {family.name} already")
         self._instruments[family.name] = instrument
         return instrument
 
 
-def _names(family: Family) -> list[str]:
+def _names(family: MetricDefinition) -> list[str]:
     return ["node_id", *family.labels]
 
 

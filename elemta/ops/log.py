@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
-from elemta.ops.lines import Lines, TextStream
+from elemta.ops.log_writer import LogWriter, TextStream
 
 #: Characters of one value; a traceback may have four times as many.
 MAX_VALUE = 4096
@@ -107,7 +107,7 @@ class LogObserver:
         self._node_id = node_id
         self._journald = journald
         self.configure(format, level)
-        self._lines = Lines(stream, self._lost_notice)
+        self._lines = LogWriter(stream, self._lost_notice)
         self._second = -1
         self._second_text = ""
 

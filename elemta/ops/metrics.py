@@ -1,4 +1,6 @@
-"""What Elemta counts, as the observers of its packages and as Prometheus text.
+"""The metrics of limits, and of the Valkey in which they are counted.
+
+What Elemta counts, as the observers of its packages and as Prometheus text.
 
 Each package calls its own small object (``metrics.net``, ``.chain``, ``.limits``, ``.spool``
 and ``.delivery``), whose methods are those of the package's observer protocol; plugins make their own
@@ -20,13 +22,93 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from elemta import __version__
-from elemta.errors import SpoolError
-from elemta.ops import families
+from elemta.errors import SpoolError, ValkeyFailure
+from elemta.limits.failover import BreakerState, CountingMode
+from elemta.ops import metric_definitions
 from elemta.ops.instruments import Instruments
-from elemta.ops.limit_metrics import LimitsMetrics, ModeMetrics, ValkeyMetrics
-from elemta.ops.plugins import PluginMetrics
+from elemta.ops.plugin_metrics import PluginMetricsRegistry
 from elemta.outcome import Outcome
 from elemta.spool import SpoolStats
+from elemta.valkey import ValkeyInfo
+
+MEMORY = "memory"
+
+
+class LimitsMetrics:
+    """Counts the checks of limits."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._checks = instruments.counter(metric_definitions.LIMIT_CHECKS)
+        self._duration = instruments.histogram(metric_definitions.LIMIT_CHECK_DURATION)
+        self._rejections = instruments.counter(metric_definitions.RATE_LIMIT_REJECTIONS)
+
+    def checked(self, limit: str, outcome: str, seconds: float) -> None:
+        self._checks.inc(limit, outcome)
+        self._duration.observe(seconds)
+        if outcome == "refused":
+            self._rejections.inc()
+
+
+class ModeMetrics:
+    """Shows where limits are counted: in memory, until it is set otherwise."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._mode = instruments.gauge(metric_definitions.LIMITER_MODE)
+        self._changes = instruments.counter(metric_definitions.LIMITER_MODE_CHANGES)
+        self._breaker = instruments.gauge(metric_definitions.LIMITER_BREAKER)
+        self._live = instruments.gauge(metric_definitions.LIVE_NODES)
+        self._mode.set(1, MEMORY)
+
+    def mode_changed(self, mode: CountingMode) -> None:
+        self._changes.inc(mode.value)
+        self._show(mode)
+
+    def breaker_changed(self, state: BreakerState) -> None:
+        for each in BreakerState:
+            self._breaker.set(int(each is state), each.value)
+
+    def watch(self, mode: Callable[[], CountingMode], live_nodes: Callable[[], int]) -> None:
+        """From now on there is a Valkey to count in; show at each scrape how many nodes live."""
+        self._mode.set(0, MEMORY)
+        self._show(mode())
+        self._live.poll = lambda: [((), live_nodes())]
+
+    def _show(self, mode: CountingMode) -> None:
+        for each in CountingMode:
+            self._mode.set(int(each is mode), each.value)
+
+
+class ValkeyMetrics:
+    """Counts failed commands to Valkey by kind, and shows what Valkey says about itself."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._failures = instruments.counter(metric_definitions.VALKEY_FAILURES)
+        self._up = instruments.gauge(metric_definitions.VALKEY_UP)
+        self._commands = instruments.counter(metric_definitions.VALKEY_COMMANDS, counted_elsewhere=True)
+        self._memory = instruments.gauge(metric_definitions.VALKEY_MEMORY)
+        self._maxmemory = instruments.gauge(metric_definitions.VALKEY_MAXMEMORY)
+        self._keys = instruments.gauge(metric_definitions.VALKEY_KEYS)
+        self._evicted = instruments.counter(metric_definitions.VALKEY_EVICTED, counted_elsewhere=True)
+        self._clients = instruments.gauge(metric_definitions.VALKEY_CLIENTS)
+
+    def failed(self, kind: ValkeyFailure) -> None:
+        self._failures.inc(kind)
+
+    def watch(self, up: Callable[[], bool]) -> None:
+        """From now on there is a Valkey; show at each scrape whether it answers."""
+        self._up.poll = lambda: [((), int(up()))]
+
+    def info(self, info: ValkeyInfo) -> None:
+        if not info.primaries:
+            # It never said anything, or its connection is gone: nothing more is known.
+            return
+        self._commands.follow(info.commands_processed)
+        self._memory.set(info.used_memory)
+        self._maxmemory.set(info.maxmemory)
+        self._keys.set(info.keys_db0)
+        self._evicted.follow(info.evicted_keys)
+        self._clients.set(info.connected_clients)
+
 
 _log = Logger()
 
@@ -38,19 +120,19 @@ class NetMetrics:
     """Counts connections, sessions and replies."""
 
     def __init__(self, instruments: Instruments) -> None:
-        self._opened = instruments.counter(families.CONNECTIONS_OPENED)
-        self._open = instruments.gauge(families.CONNECTIONS_OPEN)
-        self._refused = instruments.counter(families.CONNECTIONS_REFUSED)
-        self._health_checks = instruments.counter(families.HEALTH_CHECKS)
-        self._duration = instruments.histogram(families.SESSION_DURATION)
-        self._commands = instruments.counter(families.COMMANDS)
-        self._accepted = instruments.counter(families.MESSAGES_ACCEPTED)
-        self._rejected = instruments.counter(families.MESSAGES_REJECTED)
-        self._deferred = instruments.counter(families.MESSAGES_DEFERRED)
-        self._size = instruments.histogram(families.MESSAGE_SIZE)
-        self._tls = instruments.counter(families.TLS_CONNECTIONS)
-        self._auth = instruments.counter(families.AUTH_ATTEMPTS)
-        self._memory = instruments.gauge(families.SESSION_MEMORY)
+        self._opened = instruments.counter(metric_definitions.CONNECTIONS_OPENED)
+        self._open = instruments.gauge(metric_definitions.CONNECTIONS_OPEN)
+        self._refused = instruments.counter(metric_definitions.CONNECTIONS_REFUSED)
+        self._health_checks = instruments.counter(metric_definitions.HEALTH_CHECKS)
+        self._duration = instruments.histogram(metric_definitions.SESSION_DURATION)
+        self._commands = instruments.counter(metric_definitions.COMMANDS)
+        self._accepted = instruments.counter(metric_definitions.MESSAGES_ACCEPTED)
+        self._rejected = instruments.counter(metric_definitions.MESSAGES_REJECTED)
+        self._deferred = instruments.counter(metric_definitions.MESSAGES_DEFERRED)
+        self._size = instruments.histogram(metric_definitions.MESSAGE_SIZE)
+        self._tls = instruments.counter(metric_definitions.TLS_CONNECTIONS)
+        self._auth = instruments.counter(metric_definitions.AUTH_ATTEMPTS)
+        self._memory = instruments.gauge(metric_definitions.SESSION_MEMORY)
 
     def watch_memory(self, memory: Callable[[], Mapping[str, int]]) -> None:
         """Show at each scrape what ``memory()`` says: octets of all sessions, by kind."""
@@ -91,10 +173,10 @@ class ChainMetrics:
     """Counts the verdicts and failures of policies."""
 
     def __init__(self, instruments: Instruments) -> None:
-        self._verdicts = instruments.counter(families.POLICY_VERDICTS)
-        self._failures = instruments.counter(families.POLICY_FAILURES)
-        self._duration = instruments.histogram(families.POLICY_DURATION)
-        self._breakers = instruments.gauge(families.POLICY_BREAKER_OPEN)
+        self._verdicts = instruments.counter(metric_definitions.POLICY_VERDICTS)
+        self._failures = instruments.counter(metric_definitions.POLICY_FAILURES)
+        self._duration = instruments.histogram(metric_definitions.POLICY_DURATION)
+        self._breakers = instruments.gauge(metric_definitions.POLICY_BREAKER_OPEN)
 
     def watch_breakers(self, breakers: Callable[[], Mapping[str, bool]]) -> None:
         """Show at each scrape what ``breakers()`` says: for each policy in force whether it is left alone."""
@@ -112,16 +194,16 @@ class SpoolMetrics:
     """Counts the spool's commits and failures, and shows what it holds."""
 
     def __init__(self, instruments: Instruments) -> None:
-        self._commits = instruments.histogram(families.SPOOL_COMMIT_DURATION)
-        self._together = instruments.histogram(families.SPOOL_COMMIT_MESSAGES)
-        self._failures = instruments.counter(families.SPOOL_FAILURES)
-        self._messages = instruments.gauge(families.SPOOL_MESSAGES)
-        self._bytes = instruments.gauge(families.SPOOL_BYTES)
-        self._oldest = instruments.gauge(families.SPOOL_OLDEST_AGE)
-        self._free = instruments.gauge(families.SPOOL_FREE)
-        self._healthy = instruments.gauge(families.SPOOL_HEALTHY)
-        self._undeliverable = instruments.gauge(families.SPOOL_UNDELIVERABLE)
-        self._holds_ended = instruments.counter(families.HOLDS_ENDED)
+        self._commits = instruments.histogram(metric_definitions.SPOOL_COMMIT_DURATION)
+        self._together = instruments.histogram(metric_definitions.SPOOL_COMMIT_MESSAGES)
+        self._failures = instruments.counter(metric_definitions.SPOOL_FAILURES)
+        self._messages = instruments.gauge(metric_definitions.SPOOL_MESSAGES)
+        self._bytes = instruments.gauge(metric_definitions.SPOOL_BYTES)
+        self._oldest = instruments.gauge(metric_definitions.SPOOL_OLDEST_AGE)
+        self._free = instruments.gauge(metric_definitions.SPOOL_FREE)
+        self._healthy = instruments.gauge(metric_definitions.SPOOL_HEALTHY)
+        self._undeliverable = instruments.gauge(metric_definitions.SPOOL_UNDELIVERABLE)
+        self._holds_ended = instruments.counter(metric_definitions.HOLDS_ENDED)
 
     def committed(self, messages: int, seconds: float) -> None:
         self._commits.observe(seconds)
@@ -153,12 +235,12 @@ class DeliveryMetrics:
     """Counts delivery attempts, and the connections that they take."""
 
     def __init__(self, instruments: Instruments) -> None:
-        self._connections = instruments.counter(families.DELIVERY_CONNECTIONS)
-        self._open = instruments.gauge(families.DELIVERY_CONNECTIONS_OPEN)
-        self._tls = instruments.counter(families.DELIVERY_TLS)
-        self._destinations = instruments.gauge(families.DELIVERY_LANES)
-        self._attempts = instruments.counter(families.DELIVERY_ATTEMPTS)
-        self._duration = instruments.histogram(families.DELIVERY_DURATION)
+        self._connections = instruments.counter(metric_definitions.DELIVERY_CONNECTIONS)
+        self._open = instruments.gauge(metric_definitions.DELIVERY_CONNECTIONS_OPEN)
+        self._tls = instruments.counter(metric_definitions.DELIVERY_TLS)
+        self._destinations = instruments.gauge(metric_definitions.DELIVERY_DESTINATIONS)
+        self._attempts = instruments.counter(metric_definitions.DELIVERY_ATTEMPTS)
+        self._duration = instruments.histogram(metric_definitions.DELIVERY_DURATION)
 
     def attempted(self, outcome: Outcome) -> None:
         self._attempts.inc(outcome.route, outcome.status.value)
@@ -186,7 +268,7 @@ class Metrics:
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         instruments = Instruments(node_id)
-        instruments.gauge(families.BUILD_INFO).set(
+        instruments.gauge(metric_definitions.BUILD_INFO).set(
             1, __version__, platform.python_version(), twisted.__version__
         )
         self.net = NetMetrics(instruments)
@@ -196,9 +278,9 @@ class Metrics:
         self.valkey = ValkeyMetrics(instruments)
         self.spool = SpoolMetrics(instruments)
         self.delivery = DeliveryMetrics(instruments)
-        self.loop_lag = instruments.histogram(families.LOOP_LAG)
-        self._poll_failures = instruments.counter(families.POLL_FAILURES)
-        self.plugins = PluginMetrics(instruments)
+        self.loop_lag = instruments.histogram(metric_definitions.LOOP_LAG)
+        self._poll_failures = instruments.counter(metric_definitions.POLL_FAILURES)
+        self.plugins = PluginMetricsRegistry(instruments)
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(instruments)
         self.registry.register(_Process(node_id))

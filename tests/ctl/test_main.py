@@ -26,7 +26,7 @@ from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
-from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
+from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeListing
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
@@ -72,8 +72,8 @@ class Daemon:
     async def nodes(self) -> NodeListing:
         return NodeListing(tuple(await self.overseen.others()), complete=not self.overseen.away)
 
-    def status(self) -> Status:
-        return Status(
+    def status(self) -> DaemonStatus:
+        return DaemonStatus(
             version="0.1.0",
             node_id="mx1",
             hostname="mx1.example.org",

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from elemta.ops import families
-from elemta.ops.instruments import Kind
+from elemta.ops import metric_definitions
+from elemta.ops.instruments import MetricType
 from tests.interop.programs import program
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
@@ -36,8 +36,8 @@ PROCESS = {
 def sampled() -> set[str]:
     """The names of everything that a node may serve, with those that histograms get."""
     names = set(PROCESS)
-    for family in families.ALL:
-        parts = ("_bucket", "_sum", "_count") if family.kind is Kind.HISTOGRAM else ("",)
+    for family in metric_definitions.ALL:
+        parts = ("_bucket", "_sum", "_count") if family.kind is MetricType.HISTOGRAM else ("",)
         names |= {family.name + part for part in parts}
     return names
 
@@ -93,8 +93,8 @@ def test_the_names_that_dashboards_have_always_read_are_kept() -> None:
 
 
 def test_every_counter_ends_in_total_and_nothing_else_does() -> None:
-    for family in families.ALL:
-        assert family.name.endswith("_total") == (family.kind is Kind.COUNTER), family.name
+    for family in metric_definitions.ALL:
+        assert family.name.endswith("_total") == (family.kind is MetricType.COUNTER), family.name
 
 
 def test_every_alert_is_about_metrics_that_there_are_and_has_a_case() -> None:

@@ -30,7 +30,7 @@ from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
 from elemta.limits.store import LimitSpec, Request
 from elemta.ops.admin import MAX_BODY, AdminSite
-from elemta.ops.admin_operations import ListenerStatus, NodeListing, Status
+from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeListing
 from elemta.ops.admin_socket import AdminSocket
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
@@ -64,8 +64,8 @@ class Daemon:
     async def nodes(self) -> NodeListing:
         return NodeListing(tuple(await self.overseen.others()), complete=not self.overseen.away)
 
-    def status(self) -> Status:
-        return Status(
+    def status(self) -> DaemonStatus:
+        return DaemonStatus(
             version="0.1.0",
             node_id="mx1",
             hostname="mx1.example.org",

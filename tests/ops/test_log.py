@@ -22,8 +22,8 @@ from zope.interface.verify import verifyObject
 
 from elemta.address import Address
 from elemta.config import LogFormat
-from elemta.ops.lines import Lines
 from elemta.ops.log import MAX_VALUE, observer
+from elemta.ops.log_writer import LogWriter
 from elemta.outcome import Status
 
 
@@ -321,7 +321,7 @@ def test_another_stream_than_journalds_gets_no_priorities(pipe: tuple[Any, int])
 
 def test_a_reader_that_stops_reading_stops_nobody_and_is_told_what_it_missed(pipe: tuple[Any, int]) -> None:
     stream, read = pipe
-    lines = Lines(stream, lambda count: f"lost {count}\n", limit=10_000)
+    lines = LogWriter(stream, lambda count: f"lost {count}\n", limit=10_000)
     for number in range(2000):  # 200 KB into a pipe that takes 64
         lines.write(f"{number:099d}\n")
     assert 0 < lines.held <= 10_000
@@ -423,7 +423,7 @@ def test_a_closed_stream_raises_nothing() -> None:
 def test_a_line_longer_than_a_pipe_takes_at_once_arrives_whole() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, ours.makefile("w") as stream:
-        lines = Lines(stream, str)
+        lines = LogWriter(stream, str)
         lines.write("é" * 20_000 + "\n")
         got = b""
         while not got.endswith(b"\n"):
@@ -435,7 +435,7 @@ def test_logging_from_within_a_write_keeps_lines_whole(
     pipe: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, read = pipe
-    lines = Lines(stream, str)
+    lines = LogWriter(stream, str)
     write, nested = os.write, []
 
     def write_and_log(fd: int, data: bytes) -> int:

@@ -15,9 +15,9 @@ from elemta.address import Address
 from elemta.errors import SpoolError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, ModeObserver
 from elemta.net.observer import NetObserver
-from elemta.ops import families
+from elemta.ops import metric_definitions
 from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics
-from elemta.ops.plugins import MAX_CHILDREN
+from elemta.ops.plugin_metrics import MAX_CHILDREN
 from elemta.outcome import Outcome, Status
 from elemta.policy import PolicyObserver
 from elemta.spool import MessageState, SpoolStats
@@ -193,13 +193,15 @@ def test_the_node_is_on_every_sample_and_every_name_is_ours() -> None:
             assert sample.labels["node_id"] == "mx1.example.org"
 
 
-@pytest.mark.parametrize("family", families.ALL, ids=lambda family: family.name)
-def test_a_declared_metric_is_exposed_under_its_name_with_its_words(family: families.Family) -> None:
+@pytest.mark.parametrize("family", metric_definitions.ALL, ids=lambda family: family.name)
+def test_a_declared_metric_is_exposed_under_its_name_with_its_words(
+    family: metric_definitions.MetricDefinition,
+) -> None:
     text = Metrics("mx1").render().decode()
     assert f"# TYPE {family.name} {family.kind.value}\n" in text
     assert f"# HELP {family.name} " in text
     assert re.fullmatch(r"(elemta|smtp|valkey)_[a-z0-9_]+", family.name)
-    assert (family.kind is families.Kind.COUNTER) == family.name.endswith("_total")
+    assert (family.kind is metric_definitions.MetricType.COUNTER) == family.name.endswith("_total")
     assert family.words.endswith(".")
 
 

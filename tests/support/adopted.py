@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
-from elemta.ops.spool_operations import SpoolStatus
+from elemta.ops.admin_operations import SpoolStatus
 from elemta.spool import MessageState
 
 OWN = SpoolStatus(

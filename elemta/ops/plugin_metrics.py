@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from elemta.ops.instruments import FAST, Counter, Family, Histogram, Instrument, Instruments, Kind
+from elemta.ops.instruments import (
+    FAST,
+    CounterMetric,
+    HistogramMetric,
+    Instrument,
+    Instruments,
+    MetricDefinition,
+    MetricType,
+)
 
 #: Sets of label values that one metric of a plugin may have; what comes after is counted under ``other``.
 MAX_CHILDREN = 200
@@ -17,7 +25,7 @@ _RESERVED = frozenset({"node_id", "le", "quantile"})
 class PolicyCounter:
     """A counter of a policy, or one of its children with label values."""
 
-    def __init__(self, counter: Counter, values: tuple[str, ...] = ()) -> None:
+    def __init__(self, counter: CounterMetric, values: tuple[str, ...] = ()) -> None:
         self._counter = counter
         self._values = values
 
@@ -34,7 +42,7 @@ class PolicyCounter:
 class PolicyHistogram:
     """A histogram of a policy, or one of its children with label values."""
 
-    def __init__(self, histogram: Histogram, values: tuple[str, ...] = ()) -> None:
+    def __init__(self, histogram: HistogramMetric, values: tuple[str, ...] = ()) -> None:
         self._histogram = histogram
         self._values = values
 
@@ -46,7 +54,7 @@ class PolicyHistogram:
         return PolicyHistogram(self._histogram, _bounded(self._histogram, values))
 
 
-class PluginMetrics:
+class PluginMetricsRegistry:
     """Makes the instruments of plugins, by their full names (``elemta_plugin_POLICY_lookups_total``).
 
     The same name with the same labels gives the same numbers again, so that a reload, which builds every
@@ -62,9 +70,9 @@ class PluginMetrics:
         Raises ValueError for a name or a label that is not ``[a-z][a-z0-9_]*``, and for one that was declared
         with other labels before.
         """
-        family = _family(name.removesuffix("_total") + "_total", Kind.COUNTER, words, labels)
+        family = _family(name.removesuffix("_total") + "_total", MetricType.COUNTER, words, labels)
         known = self._known(family)
-        return PolicyCounter(known if isinstance(known, Counter) else self._instruments.counter(family))
+        return PolicyCounter(known if isinstance(known, CounterMetric) else self._instruments.counter(family))
 
     def histogram(
         self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
@@ -73,11 +81,13 @@ class PluginMetrics:
         bounds = FAST if buckets is None else tuple(float(bound) for bound in buckets)
         if list(bounds) != sorted(set(bounds)):
             raise ValueError("the buckets of a histogram are ascending bounds")
-        family = _family(name, Kind.HISTOGRAM, words, labels, bounds)
+        family = _family(name, MetricType.HISTOGRAM, words, labels, bounds)
         known = self._known(family)
-        return PolicyHistogram(known if isinstance(known, Histogram) else self._instruments.histogram(family))
+        return PolicyHistogram(
+            known if isinstance(known, HistogramMetric) else self._instruments.histogram(family)
+        )
 
-    def _known(self, family: Family) -> Instrument | None:
+    def _known(self, family: MetricDefinition) -> Instrument | None:
         known = self._instruments.named(family.name)
         if known is not None and (known.family.kind, known.family.labels) != (family.kind, family.labels):
             raise ValueError(f"there is another metric {family.name} already")
@@ -85,21 +95,21 @@ class PluginMetrics:
 
 
 def _family(
-    name: str, kind: Kind, words: str, labels: Sequence[str], bounds: tuple[float, ...] = ()
-) -> Family:
+    name: str, kind: MetricType, words: str, labels: Sequence[str], bounds: tuple[float, ...] = ()
+) -> MetricDefinition:
     for word in (name, *labels):
         if not _NAME.fullmatch(word) or word in _RESERVED:
             raise ValueError(f"{word!r} can't be the name of a metric or of a label")
-    return Family(name, kind, words, tuple(labels), bounds)
+    return MetricDefinition(name, kind, words, tuple(labels), bounds)
 
 
-def _complete(family: Family, values: tuple[str, ...]) -> tuple[str, ...]:
+def _complete(family: MetricDefinition, values: tuple[str, ...]) -> tuple[str, ...]:
     if len(values) != len(family.labels):
         raise ValueError(f"{family.name} needs values for its labels {', '.join(family.labels)}")
     return values
 
 
-def _bounded(instrument: Counter | Histogram, values: tuple[str, ...]) -> tuple[str, ...]:
+def _bounded(instrument: CounterMetric | HistogramMetric, values: tuple[str, ...]) -> tuple[str, ...]:
     _complete(instrument.family, values)
     if values in instrument.children or len(instrument.children) < MAX_CHILDREN:
         return values

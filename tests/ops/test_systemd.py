@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from elemta.ops.notify import Notifier
+from elemta.ops.systemd import Notifier
 
 
 @pytest.fixture

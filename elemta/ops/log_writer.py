@@ -22,7 +22,7 @@ class TextStream(Protocol):
     def flush(self) -> object: ...
 
 
-class Lines:
+class LogWriter:
     """Lines on their way to a stream; never raises, and never waits for the reader.
 
     What a full pipe does not take is kept, at most ``limit`` octets, and goes out with the lines that follow;
@@ -105,7 +105,7 @@ class Lines:
                 else:
                     self._pending[0] = head[written:]
                 if self._lost and not self._pending:
-                    self._tell_lost()
+                    self._report_lost()
         except BlockingIOError:  # another process made it non-blocking; the rest waits for the next line
             return
         except OSError:  # the reader is gone, or the disk is full
@@ -113,7 +113,7 @@ class Lines:
             self._pending.clear()
             self._held = 0
 
-    def _tell_lost(self) -> None:
+    def _report_lost(self) -> None:
         notice = self._notice(self._lost).encode("utf-8", "backslashreplace")
         self._lost = 0
         self._pending.append(notice)

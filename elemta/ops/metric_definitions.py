@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from elemta.ops.instruments import COUNTS, FAST, OCTETS, SLOW, Family, Kind
+from elemta.ops.instruments import COUNTS, FAST, OCTETS, SLOW, MetricDefinition, MetricType
 
 
-def _counter(name: str, words: str, *labels: str) -> Family:
-    return Family(name, Kind.COUNTER, words, labels)
+def _counter(name: str, words: str, *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, MetricType.COUNTER, words, labels)
 
 
-def _gauge(name: str, words: str, *labels: str) -> Family:
-    return Family(name, Kind.GAUGE, words, labels)
+def _gauge(name: str, words: str, *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, MetricType.GAUGE, words, labels)
 
 
-def _histogram(name: str, words: str, bounds: tuple[float, ...], *labels: str) -> Family:
-    return Family(name, Kind.HISTOGRAM, words, labels, bounds)
+def _histogram(name: str, words: str, bounds: tuple[float, ...], *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, MetricType.HISTOGRAM, words, labels, bounds)
 
 
 BUILD_INFO = _gauge(
@@ -174,7 +174,7 @@ DELIVERY_TLS = _counter(
     "TLS handshakes with next hops, by negotiated version, or failed.",
     "outcome",
 )
-DELIVERY_LANES = _gauge(
+DELIVERY_DESTINATIONS = _gauge(
     "elemta_delivery_destinations",
     "Destinations with mail in the queue, by state: those that may be tried, and those that are down.",
     "state",
@@ -237,7 +237,7 @@ ALL = (
     DELIVERY_CONNECTIONS,
     DELIVERY_CONNECTIONS_OPEN,
     DELIVERY_TLS,
-    DELIVERY_LANES,
+    DELIVERY_DESTINATIONS,
     LOOP_LAG,
     POLL_FAILURES,
 )
