@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from elemta.ctl.exits import EX_FAILED, EX_NOPERM, EX_UNAVAILABLE, CommandFailed
+from elemta.ctl.exit_codes import EX_FAILED, EX_NOPERM, EX_UNAVAILABLE, CommandFailed
 
 # The daemon answers or gives up within 30 seconds.
 TIMEOUT_SECONDS = 35.0
@@ -20,7 +20,7 @@ MAX_ANSWER = 64 * 1024 * 1024
 MAX_PATH_OCTETS = 107
 
 
-class Refused(CommandFailed):
+class DaemonRefused(CommandFailed):
     """The daemon answered with an error; ``status`` is the HTTP status, ``content`` the whole answer."""
 
     def __init__(self, status: int, content: Mapping[str, Any]) -> None:
@@ -49,8 +49,8 @@ class AdminClient:
     def call(self, method: str, *segments: str, **query: str) -> dict[str, Any]:
         """The answer to one call.
 
-        Raises :class:`Refused`, or :class:`CommandFailed` when nothing listens, no answer comes in time,
-        or the socket may not be opened.
+        Raises :class:`DaemonRefused`, or :class:`CommandFailed` when nothing listens, no answer comes in
+        time, or the socket may not be opened.
         """
         target = "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
         if query:
@@ -97,7 +97,7 @@ class AdminClient:
         if not isinstance(content, dict) or len(body) > MAX_ANSWER:
             raise CommandFailed(EX_UNAVAILABLE, f"what answers at {self.path} is not Elemta's admin API")
         if status != http.client.OK:
-            raise Refused(status, content)
+            raise DaemonRefused(status, content)
         return content
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from elemta.auth.authenticator import load_checkers
 from elemta.config import Config, dump
 from elemta.config.values import nearest
+from elemta.ctl.context import CommandContext
 from elemta.ctl.daemon import waits_for_restart
-from elemta.ctl.exits import EX_CONFIG, EX_OK, CommandFailed
-from elemta.ctl.invocation import Invocation
+from elemta.ctl.exit_codes import EX_CONFIG, EX_OK, CommandFailed
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.policy.discovery import available_plugins
 
 
-def check(invocation: Invocation) -> int:
+def check(invocation: CommandContext) -> int:
     """``config check``: every fault, in the file itself and in what it names. Needs no daemon."""
     config = invocation.config()
     faults = [*_of_domains(config), *_of_checkers(config), *_of_chain(config)]
@@ -29,7 +29,7 @@ def check(invocation: Invocation) -> int:
     return EX_OK
 
 
-def show(invocation: Invocation) -> int:
+def show(invocation: CommandContext) -> int:
     """``config dump``: the effective configuration of the file and the environment, or that of the daemon."""
     if invocation.args.running:
         answer = invocation.client().get("config")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elemta.ctl.client import Refused
-from elemta.ctl.exits import EX_CONFIG, EX_OK, CommandFailed
-from elemta.ctl.invocation import Invocation
+from elemta.ctl.client import DaemonRefused
+from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_CONFIG, EX_OK, CommandFailed
 from elemta.ctl.text import Column, age, size
 from elemta.errors import Fault
 
@@ -36,7 +36,7 @@ _PLUGINS = (
 )
 
 
-def status(invocation: Invocation) -> int:
+def status(invocation: CommandContext) -> int:
     answer = invocation.client().get("status")
     if invocation.json:
         invocation.give(answer)
@@ -112,7 +112,7 @@ def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [("valkey", f"{valkey['url']}, {state}{breaker}{trouble}")]
 
 
-def nodes(invocation: Invocation) -> int:
+def nodes(invocation: CommandContext) -> int:
     answer = invocation.client().get("nodes")
     if invocation.json:
         invocation.give(answer)
@@ -136,7 +136,7 @@ def _node(node: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def plugins(invocation: Invocation) -> int:
+def plugins(invocation: CommandContext) -> int:
     answer = invocation.client().get("plugins")
     if invocation.json:
         invocation.give(answer)
@@ -154,10 +154,10 @@ def plugins(invocation: Invocation) -> int:
     return EX_OK
 
 
-def reload(invocation: Invocation) -> int:
+def reload(invocation: CommandContext) -> int:
     try:
         answer = invocation.client().post("reload")
-    except Refused as refused:
+    except DaemonRefused as refused:
         faults = [fault_of(fault) for fault in refused.content.get("faults", ())]
         if not faults:
             raise
@@ -176,7 +176,7 @@ def waits_for_restart(key: str) -> str:
     return f"{key} changed and takes effect after a restart"
 
 
-def drain(invocation: Invocation) -> int:
+def drain(invocation: CommandContext) -> int:
     answer = invocation.client().post("drain")
     if invocation.json:
         invocation.give(answer)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elemta.config.values import format_duration
-from elemta.ctl.exits import EX_OK
-from elemta.ctl.invocation import Invocation
+from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_OK
 from elemta.ctl.text import Column, age
 
 _LIMITS = (
@@ -29,7 +29,7 @@ _FILLS = (
 )
 
 
-def show_list(invocation: Invocation) -> int:
+def show_list(invocation: CommandContext) -> int:
     answer = invocation.client().get("limits")
     if invocation.json:
         invocation.give(answer)
@@ -53,20 +53,20 @@ def _limit(limit: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def top(invocation: Invocation) -> int:
+def top(invocation: CommandContext) -> int:
     args = invocation.args
     query = {"limit": args.limit} if args.limit else {}
     answer = invocation.client().get("limits", "top", count=str(args.count), **query)
     return _give(invocation, answer, "nothing is counted")
 
 
-def show(invocation: Invocation) -> int:
+def show(invocation: CommandContext) -> int:
     identity = invocation.args.id
     answer = invocation.client().get("limits", "show", id=identity)
     return _give(invocation, answer, f"nothing is counted for {identity}")
 
 
-def _give(invocation: Invocation, answer: Mapping[str, Any], nothing: str) -> int:
+def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -> int:
     if invocation.json:
         invocation.give(answer)
         return EX_OK
@@ -108,7 +108,7 @@ def _passes(fill: Mapping[str, Any]) -> str:
     return passes if fill["mode"] == "enforce" else f"now (else {passes})"
 
 
-def reset(invocation: Invocation) -> int:
+def reset(invocation: CommandContext) -> int:
     answer = invocation.client().post("limits", "reset", id=invocation.args.id)
     if invocation.json:
         invocation.give(answer)

@@ -14,7 +14,7 @@ class UsageFault(Exception):
     """A command line that can't be understood."""
 
 
-class Mode(enum.Enum):
+class SendmailMode(enum.Enum):
     """What the command is asked to do."""
 
     SUBMIT = "submit"
@@ -25,10 +25,10 @@ class Mode(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SendmailOptions:
     """A command line. ``sender`` None: the calling user; ``ret``, ``notify``, ``envid``: RFC 3461."""
 
-    mode: Mode = Mode.SUBMIT
+    mode: SendmailMode = SendmailMode.SUBMIT
     from_header: bool = False
     dots: bool = True
     sender: str | None = None
@@ -59,27 +59,27 @@ _IGNORED: Final = "GUnmvL"
 _WITH_VALUE: Final = "fFrNRVBChLopOXAbqd"
 _OPTIONAL_VALUE: Final = "qd"
 _MODES: Final = {
-    "s": Mode.SMTP,
-    "p": Mode.QUEUE,
-    "i": Mode.ALIASES,
-    "m": Mode.SUBMIT,
+    "s": SendmailMode.SMTP,
+    "p": SendmailMode.QUEUE,
+    "i": SendmailMode.ALIASES,
+    "m": SendmailMode.SUBMIT,
 }
-_NAMES: Final = {"mailq": Mode.QUEUE, "newaliases": Mode.ALIASES}
+_NAMES: Final = {"mailq": SendmailMode.QUEUE, "newaliases": SendmailMode.ALIASES}
 # RFC 3461 §4.4: xtext
 _ENVID: Final = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2}){1,100}")
 _CONDITIONS: Final = ("NEVER", "SUCCESS", "FAILURE", "DELAY")
 
 
-def read_options(argv: Sequence[str]) -> Options:
+def read_options(argv: Sequence[str]) -> SendmailOptions:
     """The options of a command line whose first word is the program's name. Raises UsageFault."""
-    options = Options(mode=_NAMES.get(PurePath(argv[0]).name if argv else "", Mode.SUBMIT))
+    options = SendmailOptions(mode=_NAMES.get(PurePath(argv[0]).name if argv else "", SendmailMode.SUBMIT))
     recipients: list[str] = []
     words = iter(argv[1:])
     for word in words:
         if word == "--":
             recipients += words
         elif word == "--version":
-            options = replace(options, mode=Mode.VERSION)
+            options = replace(options, mode=SendmailMode.VERSION)
         elif word == "--help" or not word.startswith("-") or word == "-":
             if word in ("--help", "-"):
                 raise UsageFault("man elemta-sendmail says which options there are")
@@ -88,7 +88,7 @@ def read_options(argv: Sequence[str]) -> Options:
             for letter, value in _letters(word[1:], words):
                 options = _apply(options, letter, value)
     options = replace(options, recipients=tuple(recipients))
-    if options.mode is Mode.SUBMIT and not recipients and not options.from_header:
+    if options.mode is SendmailMode.SUBMIT and not recipients and not options.from_header:
         raise UsageFault("no recipient: name some, or use -t to take them from the message")
     return options
 
@@ -109,7 +109,7 @@ def _letters(cluster: str, words: Iterator[str]) -> Iterator[tuple[str, str]]:
         return
 
 
-def _apply(options: Options, letter: str, value: str) -> Options:
+def _apply(options: SendmailOptions, letter: str, value: str) -> SendmailOptions:
     match letter:
         case "t":
             options = replace(options, from_header=True)
@@ -131,7 +131,7 @@ def _apply(options: Options, letter: str, value: str) -> Options:
     return options
 
 
-def _notice(options: Options, letter: str, value: str) -> Options:
+def _notice(options: SendmailOptions, letter: str, value: str) -> SendmailOptions:
     upper = value.upper()
     if letter == "R":
         if upper not in ("FULL", "HDRS"):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from elemta.ctl.mail_options import Options
+from elemta.ctl.mail_options import SendmailOptions
 from elemta.errors import ElemtaError
 from elemta.smtp.path import parse_address
 
@@ -61,7 +61,7 @@ class _Field:
     whole: bytes
 
 
-def read_draft(options: Options, stdin: BinaryIO, *, host: str, now: float) -> Draft:
+def read_draft(options: SendmailOptions, stdin: BinaryIO, *, host: str, now: float) -> Draft:
     """Read a mail to its end; ``now`` dates it. Raises MailFault when it has no usable recipient."""
     fields, body = _divided(_LINE_END.sub(b"\r\n", _read(stdin, dots=options.dots)))
     resent = any(field.name.startswith(b"resent-") for field in fields)
@@ -146,13 +146,13 @@ def _caller() -> pwd.struct_passwd | None:
         return None
 
 
-def _sender(options: Options, caller: pwd.struct_passwd | None, host: str) -> Mailbox:
+def _sender(options: SendmailOptions, caller: pwd.struct_passwd | None, host: str) -> Mailbox:
     if options.sender is not None:
         return Mailbox("") if options.sender in ("", "<>") else _mailbox(options.sender, host)
     return _mailbox(caller.pw_name if caller else f"uid-{os.getuid()}", host)
 
 
-def _author(options: Options, caller: pwd.struct_passwd | None, sender: Mailbox, host: str) -> str:
+def _author(options: SendmailOptions, caller: pwd.struct_passwd | None, sender: Mailbox, host: str) -> str:
     full = options.full_name or (caller.pw_gecos.partition(",")[0] if caller else "")
     address = sender.text or f"MAILER-DAEMON@{host}"
     # formataddr does not take addresses beyond ASCII.

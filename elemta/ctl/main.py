@@ -11,11 +11,11 @@ from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
 from elemta.ctl import configuration, daemon, limits, queue, spool, users
-from elemta.ctl.exits import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
-from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG, Invocation
+from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
+from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
 
-Command = Callable[[Invocation], int]
+Command = Callable[[CommandContext], int]
 
 EPILOG = """\
 exit codes: 0 done, 1 failed or no, 2 wrong use, 69 the daemon is not running,
@@ -38,10 +38,10 @@ def main(
         return leaving.code if isinstance(leaving.code, int) else EX_USAGE
     with ExitStack() as closing:
         source = stdin if stdin is not None else sys.stdin
-        return _run(args.command, Invocation(args, source, stdout, stderr, environ, closing))
+        return _run(args.command, CommandContext(args, source, stdout, stderr, environ, closing))
 
 
-def _run(command: Command, invocation: Invocation) -> int:
+def _run(command: Command, invocation: CommandContext) -> int:
     try:
         return command(invocation)
     except CommandFailed as failed:
@@ -69,7 +69,7 @@ def console() -> NoReturn:
     sys.exit(code)
 
 
-def _fail(invocation: Invocation, failed: CommandFailed) -> int:
+def _fail(invocation: CommandContext, failed: CommandFailed) -> int:
     if invocation.json:
         invocation.give(
             {

@@ -9,10 +9,10 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from elemta.ctl.client import AdminClient, Refused
+from elemta.ctl.client import AdminClient, DaemonRefused
+from elemta.ctl.context import CommandContext
 from elemta.ctl.daemon import spool_lines
-from elemta.ctl.exits import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
-from elemta.ctl.invocation import Invocation
+from elemta.ctl.exit_codes import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column, age, safe, size
 
 PAGE = 1000
@@ -44,7 +44,7 @@ _FINAL = {
 }
 
 
-def show_list(invocation: Invocation) -> int:
+def show_list(invocation: CommandContext) -> int:
     args = invocation.args
     client = invocation.client()
     found: list[Mapping[str, Any]] = []
@@ -86,13 +86,13 @@ def _next(message: Mapping[str, Any], now: float) -> str:
     return f"in {age(wait)}" if wait >= 1 else "now"
 
 
-def show(invocation: Invocation) -> int:
+def show(invocation: CommandContext) -> int:
     client = invocation.client()
     records, failures = [], []
     for queue_id in invocation.args.ids:
         try:
             records.append(client.get("queue", queue_id))
-        except Refused as refused:
+        except DaemonRefused as refused:
             _only_about_a_message(refused)
             failures.append({"queue_id": queue_id, "error": refused.problem, "hint": refused.hint})
             invocation.note(_failure(failures[-1]))
@@ -106,7 +106,7 @@ def show(invocation: Invocation) -> int:
     return EX_FAILED if failures else EX_OK
 
 
-def _describe(invocation: Invocation, record: Mapping[str, Any]) -> None:
+def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
     client, now = record["client"], time.time()
     said = {
         "id": record["queue_id"],
@@ -154,7 +154,7 @@ def _moment(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def stats(invocation: Invocation) -> int:
+def stats(invocation: CommandContext) -> int:
     answer = invocation.client().get("queue", "stats")
     if invocation.json:
         invocation.give(answer)
@@ -163,7 +163,7 @@ def stats(invocation: Invocation) -> int:
     return EX_OK
 
 
-def change(invocation: Invocation) -> int:
+def change(invocation: CommandContext) -> int:
     """``queue retry|hold|release|bounce|delete``: on the ids that were given, or on all that match."""
     args = invocation.args
     _check_choice(args)
@@ -207,7 +207,7 @@ def _change_together(
 def _bounce(client: AdminClient, args: argparse.Namespace, queue_id: str) -> dict[str, Any]:
     try:
         notices = client.post("queue", queue_id, "bounce")["notices"]
-    except Refused as refused:
+    except DaemonRefused as refused:
         _only_about_a_message(refused)
         return _refused(args, queue_id, refused.status, refused.problem, refused.hint)
     return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action], "notices": notices}
@@ -219,12 +219,12 @@ def _refused(args: argparse.Namespace, queue_id: str, status: int, problem: str,
     return {"queue_id": queue_id, "ok": gone, "error": problem, "hint": hint}
 
 
-def _only_about_a_message(refused: Refused) -> None:
+def _only_about_a_message(refused: DaemonRefused) -> None:
     if refused.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
         raise refused
 
 
-def _report(invocation: Invocation, results: Sequence[Mapping[str, Any]]) -> int:
+def _report(invocation: CommandContext, results: Sequence[Mapping[str, Any]]) -> int:
     failed = [result for result in results if not result["ok"]]
     if invocation.json:
         invocation.give({"results": results})
@@ -245,7 +245,7 @@ def _failure(result: Mapping[str, Any]) -> str:
     return f"{result['queue_id']}: {result['error']}{hint}"
 
 
-def _confirm(invocation: Invocation, ids: Sequence[str]) -> None:
+def _confirm(invocation: CommandContext, ids: Sequence[str]) -> None:
     action = invocation.args.action
     if not invocation.stdin.isatty():
         if invocation.args.all:

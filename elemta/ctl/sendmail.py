@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl.mail_options import Mode, Options, UsageFault, read_options
+from elemta.ctl.discover import ServerEndpoint, own_name, places
+from elemta.ctl.mail_options import SendmailMode, SendmailOptions, UsageFault, read_options
 from elemta.ctl.mail_text import Draft, MailFault, read_draft
-from elemta.ctl.places import Place, own_name, places
 
 EX_OK = 0
 EX_USAGE = 64
@@ -57,17 +57,17 @@ def main(
         return _say(stderr, unsent.status, *unsent.lines)
 
 
-def _run(options: Options, stdin: BinaryIO, stdout: BinaryIO, environ: Mapping[str, str]) -> int:
+def _run(options: SendmailOptions, stdin: BinaryIO, stdout: BinaryIO, environ: Mapping[str, str]) -> int:
     match options.mode:
-        case Mode.SUBMIT:
+        case SendmailMode.SUBMIT:
             _submit(options, stdin, environ)
-        case Mode.SMTP:
+        case SendmailMode.SMTP:
             _speak(places(environ), stdin, stdout)
-        case Mode.QUEUE:
+        case SendmailMode.QUEUE:
             _show_queue()
-        case Mode.VERSION:
+        case SendmailMode.VERSION:
             stdout.write(f"elemta-sendmail {__version__}\n".encode())
-        case Mode.ALIASES:
+        case SendmailMode.ALIASES:
             pass
     return EX_OK
 
@@ -89,7 +89,7 @@ def _show_queue() -> NoReturn:
 # Submission
 
 
-def _submit(options: Options, stdin: BinaryIO, environ: Mapping[str, str]) -> None:
+def _submit(options: SendmailOptions, stdin: BinaryIO, environ: Mapping[str, str]) -> None:
     draft = read_draft(options, stdin, host=own_name(), now=time.time())
     server = _connected(places(environ), draft)
     try:
@@ -102,7 +102,7 @@ def _submit(options: Options, stdin: BinaryIO, environ: Mapping[str, str]) -> No
         server.close()
 
 
-def _connected(candidates: Sequence[Place], draft: Draft) -> smtplib.SMTP:
+def _connected(candidates: Sequence[ServerEndpoint], draft: Draft) -> smtplib.SMTP:
     """A session with the first daemon that answers."""
     tried = []
     for place in candidates:
@@ -121,7 +121,7 @@ def _connected(candidates: Sequence[Place], draft: Draft) -> smtplib.SMTP:
     raise Unsent(EX_TEMPFAIL, "no daemon takes mail here; the mail was not sent", *tried)
 
 
-def _send(server: smtplib.SMTP, options: Options, draft: Draft) -> None:
+def _send(server: smtplib.SMTP, options: SendmailOptions, draft: Draft) -> None:
     # The domain may be one that ASCII does not know.
     server.command_encoding = "utf-8" if draft.international else "ascii"
     command = " ".join((f"MAIL FROM:{draft.sender.wire}", *_mail_parameters(server, options, draft)))
@@ -157,7 +157,7 @@ def _decoded(text: bytes) -> str:
     return " ".join(text.decode("utf-8", "replace").split())
 
 
-def _mail_parameters(server: smtplib.SMTP, options: Options, draft: Draft) -> list[str]:
+def _mail_parameters(server: smtplib.SMTP, options: SendmailOptions, draft: Draft) -> list[str]:
     parameters = []
     if draft.eight_bit and server.has_extn("8bitmime"):
         parameters.append("BODY=8BITMIME")
@@ -171,15 +171,15 @@ def _mail_parameters(server: smtplib.SMTP, options: Options, draft: Draft) -> li
     return parameters
 
 
-def _rcpt_parameters(server: smtplib.SMTP, options: Options) -> list[str]:
+def _rcpt_parameters(server: smtplib.SMTP, options: SendmailOptions) -> list[str]:
     return [f"NOTIFY={options.notify}"] if options.notify and server.has_extn("dsn") else []
 
 
 # A conversation of the caller's own, with -bs
 
 
-def _speak(candidates: Sequence[Place], stdin: BinaryIO, stdout: BinaryIO) -> None:
-    from elemta.ctl.piping import connect, pipe  # noqa: PLC0415 - most runs do without
+def _speak(candidates: Sequence[ServerEndpoint], stdin: BinaryIO, stdout: BinaryIO) -> None:
+    from elemta.ctl.relay_stdio import connect, pipe  # noqa: PLC0415 - most runs do without
 
     tried = []
     for place in candidates:

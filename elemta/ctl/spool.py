@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elemta.ctl.exits import EX_OK
-from elemta.ctl.invocation import Invocation
+from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_OK
 from elemta.ctl.text import Column
 
 _SPOOLS = (
@@ -18,7 +18,7 @@ _SPOOLS = (
 )
 
 
-def show_list(invocation: Invocation) -> int:
+def show_list(invocation: CommandContext) -> int:
     answer = invocation.client().get("spools")
     if invocation.json:
         invocation.give(answer)
@@ -37,7 +37,7 @@ def _row(spool: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def adopt(invocation: Invocation) -> int:
+def adopt(invocation: CommandContext) -> int:
     # The daemon stands in another directory.
     directory = os.path.abspath(invocation.args.directory)
     answer = invocation.client().post("spools", "adopt", directory=directory)
@@ -51,7 +51,7 @@ def adopt(invocation: Invocation) -> int:
     return EX_OK
 
 
-def give_back(invocation: Invocation) -> int:
+def give_back(invocation: CommandContext) -> int:
     directory = os.path.abspath(invocation.args.directory)
     answer = invocation.client().post("spools", "give-back", directory=directory)
     if invocation.json:

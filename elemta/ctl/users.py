@@ -7,8 +7,8 @@ import os
 
 from elemta.auth.edit import DuplicateUser, NoSuchUser, add_user, delete_user, list_users, usable_password
 from elemta.auth.names import UnusableName, canonical_name
-from elemta.ctl.exits import EX_CONFIG, EX_FAILED, EX_NOPERM, EX_OK, EX_USAGE, CommandFailed
-from elemta.ctl.invocation import Invocation
+from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_CONFIG, EX_FAILED, EX_NOPERM, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column
 from elemta.errors import UsersFileError
 
@@ -18,7 +18,7 @@ MAX_STDIN = 64 * 1024
 _USERS = (Column("USER", flexible=True), Column("SCHEME"))
 
 
-def add(invocation: Invocation) -> int:
+def add(invocation: CommandContext) -> int:
     args = invocation.args
     path = _file(invocation)
     try:
@@ -33,7 +33,7 @@ def add(invocation: Invocation) -> int:
     return _done(invocation, name, path, "added")
 
 
-def delete(invocation: Invocation) -> int:
+def delete(invocation: CommandContext) -> int:
     path = _file(invocation)
     try:
         name = delete_user(path, invocation.args.name)
@@ -46,7 +46,7 @@ def delete(invocation: Invocation) -> int:
     return _done(invocation, name, path, "deleted")
 
 
-def show_list(invocation: Invocation) -> int:
+def show_list(invocation: CommandContext) -> int:
     path = _file(invocation)
     try:
         users = list_users(path)
@@ -64,7 +64,7 @@ def show_list(invocation: Invocation) -> int:
     return EX_OK
 
 
-def _done(invocation: Invocation, name: str, path: str, done: str) -> int:
+def _done(invocation: CommandContext, name: str, path: str, done: str) -> int:
     if invocation.json:
         invocation.give({"name": name, "file": path, "done": done})
     else:
@@ -72,7 +72,7 @@ def _done(invocation: Invocation, name: str, path: str, done: str) -> int:
     return EX_OK
 
 
-def _file(invocation: Invocation) -> str:
+def _file(invocation: CommandContext) -> str:
     if invocation.args.file:
         return str(invocation.args.file)
     config = invocation.config()
@@ -86,7 +86,7 @@ def _file(invocation: Invocation) -> str:
     )
 
 
-def _password(invocation: Invocation) -> bytes:
+def _password(invocation: CommandContext) -> bytes:
     if invocation.args.password_stdin:
         text = invocation.stdin.readline(MAX_STDIN)
         return usable_password(text.rstrip("\r\n").encode("utf-8", "surrogateescape"))

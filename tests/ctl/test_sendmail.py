@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from elemta.ctl.mail_options import Mode, UsageFault, read_options
+from elemta.ctl.discover import USUAL, ServerEndpoint, places
+from elemta.ctl.mail_options import SendmailMode, UsageFault, read_options
 from elemta.ctl.mail_text import Draft, MailFault, read_draft
-from elemta.ctl.places import USUAL, Place, places
 from elemta.ctl.sendmail import main
 from tests.support.daemon import Daemon
 
@@ -53,8 +53,10 @@ def test_options_may_stand_together_behind_one_dash() -> None:
     assert options.sender == "a@example.org"
 
 
-@pytest.mark.parametrize(("name", "mode"), [("/usr/bin/mailq", Mode.QUEUE), ("newaliases", Mode.ALIASES)])
-def test_the_name_that_it_is_called_by_says_what_to_do(name: str, mode: Mode) -> None:
+@pytest.mark.parametrize(
+    ("name", "mode"), [("/usr/bin/mailq", SendmailMode.QUEUE), ("newaliases", SendmailMode.ALIASES)]
+)
+def test_the_name_that_it_is_called_by_says_what_to_do(name: str, mode: SendmailMode) -> None:
     assert read_options([name]).mode is mode
 
 
@@ -160,7 +162,11 @@ def test_places_come_from_the_configuration(tmp_path: Path) -> None:
         "[[listener]]\nname = \"c\"\nendpoint = 'tcp6:2700:interface=2001\\:db8\\:\\:1'\n"
     )
     found = places({"ELEMTA_CONFIG": str(config)})
-    assert found == (Place("127.0.0.1", 25), Place("127.0.0.1", 2600), Place("2001:db8::1", 2700))
+    assert found == (
+        ServerEndpoint("127.0.0.1", 25),
+        ServerEndpoint("127.0.0.1", 2600),
+        ServerEndpoint("2001:db8::1", 2700),
+    )
 
 
 def test_who_may_not_read_the_configuration_tries_the_usual_ports(tmp_path: Path) -> None:

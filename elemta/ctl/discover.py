@@ -13,7 +13,7 @@ from typing import Final
 
 from elemta.config import Config, load
 from elemta.config.choices import ListenerTLS, Role
-from elemta.ctl.invocation import CONFIG_VARIABLE, DEFAULT_CONFIG
+from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG
 from elemta.errors import ConfigError
 
 _MAILNAME: Final = Path("/etc/mailname")
@@ -23,7 +23,7 @@ _LOOPBACK: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServerEndpoint:
     """A host and a port."""
 
     host: str
@@ -33,11 +33,11 @@ class Place:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-USUAL: Final = (Place("127.0.0.1", 25), Place("127.0.0.1", 2525))
+USUAL: Final = (ServerEndpoint("127.0.0.1", 25), ServerEndpoint("127.0.0.1", 2525))
 """What is tried where the configuration can't be read: it may hold a password, so users may not."""
 
 
-def places(environ: Mapping[str, str]) -> tuple[Place, ...]:
+def places(environ: Mapping[str, str]) -> tuple[ServerEndpoint, ...]:
     """The addresses to hand in mail, in the order to try."""
     path = environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
     if not os.access(path, os.R_OK):
@@ -50,7 +50,7 @@ def places(environ: Mapping[str, str]) -> tuple[Place, ...]:
     return tuple(dict.fromkeys(_of(config))) or USUAL
 
 
-def _of(config: Config) -> Iterator[Place]:
+def _of(config: Config) -> Iterator[ServerEndpoint]:
     for listener in config.listeners:
         if listener.role is not Role.MX or listener.tls is ListenerTLS.IMPLICIT:
             continue
@@ -58,7 +58,7 @@ def _of(config: Config) -> Iterator[Place]:
             # elemta.socket, whose addresses are not in our configuration
             yield USUAL[0]
         elif found := _TCP.match(listener.endpoint):
-            yield Place(_host(listener.endpoint), int(found[1]))
+            yield ServerEndpoint(_host(listener.endpoint), int(found[1]))
 
 
 def _host(endpoint: str) -> str:

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from elemta.config import Config, load
 from elemta.ctl.client import AdminClient
-from elemta.ctl.exits import EX_CONFIG, EX_NOPERM, CommandFailed
+from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, CommandFailed
 from elemta.ctl.text import Column, safe, table
 from elemta.errors import ConfigError
 
@@ -24,7 +24,7 @@ SOCKET_NAME = "admin.sock"
 
 
 @dataclass(frozen=True, slots=True)
-class Invocation:
+class CommandContext:
     """Arguments, streams and environment of one run; ``closing`` closes at its end what it opened."""
 
     args: argparse.Namespace

@@ -7,16 +7,16 @@ import select
 import socket
 from typing import BinaryIO, Final
 
-from elemta.ctl.places import Place
+from elemta.ctl.discover import ServerEndpoint
 
 _CHUNK: Final = 65536
 # Longer than any server waits.
 _SILENCE_SECONDS: Final = 660.0
 # For answers, when the caller has no more to say, and said no QUIT.
-_FAREWELL_SECONDS: Final = 30.0
+_LINGER_SECONDS: Final = 30.0
 
 
-def connect(place: Place, seconds: float) -> socket.socket:
+def connect(place: ServerEndpoint, seconds: float) -> socket.socket:
     """A connection to the daemon, within so many seconds. Raises OSError."""
     connection = socket.create_connection((place.host, place.port), seconds)
     connection.settimeout(_SILENCE_SECONDS)
@@ -38,7 +38,7 @@ def pipe(connection: socket.socket, stdin: BinaryIO, stdout: BinaryIO) -> None:
             connection.sendall(typed)
             if not typed:
                 # Closing our half could cost the answers that are on their way.
-                watched, silence = [connection], _FAREWELL_SECONDS
+                watched, silence = [connection], _LINGER_SECONDS
         if connection in ready:
             said = connection.recv(_CHUNK)
             if not said:
