@@ -17,12 +17,12 @@ from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from elemta.auth.attempt_limiter import AttemptLimiter
 from elemta.auth.checker import IBlockingChecker
 from elemta.auth.fair_queue import Claim
 from elemta.auth.names import MAX_NAME_OCTETS, counted_name
 from elemta.auth.slowdown import Slowdown
 from elemta.auth.threads import HashingThreads
-from elemta.auth.turns import Turns
 from elemta.config import AuthConfig
 from elemta.errors import ConfigError, CredentialsUnavailable, Fault
 
@@ -51,7 +51,7 @@ class Authenticator:
         self._deadline = deadline
         self._threads = HashingThreads(reactor)
         self._slowdown = Slowdown(self._clock)
-        self.turns = Turns(self._clock)
+        self.turns = AttemptLimiter(self._clock)
         self._pauses: set[IDelayedCall] = set()
         self._stopping = False
         self._has_heir = False

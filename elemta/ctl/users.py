@@ -5,8 +5,15 @@ from __future__ import annotations
 import getpass
 import os
 
-from elemta.auth.edit import DuplicateUser, NoSuchUser, add_user, delete_user, list_users, usable_password
 from elemta.auth.names import UnusableName, canonical_name
+from elemta.auth.users_editor import (
+    DuplicateUser,
+    NoSuchUser,
+    add_user,
+    delete_user,
+    list_users,
+    usable_password,
+)
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_CONFIG, EX_FAILED, EX_NOPERM, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column

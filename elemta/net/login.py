@@ -9,9 +9,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.auth.attempt_limiter import AttemptPermit
 from elemta.auth.fair_queue import Claim
 from elemta.auth.names import MAX_NAME_OCTETS, counted_name
-from elemta.auth.turns import Turn
 from elemta.deferred_value import value_of
 from elemta.errors import CredentialsUnavailable
 from elemta.limits.identity import network_identity
@@ -68,7 +68,7 @@ class LoginExchange:
             )
         return answer
 
-    async def _take(self, turn: Turn, password: bytes) -> Response:
+    async def _take(self, turn: AttemptPermit, password: bytes) -> Response:
         try:
             if self._left:
                 return _CANCELLED
@@ -135,16 +135,20 @@ class LoginExchange:
             "user": _shown(self._username),
         }
         if isinstance(error, CredentialsUnavailable):
-            _log.error("credentials could not be checked", event="auth.trouble", problem=str(error), **fields)
+            _log.error(
+                "credentials could not be checked", event="auth.internal_error", problem=str(error), **fields
+            )
         else:
-            _log.failure("credentials could not be checked", Failure(error), event="auth.trouble", **fields)
+            _log.failure(
+                "credentials could not be checked", Failure(error), event="auth.internal_error", **fields
+            )
         return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
 
     def _log(self, outcome: str, user: str, **more: object) -> None:
         self._terms.observer.authenticated(outcome)
         _log.info(
             "a client tried to log in",
-            event="auth.tried",
+            event="auth.attempted",
             session_id=self._facts.id,
             client_ip=str(self._facts.client_ip),
             user=_shown(user),

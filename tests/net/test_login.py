@@ -325,7 +325,7 @@ def test_the_record_of_a_failure_is_there_at_once_and_names_the_user_and_never_t
     node: Node, events: list[LogEvent], typed: str, shown: str
 ) -> None:
     node.begin(typed, b"hunter2", ELSEWHERE)
-    (record,) = [event for event in events if event.get("event") == "auth.tried"]
+    (record,) = [event for event in events if event.get("event") == "auth.attempted"]
     assert (record["user"], record["outcome"], record["client_ip"]) == (shown, "bad", ELSEWHERE)
     assert not any("hunter2" in str(value) for event in events for value in event.values())
 
@@ -374,7 +374,7 @@ def test_what_another_policy_refuses_is_no_guess(guarded: Node, guard: Guard, ev
         assert reply(answers[0]) == "535 5.7.8 not from there"
     assert guarded.checker.looked_at == 0
     assert guard.ended == [LoginOutcome.UNKNOWN] * 3
-    record = [event for event in events if event.get("event") == "auth.tried"][-1]
+    record = [event for event in events if event.get("event") == "auth.attempted"][-1]
     assert (record["outcome"], record["policy"]) == ("refused", "guard")
 
 

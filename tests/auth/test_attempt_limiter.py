@@ -7,25 +7,25 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from elemta.auth.turns import Turn, Turns
+from elemta.auth.attempt_limiter import AttemptLimiter, AttemptPermit
 from elemta.errors import CredentialsUnavailable
 
 NETWORK, OTHER = "192.0.2.0/24", "198.51.100.0/24"
 
 
-def taken(turns: Turns, user: str = "anna", network: str = NETWORK) -> Turn:
+def taken(turns: AttemptLimiter, user: str = "anna", network: str = NETWORK) -> AttemptPermit:
     """A turn that comes at once."""
-    turn: list[Turn] = []
+    turn: list[AttemptPermit] = []
     turns.take(user, network).addCallback(turn.append)
     return turn[0]
 
 
-def begun(waiting: list[Deferred[Turn]]) -> int:
+def begun(waiting: list[Deferred[AttemptPermit]]) -> int:
     return sum(each.called for each in waiting)
 
 
 def test_of_one_user_few_are_under_way_and_the_next_begins_when_one_ends() -> None:
-    turns = Turns(Clock(), per_user=2)
+    turns = AttemptLimiter(Clock(), per_user=2)
     first, _second = taken(turns), taken(turns)
     third, fourth = turns.take("anna", NETWORK), turns.take("anna", NETWORK)
     assert begun([third, fourth]) == 0
@@ -36,7 +36,7 @@ def test_of_one_user_few_are_under_way_and_the_next_begins_when_one_ends() -> No
 
 
 def test_of_one_network_few_are_under_way_whatever_their_users_are_called() -> None:
-    turns = Turns(Clock(), per_network=3)
+    turns = AttemptLimiter(Clock(), per_network=3)
     running = [taken(turns, f"user{number}") for number in range(3)]
     waiting = [turns.take(f"other{number}", NETWORK) for number in range(4)]
     assert begun(waiting) == 0
@@ -49,7 +49,7 @@ def test_of_one_network_few_are_under_way_whatever_their_users_are_called() -> N
 @ensureDeferred
 async def test_one_that_waits_too_long_is_local_trouble_and_takes_no_place() -> None:
     clock = Clock()
-    turns = Turns(clock, per_user=1, patience=10)
+    turns = AttemptLimiter(clock, per_user=1, patience=10)
     turn = taken(turns)
     waiting = turns.take("anna", NETWORK)
     clock.advance(10)
@@ -62,7 +62,7 @@ async def test_one_that_waits_too_long_is_local_trouble_and_takes_no_place() -> 
 
 @ensureDeferred
 async def test_one_that_leaves_the_line_is_passed_over() -> None:
-    turns = Turns(Clock(), per_user=1)
+    turns = AttemptLimiter(Clock(), per_user=1)
     turn = taken(turns)
     leaving, staying = turns.take("anna", NETWORK), turns.take("anna", NETWORK)
     leaving.cancel()
@@ -73,7 +73,7 @@ async def test_one_that_leaves_the_line_is_passed_over() -> None:
 
 
 def test_only_so_many_wait() -> None:
-    turns = Turns(Clock(), per_user=1, waiting_per_network=2, waiting=3)
+    turns = AttemptLimiter(Clock(), per_user=1, waiting_per_network=2, waiting=3)
     for network in (NETWORK, OTHER):
         taken(turns, network=network)
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_only_so_many_wait() -> None:
 
 
 def test_a_thousand_that_end_at_once_do_not_recurse() -> None:
-    turns = Turns(Clock(), per_user=1, waiting_per_network=2000, waiting=2000)
+    turns = AttemptLimiter(Clock(), per_user=1, waiting_per_network=2000, waiting=2000)
     first = taken(turns)
     waiting = [turns.take("anna", NETWORK).addCallback(turns.end) for _ in range(1500)]
     turns.end(first)

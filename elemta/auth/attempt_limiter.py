@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class AttemptPermit:
     """One attempt's right to be under way; to be ended exactly once."""
 
     user: str
@@ -31,10 +31,10 @@ class Turn:
 class _Network:
     under_way: int = 0
     users: dict[str, int] = field(default_factory=dict)
-    waiting: dict[Turn, Deferred[Turn]] = field(default_factory=dict)
+    waiting: dict[AttemptPermit, Deferred[AttemptPermit]] = field(default_factory=dict)
 
 
-class Turns:
+class AttemptLimiter:
     """Hands out turns.
 
     An attempt is charged as a failure before its password is looked at. So without this, as many good logins
@@ -63,20 +63,20 @@ class Turns:
         self._patience = patience
         self._networks: dict[str, _Network] = {}
         self._waiting = 0
-        self._ready: deque[tuple[Turn, Deferred[Turn]]] = deque()
+        self._ready: deque[tuple[AttemptPermit, Deferred[AttemptPermit]]] = deque()
         self._going_on = False
 
     def __len__(self) -> int:
         """How many networks have attempts under way."""
         return len(self._networks)
 
-    def take(self, user: str, network: str) -> Deferred[Turn]:
+    def take(self, user: str, network: str) -> Deferred[AttemptPermit]:
         """A turn, now or when it comes.
 
         Raises, or fails with, :class:`~elemta.errors.CredentialsUnavailable` when too many wait already, or
         when it did not come in time.
         """
-        turn = Turn(user, network)
+        turn = AttemptPermit(user, network)
         known = self._networks.setdefault(network, _Network())
         if self._fits(known, user):
             self._begin(known, turn)
@@ -84,16 +84,16 @@ class Turns:
         if len(known.waiting) >= self._waiting_per_network or self._waiting >= self._most_waiting:
             raise CredentialsUnavailable(f"{self._waiting} logins wait for others to end already")
 
-        def leave(_deferred: Deferred[Turn]) -> None:
+        def leave(_deferred: Deferred[AttemptPermit]) -> None:
             self._leave(known, turn)
 
-        waiting: Deferred[Turn] = Deferred(leave)
+        waiting: Deferred[AttemptPermit] = Deferred(leave)
         known.waiting[turn] = waiting
         self._waiting += 1
         waiting.addTimeout(self._patience, self._clock)
         return waiting.addErrback(_unavailable)
 
-    def end(self, turn: Turn) -> None:
+    def end(self, turn: AttemptPermit) -> None:
         """The attempt is over: those that waited for it go on."""
         known = self._networks[turn.network]
         known.under_way -= 1
@@ -127,15 +127,15 @@ class Turns:
     def _fits(self, known: _Network, user: str) -> bool:
         return known.under_way < self._per_network and known.users.get(user, 0) < self._per_user
 
-    def _begin(self, known: _Network, turn: Turn) -> None:
+    def _begin(self, known: _Network, turn: AttemptPermit) -> None:
         known.under_way += 1
         known.users[turn.user] = known.users.get(turn.user, 0) + 1
 
-    def _leave(self, known: _Network, turn: Turn) -> Deferred[Turn]:
+    def _leave(self, known: _Network, turn: AttemptPermit) -> Deferred[AttemptPermit]:
         self._waiting -= 1
         return known.waiting.pop(turn)
 
 
-def _unavailable(failure: Failure) -> Turn:
+def _unavailable(failure: Failure) -> AttemptPermit:
     failure.trap(OutOfTime)
     raise CredentialsUnavailable("the turn did not come in time") from None
