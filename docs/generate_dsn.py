@@ -14,7 +14,7 @@ from elemta.address import Address
 from elemta.delivery.bounces import NoticeSettings, decide
 from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.message.dsn import build_dsn, examine
-from elemta.message.notice import Kind
+from elemta.message.notice import NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, QueuedMessage
 
@@ -62,9 +62,9 @@ def delayed() -> tuple[Recipient, Outcome, float]:
     return CAROL, outcome, at
 
 
-def dsn(kind: Kind) -> bytes:
+def dsn(kind: NoticeKind) -> bytes:
     """The whole DSN that an outcome leads to; only its random boundary is a chosen one."""
-    recipient, outcome, at = failed() if kind is Kind.FAILURE else delayed()
+    recipient, outcome, at = failed() if kind is NoticeKind.FAILURE else delayed()
     sender = Address("alice", "example.org")
     envelope = Envelope(
         "2CmXq07DRb3", sender, (BOB, CAROL), RECEIVED_AT, len(MESSAGE), MailParameters(envid="lunch-1")
@@ -74,7 +74,7 @@ def dsn(kind: Kind) -> bytes:
     built = build_dsn(
         notice,
         examine(io.BytesIO(MESSAGE), whole=notice.whole),
-        queue_id="2CmXqLx5Tk1" if kind is Kind.FAILURE else "2CmXv9Qe8w2",
+        queue_id="2CmXqLx5Tk1" if kind is NoticeKind.FAILURE else "2CmXv9Qe8w2",
         boundary="d41f7c0a5be86329",
     )
     return built.header + b"".join(built.chunks())
@@ -82,7 +82,7 @@ def dsn(kind: Kind) -> bytes:
 
 def render(page: str) -> str:
     """The page with the notices of today."""
-    for kind in (Kind.FAILURE, Kind.DELAY):
+    for kind in (NoticeKind.FAILURE, NoticeKind.DELAY):
         before, begin, rest = page.partition(BEGIN.format(kind.value))
         _, end, after = rest.partition(END)
         if not begin or not end:

@@ -19,7 +19,7 @@ from elemta.config import Config
 from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError, SpoolFull
 from elemta.message.dsn import Dsn, build_dsn, examine
-from elemta.message.notice import Action, Kind, Notice, RecipientReport
+from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.outcome import Outcome, Status
 from elemta.spool.bodies import MessageWriter
 from elemta.spool.records import OwedNotice, QueuedMessage, Submission
@@ -93,7 +93,7 @@ def decide(
     age = now - message.envelope.received_at
     expired = age >= settings.expire
     late = 0 < settings.warn_after <= age
-    reports: dict[Kind, list[RecipientReport]] = {kind: [] for kind in Kind}
+    reports: dict[NoticeKind, list[RecipientReport]] = {kind: [] for kind in NoticeKind}
     held: list[Outcome] = []
     told_late: list[Address] = []
     for recipient, outcome in _paired(message, outcomes):
@@ -102,10 +102,10 @@ def decide(
             continue
         if not message.envelope.sender:
             # RFC 5321 §4.5.5, RFC 3464 §2: no notice about a notice. What failed is kept for the operator.
-            held += [outcome] if kind is Kind.FAILURE else []
+            held += [outcome] if kind is NoticeKind.FAILURE else []
         elif _wants(recipient.notify, kind):
             reports[kind].append(_report(kind, recipient, outcome, expired=expired))
-            told_late += [recipient.address] if kind is Kind.DELAY else []
+            told_late += [recipient.address] if kind is NoticeKind.DELAY else []
     return Notices(
         tuple(_notice(kind, message, found, now, settings) for kind, found in reports.items() if found),
         _hold_reason(held),
@@ -124,26 +124,30 @@ def _paired(message: QueuedMessage, outcomes: Sequence[Outcome]) -> Iterator[tup
             yield found.popleft(), outcome
 
 
-def _kind(outcome: Outcome, *, expired: bool, late: bool) -> Kind | None:
+def _kind(outcome: Outcome, *, expired: bool, late: bool) -> NoticeKind | None:
     """What there is to tell of an outcome, if somebody wants to hear it."""
     if outcome.status is Status.DELIVERED:
         # RFC 3461 §5.2.1: who took over the request for a notice answers it.
-        return None if outcome.dsn_passed_on else Kind.SUCCESS
+        return None if outcome.dsn_passed_on else NoticeKind.SUCCESS
     if outcome.status is Status.FAILED or expired:
-        return Kind.FAILURE
-    return Kind.DELAY if late else None
+        return NoticeKind.FAILURE
+    return NoticeKind.DELAY if late else None
 
 
-_FLAGS = {Kind.FAILURE: Notify.FAILURE, Kind.DELAY: Notify.DELAY, Kind.SUCCESS: Notify.SUCCESS}
+_FLAGS = {
+    NoticeKind.FAILURE: Notify.FAILURE,
+    NoticeKind.DELAY: Notify.DELAY,
+    NoticeKind.SUCCESS: Notify.SUCCESS,
+}
 
 
-def _wants(notify: Notify | None, kind: Kind) -> bool:
+def _wants(notify: Notify | None, kind: NoticeKind) -> bool:
     # RFC 3461 §4.1: without the parameter failures are told, and delays may be.
-    return kind is not Kind.SUCCESS if notify is None else _FLAGS[kind] in notify
+    return kind is not NoticeKind.SUCCESS if notify is None else _FLAGS[kind] in notify
 
 
-def _report(kind: Kind, recipient: Recipient, outcome: Outcome, *, expired: bool) -> RecipientReport:
-    given_up = kind is Kind.FAILURE and expired and outcome.status is Status.DEFERRED
+def _report(kind: NoticeKind, recipient: Recipient, outcome: Outcome, *, expired: bool) -> RecipientReport:
+    given_up = kind is NoticeKind.FAILURE and expired and outcome.status is Status.DEFERRED
     return RecipientReport(
         recipient.address,
         _action(kind, outcome),
@@ -158,17 +162,17 @@ def _report(kind: Kind, recipient: Recipient, outcome: Outcome, *, expired: bool
     )
 
 
-def _action(kind: Kind, outcome: Outcome) -> Action:
-    if kind is Kind.SUCCESS:
+def _action(kind: NoticeKind, outcome: Outcome) -> DsnAction:
+    if kind is NoticeKind.SUCCESS:
         # RFC 3461 §5.2.2, §5.2.3
-        return Action.DELIVERED if outcome.final else Action.RELAYED
-    return Action.FAILED if kind is Kind.FAILURE else Action.DELAYED
+        return DsnAction.DELIVERED if outcome.final else DsnAction.RELAYED
+    return DsnAction.FAILED if kind is NoticeKind.FAILURE else DsnAction.DELAYED
 
 
-_CLASSES = {Kind.FAILURE: "5", Kind.DELAY: "4", Kind.SUCCESS: "2"}
+_CLASSES = {NoticeKind.FAILURE: "5", NoticeKind.DELAY: "4", NoticeKind.SUCCESS: "2"}
 
 
-def _status(kind: Kind, outcome: Outcome) -> str:
+def _status(kind: NoticeKind, outcome: Outcome) -> str:
     """The outcome's enhanced code where it is one and says what the notice says."""
     number = _CLASSES[kind]
     fits = _STATUS_CODE.fullmatch(outcome.enhanced) and outcome.enhanced.startswith(number)
@@ -177,7 +181,7 @@ def _status(kind: Kind, outcome: Outcome) -> str:
 
 
 def _notice(
-    kind: Kind,
+    kind: NoticeKind,
     message: QueuedMessage,
     reports: Sequence[RecipientReport],
     now: float,
@@ -191,7 +195,7 @@ def _notice(
         tuple(reports),
         now,
         envelope.received_at + settings.expire,
-        kind is Kind.FAILURE and _goes_back_whole(envelope, settings.whole_limit),
+        kind is NoticeKind.FAILURE and _goes_back_whole(envelope, settings.whole_limit),
     )
 
 

@@ -13,7 +13,7 @@ from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.recording import settle_surely
 from elemta.delivery.settings import DeliverySettings
 from elemta.errors import SpoolError, UnknownMessage
-from elemta.message.notice import Kind, Notice
+from elemta.message.notice import Notice, NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool
 from elemta.spool.records import HoldCause, QueuedMessage
@@ -118,13 +118,15 @@ async def record(
     """
     notices = plan.notices.to_send
     try:
-        await tell(queue, message, [notice for notice in notices if notice.kind is Kind.FAILURE])
+        await tell(queue, message, [notice for notice in notices if notice.kind is NoticeKind.FAILURE])
     except Exception as error:
         tell_operator(message, error)
         plan = plan.without_notices(retry_at)
     else:
         try:
-            await tell(queue, message, [notice for notice in notices if notice.kind is not Kind.FAILURE])
+            await tell(
+                queue, message, [notice for notice in notices if notice.kind is not NoticeKind.FAILURE]
+            )
         except Exception as error:
             tell_operator(message, error)
             plan = replace(plan, warned=False)

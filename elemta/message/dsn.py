@@ -16,7 +16,7 @@ from typing import BinaryIO
 from elemta.address import Address
 from elemta.message.dsn_text import WIDTH, explanation, mta_name, plain, shown
 from elemta.message.headers import MAX_HEADER, Headers, read_headers
-from elemta.message.notice import Action, Kind, Notice, RecipientReport
+from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.message.trace import date_time
 
 _CHUNK = 64 * 1024
@@ -28,15 +28,15 @@ _LONGEST_FIELD = 900
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,900}>")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,40}")
 _SUBJECTS = {
-    Kind.FAILURE: "Undelivered mail: your message could not be delivered",
-    Kind.DELAY: "Delayed mail: your message is still waiting",
-    Kind.SUCCESS: "Delivered mail: your message has arrived",
+    NoticeKind.FAILURE: "Undelivered mail: your message could not be delivered",
+    NoticeKind.DELAY: "Delayed mail: your message is still waiting",
+    NoticeKind.SUCCESS: "Delivered mail: your message has arrived",
 }
 _RELAYED = "Relayed mail: your message was handed on"
 _RETURNED = {
-    Kind.FAILURE: "Undelivered message",
-    Kind.DELAY: "Delayed message",
-    Kind.SUCCESS: "Delivered message",
+    NoticeKind.FAILURE: "Undelivered message",
+    NoticeKind.DELAY: "Delayed message",
+    NoticeKind.SUCCESS: "Delivered message",
 }
 
 
@@ -191,7 +191,9 @@ def _header(notice: Notice, original: Headers, *, queue_id: str, boundary: str, 
 
 
 def _subject(notice: Notice) -> str:
-    if notice.kind is Kind.SUCCESS and any(each.action is not Action.DELIVERED for each in notice.recipients):
+    if notice.kind is NoticeKind.SUCCESS and any(
+        each.action is not DsnAction.DELIVERED for each in notice.recipients
+    ):
         return _RELAYED
     return _SUBJECTS[notice.kind]
 
@@ -251,7 +253,7 @@ def _recipient_block(report: RecipientReport, notice: Notice, utf8: bool) -> str
         fields.append(f"Remote-MTA: dns; {host}")
     fields += _diagnostic(report, utf8)
     fields.append(f"Last-Attempt-Date: {date_time(report.at)}")
-    if report.action is Action.DELAYED:
+    if report.action is DsnAction.DELAYED:
         # RFC 3464 §2.3.9: of no other action.
         fields.append(f"Will-Retry-Until: {date_time(notice.retry_until)}")
     return "".join(f"{field}\r\n" for field in fields if field)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from elemta.address import Address
 from elemta.message.encoded_words import decode_words
-from elemta.message.notice import Action, Kind, Notice, RecipientReport
+from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.message.trace import date_time
 
 WIDTH = 76
@@ -118,13 +118,13 @@ def _opening(notice: Notice) -> str:
     """What happened, in the first sentence; then whether the sender has to do anything."""
     count = len(notice.recipients)
     whom = shown(notice.recipients[0].address) if count == 1 else f"{count} recipients"
-    if notice.kind is Kind.DELAY:
+    if notice.kind is NoticeKind.DELAY:
         return (
             f"Your message to {whom} could not be delivered yet. You need not send it again: "
             f"it is tried again by itself until {_moment(notice.retry_until)}."
         )
-    if notice.kind is Kind.SUCCESS:
-        if all(report.action is Action.DELIVERED for report in notice.recipients):
+    if notice.kind is NoticeKind.SUCCESS:
+        if all(report.action is DsnAction.DELIVERED for report in notice.recipients):
             return f"Your message to {whom} was delivered."
         return f"Your message to {whom} was handed on."
     return f"Your message to {whom} could not be delivered, and will not be tried again."
@@ -139,7 +139,7 @@ def _about(report: RecipientReport, notice: Notice) -> str:
     if report.code:
         reply = plain(f"{report.code} {report.enhanced} {report.text}")
         lines += [f"    The answer of {host or 'the mail system there'}:", paragraph(reply, "        ")]
-    elif report.text and notice.kind is not Kind.SUCCESS:
+    elif report.text and notice.kind is not NoticeKind.SUCCESS:
         lines += ["    What happened:", paragraph(plain(report.text), "        ")]
     if advice:
         lines.append(paragraph(f"What you can do: {advice}", "    "))
@@ -159,14 +159,14 @@ def _moment(at: float) -> str:
 
 
 def _words(report: RecipientReport, notice: Notice) -> tuple[str, str]:
-    if report.action is Action.DELIVERED:
+    if report.action is DsnAction.DELIVERED:
         return "It is in the mailbox.", ""
-    if report.action is Action.RELAYED:
+    if report.action is DsnAction.RELAYED:
         return "It was handed on to a mail system that does not report what becomes of it.", ""
-    if report.action is Action.EXPANDED:
+    if report.action is DsnAction.EXPANDED:
         return "It was handed on to the members of a list.", ""
     said, advice = meaning(report.enhanced or ("4.0.0" if report.expired else report.status))
-    if report.action is Action.DELAYED:
+    if report.action is DsnAction.DELAYED:
         return said, ""
     if report.expired:
         waited = span(notice.at - notice.envelope.received_at)

@@ -9,7 +9,7 @@ from elemta.address import Address
 from elemta.envelope import Envelope
 
 
-class Kind(enum.Enum):
+class NoticeKind(enum.Enum):
     """What a notice is about. A sender asks for each by NOTIFY (RFC 3461 §4.1)."""
 
     FAILURE = "failure"
@@ -17,7 +17,7 @@ class Kind(enum.Enum):
     SUCCESS = "success"
 
 
-class Action(enum.Enum):
+class DsnAction(enum.Enum):
     """What was done for a recipient, in the words of the Action field (RFC 3464 §2.3.3)."""
 
     FAILED = "failed"
@@ -39,7 +39,7 @@ class RecipientReport:
     """
 
     address: Address
-    action: Action
+    action: DsnAction
     status: str
     text: str
     at: float
@@ -59,7 +59,7 @@ class Notice:
     the message goes back whole or only its header.
     """
 
-    kind: Kind
+    kind: NoticeKind
     hostname: str
     envelope: Envelope
     recipients: tuple[RecipientReport, ...]

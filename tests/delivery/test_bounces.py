@@ -25,7 +25,7 @@ from elemta.address import NULL, Address
 from elemta.delivery.bounces import Notices, NoticeSettings, decide, submit
 from elemta.envelope import BodyType, Envelope, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError
-from elemta.message.notice import Action, Kind, Notice
+from elemta.message.notice import DsnAction, Notice, NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, QueuedMessage, Spool
 from tests.support.post import Post
@@ -92,47 +92,47 @@ OUTCOMES: dict[str, tuple[Any, float]] = {
 }
 ALL = Notify.SUCCESS | Notify.FAILURE | Notify.DELAY
 # RFC 3461 §4.1
-TABLE: dict[Notify | None, dict[str, Action]] = {
+TABLE: dict[Notify | None, dict[str, DsnAction]] = {
     None: {
-        "failed": Action.FAILED,
-        "deferred for long": Action.DELAYED,
-        "deferred at the end": Action.FAILED,
-        "failed at the end": Action.FAILED,
+        "failed": DsnAction.FAILED,
+        "deferred for long": DsnAction.DELAYED,
+        "deferred at the end": DsnAction.FAILED,
+        "failed at the end": DsnAction.FAILED,
     },
     Notify.NEVER: {},
     Notify.FAILURE: {
-        "failed": Action.FAILED,
-        "deferred at the end": Action.FAILED,
-        "failed at the end": Action.FAILED,
+        "failed": DsnAction.FAILED,
+        "deferred at the end": DsnAction.FAILED,
+        "failed at the end": DsnAction.FAILED,
     },
-    Notify.DELAY: {"deferred for long": Action.DELAYED},
-    Notify.SUCCESS: {"final": Action.DELIVERED, "relayed": Action.RELAYED},
+    Notify.DELAY: {"deferred for long": DsnAction.DELAYED},
+    Notify.SUCCESS: {"final": DsnAction.DELIVERED, "relayed": DsnAction.RELAYED},
     ALL: {
-        "failed": Action.FAILED,
-        "deferred for long": Action.DELAYED,
-        "deferred at the end": Action.FAILED,
-        "failed at the end": Action.FAILED,
-        "final": Action.DELIVERED,
-        "relayed": Action.RELAYED,
+        "failed": DsnAction.FAILED,
+        "deferred for long": DsnAction.DELAYED,
+        "deferred at the end": DsnAction.FAILED,
+        "failed at the end": DsnAction.FAILED,
+        "final": DsnAction.DELIVERED,
+        "relayed": DsnAction.RELAYED,
     },
 }
 
 
-def cases() -> Iterator[tuple[Notify | None, str, Action | None]]:
+def cases() -> Iterator[tuple[Notify | None, str, DsnAction | None]]:
     for notify, row in TABLE.items():
         for name in OUTCOMES:
             yield notify, name, row.get(name)
 
 
 @pytest.mark.parametrize(("notify", "name", "action"), list(cases()))
-def test_who_asked_for_it_is_told(notify: Notify | None, name: str, action: Action | None) -> None:
+def test_who_asked_for_it_is_told(notify: Notify | None, name: str, action: DsnAction | None) -> None:
     happened, now = OUTCOMES[name]
     bob = person("bob", notify)
     found = decided(message(bob), [happened(bob)], now)
     assert [report.action for each in found.to_send for report in each.recipients] == (
         [] if action is None else [action]
     )
-    assert found.warned == ((bob.address,) if action is Action.DELAYED else ())
+    assert found.warned == ((bob.address,) if action is DsnAction.DELAYED else ())
     assert found.hold is None
     assert found.held == ()
 
@@ -174,9 +174,9 @@ def test_recipients_of_whom_the_same_is_to_be_said_share_a_notice() -> None:
     ]
     found = decided(message(*people), outcomes, LATE)
     assert [(each.kind, [report.address.local for report in each.recipients]) for each in found.to_send] == [
-        (Kind.FAILURE, ["ann", "dan"]),
-        (Kind.DELAY, ["bob", "eve"]),
-        (Kind.SUCCESS, ["cat", "fay"]),
+        (NoticeKind.FAILURE, ["ann", "dan"]),
+        (NoticeKind.DELAY, ["bob", "eve"]),
+        (NoticeKind.SUCCESS, ["cat", "fay"]),
     ]
 
 
@@ -206,7 +206,7 @@ def test_a_delay_is_told_once() -> None:
 def test_who_was_warned_is_told_of_the_failure_all_the_same() -> None:
     bob = person("bob")
     found = decide(message(bob), [deferred(bob)], now=OVER, settings=SETTINGS, warned={bob.address})
-    assert [each.kind for each in found.to_send] == [Kind.FAILURE]
+    assert [each.kind for each in found.to_send] == [NoticeKind.FAILURE]
 
 
 def test_without_a_time_for_it_no_delay_is_told() -> None:
@@ -297,12 +297,19 @@ def test_everybody_gets_at_most_one_notice_and_only_what_was_asked_for(
     assert len(told) <= len(people)
     assert not (null and told)
     assert len({each.kind for each in found.to_send}) == len(found.to_send)
-    asked = {Kind.FAILURE: Notify.FAILURE, Kind.DELAY: Notify.DELAY, Kind.SUCCESS: Notify.SUCCESS}
+    asked = {
+        NoticeKind.FAILURE: Notify.FAILURE,
+        NoticeKind.DELAY: Notify.DELAY,
+        NoticeKind.SUCCESS: Notify.SUCCESS,
+    }
     for kind, report in told:
         wishes = [each.notify for each in recipients if each.address == report.address]
-        assert any(kind is not Kind.SUCCESS if wish is None else asked[kind] in wish for wish in wishes)
-        assert report.status[0] == {Kind.FAILURE: "5", Kind.DELAY: "4", Kind.SUCCESS: "2"}[kind]
-    assert set(found.warned) == {report.address for kind, report in told if kind is Kind.DELAY}
+        assert any(kind is not NoticeKind.SUCCESS if wish is None else asked[kind] in wish for wish in wishes)
+        assert (
+            report.status[0]
+            == {NoticeKind.FAILURE: "5", NoticeKind.DELAY: "4", NoticeKind.SUCCESS: "2"}[kind]
+        )
+    assert set(found.warned) == {report.address for kind, report in told if kind is NoticeKind.DELAY}
 
 
 # Into the spool
@@ -462,11 +469,11 @@ def test_the_notices_that_the_page_shows_are_those_that_are_sent() -> None:
     assert generator().render(page) == page, "stale: run docs/generate_dsn.py"
 
 
-@pytest.mark.parametrize("kind", [Kind.FAILURE, Kind.DELAY])
-def test_the_notices_that_the_page_shows_are_reports(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [NoticeKind.FAILURE, NoticeKind.DELAY])
+def test_the_notices_that_the_page_shows_are_reports(kind: NoticeKind) -> None:
     dsn: Any = email.message_from_bytes(generator().dsn(kind), policy=email.policy.default)
     assert dsn.get_content_type() == "multipart/report"
     assert [dict(block.items()).get("Action") for block in list(dsn.iter_parts())[1].get_payload()] == [
         None,
-        {Kind.FAILURE: "failed", Kind.DELAY: "delayed"}[kind],
+        {NoticeKind.FAILURE: "failed", NoticeKind.DELAY: "delayed"}[kind],
     ]

@@ -20,7 +20,7 @@ from elemta.address import Address
 from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.message.dsn import Dsn, build_dsn, examine
 from elemta.message.dsn_text import mta_name, span
-from elemta.message.notice import Action, Kind, Notice, RecipientReport
+from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 
 AT = 1_763_862_000.0
 DAY = 86400.0
@@ -36,7 +36,7 @@ MESSAGE = (
 
 REFUSED = RecipientReport(
     BOB,
-    Action.FAILED,
+    DsnAction.FAILED,
     "5.1.1",
     "no such user (in reply to RCPT)",
     AT + 2,
@@ -44,14 +44,16 @@ REFUSED = RecipientReport(
     "5.1.1",
     "mail.example.com[192.0.2.9]:25",
 )
-WAITING = replace(REFUSED, action=Action.DELAYED, status="4.2.2", code=452, enhanced="4.2.2", text="full")
+WAITING = replace(REFUSED, action=DsnAction.DELAYED, status="4.2.2", code=452, enhanced="4.2.2", text="full")
 
 
 def envelope(sender: Address = ALICE, **parameters: Any) -> Envelope:
     return Envelope("4A7BC", sender, (Recipient(BOB),), AT, len(MESSAGE), MailParameters(**parameters))
 
 
-def notice(*reports: RecipientReport, kind: Kind = Kind.FAILURE, whole: bool = False, **of: Any) -> Notice:
+def notice(
+    *reports: RecipientReport, kind: NoticeKind = NoticeKind.FAILURE, whole: bool = False, **of: Any
+) -> Notice:
     about = of.pop("envelope", None) or envelope(**of)
     return Notice(kind, "mx.example.org", about, reports or (REFUSED,), AT + 60, AT + 5 * DAY, whole)
 
@@ -130,13 +132,13 @@ def test_an_identifier_that_is_none_is_not_answered_to(field: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "action", "subject"),
     [
-        (Kind.FAILURE, Action.FAILED, "Undelivered mail"),
-        (Kind.DELAY, Action.DELAYED, "Delayed mail"),
-        (Kind.SUCCESS, Action.DELIVERED, "Delivered mail"),
-        (Kind.SUCCESS, Action.RELAYED, "Relayed mail"),
+        (NoticeKind.FAILURE, DsnAction.FAILED, "Undelivered mail"),
+        (NoticeKind.DELAY, DsnAction.DELAYED, "Delayed mail"),
+        (NoticeKind.SUCCESS, DsnAction.DELIVERED, "Delivered mail"),
+        (NoticeKind.SUCCESS, DsnAction.RELAYED, "Relayed mail"),
     ],
 )
-def test_the_subject_says_what_happened(kind: Kind, action: Action, subject: str) -> None:
+def test_the_subject_says_what_happened(kind: NoticeKind, action: DsnAction, subject: str) -> None:
     assert parsed(built(notice(replace(REFUSED, action=action), kind=kind)))["Subject"].startswith(
         subject + ":"
     )
@@ -147,13 +149,13 @@ def test_the_subject_says_what_happened(kind: Kind, action: Action, subject: str
 
 def test_the_first_sentence_says_what_happened_to_whom() -> None:
     assert human(built(notice())).startswith("Your message to bob@example.com could not be delivered")
-    waiting = human(built(notice(WAITING, kind=Kind.DELAY)))
+    waiting = human(built(notice(WAITING, kind=NoticeKind.DELAY)))
     assert waiting.startswith(
         "Your message to bob@example.com could not be delivered yet. You need not\nsend it again"
     )
     assert "until Fri, 28 Nov 2025 01:40:00 UTC." in " ".join(waiting.split())
-    delivered = replace(REFUSED, action=Action.DELIVERED)
-    assert human(built(notice(delivered, kind=Kind.SUCCESS))).startswith(
+    delivered = replace(REFUSED, action=DsnAction.DELIVERED)
+    assert human(built(notice(delivered, kind=NoticeKind.SUCCESS))).startswith(
         "Your message to bob@example.com was delivered."
     )
 
@@ -180,7 +182,7 @@ def test_what_expired_says_how_long_it_was_tried_and_what_the_last_trouble_was()
 
 
 def test_a_delay_asks_for_nothing() -> None:
-    assert "What you can do" not in human(built(notice(WAITING, kind=Kind.DELAY)))
+    assert "What you can do" not in human(built(notice(WAITING, kind=NoticeKind.DELAY)))
 
 
 def test_the_address_that_the_sender_wrote_to_is_named_where_it_is_another() -> None:
@@ -209,7 +211,7 @@ def test_the_message_block_says_what_message_and_who_reports() -> None:
 
 def test_each_recipient_has_a_block_with_the_required_fields_and_what_is_known() -> None:
     other = replace(WAITING, address=Address("carol", "example.com"), orcpt="rfc822;c@example.net")
-    found = blocks(built(notice(REFUSED, replace(other, action=Action.FAILED))))
+    found = blocks(built(notice(REFUSED, replace(other, action=DsnAction.FAILED))))
     assert len(found) == 3
     assert dict(found[1].items()) == {
         "Final-Recipient": "rfc822; bob@example.com",
@@ -225,7 +227,7 @@ def test_each_recipient_has_a_block_with_the_required_fields_and_what_is_known()
 
 def test_only_a_delay_says_until_when_it_is_tried() -> None:
     # RFC 3464 §2.3.9
-    delayed = blocks(built(notice(WAITING, kind=Kind.DELAY)))[1]
+    delayed = blocks(built(notice(WAITING, kind=NoticeKind.DELAY)))[1]
     assert delayed["Action"] == "delayed"
     assert email.utils.parsedate_to_datetime(delayed["Will-Retry-Until"]).timestamp() == AT + 5 * DAY
     assert "Will-Retry-Until" not in blocks(built(notice()))[1]
