@@ -29,8 +29,11 @@ class CombinedQueue:
         """All that is known of a message but its content. UnknownMessage."""
         return await self._where_it_is(lambda spool: spool.show(queue_id))
 
-    async def hold(self, queue_id: str, reason: str = "held by the operator") -> None:
-        """Keep a message from being delivered. UnknownMessage."""
+    async def hold(self, queue_id: str, reason: str | None = None) -> None:
+        """Keep a message from being delivered; without a reason a held one keeps the one that it has.
+
+        UnknownMessage.
+        """
         await self._where_it_is(lambda spool: spool.hold(queue_id, reason))
 
     async def release(self, queue_id: str) -> None:

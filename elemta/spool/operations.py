@@ -129,6 +129,7 @@ class OperatorAction(enum.Enum):
 class OperatorChange:
     """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold.
 
+    A hold without one keeps the reason of a message that is held already.
     ``woken`` gets the destinations in which something is due by it.
     """
 
@@ -136,7 +137,7 @@ class OperatorChange:
     queue_id: str
     action: OperatorAction
     at: float
-    reason: str
+    reason: str | None
     woken: set[str] = field(default_factory=set)
 
     @property

@@ -24,6 +24,8 @@ ROWS_OF_RECIPIENT = 1024
 # How the database says that the sender has still to hear of a delivery.
 OWED_RELAYED, OWED_FINAL = 1, 2
 
+_HELD_BY_OPERATOR = "held by the operator"
+
 
 def room_of(size: int, recipients: int) -> int:
     """The room that a message with outcomes takes in the spool, in octets: small ones are mostly rows."""
@@ -279,7 +281,7 @@ def change(message: StoredMessage | None, wish: OperatorChange) -> SpoolError | 
         message.gone = True
         return None
     if wish.action is OperatorAction.HOLD:
-        message.hold_reason = storable(wish.reason)
+        message.hold_reason = storable(wish.reason or _reason_kept(message))
         for part in message.parts:
             part.state, part.changed = MessageState.HOLD, True
             part.hold, part.held_at = HoldCause.OPERATOR, None
@@ -289,6 +291,12 @@ def change(message: StoredMessage | None, wish: OperatorChange) -> SpoolError | 
         _make_due(message, wish)
     message.conclude()
     return None
+
+
+def _reason_kept(message: StoredMessage) -> str:
+    # The hold has no end now; what a policy or a delivery said of the message still tells why.
+    kept = message.hold_reason if message.state is MessageState.HOLD else None
+    return kept or _HELD_BY_OPERATOR
 
 
 def _make_due(message: StoredMessage, wish: OperatorChange) -> None:

@@ -386,8 +386,11 @@ class Spool:
             return fail(_unknown(queue_id))
         return cast("Deferred[None]", self._commits.submit(Assignment(key, queue_id, part, tuple(ways))))
 
-    async def hold(self, queue_id: str, reason: str = "held by the operator") -> None:
-        """Keep a message from being delivered. UnknownMessage; SpoolError."""
+    async def hold(self, queue_id: str, reason: str | None = None) -> None:
+        """Keep a message from being delivered; without a reason a held one keeps the one that it has.
+
+        UnknownMessage; SpoolError.
+        """
         await self._change(queue_id, OperatorAction.HOLD, reason)
 
     async def release(self, queue_id: str) -> None:
@@ -514,7 +517,7 @@ class Spool:
         for done in synced:
             done.callback(None)
 
-    async def _change(self, queue_id: str, action: OperatorAction, reason: str = "") -> None:
+    async def _change(self, queue_id: str, action: OperatorAction, reason: str | None = None) -> None:
         key = row_key(queue_id)
         if key is None:
             raise _unknown(queue_id)

@@ -221,19 +221,25 @@ class Queue(RuleBasedStateMachine):
             if new is part:
                 break
 
-    @rule(queue_id=messages, action=st.sampled_from(OperatorAction), at=st.floats(0, 100))
-    def change(self, queue_id: str, action: OperatorAction, at: float) -> None:
+    @rule(
+        queue_id=messages,
+        action=st.sampled_from(OperatorAction),
+        at=st.floats(0, 100),
+        reason=st.none() | st.just("by hand"),
+    )
+    def change(self, queue_id: str, action: OperatorAction, at: float, reason: str | None) -> None:
         message = self.model.get(queue_id)
         held = message is not None and message.state is MessageState.HOLD
         possible = message is not None and not (action is OperatorAction.RETRY and held)
-        self.ask(OperatorChange(row_key(queue_id), queue_id, action, at, "by hand"), known=possible)
+        self.ask(OperatorChange(row_key(queue_id), queue_id, action, at, reason), known=possible)
         if message is None or not possible:
             return
         parts = message.parts.values()
         if action is OperatorAction.DELETE:
             del self.model[queue_id]
         elif action is OperatorAction.HOLD:
-            message.reason = "by hand"
+            kept = message.reason if held else None
+            message.reason = reason or kept or "held by the operator"
             for part in parts:
                 part.state = MessageState.HOLD
             message.conclude(*parts)
