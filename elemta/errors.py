@@ -86,6 +86,10 @@ class MessageOnHold(SpoolError):
     """The message is on hold, so that it can't be retried: release it instead."""
 
 
+class NoSender(SpoolError):
+    """The message is from the null reverse-path: there is no sender to return it to (RFC 5321 §4.5.5)."""
+
+
 class AddressSyntaxError(ElemtaError, ValueError):
     """Text that is not a mail address by RFC 5321 §4.1.2."""
 

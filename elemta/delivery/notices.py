@@ -12,7 +12,7 @@ from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.recording import settle_surely
 from elemta.delivery.settings import DeliverySettings
-from elemta.errors import SpoolError, UnknownMessage
+from elemta.errors import NoSender, SpoolError, UnknownMessage
 from elemta.message.notice import Notice, NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool
@@ -185,10 +185,6 @@ def tell_operator(message: QueuedMessage, error: Exception) -> None:
 
 _RETURNED = "returned by the operator of this mail system"
 _HELD = "being returned to the sender"
-
-
-class NoSender(SpoolError):
-    """The message is from the null reverse-path: there is no sender to return it to (RFC 5321 §4.5.5)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from twisted.internet.defer import Deferred, fail
 
 from elemta.address import NULL, Address
 from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.notices import NoSender, ReturnedMessage, return_to_sender
+from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.envelope import Client, MailParameters, Notify, Recipient
-from elemta.errors import SpoolFull, UnknownMessage
+from elemta.errors import NoSender, SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 
