@@ -57,6 +57,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
     from elemta.clock import system_clocks
+    from elemta.daemon.admin_operations import admin_calls
     from elemta.daemon.components import SharedResources, build_components
     from elemta.daemon.service import Elemta
 
@@ -86,6 +87,7 @@ def makeService(options: Options) -> IService:
         the_reactor,
         shared=shared,
         components=components,
+        admin_calls=admin_calls,
         config_path=options["config"],
         environ=os.environ,
         log_observer=_log_observer(config, options.parent),

@@ -174,14 +174,11 @@ def change(invocation: CommandContext) -> int:
     ]
     if args.action in _FINAL and ids and not args.yes:
         _confirm(invocation, ids)
-    if args.action == "bounce":
-        results = [_bounce(client, args, queue_id) for queue_id in ids]
-    else:
-        results = [
-            result
-            for start in range(0, len(ids), TOGETHER)
-            for result in _change_together(client, args, ids[start : start + TOGETHER])
-        ]
+    results = [
+        result
+        for start in range(0, len(ids), TOGETHER)
+        for result in _change_together(client, args, ids[start : start + TOGETHER])
+    ]
     return _report(invocation, results)
 
 
@@ -195,22 +192,14 @@ def _check_choice(args: argparse.Namespace) -> None:
 def _change_together(
     client: AdminClient, args: argparse.Namespace, ids: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """One call for many messages: the spool changes them with one commit."""
+    """One call for many messages."""
     more = {"reason": args.reason} if args.action == "hold" and args.reason else {}
     for result in client.post("queue", args.action, ids=",".join(ids), **more)["results"]:
         if "error" in result:
             yield _refused(args, result["queue_id"], result["status"], result["error"], result["hint"])
         else:
-            yield {"queue_id": result["queue_id"], "ok": True, "done": _DONE[args.action]}
-
-
-def _bounce(client: AdminClient, args: argparse.Namespace, queue_id: str) -> dict[str, Any]:
-    try:
-        notices = client.post("queue", queue_id, "bounce")["notices"]
-    except DaemonRefused as refused:
-        _only_about_a_message(refused)
-        return _refused(args, queue_id, refused.status, refused.problem, refused.hint)
-    return {"queue_id": queue_id, "ok": True, "done": _DONE[args.action], "notices": notices}
+            notices = {"notices": result["notices"]} if "notices" in result else {}
+            yield {"queue_id": result["queue_id"], "ok": True, "done": _DONE[args.action], **notices}
 
 
 def _refused(args: argparse.Namespace, queue_id: str, status: int, problem: str, hint: str) -> dict[str, Any]:

@@ -1,122 +1,235 @@
-"""What an administrator may ask of the running daemon and do to it."""
+"""The admin calls about the daemon as a whole, and the table of all admin calls."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
 
 from elemta import __version__
 from elemta.config import ListenerTLS, dump
 from elemta.daemon.adoption_registry import AdoptionRegistry
-from elemta.daemon.cluster import Membership, endpoints
-from elemta.daemon.components import Components, SharedResources
-from elemta.daemon.limit_operations import LimitService
-from elemta.daemon.listeners import Listeners
+from elemta.daemon.cluster import NodeStatus, ValkeyStatus, endpoints
+from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
+from elemta.daemon.reload import ReloadReport
+from elemta.daemon.service import Elemta
+from elemta.daemon.spool_operations import SpoolOperations
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
-from elemta.errors import StoreUnavailable
+from elemta.errors import Fault, SpoolError, StoreUnavailable
 from elemta.net.listeners import Listener
-from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeListing, NodeStatus, ReloadResult
+from elemta.ops.admin_calls import CallTable, route
+from elemta.ops.admin_errors import AdminRefusal
 from elemta.policy import PluginInfo, available_plugins
 from elemta.spool.combined import CombinedQueue
+from elemta.spool.records import MessageState
 
 
-class DaemonHandle(Protocol):
-    """What the operations need of the daemon."""
+def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
+    """The calls of the admin API on one daemon and its open spools."""
 
-    listeners: Listeners
-    shared: SharedResources
+    async def give_up(queue_id: str) -> ReturnedMessage:
+        settings = NoticeSettings.from_config(daemon.components.config)
+        spool = await adoptions.queue.of(queue_id)
+        return await return_to_sender(spool, queue_id, settings, daemon.shared.clocks.wall)
 
-    @property
-    def started_at(self) -> float: ...
+    return CallTable(
+        DaemonOperations(daemon, adoptions.queue),
+        QueueOperations(adoptions.queue, give_up),
+        LimitOperations(lambda: daemon.components, daemon.fleet),
+        SpoolOperations(adoptions),
+    )
 
-    @property
-    def fleet(self) -> Membership: ...
 
-    @property
-    def components(self) -> Components: ...
+@dataclass(frozen=True, slots=True)
+class ListenerStatus:
+    """One listener: name, role and TLS as configured, the address it is bound to, its open connections."""
 
-    @property
-    def state_name(self) -> str: ...
+    name: str
+    role: str
+    tls: str
+    address: str
+    connections: int
 
-    @property
-    def needs_restart(self) -> tuple[str, ...]: ...
 
-    @property
-    def sessions(self) -> int: ...
+@dataclass(frozen=True, slots=True)
+class OwnSpoolStatus:
+    """The spool directory of this node, and :class:`QueueStats`."""
 
-    @property
-    def queued(self) -> int: ...
+    directory: str
+    healthy: bool
+    free: int
+    oldest_age: float
+    total: QueueSize
+    states: Mapping[MessageState, QueueSize]
 
-    def why_not_ready(self) -> tuple[str, ...]: ...
 
-    def reload(self) -> ReloadResult: ...
+@dataclass(frozen=True, slots=True)
+class FailedSpoolStatus:
+    """The spool directory of this node, and why it can't be read. ``healthy`` is False."""
 
-    def drain(self) -> None: ...
+    directory: str
+    healthy: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """The daemon at one moment.
+
+    ``started_at`` is seconds since the epoch. ``state`` is ``starting``, ``serving``, ``draining`` or
+    ``stopping``; ``not_ready`` says why mail would not be accepted now (empty when it would). ``config`` is
+    where the configuration came from. ``sessions`` are the open ones on all listeners. ``limiter`` and
+    ``live_nodes`` are those of :class:`~elemta.daemon.cluster.LimiterStatus`. ``needs_restart`` are keys that
+    reloads changed and only a restart puts into force. ``notes`` are settings that were given and have no
+    effect, or are dangerous.
+    """
+
+    version: str
+    node_id: str
+    hostname: str
+    pid: int
+    state: str
+    ready: bool
+    not_ready: tuple[str, ...]
+    started_at: float
+    uptime: float
+    config: str
+    listeners: tuple[ListenerStatus, ...]
+    sessions: int
+    policies: tuple[str, ...]
+    limiter: str
+    live_nodes: int
+    valkey: ValkeyStatus | None
+    spool: OwnSpoolStatus | FailedSpoolStatus
+    needs_restart: tuple[str, ...]
+    notes: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeListing:
+    """Nodes by name. Not ``complete`` while Valkey is away: then it is this one alone."""
+
+    nodes: tuple[NodeStatus, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PluginListing:
+    """Every installed policy plugin, those that can't be used too."""
+
+    plugins: tuple[PluginInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigInForce:
+    """The configuration as TOML, without secrets; what ``needs_restart`` is in it, too."""
+
+    toml: str
+    needs_restart: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainResult:
+    """The state of the daemon after a drain."""
+
+    state: str
 
 
 class DaemonOperations:
-    """The operations of the admin API on one daemon and its open spool."""
+    """Shows and controls one daemon; ``queue`` is its open spool and those that it adopted."""
 
-    def __init__(self, daemon: DaemonHandle, adoptions: AdoptionRegistry) -> None:
+    def __init__(self, daemon: Elemta, queue: CombinedQueue) -> None:
         self._daemon = daemon
-        self._adoptions = adoptions
-        self._limits = LimitService(lambda: daemon.components, daemon.fleet)
+        self._queue = queue
 
-    @property
-    def spool(self) -> CombinedQueue:
-        return self._adoptions.queue
-
-    @property
-    def spools(self) -> AdoptionRegistry:
-        return self._adoptions
-
-    @property
-    def limits(self) -> LimitService:
-        return self._limits
-
-    async def nodes(self) -> NodeListing:
+    @route("GET", "/v1/status")
+    async def status(self) -> DaemonStatus:
+        """The daemon and its queue in numbers."""
         daemon = self._daemon
         config = daemon.components.config
-        own = NodeStatus(
-            node_id=config.server.node_id,
-            hostname=config.server.hostname,
-            version=__version__,
-            address=endpoints(config),
-            started_at=daemon.started_at,
-            seen_at=daemon.shared.clocks.wall(),
-            sessions=daemon.sessions,
-            queue=daemon.queued,
-            mode=daemon.fleet.status().mode,
-            this=True,
-        )
-        try:
-            others = await daemon.fleet.others()
-        except StoreUnavailable:
-            return NodeListing((own,), complete=False)
-        return NodeListing(tuple(sorted((own, *others), key=lambda node: node.node_id)))
-
-    def status(self) -> DaemonStatus:
-        daemon = self._daemon
-        config = daemon.components.config
+        limiter = daemon.fleet.status()
+        not_ready = daemon.why_not_ready()
         return DaemonStatus(
             version=__version__,
             node_id=config.server.node_id,
             hostname=config.server.hostname,
             pid=os.getpid(),
-            started_at=daemon.started_at,
             state=daemon.state_name,
-            not_ready=daemon.why_not_ready(),
+            ready=not not_ready,
+            not_ready=not_ready,
+            started_at=daemon.started_at,
+            uptime=self._uptime(),
+            config=config.source,
             listeners=tuple(self._listener_status(listener) for listener in daemon.listeners.smtp),
             sessions=daemon.sessions,
             policies=tuple(config.policies.chain),
-            config_source=config.source,
-            spool_directory=config.spool.directory,
-            limiter=daemon.fleet.status(),
+            limiter=limiter.mode,
+            live_nodes=limiter.live_nodes,
+            valkey=limiter.valkey,
+            spool=await self._spool_status(config.spool.directory),
             needs_restart=daemon.needs_restart,
             notes=(*config.cautions(), *config.without_effect()),
         )
+
+    @route("GET", "/v1/nodes")
+    async def nodes(self) -> NodeListing:
+        """The nodes of the cluster that are alive."""
+        daemon = self._daemon
+        config = daemon.components.config
+        own = NodeStatus(
+            node_id=config.server.node_id,
+            this=True,
+            hostname=config.server.hostname,
+            version=__version__,
+            address=endpoints(config),
+            started_at=daemon.started_at,
+            uptime=self._uptime(),
+            seen_ago=0.0,
+            sessions=daemon.sessions,
+            queue=daemon.queued,
+            mode=daemon.fleet.status().mode,
+        )
+        try:
+            others = await daemon.fleet.others()
+        except StoreUnavailable:
+            return NodeListing((own,), complete=False)
+        return NodeListing(tuple(sorted((own, *others), key=lambda node: node.node_id)), complete=True)
+
+    @route("GET", "/v1/plugins")
+    async def plugins(self) -> PluginListing:
+        """The installed policy plugins."""
+        return PluginListing(tuple(available_plugins(self._daemon.components.chain)))
+
+    @route("GET", "/v1/config")
+    async def config(self) -> ConfigInForce:
+        """The configuration in force."""
+        return ConfigInForce(dump(self._daemon.components.config), self._daemon.needs_restart)
+
+    @route("POST", "/v1/reload")
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again and put it into force, or change nothing."""
+        report = self._daemon.reload()
+        if report.faults:
+            # RFC 9110 §15.5.21
+            raise AdminRefusal(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "the configuration can't be used; nothing was changed",
+                "correct the faults and reload again",
+                faults=report.faults,
+            )
+        return report
+
+    @route("POST", "/v1/drain")
+    async def drain(self) -> DrainResult:
+        """Take no new session, and end the others as soon as their message is done."""
+        self._daemon.drain()
+        return DrainResult(self._daemon.state_name)
+
+    def _uptime(self) -> float:
+        return max(0.0, self._daemon.shared.clocks.wall() - self._daemon.started_at)
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:
         factory = self._daemon.listeners.factories[listener.name]
@@ -128,22 +241,15 @@ class DaemonOperations:
             connections=factory.open_sessions,
         )
 
-    async def return_to_sender(self, queue_id: str) -> ReturnedMessage:
-        settings = NoticeSettings.from_config(self._daemon.components.config)
-        spool = await self.spool.of(queue_id)
-        return await return_to_sender(spool, queue_id, settings, self._daemon.shared.clocks.wall)
-
-    def plugins(self) -> Sequence[PluginInfo]:
-        return available_plugins(self._daemon.components.chain)
-
-    def reload(self) -> ReloadResult:
-        return self._daemon.reload()
-
-    def drain(self) -> None:
-        self._daemon.drain()
-
-    def config_dump(self) -> str:
-        return dump(self._daemon.components.config)
+    async def _spool_status(self, directory: str) -> OwnSpoolStatus | FailedSpoolStatus:
+        try:
+            stats = QueueStats.of(await self._queue.stats())
+        except SpoolError as error:
+            # The status is what one asks for when the disk has failed.
+            return FailedSpoolStatus(directory, healthy=False, error=str(error))
+        return OwnSpoolStatus(
+            directory, stats.healthy, stats.free, stats.oldest_age, stats.total, stats.states
+        )
 
 
 def _tls_in_words(tls: ListenerTLS, *, certificate: bool) -> str:

@@ -18,7 +18,6 @@ from elemta.daemon.components import SharedResources
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
-from elemta.ops.admin_operations import SpoolStatus
 from elemta.spool import MessageState, Spool, SpoolSettings
 from elemta.spool.partition import AdoptedSpools, Partition, partitions_in
 from elemta.spool.startup import Permit
@@ -36,6 +35,35 @@ class AdoptionStage(enum.Enum):
     DELIVERING = "delivering"
     WAITING = "waiting"
     CLOSING = "closing"
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """One spool directory: the node's ``own``, or one that it adopted.
+
+    ``state`` is ``own``, ``delivering``, ``waiting`` (for the ``reason``) or ``closing``. ``messages`` are
+    counted as a whole and by state; None while it is not open. ``left`` are directories that its dead node
+    had adopted itself.
+    """
+
+    directory: str
+    state: str
+    reason: str
+    messages: int | None
+    states: Mapping[MessageState, int] | None
+    left: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        directory: str,
+        state: str,
+        reason: str = "",
+        states: Mapping[MessageState, int] | None = None,
+        left: tuple[str, ...] = (),
+    ) -> SpoolStatus:
+        messages = None if states is None else sum(states.values())
+        return cls(directory, state, reason, messages, states, left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +133,7 @@ class Adoption:
         )
 
     def status(self) -> SpoolStatus:
-        return SpoolStatus(str(self.directory), self.stage.value, self.reason, self.messages, self.left)
+        return SpoolStatus.of(str(self.directory), self.stage.value, self.reason, self.messages, self.left)
 
     async def begin(self, note: Callable[[], Awaitable[None]] | None = None) -> None:
         """Open it and deliver from it, after ``note`` has noted it durably. Nothing is open where it fails.

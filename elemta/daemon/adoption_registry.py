@@ -14,10 +14,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage
+from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage, SpoolStatus
 from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
-from elemta.ops.admin_operations import SpoolStatus
 from elemta.spool import Spool
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.partition import AdoptedSpools
@@ -110,7 +109,7 @@ class AdoptionRegistry:
 
     def all(self) -> Sequence[SpoolStatus]:
         """The node's own first."""
-        own = SpoolStatus(str(self._root), "own", messages=self._own.messages)
+        own = SpoolStatus.of(str(self._root), "own", states=self._own.messages)
         return [own, *(care.adoption.status() for _, care in sorted(self._known.items()))]
 
     async def adopt(self, directory: str) -> SpoolStatus:
@@ -137,7 +136,7 @@ class AdoptionRegistry:
             raise NoSpool(f"this node has not adopted {path}")
         messages = care.adoption.messages
         await _to_its_end(self._give_back(care))
-        return SpoolStatus(str(path), "given back", messages=messages)
+        return SpoolStatus.of(str(path), "given back", states=messages)
 
     async def _give_back(self, care: _AdoptionTask) -> None:
         adoption = care.adoption

@@ -29,7 +29,6 @@ from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
-from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.ops.metrics import Metrics
 from elemta.valkey import Valkey
 
@@ -46,6 +45,52 @@ class RemoteRefusal:
     @property
     def key(self) -> str:
         return f"{self.limit}:{self.identity}"
+
+
+@dataclass(frozen=True, slots=True)
+class ValkeyStatus:
+    """Valkey as this node sees it: ``url`` without its password, whether it answers, the breaker's state.
+
+    ``trouble`` says why limits are not counted there; empty while they are.
+    """
+
+    url: str
+    up: bool
+    breaker: str
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterStatus:
+    """Where limits are counted.
+
+    ``mode`` is ``memory`` where no Valkey is configured, ``cluster``, or ``local``: in this node's memory
+    while Valkey is away. ``live_nodes`` is how many nodes were last known to live.
+    """
+
+    mode: str = "memory"
+    live_nodes: int = 1
+    valkey: ValkeyStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node of the cluster, as it described itself ``seen_ago`` seconds ago.
+
+    ``this`` is the node that was asked; ``mode`` as in :class:`LimiterStatus`; ``queue`` are messages.
+    """
+
+    node_id: str
+    this: bool
+    hostname: str
+    version: str
+    address: str
+    started_at: float
+    uptime: float
+    seen_ago: float
+    sessions: int
+    queue: int
+    mode: str
 
 
 class LocalNode(Protocol):
@@ -277,15 +322,16 @@ class ClusterMembership:
 def _status(node: NodeInfo, now: float) -> NodeStatus:
     return NodeStatus(
         node_id=node.node_id,
+        this=node.this,
         hostname=node.about.hostname,
         version=node.about.version,
         address=node.about.address,
         started_at=node.about.started_at,
-        seen_at=now - node.age,
+        uptime=max(0.0, now - node.about.started_at),
+        seen_ago=max(0.0, node.age),
         sessions=node.state.sessions,
         queue=node.state.queue,
         mode=node.state.mode,
-        this=node.this,
     )
 
 

@@ -1,11 +1,15 @@
-"""What an administrator sees of the limits, and what the administrator may reset."""
+"""The admin calls about limits: which are in force, how full they are for whom, and their reset."""
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated
+
+from twisted.logger import Logger
 
 from elemta.config import Rate, Scope
 from elemta.daemon.cluster import Membership, RemoteRefusal
@@ -15,16 +19,95 @@ from elemta.errors import StoreUnavailable
 from elemta.limits import Rule
 from elemta.limits.lookup import requests_for
 from elemta.limits.store import Ranking, Request, Usage
-from elemta.ops.admin_operations import BoundFill, LimitFill, LimitListing, LimitReset, LimitTerms
+from elemta.ops.admin_calls import route
+from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_json import Count, Text
 
-T = TypeVar("T")
+_log = Logger()
 
 _MICROSECONDS = 1_000_000
+# Longer than any identity in a key, and any address as it is typed
+_Identity = Annotated[str, Text(2048, "an identity, or LIMIT:IDENTITY")]
 _NodesByKey = Mapping[str, Sequence[RemoteRefusal]]
 
 
-class LimitService:
-    """The limits of the assembly of the moment, as the whole fleet counts them."""
+@dataclass(frozen=True, slots=True)
+class LimitTerms:
+    """A limit in force, in the words of the configuration; ``per`` is empty where all count as one."""
+
+    name: str
+    per: tuple[str, ...]
+    counts: str
+    rates: tuple[str, ...]
+    scope: str
+    on_exceed: str
+    when_valkey_is_down: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class BoundFill:
+    """``used`` of ``limit`` in the last ``window`` seconds, or open now where that is None."""
+
+    used: int
+    limit: int
+    window: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitFill:
+    """How full one limit is for one identity.
+
+    ``retry_after`` is the seconds until one more would pass: 0 when it would pass now. ``refused_by`` are
+    the nodes that refuse this identity now without asking, because they know until when they must.
+    """
+
+    limit: str
+    identity: str
+    counts: str
+    mode: str
+    bounds: tuple[BoundFill, ...]
+    retry_after: float
+    refused_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitListing:
+    """How full limits are.
+
+    They were counted in ``memory``, in the ``cluster``, or ``local`` while Valkey is away. ``complete`` is
+    False where there was more than could be looked at.
+    """
+
+    limits: tuple[LimitFill, ...]
+    counted_in: str
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsInForce:
+    """The limits in force, those of ``[resources]`` first."""
+
+    limits: tuple[LimitTerms, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitReset:
+    """A limit that was reset for an identity."""
+
+    limit: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitResets:
+    """The limits that were reset."""
+
+    reset: tuple[LimitReset, ...]
+
+
+class LimitOperations:
+    """Shows and resets the limits of the configuration in force, as the whole cluster counts them."""
 
     def __init__(self, components: Callable[[], Components], fleet: Membership) -> None:
         self._components = components
@@ -34,13 +117,18 @@ class LimitService:
     def _rules(self) -> tuple[Rule, ...]:
         return self._components().limiter.rules
 
-    def all(self) -> Sequence[LimitTerms]:
-        return [_terms(rule) for rule in self._rules]
+    @route("GET", "/v1/limits")
+    async def in_force(self) -> LimitsInForce:
+        """The limits in force."""
+        return LimitsInForce(tuple(_terms(rule) for rule in self._rules))
 
-    async def top(self, limit: str | None, count: int) -> LimitListing:
+    @route("GET", "/v1/limits/top")
+    async def top(self, limit: str | None = None, count: Annotated[int, Count()] = 20) -> LimitListing:
+        """The identities that are refused now, and those nearest to it: of one limit, or of all."""
         rules = [rule for rule in self._rules if limit is None or rule.name == limit]
         if limit is not None and not rules:
-            raise KeyError(limit)
+            known = ", ".join(rule.name for rule in self._rules) or "none"
+            raise AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}")
         rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.spec, count)) for rule in rules]
         fills = {fill.request.key: fill for ranking in rankings for fill in ranking.usages}
         refused = await self._refused([rule.name for rule in rules])
@@ -51,8 +139,10 @@ class LimitService:
         complete = all(ranking.complete for ranking in rankings)
         return LimitListing(tuple(heapq.nlargest(count, shown, key=_urgency)), self._counted_in, complete)
 
-    async def show(self, identity: str) -> LimitListing:
-        requests = requests_for(self._rules, identity)
+    @route("GET", "/v1/limits/show")
+    async def show(self, id_: _Identity) -> LimitListing:
+        """How full the limits are for an identity; a limit's name may stand before it."""
+        requests = requests_for(self._rules, id_)
         fills = await self._fills(requests)
         refused = await self._refused([request.spec.name for request in requests])
         shown = [self._shown(fill, refused) for fill in fills]
@@ -71,7 +161,23 @@ class LimitService:
                 return ()
         return [fill for request in requests for fill in await self._fills([request])]
 
-    async def reset(self, identity: str) -> Sequence[LimitReset]:
+    @route("POST", "/v1/limits/reset")
+    async def reset(self, id_: _Identity) -> LimitResets:
+        """Forget what was counted for an identity, in the whole cluster; open connections stay counted."""
+        done = await self._reset_all(id_)
+        if not done:
+            problem = "nothing is counted for this identity"
+            raise AdminRefusal(HTTPStatus.NOT_FOUND, problem, "limits top lists them")
+        for reset in done:
+            _log.info(
+                "an operator reset a limit",
+                event="admin.limit_reset",
+                limit=reset.limit,
+                identity=reset.identity,
+            )
+        return LimitResets(tuple(done))
+
+    async def _reset_all(self, identity: str) -> Sequence[LimitReset]:
         limiter = self._components().limiter
         # Open connections are facts, and stay.
         requests = [each for each in requests_for(limiter.rules, identity) if each.spec.leases is None]
@@ -81,14 +187,14 @@ class LimitService:
         trouble: StoreUnavailable | None = None
         for request in requests:
             # This node may know something of what is unknown while Valkey is away.
-            was_counted = used.get(request.key, True) or request.key in refused
-            if was_counted:
-                try:
-                    await self._reset(request)
-                except StoreUnavailable as error:
-                    # This node has forgotten all the same; and so it shall with the others.
-                    trouble = error
-            done.append(LimitReset(request.spec.name, request.identity, was_counted))
+            if not (used.get(request.key, True) or request.key in refused):
+                continue
+            try:
+                await self._reset(request)
+            except StoreUnavailable as error:
+                # This node has forgotten all the same; and so it shall with the others.
+                trouble = error
+            done.append(LimitReset(request.spec.name, request.identity))
         if trouble is not None:
             raise trouble
         return done

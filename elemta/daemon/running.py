@@ -22,7 +22,7 @@ from elemta.delivery import DeliveryScheduler
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.settings import DeliveryObserver
 from elemta.ops.admin import AdminSite
-from elemta.ops.admin_operations import Operations
+from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.metrics import LoopLag
 from elemta.outcome import Outcome
@@ -133,7 +133,7 @@ class RunningServices:
         spool: Spool,
         ownership: PartitionOwnership,
         *,
-        operations: Callable[[AdoptionRegistry], Operations],
+        admin_calls: Callable[[AdoptionRegistry], CallTable],
         environment: Callable[[Callable[[Spool], DeliveryScheduler]], AdoptionEnvironment],
         reactor: ReactorBase,
         shared: SharedResources,
@@ -147,7 +147,7 @@ class RunningServices:
         adoptions = AdoptionRegistry(reactor, spool, environment(delivering.from_adopted))
         admin = AdminSocket(
             Path(spool.settings.directory) / SOCKET_NAME,
-            AdminSite(operations(adoptions), reactor, now=shared.clocks.wall),
+            AdminSite(admin_calls(adoptions), reactor),
             reactor,
         )
         admin.open()

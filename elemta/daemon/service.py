@@ -7,7 +7,7 @@ import enum
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from twisted.application.service import IServiceCollection, Service
@@ -18,8 +18,8 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from elemta.config import Config
-from elemta.daemon.admin_operations import DaemonOperations
 from elemta.daemon.adoption import SpoolOpener
+from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components, SharedResources, needs_restart
 from elemta.daemon.listeners import Listeners
@@ -29,6 +29,7 @@ from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.limits.refusals import RememberedRefusal
 from elemta.net.factory import LOOK_SECONDS
+from elemta.ops.admin_calls import CallTable
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
 from elemta.spool import Spool
@@ -53,8 +54,8 @@ class DaemonState(enum.Enum):
 class Elemta(Service):
     """The daemon: binds before privileges go, starts its parts in order, is ready only when all of them are.
 
-    ``config_path`` and ``environ`` are read again at a reload. ``in_background``: twistd forks, and its first
-    process waits to hear how the start went.
+    ``admin_calls`` makes the calls of the admin API on it. ``config_path`` and ``environ`` are read again
+    at a reload. ``in_background``: twistd forks, and its first process waits to hear how the start went.
     """
 
     name = "elemta"
@@ -65,6 +66,7 @@ class Elemta(Service):
         *,
         shared: SharedResources,
         components: Components,
+        admin_calls: Callable[[Elemta, AdoptionRegistry], CallTable],
         config_path: str | None,
         environ: Mapping[str, str],
         log_observer: LogObserver | None = None,
@@ -78,6 +80,7 @@ class Elemta(Service):
         self.listeners = Listeners(reactor, shared, components.config.resources.max_connections)
         self.parts: RunningServices | None = None
         self.queued = 0
+        self._admin_calls = admin_calls
         self._log_observer = log_observer
         self._in_background = in_background
         self._started_with = components
@@ -177,7 +180,7 @@ class Elemta(Service):
         return RunningServices.open(
             spool,
             ownership,
-            operations=lambda adoptions: DaemonOperations(self, adoptions),
+            admin_calls=lambda adoptions: self._admin_calls(self, adoptions),
             environment=lambda deliver: spools.adoption_environment(spool, deliver),
             reactor=self.reactor,
             shared=self.shared,

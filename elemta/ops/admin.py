@@ -1,39 +1,17 @@
 """The admin API: JSON over HTTP, for ``elemtactl`` and all others that may open the daemon's socket.
 
-========================================  ===========================================================
-``GET /v1/status``                        the daemon and its queue in numbers
-``GET /v1/nodes``                         the nodes of the cluster that are alive
-``GET /v1/plugins``                       the installed policy plugins
-``GET /v1/config``                        the configuration in force, as TOML in ``toml``
-``POST /v1/reload``                       reread it; 422 with ``faults`` when nothing was changed
-``POST /v1/drain``                        take no new session
-``GET /v1/limits``                        the limits in force
-``GET /v1/limits/top?limit=&count=``      the identities nearest to a limit, or above it
-``GET /v1/limits/show?id=``               how full the limits are for an identity
-``POST /v1/limits/reset?id=``             forgets what was counted for an identity, in the whole cluster
-``GET /v1/spools``                        the spools that are delivered from
-``POST /v1/spools/adopt?directory=``      deliver from another node's, too, until it is empty
-``POST /v1/spools/give-back?directory=``  stop that, and let its node have it
-``GET /v1/queue?state=&limit=&after=``    messages in the order of their ids; ``next`` is for ``after``
-``GET /v1/queue/stats``                   the queue in numbers
-``GET /v1/queue/ID``                      one message with recipients and history
-``POST /v1/queue/ID/retry|hold|release``  what it says; ``hold`` takes ``?reason=``
-``POST /v1/queue/ID/bounce``              returned to its sender with a notice; ``notices`` says how many
-``DELETE /v1/queue/ID``                   the message is gone, no bounce is sent
-========================================  ===========================================================
-
-An error is ``{"error": …, "hint": …}`` with a status that fits.
+What it can do is a :class:`~elemta.ops.admin_calls.CallTable`; ``docs/elemtactl.md`` lists the calls. An
+error is ``{"error": …, "hint": …}`` with a status that fits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from http import HTTPStatus
 from typing import cast
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -41,11 +19,9 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from elemta.errors import SpoolError, StoreUnavailable, UnknownMessage
-from elemta.ops.admin_api import Api
-from elemta.ops.admin_calls import AdminRefusal, no_such_message
-from elemta.ops.admin_json import Json
-from elemta.ops.admin_operations import Operations
+from elemta.ops.admin_calls import CallTable
+from elemta.ops.admin_errors import AdminRefusal, refusal_of
+from elemta.ops.admin_json import Json, to_json
 
 _log = Logger()
 
@@ -74,9 +50,9 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, api: Api, clock: IReactorTime, deadline: float) -> None:
+    def __init__(self, calls: CallTable, clock: IReactorTime, deadline: float) -> None:
         Resource.__init__(self)
-        self._api = api
+        self._calls = calls
         self._clock = clock
         self._deadline = deadline
 
@@ -91,14 +67,15 @@ class AdminResource(Resource):
 
     async def _answer(self, method: str, uri: bytes, request: AdminRequest) -> Json:
         if request.received_octets > MAX_BODY:
-            raise AdminRefusal(http.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {MAX_BODY} octets")
-        return await self._api.answer(method, uri.decode("ascii", "replace"))
+            problem = f"a body of more than {MAX_BODY} octets"
+            raise AdminRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, problem)
+        return await self._calls.answer(method, uri.decode("ascii", "replace"))
 
     def _refuse(self, failure: Failure, exchange: _Exchange) -> None:
-        refusal = _refusal_of(failure)
-        if refusal.status == http.INTERNAL_SERVER_ERROR:
+        refusal = refusal_of(failure.value)
+        if refusal.status is HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.failure("an admin call failed", failure, event="admin.failed", path=exchange.path)
-        exchange.send(refusal.content, refusal.status)
+        exchange.send(to_json(refusal.content), refusal.status, allow=refusal.hint)
 
 
 class _Exchange:
@@ -114,7 +91,7 @@ class _Exchange:
         # The call goes on: a message that was to be held is held.
         self._gone = True
 
-    def send(self, content: Json, status: int = http.OK) -> None:
+    def send(self, content: Json, status: int = http.OK, allow: str = "") -> None:
         if self._gone:
             return
         body = json.dumps(content, ensure_ascii=True).encode("ascii") + b"\n"
@@ -123,30 +100,19 @@ class _Exchange:
         self._request.setHeader(b"cache-control", b"no-store")
         self._request.setHeader(b"content-length", str(len(body)).encode("ascii"))
         if status == http.NOT_ALLOWED:
-            self._request.setHeader(b"allow", str(content["hint"]).encode("ascii"))
+            self._request.setHeader(b"allow", allow.encode("ascii"))
         self._request.write(body)
         self._request.finish()
 
 
 class AdminSite(Site):
-    """The factory to listen with: the admin API over ``operations``.
-
-    ``deadline`` is seconds for one call; ``now`` gives seconds since the epoch; without it the
-    reactor's clock does.
-    """
+    """The factory to listen with: the admin API with these calls; ``deadline`` is seconds for one call."""
 
     displayTracebacks = False
     requestFactory = AdminRequest
 
-    def __init__(
-        self,
-        operations: Operations,
-        reactor: ReactorBase,
-        *,
-        deadline: float = DEADLINE_SECONDS,
-        now: Callable[[], float] | None = None,
-    ) -> None:
-        resource = AdminResource(Api(operations, now or reactor.seconds), reactor, deadline)
+    def __init__(self, calls: CallTable, reactor: ReactorBase, *, deadline: float = DEADLINE_SECONDS) -> None:
+        resource = AdminResource(calls, reactor, deadline)
         Site.__init__(self, resource, timeout=IDLE_SECONDS, reactor=reactor)
 
     def log(self, request: http.Request) -> None:
@@ -157,20 +123,3 @@ class AdminSite(Site):
             path=request.path,
             status=request.code,
         )
-
-
-def _refusal_of(failure: Failure) -> AdminRefusal:
-    error = failure.value
-    if isinstance(error, AdminRefusal):
-        return error
-    if isinstance(error, UnknownMessage):
-        return no_such_message()
-    if isinstance(error, StoreUnavailable):
-        return AdminRefusal(
-            http.SERVICE_UNAVAILABLE, f"the limits could not be asked: {error}", "see the log"
-        )
-    if isinstance(error, OutOfTime):
-        return AdminRefusal(http.GATEWAY_TIMEOUT, "no answer in time", "it may still be carried out")
-    if isinstance(error, SpoolError):
-        return AdminRefusal(http.SERVICE_UNAVAILABLE, f"the spool could not do it: {error}", "see the log")
-    return AdminRefusal(http.INTERNAL_SERVER_ERROR, "internal error", "see the log")

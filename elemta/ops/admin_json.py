@@ -1,214 +1,116 @@
-"""The values of the admin API as JSON. Names and shapes here are public: scripts read them.
+"""Values of the admin API as JSON, and parameters from the text of a request, both by their types.
 
-Times are seconds since the epoch, durations seconds, sizes octets. Addresses are as between ``<`` and
-``>``, so the null reverse-path is ``""``.
+A result is a frozen dataclass, and its fields are the keys. Names and shapes are public: scripts read
+them. Times are seconds since the epoch, durations seconds, sizes octets. Addresses are as between ``<``
+and ``>``, so the null reverse-path is ``""``.
+
+A parameter says what it takes by ``Annotated[type, kind]``; an enum needs no kind.
 """
 
 from __future__ import annotations
 
-from elemta.envelope import Client, Notify, Recipient
-from elemta.errors import Fault
-from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeStatus, ReloadResult, ValkeyStatus
-from elemta.policy.discovery import PluginInfo
-from elemta.spool.records import (
-    AttemptRecord,
-    MessageRecord,
-    MessageState,
-    MessageSummary,
-    RecipientRecord,
-    SpoolStats,
-)
+import enum
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from http import HTTPStatus
+from typing import Any, Protocol, runtime_checkable
 
-Json = dict[str, "str | int | float | bool | Json | list[Json] | list[str] | None"]
+from elemta.address import Address
+from elemta.ops.admin_errors import AdminRefusal
 
+Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
-def status_json(status: DaemonStatus, spool: Json, now: float) -> Json:
-    """``GET /v1/status``; ``spool`` is what :func:`stats_json` gives, or what is known instead."""
-    return {
-        "version": status.version,
-        "node_id": status.node_id,
-        "hostname": status.hostname,
-        "pid": status.pid,
-        "state": status.state,
-        "ready": not status.not_ready,
-        "not_ready": list(status.not_ready),
-        "started_at": status.started_at,
-        "uptime": max(0.0, now - status.started_at),
-        "config": status.config_source,
-        "listeners": [_listener(listener) for listener in status.listeners],
-        "sessions": status.sessions,
-        "policies": list(status.policies),
-        "limiter": status.limiter.mode,
-        "live_nodes": status.limiter.live_nodes,
-        "valkey": _valkey(status.limiter.valkey),
-        "spool": {"directory": status.spool_directory, **spool},
-        "needs_restart": list(status.needs_restart),
-        "notes": [fault_json(note) for note in status.notes],
-    }
+MAX_COUNT = 1000
+"""The most that one answer lists."""
 
 
-def _listener(listener: ListenerStatus) -> Json:
-    return {
-        "name": listener.name,
-        "role": listener.role,
-        "tls": listener.tls,
-        "address": listener.address,
-        "connections": listener.connections,
-    }
-
-
-def _valkey(valkey: ValkeyStatus | None) -> Json | None:
-    if valkey is None:
+def to_json(value: object) -> Json:
+    """A value as JSON has it. A float that JSON can't write is null, an enum its value."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    return {"url": valkey.url, "up": valkey.up, "breaker": valkey.breaker, "trouble": valkey.trouble}
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Address):
+        return str(value)
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(to_json(key)): to_json(each) for key, each in value.items()}
+    if isinstance(value, Iterable):
+        return [to_json(each) for each in value]
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-def node_json(node: NodeStatus, now: float) -> Json:
-    """One of ``GET /v1/nodes``."""
-    return {
-        "node_id": node.node_id,
-        "this": node.this,
-        "hostname": node.hostname,
-        "version": node.version,
-        "address": node.address,
-        "started_at": node.started_at,
-        "uptime": max(0.0, now - node.started_at),
-        "seen_ago": max(0.0, now - node.seen_at),
-        "sessions": node.sessions,
-        "queue": node.queue,
-        "mode": node.mode,
-    }
+@runtime_checkable
+class ParameterKind(Protocol):
+    """What a parameter takes. ``schema`` says the same in the words of JSON Schema."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]: ...
+
+    def parse(self, name: str, text: str) -> object:
+        """The value that a text stands for. Raises :class:`AdminRefusal`."""
 
 
-def fault_json(fault: Fault) -> Json:
-    return {"place": fault.place, "key": fault.key, "problem": fault.problem, "hint": fault.hint}
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that is not empty, of at most ``longest`` characters, that ``pattern`` matches as a whole.
+
+    ``hint`` says what to write, ``problem`` what is wrong otherwise.
+    """
+
+    longest: int
+    hint: str = ""
+    pattern: str = r"(?s:.+)"
+    problem: str = ""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1, "maxLength": self.longest}
+
+    def parse(self, name: str, text: str) -> str:
+        if len(text) > self.longest or not re.fullmatch(self.pattern, text):
+            problem = self.problem or f"{name} is missing or too long"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, self.hint)
+        return text
 
 
-def plugin_json(plugin: PluginInfo) -> Json:
-    """One of ``GET /v1/plugins``."""
-    return {
-        "name": plugin.name,
-        "origin": plugin.origin,
-        "words": plugin.words,
-        "error": plugin.error,
-        "in_chain": plugin.in_chain,
-        "interfaces": list(plugin.interfaces),
-    }
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of things to show."""
+
+    least: int = 1
+    most: int = MAX_COUNT
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "integer", "minimum": self.least, "maximum": self.most}
+
+    def parse(self, name: str, text: str) -> int:
+        if not (text.isascii() and text.isdigit() and self.least <= int(text[:9]) <= self.most):
+            problem = f"{name} {text[:16]!r} is not a number from {self.least} to {self.most}"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem)
+        return int(text)
 
 
-def reload_json(result: ReloadResult) -> Json:
-    """``POST /v1/reload``."""
-    return {
-        "faults": [fault_json(fault) for fault in result.faults],
-        "needs_restart": list(result.needs_restart),
-    }
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the values of an enum."""
 
+    choices: type[enum.Enum]
 
-def stats_json(stats: SpoolStats) -> Json:
-    """``GET /v1/queue/stats``, and the spool in the status."""
-    return {
-        "healthy": stats.healthy,
-        "free": stats.free,
-        "oldest_age": stats.oldest_age,
-        "total": {"messages": stats.total, "octets": stats.total_octets},
-        "states": {
-            state.value: {"messages": count, "octets": stats.octets.get(state, 0)}
-            for state, count in stats.messages.items()
-        },
-    }
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "enum": [choice.value for choice in self.choices]}
 
-
-def summary_json(summary: MessageSummary) -> Json:
-    """One of ``GET /v1/queue``."""
-    return {
-        "queue_id": summary.queue_id,
-        "state": summary.state.value,
-        "sender": str(summary.sender),
-        "recipients": summary.recipients,
-        "pending": summary.pending,
-        "size": summary.size,
-        "received_at": summary.received_at,
-        "next_attempt_at": _next_attempt(summary.state, summary.next_attempt_at),
-        "attempts": summary.attempts,
-        "hold_reason": summary.hold_reason,
-    }
-
-
-def record_json(record: MessageRecord) -> Json:
-    """``GET /v1/queue/ID``."""
-    message, envelope = record.message, record.envelope
-    parameters = envelope.parameters
-    return {
-        "queue_id": record.queue_id,
-        "state": message.state.value,
-        "hold_reason": message.hold_reason,
-        "sender": str(envelope.sender),
-        "size": envelope.size,
-        "received_at": envelope.received_at,
-        "next_attempt_at": _next_attempt(message.state, message.next_attempt_at),
-        "attempts": message.attempts,
-        "client": _client(envelope.client),
-        "parameters": {
-            "size": parameters.size,
-            "body": parameters.body.value if parameters.body else None,
-            "smtputf8": parameters.smtputf8,
-            "ret": parameters.ret.value if parameters.ret else None,
-            "envid": parameters.envid,
-            "auth": parameters.auth,
-        },
-        "recipients": [_recipient(recipient) for recipient in record.recipients],
-        "history": [_attempt(attempt) for attempt in record.history],
-    }
-
-
-def _next_attempt(state: MessageState, at: float) -> float | None:
-    return None if state is MessageState.HOLD else at
-
-
-def _client(client: Client) -> Json:
-    return {
-        "ip": client.ip,
-        "helo": client.helo,
-        "listener": client.listener,
-        "session_id": client.session_id,
-        "user": client.user,
-        "tls": client.tls,
-    }
-
-
-def _recipient(record: RecipientRecord) -> Json:
-    return {
-        "address": str(record.recipient.address),
-        "pending": record.pending,
-        "status": record.status.value if record.status else None,
-        "code": record.code,
-        "enhanced": record.enhanced,
-        "text": record.text,
-        "route": record.route,
-        "next_hop": record.next_hop,
-        "at": record.at,
-        "notify": _notify(record.recipient),
-        "orcpt": record.recipient.orcpt,
-    }
-
-
-def _notify(recipient: Recipient) -> list[str] | None:
-    if recipient.notify is None:
-        return None
-    # RFC 3461 §4.1: NEVER stands alone
-    return [flag.name for flag in Notify if flag in recipient.notify and flag.name] or ["NEVER"]
-
-
-def _attempt(attempt: AttemptRecord) -> Json:
-    return {
-        "number": attempt.number,
-        "recipient": str(attempt.recipient),
-        "status": attempt.status.value,
-        "code": attempt.code,
-        "enhanced": attempt.enhanced,
-        "text": attempt.text,
-        "route": attempt.route,
-        "next_hop": attempt.next_hop,
-        "at": attempt.at,
-        "seconds": attempt.seconds,
-    }
+    def parse(self, name: str, text: str) -> enum.Enum:
+        try:
+            return self.choices(text)
+        except ValueError:
+            known = ", ".join(choice.value for choice in self.choices)
+            problem = f"unknown {name} {text[:32]!r}"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, f"known: {known}") from None

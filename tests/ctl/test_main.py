@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,18 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
+from elemta.ctl.client import AdminClient
 from elemta.ctl.main import main
-from elemta.daemon.limit_operations import LimitService
-from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.notices import ReturnedMessage, return_to_sender
+from elemta.daemon.reload import ReloadReport
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
-from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeListing
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
-from tests.support.adopted import Adopted
-from tests.support.overseen import Overseen
+from tests.support.administered import Administered
 
 EVIL = "\x1b]0;owned\x07"
 
@@ -50,64 +47,15 @@ def run(*argv: str, stdin: str = "", terminal: bool = False, **environ: str) -> 
     return code, out.getvalue(), err.getvalue()
 
 
-@dataclass(frozen=True)
-class Reloaded:
-    faults: tuple[Fault, ...] = ()
-    needs_restart: tuple[str, ...] = ()
-
-
 @dataclass
-class Daemon:
-    spool: Any
-    socket: str
-    state: str = "serving"
-    reloaded: Reloaded = field(default_factory=Reloaded)
-    overseen: Overseen = field(default_factory=Overseen)
-    spools: Adopted = field(default_factory=Adopted)
-
-    @property
-    def limits(self) -> LimitService:
-        return self.overseen.oversight
-
-    async def nodes(self) -> NodeListing:
-        return NodeListing(tuple(await self.overseen.others()), complete=not self.overseen.away)
-
-    def status(self) -> DaemonStatus:
-        return DaemonStatus(
-            version="0.1.0",
-            node_id="mx1",
-            hostname="mx1.example.org",
-            pid=42,
-            started_at=time.time() - 3700,
-            state=self.state,
-            not_ready=() if self.state == "serving" else (self.state,),
-            listeners=(ListenerStatus("mx", "mx", "starttls", "127.0.0.1:2525", 3),),
-            sessions=3,
-            policies=("limits", "relay"),
-            config_source="/etc/elemta.toml",
-            spool_directory="/var/spool/elemta",
-            limiter=self.overseen.status(),
-            needs_restart=self.reloaded.needs_restart,
-            notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
-        )
-
-    def plugins(self) -> list[PluginInfo]:
-        return [
-            PluginInfo("relay", "elemta 0.1.0", words="Who may relay where.", in_chain=True),
-            PluginInfo("", "broken.module", error="ImportError: nothing"),
-        ]
-
-    async def return_to_sender(self, queue_id: str) -> ReturnedMessage:
-        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
-
-    def reload(self) -> Reloaded:
-        return self.reloaded
-
-    def drain(self) -> None:
-        self.state = "draining"
-
-    def config_dump(self) -> str:
-        return '[server]\nhostname = "running.example.org"\n'
+class Daemon(Administered):
+    installed: tuple[PluginInfo, ...] = (
+        PluginInfo("relay", "elemta 0.1.0", words="Who may relay where.", in_chain=True),
+        PluginInfo("", "broken.module", error="ImportError: nothing"),
+    )
+    toml: str = '[server]\nhostname = "running.example.org"\n'
+    up: float = 3700.0
+    socket: str = ""
 
     async def ctl(self, *argv: str, **more: Any) -> tuple[int, str, str]:
         return await deferToThread(run, "--socket", self.socket, *argv, **more)
@@ -134,8 +82,9 @@ class Daemon:
 @pytest_twisted.async_yield_fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
-    daemon = Daemon(spool, str(tmp_path / "spool" / "admin.sock"))
-    opened = AdminSocket(daemon.socket, AdminSite(daemon, reactor), reactor)
+    daemon = Daemon(spool)
+    daemon.socket = str(tmp_path / "spool" / "admin.sock")
+    opened = AdminSocket(daemon.socket, AdminSite(daemon.calls, reactor), reactor)
     opened.open()
     yield daemon
     await opened.close()
@@ -183,14 +132,14 @@ async def test_plugins_are_listed_with_those_that_are_broken(daemon: Daemon) -> 
 
 @ensureDeferred
 async def test_a_reload_that_is_refused_exits_78_with_every_fault(daemon: Daemon) -> None:
-    daemon.reloaded = Reloaded(
+    daemon.reloaded = ReloadReport(
         faults=(Fault("f.toml", "a.b", "is bad", "try c"), Fault("f.toml", "d", "worse"))
     )
     code, out, err = await daemon.ctl("reload")
     assert (code, out) == (78, "")
     assert "f.toml: a.b: is bad (try c)" in err
     assert "f.toml: d: worse" in err
-    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    daemon.reloaded = ReloadReport(needs_restart=("listener",))
     code, out, _ = await daemon.ctl("reload")
     assert code == 0
     assert "listener changed and takes effect after a restart" in out
@@ -201,7 +150,7 @@ async def test_drain_drains(daemon: Daemon) -> None:
     code, out, _ = await daemon.ctl("drain")
     assert code == 0
     assert "draining" in out
-    assert daemon.state == "draining"
+    assert daemon.state_name == "draining"
     assert "no: draining" in (await daemon.ctl("status"))[1]
 
 
@@ -213,7 +162,7 @@ async def test_the_running_configuration_can_be_dumped(daemon: Daemon) -> None:
 
 @ensureDeferred
 async def test_what_waits_for_a_restart_is_told_after_the_reload_too(daemon: Daemon) -> None:
-    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    daemon.reloaded = ReloadReport(needs_restart=("listener",))
     told = "listener changed and takes effect after a restart"
     assert told in (await daemon.ctl("reload"))[1]
     assert f"note: {told}" in (await daemon.ctl("status"))[1]
@@ -432,6 +381,31 @@ async def test_what_has_no_sender_is_not_returned_and_the_others_are(daemon: Dae
     assert (code, out) == (1, f"{from_jane} returned\n")
     assert f"{from_nobody}: the sender is <>: there is no address for a notice" in err
     assert from_nobody in await daemon.ids()
+
+
+@pytest.mark.parametrize("action", ["retry", "hold", "release", "bounce", "delete"])
+@ensureDeferred
+async def test_all_is_one_call_for_each_page_of_messages(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    hold = "odd" if action == "release" else None
+    ids = [await daemon.queue(Address("jane", "example.org"), hold=hold) for _ in range(5)]
+    calls: list[tuple[str, ...]] = []
+    call = AdminClient.call
+
+    def noting(client: AdminClient, method: str, *segments: str, **query: str) -> dict[str, Any]:
+        if method != "GET":
+            calls.append(segments)
+        return call(client, method, *segments, **query)
+
+    monkeypatch.setattr(AdminClient, "call", noting)
+    monkeypatch.setattr("elemta.ctl.queue.TOGETHER", 3)
+    yes = ["--yes"] if action in ("bounce", "delete") else []
+    state = ["--state", "active"] if action == "retry" else []
+    done = await daemon.json("queue", action, "--all", *state, *yes)
+    assert [result["queue_id"] for result in done["results"]] == ids
+    assert all(result["ok"] for result in done["results"])
+    assert calls == [("queue", action)] * 2
 
 
 @ensureDeferred

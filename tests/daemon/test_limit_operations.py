@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig, WhenValkeyIsDown
-from elemta.daemon.limit_operations import LimitService
+from elemta.daemon.limit_operations import LimitOperations
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.limits.store import Request
@@ -55,7 +55,7 @@ async def test_a_reset_without_valkey_forgets_on_this_node_beside_a_limit_that_d
 
     components: Any = SimpleNamespace(limiter=Limiter(RULES, node.store))
     fleet: Any = Fleet()
-    asked = Deferred.fromCoroutine(LimitService(lambda: components, fleet).reset(JANE))
+    asked = Deferred.fromCoroutine(LimitOperations(lambda: components, fleet).reset(JANE))
     pass_time(clock, 0.01)
     with pytest.raises(StoreUnavailable, match="only this node forgot"):
         await asked

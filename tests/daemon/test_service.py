@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from elemta.config import ListenerTLS, load
+from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import DaemonState, Elemta
@@ -97,7 +98,12 @@ def make_service(directory: Path) -> Elemta:
     the_reactor: Any = Reactor()
     shared = SharedResources.from_config(config, the_reactor)
     return Elemta(
-        the_reactor, shared=shared, components=build_components(config, shared), config_path=path, environ={}
+        the_reactor,
+        shared=shared,
+        components=build_components(config, shared),
+        admin_calls=admin_calls,
+        config_path=path,
+        environ={},
     )
 
 

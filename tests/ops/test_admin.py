@@ -9,7 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,81 +23,27 @@ from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
 from elemta.daemon.cluster import RemoteRefusal
-from elemta.daemon.limit_operations import LimitService
-from elemta.delivery.bounces import NoticeSettings
-from elemta.delivery.notices import ReturnedMessage, return_to_sender
+from elemta.daemon.reload import ReloadReport
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable
 from elemta.limits.store import LimitSpec, Request
 from elemta.ops.admin import MAX_BODY, AdminSite
-from elemta.ops.admin_operations import DaemonStatus, ListenerStatus, NodeListing
 from elemta.ops.admin_socket import AdminSocket
 from elemta.policy.discovery import PluginInfo
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.operations import Batch, Operation
 from elemta.spool.writer import QueueWriter
-from tests.support.adopted import Adopted
-from tests.support.overseen import Overseen
-
-
-@dataclass(frozen=True)
-class Reloaded:
-    faults: tuple[Fault, ...] = ()
-    needs_restart: tuple[str, ...] = ()
+from tests.support.administered import Administered
 
 
 @dataclass
-class Daemon:
-    """The operations of a daemon that has a real spool and nothing else."""
+class Daemon(Administered):
+    """A daemon with one plugin and one line of configuration."""
 
-    spool: Any
-    state: str = "serving"
-    reloaded: Reloaded = field(default_factory=Reloaded)
-    overseen: Overseen = field(default_factory=Overseen)
-    spools: Adopted = field(default_factory=Adopted)
-    broken: bool = False
-
-    @property
-    def limits(self) -> LimitService:
-        return self.overseen.oversight
-
-    async def nodes(self) -> NodeListing:
-        return NodeListing(tuple(await self.overseen.others()), complete=not self.overseen.away)
-
-    def status(self) -> DaemonStatus:
-        return DaemonStatus(
-            version="0.1.0",
-            node_id="mx1",
-            hostname="mx1.example.org",
-            pid=42,
-            started_at=time.time() - 100,
-            state=self.state,
-            not_ready=() if self.state == "serving" else (self.state,),
-            listeners=(ListenerStatus("mx", "mx", "starttls", "127.0.0.1:2525", 3),),
-            sessions=3,
-            policies=("limits", "relay"),
-            config_source="/etc/elemta.toml",
-            spool_directory="/var/spool/elemta",
-            limiter=self.overseen.status(),
-            notes=(Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
-        )
-
-    def plugins(self) -> list[PluginInfo]:
-        if self.broken:
-            raise RuntimeError("secret of the inside")
-        return [PluginInfo("relay", "elemta", words="Who may relay.", in_chain=True, interfaces=("rcpt",))]
-
-    async def return_to_sender(self, queue_id: str) -> ReturnedMessage:
-        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
-
-    def reload(self) -> Reloaded:
-        return self.reloaded
-
-    def drain(self) -> None:
-        self.state = "draining"
-
-    def config_dump(self) -> str:
-        return '[server]\nhostname = "mx1.example.org"\n'
+    installed: tuple[PluginInfo, ...] = (
+        PluginInfo("relay", "elemta", words="Who may relay.", in_chain=True, interfaces=("rcpt",)),
+    )
+    toml: str = '[server]\nhostname = "mx1.example.org"\n'
 
 
 async def queue(spool: Spool, sender: Address = NULL, *to: str, hold: str | None = None) -> str:
@@ -114,7 +60,7 @@ async def queue(spool: Spool, sender: Address = NULL, *to: str, hold: str | None
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
     daemon = Daemon(spool)
-    opened = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon, reactor), reactor)
+    opened = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon.calls, reactor), reactor)
     opened.open()
     yield daemon
     await opened.close()
@@ -171,7 +117,7 @@ async def test_the_status_answers_when_the_disk_does_not(daemon: Daemon, tmp_pat
             raise SpoolError("disk on fire")
 
     monkeypatch.setattr(daemon, "spool", Broken())
-    opened = AdminSocket(tmp_path / "second.sock", AdminSite(daemon, reactor), reactor)
+    opened = AdminSocket(tmp_path / "second.sock", AdminSite(daemon.calls, reactor), reactor)
     opened.open()
     request = b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     status, _, body = await deferToThread(exchange, tmp_path / "second.sock", request)
@@ -249,6 +195,43 @@ async def test_many_messages_are_changed_by_one_commit_in_their_order(
     assert [result["queue_id"] for result in results] == ids
     refused = {result["queue_id"]: result["status"] for result in results if "error" in result}
     assert refused == ({ids[-1]: 404, ids[3]: 409} if action == "retry" else {ids[-1]: 404})
+
+
+@ensureDeferred
+async def test_a_hold_without_a_reason_reads_no_message_and_keeps_the_reasons_that_there_are(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await queue(daemon.spool, hold="looks odd" if number % 2 else None) for number in range(6)]
+
+    async def read(_spool: Spool, _queue_id: str) -> None:
+        raise AssertionError("a hold reads no message")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "show", read)
+        status, answer = await ask(tmp_path, "POST", f"/v1/queue/hold?ids={','.join(ids)}")
+        assert (status, [result["done"] for result in answer["results"]]) == (200, ["held"] * 6)
+        assert (await ask(tmp_path, "POST", f"/v1/queue/{ids[0]}/hold?reason="))[0] == 200
+    reasons = [(await daemon.spool.show(queue_id)).message.hold_reason for queue_id in ids]
+    assert reasons == ["held by the operator", "looks odd"] * 3
+
+
+@ensureDeferred
+async def test_many_messages_are_returned_by_one_call_and_each_has_its_answer(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    jane = Address("jane", "example.org")
+    ids = [await queue(daemon.spool, jane) for _ in range(30)]
+    from_nobody = await queue(daemon.spool)
+    ids = [*ids, from_nobody, "335V5EZ2Y5XAYCKM6W"]
+    status, answer = await ask(tmp_path, "POST", f"/v1/queue/bounce?ids={','.join(ids)}")
+    assert status == 200
+    results = answer["results"]
+    assert [result["queue_id"] for result in results] == ids
+    returned = {"done": "returned to the sender", "recipients": 1, "notices": 1}
+    assert results[:30] == [{"queue_id": queue_id, **returned} for queue_id in ids[:30]]
+    assert [result["status"] for result in results[30:]] == [409, 404]
+    left = [line.queue_id for line in await daemon.spool.list()]
+    assert (len(left), set(left) & set(ids)) == (31, {from_nobody})
 
 
 @pytest.mark.parametrize("ids", ["", ",", ",".join(["335V5EZ2Y5XAYCKM6W"] * 201)])
@@ -348,12 +331,12 @@ async def test_a_query_that_is_not_understood_is_400_and_never_everything(
 
 @ensureDeferred
 async def test_a_reload_that_is_refused_is_422_with_every_fault(daemon: Daemon, tmp_path: Path) -> None:
-    daemon.reloaded = Reloaded(faults=(Fault("f", "a.b", "bad", "try c"), Fault("f", "d", "worse")))
+    daemon.reloaded = ReloadReport(faults=(Fault("f", "a.b", "bad", "try c"), Fault("f", "d", "worse")))
     status, answer = await ask(tmp_path, "POST", "/v1/reload")
     assert status == 422
     assert answer["faults"][0] == {"place": "f", "key": "a.b", "problem": "bad", "hint": "try c"}
     assert len(answer["faults"]) == 2
-    daemon.reloaded = Reloaded(needs_restart=("listener",))
+    daemon.reloaded = ReloadReport(needs_restart=("listener",))
     assert await ask(tmp_path, "POST", "/v1/reload") == (200, {"faults": [], "needs_restart": ["listener"]})
 
 
@@ -385,7 +368,7 @@ async def test_a_call_that_takes_too_long_is_504(tmp_path: Path) -> None:
             return Deferred()
 
     clock, asked = Clock(), Deferred()
-    site = AdminSite(Daemon(Stuck()), reactor, deadline=30)
+    site = AdminSite(Daemon(Stuck()).calls, reactor, deadline=30)
     site.resource._clock = clock
     opened = AdminSocket(tmp_path / "admin.sock", site, reactor)
     opened.open()
@@ -418,7 +401,7 @@ async def test_a_body_beyond_the_bound_is_cut_off(daemon: Daemon, tmp_path: Path
             return sent
 
     assert await deferToThread(flood) < 100 * MAX_BODY
-    assert daemon.state == "serving"
+    assert daemon.state_name == "serving"
 
 
 @ensureDeferred
@@ -442,7 +425,7 @@ async def test_only_the_owner_may_open_the_socket(daemon: Daemon, tmp_path: Path
 
 @ensureDeferred
 async def test_the_socket_of_a_living_daemon_is_left_alone(daemon: Daemon, tmp_path: Path) -> None:
-    second = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon, reactor), reactor)
+    second = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon.calls, reactor), reactor)
     with pytest.raises(ListenFailed, match="another daemon listens"):
         second.open()
     assert (await ask(tmp_path, "GET", "/v1/status"))[0] == 200
@@ -454,7 +437,7 @@ async def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(path))
         dead.listen()
-    opened = AdminSocket(path, AdminSite(Daemon(None), reactor), reactor)
+    opened = AdminSocket(path, AdminSite(Daemon(None).calls, reactor), reactor)
     opened.open()
     assert (await ask(tmp_path, "GET", "/v1/plugins"))[0] == 200
     await opened.close()
@@ -466,21 +449,23 @@ async def test_something_that_is_no_socket_is_never_removed(tmp_path: Path) -> N
     path = tmp_path / "admin.sock"
     path.write_text("precious")
     with pytest.raises(ListenFailed, match="no socket"):
-        AdminSocket(path, AdminSite(Daemon(None), reactor), reactor).open()
+        AdminSocket(path, AdminSite(Daemon(None).calls, reactor), reactor).open()
     assert path.read_text() == "precious"
 
 
 @ensureDeferred
 async def test_a_directory_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ListenFailed, match="absent"):
-        AdminSocket(tmp_path / "absent" / "admin.sock", AdminSite(Daemon(None), reactor), reactor).open()
+        AdminSocket(
+            tmp_path / "absent" / "admin.sock", AdminSite(Daemon(None).calls, reactor), reactor
+        ).open()
 
 
 @ensureDeferred
 async def test_a_path_longer_than_a_socket_address_works(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
-    opened = AdminSocket(deep / "admin.sock", AdminSite(Daemon(None), reactor), reactor)
+    opened = AdminSocket(deep / "admin.sock", AdminSite(Daemon(None).calls, reactor), reactor)
     opened.open()
     assert stat.S_IMODE((deep / "admin.sock").stat().st_mode) == 0o600
     await opened.close()

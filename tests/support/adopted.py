@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from elemta.daemon.adoption import SpoolStatus
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
-from elemta.ops.admin_operations import SpoolStatus
 from elemta.spool import MessageState
 
-OWN = SpoolStatus(
+OWN = SpoolStatus.of(
     "/var/spool/elemta",
     "own",
-    messages={MessageState.ACTIVE: 1, MessageState.DEFERRED: 2, MessageState.HOLD: 0},
+    states={MessageState.ACTIVE: 1, MessageState.DEFERRED: 2, MessageState.HOLD: 0},
 )
-WAITS = SpoolStatus("/shared/mx4", "waiting", "there is no spool in /shared/mx4")
+WAITS = SpoolStatus.of("/shared/mx4", "waiting", "there is no spool in /shared/mx4")
 
 
 class Adopted:
@@ -34,7 +34,7 @@ class Adopted:
         if directory != "/shared/mx1":
             raise NoSpool(f"there is no spool in {directory}")
         messages = {MessageState.ACTIVE: 1, MessageState.DEFERRED: 0, MessageState.HOLD: 0}
-        status = SpoolStatus(directory, "delivering", messages=messages, left=("/shared/mx0",))
+        status = SpoolStatus.of(directory, "delivering", states=messages, left=("/shared/mx0",))
         self.adopted.append(status)
         return status
 
@@ -42,5 +42,5 @@ class Adopted:
         for status in self.adopted:
             if status.directory == directory:
                 self.adopted.remove(status)
-                return SpoolStatus(directory, "given back", messages=status.messages)
+                return SpoolStatus.of(directory, "given back", states=status.states)
         raise NoSpool(f"this node has not adopted {directory}")

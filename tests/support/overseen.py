@@ -11,11 +11,10 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from elemta.config import Counts, Identity, LimitConfig, Mode, Rate, ResourcesConfig
-from elemta.daemon.cluster import RemoteRefusal
-from elemta.daemon.limit_operations import LimitService
+from elemta.daemon.cluster import LimiterStatus, NodeStatus, RemoteRefusal, ValkeyStatus
+from elemta.daemon.limit_operations import LimitOperations
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.limits.store import Request
-from elemta.ops.admin_operations import LimiterStatus, NodeStatus, ValkeyStatus
 from elemta.smtp.events import Stage
 
 RULES = rules_from_config(
@@ -36,7 +35,7 @@ class Overseen:
         self.clock = Clock()
         self.store = MemoryStore(self.clock)
         self.limiter = Limiter(RULES, self.store)
-        self.oversight = LimitService(lambda: self, self)  # type: ignore[arg-type, return-value]
+        self.oversight = LimitOperations(lambda: self, self)  # type: ignore[arg-type, return-value]
         self.elsewhere: list[RemoteRefusal] = []
         self.told: list[Request] = []
         self.mode = "memory"
@@ -67,11 +66,13 @@ class Overseen:
         return [
             NodeStatus(
                 node_id="mx2",
+                this=False,
                 hostname="mx2.example.org",
                 version="0.1.0",
                 address="127.0.0.1:2526",
                 started_at=time.time() - 60,
-                seen_at=time.time() - 1,
+                uptime=60.0,
+                seen_ago=1.0,
                 sessions=7,
                 queue=11,
                 mode="cluster",

@@ -1,0 +1,130 @@
+"""A daemon for tests of its admin API: a real spool and real limits, and the rest as the test says."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from elemta.config import ListenerTLS, Role
+from elemta.daemon.admin_operations import (
+    ConfigInForce,
+    DaemonOperations,
+    DaemonStatus,
+    NodeListing,
+    PluginListing,
+)
+from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.queue_operations import QueueOperations
+from elemta.daemon.reload import ReloadReport
+from elemta.daemon.spool_operations import SpoolOperations
+from elemta.delivery.bounces import NoticeSettings
+from elemta.delivery.notices import ReturnedMessage, return_to_sender
+from elemta.errors import Fault
+from elemta.ops.admin_calls import CallTable
+from elemta.policy.discovery import PluginInfo
+from tests.support.adopted import Adopted
+from tests.support.overseen import Overseen
+
+
+@dataclass
+class Administered:
+    """What the operations ask of a daemon. It began ``up`` seconds ago."""
+
+    spool: Any
+    state_name: str = "serving"
+    reloaded: ReloadReport = field(default_factory=ReloadReport)
+    overseen: Overseen = field(default_factory=Overseen)
+    spools: Adopted = field(default_factory=Adopted)
+    installed: tuple[PluginInfo, ...] = ()
+    toml: str = ""
+    up: float = 100.0
+    now: float = field(default_factory=time.time)
+    broken: bool = False
+    sessions: int = 3
+    queued: int = 0
+
+    @property
+    def calls(self) -> CallTable:
+        return CallTable(
+            _Operations(self, self.spool),
+            QueueOperations(self.spool, self._give_up),
+            self.limits,
+            SpoolOperations(self.spools),
+        )
+
+    @property
+    def limits(self) -> LimitOperations:
+        return self.overseen.oversight
+
+    async def _give_up(self, queue_id: str) -> ReturnedMessage:
+        return await return_to_sender(self.spool, queue_id, NoticeSettings("mx1.example.org"), time.time)
+
+    # A daemon
+
+    @property
+    def components(self) -> Any:
+        config = SimpleNamespace(
+            source="/etc/elemta.toml",
+            server=SimpleNamespace(node_id="mx1", hostname="mx1.example.org"),
+            policies=SimpleNamespace(chain=("limits", "relay")),
+            spool=SimpleNamespace(directory="/var/spool/elemta"),
+            cautions=lambda: (),
+            without_effect=lambda: (Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
+        )
+        return SimpleNamespace(config=config, context=object())
+
+    @property
+    def listeners(self) -> Any:
+        settings = SimpleNamespace(role=Role.MX, tls=ListenerTLS.STARTTLS)
+        return SimpleNamespace(
+            smtp=(SimpleNamespace(name="mx", address="127.0.0.1:2525"),),
+            factories={"mx": SimpleNamespace(listener=settings, open_sessions=3)},
+        )
+
+    @property
+    def shared(self) -> Any:
+        return SimpleNamespace(clocks=SimpleNamespace(wall=time.time))
+
+    @property
+    def fleet(self) -> Overseen:
+        return self.overseen
+
+    @property
+    def started_at(self) -> float:
+        return self.now - self.up
+
+    @property
+    def needs_restart(self) -> tuple[str, ...]:
+        return self.reloaded.needs_restart
+
+    def why_not_ready(self) -> tuple[str, ...]:
+        return () if self.state_name == "serving" else (self.state_name,)
+
+    def reload(self) -> ReloadReport:
+        return self.reloaded
+
+    def drain(self) -> None:
+        self.state_name = "draining"
+
+
+class _Operations(DaemonOperations):
+    """What needs more of a daemon than there is, is as the test says."""
+
+    _daemon: Any
+
+    async def status(self) -> DaemonStatus:
+        return replace(await super().status(), version="0.1.0", pid=42)
+
+    async def nodes(self) -> NodeListing:
+        overseen = self._daemon.overseen
+        return NodeListing(tuple(await overseen.others()), complete=not overseen.away)
+
+    async def plugins(self) -> PluginListing:
+        if self._daemon.broken:
+            raise RuntimeError("secret of the inside")
+        return PluginListing(self._daemon.installed)
+
+    async def config(self) -> ConfigInForce:
+        return ConfigInForce(self._daemon.toml, self._daemon.needs_restart)
