@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from sys import getsizeof
 
-from elemta.dns.answers import Answer, DnsQuestion, NoData, Result
+from elemta.dns.answers import Answer, DnsQuestion, MailExchanger, NoData, Record, Result
 from elemta.dns.settings import ResolverSettings
 
 _ENTRY_BYTES = 512
@@ -78,5 +79,10 @@ class Cache:
 def _size(question: DnsQuestion, result: Result) -> int:
     """About how many bytes of memory an entry takes."""
     records = result.records if isinstance(result, Answer) else ()
-    texts = sum(4 * len(record) for record in records if isinstance(record, str))
+    texts = sum(map(_size_of_text, records))
     return _ENTRY_BYTES + len(question.name) + _RECORD_BYTES * len(records) + texts
+
+
+def _size_of_text(record: Record) -> int:
+    text = record.host if isinstance(record, MailExchanger) else record
+    return getsizeof(text) if isinstance(text, str) else 0
