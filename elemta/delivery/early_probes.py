@@ -37,7 +37,8 @@ class EarlyProbes:
 
     An answer shows that what it took works here; all destinations that lacked only that are then given to
     ``probe``, a few at a time. Those that answered before they were down come first. One that is still down
-    at its early probe gets no other before its regular one. ``seconds`` is the time of attempts.
+    at its early probe, and lacks nothing else, gets no other before its regular one. ``seconds`` is the time
+    of attempts.
     """
 
     def __init__(self, clock: IReactorTime, seconds: Callable[[], float], probe: Probe) -> None:
@@ -46,10 +47,11 @@ class EarlyProbes:
         self._probe = probe
         self._timer: IDelayedCall | None = None
         # Names by what they lacked and by whether they answered before; each is in one of these, or in one
-        # of those to be probed.
-        self._suspects: dict[tuple[LocalFault, bool], dict[str, None]] = {}
-        self._to_probe: tuple[list[dict[str, None]], list[dict[str, None]]] = ([], [])
-        self._probed: dict[str, float] = {}
+        # of those to be probed, with all that it lacked since its last regular probe.
+        self._suspects: dict[tuple[LocalFault, bool], dict[str, LocalFault]] = {}
+        self._to_probe: tuple[list[dict[str, LocalFault]], list[dict[str, LocalFault]]] = ([], [])
+        # When they were probed early, and what had been lacking.
+        self._probed: dict[str, tuple[float, LocalFault]] = {}
         self._worked: dict[tuple[LocalFault, bool], _Stretch] = {}
 
     @property
@@ -68,14 +70,17 @@ class EarlyProbes:
 
     def failed(self, name: str, lacked: LocalFault, started: float, *, answered_before: bool) -> None:
         """A destination is down by an attempt that began then; ``lacked`` is what may be missing here."""
-        early = self._probed.get(name, inf) <= started
+        probed_at, lacked_before = self._probed.get(name, (inf, LocalFault.NONE))
+        early = probed_at <= started
         self.forget(name)
-        if not lacked or early:
+        if not lacked or (early and lacked in lacked_before):
             return
         stretches = self._stretches(lacked)
         if any(each.began <= started <= each.last + _STILL_WORKED for each in stretches):
             return
-        self._suspects.setdefault((lacked, answered_before), {})[name] = None
+        # An outage may end in steps, as when a network is back before its name servers are.
+        lacked_so_far = lacked | lacked_before if early else lacked
+        self._suspects.setdefault((lacked, answered_before), {})[name] = lacked_so_far
         if any(each.began > started for each in stretches):
             # The fault was over before the attempt was.
             self._release(lacked)
@@ -123,15 +128,17 @@ class EarlyProbes:
             self._timer = self._clock.callLater(SPREAD, self._probe_some)
             if len(self._probed) > _MOST_PROBED:
                 self._probed.clear()
-            self._probed.update(dict.fromkeys(names, self._seconds()))
-            self._probe(names)
+            now = self._seconds()
+            self._probed.update({name: (now, lacked) for name, lacked in names.items()})
+            self._probe(list(names))
 
-    def _next(self) -> list[str]:
-        names: list[str] = []
+    def _next(self) -> dict[str, LocalFault]:
+        names: dict[str, LocalFault] = {}
         for lots in self._to_probe:
             while lots and len(names) < AT_ONCE:
                 if lots[-1]:
-                    names.append(lots[-1].popitem()[0])
+                    name, lacked = lots[-1].popitem()
+                    names[name] = lacked
                 else:
                     lots.pop()
         return names

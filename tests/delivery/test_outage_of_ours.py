@@ -201,6 +201,47 @@ def test_one_that_is_still_down_at_its_early_probe_waits_for_its_regular_one() -
         assert len(names) == (turn + 1) // 2
 
 
+def test_what_lacks_something_else_at_its_early_probe_gets_another_when_that_works_but_each_once() -> None:
+    """An outage that ends in steps: the network is back first, and name servers later."""
+    clock, names = Clock(), list[str]()
+    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes.failed("a.example", NETWORK, 0.0, answered_before=True)
+    for turn, lacked in enumerate([NAMES, SOCKETS, NETWORK, NAMES, SOCKETS]):
+        clock.advance(1000.0)
+        probes.answered(WORKS_BY_MX, clock.seconds(), names_known=False)
+        clock.pump([0.0, SPREAD])
+        assert len(names) == min(turn + 1, 3)
+        clock.advance(500.0)
+        if turn < 3:
+            probes.failed("a.example", lacked, clock.seconds(), answered_before=True)
+
+
+def test_mail_leaves_soon_after_name_servers_answer_though_the_network_was_back_before(
+    simulate: Callable[..., Simulation],
+) -> None:
+    back, names_back = 91 * MINUTE, 96 * MINUTE
+
+    def answer(destination: str, now: float) -> Answer:
+        if destination == "cached.example":
+            # It has no mail meanwhile, and its names are known.
+            return GOOD
+        if MINUTE <= now < names_back:
+            return UNREACHABLE if now < back else NAMELESS
+        return GOOD
+
+    simulation = simulate(answer)
+    simulation.send("cached.example")
+    simulation.run(MINUTE)
+    sent = [simulation.send(f"d{number}.example") for number in range(100)]
+    simulation.run(back - simulation.now, step=1.0)
+    simulation.send("cached.example")
+    simulation.run(names_back + 1.0 - simulation.now, step=1.0)
+    # One whose names nobody knew before shows that they are found again.
+    simulation.send("new.example")
+    simulation.run(MINUTE, step=1.0)
+    assert all(queue_id in simulation.delivered for queue_id in sent)
+
+
 @pytest.mark.parametrize(
     ("answers", "started", "probed"),
     [
