@@ -44,7 +44,7 @@ from elemta.spool.records import (
     Page,
     RecipientRecord,
 )
-from elemta.spool.rows import MESSAGE_COLUMNS, PART_COLUMNS, STATE_CODES, STATES, message_of, part_of
+from elemta.spool.rows import MESSAGE_COLUMNS, PART_COLUMNS, STATE_CODES, message_of, part_of, state_of
 
 _log = Logger()
 
@@ -448,7 +448,7 @@ def _summary_of_damaged(row: Sequence[Any], error: Exception) -> MessageSummary:
     queue_id, state, next_attempt_at, received_at, size, attempts, hold_reason, _, pending = row
     return MessageSummary(
         queue_id=str(queue_id),
-        state=STATES[state],
+        state=state_of(state),
         sender=UNREADABLE,
         recipients=pending,
         pending=pending,

@@ -19,6 +19,12 @@ STATE_CODES: Mapping[MessageState, int] = {
 }
 STATES: Mapping[int, MessageState] = {code: state for state, code in STATE_CODES.items()}
 
+
+def state_of(code: object) -> MessageState:
+    """The state that a number in the database stands for; what stands for none waits for an operator."""
+    return STATES.get(code, MessageState.HOLD)  # type: ignore[call-overload, no-any-return]
+
+
 # What `message_of` reads, in this order.
 MESSAGE_COLUMNS = (
     "m.queue_id, m.state, m.next_attempt_at, m.received_at, m.size,"

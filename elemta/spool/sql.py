@@ -24,7 +24,7 @@ from elemta.spool.operations import (
 )
 from elemta.spool.parts import Part, StoredMessage, assign, change, pay, settle, storable
 from elemta.spool.records import HoldCause, MessageState
-from elemta.spool.rows import STATE_CODES, STATES
+from elemta.spool.rows import STATE_CODES, state_of
 
 _MESSAGE = (
     "INSERT INTO message (id, queue_id, state, next_attempt_at, received_at, size, in_file, envelope,"
@@ -208,7 +208,7 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Stor
     for row in json.loads(text):
         key, queue_id, code, attempts, size, in_file, reason, recipients, finished, last = row[:10]
         owed, parts, pending = row[10:]
-        state = STATES[code]
+        state = state_of(code)
         readable = _are_recipients(recipients) and all(_are_places(part[6]) for part in parts)
         queued = found[key] = StoredMessage(
             key,
@@ -258,7 +258,7 @@ def _part_of(values: Sequence[Any]) -> Part:
     return Part(
         number,
         destination,
-        STATES[code],
+        state_of(code),
         float(turn),
         attempts,
         bool(warned),
