@@ -106,12 +106,14 @@ class DeliveredRecorder:
         return message.key in self._unrecorded
 
     async def record(self, message: QueuedMessage, delivered: list[Outcome]) -> None:
-        """Record deliveries before anybody is told of them. SpoolError: the spool keeps them for later."""
+        """Record deliveries before anybody is told of them. SpoolError: they are kept, there or here."""
         self._unrecorded[message.key] = delivered
         try:
             await settle_surely(self._queue, message, delivered, owes=_owes(message, delivered))
         except SpoolError:
-            del self._unrecorded[message.key]
+            # A spool that trusts its disk and has nothing left to write has not kept this either.
+            if not self._queue.settled:
+                del self._unrecorded[message.key]
             raise
         del self._unrecorded[message.key]
 
