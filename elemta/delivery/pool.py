@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.next_hop import NextHop
@@ -14,6 +16,8 @@ from elemta.delivery.outbound_limits import Permit, Throttled
 from elemta.delivery.settings import ConnectionsObserver, DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
+
+_log = Logger()
 
 # Messages in a row for one destination on one connection while others of the route wait for theirs.
 _TURN = 10
@@ -105,6 +109,12 @@ class Gate(Protocol):
 
     def done(self, go: Permit) -> MaybeLater[None]:
         """It is closed."""
+
+
+def _tell_not_given_back(failure: Failure) -> None:
+    _log.failure(
+        "a limit on the way out could not be given back", failure, event="delivery.limit_not_released"
+    )
 
 
 class ConnectionPool:
@@ -218,9 +228,16 @@ class ConnectionPool:
 
     def release(self, slot: ConnectionSlot) -> None:
         """The connection of the slot is gone, or none came of it."""
-        if self._gate is not None:
-            self._gate.done(slot.permit)
-        self._slots.release(slot)
+        try:
+            if self._gate is not None:
+                done = self._gate.done(slot.permit)
+                if isinstance(done, Deferred):
+                    done.addErrback(_tell_not_given_back)
+        except Exception:
+            _tell_not_given_back(Failure())
+        finally:
+            # Whatever happened: no slot is taken without a connection.
+            self._slots.release(slot)
 
     def give_back(self, kept: PooledConnection) -> None:
         """The message is done: let the connection serve the next one, rest, or close."""

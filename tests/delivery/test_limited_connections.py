@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import Clock
 
 from elemta.address import Address
@@ -79,6 +80,32 @@ async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
     assert [each.results[0].status for each in sent] == [Status.DELIVERED] * 30
     assert len(server.messages) == 30
     assert server.most_sessions == 2
+
+
+@pytest.mark.parametrize("later", [False, True])
+@ensureDeferred
+async def test_a_limit_that_can_not_be_given_back_takes_no_connection_for_good(
+    post: Post, nodes: list[Node], monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    server = Server({".": b"250 ok\r\n"})
+    nodes.append(Node((await post.listen(server)).port, 100, MemoryStore(), wait=1.0))
+    node = nodes[0]
+    node.hop = replace(node.hop, per_destination=1)
+    told: list[Permit] = []
+
+    def done(go: Permit, *, sent: bool = True) -> Deferred[None] | None:
+        told.append(go)
+        if later:
+            return fail(RuntimeError("a fault of ours"))
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(node.pace, "done", done)
+    for count in range(1, 4):
+        sent = await node.send()
+        assert sent.results[0].status is Status.DELIVERED
+        node.connections.pool.drain()
+        await post.until(lambda count=count: len(told) == count)
+    assert not node.connections.open
 
 
 @ensureDeferred
