@@ -88,8 +88,11 @@ class ExpiryScanner:
         """Expire and tell what is due by age. ``goes_on`` is asked between two messages. SpoolError."""
         self._walking = True
         try:
-            await self._expire(now, goes_on)
-            await self._end_holds(now, goes_on)
+            try:
+                await self._expire(now, goes_on)
+            finally:
+                # On a full disk no notice can be queued: what ends without one makes space for it.
+                await self._end_holds(now, goes_on)
             if self.settings.warn_after > 0:
                 await self._send_delay_notices(now, goes_on)
         finally:
@@ -142,7 +145,8 @@ class ExpiryScanner:
         """Let go what others put on hold, once it was there for as long as mail is kept."""
         seen: frozenset[Key] = frozenset()
         while goes_on():
-            found = await self._queue.held(now - self.settings.retries.expire, _PAGE)
+            page = await self._queue.held(now - self.settings.retries.expire, _PAGE)
+            found = sorted(page, key=lambda held: held.hold.tells_sender)
             holds = {held.message.key: held for held in found}
             end = partial(self._end_hold_of, holds, now)
             for start in range(0, len(found), _TOGETHER):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import fail
 from twisted.internet.task import deferLater
 
 from elemta.address import NULL
@@ -20,6 +21,7 @@ from elemta.delivery.destinations import Destinations
 from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.routes import HoldRoute
 from elemta.envelope import Client, MailParameters, Notify, Recipient
+from elemta.errors import SpoolFull
 from elemta.spool import HoldCause, Spool, SpoolSettings, Submission
 from tests.support.post import Hop, Post, reactor, recipient
 
@@ -120,6 +122,32 @@ async def test_a_hold_ends_though_its_sender_can_not_be_told_for_a_fault_of_ours
     assert len(await held.queued()) == 1
     await held.walk(EXPIRE + 100)
     assert await held.queued() == []
+
+
+@ensureDeferred
+async def test_on_a_full_disk_holds_end_of_which_nobody_is_told(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No notice can be queued, and what ends without one is what makes space for them."""
+    expired = await held.send("bob@example.com")
+    held.aging._destinations.put_back(await queued(held, expired), time.time() + 1e9)
+    told = [await held.hold(HoldCause.ROUTE) for _ in range(60)]
+    for _ in range(60):
+        await held.hold(HoldCause.QUARANTINE)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        return fail(SpoolFull("the spool's disk is full"))
+
+    commit = held.spool.commit
+    monkeypatch.setattr(held.spool, "commit", full)
+    for after in (10.0, 100.0):
+        with pytest.raises(SpoolFull):
+            await held.walk(EXPIRE + after)
+    assert sorted(await held.queued()) == sorted([expired, *told])
+    monkeypatch.setattr(held.spool, "commit", commit)
+    await held.walk(EXPIRE + 200.0)
+    assert await held.queued() == []
+    assert len(await held.bounces()) == 61
 
 
 @ensureDeferred
