@@ -27,6 +27,7 @@ from valkeys import ValkeyServer, Word, valkey
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
+from elemta.runtime import Runtime
 
 ASKED = 3
 """What a message wants of Valkey: two decisions, and a lease that is given back."""
@@ -69,7 +70,7 @@ async def _recorded(reactor: Any, server: ValkeyServer, each: int, times: int) -
     """The calls that so many messages at a time make, so often."""
     calls: Calls = []
     async with connected(reactor, server, PATIENCE) as connection:
-        store = ValkeyStore(connection, prefix=PREFIX, node_id=NODE, reactor=reactor)
+        store = ValkeyStore(connection, prefix=PREFIX, node_id=NODE, runtime=Runtime.of(reactor))
         run = connection.run
 
         def record(script: Any, keys: Any, args: Any, **options: Any) -> Any:

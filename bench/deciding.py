@@ -21,6 +21,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.valkey_store import ValkeyStore
+from elemta.runtime import Runtime
 from elemta.valkey import NullValkeyObserver, Valkey, ValkeyFailure
 
 PREFIX = "elemta:ratelimit:"
@@ -48,15 +49,15 @@ class Client:
 async def remote(reactor: Any, server: ValkeyServer, node: str) -> AsyncIterator[ValkeyStore]:
     """The store of one node, with nothing before it, counting in this Valkey. It is patient."""
     async with connected(reactor, server, PATIENCE) as valkey:
-        yield ValkeyStore(valkey, prefix=PREFIX, node_id=node, reactor=reactor)
+        yield ValkeyStore(valkey, prefix=PREFIX, node_id=node, runtime=Runtime.of(reactor))
 
 
 @asynccontextmanager
 async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[FailoverStore, Valkey]]:
     """The store as a daemon has it, and its connection."""
     async with connected(reactor, server) as valkey:
-        shared = ValkeyStore(valkey, prefix=PREFIX, node_id=NODE, reactor=reactor)
-        counted = FailoverStore(reactor, valkey, shared, MemoryStore(), nodes=OneNode())
+        shared = ValkeyStore(valkey, prefix=PREFIX, node_id=NODE, runtime=Runtime.of(reactor))
+        counted = FailoverStore(reactor, valkey, shared, MemoryStore(Runtime.of(reactor)), nodes=OneNode())
         counted.start()
         try:
             if not await counted.joined(PATIENCE):
@@ -94,7 +95,11 @@ class OneNode:
 async def connected(reactor: Any, server: ValkeyServer, deadline: float = DEADLINE) -> AsyncIterator[Valkey]:
     """A connection to this Valkey."""
     valkey = Valkey(
-        reactor, parse_valkey_url(server.url), name="elemta-bench", deadline=deadline, observer=FAILURES
+        Runtime.of(reactor),
+        parse_valkey_url(server.url),
+        name="elemta-bench",
+        deadline=deadline,
+        observer=FAILURES,
     )
     valkey.start()
     try:

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
@@ -56,18 +57,17 @@ def makeService(options: Options) -> IService:
     """The daemon as a service; exits with 78 and every fault when the configuration can't be used."""
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
-    from elemta.clock import system_clocks
     from elemta.daemon.admin_operations import admin_calls
     from elemta.daemon.components import SharedResources, build_components
     from elemta.daemon.service import Elemta
+    from elemta.runtime import Runtime
 
-    the_reactor = cast(ReactorBase, reactor)
-    clocks = system_clocks(the_reactor)
+    runtime = Runtime.system(cast(ReactorBase, reactor))
     # Until the service takes it: what a reload would read is not read yet, and the default is to die of it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(options["config"], os.environ)
-        shared = SharedResources.from_config(config, the_reactor, clocks)
+        shared = SharedResources.from_config(config, runtime)
         components = build_components(config, shared)
     except (ConfigError, PolicyUnavailable) as error:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
@@ -84,18 +84,17 @@ def makeService(options: Options) -> IService:
     gc.collect()
     gc.freeze()
     return Elemta(
-        the_reactor,
         shared=shared,
         components=components,
         admin_calls=admin_calls,
         config_path=options["config"],
         environ=os.environ,
-        log_observer=_log_observer(config, options.parent),
+        log_observer=_log_observer(config, options.parent, runtime.wall),
         in_background=not _is_in_foreground(options.parent),
     )
 
 
-def _log_observer(config: Config, twistd: usage.Options | None) -> LogObserver:
+def _log_observer(config: Config, twistd: usage.Options | None, wall: Callable[[], float]) -> LogObserver:
     """Where twistd would have logged: ``--logfile``, standard output in the foreground, or twistd.log."""
     logfile = twistd["logfile"] if twistd is not None else None
     foreground = _is_in_foreground(twistd)
@@ -114,6 +113,7 @@ def _log_observer(config: Config, twistd: usage.Options | None) -> LogObserver:
         level=config.logging.level,
         node_id=config.server.node_id,
         stream=stream,
+        wall=wall,
     )
 
 

@@ -10,8 +10,7 @@ from functools import partial
 from twisted.cred.checkers import ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.credentials import IUsernamePassword, UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.cred.strcred import InvalidAuthType, findCheckerFactories, makeChecker
-from twisted.internet.base import ReactorBase
+from twisted.cred.strcred import InvalidAuthType, findCheckerFactories, findCheckerFactory
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -25,6 +24,7 @@ from elemta.auth.slowdown import Slowdown
 from elemta.auth.threads import HashingThreads
 from elemta.config import AuthConfig
 from elemta.errors import ConfigError, CredentialsUnavailable, Fault
+from elemta.runtime import ProcessRuntime, Runtime
 
 DEADLINE_SECONDS = 10.0
 
@@ -40,31 +40,30 @@ class Authenticator:
     def __init__(
         self,
         checkers: Sequence[ICredentialsChecker],
-        reactor: ReactorBase,
+        runtime: Runtime,
         *,
-        clock: IReactorTime | None = None,
         deadline: float = DEADLINE_SECONDS,
     ) -> None:
-        """``clock`` is the reactor unless given; ``deadline`` is for all checkers together, in seconds."""
+        """``deadline`` is for all checkers together, in seconds."""
         self._checkers = tuple(checkers)
-        self._clock: IReactorTime = clock if clock is not None else reactor
+        self._clock: IReactorTime = runtime.reactor
         self._deadline = deadline
-        self._threads = HashingThreads(reactor)
+        self._threads = HashingThreads(runtime.threads)
         self._slowdown = Slowdown(self._clock)
         self.turns = AttemptLimiter(self._clock)
-        self._pauses: set[IDelayedCall] = set()
+        self._pauses: dict[IDelayedCall, None] = {}
         self._stopping = False
         self._has_heir = False
 
     @classmethod
     def from_config(
-        cls, config: AuthConfig, reactor: ReactorBase, *, source: str = "configuration"
+        cls, config: AuthConfig, runtime: Runtime, *, source: str = "configuration"
     ) -> Authenticator:
         """The checkers of ``[auth] checkers``; ``source`` is the file that the faults name.
 
         Raises :class:`~elemta.errors.ConfigError` with every fault.
         """
-        return cls(load_checkers(config.checkers, source), reactor)
+        return cls(load_checkers(config.checkers, runtime, source), runtime)
 
     @property
     def enabled(self) -> bool:
@@ -170,15 +169,15 @@ class Authenticator:
     async def _pause(self, seconds: float) -> None:
         over: Deferred[None] = Deferred(lambda _: call.cancel())
         call = self._clock.callLater(0 if self._stopping else seconds, over.callback, None)
-        self._pauses.add(call)
+        self._pauses[call] = None
         try:
             await over
         finally:
-            self._pauses.discard(call)
+            self._pauses.pop(call, None)
 
 
 def load_checkers(
-    descriptions: Sequence[str], source: str = "configuration"
+    descriptions: Sequence[str], runtime: ProcessRuntime, source: str = "configuration"
 ) -> tuple[ICredentialsChecker, ...]:
     """The checkers that strcred descriptions such as ``elemta-users:/etc/elemta/users`` name.
 
@@ -191,7 +190,7 @@ def load_checkers(
         kind = description.partition(":")[0]
         key = f"auth.checkers[{index}]"
         try:
-            checker: ICredentialsChecker = makeChecker(description)
+            checker = _make_checker(description, runtime)
         except InvalidAuthType:
             faults.append(Fault(source, key, f"no kind of checker is called {kind!r}", _nearest_kind(kind)))
         except Exception as error:  # the factory may be foreign
@@ -207,6 +206,16 @@ def load_checkers(
     if faults:
         raise ConfigError(faults)
     return tuple(checkers)
+
+
+def _make_checker(description: str, runtime: ProcessRuntime) -> ICredentialsChecker:
+    """As ``twisted.cred.strcred.makeChecker``; our own kinds also get the runtime."""
+    kind, _, argument = description.partition(":")
+    factory = findCheckerFactory(kind)
+    make = getattr(factory, "generateCheckerWith", None)
+    checker: ICredentialsChecker
+    checker = factory.generateChecker(argument) if make is None else make(argument, runtime)
+    return checker
 
 
 def _with_octets(checker: ICredentialsChecker) -> ICredentialsChecker:

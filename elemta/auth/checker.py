@@ -6,10 +6,11 @@ from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
 from zope.interface import Interface, implementer
 
 from elemta.auth.users import UsersFile
+from elemta.runtime import ProcessRuntime
+from elemta.runtime.threads import call_in_reactor_thread_pool
 
 
 class IBlockingChecker(Interface):
@@ -29,16 +30,16 @@ class UsersChecker:
 
     credentialInterfaces = (IUsernamePassword,)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, runtime: ProcessRuntime) -> None:
         """Read the file at ``path``. Raises :class:`~elemta.errors.UsersFileError`."""
-        self.file = UsersFile(path)
+        self.file = UsersFile(path, runtime)
 
     def verify(self, username: str, password: bytes) -> str | None:
         return self.file.verify(username, password)
 
     def requestAvatarId(self, credentials: IUsernamePassword) -> Deferred[bytes | tuple[()]]:
         """For other applications of twisted.cred: verifies in the reactor's own thread pool."""
-        return deferToThread(self._avatar_id, credentials.username, credentials.password)
+        return call_in_reactor_thread_pool(self._avatar_id, credentials.username, credentials.password)
 
     def _avatar_id(self, username: bytes | str, password: bytes | str) -> bytes | tuple[()]:
         name = username if isinstance(username, str) else username.decode("utf-8", "replace")

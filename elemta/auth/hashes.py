@@ -12,10 +12,11 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+from elemta.runtime import Randomness
 
 try:
     from argon2 import low_level as _argon2
@@ -53,7 +54,7 @@ class PasswordHash(Protocol):
     def matches(self, password: bytes) -> bool:
         """Whether ``password`` gives this hash. Takes tens of milliseconds: never in the reactor's thread."""
 
-    def impostor(self) -> PasswordHash:
+    def impostor(self, randomness: Randomness) -> PasswordHash:
         """A hash that costs exactly as much to verify and that no password matches."""
 
     def __str__(self) -> str:
@@ -76,8 +77,9 @@ class Scrypt:
         made = _scrypt(password, self.salt, self.ln, self.r, self.p, octets=len(self.digest))
         return hmac.compare_digest(made, self.digest)
 
-    def impostor(self) -> Scrypt:
-        return Scrypt(self.ln, self.r, self.p, os.urandom(len(self.salt)), os.urandom(len(self.digest)))
+    def impostor(self, randomness: Randomness) -> Scrypt:
+        salt, digest = randomness.randbytes(len(self.salt)), randomness.randbytes(len(self.digest))
+        return Scrypt(self.ln, self.r, self.p, salt, digest)
 
     def __str__(self) -> str:
         return f"$scrypt$ln={self.ln},r={self.r},p={self.p}${_encode(self.salt)}${_encode(self.digest)}"
@@ -99,8 +101,8 @@ class Argon2id:
         made = _argon2id(password, self.salt, self.memory, self.time, self.lanes, octets=len(self.digest))
         return hmac.compare_digest(made, self.digest)
 
-    def impostor(self) -> Argon2id:
-        salt, digest = os.urandom(len(self.salt)), os.urandom(len(self.digest))
+    def impostor(self, randomness: Randomness) -> Argon2id:
+        salt, digest = randomness.randbytes(len(self.salt)), randomness.randbytes(len(self.digest))
         return Argon2id(self.memory, self.time, self.lanes, salt, digest)
 
     def __str__(self) -> str:
@@ -113,9 +115,9 @@ def argon2_installed() -> bool:
     return _argon2 is not None
 
 
-def new_hash(password: bytes) -> PasswordHash:
+def new_hash(password: bytes, randomness: Randomness) -> PasswordHash:
     """A hash of ``password`` with a new salt: argon2id where it is installed, else scrypt."""
-    salt = os.urandom(SALT_OCTETS)
+    salt = randomness.randbytes(SALT_OCTETS)
     if argon2_installed():
         cost = (ARGON2_MEMORY_KIB, ARGON2_TIME, ARGON2_LANES)
         return Argon2id(*cost, salt, _argon2id(password, salt, *cost, octets=DIGEST_OCTETS))
@@ -123,9 +125,9 @@ def new_hash(password: bytes) -> PasswordHash:
     return Scrypt(*shape, salt, _scrypt(password, salt, *shape, octets=DIGEST_OCTETS))
 
 
-def placeholder() -> PasswordHash:
+def placeholder(randomness: Randomness) -> PasswordHash:
     """A hash of the scheme and cost of :func:`new_hash` that no password matches; costs nothing to make."""
-    salt, digest = os.urandom(SALT_OCTETS), os.urandom(DIGEST_OCTETS)
+    salt, digest = randomness.randbytes(SALT_OCTETS), randomness.randbytes(DIGEST_OCTETS)
     if argon2_installed():
         return Argon2id(ARGON2_MEMORY_KIB, ARGON2_TIME, ARGON2_LANES, salt, digest)
     return Scrypt(SCRYPT_LN, SCRYPT_R, SCRYPT_P, salt, digest)

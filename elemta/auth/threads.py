@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from elemta.auth.fair_queue import Claim, FairQueue
 from elemta.errors import CredentialsUnavailable
+from elemta.runtime import Threads, WorkerPool
 
 THREADS = 2
 QUEUE = 64
@@ -32,11 +31,11 @@ class HashingThreads:
     What waits is served in the order of :class:`~elemta.auth.fair_queue.FairQueue`.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, threads: int = THREADS, queue: int = QUEUE) -> None:
-        self._reactor = reactor
+    def __init__(self, source: Threads, threads: int = THREADS, queue: int = QUEUE) -> None:
+        self._source = source
         self._threads = threads
         self._queue: FairQueue[_Job] = FairQueue(queue)
-        self._pool: ThreadPool | None = None
+        self._pool: WorkerPool | None = None
         self._stopping = False
         self._running = 0
         self._idle: Deferred[None] | None = None
@@ -45,7 +44,7 @@ class HashingThreads:
         """Start the threads. After the fork of twistd, never before."""
         if self._pool is None:
             self._stopping = False
-            self._pool = ThreadPool(minthreads=0, maxthreads=self._threads, name="elemta-auth")
+            self._pool = self._source.pool("elemta-auth", self._threads)
             self._pool.start()
 
     async def stop(self) -> None:
@@ -92,18 +91,9 @@ class HashingThreads:
         pool = self._pool
         assert pool is not None  # noqa: S101 - it is there until nothing runs
         self._running += 1
+        pool.call(job.verification).addBoth(self._finish, job)
 
-        def in_thread() -> None:
-            outcome: str | Failure | None
-            try:
-                outcome = job.verification()
-            except Exception:  # goes to the caller that waits for the result
-                outcome = Failure()
-            self._reactor.callFromThread(self._finish, job, outcome)
-
-        pool.callInThread(in_thread)
-
-    def _finish(self, job: _Job, outcome: str | Failure | None) -> None:
+    def _finish(self, outcome: str | Failure | None, job: _Job) -> None:
         self._running -= 1
         following = self._queue.pop()
         if following is not None:

@@ -10,8 +10,7 @@ import hashlib
 import os
 import stat
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from twisted.logger import Logger
 from elemta.auth.hashes import PasswordHash, UnusableHash, parse_hash, placeholder
 from elemta.auth.names import MAX_PASSWORD_OCTETS, UnusableName, canonical_name, canonical_password
 from elemta.errors import UsersFileError
+from elemta.runtime import ProcessRuntime, Randomness
 
 MAX_FILE_OCTETS = 32 * 1024 * 1024
 MAX_FAULTS_SHOWN = 20
@@ -32,11 +32,11 @@ _log = Logger()
 class Users:
     """The users of one version of the file."""
 
-    def __init__(self, hashes: Mapping[str, PasswordHash]) -> None:
+    def __init__(self, hashes: Mapping[str, PasswordHash], randomness: Randomness) -> None:
         self.hashes: Mapping[str, PasswordHash] = MappingProxyType(dict(hashes))
-        shapes = [known.impostor() for known in hashes.values()]
-        self._impostors: tuple[PasswordHash, ...] = tuple(shapes) or (placeholder(),)
-        self._key = os.urandom(16)
+        shapes = [known.impostor(randomness) for known in hashes.values()]
+        self._impostors: tuple[PasswordHash, ...] = tuple(shapes) or (placeholder(randomness),)
+        self._key = randomness.randbytes(16)
 
     def hash_for(self, name: str) -> PasswordHash:
         """The hash to verify for the canonical ``name``: its own, or an impostor of a known user's cost.
@@ -51,7 +51,7 @@ class Users:
         return self._impostors[int.from_bytes(drawn, "big") % len(self._impostors)]
 
 
-def parse_users(text: str, place: str) -> Users:
+def parse_users(text: str, place: str) -> dict[str, PasswordHash]:
     """The users in ``text``. Raises :class:`UsersFileError` that names ``place`` and every bad line."""
     hashes: dict[str, PasswordHash] = {}
     lines: dict[str, int] = {}
@@ -73,7 +73,7 @@ def parse_users(text: str, place: str) -> Users:
         hidden = len(faults) - MAX_FAULTS_SHOWN
         more = [f"{place}: and {hidden} more bad lines"] if hidden > 0 else []
         raise UsersFileError("\n".join(faults[:MAX_FAULTS_SHOWN] + more))
-    return Users(hashes)
+    return hashes
 
 
 def parse_entry(entry: str) -> tuple[str, PasswordHash]:
@@ -84,7 +84,7 @@ def parse_entry(entry: str) -> tuple[str, PasswordHash]:
     return canonical_name(name.strip()), parse_hash(encoded.strip())
 
 
-def read_users(path: str) -> Users:
+def read_users(path: str) -> dict[str, PasswordHash]:
     """The users in the file at ``path``. Raises :class:`UsersFileError`."""
     return parse_users(read_text(path), path)
 
@@ -130,22 +130,22 @@ class UsersFile:
     """The users file at ``path``, looked at again at most once a second.
 
     A new version that can't be used is logged once and the last good one stays in force. All methods
-    may be called from any thread. ``clock`` gives seconds that never go back.
+    may be called from any thread.
     """
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str, runtime: ProcessRuntime) -> None:
         """Read the file. Raises :class:`UsersFileError`."""
         self.path = path
-        self._clock = clock
+        self._runtime = runtime
         self._lock = threading.Lock()
         self._version = _Version.of(path)
-        self._users = read_users(path)
-        self._looked_at = clock()
+        self._users = Users(read_users(path), runtime.randomness)
+        self._looked_at = runtime.monotonic()
 
     def users(self) -> Users:
         """The users as the file has them now, or had them when it could last be used."""
         with self._lock:
-            now = self._clock()
+            now = self._runtime.monotonic()
             if now - self._looked_at >= RECHECK_SECONDS:
                 self._looked_at = now
                 self._refresh()
@@ -174,7 +174,7 @@ class UsersFile:
         # Taken before the reading: a change during it is then seen the next time.
         self._version = version
         try:
-            self._users = read_users(self.path)
+            self._users = Users(read_users(self.path), self._runtime.randomness)
         except UsersFileError as error:
             _log.error(
                 "the users file changed and can't be used; the last good version stays in force",

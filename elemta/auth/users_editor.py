@@ -5,14 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from elemta.auth.hashes import new_hash
+from elemta.auth.hashes import PasswordHash, new_hash
 from elemta.auth.names import MAX_PASSWORD_OCTETS, canonical_name, canonical_password
-from elemta.auth.users import Users, parse_users, read_text
+from elemta.auth.users import parse_users, read_text
 from elemta.errors import UsersFileError
+from elemta.runtime import Randomness
 
 NEW_FILE_MODE = 0o640
 HEADER = "# Users of Elemta: one NAME:HASH a line, written by elemtactl user\n"
@@ -26,7 +27,7 @@ class NoSuchUser(UsersFileError):
     """The user is not in the file."""
 
 
-def add_user(path: str, name: str, password: bytes, *, replace: bool = False) -> str:
+def add_user(path: str, name: str, password: bytes, *, randomness: Randomness, replace: bool = False) -> str:
     """Put ``name`` with a new hash into the file, which is made when it is not there; the canonical name.
 
     Raises :class:`~elemta.auth.names.UnusableName`, :class:`DuplicateUser` unless ``replace``,
@@ -41,7 +42,7 @@ def add_user(path: str, name: str, password: bytes, *, replace: bool = False) ->
         place = _line_of(lines, canonical)
         if place is not None and not replace:
             raise DuplicateUser(f"{path}: user {canonical} is there already")
-        entry = f"{canonical}:{new_hash(secret)}"
+        entry = f"{canonical}:{new_hash(secret, randomness)}"
         if place is None:
             lines.append(entry)
         else:
@@ -63,7 +64,7 @@ def delete_user(path: str, name: str) -> str:
     return canonical
 
 
-def list_users(path: str) -> Users:
+def list_users(path: str) -> Mapping[str, PasswordHash]:
     """The users in the file. Raises :class:`~elemta.errors.UsersFileError`."""
     return parse_users(read_text(path), path)
 

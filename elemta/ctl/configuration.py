@@ -11,12 +11,13 @@ from elemta.ctl.exit_codes import EX_CONFIG, EX_OK, CommandFailed
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.policy.discovery import available_plugins
+from elemta.runtime import ProcessRuntime
 
 
 def check(invocation: CommandContext) -> int:
     """``config check``: every fault, in the file itself and in what it names. Needs no daemon."""
     config = invocation.config()
-    faults = [*_of_domains(config), *_of_checkers(config), *_of_chain(config)]
+    faults = [*_of_domains(config), *_of_checkers(config, invocation.runtime), *_of_chain(config)]
     if faults:
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
     notes = [*config.without_effect(), *config.cautions()]
@@ -53,9 +54,9 @@ def _of_domains(config: Config) -> tuple[Fault, ...]:
     return ()
 
 
-def _of_checkers(config: Config) -> tuple[Fault, ...]:
+def _of_checkers(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ...]:
     try:
-        load_checkers(config.auth.checkers, config.source)
+        load_checkers(config.auth.checkers, runtime, config.source)
     except ConfigError as error:
         return error.faults
     return ()

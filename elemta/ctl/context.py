@@ -17,6 +17,7 @@ from elemta.ctl.client import AdminClient
 from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, CommandFailed
 from elemta.ctl.text import Column, safe, table
 from elemta.errors import ConfigError
+from elemta.runtime import ProcessRuntime
 
 DEFAULT_CONFIG = "/etc/elemta.toml"
 CONFIG_VARIABLE = "ELEMTA_CONFIG"
@@ -33,6 +34,7 @@ class CommandContext:
     stderr: TextIO
     environ: Mapping[str, str]
     closing: ExitStack
+    runtime: ProcessRuntime
 
     @property
     def json(self) -> bool:

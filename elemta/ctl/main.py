@@ -14,6 +14,7 @@ from elemta.ctl import configuration, daemon, limits, queue, spool, users
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
+from elemta.runtime import ProcessRuntime
 
 Command = Callable[[CommandContext], int]
 
@@ -29,6 +30,8 @@ def main(
     stderr: TextIO,
     environ: Mapping[str, str],
     stdin: TextIO | None = None,
+    *,
+    runtime: ProcessRuntime | None = None,
 ) -> int:
     """Run one command line without the program's name; the exit code."""
     try:
@@ -38,7 +41,8 @@ def main(
         return leaving.code if isinstance(leaving.code, int) else EX_USAGE
     with ExitStack() as closing:
         source = stdin if stdin is not None else sys.stdin
-        return _run(args.command, CommandContext(args, source, stdout, stderr, environ, closing))
+        world = runtime or ProcessRuntime.of_system()
+        return _run(args.command, CommandContext(args, source, stdout, stderr, environ, closing, world))
 
 
 def _run(command: Command, invocation: CommandContext) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
@@ -57,7 +56,7 @@ def show_list(invocation: CommandContext) -> int:
     if invocation.json:
         invocation.give({"messages": found, "complete": complete})
         return EX_OK
-    now = time.time()
+    now = invocation.runtime.wall()
     if found:
         invocation.give_table(_MESSAGES, [_row(message, now) for message in found])
     else:
@@ -107,7 +106,7 @@ def show(invocation: CommandContext) -> int:
 
 
 def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
-    client, now = record["client"], time.time()
+    client, now = record["client"], invocation.runtime.wall()
     said = {
         "id": record["queue_id"],
         "state": record["state"] + (f": {record['hold_reason']}" if record["hold_reason"] else ""),

@@ -12,7 +12,6 @@ import os
 import re
 import smtplib
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NoReturn, TextIO
 
@@ -20,6 +19,7 @@ from elemta import __version__
 from elemta.ctl.discover import ServerEndpoint, own_name, places
 from elemta.ctl.mail_options import SendmailMode, SendmailOptions, UsageFault, read_options
 from elemta.ctl.mail_text import Draft, MailFault, read_draft
+from elemta.runtime import ProcessRuntime
 
 EX_OK = 0
 EX_USAGE = 64
@@ -90,7 +90,7 @@ def _show_queue() -> NoReturn:
 
 
 def _submit(options: SendmailOptions, stdin: BinaryIO, environ: Mapping[str, str]) -> None:
-    draft = read_draft(options, stdin, host=own_name(), now=time.time())
+    draft = read_draft(options, stdin, host=own_name(), now=ProcessRuntime.of_system().wall())
     server = _connected(places(environ), draft)
     try:
         _send(server, options, draft)

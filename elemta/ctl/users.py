@@ -30,7 +30,13 @@ def add(invocation: CommandContext) -> int:
     path = _file(invocation)
     try:
         canonical_name(args.name)
-        name = add_user(path, args.name, _password(invocation), replace=args.replace)
+        name = add_user(
+            path,
+            args.name,
+            _password(invocation),
+            randomness=invocation.runtime.randomness,
+            replace=args.replace,
+        )
     except ValueError as error:
         raise CommandFailed(EX_USAGE, str(error)) from error
     except DuplicateUser as error:
@@ -59,13 +65,13 @@ def show_list(invocation: CommandContext) -> int:
         users = list_users(path)
     except (UsersFileError, OSError) as error:
         raise _file_trouble(path, error, writing=False) from error
-    names = sorted(users.hashes)
+    names = sorted(users)
     if invocation.json:
         invocation.give(
-            {"file": path, "users": [{"name": name, "scheme": users.hashes[name].scheme} for name in names]}
+            {"file": path, "users": [{"name": name, "scheme": users[name].scheme} for name in names]}
         )
     elif names:
-        invocation.give_table(_USERS, [(name, users.hashes[name].scheme) for name in names])
+        invocation.give_table(_USERS, [(name, users[name].scheme) for name in names])
     else:
         invocation.say("no user")
     return EX_OK

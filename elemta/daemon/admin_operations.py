@@ -33,7 +33,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     async def give_up(queue_id: str) -> ReturnedMessage:
         settings = NoticeSettings.from_config(daemon.components.config)
         spool = await adoptions.queue.of(queue_id)
-        return await return_to_sender(spool, queue_id, settings, daemon.shared.clocks.wall)
+        return await return_to_sender(spool, queue_id, settings, daemon.shared.runtime.wall)
 
     return CallTable(
         DaemonOperations(daemon, adoptions.queue),
@@ -229,7 +229,7 @@ class DaemonOperations:
         return DrainResult(self._daemon.state_name)
 
     def _uptime(self) -> float:
-        return max(0.0, self._daemon.shared.clocks.wall() - self._daemon.started_at)
+        return max(0.0, self._daemon.shared.runtime.wall() - self._daemon.started_at)
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:
         factory = self._daemon.listeners.factories[listener.name]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -279,8 +278,7 @@ _ADOPTED = "which has adopted it"
 class SpoolOpener:
     """How spools are opened under one configuration, and by what right."""
 
-    def __init__(self, reactor: ReactorBase, shared: SharedResources, config: Config) -> None:
-        self._reactor = reactor
+    def __init__(self, shared: SharedResources, config: Config) -> None:
         self._shared = shared
         self._config = config
 
@@ -314,7 +312,9 @@ class SpoolOpener:
         )
 
     def _ownership(self) -> PartitionOwnership:
-        return PartitionOwnership(self._shared.fleet, self._reactor, self._config.server.node_id)
+        return PartitionOwnership(
+            self._shared.fleet, self._shared.runtime.reactor, self._config.server.node_id
+        )
 
     async def _open(self, directory: Path, number: int, permit: Permit, how: str = "") -> Spool:
         settings = SpoolSettings(
@@ -326,8 +326,7 @@ class SpoolOpener:
         )
         return await Spool.open(
             settings,
-            reactor=self._reactor,
+            runtime=self._shared.runtime,
             observer=self._shared.metrics.spool,
             permit=permit,
-            now=self._shared.clocks.wall,
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.task import LoopingCall
@@ -30,6 +28,7 @@ from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.ops.metrics import Metrics
+from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 
 
@@ -150,8 +149,8 @@ def endpoints(config: Config) -> str:
 class SingleNode:
     """A node that counts in its own memory, and knows no other."""
 
-    def __init__(self, store: ILimitStore | None = None) -> None:
-        self.store: ILimitStore = MemoryStore() if store is None else store
+    def __init__(self, store: ILimitStore) -> None:
+        self.store = store
 
     def start(self, member: LocalNode) -> None:
         """There are no other nodes."""
@@ -192,37 +191,40 @@ class ClusterMembership:
     Nothing is opened before :meth:`start`.
     """
 
-    def __init__(
-        self, reactor: ReactorBase, config: Config, metrics: Metrics, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, runtime: Runtime, config: Config, metrics: Metrics) -> None:
         resources, server = config.resources, config.server
-        self._reactor = reactor
-        self._now = now
+        reactor = runtime.reactor
+        self._runtime = runtime
         self._url = redacted_url(resources.valkey_url)
         self._metrics = metrics
         prefix = self._prefix = resources.valkey_key_prefix
         self._node_id, self._host = server.node_id, socket.gethostname()
-        self._boot = secrets.token_hex(8)
+        self._boot = runtime.token(8)
         self._valkey = Valkey(
-            reactor,
+            runtime,
             parse_valkey_url(resources.valkey_url),
             name=f"elemta:{server.node_id}",
             deadline=resources.valkey_deadline,
             prefix=prefix,
             observer=metrics.valkey,
         )
-        self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, reactor=reactor)
+        self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, runtime=runtime)
         self._member: LocalNode | None = None
         self._nodes = Nodes(
-            reactor,
+            runtime,
             self._valkey,
             prefix=prefix,
             node_id=server.node_id,
-            about=About(__version__, server.hostname, endpoints(config), now()),
+            about=About(__version__, server.hostname, endpoints(config), runtime.wall()),
             state=self._state,
         )
         self.store = FailoverStore(
-            reactor, self._valkey, self._remote, MemoryStore(), nodes=self._nodes, observer=metrics.mode
+            reactor,
+            self._valkey,
+            self._remote,
+            MemoryStore(runtime),
+            nodes=self._nodes,
+            observer=metrics.mode,
         )
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
@@ -248,10 +250,11 @@ class ClusterMembership:
         if self._renewals.running:
             self._renewals.stop()
         self.store.stop()
-        leaving = Deferred.fromCoroutine(self._leave()).addTimeout(_LEAVING, self._reactor)
+        leaving = Deferred.fromCoroutine(self._leave()).addTimeout(_LEAVING, self._runtime.reactor)
         leaving.addErrback(lambda failure: failure.trap(OutOfTime, StoreUnavailable) and None)
         await leaving
-        await self._valkey.stop().addTimeout(_LEAVING, self._reactor).addErrback(_not_stopped)
+        stopped = self._valkey.stop().addTimeout(_LEAVING, self._runtime.reactor)
+        await stopped.addErrback(_not_stopped)
 
     async def _leave(self) -> None:
         await self._remote.leave()
@@ -270,7 +273,7 @@ class ClusterMembership:
         return LimiterStatus(mode.value, self.store.live_nodes, valkey)
 
     async def others(self) -> Sequence[NodeStatus]:
-        return [_status(node, self._now()) for node in await self._nodes.list() if not node.this]
+        return [_status(node, self._runtime.wall()) for node in await self._nodes.list() if not node.this]
 
     async def refusals(self) -> Sequence[RemoteRefusal]:
         try:
@@ -291,7 +294,7 @@ class ClusterMembership:
 
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         return SpoolLease(
-            self._reactor,
+            self._runtime,
             self._valkey,
             prefix=self._prefix,
             spool_id=spool_id,

@@ -7,56 +7,47 @@ the others do too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from OpenSSL import SSL
-from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
 
 from elemta.auth import Authenticator
-from elemta.clock import Clocks
 from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
-from elemta.dns import DnsResolver, ResolverReactor
+from elemta.dns import DnsResolver
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
-from elemta.limits import Limiter, rules_from_config
+from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.net.tls import load_context
 from elemta.ops.metrics import Metrics
 from elemta.policies.limits import LimitsPolicy
 from elemta.policy import Services
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import load_chain
+from elemta.runtime import Runtime
 from elemta.smtp.session import SessionSettings
 from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """What outlives a reload: reactor, clocks, the counters of the limits, the metrics, what DNS said."""
+    """What outlives a reload: the runtime, the counters of the limits, the metrics, what DNS said."""
 
-    reactor: ReactorBase
-    clocks: Clocks
+    runtime: Runtime
     fleet: Membership
     metrics: Metrics
     resolver: DnsResolver
 
     @classmethod
-    def from_config(
-        cls, config: Config, reactor: ReactorBase, clocks: Clocks | None = None
-    ) -> SharedResources:
-        """What the daemon begins with; nothing is opened and no thread started.
-
-        Without ``clocks`` the reactor's is both.
-        """
+    def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
+        """What the daemon begins with; nothing is opened and no thread started."""
         metrics = Metrics(config.server.node_id)
-        clocks = clocks or Clocks.of(reactor)
-        fleet: Membership = SingleNode()
+        fleet: Membership = SingleNode(MemoryStore(runtime))
         if config.resources.valkey_url:
-            fleet = ClusterMembership(reactor, config, metrics, clocks.wall)
-        return cls(reactor, clocks, fleet, metrics, DnsResolver(cast(ResolverReactor, reactor)))
+            fleet = ClusterMembership(runtime, config, metrics)
+        return cls(runtime, fleet, metrics, DnsResolver(runtime))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +95,9 @@ def build_components(config: Config, shared: SharedResources) -> Components:
     metrics = shared.metrics
     domains = Domains.from_config(config.domains)
     rules = rules_from_config(config.resources, config.limits, config.auth)
-    limiter = Limiter(rules, shared.fleet.store, metrics.limits, shared.clocks.wall)
+    limiter = Limiter(rules, shared.fleet.store, metrics.limits, shared.runtime.wall)
     services = Services(
-        reactor=shared.reactor,
+        reactor=shared.runtime.reactor,
         limits=limiter,
         domains=domains,
         resolver=shared.resolver,
@@ -120,10 +111,10 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         domains=domains,
         chain=chain,
         limiter=limiter,
-        authenticator=Authenticator.from_config(config.auth, shared.reactor, source=config.source),
+        authenticator=Authenticator.from_config(config.auth, shared.runtime, source=config.source),
         context=load_context(config.tls),
         routes=routes_from_config(config, domains),
-        delivery=DeliverySettings.from_config(config),
+        delivery=DeliverySettings.from_config(config, shared.runtime),
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from twisted.internet.base import ReactorBase
-
 from elemta.config import Config
 from elemta.daemon.components import Components, SharedResources
 from elemta.delivery.maildir import Mailboxes
@@ -28,17 +26,17 @@ class Listeners:
     ``listeners`` receive mail, ``others`` are for monitoring and administration.
     """
 
-    def __init__(self, reactor: ReactorBase, shared: SharedResources, max_connections: int) -> None:
-        self.registry = ConnectionRegistry(reactor, max_connections)
+    def __init__(self, shared: SharedResources, max_connections: int) -> None:
+        self.registry = ConnectionRegistry(shared.runtime, max_connections)
         shared.metrics.net.watch_memory(lambda: asdict(self.registry.memory))
         self.smtp: list[Listener] = []
         self.monitoring: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
-        self._reactor = reactor
+        self._reactor = shared.runtime.reactor
         self._metrics = shared.metrics
-        self._now = shared.clocks.wall
+        self._now = shared.runtime.wall
         self._certificate: ServerCertificate | None = None
-        self.mailboxes = Mailboxes(reactor)
+        self.mailboxes = Mailboxes(shared.runtime)
 
     def bind(self, config: Config, ready: Ready) -> None:
         """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""

@@ -37,12 +37,10 @@ class DeliveryFactory:
 
     def __init__(
         self,
-        reactor: ReactorBase,
         shared: SharedResources,
         components: Components,
         places: Sequence[tuple[IPv4Address | IPv6Address, int]],
     ) -> None:
-        self._reactor = reactor
         self._shared = shared
         self._components = components
         self._settings = replace(components.delivery, own_addresses=tuple(places))
@@ -71,7 +69,7 @@ class DeliveryFactory:
 
     def _from(self, spool: Spool, observer: DeliveryObserver) -> DeliveryScheduler:
         return DeliveryScheduler(
-            self._reactor,
+            self._shared.runtime,
             spool,
             self._components.routes,
             self._settings,
@@ -79,7 +77,6 @@ class DeliveryFactory:
             resolver=self._shared.resolver.deliveries,
             pace=self._pace,
             hooks=self._components.chain.delivery_hooks,
-            clocks=self._shared.clocks,
         )
 
 
@@ -115,7 +112,6 @@ Task = tuple[float, Callable[[], object]]
 class RunningServices:
     """The spool and what works on it, under the assembly of the moment."""
 
-    reactor: ReactorBase
     shared: SharedResources
     components: Components
     spool: Spool
@@ -135,14 +131,14 @@ class RunningServices:
         *,
         admin_calls: Callable[[AdoptionRegistry], CallTable],
         environment: Callable[[Callable[[Spool], DeliveryScheduler]], AdoptionEnvironment],
-        reactor: ReactorBase,
         shared: SharedResources,
         components: Components,
         places: Sequence[ListenAddress],
         tasks: Sequence[Task],
     ) -> RunningServices:
         """Open everything beside the spool, in order; ``places`` are where this host takes mail itself."""
-        delivering = DeliveryFactory(reactor, shared, components, places)
+        reactor = shared.runtime.reactor
+        delivering = DeliveryFactory(shared, components, places)
         delivery = delivering.from_own(spool)
         adoptions = AdoptionRegistry(reactor, spool, environment(delivering.from_adopted))
         admin = AdminSocket(
@@ -158,7 +154,6 @@ class RunningServices:
         lag.start()
         loops = tuple(_every(reactor, seconds, call) for seconds, call in tasks)
         running = cls(
-            reactor,
             shared,
             components,
             spool,

@@ -62,7 +62,6 @@ class Elemta(Service):
 
     def __init__(
         self,
-        reactor: ReactorBase,
         *,
         shared: SharedResources,
         components: Components,
@@ -72,19 +71,18 @@ class Elemta(Service):
         log_observer: LogObserver | None = None,
         in_background: bool = False,
     ) -> None:
-        self.reactor = reactor
         self.shared = shared
         self.components = components
         self.state = DaemonState.STARTING
-        self._started = shared.clocks.monotonic()
-        self.listeners = Listeners(reactor, shared, components.config.resources.max_connections)
+        self._started = shared.runtime.monotonic()
+        self.listeners = Listeners(shared, components.config.resources.max_connections)
         self.parts: RunningServices | None = None
         self.queued = 0
         self._admin_calls = admin_calls
         self._log_observer = log_observer
         self._in_background = in_background
         self._started_with = components
-        self._notifier = Notifier(environ, reactor)
+        self._notifier = Notifier(environ, shared.runtime)
         self._reloading = ConfigReloader(
             config_path,
             environ,
@@ -106,8 +104,12 @@ class Elemta(Service):
     @property
     def started_at(self) -> float:
         """When it was started, in seconds since the epoch: by the time of day as that is set now."""
-        clocks = self.shared.clocks
-        return clocks.wall() - (clocks.monotonic() - self._started)
+        runtime = self.shared.runtime
+        return runtime.wall() - (runtime.monotonic() - self._started)
+
+    @property
+    def reactor(self) -> ReactorBase:
+        return self.shared.runtime.reactor
 
     @property
     def state_name(self) -> str:
@@ -154,7 +156,7 @@ class Elemta(Service):
     async def _start(self) -> None:
         self.listeners.open_monitoring()
         self.fleet.start(self)
-        spools = SpoolOpener(self.reactor, self.shared, self.config)
+        spools = SpoolOpener(self.shared, self.config)
         spool, ownership = await spools.open_own(lambda: self.state is not DaemonState.STOPPING)
         ownership.watch(self._lost_spool)
         try:
@@ -182,7 +184,6 @@ class Elemta(Service):
             ownership,
             admin_calls=lambda adoptions: self._admin_calls(self, adoptions),
             environment=lambda deliver: spools.adoption_environment(spool, deliver),
-            reactor=self.reactor,
             shared=self.shared,
             components=self.components,
             places=self.listeners.addresses,

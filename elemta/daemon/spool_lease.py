@@ -6,7 +6,6 @@ it is not renewed. The lock is what keeps two processes apart; the lease keeps a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
+from elemta.runtime import Runtime
 from elemta.valkey.resp import Script
 
 _log = Logger()
@@ -62,35 +62,30 @@ class LeaseOwner:
         return f"node {self.node} on {self.host}"
 
 
-def uptime() -> float:
-    """Seconds since the system started, those included in which it slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class SpoolLease:
     """The lease of the spool ``spool_id`` for the ``owner`` that this process is."""
 
     def __init__(
         self,
-        clock: IReactorTime,
+        runtime: Runtime,
         valkey: ScriptRunner,
         *,
         prefix: str,
         spool_id: str,
         owner: LeaseOwner,
-        seconds: Callable[[], float] = uptime,
     ) -> None:
-        self._clock = clock
+        self._clock: IReactorTime = runtime.reactor
         self._valkey = valkey
         self._key = f"{prefix}spool:{spool_id}".encode()
         self._owner = owner
-        self._seconds = seconds
+        # A lease runs out while the system is suspended, too.
+        self._seconds = runtime.since_boot
         self._renewed_at: float | None = None
         self._lost: Callable[[LeaseOwner], None] | None = None
         self._ran_out: Callable[[], None] | None = None
         self._watch: IDelayedCall | None = None
         self._renewals = LoopingCall(self._renew)
-        self._renewals.clock = clock
+        self._renewals.clock = self._clock
 
     async def take(self) -> LeaseOwner | None:
         """Take or renew it; who has it, where somebody else does. StoreUnavailable."""

@@ -9,7 +9,6 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from elemta.clock import SteadyWall
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
@@ -26,6 +25,7 @@ from elemta.delivery.transports import AttemptResult, Transports
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
+from elemta.runtime import SteadyWall
 from elemta.spool.records import HoldCause, MessageState, QueuedMessage
 
 _log = Logger()
@@ -109,7 +109,8 @@ class AttemptRunner:
         except Exception:
             # The same with nothing that could be wrong: no words of the next hop, and no function of ours.
             _log.failure("outcomes broke", event="delivery.outcomes_broke", queue_id=message.queue_id)
-            done = {*taken, *(each.recipient for each in carried.outcomes if each.status is Status.DELIVERED)}
+            sent = (each.recipient for each in carried.outcomes if each.status is Status.DELIVERED)
+            done = dict.fromkeys([*taken, *sent])
             delivered = [
                 Outcome(message.queue_id, each, Status.DELIVERED, "", "", "", message.envelope.received_at)
                 for each in done

@@ -227,6 +227,9 @@ class BounceSpool(Protocol):
     ) -> Deferred[Envelope]:
         """Take responsibility for it."""
 
+    def token(self, octets: int) -> str:
+        """So many octets that nobody can guess, in hexadecimal."""
+
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
         """Do blocking work on a message's content."""
 
@@ -296,7 +299,9 @@ async def _written(spool: BounceSpool, notice: Notice, content: BinaryIO | None)
         original = None
         if content is not None:
             original = await spool.in_disk_thread(examine, content, whole=notice.whole)
-        dsn = build_dsn(notice, original, queue_id=writer.queue_id)
+        # RFC 2046 §5.1.1: what is in the message must not be able to end a part.
+        boundary = spool.token(16)
+        dsn = build_dsn(notice, original, queue_id=writer.queue_id, boundary=boundary)
         await _write(spool, writer, dsn)
         if writer.failure is not None:
             raise writer.failure  # noqa: TRY301 - there is one way out for what went wrong

@@ -43,7 +43,7 @@ class Dialer:
         self._settings = settings
         self._read = read
         self._tls = OutboundTLS(authorities)
-        self._racing: set[Deferred[NextHopConnection]] = set()
+        self._racing: dict[Deferred[NextHopConnection], None] = {}
         self._no_tls: dict[tuple[str, int], float] = {}
         self._silent: dict[tuple[str, int], float] = {}
 
@@ -82,7 +82,7 @@ class Dialer:
             head_start=self._settings.head_start,
         )
         racing = race.run()
-        self._racing.add(racing)
+        self._racing[racing] = None
         try:
             connection = await racing
         except CancelledError as error:
@@ -92,7 +92,7 @@ class Dialer:
                 self._remember(self._silent, candidate, self._settings.silence_memory)
             raise
         finally:
-            self._racing.discard(racing)
+            self._racing.pop(racing, None)
         self._silent.pop((candidate.host, candidate.port), None)
         return connection
 

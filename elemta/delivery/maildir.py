@@ -14,21 +14,18 @@ import stat
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from threading import Thread
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from elemta.address import Address
 from elemta.delivery.routes import MaildirRoute, Placeholder
 from elemta.domains import canonical_domain
 from elemta.errors import MailboxUnknown, NoMailbox, SpoolError
+from elemta.runtime import Runtime, WorkerPool
 
 _log = Logger()
 
@@ -202,9 +199,8 @@ class MaildirThreads:
     messages, and gets more of the interpreter than one thread for each.
     """
 
-    def __init__(self, reactor: Any, pool: ThreadPool, threads: int) -> None:
+    def __init__(self, pool: WorkerPool, threads: int) -> None:
         self.threads = threads
-        self._reactor = reactor
         self._pool = pool
         self._writer = MaildirWriter()
         self._waiting: deque[tuple[MaildirJob, Deferred[Errors]]] = deque()
@@ -224,7 +220,7 @@ class MaildirThreads:
         # A fair share: the others sync at the same time, which the disk does together.
         share = min(-(-len(self._waiting) // self.threads), _MOST_TOGETHER)
         batch = [self._waiting.popleft() for _ in range(share)]
-        work = deferToThreadPool(self._reactor, self._pool, self._writer.write, [job for job, _ in batch])
+        work = self._pool.call(self._writer.write, [job for job, _ in batch])
         work.addBoth(self._finished, [done for _, done in batch])
 
     def _finished(self, results: list[Errors] | Failure, waiting: list[Deferred[Errors]]) -> None:
@@ -310,10 +306,9 @@ _NO_NAME = frozenset({errno.ENOENT, errno.ENAMETOOLONG})
 class Mailboxes:
     """Tells whether a recipient's Maildir exists. The reactor never waits for the disk."""
 
-    def __init__(self, reactor: Any, clock: Any = None) -> None:
-        self._reactor = reactor
-        self._clock = reactor if clock is None else clock
-        self._pool: ThreadPool | None = None
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._pool: WorkerPool | None = None
         self._remembered: OrderedDict[tuple[str, Address], tuple[float, bool]] = OrderedDict()
         self._asked: dict[str, list[Deferred[bool]]] = {}
 
@@ -325,12 +320,12 @@ class Mailboxes:
         """
         key = (route.target, recipient)
         until, found = self._remembered.get(key, (0.0, False))
-        if self._clock.seconds() < until:
+        if self._runtime.monotonic() < until:
             return found
         if len(self._asked) >= MOST_WAITING:
             raise MailboxUnknown(f"{len(self._asked)} Maildirs are being looked for already")
         answer: Deferred[bool] = Deferred()
-        answer.addTimeout(DEADLINE, self._clock)
+        answer.addTimeout(DEADLINE, self._runtime.reactor)
         answer.addCallbacks(self._remember, _in_words, callbackArgs=(key,))
         self._ask(maildir_path(route.template, recipient), route.root, answer)
         return answer
@@ -351,40 +346,34 @@ class Mailboxes:
         if len(waiting) > 1:
             return
         if self._pool is None:
-            self._pool = ThreadPool(0, THREADS, "elemta-mailboxes")
             # A disk that does not answer must not keep the process from ending.
-            self._pool.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+            self._pool = self._runtime.threads.pool("elemta-mailboxes", THREADS, daemon=True)
             self._pool.start()
-        self._pool.callInThread(self._look, directory, root)
+        self._pool.call(_look, directory, root).addBoth(self._answer, directory)
 
-    def _look(self, directory: str, root: str) -> None:
-        outcome: bool | Failure
-        try:
-            outcome = stat.S_ISDIR(os.stat(directory).st_mode)
-        except OSError as error:
-            outcome = self._missing(root) if error.errno in _NO_NAME else Failure()
-        self._reactor.callFromThread(self._answer, directory, outcome)
-
-    def _missing(self, root: str) -> bool | Failure:
-        """No mailbox, unless the file system with all of them is not there: that says nothing of any."""
-        try:
-            check_root(root)
-        except OSError:
-            return Failure()
-        return False
-
-    def _answer(self, directory: str, outcome: bool | Failure) -> None:
+    def _answer(self, outcome: bool | Failure, directory: str) -> None:
         for waiting in self._asked.pop(directory):
             # One whose time was up has its answer; Twisted drops this one.
             waiting.callback(outcome)
 
     def _remember(self, found: bool, key: tuple[str, Address]) -> bool:
         seconds = REMEMBER_FOUND if found else REMEMBER_MISSING
-        self._remembered[key] = (self._clock.seconds() + seconds, found)
+        self._remembered[key] = (self._runtime.monotonic() + seconds, found)
         self._remembered.move_to_end(key)
         if len(self._remembered) > MOST_REMEMBERED:
             self._remembered.popitem(last=False)
         return found
+
+
+def _look(directory: str, root: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(directory).st_mode)
+    except OSError as error:
+        if error.errno not in _NO_NAME:
+            raise
+        # Without the file system that has all of them, that says nothing of any.
+        check_root(root)
+        return False
 
 
 def _in_words(failure: Failure) -> Failure:

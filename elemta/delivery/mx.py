@@ -6,7 +6,6 @@ Which hosts take the mail of a domain: its exchangers in order, or why there is 
 from __future__ import annotations
 
 import math
-import random
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +129,7 @@ async def find_exchangers(
     own_addresses: Collection[tuple[IPAddress, int]],
     port: int = SMTP_PORT,
     refuse_networks: Sequence[Network] = (),
-    shuffle: Shuffle = random.shuffle,
+    shuffle: Shuffle,
 ) -> Exchangers | NoExchanger:
     """The hosts that take mail for ``domain`` on ``port``. Does not raise for anything that DNS says.
 

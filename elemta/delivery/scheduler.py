@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from math import inf
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
-from elemta.clock import Clocks, SteadyWall
 from elemta.delivery.attempt import AttemptRunner
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
@@ -29,6 +25,7 @@ from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
 from elemta.errors import SpoolError
 from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.runtime import Runtime, SteadyWall
 from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submission
 
 _log = Logger()
@@ -55,7 +52,7 @@ class DeliveryScheduler(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        runtime: Runtime,
         queue: DeliveryQueue,
         routes: Sequence[Route],
         settings: DeliverySettings,
@@ -64,11 +61,10 @@ class DeliveryScheduler(Service):
         resolver: MailResolver | None = None,
         pace: OutboundLimiter | None = None,
         hooks: DeliveryHooks | None = None,
-        clocks: Clocks | None = None,
     ) -> None:
-        self._reactor = reactor
-        self._clocks = clocks or Clocks.of(reactor)
-        self._time = SteadyWall(self._clocks)
+        self._runtime = runtime
+        self._reactor = runtime.reactor
+        self._time = SteadyWall(runtime)
         self._queue = queue
         self._settings = settings
         self._observer = observer or NullDeliveryObserver()
@@ -77,7 +73,7 @@ class DeliveryScheduler(Service):
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
         self._notices = SuccessNotices(self._time, queue, settings)
-        self._early_probes = EarlyProbes(reactor, self._time.seconds, self._probe_early)
+        self._early_probes = EarlyProbes(runtime.reactor, self._time.seconds, self._probe_early)
         self._begin_anew()
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
@@ -95,9 +91,9 @@ class DeliveryScheduler(Service):
 
     def _begin_anew(self) -> None:
         """What is used up by a stop: threads, connections and who waits for them."""
-        self._pool = ThreadPool(0, self._settings.threads, "delivery")
+        self._pool = self._runtime.threads.pool("delivery", self._settings.threads)
         self._transports = Transports(
-            self._reactor,
+            self._runtime,
             self._queue,
             self._pool,
             self._settings,
@@ -105,7 +101,6 @@ class DeliveryScheduler(Service):
             resolver=self._resolver,
             hooks=self._hooks,
             pace=self._limits,
-            clocks=self._clocks,
         )
         self._attempts = AttemptRunner(
             self._time,
@@ -140,7 +135,7 @@ class DeliveryScheduler(Service):
         self._attempts.reconfigure(self._ways, settings)
         self._expiry.settings = self._notices.settings = settings
         self._transports.reconfigure(settings, hooks)
-        self._pool.adjustPoolsize(0, settings.threads)
+        self._pool.resize(settings.threads)
         self._destinations.places = settings.max_messages
         self._early_probes.clear()
         self._probe_some(self._destinations.names())
@@ -180,8 +175,7 @@ class DeliveryScheduler(Service):
         self._early_probes.clear()
         self._destinations.drop_all()
         self._set_aside.clear()
-        # Joining threads blocks, so it is done in one.
-        await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
+        await self._pool.join()
 
     def stopService(self) -> Deferred[None]:
         """Start nothing more, wait for what is under way up to the grace, then cut it off."""
@@ -261,7 +255,7 @@ class DeliveryScheduler(Service):
         wake = self._destinations.next_due() if when is None else when
         wake = min(max(wake, now), now + self._settings.poll)
         if self._timer is not None and self._timer.active():
-            if self._timer.getTime() <= self._clocks.monotonic() + wake - now:
+            if self._timer.getTime() <= self._runtime.monotonic() + wake - now:
                 return
             self._timer.cancel()
         self._timer = self._reactor.callLater(wake - now, self._look)

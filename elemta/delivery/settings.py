@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from elemta.config import Config
 from elemta.outcome import Outcome
+from elemta.runtime import SYSTEM_RANDOMNESS, Runtime
 from elemta.smtp.client import ClientTimeouts
 
 
@@ -61,12 +62,16 @@ class Retries:
     ``delays`` are the waits after the first, second, … attempt; the last repeats. ``expire`` counts from
     when the message was received; there is always an attempt at that moment, and none after it. A destination
     that is down is probed after the same waits, but for those that are longer than ``longest_probe``.
+    ``uniform`` draws what is added at random.
     """
 
     delays: tuple[float, ...] = (60.0, 300.0, 900.0, 3600.0, 10800.0, 21600.0)
     expire: float = 432000.0
     jitter: float = 0.1
     longest_probe: float = 600.0
+    uniform: Callable[[float, float], float] = field(
+        default=SYSTEM_RANDOMNESS.uniform, repr=False, compare=False
+    )
 
     def next_attempt(self, attempts: int, received_at: float, now: float) -> float | None:
         """When to try again after ``attempts`` attempts, in seconds since the epoch; None: no more.
@@ -81,11 +86,11 @@ class Retries:
     def after_failures(self, failures: int, now: float) -> float:
         """When to try again what failed so many times in a row."""
         delay = self.delays[min(max(failures, 1), len(self.delays)) - 1]
-        return now + delay * random.uniform(1.0, 1.0 + self.jitter)  # noqa: S311
+        return now + delay * self.uniform(1.0, 1.0 + self.jitter)
 
     def next_probe(self, failures: int, now: float) -> float:
         """When to try a destination again that was found down so many times in a row."""
-        longest = self.longest_probe * random.uniform(1.0 - self.jitter, 1.0)  # noqa: S311
+        longest = self.longest_probe * self.uniform(1.0 - self.jitter, 1.0)
         return min(self.after_failures(failures, now), now + longest)
 
 
@@ -146,11 +151,11 @@ class DeliverySettings:
         return self.maildir_threads + self.read_threads
 
     @classmethod
-    def from_config(cls, config: Config) -> DeliverySettings:
+    def from_config(cls, config: Config, runtime: Runtime) -> DeliverySettings:
         """What the configuration says about it."""
         return cls(
             hostname=config.server.hostname,
-            retries=Retries(config.spool.retry, config.spool.expire),
+            retries=Retries(config.spool.retry, config.spool.expire, uniform=runtime.randomness.uniform),
             grace=config.server.shutdown_grace,
             warn_after=config.spool.warn_after,
             bounce_size_limit=config.spool.bounce_size_limit,

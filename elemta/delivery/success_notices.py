@@ -8,7 +8,6 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from elemta.clock import SteadyWall
 from elemta.delivery.bounces import decide, submit
 from elemta.delivery.notices import content_for_notice, notice_settings, tell_operator
 from elemta.delivery.queue import DeliveryQueue
@@ -16,6 +15,7 @@ from elemta.delivery.recording import owes
 from elemta.delivery.settings import DeliverySettings
 from elemta.errors import UnknownMessage
 from elemta.outcome import Outcome, Status
+from elemta.runtime import SteadyWall
 from elemta.spool.records import OwedNotice, QueuedMessage
 
 _log = Logger()

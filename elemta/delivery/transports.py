@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from elemta.address import Address
-from elemta.clock import Clocks
 from elemta.delivery.connections import Connections
 from elemta.delivery.local_faults import (
     ON_A_KEPT_CONNECTION,
@@ -36,6 +33,7 @@ from elemta.errors import NoMailbox, SpoolError
 from elemta.message.trace import return_path_field
 from elemta.outcome import Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.runtime import Runtime, WorkerPool
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_results import RecipientResult
 from elemta.spool import Content
@@ -83,27 +81,27 @@ class Transports:
 
     def __init__(
         self,
-        reactor: Any,
+        runtime: Runtime,
         queue: DeliveryQueue,
-        pool: ThreadPool,
+        pool: WorkerPool,
         settings: DeliverySettings,
         observer: DeliveryObserver,
         *,
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
         pace: OutboundLimiter | None = None,
-        clocks: Clocks | None = None,
     ) -> None:
         self._settings = settings
-        self._reactor = reactor
-        self._clocks = clocks or Clocks.of(reactor)
+        self._runtime = runtime
         self._queue = queue
         self._pool = pool
         self._observer = observer
         self._resolver = resolver
         self._hooks = hooks
-        self._maildirs = MaildirThreads(reactor, pool, settings.maildir_threads)
-        self._connections = Connections(reactor, settings, self._read, observer, gate=pace, resolver=resolver)
+        self._maildirs = MaildirThreads(pool, settings.maildir_threads)
+        self._connections = Connections(
+            runtime.reactor, settings, self._read, observer, gate=pace, resolver=resolver
+        )
 
     async def deliver(
         self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
@@ -156,7 +154,7 @@ class Transports:
     async def _deliver_part(
         self, message: QueuedMessage, route: Route, recipients: Sequence[Recipient], taken: Taken
     ) -> AttemptResult:
-        attempt = _Attempt(message, route, recipients, self._clocks, self._clocks.monotonic(), taken)
+        attempt = _Attempt(message, route, recipients, self._runtime, self._runtime.monotonic(), taken)
         try:
             if isinstance(route, MaildirRoute):
                 carried = AttemptResult(await self._to_maildirs(attempt, route), ReachedStage.ANSWERED)
@@ -202,7 +200,7 @@ class Transports:
         try:
             errors = await self._maildirs.write(job)
         finally:
-            for place in job.done:
+            for place in sorted(job.done):
                 written = attempt.recipients[place]
                 attempt.taken[written.address] = _maildir_result(written, None)
         return tuple(
@@ -223,6 +221,7 @@ class Transports:
             own_addresses=settings.own_addresses,
             port=settings.mx_port,
             refuse_networks=route.refuse_networks,
+            shuffle=self._runtime.randomness.shuffle,
         )
         if isinstance(found, NoExchanger):
             failed = found.status is Status.FAILED
@@ -274,7 +273,7 @@ class Transports:
         return await self._in_thread(content.read, _CHUNK)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
+        return await self._pool.call(function, *args, **kwargs)
 
     def tell(self, message: QueuedMessage, outcomes: Iterable[Outcome]) -> None:
         """Tell metrics, policies and the log of attempts. Does not raise: nobody's trouble is another's."""
@@ -320,7 +319,7 @@ class _Attempt:
     message: QueuedMessage
     route: Route
     recipients: Sequence[Recipient]
-    clocks: Clocks
+    runtime: Runtime
     started: float
     taken: Taken
 
@@ -340,8 +339,8 @@ class _Attempt:
             result.text,
             self.route.target,
             next_hop,
-            self.clocks.wall(),
-            self.clocks.monotonic() - self.started if seconds is None else seconds,
+            self.runtime.wall(),
+            self.runtime.monotonic() - self.started if seconds is None else seconds,
             result.code,
             result.enhanced,
             final and delivered,

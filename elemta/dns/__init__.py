@@ -6,7 +6,6 @@ from elemta.dns.resolver import DnsResolver
 from elemta.dns.servers import Nameserver
 from elemta.dns.settings import ResolverObserver, ResolverSettings
 from elemta.dns.system_names import AddressResolver, SystemNames
-from elemta.dns.transport import ResolverReactor
 
 __all__ = [
     "NULL_MX",
@@ -16,7 +15,6 @@ __all__ = [
     "Nameserver",
     "Questions",
     "ResolverObserver",
-    "ResolverReactor",
     "ResolverSettings",
     "SystemNames",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
+
+from elemta.runtime import Threads, WorkerPool
 
 _T = TypeVar("_T")
 
@@ -16,16 +17,12 @@ MOST = 64
 """So many answers are read or wait for it at once, each of 64 KiB at most."""
 
 
-class _Reactor(Protocol):
-    def callFromThread(self, callable: Callable[..., object], /, *args: object) -> None: ...  # noqa: A002
-
-
 class LargeAnswers:
     """Runs a function in a thread; the threads start with the first one."""
 
-    def __init__(self, reactor: _Reactor) -> None:
-        self._reactor = reactor
-        self._pool: ThreadPool | None = None
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._pool: WorkerPool | None = None
         self._jobs = 0
         self._idle: Deferred[None] | None = None
 
@@ -34,20 +31,11 @@ class LargeAnswers:
         if self._jobs >= MOST:
             return None
         if self._pool is None:
-            self._pool = ThreadPool(minthreads=0, maxthreads=THREADS, name="elemta-dns")
+            self._pool = self._threads.pool("elemta-dns", THREADS)
             self._pool.start()
         self._jobs += 1
         result: Deferred[_T] = Deferred()
-
-        def in_thread() -> None:
-            outcome: _T | Failure
-            try:
-                outcome = job()
-            except Exception:  # the reactor's side judges it
-                outcome = Failure()
-            self._reactor.callFromThread(self._finish, result, outcome)
-
-        self._pool.callInThread(in_thread)
+        self._pool.call(job).addBoth(self._finish, result)
         return result
 
     async def stop(self) -> None:
@@ -60,7 +48,7 @@ class LargeAnswers:
             # The threads are idle now: joining them does not block.
             pool.stop()
 
-    def _finish(self, result: Deferred[_T], outcome: _T | Failure) -> None:
+    def _finish(self, outcome: _T | Failure, result: Deferred[_T]) -> None:
         self._jobs -= 1
         if not result.called:
             if isinstance(outcome, Failure):

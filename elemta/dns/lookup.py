@@ -29,6 +29,7 @@ from elemta.dns.answers import (
 from elemta.dns.names import host_name, to_dns
 from elemta.dns.servers import Nameserver, Nameservers
 from elemta.dns.transport import PAYLOAD, NoAnswer, ServerFailed, Transport
+from elemta.runtime import Runtime
 
 # Seconds for an answer: in the first round over the servers, the second, and all that follow.
 PATIENCE = (1.5, 3.0, 6.0)
@@ -42,10 +43,11 @@ _USABLE = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})
 class Lookup:
     """Asks the servers in turn, until one has an answer or the time is over."""
 
-    def __init__(self, servers: Nameservers, exchange: Transport, seconds: Callable[[], float]) -> None:
+    def __init__(self, servers: Nameservers, exchange: Transport, runtime: Runtime) -> None:
         self._servers = servers
         self._exchange = exchange
-        self._seconds = seconds
+        self._seconds = runtime.monotonic
+        self._randomness = runtime.randomness
 
     async def look_up(self, question: DnsQuestion, until: Callable[[], float]) -> Result:
         """What DNS says, aliases followed; can be cancelled, and raises nothing that a server could provoke.
@@ -101,11 +103,20 @@ class Lookup:
     async def _ask(
         self, server: Nameserver, name: dns.name.Name, kind: RecordType, until: float, *, edns: bool
     ) -> dns.message.QueryMessage:
-        answer = await self._exchange.ask(server, _query(name, kind, edns=edns), until)
+        answer = await self._exchange.ask(server, self._query(name, kind, edns=edns), until)
         if edns and answer.rcode() in _NO_EDNS:
             # RFC 6891 §6.2.2
-            return await self._exchange.ask(server, _query(name, kind, edns=False), until)
+            return await self._exchange.ask(server, self._query(name, kind, edns=False), until)
         return answer
+
+    def _query(self, name: dns.name.Name, kind: RecordType, *, edns: bool) -> dns.message.QueryMessage:
+        if edns:
+            query = dns.message.make_query(name, kind.value, use_edns=0, payload=PAYLOAD)
+        else:
+            query = dns.message.make_query(name, kind.value, use_edns=False)
+        # RFC 5452 §9.2
+        query.id = self._randomness.getrandbits(16)
+        return query
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +142,6 @@ def read_answer(answer: dns.message.QueryMessage, kind: RecordType) -> Result | 
     if chain.cnames and not denied:
         return Alias(chain.canonical_name, float(min(rrset.ttl for rrset in chain.cnames)))
     return NoData(name_exists=True, ttl=float(chain.minimum_ttl) if denied else None)
-
-
-def _query(name: dns.name.Name, kind: RecordType, *, edns: bool) -> dns.message.QueryMessage:
-    if edns:
-        return dns.message.make_query(name, kind.value, use_edns=0, payload=PAYLOAD)
-    return dns.message.make_query(name, kind.value, use_edns=False)
 
 
 def _fault(answer: dns.message.QueryMessage) -> str:

@@ -18,7 +18,8 @@ from elemta.dns.lookup_table import LookupTable, UnderWay
 from elemta.dns.questions import Questions
 from elemta.dns.servers import RESOLV_CONF, Nameserver, Nameservers
 from elemta.dns.settings import NullResolverObserver, ResolverObserver, ResolverSettings
-from elemta.dns.transport import ResolverReactor, Transport
+from elemta.dns.transport import Transport
+from elemta.runtime import Runtime
 
 _log = Logger()
 
@@ -47,13 +48,15 @@ class DnsResolver(Questions):
 
     def __init__(
         self,
-        reactor: ResolverReactor,
+        runtime: Runtime,
         *,
         nameservers: Sequence[tuple[str, int]] = (),
         settings: ResolverSettings | None = None,
         observer: ResolverObserver | None = None,
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
+        reactor = runtime.reactor
+        self._runtime = runtime
         self._reactor = reactor
         self._settings = ResolverSettings() if settings is None else settings
         self._observer = NullResolverObserver() if observer is None else observer
@@ -76,8 +79,8 @@ class DnsResolver(Questions):
     def start(self) -> None:
         """Begin to ask. After the fork of twistd, never before."""
         if self._running is None:
-            exchange = Transport(self._reactor)
-            self._running = _Running(exchange, Lookup(self._servers, exchange, self._reactor.seconds))
+            exchange = Transport(self._runtime)
+            self._running = _Running(exchange, Lookup(self._servers, exchange, self._runtime))
 
     async def stop(self) -> None:
         """End the lookups under way, whose callers get ResolverTrouble."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import dns.exception
 import dns.flags
@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 from elemta.dns.large_answers import LargeAnswers
 from elemta.dns.servers import Nameserver
+from elemta.runtime import Runtime
 
 _T = TypeVar("_T")
 
@@ -46,7 +47,7 @@ class NoAnswer(Exception):
 
 
 class ResolverReactor(Protocol):
-    """What the resolver needs of the reactor: time, sockets, and a way back from threads."""
+    """What the resolver needs of the reactor: time and sockets."""
 
     def callLater(
         self,
@@ -55,13 +56,6 @@ class ResolverReactor(Protocol):
         /,
         *args: object,
     ) -> IDelayedCall: ...
-
-    def callFromThread(
-        self,
-        callable: Callable[..., Any],  # noqa: A002 Twisted's name
-        /,
-        *args: object,
-    ) -> None: ...
 
     def listenUDP(
         self, port: int, protocol: DatagramProtocol, /, interface: str = "", maxPacketSize: int = 8192
@@ -73,10 +67,10 @@ class ResolverReactor(Protocol):
 class Transport:
     """Asks servers. ``until`` is a point of the reactor's time. :meth:`close` ends it."""
 
-    def __init__(self, reactor: ResolverReactor) -> None:
-        self._reactor = reactor
-        self._closing: set[Deferred[Any]] = set()
-        self._large = LargeAnswers(reactor)
+    def __init__(self, runtime: Runtime) -> None:
+        self._reactor = cast(ResolverReactor, runtime.reactor)
+        self._closing: dict[Deferred[Any], None] = {}
+        self._large = LargeAnswers(runtime.threads)
 
     async def ask(
         self, server: Nameserver, query: dns.message.Message, until: float
@@ -170,10 +164,10 @@ class Transport:
 
     def _close(self, closed: Deferred[Any]) -> None:
         """Remember a socket until it is closed."""
-        self._closing.add(closed)
+        self._closing[closed] = None
 
         def done(_: object) -> None:
-            self._closing.discard(closed)
+            self._closing.pop(closed, None)
 
         closed.addBoth(done)
 

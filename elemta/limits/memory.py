@@ -10,9 +10,7 @@ handed on as a copy to an identity that finds space again, so its own past is in
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from zope.interface import implementer
 
@@ -29,36 +27,24 @@ from elemta.limits.store import (
     Usage,
 )
 from elemta.limits.window import WindowCounter
+from elemta.runtime import HasSeconds
 
 MAX_KEYS = 200_000
 _MICROSECONDS = 1_000_000
-
-
-class SecondsClock(Protocol):
-    """The part of ``IReactorTime`` that a store reads."""
-
-    def seconds(self) -> float: ...
-
-
-class SteadyClock:
-    """Seconds that only go forward, whatever is done to the time of day."""
-
-    def seconds(self) -> float:
-        return time.monotonic()
 
 
 @implementer(ILimitStore)
 class MemoryStore:
     """Limits counted by this process alone; gone when it ends.
 
-    ``clock`` is anything with ``seconds()``. Without one the store has a clock of its own that is never set:
-    the time of day may be put forward, and then a window would end too early.
+    ``clock`` is anything whose ``seconds()`` only go forward: the time of day may be put forward, and then a
+    window would end too early.
     """
 
     renewal: float | None = None
 
-    def __init__(self, clock: SecondsClock | None = None, *, max_keys: int = MAX_KEYS) -> None:
-        self._clock = SteadyClock() if clock is None else clock
+    def __init__(self, clock: HasSeconds, *, max_keys: int = MAX_KEYS) -> None:
+        self._clock = clock
         self._max_keys = max_keys
         self._tables: dict[str, CounterTable] = {}
 

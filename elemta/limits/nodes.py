@@ -11,7 +11,6 @@ All ages are by the clock of Valkey; the clocks of two nodes are never compared.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -25,6 +24,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
 from elemta.limits.refusals import RememberedRefusal
+from elemta.runtime import Runtime
 from elemta.valkey import Script
 
 _log = Logger()
@@ -112,7 +112,7 @@ class Nodes:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        runtime: Runtime,
         valkey: ValkeyCommands,
         *,
         prefix: str,
@@ -120,13 +120,13 @@ class Nodes:
         about: About,
         state: Callable[[], NodeState],
     ) -> None:
-        self._clock = clock
+        self._clock: IReactorTime = runtime.reactor
         self._valkey = valkey
         self._prefix = prefix
         self.node_id = node_id
         self._about = about
         self._state = state
-        self._boot = secrets.token_hex(4)
+        self._boot = runtime.token(4)
         self._live = 1
         self._callbacks: list[Callable[[str, str], object]] = []
         self._heard_until: str | None = None
@@ -135,7 +135,7 @@ class Nodes:
         self._next_duplicate_log = 0.0
         self._settled_at = 0.0
         self._heartbeats = LoopingCall(self._heartbeat)
-        self._heartbeats.clock = clock
+        self._heartbeats.clock = self._clock
         self._heartbeat_due: Deferred[None] | None = None
 
     @property

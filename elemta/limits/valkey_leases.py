@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from elemta.errors import StoreUnavailable
 from elemta.limits.store import LimitSpec, Receipt, Request
 from elemta.limits.valkey_scripts import RENEW, Keys
+from elemta.runtime import Randomness
 from elemta.valkey import Valkey
 
 RENEWED_AT_ONCE = 128
@@ -27,9 +27,9 @@ _BOOT_ALPHABET = string.ascii_letters + string.digits
 _BOOT_LENGTH = 7
 
 
-def new_boot() -> str:
+def new_boot(randomness: Randomness) -> str:
     """A name for one run of one store, short because it is in every member: one in 3.5 million million."""
-    return "".join(secrets.choice(_BOOT_ALPHABET) for _ in range(_BOOT_LENGTH))
+    return "".join(randomness.choice(_BOOT_ALPHABET) for _ in range(_BOOT_LENGTH))
 
 
 @dataclass(slots=True, eq=False)

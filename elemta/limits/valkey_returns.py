@@ -78,7 +78,7 @@ class Returns:
         self._valkey = valkey
         self._waiting: list[PendingReturn] = []
         self._patient = True
-        self._under_way: set[Deferred[Any]] = set()
+        self._under_way: dict[Deferred[Any], None] = {}
         self._turn: Any = None
 
     def add(self, entries: Iterable[PendingReturn]) -> None:
@@ -114,8 +114,8 @@ class Returns:
             RETURN, [entry.key for entry in entries], args, deadline=BACKGROUND_DEADLINE
         )
         answer.addCallbacks(self._returned, self._lost, callbackArgs=(entries,), errbackArgs=(entries,))
-        self._under_way.add(answer)
-        answer.addCallback(lambda _: self._under_way.discard(answer))
+        self._under_way[answer] = None
+        answer.addCallback(lambda _: self._under_way.pop(answer, None))
 
     def _returned(self, _reply: object, entries: Sequence[PendingReturn]) -> None:
         for entry in entries:

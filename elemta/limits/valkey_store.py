@@ -9,7 +9,6 @@ When a call gets no answer in time, what it may have charged is taken back as so
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from elemta.limits.valkey_leases import BACKGROUND_DEADLINE, Lease, Leases, new_
 from elemta.limits.valkey_returns import Cancellations, Handover, PendingReturn, Returns, TimerClock
 from elemta.limits.valkey_scripts import ACQUIRE, Definitions, Keys
 from elemta.limits.valkey_views import Views
+from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 
 RENEWAL_SECONDS = 3.0
@@ -49,10 +49,12 @@ class ValkeyStore:
 
     renewal: float | None = RENEWAL_SECONDS
 
-    def __init__(self, valkey: Valkey, *, prefix: str, node_id: str, reactor: TimerClock) -> None:
+    def __init__(self, valkey: Valkey, *, prefix: str, node_id: str, runtime: Runtime) -> None:
         self._valkey = valkey
+        reactor: TimerClock = runtime.reactor
+        self._runtime = runtime
         self._reactor = reactor
-        self.boot = new_boot()
+        self.boot = new_boot(runtime.randomness)
         self._keys = Keys(prefix, clustered=valkey.clustered)
         self._definitions = Definitions()
         self._returns = Returns(reactor, valkey)
@@ -68,7 +70,7 @@ class ValkeyStore:
         valkey.on_change(self._changed)
 
     def seconds(self) -> float:
-        return time.monotonic()
+        return self._runtime.monotonic()
 
     # Charges.
 

@@ -52,7 +52,7 @@ class Views:
     async def top(self, terms: LimitSpec, count: int) -> Ranking:
         """The fullest keys of a limit, among :data:`LOOKED_AT` of them. Fails with StoreUnavailable."""
         found = await self._valkey.scan(match=self._keys.pattern(terms), count=512, limit=LOOKED_AT)
-        identities = {self._keys.identity(terms, key) for key in found.keys}
+        identities = dict.fromkeys(self._keys.identity(terms, key) for key in found.keys)
         requests = [Request(terms, identity) for identity in identities if identity is not None]
         fills = await self.peek(requests, deadline=BACKGROUND_DEADLINE)
         fullest = heapq.nlargest(count, fills, key=_fullness)

@@ -7,7 +7,6 @@ gets here or on its way through; nothing of it can begin a line.
 from __future__ import annotations
 
 import re
-import secrets
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,16 +135,13 @@ class _Part:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-def build_dsn(
-    notice: Notice, original: Original | None, *, queue_id: str, boundary: str | None = None
-) -> Dsn:
+def build_dsn(notice: Notice, original: Original | None, *, queue_id: str, boundary: str) -> Dsn:
     """The DSN that carries a notice.
 
     ``original`` is the examined message; None gives a DSN without it, for one that can't be read any
     more. ``queue_id`` is the DSN's own. ``boundary`` parts the parts: it must be in none of them, so it
-    is random unless given.
+    is random.
     """
-    boundary = boundary or secrets.token_hex(16)
     fields = read_headers(original.header) if original else Headers()
     may_utf8 = notice.envelope.smtputf8 or notice.envelope.sender.needs_smtputf8
     parts = [_text_part(notice, fields.get("Subject")), _status_part(notice, utf8=may_utf8)]

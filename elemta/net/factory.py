@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import count
@@ -19,6 +18,7 @@ from elemta.net.context import ListenerContext
 from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
+from elemta.runtime import Runtime
 from elemta.smtp import replies
 from elemta.smtp.memory import MemoryBudget, SessionMemory
 from elemta.smtp.reply import Reply
@@ -45,15 +45,15 @@ class ConnectionRegistry:
     reply, every new client gets it.
     """
 
-    def __init__(self, reactor: IReactorTime, max_connections: int) -> None:
-        self._reactor = reactor
+    def __init__(self, runtime: Runtime, max_connections: int) -> None:
+        self._reactor: IReactorTime = runtime.reactor
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections
         self.closed_with: Reply | None = replies.STARTING
-        self.connections: set[ESMTPProtocol | ProxyPreamble] = set()
+        self.connections: dict[ESMTPProtocol | ProxyPreamble, None] = {}
         self.waiting_input = MemoryBudget()
         self.envelopes = MemoryBudget()
-        self._prefix = secrets.token_hex(4)
+        self._prefix = runtime.token(4)
         self._numbers = count(1)
         self._when_empty: list[Callable[[], None]] = []
         self._looked_at = 0.0
@@ -95,10 +95,10 @@ class ConnectionRegistry:
     def add(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
         if not self.connections:
             self._looked_at = max(self._looked_at, self._reactor.seconds() - LOOK_SECONDS)
-        self.connections.add(connection)
+        self.connections[connection] = None
 
     def remove(self, connection: ESMTPProtocol | ProxyPreamble) -> None:
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         if not self.connections:
             waiting, self._when_empty = self._when_empty, []
             for callback in waiting:

@@ -81,14 +81,17 @@ def observer(
     node_id: str,
     stream: TextStream,
     environ: Mapping[str, str] = os.environ,
+    *,
+    wall: Callable[[], float],
 ) -> LogObserver:
     """The observer that writes records of at least ``level`` (debug to critical) to ``stream``.
 
     ``format`` is ``json`` or ``text``. Where ``JOURNAL_STREAM`` in ``environ`` says that ``stream`` goes to
-    journald, each line starts with its priority (``<6>``) and text has no time of its own.
+    journald, each line starts with its priority (``<6>``) and text has no time of its own. ``wall`` gives the
+    time of what has none.
     """
     journald = is_journal(stream, environ)
-    return LogObserver(format, level, node_id=node_id, stream=stream, journald=journald)
+    return LogObserver(format, level, node_id=node_id, stream=stream, journald=journald, wall=wall)
 
 
 @implementer(ILogObserver)
@@ -103,7 +106,9 @@ class LogObserver:
         node_id: str,
         stream: TextStream,
         journald: bool,
+        wall: Callable[[], float],
     ) -> None:
+        self._wall = wall
         self._node_id = node_id
         self._journald = journald
         self.configure(format, level)
@@ -160,7 +165,7 @@ class LogObserver:
 
     def _timestamp(self, at: float | None) -> str:
         # RFC 3339 §5.6
-        at = time.time() if at is None else at
+        at = self._wall() if at is None else at
         second = int(at)
         if second != self._second:
             self._second = second

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Mapping
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+
+from elemta.runtime import Runtime
 
 _log = Logger()
 
@@ -20,17 +20,18 @@ class Notifier:
     """Speaks to the socket that ``NOTIFY_SOCKET`` in ``environ`` names; without one it does nothing.
 
     Where ``WATCHDOG_USEC`` is set (and ``WATCHDOG_PID``, if given, is this process), signs of life are sent
-    twice as often as systemd wants them, by ``clock``: proof that the event loop turns.
+    twice as often as systemd wants them: proof that the event loop turns.
     """
 
-    def __init__(self, environ: Mapping[str, str], clock: IReactorTime) -> None:
+    def __init__(self, environ: Mapping[str, str], runtime: Runtime) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         micros = environ.get("WATCHDOG_USEC", "")
         meant = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._watchdog = int(micros) / 1e6 if meant and micros.isdecimal() else 0.0
         self._beat = LoopingCall(self._send, "WATCHDOG=1")
-        self._beat.clock = clock
+        self._beat.clock = runtime.reactor
+        self._monotonic = runtime.monotonic
 
     def ready(self, status: str = "") -> None:
         """The start, or a reload, is finished; signs of life begin."""
@@ -41,7 +42,7 @@ class Notifier:
     def reloading(self) -> None:
         """A reload has begun; :meth:`ready` ends it."""
         # sd_notify(3): CLOCK_MONOTONIC in microseconds, which Type=notify-reload needs.
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._send("RELOADING=1", f"MONOTONIC_USEC={int(self._monotonic() * 1e6)}")
 
     def stopping(self, status: str = "") -> None:
         """The daemon is on its way out. Signs of life go on until :meth:`close`: a drain takes time."""

@@ -17,11 +17,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError
+from elemta.runtime import OrderedWorker
 from elemta.spool.disk import Disk, refusal
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.partition import Places
 from elemta.spool.records import SpoolObserver, SpoolSettings
-from elemta.spool.threads import DiskThreads
 
 _log = Logger()
 
@@ -102,7 +102,7 @@ class Bodies:
         settings: SpoolSettings,
         places: Places,
         disk: Disk,
-        threads: DiskThreads,
+        threads: OrderedWorker,
         observer: SpoolObserver,
         *,
         leftovers: Leftovers,
@@ -111,7 +111,7 @@ class Bodies:
         self.threads = threads
         self.observer = observer
         self.in_memory = 0
-        self.writers: set[MessageWriter] = set()
+        self.writers: dict[MessageWriter, None] = {}
         self._places = places
         self._disk = disk
         self._leftovers = leftovers
@@ -242,7 +242,7 @@ class MessageWriter:
     def release(self) -> None:
         """Give back the memory that the body took: it is on disk, or refused."""
         self._release(self._held)
-        self._bodies.writers.discard(self)
+        self._bodies.writers.pop(self, None)
 
     def _joined(self) -> bytes:
         chunks = self._chunks
@@ -275,7 +275,7 @@ class MessageWriter:
 
     def _spill(self) -> None:
         self._file = self._bodies.new_file(self.queue_id)
-        self._bodies.writers.add(self)
+        self._bodies.writers[self] = None
         for chunk in self._chunks:
             self._extend_head(chunk)
         self._write_out()
@@ -339,7 +339,7 @@ class MessageWriter:
             done.callback(None)
 
     def _drop_file(self) -> None:
-        self._bodies.writers.discard(self)
+        self._bodies.writers.pop(self, None)
         if self._file is not None:
             self._bodies.threads.start(self._file.abandon)
 

@@ -12,10 +12,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError, SpoolFull
+from elemta.runtime import OrderedWorker, Runtime
 from elemta.spool.disk import DiskFailure, failure_of, refusal
 from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
 from elemta.spool.records import SpoolObserver, SpoolSettings
-from elemta.spool.threads import DiskThreads, SpoolReactor
 from elemta.spool.writer import QueueWriter
 
 _log = Logger()
@@ -42,8 +42,8 @@ class GroupCommit:
         self,
         settings: SpoolSettings,
         *,
-        reactor: SpoolReactor,
-        threads: DiskThreads,
+        runtime: Runtime,
+        threads: OrderedWorker,
         store: QueueWriter,
         observer: SpoolObserver,
         ledger: QueueCounts,
@@ -53,7 +53,7 @@ class GroupCommit:
         self.healthy = True
         self.ledger = ledger
         self._settings = settings
-        self._reactor = reactor
+        self._reactor = runtime.reactor
         self._threads = threads
         self._store = store
         self._observer = observer

@@ -9,12 +9,12 @@ import fcntl
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from elemta.errors import SpoolError, SpoolLocked
+from elemta.runtime import Runtime
 from elemta.spool.disk import Disk
 
 TEMPORARY = "tmp."
@@ -75,13 +75,16 @@ class Partition:
     ``place`` is empty where the system does not tell it.
     """
 
-    def __init__(self, root: Path, number: int, disk: Disk, *, node: str = "", how: str = "") -> None:
+    def __init__(
+        self, root: Path, number: int, disk: Disk, runtime: Runtime, *, node: str = "", how: str = ""
+    ) -> None:
         self.places = Places(root / f"p{number}")
         self.id = ""
         self.place = ""
         self.last_node = ""
         self._root = root
         self._disk = disk
+        self._runtime = runtime
         self._node = node
         self._how = how
         self._lock: int | None = None
@@ -100,7 +103,7 @@ class Partition:
             self.place = _place_of(self._lock)
             self._touch(places.database)
             self.id = self._read_id() or self._give_id()
-            for path in {path.parent for path in missing} | {self._root, places.directory}:
+            for path in sorted({path.parent for path in missing} | {self._root, places.directory}):
                 self._disk.sync_directory(path)
         except OSError as error:
             self.leave()
@@ -125,7 +128,7 @@ class Partition:
         return text if _ID.fullmatch(text) else None
 
     def _give_id(self) -> str:
-        given = secrets.token_hex(16)
+        given = self._runtime.token(16)
         unfinished = self.places.directory / (TEMPORARY + "id")
         unfinished.unlink(missing_ok=True)
         descriptor = self._disk.create(unfinished)

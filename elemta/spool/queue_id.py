@@ -6,9 +6,9 @@ random bits. Its first 12 characters are the key of the message's row, so that n
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable
+
+from elemta.runtime import Randomness
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _VALUES = {char: value for value, char in enumerate(_ALPHABET)}
@@ -23,10 +23,10 @@ _SHIFTS = tuple(range(80, -1, -10))
 class QueueIds:
     """Gives queue ids that grow strictly within one process, also when the clock steps back."""
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
+    def __init__(self, seconds: Callable[[], float], randomness: Randomness) -> None:
         self._seconds = seconds
-        # Uniqueness is needed here, not secrecy: the generator is seeded per process and fast.
-        self._draw = random.Random(os.urandom(16)).getrandbits  # noqa: S311
+        # Uniqueness is needed here, not secrecy: a fast generator will do.
+        self._draw = randomness.getrandbits
         self._last = 0
 
     def next(self) -> str:

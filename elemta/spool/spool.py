@@ -16,6 +16,7 @@ from elemta.address import Address
 from elemta.envelope import Envelope
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome
+from elemta.runtime import Runtime
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
@@ -60,7 +61,7 @@ from elemta.spool.records import (
 )
 from elemta.spool.rows import encode_envelope
 from elemta.spool.startup import Permit, take_up
-from elemta.spool.threads import SpoolReactor, SpoolThreads
+from elemta.spool.threads import SpoolThreads
 from elemta.spool.writer import QueueWriter
 
 _log = Logger()
@@ -80,7 +81,7 @@ class Spool:
         self,
         settings: SpoolSettings,
         *,
-        reactor: SpoolReactor,
+        runtime: Runtime,
         observer: SpoolObserver,
         disk: Disk,
         partition: Partition,
@@ -89,11 +90,12 @@ class Spool:
         leftovers: Leftovers,
         ledger: QueueCounts,
         room: FreeSpace,
-        now: Callable[[], float],
     ) -> None:
+        now = runtime.wall
         self.settings = settings
+        self._runtime = runtime
         self._now = now
-        self._reactor = reactor
+        self._reactor = runtime.reactor
         self._disk = disk
         self._partition = partition
         self._threads = threads
@@ -105,10 +107,10 @@ class Spool:
         self._schedule = Schedule(self._reader)
         self._recent = RecentContents(settings.recent)
         self._bodies = Bodies(settings, partition.places, disk, threads.files, observer, leftovers=leftovers)
-        self._ids = QueueIds(now)
+        self._ids = QueueIds(now, runtime.fast_randomness())
         self._commits = GroupCommit(
             settings,
-            reactor=reactor,
+            runtime=runtime,
             threads=threads.commit,
             store=store,
             observer=observer,
@@ -129,7 +131,7 @@ class Spool:
         self._closed = False
         self._syncing = 0
         self._synced: list[Deferred[None]] = []
-        self._refresh_call: IDelayedCall | None = reactor.callLater(settings.refresh, self._refresh)
+        self._refresh_call: IDelayedCall | None = self._reactor.callLater(settings.refresh, self._refresh)
         self._holds.look(room)
         if store.start_failure is not None:
             self._commits.distrust(store.start_failure)
@@ -139,25 +141,22 @@ class Spool:
         cls,
         settings: SpoolSettings,
         *,
-        reactor: SpoolReactor,
+        runtime: Runtime,
         observer: SpoolObserver | None = None,
         disk: Disk | None = None,
         permit: Permit | None = None,
-        now: Callable[[], float] | None = None,
     ) -> Spool:
         """Take the partition, upgrade its format, clean up after a crash, and count.
-
-        ``now`` gives seconds since the epoch; without it the reactor's clock does.
 
         SpoolLocked: another process owns it, or ``permit`` says so. SpoolFormatError: written by a newer
         Elemta, or no spool. SpoolError: it can't be used.
         """
         disk = disk or Disk()
         root, how = settings.directory, settings.how
-        partition = Partition(root, settings.partition, disk, node=settings.node, how=how)
+        partition = Partition(root, settings.partition, disk, runtime, node=settings.node, how=how)
         leftovers = Leftovers(disk)
-        store = QueueWriter(settings, partition.places, disk, leftovers)
-        threads = SpoolThreads(reactor, settings.file_threads)
+        store = QueueWriter(settings, partition.places, disk, leftovers, runtime)
+        threads = SpoolThreads(runtime.threads, settings.file_threads)
         try:
             ledger, room = await take_up(partition, store, threads, permit, disk=disk, root=root)
         except BaseException:
@@ -173,7 +172,7 @@ class Spool:
         )
         return cls(
             settings,
-            reactor=reactor,
+            runtime=runtime,
             observer=observer or NullSpoolObserver(),
             disk=disk,
             partition=partition,
@@ -182,7 +181,6 @@ class Spool:
             leftovers=leftovers,
             ledger=ledger,
             room=room,
-            now=now or reactor.seconds,
         )
 
     async def close(self) -> None:
@@ -475,6 +473,10 @@ class Spool:
     def on_settled(self, callback: Callable[[], None]) -> None:
         """Call this when `settled` is true again."""
         self._listeners.settled.append(callback)
+
+    def token(self, octets: int) -> str:
+        """So many octets that nobody can guess, in hexadecimal."""
+        return self._runtime.token(octets)
 
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
         """Do blocking work on a message's content, such as a read, in one of the spool's threads."""

@@ -9,12 +9,12 @@ holds into the database, syncs that, begins a new log, takes back what was refus
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterable, Sequence
 
 from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
+from elemta.runtime import Runtime
 from elemta.spool.disk import Disk, DiskFailure, Reserve, failure_of, refusal
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
@@ -69,7 +69,14 @@ _FILES_AT_ONCE = 1000
 class QueueWriter:
     """Carries out batches, keeps the log short, and comes back from a failed disk."""
 
-    def __init__(self, settings: SpoolSettings, places: Places, disk: Disk, leftovers: Leftovers) -> None:
+    def __init__(
+        self,
+        settings: SpoolSettings,
+        places: Places,
+        disk: Disk,
+        leftovers: Leftovers,
+        runtime: Runtime,
+    ) -> None:
         self.reserve = Reserve(places.reserve, settings.reserve, disk)
         #: Why the disk is not trusted at the start.
         self.start_failure: BaseException | None = None
@@ -77,6 +84,7 @@ class QueueWriter:
         self._places = places
         self._disk = disk
         self._leftovers = leftovers
+        self._monotonic = runtime.monotonic
         self._history = settings.history
         self._connection: sqlite3.Connection | None = None
         self._since_checkpoint = 0
@@ -161,7 +169,7 @@ class QueueWriter:
 
     def apply(self, operations: Sequence[Operation]) -> Batch:
         """Carry out a batch in one synced transaction; never raises, the batch tells what became of it."""
-        started = time.perf_counter()
+        started = self._monotonic()
         batch = Batch([*self._unsettled, *operations])
         self._unsettled = []
         connection = self._connection
@@ -176,7 +184,7 @@ class QueueWriter:
             self._give_up(batch, error)
         self._remember(batch)
         batch.unsettled = self.unsettled
-        batch.seconds = time.perf_counter() - started
+        batch.seconds = self._monotonic() - started
         return batch
 
     def maintain(self) -> BaseException | None:
@@ -328,15 +336,15 @@ class QueueWriter:
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:
         """Remove bodies that no row knows (a crash between file and row), and say which rows have none."""
-        # Little by little, because other threads wait for the interpreter while a large set is made.
-        names = {name for name in self._disk.names(self._places.bodies)}  # noqa: C416
+        # Little by little, because other threads wait for the interpreter while a large dict is made.
+        names = {name: None for name in self._disk.names(self._places.bodies)}  # noqa: C420
         missing: list[str] = []
         after = -1
         while rows := connection.execute(_IN_FILES, (after, _FILES_AT_ONCE)).fetchall():
             after = rows[-1][1]
             for queue_id, _ in rows:
                 if queue_id in names:
-                    names.remove(queue_id)
+                    del names[queue_id]
                 else:
                     missing.append(queue_id)
         for name in names:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from elemta.config.valkey_url import ValkeyKind, ValkeyURL
 from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.runtime import Runtime
 from elemta.valkey.address import ServerAddress, ValkeyLogin
 from elemta.valkey.calls import CallDeadlines, ValkeyCall
 from elemta.valkey.cluster import Cluster
@@ -82,7 +83,7 @@ class Valkey:
 
     def __init__(
         self,
-        reactor: Any,
+        runtime: Runtime,
         url: ValkeyURL,
         *,
         name: str,
@@ -90,7 +91,8 @@ class Valkey:
         prefix: str = "",
         observer: ValkeyObserver | None = None,
     ) -> None:
-        self._reactor = reactor
+        reactor = runtime.reactor
+        self._reactor: Any = reactor
         self._url = url
         self._deadline = deadline
         self._observer: ValkeyObserver = observer or NullValkeyObserver()
@@ -102,7 +104,7 @@ class Valkey:
             re.sub(r"[^!-~]", "-", name)[:64],
             primary=url.kind is not ValkeyKind.CLUSTER,
         )
-        dialling = ConnectionOptions(reactor, login, TLS.of(url), self._scripts, prefix)
+        dialling = ConnectionOptions(runtime, login, TLS.of(url), self._scripts, prefix)
         self._topology = _topology(url, dialling, self._review)
         self.clustered = self._topology.clustered
         self._deadlines = CallDeadlines(reactor, self._missed)

@@ -205,7 +205,8 @@ class Cluster(Topology):
 
     def _drop_others(self, primaries: Iterable[ServerAddress]) -> None:
         now = self._dialling.reactor.seconds()
-        for address in self._pools.keys() - set(primaries):
+        spare = self._pools.keys() - set(primaries)
+        for address in [each for each in self._pools if each in spare]:
             if now - self._needed_at[address] > _SPARE_SECONDS and self.up:
                 self._drop(address)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from random import SystemRandom
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
@@ -12,6 +11,7 @@ from twisted.internet.defer import TimeoutError as DeadlineMissed
 from twisted.logger import Logger
 
 from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.runtime import Runtime
 from elemta.valkey.address import CONNECT_SECONDS, ServerAddress, ValkeyLogin, endpoint
 from elemta.valkey.resp import Script
 from elemta.valkey.rights import Rights
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
 
 _log = Logger()
-_dice = SystemRandom()
 
 CONNECTIONS = 2
 """A server's connections: one that is used, and one that is open already when the first breaks."""
@@ -38,7 +37,7 @@ class ConnectionOptions:
     ``prefix`` is what all keys begin with. ``rights`` tells which right a refusal means.
     """
 
-    reactor: Any
+    runtime: Runtime
     login: ValkeyLogin
     tls: TLS | None = None
     scripts: dict[bytes, Script] = field(default_factory=dict)
@@ -46,8 +45,12 @@ class ConnectionOptions:
     rights: Rights = field(init=False)
 
     def __post_init__(self) -> None:
-        rights = Rights(self.login.username, self.prefix, self.reactor.seconds)
+        rights = Rights(self.login.username, self.prefix, self.runtime.monotonic)
         object.__setattr__(self, "rights", rights)
+
+    @property
+    def reactor(self) -> Any:
+        return self.runtime.reactor
 
 
 class ServerPool:
@@ -225,7 +228,8 @@ class ServerLink:
             return
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._failures, 10))
         self._failures += 1
-        self._pause = self._reactor.callLater(_dice.uniform(0, longest), self.dial)
+        uniform = self._pool.dialling.runtime.randomness.uniform
+        self._pause = self._reactor.callLater(uniform(0, longest), self.dial)
 
 
 def _trouble_of(error: BaseException) -> ValkeyError:

@@ -14,6 +14,7 @@ from twisted.internet.task import react
 
 from elemta.address import Address
 from elemta.envelope import Client, MailParameters, Recipient
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings, Submission
 from tests.durability.ledger import Message
 
@@ -23,7 +24,7 @@ TRACE = b"Received: from client.test by mx; now\r\n"
 async def _fill(reactor: Any, directory: str, part: str, node: str, hold: str) -> None:
     messages: list[Message] = pickle.load(sys.stdin.buffer)
     spool = await Spool.open(
-        SpoolSettings(Path(directory), int(part), node=node, minimum_free=0), reactor=reactor
+        SpoolSettings(Path(directory), int(part), node=node, minimum_free=0), runtime=Runtime.of(reactor)
     )
     taken = []
     for message in messages:

@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.daemon.spool_lease import RENEWED_EVERY, SURE_FOR, TIME_TO_LIVE, LeaseOwner, SpoolLease
 from elemta.errors import StoreUnavailable
+from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 from tests.adoption.left import REMOTE, left_behind, spools
 from tests.cluster.fleet import Fleet, until
@@ -40,7 +41,7 @@ def server() -> Iterator[ValkeyServer]:
 @pytest_twisted.async_yield_fixture
 async def valkey(server: ValkeyServer) -> AsyncIterator[Valkey]:
     server.command("FLUSHALL")
-    connection = Valkey(reactor, parse_valkey_url(server.url), name="test", deadline=5.0)
+    connection = Valkey(Runtime.of(reactor), parse_valkey_url(server.url), name="test", deadline=5.0)
     up: Deferred[None] = Deferred()
     connection.on_change(lambda is_up: up.callback(None) if is_up and not up.called else None)
     connection.start()
@@ -71,7 +72,7 @@ def owner(boot: str, place: str = "") -> LeaseOwner:
 
 def lease(valkey: Any, who: LeaseOwner, clock: Clock | None = None) -> SpoolLease:
     clock = clock or Clock()
-    return SpoolLease(clock, valkey, prefix=PREFIX, spool_id="abc", owner=who, seconds=clock.seconds)
+    return SpoolLease(Runtime.of(clock), valkey, prefix=PREFIX, spool_id="abc", owner=who)
 
 
 @ensureDeferred

@@ -25,6 +25,8 @@ from elemta.auth.checker import IBlockingChecker, UsersChecker
 from elemta.auth.hashes import new_hash
 from elemta.config import AuthConfig
 from elemta.errors import ConfigError, CredentialsUnavailable
+from elemta.runtime import SYSTEM_RANDOMNESS, ProcessRuntime, Runtime
+from tests.support.runtime import runtime_of
 
 
 @implementer(ICredentialsChecker, IBlockingChecker)
@@ -81,8 +83,10 @@ async def started() -> AsyncIterator[list[Authenticator]]:
         await authenticator.stop()
 
 
-def authenticator(started: list[Authenticator], *checkers: object, **options: object) -> Authenticator:
-    made = Authenticator(checkers, reactor, **options)  # type: ignore[arg-type]
+def authenticator(
+    started: list[Authenticator], *checkers: object, clock: object = reactor, **options: object
+) -> Authenticator:
+    made = Authenticator(checkers, runtime_of(reactor, reactor=clock), **options)  # type: ignore[arg-type]
     made.start()
     started.append(made)
     return made
@@ -225,7 +229,7 @@ async def test_a_reload_is_no_amnesty(started) -> None:
     clock = Clock()
     guessing = Guessing(authenticator(started, Answers(UnauthorizedLogin()), clock=clock), clock)
     await guessing.wait_for_refusal()
-    successor = Authenticator([Answers(UnauthorizedLogin())], reactor, clock=clock)
+    successor = Authenticator([Answers(UnauthorizedLogin())], runtime_of(reactor, reactor=clock))
     started.append(successor)
     successor.inherit(guessing.checked)
     assert await Guessing(successor, clock).wait_for_refusal() == 2
@@ -235,7 +239,7 @@ async def test_a_reload_is_no_amnesty(started) -> None:
 async def test_a_session_from_before_a_reload_can_still_ask_and_all_ends_with_the_successor(started) -> None:
     before, after = OneUser("anna"), OneUser("berta")
     previous = authenticator(started, before)
-    successor = Authenticator([after], reactor)
+    successor = Authenticator([after], Runtime.of(reactor))
     successor.inherit(previous)
     successor.start()
     started.append(successor)
@@ -251,7 +255,7 @@ async def test_a_session_from_before_a_reload_can_still_ask_and_all_ends_with_th
 async def test_stopping_the_successor_answers_who_waits_at_its_predecessor(started) -> None:
     clock = Clock()
     previous = authenticator(started, Answers(UnauthorizedLogin()), clock=clock)
-    successor = Authenticator([Answers(UnauthorizedLogin())], reactor, clock=clock)
+    successor = Authenticator([Answers(UnauthorizedLogin())], runtime_of(reactor, reactor=clock))
     started.append(successor)
     successor.inherit(previous)
     attempt = Deferred.fromCoroutine(guess(previous))
@@ -295,16 +299,16 @@ async def test_a_session_that_is_gone_leaves_no_timer_behind(started) -> None:
 
 def test_building_an_authenticator_starts_no_thread() -> None:
     before = threading.active_count()
-    built = Authenticator.from_config(AuthConfig(), reactor)  # type: ignore[arg-type]
+    built = Authenticator.from_config(AuthConfig(), Runtime.of(reactor))  # type: ignore[arg-type]
     assert not built.enabled
-    Authenticator([OneUser()], reactor)  # type: ignore[list-item,arg-type]
+    Authenticator([OneUser()], Runtime.of(reactor))  # type: ignore[list-item,arg-type]
     assert threading.active_count() == before
 
 
 @pytest.fixture
 def users_file(tmp_path: Path) -> Path:
     path = tmp_path / "users"
-    path.write_text(f"anna:{new_hash(b'secret')}\n")
+    path.write_text(f"anna:{new_hash(b'secret', SYSTEM_RANDOMNESS)}\n")
     return path
 
 
@@ -317,7 +321,8 @@ def test_strcred_finds_the_checker_of_elemta_users(users_file: Path) -> None:
 
 @ensureDeferred
 async def test_the_way_from_the_configuration_to_a_verified_user(started, users_file: Path) -> None:
-    checked = Authenticator.from_config(AuthConfig(checkers=(f"elemta-users:{users_file}",)), reactor)
+    config = AuthConfig(checkers=(f"elemta-users:{users_file}",))
+    checked = Authenticator.from_config(config, Runtime.of(reactor))
     started.append(checked)
     checked.start()
     assert checked.enabled
@@ -338,7 +343,7 @@ async def test_another_application_of_twisted_cred_can_use_the_checker(users_fil
 async def test_twisteds_own_checkers_work(started, tmp_path: Path) -> None:
     plain = tmp_path / "passwords"
     plain.write_text("Anna:secret\n")
-    made = load_checkers([f"file:{plain}", "memory:berta:other"])
+    made = load_checkers([f"file:{plain}", "memory:berta:other"], ProcessRuntime.of_system())
     assert isinstance(made[0], FilePasswordDB)
     checked = authenticator(started, *made)
     assert await checked.verify("Anna", b"secret") == "Anna"
@@ -350,7 +355,7 @@ def test_every_checker_that_can_not_be_had_is_a_fault_with_its_key(tmp_path: Pat
     broken.write_text("anna:plain\nberta:plain\n")
     descriptions = [f"elemta-user:{broken}", f"elemta-users:{broken}", "elemta-users:"]
     with pytest.raises(ConfigError) as caught:
-        load_checkers(descriptions, "/etc/elemta.toml")
+        load_checkers(descriptions, ProcessRuntime.of_system(), "/etc/elemta.toml")
     faults = caught.value.faults
     assert {fault.place for fault in faults} == {"/etc/elemta.toml"}
     assert [fault.key for fault in faults] == [f"auth.checkers[{n}]" for n in (1, 2, 2, 3)]
@@ -361,5 +366,5 @@ def test_every_checker_that_can_not_be_had_is_a_fault_with_its_key(tmp_path: Pat
 
 def test_a_fault_does_not_repeat_a_password_from_the_description() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_checkers(["memory:anna:hunter2:odd", "memry:anna:hunter2"])
+        load_checkers(["memory:anna:hunter2:odd", "memry:anna:hunter2"], ProcessRuntime.of_system())
     assert "hunter2" not in str(caught.value)

@@ -8,6 +8,7 @@ import pytest
 
 from elemta.auth import hashes
 from elemta.auth.hashes import Argon2id, Scrypt, UnusableHash, new_hash, parse_hash
+from elemta.runtime import SYSTEM_RANDOMNESS
 
 CHEAP_SCRYPT = "$scrypt$ln=4,r=8,p=1$"
 
@@ -47,22 +48,22 @@ def test_a_hash_made_by_argon2_cffi_itself_verifies() -> None:
 
 def test_argon2_cffi_verifies_a_hash_made_here() -> None:
     argon2 = pytest.importorskip("argon2")
-    assert argon2.PasswordHasher().verify(str(new_hash(b"secret")), b"secret")
+    assert argon2.PasswordHasher().verify(str(new_hash(b"secret", SYSTEM_RANDOMNESS)), b"secret")
 
 
 def test_a_new_hash_is_argon2id_where_it_is_installed_and_scrypt_where_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("argon2")
-    assert new_hash(b"secret").scheme == "argon2id"
+    assert new_hash(b"secret", SYSTEM_RANDOMNESS).scheme == "argon2id"
     monkeypatch.setattr(hashes, "_argon2", None)
-    made = new_hash(b"secret")
+    made = new_hash(b"secret", SYSTEM_RANDOMNESS)
     assert made.scheme == "scrypt"
     assert parse_hash(str(made)).matches(b"secret")
 
 
 def test_two_hashes_of_one_password_have_two_salts() -> None:
-    assert str(new_hash(b"secret")) != str(new_hash(b"secret"))
+    assert str(new_hash(b"secret", SYSTEM_RANDOMNESS)) != str(new_hash(b"secret", SYSTEM_RANDOMNESS))
 
 
 def test_an_argon2_hash_without_the_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def test_a_refusal_never_repeats_what_may_be_a_password() -> None:
 def test_an_impostor_has_the_scheme_and_the_cost_of_its_model_and_another_digest(
     known: Scrypt | Argon2id,
 ) -> None:
-    impostor = known.impostor()
+    impostor = known.impostor(SYSTEM_RANDOMNESS)
     assert impostor.scheme == known.scheme
     assert str(impostor).split("$")[:-2] == str(known).split("$")[:-2]
     assert len(str(impostor)) == len(str(known))

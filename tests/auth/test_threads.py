@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, gatherResults
 from elemta.auth.fair_queue import Claim
 from elemta.auth.threads import HashingThreads
 from elemta.errors import CredentialsUnavailable
+from elemta.runtime import Runtime
 
 ANYBODY = Claim("192.0.2.0/24")
 
@@ -39,7 +40,7 @@ def saying(said: list[str], word: str) -> Callable[[], str | None]:
 
 @ensureDeferred
 async def test_beyond_the_queue_a_verification_is_local_trouble_at_once() -> None:
-    threads = HashingThreads(reactor, threads=2, queue=3)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads, threads=2, queue=3)  # type: ignore[arg-type]
     threads.start()
     gate = Gate()
     taken = [threads.run(gate.pass_through, ANYBODY) for _ in range(5)]
@@ -53,7 +54,7 @@ async def test_beyond_the_queue_a_verification_is_local_trouble_at_once() -> Non
 
 @ensureDeferred
 async def test_stopping_finishes_what_was_taken_and_takes_nothing_more() -> None:
-    threads = HashingThreads(reactor)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads)  # type: ignore[arg-type]
     threads.start()
     gate = Gate()
     taken = threads.run(gate.pass_through, ANYBODY)
@@ -67,7 +68,7 @@ async def test_stopping_finishes_what_was_taken_and_takes_nothing_more() -> None
 
 @ensureDeferred
 async def test_a_job_that_nobody_waits_for_any_more_is_skipped() -> None:
-    threads = HashingThreads(reactor, threads=1)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads, threads=1)  # type: ignore[arg-type]
     threads.start()
     gate = Gate()
     ran: list[str] = []
@@ -84,7 +85,7 @@ async def test_a_job_that_nobody_waits_for_any_more_is_skipped() -> None:
 
 @ensureDeferred
 async def test_an_exception_in_the_thread_comes_back() -> None:
-    threads = HashingThreads(reactor)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads)  # type: ignore[arg-type]
     threads.start()
     with pytest.raises(ZeroDivisionError):
         await threads.run(lambda: str(1 // 0), ANYBODY)
@@ -93,7 +94,7 @@ async def test_an_exception_in_the_thread_comes_back() -> None:
 
 @ensureDeferred
 async def test_starting_and_stopping_twice_does_no_harm() -> None:
-    threads = HashingThreads(reactor)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads)  # type: ignore[arg-type]
     await threads.stop()
     threads.start()
     threads.start()
@@ -103,7 +104,7 @@ async def test_starting_and_stopping_twice_does_no_harm() -> None:
 
 @ensureDeferred
 async def test_what_gives_way_to_another_network_is_local_trouble_and_the_other_is_verified() -> None:
-    threads = HashingThreads(reactor, threads=1, queue=2)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads, threads=1, queue=2)  # type: ignore[arg-type]
     threads.start()
     gate = Gate()
     said: list[str] = []
@@ -121,7 +122,7 @@ async def test_what_gives_way_to_another_network_is_local_trouble_and_the_other_
 
 @ensureDeferred
 async def test_a_job_that_leaves_the_queue_leaves_its_place_to_another() -> None:
-    threads = HashingThreads(reactor, threads=1, queue=1)  # type: ignore[arg-type]
+    threads = HashingThreads(Runtime.of(reactor).threads, threads=1, queue=1)  # type: ignore[arg-type]
     threads.start()
     gate = Gate()
     running = threads.run(gate.pass_through, ANYBODY)

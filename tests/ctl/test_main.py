@@ -29,6 +29,7 @@ from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
 from elemta.policy.discovery import PluginInfo
+from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from tests.support.administered import Administered
 
@@ -81,7 +82,8 @@ class Daemon(Administered):
 
 @pytest_twisted.async_yield_fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
-    spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
+    settings = SpoolSettings(directory=tmp_path / "spool", minimum_free=0)
+    spool = await Spool.open(settings, runtime=Runtime.of(reactor))
     daemon = Daemon(spool)
     daemon.socket = str(tmp_path / "spool" / "admin.sock")
     opened = AdminSocket(daemon.socket, AdminSite(daemon.calls, reactor), reactor)

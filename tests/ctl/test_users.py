@@ -17,6 +17,7 @@ import pytest
 from elemta.auth.hashes import argon2_installed
 from elemta.auth.users import UsersFile
 from elemta.ctl.main import main
+from elemta.runtime import ProcessRuntime
 
 
 class Terminal(io.StringIO):
@@ -42,7 +43,10 @@ def add(path: Path, name: str, password: str, *more: str) -> tuple[int, str, str
 
 def test_a_user_that_was_added_can_log_in(path: Path) -> None:
     assert add(path, "Anna@Example.com", "secret")[0] == 0
-    assert UsersFile(str(path)).verify("anna@example.com", b"secret") == "anna@example.com"
+    assert (
+        UsersFile(str(path), ProcessRuntime.of_system()).verify("anna@example.com", b"secret")
+        == "anna@example.com"
+    )
     assert "secret" not in path.read_text()
 
 
@@ -105,8 +109,8 @@ def test_replace_sets_a_new_password_in_the_same_place(path: Path) -> None:
     add(path, "berta", "other")
     assert add(path, "anna", "new", "--replace")[0] == 0
     assert [line.partition(":")[0] for line in path.read_text().splitlines()[1:]] == ["anna", "berta"]
-    assert UsersFile(str(path)).verify("anna", b"new") == "anna"
-    assert UsersFile(str(path)).verify("anna", b"secret") is None
+    assert UsersFile(str(path), ProcessRuntime.of_system()).verify("anna", b"new") == "anna"
+    assert UsersFile(str(path), ProcessRuntime.of_system()).verify("anna", b"secret") is None
 
 
 def test_delete_removes_only_that_user(path: Path) -> None:
@@ -152,7 +156,7 @@ def test_the_password_is_asked_for_twice_on_a_terminal(path: Path, monkeypatch: 
     answers = iter(["secret", "secret"])
     monkeypatch.setattr(getpass, "getpass", lambda _: next(answers))
     assert run("user", "add", "anna", "--file", str(path), terminal=True)[0] == 0
-    assert UsersFile(str(path)).verify("anna", b"secret") == "anna"
+    assert UsersFile(str(path), ProcessRuntime.of_system()).verify("anna", b"secret") == "anna"
 
 
 def test_two_different_passwords_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

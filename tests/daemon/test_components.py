@@ -11,6 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from elemta.config import load
 from elemta.daemon.components import Components, SharedResources, build_components, needs_restart
 from elemta.errors import ConfigError
+from elemta.runtime import Runtime
 
 LIMIT = """
 [server]
@@ -28,7 +29,7 @@ def assembled(tmp_path: Path, text: str) -> Components:
     path = tmp_path / "elemta.toml"
     path.write_text(text)
     config = load(str(path), {})
-    return build_components(config, SharedResources.from_config(config, MemoryReactorClock()))
+    return build_components(config, SharedResources.from_config(config, Runtime.of(MemoryReactorClock())))
 
 
 @pytest.mark.parametrize("table", ['timeout = "4s"', 'max_delay = "5s"', 'timeout = "1s"'])
@@ -57,7 +58,7 @@ def test_a_node_with_a_valkey_is_built_without_connecting_anywhere(tmp_path: Pat
     path.write_text(f'[server]\nhostname = "mx.example.test"\n[resources]\nvalkey_url = "{url}"\n')
     config = load(str(path), {})
     reactor = MemoryReactorClock()
-    shared = SharedResources.from_config(config, reactor)
+    shared = SharedResources.from_config(config, Runtime.of(reactor))
     build_components(config, shared)
     assert reactor.getDelayedCalls() == []
     assert (reactor.tcpClients, reactor.unixClients) == ([], [])

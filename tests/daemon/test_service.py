@@ -22,6 +22,7 @@ from elemta.daemon.components import SharedResources, build_components
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import DaemonState, Elemta
 from elemta.errors import SpoolError
+from elemta.runtime import Runtime
 from elemta.spool import Spool
 
 CONFIG = """
@@ -96,9 +97,8 @@ def make_service(directory: Path) -> Elemta:
     path = str(write_config(directory))
     config = load(path, {})
     the_reactor: Any = Reactor()
-    shared = SharedResources.from_config(config, the_reactor)
+    shared = SharedResources.from_config(config, Runtime.of(the_reactor))
     return Elemta(
-        the_reactor,
         shared=shared,
         components=build_components(config, shared),
         admin_calls=admin_calls,

@@ -1,16 +1,16 @@
 """Every queued part has a next event: whatever happened before, mail that nobody cares for ends in its time.
 
 The spool is the real one, on disk, and so is the delivery service; the clock is the test's, and work for
-threads is done at once.
+threads is done in the turn of the reactor.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.address import NULL, Address
@@ -39,6 +39,7 @@ from elemta.outcome import Outcome, Status
 from elemta.policy.verdicts import CONTINUE, Defer, Hold, RouteTo, Verdict
 from elemta.spool import HoldCause, MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.records import QueuedMessage
+from tests.support.runtime import SimulatedReactor, simulated_runtime
 
 START = 1_700_000_000.0
 EXPIRE = 4000.0
@@ -52,41 +53,6 @@ SETTINGS = DeliverySettings(
     poll=60.0,
     max_messages=8,
 )
-
-
-class Inline:
-    """Threads that do what they are given at once; the answer comes in the next turn of the reactor."""
-
-    def __init__(self, reactor: Any, name: str, threads: int = 1) -> None:
-        self._reactor = reactor
-
-    def call(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
-        done: Deferred[Any] = Deferred()
-        maybeDeferred(work, *args, **kwargs).addBoth(
-            lambda result: self._reactor.callLater(0, done.callback, result)
-        )
-        return done
-
-    def start(self, work: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        work(*args, **kwargs)
-
-    def stop(self) -> None:
-        pass
-
-
-class Turns(Clock):
-    """A clock whose threads are this one."""
-
-    def callFromThread(self, function: Callable[..., object], *args: Any) -> None:
-        self.callLater(0, function, *args)
-
-    def getThreadPool(self) -> Turns:
-        return self
-
-    def callInThreadWithCallback(
-        self, answer: Callable[..., object], work: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> None:
-        answer(True, work(*args, **kwargs))
 
 
 @dataclass
@@ -161,16 +127,17 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
-        self.clock = Turns()
+        self.clock = SimulatedReactor()
         self.clock.advance(START)
+        runtime = simulated_runtime(self.clock)
+        retries = replace(SETTINGS.retries, uniform=runtime.randomness.uniform)
         self.network = Network(self.clock, {}, {}, {})
-        with mock.patch("elemta.spool.threads.DiskThreads", Inline):
-            self.spool: Spool = self.done(
-                Spool.open(
-                    SpoolSettings(self.directory, minimum_free=0, reserve=4096, inline_limit=1000),
-                    reactor=self.clock,
-                )
+        self.spool: Spool = self.done(
+            Spool.open(
+                SpoolSettings(self.directory, minimum_free=0, reserve=4096, inline_limit=1000),
+                runtime=runtime,
             )
+        )
         self.patches = ExitStack()
         self.patches.enter_context(
             mock.patch.object(Transports, "deliver", lambda _, *args: self.network.deliver(*args[:2]))
@@ -178,10 +145,10 @@ class Histories(RuleBasedStateMachine):
         # So that hours are not made of seconds.
         self.patches.enter_context(mock.patch("elemta.delivery.attempt._NOTHING_FREE", 50.0))
         self.delivery = DeliveryScheduler(
-            self.clock,
+            runtime,
             self.spool,
             (MxRoute("mx:", frozenset("*"), max_connections=2),),
-            SETTINGS,
+            replace(SETTINGS, retries=retries),
             pace=self.network,  # type: ignore[arg-type]
             hooks=self.network,  # type: ignore[arg-type]
         )

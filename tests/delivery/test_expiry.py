@@ -17,6 +17,7 @@ from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.expiry import ExpiryScanner
 from elemta.outcome import Outcome, Status
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings
 from tests.support.post import Hop, Post, reactor
 
@@ -52,7 +53,7 @@ class Quiet(Post):
 
 @pytest_twisted.async_yield_fixture
 async def quiet(tmp_path: Path) -> AsyncIterator[Quiet]:
-    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     yield Quiet(tmp_path, spool)
     await spool.close()
     await deferLater(reactor, 0)
@@ -160,7 +161,7 @@ async def test_nobody_is_told_of_a_delay_before_it_is_known_what_may_leave(quiet
     clock = Threaded()
     clock.advance(quiet.now)
     queue = Unlisted(quiet.spool)
-    delivery = DeliveryScheduler(clock, queue, (), SETTINGS)
+    delivery = DeliveryScheduler(Runtime.of(clock), queue, (), SETTINGS)
     delivery.startService()
     try:
         clock.pump([SETTINGS.poll] * 50)

@@ -17,6 +17,7 @@ from elemta.delivery.routes import MaildirRoute, NextHopRoute
 from elemta.delivery.transports import AttemptResult, Transports
 from elemta.envelope import Envelope, Recipient
 from elemta.outcome import Outcome, Status
+from elemta.runtime import Runtime
 from tests.support.post import Hop, Post, reactor
 
 
@@ -51,7 +52,9 @@ def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> Delivery
         template=(str(post.directory / "mail"),),
         create_mailboxes=True,
     )
-    delivery = DeliveryScheduler(reactor, post.spool, (kept, route), post.settings, post.observer, pace=pace)
+    delivery = DeliveryScheduler(
+        Runtime.of(reactor), post.spool, (kept, route), post.settings, post.observer, pace=pace
+    )
     post.delivery = delivery
     delivery.startService()
     return delivery

@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 from elemta.delivery import Retries
 from elemta.delivery.routes import Route
 from elemta.envelope import Client, MailParameters, Notify
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings, Submission
 from tests.support.faults import Faults, Name
 from tests.support.post import TRACE, Hop, HopSession, Post, reactor, recipient
@@ -105,7 +106,7 @@ async def make(directory: Path, **hop: Any) -> Place:
     settings = SpoolSettings(
         directory / "spool", minimum_free=0, first_reopen=0.02, longest_reopen=0.05, refresh=0.1
     )
-    spool = await Spool.open(settings, reactor=reactor)
+    spool = await Spool.open(settings, runtime=Runtime.of(reactor))
     post = Post(directory, spool)
     post.settings = replace(post.settings, retries=Retries((0.05,)), poll=0.05, grace=0.2)
     watched = WatchedHop(**hop)

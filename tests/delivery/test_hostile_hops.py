@@ -33,6 +33,7 @@ from elemta.delivery import Retries
 from elemta.delivery.routes import MaildirRoute, NextHopRoute, Placeholder, Route
 from elemta.envelope import Client, MailParameters
 from elemta.outcome import Status
+from elemta.runtime import Runtime
 from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
@@ -452,7 +453,7 @@ class House:
 
 @asynccontextmanager
 async def registry(directory: Path, **settings: Any) -> AsyncIterator[House]:
-    spool = await Spool.open(SpoolSettings(directory / "spool", minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(directory / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     post = Post(directory, spool)
     post.settings = replace(
         post.settings,

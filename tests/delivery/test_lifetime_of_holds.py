@@ -22,6 +22,7 @@ from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.routes import HoldRoute
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.errors import SpoolFull
+from elemta.runtime import Runtime
 from elemta.spool import HoldCause, Spool, SpoolSettings, Submission
 from tests.support.post import Hop, Post, reactor, recipient
 
@@ -58,7 +59,7 @@ class Held(Post):
 
 @pytest_twisted.async_yield_fixture
 async def held(tmp_path: Path) -> AsyncIterator[Held]:
-    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     yield Held(tmp_path, spool)
     await spool.close()
     await deferLater(reactor, 0)

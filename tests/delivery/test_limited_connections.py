@@ -23,6 +23,7 @@ from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.envelope import MailParameters, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.outcome import Status
+from elemta.runtime import ProcessRuntime
 from elemta.smtp.client_commands import ClientTransaction
 from tests.support.post import Hop as Server
 from tests.support.post import Post, reactor
@@ -74,7 +75,7 @@ async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
 ) -> None:
     server = Server()
     port = (await post.listen(server)).port
-    store = MemoryStore()
+    store = MemoryStore(ProcessRuntime.of_system())
     nodes += [Node(port, 2, store) for _ in range(3)]
     sent = await gatherResults([node.send() for _ in range(10) for node in nodes])
     assert [each.results[0].status for each in sent] == [Status.DELIVERED] * 30
@@ -88,7 +89,9 @@ async def test_a_limit_that_can_not_be_given_back_takes_no_connection_for_good(
     post: Post, nodes: list[Node], monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     server = Server({".": b"250 ok\r\n"})
-    nodes.append(Node((await post.listen(server)).port, 100, MemoryStore(), wait=1.0))
+    nodes.append(
+        Node((await post.listen(server)).port, 100, MemoryStore(ProcessRuntime.of_system()), wait=1.0)
+    )
     node = nodes[0]
     node.hop = replace(node.hop, per_destination=1)
     told: list[Permit] = []
@@ -115,7 +118,7 @@ async def test_a_connection_that_is_gone_makes_room_at_once(
     monkeypatch.setattr("elemta.delivery.outbound_limits.LOOK_AGAIN", 9.0)
     server = Server({"MAIL": [b"421 not now\r\n"] * 4 + [b"250 ok\r\n"] * 4})
     port = (await post.listen(server)).port
-    nodes.append(Node(port, 1, MemoryStore()))
+    nodes.append(Node(port, 1, MemoryStore(ProcessRuntime.of_system())))
     started = reactor.seconds()
     sent = await gatherResults([nodes[0].send() for _ in range(6)])
     assert sum(each.results[0].status is Status.DELIVERED for each in sent) >= 2
@@ -128,7 +131,7 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
     post: Post, nodes: list[Node]
 ) -> None:
     port = (await post.listen(Server())).port
-    store = MemoryStore()
+    store = MemoryStore(ProcessRuntime.of_system())
     elsewhere = pace(1, store)
     taken = elsewhere.connect("big.example")
     assert isinstance(taken, Permit)
@@ -142,7 +145,7 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
 
 @ensureDeferred
 async def test_a_connection_that_never_came_to_be_is_given_back(post: Post, nodes: list[Node]) -> None:
-    store = MemoryStore()
+    store = MemoryStore(ProcessRuntime.of_system())
     nodes.append(Node(1, 1, store))
     for _ in range(2):
         sent = await nodes[0].send()

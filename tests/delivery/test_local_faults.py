@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 from ipaddress import IPv4Address, ip_address
 from typing import Any
@@ -30,6 +31,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.dns import DnsResolver, MailExchanger
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.runtime import Runtime
 from elemta.smtp.client_commands import ClientTransaction
 from tests.support.hops import open_content, reactor, read
 
@@ -200,7 +202,7 @@ TWO = (MailExchanger(1, "a.example"), MailExchanger(2, "b.example"))
 async def test_a_domain_without_exchangers_may_be_without_them_for_a_fault_here(
     zone: Zone, fault: LocalFault
 ) -> None:
-    found = await find_exchangers(zone, "x.example", own_names=(), own_addresses=())
+    found = await find_exchangers(zone, "x.example", own_names=(), own_addresses=(), shuffle=random.shuffle)
     assert isinstance(found, NoExchanger)
     assert found.local is fault
 
@@ -210,7 +212,7 @@ async def test_name_servers_that_do_not_answer_may_be_a_fault_here() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    resolver = DnsResolver(reactor, nameservers=[("127.0.0.1", port)])
+    resolver = DnsResolver(Runtime.of(reactor), nameservers=[("127.0.0.1", port)])
     with pytest.raises(ResolverTrouble) as caught:
         await resolver.mail_exchangers("x.example")
     assert caught.value.local  # it does not run

@@ -18,6 +18,7 @@ from elemta.delivery import maildir as module
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import MaildirRoute, Placeholder
 from elemta.errors import MailboxUnknown
+from tests.support.runtime import runtime_of
 
 BOB = Address("bob", "example.com")
 
@@ -29,7 +30,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def mailboxes(clock: Clock) -> Iterator[Mailboxes]:
-    mailboxes = Mailboxes(reactor, clock)
+    mailboxes = Mailboxes(runtime_of(reactor, reactor=clock, monotonic=clock.seconds))
     yield mailboxes
     mailboxes.stop()
 
@@ -103,7 +104,7 @@ async def test_a_disk_that_hangs_costs_a_deadline_and_bounded_room(
     real = module.os.stat
     monkeypatch.setattr(module.os, "stat", lambda path: (go.wait(60), real("/"))[1])
     monkeypatch.setattr(module, "MOST_WAITING", 10)
-    mailboxes = Mailboxes(reactor, clock)
+    mailboxes = Mailboxes(runtime_of(reactor, reactor=clock, monotonic=clock.seconds))
     answers = [mailboxes.exists(route, Address(f"u{number}", "example.com")) for number in range(10)]
     with pytest.raises(MailboxUnknown):
         mailboxes.exists(route, BOB)

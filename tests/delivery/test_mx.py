@@ -29,6 +29,7 @@ from elemta.delivery.mx import (
 from elemta.dns import DnsResolver, MailExchanger
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.outcome import Status
+from elemta.runtime import Runtime
 from tests.support.nameservers import Nsd
 
 FAILED, DEFERRED = Status.FAILED, Status.DEFERRED
@@ -92,7 +93,7 @@ def nsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nsd]:
 
 @pytest_twisted.async_yield_fixture
 async def resolver(nsd: Nsd) -> AsyncIterator[DnsResolver]:
-    resolver = DnsResolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
+    resolver = DnsResolver(Runtime.of(reactor), nameservers=[nsd.address])  # type: ignore[arg-type]
     resolver.start()
     yield resolver
     await resolver.stop()

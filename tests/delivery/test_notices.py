@@ -20,6 +20,7 @@ from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.errors import NoSender, SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
+from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 
 JANE = Address("jane", "example.org")
@@ -30,7 +31,9 @@ NOW = 1_800_000_000.0
 
 @pytest_twisted.async_yield_fixture
 async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
-    spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
+    spool = await Spool.open(
+        SpoolSettings(directory=tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor)
+    )
     yield spool
     await spool.close()
 

@@ -27,6 +27,7 @@ from elemta.envelope import MailParameters, Return
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.support.post import Hop, Post, reactor
+from tests.support.runtime import runtime_of
 
 EXPIRE = 100_000.0
 LARGE = b"Subject: large\r\n\r\n" + b"x" * 100_000
@@ -134,7 +135,8 @@ class Old(Post):
 async def old(tmp_path: Path) -> AsyncIterator[Old]:
     now, passed = time.time(), [0.0]
     spool = await Spool.open(
-        SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor, now=lambda: now + passed[0]
+        SpoolSettings(tmp_path / "spool", minimum_free=0),
+        runtime=runtime_of(reactor, wall=lambda: now + passed[0]),
     )
     yield Old(tmp_path, spool, now, passed)
     await spool.close()

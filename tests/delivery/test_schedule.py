@@ -39,6 +39,7 @@ from elemta.policy import (
     RouteTo,
     Verdict,
 )
+from elemta.runtime import ProcessRuntime, Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.records import PlannedPart
 from tests.spool.mail import RecordingDisk, put
@@ -114,7 +115,9 @@ async def test_when_a_destination_is_back_one_probe_brings_all_its_mail(post: Po
 @ensureDeferred
 async def test_all_that_waited_for_a_destination_is_due_without_a_commit(tmp_path: Path) -> None:
     disk = RecordingDisk()
-    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor, disk=disk)
+    spool = await Spool.open(
+        SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor), disk=disk
+    )
     try:
         now = time.time()
         destinations = Destinations(lambda destination: 10, 100)
@@ -165,7 +168,7 @@ async def test_a_lane_tells_when_it_is_blocked_and_when_it_is_open_again(post: P
         )
     finally:
         globalLogPublisher.removeObserver(events.append)
-    told = [event for event in events if str(event.get("event")).startswith("delivery.lane")]
+    told = [event for event in events if str(event.get("event")).startswith("delivery.destination_")]
     assert [event["event"] for event in told] == [
         "delivery.destination_blocked",
         "delivery.destination_blocked",
@@ -268,7 +271,7 @@ async def test_an_operators_retry_probes_a_destination_and_if_it_is_back_all_its
 
 @ensureDeferred
 async def test_mail_of_an_older_spool_finds_its_lanes(tmp_path: Path) -> None:
-    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     post = Post(tmp_path, spool)
     for _ in range(30):
         await post.send("a@one.example", "b@two.example")
@@ -317,11 +320,15 @@ async def test_a_recipient_is_not_given_up_before_its_notice_is_stored(
 @ensureDeferred
 async def test_a_destination_over_its_pace_waits_and_the_others_do_not(post: Post) -> None:
     limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(3, 1.0),))
-    pace = OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), (limit,)), MemoryStore()))
+    pace = OutboundLimiter(
+        Limiter(rules_from_config(ResourcesConfig(), (limit,)), MemoryStore(ProcessRuntime.of_system()))
+    )
     slow, quick = Hop(), Hop()
     routes = (to(await post.listen(slow), "slow.example"), to(await post.listen(quick), "quick.example"))
     started = time.monotonic()
-    post.delivery = DeliveryScheduler(reactor, post.spool, routes, post.settings, post.observer, pace=pace)
+    post.delivery = DeliveryScheduler(
+        Runtime.of(reactor), post.spool, routes, post.settings, post.observer, pace=pace
+    )
     post.delivery.startService()
     for _ in range(9):
         await post.send("bob@slow.example")
@@ -362,7 +369,7 @@ def by_mx(post: Post, zone: Zone, port: int) -> DeliveryScheduler:
         MxRoute("mx:", frozenset({"*"}), refuse_networks=()),
     )
     post.delivery = DeliveryScheduler(
-        reactor, post.spool, routes, post.settings, post.observer, resolver=zone
+        Runtime.of(reactor), post.spool, routes, post.settings, post.observer, resolver=zone
     )
     post.delivery.startService()
     return post.delivery
@@ -506,7 +513,7 @@ def routed(post: Post, router: Router, *routes: Route) -> DeliveryScheduler:
     chain = PolicyChain([LoadedPolicy("router", router, PolicyCommon())], reactor)
     bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
     post.delivery = DeliveryScheduler(
-        reactor,
+        Runtime.of(reactor),
         post.spool,
         (bounces, *routes),
         post.settings,

@@ -20,6 +20,7 @@ from elemta.delivery.routes import HoldRoute, MaildirRoute, NextHopRoute, Placeh
 from elemta.envelope import MailParameters
 from elemta.errors import SpoolError
 from elemta.outcome import Status
+from elemta.runtime import Runtime
 from elemta.smtp.client import ClientTimeouts
 from elemta.spool import MessageState
 from tests.support.post import BODY, CLOSE, ENDLESS, STALL, TRACE, Hop, Post, files, reactor
@@ -378,7 +379,7 @@ async def test_what_is_cut_off_at_the_end_of_the_grace_stays_in_the_queue_as_it_
     message = (await post.show(queue_id)).message
     assert (message.state, message.attempts) == (MessageState.ACTIVE, 0)
     hop.script.clear()
-    again = DeliveryScheduler(reactor, post.spool, delivery.routes, post.settings, post.observer)
+    again = DeliveryScheduler(Runtime.of(reactor), post.spool, delivery.routes, post.settings, post.observer)
     post.delivery = again
     again.startService()
     await post.until(lambda: len(hop.messages) == 1 and not again.under_way)

@@ -19,6 +19,7 @@ from elemta.envelope import Client, Envelope, MailParameters, Notify
 from elemta.errors import SpoolError, SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, Submission
 from tests.spool.mail import outcome
 from tests.support.post import BODY, TRACE, Hop, Observer, Post, reactor, recipient
@@ -158,7 +159,7 @@ async def test_a_delivery_is_recorded_before_anybody_is_told(post: Post) -> None
             raise RuntimeError("a hook broke")
 
     post.delivery = DeliveryScheduler(
-        reactor,
+        Runtime.of(reactor),
         post.spool,
         [await post.listen(hop)],
         post.settings,

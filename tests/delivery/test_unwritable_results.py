@@ -13,6 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
 
 from elemta.delivery import Retries
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings
 from elemta.spool.operations import DeliveryResult
 from elemta.spool.parts import StoredMessage, settle
@@ -22,7 +23,7 @@ from tests.support.post import Hop, Post, reactor
 @pytest_twisted.async_yield_fixture
 async def post(tmp_path: Path) -> AsyncIterator[Post]:
     settings = SpoolSettings(tmp_path / "spool", minimum_free=0, refresh=0.1)
-    made = Post(tmp_path, await Spool.open(settings, reactor=reactor))
+    made = Post(tmp_path, await Spool.open(settings, runtime=Runtime.of(reactor)))
     made.settings = replace(made.settings, retries=Retries((0.05,)), poll=0.05)
     yield made
     await made.stop()

@@ -22,6 +22,7 @@ from elemta.dns.answers import DnsQuestion, RecordType
 from elemta.dns.lookup_table import LookupTable
 from elemta.dns.names import zone_of
 from elemta.errors import ResolverTrouble
+from elemta.runtime import Runtime
 from tests.support.nameservers import ScriptedNameserver, reply
 
 reactor: Any = real_reactor
@@ -38,7 +39,9 @@ class Attacked:
     """A resolver that is asked about dead names, so many a second, while a test's block runs."""
 
     def __init__(self, address: tuple[str, int], a_second: int, dead: Callable[[int], str]) -> None:
-        self.resolver = DnsResolver(reactor, nameservers=[address], settings=ResolverSettings(deadline=10))
+        self.resolver = DnsResolver(
+            Runtime.of(reactor), nameservers=[address], settings=ResolverSettings(deadline=10)
+        )
         self._a_second = a_second
         self._dead = dead
         self._on = True
@@ -114,7 +117,7 @@ async def test_deliveries_are_answered_at_once_while_all_other_room_is_taken(nam
 async def test_dead_zones_take_no_memory_however_many_are_asked_for() -> None:
     with ScriptedNameserver(half_dead) as server:
         settings = ResolverSettings(deadline=60, lookups=50)
-        resolver = DnsResolver(reactor, nameservers=[server.address], settings=settings)
+        resolver = DnsResolver(Runtime.of(reactor), nameservers=[server.address], settings=settings)
         resolver.start()
 
         async def ask(number: int) -> None:
@@ -153,7 +156,7 @@ async def test_callers_that_ask_again_when_their_lookup_ends_for_others_do_so_wi
     """As what looks for exchangers first, and for addresses where those can't be looked up."""
     with ScriptedNameserver(half_dead) as server:
         settings = ResolverSettings(deadline=60, lookups=1000)
-        resolver = DnsResolver(reactor, nameservers=[server.address], settings=settings)
+        resolver = DnsResolver(Runtime.of(reactor), nameservers=[server.address], settings=settings)
         resolver.start()
 
         async def ask(number: int) -> None:

@@ -11,13 +11,14 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import CancelledError
 
 from elemta.dns.large_answers import MOST, LargeAnswers
+from elemta.runtime import Runtime
 
 reactor: Any = real_reactor
 
 
 @ensureDeferred
 async def test_what_is_read_in_a_thread_comes_back_and_so_does_what_it_raises() -> None:
-    answers = LargeAnswers(reactor)
+    answers = LargeAnswers(Runtime.of(reactor).threads)
     here = threading.get_ident()
     read = answers.run(threading.get_ident)
     broken = answers.run(lambda: 1 / 0)
@@ -31,7 +32,7 @@ async def test_what_is_read_in_a_thread_comes_back_and_so_does_what_it_raises() 
 
 @ensureDeferred
 async def test_what_waits_to_be_read_is_bounded_and_can_be_cancelled() -> None:
-    answers = LargeAnswers(reactor)
+    answers = LargeAnswers(Runtime.of(reactor).threads)
     gate = threading.Event()
     waiting = [answers.run(lambda: gate.wait(30)) for _ in range(MOST)]
     assert answers.run(lambda: True) is None

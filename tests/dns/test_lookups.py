@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 
 from elemta.dns import DnsResolver, MailExchanger, ResolverSettings
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.runtime import Runtime
 from tests.support.nameservers import ScriptedNameserver, free_dns_port, reply
 
 reactor: Any = real_reactor
@@ -42,7 +43,7 @@ class Lookups:
         addresses = [each.address if isinstance(each, ScriptedNameserver) else each for each in servers]
         self.seen: list[tuple[str, str]] = []
         self.resolver = DnsResolver(
-            reactor, nameservers=addresses, settings=ResolverSettings(**settings), observer=self
+            Runtime.of(reactor), nameservers=addresses, settings=ResolverSettings(**settings), observer=self
         )
 
     def looked_up(self, kind: str, outcome: str, seconds: float) -> None:

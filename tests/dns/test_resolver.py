@@ -13,6 +13,7 @@ from twisted.internet import reactor
 
 from elemta.dns import NULL_MX, DnsResolver, MailExchanger
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.runtime import Runtime
 from tests.support.nameservers import Nsd
 
 pytestmark = pytest.mark.servers
@@ -69,7 +70,7 @@ def nsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nsd]:
 
 @pytest_twisted.async_yield_fixture
 async def resolver(nsd: Nsd) -> AsyncIterator[DnsResolver]:
-    resolver = DnsResolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
+    resolver = DnsResolver(Runtime.of(reactor), nameservers=[nsd.address])  # type: ignore[arg-type]
     resolver.start()
     yield resolver
     await resolver.stop()
@@ -200,7 +201,7 @@ async def test_the_server_of_the_system_is_asked_without_any_other(tmp_path: Pat
     conf = tmp_path / "resolv.conf"
     # Nobody listens there, so that it says so at once.
     conf.write_text("search example.test\nnameserver 127.255.255.254\n")
-    resolver = DnsResolver(reactor, resolv_conf=str(conf))  # type: ignore[arg-type]
+    resolver = DnsResolver(Runtime.of(reactor), resolv_conf=str(conf))  # type: ignore[arg-type]
     resolver.start()
     with pytest.raises(ResolverTrouble, match=r"A of host: 127\.255\.255\.254: connection refused"):
         await resolver.addresses("host")

@@ -18,6 +18,7 @@ from elemta.delivery.happy_eyeballs import NextHopUnreachableError, look_up
 from elemta.dns import DnsResolver, SystemNames
 from elemta.dns.system_names import addresses_in, names_to_try
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.runtime import Runtime
 from tests.support.nameservers import Nsd
 
 FOUR, SIX = ip_address("192.0.2.1"), ip_address("2001:db8::1")
@@ -155,7 +156,7 @@ async def test_a_name_that_is_nowhere_says_so(tmp_path: Path) -> None:
 async def resolver(tmp_path: Path) -> AsyncIterator[DnsResolver]:
     zone = {"example.test": "hub A 192.0.2.1\nhub AAAA 2001:db8::1\n"}
     nsd = Nsd(tmp_path / "nsd", zone).start()
-    resolver = DnsResolver(reactor, nameservers=[nsd.address])  # type: ignore[arg-type]
+    resolver = DnsResolver(Runtime.of(reactor), nameservers=[nsd.address])  # type: ignore[arg-type]
     resolver.start()
     yield resolver
     await resolver.stop()

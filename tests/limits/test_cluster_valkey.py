@@ -19,6 +19,7 @@ from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
+from elemta.runtime import ProcessRuntime, Runtime
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import pause, until
@@ -40,11 +41,17 @@ class Member:
     """All that a node has of its limits, as the daemon puts it together."""
 
     def __init__(self, server: ValkeyServer, node_id: str, deadline: float) -> None:
-        self.valkey = Valkey(reactor, parse_valkey_url(server.unix_url), name=node_id, deadline=deadline)
-        self.remote = ValkeyStore(self.valkey, prefix=PREFIX, node_id=node_id, reactor=reactor)
+        self.valkey = Valkey(
+            Runtime.of(reactor), parse_valkey_url(server.unix_url), name=node_id, deadline=deadline
+        )
+        self.remote = ValkeyStore(self.valkey, prefix=PREFIX, node_id=node_id, runtime=Runtime.of(reactor))
         about = About("1", node_id, "", 0.0)
-        self.nodes = Nodes(reactor, self.valkey, prefix=PREFIX, node_id=node_id, about=about, state=NodeState)
-        self.store = FailoverStore(reactor, self.valkey, self.remote, MemoryStore(), nodes=self.nodes)
+        self.nodes = Nodes(
+            Runtime.of(reactor), self.valkey, prefix=PREFIX, node_id=node_id, about=about, state=NodeState
+        )
+        self.store = FailoverStore(
+            reactor, self.valkey, self.remote, MemoryStore(ProcessRuntime.of_system()), nodes=self.nodes
+        )
         self.valkey.start()
         self.store.start()
         self.nodes.start()

@@ -11,9 +11,10 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from elemta.limits.counter_table import SHARED_COUNTERS, share
-from elemta.limits.memory import MemoryStore, SteadyClock
+from elemta.limits.memory import MemoryStore
 from elemta.limits.store import LEASE_SECONDS, ILimitStore, LimitSpec, Request
 from elemta.limits.window import Bound, WindowCounter
+from elemta.runtime import ProcessRuntime
 
 SECOND = 1_000_000
 
@@ -30,11 +31,11 @@ def used(store: MemoryStore, terms: LimitSpec, identity: str = "a") -> int:
 
 
 def test_it_is_a_limit_store() -> None:
-    assert verifyObject(ILimitStore, MemoryStore())
+    assert verifyObject(ILimitStore, MemoryStore(ProcessRuntime.of_system()))
 
 
 def test_a_full_limit_leaves_the_others_uncharged() -> None:
-    store, full, roomy = MemoryStore(Clock()), rate("full", 1), rate("roomy", 5)
+    store, full, roomy = MemoryStore(ProcessRuntime.of_system()), rate("full", 1), rate("roomy", 5)
     assert store.acquire([Request(roomy, "a"), Request(full, "a")]).granted
     for _ in range(1000):
         answer = store.acquire([Request(roomy, "a"), Request(full, "a")])
@@ -66,7 +67,11 @@ def test_a_refused_flood_does_not_prolong_the_refusal() -> None:
 
 
 def test_what_is_only_observed_refuses_nothing_and_is_counted_while_it_fits() -> None:
-    store, watched, enforced = MemoryStore(Clock()), rate("watched", 1, binding=False), rate("enforced", 3)
+    store, watched, enforced = (
+        MemoryStore(ProcessRuntime.of_system()),
+        rate("watched", 1, binding=False),
+        rate("enforced", 3),
+    )
     answers = [store.acquire([Request(watched, "a"), Request(enforced, "a")]) for _ in range(4)]
     assert [answer.granted for answer in answers] == [True, True, True, False]
     assert [len(answer.receipts) for answer in answers] == [2, 1, 1, 0]
@@ -74,7 +79,11 @@ def test_what_is_only_observed_refuses_nothing_and_is_counted_while_it_fits() ->
 
 
 def test_what_is_only_observed_is_not_charged_beside_a_refusal() -> None:
-    store, watched, enforced = MemoryStore(Clock()), rate("watched", 10, binding=False), rate("enforced", 1)
+    store, watched, enforced = (
+        MemoryStore(ProcessRuntime.of_system()),
+        rate("watched", 10, binding=False),
+        rate("enforced", 1),
+    )
     for _ in range(5):
         store.acquire([Request(watched, "a"), Request(enforced, "a")])
     assert used(store, watched) == 1
@@ -82,7 +91,7 @@ def test_what_is_only_observed_is_not_charged_beside_a_refusal() -> None:
 
 def test_a_receipt_is_good_for_one_refund() -> None:
     for weighted in (False, True):
-        store, terms = MemoryStore(Clock()), rate("r", 10, weighted=weighted)
+        store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 10, weighted=weighted)
         first = store.acquire([Request(terms, "a", 3)]).receipts
         store.acquire([Request(terms, "a", 4)])
         store.refund(first)
@@ -91,7 +100,7 @@ def test_a_receipt_is_good_for_one_refund() -> None:
 
 
 def test_a_refund_after_a_reset_takes_nothing_from_what_came_after_it() -> None:
-    store, terms = MemoryStore(Clock()), rate("r", 10, weighted=True)
+    store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 10, weighted=True)
     before = store.acquire([Request(terms, "a", 3)]).receipts
     assert store.reset(terms, "a") is True
     store.acquire([Request(terms, "a", 4)])
@@ -100,7 +109,7 @@ def test_a_refund_after_a_reset_takes_nothing_from_what_came_after_it() -> None:
 
 
 def test_a_reset_opens_a_full_limit_and_says_whether_there_was_anything() -> None:
-    store, terms = MemoryStore(Clock()), rate("r", 1)
+    store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 1)
     assert store.reset(terms, "a") is False
     store.acquire([Request(terms, "a")])
     assert store.reset(terms, "a") is True
@@ -125,20 +134,20 @@ def test_leases_are_held_until_they_are_released_once() -> None:
 
 
 def test_a_lease_that_is_refused_leaves_the_rate_beside_it_uncharged() -> None:
-    store, held, counted = MemoryStore(Clock()), LimitSpec("open", leases=1), rate("r", 9)
+    store, held, counted = MemoryStore(ProcessRuntime.of_system()), LimitSpec("open", leases=1), rate("r", 9)
     store.acquire([Request(counted, "a"), Request(held, "a")])
     assert not store.acquire([Request(counted, "a"), Request(held, "a")]).granted
     assert used(store, counted) == 1
 
 
 def test_a_limit_of_nothing_never_passes() -> None:
-    store = MemoryStore(Clock())
+    store = MemoryStore(ProcessRuntime.of_system())
     for terms in (rate("r", 0), LimitSpec("open", leases=0)):
         assert store.acquire([Request(terms, "a")]).denials[0].wait is None
 
 
 def test_the_fullest_come_first() -> None:
-    store, terms = MemoryStore(Clock()), rate("r", 10)
+    store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 10)
     for identity, times in (("a", 2), ("b", 7), ("c", 4)):
         for _ in range(times):
             store.acquire([Request(terms, identity)])
@@ -149,7 +158,7 @@ def test_the_fullest_come_first() -> None:
 
 
 def test_other_numbers_for_a_limit_keep_what_was_counted() -> None:
-    store = MemoryStore(Clock())
+    store = MemoryStore(ProcessRuntime.of_system())
     for _ in range(100):
         store.acquire([Request(rate("r", 100), "a")])
     assert not store.acquire([Request(rate("r", 100), "a")]).granted
@@ -283,9 +292,3 @@ def test_what_is_only_recorded_takes_no_more_room_than_the_limit() -> None:
         clock.advance(0.0001)
     known = [store.peek([Request(terms, str(number))])[0].used[0] for number in range(50_000, 50_100)]
     assert set(known) == {5}
-
-
-def test_its_own_clock_goes_forward_only() -> None:
-    clock = SteadyClock()
-    assert clock.seconds() <= clock.seconds()
-    assert MemoryStore().seconds() > 0

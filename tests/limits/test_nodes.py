@@ -16,6 +16,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import HEARTBEAT, MAX_PUBLISHED, TIME_TO_LIVE, About, Nodes, NodeState
 from elemta.limits.refusals import RememberedRefusal
+from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, until
@@ -47,12 +48,14 @@ class Fleet:
         self.heard: list[tuple[str, str, str]] = []
 
     async def add(self, node_id: str, version: str = "1.0") -> Nodes:
-        valkey = Valkey(reactor, parse_valkey_url(self.server.unix_url), name=node_id, deadline=20.0)
+        valkey = Valkey(
+            Runtime.of(reactor), parse_valkey_url(self.server.unix_url), name=node_id, deadline=20.0
+        )
         self.valkeys.append(valkey)
         valkey.start()
         await until(lambda: valkey.up)
         nodes = Nodes(
-            self.clock,
+            Runtime.of(self.clock),
             valkey,
             prefix=PREFIX,
             node_id=node_id,

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
+from elemta.runtime import Runtime
 from tests.support.blocking_valkey import BlockingValkey, result
 from tests.support.valkey import ValkeyServer
 
@@ -49,7 +50,7 @@ class Fleet:
         self._links[0].talk("FLUSHALL")
         self._clocks = [SkewedClock(skew) for skew in SKEWS]
         self._stores = [
-            ValkeyStore(link, prefix="t:", node_id=f"mx{n}", reactor=clock)  # type: ignore[arg-type]
+            ValkeyStore(link, prefix="t:", node_id=f"mx{n}", runtime=Runtime.of(clock))  # type: ignore[arg-type]
             for n, (link, clock) in enumerate(zip(self._links, self._clocks, strict=True))
         ]
         self.admitted: list[int] = []

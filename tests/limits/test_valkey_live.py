@@ -16,6 +16,7 @@ from elemta.errors import StoreUnavailable
 from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
+from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.valkey_groups import Cluster
@@ -46,8 +47,8 @@ async def open_store() -> AsyncIterator[Any]:
     made: list[tuple[ValkeyStore, Valkey]] = []
 
     async def opened(url: str, node_id: str = "mx1", *, deadline: float = 20.0) -> ValkeyStore:
-        valkey = Valkey(reactor, parse_valkey_url(url), name=node_id, deadline=deadline)
-        store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id=node_id, reactor=reactor)  # type: ignore[arg-type]
+        valkey = Valkey(Runtime.of(reactor), parse_valkey_url(url), name=node_id, deadline=deadline)
+        store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id=node_id, runtime=Runtime.of(reactor))  # type: ignore[arg-type]
         made.append((store, valkey))
         valkey.start()
         await until(lambda: valkey.up)

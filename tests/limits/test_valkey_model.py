@@ -15,6 +15,7 @@ from elemta.limits.memory import MemoryStore
 from elemta.limits.store import Decision, LimitSpec, Receipt, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound, WindowCounter
+from elemta.runtime import Runtime
 from tests.support.blocking_valkey import TimedValkey, result
 from tests.support.valkey import ValkeyServer
 
@@ -50,7 +51,7 @@ class Side:
         self.valkey = valkey
         self.reactor = Clock()
         self.clock = ExactClock(now)
-        self.real = ValkeyStore(valkey, prefix="t:", node_id="n", reactor=self.reactor)  # type: ignore[arg-type]
+        self.real = ValkeyStore(valkey, prefix="t:", node_id="n", runtime=Runtime.of(self.reactor))  # type: ignore[arg-type]
         self.model = MemoryStore(self.clock)
 
     def at(self, now: int) -> None:

@@ -15,6 +15,7 @@ from elemta.limits.store import LEASE_SECONDS, Decision, ILimitStore, LimitSpec,
 from elemta.limits.valkey_returns import CANCELLED_AT_ONCE
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
+from elemta.runtime import Runtime
 from tests.support.blocking_valkey import BlockingValkey, TimedValkey, result
 from tests.support.valkey import ValkeyServer
 
@@ -34,7 +35,9 @@ class Node:
     def __init__(self, valkey: TimedValkey, name: str = "mx1") -> None:
         self.valkey = valkey
         self.clock = Clock()
-        self.store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id=name, reactor=self.clock)  # type: ignore[arg-type]
+        self.store = ValkeyStore(
+            valkey, prefix="elemta:ratelimit:", node_id=name, runtime=Runtime.of(self.clock)
+        )  # type: ignore[arg-type]
 
     def ask(self, *requests: Request) -> Decision:
         answer: Decision = self.now(self.store.acquire(requests))
@@ -128,7 +131,7 @@ def test_every_key_expires_when_nothing_in_it_counts_any_more(server: ValkeyServ
     # On the server's own time: the expiry is its own.
     node.valkey.talk("FLUSHALL")
     valkey, clock = BlockingValkey(server), Clock()
-    store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id="mx1", reactor=clock)  # type: ignore[arg-type]
+    store = ValkeyStore(valkey, prefix="elemta:ratelimit:", node_id="mx1", runtime=Runtime.of(clock))  # type: ignore[arg-type]
     both = LimitSpec("both", (Bound.of(5, SECOND), Bound.of(500, 3600 * SECOND)))
     later = store.acquire([Request(IP, "a"), Request(both, "a"), Request(CONNECTIONS, "a")])
     clock.advance(0)
@@ -662,7 +665,7 @@ def test_the_fullest_come_first_and_the_empty_not_at_all(node: Node, terms: Limi
 def test_signs_of_a_pattern_in_the_prefix_are_signs(valkey: TimedValkey) -> None:
     clock = Clock()
     for prefix in ("a*:", "a[bc]?\\:", "a^-b:"):
-        store = ValkeyStore(valkey, prefix=prefix, node_id="mx1", reactor=clock)  # type: ignore[arg-type]
+        store = ValkeyStore(valkey, prefix=prefix, node_id="mx1", runtime=Runtime.of(clock))  # type: ignore[arg-type]
         store.acquire([Request(IP, prefix)])
         clock.advance(0)
         ranking = result(store.top(IP, 9))
@@ -762,7 +765,7 @@ def test_in_a_cluster_a_refusal_stands_although_another_server_is_away(cluster: 
 
 def test_a_prefix_with_a_hash_tag_keeps_everything_on_one_server(server: ValkeyServer) -> None:
     valkey, clock = TimedValkey(server, clustered=True, now=START), Clock()
-    store = ValkeyStore(valkey, prefix="{elemta}:", node_id="mx1", reactor=clock)  # type: ignore[arg-type]
+    store = ValkeyStore(valkey, prefix="{elemta}:", node_id="mx1", runtime=Runtime.of(clock))  # type: ignore[arg-type]
     later = store.acquire([Request(IP, "a"), Request(MANY, "b"), Request(CONNECTIONS, "c")])
     clock.advance(0)
     receipts: tuple[Receipt, ...] = result(later).receipts

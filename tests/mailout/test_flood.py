@@ -30,6 +30,7 @@ from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.routes import NextHopRoute
 from elemta.delivery.settings import NullDeliveryObserver
 from elemta.envelope import Client, MailParameters, Recipient
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings, Submission
 
 reactor: Any = _reactor
@@ -193,7 +194,7 @@ class Town:
         self.delivery = self._delivery()
 
     def _delivery(self) -> DeliveryScheduler:
-        return DeliveryScheduler(reactor, self.spool, self.routes, self.settings, self.observer)
+        return DeliveryScheduler(Runtime.of(reactor), self.spool, self.routes, self.settings, self.observer)
 
     def _add(self, name: str) -> None:
         hop = Hop(name, self.books, moody=name.startswith("moody"))
@@ -293,7 +294,7 @@ def sender_of(name: str) -> tuple[str, str]:
 
 @asynccontextmanager
 async def town(directory: Path, size: Size, *, with_dead: bool) -> AsyncIterator[Town]:
-    spool = await Spool.open(SpoolSettings(directory, minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(directory, minimum_free=0), runtime=Runtime.of(reactor))
     opened = Town(spool, size, with_dead=with_dead)
     try:
         await opened.queue(size.each)

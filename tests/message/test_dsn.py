@@ -10,6 +10,7 @@ import io
 import re
 import tracemalloc
 from dataclasses import replace
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def notice(
 
 def built(about: Notice, message: bytes | None = MESSAGE) -> Dsn:
     original = None if message is None else examine(io.BytesIO(message), whole=about.whole)
-    return build_dsn(about, original, queue_id="5ZZ")
+    return build_dsn(about, original, queue_id="5ZZ", boundary=token_hex(16))
 
 
 def octets(dsn: Dsn) -> bytes:
@@ -345,7 +346,7 @@ def test_a_large_message_is_never_held_in_memory() -> None:
 
     about = notice(whole=True)
     tracemalloc.start()
-    dsn = build_dsn(about, examine(Large(), whole=True), queue_id="5ZZ")  # type: ignore[arg-type]
+    dsn = build_dsn(about, examine(Large(), whole=True), queue_id="5ZZ", boundary="b")  # type: ignore[arg-type]
     total = sum(len(chunk) for chunk in dsn.chunks())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

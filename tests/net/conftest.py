@@ -38,6 +38,7 @@ from elemta.policy import (
     PolicyChain,
 )
 from elemta.policy.relay_permission import RelayPermission
+from elemta.runtime import Runtime
 from elemta.smtp.session import SessionSettings
 from elemta.smtp.settings import ORDINARY_RECIPIENT
 from elemta.spool import Spool
@@ -231,7 +232,7 @@ class Place:
 
     def __init__(self, spool: Spool, certificate: ServerCertificate) -> None:
         self.clock = Clock()
-        self.registry = ConnectionRegistry(self.clock, 100)
+        self.registry = ConnectionRegistry(Runtime.of(self.clock), 100)
         self.registry.closed_with = None
         self.policy = Scripted()
         self.policy_timeout = 5.0
@@ -274,7 +275,7 @@ class Place:
             ),
             chain=chain,
             limiter=Limiter((), MemoryStore(self.clock)),
-            authenticator=Authenticator((), reactor),  # type: ignore[arg-type]
+            authenticator=Authenticator((), Runtime.of(reactor)),  # type: ignore[arg-type]
             certificate=self.certificate,
             spool=self.spool,
             routes=RouteTable(()),

@@ -19,6 +19,7 @@ from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
 from elemta.net import backend
 from elemta.net.factory import ESMTPFactory
 from elemta.policy import CONTINUE, Accept
+from elemta.runtime import Runtime
 from tests.net.conftest import BLOCK, Client, Place, StuckDisk, reply_of
 
 TROUBLE = "451 4.3.0 Local trouble, try again later"
@@ -66,7 +67,7 @@ class Scene:
         """Recipients need a Maildir; ``look`` is how that is found out."""
         from twisted.internet import reactor
 
-        mailboxes = Mailboxes(reactor)
+        mailboxes = Mailboxes(Runtime.of(reactor))
         if look is not None:
             self.patch.setattr(mailboxes, "exists", look)
         template = (f"{root or self.root}/", Placeholder.DOMAIN, "/", Placeholder.LOCAL)

@@ -35,6 +35,7 @@ from elemta.policy.testing import make_services
 from elemta.smtp.events import Authenticated, Refuse, Response
 from elemta.smtp.session_info import SessionInfo
 from tests.net.conftest import Place
+from tests.support.runtime import runtime_of
 
 USERS = {"anna": b"anna's", "berta": b"berta's"}
 #: A guesser, and where users sit.
@@ -106,7 +107,7 @@ class Node:
             terms,
             limiter=self.limiter,
             chain=PolicyChain(loaded, clock),  # type: ignore[arg-type]
-            authenticator=Authenticator([self.checker], reactor, clock=clock),  # type: ignore[arg-type]
+            authenticator=Authenticator([self.checker], runtime_of(reactor, reactor=clock)),  # type: ignore[arg-type]
         )
         self.attempts: list[LoginExchange] = []
 

@@ -38,7 +38,7 @@ def test_nothing_is_said_before_the_header_and_the_session_is_the_clients(place:
     session = session_of(client)
     assert isinstance(session, ESMTPProtocol)
     assert str(session.facts.client_ip) == "203.0.113.9"
-    assert place.registry.connections == {session}
+    assert list(place.registry.connections) == [session]
     client.protocol = session
 
 
@@ -51,7 +51,7 @@ def test_a_header_that_does_not_come_is_waited_for_five_seconds(place: Place) ->
     assert client.transport.aborted
     assert client.said() == []
     client.protocol.connectionLost()
-    assert place.registry.connections == set()
+    assert not place.registry.connections
 
 
 def test_who_waits_for_a_header_takes_a_place(place: Place) -> None:

@@ -58,7 +58,7 @@ def test_an_answer_that_comes_when_the_client_is_gone_is_nobodys(
     client.send(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\nRCPT TO:<b@example.test>\r\nNOOP\r\n")
     client.said()
     client.lose()
-    assert place.registry.connections == set()
+    assert not place.registry.connections
     assert place.policy.told == ["refused", "disconnected"]
     if not late.called:
         late.callback(CONTINUE)
@@ -198,7 +198,7 @@ def test_a_drain_during_a_handshake_asks_nobody_any_more(place: Place) -> None:
     client.handshake()
     assert place.policy.asked == []
     client.lose()
-    assert place.registry.connections == set()
+    assert not place.registry.connections
 
 
 def test_a_drain_during_the_handshake_of_starttls_says_nothing_into_it(place: Place) -> None:
@@ -228,7 +228,7 @@ def test_whoever_comes_during_a_drain_is_told_so(place: Place) -> None:
     client = place.connect()
     assert isinstance(client.protocol, RefusalProtocol)
     assert client.said() == [SHUTTING_DOWN]
-    assert place.registry.connections == set()
+    assert not place.registry.connections
 
 
 # Too much
@@ -376,7 +376,7 @@ def test_trouble_at_the_end_of_a_connection_does_not_keep_its_place(
     with pytest.raises(RuntimeError):
         client.lose()
     monkeypatch.undo()
-    assert place.registry.connections == set()
+    assert not place.registry.connections
     assert place.observer.closed == 1
 
 

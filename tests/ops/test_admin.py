@@ -30,6 +30,7 @@ from elemta.limits.store import LimitSpec, Request
 from elemta.ops.admin import MAX_BODY, AdminSite
 from elemta.ops.admin_socket import AdminSocket
 from elemta.policy.discovery import PluginInfo
+from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.operations import Batch, Operation
 from elemta.spool.writer import QueueWriter
@@ -58,7 +59,9 @@ async def queue(spool: Spool, sender: Address = NULL, *to: str, hold: str | None
 
 @pytest_twisted.async_yield_fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
-    spool = await Spool.open(SpoolSettings(directory=tmp_path / "spool", minimum_free=0), reactor=reactor)
+    spool = await Spool.open(
+        SpoolSettings(directory=tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor)
+    )
     daemon = Daemon(spool)
     opened = AdminSocket(tmp_path / "admin.sock", AdminSite(daemon.calls, reactor), reactor)
     opened.open()

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ from zope.interface.verify import verifyObject
 
 from elemta.address import Address
 from elemta.config import LogFormat
-from elemta.ops.log import MAX_VALUE, observer
+from elemta.ops import log as module
+from elemta.ops.log import MAX_VALUE
 from elemta.ops.log_writer import LogWriter
 from elemta.outcome import Status
+
+observer = partial(module.observer, wall=time.time)
 
 
 class Book:

@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater, react
 
 from elemta.errors import SpoolError
 from elemta.outcome import Status
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings
 from tests.spool.mail import body_for, outcome, submission
 
@@ -44,7 +45,7 @@ async def take_in(spool: Spool) -> None:
 
 
 async def main(reactor: Any, directory: str, recoveries: str = "0") -> None:
-    spool = await Spool.open(SpoolSettings(Path(directory), minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(Path(directory), minimum_free=0), runtime=Runtime.of(reactor))
     say("open")
     left = int(recoveries)
     was_healthy = True

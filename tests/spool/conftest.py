@@ -11,6 +11,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
+from elemta.runtime import Runtime
 from elemta.spool import Disk, Spool, SpoolSettings
 from tests.spool.mail import Observer
 
@@ -32,7 +33,7 @@ def open_spool(tmp_path: Path, observer: Observer) -> Iterator[OpenSpool]:
     async def open_(directory: Path = tmp_path / "spool", disk: Disk | None = None, **settings: Any) -> Spool:
         settings.setdefault("minimum_free", 0)
         chosen = SpoolSettings(directory, **settings)
-        spool = await Spool.open(chosen, reactor=reactor, observer=observer, disk=disk)  # type: ignore[arg-type]
+        spool = await Spool.open(chosen, runtime=Runtime.of(reactor), observer=observer, disk=disk)  # type: ignore[arg-type]
         opened.append(spool)
         return spool
 

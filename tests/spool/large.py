@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from random import Random
 
 from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.schema import upgrade
@@ -26,7 +27,7 @@ def fill(root: Path, messages: int, domains: int) -> None:
         connection.execute(f"PRAGMA {pragma}").fetchall()
     upgrade(connection)
     at = BEGIN
-    ids = QueueIds(lambda: at)
+    ids = QueueIds(lambda: at, Random(1))
     connection.execute("BEGIN")
     for start in range(0, messages, _TOGETHER):
         rows = []

@@ -205,6 +205,7 @@ import hashlib, re, sys
 from pathlib import Path
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import react
+from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings
 from tests.spool.mail import put, submission
 
@@ -223,7 +224,7 @@ async def one(spool):
     return await spool.commit(writer, submission())
 
 async def main(reactor, directory, count):
-    spool = await Spool.open(SpoolSettings(Path(directory), minimum_free=0), reactor=reactor)
+    spool = await Spool.open(SpoolSettings(Path(directory), minimum_free=0), runtime=Runtime.of(reactor))
     await put(spool, b"x" * 100_000)
     before = highest()
     envelopes = await gatherResults([Deferred.fromCoroutine(one(spool)) for _ in range(int(count))])

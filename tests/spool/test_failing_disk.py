@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 
 from elemta.errors import SpoolError, SpoolFull
 from elemta.outcome import Status
+from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.spool.mail import HEADER, FailingDisk, outcome, put, read, submission, written
 
@@ -259,7 +260,7 @@ class ReopenDelays:
 async def test_each_outage_of_the_disk_begins_with_the_shortest_pause(tmp_path):
     disk, delays = FailingDisk(), ReopenDelays()
     settings = SpoolSettings(tmp_path / "spool", minimum_free=0, first_reopen=0.01, longest_reopen=0.04)
-    spool = await Spool.open(settings, reactor=delays, disk=disk)
+    spool = await Spool.open(settings, runtime=Runtime.of(delays), disk=disk)
     try:
         for outage in range(2):
             # The commit fails, and then all attempts to open the store anew but the last one.

@@ -13,6 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import LoopingCall
 
+from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.spool.large import BEGIN, fill
 
@@ -69,7 +70,7 @@ async def test_no_page_of_a_large_queue_stalls_the_reactor(
     fill(tmp_path, messages, domains)
     stalls = Stalls()
     with stalls.watched("open"):
-        spool = await Spool.open(SpoolSettings(tmp_path, minimum_free=0), reactor=reactor)
+        spool = await Spool.open(SpoolSettings(tmp_path, minimum_free=0), runtime=Runtime.of(reactor))
     try:
         assert sum(spool.messages.values()) == messages
         await _destinations(spool, stalls, domains)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.rows import encode_envelope
 from elemta.spool.writer import QueueWriter
 from tests.spool.mail import outcome, submission
+from tests.support.runtime import simulated_runtime
 
 NAMES = ("ann", "bob", "cyd")
 WAYS = (
@@ -74,17 +76,17 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.settings = SpoolSettings(self.directory, reserve=4096)
-        self.ids = QueueIds(lambda: 1.7e9)
+        self.ids = QueueIds(lambda: 1.7e9, Random(1))
         self.model: dict[str, Modelled] = {}
         self.waiting: list[object] = []
         self.expected: list[bool] = []
         self.start()
 
     def start(self) -> None:
-        disk = Disk()
-        self.partition = Partition(self.directory, 0, disk)
+        disk, runtime = Disk(), simulated_runtime()
+        self.partition = Partition(self.directory, 0, disk, runtime)
         self.partition.claim()
-        self.store = QueueWriter(self.settings, self.partition.places, disk, Leftovers(disk))
+        self.store = QueueWriter(self.settings, self.partition.places, disk, Leftovers(disk), runtime)
         self.ledger = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from random import Random
 
 import pytest
 from pytest_twisted import ensureDeferred
@@ -25,7 +26,7 @@ def version_1(tmp_path):
     connection = sqlite3.connect(partition / "queue.db", isolation_level=None)
     for statement in VERSION_1:
         connection.execute(statement)
-    ids = QueueIds(time.time)
+    ids = QueueIds(time.time, Random(1))
     made = []
     for state, body in enumerate((b"active", b"deferred", b"held" * 50_000)):
         queue_id = ids.next()

@@ -85,7 +85,7 @@ class Administered:
 
     @property
     def shared(self) -> Any:
-        return SimpleNamespace(clocks=SimpleNamespace(wall=time.time))
+        return SimpleNamespace(runtime=SimpleNamespace(wall=time.time))
 
     @property
     def fleet(self) -> Overseen:

@@ -19,6 +19,7 @@ from elemta.delivery.routes import HoldRoute, NextHopRoute, Route
 from elemta.delivery.settings import NullDeliveryObserver
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.outcome import Outcome
+from elemta.runtime import Runtime
 from elemta.spool import MessageRecord, MessageState, Spool, Submission
 
 reactor: Any = _reactor
@@ -149,7 +150,9 @@ class Post:
         # What is told to the sender stays where a test can look at it.
         bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
         routes = (bounces, *routes)
-        self.delivery = DeliveryScheduler(reactor, self.spool, routes, self.settings, self.observer)
+        self.delivery = DeliveryScheduler(
+            Runtime.of(reactor), self.spool, routes, self.settings, self.observer
+        )
         self.delivery.startService()
         return self.delivery
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 
@@ -26,16 +25,9 @@ from elemta.outcome import Outcome, Status
 from elemta.spool import DestinationDue, HeldPart, HoldCause, MessageState, QueuedMessage
 from elemta.spool.content import Content
 from elemta.spool.records import OwedNotice, Page, Submission
+from tests.support.runtime import SimulatedReactor, simulated_runtime
 
-reactor: Any = _reactor
 START = 1_700_000_000.0
-
-
-class ThreadedClock(Clock):
-    """A clock of the test's, with the reactor's threads."""
-
-    getThreadPool = staticmethod(reactor.getThreadPool)
-    callFromThread = staticmethod(reactor.callFromThread)
 
 
 class Writer:
@@ -153,6 +145,9 @@ class MemoryQueue:
         self.notices.append((self.clock.seconds(), writer.text.decode()))
         return succeed(Envelope(writer.queue_id, submission.sender, submission.recipients, 0.0, 1))
 
+    def token(self, octets: int) -> str:
+        return "0" * (2 * octets)
+
     def in_disk_thread(self, work: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         return maybeDeferred(work, *args, **kwargs)
 
@@ -240,8 +235,9 @@ class Simulation:
         *limits: LimitConfig,
         **settings: Any,
     ) -> None:
-        self.clock = ThreadedClock()
+        self.clock = SimulatedReactor()
         self.clock.advance(START)
+        runtime = simulated_runtime(self.clock)
         store = MemoryStore(self.clock)
         self.pace = OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), limits), store))
         self.queue = MemoryQueue(self.clock)
@@ -250,9 +246,10 @@ class Simulation:
         self.delivered: dict[str, float] = {}
         self.sent = 0
         values: dict[str, Any] = {"retries": Retries(), **settings}
+        values["retries"] = replace(values["retries"], uniform=runtime.randomness.uniform)
         self.settings = DeliverySettings("me.example", **values)
         self.delivery = DeliveryScheduler(
-            self.clock,
+            runtime,
             self.queue,
             (MxRoute("mx:", frozenset("*")),),
             self.settings,

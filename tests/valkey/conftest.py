@@ -10,6 +10,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from elemta.config.valkey_url import parse_valkey_url
+from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import until
@@ -27,7 +28,7 @@ async def connect() -> AsyncIterator[Any]:
     made: list[Valkey] = []
 
     async def connected(url: str, *, up: bool = True, deadline: float = 20.0, **options: Any) -> Valkey:
-        valkey = Valkey(reactor, parse_valkey_url(url), name="test", deadline=deadline, **options)
+        valkey = Valkey(Runtime.of(reactor), parse_valkey_url(url), name="test", deadline=deadline, **options)
         made.append(valkey)
         valkey.start()
         if up:

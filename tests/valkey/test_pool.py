@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
+from elemta.runtime import Runtime
 from elemta.valkey.address import ServerAddress, ValkeyLogin
 from elemta.valkey.calls import CallDeadlines, ValkeyCall
 from elemta.valkey.pool import ConnectionOptions, ServerPool
@@ -26,7 +27,10 @@ def refuse(reactor: Any) -> None:
 def pauses(reactor: Any, tries: int) -> list[float]:
     """The pauses before so many tries of a pool whose server is never there."""
     pool = ServerPool(
-        ServerAddress("192.0.2.1", 6379), ConnectionOptions(reactor, ValkeyLogin()), lambda _: None, size=1
+        ServerAddress("192.0.2.1", 6379),
+        ConnectionOptions(Runtime.of(reactor), ValkeyLogin()),
+        lambda _: None,
+        size=1,
     )
     pool.start()
     found = []
@@ -53,7 +57,9 @@ def test_tries_are_never_more_than_a_second_apart_and_at_random_moments_within_i
 def test_a_pool_says_why_it_has_no_connection() -> None:
     reactor = MemoryReactorClock()
     pool = ServerPool(
-        ServerAddress("2001:db8::1", 6379), ConnectionOptions(reactor, ValkeyLogin()), lambda _: None
+        ServerAddress("2001:db8::1", 6379),
+        ConnectionOptions(Runtime.of(reactor), ValkeyLogin()),
+        lambda _: None,
     )
     pool.start()
     assert str(pool.trouble) == "not connected to [2001:db8::1]:6379"
@@ -65,7 +71,10 @@ def test_a_pool_says_why_it_has_no_connection() -> None:
 def test_a_connection_that_is_not_there_within_a_second_is_given_up() -> None:
     reactor = MemoryReactorClock()
     pool = ServerPool(
-        ServerAddress("192.0.2.1", 6379), ConnectionOptions(reactor, ValkeyLogin()), lambda _: None, size=1
+        ServerAddress("192.0.2.1", 6379),
+        ConnectionOptions(Runtime.of(reactor), ValkeyLogin()),
+        lambda _: None,
+        size=1,
     )
     pool.start()
     assert [timeout for _, _, _, timeout, _ in reactor.tcpClients] == [1.0]

@@ -20,6 +20,7 @@ from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
+from elemta.runtime import Runtime
 from elemta.valkey import Script, ValkeyError, ValkeyFailure
 from elemta.valkey.rights import Rights
 from tests.support.valkey import Talk, ValkeyServer
@@ -92,7 +93,7 @@ class WithUsers(ValkeyServer):
 
 async def use_everything(valkey: Any) -> None:
     """All that Elemta ever asks of a Valkey."""
-    store = ValkeyStore(valkey, prefix=PREFIX, node_id="mx1", reactor=reactor)
+    store = ValkeyStore(valkey, prefix=PREFIX, node_id="mx1", runtime=Runtime.of(reactor))
     log = LimitSpec("ip", (Bound.of(2, MINUTE), Bound.of(3, 60 * MINUTE)))
     buckets = LimitSpec("many", (Bound.of(1000, MINUTE),))
     leases = LimitSpec("connections", leases=2)
@@ -111,7 +112,7 @@ async def use_everything(valkey: Any) -> None:
     for terms in (log, buckets):
         assert await store.reset(terms, "192.0.2.1")
     nodes = Nodes(
-        reactor,
+        Runtime.of(reactor),
         valkey,
         prefix=PREFIX,
         node_id="mx1",

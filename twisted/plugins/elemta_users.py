@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import ICheckerFactory, InvalidAuthArgumentString
 from twisted.plugin import IPlugin
 from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from elemta.runtime import ProcessRuntime
 
 
 @implementer(ICheckerFactory, IPlugin)
@@ -23,11 +28,17 @@ class UsersCheckerFactory:
     credentialInterfaces = (IUsernamePassword,)
 
     def generateChecker(self, argstring: str) -> ICredentialsChecker:
-        from elemta.auth.checker import UsersChecker  # noqa: PLC0415 - twistd imports every dropin
+        from elemta.runtime import ProcessRuntime  # noqa: PLC0415 - twistd imports every dropin
+
+        return self.generateCheckerWith(argstring, ProcessRuntime.of_system())
+
+    def generateCheckerWith(self, argstring: str, runtime: ProcessRuntime) -> ICredentialsChecker:
+        """The same with the clock and the randomness of the application."""
+        from elemta.auth.checker import UsersChecker  # noqa: PLC0415
 
         if not argstring.strip():
             raise InvalidAuthArgumentString("elemta-users needs a path: elemta-users:/etc/elemta/users")
-        return UsersChecker(argstring)
+        return UsersChecker(argstring, runtime)
 
 
 elemtaUsers = UsersCheckerFactory()
