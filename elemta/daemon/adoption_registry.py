@@ -73,7 +73,7 @@ class AdoptionRegistry:
         return [delivery for care in self._known.values() for delivery in care.adoption.deliveries]
 
     def start(self) -> None:
-        """Take up again what was adopted before. A record that can't be read is left alone, and told."""
+        """Take up again what was adopted before. A record that can't be read is left alone, and logged."""
         Deferred.fromCoroutine(self._take_up()).addErrback(_log_failure)
 
     async def _take_up(self) -> None:

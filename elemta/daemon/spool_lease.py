@@ -1,4 +1,4 @@
-"""The lease of a spool in Valkey: who owns it, for hosts whose locks do not reach each other.
+"""The lease of a spool in Valkey: its owner, for hosts whose locks do not reach each other.
 
 ``{prefix}spool:ID`` is a hash with the owner's ``boot``, ``place``, ``node`` and ``host``, which expires when
 it is not renewed. The lock is what keeps two processes apart; the lease keeps apart what no lock does.
@@ -51,7 +51,7 @@ class ScriptRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LeaseOwner:
-    """Who has a lease: a run of a node on a host, under the lock at ``place`` (see `Partition`)."""
+    """The owner of a lease: a run of a node on a host, under the lock at ``place`` (see `Partition`)."""
 
     boot: str
     place: str
@@ -88,7 +88,7 @@ class SpoolLease:
         self._renewals.clock = self._clock
 
     async def take(self) -> LeaseOwner | None:
-        """Take or renew it; who has it, where somebody else does. StoreUnavailable."""
+        """Take or renew it; its owner, where that is another node. StoreUnavailable."""
         asked_at = self._seconds()
         owner = self._owner
         args = (int(TIME_TO_LIVE * 1000), owner.boot, owner.place, owner.node, owner.host)
@@ -101,8 +101,8 @@ class SpoolLease:
     def keep(self, lost: Callable[[LeaseOwner], None], ran_out: Callable[[], None] | None = None) -> None:
         """Renew it from now on; where it is not taken yet, take it as soon as that can be.
 
-        ``lost`` is called when somebody else has it, ``ran_out`` when it was not renewed for so long that
-        somebody else may have it soon. Either ends the renewals.
+        ``lost`` is called when another node has it, ``ran_out`` when it was not renewed for so long that
+        another node may have it soon. Either ends the renewals.
         """
         self._lost, self._ran_out = lost, ran_out
         self._renewals.start(RENEWED_EVERY, now=self._renewed_at is None).addErrback(_renewals_ended)

@@ -117,14 +117,14 @@ class AttemptRunner:
             ]
             rest = tuple(each for each in carried.outcomes if each.recipient not in done)
         try:
-            # Before anybody is told, and before anything else that may go wrong.
+            # Before metrics, policies and the sender learn of it, and before anything else that may fail.
             if delivered:
                 try:
                     await self._delivered.record(message, delivered)
                 except SpoolError:
                     raise
                 except Exception:
-                    _log.failure("a record broke", event="delivery.record_broke", queue_id=message.queue_id)
+                    _log.failure("a record broke", event="delivery.record_failed", queue_id=message.queue_id)
                     await self._delivered.record(message, delivered)
         finally:
             tried = [outcome for outcome in rest if outcome.recipient not in carried.untried]
@@ -141,7 +141,9 @@ class AttemptRunner:
             self._transports.tell(message, outcomes)
         except Exception:
             _log.failure(
-                "nobody could be told of an attempt", event="delivery.not_told", queue_id=message.queue_id
+                "an attempt could not be reported to the log, metrics and policies",
+                event="delivery.not_reported",
+                queue_id=message.queue_id,
             )
 
     async def _carried(self, message: QueuedMessage, ways: SortedRecipients, taken: Taken) -> AttemptResult:
@@ -161,7 +163,7 @@ class AttemptRunner:
         rest: Sequence[Outcome],
         began: tuple[int, float],
     ) -> None:
-        """Record what came of the attempt for those to whom it did not deliver, if there are any."""
+        """Record the outcomes of the recipients to which it did not deliver, if there are any."""
         kept = _kept_waiting(message, ways, self._clock.seconds())
         if carried.reached is ReachedStage.NOTHING_FREE:
             self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
@@ -181,7 +183,7 @@ class AttemptRunner:
             # What is thought of a destination costs no record.
             _log.failure(
                 "a destination could not be judged",
-                event="delivery.judge_broke",
+                event="delivery.judgement_failed",
                 destination=message.destination,
             )
             return None
@@ -281,7 +283,7 @@ class AttemptRunner:
         self._broken[message.key] = None
         _log.failure(
             "what follows from an attempt could not be worked out",
-            event="delivery.conclusion_broke",
+            event="delivery.decision_failed",
             queue_id=message.queue_id,
             held=again,
         )
@@ -360,7 +362,7 @@ class AttemptRunner:
 def _paced(
     message: QueuedMessage, ways: SortedRecipients, wait: Throttled, now: float
 ) -> tuple[Outcome, ...]:
-    """The outcomes of those who wait for a limit, and of those whom a policy lets wait."""
+    """The outcomes of recipients that wait for a limit, and of those that a policy lets wait."""
     waiting = Outcome(
         message.queue_id,
         message.pending[0].address,
@@ -393,7 +395,7 @@ def _broken(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple
 
 
 def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:
-    """The outcomes of those whom a policy lets wait."""
+    """The outcomes of recipients that a policy lets wait."""
     return tuple(
         Outcome(
             message.queue_id,

@@ -1,4 +1,4 @@
-"""Which sender is told what about which recipients, and the DSN that tells it put into the queue.
+"""Which notices a sender gets about which recipients, and how their DSNs get into the queue.
 
 The decision is a function of values and the time; what it needs to remember comes in and goes out.
 """
@@ -41,9 +41,9 @@ _EXPIRED = "5.4.7"
 class NoticeSettings:
     """``hostname`` is the reporting host. Durations are seconds from the receipt of a message.
 
-    After ``warn_after`` a sender is told that the message waits (0: never), after ``expire`` that it was
-    given up. A failed message goes back whole only up to ``whole_limit`` octets, whatever the sender asked
-    for: the sender may be forged, and then somebody else gets it.
+    After ``warn_after`` a sender gets a notice that the message waits (0: never), after ``expire`` that it
+    was given up. A failed message goes back whole only up to ``whole_limit`` octets, whatever the sender
+    asked for: the sender may be forged, and then another mailbox gets it.
     """
 
     hostname: str
@@ -60,11 +60,12 @@ class NoticeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """What follows from an attempt for those who sent the message.
+    """What follows from an attempt for the message's sender.
 
     ``to_send`` has at most one notice of each kind. ``warned`` are the recipients whose delay it tells, to
     be remembered. ``held`` are recipients that failed and whose sender is the null reverse-path, which
-    can't be told: they stay with the message, which goes on hold for the reason ``hold`` (None: nobody).
+    gets no notice: they stay with the message, which goes on hold for the reason ``hold`` (None: no such
+    recipient).
     """
 
     to_send: tuple[Notice, ...] = ()
@@ -81,10 +82,10 @@ def decide(
     settings: NoticeSettings,
     warned: Collection[Address] = (),
 ) -> Notices:
-    """Who is to be told what after an attempt that came to ``outcomes`` at ``now``.
+    """The notices that follow from an attempt that came to ``outcomes`` at ``now``.
 
     A deferred recipient counts as failed once the message is as old as ``settings.expire``. ``warned``
-    are the recipients whose delay was told before.
+    are the recipients whose delay was reported before.
     """
     if all(outcome.status is Status.DELIVERED for outcome in outcomes) and not any(
         recipient.notify for recipient in message.pending
@@ -125,9 +126,9 @@ def _paired(message: QueuedMessage, outcomes: Sequence[Outcome]) -> Iterator[tup
 
 
 def _kind(outcome: Outcome, *, expired: bool, late: bool) -> NoticeKind | None:
-    """What there is to tell of an outcome, if somebody wants to hear it."""
+    """The notice that an outcome calls for, if the sender wants it."""
     if outcome.status is Status.DELIVERED:
-        # RFC 3461 §5.2.1: who took over the request for a notice answers it.
+        # RFC 3461 §5.2.1: the host that took over the request for a notice answers it.
         return None if outcome.dsn_passed_on else NoticeKind.SUCCESS
     if outcome.status is Status.FAILED or expired:
         return NoticeKind.FAILURE
@@ -142,7 +143,7 @@ _FLAGS = {
 
 
 def _wants(notify: Notify | None, kind: NoticeKind) -> bool:
-    # RFC 3461 §4.1: without the parameter failures are told, and delays may be.
+    # RFC 3461 §4.1: without the parameter failures are reported, and delays may be.
     return kind is not NoticeKind.SUCCESS if notify is None else _FLAGS[kind] in notify
 
 
@@ -213,7 +214,7 @@ def _hold_reason(held: Sequence[Outcome]) -> str | None:
         )
         for each in held
     )
-    return f"undeliverable, and the sender <> can't be told: {what}"[:_LONGEST_REASON]
+    return f"undeliverable, and the sender <> gets no notice: {what}"[:_LONGEST_REASON]
 
 
 class BounceSpool(Protocol):
@@ -244,9 +245,9 @@ def submit(
     """Put the DSN for a notice into the queue; fires with its envelope when it is on stable storage.
 
     ``original_content`` is the message that it is about, as the spool opens it, and is closed in any case;
-    None leaves it out of the DSN, and so does a message of which no DSN can be made: then the notice is built
+    None leaves it out of the DSN, and so does a message that can't be in a DSN: then the notice is built
     from the envelope alone. Fails with SpoolFull or SpoolError; then nothing is queued. With
-    ``pays`` nobody is told again of those deliveries.
+    ``pays`` those deliveries are not reported again.
     """
     return Deferred.fromCoroutine(_submit(spool, notice, original_content, pays))
 
@@ -328,7 +329,7 @@ def _next(chunks: Iterator[bytes]) -> bytes:
 
 def _submission(notice: Notice, dsn: Dsn) -> Submission:
     return Submission(
-        # RFC 3461 §6.1: from <>, and nobody is to be told what becomes of it.
+        # RFC 3461 §6.1: from <>, and no notice is sent about it.
         sender=NULL,
         recipients=(Recipient(notice.envelope.sender, Notify.NEVER),),
         parameters=MailParameters(body=BodyType.EIGHT_BIT if dsn.eight_bit else None, smtputf8=dsn.smtputf8),

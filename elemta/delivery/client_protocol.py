@@ -157,7 +157,7 @@ class NextHopConnection(Protocol):
         return settled
 
     def quit(self) -> None:
-        """Say goodbye and close."""
+        """Send QUIT and close."""
         self._act(self._session.quit())
 
     def abandon(self, text: str) -> None:
@@ -203,12 +203,12 @@ class NextHopConnection(Protocol):
             events = self._session.receive(data)
         except Exception:
             # What the next hop took must not be sent again because of a fault of ours.
-            _log.failure("a reply broke something here", event="delivery.reply_broke", next_hop=self.name)
+            _log.failure("a reply broke something here", event="delivery.reply_failed", next_hop=self.name)
             events = self._session.broken(data, unanswered)
         try:
             self._act(events)
         except Exception:
-            _log.failure("a connection broke here", event="delivery.connection_broke", next_hop=self.name)
+            _log.failure("a connection broke here", event="delivery.connection_failed", next_hop=self.name)
             self.cut()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
@@ -255,10 +255,10 @@ class NextHopConnection(Protocol):
         try:
             self._follow(events)
         except Exception:
-            _log.failure("a connection broke here", event="delivery.connection_broke", next_hop=self.name)
+            _log.failure("a connection broke here", event="delivery.connection_failed", next_hop=self.name)
             self.cut()
         if settled is not None:
-            # Last of all: whoever waits for it may send again, or close.
+            # Last of all: the caller that waits for it may send again, or close.
             self._settle(settled)
 
     def _follow(self, events: list[Event]) -> None:
@@ -294,7 +294,7 @@ class NextHopConnection(Protocol):
                 settled.callback(event)
 
     def _end_unsettled(self) -> None:
-        """Let nobody wait for the result of a transaction whose result was lost by a fault of ours."""
+        """End the wait for a transaction whose result was lost by a fault of ours."""
         if self._settled is not None and self._transaction is not None:
             text = "a fault inside Elemta; the log has it"
             self._settle(

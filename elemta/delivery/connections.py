@@ -33,8 +33,8 @@ class Connections:
     """Sends transactions to next hops.
 
     A connection on which a message went well waits a while for the next one to the same place. No more are
-    open at one time than the route and the destination allow, idle ones included; who has to wait for one
-    takes turns with other destinations.
+    open at one time than the route and the destination allow, idle ones included; messages that wait for one
+    take turns by destination.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class _Sending:
                 _log.failure("a connection could not be given back", event="delivery.connection_lost")
                 connection.cut()
             return sent
-        # Somebody who may take it later outweighs somebody who never will.
+        # A host that may take it later outweighs one that never will.
         if self._refusal is None or not _is_final(sent):
             self._refusal = sent
         self._slot = kept.take_slot()

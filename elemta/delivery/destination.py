@@ -135,7 +135,7 @@ class Destination:
         """The place in the line for a new part.
 
         Each part of a sender stands one second behind the one before it, and at the earliest behind what
-        was served last, as in start-time fair queueing: who sends a flood waits behind it himself, while
+        was served last, as in start-time fair queueing: the sender of a flood waits behind it, while
         others pass.
         """
         base = self._served or now

@@ -16,7 +16,7 @@ from elemta.delivery.rings import Ring
 from elemta.outcome import Outcome
 from elemta.spool.records import DestinationDue, QueuedMessage
 
-# Destinations of which it is remembered that they answer, though no mail for them waits.
+# Destinations that are remembered as answering, though no mail for them waits.
 _MOST_ANSWERED = 10_000
 # Parts of a destination that are tried while it is brought forward.
 _MOST_TRIED = 1000
@@ -28,7 +28,7 @@ class Destinations(LaneTable):
     # What comes in
 
     def enter(self, message: QueuedMessage, now: float) -> None:
-        """A part is due; it waits in memory if there is room, else in the spool."""
+        """A part is due; it waits in memory if there is space, else in the spool."""
         destination = self._destinations.get(message.destination)
         if destination is None:
             rest = self._resting.get(message.destination)
@@ -79,7 +79,7 @@ class Destinations(LaneTable):
                 ring.join(destination)
             if destination.due <= now and destination.needs_more and not destination.shut_until:
                 destination.loading, destination.due = True, inf
-                # Never all the room, so that there is always some for another destination.
+                # Never all the space, so that there is always some for another destination.
                 wanted[name] = max(1, min(destination.capacity - destination.waiting, room // 4))
                 room -= wanted[name]
             else:
@@ -137,7 +137,7 @@ class Destinations(LaneTable):
             self._tidy(destination)
 
     def next_due(self) -> float:
-        """When the next destination has to be looked at; never, before there is room for what it has."""
+        """When the next destination has to be looked at; never, before there is space for what it has."""
         first = inf
         for ring in self._rings:
             if ring.wakes and (when := ring.wakes.first()) < first and self._has_room(ring):
@@ -149,10 +149,9 @@ class Destinations(LaneTable):
     def take(self, now: float, free: int) -> QueuedMessage | None:
         """The next part to attempt, if any may be, with ``free`` places for parts under way left.
 
-        Destinations take turns. A destination may have as many under way as there are places left, so that
-        there is always
-        one for a destination that has none. Destinations that were down together get a quarter of the
-        places, those that never answered yet all but a quarter: they may stall all of them.
+        Destinations take turns. A destination may have as many under way as there are places left, so there
+        is always one for a destination that has none. Destinations that were down together get a quarter of
+        the places, those that never answered yet all but a quarter: they may stall all of them.
         """
         for _ in self._rings:
             ring = self._rings[self._next_ring]
@@ -284,7 +283,7 @@ class Destinations(LaneTable):
     def probe_early(self, names: Iterable[str]) -> None:
         """Let one attempt be made in each of these destinations that are down, before its time.
 
-        Nobody knows how they do: so they take the room and the places of unknown destinations.
+        Their state is unknown now: so they use the space and the places of unknown destinations.
         """
         for destination in [self._destination(name) for name in names]:
             if destination.failures and destination.shut_until and not destination.under_way:

@@ -26,7 +26,7 @@ _MOST_REMEMBERED = 4096
 
 
 class Dialer:
-    """Makes connections, and remembers with whom TLS did not work and who did not answer."""
+    """Makes connections, and remembers the hosts where TLS failed and the hosts that did not answer."""
 
     def __init__(
         self,

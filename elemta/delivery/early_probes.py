@@ -18,7 +18,7 @@ SPREAD = 0.1
 
 # A fault of this side is none where something worked so shortly before the attempt; seconds.
 _STILL_WORKED = 60.0
-# Early probes of which it is remembered that they were made; some never say how they ended.
+# Early probes that are remembered; some never report how they ended.
 _MOST_PROBED = 100_000
 
 Probe = Callable[[Sequence[str]], None]

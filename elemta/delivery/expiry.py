@@ -1,4 +1,4 @@
-"""What time does to messages that nobody attempts: senders are told of the delay, and of the end."""
+"""Messages that are not attempted: their senders get notices of the delay and of the end."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ class ExpiryScanner:
     """Walks the queue from its old end.
 
     A message in a destination that is shut is not attempted, so here it expires when its time has come;
-    one in an
-    open destination has a last attempt instead. Delays are told here, whatever the destination does, but
-    for messages whose attempt is near or under way: that will tell, if it has to.
+    one in an open destination has a last attempt instead. Delays are reported here, whatever the destination
+    does, but for messages whose attempt is near or under way: the attempt reports the delay, if it has to.
     """
 
     def __init__(self, queue: DeliveryQueue, destinations: Destinations, settings: DeliverySettings) -> None:
@@ -77,7 +76,7 @@ class ExpiryScanner:
             self._attempted.add(message.queue_id)
 
     def tells(self, message: QueuedMessage) -> bool:
-        """Whether the delay is being told, or was since the message was read."""
+        """Whether a notice of the delay is under way, or was sent since the message was read."""
         return message.key in self._notifying
 
     def gives_up(self, message: QueuedMessage) -> bool:
@@ -122,7 +121,7 @@ class ExpiryScanner:
                     await self._hold_faulty(shut, error)
 
     async def _hold_faulty(self, parts: Sequence[QueuedMessage], error: Exception) -> None:
-        """Put on hold what can't be given up: so it ends all the same, and its sender is told if possible."""
+        """Put on hold what can't be given up: so it ends all the same, with a notice if possible."""
         _log.failure(
             "a message could not be given up; it is put on hold",
             event="delivery.message_held",
@@ -181,8 +180,8 @@ class ExpiryScanner:
                 if not self._is_second_fault(message.queue_id, error):
                     raise
                 _log.failure(
-                    "the sender of a message that was kept too long can't be told",
-                    event="delivery.sender_not_told",
+                    "no notice about a message that was kept too long could be made",
+                    event="delivery.sender_not_notified",
                     queue_id=message.queue_id,
                     sender=str(message.envelope.sender),
                 )
@@ -343,7 +342,7 @@ class ExpiryScanner:
         return replace(parts[0], pending=pending, warned=False), outcomes
 
     async def _last_outcome(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
-        """Why the recipient still waits: what its destination said last, or else what itself was told."""
+        """Why the recipient still waits: what its destination said last, or else the last reply about it."""
         reason = self._destinations.reason(message.destination)
         if reason is not None:
             return replace(

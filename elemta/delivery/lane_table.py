@@ -121,7 +121,7 @@ class LaneTable:
         return destination is not None and (destination.loading or message.key in destination.known)
 
     def names(self) -> list[str]:
-        """The destinations of which more is known than when something is due."""
+        """The destinations whose state is known, beyond the time when something is due."""
         return [*self._destinations, *self._resting]
 
     def is_answering(self, name: str) -> bool:
@@ -155,11 +155,11 @@ class LaneTable:
         return destination
 
     def _first_ring(self, name: str) -> Ring:
-        """Where a destination belongs of which nothing is known."""
+        """The ring of a destination without a known state."""
         return self._known if self._limit(name) is None or name in self._answered else self._unknown
 
     def _quiet_until(self, name: str) -> float:
-        """When something is due in a destination of which nothing else is known."""
+        """When something is due in a destination without a known state."""
         return min(self._known.wakes.at(name), self._unknown.wakes.at(name))
 
     def _most(self, name: str) -> int:
@@ -232,5 +232,5 @@ class LaneTable:
 
 
 def enough_room(ring: Ring) -> int:
-    """So much room has to be there before the spool is asked."""
+    """So much space has to be there before the spool is asked."""
     return MOST_WAITING * ring.eighths // 64

@@ -67,7 +67,7 @@ _SOCKETS = frozenset(
         errno.EADDRINUSE,
     }
 )
-# The kernel's own word, or that of a router near or far: nobody can tell.
+# The kernel's own word, or that of a router near or far: the error does not say which.
 _NETWORK = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT, errno.EPERM, errno.EACCES}
 )

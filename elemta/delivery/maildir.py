@@ -1,4 +1,4 @@
-"""Final delivery to Maildirs: synced before it counts, under names that nobody outside can choose.
+"""Final delivery to Maildirs: synced before it counts, under names that no client can choose.
 
 Which Maildirs exist: asked of the file system in threads, with a deadline, and remembered for a moment.
 """
@@ -138,7 +138,9 @@ class MaildirWriter:
                 errors.append(error)
             except Exception as error:
                 # A fault with one drop is no trouble of the others in this thread.
-                _log.failure("writing into a Maildir broke", event="maildir.broke", directory=drop.directory)
+                _log.failure(
+                    "writing into a Maildir failed", event="maildir.internal_error", directory=drop.directory
+                )
                 errors.append(SpoolError(f"a fault inside Elemta: {error!r}"))
             else:
                 written.setdefault(drop.directory, []).append((job, errors, len(errors)))
@@ -153,7 +155,7 @@ class MaildirWriter:
         try:
             self._place(job, drop)
         except FileNotFoundError:
-            # Somebody removed the Maildir since it was last seen.
+            # The Maildir was removed since it was last seen.
             self._known.discard(drop.directory)
             self._provide(drop)
             self._place(job, drop)
@@ -261,7 +263,7 @@ def _make_directory(path: str) -> None:
     _make_directory(parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    # Whoever made it, its name must be on the disk before anything in it counts.
+    # Also where another process made it, its name must be on the disk before anything in it counts.
     _sync_directory(parent)
 
 
@@ -299,7 +301,7 @@ THREADS = 2
 MOST_WAITING = 1000
 MOST_REMEMBERED = 10_000
 
-# Such a name can't be anybody's mailbox.
+# Such a name can't be a mailbox.
 _NO_NAME = frozenset({errno.ENOENT, errno.ENAMETOOLONG})
 
 

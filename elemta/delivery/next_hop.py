@@ -52,7 +52,7 @@ class NextHop:
 
 
 class ReachedStage(enum.Enum):
-    """How far a transaction came; it says whom a failure is about.
+    """How far a transaction came; it says which party a failure is about.
 
     NOTHING_FREE: no connection was allowed in time, which is no fault of the next hop. NOWHERE: no
     candidate could be connected to, or none was ready to talk. ANSWERED: the next hop answered for this
@@ -68,7 +68,7 @@ class ReachedStage(enum.Enum):
 class TransactionResult:
     """What came of one transaction: a result for each recipient, in order.
 
-    ``next_hop`` names whom the results are from, ``tls`` what protected the way (None: nothing);
+    ``next_hop`` names the host that the results are from, ``tls`` what protected the way (None: nothing);
     ``reused`` says that the connection had carried messages before; ``seconds`` is how long it took,
     without the wait for a connection to become free. ``local`` is what may be wrong on this side where
     nothing was reached, as for a destination by ``mx:``.

@@ -26,8 +26,8 @@ class NotificationPlan:
     """What to put into the queue after an attempt: the notices first, then the outcomes.
 
     ``retry_at`` is for the recipients that are deferred, in seconds since the epoch; ``hold_reason`` for
-    those that failed and whose sender can't be told, or whose message can't be read; ``hold`` says
-    which. ``warned``: the delay needs no telling any more.
+    those that failed and whose sender gets no notice, or whose message can't be read; ``hold`` says
+    which. ``warned``: the delay needs no further notice.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -38,7 +38,7 @@ class NotificationPlan:
     hold: HoldCause = HoldCause.UNDELIVERABLE
 
     def without_notices(self, retry_at: float) -> NotificationPlan:
-        """The same where the notices could not be queued: nobody counts as failed before he is told."""
+        """The same where the notices could not be queued: no recipient fails before its notice is queued."""
         outcomes = tuple(
             replace(outcome, status=Status.DEFERRED) if outcome.status is Status.FAILED else outcome
             for outcome in self.outcomes
@@ -68,7 +68,7 @@ def decide_notifications(
 
     ``retry_at`` is the time of the next one where the destination decides it, else the message's own
     schedule does. At ``expire`` after its receipt what is deferred has failed. A message that can't be read
-    then, for the reason ``unreadable``, is kept on hold for a while once its sender is told.
+    then, for the reason ``unreadable``, is kept on hold for a while once the notice to its sender is queued.
     """
     known = [recipient.address for recipient in message.pending] if message.warned else ()
     notices = decide(message, outcomes, now=now, settings=notice_settings(settings), warned=known)
@@ -83,7 +83,7 @@ def decide_notifications(
         retry_at = settings.retries.next_attempt(message.attempts + 1, message.envelope.received_at, now)
     late = deferred and 0 < settings.warn_after <= age
     if unreadable is not None and notices.hold is None and expired and _any_failed(outcomes):
-        reason = f"it can't be read, and the sender was told: {unreadable}"[:_LONGEST_REASON]
+        reason = f"it can't be read, and the sender got a notice: {unreadable}"[:_LONGEST_REASON]
         return NotificationPlan(tuple(outcomes), notices, retry_at, reason, late, HoldCause.UNREADABLE)
     return NotificationPlan(tuple(outcomes), notices, retry_at, notices.hold, late)
 
@@ -113,7 +113,7 @@ async def record(
 
     The notices come first: a crash between them and the outcomes may tell a sender twice, but never not
     at all. Where one that tells of a failure can't be queued, its recipients are tried again at
-    ``retry_at``. What was delivered is not recorded here: that was settled before anybody was told.
+    ``retry_at``. What was delivered is not recorded here: that was recorded before any report of it.
     SpoolError: the outcomes are not stored yet.
     """
     notices = plan.notices.to_send
@@ -173,7 +173,7 @@ async def content_for_notice(spool: NoticeSpool, queue_id: str) -> BinaryIO | No
 def tell_operator(message: QueuedMessage, error: Exception) -> None:
     """Log that a notice could not be built or queued."""
     if not isinstance(error, SpoolError | OSError):
-        _log.failure("a notice to a sender broke", event="bounce.broke", queue_id=message.queue_id)
+        _log.failure("a notice to a sender broke", event="bounce.internal_error", queue_id=message.queue_id)
         return
     _log.error(
         "a notice to a sender could not be queued",
@@ -208,7 +208,7 @@ async def return_to_sender(
     """
     message = (await spool.show(queue_id)).message
     if not message.envelope.sender:
-        raise NoSender(f"{queue_id} is from <>: nobody can be told")
+        raise NoSender(f"{queue_id} is from <>, which gets no notice")
     held = message.state is not MessageState.HOLD
     if held:
         # So that no attempt begins while the notice is written.

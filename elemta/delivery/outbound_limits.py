@@ -1,4 +1,4 @@
-"""The pace per destination: limits that mail keeps on its way out. Who is over one waits; nothing fails."""
+"""Outbound limits per destination. Mail above a limit waits; nothing fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_INTERVAL = 10.0
 """Seconds between two lines of the log about the same limit."""
 
 LOOK_AGAIN = 1.0
-"""Seconds after which to ask again for a connection: nobody knows when another node closes one."""
+"""Seconds after which to ask again for a connection: when another node closes one is unknown."""
 
 _SOONEST, _LATEST = 0.001, 3600.0
 
@@ -64,7 +64,7 @@ class OutboundLimiter:
 
     @property
     def limiter(self) -> Limiter:
-        """Who counts now."""
+        """The limiter of the present configuration."""
         return self._limiter
 
     @limiter.setter

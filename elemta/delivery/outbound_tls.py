@@ -1,4 +1,4 @@
-"""TLS towards next hops: opportunistic, with no proof of who is there, or verified by name."""
+"""TLS towards next hops: opportunistic, without a proof of the host's identity, or verified by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class OutboundTLSRefused(Exception):
 class OutboundTLS:
     """Makes the handshakes of all connections.
 
-    ``authorities`` is a PEM file of whom to believe; empty: whom this system believes.
+    ``authorities`` is a PEM file of the authorities to trust; empty: those that this system trusts.
     """
 
     def __init__(self, authorities: str = "") -> None:

@@ -251,7 +251,7 @@ class ConnectionPool:
         elif self._slots.has_waiters(kept.slot):
             kept.quit()
         else:
-            # To the end of the line: whoever rests longest is the first to make room.
+            # To the end of the line: the connection that rests longest is closed first.
             del self._open[kept]
             self._open[kept] = None
             kept.timer = self._clock.callLater(self._settings.keep_idle, kept.quit)
@@ -289,5 +289,5 @@ class ConnectionPool:
             kept.connection.cut()
 
     def refuse(self, text: str) -> None:
-        """Let nobody wait for a connection any longer."""
+        """End all waits for a connection."""
         self._slots.give_up(text)

@@ -1,6 +1,7 @@
 """What delivery needs of the spool, and no more.
 
-Whether a queued message can still be read: asked before one is given up, so that what is lost is told.
+Whether a queued message can still be read: asked before one is given up, because the notice says what is
+lost.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class DeliveryQueue(BounceSpool, Protocol):
         """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
 
     async def write_off(self, owed: OwedNotice) -> None:
-        """Let nobody hear of these deliveries."""
+        """Drop the notices of these deliveries."""
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
         """Parts whose hold has an end and began at ``before`` or earlier."""

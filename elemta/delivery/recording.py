@@ -26,7 +26,7 @@ Taken = dict[Address, RecipientResult]
 def delivered_of(
     message: QueuedMessage, outcomes: Sequence[Outcome], taken: Mapping[Address, RecipientResult]
 ) -> list[Outcome]:
-    """The outcomes of all to whom the message was delivered: also of those whose outcome was lost here."""
+    """The outcomes of all recipients that got the message: also where the outcome was lost here."""
     delivered = [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
     known = {outcome.recipient for outcome in delivered}
     for address, result in taken.items():
@@ -47,7 +47,7 @@ def owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> frozenset[Addr
     if not message.envelope.sender:
         return frozenset()
     asked = {each.address for each in message.pending if each.notify and Notify.SUCCESS in each.notify}
-    # RFC 3461 §5.2.1: who took over the request for a notice answers it.
+    # RFC 3461 §5.2.1: the host that took over the request for a notice answers it.
     return frozenset(
         each.recipient for each in delivered if not each.dsn_passed_on and each.recipient in asked
     )
@@ -87,7 +87,7 @@ async def settle_surely(
                 raise
             _log.failure(
                 "recording an attempt broke; it is tried again",
-                event="delivery.record_broke",
+                event="delivery.record_failed",
                 queue_id=message.queue_id,
             )
         else:
@@ -106,7 +106,7 @@ class DeliveredRecorder:
         return message.key in self._unrecorded
 
     async def record(self, message: QueuedMessage, delivered: list[Outcome]) -> None:
-        """Record deliveries before anybody is told of them. SpoolError: they are kept, there or here."""
+        """Record deliveries before any report of them. SpoolError: they are kept, there or here."""
         self._unrecorded[message.key] = delivered
         try:
             await settle_surely(self._queue, message, delivered, owes=_owes(message, delivered))
@@ -127,7 +127,7 @@ def _owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> Collection[Ad
         return owes(message, delivered)
     except Exception:
         _log.failure(
-            "it could not be seen who wants to hear of a delivery",
+            "it could not be determined which deliveries need a notice",
             event="delivery.owed_unknown",
             queue_id=message.queue_id,
         )

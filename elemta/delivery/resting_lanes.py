@@ -1,4 +1,4 @@
-"""What is kept of a destination of which nothing is in memory: its state, and of most not even that."""
+"""What is kept of a destination with no mail in memory: its state, and for most not even that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from elemta.delivery.destination import Destination
     from elemta.delivery.rings import Ring
 
-# Destinations of which the last failure is kept; of the others it is known that there was one.
+# Destinations whose last failure is kept; for the others it is only known that there was one.
 _MOST_REASONS = 10_000
 
 _UNREACHABLE = Outcome(
@@ -22,7 +22,7 @@ _UNREACHABLE = Outcome(
 
 @dataclass(slots=True, eq=False)
 class Rest:
-    """A destination of which nothing is in memory, and that has not only a time when something is due."""
+    """A destination with no mail in memory, and with more state than the time when something is due."""
 
     ring: Ring
     due: float

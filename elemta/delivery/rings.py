@@ -1,4 +1,4 @@
-"""Destinations by how they do: known to answer, unknown, failing. Each kind has waiting room of its own."""
+"""Destinations by how they do: known to answer, unknown, failing. Each kind has its own space in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Share:
     looked_into: int
 
 
-# A destination that answers never waits for room that others take, however many of them stand still.
+# A destination that answers never waits for space that others take, however many of them stand still.
 SHARES: Mapping[Standing, Share] = {
     Standing.KNOWN: Share(4, 200),
     Standing.UNKNOWN: Share(3, 75),

@@ -77,7 +77,7 @@ class RouteChooser:
         return route
 
 
-# Destinations that are no destination: what nobody has looked at yet, what is held, what ends here.
+# Destinations that are no next hop: not yet routed, held, delivered here.
 UNKNOWN = ""
 HELD = "hold:"
 LOCAL = "maildir:"
@@ -91,7 +91,7 @@ class SortedRecipients:
     """The recipients of a part by route, as far as they belong in its destination, and the destinations of
     the others.
 
-    ``waiting`` are those whom a policy lets wait.
+    ``waiting`` are those that a policy lets wait.
     """
 
     here: dict[Route, list[Recipient]] = field(default_factory=dict)

@@ -298,7 +298,7 @@ class DeliveryScheduler(Service):
             self._destinations.loaded(destination, self._time.seconds())
 
     async def _list_destinations(self, now: float) -> None:
-        """Learn which destinations there are; from then on every change is told."""
+        """Learn which destinations there are; from then on every change is reported."""
         after: str | None = None
         while self.running:
             destinations = await self._queue.destinations(after, _DESTINATIONS_AT_ONCE)
@@ -332,7 +332,7 @@ class DeliveryScheduler(Service):
     def _fill(self) -> None:
         """Start what may be started, at most so much in one turn of the reactor.
 
-        An attempt that ends at once makes room for the next one here, in this loop, not by a call from
+        An attempt that ends at once makes way for the next one here, in this loop, not by a call from
         within its own end: any number of parts may end at once.
         """
         if self._filling:
@@ -451,7 +451,7 @@ def _log_not_recorded(failure: Failure, queue_id: str) -> None:
             "an attempt could not be recorded", failure, event="delivery.not_recorded", queue_id=queue_id
         )
     else:
-        # The disk's failure itself is told once, by the spool.
+        # The disk's failure itself is logged once, by the spool.
         _log.error(
             "an attempt could not be recorded yet",
             event="delivery.not_recorded",

@@ -1,4 +1,4 @@
-"""What delivery is told: names, limits, the retry schedule; and what it tells."""
+"""The settings of delivery: names, limits, the retry schedule; and what it reports."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class DeliverySettings:
     transaction; ``maildir_threads`` write to Maildirs, ``read_threads`` read contents for next hops;
     ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a transaction as a whole;
     ``poll`` is the longest time between two looks into the queue. After ``warn_after`` (0: never) a sender
-    is told that a message waits. A notice returns a failed message of up to ``bounce_size_limit`` octets
-    whole.
+    gets a notice that a message waits. A notice returns a failed message of up to ``bounce_size_limit``
+    octets whole.
 
     ``mx_port`` is where mail exchangers listen; ``own_names`` and ``own_addresses`` (with their ports) are
     what this host itself is called and takes mail at. Next hops that are named are looked up in the file

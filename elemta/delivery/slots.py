@@ -1,4 +1,4 @@
-"""Who may have a connection now: so many for a route, so many for a destination, and turns for who waits."""
+"""Which delivery may have a connection now: limits per route and destination, and turns for the others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Waiter(Generic[T]):
 
 @dataclass(slots=True)
 class _Line(Generic[T]):
-    """One route: how many connections it may have and has, and who waits, by destination."""
+    """One route: how many connections it may have and has, and the waiting deliveries, by destination."""
 
     most: int
     per_destination: int
@@ -47,7 +47,7 @@ class _Line(Generic[T]):
 
 
 class ConnectionSlots(Generic[T]):
-    """Gives out slots, and passes on connections (``T``) that become free to who can use them.
+    """Gives out slots, and passes on connections (``T``) that become free to deliveries that can use them.
 
     Destinations take turns, so that one with many messages does not keep the others of its route waiting.
     """
@@ -105,8 +105,8 @@ class ConnectionSlots(Generic[T]):
     def keep_back(self, slot: ConnectionSlot, seconds: float) -> None:
         """Take back a slot that may not be used now.
 
-        For so long, or until a connection to its destination is gone, there is no other in its place; who
-        waits may still get a connection that becomes free.
+        For so long, or until a connection to its destination is gone, there is no other in its place; a
+        delivery that waits may still get a connection that becomes free.
         """
         place = slot.route, slot.destination
         self._free(slot)
@@ -128,7 +128,7 @@ class ConnectionSlots(Generic[T]):
             self._serve(place[0])
 
     def pass_on(self, slot: ConnectionSlot, connection: T) -> bool:
-        """Give a connection that became free to who waits for its destination and can use it."""
+        """Give a connection that became free to a delivery that waits for its destination and can use it."""
         line = self._lines[slot.route]
         for waiter in line.waiting.get(slot.destination, ()):
             if waiter.usable(connection):
@@ -138,7 +138,7 @@ class ConnectionSlots(Generic[T]):
         return False
 
     def has_waiters(self, slot: ConnectionSlot) -> bool:
-        """Whether somebody would get a connection if this slot were released."""
+        """Whether a delivery would get a connection if this slot were released."""
         waiting = self._lines[slot.route].waiting
         return any(each == slot.destination or self._has_capacity(slot.route, each) for each in waiting)
 
@@ -148,7 +148,7 @@ class ConnectionSlots(Generic[T]):
         return any(each != slot.destination and self._has_capacity(slot.route, each) for each in waiting)
 
     def give_up(self, text: str) -> None:
-        """Let nobody wait any longer, now or later."""
+        """End all waits, now and later."""
         self._over = text
         for line in list(self._lines.values()):
             for waiters in list(line.waiting.values()):
@@ -184,7 +184,7 @@ class ConnectionSlots(Generic[T]):
         self._granted.append((waiter.granted, what))
 
     def _hand_out(self) -> None:
-        """Tell who was granted something; they may ask again or give back meanwhile, to any depth."""
+        """Answer those that were granted something; they may ask again or give back meanwhile."""
         if self._handing_out:
             return
         self._handing_out = True

@@ -30,8 +30,8 @@ class SuccessNotices:
     """Sends what the spool says is owed.
 
     A delivery is recorded first, and with it that its sender has still to hear of it. The notice and the note
-    that it is no longer owed are one transaction: whenever the process ends, a sender is told once. A notice
-    that can't be queued is tried again, and written off ``expire`` after the delivery.
+    that it is no longer owed are one transaction: whenever the process ends, a sender gets one notice. A
+    notice that can't be queued is tried again, and written off ``expire`` after the delivery.
     """
 
     def __init__(self, clock: SteadyWall, queue: DeliveryQueue, settings: DeliverySettings) -> None:
@@ -75,7 +75,7 @@ class SuccessNotices:
         try:
             await self._queue_notice(owed)
         except UnknownMessage:
-            pass  # an operator removed it, or it was told
+            pass  # an operator removed it, or its notice was sent
         except Exception as error:
             tell_operator(message, error)
             await self._failed(owed)

@@ -52,7 +52,7 @@ T = TypeVar("T")
 class AttemptResult:
     """What one attempt for a part came to: the outcomes of its recipients, and how far it came.
 
-    ``untried`` are those for whom no connection was free, so that there was no attempt.
+    ``untried`` are those for which no connection was free, so that there was no attempt.
     ``local`` is what may be wrong on this side where nothing was reached; ``works`` what works here, as
     an answer shows.
     """
@@ -108,7 +108,7 @@ class Transports:
     ) -> AttemptResult:
         """Try each of these recipients once. What goes wrong here defers.
 
-        ``taken`` gets those to whom the message was delivered, the moment that is known: it counts, whatever
+        ``taken`` gets the recipients that have the message, the moment that is known: it counts, whatever
         else this gives or raises.
         """
         most = self._settings.max_recipients
@@ -276,15 +276,15 @@ class Transports:
         return await self._pool.call(function, *args, **kwargs)
 
     def tell(self, message: QueuedMessage, outcomes: Iterable[Outcome]) -> None:
-        """Tell metrics, policies and the log of attempts. Does not raise: nobody's trouble is another's."""
+        """Report attempts to metrics, policies and the log. Does not raise: each has its own failures."""
         for outcome in outcomes:
             for tell in (self._tell_log, self._tell_metrics, self._tell_policies):
                 try:
                     tell(message, outcome)
                 except Exception:
                     _log.failure(
-                        "somebody could not be told of a delivery attempt",
-                        event="delivery.not_told",
+                        "a delivery attempt could not be reported to the metrics or a policy",
+                        event="delivery.not_reported",
                         queue_id=message.queue_id,
                     )
 
@@ -369,7 +369,7 @@ def _maildir_result(recipient: Recipient, error: OSError | SpoolError | NoMailbo
         return RecipientResult(recipient, Status.DELIVERED, 0, "2.0.0", "written to the Maildir")
     if isinstance(error, NoMailbox):
         return RecipientResult(recipient, Status.FAILED, 0, "5.1.1", str(error))
-    # Local trouble is never permanent: a full disk, a wrong mode, a missing mount can all be mended.
+    # Local trouble is never permanent: a full disk, a wrong mode, a missing mount can all be repaired.
     enhanced = "4.3.1" if isinstance(error, OSError) and error.errno in _NO_SPACE else "4.3.0"
     reason = getattr(error, "strerror", None) or str(error)
     text = f"the Maildir could not be written: {reason}"

@@ -56,7 +56,7 @@ class BodyFile:
             try:
                 self._disk.write(self._descriptor, chunks)
             except BaseException:
-                # At once: what it wrote may be the room that others need.
+                # At once: what it wrote may be the space that others need.
                 self._abandoned = True
                 self._remove()
                 raise
@@ -88,7 +88,7 @@ class BodyFile:
             return
         self._is_ours = False
         if descriptor is not None:
-            # What close says of octets that nobody wants does not count.
+            # What close says of octets that are thrown away does not count.
             with suppress(OSError):
                 self._disk.close(descriptor)
         self._leftovers.remove([self.path])
@@ -281,7 +281,7 @@ class MessageWriter:
         self._write_out()
 
     def _extend_head(self, data: Piece) -> None:
-        """Add octets that nobody added before: each goes through here once, whenever it is written."""
+        """Add octets that were not added before: each goes through here once, whenever it is written."""
         missing = HEAD - len(self._head)
         if missing > 0:
             before = self._head.__sizeof__()

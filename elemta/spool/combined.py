@@ -1,4 +1,4 @@
-"""Several spools as one queue, for those who look after it."""
+"""Several spools as one queue, for operators."""
 
 from __future__ import annotations
 

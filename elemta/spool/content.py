@@ -76,7 +76,7 @@ class Content(io.RawIOBase):
 
 
 class RecentContents:
-    """Small contents by queue id, at most so many octets in all; the oldest make room."""
+    """Small contents by queue id, at most so many octets in all; the oldest are dropped first."""
 
     def __init__(self, octets: int) -> None:
         self._room = octets
@@ -101,7 +101,7 @@ class RecentContents:
         return Content(header, io.BytesIO(body), len(body))
 
     def discard(self, queue_id: str) -> None:
-        """An attempt was made, or the message is gone: whoever still wants it may read it."""
+        """An attempt was made, or the message is gone: a later attempt reads it from the disk."""
         found = self._contents.pop(queue_id, None)
         if found is not None:
             self._forget(*found)

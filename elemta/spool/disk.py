@@ -2,7 +2,7 @@
 
 `Disk` is a seam: tests make a call fail or record the order of calls.
 
-Room kept aside, so that a full disk does not keep the queue from emptying.
+Space kept aside, so that a full disk does not keep the queue from emptying.
 
 Removing a message writes, too: pages go to the log, the log moves to the database. Without a reserve a disk
 that others filled would leave delivered messages in the queue, to be delivered again.
@@ -76,7 +76,7 @@ class Disk:
         os.close(descriptor)
 
     def allocate(self, path: Path, size: int) -> None:
-        """Make a file of this size whose room is really taken."""
+        """Make a file of this size whose space is really taken."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             if size:
@@ -113,7 +113,7 @@ class Disk:
 class DiskFailure(enum.Enum):
     """What a failure says about the disk and the database connection.
 
-    FULL: no room; the transaction is rolled back and the connection still good. BUSY: someone else holds
+    FULL: no space; the transaction is rolled back and the connection still good. BUSY: another process holds
     the database. OPERATION: this one operation can't be done. BROKEN: nothing that this connection
     believes may be trusted any more.
     """
@@ -150,7 +150,7 @@ def failure_of(error: BaseException) -> DiskFailure:
 
 
 def refusal(error: BaseException, what: str) -> SpoolError:
-    """The error that a caller gets: SpoolFull (452) where there is no room, else SpoolError (451)."""
+    """The error that a caller gets: SpoolFull (452) where there is no space, else SpoolError (451)."""
     if isinstance(error, SpoolError):
         return error
     kind = SpoolFull if failure_of(error) is DiskFailure.FULL else SpoolError
@@ -163,7 +163,7 @@ _log = Logger()
 
 
 class Reserve:
-    """A file that takes up room until the room is needed. While it is spent, nothing new is taken in."""
+    """A file that takes up space until the space is needed. While it is spent, nothing new is accepted."""
 
     def __init__(self, path: Path, size: int, disk: Disk) -> None:
         self.held = False
@@ -173,7 +173,7 @@ class Reserve:
         self._disk = disk
 
     def restore(self) -> None:
-        """Put the room aside again, if the disk has it."""
+        """Put the space aside again, if the disk has it."""
         if self.held:
             return
         try:
@@ -183,7 +183,7 @@ class Reserve:
             if not self._told:
                 self._told = True
                 _log.warn(
-                    "no room can be kept aside; nothing new is accepted",
+                    "no space can be kept aside; nothing new is accepted",
                     event="spool.reserve_failed",
                     reason=str(error),
                 )
@@ -191,10 +191,10 @@ class Reserve:
         self.held = True
         if self._told:
             self._told = False
-            _log.info("there is room on the spool's disk again", event="spool.space_recovered")
+            _log.info("there is space on the spool's disk again", event="spool.space_recovered")
 
     def spend(self) -> None:
-        """Make the room free for what empties the queue."""
+        """Free the space for what empties the queue."""
         if self.held:
             self.held = False
             self._told = True
@@ -208,5 +208,5 @@ class Reserve:
             pass
         except OSError as error:
             _log.error(
-                "the room kept aside can't be freed", event="spool.reserve_not_freed", reason=str(error)
+                "the space kept aside can't be freed", event="spool.reserve_not_freed", reason=str(error)
             )

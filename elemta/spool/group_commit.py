@@ -23,7 +23,7 @@ _log = Logger()
 
 @dataclass(slots=True)
 class PendingOperation:
-    """An operation on its way: who waits for it, and the value that they get."""
+    """An operation on its way: the Deferred that waits for it, and the value that it gets."""
 
     operation: Operation
     done: Deferred[Any]
@@ -69,7 +69,7 @@ class GroupCommit:
         self._pause = settings.first_reopen
         self._late: list[DeliveryResult] = []
         self._unsettled = 0
-        # Batches in the thread or on their way from it, and new messages that nobody knows whether it wrote.
+        # Batches in the thread or on their way from it, and new messages that it may have written or not.
         self._at_work: list[tuple[list[PendingOperation], list[DeliveryResult]]] = []
         self._doubtful: list[NewMessage] = []
         self._idle: list[Deferred[None]] = []
@@ -191,9 +191,9 @@ class GroupCommit:
             done.errback(failure)
 
     def _broke(self, failure: Failure) -> None:
-        """A fault of ours with a batch: it counts as a failure of the disk, since nobody knows what is on it.
+        """A fault of ours with a batch: it counts as a failure of the disk, since what is on it is unknown.
 
-        Whoever waits hears of it, settlements are written again, and new messages are taken back.
+        Callers get an error, settlements are written again, and new messages are taken back.
         """
         _log.failure("a batch failed in an unforeseen way", failure, event="spool.batch_failed")
         self._running, self._start_call = False, None
@@ -223,7 +223,7 @@ class GroupCommit:
             if entries or self._store.unsettled:
                 batch = self._store.apply(batch.operations)
         except Exception as error:
-            # A fault of ours. Whoever waits must hear of it, and the store has to start over.
+            # A fault of ours. Callers must get an error, and the store has to start over.
             _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
             self._store.fail(batch, error)
         self._reactor.callFromThread(done.callback, batch)

@@ -1,4 +1,4 @@
-"""The end of holds: mail that others put on hold goes after its time, or when it takes too much room."""
+"""The end of holds: mail that others put on hold goes after its time, or when it takes too much space."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HoldQueue(Protocol):
 
 @dataclass(slots=True)
 class _Snapshot:
-    """The disk as it was looked at last, and the room that undeliverable notices took then."""
+    """The disk as it was looked at last, and the space that undeliverable notices took then."""
 
     room: FreeSpace
     undeliverable: int
@@ -70,7 +70,7 @@ class Holds:
 
     @property
     def share(self) -> int | None:
-        """The room that undeliverable notices may take, in octets; None while the disk is not known."""
+        """The space that undeliverable notices may take, in octets; None while the disk is not known."""
         known = self._known
         if known is None or known.room.total is None:
             return None

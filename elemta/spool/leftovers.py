@@ -1,4 +1,4 @@
-"""Files that nobody needs any more: removed at once, and again and again where the disk refuses that."""
+"""Files that no message needs: removed at once, and again and again where the disk refuses that."""
 
 from __future__ import annotations
 

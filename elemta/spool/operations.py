@@ -152,7 +152,7 @@ Operation = NewMessage | DeliveryResult | Assignment | OperatorChange | Payment
 class QueueCounts:
     """How the numbers of the queue change: messages and octets by state.
 
-    ``undeliverable`` is the room that undeliverable notices on hold take, in octets.
+    ``undeliverable`` is the space that undeliverable notices on hold take, in octets.
     """
 
     messages: Counter[MessageState] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""One partition of the spool on disk: its places, its modes, its name, and the lock that says who owns it.
+"""One partition of the spool on disk: its places, its modes, its name, and the lock of its owner.
 
 The record of the spools that this one's node has adopted, kept beside its own partitions.
 """
@@ -69,7 +69,7 @@ def partitions_in(root: Path) -> tuple[int, ...]:
 class Partition:
     """A partition that this process owns from `claim` to `leave`.
 
-    ``node`` and ``how`` are for others who ask whose it is: this node's name, and how it came to it.
+    ``node`` and ``how`` are for nodes that ask whose it is: this node's name, and how it came to it.
     ``id`` names the partition wherever it is moved, and ``place`` its lock: two claims of one ``place`` were
     ruled by the same lock. ``last_node`` is the node that had it before. All are there once it is claimed;
     ``place`` is empty where the system does not tell it.

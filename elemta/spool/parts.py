@@ -28,7 +28,7 @@ _HELD_BY_OPERATOR = "held by the operator"
 
 
 def room_of(size: int, recipients: int) -> int:
-    """The room that a message with outcomes takes in the spool, in octets: small ones are mostly rows."""
+    """The space that a message with outcomes takes in the spool, in octets: small ones are mostly rows."""
     return size + ROWS_OF_MESSAGE + ROWS_OF_RECIPIENT * recipients
 
 
@@ -54,8 +54,8 @@ class StoredMessage:
     """A message under change. ``finished`` are the positions of recipients that need no attempt any more.
 
     The sender has still to hear of the deliveries to those in ``owed``; of those in ``paid`` not any more.
-    ``pending_unread`` is how many wait where the envelope does not tell who: such a message stays until
-    somebody deletes it.
+    ``pending_unread`` is how many wait where the envelope can't be read: such a message stays until an
+    operator deletes it.
     """
 
     key: int
@@ -91,7 +91,7 @@ class StoredMessage:
 
     @property
     def undeliverable(self) -> int:
-        """The room that the message takes as an undeliverable notice on hold; 0 where it is none."""
+        """The space that the message takes as an undeliverable notice on hold; 0 where it is none."""
         if any(part.hold is HoldCause.UNDELIVERABLE and not part.gone for part in self.parts):
             return room_of(self.size, len(self.recipients))
         return 0
@@ -122,7 +122,7 @@ class StoredMessage:
                 part.gone = True
         left = [part for part in self.parts if not part.gone]
         if not left:
-            # What is still to be told needs the message's header.
+            # A notice that is still to be sent needs the message's header.
             self.gone = not self.owed
             self.state, self.hold_reason = MessageState.DEFERRED, None
             return
@@ -185,7 +185,7 @@ def _let_wait(message: StoredMessage, part: Part, settlement: DeliveryResult, wa
             return
         part.positions = [position for position in left if position in wait]
     if settlement.retry_at is not None:
-        # An operator who held the message meanwhile meant it.
+        # An operator's hold that came meanwhile stays.
         if part.state is not MessageState.HOLD:
             part.state = MessageState.DEFERRED
         part.turn, part.changed = settlement.retry_at, True
@@ -201,7 +201,7 @@ def _hold(message: StoredMessage, part: Part, positions: list[int], settlement: 
     """Put some recipients of a part on hold: as a part of their own, if they are not all of it."""
     held = part if positions == message.left_in(part) else message.split(part, positions)
     if held.state is not MessageState.HOLD:
-        # What an operator put there meanwhile stays until he says otherwise.
+        # What an operator put there meanwhile stays until the operator releases it.
         held.hold, held.held_at = settlement.hold, settlement.at
     held.state, held.attempts, held.changed = MessageState.HOLD, held.attempts + 1, True
 
@@ -241,7 +241,7 @@ def pay(message: StoredMessage | None, payment: Payment) -> UnknownMessage | Non
     if payment.recipients is not None:
         paid &= {position for address in payment.recipients for position in message.positions(address)}
     if not paid:
-        return UnknownMessage(f"nothing is to be told any more about the deliveries of {payment.queue_id}")
+        return UnknownMessage(f"no notice is pending about the deliveries of {payment.queue_id}")
     message.owed -= paid
     message.paid += sorted(paid)
     message.conclude()

@@ -212,8 +212,8 @@ class Schedule:
 
         In a destination that ``until`` names, what is deferred up to that time is due now.
 
-        Half of the room is for parts that were never attempted, in the order of their turns; the other half
-        for deferred ones, by time; what one kind leaves is the other's.
+        Half of the places are for parts that were never attempted, in the order of their turns; the other
+        half for deferred ones, by time; what one kind leaves is the other's.
         """
         found = [
             self._due_in(
@@ -420,7 +420,7 @@ def _is_chosen(row: Sequence[Any], chosen: QueueFilter) -> bool:
     try:
         return chosen.fits(message_of(row, ()).envelope)
     except DAMAGE:
-        # Nobody knows whom it is from; it is listed where no filter asks.
+        # Its sender is unknown; it is listed where no filter asks.
         return False
 
 

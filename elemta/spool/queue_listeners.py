@@ -1,4 +1,4 @@
-"""Who is told of new and due messages, and who says which ways a new one goes."""
+"""The listeners for new and due messages, and the plan of a new one's parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = Logger()
 
 
 def one_way(submission: Submission) -> Sequence[PlannedPart]:
-    """All recipients in the destination without a name: whoever delivers finds out where they go."""
+    """All recipients in the destination without a name: delivery finds out where they go."""
     return (PlannedPart("", submission.received_at),)
 
 

@@ -31,10 +31,10 @@ class MessageState(enum.Enum):
 class HoldCause(enum.Enum):
     """What put a part on hold, which decides how that ends.
 
-    OPERATOR: somebody here, or nobody knows what; it has no end. All else is what others can bring about, so
+    OPERATOR: an operator, or an unknown cause; it has no end. All else is what others can bring about, so
     it ends ``expire`` after it began. ROUTE (a route or a policy says so) and FAULT (something here went
-    wrong): the sender is told then. UNDELIVERABLE (it failed, and the sender is <>), QUARANTINE (a policy's
-    verdict) and UNREADABLE (the sender was told before): it is removed.
+    wrong): the sender gets a notice then. UNDELIVERABLE (it failed, and the sender is <>), QUARANTINE (a
+    policy's verdict) and UNREADABLE (the sender got a notice before): it is removed.
     """
 
     OPERATOR = 0
@@ -60,13 +60,12 @@ class SpoolSettings:
     """Where the spool lives and what it may use. Sizes are bytes, times seconds.
 
     ``partition`` is the part of the directory that this process owns alone; ``node`` and ``how`` tell others
-    who that is, and how it came to it. Below ``minimum_free``
-    there is no room. Bodies up to ``inline_limit`` live in memory, then in the database; larger ones
-    stream to a file. A writer is congested beyond ``congestion`` unwritten bytes; all writers together
-    keep to ``memory``. One transaction takes at most ``batch_operations`` and ``batch_bytes``.
-    Up to ``recent`` bytes of small messages stay in memory until a first attempt. ``history`` is the number
-    of attempts kept for a message. ``reserve`` is kept aside for emptying the queue of a full disk; half of
-    it bounds the database's log.
+    its owner, and how it came to it. Below ``minimum_free`` there is no space for mail. Bodies up to
+    ``inline_limit`` live in memory, then in the database; larger ones stream to a file. A writer is congested
+    beyond ``congestion`` unwritten bytes; all writers together keep to ``memory``. One transaction takes at
+    most ``batch_operations`` and ``batch_bytes``. Up to ``recent`` bytes of small messages stay in memory
+    until a first attempt. ``history`` is the number of attempts kept for a message. ``reserve`` is kept aside
+    for emptying the queue of a full disk; half of it bounds the database's log.
     """
 
     directory: Path
@@ -130,7 +129,7 @@ class QueuedMessage:
     ``pending`` are the recipients that still need an attempt, some of ``envelope.recipients``;
     ``attempts`` how many were made. ``next_attempt_at`` is seconds since the epoch; of an active part it is
     the place in the line of its ``destination``. ``part`` is the part's number; ``warned`` says that the
-    sender was told of the delay.
+    sender got a notice of the delay.
     """
 
     envelope: Envelope
@@ -164,7 +163,7 @@ class HeldPart:
 
 @dataclass(frozen=True, slots=True)
 class OwedNotice:
-    """Deliveries that are recorded and of which the sender has still to hear.
+    """Deliveries that are recorded and whose notice to the sender is still to be sent.
 
     The ``pending`` of the message are the recipients that they went to.
     """
@@ -279,7 +278,7 @@ class MessageRecord:
 @dataclass(frozen=True, slots=True)
 class SpoolStats:
     """The queue in numbers: messages and octets by state, the oldest message's age in seconds (0.0: empty),
-    free bytes on the disk, and whether the disk can be trusted right now. ``undeliverable`` is the room that
+    free bytes on the disk, and whether the disk can be trusted right now. ``undeliverable`` is the space that
     undeliverable notices on hold take, in octets."""
 
     messages: Mapping[MessageState, int]

@@ -150,6 +150,6 @@ def part_of(row: Sequence[Any]) -> QueuedMessage:
     pending = everyone
     if positions is not None or done:
         if not places or min(places) < 0:
-            raise ValueError("it does not say who its recipients are")
+            raise ValueError("it does not say which its recipients are")
         pending = tuple(everyone[place] for place in places if place not in done)
     return replace(whole, pending=pending, part=number, destination=destination, warned=bool(warned))

@@ -55,7 +55,7 @@ _HELD_4 = (
     "CREATE INDEX part_held ON part (held_at) WHERE held_at IS NOT NULL",
     "CREATE INDEX part_undeliverable ON part (held_at) WHERE hold = 1",
 )
-# Whether the sender has still to hear of the delivery, and of which kind: 1 relayed, 2 to its place; 0 not.
+# Whether a notice of the delivery is still to be sent, and its kind: 1 relayed, 2 to its place; 0 none.
 _OWED = (
     "ALTER TABLE recipient ADD COLUMN owed INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX recipient_owed ON recipient (message_id) WHERE owed > 0",
@@ -120,7 +120,7 @@ _STEPS = {
         "DROP TABLE recipient_1",
         _ATTEMPT,
         *_BY_STATE_2,
-        # A recipient with an outcome means that there was an attempt, though nobody counted how many.
+        # A recipient with an outcome means that there was an attempt, though attempts were not counted.
         """UPDATE message SET
         attempts = EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = message.id),
         pending = json_array_length(envelope, '$.to')
@@ -130,7 +130,7 @@ _STEPS = {
     ),
     2: (
         *_PART,
-        # Which way they go nobody has written down yet: they stand in the destination without a name.
+        # Their destination is not known yet: they stand in the destination without a name.
         """INSERT INTO part SELECT id, 0, '', state, next_attempt_at, attempts, 0, NULL FROM message""",
         "DROP INDEX message_due",
         _ACTIVE_3,
@@ -139,7 +139,7 @@ _STEPS = {
     3: (
         *(f"ALTER TABLE part ADD COLUMN {column}" for column in _HOLD_COLUMNS),
         *_HELD_4,
-        # What others put on hold ends from now on; of the rest nobody knows, so it stays.
+        # What others put on hold ends from now on; the cause of the rest is unknown, so it stays.
         """UPDATE part SET hold = 1, held_at = strftime('%s', 'now') + 0.0 WHERE state = 2 AND message_id IN
         (SELECT id FROM message WHERE hold_reason LIKE 'undeliverable, and the sender <> can''t be told%')""",
         """UPDATE part SET hold = 5, held_at = strftime('%s', 'now') + 0.0 WHERE state = 2 AND message_id IN

@@ -237,7 +237,7 @@ class Spool:
         A notice ``pays`` for the deliveries that it tells of, in the same transaction; where those are not
         owed any more it is not taken in: UnknownMessage.
 
-        SpoolFull: there is no room (452). SpoolError: local trouble (451). The writer is used up either way.
+        SpoolFull: there is no space (452). SpoolError: local trouble (451). The writer is used up either way.
         """
         key = row_key(writer.queue_id)
         refused = self._refusal(writer, submission)
@@ -300,7 +300,7 @@ class Spool:
         the last part the message. With ``retry_at`` the part is DEFERRED until then. With ``hold_reason``
         failed recipients stay pending and the part goes to HOLD, but for those that are deferred and have a
         ``retry_at``; ``hold`` says what put it there, and so how that ends. With neither it keeps its state.
-        ``warned`` notes that the sender was told of the delay; what was not ``attempted`` only waits, and
+        ``warned`` notes that the sender got a notice of the delay; what was not ``attempted`` only waits, and
         does not count. Of deliveries to those in ``owes`` the sender has still to hear; see `owed`.
         A message that is gone meanwhile is no error. SpoolError: not stored yet; the spool keeps the outcomes
         in memory and stores them as soon as the disk lets it.
@@ -329,7 +329,7 @@ class Spool:
         found = await self._read(self._schedule.owed, after, limit)
         for row in found.damaged:
             _log.error(
-                "a sender is not told of a delivery: the message in the queue can't be read",
+                "a sender gets no notice of a delivery: the message in the queue can't be read",
                 event="spool.owed_unreadable",
                 queue_id=row.queue_id,
                 row=row.key,
@@ -339,7 +339,7 @@ class Spool:
         return found.value
 
     async def write_off(self, owed: OwedNotice) -> None:
-        """Let nobody hear of these deliveries. UnknownMessage: that is so already; SpoolError."""
+        """Drop the notices of these deliveries. UnknownMessage: that is so already; SpoolError."""
         await self._commits.submit(_payment(owed))
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
@@ -583,7 +583,7 @@ class Spool:
 
     def _refresh_failed(self, failure: Failure) -> None:
         _log.error(
-            "the room on the spool's disk is not known",
+            "the free space on the spool's disk is not known",
             event="spool.space_unknown",
             reason=str(failure.value),
         )

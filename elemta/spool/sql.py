@@ -1,4 +1,4 @@
-"""The queue database changed by operations, inside a transaction that someone else begins and ends.
+"""The queue database changed by operations, inside a transaction that the caller begins and ends.
 
 Every statement takes a whole batch: the sqlite3 module gives up Python's interpreter lock at each step of a
 statement and has to win it back from a busy reactor thread, which costs more than the statement.
@@ -253,7 +253,7 @@ def _are_places(text: str | None) -> bool:
 
 def _part_of(values: Sequence[Any]) -> Part:
     number, destination, code, turn, attempts, warned, positions, hold, held_at = values
-    # What can't be read becomes nobody, which is no part that could go anywhere.
+    # What can't be read becomes a part without recipients, which goes nowhere.
     places = None if positions is None else json.loads(positions) if _are_places(positions) else []
     return Part(
         number,

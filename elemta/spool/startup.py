@@ -1,4 +1,4 @@
-"""Taking a partition up: the lock first, then whoever else has a say, then what is in it."""
+"""Opening a partition: the lock first, then the owner's lease, then what is in it."""
 
 from __future__ import annotations
 

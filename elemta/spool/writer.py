@@ -354,7 +354,7 @@ class QueueWriter:
                     "removed a body that no message needs", event="spool.orphan_body_removed", file=name
                 )
         for queue_id in missing:
-            # It stays where it is: the file may come back, and if not its sender is told when it expires.
+            # It stays where it is: the file may come back. If not, its sender gets a notice when it expires.
             _log.critical(
                 "a message's body file is missing",
                 event="spool.body_missing",
@@ -383,7 +383,7 @@ class QueueWriter:
             batch.refuse(placed, refusal(error, "the body could not be stored"))
 
     def _commit(self, connection: sqlite3.Connection, batch: Batch) -> None:
-        """Carry out the batch whole; if one operation spoils it, each apart; without room, nothing new."""
+        """Carry out the batch whole; if one operation spoils it, each apart; without space, nothing new."""
         for apart in (False, True):
             try:
                 self._transact(connection, batch, apart=apart)
@@ -405,7 +405,7 @@ class QueueWriter:
             batch.refuse(batch.open(), refusal(error, "the spool could not store it"))
 
     def _spend_reserve(self, connection: sqlite3.Connection) -> None:
-        """Spend the reserve on moving the log, whose room then serves for what empties the queue."""
+        """Spend the reserve on moving the log, whose space then serves for what empties the queue."""
         self.reserve.spend()
         try:
             self._move_log(connection)
@@ -427,7 +427,7 @@ class QueueWriter:
     def _carry_out_apart(self, connection: sqlite3.Connection, operation: Operation, batch: Batch) -> None:
         one, error = self._tried(connection, operation)
         if error is not None and isinstance(operation, DeliveryResult):
-            # Whatever the words of a next hop do to the database: who has the message must not get it again.
+            # Whatever a next hop's words do to the database: no host gets the message a second time.
             one, again = self._tried(connection, operation.bare())
             if again is None:
                 error = None

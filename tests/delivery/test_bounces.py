@@ -153,7 +153,7 @@ def test_nobody_is_told_of_a_message_from_nobody(notify: Notify | None, name: st
 def test_what_is_held_says_why() -> None:
     found = decided(message(person("bob"), person("eve"), sender=NULL), [refused("bob"), deferred("eve")])
     assert found.hold == (
-        "undeliverable, and the sender <> can't be told: bob@example.com 550 5.1.1 no such user"
+        "undeliverable, and the sender <> gets no notice: bob@example.com 550 5.1.1 no such user"
     )
     assert found.held == (person("bob").address,)
 

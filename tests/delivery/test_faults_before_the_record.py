@@ -140,7 +140,10 @@ async def watch(place: Place) -> str:
 
 
 # What is called when the record is there, to start the next attempt.
-SCHEDULER = {f"delivery/{name}.py" for name in ("aging", "delivery", "lane", "lanes", "routes", "ways")}
+SCHEDULER = {
+    f"delivery/{name}.py"
+    for name in ("destination", "destinations", "expiry", "router", "routes", "scheduler")
+}
 
 
 async def path_of(place: Place) -> list[Name]:

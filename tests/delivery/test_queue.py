@@ -186,7 +186,7 @@ async def test_it_stays_on_hold_with_its_reason_for_as_long_again(
     await old.walk(EXPIRE + 10)
     record = await old.show(queue_id)
     assert record.message.state is MessageState.HOLD
-    assert "it can't be read, and the sender was told: " in (record.message.hold_reason or "")
+    assert "it can't be read, and the sender got a notice: " in (record.message.hold_reason or "")
     await old.walk(2 * EXPIRE)
     assert await old.queued() == [queue_id]
     await old.walk(2 * EXPIRE + 20)
@@ -226,7 +226,7 @@ async def test_a_bad_block_anywhere_in_a_large_body_holds_the_message_and_tells_
     await old.walk(EXPIRE + 10)
     record = await old.show(queue_id)
     assert record.message.state is MessageState.HOLD
-    assert "it can't be read, and the sender was told: " in (record.message.hold_reason or "")
+    assert "it can't be read, and the sender got a notice: " in (record.message.hold_reason or "")
     (report,) = await old.bounces()
     assert "bob@example.com" in report
 

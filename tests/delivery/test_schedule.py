@@ -152,7 +152,7 @@ async def test_all_that_waited_for_a_destination_is_due_without_a_commit(tmp_pat
 
 
 @ensureDeferred
-async def test_a_lane_tells_when_it_is_blocked_and_when_it_is_open_again(post: Post) -> None:
+async def test_a_destination_that_is_blocked_or_open_again_is_logged(post: Post) -> None:
     events: list[LogEvent] = []
     globalLogPublisher.addObserver(events.append)
     try:
@@ -216,7 +216,7 @@ async def test_nobody_is_told_of_an_expired_notice_it_stays_on_hold(post: Post) 
     post.start(DEAD)
     queue_id = await post.send("bob@dead.example")
     message = (await post.reached(queue_id, MessageState.HOLD)).message
-    assert "can't be told" in (message.hold_reason or "")
+    assert "gets no notice" in (message.hold_reason or "")
     assert [line.queue_id for line in await post.spool.list()] == [queue_id]
 
 

@@ -217,7 +217,7 @@ async def test_a_recipient_that_failed_is_told_of_at_once_while_others_are_defer
 @ensureDeferred
 async def test_a_deferred_message_is_tried_again_and_a_released_one_too(post: Post) -> None:
     hop = Hop({"MAIL": [b"450 later\r\n", b"550 no\r\n", b"250 ok\r\n"]})
-    post.sender = NULL  # nobody can be told, so it is kept
+    post.sender = NULL  # no notice can be sent, so it is kept
     post.settings = replace(post.settings, retries=Retries((0.05,)), poll=60.0)
     post.start(await post.listen(hop))
     queue_id = await post.send("bob@example.com")

@@ -46,7 +46,7 @@ async def fail_notice(spool: Spool, body: bytes = b"x", *names: str) -> str:
         outcomes,
         part=0,
         retry_at=None,
-        hold_reason="undeliverable, and the sender <> can't be told",
+        hold_reason="undeliverable, and the sender <> gets no notice",
         hold=HoldCause.UNDELIVERABLE,
     )
     return queue_id
