@@ -1,7 +1,7 @@
 """What every test gets: a hypothesis profile that CI can rely on, and a look at what the test left behind.
 
 pytest-twisted sees neither a dirty reactor (a delayed call, a port or a connection that stays) nor a Deferred
-whose failure nobody took. Both are somebody's leak in production, so both fail the test that made them.
+whose failure was not handled. Both would be a leak in production, so both fail the test that made them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _clean_reactor() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _unhandled_errors() -> Iterator[list[LogEvent]]:
-    """Fails a test in which nobody handled a Deferred's failure, or an exception under the reactor."""
+    """Fails a test with an unhandled failure of a Deferred, or an exception under the reactor."""
     unhandled: list[LogEvent] = []
 
     def observe(event: LogEvent) -> None:
@@ -116,7 +116,7 @@ def _unhandled_errors() -> Iterator[list[LogEvent]]:
 
 @pytest.fixture
 def unhandled_errors(_unhandled_errors: list[LogEvent]) -> list[LogEvent]:
-    """For a test that wants one: the errors that nobody handled so far. The test clears what it expected."""
+    """For a test that wants one: the errors not handled so far. The test clears what it expected."""
     return _unhandled_errors
 
 

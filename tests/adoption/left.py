@@ -47,7 +47,7 @@ def left_behind(
 
 
 def undelivered(directory: Path, part: int = 0) -> set[str]:
-    """The queue ids of what is in a spool that nobody has open."""
+    """The queue ids of what is in a spool that no process has open."""
     connection = sqlite3.connect(directory / f"p{part}" / "queue.db")
     try:
         return {row[0] for row in connection.execute("SELECT queue_id FROM message")}

@@ -117,7 +117,7 @@ def test_an_adoption_goes_on_after_kill_9_and_repeats_only_what_was_out(
 @pytest.mark.timeout(300)
 def test_a_node_whose_spool_was_adopted_stays_down_until_it_is_given_back(make_daemon) -> None:
     ledger = Ledger()
-    # Nobody listens at the next hop, so it stays full.
+    # The next hop does not listen, so it stays full.
     with sink(ledger) as hop:
         port = hop.port
     original = make_daemon("original", to_sink(port))

@@ -1,4 +1,4 @@
-"""The lease of a spool in a real Valkey: who has it, until when, and what is told to whom."""
+"""The lease of a spool in a real Valkey: its owner, its end, and what owners and others learn."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def valkey(server: ValkeyServer) -> AsyncIterator[Valkey]:
 
 
 class Told:
-    """What the owner of a lease was told."""
+    """What the owner of a lease learned."""
 
     def __init__(self) -> None:
         self.lost: list[LeaseOwner] = []

@@ -65,7 +65,7 @@ def test_a_node_with_a_damaged_record_works_and_adopts_nothing_over_it(tmp_path:
         assert refused.returncode == 1
         assert "adopted can't be read" in refused.stderr
         assert record.read_text() == "damaged"
-        # Once it is mended, or removed, and the node restarted, what it names is adopted again.
+        # Once it is repaired, or removed, and the node restarted, what it names is adopted again.
         node.kill()
         record.write_text(before)
         node.start()

@@ -1,4 +1,4 @@
-"""Checkers in order, in time, off the reactor's thread, and slower for who guesses."""
+"""Checkers in order, in time, off the reactor's thread, and slower for clients that guess."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OneUser:
 
 @implementer(ICredentialsChecker)
 class Answers:
-    """Answers what it was told to: a value, an exception or a Deferred."""
+    """Answers what the test says: a value, an exception or a Deferred."""
 
     credentialInterfaces = (IUsernamePassword,)
 
@@ -93,7 +93,7 @@ def authenticator(
 
 
 async def guess(checked: Authenticator, user: str = "anna", client: str = "192.0.2.1") -> str:
-    """A wrong password, and the wait before the client is told."""
+    """A wrong password, and the wait before the reply."""
     try:
         return await checked.verify(user, b"wrong", client=client)
     except UnauthorizedLogin:

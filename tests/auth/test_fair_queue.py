@@ -17,7 +17,7 @@ def filled(capacity: int, *claims: Claim) -> FairQueue[object]:
 
 
 class Item:
-    """Something that waits, and for whom."""
+    """Something that waits, and its client."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim

@@ -1,4 +1,4 @@
-"""The users file: its lines, its changes, and that it does not tell who exists."""
+"""The users file: its lines, its changes, and that it does not tell which users exist."""
 
 from __future__ import annotations
 

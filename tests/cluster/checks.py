@@ -78,7 +78,7 @@ def calls(servers: Servers) -> int:
 
 
 def ends_of_leases(valkey: ValkeyServer, client: str) -> list[float]:
-    """In how many seconds the leases of a client's connections end if nobody renews them."""
+    """In how many seconds the leases of a client's connections end without a renewal."""
     seconds, micros = valkey.command("TIME")
     now = int(seconds) + int(micros) / 1e6
     found = valkey.command("ZRANGE", f"{PREFIX}connections-per-ip:{client}", "0", "-1", "WITHSCORES")
@@ -101,7 +101,7 @@ def contents(servers: Servers, pattern: str) -> dict[bytes, Any]:
 
 
 def four_hundred(fleet: Fleet, client: str, window: float) -> list[Visit]:
-    """400 connections of one client in one second, over all doors."""
+    """400 connections of one client in one second, over all nodes."""
     visits = burst(fleet.ports(), [client] * 400, within=0.9)
     took = max(visit.ended for visit in visits) - visits[0].began
     millis = [1000 * visit.seconds for visit in visits]

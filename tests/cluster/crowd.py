@@ -1,4 +1,4 @@
-"""Many clients at once: they come to the doors of several nodes, hear a greeting, and note when and what.
+"""Many clients at once: they connect to several nodes, read a greeting, and note when and what.
 
 Each client has an address of its own below 127.0.0.0/8, which is all loopback. A crowd runs in an event loop
 of its own, in this thread or, while a test does something to the servers, in another one.
@@ -32,7 +32,7 @@ def new_client() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One connection: the door that was tried, by whom, when (steady seconds), what it said after how long.
+    """One connection: the node, the client, when (steady seconds), what the node said after how long.
 
     ``greeting`` is empty when there was none: refused, reset, or silent for :data:`PATIENCE`.
     """
@@ -116,7 +116,7 @@ async def _burst(ports: Sequence[int], plan: Sequence[tuple[float, int, str]]) -
 
 
 def burst(ports: Sequence[int], clients: Sequence[str], *, within: float = 0.0) -> list[Visit]:
-    """One visit of each client, spread over the doors in turn and over ``within`` seconds."""
+    """One visit of each client, spread over the nodes in turn and over ``within`` seconds."""
     plan = [
         (within * number / len(clients), number % len(ports), client) for number, client in enumerate(clients)
     ]
@@ -124,7 +124,7 @@ def burst(ports: Sequence[int], clients: Sequence[str], *, within: float = 0.0) 
 
 
 class Stream:
-    """Clients that come at a steady pace, to the doors in turn, until the with-block ends.
+    """Clients that come at a steady pace, to the nodes in turn, until the with-block ends.
 
     ``next_client`` names each of them.
     """
@@ -156,7 +156,7 @@ class Stream:
         async with asyncio.TaskGroup() as group:
             while not self._over.is_set():
                 group.create_task(self._one(next(doors), self._next_client()))
-                # Who falls behind does not catch up in one burst: that would be another load.
+                # A stream that falls behind does not catch up in one burst: that would be another load.
                 due = max(due + self._pause, time.monotonic() - self._pause)
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
@@ -165,7 +165,7 @@ class Stream:
 
 
 class Adversary:
-    """Bursts at all phases of a window, each of more than the limit, over all doors at once."""
+    """Bursts at all phases of a window, each of more than the limit, over all nodes at once."""
 
     def __init__(self, ports: Sequence[int], client: str, *, limit: int, window: float, seed: int) -> None:
         self._ports = ports

@@ -25,7 +25,7 @@ RESOURCES: dict[str, int | str] = {
 
 
 class Cable:
-    """A way to a port on 127.0.0.1 that can be cut: what goes over it breaks, and nobody gets through."""
+    """A way to a port on 127.0.0.1 that can be cut: what goes over it breaks, and nothing gets through."""
 
     def __init__(self, to_port: int) -> None:
         self._to = ("127.0.0.1", to_port)
@@ -110,7 +110,7 @@ def test_a_node_that_alone_is_cut_off_from_valkey_adds_no_more_than_its_share(
 
             cable.mend()
             fleet.wait_for_mode(CLUSTER)
-            # What is counted is Valkey's again: who is over there is over here.
+            # What is counted is Valkey's again: a client above its limit there is above it here.
             assert not any(visit.passed for visit in burst(far, [client] * 5))
             other = new_client()
             assert sum(visit.passed for visit in burst(fleet.ports(), [other] * 3 * LIMIT)) == LIMIT

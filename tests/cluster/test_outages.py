@@ -1,4 +1,4 @@
-"""Losing Valkey in every way: nobody waits, each limit does what it says, and all comes back by itself."""
+"""Losing Valkey in every way: no client waits, each limit does what it says, and all comes back by itself."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ BUSY = Fault("busy", keep_busy, lambda valkey: valkey.command("SCRIPT", "KILL"))
 
 @dataclass(frozen=True)
 class Scale:
-    """How long things last, in seconds, and whether times are asserted as promised or with patience.
+    """How long things last, in seconds, and whether times are asserted as promised or with a tolerance.
 
     ``greeting`` is the longest p99 of a greeting, ``back`` the longest time until all nodes count together.
     """
@@ -189,7 +189,7 @@ def check_bound(fleet: Fleet, valkey: ValkeyServer) -> None:
 
 
 def check_doors_without_valkey(fleet: Fleet, known: str, newcomer: str) -> None:
-    """Each node lets its share pass, which begins with what it knew; and each limit does as it was told."""
+    """Each node lets its share pass, which begins with what it knew; and each limit does as configured."""
     assert by_door(burst(fleet.ports(), [newcomer] * (3 * LIMIT), within=0.3)) == [SHARE] * NODES
     assert by_door(burst(fleet.ports(), [known] * (3 * LIMIT), within=0.3)) == [SHARE - SHARE // 2] * NODES
     guest = new_client()

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-#: This host, as those see it who are not on it: what comes to here keeps its source.
+#: This host, as other hosts see it: what comes to here keeps its source.
 HOST = "198.51.100.1"
 SECONDS = 60.0
 

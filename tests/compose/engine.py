@@ -132,7 +132,7 @@ class Stack:
         return self.engine.run("exec", self.container(service), *words, check=check)
 
     def stop(self, service: str) -> int:
-        """As ``docker stop`` does it, with patience; the exit status of what ran there."""
+        """As ``docker stop`` does it, with its wait; the exit status of what ran there."""
         name = self.container(service)
         self.engine.run("stop", "--time", "60", name)
         return int(self.engine.run("inspect", "--format", "{{.State.ExitCode}}", name))
@@ -157,8 +157,8 @@ class Stack:
 def _pin_bridges() -> None:
     """Let the bridges keep their hardware addresses.
 
-    A bridge that nobody gave one has that of one of its ports, and another when this container stops: the
-    others answer to the old one then for up to a minute. On a host udev sees to that, here nobody does.
+    A bridge without its own has that of one of its ports, and another when this container stops: the
+    others answer to the old one then for up to a minute. On a host udev sees to that, here nothing does.
     """
     listing = subprocess.run(
         ["ip", "-json", "link", "show", "type", "bridge"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The pod of deployments/kubernetes/statefulset.yaml, as far as Podman can be told the same."""
+"""The pod of deployments/kubernetes/statefulset.yaml, as far as Podman can run the same."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_pod_drains_before_it_is_stopped(
     drain = pre_stop[-1].replace("sleep 10", "sleep 0")
     assert drain != pre_stop[-1]
     engine.run("exec", pod, *pre_stop[:-1], drain)
-    # No service leads anybody here any more, and nobody kills it.
+    # No service leads a client here any more, and nothing kills it.
     assert page(8080, ready)[0] == 503
     assert page(8080, live)[0] == 200
     assert greeting(2525, "198.51.100.7").startswith("421 ")

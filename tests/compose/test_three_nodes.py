@@ -189,7 +189,7 @@ def test_health_checks_cost_no_limit_and_no_line_in_the_log(stack: Stack, show: 
     before = {service: metric(NODES[service][1], checks) for service in NODES}
     for service, (_, monitoring, _) in NODES.items():
         wait_for("HAProxy goes on asking", lambda: metric(monitoring, checks) >= before[service] + 2)  # noqa: B023
-    # Whoever was counted is a client of these tests, not HAProxy, not a container.
+    # Every counted address is a client of these tests, not HAProxy, not a container.
     strangers = {client for client in counted_clients() if not client.startswith("198.51.100.")}
     assert strangers == set()
     for service in NODES:
@@ -246,7 +246,7 @@ def test_the_daemon_has_no_rights_and_nothing_to_write_to_but_its_spool(stack: S
 
 
 def test_orphans_are_buried(stack: Stack, show: Show) -> None:
-    """A process whose parent has gone is PID 1's, who has to wait for it."""
+    """A process whose parent has gone is PID 1's, which has to wait for it."""
     states = 'for p in /proc/[0-9]*; do read -r line <$p/stat && echo "$line"; done 2>/dev/null'
     stack.execute("node1", "bash", "-c", "for n in 1 2 3 4 5; do (exec -a orphan sleep 1 &) ; done")
     assert stack.execute("node1", "bash", "-c", states).count("(sleep)") == 5

@@ -1,4 +1,4 @@
-"""Local domains, mailboxes and who may relay."""
+"""Local domains, mailboxes and the networks that may relay."""
 
 from __future__ import annotations
 

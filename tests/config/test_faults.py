@@ -1,4 +1,4 @@
-"""What an operator is told about a configuration that can't be used."""
+"""The faults that a configuration which can't be used is reported with."""
 
 # ruff: noqa: E501 - the faults stand here as they are read
 

@@ -1,4 +1,4 @@
-"""What an operator is told at the start about settings that are allowed."""
+"""The warnings at the start about settings that are allowed."""
 
 # ruff: noqa: E501 - the notes stand here as they are read
 

@@ -108,7 +108,7 @@ def test_minutes_of_a_wrong_clock_change_no_session_lease_count_or_greeting(
             valkey.resume()
             for node in nodes:
                 eventually(lambda node=node: node.daemon.metric("valkey_up{") == 1, "Valkey is back", 30)
-            # What Valkey charged too late for nobody ends with its lease.
+            # What Valkey charged too late for any caller ends with its lease.
             _watch(nodes, LEASE, valkey_answers=False)
         # Back to the right time, which is a step, too.
         for node in nodes:

@@ -63,7 +63,7 @@ def test_a_node_with_a_valkey_is_built_without_connecting_anywhere(tmp_path: Pat
     assert reactor.getDelayedCalls() == []
     assert (reactor.tcpClients, reactor.unixClients) == ([], [])
     assert shared.fleet.status().mode == "local"
-    # It was never started, so there is nobody to leave.
+    # It was never started, so there is nothing to leave.
     assert Deferred.fromCoroutine(shared.fleet.stop()).called
 
 

@@ -43,7 +43,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(node: Daemon) -> Iterator[None]:
-    """Whatever a client did: its session is gone, and nobody was surprised."""
+    """Whatever a client did: its session is gone, and no error was logged."""
     yield
     deadline = time.monotonic() + 45
     still_open = r"elemta_connections_open\{"

@@ -1,4 +1,4 @@
-"""Who has a mailbox: a stranger can't make one by writing to it."""
+"""Which addresses have a mailbox: mail to an address creates none."""
 
 from __future__ import annotations
 

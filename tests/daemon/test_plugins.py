@@ -53,7 +53,7 @@ troubled = TroubledPlugin()
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pip put a package of somebody else's."""
+    """Where pip put another author's package."""
     source = tmp_path_factory.mktemp("troubled-source")
     (source / "troubled.py").write_text(PACKAGE)
     (source / "pyproject.toml").write_text(

@@ -1,4 +1,4 @@
-"""The PROXY protocol on a real listener: who may speak it, what it changes, and what it costs."""
+"""The PROXY protocol on a real listener: which peers may speak it, what it changes, and what it costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reload in the middle of sessions: who is there keeps the terms that he began with."""
+"""A reload in the middle of sessions: a session keeps the context that it began with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service in this process: what is told to stop, or to reload, in the middle of something."""
+"""The service in this process: a stop or a reload in the middle of something."""
 
 from __future__ import annotations
 

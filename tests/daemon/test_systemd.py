@@ -14,7 +14,7 @@ SECONDS = 60.0
 
 
 class Systemd:
-    """The socket that the daemon is told to notify, and what was said there."""
+    """The socket that the daemon has to notify, and what was said there."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

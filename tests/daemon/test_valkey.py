@@ -51,7 +51,7 @@ def test_one_limit_holds_on_two_nodes_and_any_of_them_shows_and_resets_it(
         assert ask(first, "limits", "top", "ip")["limits"][0]["identity"] == "127.0.0.1"
         until(lambda: len(ask(first, "nodes")["nodes"]) == 2, "the nodes know each other")
         assert [node["this"] for node in ask(second, "nodes")["nodes"]] == [False, True]
-        # The one that refuses without asking is named to who asks another one.
+        # The one that refuses without asking is named to a caller that asks another one.
         until(
             lambda: ask(first, "limits", "show", "ip:127.0.0.1")["limits"][0]["refused_by"] == ["n1"],
             "the other node's refusal is seen",
@@ -121,7 +121,7 @@ def _kind(kind: str) -> Iterator[tuple[str, list[ValkeyServer]]]:
         with valkey_server() as server:
             yield server.url, [server]
     elif kind == "sentinel":
-        # Nobody takes the place of a primary that stands still.
+        # No replica takes the place of a primary that stands still.
         with Replicated(down_after=600_000) as group:
             yield group.url, [group.primary]
     else:

@@ -1,4 +1,4 @@
-"""Who is told what: a table of decisions; and the DSN that the real spool has afterwards."""
+"""Which notices are sent: a table of decisions; and the DSN that the real spool has afterwards."""
 
 from __future__ import annotations
 

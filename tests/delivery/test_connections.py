@@ -57,7 +57,7 @@ class Quay(Harbour):
         return Deferred.fromCoroutine(self.send(*ports, **terms))
 
     async def closed_port(self) -> int:
-        """A port where nobody listens."""
+        """A port without a listener."""
         other = Harbour()
         port = await other.listen(SecureHop())
         await other.close()
@@ -293,7 +293,7 @@ async def test_a_host_that_did_not_answer_stands_behind_the_others_for_a_while(q
     hop = SecureHop()
     port = await quay.listen(hop)
     with socket.socket() as silent:
-        # Its queue of connections is full, so that the kernel answers nobody.
+        # Its queue of connections is full, so the kernel answers no client.
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
         waiting = [socket.socket() for _ in range(2)]

@@ -367,7 +367,7 @@ def test_what_was_done_while_the_queue_was_asked_is_not_done_again() -> None:
     queue.destinations.due_at("x.example", 0.0)
     wanted = queue.destinations.wanted(queue.now)
     assert set(wanted) == {"x.example"}
-    # Meanwhile one was told of, attempted and delivered, and another one is under way.
+    # Meanwhile one was announced, attempted and delivered, and another one is under way.
     queue.destinations.enter(first, queue.now)
     queue.destinations.enter(second, queue.now)
     assert queue.destinations.take(queue.now, PLACES) == first

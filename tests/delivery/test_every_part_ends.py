@@ -1,4 +1,4 @@
-"""Every queued part has a next event: whatever happened before, mail that nobody cares for ends in its time.
+"""Every queued part has a next event: whatever happened before, mail ends in its time.
 
 The spool is the real one, on disk, and so is the delivery service; the clock is the test's, and work for
 threads is done in the turn of the reactor.

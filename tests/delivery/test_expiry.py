@@ -1,4 +1,4 @@
-"""Who is told of a delay, and who is not because his mail is about to leave; the clock is a test's."""
+"""Which senders get a notice of a delay, and which not, because mail is about to leave; a test's clock."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Threaded(Clock):
 
 
 class Unlisted:
-    """A spool that does not say yet which destinations there are, and counts who looks for old mail."""
+    """A spool that does not say yet which destinations there are, and counts the scans for old mail."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool

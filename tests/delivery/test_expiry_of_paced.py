@@ -45,7 +45,7 @@ class Closed:
 
 def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> DeliveryScheduler:
     post.settings = replace(post.settings, retries=Retries((0.3,), expire=expire, jitter=0.0), warn_after=0.0)
-    # What is told to the sender stays where a test can look at it.
+    # A notice to the sender stays where a test can look at it.
     kept = MaildirRoute(
         "maildir:",
         frozenset({"example.org"}),

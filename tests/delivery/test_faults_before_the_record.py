@@ -1,4 +1,4 @@
-"""A fault anywhere between the next hop's last word and the record of it sends nobody a second copy."""
+"""A fault anywhere between the next hop's last word and the record of it causes no second copy."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def path_of(place: Place) -> list[Name]:
 
 
 # Its own logs of what is injected still count as errors at the teardown, and a commit may meet a spool that
-# is just being opened anew: until both are told apart it is run by hand.
+# is just being opened anew: until the test separates both it is run by hand.
 @pytest.mark.skipif("ELEMTA_TEST_FAULTS" not in os.environ, reason="run with ELEMTA_TEST_FAULTS=1")
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__ for kind in KINDS])
 @ensureDeferred

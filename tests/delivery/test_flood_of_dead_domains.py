@@ -62,7 +62,7 @@ def test_a_known_good_destination_waits_a_second_at_most_beside_any_number_of_de
     simulation.send(GOOD_LANE)
     simulation.run(1.0)
     for number in range(domains * each):
-        # One half of them is told of, the other is found in the queue.
+        # One half of them is announced, the other is found in the queue.
         simulation.send(f"dead{number % domains}.example", tell=number % 2 == 0)
     sent = []
     for pause in (0.0, 1.0, 20.0, 5 * MINUTE, 20 * MINUTE, 30 * MINUTE):
@@ -94,7 +94,7 @@ def test_mail_for_dead_domains_ends_in_its_time_however_many_they_are(
 
 
 def test_what_waits_in_memory_stays_bounded_when_unknown_destinations_answer() -> None:
-    """Each that answers takes what waits for it along: from the room of the unknown to that of the known."""
+    """Each that answers takes what waits for it along: from the space of the unknown to that of the known."""
     queue = Scheduled(limit=1)
     for number in range(4000):
         for _ in range(9):

@@ -1,4 +1,4 @@
-"""Every behaviour of a next hop at every point: who gets it, who is told, and when it is tried again.
+"""Every behaviour of a next hop at every point: what arrives, which notices go out, and what is tried again.
 
 One table says it all. Each of its cells is a message for three recipients to a next hop of its own; all of
 them are delivered at the same time by one service over real sockets, three times over: as new messages, as
@@ -78,7 +78,7 @@ EXPIRE = 100_000.0
 AGES = {"new": 0.0, "late": WARN_AFTER + 60.0, "expired": EXPIRE + 60.0}
 FLOOD = 100_000_000
 GARBAGE = bytes(range(256)) * 4 + b"\r\n"
-# What the kernel can't take in one go while nobody reads, so that the content does not end.
+# What the kernel can't take in one go while the hop does not read, so that the content does not end.
 LARGE = b"Subject: large\r\n\r\n" + b"x" * 76 + b"\r\n"
 LARGE += b"0123456789" * 7 + b"\r\n"
 LARGE_BODY = LARGE + (b"y" * 998 + b"\r\n") * 1500
@@ -213,7 +213,7 @@ class HostileSession(HopSession):
         elif self.in_data and self.hop.point == "content":
             self.misbehave(b"250 2.0.0 ok\r\n")
             if self.hop.behaviour not in ("close", "RST", "421"):
-                # Nobody reads on, so that the message can't come to its end.
+                # The hop does not read on, so that the message can't come to its end.
                 self.transport.pauseProducing()
         elif self.chunk:
             self.take_chunk(data)
@@ -289,7 +289,7 @@ def expected(cell: str, age: str) -> str:
     }
     words = [cell]
     if age == "expired" and by_sign["~"]:
-        # Who failed and who was given up stand in one notice.
+        # Failed and given up recipients stand in one notice.
         gone = [name for name, each in zip(NAMES, signs, strict=True) if each != "+"]
         return f"{cell} failed:{','.join(gone)}"
     if age == "late" and by_sign["~"]:
@@ -334,7 +334,7 @@ class House:
         self.cells.append(cell)
         route = await self.post.listen(hop)
         port = self.post._ports[-1]
-        # Little room for what is not read yet; see LARGE_BODY.
+        # Little space for what is not read yet; see LARGE_BODY.
         port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         if row == "connect":
             await port.stopListening()
@@ -350,14 +350,14 @@ class House:
         )
 
     def _dead_route(self, route: NextHopRoute) -> NextHopRoute:
-        """A port that nobody listens at, and nobody else will get."""
+        """A port without a listener that no other process will get."""
         dead = socket.socket()
         dead.bind(("127.0.0.1", 0))
         self._silent.append(dead)
         return replace(route, port=dead.getsockname()[1])
 
     def _silent_route(self, route: NextHopRoute) -> NextHopRoute:
-        """A port whose queue of connections is full, so that the kernel answers nobody."""
+        """A port whose queue of connections is full, so that the kernel answers no client."""
         silent = socket.socket()
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
@@ -429,7 +429,7 @@ class House:
         return frozenset(found)
 
     def notices(self, cell: Cell) -> Iterator[str]:
-        """What the sender was told: ``failed:ann,bob``, one for each notice."""
+        """What the sender's notices say: ``failed:ann,bob``, one for each notice."""
         directory = self.post.directory / "told" / f"c{cell.number}" / "new"
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
             report: Any = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)

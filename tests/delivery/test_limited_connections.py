@@ -139,7 +139,7 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
     sent = await nodes[0].send()
     assert (sent.reached, sent.results[0].status) == (ReachedStage.NOTHING_FREE, Status.DEFERRED)
     elsewhere.done(taken)
-    # Nobody told this node; it looks again by itself.
+    # This node was not notified; it looks again by itself.
     await post.until(lambda: isinstance(nodes[0].pace.connect("big.example"), Permit))
 
 

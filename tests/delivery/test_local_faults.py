@@ -1,4 +1,4 @@
-"""What may be wrong on this side: from the error of a socket or of DNS to what delivery is told."""
+"""What may be wrong on this side: from the error of a socket or of DNS to what delivery learns."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_a_process_without_descriptors_has_no_sockets(monkeypatch: pytest.
     [
         ([errno.ENETUNREACH, errno.ENETUNREACH], NETWORK),
         ([errno.ENETUNREACH, errno.EADDRNOTAVAIL], NETWORK | SOCKETS),
-        # Somebody is there, so that the other address may not be ours to reach.
+        # The host answers, so that the other address may not be ours to reach.
         ([errno.ENETUNREACH, errno.ECONNREFUSED], NONE),
         ([errno.ECONNREFUSED, errno.ENETUNREACH], NONE),
     ],

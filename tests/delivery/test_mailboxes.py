@@ -1,4 +1,4 @@
-"""Whether a Maildir exists is found out beside the reactor, in bounded time and room."""
+"""Whether a Maildir exists is found out beside the reactor, in bounded time and space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maildirs: names that nobody outside chooses, and nothing that counts before it is synced."""
+"""Maildirs: names that no client chooses, and nothing that counts before it is synced."""
 
 from __future__ import annotations
 

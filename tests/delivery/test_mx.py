@@ -1,4 +1,4 @@
-"""Finding the hosts for a domain: the order, who is left out, and what it means when nobody is left."""
+"""Finding the hosts for a domain: the order, which are left out, and what it means when none is left."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ async def test_this_host_and_who_is_no_better_are_left_out(resolver: DnsResolver
     assert verdict(await find(resolver, "mine.example.test", **own)) == (FAILED, "5.4.6")
     assert verdict(await find(resolver, "me.example.test", **own)) == (FAILED, "5.4.6")
     assert verdict(await find(resolver, "lost-but-me.example.test", **own)) == (FAILED, "5.4.6")
-    # Who is better could not be looked up, and may take it later.
+    # A better host could not be looked up, and may take it later.
     assert verdict(await find(resolver, "broken-but-me.example.test", **own)) == (DEFERRED, "4.4.3")
 
 
@@ -292,7 +292,7 @@ def rotate(turns: int) -> Any:
 
 
 def done(coroutine: Any) -> Any:
-    """The result of what waits for nobody."""
+    """The result of a coroutine that waits for nothing."""
     results: list[Any] = []
     Deferred.fromCoroutine(coroutine).addBoth(results.append)
     (result,) = results

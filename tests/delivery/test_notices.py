@@ -1,4 +1,4 @@
-"""Messages that an operator returns: who is told, what leaves the queue, and that nothing gets lost."""
+"""Messages that an operator returns: which notices go out, what leaves the queue, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pace per destination, over a real limiter and store: who waits, how long, what is given back."""
+"""Outbound limits over a real limiter and store: which mail waits, how long, what is given back."""
 
 from __future__ import annotations
 

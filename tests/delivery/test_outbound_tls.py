@@ -1,4 +1,4 @@
-"""TLS towards next hops over real sockets: who is proved to be there, and what happens where nobody is."""
+"""TLS towards next hops over real sockets: which host is proved to be there, and what if none is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAME = "mx.example.test"
 
 
 class Observer(NullDeliveryObserver):
-    """Counts what it is told."""
+    """Counts its calls."""
 
     def __init__(self) -> None:
         self.handshakes: list[str] = []

@@ -191,7 +191,7 @@ async def test_it_stays_on_hold_with_its_reason_for_as_long_again(
     assert await old.queued() == [queue_id]
     await old.walk(2 * EXPIRE + 20)
     assert await old.queued() == []
-    # Nobody is told twice.
+    # No sender gets a second notice.
     assert len(await old.bounces()) == 1
 
 

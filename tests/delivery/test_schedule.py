@@ -543,7 +543,7 @@ async def test_a_policy_sends_recipients_their_own_ways(post: Post) -> None:
     assert [line for line in other.heard if line.startswith(b"RCPT")] == [b"RCPT TO:<other@example.com>"]
     assert record.message.hold_reason == "look at it"
     await post.until(lambda: sorted(router.told) == ["other delivered", "usual delivered"])
-    # Those who are told hear of a delivery before the record of those who wait.
+    # Policies learn of a delivery before the record of recipients that wait.
     await post.until(lambda: post.delivery is not None and not post.delivery.under_way)
     said = {str(each.recipient): each for each in (await post.show(queue_id)).recipients}["later@example.com"]
     assert (said.status, said.text, said.enhanced) == (Status.DEFERRED, "not today", "4.7.1")

@@ -25,7 +25,7 @@ def simulations() -> Iterator[list[Simulation]]:
 def test_any_number_of_destinations_may_wait_for_limits_that_answer_at_once(
     simulations: list[Simulation],
 ) -> None:
-    """The places of unknown destinations are taken; when one is free, 3,600 others are told to wait."""
+    """The places of unknown destinations are taken; when one is free, 3,600 others have to wait."""
     limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(1, 600.0),))
     simulation = Simulation(
         lambda destination, now: SILENT if destination.startswith("slow") else GOOD, limit

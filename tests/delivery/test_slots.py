@@ -1,4 +1,4 @@
-"""Who may have a connection: bounds that hold, and turns."""
+"""Which delivery may have a connection: bounds that hold, and turns."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_route_may_say_how_many_a_destination_of_its_own_has() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever is asked and given back in whatever order: no bound breaks, and nobody waits without need."""
+    """Whatever is asked and given back in whatever order: no bound breaks, and none waits without need."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Who asked to hear of a delivery hears of it once; what was delivered is recorded before, and stays so."""
+"""A requested success notice is sent once; what was delivered is recorded before, and stays so."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_a_delivery_is_recorded_before_anybody_is_told(post: Post) -> None
     await post.send(*FIFTY[:3])
     await post.until(lambda: len(observer.seen) == 3)
     assert observer.seen == [0, 0, 0]
-    # Nobody's trouble is another's.
+    # One's failure is not another's.
     assert hooks == [0, 0, 0]
     await post.until(lambda: post.delivery is not None and not post.delivery.under_way)
     assert await post.queued() == []

@@ -1,4 +1,4 @@
-"""One dead zone, or many, take no room from others: neither from healthy zones, users, nor deliveries."""
+"""One dead zone, or many, take no capacity from others: neither from healthy zones, users, nor deliveries."""
 
 from __future__ import annotations
 

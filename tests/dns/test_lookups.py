@@ -115,7 +115,7 @@ async def test_a_port_on_which_nobody_listens_is_passed_over_at_once(monkeypatch
         async with Lookups([("127.0.0.1", free_dns_port()), good], deadline=30) as resolver:
             started = time.monotonic()
             assert await resolver.addresses("host.test")
-            assert time.monotonic() - started < 20  # less than the patience with a server that is silent
+            assert time.monotonic() - started < 20  # less than the wait for a server that is silent
 
 
 @ensureDeferred
@@ -181,7 +181,7 @@ async def test_answers_to_another_question_are_passed_over() -> None:
         receive = server._udp.recvfrom
 
         class Noting:
-            """Remembers who asked."""
+            """Remembers the callers."""
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(udp, name)

@@ -199,7 +199,7 @@ async def test_every_spelling_of_a_domain_is_the_same_name(resolver: DnsResolver
 @ensureDeferred
 async def test_the_server_of_the_system_is_asked_without_any_other(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
-    # Nobody listens there, so that it says so at once.
+    # There is no listener, so that it says so at once.
     conf.write_text("search example.test\nnameserver 127.255.255.254\n")
     resolver = DnsResolver(Runtime.of(reactor), resolv_conf=str(conf))  # type: ignore[arg-type]
     resolver.start()

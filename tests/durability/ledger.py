@@ -1,4 +1,4 @@
-"""Who said what about which message: the book that a durability test is judged by."""
+"""What each party said about which message: the ledger that a durability test is judged by."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TEXT = _make_text()
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: what goes over the wire (dots not doubled), to whom, and how it is known again."""
+    """One message: what goes over the wire (dots not doubled), its recipients, and how it is known again."""
 
     ident: str
     content: bytes
@@ -56,7 +56,7 @@ class Message:
 
 
 class Ledger:
-    """What clients said and were told, and what came out at the other end. For any thread."""
+    """What clients said and read, and what came out at the other end. For any thread."""
 
     def __init__(self) -> None:
         self.sent: dict[str, tuple[bytes, tuple[str, ...]]] = {}
@@ -144,7 +144,7 @@ class Ledger:
         ]
 
     def torn(self) -> list[tuple[str, str]]:
-        """Messages that nobody was promised and that only some of their recipients got."""
+        """Messages that were not promised and that only some of their recipients got."""
         arrived = {ident for ident, _ in self.deliveries}
         return self.lost(self.in_doubt & arrived)
 

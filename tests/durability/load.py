@@ -83,7 +83,7 @@ class Clients:
                     sock.shutdown(socket.SHUT_RDWR)
 
     def wait_until_idle(self, seconds: float = 90.0) -> None:
-        """Wait until the clients that were told to rest have read all their answers."""
+        """Wait until the clients that have to rest have read all their answers."""
         deadline = time.monotonic() + seconds
         while self._sockets and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -264,7 +264,7 @@ class Sink(socketserver.ThreadingTCPServer):
 
     @contextlib.contextmanager
     def conversation(self) -> Iterator[None]:
-        """Counts who talks."""
+        """Counts the clients that talk."""
         with self._lock:
             self.conversations += 1
         try:

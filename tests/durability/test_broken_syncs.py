@@ -22,7 +22,7 @@ _UNDER_WAY = 4.0
 
 
 class _Moody(Sink):
-    """A next hop that defers everything until it is told to take it."""
+    """A next hop that defers everything until the test lets it take it."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(ledger, delay=1.0)

@@ -1,4 +1,4 @@
-"""A full disk, and one whose syncs fail: clients are told to wait, and what got a 250 is delivered."""
+"""A full disk, and one whose syncs fail: clients get a 4xx, and what got a 250 is delivered."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.wire import Wire
 
 _FULL = "452 4.3.1"
 _TROUBLE = "451 4.3.0"
-#: The spool looks at the room on its disk this often, in seconds, and needs a moment more.
+#: The spool looks at the space on its disk this often, in seconds, and needs a moment more.
 _LOOK = 5.0
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 MiB, a third of which the spool keeps aside."""
+    """A file system of 48 MiB. The spool keeps a third of it aside."""
     place = tmp_path / "node" / "spool"
     place.mkdir(parents=True)
     mounting = ["mount", "-t", "tmpfs", "-o", "size=48m,mode=0700", "elemta-test", str(place)]
@@ -55,7 +55,7 @@ def _not_ready_for(node: Node, reason: str) -> bool:
 
 
 def _fill(disk: Path) -> Path:
-    """Take all the room that is left, as somebody else's log might."""
+    """Take all the space that is left, as another program's log might."""
     ballast = disk / "ballast"
     octets = bytes(4096)
     with ballast.open("wb", buffering=0) as file:
@@ -80,7 +80,7 @@ def test_a_queue_that_fills_its_disk_defers_new_mail_and_takes_it_again_once_it_
     ledger = Ledger()
     full_with, room_after = 0, 0.0
     with socket.socket() as down:
-        down.bind(("127.0.0.1", 0))  # the next hop's port; nobody listens yet
+        down.bind(("127.0.0.1", 0))  # the next hop's port; it does not listen yet
         port = down.getsockname()[1]
         node = Node(tmp_path / "node", ledger, port)
         try:

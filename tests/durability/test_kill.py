@@ -41,7 +41,7 @@ def _kill_at_random(directory: Path, rounds: int, capsys: pytest.CaptureFixture[
                     # Some of them while the first messages of this life are on their way.
                     time.sleep(moments.choice((0.05, 0.3, 1.0)) * moments.random())
                 node.kill()
-                clients.rest()  # the port is anybody's now
+                clients.rest()  # another process may take the port now
                 ledger.take_mail(node.mail, LOCAL, chance=0.5)
                 if number % _ROUNDS_TOGETHER == 0 or number == rounds:
                     node.start()
@@ -96,7 +96,7 @@ def _kill_at_calls(directory: Path, kills: list[Kill], capsys: pytest.CaptureFix
                 if node.is_dead(process, 6.0):
                     reached.append((calls, nth))
                 node.kill()
-                clients.rest()  # the port is anybody's now
+                clients.rest()  # another process may take the port now
                 ledger.take_mail(node.mail, LOCAL, chance=0.5)
                 if number % _ROUNDS_TOGETHER == 0 or number == len(kills):
                     node.start()

@@ -261,7 +261,7 @@ def test_the_images_are_the_same_everywhere() -> None:
     found = {re.fullmatch(r"\$\{[A-Z]+_IMAGE:-(.+)\}", image)[1] for image in images}  # type: ignore[index]
     (container,) = documents()["Deployment", "elemta-valkey"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] in found
-    # Whom `make compose-test` has stand-ins for.
+    # The images that `make compose-test` has stand-ins for.
     made = (ROOT / "tests/compose/images.py").read_text(encoding="utf-8")
     assert all(f'"{image}"' in made for image in found)
     assert len(found) == 2

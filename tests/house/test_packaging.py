@@ -135,7 +135,7 @@ def test_what_is_not_code_is_installed_too_and_the_tests_are_not(installed: Path
 def test_an_unwritable_plugin_cache_costs_at_most_a_line(installed: Path) -> None:
     cache = site_packages(installed) / "twisted" / "plugins" / "dropin.cache"
     cache.unlink(missing_ok=True)
-    cache.mkdir()  # a directory can't be replaced by a file, not even by root, whom a mode would not stop
+    cache.mkdir()  # a directory can't be replaced by a file, not even by root, which a mode would not stop
     check = twistd(installed, "-n", "elemta", "--check")
     cache.rmdir()
     assert check.returncode == 0, check.stderr

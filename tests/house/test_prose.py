@@ -93,7 +93,24 @@ def test_comments_and_strings_of_code_are_read_and_names_are_not(
     assert lines == ["3", "4", "5"]
 
 
+def test_names_in_sql_are_not_prose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'DUE = "SELECT lane FROM part"\nTOLD = "the lane is full"\n'
+    lines = [line.partition(":")[0] for line in found(tmp_path, "module.py", text, capsys)]
+    assert lines == ["2"]
+
+
+def test_of_a_test_comments_and_docstrings_are_read_and_its_data_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(PROSE, "ROOT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    text = '"""Nobody."""\n\n\ndef test_it():\n    """Nobody."""\n    assert "nobody"  # nobody\n'
+    lines = [line.partition(":")[0] for line in found(tmp_path / "tests", "test_it.py", text, capsys)]
+    assert lines == ["1", "5", "6"]
+
+
 def test_every_document_and_setting_is_checked_and_clean(capsys: pytest.CaptureFixture[str]) -> None:
     checked = set(PROSE.clean_files())
     assert {"README.md", "docs/promises.md", "deployments/haproxy/README.md", "etc/elemta.toml"} <= checked
+    assert {"elemta/spool/writer.py", "docs/architecture.md", "tests/spool/test_holds.py"} <= checked
     assert PROSE.main(["--clean"]) == 0, capsys.readouterr().out

@@ -55,7 +55,7 @@ def generated_samples() -> list[Sample]:
 
 
 def large_samples() -> list[Sample]:
-    """Two of 20 MiB: one of lines, and one whose every octet differs from its neighbour."""
+    """Two of 20 MiB: one of lines, and one whose every octet differs from the next."""
     head = b"From: big@client.test\r\nSubject: big\r\n\r\n"
     line = base64.b64encode(random.Random(20).randbytes(54)) + b"\r\n"
     lines = head + line * ((20 * _MIB - len(head)) // len(line))

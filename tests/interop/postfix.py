@@ -68,7 +68,7 @@ postlog unix-dgram n - n - 1 postlogd
 class Postfix:
     """One instance below ``directory``, which its users must be able to enter.
 
-    It listens on a free port of 127.0.0.1, unless it is told a ``place`` and an ``address``.
+    It listens on a free port of 127.0.0.1, unless a ``place`` and an ``address`` are given.
     """
 
     def __init__(

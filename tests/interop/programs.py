@@ -42,7 +42,7 @@ def need_root(what: str) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on just now."""
+    """A TCP port of 127.0.0.1 without a listener a moment ago."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -100,7 +100,7 @@ class Server:
 
 
 def greets(port: int, host: str = "127.0.0.1", place: Place = HERE) -> bool:
-    """Whether who listens there says 220."""
+    """Whether the server that listens there says 220."""
     try:
         with place.call(lambda: socket.create_connection((host, port), timeout=90)) as sock:
             if not sock.recv(512).startswith(b"220"):

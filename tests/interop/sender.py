@@ -1,4 +1,4 @@
-"""A sender that puts exactly the octets of a message on the wire, in the pieces that it is told."""
+"""A sender that puts exactly the octets of a message on the wire, in the pieces that the test gives."""
 
 from __future__ import annotations
 

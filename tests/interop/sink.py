@@ -27,7 +27,7 @@ class Taken:
 
 
 class Sink:
-    """Listens while it is entered, on a free port of 127.0.0.1 unless it is told where; accepts everything.
+    """Listens while it is entered, on a free port of 127.0.0.1 unless a port is given; accepts everything.
 
     With another ``greeting`` than 220 it says that, and closes.
     """

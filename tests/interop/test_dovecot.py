@@ -55,7 +55,7 @@ class Way:
         return [mail[mail.index(mark) + 2 :] for mail in self.dovecot.mailbox(local) if mark in mail]
 
     def notices(self, queue_id: str) -> list[bytes]:
-        """What the sender was told of a message."""
+        """The notices that the sender got of a message."""
         notices = [path.read_bytes() for path in self.node.mailbox("a")]
         return [notice for notice in notices if f"Queue-Id: {queue_id}".encode() in notice]
 
@@ -100,7 +100,7 @@ def test_each_recipient_gets_the_outcome_that_dovecot_gave(way: Way) -> None:
     assert way.outcome(queue_id, "nobody") == ("failed", 550, "5.1.1")
     assert way.outcome(queue_id, "bert") == ("delivered", 250, "2.0.0")
     assert [len(way.stored(local, subject)) for local in ("anna", "bert", "nobody")] == [1, 1, 0]
-    # What failed for good is told to the sender, and for whom.
+    # The sender gets a notice of what failed for good, and for which recipients.
     wait_until("the notice", lambda: bool(way.notices(queue_id)))
     (notice,) = way.notices(queue_id)
     assert b"User doesn't exist" in notice

@@ -170,7 +170,7 @@ def test_each_recipient_at_postfix_gets_an_outcome_of_its_own(gateway: Daemon, n
         wait_until(
             local, lambda box=local: any(b"Subject: three\n" in mail for mail in next_hop.mailbox(box))
         )
-    # What failed for good is told to the sender, and is no longer in the queue.
+    # The sender gets a notice of what failed for good, which is no longer in the queue.
     (notice,) = gateway.wait_for_mail("sender")
     assert b"Final-Recipient: rfc822; nobody@far.test" in notice
     assert b"User unknown" in notice

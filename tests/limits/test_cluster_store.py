@@ -442,7 +442,7 @@ def test_what_happens_during_the_way_back_is_told_too(clock: Clock, server: Memo
     while node.remote.asked("renew") < 2:
         clock.advance(0.001)
     assert node.mode == "local"
-    # The shared store is being told of everything so far.
+    # Everything so far is being written to the shared store.
     lent = node.ask(one(OPEN))
     node.store.refund(before.receipts)
     node.store.release(before.receipts)

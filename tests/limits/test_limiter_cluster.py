@@ -105,7 +105,7 @@ class Side:
         resources = ResourcesConfig(max_requests_per_window=5, max_connections_per_ip=3)
         self.limiter = Limiter(rules_from_config(resources, limits), store)
         self.granted: list[Charge] = []
-        # What this node alone refuses the others are not asked about, so that who refuses may differ.
+        # What this node alone refuses the others are not asked about, so that the refusing limit may differ.
         self.mixed = any(limit.scope is Scope.NODE for limit in limits)
 
     def now(self, answer: Any) -> Any:

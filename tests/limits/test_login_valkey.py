@@ -77,7 +77,7 @@ async def test_where_a_user_logged_in_is_known_to_the_other_node(
     await until(lambda: server.command("KEYS", "*_logins*"))
 
     async def standing(user: str, ip: IPv4Address) -> LoginHistory:
-        # A stranger is taken for one for a moment.
+        # An unknown client is taken for a known one for a moment.
         other._strangers.clear()
         found: LoginHistory = await now(other.standing(user, ip))
         return found

@@ -1,4 +1,4 @@
-"""Whom a person means who types an identity."""
+"""The identity that an operator means by what was typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of nodes, on a real Valkey: who lives, what each says of itself, and resets that reach all."""
+"""The registry of nodes, on a real Valkey: which live, what each says of itself, and resets for all."""
 
 from __future__ import annotations
 
@@ -220,10 +220,10 @@ async def test_without_valkey_a_node_remembers_how_many_there_were(
         fleet.server.start()
     await until(lambda: all(valkey.up for valkey in fleet.valkeys))
     await fleet.quiet()
-    # Who is connected again says so at once, without being asked to.
+    # A node that is connected again says so at once, without being asked to.
     assert fleet.server.command("EXISTS", f"{PREFIX}node:two") == 1
     assert errors("nodes.internal_error") == []
-    # It knows nobody else yet, and may be gone again before it does.
+    # It knows no other node yet, and may be gone again before it does.
     two = fleet.nodes[1]
     assert two.live == 2
     for _ in range(4):

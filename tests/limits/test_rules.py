@@ -1,4 +1,4 @@
-"""From a configuration to rules: what is charged when, and for whom."""
+"""From a configuration to rules: what is charged when, and for which identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody who knows the algorithm, three nodes, and a real server on its own time."""
+"""An attacker that knows the algorithm, three nodes, and a real server on its own time."""
 
 from __future__ import annotations
 

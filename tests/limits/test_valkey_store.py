@@ -648,7 +648,7 @@ def test_a_reset_leaves_leases_alone(node: Node) -> None:
     assert node.used(CONNECTIONS) == 1
 
 
-# Who is fullest.
+# The fullest identities.
 
 
 @pytest.mark.parametrize("terms", [IP, MANY, CONNECTIONS])

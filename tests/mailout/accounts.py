@@ -1,4 +1,4 @@
-"""The book of a daemon that sends mail out and is killed: who got what, who was told what, and how often."""
+"""The ledger of a daemon that sends mail out and is killed: what arrived, which notices, and how often."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Window:
 
 
 class Accounts(Ledger):
-    """A ledger that also knows who is refused, and to whom that was told.
+    """A ledger that also knows which recipients are refused, and which senders got a notice.
 
     A recipient is owed a delivery, or a notice that there is none; ``told`` are the queue ids of the notices
     for each of them.
@@ -159,7 +159,7 @@ def _read_notice(content: bytes) -> _Notice | None:
 
 
 def _left(database: Path) -> tuple[dict[Owed, str], list[_Notice]]:
-    """Who still waits (queue id and address: the message's mark), and which notices are in the queue."""
+    """What still waits (queue id and address: the message's mark), and which notices are in the queue."""
     pending: dict[Owed, str] = {}
     notices: list[_Notice] = []
     for queue_id, envelope, content, done in _rows(database):

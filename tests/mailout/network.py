@@ -1,7 +1,7 @@
 """A small internet of the test's own: hosts in network namespaces, joined by a bridge, without a way out.
 
 The addresses are those that were set apart for documentation (RFC 5737, RFC 3849), so that a mistake
-can't reach anybody.
+can't reach any host.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_behind_a_closed_port_the_next_exchanger_is_used_at_once(world: World) -
 
 
 def test_behind_an_exchanger_that_is_unplugged_the_next_is_used_soon(world: World) -> None:
-    # The system takes three seconds to find out that there is nobody.
+    # The system takes three seconds to find out that there is no host.
     begun = time.monotonic()
     outcome = world.attempt(world.send("sender", ["someone@down"]), "someone@down")
     assert outcome["status"] == "delivered"

@@ -1,4 +1,4 @@
-"""Many messages to many destinations, some dead and some moody: the others do not notice, and all is told.
+"""Many messages to many destinations, some dead, some moody: others do not notice, and all notices go out.
 
 The way out alone: a real spool with its delivery, and next hops on loopback, all in this process. What is for
 the dead runs out of time by a shorter ``expire`` at a reload, when nothing else is left.
@@ -189,7 +189,7 @@ class Town:
         for name in (*self.alive, *self.moody, "senders.test"):
             self._add(name)
         for number, name in enumerate(self.dead):
-            # One half refuses at once, at the other nobody ever answers.
+            # One half refuses at once, the other never answers.
             self._route(name, self._refusing() if number % 2 else self._silent())
         self.delivery = self._delivery()
 
@@ -218,7 +218,7 @@ class Town:
         return ("127.0.0.1", dead.getsockname()[1])
 
     def _silent(self) -> tuple[str, int]:
-        """A port whose queue of connections is full, so that the kernel answers nobody."""
+        """A port whose queue of connections is full, so that the kernel answers no client."""
         silent = socket.socket()
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
@@ -288,7 +288,7 @@ class Town:
 
 
 def sender_of(name: str) -> tuple[str, str]:
-    """Who sent a message: one of a few, by its name."""
+    """The sender of a message: one of a few, by its name."""
     return f"s{hashlib.sha256(name.encode()).digest()[0] % _SENDERS}", "senders.test"
 
 

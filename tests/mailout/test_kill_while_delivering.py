@@ -60,7 +60,7 @@ def _kill_while_delivering(directory: Path, rounds: int, capsys: pytest.CaptureF
                 time.sleep(moments.choice((0.05, 0.3, 1.0)) * moments.random())
                 killed_at = time.time()
                 node.kill()
-                clients.rest()  # the port is anybody's now
+                clients.rest()  # another process may take the port now
                 for office in offices.values():
                     office.wait_until_alone()
                 accounts.look_into(node.daemon.spool / "p0" / "queue.db", killed_at, since)

@@ -60,7 +60,7 @@ class NextHop(Protocol):
         """All that it took, with the line ends of the system."""
 
     def ways(self) -> set[str]:
-        """The commands by which it got messages, once those who sent them are gone."""
+        """The commands by which it got messages, once their senders are gone."""
 
     def faults(self) -> list[str]:
         """What it took amiss."""
@@ -82,7 +82,7 @@ class _Postfix:
 
     def faults(self) -> list[str]:
         found = [line for line in self._postfix.log().splitlines() if re.search("warning|reject|fatal", line)]
-        # A file system whose clock is a tick behind or ahead, on a machine that is busy, is nobody's mail.
+        # A file system whose clock is a tick behind or ahead, on a machine that is busy, is no mail.
         return [line for line in found if not re.search("file system clock|file time stamps", line)]
 
 

@@ -1,4 +1,4 @@
-"""Encoded words in what strangers write: shown decoded where they can be, and never an error."""
+"""Encoded words in mail of any author: shown decoded where they can be, and never an error."""
 
 from __future__ import annotations
 

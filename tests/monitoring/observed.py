@@ -30,7 +30,7 @@ PASSWORD = "correct horse battery"
 #: From here clients may relay; from elsewhere in 127.0.0.0/8 they may not.
 RELAYING = "127.0.0.2"
 ROOM = 12
-"""Connections that a node has room for."""
+"""Connections that a node accepts."""
 
 
 def next_hop(directory: Path) -> Daemon:
@@ -39,7 +39,7 @@ def next_hop(directory: Path) -> Daemon:
 
 
 def tables(directory: Path, hop: Daemon) -> str:
-    """The tables of a node that relays to the next hop, or to where nobody listens."""
+    """The tables of a node that relays to the next hop, or to a port without a listener."""
     users = directory / "users"
     users.touch(mode=0o600)
     with socket.socket() as closed:
@@ -131,7 +131,7 @@ class Bustle:
         ports = self._fleet.ports()
         try:
             while not self._over.is_set():
-                # A node whose room is taken says 421 or hangs up; that is some of what is to be seen.
+                # A node that is full says 421 or hangs up; that is some of what is to be seen.
                 with contextlib.suppress(OSError, smtplib.SMTPException):
                     doing(number, ports[number % len(ports)])
                 number += 1
@@ -160,7 +160,7 @@ class Bustle:
         self._over.wait(0.2)
 
     def _crowds(self, _number: int, port: int) -> None:
-        """More connections than there is room for."""
+        """More connections than a node accepts."""
         with contextlib.ExitStack() as stack:
             for _ in range(ROOM + 2):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))

@@ -46,7 +46,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 def stumble(valkey: ValkeyServer) -> None:
-    """An outage long enough for calls to fail, and short enough that nobody's connection is given up."""
+    """An outage long enough for calls to fail, and short enough that no connection is given up."""
     valkey.pause()
     time.sleep(1.0)
     valkey.resume()

@@ -20,7 +20,7 @@ _VALKEY_DEADLINE = os.environ.get("ELEMTA_VALKEY_DEADLINE_IN_TESTS", "2s")
 
 @pytest.fixture(scope="module")
 def topology() -> Iterator[Topology]:
-    """A fleet for the tests of a module; at the end a look at what anybody had to complain about."""
+    """A fleet for the tests of a module; at the end a look at what any part complained about."""
     with tempfile.TemporaryDirectory(prefix=f"multinode-{os.getpid()}-", ignore_cleanup_errors=True) as name:
         # HAProxy and nginx change to users of their own.
         Path(name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Clients that send mail until it is taken, and the book of who said what about each message."""
+"""Clients that send mail until it is taken, and the ledger of what each party said about each message."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def send_one(door: Door, letter: Letter) -> None:
 class Crowd:
     """Clients at work while the with-block lasts; each keeps at a letter until it is taken, 5xx or not.
 
-    A client's sessions take one to four letters. Left, everyone finishes the letter in hand.
+    A client's sessions take one to four letters. Left, each client finishes the letter in hand.
     """
 
     def __init__(self, doors: Sequence[Door], sources: Sequence[str], *, pause: float = 0.02) -> None:
@@ -217,7 +217,7 @@ class Crowd:
             time.sleep(0.02)
 
     def longest_silence(self, since: float, until: float) -> float:
-        """The longest time in which nobody's letter was taken."""
+        """The longest time in which no letter was taken."""
         times = sorted(at for letter in self.accepted() if since <= (at := letter.accepted_at) <= until)
         return max((b - a for a, b in itertools.pairwise([since, *times, until])), default=0.0)
 
@@ -237,7 +237,7 @@ class Verdict:
 
 
 def judge(letters: Iterable[Letter], sink: Sink, also_excused: Iterable[str] = ()) -> Verdict:
-    """Compare what clients were told with what the next hop has.
+    """Compare what clients read with what the next hop has.
 
     A second copy is excused where a client could not know that the first was taken, or where it is named in
     ``also_excused`` (recipients).

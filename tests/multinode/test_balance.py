@@ -1,4 +1,4 @@
-"""Three nodes behind a load balancer, with nothing wrong: who is who, what is counted, and for whom."""
+"""Three nodes behind a load balancer, with nothing wrong: what is counted, and for which client."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def count(valkey: ValkeyServer, key: str) -> int:
 
 
 def at_once(doors: Sequence[Door], letters: Sequence[Letter], hands: int = 12) -> None:
-    """Send all of them, each over a connection of its own, several at a time, through the doors in turn."""
+    """Send all of them, each over a connection of its own, several at a time, through the nodes in turn."""
     with ThreadPoolExecutor(hands) as pool:
         list(
             pool.map(

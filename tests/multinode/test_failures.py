@@ -1,4 +1,4 @@
-"""A fleet of which something goes wrong: what it costs, and that it is over when the cause is."""
+"""A fault in a fleet: what it costs, and that it is over when the cause is."""
 
 from __future__ import annotations
 

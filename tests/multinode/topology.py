@@ -301,7 +301,7 @@ class Topology:
     # What tests do and ask
 
     def start_nginx(self) -> Nginx:
-        """nginx in place of HAProxy; who asks for it stops it."""
+        """nginx in place of HAProxy; the caller stops it."""
         server = Nginx(self.nginx_host, self._directory / "nginx")
         try:
             until(self._nginx_listens, "an open port 25 of nginx", words=server.words)

@@ -54,7 +54,7 @@ BLOCK = b"0123456789abcdef" * 63 + b"01234567890123\r\n"
 
 
 def errors(events: Sequence[LogEvent]) -> list[LogEvent]:
-    """What would be an alarm in somebody's night."""
+    """What would wake an operator at night."""
     return [event for event in events if event.get("log_level") in (LogLevel.error, LogLevel.critical)]
 
 
@@ -188,7 +188,7 @@ class Client:
         return self.said()
 
     def lose(self) -> None:
-        """The connection is gone, whoever ended it."""
+        """The connection is gone, whichever side ended it."""
         from twisted.internet.error import ConnectionDone
         from twisted.python.failure import Failure
 
@@ -228,7 +228,7 @@ async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 class Place:
-    """A house with one listener."""
+    """A connection registry with one listener."""
 
     def __init__(self, spool: Spool, certificate: ServerCertificate) -> None:
         self.clock = Clock()
@@ -347,7 +347,7 @@ def disk() -> Iterator[StuckDisk]:
 
 @pytest.fixture
 def place(certificate: ServerCertificate, open_spool: Any, disk: StuckDisk) -> Iterator[Place]:
-    """A house with one listener over a real spool; what of its connections is left ends with the test."""
+    """A registry with one listener over a real spool; what of its connections is left ends with the test."""
     spool = pytest_twisted.blockon(Deferred.fromCoroutine(open_spool(disk=disk)))
     made = Place(spool, certificate)
     yield made

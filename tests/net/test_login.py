@@ -333,7 +333,7 @@ def test_the_record_of_a_failure_is_there_at_once_and_names_the_user_and_never_t
 
 @implementer(ILoginPolicy, ILoginObserver)
 class Guard:
-    """A policy that does not answer until it is told to, and hears how attempts ended."""
+    """A policy that does not answer until the test says so, and learns how attempts ended."""
 
     def __init__(self) -> None:
         self.pending: list[Deferred[Verdict]] = []

@@ -211,7 +211,7 @@ def test_when_all_hold_much_a_session_that_waits_is_read_no_more(place: Place) -
     greedy.send(b"NOOP\r\n" * 400)
     modest.send(b"NOOP\r\n")
     assert greedy.transport.producerState == modest.transport.producerState == "paused"
-    # A line that is not whole yet waits for nobody here, and nor does one that is answered at once.
+    # A line that is not whole yet waits for nothing here, and nor does one that is answered at once.
     busy.lose()
     place.policy.answers["rcpt"] = CONTINUE
     busy = place.connect()

@@ -26,7 +26,7 @@ def place(place: Place) -> Place:
 
 
 def session_of(client: Client) -> object:
-    """Who has the transport now."""
+    """The protocol that has the transport now."""
     return client.transport.protocol  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Metrics: what is told comes out, as Prometheus reads it, under bounded labels."""
+"""Metrics: what is counted comes out, as Prometheus reads it, under bounded labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd is told."""
+"""What systemd receives."""
 
 from __future__ import annotations
 

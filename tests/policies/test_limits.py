@@ -83,7 +83,7 @@ class House:
 
 
 class LateStore(MemoryStore):
-    """Answers when it is told to."""
+    """Answers when the test says so."""
 
     def __init__(self) -> None:
         self.clock = Clock()

@@ -1,4 +1,4 @@
-"""Who may send where. Closed by default, by any form of address."""
+"""Which clients may send where. Closed by default, by any form of address."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Policies on the way out: the route that they choose, what they are told, and what their failures cost."""
+"""Policies on the way out: the route that they choose, what they learn, and what their failures cost."""
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -53,7 +53,7 @@ class Router:
 
 @implementer(IDeliveryObserver)
 class Listener:
-    """Keeps what it is told; ``answer`` is called with it."""
+    """Keeps what it is called with; ``answer`` is called with it."""
 
     def __init__(self, answer=None):
         self.told = []

@@ -1,4 +1,4 @@
-"""Relaying is granted in one place: whatever policies say or however they fail, a stranger relays nothing."""
+"""Relaying is granted in one place: whatever policies say or however they fail, no foreign client relays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AUTH: PLAIN and LOGIN, what is refused, and when nobody is asked any more.
+"""AUTH: PLAIN and LOGIN, what is refused, and when no checker is asked any more.
 
 RFC 4954 §4, RFC 4954 §6, RFC 4616 §2.
 """

@@ -91,7 +91,7 @@ def test_tls_is_started_where_it_is_offered_and_the_server_is_greeted_again(sett
 
 
 def test_what_a_server_offered_in_the_clear_is_forgotten_under_tls() -> None:
-    # The size of 5 octets was said by nobody in particular.
+    # No party said a size of 5 octets.
     talk = Talk(MAY).hear(GREETING, TLS_HELLO, b"220 go\r\n", b"250 hop\r\n")
     assert not talk.settled
     assert talk.sent[-1] == b"MAIL FROM:<a@example.org>\r\n"

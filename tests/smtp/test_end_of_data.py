@@ -1,4 +1,4 @@
-"""Only CRLF.CRLF ends a message; what else somebody might take for an end is refused or made harmless.
+"""Only CRLF.CRLF ends a message; what another server might take for an end is refused or made harmless.
 
 RFC 5321 §4.1.1.4, RFC 5321 §4.5.2, RFC 5321 §2.3.8.
 """

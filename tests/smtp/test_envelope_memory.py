@@ -133,7 +133,7 @@ def test_all_envelopes_keep_to_their_budget_and_leave_room_for_the_next_small_on
             assert budget.taken <= budget.limit + sessions * SMALL_ENVELOPE
     assert budget.taken == sum(held(conversation) for conversation in greedy)
     most = max(held(conversation) for conversation in greedy)
-    # Whoever wants all gets no more than what is left free.
+    # A session that wants all gets no more than what is left free.
     free = max(0, budget.limit - budget.taken)
     assert most <= max(SMALL_ENVELOPE, free + ORDINARY_RECIPIENT * sessions)
     take_a_small_one(budget)
@@ -202,7 +202,7 @@ STEPS = st.sampled_from(
 
 
 class Answers:
-    """What the shell says; ``hangs`` is answered by nobody."""
+    """What the shell says; ``hangs`` is never answered."""
 
     def __call__(self, question: object) -> Response | None:
         if isinstance(question, MessageQuestion):

@@ -135,8 +135,8 @@ class Conversation:
     def facts_told(self) -> list[object]:
         """The facts, in a shape that does not depend on how the input was cut.
 
-        Content is told at once, before the question about it; what of a refused message came before its
-        flaw was found is nobody's business.
+        Content is reported at once, before the question about it; what of a refused message came before its
+        flaw was found does not matter.
         """
         told: list[object] = []
         content = b""

@@ -13,7 +13,7 @@ from tests.spool.mail import HEADER, put
 
 
 async def taken_in(spool: Spool) -> str:
-    """A message of whose arrival whoever delivers has heard."""
+    """A message whose arrival delivery has heard of."""
     told: Deferred[str] = Deferred()
     spool.on_committed(lambda message: told.callback(message.queue_id))
     await put(spool, b"body")

@@ -165,7 +165,7 @@ async def test_an_operator_can_do_all_but_read_a_damaged_message(open_spool: Any
         await spool.show(middle)
     await spool.hold(middle, "mine")
     await spool.release(middle)
-    # What became of an attempt that began before the damage leaves it in the queue: who got it is unknown.
+    # What became of an attempt that began before the damage leaves it in the queue.
     await spool.settle(middle, [outcome(middle, "nobody", Status.DELIVERED)], retry_at=None, hold_reason=None)
     line = {line.queue_id: line for line in await spool.list()}[middle]
     assert (line.state, str(line.sender)) == (MessageState.ACTIVE, '"(unreadable)"')

@@ -66,7 +66,7 @@ async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
     assert spool.healthy
     for queue_id in kept:
         assert len(await read(spool, queue_id)) == len(HEADER) + 20_000
-    # What is delivered still leaves, and makes room.
+    # What is delivered still leaves, and frees space.
     for queue_id in kept:
         await spool.settle(
             queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None

@@ -223,5 +223,5 @@ def test_the_share_is_at_most_a_tenth_and_leaves_the_minimum_free(
     assert share is not None
     assert 0 <= share <= total // 10
     if share:
-        # If notices filled their share, and nothing else changed, there would be room for mail.
+        # If notices filled their share, and nothing else changed, there would be space for mail.
         assert free + held - share >= minimum + share

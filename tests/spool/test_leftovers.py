@@ -1,4 +1,4 @@
-"""The file of a large body goes as soon as nobody needs it, whatever ended its message."""
+"""The file of a large body goes as soon as no message needs it, whatever ended its message."""
 
 from __future__ import annotations
 

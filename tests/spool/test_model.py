@@ -130,7 +130,7 @@ class Queue(RuleBasedStateMachine):
                 ways,
             )
         )
-        self.flush()  # no one can name a message before its commit
+        self.flush()  # a message has no name before its commit
         parts = {
             number: Part(
                 way.destination, {NAMES[place] for place in way.positions or range(3)}, state, way.turn

@@ -69,7 +69,7 @@ async def test_a_version_1_spool_is_upgraded_with_its_mail(open_spool, version_1
         (Status.DEFERRED, "later", 7.0),
     ]
     assert [line.pending for line in await spool.list()] == [2, 1, 2]
-    # Nobody has written down which way they go, so they stand in the destination without a name.
+    # Their destination is not stored yet, so they stand in the destination without a name.
     assert await spool.destinations(None, 10) == [("", 0.0)]
     (found,) = await spool.due(time.time(), {"": 10})
     assert [

@@ -1,4 +1,4 @@
-"""Spools of a daemon, for tests of who looks at them."""
+"""Spools of a daemon, for tests of operations on them."""
 
 from __future__ import annotations
 

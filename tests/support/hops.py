@@ -43,7 +43,7 @@ async def read(content: BinaryIO) -> bytes:
 
 @implementer(IOpenSSLServerConnectionCreator)
 class Secured:
-    """What a server's TLS is made with; without a certificate it knows no TLS that anybody speaks."""
+    """What a server's TLS is made with; without a certificate it knows no TLS that a peer speaks."""
 
     def __init__(self, files: CertificateFiles | None) -> None:
         self.context = SSL.Context(SSL.TLS_METHOD)

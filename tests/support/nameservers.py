@@ -70,7 +70,7 @@ def nsd_program() -> str:
 
 
 class Nsd:
-    """A real authoritative server, on a free port of 127.0.0.1 unless it is told a ``place`` and an address.
+    """A real authoritative server, on a free port of 127.0.0.1 unless a ``place`` and an address are given.
 
     ``zones`` are the records of each zone, behind an SOA (negative answers hold for 60 seconds) and an NS;
     for a zone of ``broken`` it says SERVFAIL, for all others REFUSED.

@@ -1,4 +1,4 @@
-"""Limits for tests of who looks at them: a real limiter over a store in memory, and a fleet of two."""
+"""Limits for tests of operations on them: a real limiter over a store in memory, and a fleet of two."""
 
 from __future__ import annotations
 

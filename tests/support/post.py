@@ -147,7 +147,7 @@ class Post:
         self._ports: list[Any] = []
 
     def start(self, *routes: Route) -> DeliveryScheduler:
-        # What is told to the sender stays where a test can look at it.
+        # A notice to the sender stays where a test can look at it.
         bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
         routes = (bounces, *routes)
         self.delivery = DeliveryScheduler(

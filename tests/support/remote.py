@@ -48,7 +48,7 @@ class ScriptedLink:
 class ScriptedRemote:
     """One node's way to the store. A lease that was not asked for is written with the next renewal, and one
 
-    whose release is lost ends by itself, because nobody renews it.
+    whose release is lost ends by itself, because it is not renewed.
     """
 
     renewal: float | None = 3.0
@@ -120,7 +120,7 @@ class ScriptedRemote:
 
 
 class ScriptedFleet:
-    """As many nodes as it is told."""
+    """As many nodes as the test says."""
 
     def __init__(self, node_id: str, live: int) -> None:
         self.node_id = node_id
@@ -137,7 +137,7 @@ class ScriptedFleet:
 
 @dataclass
 class NotedModes:
-    """What an observer was told."""
+    """The calls that an observer got."""
 
     modes: list[CountingMode] = field(default_factory=list)
     breakers: list[BreakerState] = field(default_factory=list)

@@ -49,7 +49,7 @@ class Writer:
 
 @dataclass
 class MemoryQueue:
-    """A queue that is a dict; ``notices`` are the texts of what was told to senders, by their times."""
+    """A queue that is a dict; ``notices`` are the texts of the notices to senders, by their times."""
 
     clock: Clock
     parts: dict[str, dict[tuple[str, int], QueuedMessage]] = field(default_factory=dict)

@@ -52,7 +52,7 @@ def eventually(condition: Callable[[], Any], what: str, patience: float = PATIEN
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody uses now."""
+    """A TCP port on loopback that is free now."""
     while True:
         port = _DICE.choice(_PORTS)
         with socket.socket() as probe:
@@ -87,7 +87,7 @@ class Talk:
         return reply
 
     def send(self, *words: Any) -> None:
-        """Send a command and leave its reply to whoever calls next."""
+        """Send a command and leave its reply to the next caller."""
         encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
         frame = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
         self._socket.sendall(b"*%d\r\n%b" % (len(encoded), frame))
@@ -237,7 +237,7 @@ class ValkeyServer:
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def calls(self, command: str) -> int:
-        """How often a command was called, by anyone, since the start."""
+        """How often a command was called, by any client, since the start."""
         stats = self.info("commandstats").get(f"cmdstat_{command.lower()}", "calls=0,")
         return int(stats.partition("calls=")[2].partition(",")[0])
 
@@ -264,7 +264,7 @@ class ValkeyServer:
         )
 
     def _answers(self) -> bool:
-        """False when it ended by itself, because somebody else took the port."""
+        """False when it ended by itself, because another process took the port."""
 
         def ready() -> bool:
             if not self.running:

@@ -140,7 +140,7 @@ class Cluster(_Group):
         return self
 
     def command(self, key: str, *words: Any) -> Any:
-        """Ask whoever serves the key now; the key is not among the words by itself."""
+        """Ask the server that has the key now; the key is not among the words by itself."""
         server = self.owner(slot_of(key))
         for _ in range(5):
             try:
@@ -179,7 +179,7 @@ class Cluster(_Group):
     def move_with_ask(self, slot: int, target: ValkeyServer, *, pause: float = 0.0) -> None:
         """Move a slot the long way, with a pause after each step.
 
-        Clients are told TRYAGAIN, that a key is not here, ASK, or MOVED, as the case may be.
+        Clients get TRYAGAIN, a missing key, ASK, or MOVED, as the case may be.
         """
         source = self.owner(slot)
         names = {server: ask(server, "CLUSTER", "MYID") for server in (source, target)}

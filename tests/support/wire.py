@@ -1,4 +1,4 @@
-"""A client that says exactly the bytes that it is told, and reads replies one by one."""
+"""A client that sends exactly the bytes that it gets, and reads replies one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers for this room, and a Valkey that is connected to them."""
+"""Servers for this package, and a Valkey that is connected to them."""
 
 from __future__ import annotations
 

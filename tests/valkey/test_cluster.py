@@ -148,7 +148,7 @@ async def test_new_keys_in_a_slot_that_is_moving_are_counted_where_it_goes(
         for n in range(1, 20):
             assert await valkey.run(COUNT, [b"{asked}"]) == n
         assert cluster.owner(slot) is source
-        # Of several keys some are here and some there: nobody can run that, until the slot has moved.
+        # Of several keys some are here and some there: no server can run that, until the slot has moved.
         error = await failure_of(valkey.run(COUNT, [b"{asked}", b"{asked}2"], deadline=0.3))
         assert isinstance(error, ValkeyError)
         assert error.kind in (ValkeyFailure.DEADLINE, ValkeyFailure.REDIRECTED)
@@ -193,7 +193,7 @@ async def test_when_a_primary_dies_its_replica_is_used(cluster: Cluster, connect
     seen = dict(load.answers)
     await until(lambda: all(load.answers[name] > count for name, count in seen.items()))
     await load.stop()
-    # As long as nobody has its slots, the other nodes serve theirs no more, by their own default.
+    # As long as no server has its slots, the other nodes serve theirs no more, by their own default.
     assert {trouble.kind for trouble in load.troubles} <= {ValkeyFailure.REDIRECTED}
     assert {name: counted(cluster, name) for name in load.answers} == load.answers
     dead.start()

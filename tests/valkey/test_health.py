@@ -1,4 +1,4 @@
-"""What is told about Valkey: how it is, what failed of it, and that it came or went."""
+"""What is reported about Valkey: how it is, what failed of it, and that it came or went."""
 
 from __future__ import annotations
 

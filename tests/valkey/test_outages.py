@@ -1,4 +1,4 @@
-"""A server that is there and can't be used: loading, a replica, full, busy, no room for us, or no Valkey."""
+"""A server that is there and can't be used: loading, a replica, full, busy, without space, or no Valkey."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_a_port_that_takes_connections_and_says_nothing_is_given_up_again_
 
 
 class Babbler(Protocol):
-    """Says what nobody asked for."""
+    """Says what no client asked for."""
 
     words = b""
 

@@ -27,7 +27,7 @@ from tests.support.valkey import Talk, ValkeyServer
 from tests.support.valkey_groups import slot_of
 from tests.support.waiting import eventually, failure_of, pause, until
 
-# The rights that a single server, and a cluster, needs; HELLO is for everybody.
+# The rights that a single server, and a cluster, needs; HELLO is for every user.
 EVERYWHERE = [
     "ping",
     "select",

@@ -37,7 +37,7 @@ async def assert_silence_is_seen(valkey: Valkey, server: ValkeyServer, key: byte
     assert not valkey.answers
     assert "no answer in time" in valkey.trouble
     server.resume()
-    # Nobody asks for anything: the node finds out by itself.
+    # No caller asks for anything: the node finds out by itself.
     await until(lambda: valkey.answers)
     assert valkey.trouble == ""
 
