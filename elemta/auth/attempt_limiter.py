@@ -16,7 +16,7 @@ PER_USER = 2
 PER_NETWORK = 8
 WAITING_PER_NETWORK = 64
 WAITING = 1024
-PATIENCE_SECONDS = 10.0
+WAIT_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -49,9 +49,9 @@ class AttemptLimiter:
         per_network: int = PER_NETWORK,
         waiting_per_network: int = WAITING_PER_NETWORK,
         waiting: int = WAITING,
-        patience: float = PATIENCE_SECONDS,
+        longest_wait: float = WAIT_SECONDS,
     ) -> None:
-        """``patience`` is how long an attempt waits at most, in seconds; the rest are numbers of attempts.
+        """``longest_wait`` is in seconds; the rest are numbers of attempts.
 
         ``per_user`` is for one user in one network.
         """
@@ -60,7 +60,7 @@ class AttemptLimiter:
         self._per_network = per_network
         self._waiting_per_network = waiting_per_network
         self._most_waiting = waiting
-        self._patience = patience
+        self._longest_wait = longest_wait
         self._networks: dict[str, _Network] = {}
         self._waiting = 0
         self._ready: deque[tuple[AttemptPermit, Deferred[AttemptPermit]]] = deque()
@@ -90,7 +90,7 @@ class AttemptLimiter:
         waiting: Deferred[AttemptPermit] = Deferred(leave)
         known.waiting[turn] = waiting
         self._waiting += 1
-        waiting.addTimeout(self._patience, self._clock)
+        waiting.addTimeout(self._longest_wait, self._clock)
         return waiting.addErrback(_unavailable)
 
     def end(self, turn: AttemptPermit) -> None:

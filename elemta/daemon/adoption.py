@@ -257,14 +257,14 @@ class Adoption:
         await DeferredList([stop.addErrback(_log_not_closed) for stop in self._stop_deliveries(grace)])
         held, self._held = self._held, []
         for each in held:
-            await _told(each.spool.close())
-            await _told(each.ownership.leave())
+            await _ended(each.spool.close())
+            await _ended(each.ownership.leave())
 
     def _go_on(self, stage: AdoptionStage, reason: str = "") -> None:
         self.stage, self.reason = stage, reason
 
 
-async def _told(work: Coroutine[Deferred[Any], Any, None]) -> None:
+async def _ended(work: Coroutine[Deferred[Any], Any, None]) -> None:
     await Deferred.fromCoroutine(work).addErrback(_log_not_closed)
 
 

@@ -40,7 +40,7 @@ class _AdoptionTask:
     adoption: Adoption
     again_at: float = 0.0
     busy: bool = False
-    told: str = ""
+    logged: str = ""
 
 
 class AdoptionRegistry:
@@ -162,7 +162,7 @@ class AdoptionRegistry:
         finally:
             care.busy = False
             care.again_at = self._clock.seconds() + TRY_EVERY
-        care.told = ""
+        care.logged = ""
         messages = adoption.messages or {}
         _log.info(
             "a spool was adopted",
@@ -227,8 +227,8 @@ class AdoptionRegistry:
         )
 
     def _log_waiting(self, care: _AdoptionTask, error: SpoolError) -> None:
-        if care.told != str(error):
-            care.told = str(error)
+        if care.logged != str(error):
+            care.logged = str(error)
             _log.warn(
                 "an adopted spool can't be opened now",
                 event="spool.adoption_delayed",

@@ -179,7 +179,7 @@ class SingleNode:
 
 _log = Logger()
 
-PATIENCE = 1.0
+JOIN_SECONDS = 1.0
 """Seconds that the start waits for Valkey: a node that begins alone admits a share that is not counted."""
 
 _LEAVING = 5.0
@@ -241,7 +241,7 @@ class ClusterMembership:
             self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
 
     async def joined(self) -> None:
-        await self.store.joined(PATIENCE)
+        await self.store.joined(JOIN_SECONDS)
 
     async def stop(self) -> None:
         if self._member is None:

@@ -134,8 +134,8 @@ def _check_timeouts(config: Config, chain: PolicyChain) -> None:
             why = "because a limit delays"
         else:
             continue
-        room = " by two valkey_deadlines" if asking and seconds != asking else ""
-        problem = f"is {seconds:g} s: must be less than the policy's timeout, {timeout:g} s,{room} {why}"
+        margin = " by two valkey_deadlines" if asking and seconds != asking else ""
+        problem = f"is {seconds:g} s: must be less than the policy's timeout, {timeout:g} s,{margin} {why}"
         raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
 
 

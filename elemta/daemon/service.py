@@ -233,7 +233,7 @@ class Elemta(Service):
         reasons = []
         if not running.spool.healthy:
             reasons.append("the spool's disk has failed")
-        if not running.spool.has_room():
+        if not running.spool.has_space():
             reasons.append("the spool's disk is below minimum_free")
         return tuple(reasons)
 

@@ -96,7 +96,7 @@ def decide(
     late = 0 < settings.warn_after <= age
     reports: dict[NoticeKind, list[RecipientReport]] = {kind: [] for kind in NoticeKind}
     held: list[Outcome] = []
-    told_late: list[Address] = []
+    notified_late: list[Address] = []
     for recipient, outcome in _paired(message, outcomes):
         kind = _kind(outcome, expired=expired, late=late and recipient.address not in warned)
         if kind is None:
@@ -106,12 +106,12 @@ def decide(
             held += [outcome] if kind is NoticeKind.FAILURE else []
         elif _wants(recipient.notify, kind):
             reports[kind].append(_report(kind, recipient, outcome, expired=expired))
-            told_late += [recipient.address] if kind is NoticeKind.DELAY else []
+            notified_late += [recipient.address] if kind is NoticeKind.DELAY else []
     return Notices(
         tuple(_notice(kind, message, found, now, settings) for kind, found in reports.items() if found),
         _hold_reason(held),
         tuple(dict.fromkeys(outcome.recipient for outcome in held)),
-        tuple(dict.fromkeys(told_late)),
+        tuple(dict.fromkeys(notified_late)),
     )
 
 

@@ -134,7 +134,7 @@ class NextHopConnection(Protocol):
         self._paused = False
         self._may_go_on: Deferred[None] | None = None
         self._producing = False
-        self._patience = MovableDeadline(clock)
+        self._deadline = MovableDeadline(clock)
         self._life = MovableDeadline(clock)
         self._awaited: tuple[int, float | None] = (-1, None)
 
@@ -220,7 +220,7 @@ class NextHopConnection(Protocol):
             # A server that breaks off at the first words under TLS has no TLS that works.
             self.tls_failed = self.tls is not None and not self._session.features.keywords
             self._act(self._session.lost(text))
-        self._patience.stop()
+        self._deadline.stop()
         self._life.stop()
         self._go_on()
         self._end_unsettled()
@@ -282,7 +282,7 @@ class NextHopConnection(Protocol):
         awaited = (self._session.progress, self._session.deadline)
         if awaited != self._awaited:
             self._awaited = awaited
-            self._patience.set(awaited[1], self._too_late)
+            self._deadline.set(awaited[1], self._too_late)
 
     def _settle(self, event: TransactionDone) -> None:
         settled, self._settled = self._settled, None
@@ -346,7 +346,7 @@ class NextHopConnection(Protocol):
         self._end_producing()
         self._go_on()
         self._wire.loseConnection()
-        self._patience.set(_QUIT_SECONDS, self.cut)
+        self._deadline.set(_QUIT_SECONDS, self.cut)
 
     # The content
 

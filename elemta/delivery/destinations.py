@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from math import inf
 
 from elemta.delivery.destination import FIRST_WINDOW, MOST_BROKEN_OFF, Destination, Key
-from elemta.delivery.lane_table import LaneTable, enough_room
+from elemta.delivery.lane_table import LaneTable, enough_space
 from elemta.delivery.rings import Ring
 from elemta.outcome import Outcome
 from elemta.spool.records import DestinationDue, QueuedMessage
@@ -38,7 +38,7 @@ class Destinations(LaneTable):
             destination = self._new_destination(message.destination)
         if message.key in destination.known:
             return
-        if destination.failures or destination.shut_until > now or self._room(destination.ring) <= 0:
+        if destination.failures or destination.shut_until > now or self._space(destination.ring) <= 0:
             self._is_due(destination, now)
             self._tidy(destination)
             return
@@ -71,8 +71,8 @@ class Destinations(LaneTable):
         return wanted
 
     def _add_wanted(self, ring: Ring, wanted: dict[str, int], now: float) -> None:
-        room, most = self._room(ring), len(wanted) + ring.looked_into
-        while len(wanted) < most and room > enough_room(ring) and (name := ring.wakes.pop(now)) is not None:
+        space, most = self._space(ring), len(wanted) + ring.looked_into
+        while len(wanted) < most and space > enough_space(ring) and (name := ring.wakes.pop(now)) is not None:
             destination = self._destinations.get(name) or self._wake_up(name)
             if destination.shut_until <= now:
                 destination.shut_until = 0.0
@@ -80,8 +80,8 @@ class Destinations(LaneTable):
             if destination.due <= now and destination.needs_more and not destination.shut_until:
                 destination.loading, destination.due = True, inf
                 # Never all the space, so that there is always some for another destination.
-                wanted[name] = max(1, min(destination.capacity - destination.waiting, room // 4))
-                room -= wanted[name]
+                wanted[name] = max(1, min(destination.capacity - destination.waiting, space // 4))
+                space -= wanted[name]
             else:
                 self._schedule(destination)
                 self._tidy(destination)
@@ -140,7 +140,7 @@ class Destinations(LaneTable):
         """When the next destination has to be looked at; never, before there is space for what it has."""
         first = inf
         for ring in self._rings:
-            if ring.wakes and (when := ring.wakes.first()) < first and self._has_room(ring):
+            if ring.wakes and (when := ring.wakes.first()) < first and self._has_space(ring):
                 first = when
         return first
 

@@ -265,7 +265,7 @@ class ExpiryScanner:
         """Leave a message alone for a while that something goes wrong with."""
         queue_id, again = parts[0].queue_id, now + self.settings.retries.delays[0]
         _log.failure(
-            "a message could not be given up or its delay told",
+            "a message could not be given up, or no notice of its delay sent",
             event="queue.expiry_failed",
             queue_id=queue_id,
         )

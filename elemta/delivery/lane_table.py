@@ -112,8 +112,8 @@ class LaneTable:
             return False
         destination = self._state(name)
         if destination is None:
-            return self._has_room(self._first_ring(name))
-        return destination.loading or (not destination.waiting and self._has_room(destination.ring))
+            return self._has_space(self._first_ring(name))
+        return destination.loading or (not destination.waiting and self._has_space(destination.ring))
 
     def may_know(self, message: QueuedMessage) -> bool:
         """Whether the part is known, or may be in what the spool is being asked."""
@@ -178,14 +178,14 @@ class LaneTable:
             destination.due = min(destination.due, now)
         destination.ring.join(destination)
 
-    def _room(self, ring: Ring) -> int:
+    def _space(self, ring: Ring) -> int:
         """How many more parts of these destinations may wait in memory."""
-        room = MOST_WAITING * ring.eighths // 8 - ring.waiting
+        space = MOST_WAITING * ring.eighths // 8 - ring.waiting
         # What waits for unknown ones waits for known ones as soon as they answer, also beyond their share.
-        return room if ring is self._known else min(room, MOST_WAITING - self.waiting)
+        return space if ring is self._known else min(space, MOST_WAITING - self.waiting)
 
-    def _has_room(self, ring: Ring) -> bool:
-        return self._room(ring) > enough_room(ring)
+    def _has_space(self, ring: Ring) -> bool:
+        return self._space(ring) > enough_space(ring)
 
     def _is_due(self, destination: Destination, when: float) -> None:
         destination.due = min(destination.due, when)
@@ -231,6 +231,6 @@ class LaneTable:
             self._resting.put(destination)
 
 
-def enough_room(ring: Ring) -> int:
+def enough_space(ring: Ring) -> int:
     """So much space has to be there before the spool is asked."""
     return MOST_WAITING * ring.eighths // 64

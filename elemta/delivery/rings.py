@@ -23,11 +23,11 @@ class Standing(enum.Enum):
 class Share:
     """What the destinations of one standing have together.
 
-    ``room`` is their part, in eighths, of all that may wait in memory; ``looked_into`` is how many of them
+    ``space`` is their part, in eighths, of all that may wait in memory; ``looked_into`` is how many of them
     one look into the spool serves.
     """
 
-    room: int
+    space: int
     looked_into: int
 
 
@@ -49,7 +49,7 @@ class Ring:
 
     def __init__(self, standing: Standing) -> None:
         self.standing = standing
-        self.eighths, self.looked_into = SHARES[standing].room, SHARES[standing].looked_into
+        self.eighths, self.looked_into = SHARES[standing].space, SHARES[standing].looked_into
         self.waiting = 0
         self.wakes = WakeHeap()
         self._turns: OrderedDict[Destination, None] = OrderedDict()

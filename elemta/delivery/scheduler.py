@@ -368,8 +368,8 @@ class DeliveryScheduler(Service):
         except Exception:
             # The queue keeps what it could not write and writes it later; until then the part still stands
             # there as due, and is not, however long that takes. After a fault of ours it waits a while.
-            patience = self._settings.retries.delays[0] if self._queue.settled else 0.0
-            self._set_aside[message] = self._time.seconds() + patience
+            delay = self._settings.retries.delays[0] if self._queue.settled else 0.0
+            self._set_aside[message] = self._time.seconds() + delay
             _log_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.

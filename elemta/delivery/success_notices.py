@@ -103,7 +103,7 @@ class SuccessNotices:
         if now < delivered_at + self.settings.retries.expire or not self._queue.healthy:
             return
         _log.error(
-            "a sender is not told of a delivery: the notice could not be queued for too long",
+            "a sender gets no notice of a delivery: it could not be queued for too long",
             event="bounce.written_off",
             queue_id=message.queue_id,
             sender=str(message.envelope.sender),

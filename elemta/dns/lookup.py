@@ -32,7 +32,7 @@ from elemta.dns.transport import PAYLOAD, NoAnswer, ServerFailed, Transport
 from elemta.runtime import Runtime
 
 # Seconds for an answer: in the first round over the servers, the second, and all that follow.
-PATIENCE = (1.5, 3.0, 6.0)
+ANSWER_SECONDS = (1.5, 3.0, 6.0)
 # How often another name is asked for because an answer ended in an alias.
 _MOST_ALIASES = 8
 _MOST_RECORDS = 256
@@ -70,35 +70,35 @@ class Lookup:
     async def _ask_in_turn(
         self, name: dns.name.Name, kind: RecordType, until: Callable[[], float]
     ) -> dns.message.QueryMessage | LookupFailure:
-        troubles: dict[Nameserver, str] = {}
+        failures: dict[Nameserver, str] = {}
         servers = list(self._servers.in_order())
         for turn in range(100):
-            patience = PATIENCE[min(turn, len(PATIENCE) - 1)]
+            wait = ANSWER_SECONDS[min(turn, len(ANSWER_SECONDS) - 1)]
             for server in tuple(servers):
                 now = self._seconds()
                 end = until()
                 if now >= end:
-                    return _no_answer(troubles)
+                    return _no_answer(failures)
                 try:
                     # What drops questions with EDNS may answer one without.
-                    answer = await self._ask(server, name, kind, min(now + patience, end), edns=turn == 0)
+                    answer = await self._ask(server, name, kind, min(now + wait, end), edns=turn == 0)
                 except NoAnswer:
                     self._servers.was_silent(server)
-                    troubles.setdefault(server, "no answer in time")
+                    failures.setdefault(server, "no answer in time")
                 except ServerFailed as failure:
                     self._servers.was_silent(server)
-                    troubles[server] = str(failure)
+                    failures[server] = str(failure)
                     servers.remove(server)
                 else:
                     self._servers.answered(server)
                     fault = _fault(answer)
                     if not fault:
                         return answer
-                    troubles[server] = fault
+                    failures[server] = fault
                     servers.remove(server)
             if not servers:
                 break
-        return _no_answer(troubles)
+        return _no_answer(failures)
 
     async def _ask(
         self, server: Nameserver, name: dns.name.Name, kind: RecordType, until: float, *, edns: bool
@@ -168,9 +168,9 @@ def _not_longer(result: Result, ttl: float) -> Result:
     return result
 
 
-def _no_answer(troubles: Mapping[Nameserver, str]) -> LookupFailure:
+def _no_answer(failures: Mapping[Nameserver, str]) -> LookupFailure:
     # A server also fails for a zone that is broken. Which it is shows when other zones are answered for.
-    text = "; ".join(f"{server}: {text}" for server, text in troubles.items()) or "no time to ask"
+    text = "; ".join(f"{server}: {text}" for server, text in failures.items()) or "no time to ask"
     return LookupFailure(text, local=True)
 
 

@@ -135,7 +135,7 @@ class StoreLink(Protocol):
 
 
 class ModeObserver(Protocol):
-    """Told of each change, and at the start."""
+    """Called at each change, and at the start."""
 
     def mode_changed(self, mode: CountingMode) -> None: ...
 
@@ -225,14 +225,14 @@ class Failover:
                 timer.cancel()
         self._answer_waiting()
 
-    def joined(self, patience: float) -> Deferred[bool]:
-        """Fires when limits are counted in the cluster, or with False after ``patience`` seconds."""
+    def joined(self, seconds: float) -> Deferred[bool]:
+        """Fires when limits are counted in the cluster, or with False after so many seconds."""
         answer: Deferred[bool] = Deferred()
         if self.cluster or not self._running:
             answer.callback(self.cluster)
             return answer
         self._waiting.append(answer)
-        late = self._clock.callLater(patience, self._give_up_waiting, answer)
+        late = self._clock.callLater(seconds, self._give_up_waiting, answer)
 
         def in_time(joined: bool) -> bool:
             if late.active():

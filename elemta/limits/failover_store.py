@@ -123,9 +123,9 @@ class FailoverStore:
         """Look for it no more."""
         self._switch.stop()
 
-    def joined(self, patience: float) -> Deferred[bool]:
-        """Fires when limits are counted in the cluster, or with False after ``patience`` seconds."""
-        return self._switch.joined(patience)
+    def joined(self, seconds: float) -> Deferred[bool]:
+        """Fires when limits are counted in the cluster, or with False after so many seconds."""
+        return self._switch.joined(seconds)
 
     def seconds(self) -> float:
         return self._local.seconds()

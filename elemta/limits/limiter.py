@@ -109,7 +109,7 @@ class LimitState:
 
 
 class LimitObserver(Protocol):
-    """Told of every check.
+    """Called for every check.
 
     ``outcome`` is ``admitted``, ``refused``, ``delayed`` (refused for now, and will be asked once more),
     ``observed`` (would have been refused) or ``error``; on the way out ``throttled`` in place of ``refused``.

@@ -57,8 +57,8 @@ _NOTHING = Decision()
 class LocalFallback:
     """Counts in this node's memory, where its own admissions of better times are noted already.
 
-    ``live`` gives the number of live nodes. ``lend`` gets each lease that is given here though it
-    is one of the cluster's.
+    ``live`` gives the number of live nodes. ``grant_lease`` gets each lease that is given here though it is
+    one of the cluster's.
     """
 
     def __init__(

@@ -205,9 +205,9 @@ class Nodes:
         """Never waited for: a slow one is as good as none, and the next comes at its time."""
         if self._heartbeat_due is None and self._valkey.up:
             self._heartbeat_due = ensureDeferred(self._tell())
-            self._heartbeat_due.addBoth(self._told)
+            self._heartbeat_due.addBoth(self._heartbeat_ended)
 
-    def _told(self, result: object) -> None:
+    def _heartbeat_ended(self, result: object) -> None:
         self._heartbeat_due = None
         if isinstance(result, Failure) and result.check(CancelledError) is None:
             _log.failure("a heartbeat failed with an internal error", result, event="nodes.internal_error")

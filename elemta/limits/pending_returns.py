@@ -31,7 +31,7 @@ class ReturnStore(Protocol):
 
 
 class PendingReturns:
-    """Bounded: by :data:`MAX_OWED`, and by the open connections of this node."""
+    """Bounded: by :data:`MAX_PENDING`, and by the open connections of this node."""
 
     __slots__ = ("_pending", "_store", "_unknown_leases")
 
@@ -50,7 +50,7 @@ class PendingReturns:
             oldest = next(iter(pending))
             del pending[oldest]
             if oldest.is_lease:
-                # Told or not, the store must not go on prolonging it.
+                # Whether it is released or not, the store must not go on prolonging it.
                 quietly(self._store.release, [oldest])
 
     def add_lease(self, receipt: Receipt) -> None:
@@ -64,11 +64,11 @@ class PendingReturns:
     async def settle(self) -> None:
         """Tell everything, and wait until it is known. Raises StoreUnavailable when that does not succeed."""
         while self._pending:
-            told = list(islice(self._pending, _SLICE))
-            for receipt in told:
+            batch = list(islice(self._pending, _SLICE))
+            for receipt in batch:
                 del self._pending[receipt]
-            await value_of(self._store.release([receipt for receipt in told if receipt.is_lease]))
-            await value_of(self._store.refund([receipt for receipt in told if not receipt.is_lease]))
+            await value_of(self._store.release([receipt for receipt in batch if receipt.is_lease]))
+            await value_of(self._store.refund([receipt for receipt in batch if not receipt.is_lease]))
         self.hold()
         await value_of(self._store.renew())
 

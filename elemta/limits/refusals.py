@@ -32,10 +32,10 @@ class RememberedRefusals:
     All times are of the store's ``seconds()``.
     """
 
-    __slots__ = ("_known", "_room")
+    __slots__ = ("_capacity", "_known")
 
-    def __init__(self, room: int = MAX_REMEMBERED) -> None:
-        self._room = room
+    def __init__(self, capacity: int = MAX_REMEMBERED) -> None:
+        self._capacity = capacity
         self._known: dict[str, _RefusalEntry] = {}
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class RememberedRefusals:
         Where charges may be given back earlier the store is asked again from ``ask_from`` on.
         """
         self._known.pop(request.key, None)
-        while len(self._known) >= self._room:
+        while len(self._known) >= self._capacity:
             del self._known[next(iter(self._known))]
         self._known[request.key] = _RefusalEntry(request, until, until if ask_from is None else ask_from)
 

@@ -45,7 +45,7 @@ class Lease:
 
 
 class Leases:
-    """All leases of this node, those too that Valkey has not been told of or has forgotten."""
+    """All leases of this node, those too that Valkey has not seen yet or has forgotten."""
 
     def __init__(
         self, valkey: Valkey, keys: Keys, node_id: str, boot: str, give_back: Callable[[Lease], None]

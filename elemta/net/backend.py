@@ -183,7 +183,7 @@ class SessionBackend:
         spool = self._terms.spool
         if not spool.healthy:
             return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
-        if not spool.has_room(size):
+        if not spool.has_space(size):
             return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
         return None
 
@@ -315,8 +315,8 @@ class SessionBackend:
             writer.discard()
         if self._health_check:
             return
-        # A client that leaves between its dot and our 250 has sent its message all the same: were it told as
-        # refused, its charges would come back and limits would be no bound.
+        # A client that leaves between its dot and our 250 has sent its message all the same: were it reported
+        # as refused, its charges would come back and limits would be no bound.
         if accepted or transaction is self._committing:
             self._conversation.committed(transaction)
         else:

@@ -101,7 +101,7 @@ class _Pending:
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
 class ESMTPProtocol(Protocol):
-    """One client's connection: the session handles SMTP, the reception handles mail."""
+    """One client's connection: the session handles SMTP, the backend handles mail."""
 
     transport: Connection
 

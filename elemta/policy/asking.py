@@ -81,7 +81,7 @@ class ChainQuestion:
 
     def _ask_one(self, call: PolicyCall) -> Verdict | _PendingAnswer:
         runner = call.runner
-        if runner.questions.many and not runner.questions.has_room(self.network):
+        if runner.questions.many and not runner.questions.has_space(self.network):
             return self.too_busy(call)
         seconds = self._clock.seconds
         began = seconds()
@@ -189,7 +189,7 @@ class _PendingAnswer:
         "_clock",
         "_deadline",
         "_live",
-        "_patience",
+        "_longest_wait",
         "_question",
         "verdict",
     )
@@ -209,13 +209,13 @@ class _PendingAnswer:
         self._clock = clock
         self._live = True
         self._deadline: IDelayedCall | None = None
-        self._patience: float | None = None
+        self._longest_wait: float | None = None
         self.verdict: Deferred[Verdict] = Deferred(lambda _: self.give_up())
         call.runner.questions.began(question.network)
         answer.addBoth(self._arrived)
         if self._live:
-            self._patience = call.breaker.patience(question.network, began)
-            self._deadline = clock.callLater(self._patience, self._time_is_up)
+            self._longest_wait = call.breaker.longest_wait(question.network, began)
+            self._deadline = clock.callLater(self._longest_wait, self._time_is_up)
 
     def give_up(self) -> None:
         """Nothing waits for the decision any more: cancel the policy's work."""
@@ -233,14 +233,14 @@ class _PendingAnswer:
         if isinstance(answer, Failure):
             verdict = question.failed(call, FailureKind.ERROR, took, answer)
         else:
-            verdict = question.judged(call, answer, took, waited=self._patience is not None)
+            verdict = question.judged(call, answer, took, waited=self._longest_wait is not None)
         self.verdict.callback(verdict)
 
     def _time_is_up(self) -> None:
         self._deadline = None
         took = self._end()
         call = self._call
-        short = self._patience is not None and self._patience < call.runner.timeout
+        short = self._longest_wait is not None and self._longest_wait < call.runner.timeout
         kind = FailureKind.OPEN if short else FailureKind.TIMEOUT
         verdict = self._question.failed(call, kind, took)
         cancel(self._answer, call)

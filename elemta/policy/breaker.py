@@ -93,7 +93,7 @@ class PolicyBreaker:
         self._tried: set[str] = set()
         self.is_open = False
 
-    def patience(self, network: str, now: float) -> float:
+    def longest_wait(self, network: str, now: float) -> float:
         """How many seconds to wait for an answer about a client of ``network``."""
         if not self.is_open:
             recent = self._recent.get(network)

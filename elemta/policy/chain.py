@@ -30,7 +30,7 @@ class _ListenerCalls:
     """The calls for the sessions of one listener, by stage and by fact."""
 
     asked: Mapping[Stage, Sequence[PolicyCall]] = field(default_factory=dict)
-    told: Mapping[str, Sequence[PolicyCall]] = field(default_factory=dict)
+    notified: Mapping[str, Sequence[PolicyCall]] = field(default_factory=dict)
 
 
 class PolicyChain:
@@ -90,11 +90,11 @@ class PolicyChain:
         calls = self._calls.get(facts.listener)
         if calls is None:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)
-        return PolicySession(facts, calls.asked, calls.told, self._clock, self._relay)
+        return PolicySession(facts, calls.asked, calls.notified, self._clock, self._relay)
 
     def _calls_at(self, listener: str) -> _ListenerCalls:
         asked: dict[Stage, list[PolicyCall]] = {}
-        told: dict[str, list[PolicyCall]] = {
+        notified: dict[str, list[PolicyCall]] = {
             fact: [] for fact in ("committed", "refused", "disconnected", "login_ended")
         }
         for loaded, runner in self._runners:
@@ -103,5 +103,5 @@ class PolicyChain:
             for stage, call in calls_of(runner, loaded.policy).items():
                 asked.setdefault(stage, []).append(call)
             for call in facts_of(runner, loaded.policy):
-                told[call.stage_name].append(call)
-        return _ListenerCalls(asked, told)
+                notified[call.stage_name].append(call)
+        return _ListenerCalls(asked, notified)

@@ -31,9 +31,11 @@ class DeliveryHooks:
     No failure of a policy raises here or fails a Deferred.
     """
 
-    def __init__(self, asked: Sequence[PolicyCall], told: Sequence[PolicyCall], clock: IReactorTime) -> None:
+    def __init__(
+        self, asked: Sequence[PolicyCall], notified: Sequence[PolicyCall], clock: IReactorTime
+    ) -> None:
         self._asked = tuple(asked)
-        self._told = tuple(told)
+        self._notified = tuple(notified)
         self._clock = clock
 
     @property
@@ -44,7 +46,7 @@ class DeliveryHooks:
     @property
     def tells(self) -> bool:
         """Whether any policy observes attempts."""
-        return bool(self._told)
+        return bool(self._notified)
 
     def route(self, envelope: Envelope, recipient: Recipient) -> ChainDecision | Deferred[ChainDecision]:
         """Ask for a recipient's route; the first policy with an opinion decides.
@@ -62,7 +64,7 @@ class DeliveryHooks:
 
         With the envelope, only those of the listener that received the message.
         """
-        for call in self._told:
+        for call in self._notified:
             if envelope is None or call.runner.serves(envelope.client.listener):
                 session_id = "" if envelope is None else envelope.client.session_id
                 network = "" if envelope is None else _network_of(envelope)

@@ -101,14 +101,14 @@ class IDeliveryPolicy(Interface):
 
 
 class IDeliveryObserver(Interface):
-    """Told after each delivery attempt: a fact."""
+    """Called after each delivery attempt: a fact."""
 
     def attempted(outcome: Outcome) -> FactAnswer:
         """An attempt for one recipient came to ``outcome``. It may not be recorded yet."""
 
 
 class IOutcomeObserver(Interface):
-    """Told how transactions and sessions ended: facts, for refunds and counters."""
+    """Called when transactions and sessions end: facts, for refunds and counters."""
 
     def committed(session: Session, transaction: Transaction) -> FactAnswer:
         """The message of ``transaction`` is on stable storage."""
@@ -117,7 +117,7 @@ class IOutcomeObserver(Interface):
         """``transaction`` ended without a message: refused, reset, or its client went away."""
 
     def disconnected(session: Session) -> FactAnswer:
-        """The session is over. Told once, last."""
+        """The session is over. Called once, last."""
 
 
 class LoginOutcome(enum.Enum):
@@ -133,12 +133,12 @@ class LoginOutcome(enum.Enum):
 
 
 class ILoginObserver(Interface):
-    """Told how attempts to log in ended: facts."""
+    """Called when attempts to log in end: facts."""
 
     def login_ended(session: Session, username: str, outcome: LoginOutcome) -> FactAnswer:
         """The attempt about which :meth:`ILoginPolicy.login` was asked is over.
 
-        Told once at most. It is not told where the client left while the password was looked at.
+        Called once at most, and not where the client left while the password was checked.
         """
 
 

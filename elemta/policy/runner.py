@@ -120,7 +120,7 @@ class UnansweredCalls:
             del self._by_network[network]
         self.many = self._total * 2 >= self._most
 
-    def has_room(self, network: str) -> bool:
+    def has_space(self, network: str) -> bool:
         """Whether one more call about a client of ``network`` may be made."""
         if self._total * 2 < self._most:
             return True
@@ -360,7 +360,7 @@ def tell(call: PolicyCall, fact: PolicyFact, clock: IReactorTime) -> None:
     What the policy does with it later ends with the policy's timeout.
     """
     runner = call.runner
-    if runner.facts.many and not runner.facts.has_room(fact.network):
+    if runner.facts.many and not runner.facts.has_space(fact.network):
         runner.too_busy(call)
         return
     began = clock.seconds()

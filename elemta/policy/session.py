@@ -1,4 +1,4 @@
-"""One session's policies: what each is given, asked and told."""
+"""One session's policies: what each gets, is asked and is called with."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ class PolicySession(ChainQuestion):
         "_held",
         "_marks",
         "_message",
+        "_notified",
         "_question",
         "_relay",
         "_sessions",
-        "_told",
         "_transaction",
         "session_id",
     )
@@ -110,7 +110,7 @@ class PolicySession(ChainQuestion):
         self,
         facts: SessionInfo,
         calls: Mapping[Stage, Sequence[PolicyCall]],
-        told: Mapping[str, Sequence[PolicyCall]],
+        notified: Mapping[str, Sequence[PolicyCall]],
         clock: IReactorTime,
         relay: RelayPermission,
     ) -> None:
@@ -118,7 +118,7 @@ class PolicySession(ChainQuestion):
         self.session_id = facts.id
         self._facts = facts
         self._calls = calls
-        self._told = told
+        self._notified = notified
         self._relay = relay
         self._board: dict[tuple[str, str], Any] = {}
         self._sessions: dict[PolicyRunner, Session] = {}
@@ -159,7 +159,7 @@ class PolicySession(ChainQuestion):
         """Tell the policies that observe it how the attempt ended that :meth:`ask_login` was about."""
         if self._gone:
             return
-        for call in self._told["login_ended"]:
+        for call in self._notified["login_ended"]:
             shown = self._session_of(call.runner), username, outcome
             tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
 
@@ -187,7 +187,7 @@ class PolicySession(ChainQuestion):
             return
         self._gone = True
         self.give_up()
-        for call in self._told["disconnected"]:
+        for call in self._notified["disconnected"]:
             fact = PolicyFact((self._session_of(call.runner),), self.network, self.session_id)
             tell(call, fact, self._clock)
 
@@ -336,7 +336,7 @@ class PolicySession(ChainQuestion):
     # Telling
 
     def _notify_of_transaction(self, fact: str, transaction: TransactionFacts) -> None:
-        calls = self._told[fact]
+        calls = self._notified[fact]
         if calls:
             views = self._views(transaction)
             for call in calls:

@@ -24,12 +24,12 @@ def _nothing_to_check(session: SessionState, arguments: Any) -> Reply | None:  #
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row of the table; every function but ``parse`` gets the dialogue and what ``parse`` made.
+    """One row of the table; every function but ``parse`` gets the session's state and what ``parse`` made.
 
     ``perform`` goes from left to right: parse, allowed in this state, ``check``, then ``question`` to the
-    policies where there is one, then ``effect``. `rebuffed` answers what was malformed (then it gets None)
+    policies where there is one, then ``effect``. ``reject_as`` answers what was malformed (then it gets None)
     or not allowed, and ``refused`` is what a refusal by the shell has as its effect, beside the reply.
-    ``is_junk``: brings no message nearer and is counted. ``ends_group``: nothing may be sent behind it
+    ``is_idle``: brings no message nearer and is counted. ``ends_group``: nothing may be sent behind it
     before its reply is read.
     """
 

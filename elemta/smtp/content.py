@@ -27,14 +27,14 @@ class IncomingContent:
     def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
         self._transaction = transaction
         self._limit = settings.max_message_size
-        self._patience = settings.max_message_size + settings.oversize_slack
+        self._most = settings.max_message_size + settings.oversize_slack
         self.refusal: Reply | None = None
         transaction.size = 0
 
     @property
-    def out_of_patience(self) -> bool:
+    def far_too_large(self) -> bool:
         """The message is so far beyond the limit that its end is not waited for."""
-        return self._transaction.size > self._patience
+        return self._transaction.size > self._most
 
     def _admit(self, content: bytes, flaw: ContentError | None) -> bytes:
         """``content`` is counted; returned is what of it may go on."""

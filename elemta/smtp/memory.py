@@ -38,7 +38,7 @@ class MemoryBudget:
         """Whether they hold more than they should."""
         return self.taken > self.limit
 
-    def has_room_for(self, held: int, octets: int) -> bool:
+    def has_space_for(self, held: int, octets: int) -> bool:
         """Whether an envelope that holds so many octets may take so many more.
 
         A small one always may: a few hundred sessions can hold all that there is. A larger one takes no more
@@ -78,7 +78,7 @@ class EnvelopeMemory:
         """Why there is no space for so many octets more; None where there is."""
         if self.held + octets > self._limit:
             return Shortage.ENVELOPE
-        return None if self._budget.has_room_for(self.held, octets) else Shortage.PROCESS
+        return None if self._budget.has_space_for(self.held, octets) else Shortage.PROCESS
 
     def take(self, octets: int) -> None:
         """Count so many octets more."""

@@ -46,7 +46,7 @@ def check_mail(session: SessionState, command: MailCommand) -> Reply | None:
     # RFC 1870 §6.1
     if (command.parameters.size or 0) > session.settings.max_message_size:
         return replies.MESSAGE_TOO_BIG
-    if not session.envelopes.has_room_for(0, memory_of_mail(command.sender, command.parameters)):
+    if not session.envelopes.has_space_for(0, memory_of_mail(command.sender, command.parameters)):
         return replies.ENVELOPES_FULL
     return None
 
@@ -139,7 +139,7 @@ def take_data(session: SessionState, block: bytes) -> int:
     content, used = message.feed(block)
     if content:
         session.events.append(MessageData(content))
-    if message.out_of_patience:
+    if message.far_too_large:
         refusal = message.refusal or replies.MESSAGE_TOO_BIG
         session.reply_and_close(END_OF_DATA, refusal, "message far beyond the size limit", in_message=True)
     elif used is not None:

@@ -79,7 +79,7 @@ class RecentContents:
     """Small contents by queue id, at most so many octets in all; the oldest are dropped first."""
 
     def __init__(self, octets: int) -> None:
-        self._room = octets
+        self._space = octets
         self._contents: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -87,9 +87,9 @@ class RecentContents:
 
     def add(self, queue_id: str, header: bytes, body: bytes) -> None:
         """Keep the content of a message that is on stable storage."""
-        self._room -= len(header) + len(body)
+        self._space -= len(header) + len(body)
         self._contents[queue_id] = (header, body)
-        while self._room < 0:
+        while self._space < 0:
             self._forget(*self._contents.popitem(last=False)[1])
 
     def find(self, queue_id: str) -> Content | None:
@@ -107,4 +107,4 @@ class RecentContents:
             self._forget(*found)
 
     def _forget(self, header: bytes, body: bytes) -> None:
-        self._room += len(header) + len(body)
+        self._space += len(header) + len(body)

@@ -167,7 +167,7 @@ class Reserve:
 
     def __init__(self, path: Path, size: int, disk: Disk) -> None:
         self.held = False
-        self._told = False
+        self._reported = False
         self._path = path
         self._size = size
         self._disk = disk
@@ -180,8 +180,8 @@ class Reserve:
             self._disk.allocate(self._path, self._size)
         except OSError as error:
             self._remove()
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 _log.warn(
                     "no space can be kept aside; nothing new is accepted",
                     event="spool.reserve_failed",
@@ -189,15 +189,15 @@ class Reserve:
                 )
             return
         self.held = True
-        if self._told:
-            self._told = False
+        if self._reported:
+            self._reported = False
             _log.info("there is space on the spool's disk again", event="spool.space_recovered")
 
     def spend(self) -> None:
         """Free the space for what empties the queue."""
         if self.held:
             self.held = False
-            self._told = True
+            self._reported = True
             _log.warn("the spool's disk is full; nothing new is accepted", event="spool.disk_full")
         self._remove()
 

@@ -14,7 +14,7 @@ from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
 from elemta.spool.disk import FreeSpace
 from elemta.spool.operations import QueueCounts
-from elemta.spool.parts import room_of
+from elemta.spool.parts import space_of
 from elemta.spool.records import HeldPart, SpoolObserver
 
 _log = Logger()
@@ -40,7 +40,7 @@ class HoldQueue(Protocol):
 class _Snapshot:
     """The disk as it was looked at last, and the space that undeliverable notices took then."""
 
-    room: FreeSpace
+    space: FreeSpace
     undeliverable: int
 
 
@@ -72,14 +72,14 @@ class Holds:
     def share(self) -> int | None:
         """The space that undeliverable notices may take, in octets; None while the disk is not known."""
         known = self._known
-        if known is None or known.room.total is None:
+        if known is None or known.space.total is None:
             return None
-        spare = (known.undeliverable + known.room.free - self._minimum_free) // 2
-        return max(0, min(known.room.total // _SHARE, spare))
+        spare = (known.undeliverable + known.space.free - self._minimum_free) // 2
+        return max(0, min(known.space.total // _SHARE, spare))
 
-    def look(self, room: FreeSpace) -> None:
+    def look(self, space: FreeSpace) -> None:
         """The disk is like this now."""
-        self._known = _Snapshot(room, self._ledger().undeliverable)
+        self._known = _Snapshot(space, self._ledger().undeliverable)
         self.keep_share()
 
     def keep_share(self) -> None:
@@ -119,7 +119,7 @@ class Holds:
             for held in await self._queue.undeliverable(_TOGETHER):
                 ending.append(self.end(held, self._outcomes(held), "over_share"))
                 envelope = held.message.envelope
-                excess -= room_of(envelope.size, len(envelope.recipients))
+                excess -= space_of(envelope.size, len(envelope.recipients))
                 if excess <= 0:
                     break
             ended = await DeferredList([Deferred.fromCoroutine(each) for each in ending], consumeErrors=True)

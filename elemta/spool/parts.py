@@ -27,7 +27,7 @@ OWED_RELAYED, OWED_FINAL = 1, 2
 _HELD_BY_OPERATOR = "held by the operator"
 
 
-def room_of(size: int, recipients: int) -> int:
+def space_of(size: int, recipients: int) -> int:
     """The space that a message with outcomes takes in the spool, in octets: small ones are mostly rows."""
     return size + ROWS_OF_MESSAGE + ROWS_OF_RECIPIENT * recipients
 
@@ -93,7 +93,7 @@ class StoredMessage:
     def undeliverable(self) -> int:
         """The space that the message takes as an undeliverable notice on hold; 0 where it is none."""
         if any(part.hold is HoldCause.UNDELIVERABLE and not part.gone for part in self.parts):
-            return room_of(self.size, len(self.recipients))
+            return space_of(self.size, len(self.recipients))
         return 0
 
     @property

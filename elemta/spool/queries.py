@@ -232,8 +232,8 @@ class Schedule:
         active = self._reader.all(_ACTIVE, (destination, excluded, most + 1))
         deferred = self._reader.all(_DEFERRED, (destination, until, excluded, most + 1))
         half = most - most // 2
-        room_for_active = max(half, most - len(deferred))
-        taken = active[:room_for_active]
+        places_for_active = max(half, most - len(deferred))
+        taken = active[:places_for_active]
         taken += deferred[: most - len(taken)]
         if len(taken) < len(active) + len(deferred):
             next_due: float | None = now
@@ -246,7 +246,7 @@ class Schedule:
         """Parts that wait, of messages received at ``before`` or earlier, in the order of arrival.
 
         ``limit`` bounds the messages that are looked at, from behind the place ``after`` on. With
-        ``unwarned``, only parts whose sender was not told of the delay.
+        ``unwarned``, only parts whose sender got no notice of the delay.
         """
         walked = self._reader.all(_WALK, (after, limit))
         old = [key for key, received_at in walked if received_at <= before]

@@ -216,7 +216,7 @@ class RecipientRecord:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One delivery attempt for one recipient, as its outcome told it."""
+    """One delivery attempt for one recipient, as its outcome says."""
 
     number: int
     recipient: Address

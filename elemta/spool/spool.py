@@ -101,7 +101,7 @@ class Spool:
         self._threads = threads
         self._store = store
         self._leftovers = leftovers
-        self._room = room
+        self._space = space
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
         self._schedule = Schedule(self._reader)
@@ -158,7 +158,7 @@ class Spool:
         store = QueueWriter(settings, partition.places, disk, leftovers, runtime)
         threads = SpoolThreads(runtime.threads, settings.file_threads)
         try:
-            ledger, room = await take_up(partition, store, threads, permit, disk=disk, root=root)
+            ledger, space = await take_up(partition, store, threads, permit, disk=disk, root=root)
         except BaseException:
             threads.stop()
             raise
@@ -220,10 +220,12 @@ class Spool:
         """How many messages there are by state, without asking the disk."""
         return {state: self._commits.ledger.messages[state] for state in MessageState}
 
-    def has_room(self, size: int = 0) -> bool:
+    def has_space(self, size: int = 0) -> bool:
         """Whether a message of this size leaves ``minimum_free`` on the disk, as of a few seconds ago."""
-        room = self._room
-        return self._store.reserve.held and room.free - size >= self.settings.minimum_free and room.files != 0
+        space = self._space
+        return (
+            self._store.reserve.held and space.free - size >= self.settings.minimum_free and space.files != 0
+        )
 
     def begin(self) -> MessageWriter:
         """A writer for a new message, which has its queue id at once."""
@@ -453,7 +455,7 @@ class Spool:
             messages={state: ledger.messages[state] for state in MessageState},
             octets={state: ledger.octets[state] for state in MessageState},
             oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
-            free=self._room.free,
+            free=self._space.free,
             healthy=self.healthy,
             undeliverable=ledger.undeliverable,
         )
@@ -575,10 +577,10 @@ class Spool:
             self._refreshed, self._refresh_failed
         )
 
-    def _refreshed(self, room: FreeSpace) -> None:
-        self._room = room
+    def _refreshed(self, space: FreeSpace) -> None:
+        self._space = space
         if not self._closed:
-            self._holds.look(room)
+            self._holds.look(space)
             self._refresh_call = self._reactor.callLater(self.settings.refresh, self._refresh)
 
     def _refresh_failed(self, failure: Failure) -> None:

@@ -277,7 +277,7 @@ class QueueWriter:
         connection = self._disk.connect(self._places.database)
         try:
             format_of(connection)  # before anything is changed
-            # Counts in a new database only; lets `tend` give free pages back to a full disk.
+            # Counts in a new database only; lets `maintain` give free pages back to a full disk.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode != "wal":

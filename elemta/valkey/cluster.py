@@ -25,7 +25,7 @@ _LOOK_SECONDS = 0.25
 _STEADY_SECONDS = 5.0
 _SPARE_SECONDS = 10.0
 _HASTE_SECONDS = 0.1
-_PATIENCE_SECONDS = 0.5
+_MAP_SECONDS = 0.5
 _MAP = pack(["CLUSTER", "SLOTS"])
 
 
@@ -130,7 +130,7 @@ class Cluster(Topology):
 
     def _ask(self) -> None:
         now = self._dialling.reactor.seconds()
-        busy = self._asked is not None and now - self._asked_at < _PATIENCE_SECONDS
+        busy = self._asked is not None and now - self._asked_at < _MAP_SECONDS
         if busy or not self._looking.running:
             return
         # Another one each time: what one node believes may be old.

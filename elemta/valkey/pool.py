@@ -175,8 +175,8 @@ class ServerLink:
         else:
             self._connection.close()
             # It may have stopped answering.
-            patience = self._reactor.callLater(CONNECT_SECONDS, self._connection.abort, "stopped")
-            self._over.addCallback(lambda _: patience.cancel() if patience.active() else None)
+            timer = self._reactor.callLater(CONNECT_SECONDS, self._connection.abort, "stopped")
+            self._over.addCallback(lambda _: timer.cancel() if timer.active() else None)
         return self._over
 
     async def _open(self) -> None:

@@ -1,6 +1,6 @@
 """Commands as bytes of RESP2, the protocol of Valkey.
 
-Error replies of Valkey, told apart.
+Error replies of Valkey, by kind.
 
 Which slot of a cluster a key is in, and which node a slot is on.
 

@@ -49,7 +49,7 @@ def test_of_one_network_few_are_under_way_whatever_their_users_are_called() -> N
 @ensureDeferred
 async def test_one_that_waits_too_long_is_local_trouble_and_takes_no_place() -> None:
     clock = Clock()
-    turns = AttemptLimiter(clock, per_user=1, patience=10)
+    turns = AttemptLimiter(clock, per_user=1, longest_wait=10)
     turn = taken(turns)
     waiting = turns.take("anna", NETWORK)
     clock.advance(10)

@@ -37,7 +37,7 @@ class Visit:
     ``greeting`` is empty when there was none: refused, reset, or silent for :data:`PATIENCE`.
     """
 
-    door: int
+    node: int
     client: str
     began: float
     seconds: float
@@ -86,7 +86,7 @@ class _Visitor(asyncio.Protocol):
             self._transport.close()
 
 
-async def visit(ports: Sequence[int], door: int, client: str) -> Visit:
+async def visit(ports: Sequence[int], node: int, client: str) -> Visit:
     """One connection, from before it is made until its greeting is there."""
     began = time.monotonic()
     visitor: _Visitor | None = None
@@ -94,7 +94,7 @@ async def visit(ports: Sequence[int], door: int, client: str) -> Visit:
     try:
         async with asyncio.timeout(PATIENCE):
             _, visitor = await asyncio.get_running_loop().create_connection(
-                _Visitor, "127.0.0.1", ports[door], local_addr=(client, 0)
+                _Visitor, "127.0.0.1", ports[node], local_addr=(client, 0)
             )
             greeting = await visitor.greeting
     except OSError:  # TimeoutError is one
@@ -102,15 +102,15 @@ async def visit(ports: Sequence[int], door: int, client: str) -> Visit:
     seconds = time.monotonic() - began
     if visitor is not None:
         visitor.leave()
-    return Visit(door, client, began, seconds, greeting)
+    return Visit(node, client, began, seconds, greeting)
 
 
 async def _burst(ports: Sequence[int], plan: Sequence[tuple[float, int, str]]) -> list[Visit]:
     began = time.monotonic()
 
-    async def one(at: float, door: int, client: str) -> Visit:
+    async def one(at: float, node: int, client: str) -> Visit:
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
-        return await visit(ports, door, client)
+        return await visit(ports, node, client)
 
     return list(await asyncio.gather(*(one(*step) for step in plan)))
 
@@ -152,16 +152,16 @@ class Stream:
 
     async def _run(self) -> None:
         due = time.monotonic()
-        doors = itertools.cycle(range(len(self._ports)))
+        nodes = itertools.cycle(range(len(self._ports)))
         async with asyncio.TaskGroup() as group:
             while not self._over.is_set():
-                group.create_task(self._one(next(doors), self._next_client()))
+                group.create_task(self._one(next(nodes), self._next_client()))
                 # A stream that falls behind does not catch up in one burst: that would be another load.
                 due = max(due + self._pause, time.monotonic() - self._pause)
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    async def _one(self, door: int, client: str) -> None:
-        self.visits.append(await visit(self._ports, door, client))
+    async def _one(self, node: int, client: str) -> None:
+        self.visits.append(await visit(self._ports, node, client))
 
 
 class Adversary:

@@ -137,8 +137,8 @@ def admitted(visits: list[Visit]) -> int:
     return sum(visit.passed for visit in visits)
 
 
-def by_door(visits: list[Visit]) -> list[int]:
-    return [admitted([visit for visit in visits if visit.door == door]) for door in range(NODES)]
+def by_node(visits: list[Visit]) -> list[int]:
+    return [admitted([visit for visit in visits if visit.node == node]) for node in range(NODES)]
 
 
 @pytest.mark.parametrize(("fault", "scale"), OUTAGES)
@@ -147,7 +147,7 @@ def test_without_valkey_nobody_waits_each_limit_keeps_its_word_and_all_comes_bac
 ) -> None:
     fleet.wait_for_mode(CLUSTER)
     known, newcomer = new_client(), new_client()
-    assert by_door(burst(fleet.ports(), [known] * (LIMIT // 2), within=0.3)) == [SHARE // 2] * NODES
+    assert by_node(burst(fleet.ports(), [known] * (LIMIT // 2), within=0.3)) == [SHARE // 2] * NODES
 
     with Stream(fleet.ports(), scale.per_second) as stream:
         time.sleep(scale.before)
@@ -156,7 +156,7 @@ def test_without_valkey_nobody_waits_each_limit_keeps_its_word_and_all_comes_bac
         try:
             until(lambda: fleet.has_changed(LOCAL, began), "local mode")
             opened = fleet.last_to_change(LOCAL, began) - began
-            check_doors_without_valkey(fleet, known, newcomer)
+            check_nodes_without_valkey(fleet, known, newcomer)
             time.sleep(scale.during)
         finally:
             ended = time.monotonic()
@@ -188,10 +188,10 @@ def check_bound(fleet: Fleet, valkey: ValkeyServer) -> None:
         assert admitted(visits) <= 2 * LIMIT
 
 
-def check_doors_without_valkey(fleet: Fleet, known: str, newcomer: str) -> None:
+def check_nodes_without_valkey(fleet: Fleet, known: str, newcomer: str) -> None:
     """Each node lets its share pass, which begins with what it knew; and each limit does as configured."""
-    assert by_door(burst(fleet.ports(), [newcomer] * (3 * LIMIT), within=0.3)) == [SHARE] * NODES
-    assert by_door(burst(fleet.ports(), [known] * (3 * LIMIT), within=0.3)) == [SHARE - SHARE // 2] * NODES
+    assert by_node(burst(fleet.ports(), [newcomer] * (3 * LIMIT), within=0.3)) == [SHARE] * NODES
+    assert by_node(burst(fleet.ports(), [known] * (3 * LIMIT), within=0.3)) == [SHARE - SHARE // 2] * NODES
     guest = new_client()
     assert admitted(burst(fleet.ports("open"), [guest] * 30)) == 30
     refused = burst(fleet.ports("shut"), [guest] * 9)
@@ -245,7 +245,7 @@ def test_an_outage_soon_after_a_restart_finds_the_shares_as_they_were(
     make_replica(valkey)
     try:
         until(lambda: fleet.has_changed(LOCAL, began), "local mode")
-        assert by_door(burst(fleet.ports(), [new_client()] * (3 * LIMIT), within=0.3)) == [SHARE] * NODES
+        assert by_node(burst(fleet.ports(), [new_client()] * (3 * LIMIT), within=0.3)) == [SHARE] * NODES
     finally:
         valkey.command("REPLICAOF", "NO", "ONE")
 
@@ -269,7 +269,7 @@ def test_nodes_that_start_without_valkey_greet_and_join_when_it_comes(tmp_path: 
                 begun = time.monotonic()
                 client = new_client()
                 # A node that has never seen the others is alone as far as it knows.
-                assert by_door(burst(fleet.ports(), [client] * (4 * LIMIT), within=0.5)) == [LIMIT] * NODES
+                assert by_node(burst(fleet.ports(), [client] * (4 * LIMIT), within=0.5)) == [LIMIT] * NODES
                 time.sleep(scale.during)
                 ended = time.monotonic()
                 valkey.start()

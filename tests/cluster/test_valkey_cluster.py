@@ -128,15 +128,15 @@ def test_when_a_primary_of_a_valkey_cluster_dies_its_replica_is_used_and_nobody_
 ) -> None:
     client = new_client()
     slot = slot_of(key_of(client))
-    victim = cluster.owner(slot)
+    primary = cluster.owner(slot)
     with Stream(fleet.ports(), per_second) as stream:
         time.sleep(1.0)
         begun, began = time.monotonic(), time.time()
         if stopped:
-            victim.pause()
+            primary.pause()
         else:
-            victim.kill()
-        eventually(lambda: cluster.owner(slot) is not victim, "another primary")
+            primary.kill()
+        eventually(lambda: cluster.owner(slot) is not primary, "another primary")
         elected = time.time()
         until(lambda: counted_together(fleet, cluster), "counts in the new primary", 60.0)
         settled = time.time() - elected
@@ -155,10 +155,10 @@ def test_when_a_primary_of_a_valkey_cluster_dies_its_replica_is_used_and_nobody_
     visits = burst(fleet.ports(), [again] * (2 * LIMIT), within=0.5)
     assert sum(visit.passed for visit in visits) == LIMIT
     if stopped:
-        victim.resume()
+        primary.resume()
     else:
-        victim.start()
-    eventually(lambda: not cluster.is_primary(victim), "the old primary as a replica")
+        primary.start()
+    eventually(lambda: not cluster.is_primary(primary), "the old primary as a replica")
 
 
 def client_of(cluster: Cluster, primary: ValkeyServer) -> str:

@@ -319,7 +319,7 @@ def make_hop(row: str, behaviour: str, certificate: CertificateFiles) -> Hostile
     return HostileHop(script, lmtp=point == "LMTP", point=point, behaviour=behaviour, certificate=certificate)
 
 
-class House:
+class Harness:
     """One delivery service with many hostile next hops."""
 
     def __init__(self, post: Post, certificate: CertificateFiles) -> None:
@@ -464,7 +464,7 @@ async def registry(directory: Path, **settings: Any) -> AsyncIterator[House]:
         connect_timeout=30.0,
         **settings,
     )
-    opened = House(post, make_certificate(directory, "localhost"))
+    opened = Harness(post, make_certificate(directory, "localhost"))
     try:
         yield opened
     finally:

@@ -130,13 +130,13 @@ def test_a_removed_maildir_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_link_in_tmp_is_not_followed(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"precious")
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
     (tmp_path / "box" / "tmp").mkdir(parents=True)
-    (tmp_path / "box" / "tmp" / "1.Q1R1.h").symlink_to(victim)
+    (tmp_path / "box" / "tmp" / "1.Q1R1.h").symlink_to(target)
     ((error,),) = MaildirWriter().write([job(tmp_path / "box")])
     assert isinstance(error, OSError)
-    assert victim.read_bytes() == b"precious"
+    assert target.read_bytes() == b"precious"
 
 
 def test_a_truncated_message_is_not_delivered(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ async def test_trouble_of_a_caller_in_a_hurry_is_not_remembered() -> None:
 
 @ensureDeferred
 async def test_a_silent_server_is_passed_over_and_then_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elemta.dns.lookup.PATIENCE", (0.1, 0.2))
+    monkeypatch.setattr("elemta.dns.lookup.ANSWER_SECONDS", (0.1, 0.2))
     with ScriptedNameserver(silence) as silent, ScriptedNameserver(address) as good:
         async with Lookups([silent, good], deadline=5) as resolver:
             assert await resolver.addresses("one.test") == (ip_address("192.0.2.1"),)
@@ -110,7 +110,7 @@ async def test_a_silent_server_is_passed_over_and_then_asked_last(monkeypatch: p
 
 @ensureDeferred
 async def test_a_port_on_which_nobody_listens_is_passed_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elemta.dns.lookup.PATIENCE", (25.0,))
+    monkeypatch.setattr("elemta.dns.lookup.ANSWER_SECONDS", (25.0,))
     with ScriptedNameserver(address) as good:
         async with Lookups([("127.0.0.1", free_dns_port()), good], deadline=30) as resolver:
             started = time.monotonic()
@@ -133,7 +133,7 @@ async def test_a_server_that_fails_leaves_the_question_to_the_next() -> None:
 async def test_a_question_without_edns_reaches_a_server_that_drops_those_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("elemta.dns.lookup.PATIENCE", (0.1, 1.0))
+    monkeypatch.setattr("elemta.dns.lookup.ANSWER_SECONDS", (0.1, 1.0))
 
     def old(query: dns.message.Message, over: str) -> dns.message.Message | None:
         return None if query.edns >= 0 else address(query, over)

@@ -72,8 +72,8 @@ def test_delivery_and_the_spool_take_no_date_from_the_reactor() -> None:
     """It is monotonic there, and nearly all that these two ask for is a date."""
     asked = [
         f"{path.name}:{number}"
-        for room in ("delivery", "spool")
-        for path in sorted((ROOT / room).rglob("*.py"))
+        for package in ("delivery", "spool")
+        for path in sorted((ROOT / package).rglob("*.py"))
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if "reactor.seconds()" in line and path.name != "dialer.py"  # how long hosts were slow
     ]

@@ -530,7 +530,7 @@ def test_an_error_that_is_not_the_stores_absence_is_not_hidden() -> None:
 
 
 def test_remembered_refusals_are_bounded_and_the_oldest_is_forgotten() -> None:
-    refusals = RememberedRefusals(room=3)
+    refusals = RememberedRefusals(capacity=3)
     terms = LimitSpec("r")
     for number in range(10):
         refusals.remember(Request(terms, str(number)), until=100.0)

@@ -187,9 +187,9 @@ def test_what_has_expired_makes_room_for_others() -> None:
     clock.advance(11)
     for number in range(100):
         store.acquire([Request(terms, f"new{number}")])
-    room = store._table(terms)
-    assert all(f"new{number}" in room for number in range(100))
-    assert room.shared == 0
+    table = store._table(terms)
+    assert all(f"new{number}" in table for number in range(100))
+    assert table.shared == 0
 
 
 def test_who_finds_room_again_starts_with_what_was_used_while_sharing() -> None:

@@ -29,7 +29,7 @@ MONITORING = Path(__file__).parents[2] / "monitoring"
 PASSWORD = "correct horse battery"
 #: From here clients may relay; from elsewhere in 127.0.0.0/8 they may not.
 RELAYING = "127.0.0.2"
-ROOM = 12
+MOST_CONNECTIONS = 12
 """Connections that a node accepts."""
 
 
@@ -72,7 +72,11 @@ def fleet(directory: Path, valkey_url: str, hop: Daemon) -> Fleet:
     made = Fleet(
         directory,
         valkey_url,
-        resources={"max_connections": ROOM, "max_connections_per_ip": 1000, "max_requests_per_window": 0},
+        resources={
+            "max_connections": MOST_CONNECTIONS,
+            "max_connections_per_ip": 1000,
+            "max_requests_per_window": 0,
+        },
         tables=tables(_made(directory), hop),
     )
     for node in made.nodes:
@@ -162,7 +166,7 @@ class Bustle:
     def _crowds(self, _number: int, port: int) -> None:
         """More connections than a node accepts."""
         with contextlib.ExitStack() as stack:
-            for _ in range(ROOM + 2):
+            for _ in range(MOST_CONNECTIONS + 2):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             self._over.wait(0.1)
         self._over.wait(1.0)

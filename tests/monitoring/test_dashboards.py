@@ -19,7 +19,7 @@ from tests.support.valkey import ValkeyServer, valkey_server
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(240)]
 
-PATIENCE = 90.0
+SECONDS = 90.0
 #: What has no series on a healthy fleet: these show 0 until they go wrong.
 UNSEEN = {"elemta_policy_failures_total", "elemta_spool_failures_total", "elemta_metrics_poll_failures_total"}
 #: The fleet has no load balancer.
@@ -73,7 +73,7 @@ def test_every_panel_of_the_dashboards_has_data(prometheus: Prometheus) -> None:
     def empty() -> list[str]:
         return [title for title, query in questions() if not has_data(prometheus, query)]
 
-    until("panels without data", empty, PATIENCE)
+    until("panels without data", empty, SECONDS)
     assert not has_data(prometheus, "rate(elemta_no_such_thing_total[30s])")
     assert not has_data(prometheus, "0 * up / 0")
 
@@ -89,7 +89,7 @@ def test_every_metric_that_is_documented_is_there_when_its_time_has_come(prometh
         ]
         return [name for name in names if not prometheus.query(name)]
 
-    until("metrics that nobody has", absent, PATIENCE)
+    until("metrics that nobody has", absent, SECONDS)
 
 
 def test_all_three_nodes_are_in_each_figure_that_is_by_node(prometheus: Prometheus) -> None:
@@ -98,7 +98,7 @@ def test_all_three_nodes_are_in_each_figure_that_is_by_node(prometheus: Promethe
         assert len(asked) > 8
         return [title for title, query in asked if len(prometheus.query(query)) != 3]
 
-    until("panels without all nodes", lacking, PATIENCE)
+    until("panels without all nodes", lacking, SECONDS)
 
 
 def test_the_figures_of_the_fixed_names_are_those_of_the_fleet(prometheus: Prometheus) -> None:
@@ -113,7 +113,7 @@ def test_the_figures_of_the_fixed_names_are_those_of_the_fleet(prometheus: Prome
         }
         return [query for query, series in checks.items() if len(prometheus.query(query)) != series]
 
-    until("figures that are not", wrong, PATIENCE)
+    until("figures that are not", wrong, SECONDS)
     assert set(prometheus.query("valkey_maxmemory_bytes")) == {64 * 2**20}
     labels = prometheus.get("series", **{"match[]": "smtp_rate_limit_rejections_total"})
     assert {series["node_id"] for series in labels} == {"n0", "n1", "n2"}

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.interop.sink import Sink
-from tests.multinode.topology import MAIL_DOMAIN, Door
+from tests.multinode.topology import MAIL_DOMAIN, Entry
 from tests.support.wire import Wire
 
 _QUEUED = re.compile(r"queued as (\S+)")
@@ -70,10 +70,10 @@ def say(wire: Wire, line: str, wanted: str) -> str:
     return reply
 
 
-def greet(door: Door, source: str) -> Wire:
+def greet(entry: Entry, source: str) -> Wire:
     """A connection whose greeting and EHLO are done."""
     try:
-        wire = door.enter(source)
+        wire = entry.enter(source)
     except OSError as error:
         raise Broken(str(error)) from None
     try:
@@ -113,10 +113,10 @@ def quit_politely(wire: Wire) -> None:
     wire.sock.close()
 
 
-def send_one(door: Door, letter: Letter) -> None:
+def send_one(entry: Entry, letter: Letter) -> None:
     """Send it over a connection of its own; what is refused is noted."""
     try:
-        wire = greet(door, letter.source)
+        wire = greet(entry, letter.source)
     except Refused as refusal:
         letter.refusals.append(str(refusal))
         return
@@ -133,7 +133,7 @@ class Crowd:
     A client's sessions take one to four letters. Left, each client finishes the letter in hand.
     """
 
-    def __init__(self, doors: Sequence[Door], sources: Sequence[str], *, pause: float = 0.02) -> None:
+    def __init__(self, entries: Sequence[Entry], sources: Sequence[str], *, pause: float = 0.02) -> None:
         self.letters: list[Letter] = []
         self.trouble: list[BaseException] = []
         self.broken_sessions = 0
@@ -141,7 +141,7 @@ class Crowd:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._run, args=(doors[number % len(doors)], source), daemon=True)
+            threading.Thread(target=self._run, args=(entries[number % len(entries)], source), daemon=True)
             for number, source in enumerate(sources)
         ]
 
@@ -160,21 +160,21 @@ class Crowd:
             assert self.trouble == []
             assert not any(thread.is_alive() for thread in self._threads), "a client waits for ever"
 
-    def _run(self, door: Door, source: str) -> None:
+    def _run(self, entry: Entry, source: str) -> None:
         try:
             unsent: Letter | None = None
             while unsent is not None or not self._over.is_set():
-                unsent = self._session(door, source, unsent)
+                unsent = self._session(entry, source, unsent)
                 time.sleep(self._pause * random.random())
         except BaseException as error:
             self.trouble.append(error)
 
-    def _session(self, door: Door, source: str, letter: Letter | None) -> Letter | None:
+    def _session(self, entry: Entry, source: str, letter: Letter | None) -> Letter | None:
         """One connection; the letter that is still to be sent after it."""
         if letter is None:
             letter = self._next(source)
         try:
-            wire = greet(door, source)
+            wire = greet(entry, source)
         except Refused as refusal:
             letter.refusals.append(str(refusal))
             return letter

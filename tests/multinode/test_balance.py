@@ -18,7 +18,7 @@ from tests.multinode.topology import (
     NGINX,
     NODES,
     VISITS,
-    Door,
+    Entry,
     Topology,
     address_of,
 )
@@ -38,12 +38,12 @@ def count(valkey: ValkeyServer, key: str) -> int:
     return int(valkey.command("ZCARD", f"{PREFIX}{key}"))
 
 
-def at_once(doors: Sequence[Door], letters: Sequence[Letter], hands: int = 12) -> None:
+def at_once(entries: Sequence[Entry], letters: Sequence[Letter], hands: int = 12) -> None:
     """Send all of them, each over a connection of its own, several at a time, through the nodes in turn."""
     with ThreadPoolExecutor(hands) as pool:
         list(
             pool.map(
-                lambda each: send_one(doors[each[0] % len(doors)], each[1]),
+                lambda each: send_one(entries[each[0] % len(entries)], each[1]),
                 enumerate(letters),
             )
         )
@@ -102,9 +102,9 @@ def test_a_client_that_closes_its_half_behind_its_dot_is_answered_through_haprox
     check_half_close(topology.through_haproxy())
 
 
-def check_half_close(door: Door) -> None:
+def check_half_close(entry: Entry) -> None:
     letter = new_letter(address_of(157))
-    with greet(door, letter.source) as wire:
+    with greet(entry, letter.source) as wire:
         for line in (f"MAIL FROM:<{letter.sender}>", f"RCPT TO:<{letter.recipient}>", "DATA"):
             assert wire.command(line)[:1] in "23"
         wire.send(b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n")

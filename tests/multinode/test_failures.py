@@ -55,14 +55,14 @@ def on_the_way_out(topology: Topology, name: str, letters: Sequence[Letter]) -> 
 def test_a_killed_node_costs_its_open_sessions_and_its_queue_is_delivered_when_it_returns(
     topology: Topology, show: Show, scale: Scale
 ) -> None:
-    victim = topology.nodes["n2"]
+    node = topology.nodes["n2"]
     # So that the queues fill: what is accepted from now on is still there when the node dies.
     topology.hop_host.link("down")
     with crowd_of(topology, scale) as crowd:
         try:
             crowd.wait_for(scale.letters)
             broken_before = crowd.broken_sessions
-            victim.kill()
+            node.kill()
             killed = time.monotonic()
             queued = {record["queue_id"] for record in topology.accepted("n2")}
             crowd.wait_for(scale.letters)

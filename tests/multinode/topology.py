@@ -70,7 +70,7 @@ def address_of(number: int) -> str:
     return f"198.51.100.{number}"
 
 
-class Door:
+class Entry:
     """A way into the fleet for a client at an address of its own."""
 
     def __init__(self, client: Host, address: str, port: int = 25) -> None:
@@ -320,16 +320,16 @@ class Topology:
         self.nodes[name].launch(guarded())
         self.nodes[name].wait_until_ready()
 
-    def through_haproxy(self, client: int = 0) -> Door:
-        return Door(self.clients[client], address_of(BALANCER))
+    def through_haproxy(self, client: int = 0) -> Entry:
+        return Entry(self.clients[client], address_of(BALANCER))
 
-    def through_nginx(self, client: int = 0) -> Door:
-        return Door(self.clients[client], address_of(NGINX))
+    def through_nginx(self, client: int = 0) -> Entry:
+        return Entry(self.clients[client], address_of(NGINX))
 
-    def listeners(self, client: int = 0) -> list[Door]:
+    def listeners(self, client: int = 0) -> list[Entry]:
         """Each node's own: ports 2525, 2526, 2527."""
         return [
-            Door(self.clients[client], address_of(number), 2525 + place)
+            Entry(self.clients[client], address_of(number), 2525 + place)
             for place, number in enumerate(NODES.values())
         ]
 

@@ -100,7 +100,7 @@ CASES: dict[str, tuple[Callable[[Scene], object], bytes, str]] = {
     "the database is full": (lambda s: s.disk.fail("before commit", number=errno.ENOSPC), SMALL, FULL),
     "the database fails afterwards": (lambda s: s.disk.fail("after commit"), SMALL, TROUBLE),
     "the spool is not trusted": (lambda s: s.patch_spool("healthy", False), SMALL, TROUBLE),
-    "the disk is nearly full": (lambda s: s.patch_spool("has_room", lambda *_: False), SMALL, FULL),
+    "the disk is nearly full": (lambda s: s.patch_spool("has_space", lambda *_: False), SMALL, FULL),
     "a commit raises": (lambda s: s.patch_spool("commit", _bug), SMALL, TROUBLE),
     "a commit fails oddly": (lambda s: s.patch_spool("commit", _failed(ValueError())), SMALL, TROUBLE),
     "a commit says no": (lambda s: s.patch_spool("commit", _failed(SpoolError("no"))), SMALL, TROUBLE),

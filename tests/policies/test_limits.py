@@ -59,7 +59,7 @@ def limit(
     return LimitConfig(name=name, per=per, counts=counts, rates=parsed, **more)
 
 
-class House:
+class Harness:
     """One node's limits, with as many clients as a test wants."""
 
     def __init__(self, *limits: LimitConfig, store: MemoryStore | None = None, **resources: int) -> None:
@@ -102,7 +102,7 @@ class LateStore(MemoryStore):
 
 
 def test_a_connection_over_the_rate_is_greeted_with_421_name_and_time() -> None:
-    registry = House(max_requests_per_window=2)
+    registry = Harness(max_requests_per_window=2)
     assert [registry.client().connected() for _ in range(2)] == [CONTINUE, CONTINUE]
     registry.clock.advance(18)
     expected = Disconnect("Rate limit ip exceeded, try again in 42 seconds", 421, "4.7.0")
@@ -113,7 +113,7 @@ def test_a_connection_over_the_rate_is_greeted_with_421_name_and_time() -> None:
 
 
 def test_too_many_open_connections_are_421_until_one_closes() -> None:
-    registry = House(max_connections_per_ip=2)
+    registry = Harness(max_connections_per_ip=2)
     first, second = registry.client(), registry.client()
     assert [first.connected(), second.connected()] == [CONTINUE, CONTINUE]
     refused = registry.client().connected()
@@ -127,7 +127,7 @@ def test_too_many_open_connections_are_421_until_one_closes() -> None:
 
 
 def test_a_session_that_was_refused_holds_no_lease_that_its_end_could_release() -> None:
-    registry = House(max_connections_per_ip=1)
+    registry = Harness(max_connections_per_ip=1)
     registry.client().connected()
     for _ in range(3):
         refused = registry.client()
@@ -145,7 +145,7 @@ def test_a_session_that_was_refused_holds_no_lease_that_its_end_could_release() 
     ],
 )
 def test_each_action_has_its_verdict(action: OnExceed, verdict: Verdict) -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=action))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=action))
     client = registry.client()
     assert client.mail() == CONTINUE
     client.committed()
@@ -153,7 +153,7 @@ def test_each_action_has_its_verdict(action: OnExceed, verdict: Verdict) -> None
 
 
 def test_a_greeting_is_rejected_with_554_and_a_login_deferred_with_454() -> None:
-    registry = House(
+    registry = Harness(
         limit("c", Counts.CONNECTIONS, rates=["1/1m"], on_exceed=OnExceed.REJECT),
         limit("u", Counts.CONNECTIONS, Identity.USER, rates=["1/1m"]),
     )
@@ -170,7 +170,7 @@ def test_a_greeting_is_rejected_with_554_and_a_login_deferred_with_454() -> None
 
 
 def test_the_last_second_is_rounded_up() -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1s"]))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1s"]))
     client = registry.client()
     client.mail()
     client.committed()
@@ -179,7 +179,7 @@ def test_the_last_second_is_rounded_up() -> None:
 
 
 def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
-    registry = House(limit("b", Counts.BYTES, rates=["100/1m"]))
+    registry = Harness(limit("b", Counts.BYTES, rates=["100/1m"]))
     client = registry.client()
     client.mail()
     assert client.message(b"x" * 101) == Reject(
@@ -194,12 +194,12 @@ def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
 
 
 def test_a_limit_of_zero_refuses_without_naming_a_time() -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["0/1m"]))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["0/1m"]))
     assert registry.client().mail() == Defer("Rate limit m allows nothing", 450, "4.7.1")
 
 
 def test_a_transaction_that_comes_to_nothing_costs_nothing() -> None:
-    registry = House(
+    registry = Harness(
         limit("m", Counts.MESSAGES, rates=["9/1m"]),
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
         limit("b", Counts.BYTES, rates=["900/1m"]),
@@ -215,7 +215,7 @@ def test_a_transaction_that_comes_to_nothing_costs_nothing() -> None:
 
 
 def test_what_was_committed_stays_charged() -> None:
-    registry = House(
+    registry = Harness(
         limit("m", Counts.MESSAGES), limit("r", Counts.RECIPIENTS), limit("b", Counts.BYTES, rates=["900/1m"])
     )
     client = registry.client()
@@ -228,7 +228,7 @@ def test_what_was_committed_stays_charged() -> None:
 
 
 def test_recipients_that_another_policy_refused_are_given_back_at_the_end() -> None:
-    registry = House(limit("r", Counts.RECIPIENTS, rates=["9/1m"]))
+    registry = Harness(limit("r", Counts.RECIPIENTS, rates=["9/1m"]))
     client = registry.client()
     client.mail()
     for name in ("a", "b", "c"):
@@ -241,7 +241,7 @@ def test_recipients_that_another_policy_refused_are_given_back_at_the_end() -> N
 
 
 def test_a_message_to_several_recipients_of_a_domain_is_one_message_to_it() -> None:
-    registry = House(limit("d", Counts.MESSAGES, Identity.RECIPIENT_DOMAIN, rates=["9/1m"]))
+    registry = Harness(limit("d", Counts.MESSAGES, Identity.RECIPIENT_DOMAIN, rates=["9/1m"]))
     client = registry.client()
     client.mail()
     for name in ("a", "b", "c"):
@@ -261,7 +261,7 @@ def test_a_message_to_several_recipients_of_a_domain_is_one_message_to_it() -> N
 
 
 def test_a_mail_that_another_policy_refused_is_given_back_with_the_next_or_at_the_end() -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["9/1m"]))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["9/1m"]))
     client = registry.client()
     client.mail()
     client.mail()  # no word of the first: it never became a transaction
@@ -271,7 +271,7 @@ def test_a_mail_that_another_policy_refused_is_given_back_with_the_next_or_at_th
 
 
 def test_a_helo_name_said_again_is_charged_once_and_another_one_anew() -> None:
-    registry = House(limit("h", Counts.CONNECTIONS, Identity.HELO, rates=["1/1m"]))
+    registry = Harness(limit("h", Counts.CONNECTIONS, Identity.HELO, rates=["1/1m"]))
     client = registry.client()
     assert [client.helo("one.example"), client.helo("ONE.example")] == [CONTINUE, CONTINUE]
     assert client.helo("two.example") == CONTINUE
@@ -279,7 +279,7 @@ def test_a_helo_name_said_again_is_charged_once_and_another_one_anew() -> None:
 
 
 def test_open_connections_per_user_are_held_until_the_end() -> None:
-    registry = House(limit("u", Counts.OPEN_CONNECTIONS, Identity.USER, rates=["1"]))
+    registry = Harness(limit("u", Counts.OPEN_CONNECTIONS, Identity.USER, rates=["1"]))
     first, second = registry.client(), registry.client()
     assert first.authenticated("bob") == CONTINUE
     assert isinstance(second.authenticated("bob"), Defer)
@@ -288,7 +288,7 @@ def test_open_connections_per_user_are_held_until_the_end() -> None:
 
 
 def test_delay_waits_until_it_passes() -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
     client = registry.client()
     client.mail()
     client.committed()
@@ -303,7 +303,7 @@ def test_delay_waits_until_it_passes() -> None:
 
 def test_a_client_that_was_delayed_is_not_refused_for_a_rounding() -> None:
     for number in range(1, 150, 3):
-        registry = House(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
+        registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1s"], on_exceed=OnExceed.DELAY))
         registry.clock.advance(number * 12_345_678.9123457 + number / 7)
         client = registry.client()
         client.mail()
@@ -319,7 +319,7 @@ def test_a_client_that_was_delayed_is_not_refused_for_a_rounding() -> None:
 
 
 def test_a_recipient_that_was_named_twice_and_accepted_once_is_charged_once() -> None:
-    registry = House(
+    registry = Harness(
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]), limit("s", Counts.RECIPIENTS, Identity.SENDER)
     )
     client = registry.client()
@@ -333,7 +333,7 @@ def test_a_recipient_that_was_named_twice_and_accepted_once_is_charged_once() ->
 
 
 def test_delay_is_bounded_and_then_defers() -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
     client = registry.client()
     client.mail()
     client.committed()
@@ -344,7 +344,7 @@ def test_delay_is_bounded_and_then_defers() -> None:
 
 def test_only_so_many_clients_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits_module, "MAX_DELAYED", 1)
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
     policy = registry.client()
     policy.mail()
     policy.committed()
@@ -358,7 +358,7 @@ def test_only_so_many_clients_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_client_that_leaves_while_it_is_delayed_is_not_charged() -> None:
-    registry = House(limit("c", Counts.OPEN_CONNECTIONS, rates=["1"], on_exceed=OnExceed.DELAY))
+    registry = Harness(limit("c", Counts.OPEN_CONNECTIONS, rates=["1"], on_exceed=OnExceed.DELAY))
     first, second = registry.client(), registry.client()
     first.connected()
     second.ask(Stage.CONNECT)
@@ -370,7 +370,7 @@ def test_a_client_that_leaves_while_it_is_delayed_is_not_charged() -> None:
 
 def test_an_answer_that_nobody_waits_for_any_more_is_given_back() -> None:
     store = LateStore()
-    registry = House(limit("m", Counts.MESSAGES), store=store, max_connections_per_ip=5)
+    registry = Harness(limit("m", Counts.MESSAGES), store=store, max_connections_per_ip=5)
     client = registry.client()
     asked = client.ask(Stage.MAIL)
     asked.addErrback(lambda failure: failure.trap(CancelledError))
@@ -385,7 +385,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_given_back() -> None:
 
 def test_a_store_that_answers_later_is_waited_for() -> None:
     store = LateStore()
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store)
     verdicts: list[Verdict] = []
     for _ in range(2):
         registry.client().ask(Stage.MAIL).addCallback(verdicts.append)
@@ -401,7 +401,7 @@ def test_a_store_that_is_away_is_never_a_permanent_refusal(action: OnExceed) -> 
             raise StoreUnavailable("away")
 
     down = {"when_valkey_is_down": WhenValkeyIsDown.DEFER, "on_exceed": action}
-    registry = House(
+    registry = Harness(
         limit("c", Counts.CONNECTIONS, **down), limit("m", Counts.MESSAGES, **down), store=DownStore(Clock())
     )
     assert registry.client().connected() == Disconnect(
@@ -413,7 +413,7 @@ def test_a_store_that_is_away_is_never_a_permanent_refusal(action: OnExceed) -> 
 
 
 def test_an_observed_limit_lets_everybody_pass() -> None:
-    registry = House(limit("m", Counts.MESSAGES, rates=["1/1m"], mode=Mode.OBSERVE))
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"], mode=Mode.OBSERVE))
     for _ in range(5):
         client = registry.client()
         assert client.mail() == CONTINUE
@@ -435,7 +435,7 @@ class Later:
 
 
 def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() -> None:
-    registry = House(
+    registry = Harness(
         limit("m", Counts.MESSAGES, rates=["9/1m"]),
         limit("r", Counts.RECIPIENTS, rates=["9/1m"]),
         max_requests_per_window=9,
@@ -467,8 +467,8 @@ def test_in_the_chain_only_what_every_policy_let_pass_is_charged_in_the_end() ->
     assert registry.used("connections-per-ip") == 0
 
 
-def guessing(**more: Any) -> House:
-    return House(limit("guesses", Counts.AUTH_FAILURES, Identity.USER, rates=("2/1m",)), **more)
+def guessing(**more: Any) -> Harness:
+    return Harness(limit("guesses", Counts.AUTH_FAILURES, Identity.USER, rates=("2/1m",)), **more)
 
 
 @pytest.mark.parametrize(

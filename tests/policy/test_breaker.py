@@ -298,7 +298,7 @@ def test_what_one_party_has_in_common_opens_nothing_for_those_without_it(kind: s
     for number in range(3):
         breaker.succeeded(cause(number, f"good{number}"), 0.1, float(number))
     assert not any(breaker.failed(cause(number, "dead"), 100.0 + number) for number in range(10, 100))
-    assert breaker.patience(network(500), 300.0) == TIMEOUT
+    assert breaker.longest_wait(network(500), 300.0) == TIMEOUT
     assert any(breaker.failed(cause(number, f"dead{number}"), 300.0 + number) for number in range(100, 140))
 
 
@@ -320,7 +320,7 @@ def test_what_a_breaker_remembers_is_bounded() -> None:
     for number in range(2000):
         breaker.failed(CallParties(network(number)), float(number))
         breaker.succeeded(CallParties(network(number + 3000)), 0.1, number + 0.5)
-        breaker.patience(network(number), float(number))
+        breaker.longest_wait(network(number), float(number))
     assert len(breaker._answered) == 64
     assert len(breaker._recent) == 20
     assert len(breaker._tried) <= 20

@@ -110,7 +110,7 @@ def test_max_recipients_beyond_the_budget_of_all_have_room_too() -> None:
     budget.admit(2**20)
     assert budget.limit == LEAST_BUDGET
     budget.admit(2**30)
-    assert budget.has_room_for(0, 2**30)
+    assert budget.has_space_for(0, 2**30)
     budget.admit(0)
     assert budget.limit == LEAST_BUDGET
 

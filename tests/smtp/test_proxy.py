@@ -93,10 +93,10 @@ def test_fields_are_read_or_skipped() -> None:
 
 
 def test_a_version_2_header_may_have_4096_octets_and_not_one_more() -> None:
-    room = 4096 - len(V4) - 3
-    assert read(v2(0x21, 0x11, V4 + tlv(0x04, bytes(room)))).source is not None
+    space = 4096 - len(V4) - 3
+    assert read(v2(0x21, 0x11, V4 + tlv(0x04, bytes(space)))).source is not None
     with pytest.raises(ProxyHeaderError):
-        ProxyHeader().feed(v2(0x21, 0x11, V4 + tlv(0x04, bytes(room + 1)))[:16])
+        ProxyHeader().feed(v2(0x21, 0x11, V4 + tlv(0x04, bytes(space + 1)))[:16])
 
 
 def test_a_version_1_header_may_have_107_octets_and_not_one_more() -> None:

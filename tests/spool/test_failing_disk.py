@@ -72,7 +72,7 @@ async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
             queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None
         )
     assert (await spool.stats()).total == 0
-    await _until(spool.has_room)
+    await _until(spool.has_space)
     again = await put(spool, os.urandom(20_000))
     await spool.close()
     reopened = await open_spool(small_disk / "spool", reserve=1 << 20)
@@ -100,11 +100,11 @@ async def test_a_body_file_that_finds_no_room_costs_its_message_only(open_spool,
 async def test_while_the_disk_is_full_no_room_is_announced(open_spool):
     disk = FailingDisk()
     spool = await open_spool(disk=disk)
-    assert spool.has_room()
+    assert spool.has_space()
     disk.fail("before commit", number=errno.ENOSPC)
     with pytest.raises(SpoolFull):
         await put(spool, b"body")
-    assert not spool.has_room()
+    assert not spool.has_space()
 
 
 @ensureDeferred
@@ -218,13 +218,13 @@ async def test_a_disk_without_room_for_the_reserve_lets_the_queue_empty_and_take
     with (small_disk / "other").open("wb") as other:
         other.write(b"x" * (5 << 20))
     again = await open_spool(small_disk / "spool", reserve=1 << 20, refresh=0.05)
-    assert not again.has_room()
+    assert not again.has_space()
     with pytest.raises(SpoolFull):
         await put(again, b"body")
     assert await read(again, queue_id) == HEADER + b"body"
     await again.delete(queue_id)
     (small_disk / "other").unlink()
-    await _until(again.has_room)
+    await _until(again.has_space)
     assert (await put(again, b"body")).queue_id
 
 

@@ -18,7 +18,7 @@ from elemta.spool import Disk, HoldCause, MessageState, Spool
 from elemta.spool.disk import FreeSpace
 from elemta.spool.holds import Holds
 from elemta.spool.operations import QueueCounts
-from elemta.spool.parts import room_of
+from elemta.spool.parts import space_of
 from tests.spool.mail import HEADER, Observer, outcome, put, submission, written
 
 reactor: Any = _reactor
@@ -67,13 +67,13 @@ async def settled(spool: Spool) -> None:
 async def test_undeliverable_notices_never_take_more_than_a_tenth_of_the_disk(
     open_spool: Any, observer: Observer, events: list[Any], size: int
 ) -> None:
-    room = room_of(size + len(HEADER), 1)
-    spool = await open_spool(disk=SmallDisk(total=60 * room, free=50 * room), reserve=4096)
+    octets = space_of(size + len(HEADER), 1)
+    spool = await open_spool(disk=SmallDisk(total=60 * octets, free=50 * octets), reserve=4096)
     ids = [await fail_notice(spool, b"y" * size) for _ in range(20)]
     await settled(spool)
     left = [line.queue_id for line in await spool.list()]
     assert left == ids[-6:]
-    assert (await spool.stats()).undeliverable == 6 * room
+    assert (await spool.stats()).undeliverable == 6 * octets
     assert observer.holds_ended == ["over_share"] * 14
     ended = [event for event in events if event.get("event") == "hold.ended"]
     assert [event["queue_id"] for event in ended] == ids[:14]

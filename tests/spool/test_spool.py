@@ -364,7 +364,7 @@ async def test_closing_finishes_what_was_asked_for(open_spool):
 @ensureDeferred
 async def test_room_is_what_the_disk_has_beyond_the_minimum(open_spool):
     spool = await open_spool(minimum_free=1)
-    assert spool.has_room()
-    assert not spool.has_room(1 << 60)
+    assert spool.has_space()
+    assert not spool.has_space(1 << 60)
     await spool.close()
-    assert not (await open_spool(minimum_free=1 << 60)).has_room()
+    assert not (await open_spool(minimum_free=1 << 60)).has_space()

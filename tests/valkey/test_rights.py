@@ -175,7 +175,9 @@ def test_no_right_is_documented_that_nothing_needs() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "elemta/limits/scripts").glob("*.lua"))
     inside = {name.lower() for name in re.findall(r"call\('([A-Za-z]+)'", scripts)}
     code = "".join(
-        path.read_text() for room in ("valkey", "limits") for path in (ROOT / "elemta" / room).glob("*.py")
+        path.read_text()
+        for package in ("valkey", "limits")
+        for path in (ROOT / "elemta" / package).glob("*.py")
     )
     words = {name.lower().replace('", "', "|") for name in re.findall(r'"([A-Z]+(?:", "[A-Z]+)?)"', code)}
     assert inside <= granted()

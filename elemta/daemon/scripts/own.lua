@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Takes the lease of a spool, or renews it, unless somebody else has it. Also with a full memory: it is little.
+-- Takes the lease of a spool, or renews it, unless another node has it. Also with a full memory: it is little.
 -- A claim under the same lock (its place) as the one before follows on it: that lock let it pass.
 -- KEYS: the lease. ARGV: how long it is good for in milliseconds; the boot, place, node and host of who asks.
 -- Returns nothing, or the boot, place, node and host of who has it.

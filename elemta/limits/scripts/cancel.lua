@@ -1,4 +1,4 @@
--- Takes back whatever a call of acquire has charged, when nobody knows whether it has. Twice is once.
+-- Takes back whatever a call of acquire has charged, when it is unknown whether it has. Twice is once.
 -- KEYS and ARGV: those of that call, without the terms.
 local program, answers = numbers(ARGV[4]), {}
 local at, number, asked = 1, tonumber(ARGV[2]), 0

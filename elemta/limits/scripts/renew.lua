@@ -1,4 +1,4 @@
--- Writes leases down until 30 s from now, also those that are not there any more: whoever holds them says so.
+-- Writes leases down until 30 s from now, also those that are not there any more: their holder says so.
 -- KEYS: one for each. ARGV: for each its member and its amount.
 for i, key in ipairs(KEYS) do
   local flat = {}
