@@ -1,4 +1,4 @@
-"""The admin calls about limits: which are in force, how full they are for whom, and their reset."""
+"""The admin calls about limits: which are in force, how full they are for an identity, and their reset."""
 
 from __future__ import annotations
 
