@@ -229,7 +229,7 @@ class BounceSpool(Protocol):
         """Take responsibility for it."""
 
     def token(self, octets: int) -> str:
-        """So many octets that nobody can guess, in hexadecimal."""
+        """So many octets that no client can guess, in hexadecimal."""
 
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:
         """Do blocking work on a message's content."""

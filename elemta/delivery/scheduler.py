@@ -90,7 +90,7 @@ class DeliveryScheduler(Service):
         self._empty: Deferred[None] | None = None
 
     def _begin_anew(self) -> None:
-        """What is used up by a stop: threads, connections and who waits for them."""
+        """What is used up by a stop: threads, connections and what waits for them."""
         self._pool = self._runtime.threads.pool("delivery", self._settings.threads)
         self._transports = Transports(
             self._runtime,

@@ -89,7 +89,7 @@ class Spool:
         store: QueueWriter,
         leftovers: Leftovers,
         ledger: QueueCounts,
-        room: FreeSpace,
+        space: FreeSpace,
     ) -> None:
         now = runtime.wall
         self.settings = settings
@@ -132,7 +132,7 @@ class Spool:
         self._syncing = 0
         self._synced: list[Deferred[None]] = []
         self._refresh_call: IDelayedCall | None = self._reactor.callLater(settings.refresh, self._refresh)
-        self._holds.look(room)
+        self._holds.look(space)
         if store.start_failure is not None:
             self._commits.distrust(store.start_failure)
 
@@ -180,7 +180,7 @@ class Spool:
             store=store,
             leftovers=leftovers,
             ledger=ledger,
-            room=room,
+            space=space,
         )
 
     async def close(self) -> None:
@@ -477,7 +477,7 @@ class Spool:
         self._listeners.settled.append(callback)
 
     def token(self, octets: int) -> str:
-        """So many octets that nobody can guess, in hexadecimal."""
+        """So many octets that no client can guess, in hexadecimal."""
         return self._runtime.token(octets)
 
     def in_disk_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Deferred[R]:

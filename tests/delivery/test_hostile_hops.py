@@ -452,7 +452,7 @@ class Harness:
 
 
 @asynccontextmanager
-async def registry(directory: Path, **settings: Any) -> AsyncIterator[House]:
+async def registry(directory: Path, **settings: Any) -> AsyncIterator[Harness]:
     spool = await Spool.open(SpoolSettings(directory / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     post = Post(directory, spool)
     post.settings = replace(
