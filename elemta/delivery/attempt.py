@@ -108,7 +108,7 @@ class AttemptRunner:
             rest = rest_of(carried.outcomes, delivered)
         except Exception:
             # The same with nothing that could be wrong: no words of the next hop, and no function of ours.
-            _log.failure("outcomes could not be read", event="delivery.outcomes_failed", queue_id=message.queue_id)
+            _log.failure("an outcome failed", event="delivery.outcomes_failed", queue_id=message.queue_id)
             sent = (each.recipient for each in carried.outcomes if each.status is Status.DELIVERED)
             done = dict.fromkeys([*taken, *sent])
             delivered = [
