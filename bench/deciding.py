@@ -21,8 +21,10 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.valkey_store import ValkeyStore
+from elemta.metric_registry import MetricRegistry
+from elemta.metrics import ValkeyMetrics
 from elemta.runtime import Runtime
-from elemta.valkey import NullValkeyObserver, Valkey, ValkeyFailure
+from elemta.valkey import Valkey
 
 PREFIX = "elemta:ratelimit:"
 NODE = "bench"
@@ -67,17 +69,14 @@ async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[Failo
             counted.stop()
 
 
-class Failures(NullValkeyObserver):
-    """Counts the calls that Valkey did not answer, or not in time."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def failed(self, kind: ValkeyFailure) -> None:  # noqa: ARG002
-        self.count += 1
+REGISTRY = MetricRegistry()
+METRICS = ValkeyMetrics(REGISTRY)
 
 
-FAILURES = Failures()
+def failed_calls() -> int:
+    """How many calls Valkey did not answer, or not in time."""
+    found = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+    return int(sum(sample.value for sample in found if sample.name == "elemta_valkey_failures_total"))
 
 
 class OneNode:
@@ -99,7 +98,7 @@ async def connected(reactor: Any, server: ValkeyServer, deadline: float = DEADLI
         parse_valkey_url(server.url),
         name="elemta-bench",
         deadline=deadline,
-        observer=FAILURES,
+        metrics=METRICS,
     )
     valkey.start()
     try:
@@ -162,7 +161,7 @@ class Load:
         """For so long."""
         self._latencies = []
         began, cpu, server_cpu = time.perf_counter(), time.process_time(), cpu_seconds(server.pid())
-        failures = FAILURES.count
+        failures = failed_calls()
         await self._go(math.inf, began + seconds)
         took = time.perf_counter() - began
         return Measured(
@@ -170,7 +169,7 @@ class Load:
             took,
             time.process_time() - cpu,
             cpu_seconds(server.pid()) - server_cpu,
-            FAILURES.count - failures,
+            failed_calls() - failures,
             self._latencies,
         )
 
@@ -193,7 +192,7 @@ class Load:
         answer = self._ask(number)
         if not isinstance(answer, Deferred):
             # The breaker is open for a moment; what the node decides alone is no measure of Valkey.
-            FAILURES.count += 1
+            METRICS.failures.labels("unavailable").inc()
             self._open -= 1
             deferLater(self._reactor, ALONE, self._next).addErrback(self._failed)
             return
@@ -234,7 +233,7 @@ class Pace:
             latencies.append(time.perf_counter() - due)
 
         began, cpu, server_cpu = time.perf_counter(), time.process_time(), cpu_seconds(server.pid())
-        failures = FAILURES.count
+        failures = failed_calls()
         asked = alone = 0
         while (elapsed := time.perf_counter() - began) < seconds:
             most = asked + TURN
@@ -257,7 +256,7 @@ class Pace:
             time.perf_counter() - began,
             time.process_time() - cpu,
             cpu_seconds(server.pid()) - server_cpu,
-            FAILURES.count - failures + alone,
+            failed_calls() - failures + alone,
             latencies,
         )
 

@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from the declarations in elemta/ops/metric_definitions.py.
+"""Writes docs/metrics.md from the definitions in elemta/metrics.py.
 
 python docs/generate_metrics.py           writes docs/metrics.md
 python docs/generate_metrics.py --check   fails when it is stale
@@ -10,14 +10,15 @@ import sys
 import textwrap
 from pathlib import Path
 
-from elemta.ops import metric_definitions
-from elemta.ops.instruments import MetricDefinition
+from elemta.metric_registry import MetricDefinition
+from elemta.metrics import Metrics
 
+DEFINITIONS = Metrics().registry.definitions
 TARGET = Path(__file__).resolve().parent / "metrics.md"
 
 HEAD = """# Metrics
 
-`make generate` writes this page from the declarations in `elemta/ops/metric_definitions.py`. `[metrics] endpoint`
+`make generate` writes this page from the definitions in `elemta/metrics.py`. `[metrics] endpoint`
 serves the metrics as `/metrics`, beside `/healthz` (alive) and `/readyz` (would accept mail now; else 503
 and the reasons). Losing Valkey does not make a node unready: each limit does what it says for that case.
 [monitoring](../monitoring/README.md) says what to scrape, and has alerts and dashboards.
@@ -53,17 +54,17 @@ def wrapped(item: str) -> str:
 
 
 def buckets() -> str:
-    bounds = sorted({family.bounds for family in metric_definitions.ALL if family.bounds})
+    bounds = sorted({family.bounds for family in DEFINITIONS if family.bounds})
     lines = []
     for each in bounds:
-        names = ", ".join(f"`{family.name}`" for family in metric_definitions.ALL if family.bounds == each)
+        names = ", ".join(f"`{family.name}`" for family in DEFINITIONS if family.bounds == each)
         lines.append(wrapped(f"- {', '.join(f'{bound:g}' for bound in each)}: {names}"))
     return "".join(lines)
 
 
 def render() -> str:
     """The text of docs/metrics.md."""
-    return HEAD + "".join(entry(family) for family in metric_definitions.ALL) + TAIL + buckets()
+    return HEAD + "".join(entry(family) for family in DEFINITIONS) + TAIL + buckets()
 
 
 def main(arguments: list[str]) -> int:

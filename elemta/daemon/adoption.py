@@ -327,6 +327,6 @@ class SpoolOpener:
         return await Spool.open(
             settings,
             runtime=self._shared.runtime,
-            observer=self._shared.metrics.spool,
+            metrics=self._shared.metrics.spool,
             permit=permit,
         )

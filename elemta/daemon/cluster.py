@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
-from elemta.ops.metrics import Metrics
+from elemta.metrics import Metrics, one_of
 from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 
@@ -206,7 +207,7 @@ class ClusterMembership:
             name=f"elemta:{server.node_id}",
             deadline=resources.valkey_deadline,
             prefix=prefix,
-            observer=metrics.valkey,
+            metrics=metrics.valkey,
         )
         self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, runtime=runtime)
         self._member: LocalNode | None = None
@@ -224,21 +225,27 @@ class ClusterMembership:
             self._remote,
             MemoryStore(runtime),
             nodes=self._nodes,
-            observer=metrics.mode,
+            metrics=metrics.limits,
         )
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
 
     def start(self, member: LocalNode) -> None:
         self._member = member
-        self._metrics.mode.watch(lambda: self.store.mode, lambda: self.store.live_nodes)
-        self._metrics.valkey.watch(lambda: self._answers)
+        self._show_in_metrics()
         self._nodes.on_reset(member.forget)
         self._valkey.start()
         self.store.start()
         self._nodes.start()
         if self.store.renewal is not None:
             self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
+
+    def _show_in_metrics(self) -> None:
+        limits, store = self._metrics.limits, self.store
+        limits.mode.poll_labelled(lambda: one_of(("memory", *_values(CountingMode)), store.mode.value))
+        limits.breaker.poll_labelled(lambda: one_of(_values(BreakerState), store.breaker.value))
+        limits.live_nodes.poll(lambda: store.live_nodes)
+        self._metrics.valkey.up.poll(lambda: int(self._answers))
 
     async def joined(self) -> None:
         await self.store.joined(JOIN_SECONDS)
@@ -320,6 +327,10 @@ class ClusterMembership:
             return
         except Exception:
             _log.failure("the leases of open connections could not be renewed", event="limits.not_renewed")
+
+
+def _values(kind: type[enum.Enum]) -> list[str]:
+    return [each.value for each in kind]
 
 
 def _status(node: NodeInfo, now: float) -> NodeStatus:

@@ -20,8 +20,10 @@ from elemta.dns import DnsResolver
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.metrics import Metrics
 from elemta.net.tls import load_context
-from elemta.ops.metrics import Metrics
+from elemta.ops.metrics import MetricsExporter
+from elemta.ops.plugin_metrics import PluginMetricsRegistry
 from elemta.policies.limits import LimitsPolicy
 from elemta.policy import Services
 from elemta.policy.chain import PolicyChain
@@ -38,6 +40,8 @@ class SharedResources:
     runtime: Runtime
     fleet: Membership
     metrics: Metrics
+    exporter: MetricsExporter
+    plugin_metrics: PluginMetricsRegistry
     resolver: DnsResolver
 
     @classmethod
@@ -47,7 +51,14 @@ class SharedResources:
         fleet: Membership = SingleNode(MemoryStore(runtime))
         if config.resources.valkey_url:
             fleet = ClusterMembership(runtime, config, metrics)
-        return cls(runtime, fleet, metrics, DnsResolver(runtime))
+        return cls(
+            runtime,
+            fleet,
+            metrics,
+            MetricsExporter(metrics),
+            PluginMetricsRegistry(metrics.registry),
+            DnsResolver(runtime),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +112,10 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         limits=limiter,
         domains=domains,
         resolver=shared.resolver,
-        metrics=metrics.plugins,
+        metrics=shared.plugin_metrics,
         log=Logger(namespace="elemta.policies"),
     )
-    chain = load_chain(config, services, metrics.chain)
+    chain = load_chain(config, services, metrics.policy)
     _check_timeouts(config, chain)
     return Components(
         config=config,

@@ -9,6 +9,7 @@ from elemta.config import Config
 from elemta.daemon.components import Components, SharedResources
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
+from elemta.metric_registry import LabelledValue
 from elemta.net.context import ListenerContext
 from elemta.net.factory import ConnectionRegistry, ESMTPFactory
 from elemta.net.listeners import Listener, provide_descriptors
@@ -28,12 +29,13 @@ class Listeners:
 
     def __init__(self, shared: SharedResources, max_connections: int) -> None:
         self.registry = ConnectionRegistry(shared.runtime, max_connections)
-        shared.metrics.net.watch_memory(lambda: asdict(self.registry.memory))
+        shared.metrics.net.session_memory.poll_labelled(self._session_memory)
         self.smtp: list[Listener] = []
         self.monitoring: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
         self._reactor = shared.runtime.reactor
         self._metrics = shared.metrics
+        self._exporter = shared.exporter
         self._now = shared.runtime.wall
         self._certificate: ServerCertificate | None = None
         self.mailboxes = Mailboxes(shared.runtime)
@@ -42,7 +44,7 @@ class Listeners:
         """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""
         provide_descriptors(config.resources.max_connections)
         if config.metrics.endpoint:
-            site = metrics_site(self._metrics, ready, self._reactor)
+            site = metrics_site(self._exporter, ready, self._reactor)
             self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
         for listener in config.listeners:
             factory = ESMTPFactory(self.registry, listener, self._metrics.net)
@@ -105,6 +107,9 @@ class Listeners:
                 spool=spool,
                 mailboxes=self.mailboxes,
                 routes=routes,
-                observer=self._metrics.net,
+                metrics=self._metrics.net,
                 now=self._now,
             )
+
+    def _session_memory(self) -> list[LabelledValue]:
+        return [((kind,), octets) for kind, octets in asdict(self.registry.memory).items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -20,12 +20,11 @@ from elemta.daemon.listeners import ListenAddress
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.delivery import DeliveryScheduler
 from elemta.delivery.outbound_limits import OutboundLimiter
-from elemta.delivery.settings import DeliveryObserver
+from elemta.metric_registry import LabelledValue
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.metrics import LoopLag
-from elemta.outcome import Outcome
 from elemta.spool import Spool
 
 
@@ -48,11 +47,25 @@ class DeliveryFactory:
 
     def from_own(self, spool: Spool) -> DeliveryScheduler:
         """For this node's own spool; it is not started."""
-        return self._from(spool, self._shared.metrics.delivery)
+        delivery = self._from(spool)
+        self._shared.metrics.delivery.destinations.poll_labelled(delivery.destination_states)
+        return delivery
 
     def from_adopted(self, spool: Spool) -> DeliveryScheduler:
-        """For another node's; it is not started."""
-        return self._from(spool, _AdoptedObserver(self._shared.metrics.delivery))
+        """For another node's; it is not started. The metrics do not show its destinations."""
+        return self._from(spool)
+
+    def _from(self, spool: Spool) -> DeliveryScheduler:
+        return DeliveryScheduler(
+            self._shared.runtime,
+            spool,
+            self._components.routes,
+            self._settings,
+            self._shared.metrics.delivery,
+            resolver=self._shared.resolver.deliveries,
+            pace=self._pace,
+            hooks=self._components.chain.delivery_hooks,
+        )
 
     def follow(
         self,
@@ -66,40 +79,6 @@ class DeliveryFactory:
         self._pace.limiter = components.limiter
         for delivery in deliveries:
             delivery.reconfigure(components.routes, self._settings, components.chain.delivery_hooks)
-
-    def _from(self, spool: Spool, observer: DeliveryObserver) -> DeliveryScheduler:
-        return DeliveryScheduler(
-            self._shared.runtime,
-            spool,
-            self._components.routes,
-            self._settings,
-            observer,
-            resolver=self._shared.resolver.deliveries,
-            pace=self._pace,
-            hooks=self._components.chain.delivery_hooks,
-        )
-
-
-class _AdoptedObserver:
-    """Passes all on but the destinations: metrics show those of the own spool."""
-
-    def __init__(self, observer: DeliveryObserver) -> None:
-        self._observer = observer
-
-    def connection(self, outcome: str) -> None:
-        self._observer.connection(outcome)
-
-    def connection_closed(self) -> None:
-        self._observer.connection_closed()
-
-    def tls(self, outcome: str) -> None:
-        self._observer.tls(outcome)
-
-    def attempted(self, outcome: Outcome) -> None:
-        self._observer.attempted(outcome)
-
-    def destinations(self, known: int, blocked: int) -> None:
-        """They would take the place of the own spool's."""
 
 
 _log = Logger()
@@ -165,8 +144,8 @@ class RunningServices:
             loops=loops,
             lag=lag,
         )
-        shared.metrics.watch_spool(adoptions.queue.stats)
-        shared.metrics.chain.watch_breakers(running._open_breakers)
+        shared.exporter.watch_spool(adoptions.queue.stats)
+        shared.metrics.policy.breaker_open.poll_labelled(running._breaker_states)
         adoptions.start()
         return running
 
@@ -197,8 +176,9 @@ class RunningServices:
         await self.spool.close()
         await self.ownership.leave()
 
-    def _open_breakers(self) -> Mapping[str, bool]:
-        return self.components.chain.open_breakers()
+    def _breaker_states(self) -> list[LabelledValue]:
+        breakers = self.components.chain.open_breakers()
+        return [((name,), int(is_open)) for name, is_open in breakers.items()]
 
 
 def _every(reactor: ReactorBase, seconds: float, call: Callable[[], object]) -> LoopingCall:

@@ -2,10 +2,9 @@
 
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.scheduler import DeliveryScheduler
-from elemta.delivery.settings import DeliveryObserver, DeliverySettings, Retries
+from elemta.delivery.settings import DeliverySettings, Retries
 
 __all__ = [
-    "DeliveryObserver",
     "DeliveryScheduler",
     "DeliverySettings",
     "Retries",

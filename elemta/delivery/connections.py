@@ -15,9 +15,10 @@ from elemta.delivery.happy_eyeballs import NextHopUnreachableError
 from elemta.delivery.local_faults import LocalFault, all_local
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop, ReachedStage, TransactionResult
 from elemta.delivery.pool import ConnectionPool, Gate, PooledConnection
-from elemta.delivery.settings import ConnectionsObserver, DeliverySettings, NullDeliveryObserver
+from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError
 from elemta.dns import AddressResolver
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Status
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_results import Progress, RecipientResult, TransactionDone
@@ -42,15 +43,15 @@ class Connections:
         reactor: Any,
         settings: DeliverySettings,
         read: Read,
-        observer: ConnectionsObserver | None = None,
+        metrics: DeliveryMetrics | None = None,
         *,
         gate: Gate | None = None,
         authorities: str = "",
         resolver: AddressResolver | None = None,
     ) -> None:
-        self.pool = ConnectionPool(reactor, settings, observer or NullDeliveryObserver(), gate)
+        self.metrics = metrics or DeliveryMetrics()
+        self.pool = ConnectionPool(reactor, settings, self.metrics, gate)
         self.dialling = Dialer(reactor, settings, read, authorities, resolver)
-        self.observer = observer or NullDeliveryObserver()
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0
         self._reactor = reactor
@@ -104,7 +105,7 @@ class _Sending:
         self._home = home
         self._pool = home.pool
         self._dialling = home.dialling
-        self._observer = home.observer
+        self._metrics = home.metrics
         self._clock = clock
         self._hop = hop
         self._transaction = transaction
@@ -134,7 +135,7 @@ class _Sending:
         if isinstance(claimed, ConnectionSlot):
             self._slot = claimed
             return await self._anew()
-        self._observer.connection("reused")
+        self._metrics.connections.labels("reused").inc()
         sent = await self._over(claimed, reused=True)
         if sent is None:
             # It was dead before it took a word: that is no attempt yet.
@@ -153,7 +154,7 @@ class _Sending:
             except NextHopUnreachableError as error:
                 self._unreachable.append(f"{candidate.host}: {error}")
                 self._faults.append(error.local)
-                self._observer.connection("failed")
+                self._metrics.connections.labels("failed").inc()
                 continue
             if sent is not None:
                 return sent
@@ -180,10 +181,10 @@ class _Sending:
         connection = await self._dialling.connect(self._hop, candidate, addresses, tls)
         sent = await self._over(self._add(connection, candidate.host, candidate.port))
         if connection.tls is not None:
-            self._observer.tls(connection.tls.version)
+            self._metrics.tls.labels(connection.tls.version).inc()
         if not connection.tls_failed:
             return sent
-        self._observer.tls("failed")
+        self._metrics.tls.labels("failed").inc()
         if sent is None and self._dialling.may_fall_back(self._hop) and not self._is_over:
             # RFC 7435 §3: where TLS is optional, a message goes rather in the clear than not at all.
             self._dialling.remember_no_tls(candidate)
@@ -198,7 +199,7 @@ class _Sending:
         except NextHopUnreachableError as error:
             self._unreachable.append(str(error))
             self._faults.append(error.local)
-            self._observer.connection("failed")
+            self._metrics.connections.labels("failed").inc()
             return None
         return await self._over(self._add(connection, self._hop.path, 0))
 

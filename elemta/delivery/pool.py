@@ -13,9 +13,10 @@ from twisted.python.failure import Failure
 from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.next_hop import NextHop
 from elemta.delivery.outbound_limits import Permit, Throttled
-from elemta.delivery.settings import ConnectionsObserver, DeliverySettings
+from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
+from elemta.metrics import DeliveryMetrics
 
 _log = Logger()
 
@@ -121,11 +122,11 @@ class ConnectionPool:
     """All open connections. A message gets one from :meth:`claim` and gives it back when it is done."""
 
     def __init__(
-        self, clock: Any, settings: DeliverySettings, observer: ConnectionsObserver, gate: Gate | None = None
+        self, clock: Any, settings: DeliverySettings, metrics: DeliveryMetrics, gate: Gate | None = None
     ) -> None:
         self._clock = clock
         self._settings = settings
-        self._observer = observer
+        self._metrics = metrics
         self._gate = gate
         self._slots: ConnectionSlots[PooledConnection] = ConnectionSlots(clock, settings.max_per_destination)
         self._open: dict[PooledConnection, None] = {}
@@ -210,7 +211,8 @@ class ConnectionPool:
         kept = PooledConnection(connection, hop, place, slot, self._generation)
         self._open[kept] = None
         self._by_terms.setdefault(kept.terms, {})[kept] = None
-        self._observer.connection("opened")
+        self._metrics.connections.labels("opened").inc()
+        self._metrics.connections_open.inc()
         connection.closed.addCallback(self._closed, kept)
         return kept
 
@@ -221,7 +223,7 @@ class ConnectionPool:
         if not same_terms:
             del self._by_terms[kept.terms]
         kept.stop_timer()
-        self._observer.connection_closed()
+        self._metrics.connections_open.dec()
         if kept.slot is not None:
             self.release(kept.slot)
         kept.gone()

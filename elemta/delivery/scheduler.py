@@ -20,10 +20,12 @@ from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.router import RouteChooser, Router
 from elemta.delivery.routes import Route, RouteTable
-from elemta.delivery.settings import DeliveryObserver, DeliverySettings, NullDeliveryObserver
+from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
 from elemta.errors import SpoolError
+from elemta.metric_registry import LabelledValue
+from elemta.metrics import DeliveryMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime, SteadyWall
 from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submission
@@ -56,7 +58,7 @@ class DeliveryScheduler(Service):
         queue: DeliveryQueue,
         routes: Sequence[Route],
         settings: DeliverySettings,
-        observer: DeliveryObserver | None = None,
+        metrics: DeliveryMetrics | None = None,
         *,
         resolver: MailResolver | None = None,
         pace: OutboundLimiter | None = None,
@@ -67,7 +69,7 @@ class DeliveryScheduler(Service):
         self._time = SteadyWall(runtime)
         self._queue = queue
         self._settings = settings
-        self._observer = observer or NullDeliveryObserver()
+        self._metrics = metrics or DeliveryMetrics()
         self._resolver, self._limits, self._hooks = resolver, pace, hooks
         self._ways = _ways(routes, settings, hooks)
         self._destinations = Destinations(self._limit, settings.max_messages)
@@ -97,7 +99,7 @@ class DeliveryScheduler(Service):
             self._queue,
             self._pool,
             self._settings,
-            self._observer,
+            self._metrics,
             resolver=self._resolver,
             hooks=self._hooks,
             pace=self._limits,
@@ -125,6 +127,11 @@ class DeliveryScheduler(Service):
     def under_way(self) -> int:
         """How many messages, or parts of them, are being delivered now."""
         return len(self._under_way)
+
+    def destination_states(self) -> list[LabelledValue]:
+        """How many destinations with mail may be tried now, and how many are blocked, for the metrics."""
+        blocked = self._destinations.blocked
+        return [(("open",), len(self._destinations) - blocked), (("blocked",), blocked)]
 
     def reconfigure(
         self, routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None = None
@@ -272,7 +279,6 @@ class DeliveryScheduler(Service):
         if isinstance(result, Failure):
             _tell_look_failed(result)
         if self.running:
-            self._observer.destinations(len(self._destinations), self._destinations.blocked)
             self._fill()
 
     async def _take_due(self) -> None:

@@ -1,58 +1,14 @@
-"""The settings of delivery: names, limits, the retry schedule; and what it reports."""
+"""The settings of delivery: names, limits, the retry schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
 
 from elemta.config import Config
-from elemta.outcome import Outcome
 from elemta.runtime import SYSTEM_RANDOMNESS, Runtime
 from elemta.smtp.client import ClientTimeouts
-
-
-class ConnectionsObserver(Protocol):
-    """What connections tell the metrics, in the reactor thread."""
-
-    def connection(self, outcome: str) -> None:
-        """A message got one, ``opened`` for it or ``reused``; or one ``failed`` to be made."""
-
-    def connection_closed(self) -> None:
-        """One that was opened is gone."""
-
-    def tls(self, outcome: str) -> None:
-        """A handshake ended: the version of TLS, or ``failed``."""
-
-
-class DeliveryObserver(ConnectionsObserver, Protocol):
-    """What delivery tells the metrics, in the reactor thread."""
-
-    def attempted(self, outcome: Outcome) -> None:
-        """One attempt for one recipient came to this."""
-
-    def destinations(self, known: int, blocked: int) -> None:
-        """So many destinations have mail, and so many of them are left alone until they are back."""
-
-
-class NullDeliveryObserver:
-    """An observer that counts nothing."""
-
-    def connection(self, outcome: str) -> None:
-        pass
-
-    def connection_closed(self) -> None:
-        pass
-
-    def tls(self, outcome: str) -> None:
-        pass
-
-    def attempted(self, outcome: Outcome) -> None:
-        pass
-
-    def destinations(self, known: int, blocked: int) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)

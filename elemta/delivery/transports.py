@@ -26,11 +26,12 @@ from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.recording import Taken
 from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
-from elemta.delivery.settings import DeliveryObserver, DeliverySettings
+from elemta.delivery.settings import DeliverySettings
 from elemta.domains import canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import NoMailbox, SpoolError
 from elemta.message.trace import return_path_field
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime, WorkerPool
@@ -85,7 +86,7 @@ class Transports:
         queue: DeliveryQueue,
         pool: WorkerPool,
         settings: DeliverySettings,
-        observer: DeliveryObserver,
+        metrics: DeliveryMetrics,
         *,
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
@@ -95,12 +96,12 @@ class Transports:
         self._runtime = runtime
         self._queue = queue
         self._pool = pool
-        self._observer = observer
+        self._metrics = metrics
         self._resolver = resolver
         self._hooks = hooks
         self._maildirs = MaildirThreads(pool, settings.maildir_threads)
         self._connections = Connections(
-            runtime.reactor, settings, self._read, observer, gate=pace, resolver=resolver
+            runtime.reactor, settings, self._read, metrics, gate=pace, resolver=resolver
         )
 
     async def deliver(
@@ -289,7 +290,9 @@ class Transports:
                     )
 
     def _tell_metrics(self, _: QueuedMessage, outcome: Outcome) -> None:
-        self._observer.attempted(outcome)
+        status = outcome.status.value
+        self._metrics.attempts.labels(outcome.route, status).inc()
+        self._metrics.duration.labels(outcome.route, status).observe(outcome.seconds)
 
     def _tell_policies(self, message: QueuedMessage, outcome: Outcome) -> None:
         if self._hooks is not None and self._hooks.tells:

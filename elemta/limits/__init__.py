@@ -3,10 +3,8 @@
 from elemta.limits.limiter import (
     Charge,
     Limiter,
-    LimitObserver,
     LimitRefusal,
     LimitState,
-    NullLimitObserver,
     RefusalCause,
 )
 from elemta.limits.memory import MemoryStore
@@ -16,12 +14,10 @@ from elemta.limits.store import ILimitStore, Receipt
 __all__ = [
     "Charge",
     "ILimitStore",
-    "LimitObserver",
     "LimitRefusal",
     "LimitState",
     "Limiter",
     "MemoryStore",
-    "NullLimitObserver",
     "OutboundCharge",
     "Receipt",
     "RefusalCause",

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
+from elemta.metrics import LimitMetrics
 
 FAILURES = 3
 """So many failures in a row open the breaker."""
@@ -134,24 +135,6 @@ class StoreLink(Protocol):
     def on_change(self, callback: Callable[[bool], None]) -> None: ...
 
 
-class ModeObserver(Protocol):
-    """Called at each change, and at the start."""
-
-    def mode_changed(self, mode: CountingMode) -> None: ...
-
-    def breaker_changed(self, state: BreakerState) -> None: ...
-
-
-class NullModeObserver:
-    """Notes nothing."""
-
-    def mode_changed(self, mode: CountingMode) -> None:
-        pass
-
-    def breaker_changed(self, state: BreakerState) -> None:
-        pass
-
-
 class FailoverTarget(Protocol):
     """The calls to the shared store that only the switch makes."""
 
@@ -176,12 +159,12 @@ class Failover:
     """
 
     def __init__(
-        self, clock: IReactorTime, link: StoreLink, way: FailoverTarget, observer: ModeObserver | None = None
+        self, clock: IReactorTime, link: StoreLink, way: FailoverTarget, metrics: LimitMetrics | None = None
     ) -> None:
         self._clock = clock
         self._link = link
         self._way = way
-        self._observer = observer or NullModeObserver()
+        self._metrics = metrics or LimitMetrics()
         self._breaker = StoreBreaker()
         self._timer: IDelayedCall | None = None
         self._joining: IDelayedCall | None = None
@@ -211,8 +194,7 @@ class Failover:
         """Begin by oneself, and look for the shared store."""
         self._running = True
         self._since = self._clock.seconds()
-        self._observer.mode_changed(self.mode)
-        self._observer.breaker_changed(self.breaker)
+        self._metrics.mode_changes.labels(self.mode.value).inc()
         self._link.on_change(self._link_changed)
         self._joining = self._clock.callLater(JOINING, self._announce_if_local)
         self._probe()
@@ -264,15 +246,12 @@ class Failover:
     def _trip(self, reason: str) -> None:
         if self._breaker.trip(self._clock.seconds()):
             self._open(reason)
-        else:
-            self._observer.breaker_changed(self.breaker)
 
     def _open(self, reason: str) -> None:
         self.cluster = False
         self._reason = reason
         self._since = self._clock.seconds()
-        self._observer.breaker_changed(self.breaker)
-        self._observer.mode_changed(self.mode)
+        self._metrics.mode_changes.labels(self.mode.value).inc()
         self._announce()
         self._probe_later()
 
@@ -309,7 +288,6 @@ class Failover:
         if isinstance(result, Failure):
             self._reason = _reason(result)
         may_close = self._breaker.probed(good=good)
-        self._observer.breaker_changed(self.breaker)
         if may_close:
             self._probing = True
             self._with_timeout(self._way.synchronize()).addBoth(self._came_back)
@@ -324,7 +302,6 @@ class Failover:
             if isinstance(result, Failure):
                 self._reason = _reason(result)
             self._breaker.probed(good=False)
-            self._observer.breaker_changed(self.breaker)
             self._probe_later()
             return
         self._close()
@@ -332,8 +309,7 @@ class Failover:
     def _close(self) -> None:
         self.cluster = True
         self._breaker.close(self._clock.seconds())
-        self._observer.breaker_changed(self.breaker)
-        self._observer.mode_changed(self.mode)
+        self._metrics.mode_changes.labels(self.mode.value).inc()
         self._announce()
         self._way.resumed()
         self._answer_waiting()

@@ -24,12 +24,13 @@ from zope.interface import implementer
 
 from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
 from elemta.errors import StoreUnavailable
-from elemta.limits.failover import BreakerState, CountingMode, Failover, ModeObserver, StoreLink
+from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLink
 from elemta.limits.local_fallback import LocalFallback
 from elemta.limits.memory import MemoryStore
 from elemta.limits.pending_returns import PendingReturns, ReturnStore, quietly
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
 from elemta.limits.window import Bound
+from elemta.metrics import LimitMetrics
 
 _log = Logger()
 
@@ -84,14 +85,14 @@ class FailoverStore:
         local: MemoryStore,
         *,
         nodes: ClusterNodes,
-        observer: ModeObserver | None = None,
+        metrics: LimitMetrics | None = None,
     ) -> None:
         self._remote = remote
         self._local = local
         self._nodes = nodes
         self._returns = PendingReturns(remote)
         self._fallback = LocalFallback(local, lambda: nodes.live, self._returns.add_lease)
-        self._switch = Failover(clock, link, self, observer)
+        self._switch = Failover(clock, link, self, metrics)
         nodes.on_reset(local.forget)
 
     @property

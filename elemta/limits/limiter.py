@@ -6,7 +6,6 @@ import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from twisted.logger import Logger
 
@@ -18,6 +17,7 @@ from elemta.limits.known_logins import KnownLogins, LoginHistory
 from elemta.limits.refusals import RememberedRefusal, RememberedRefusals
 from elemta.limits.rules import LoginAttempt, OutboundCharge, Rule, SessionLike, Subject, TransactionLike
 from elemta.limits.store import Decision, Denial, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
+from elemta.metrics import LimitMetrics
 from elemta.stage import Stage
 
 _log = Logger()
@@ -108,23 +108,6 @@ class LimitState:
         return self.retry_after == 0
 
 
-class LimitObserver(Protocol):
-    """Called for every check.
-
-    ``outcome`` is ``admitted``, ``refused``, ``delayed`` (refused for now, and will be asked once more),
-    ``observed`` (would have been refused) or ``error``; on the way out ``throttled`` in place of ``refused``.
-    """
-
-    def checked(self, limit: str, outcome: str, seconds: float) -> None: ...
-
-
-class NullLimitObserver:
-    """Counts nothing."""
-
-    def checked(self, limit: str, outcome: str, seconds: float) -> None:
-        pass
-
-
 _NOTHING = Charge()
 
 
@@ -139,12 +122,12 @@ class Limiter:
         self,
         rules: Sequence[Rule],
         store: ILimitStore,
-        observer: LimitObserver | None = None,
+        metrics: LimitMetrics | None = None,
         wall: Callable[[], float] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self._store = store
-        self._observer = NullLimitObserver() if observer is None else observer
+        self._metrics = metrics or LimitMetrics()
         self._by_name = {rule.name: rule for rule in rules}
         self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
@@ -351,7 +334,7 @@ class Limiter:
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
             self._refusals.forget(receipt.request.key)
-            self._observer.checked(receipt.request.spec.name, "admitted", seconds)
+            self._metrics.checked(receipt.request.spec.name, "admitted", seconds)
         for shortfall in answer.denials:
             self._observe(shortfall, seconds)
         return Charge(answer.receipts, None, covered)
@@ -382,7 +365,7 @@ class Limiter:
         outcome = _REFUSED if no == _DELAYED and not refusal.delays else no
         seconds = self._store.seconds() - began
         for shortfall in shortfalls:
-            self._observer.checked(shortfall.request.spec.name, outcome, seconds)
+            self._metrics.checked(shortfall.request.spec.name, outcome, seconds)
         return Charge((), refusal)
 
     def _refusal(self, request: Request, wait: int | None) -> LimitRefusal:
@@ -393,7 +376,7 @@ class Limiter:
     def _observe(self, shortfall: Denial, seconds: float) -> None:
         """Tell of what a limit in observe mode would have refused; in the log only now and then."""
         name = shortfall.request.spec.name
-        self._observer.checked(name, "observed", seconds)
+        self._metrics.checked(name, "observed", seconds)
         now = self._store.seconds()
         if now < self._next_log.get(name, -math.inf):
             self._unlogged[name] = self._unlogged.get(name, 0) + 1
@@ -414,7 +397,7 @@ class Limiter:
         refusal = None
         for request in requests:
             rule = self._by_name[request.spec.name]
-            self._observer.checked(rule.name, "error", seconds)
+            self._metrics.checked(rule.name, "error", seconds)
             defers = rule.when_valkey_is_down is WhenValkeyIsDown.DEFER and rule.mode is Mode.ENFORCE
             if defers and refusal is None:
                 refusal = LimitRefusal(

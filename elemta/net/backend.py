@@ -111,7 +111,7 @@ class SessionBackend:
         return mailboxes.exists(route, address)
 
     def _refuse_unknown(self, address: Address) -> Response:
-        self._terms.observer.message_refused("rcpt", "mailboxes", False)
+        self._terms.metrics.messages_rejected.labels("rcpt", "mailboxes").inc()
         _log.info(
             "a recipient has no mailbox",
             event="recipient.unknown",
@@ -142,7 +142,7 @@ class SessionBackend:
         reply = reply_of(verdict)
         if reply is None:
             return _PROCEED
-        self._terms.observer.message_refused(stage, decision.policy, reply.is_transient)
+        self._terms.metrics.message_refused(stage, decision.policy, transient=reply.is_transient)
         by_limit = self._refusal_limits is not None and self._refusal_limits.is_limit(decision.policy)
         return Refuse(
             reply,
@@ -276,7 +276,9 @@ class SessionBackend:
         return routes.hold_reason(recipients) if routes is not None else None
 
     def _queued(self, envelope: Envelope, submission: Submission) -> Response:
-        self._terms.observer.message_accepted(self._facts.listener, envelope.size)
+        metrics, listener = self._terms.metrics, self._facts.listener
+        metrics.messages_accepted.labels(listener).inc()
+        metrics.message_size.labels(listener).observe(envelope.size)
         _log.info(
             "message accepted",
             event="message.accepted",
@@ -299,7 +301,7 @@ class SessionBackend:
         return self._not_stored(failure.value)
 
     def _not_stored(self, error: BaseException | None) -> Response:
-        self._terms.observer.message_refused("spool", "spool", True)
+        self._terms.metrics.messages_deferred.labels("spool", "spool").inc()
         _log.error(
             "message could not be stored",
             event="message.not_stored",

@@ -10,7 +10,7 @@ from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.limits import Limiter
-from elemta.net.observer import NetObserver
+from elemta.metrics import NetMetrics
 from elemta.net.tls import ServerCertificate
 from elemta.policy.chain import PolicyChain
 from elemta.smtp.session import SessionSettings
@@ -36,7 +36,7 @@ class ListenerContext:
     certificate: ServerCertificate | None
     spool: Spool
     routes: RouteTable | None
-    observer: NetObserver
+    metrics: NetMetrics
     now: Callable[[], float]
     mailboxes: Mailboxes | None = None
 

@@ -14,8 +14,8 @@ from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
 from elemta.limits.identity import ip_identity
+from elemta.metrics import NetMetrics
 from elemta.net.context import ListenerContext
-from elemta.net.observer import NetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
 from elemta.runtime import Runtime
@@ -163,9 +163,9 @@ class ESMTPFactory(Factory):
 
     noisy = False
 
-    def __init__(self, registry: ConnectionRegistry, listener: ListenerConfig, observer: NetObserver) -> None:
+    def __init__(self, registry: ConnectionRegistry, listener: ListenerConfig, metrics: NetMetrics) -> None:
         self._registry = registry
-        self._observer = observer
+        self._metrics = metrics
         self.listener = listener
         self.context: ListenerContext | None = None
         self.open_sessions = 0
@@ -195,7 +195,7 @@ class ESMTPFactory(Factory):
         return ESMTPProtocol(self, self.context, facts, health_check=health_check)
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
-        self._observer.connection_refused(self.listener.name, reason)
+        self._metrics.connections_refused.labels(self.listener.name, reason).inc()
         _log.info(
             "connection refused",
             event="connection.refused",
@@ -210,7 +210,7 @@ class ESMTPFactory(Factory):
 
         It asks every second or two and gets the right answer, so this is no client's refused connection.
         """
-        self._observer.health_check(self.listener.name)
+        self._metrics.health_checks.labels(self.listener.name).inc()
         return self._refusal_protocol(reply)
 
     def _refusal_protocol(self, reply: Reply) -> RefusalProtocol:
@@ -237,15 +237,17 @@ class ESMTPFactory(Factory):
         self._registry.add(connection)
         self.open_sessions += 1
         if connection.health_check:
-            self._observer.health_check(self.listener.name)
+            self._metrics.health_checks.labels(self.listener.name).inc()
         else:
-            self._observer.connection_opened(self.listener.name)
+            self._metrics.connections_opened.labels(self.listener.name).inc()
+            self._metrics.connections_open.labels(self.listener.name).inc()
 
     def closed(self, connection: ESMTPProtocol) -> None:
         self._registry.remove(connection)
         self.open_sessions -= 1
         if not connection.health_check:
-            self._observer.connection_closed(self.listener.name, connection.seconds_open)
+            self._metrics.connections_open.labels(self.listener.name).dec()
+            self._metrics.session_duration.labels(self.listener.name).observe(connection.seconds_open)
 
 
 def _peer(addr: IAddress | None) -> tuple[IPAddress, int]:

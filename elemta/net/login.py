@@ -128,7 +128,7 @@ class LoginExchange:
         )
 
     def _internal_error(self, error: Exception) -> Response:
-        self._terms.observer.authenticated("error")
+        self._terms.metrics.auth_attempts.labels("error").inc()
         fields: dict[str, Any] = {
             "session_id": self._facts.id,
             "client_ip": str(self._facts.client_ip),
@@ -145,7 +145,7 @@ class LoginExchange:
         return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
 
     def _log(self, outcome: str, user: str, **more: object) -> None:
-        self._terms.observer.authenticated(outcome)
+        self._terms.metrics.auth_attempts.labels(outcome).inc()
         _log.info(
             "a client tried to log in",
             event="auth.attempted",

@@ -145,7 +145,7 @@ class ESMTPProtocol(Protocol):
     def handshakeCompleted(self) -> None:
         self._handshaking = False
         info = tls.describe(cast(SSL.Connection, self.transport.getHandle()))
-        self._terms.observer.tls_started(info.version)
+        self._terms.metrics.tls_connections.labels(info.version).inc()
         if self._terms.implicit_tls:
             self.facts.tls = info
             self._run(self._session.open())
@@ -178,7 +178,7 @@ class ESMTPProtocol(Protocol):
         if pending is not None and isinstance(self._session.question, PauseQuestion):
             pending.give_up()
         if self._handshaking:
-            self._terms.observer.tls_started("failed")
+            self._terms.metrics.tls_connections.labels("failed").inc()
         try:
             self._act_on(self._session.lost())
             self._reception.disconnected()
@@ -379,9 +379,9 @@ class ESMTPProtocol(Protocol):
         if self.health_check:
             return
         reply = event.reply
-        self._terms.observer.replied(event.verb, reply.code)
+        self._terms.metrics.replies.labels(event.verb, reply.code).inc()
         if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
-            self._terms.observer.message_refused(event.verb.lower(), "memory", True)
+            self._terms.metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()
         if reply.code >= 400:
             # What a policy refused stands in the log already, with the policy's name.
             say = _log.debug if event.reason.startswith("policy ") else _log.info

@@ -55,7 +55,7 @@ class RefusalLimits:
     def _answer(self, refusal: LimitRefusal, stage: Stage) -> Refuse:
         verdict = limit_verdict(refusal, stage)
         reply = reply_of(verdict) or replies.LOCAL_TROUBLE
-        self._terms.observer.message_refused(stage.value, "limits", reply.is_transient)
+        self._terms.metrics.message_refused(stage.value, "limits", transient=reply.is_transient)
         return Refuse(
             reply,
             close=isinstance(verdict, Disconnect),

@@ -14,7 +14,7 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from elemta.ops.metrics import Metrics
+from elemta.ops.metrics import MetricsExporter
 
 _log = Logger()
 
@@ -95,15 +95,15 @@ class NotFound(_Page):
 class MetricsPage(_Page):
     """The metrics in Prometheus' text format."""
 
-    def __init__(self, metrics: Metrics, clock: IReactorTime) -> None:
+    def __init__(self, exporter: MetricsExporter, clock: IReactorTime) -> None:
         super().__init__()
-        self._metrics = metrics
+        self._exporter = exporter
         self._clock = clock
 
     def render_GET(self, request: Request) -> int:
         gone: list[bool] = []
         request.notifyFinish().addErrback(lambda _: gone.append(True))
-        scrape = Deferred.fromCoroutine(self._metrics.scrape(self._clock))
+        scrape = Deferred.fromCoroutine(self._exporter.scrape(self._clock))
         scrape.addCallback(self._finish, request, gone)
         scrape.addErrback(self._failed, request, gone)
         return NOT_DONE_YET
@@ -142,10 +142,10 @@ class ReadyPage(_Page):
         return self._json(request, status, {"ready": not reasons, "reasons": reasons})
 
 
-def metrics_site(metrics: Metrics, ready: Ready, reactor: IReactorTime) -> Site:
+def metrics_site(exporter: MetricsExporter, ready: Ready, reactor: IReactorTime) -> Site:
     """The factory to listen with. ``ready()`` gives the reasons why mail would not be accepted now."""
     root = NotFound()
-    root.putChild(b"metrics", MetricsPage(metrics, reactor))
+    root.putChild(b"metrics", MetricsPage(exporter, reactor))
     root.putChild(b"healthz", HealthPage())
     root.putChild(b"readyz", ReadyPage(ready))
     return QuietSite(root, reactor)

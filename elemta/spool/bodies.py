@@ -17,11 +17,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError
+from elemta.metrics import SpoolMetrics
 from elemta.runtime import OrderedWorker
 from elemta.spool.disk import Disk, refusal
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.partition import Places
-from elemta.spool.records import SpoolObserver, SpoolSettings
+from elemta.spool.records import SpoolSettings
 
 _log = Logger()
 
@@ -103,13 +104,13 @@ class Bodies:
         places: Places,
         disk: Disk,
         threads: OrderedWorker,
-        observer: SpoolObserver,
+        metrics: SpoolMetrics,
         *,
         leftovers: Leftovers,
     ) -> None:
         self.settings = settings
         self.threads = threads
-        self.observer = observer
+        self.metrics = metrics
         self.in_memory = 0
         self.writers: dict[MessageWriter, None] = {}
         self._places = places
@@ -320,7 +321,7 @@ class MessageWriter:
     def _fail(self, failure: Failure, what: str) -> None:
         error: BaseException = failure.value  # type: ignore[assignment]  # None only before a failure is made
         self.failure = refusal(error, what)
-        self._bodies.observer.failed("body")
+        self._bodies.metrics.failures.labels("body").inc()
         _log.error(
             "the body of a message could not be stored",
             event="spool.body_failed",

@@ -12,10 +12,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError, SpoolFull
+from elemta.metrics import SpoolMetrics
 from elemta.runtime import OrderedWorker, Runtime
 from elemta.spool.disk import DiskFailure, failure_of, refusal
 from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
-from elemta.spool.records import SpoolObserver, SpoolSettings
+from elemta.spool.records import SpoolSettings
 from elemta.spool.writer import QueueWriter
 
 _log = Logger()
@@ -45,7 +46,7 @@ class GroupCommit:
         runtime: Runtime,
         threads: OrderedWorker,
         store: QueueWriter,
-        observer: SpoolObserver,
+        metrics: SpoolMetrics,
         ledger: QueueCounts,
         after_batch: Callable[[Sequence[PendingOperation], Batch], None],
         settled: Callable[[], None],
@@ -56,7 +57,7 @@ class GroupCommit:
         self._reactor = runtime.reactor
         self._threads = threads
         self._store = store
-        self._observer = observer
+        self._metrics = metrics
         self._after_batch = after_batch
         self._notify_settled = settled
         self._pending: list[PendingOperation] = []
@@ -271,10 +272,11 @@ class GroupCommit:
             if isinstance(entry.operation, NewMessage) and entry.operation not in batch.errors
         )
         if messages:
-            self._observer.committed(messages, batch.seconds)
+            self._metrics.commit_duration.observe(batch.seconds)
+            self._metrics.commit_messages.observe(messages)
         kinds = {_kind(error) for error in batch.errors.values()}
         for kind in sorted(kinds - {None}, key=str):
-            self._observer.failed(str(kind))
+            self._metrics.failures.labels(str(kind)).inc()
 
     def distrust(self, error: BaseException) -> None:
         """Refuse everything until the disk has proved anew that it works."""

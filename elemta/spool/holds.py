@@ -11,11 +11,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import SpoolError
+from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome, Status
 from elemta.spool.disk import FreeSpace
 from elemta.spool.operations import QueueCounts
 from elemta.spool.parts import space_of
-from elemta.spool.records import HeldPart, SpoolObserver
+from elemta.spool.records import HeldPart
 
 _log = Logger()
 
@@ -55,14 +56,14 @@ class Holds:
         self,
         queue: HoldQueue,
         ledger: Callable[[], QueueCounts],
-        observer: SpoolObserver,
+        metrics: SpoolMetrics,
         *,
         minimum_free: int,
         now: Callable[[], float],
     ) -> None:
         self._queue = queue
         self._ledger = ledger
-        self._observer = observer
+        self._metrics = metrics
         self._minimum_free = minimum_free
         self._now = now
         self._known: _Snapshot | None = None
@@ -97,7 +98,7 @@ class Holds:
         """
         if not await self._queue.end_settled(held, outcomes):
             return False
-        self._observer.hold_ended(reason)
+        self._metrics.holds_ended.labels(reason).inc()
         message = held.message
         _log.warn(
             "mail on hold came to its end",

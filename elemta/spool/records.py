@@ -6,7 +6,6 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
@@ -295,29 +294,3 @@ class SpoolStats:
     @property
     def total_octets(self) -> int:
         return sum(self.octets.values())
-
-
-class SpoolObserver(Protocol):
-    """What the spool tells the metrics, in the reactor thread."""
-
-    def committed(self, messages: int, seconds: float) -> None:
-        """One synced transaction took in this many new messages, in this many seconds."""
-
-    def failed(self, kind: str) -> None:
-        """Something failed: ``full``, ``busy``, ``operation``, ``body``, or ``disk`` (now not trusted)."""
-
-    def hold_ended(self, reason: str) -> None:
-        """A part on hold is gone: ``removed`` or ``returned`` after its time, or ``over_share``."""
-
-
-class NullSpoolObserver:
-    """An observer that counts nothing."""
-
-    def committed(self, messages: int, seconds: float) -> None:
-        pass
-
-    def failed(self, kind: str) -> None:
-        pass
-
-    def hold_ended(self, reason: str) -> None:
-        pass

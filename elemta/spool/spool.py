@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.envelope import Envelope
 from elemta.errors import SpoolError, UnknownMessage
+from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome
 from elemta.runtime import Runtime
 from elemta.spool.bodies import Bodies, MessageWriter
@@ -48,13 +49,11 @@ from elemta.spool.records import (
     MessageRecord,
     MessageState,
     MessageSummary,
-    NullSpoolObserver,
     OwedNotice,
     Page,
     Plan,
     PlannedPart,
     QueuedMessage,
-    SpoolObserver,
     SpoolSettings,
     SpoolStats,
     Submission,
@@ -82,7 +81,7 @@ class Spool:
         settings: SpoolSettings,
         *,
         runtime: Runtime,
-        observer: SpoolObserver,
+        metrics: SpoolMetrics,
         disk: Disk,
         partition: Partition,
         threads: SpoolThreads,
@@ -106,14 +105,14 @@ class Spool:
         self._queries = Queries(self._reader)
         self._schedule = Schedule(self._reader)
         self._recent = RecentContents(settings.recent)
-        self._bodies = Bodies(settings, partition.places, disk, threads.files, observer, leftovers=leftovers)
+        self._bodies = Bodies(settings, partition.places, disk, threads.files, metrics, leftovers=leftovers)
         self._ids = QueueIds(now, runtime.fast_randomness())
         self._commits = GroupCommit(
             settings,
             runtime=runtime,
             threads=threads.commit,
             store=store,
-            observer=observer,
+            metrics=metrics,
             ledger=ledger,
             after_batch=self._after_batch,
             settled=self._notify_settled,
@@ -121,7 +120,7 @@ class Spool:
         self._holds = Holds(
             self,
             lambda: self._commits.ledger,
-            observer,
+            metrics,
             minimum_free=settings.minimum_free,
             now=now,
         )
@@ -142,7 +141,7 @@ class Spool:
         settings: SpoolSettings,
         *,
         runtime: Runtime,
-        observer: SpoolObserver | None = None,
+        metrics: SpoolMetrics | None = None,
         disk: Disk | None = None,
         permit: Permit | None = None,
     ) -> Spool:
@@ -173,7 +172,7 @@ class Spool:
         return cls(
             settings,
             runtime=runtime,
-            observer=observer or NullSpoolObserver(),
+            metrics=metrics or SpoolMetrics(),
             disk=disk,
             partition=partition,
             threads=threads,

@@ -2,15 +2,13 @@
 
 from elemta.errors import ValkeyError, ValkeyFailure
 from elemta.valkey.client import Valkey
-from elemta.valkey.observer import NullValkeyObserver, ValkeyInfo, ValkeyObserver
+from elemta.valkey.info import ValkeyInfo
 from elemta.valkey.resp import Script
 
 __all__ = [
-    "NullValkeyObserver",
     "Script",
     "Valkey",
     "ValkeyError",
     "ValkeyFailure",
     "ValkeyInfo",
-    "ValkeyObserver",
 ]

@@ -17,12 +17,13 @@ from twisted.python.failure import Failure
 
 from elemta.config.valkey_url import ValkeyKind, ValkeyURL
 from elemta.errors import ValkeyError, ValkeyFailure
+from elemta.metrics import ValkeyMetrics
 from elemta.runtime import Runtime
 from elemta.valkey.address import ServerAddress, ValkeyLogin
 from elemta.valkey.calls import CallDeadlines, ValkeyCall
 from elemta.valkey.cluster import Cluster
 from elemta.valkey.health import Health
-from elemta.valkey.observer import NullValkeyObserver, ValkeyObserver
+from elemta.valkey.info import ValkeyInfo
 from elemta.valkey.pool import ConnectionOptions, ServerPool
 from elemta.valkey.recovery import Recovery
 from elemta.valkey.resp import Script, Word, pack
@@ -89,13 +90,13 @@ class Valkey:
         name: str,
         deadline: float,
         prefix: str = "",
-        observer: ValkeyObserver | None = None,
+        metrics: ValkeyMetrics | None = None,
     ) -> None:
         reactor = runtime.reactor
         self._reactor: Any = reactor
         self._url = url
         self._deadline = deadline
-        self._observer: ValkeyObserver = observer or NullValkeyObserver()
+        self._metrics = metrics or ValkeyMetrics()
         self._scripts: dict[bytes, Script] = {}
         login = ValkeyLogin(
             url.username,
@@ -110,7 +111,7 @@ class Valkey:
         self._deadlines = CallDeadlines(reactor, self._missed)
         self._recovery = Recovery(reactor, self._topology, self._fail)
         self._silence = Silence(reactor, self._ask_silent, self._review_answers)
-        self._health = Health(self, reactor, self._observer)
+        self._health = Health(self, reactor, self._metrics)
         self._watch = LoopingCall(self._topology.watch)
         self._watch.clock = reactor
         self._listeners: list[Callable[[bool], None]] = []
@@ -202,9 +203,14 @@ class Valkey:
 
         return Deferred.fromCoroutine(scan(self._topology.primaries, ask, max(1, limit // count)))
 
+    @property
+    def info(self) -> ValkeyInfo:
+        """What INFO said last."""
+        return self._health.info
+
     def overloaded(self, words: str) -> ValkeyError:
         """Count and return the trouble of a caller that can't ask because too much is under way."""
-        self._observer.failed(ValkeyFailure.OVERLOADED)
+        self._metrics.failures.labels(ValkeyFailure.OVERLOADED).inc()
         return ValkeyError(ValkeyFailure.OVERLOADED, words)
 
     def _ask(
@@ -241,13 +247,13 @@ class Valkey:
         self._fail(call, ValkeyError(ValkeyFailure.DEADLINE, "no answer in time", maybe_done=True))
 
     def _fail(self, call: ValkeyCall, error: ValkeyError) -> None:
-        self._observer.failed(error.kind)
+        self._metrics.failures.labels(error.kind).inc()
         if error.maybe_done or error.kind is ValkeyFailure.BUSY:
             self._silence.missed(call.connection)
         call.fail(error)
 
     def _fail_at_once(self, error: ValkeyError) -> Deferred[Any]:
-        self._observer.failed(error.kind)
+        self._metrics.failures.labels(error.kind).inc()
         return fail(error)
 
     # The server that is silent.

@@ -10,7 +10,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elemta.errors import ValkeyError
-from elemta.valkey.observer import ValkeyInfo, ValkeyObserver
+from elemta.metrics import ValkeyMetrics
+from elemta.valkey.info import ValkeyInfo
 
 if TYPE_CHECKING:
     from elemta.valkey.client import Valkey
@@ -22,18 +23,17 @@ _DEADLINE_SECONDS = 1.0
 
 
 class Health:
-    """Asks for INFO while Valkey is up, and tells the observer; says so when keys may be evicted."""
+    """Asks for INFO while Valkey is up, and shows it in the metrics; says so when keys may be evicted."""
 
-    def __init__(self, valkey: Valkey, reactor: Any, observer: ValkeyObserver) -> None:
+    def __init__(self, valkey: Valkey, reactor: Any, metrics: ValkeyMetrics) -> None:
         self._valkey = valkey
-        self._observer = observer
-        self._last = ValkeyInfo()
+        self._metrics = metrics
+        self.info = ValkeyInfo()
         self._said = ""
         self._polling = LoopingCall(self._poll)
         self._polling.clock = reactor
 
     def start(self) -> None:
-        self._observer.info(self._last)
         self._polling.start(POLL_SECONDS)
 
     def stop(self) -> None:
@@ -49,7 +49,7 @@ class Health:
 
     def answers(self, up: bool) -> None:
         """Valkey answers, or does not, whether or not there are connections."""
-        self._tell(replace(self._last, up=up))
+        self._tell(replace(self.info, up=up))
 
     def _poll(self) -> None:
         if self._valkey.up:
@@ -58,7 +58,7 @@ class Health:
 
     def _answered(self, replies: Sequence[Any]) -> None:
         self._tell(_sum([_lines(reply) for reply in replies], up=self._valkey.answers))
-        info = self._last
+        info = self.info
         if info.maxmemory_policy in ("", "noeviction") or not info.maxmemory:
             self._said = ""
         elif self._is_news(info.maxmemory_policy):
@@ -74,8 +74,18 @@ class Health:
             _log.warn("Valkey does not answer INFO", event="valkey.info_failed", reason=str(failure.value))
 
     def _tell(self, info: ValkeyInfo) -> None:
-        self._last = info
-        self._observer.info(info)
+        self.info = info
+        if info.primaries:
+            self._show(info)
+
+    def _show(self, info: ValkeyInfo) -> None:
+        metrics = self._metrics
+        metrics.commands_processed.set(info.commands_processed)
+        metrics.used_memory.set(info.used_memory)
+        metrics.maxmemory.set(info.maxmemory)
+        metrics.keys.set(info.keys_db0)
+        metrics.evicted_keys.set(info.evicted_keys)
+        metrics.connected_clients.set(info.connected_clients)
 
     def _is_news(self, words: str) -> bool:
         """Whether something else was said last."""

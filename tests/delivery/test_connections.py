@@ -19,24 +19,15 @@ from elemta.config import RouteTLS
 from elemta.delivery.connections import Connections
 from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult, hop_of
 from elemta.delivery.routes import NextHopRoute
-from elemta.delivery.settings import DeliverySettings, NullDeliveryObserver
+from elemta.delivery.settings import DeliverySettings
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Status
 from tests.support.hops import CLOSE, Harbour, SecureHop, message, open_content, reactor, read, until
+from tests.support.metrics import record
 
 SETTINGS = DeliverySettings("me.example", connect_timeout=5.0, head_start=0.1)
 LOCAL = ip_address("127.0.0.1")
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
-
-
-class Observer(NullDeliveryObserver):
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def connection(self, outcome: str) -> None:
-        self.told.append(outcome)
-
-    def connection_closed(self) -> None:
-        self.told.append("closed")
 
 
 class Quay(Harbour):
@@ -44,8 +35,10 @@ class Quay(Harbour):
 
     def __init__(self) -> None:
         super().__init__()
-        self.observer = Observer()
-        self.connections = Connections(reactor, SETTINGS, read, self.observer)
+        metrics = DeliveryMetrics()
+        self.told = record(metrics, "connections")
+        self.open = record(metrics, "connections_open")
+        self.connections = Connections(reactor, SETTINGS, read, metrics)
 
     async def send(self, *ports: int, **terms: Any) -> TransactionResult:
         """To these ports of this machine in order, as hosts of their own."""
@@ -84,7 +77,7 @@ async def test_the_next_message_takes_the_connection_of_the_last(quay: Quay) -> 
     assert [each.reused for each in sent] == [False, True, True, True, True]
     assert hop.connections == 1
     assert b"RSET" not in hop.verbs
-    assert quay.observer.told == ["opened", *["reused"] * 4]
+    assert quay.told == ["opened", *["reused"] * 4]
 
 
 @ensureDeferred
@@ -97,7 +90,7 @@ async def test_a_connection_is_closed_politely_after_its_rest_and_after_its_mess
     assert hop.connections == 2
     await until(lambda: not quay.connections.open)
     assert hop.verbs.count(b"QUIT") == 2
-    assert quay.observer.told.count("closed") == 2
+    assert quay.open.count("down") == 2
 
 
 @pytest.mark.parametrize("last_word", [b"", b"421 4.4.2 idle for too long\r\n"])
@@ -179,7 +172,7 @@ async def test_the_next_candidate_is_tried_when_one_cannot_be_connected_to(quay:
     sent = await quay.send(await quay.closed_port(), port := await quay.listen(hop))
     assert (sent.results[0].status, sent.reached) == (DELIVERED, ReachedStage.ANSWERED)
     assert sent.next_hop == f"mx2.example[127.0.0.1]:{port}"
-    assert quay.observer.told == ["failed", "opened"]
+    assert quay.told == ["failed", "opened"]
 
 
 @pytest.mark.parametrize(

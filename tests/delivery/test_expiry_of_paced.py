@@ -53,7 +53,7 @@ def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> Delivery
         create_mailboxes=True,
     )
     delivery = DeliveryScheduler(
-        Runtime.of(reactor), post.spool, (kept, route), post.settings, post.observer, pace=pace
+        Runtime.of(reactor), post.spool, (kept, route), post.settings, pace=pace, hooks=post.observer.hooks
     )
     post.delivery = delivery
     delivery.startService()

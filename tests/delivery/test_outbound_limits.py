@@ -27,7 +27,9 @@ from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
 from elemta.limits.store import Decision, Receipt, Request
+from elemta.metrics import LimitMetrics
 from elemta.smtp.events import Stage
+from tests.support.metrics import record
 
 BIG = "big.example"
 DESTINATION = (Identity.DESTINATION,)
@@ -253,15 +255,11 @@ def test_what_was_charged_under_old_limits_is_given_back_under_new_ones() -> Non
 
 
 def test_what_waits_is_no_refusal_in_the_metrics() -> None:
-    told: list[tuple[str, str]] = []
-
-    class Observer:
-        def checked(self, limit: str, outcome: str, seconds: float) -> None:
-            told.append((limit, outcome))
-
+    metrics = LimitMetrics()
+    told = record(metrics, "checks")
     clock = Clock()
     limits = rules_from_config(ResourcesConfig(), (limit(rates=(Rate(1, 60.0),)),))
-    pace = OutboundLimiter(Limiter(limits, MemoryStore(clock), Observer()))
+    pace = OutboundLimiter(Limiter(limits, MemoryStore(clock), metrics))
     for _ in range(3):
         pace.acquire(BIG, envelope(), ())
     assert told == [("pace", "admitted"), ("pace", "throttled"), ("pace", "throttled")]

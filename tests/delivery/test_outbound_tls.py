@@ -16,7 +16,8 @@ from twisted.logger import LogEvent, globalLogPublisher
 from elemta.config import RouteTLS
 from elemta.delivery.connections import Connections
 from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult
-from elemta.delivery.settings import DeliverySettings, NullDeliveryObserver
+from elemta.delivery.settings import DeliverySettings
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Status
 from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
@@ -34,19 +35,10 @@ from tests.support.hops import (
     read,
     until,
 )
+from tests.support.metrics import record
 
 SETTINGS = DeliverySettings("me.example", connect_timeout=5.0)
 NAME = "mx.example.test"
-
-
-class Observer(NullDeliveryObserver):
-    """Counts its calls."""
-
-    def __init__(self) -> None:
-        self.handshakes: list[str] = []
-
-    def tls(self, outcome: str) -> None:
-        self.handshakes.append(outcome)
 
 
 class Quay(Harbour):
@@ -55,10 +47,9 @@ class Quay(Harbour):
     def __init__(self, files: CertificateFiles) -> None:
         super().__init__()
         self.files = files
-        self.observer = Observer()
-        self.connections = Connections(
-            reactor, SETTINGS, read, self.observer, authorities=str(files.certificate)
-        )
+        metrics = DeliveryMetrics()
+        self.handshakes = record(metrics, "tls")
+        self.connections = Connections(reactor, SETTINGS, read, metrics, authorities=str(files.certificate))
 
     async def send(
         self,
@@ -108,7 +99,7 @@ async def test_a_message_goes_over_tls_where_it_is_offered_and_the_log_says_how(
     ]  # fmt: skip
     (started,) = [event for event in events if event.get("event") == "delivery.tls_started"]
     assert (started["version"], started["cipher"]) == (sent.tls.version, sent.tls.cipher)
-    assert quay.observer.handshakes == [sent.tls.version]
+    assert quay.handshakes == [sent.tls.version]
 
 
 @ensureDeferred
@@ -141,7 +132,7 @@ async def test_under_require_a_certificate_of_another_name_is_refused_before_a_w
     assert (result.status, result.enhanced, sent.reached) == (Status.DEFERRED, "4.7.5", ReachedStage.NOWHERE)
     assert "certificate is not one of another.example.test" in result.text
     assert hop.verbs == [b"EHLO", b"STARTTLS"]
-    assert quay.observer.handshakes == ["failed"]
+    assert quay.handshakes == ["failed"]
 
 
 @ensureDeferred
@@ -186,7 +177,7 @@ async def test_under_may_a_broken_tls_is_gone_around_and_remembered_for_a_while(
     assert sent.results[0].status is Status.DELIVERED
     assert hop.connections == 3
     assert hop.verbs.count(b"STARTTLS") == 1
-    assert quay.observer.handshakes == ["failed"]
+    assert quay.handshakes == ["failed"]
 
 
 @ensureDeferred

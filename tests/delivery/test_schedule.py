@@ -327,7 +327,7 @@ async def test_a_destination_over_its_pace_waits_and_the_others_do_not(post: Pos
     routes = (to(await post.listen(slow), "slow.example"), to(await post.listen(quick), "quick.example"))
     started = time.monotonic()
     post.delivery = DeliveryScheduler(
-        Runtime.of(reactor), post.spool, routes, post.settings, post.observer, pace=pace
+        Runtime.of(reactor), post.spool, routes, post.settings, pace=pace, hooks=post.observer.hooks
     )
     post.delivery.startService()
     for _ in range(9):
@@ -369,7 +369,7 @@ def by_mx(post: Post, zone: Zone, port: int) -> DeliveryScheduler:
         MxRoute("mx:", frozenset({"*"}), refuse_networks=()),
     )
     post.delivery = DeliveryScheduler(
-        Runtime.of(reactor), post.spool, routes, post.settings, post.observer, resolver=zone
+        Runtime.of(reactor), post.spool, routes, post.settings, resolver=zone, hooks=post.observer.hooks
     )
     post.delivery.startService()
     return post.delivery
@@ -517,7 +517,6 @@ def routed(post: Post, router: Router, *routes: Route) -> DeliveryScheduler:
         post.spool,
         (bounces, *routes),
         post.settings,
-        post.observer,
         hooks=chain.delivery_hooks,
     )
     post.delivery.startService()

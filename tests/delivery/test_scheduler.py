@@ -379,7 +379,9 @@ async def test_what_is_cut_off_at_the_end_of_the_grace_stays_in_the_queue_as_it_
     message = (await post.show(queue_id)).message
     assert (message.state, message.attempts) == (MessageState.ACTIVE, 0)
     hop.script.clear()
-    again = DeliveryScheduler(Runtime.of(reactor), post.spool, delivery.routes, post.settings, post.observer)
+    again = DeliveryScheduler(
+        Runtime.of(reactor), post.spool, delivery.routes, post.settings, hooks=post.observer.hooks
+    )
     post.delivery = again
     again.startService()
     await post.until(lambda: len(hop.messages) == 1 and not again.under_way)

@@ -17,12 +17,13 @@ from elemta.delivery import DeliveryScheduler, Retries
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.envelope import Client, Envelope, MailParameters, Notify
 from elemta.errors import SpoolError, SpoolFull, UnknownMessage
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, Submission
 from tests.spool.mail import outcome
-from tests.support.post import BODY, TRACE, Hop, Observer, Post, reactor, recipient
+from tests.support.post import BODY, TRACE, Hop, Post, reactor, recipient
 
 FIFTY = tuple(f"r{number}@example.com" for number in range(50))
 Break = Callable[[pytest.MonkeyPatch, Post], None]
@@ -133,29 +134,30 @@ async def test_no_trouble_with_the_notice_delivers_to_anybody_twice(
 
 
 @dataclass
-class Raising(Observer):
-    """An observer that looks into the queue, and raises."""
+class Raising:
+    """A metric that looks into the queue when it is counted, and raises."""
 
     look: Callable[[], int] = lambda: 0
     seen: list[int] = field(default_factory=list)
 
-    def attempted(self, outcome: Outcome) -> None:
+    def labels(self, *_: object) -> None:
         self.seen.append(self.look())
-        raise RuntimeError("an observer broke")
+        raise RuntimeError("a metric broke")
 
 
 @ensureDeferred
 async def test_a_delivery_is_recorded_before_anybody_is_told(post: Post) -> None:
     hop = Hop()
-    observer = Raising(look=lambda: len(rows(post, "SELECT 1 FROM part")))
-    post.observer = observer
+    counted = Raising(look=lambda: len(rows(post, "SELECT 1 FROM part")))
+    metrics = DeliveryMetrics()
+    metrics.attempts = counted  # type: ignore[assignment]
     hooks: list[int] = []
 
     class Told:
         asks, tells = False, True
 
         def attempted(self, outcome: Outcome, envelope: Envelope) -> None:
-            hooks.append(observer.look())
+            hooks.append(counted.look())
             raise RuntimeError("a hook broke")
 
     post.delivery = DeliveryScheduler(
@@ -163,13 +165,13 @@ async def test_a_delivery_is_recorded_before_anybody_is_told(post: Post) -> None
         post.spool,
         [await post.listen(hop)],
         post.settings,
-        observer,
+        metrics,
         hooks=cast(DeliveryHooks, Told()),
     )
     post.delivery.startService()
     await post.send(*FIFTY[:3])
-    await post.until(lambda: len(observer.seen) == 3)
-    assert observer.seen == [0, 0, 0]
+    await post.until(lambda: len(counted.seen) == 3)
+    assert counted.seen == [0, 0, 0]
     # One's failure is not another's.
     assert hooks == [0, 0, 0]
     await post.until(lambda: post.delivery is not None and not post.delivery.under_way)

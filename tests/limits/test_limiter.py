@@ -31,7 +31,9 @@ from elemta.limits import Charge, Limiter, MemoryStore, RefusalCause, rules_from
 from elemta.limits.limiter import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Request
+from elemta.metrics import LimitMetrics
 from elemta.smtp.events import Stage
+from tests.support.metrics import record
 
 CLIENT = ip_address("192.0.2.1")
 SENDER = Address("jane", "example.org")
@@ -52,13 +54,10 @@ class Transaction:
     size: int = 0
 
 
-@dataclass
-class Observed:
-    seen: list[tuple[str, str]] = field(default_factory=list)
-
-    def checked(self, limit: str, outcome: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.seen.append((limit, outcome))
+class Counted(LimitMetrics):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = record(self, "checks")
 
 
 class CountingStore(MemoryStore):
@@ -119,11 +118,9 @@ def limit(
     return LimitConfig(name=name, per=per, counts=counts, rates=made, **more)
 
 
-def limiter(
-    clock: Clock, *limits: LimitConfig, store: Any = None, observer: Observed | None = None
-) -> Limiter:
+def limiter(clock: Clock, *limits: LimitConfig, store: Any = None, metrics: Counted | None = None) -> Limiter:
     rules = rules_from_config(ResourcesConfig(max_requests_per_window=0, max_connections_per_ip=1000), limits)
-    return Limiter(rules, MemoryStore(clock) if store is None else store, observer)
+    return Limiter(rules, MemoryStore(clock) if store is None else store, metrics)
 
 
 def now(answer: Charge | Deferred[Charge]) -> Charge:
@@ -228,18 +225,18 @@ def test_what_can_never_pass_is_told_so_though_something_smaller_was_refused_for
 
 
 def test_a_refusal_that_will_be_asked_once_more_is_a_delay_and_else_a_refusal() -> None:
-    observed = Observed()
+    counted = Counted()
     one = limiter(
         Clock(),
         limit("slow", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY),
         limit("hard", Counts.RECIPIENTS, rates=["1/1m"]),
-        observer=observed,
+        metrics=counted,
     )
     to = Recipient(Address("a", "example.com"))
     for stage in (Stage.MAIL, Stage.RCPT):
         for may_delay in (True, True, False):
             one.charge(stage, Session(), Transaction(), to, may_delay=may_delay)
-    assert observed.seen == [
+    assert counted.seen == [
         ("slow", "admitted"),
         ("slow", "delayed"),
         ("slow", "refused"),
@@ -325,8 +322,8 @@ def test_a_flood_over_open_connections_asks_rarely_and_at_once_when_one_closes_h
 
 
 def test_an_observed_limit_refuses_nothing_and_is_logged_now_and_then() -> None:
-    clock, observer = Clock(), Observed()
-    one = limiter(clock, limit("w", Counts.MESSAGES, rates=["1/1h"], mode=Mode.OBSERVE), observer=observer)
+    clock, counted = Clock(), Counted()
+    one = limiter(clock, limit("w", Counts.MESSAGES, rates=["1/1h"], mode=Mode.OBSERVE), metrics=counted)
     events: list[LogEvent] = []
     globalLogPublisher.addObserver(events.append)
     try:
@@ -336,18 +333,18 @@ def test_an_observed_limit_refuses_nothing_and_is_logged_now_and_then() -> None:
         one.charge(Stage.MAIL, Session(), Transaction())
     finally:
         globalLogPublisher.removeObserver(events.append)
-    assert observer.seen == [("w", "admitted"), *[("w", "observed")] * 50]
+    assert counted.seen == [("w", "admitted"), *[("w", "observed")] * 50]
     told = [event for event in events if event.get("event") == "limit.observed"]
     assert [event["others_since"] for event in told] == [0, 48]
     assert told[0]["limit"] == "w"
 
 
-def test_every_check_is_told_to_the_observer() -> None:
-    observer = Observed()
-    one = limiter(Clock(), limit("m", Counts.MESSAGES, rates=["1/1m"]), observer=observer)
+def test_every_check_is_counted() -> None:
+    counted = Counted()
+    one = limiter(Clock(), limit("m", Counts.MESSAGES, rates=["1/1m"]), metrics=counted)
     for _ in range(3):
         one.charge(Stage.MAIL, Session(), Transaction())
-    assert observer.seen == [("m", "admitted"), ("m", "refused"), ("m", "refused")]
+    assert counted.seen == [("m", "admitted"), ("m", "refused"), ("m", "refused")]
 
 
 def test_failed_logins_are_counted_and_then_further_attempts_refused() -> None:
@@ -441,9 +438,9 @@ def test_looking_charges_nothing() -> None:
 
 
 def test_a_store_that_answers_later_gives_the_same_answers_later() -> None:
-    clock, observer = Clock(), Observed()
+    clock, counted = Clock(), Counted()
     store = LateStore(MemoryStore(clock))
-    one = limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store, observer=observer)
+    one = limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store, metrics=counted)
     got: list[Charge] = []
     for _ in range(2):
         answer = one.charge(Stage.MAIL, Session(), Transaction())
@@ -490,7 +487,7 @@ def test_what_another_node_gives_back_is_noticed_within_a_second() -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("words", list(WhenValkeyIsDown))
 def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown, at_once: bool) -> None:
-    clock, observer = Clock(), Observed()
+    clock, counted = Clock(), Counted()
     late = LateStore(MemoryStore(clock))
     late.down = True
     store = DownStore(clock) if at_once else late
@@ -499,14 +496,14 @@ def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown
         limit("m", Counts.MESSAGES, when_valkey_is_down=words, on_exceed=OnExceed.REJECT),
         limit("a", Counts.AUTH_FAILURES, when_valkey_is_down=words),
         store=store,
-        observer=observer,
+        metrics=counted,
     )
     got: list[Any] = []
     for answer in (one.charge(Stage.MAIL, Session(), Transaction()), one.charge_login(Session(), "bob")):
         answer.addCallback(got.append) if isinstance(answer, Deferred) else got.append(answer)
     charge, login = got
     assert charge.receipts == ()
-    assert observer.seen == [("m", "error"), ("a", "error")]
+    assert counted.seen == [("m", "error"), ("a", "error")]
     if words is WhenValkeyIsDown.DEFER:
         assert (charge.refusal.limit, charge.refusal.action, charge.refusal.cause) == (
             "m",

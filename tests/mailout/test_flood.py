@@ -28,10 +28,11 @@ from twisted.protocols.basic import LineReceiver
 from elemta.address import Address
 from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.routes import NextHopRoute
-from elemta.delivery.settings import NullDeliveryObserver
 from elemta.envelope import Client, MailParameters, Recipient
+from elemta.metrics import DeliveryMetrics
 from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings, Submission
+from tests.support.metrics import record
 
 reactor: Any = _reactor
 
@@ -160,21 +161,13 @@ class Session(LineReceiver):
             books.strange.append(content)
 
 
-@dataclass
-class Observer(NullDeliveryObserver):
-    failed: int = 0
-    attempts: Counter[str] = field(default_factory=Counter)
-
-    def connection(self, outcome: str) -> None:
-        self.failed += outcome == "failed"
-
-
 class Town:
     """All destinations, and the delivery that goes there."""
 
     def __init__(self, spool: Spool, size: Size, *, with_dead: bool) -> None:
         self.books = Books()
-        self.observer = Observer()
+        self.metrics = DeliveryMetrics()
+        self.connections = record(self.metrics, "connections")
         self.settings = DeliverySettings(
             "me.example", Retries((size.retry,)), poll=0.5, connect_timeout=1.0, grace=5.0, warn_after=0.0
         )
@@ -194,7 +187,7 @@ class Town:
         self.delivery = self._delivery()
 
     def _delivery(self) -> DeliveryScheduler:
-        return DeliveryScheduler(Runtime.of(reactor), self.spool, self.routes, self.settings, self.observer)
+        return DeliveryScheduler(Runtime.of(reactor), self.spool, self.routes, self.settings, self.metrics)
 
     def _add(self, name: str) -> None:
         hop = Hop(name, self.books, moody=name.startswith("moody"))
@@ -319,7 +312,7 @@ async def with_dead(directory: Path, size: Size) -> float:
         seconds = await opened.deliver(size.each)
         probes = 3 + (time.monotonic() - begun) / size.retry
         # A dead host costs a probe now and then, not one for each message.
-        assert len(opened.dead) <= opened.observer.failed <= len(opened.dead) * probes
+        assert len(opened.dead) <= opened.connections.count("failed") <= len(opened.dead) * probes
         assert sum(opened.spool.messages.values()) >= size.each * size.dead
         assert not opened.books.told
         settings = replace(opened.settings, retries=Retries((size.retry,), expire=0.5))

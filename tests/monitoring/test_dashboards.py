@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from elemta.ops import metric_definitions
-from elemta.ops.instruments import MetricType
+from elemta.metric_registry import MetricType
+from elemta.metrics import Metrics
 from tests.interop.programs import program
 from tests.monitoring.observed import MONITORING, Bustle, Prometheus, fleet, next_hop, until
 from tests.support.valkey import ValkeyServer, valkey_server
@@ -84,7 +84,7 @@ def test_every_metric_that_is_documented_is_there_when_its_time_has_come(prometh
     def absent() -> list[str]:
         names = [
             family.name + ("_count" if family.kind is MetricType.HISTOGRAM else "")
-            for family in metric_definitions.ALL
+            for family in Metrics().registry.definitions
             if family.name not in UNSEEN
         ]
         return [name for name in names if not prometheus.query(name)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from elemta.ops import metric_definitions
-from elemta.ops.instruments import MetricType
+from elemta.metric_registry import MetricType
+from elemta.metrics import Metrics
 from tests.interop.programs import program
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
@@ -36,7 +36,7 @@ PROCESS = {
 def sampled() -> set[str]:
     """The names of everything that a node may serve, with those that histograms get."""
     names = set(PROCESS)
-    for family in metric_definitions.ALL:
+    for family in Metrics().registry.definitions:
         parts = ("_bucket", "_sum", "_count") if family.kind is MetricType.HISTOGRAM else ("",)
         names |= {family.name + part for part in parts}
     return names
@@ -93,7 +93,7 @@ def test_the_names_that_dashboards_have_always_read_are_kept() -> None:
 
 
 def test_every_counter_ends_in_total_and_nothing_else_does() -> None:
-    for family in metric_definitions.ALL:
+    for family in Metrics().registry.definitions:
         assert family.name.endswith("_total") == (family.kind is MetricType.COUNTER), family.name
 
 

@@ -20,9 +20,9 @@ from elemta.config import ListenerConfig, ListenerTLS, OnError, PolicyCommon, Se
 from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains
 from elemta.limits import Limiter, MemoryStore
+from elemta.metrics import NetMetrics
 from elemta.net.context import ListenerContext
 from elemta.net.factory import ConnectionRegistry, ESMTPFactory
-from elemta.net.observer import NullNetObserver
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.tls import ServerCertificate, load_context
 from elemta.policy import (
@@ -42,11 +42,12 @@ from elemta.runtime import Runtime
 from elemta.smtp.session import SessionSettings
 from elemta.smtp.settings import ORDINARY_RECIPIENT
 from elemta.spool import Spool
-from tests.spool.conftest import observer, open_spool
+from tests.spool.conftest import counted, open_spool
 from tests.spool.mail import FailingDisk
 from tests.support.certificates import make_certificate
+from tests.support.metrics import record
 
-__all__ = ["observer", "open_spool"]
+__all__ = ["counted", "open_spool"]
 
 MESSAGE = b"Subject: x\r\n\r\nx\r\n.\r\n"
 #: A KiB of whole lines.
@@ -138,30 +139,16 @@ class Transport(StringTransport):
         super().abortConnection()
 
 
-class Counted(NullNetObserver):
-    """Keeps what sessions tell the metrics."""
+class Counted(NetMetrics):
+    """Keeps what sessions count, in order."""
 
     def __init__(self) -> None:
-        self.handshakes: list[str] = []
-        self.refused: list[str] = []
-        self.replies: list[int] = []
-        self.checks = 0
-        self.closed = 0
-
-    def tls_started(self, version: str) -> None:
-        self.handshakes.append(version)
-
-    def connection_refused(self, listener: str, reason: str) -> None:
-        self.refused.append(reason)
-
-    def connection_closed(self, listener: str, seconds: float) -> None:
-        self.closed += 1
-
-    def replied(self, verb: str, code: int) -> None:
-        self.replies.append(code)
-
-    def health_check(self, listener: str) -> None:
-        self.checks += 1
+        super().__init__()
+        self.handshakes = record(self, "tls_connections")
+        self.refused = record(self, "connections_refused")
+        self.answered = record(self, "replies")
+        self.checks = record(self, "health_checks")
+        self.ended = record(self, "session_duration")
 
 
 class Client:
@@ -239,7 +226,8 @@ class Place:
         self.on_error = OnError.DEFER
         self.chain_is_empty = False
         self.spool = spool
-        self.observer = Counted()
+        self.counted = Counted()
+        self.metrics: NetMetrics = self.counted
         self.server = ServerConfig(
             hostname="mx.test", node_id="mx", command_timeout=300.0, data_timeout=600.0
         )
@@ -251,7 +239,7 @@ class Place:
     def factory(self) -> ESMTPFactory:
         from twisted.internet import reactor
 
-        factory = ESMTPFactory(self.registry, self.listener, self.observer)
+        factory = ESMTPFactory(self.registry, self.listener, self.metrics)
         common = PolicyCommon(timeout=self.policy_timeout, on_error=self.on_error)
         policies = [] if self.chain_is_empty else [LoadedPolicy("scripted", self.policy, common)]
         local = frozenset({"example.com", "example.net", "example.org", "example.test"})
@@ -279,7 +267,7 @@ class Place:
             certificate=self.certificate,
             spool=self.spool,
             routes=RouteTable(()),
-            observer=self.observer,
+            metrics=self.metrics,
             now=lambda: 1_700_000_000.0,
         )
         return factory

@@ -19,12 +19,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from elemta.config import ListenerTLS
-from elemta.net.observer import NullNetObserver
+from elemta.metrics import NetMetrics
 from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS, READ_COMMANDS_BY_TLS
 from elemta.net.proxy import ProxyPreamble
 from elemta.policy import CONTINUE
 from elemta.smtp.memory import SMALL_ENVELOPE, SessionMemory
 from tests.net.conftest import Client, Place, until
+from tests.support.metrics import record
 
 KIB = 1024
 SESSIONS = 10
@@ -38,8 +39,8 @@ ENVELOPE = b"MAIL FROM:<a@client.test>\r\nRCPT TO:<b@example.test>\r\n"
 
 @pytest.fixture
 def place(place: Place) -> Place:
-    """One whose observer keeps nothing."""
-    place.observer = NullNetObserver()  # type: ignore[assignment]
+    """One whose metrics keep no list of what was counted."""
+    place.metrics = NetMetrics()
     return place
 
 
@@ -338,13 +339,7 @@ async def test_unread_replies_are_counted_as_python_takes_them(
 
 
 def test_the_envelopes_of_a_place_share_its_budget_and_give_it_back(place: Place) -> None:
-    told: list[tuple[str, str, bool]] = []
-
-    class Told(NullNetObserver):
-        def message_refused(self, stage: str, policy: str, transient: bool) -> None:
-            told.append((stage, policy, transient))
-
-    place.observer = Told()  # type: ignore[assignment]
+    told = record(place.metrics, "messages_deferred")
     place.registry.envelopes.limit = 40 * KIB
     clients = [place.connect() for _ in range(3)]
     for client in clients:
@@ -352,7 +347,7 @@ def test_the_envelopes_of_a_place_share_its_budget_and_give_it_back(place: Place
         client.send(b"EHLO client.test\r\n")
         said = client.send(ENVELOPE + b"RCPT TO:<b@example.test>\r\n" * 100)
         assert said[-1] == "452 4.3.1 Insufficient memory, try again later"
-    assert set(told) == {("rcpt", "memory", True)}
+    assert set(told) == {("rcpt", "memory")}
     assert place.registry.memory.envelopes == place.registry.envelopes.taken <= 40 * KIB + 3 * SMALL_ENVELOPE
     clients[0].send(b"RSET\r\n")
     clients[1].send(b"QUIT\r\n")

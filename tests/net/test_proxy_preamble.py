@@ -92,7 +92,7 @@ def test_a_balancers_own_check_is_asked_about_nobody(place: Place) -> None:
     assert place.policy.asked == []
     client.lose()
     assert place.policy.told == []
-    assert (place.observer.checks, place.observer.replies) == (1, [])
+    assert (place.counted.checks, place.counted.answered) == (["mx"], [])
 
 
 def test_a_balancers_own_check_hears_of_a_drain_and_is_nobodys_refused_connection(
@@ -100,7 +100,7 @@ def test_a_balancers_own_check_hears_of_a_drain_and_is_nobodys_refused_connectio
 ) -> None:
     place.registry.drain()
     assert place.connect().send(LOCAL) == ["421 4.3.2 Service shutting down, try again later"]
-    assert (place.observer.checks, place.observer.refused) == (1, [])
+    assert (place.counted.checks, place.counted.refused) == (["mx"], [])
     assert [event.get("event") for event in events] == []
 
 

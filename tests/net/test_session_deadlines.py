@@ -59,7 +59,7 @@ def test_a_client_that_stalls_the_handshake_of_starttls_is_aborted_in_seconds(pl
     assert client.transport.aborted
     assert client.said() == []
     client.lose()
-    assert place.observer.handshakes == ["failed"]
+    assert place.counted.handshakes == ["failed"]
 
 
 def test_after_the_handshake_of_starttls_a_client_has_the_time_of_a_command(place: Place) -> None:
@@ -73,7 +73,7 @@ def test_after_the_handshake_of_starttls_a_client_has_the_time_of_a_command(plac
     place.pass_time(1)
     assert client.said() == [TIMEOUT]
     client.lose()
-    assert place.observer.handshakes == ["TLSv1.3"]
+    assert place.counted.handshakes == ["TLSv1.3"]
 
 
 def test_a_client_that_stalls_an_implicit_handshake_is_aborted_in_seconds(place: Place) -> None:
@@ -83,7 +83,7 @@ def test_a_client_that_stalls_an_implicit_handshake_is_aborted_in_seconds(place:
     assert client.transport.aborted
     assert client.said() == []
     client.lose()
-    assert place.observer.handshakes == ["failed"]
+    assert place.counted.handshakes == ["failed"]
     assert place.policy.asked == []
 
 
@@ -99,7 +99,7 @@ def test_a_policy_that_takes_its_time_after_an_implicit_handshake_is_waited_for(
     answer.callback(CONTINUE)
     assert client.said() == ["220 mx.test ESMTP Elemta"]
     client.lose()
-    assert place.observer.handshakes == ["TLSv1.3"]
+    assert place.counted.handshakes == ["TLSv1.3"]
 
 
 def test_a_message_below_the_pace_ends_with_421_and_nothing_is_queued(place: Place) -> None:

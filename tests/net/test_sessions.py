@@ -241,7 +241,7 @@ def test_one_address_that_stalls_its_handshakes_does_not_take_everybodys_place(p
     assert [isinstance(client.protocol, RefusalProtocol) for client in stalling] == [False] * 3 + [True] * 2
     assert stalling[-1].said() == []  # no plain text where a handshake is expected
     assert stalling[-1].transport.disconnecting
-    assert place.observer.refused == ["max_connections_per_ip"] * 2
+    assert place.counted.refused == [("mx", "max_connections_per_ip")] * 2
     other = place.connect("2001:db8:1:3::1")
     assert other.handshake() == ["220 mx.test ESMTP Elemta"]
     # Whose handshake is done is the limits' affair.
@@ -377,7 +377,7 @@ def test_trouble_at_the_end_of_a_connection_does_not_keep_its_place(
         client.lose()
     monkeypatch.undo()
     assert not place.registry.connections
-    assert place.observer.closed == 1
+    assert len(place.counted.ended) == 1
 
 
 def test_one_connections_trouble_is_not_everybodys_deadline(

@@ -16,8 +16,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
+from elemta.metrics import Metrics
 from elemta.ops.http import metrics_site
-from elemta.ops.metrics import Metrics
+from elemta.ops.metrics import MetricsExporter
 
 
 class Collect(Protocol):
@@ -36,6 +37,7 @@ class Collect(Protocol):
 class Server:
     port: int
     metrics: Metrics
+    exporter: MetricsExporter
     reasons: list[str] = field(default_factory=list)
 
     async def ask(self, text: bytes) -> bytes:
@@ -66,16 +68,17 @@ def _unchunked(body: bytes) -> bytes:
 @pytest_twisted.async_yield_fixture
 async def server() -> AsyncIterator[Server]:
     metrics = Metrics("mx1")
+    exporter = MetricsExporter(metrics)
     reasons: list[str] = []
-    site = metrics_site(metrics, lambda: tuple(reasons), reactor)
+    site = metrics_site(exporter, lambda: tuple(reasons), reactor)
     port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(site)
-    yield Server(port.getHost().port, metrics, reasons)
+    yield Server(port.getHost().port, metrics, exporter, reasons)
     await port.stopListening()
 
 
 @ensureDeferred
 async def test_metrics_are_served_as_prometheus_reads_them(server: Server) -> None:
-    server.metrics.net.replied("MAIL", 250)
+    server.metrics.net.replies.labels("MAIL", 250).inc()
     status, headers, body = await server.get("/metrics")
     assert status == 200
     assert headers["content-type"] == CONTENT_TYPE_LATEST
@@ -155,7 +158,7 @@ async def test_a_client_that_leaves_while_figures_are_polled_breaks_nothing(serv
         begun.callback(None)
         await polled
 
-    server.metrics.poll("slow", slow)
+    server.exporter.poll("slow", slow)
     collect = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", server.port), Collect())
     collect.transport.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     await begun
@@ -169,6 +172,6 @@ async def test_a_client_that_leaves_while_figures_are_polled_breaks_nothing(serv
     async def quick() -> None:
         pass
 
-    server.metrics.poll("slow", quick)
+    server.exporter.poll("slow", quick)
     status, _, _ = await server.get("/metrics")
     assert status == 200

@@ -13,18 +13,18 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.runtime import Runtime
 from elemta.spool import Disk, Spool, SpoolSettings
-from tests.spool.mail import Observer
+from tests.spool.mail import Counted
 
 OpenSpool = Callable[..., Awaitable[Spool]]
 
 
 @pytest.fixture
-def observer() -> Observer:
-    return Observer()
+def counted() -> Counted:
+    return Counted()
 
 
 @pytest.fixture
-def open_spool(tmp_path: Path, observer: Observer) -> Iterator[OpenSpool]:
+def open_spool(tmp_path: Path, counted: Counted) -> Iterator[OpenSpool]:
     """Opens a spool; `directory`, `disk` and every setting may be given."""
     from twisted.internet import reactor
 
@@ -33,7 +33,7 @@ def open_spool(tmp_path: Path, observer: Observer) -> Iterator[OpenSpool]:
     async def open_(directory: Path = tmp_path / "spool", disk: Disk | None = None, **settings: Any) -> Spool:
         settings.setdefault("minimum_free", 0)
         chosen = SpoolSettings(directory, **settings)
-        spool = await Spool.open(chosen, runtime=Runtime.of(reactor), observer=observer, disk=disk)  # type: ignore[arg-type]
+        spool = await Spool.open(chosen, runtime=Runtime.of(reactor), metrics=counted, disk=disk)  # type: ignore[arg-type]
         opened.append(spool)
         return spool
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
+from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome, Status
 from elemta.spool import Disk, MessageWriter, QueuedMessage, Spool, Submission
+from tests.support.metrics import record
 
 SENDER = Address("alice", "example.org")
 HEADER = b"Received: from client by mx; now\r\n"
@@ -206,20 +208,11 @@ class FailingDisk(Disk):
             raise error
 
 
-class Observer:
-    """Counts what the spool tells the metrics."""
+class Counted(SpoolMetrics):
+    """Keeps what the spool counts, in order."""
 
     def __init__(self) -> None:
-        self.commits: list[int] = []
-        self.failures: list[str] = []
-        self.holds_ended: list[str] = []
-
-    def committed(self, messages: int, seconds: float) -> None:
-        assert seconds > 0
-        self.commits.append(messages)
-
-    def failed(self, kind: str) -> None:
-        self.failures.append(kind)
-
-    def hold_ended(self, reason: str) -> None:
-        self.holds_ended.append(reason)
+        super().__init__()
+        self.commits = record(self, "commit_messages")
+        self.failed = record(self, "failures")
+        self.ended = record(self, "holds_ended")

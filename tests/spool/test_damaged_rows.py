@@ -176,7 +176,7 @@ async def test_an_operator_can_do_all_but_read_a_damaged_message(open_spool: Any
 
 @ensureDeferred
 async def test_many_damaged_rows_are_held_by_one_commit_and_those_behind_them_come_next(
-    open_spool: Any, observer: Any, events: list[Any]
+    open_spool: Any, counted: Any, events: list[Any]
 ) -> None:
     spool = await open_spool()
     ids = [(await put(spool, b"body")).queue_id for _ in range(30)]

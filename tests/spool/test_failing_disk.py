@@ -49,7 +49,7 @@ def small_disk(tmp_path):
 
 @ensureDeferred
 async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
-    open_spool, small_disk, observer
+    open_spool, small_disk, counted
 ):
     spool = await open_spool(small_disk / "spool", refresh=0.05, reserve=1 << 20)
     kept = []
@@ -62,7 +62,7 @@ async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
         except SpoolFull:
             refused += 1
     assert len(kept) > 10
-    assert "full" in observer.failures
+    assert "full" in counted.failed
     assert spool.healthy
     for queue_id in kept:
         assert len(await read(spool, queue_id)) == len(HEADER) + 20_000
@@ -80,7 +80,7 @@ async def test_a_disk_that_fills_up_refuses_what_is_new_and_keeps_what_it_has(
 
 
 @ensureDeferred
-async def test_a_body_file_that_finds_no_room_costs_its_message_only(open_spool, small_disk, observer):
+async def test_a_body_file_that_finds_no_room_costs_its_message_only(open_spool, small_disk, counted):
     spool = await open_spool(small_disk / "spool", reserve=1 << 20)
     writer = spool.begin()
     while writer.failure is None:
@@ -90,7 +90,7 @@ async def test_a_body_file_that_finds_no_room_costs_its_message_only(open_spool,
     assert isinstance(writer.failure, SpoolFull)
     with pytest.raises(SpoolFull):
         await spool.commit(writer, submission())
-    assert observer.failures == ["body"]
+    assert counted.failed == ["body"]
     assert (await put(spool, b"small")).queue_id
     await spool.close()
     assert list((small_disk / "spool" / "p0" / "bodies").iterdir()) == []
@@ -124,7 +124,7 @@ async def test_outcomes_that_find_no_room_are_written_later(open_spool):
 @pytest.mark.parametrize("place", ["before commit", "after commit"])
 @ensureDeferred
 async def test_after_a_failed_sync_nothing_is_believed_until_the_disk_was_opened_anew(
-    open_spool, observer, events, place
+    open_spool, counted, events, place
 ):
     disk = FailingDisk()
     spool = await open_spool(disk=disk, first_reopen=0.2)
@@ -143,7 +143,7 @@ async def test_after_a_failed_sync_nothing_is_believed_until_the_disk_was_opened
     assert [line.queue_id for line in await spool.list()] == [kept.queue_id]
     assert spool.messages[MessageState.ACTIVE] == 1
     later = await put(spool, b"later")
-    assert observer.failures == ["disk"]
+    assert counted.failed == ["disk"]
     names = [event.get("event") for event in events]
     assert names.index("spool.disk_failed") < names.index("spool.disk_trusted")
     await spool.close()

@@ -14,25 +14,25 @@ from tests.spool.mail import FailingDisk, RecordingDisk, put, read, submission, 
 
 
 @ensureDeferred
-async def test_messages_that_arrive_together_share_a_sync(open_spool, observer):
+async def test_messages_that_arrive_together_share_a_sync(open_spool, counted):
     disk = RecordingDisk()
     spool = await open_spool(disk=disk)
     disk.diary.clear()
     envelopes = await gatherResults([spool.commit(written(spool, b"body"), submission()) for _ in range(300)])
-    assert disk.diary.count("COMMIT") == len(observer.commits) == 1
-    assert sum(observer.commits) == 300
+    assert disk.diary.count("COMMIT") == len(counted.commits) == 1
+    assert sum(counted.commits) == 300
     assert [line.queue_id for line in await spool.list(limit=999)] == [
         envelope.queue_id for envelope in envelopes
     ]
 
 
 @ensureDeferred
-async def test_a_batch_is_bounded_in_number_and_in_octets(open_spool, observer):
+async def test_a_batch_is_bounded_in_number_and_in_octets(open_spool, counted):
     spool = await open_spool(batch_operations=10, batch_bytes=100_000)
     await gatherResults([spool.commit(written(spool, b"body"), submission()) for _ in range(35)])
-    assert observer.commits == [10, 10, 10, 5]
+    assert counted.commits == [10, 10, 10, 5]
     await gatherResults([spool.commit(written(spool, b"x" * 40_000), submission()) for _ in range(5)])
-    assert observer.commits[4:] == [2, 2, 1]
+    assert counted.commits[4:] == [2, 2, 1]
 
 
 @ensureDeferred
@@ -156,11 +156,11 @@ def _delete(queue_id):
 
 
 @ensureDeferred
-async def test_failures_are_told_by_kind(open_spool, observer):
+async def test_failures_are_told_by_kind(open_spool, counted):
     disk = FailingDisk()
     spool = await open_spool(disk=disk, first_reopen=0.01)
     disk.fail("before commit")
     with pytest.raises(SpoolError):
         await put(spool, b"body")
-    assert observer.failures == ["disk"]
-    assert observer.commits == []
+    assert counted.failed == ["disk"]
+    assert counted.commits == []

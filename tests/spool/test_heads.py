@@ -32,7 +32,7 @@ from elemta.spool.bodies import HEAD, Bodies
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.partition import Places
 from tests.smtp.transcript import settings as session_settings
-from tests.spool.mail import Observer
+from tests.spool.mail import Counted
 
 KIB = 1024
 
@@ -99,7 +99,7 @@ class Pressed:
         settings = SpoolSettings(Path("/spool"), memory=10**9)
         places = Places(Path("/spool/p0"))
         self.bodies = Bodies(
-            settings, places, self.disk, self.threads, Observer(), leftovers=Leftovers(self.disk)
+            settings, places, self.disk, self.threads, Counted(), leftovers=Leftovers(self.disk)
         )  # type: ignore[arg-type]
         self._by_others = 0
 

@@ -19,7 +19,7 @@ from elemta.spool.disk import FreeSpace
 from elemta.spool.holds import Holds
 from elemta.spool.operations import QueueCounts
 from elemta.spool.parts import space_of
-from tests.spool.mail import HEADER, Observer, outcome, put, submission, written
+from tests.spool.mail import HEADER, Counted, outcome, put, submission, written
 
 reactor: Any = _reactor
 MIB = 1024 * 1024
@@ -65,7 +65,7 @@ async def settled(spool: Spool) -> None:
 @pytest.mark.parametrize("size", [100, 30_000, 300_000])
 @ensureDeferred
 async def test_undeliverable_notices_never_take_more_than_a_tenth_of_the_disk(
-    open_spool: Any, observer: Observer, events: list[Any], size: int
+    open_spool: Any, counted: Counted, events: list[Any], size: int
 ) -> None:
     octets = space_of(size + len(HEADER), 1)
     spool = await open_spool(disk=SmallDisk(total=60 * octets, free=50 * octets), reserve=4096)
@@ -74,7 +74,7 @@ async def test_undeliverable_notices_never_take_more_than_a_tenth_of_the_disk(
     left = [line.queue_id for line in await spool.list()]
     assert left == ids[-6:]
     assert (await spool.stats()).undeliverable == 6 * octets
-    assert observer.holds_ended == ["over_share"] * 14
+    assert counted.ended == ["over_share"] * 14
     ended = [event for event in events if event.get("event") == "hold.ended"]
     assert [event["queue_id"] for event in ended] == ids[:14]
     assert {event["reason"] for event in ended} == {"over_share"}
@@ -123,7 +123,7 @@ async def test_a_disk_that_fills_for_another_reason_costs_undeliverable_notices_
 
 
 @ensureDeferred
-async def test_what_an_operator_holds_is_nobody_elses(open_spool: Any, observer: Observer) -> None:
+async def test_what_an_operator_holds_is_nobody_elses(open_spool: Any, counted: Counted) -> None:
     spool = await open_spool(disk=SmallDisk(total=MIB, free=MIB // 2), reserve=4096)
     cared_for = await fail_notice(spool, b"y" * 50_000)
     await spool.hold(cared_for, "for the lawyers")
@@ -137,19 +137,19 @@ async def test_what_an_operator_holds_is_nobody_elses(open_spool: Any, observer:
     left = {line.queue_id: line.state for line in await spool.list()}
     assert left[cared_for] is MessageState.HOLD
     assert left[released] is MessageState.ACTIVE
-    assert observer.holds_ended
+    assert counted.ended
 
 
 @pytest.mark.parametrize("cares", ["hold", "release", "delete"])
 @ensureDeferred
-async def test_an_operator_who_is_faster_wins(open_spool: Any, observer: Observer, cares: str) -> None:
+async def test_an_operator_who_is_faster_wins(open_spool: Any, counted: Counted, cares: str) -> None:
     spool = await open_spool()
     queue_id = await fail_notice(spool)
     (held,) = await spool.held(time.time() + 10, 10)
     await getattr(spool, cares)(queue_id)
     await spool.end_hold(held, [outcome(queue_id, "bob", Status.FAILED)], "removed")
     assert len(await spool.list()) == (0 if cares == "delete" else 1)
-    assert observer.holds_ended == []
+    assert counted.ended == []
 
 
 @ensureDeferred
@@ -212,7 +212,7 @@ def test_the_share_is_at_most_a_tenth_and_leaves_the_minimum_free(
     holds = Holds(
         None,  # type: ignore[arg-type]  # nothing is removed here
         lambda: QueueCounts(undeliverable=held),
-        Observer(),
+        Counted(),
         minimum_free=minimum,
         now=lambda: 0.0,
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
@@ -16,9 +16,9 @@ from twisted.internet.task import deferLater
 from elemta.address import Address
 from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
 from elemta.delivery.routes import HoldRoute, NextHopRoute, Route
-from elemta.delivery.settings import NullDeliveryObserver
-from elemta.envelope import Client, MailParameters, Recipient
+from elemta.envelope import Client, Envelope, MailParameters, Recipient
 from elemta.outcome import Outcome
+from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime
 from elemta.spool import MessageRecord, MessageState, Spool, Submission
 
@@ -125,11 +125,19 @@ class HopSession(Protocol):
 
 
 @dataclass
-class Observer(NullDeliveryObserver):
-    outcomes: list[Outcome] = field(default_factory=list)
+class Observer:
+    """A policy that keeps the outcome of every attempt, in place of the hooks of a chain."""
 
-    def attempted(self, outcome: Outcome) -> None:
+    outcomes: list[Outcome] = field(default_factory=list)
+    asks = False
+    tells = True
+
+    def attempted(self, outcome: Outcome, envelope: Envelope) -> None:
         self.outcomes.append(outcome)
+
+    @property
+    def hooks(self) -> DeliveryHooks:
+        return cast(DeliveryHooks, self)
 
 
 class Post:
@@ -151,7 +159,7 @@ class Post:
         bounces = HoldRoute("hold:", frozenset({"example.org"}), reason="a notice")
         routes = (bounces, *routes)
         self.delivery = DeliveryScheduler(
-            Runtime.of(reactor), self.spool, routes, self.settings, self.observer
+            Runtime.of(reactor), self.spool, routes, self.settings, hooks=self.observer.hooks
         )
         self.delivery.startService()
         return self.delivery

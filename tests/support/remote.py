@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.memory import MemoryStore
 from elemta.limits.store import LEASE_SECONDS, Decision, LimitSpec, Receipt, Request
+from elemta.metrics import LimitMetrics
+from tests.support.metrics import record
 
 DEADLINE = 0.05
 LATENCY = 0.001
@@ -135,20 +135,6 @@ class ScriptedFleet:
         self.callbacks.append(callback)
 
 
-@dataclass
-class NotedModes:
-    """The calls that an observer got."""
-
-    modes: list[CountingMode] = field(default_factory=list)
-    breakers: list[BreakerState] = field(default_factory=list)
-
-    def mode_changed(self, mode: CountingMode) -> None:
-        self.modes.append(mode)
-
-    def breaker_changed(self, state: BreakerState) -> None:
-        self.breakers.append(state)
-
-
 class Node:
     """A node with its store, in the mode ``cluster`` unless told otherwise."""
 
@@ -160,9 +146,10 @@ class Node:
         self.remote = ScriptedRemote(clock, server)
         self.local = MemoryStore(clock)
         self.fleet = ScriptedFleet(name, live)
-        self.observed = NotedModes()
+        self.metrics = LimitMetrics()
+        self.modes = record(self.metrics, "mode_changes")
         self.store = FailoverStore(
-            clock, self.link, self.remote, self.local, nodes=self.fleet, observer=self.observed
+            clock, self.link, self.remote, self.local, nodes=self.fleet, metrics=self.metrics
         )
         self.store.start()
         pass_time(clock, 0.01)

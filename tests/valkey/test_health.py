@@ -9,23 +9,12 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.logger import LogEvent, globalLogPublisher
 
-from elemta.valkey import ValkeyFailure, ValkeyInfo
+from elemta.metric_registry import MetricRegistry
+from elemta.metrics import ValkeyMetrics
+from elemta.valkey import ValkeyFailure
+from tests.support.metrics import record, samples, value
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, until
-
-
-class Told:
-    """An observer that remembers."""
-
-    def __init__(self) -> None:
-        self.infos: list[ValkeyInfo] = []
-        self.kinds: list[ValkeyFailure] = []
-
-    def info(self, info: ValkeyInfo) -> None:
-        self.infos.append(info)
-
-    def failed(self, kind: ValkeyFailure) -> None:
-        self.kinds.append(kind)
 
 
 @pytest.fixture
@@ -43,46 +32,56 @@ def events() -> Iterator[list[LogEvent]]:
 
 @ensureDeferred
 async def test_numbers_are_those_of_the_server(connect: Any) -> None:
-    told = Told()
+    registry = MetricRegistry()
+    metrics = ValkeyMetrics(registry)
     with ValkeyServer(maxmemory="64mb") as server:
         for n in range(7):
             server.command("SET", n, n)
-        await connect(server.url, observer=told)
-        await until(lambda: told.infos[-1].commands_processed)
-        info = told.infos[-1]
-        assert info.up
-        assert info.maxmemory == 64 * 1024 * 1024
-        assert 100_000 < info.used_memory < info.maxmemory
-        assert (info.keys_db0, info.evicted_keys, info.primaries) == (7, 0, 1)
-        assert (info.role, info.maxmemory_policy) == ("master", "noeviction")
-        assert info.version.startswith("9.")
-        assert info.connected_clients >= 2
+        valkey = await connect(server.url, metrics=metrics)
+        await until(lambda: ("valkey_db0_keys", ()) in samples(registry))
+        assert valkey.info.up
+        assert value(registry, "valkey_commands_processed_total") >= 7
+        assert value(registry, "valkey_maxmemory_bytes") == 64 * 1024 * 1024
+        assert 100_000 < value(registry, "valkey_used_memory_bytes") < 64 * 1024 * 1024
+        assert value(registry, "valkey_db0_keys") == 7
+        assert value(registry, "valkey_evicted_keys_total") == 0
+        assert value(registry, "valkey_connected_clients") >= 2
+        assert (valkey.info.primaries, valkey.info.role) == (1, "master")
+        assert valkey.info.maxmemory_policy == "noeviction"
+        assert valkey.info.version.startswith("9.")
         server.kill()
-        await until(lambda: not told.infos[-1].up)
-        assert told.infos[-1].keys_db0 == 7  # the last that is known
-    assert not told.infos[0].up
+        await until(lambda: not valkey.info.up)
+        assert value(registry, "valkey_db0_keys") == 7  # the last that is known
+
+
+def test_nothing_is_said_of_a_valkey_that_never_answered() -> None:
+    registry = MetricRegistry()
+    ValkeyMetrics(registry)
+    assert samples(registry) == {}
 
 
 @ensureDeferred
 async def test_failures_are_counted_by_kind(server: ValkeyServer, connect: Any) -> None:
-    told = Told()
-    valkey = await connect(server.url, observer=told)
-    await until(lambda: told.infos[-1].commands_processed)
+    metrics = ValkeyMetrics()
+    failures = record(metrics, "failures")
+    valkey = await connect(server.url, metrics=metrics)
+    await until(lambda: valkey.info.commands_processed)
     await failure_of(valkey.command("INCRBY", "k", "x"))
     server.pause()
     await failure_of(valkey.command("PING", deadline=0.01))
     server.resume()
-    assert told.kinds == [ValkeyFailure.OTHER, ValkeyFailure.DEADLINE]
+    assert failures == [ValkeyFailure.OTHER, ValkeyFailure.DEADLINE]
 
 
 @ensureDeferred
 async def test_an_eviction_policy_that_forgets_counts_is_said_once(connect: Any, events: Any) -> None:
-    told = Told()
     with ValkeyServer(maxmemory="64mb", maxmemory_policy="allkeys-lru") as server:
-        await connect(server.url, observer=told)
-        await until(lambda: told.infos[-1].maxmemory_policy == "allkeys-lru")
+        valkey = await connect(server.url)
+        await until(lambda: valkey.info.maxmemory_policy == "allkeys-lru")
+        changes: list[bool] = []
+        valkey.on_change(changes.append)
         server.restart_empty()
-        await until(lambda: [info.up for info in told.infos].count(False) >= 2 and told.infos[-1].up)
+        await until(lambda: changes == [False, True] and valkey.info.up)
     said = [event for event in events if event["event"] == "valkey.eviction_possible"]
     assert [event["policy"] for event in said] == ["allkeys-lru"]
 

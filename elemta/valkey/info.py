@@ -1,11 +1,8 @@
-"""What the connections to Valkey tell the metrics."""
+"""What Valkey reports of itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from elemta.errors import ValkeyFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +24,3 @@ class ValkeyInfo:
     role: str = ""
     version: str = ""
     maxmemory_policy: str = ""
-
-
-class ValkeyObserver(Protocol):
-    """The events, in the reactor thread."""
-
-    def failed(self, kind: ValkeyFailure) -> None:
-        """One command of a caller failed."""
-
-    def info(self, info: ValkeyInfo) -> None:
-        """INFO was asked, every few seconds; or Valkey came or went, or its answers did."""
-
-
-class NullValkeyObserver:
-    """An observer that counts nothing."""
-
-    def failed(self, kind: ValkeyFailure) -> None:
-        pass
-
-    def info(self, info: ValkeyInfo) -> None:
-        pass
