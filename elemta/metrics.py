@@ -286,6 +286,28 @@ class DeliveryMetrics:
         )
 
 
+class DnsMetrics:
+    """The questions of policies and deliveries to the resolver."""
+
+    def __init__(self, registry: MetricRegistry | None = None) -> None:
+        new = registry or MetricRegistry()
+        self.questions = new.counter(
+            "elemta_dns_questions_total",
+            "Questions that policies and deliveries asked, by record type and outcome: answered, empty (the "
+            "name has no such record), nonexistent (there is no such name), or failed.",
+            "type",
+            "outcome",
+        )
+        self.cache_hits = new.counter(
+            "elemta_dns_cache_hits_total", "Questions that the cache answered, failures included."
+        )
+        self.duration = new.histogram(
+            "elemta_dns_question_duration_seconds",
+            "The time until a question that the cache could not answer had its outcome.",
+            SLOW,
+        )
+
+
 class Metrics:
     """All metrics of one node, and the registry that collects them."""
 
@@ -300,6 +322,7 @@ class Metrics:
         self.valkey = ValkeyMetrics(new)
         self.spool = SpoolMetrics(new)
         self.delivery = DeliveryMetrics(new)
+        self.dns = DnsMetrics(new)
         self.loop_lag = new.histogram(
             "elemta_event_loop_lag_seconds", "The delay between the time of a timer and its call.", FAST
         )

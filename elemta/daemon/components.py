@@ -57,7 +57,7 @@ class SharedResources:
             metrics,
             MetricsExporter(metrics),
             PluginMetricsRegistry(metrics.registry),
-            DnsResolver(runtime),
+            DnsResolver(runtime, metrics=metrics.dns),
         )
 
 

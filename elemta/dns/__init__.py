@@ -4,7 +4,7 @@ from elemta.dns.answers import NULL_MX, MailExchanger
 from elemta.dns.questions import Questions
 from elemta.dns.resolver import DnsResolver
 from elemta.dns.servers import Nameserver
-from elemta.dns.settings import ResolverObserver, ResolverSettings
+from elemta.dns.settings import ResolverSettings
 from elemta.dns.system_names import AddressResolver, SystemNames
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "MailExchanger",
     "Nameserver",
     "Questions",
-    "ResolverObserver",
     "ResolverSettings",
     "SystemNames",
 ]

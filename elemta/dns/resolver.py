@@ -17,8 +17,9 @@ from elemta.dns.lookup import Lookup
 from elemta.dns.lookup_table import LookupTable, UnderWay
 from elemta.dns.questions import Questions
 from elemta.dns.servers import RESOLV_CONF, Nameserver, Nameservers
-from elemta.dns.settings import NullResolverObserver, ResolverObserver, ResolverSettings
+from elemta.dns.settings import ResolverSettings
 from elemta.dns.transport import Transport
+from elemta.metrics import DnsMetrics
 from elemta.runtime import Runtime
 
 _log = Logger()
@@ -52,14 +53,14 @@ class DnsResolver(Questions):
         *,
         nameservers: Sequence[tuple[str, int]] = (),
         settings: ResolverSettings | None = None,
-        observer: ResolverObserver | None = None,
+        metrics: DnsMetrics | None = None,
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
         reactor = runtime.reactor
         self._runtime = runtime
         self._reactor = reactor
         self._settings = ResolverSettings() if settings is None else settings
-        self._observer = NullResolverObserver() if observer is None else observer
+        self._metrics = metrics or DnsMetrics()
         servers = [Nameserver(address, port) for address, port in nameservers]
         self._servers = Nameservers(servers, reactor.seconds, resolv_conf)
         self._cache = Cache(self._settings, reactor.seconds)
@@ -100,22 +101,26 @@ class DnsResolver(Questions):
         self, table: LookupTable, user: str, question: DnsQuestion, timeout: float | None
     ) -> Deferred[Result]:
         """The result of one question; the Deferred never fails, unless it is cancelled."""
+        known = self._cache.get(question)
+        if known is not None:
+            self._metrics.cache_hits.inc()
+            self._count(question, known)
+            return _fired(known)
         started = self._reactor.seconds()
-        result = self._result(table, user, question, timeout)
 
-        def told(result: Result) -> Result:
-            waited = max(0.0, self._reactor.seconds() - started)
-            self._observer.looked_up(question.kind.name.lower(), _outcome(result), waited)
+        def answered(result: Result) -> Result:
+            self._metrics.duration.observe(max(0.0, self._reactor.seconds() - started))
+            self._count(question, result)
             return result
 
-        return result.addCallback(told)
+        return self._result(table, user, question, timeout).addCallback(answered)
+
+    def _count(self, question: DnsQuestion, result: Result) -> None:
+        self._metrics.questions.labels(question.kind.name.lower(), _outcome(result)).inc()
 
     def _result(
         self, table: LookupTable, user: str, question: DnsQuestion, timeout: float | None
     ) -> Deferred[Result]:
-        known = self._cache.get(question)
-        if known is not None:
-            return _fired(known)
         if self._running is None:
             return _fired(LookupFailure("the resolver is not running", local=True))
         under_way, ended = table.find(user, question), None
@@ -211,5 +216,5 @@ def _outcome(result: Result) -> str:
     if isinstance(result, Answer):
         return "answered"
     if isinstance(result, LookupFailure):
-        return "trouble"
+        return "failed"
     return "empty" if result.name_exists else "nonexistent"

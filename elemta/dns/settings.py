@@ -1,27 +1,8 @@
-"""The settings of the resolver, bounds and times, and what its observer gets."""
+"""The settings of the resolver: bounds and times."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-
-class ResolverObserver(Protocol):
-    """Counts the resolver's lookups; called in the reactor thread."""
-
-    def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
-        """One question of a caller has its answer.
-
-        ``kind`` is mx | a | aaaa | txt | ptr, ``outcome`` answered | empty (no such record) | nonexistent |
-        trouble, ``seconds`` how long the caller waited: 0 where the cache knew.
-        """
-
-
-class NullResolverObserver:
-    """An observer that counts nothing."""
-
-    def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,10 @@ from twisted.internet.task import deferLater
 
 from elemta.dns import DnsResolver, MailExchanger, ResolverSettings
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.metric_registry import MetricRegistry
+from elemta.metrics import DnsMetrics
 from elemta.runtime import Runtime
+from tests.support.metrics import value
 from tests.support.nameservers import ScriptedNameserver, free_dns_port, reply
 
 reactor: Any = real_reactor
@@ -41,13 +44,13 @@ class Lookups:
 
     def __init__(self, servers: Sequence[ScriptedNameserver | tuple[str, int]], **settings: Any) -> None:
         addresses = [each.address if isinstance(each, ScriptedNameserver) else each for each in servers]
-        self.seen: list[tuple[str, str]] = []
+        self.registry = MetricRegistry()
         self.resolver = DnsResolver(
-            Runtime.of(reactor), nameservers=addresses, settings=ResolverSettings(**settings), observer=self
+            Runtime.of(reactor),
+            nameservers=addresses,
+            settings=ResolverSettings(**settings),
+            metrics=DnsMetrics(self.registry),
         )
-
-    def looked_up(self, kind: str, outcome: str, seconds: float) -> None:
-        self.seen.append((kind, outcome))
 
     async def __aenter__(self) -> DnsResolver:
         self.resolver.start()
@@ -410,7 +413,7 @@ async def test_the_reactor_goes_on_while_a_lookup_waits() -> None:
 
 
 @ensureDeferred
-async def test_answers_absences_and_trouble_are_remembered_and_the_observer_sees_all() -> None:
+async def test_answers_absences_and_trouble_are_remembered_and_all_questions_are_counted() -> None:
     def answer(query: dns.message.Message, over: str) -> dns.message.Message:
         rcodes = {"gone": "NXDOMAIN", "bad": "SERVFAIL"}
         name = query.question[0].name
@@ -435,6 +438,9 @@ async def test_answers_absences_and_trouble_are_remembered_and_the_observer_sees
             "gone.test",
             "good.test",
         ]
-        assert lookups.seen == 3 * [
-            ("txt", outcome) for outcome in ("answered", "empty", "nonexistent", "trouble")
-        ]
+        for outcome in ("answered", "empty", "nonexistent", "failed"):
+            counted = value(lookups.registry, "elemta_dns_questions_total", type="txt", outcome=outcome)
+            assert counted == 3
+        assert value(lookups.registry, "elemta_dns_cache_hits_total") == 8
+        assert value(lookups.registry, "elemta_dns_question_duration_seconds_count") == 4
+        assert value(lookups.registry, "elemta_dns_question_duration_seconds_sum") > 0

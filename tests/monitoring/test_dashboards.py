@@ -24,6 +24,8 @@ SECONDS = 90.0
 UNSEEN = {"elemta_policy_failures_total", "elemta_spool_failures_total", "elemta_metrics_poll_failures_total"}
 #: The fleet has no load balancer.
 UNSEEN |= {"elemta_health_checks_total"}
+#: The fleet has its next hops by address.
+UNSEEN |= {"elemta_dns_questions_total"}
 #: A hold ends days after it began.
 UNSEEN |= {"elemta_spool_holds_ended_total"}
 
