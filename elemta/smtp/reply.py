@@ -29,10 +29,6 @@ class Reply:
         return " ".join(self.lines)
 
     @property
-    def is_positive(self) -> bool:
-        return self.code < 400
-
-    @property
     def is_transient(self) -> bool:
         return 400 <= self.code < 500
 

@@ -15,7 +15,6 @@ in order after it and mean the same.
 
 from __future__ import annotations
 
-import enum
 import re
 
 from elemta.smtp import authentication, replies, transaction_commands
@@ -28,20 +27,12 @@ from elemta.smtp.session_info import SessionInfo, TLSInfo, TransactionInfo
 from elemta.smtp.session_state import ExpectedInput, SessionState
 from elemta.smtp.settings import SessionSettings
 
-__all__ = ["Expected", "ServerSession", "SessionSettings"]
+__all__ = ["ServerSession", "SessionSettings"]
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _HTTP = frozenset({"GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "CONNECT", "PATCH", "TRACE", "PRI"})
 # RFC 8446 §5.1: a handshake record of any version begins so
 _CLIENT_HELLO = b"\x16\x03"
-
-
-class Expected(enum.Enum):
-    """What the session wants of its client now; for deadlines."""
-
-    COMMAND = "a command line"
-    MESSAGE = "message content"
-    NOTHING = "nothing"
 
 
 class ServerSession:
@@ -102,25 +93,8 @@ class ServerSession:
         return (state.message is not None or state.chunk is not None) and state.question is None
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing is under way that an end of the session would break."""
-        return self._state.transaction is None and self._state.question is None
-
-    @property
     def closed(self) -> bool:
         return self._state.closed
-
-    @property
-    def expects(self) -> Expected:
-        state = self._state
-        if state.question is not None or state.reading in (
-            ExpectedInput.HANDSHAKE,
-            ExpectedInput.NOTHING,
-        ):
-            return Expected.NOTHING
-        if state.reading in (ExpectedInput.DATA, ExpectedInput.CHUNK):
-            return Expected.MESSAGE
-        return Expected.COMMAND
 
     # What happens
 
