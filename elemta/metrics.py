@@ -113,13 +113,6 @@ class PolicyMetrics:
             "policy",
         )
 
-    def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
-        self.verdicts.labels(policy, stage, verdict).inc()
-        self.duration.labels(policy, stage).observe(seconds)
-
-    def failed(self, policy: str, stage: str, kind: str) -> None:
-        self.failures.labels(policy, stage, kind).inc()
-
 
 class LimitMetrics:
     """The checks of limits, and where they are counted: in memory, until it is reported otherwise."""

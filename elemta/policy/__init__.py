@@ -36,9 +36,7 @@ from elemta.policy.interfaces import (
     IPolicyPlugin,
     IRcptPolicy,
     LoginOutcome,
-    NullPolicyObserver,
     PolicyAnswer,
-    PolicyObserver,
 )
 from elemta.policy.limit_replies import limit_verdict
 from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
@@ -64,7 +62,6 @@ from elemta.stage import Stage
 
 # Names of version 1 of the contract.
 Decision = ChainDecision
-SilentPolicyObserver = NullPolicyObserver
 
 CONTRACT_VERSION = "1.3"
 """The version of the plugin contract, MAJOR.MINOR."""
@@ -126,13 +123,11 @@ __all__ = [
     "NoSuchDomain",
     "Notes",
     "Notify",
-    "NullPolicyObserver",
     "Outcome",
     "PluginInfo",
     "PluginMetrics",
     "PolicyAnswer",
     "PolicyChain",
-    "PolicyObserver",
     "PolicySession",
     "Quarantine",
     "Receipt",
@@ -144,7 +139,6 @@ __all__ = [
     "RouteTo",
     "Services",
     "Session",
-    "SilentPolicyObserver",
     "Stage",
     "Status",
     "Steps",

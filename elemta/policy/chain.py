@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from twisted.internet.interfaces import IReactorTime
 
+from elemta.metrics import PolicyMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.policy.interfaces import NullPolicyObserver, PolicyObserver
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import (
     ChainSettings,
@@ -45,21 +45,21 @@ class PolicyChain:
         self,
         policies: Sequence[LoadedPolicy],
         clock: IReactorTime,
-        observer: PolicyObserver | None = None,
+        metrics: PolicyMetrics | None = None,
         settings: ChainSettings | None = None,
         relay: RelayPermission | None = None,
     ) -> None:
         self.policies = tuple(policies)
         self._clock = clock
         self._calls: dict[str, _ListenerCalls] = {}
-        observer = observer or NullPolicyObserver()
+        metrics = metrics or PolicyMetrics()
         settings = settings or ChainSettings()
         self._relay = relay or RelayPermission()
         granting = self._relay.granted_by
         self._runners = [
             (
                 loaded,
-                PolicyRunner(loaded, clock, observer, settings, grants_relaying=loaded.name in granting),
+                PolicyRunner(loaded, clock, metrics, settings, grants_relaying=loaded.name in granting),
             )
             for loaded in policies
         ]

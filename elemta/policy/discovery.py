@@ -21,8 +21,9 @@ from zope.interface.verify import verifyObject
 
 from elemta.config import read_policy
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
+from elemta.metrics import PolicyMetrics
 from elemta.policy.chain import PolicyChain
-from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES, IPolicyPlugin, PolicyObserver
+from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES, IPolicyPlugin
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import LoadedPolicy
 from elemta.policy.services import Services
@@ -55,7 +56,7 @@ class PluginInfo:
     interfaces: tuple[str, ...] = ()
 
 
-def load_chain(config: Config, services: Services, observer: PolicyObserver | None = None) -> PolicyChain:
+def load_chain(config: Config, services: Services, metrics: PolicyMetrics | None = None) -> PolicyChain:
     """Find, verify and build what ``[policies] chain`` names, in its order.
 
     Raises :class:`~elemta.errors.PolicyUnavailable` where a policy can't be found, imported, verified or
@@ -79,7 +80,7 @@ def load_chain(config: Config, services: Services, observer: PolicyObserver | No
     if faults:
         raise ConfigError(faults)
     relay = RelayPermission(services.domains, frozenset(config.policies.may_relay))
-    return PolicyChain(loaded, services.reactor, observer, relay=relay)
+    return PolicyChain(loaded, services.reactor, metrics, relay=relay)
 
 
 def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -199,31 +199,3 @@ class FailureKind(enum.StrEnum):
     INVALID = "invalid"
     OPEN = "open"
     BUSY = "busy"
-
-
-class PolicyObserver(Protocol):
-    """Facts about policies, for counting. Implementations never raise and never block.
-
-    ``stage`` is a stage's name (``connect`` … ``message``), ``route`` in delivery or, for facts,
-    ``committed``, ``refused``, ``disconnected``, ``login_ended`` or ``attempted``. No
-    argument is ever chosen by a client.
-    """
-
-    def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
-        """A policy answered ``verdict`` after ``seconds``.
-
-        It is continue, accept, defer, reject, disconnect or quarantine; in delivery also route or hold.
-        """
-
-    def failed(self, policy: str, stage: str, kind: str) -> None:
-        """A policy failed; ``kind`` is a :class:`FailureKind`. Its ``on_error`` applies."""
-
-
-class NullPolicyObserver:
-    """Counts nothing."""
-
-    def asked(self, policy: str, stage: str, verdict: str, seconds: float) -> None:
-        pass
-
-    def failed(self, policy: str, stage: str, kind: str) -> None:
-        pass

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.config import Mode, OnError, PolicyCommon
+from elemta.metrics import PolicyMetrics
 from elemta.policy.breaker import FAILURES, REST, CallParties, PolicyBreaker
 from elemta.policy.interfaces import (
     STAGE_INTERFACES,
@@ -21,7 +22,6 @@ from elemta.policy.interfaces import (
     IDeliveryPolicy,
     ILoginObserver,
     IOutcomeObserver,
-    PolicyObserver,
 )
 from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Hold, Reject, Verdict, name_of
 from elemta.stage import Stage
@@ -135,9 +135,9 @@ class PolicyRunner:
 
     __slots__ = (
         "_clock",
+        "_metrics",
         "_next_traceback",
         "_next_warning",
-        "_observer",
         "_settings",
         "breakers",
         "facts",
@@ -154,7 +154,7 @@ class PolicyRunner:
         self,
         loaded: LoadedPolicy,
         clock: IReactorTime,
-        observer: PolicyObserver,
+        metrics: PolicyMetrics,
         settings: ChainSettings,
         *,
         grants_relaying: bool = False,
@@ -170,7 +170,7 @@ class PolicyRunner:
         self._settings = settings
         self.grants_relaying = grants_relaying
         self._clock = clock
-        self._observer = observer
+        self._metrics = metrics
         self._next_traceback: dict[str, float] = {}
         self._next_warning = float("-inf")
 
@@ -195,7 +195,7 @@ class PolicyRunner:
 
     def too_busy(self, call: PolicyCall) -> Verdict:
         """The verdict of a policy that is not asked because too many of its calls are unanswered."""
-        self._observer.failed(self.name, call.stage_name, FailureKind.BUSY)
+        self._metrics.failures.labels(self.name, call.stage_name, "busy").inc()
         self._warn("a policy has too many unanswered calls and was not asked", call, event="policy.busy")
         return self._verdict_of_failure(call)
 
@@ -204,7 +204,7 @@ class PolicyRunner:
 
         ``queue_id`` is the message's where the call was about a route.
         """
-        self._observer.failed(self.name, call.stage_name, failed.kind)
+        self._metrics.failures.labels(self.name, call.stage_name, failed.kind.value).inc()
         verdict = self._verdict_of_failure(call)
         if failed.kind is FailureKind.OPEN:
             # Logged once, when the breaker opened.
@@ -231,7 +231,8 @@ class PolicyRunner:
 
     def answered(self, call: PolicyCall, verdict: Verdict, seconds: float) -> None:
         """Count a valid answer."""
-        self._observer.asked(self.name, call.stage_name, name_of(verdict), seconds)
+        self._metrics.verdicts.labels(self.name, call.stage_name, name_of(verdict)).inc()
+        self._metrics.duration.labels(self.name, call.stage_name).observe(seconds)
 
     def answered_after_wait(self, call: PolicyCall, parties: CallParties, seconds: float) -> None:
         """A valid answer came after a wait."""

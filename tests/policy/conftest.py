@@ -14,6 +14,7 @@ from elemta.address import Address
 from elemta.config import PolicyCommon
 from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
+from elemta.metrics import PolicyMetrics
 from elemta.policy import (
     CONTINUE,
     ChainSettings,
@@ -39,22 +40,26 @@ from elemta.smtp.events import (
     RcptQuestion,
 )
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
+from tests.support.metrics import record
 
 LOCAL = RelayPermission(Domains(frozenset({"example.com"})), frozenset({"relay", "srs"}))
 
 
-class Counted:
-    """Keeps what the chain tells its observer."""
+class Counted(PolicyMetrics):
+    """Keeps what the chain counts, in order."""
 
     def __init__(self):
-        self.asked_ = []
-        self.failed_ = []
+        super().__init__()
+        self._verdicts = record(self, "verdicts")
+        self._durations = record(self, "duration")
+        self.failed_ = record(self, "failures")
 
-    def asked(self, policy, stage, verdict, seconds):
-        self.asked_.append((policy, stage, verdict, seconds))
-
-    def failed(self, policy, stage, kind):
-        self.failed_.append((policy, stage, str(kind)))
+    @property
+    def asked_(self):
+        """Policy, stage, verdict and seconds of each answer."""
+        return [
+            (*answer, seconds) for answer, (_, seconds) in zip(self._verdicts, self._durations, strict=True)
+        ]
 
 
 @implementer(IConnectPolicy, IHeloPolicy, IAuthPolicy, IMailPolicy, IRcptPolicy, IDataPolicy, IMessagePolicy)
