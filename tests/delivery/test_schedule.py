@@ -246,7 +246,7 @@ async def test_new_routes_take_effect_on_what_waits_for_a_dead_destination(post:
     for _ in range(20):
         await post.send("bob@dead.example", "eve@dead.example")
     await lane_is_blocked(post)
-    delivery.reconfigure([alive], post.settings)
+    delivery.reconfigure([alive], post.settings, post.observer.hooks)
     await gone(post)
     assert len(hop.messages) == 20
 

@@ -351,7 +351,7 @@ async def test_new_routes_are_taken_from_the_next_attempt_on(post: Post) -> None
     delivery = post.start(HoldRoute("hold:", ANY))
     queue_id = await post.send("bob@example.com")
     await post.reached(queue_id, MessageState.HOLD)
-    delivery.reconfigure([maildir(post)], post.settings)
+    delivery.reconfigure([maildir(post)], post.settings, post.observer.hooks)
     await post.spool.release(queue_id)
     await post.idle()
     assert await post.queued() == []
