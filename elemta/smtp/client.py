@@ -91,14 +91,14 @@ class ClientSession:
         In the content it is the time for one chunk to leave (RFC 5321 §4.5.3.2.5), else the time for one
         whole reply, so that a reply that comes by drops gains nothing.
         """
-        dialogue, deadlines = self._state, self._settings.deadlines
-        if dialogue.phase is ClientPhase.HANDSHAKE:
+        state, deadlines = self._state, self._settings.deadlines
+        if state.phase is ClientPhase.HANDSHAKE:
             return deadlines.handshake
-        if dialogue.phase is ClientPhase.CONTENT:
+        if state.phase is ClientPhase.CONTENT:
             return deadlines.block
-        if not dialogue.sent or dialogue.phase is ClientPhase.CLOSED:
+        if not state.sent or state.phase is ClientPhase.CLOSED:
             return None
-        return float(getattr(deadlines, _DEADLINES[dialogue.sent[0].verb]))
+        return float(getattr(deadlines, _DEADLINES[state.sent[0].verb]))
 
     def take_output(self) -> bytes:
         """All bytes to send since the last call."""
@@ -108,38 +108,38 @@ class ClientSession:
 
     def start(self, transaction: ClientTransaction) -> list[Event]:
         """Hand in the next transaction; it begins once the server is ready for it."""
-        dialogue = self._state
-        opening = dialogue.phase in (ClientPhase.OPENING, ClientPhase.HANDSHAKE)
-        if dialogue.results is not None or not (opening or self.idle):
+        state = self._state
+        opening = state.phase in (ClientPhase.OPENING, ClientPhase.HANDSHAKE)
+        if state.results is not None or not (opening or self.idle):
             raise RuntimeError("a transaction is under way or the session is over")
-        dialogue.results = TransactionResults(transaction)
-        dialogue.progress_made = Progress.OPENING
+        state.results = TransactionResults(transaction)
+        state.progress_made = Progress.OPENING
         if not opening:
-            self._mailing.open(dialogue.results)
+            self._mailing.open(state.results)
         return self._happened()
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the server."""
-        dialogue = self._state
-        if dialogue.closed:
+        state = self._state
+        if state.closed:
             return []
         # Only what was sent before these bytes came can be answered by them.
-        self._answerable = len(dialogue.sent)
+        self._answerable = len(state.sent)
         try:
-            for reply in dialogue.reader.feed(data):
+            for reply in state.reader.feed(data):
                 self._take(reply)
-                if dialogue.closed:
+                if state.closed:
                     break
         except MalformedReplyError as error:
             what = "no reply to AUTH" if self._opening.secret else str(error)
-            dialogue.give_up(f"the next hop sent {what}", "4.5.0")
+            state.give_up(f"the next hop sent {what}", "4.5.0")
         return self._happened()
 
     @property
     def unanswered(self) -> int:
         """How many accepted recipients wait for the answer to the message; 0 before it is sent."""
-        dialogue = self._state
-        return len(dialogue.results.accepted) if dialogue.phase is ClientPhase.END and dialogue.results else 0
+        state = self._state
+        return len(state.results.accepted) if state.phase is ClientPhase.END and state.results else 0
 
     def broken(self, data: bytes, unanswered: int | None) -> list[Event]:
         """A fault of ours in :meth:`receive`: what ``data`` says at first sight counts; it is over then.
@@ -206,21 +206,21 @@ class ClientSession:
     # Replies
 
     def _take(self, reply: Reply) -> None:
-        dialogue = self._state
-        dialogue.progress += 1
+        state = self._state
+        state.progress += 1
         if self._opening.secret:
             reply = self._opening.without_secrets(reply)
         if self._answerable == 0:
             self._unsolicited(reply)
             return
         self._answerable -= 1
-        command = dialogue.sent.popleft()
+        command = state.sent.popleft()
         if reply.code == 421 and command.verb != "QUIT":
             # RFC 5321 §3.8: the server is going away, whatever was asked.
-            dialogue.server_closing(reply, _ABOUT.get(command.verb, command.verb))
+            state.server_closing(reply, _ABOUT.get(command.verb, command.verb))
             return
         self._answers[command.verb](command, reply)
-        if dialogue.phase in (ClientPhase.ENVELOPE, ClientPhase.END):
+        if state.phase in (ClientPhase.ENVELOPE, ClientPhase.END):
             self._mailing.advance()
 
     def _unsolicited(self, reply: Reply) -> None:
@@ -234,14 +234,14 @@ class ClientSession:
         self._state.close(f"ended by QUIT: {reply.code}")
 
     def _where(self) -> str:
-        dialogue = self._state
-        if dialogue.phase is ClientPhase.HANDSHAKE:
+        state = self._state
+        if state.phase is ClientPhase.HANDSHAKE:
             return "during the TLS handshake"
-        if dialogue.phase is ClientPhase.CONTENT:
+        if state.phase is ClientPhase.CONTENT:
             return "while the message was being sent"
-        if dialogue.phase is ClientPhase.END and dialogue.results is not None and dialogue.results.accepted:
+        if state.phase is ClientPhase.END and state.results is not None and state.results.accepted:
             return "after the end of the message: it may have been delivered, and will be sent again"
-        verb = dialogue.sent[0].verb if dialogue.sent else "READY"
+        verb = state.sent[0].verb if state.sent else "READY"
         return {"": "before the greeting", "READY": "between transactions"}.get(
             verb, f"before the reply to {verb}"
         )

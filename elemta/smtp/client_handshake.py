@@ -25,8 +25,8 @@ _NOT_THIS_MECHANISM = frozenset({500, 501, 502, 504, 534})
 class ClientHandshake:
     """What has to be said before the first transaction; ``ready`` is called when it was."""
 
-    def __init__(self, dialogue: ClientState, ready: Callable[[], None]) -> None:
-        self._state = dialogue
+    def __init__(self, state: ClientState, ready: Callable[[], None]) -> None:
+        self._state = state
         self._ready = ready
         self._responses: deque[bytes] = deque()
         self._secrets: tuple[str, ...] = ()
@@ -64,53 +64,51 @@ class ClientHandshake:
         self._state.send(SentCommand(verb, f"{verb} {self._state.settings.hostname}\r\n".encode()))
 
     def _introduced(self) -> None:
-        dialogue = self._state
-        wanted = dialogue.settings.tls is not RouteTLS.NONE and dialogue.tls is None
-        if wanted and "STARTTLS" in dialogue.features:
-            dialogue.send(SentCommand("STARTTLS", b"STARTTLS\r\n"))
-        elif wanted and dialogue.settings.tls is RouteTLS.REQUIRE:
-            dialogue.abort('the route has tls = "require", and the next hop offers no STARTTLS', "4.7.4")
+        state = self._state
+        wanted = state.settings.tls is not RouteTLS.NONE and state.tls is None
+        if wanted and "STARTTLS" in state.features:
+            state.send(SentCommand("STARTTLS", b"STARTTLS\r\n"))
+        elif wanted and state.settings.tls is RouteTLS.REQUIRE:
+            state.abort('the route has tls = "require", and the next hop offers no STARTTLS', "4.7.4")
         else:
             self._log_in()
 
     # TLS
 
     def starttls_answered(self, _: SentCommand, reply: Reply) -> None:
-        dialogue = self._state
-        if reply.code == 220 and dialogue.reader.pending:
+        state = self._state
+        if reply.code == 220 and state.reader.pending:
             # Input in the clear behind this reply is not from the server that TLS verifies. It must not
             # count as the answer to a command under TLS.
-            dialogue.give_up("the next hop said more, in the clear, behind its reply to STARTTLS", "4.7.0")
+            state.give_up("the next hop said more, in the clear, behind its reply to STARTTLS", "4.7.0")
         elif reply.code == 220:
-            dialogue.phase = ClientPhase.HANDSHAKE
-            dialogue.events.append(StartTLS())
-        elif dialogue.settings.tls is RouteTLS.REQUIRE:
+            state.phase = ClientPhase.HANDSHAKE
+            state.events.append(StartTLS())
+        elif state.settings.tls is RouteTLS.REQUIRE:
             # Also 521 is about TLS here, which an operator may correct.
-            dialogue.abort(
-                f'the route has tls = "require", and the next hop refused STARTTLS: {reply}', "4.7.4"
-            )
+            state.abort(f'the route has tls = "require", and the next hop refused STARTTLS: {reply}', "4.7.4")
         else:
             self._log_in()
 
     def tls_started(self, info: TLSInfo) -> None:
-        dialogue = self._state
-        dialogue.tls = info
-        dialogue.progress += 1
+        state = self._state
+        state.tls = info
+        state.progress += 1
         # RFC 3207 §4.2: nothing that the server said before counts any more.
-        dialogue.features = Features()
-        dialogue.phase = ClientPhase.OPENING
+        state.features = Features()
+        state.phase = ClientPhase.OPENING
         self._say_hello()
 
     # AUTH
 
     def _log_in(self) -> None:
-        dialogue = self._state
-        settings, offered = dialogue.settings, dialogue.features.mechanisms
+        state = self._state
+        settings, offered = state.settings, state.features.mechanisms
         if settings.credentials is None:
             self._ready()
-        elif dialogue.tls is None and not settings.plaintext_login:
+        elif state.tls is None and not settings.plaintext_login:
             text = "the route has credentials, and they are given over TLS only, which there is not here"
-            dialogue.abort(text, "4.7.11")
+            state.abort(text, "4.7.11")
         elif "PLAIN" in offered:
             self._may_fall_back = "LOGIN" in offered
             self._begin_plain(settings.credentials)
@@ -118,7 +116,7 @@ class ClientHandshake:
             self._begin_login(settings.credentials)
         else:
             text = "the route has credentials, and the next hop offers neither AUTH PLAIN nor AUTH LOGIN"
-            dialogue.abort(text, "4.7.4")
+            state.abort(text, "4.7.4")
 
     def _begin_plain(self, credentials: Credentials) -> None:
         # RFC 4616 §2
@@ -153,13 +151,13 @@ class ClientHandshake:
         return replace(reply, lines=lines) if lines != reply.lines else reply
 
     def auth_answered(self, _: SentCommand, reply: Reply) -> None:
-        dialogue = self._state
+        state = self._state
         if reply.code == 334 and self._responses:
             self._say(self._responses.popleft() + b"\r\n")
             return
         self._responses.clear()
         self._secrets = ()
-        credentials = dialogue.settings.credentials
+        credentials = state.settings.credentials
         if reply.code == 235:
             # RFC 4954 §6
             self._ready()
@@ -168,7 +166,7 @@ class ClientHandshake:
             self._begin_login(credentials)
         elif reply.code >= 400:
             # Bad credentials are for our operator to correct, and say nothing about the message.
-            dialogue.events.append(LoginRefused(reply))
-            dialogue.abort(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
+            state.events.append(LoginRefused(reply))
+            state.abort(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
         else:
-            dialogue.unexpected_reply(reply, "AUTH")
+            state.unexpected_reply(reply, "AUTH")

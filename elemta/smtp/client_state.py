@@ -1,4 +1,4 @@
-"""Where a client's conversation stands, and its voice: what the answers of the server work on."""
+"""The state of a client's session, and its output: what the replies of the server work on."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SentCommand:
 
 
 class ClientState:
-    """One conversation with a server: what was said, what is awaited, and whose results are open."""
+    """One session with a server: what was sent, which replies are awaited, and which results are open."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
@@ -85,7 +85,7 @@ class ClientState:
             self.phase = ClientPhase.READY
             self.events.append(TransactionDone(results.in_order(), self.progress_made))
 
-    # Ends of the conversation
+    # Ends of the session
 
     def refused(self, reply: Reply, what: str) -> None:
         """The server will not talk: that is about the server, so it is deferred unless it says never."""

@@ -19,8 +19,8 @@ _PIPELINED_CHUNKS = 4
 class TransactionExchange:
     """What a client does with a server that is ready."""
 
-    def __init__(self, dialogue: ClientState) -> None:
-        self._state = dialogue
+    def __init__(self, state: ClientState) -> None:
+        self._state = state
         self._encoder: ContentEncoder | ChunkEncoder = ContentEncoder()
         # The server may still hold an envelope that came to no end.
         self._left_open = False
@@ -45,12 +45,12 @@ class TransactionExchange:
 
     def open(self, results: TransactionResults) -> None:
         """Settle what can't go to this server; send the rest its envelope."""
-        dialogue = self._state
-        dialogue.phase = ClientPhase.ENVELOPE
-        dialogue.progress_made = Progress.UNANSWERED
-        results.refuse_impossible(dialogue.features)
+        state = self._state
+        state.phase = ClientPhase.ENVELOPE
+        state.progress_made = Progress.UNANSWERED
+        results.refuse_impossible(state.features)
         if results.complete:
-            dialogue.progress_made = Progress.ANSWERED
+            state.progress_made = Progress.ANSWERED
         else:
             self._queue_envelope(results)
         self.advance()
@@ -72,19 +72,19 @@ class TransactionExchange:
 
     def advance(self) -> None:
         """Send what may be sent now; settle when all recipients have a result and no reply is due."""
-        dialogue = self._state
-        window = _PIPELINED if "PIPELINING" in dialogue.features else 1
-        complete = dialogue.results is None or dialogue.results.complete
-        while dialogue.waiting and len(dialogue.sent) < window:
+        state = self._state
+        window = _PIPELINED if "PIPELINING" in state.features else 1
+        complete = state.results is None or state.results.complete
+        while state.waiting and len(state.sent) < window:
             if complete:
-                dialogue.waiting.clear()
+                state.waiting.clear()
             else:
-                dialogue.send(dialogue.waiting.popleft())
-        if dialogue.sent or dialogue.waiting:
+                state.send(state.waiting.popleft())
+        if state.sent or state.waiting:
             return
         if complete:
-            dialogue.settle()
-        elif self._chunking and dialogue.phase is ClientPhase.ENVELOPE:
+            state.settle()
+        elif self._chunking and state.phase is ClientPhase.ENVELOPE:
             self._begin_content(ChunkEncoder())
 
     def _begin_content(self, encoder: ContentEncoder | ChunkEncoder) -> None:
@@ -94,25 +94,25 @@ class TransactionExchange:
 
     def content(self, chunk: bytes) -> None:
         """Send the next octets of the message as it is stored."""
-        dialogue = self._state
-        dialogue.progress += 1
+        state = self._state
+        state.progress += 1
         encoded = self._encoder.encode(chunk)
         if isinstance(self._encoder, ContentEncoder):
-            dialogue.output.append(encoded)
+            state.output.append(encoded)
         elif encoded:
-            dialogue.send(SentCommand("BDAT", encoded))
+            state.send(SentCommand("BDAT", encoded))
 
     def end_content(self, results: TransactionResults) -> None:
         """End the message, and await what the server makes of it."""
-        dialogue = self._state
-        dialogue.progress += 1
-        dialogue.output.append(self._encoder.finish())
-        dialogue.phase = ClientPhase.END
-        if dialogue.settings.lmtp:
+        state = self._state
+        state.progress += 1
+        state.output.append(self._encoder.finish())
+        state.phase = ClientPhase.END
+        if state.settings.lmtp:
             # RFC 2033 §4.2, §4.3: one reply for each accepted recipient, in the order of the RCPTs.
-            dialogue.sent.extend(SentCommand(".", recipients=(index,)) for index in results.accepted)
+            state.sent.extend(SentCommand(".", recipients=(index,)) for index in results.accepted)
         else:
-            dialogue.sent.append(SentCommand(".", recipients=results.accepted))
+            state.sent.append(SentCommand(".", recipients=results.accepted))
 
     # Replies
 
@@ -142,20 +142,20 @@ class TransactionExchange:
             self._state.unexpected_reply(reply, "RCPT")
 
     def data_answered(self, _: SentCommand, reply: Reply) -> None:
-        dialogue = self._state
-        wanted = dialogue.results is not None and bool(dialogue.results.accepted)
+        state = self._state
+        wanted = state.results is not None and bool(state.results.accepted)
         if reply.code != 354:
             if wanted:
-                dialogue.result_for_rest(reply, "DATA")
+                state.result_for_rest(reply, "DATA")
         elif wanted:
             self._begin_content(ContentEncoder())
-        elif dialogue.settings.lmtp:
+        elif state.settings.lmtp:
             # RFC 2033 §4.2 forbids 354 here, and no number of replies to a dot would be right.
-            dialogue.give_up("the next hop asks for a message without recipients", "4.5.0")
+            state.give_up("the next hop asks for a message without recipients", "4.5.0")
         else:
             # RFC 2920 §3.1: a message without recipients is ended at once.
-            dialogue.phase = ClientPhase.END
-            dialogue.send(SentCommand(".", b".\r\n"))
+            state.phase = ClientPhase.END
+            state.send(SentCommand(".", b".\r\n"))
 
     def bdat_answered(self, _: SentCommand, reply: Reply) -> None:
         if reply.code // 100 != 2:

@@ -8,7 +8,7 @@ go on while the client reads no replies (:attr:`ServerSession.unread`): a reply 
 its command.
 
 How strict pipelining is taken: nothing may be behind STARTTLS (RFC 3207 §4.2), and nothing behind DATA
-before its reply (RFC 2920 §3.1), or the conversation ends and nothing of what was behind is executed.
+before its reply (RFC 2920 §3.1), or the session ends and nothing of what was behind is executed.
 Behind EHLO, AUTH, VRFY and NOOP, which should end a group too, commands are let pass: they are executed
 in order after it and mean the same.
 """

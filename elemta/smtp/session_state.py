@@ -1,4 +1,4 @@
-"""Where a conversation stands, and its voice: what commands work on."""
+"""The state of a session, its output and its counts of errors: what commands work on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ExpectedInput(enum.Enum):
 
 
 class SessionState:
-    """One conversation: its facts, its transaction, what was said, and how patient we still are."""
+    """One session: its facts, its transaction, its output, and the counts of errors and refusals."""
 
     def __init__(self, settings: SessionSettings, facts: SessionInfo, envelopes: MemoryBudget) -> None:
         self.settings = settings
@@ -161,7 +161,7 @@ class SessionState:
         self.close(reason, in_message=in_message)
 
     def close(self, reason: str, *, in_message: bool = False) -> None:
-        """End the transaction and the conversation; nothing is said or read any more."""
+        """End the transaction and the session; nothing is sent or read any more."""
         if self.closed:
             return
         self._release_reply()
@@ -199,7 +199,7 @@ class SessionState:
         return self._idle_commands <= self.settings.max_idle_commands
 
     def reset_after_tls(self) -> None:
-        """Forget what the client said so far; how patient we still are is ours, and stays."""
+        """Forget what the client said so far; the counts of errors and refusals stay."""
         # RFC 3207 §4.2
         self.end_transaction(accepted=False)
         self.transaction_failed = False
