@@ -135,7 +135,9 @@ class StoredMessage:
         self.attempts = max(self.attempts, *(part.attempts for part in left))
         if MessageState.HOLD not in states:
             self.hold_reason = None
-        if any(part.changed for part in left) and self.state is not MessageState.ACTIVE:
+        if self.state is not MessageState.ACTIVE:
+            # Also where no part but one that is gone changed: what others of the same batch did to the rest
+            # must not count.
             self.next_attempt_at = min(part.turn for part in left if part.state is self.state)
 
 

@@ -56,7 +56,7 @@ class Modelled:
     def pending(self) -> set[str]:
         return {name for part in self.parts.values() for name in part.names}
 
-    def conclude(self, *changed: Part) -> bool:
+    def conclude(self) -> bool:
         """Whether anything of it is left."""
         self.parts = {number: part for number, part in self.parts.items() if part.names}
         if not self.parts:
@@ -64,7 +64,7 @@ class Modelled:
         self.attempts = max(self.attempts, *(part.attempts for part in self.parts.values()))
         if all(part.state is not MessageState.HOLD for part in self.parts.values()):
             self.reason = None
-        if self.state is not MessageState.ACTIVE and any(part.names for part in changed):
+        if self.state is not MessageState.ACTIVE:
             self.due = min(part.due for part in self.parts.values() if part.state is self.state)
         return True
 
@@ -164,11 +164,10 @@ class Queue(RuleBasedStateMachine):
             if status is Status.DELIVERED or (status is Status.FAILED and reason is None):
                 for part in message.parts.values():
                     part.names.discard(name)
-        changed: list[Part] = []
         for part_number, part in list(message.parts.items()):
             if number in (None, part_number) and part.names:
-                changed += self.let_wait(message, part, said, retry_at, reason)
-        if not message.conclude(*changed):
+                self.let_wait(message, part, said, retry_at, reason)
+        if not message.conclude():
             del self.model[queue_id]
 
     def let_wait(
@@ -178,9 +177,9 @@ class Queue(RuleBasedStateMachine):
         said: dict[str, Status],
         retry_at: float | None,
         reason: str | None,
-    ) -> list[Part]:
+    ) -> None:
         if retry_at is None and reason is None:
-            return []
+            return
         message.reason = reason or message.reason
         on = {name for name in part.names if said.get(name) is Status.DEFERRED and retry_at is not None}
         if reason is None:
@@ -196,7 +195,6 @@ class Queue(RuleBasedStateMachine):
             part.due, part.attempts = retry_at, part.attempts + 1
             if part.state is not MessageState.HOLD:
                 part.state = MessageState.DEFERRED
-        return [part, held]
 
     @rule(queue_id=messages, number=st.integers(0, 3), ways=st.sampled_from(WAYS[1:]))
     def assign(self, queue_id: str, number: int, ways: tuple[PlannedPart, ...]) -> None:
@@ -219,7 +217,7 @@ class Queue(RuleBasedStateMachine):
                 new.due = way.turn
             elif new.state is MessageState.DEFERRED:
                 new.due = min(new.due, way.turn)
-            message.conclude(part, new)
+            message.conclude()
             if new is part:
                 break
 
@@ -244,7 +242,7 @@ class Queue(RuleBasedStateMachine):
             message.reason = reason or kept or "held by the operator"
             for part in parts:
                 part.state = MessageState.HOLD
-            message.conclude(*parts)
+            message.conclude()
         else:
             due = [
                 part
@@ -254,7 +252,7 @@ class Queue(RuleBasedStateMachine):
             for part in due:
                 part.due = message.due = at
                 part.state = MessageState.ACTIVE if action is OperatorAction.RELEASE else part.state
-            message.conclude(*due)
+            message.conclude()
 
     @rule()
     def commit(self) -> None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred
 
 from elemta.errors import UnknownMessage
 from elemta.outcome import Status
@@ -154,6 +155,24 @@ async def test_recipients_that_go_another_way_become_a_part_there_with_its_past(
     await spool.delete(queue_id)
     await spool.assign(queue_id, 0, ways)
     assert await spool.list() == []
+
+
+@pytest.mark.parametrize("together", [True, False])
+@ensureDeferred
+async def test_the_time_of_a_held_message_is_that_of_what_is_left_however_changes_are_batched(
+    open_spool, together
+):
+    ways = (PlannedPart("one", 4.0, (0,)), PlannedPart("two", 5.0, (1,)))
+    spool = await open_spool()
+    spool.use_plan(lambda _: ways)
+    queue_id = (await put(spool, b"body", "bob", "eve")).queue_id
+    held = Deferred.fromCoroutine(spool.hold(queue_id))
+    if not together:
+        await held
+    await spool.settle(queue_id, _said(queue_id, bob=DELIVERED), retry_at=None, hold_reason=None)
+    if together:
+        await held
+    assert (await spool.show(queue_id)).message.next_attempt_at == 5.0
 
 
 @ensureDeferred
