@@ -165,7 +165,13 @@ class Destinations(LaneTable):
     def _may_start_in(self, ring: Ring, free: int) -> bool:
         if ring is self._known:
             return True
-        return free > self.places // 4 if ring is self._unknown else len(self._probing) <= free // 3
+        if ring is self._unknown:
+            return self.free_for_unknown(free) > 0
+        return len(self._probing) <= free // 3
+
+    def free_for_unknown(self, free: int) -> int:
+        """How many of the free places are for destinations that never answered yet."""
+        return free - self.places // 4
 
     def _start(self, destination: Destination) -> QueuedMessage:
         message = destination.pop()

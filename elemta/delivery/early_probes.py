@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from elemta.delivery.local_faults import NAME_LOOKUPS, LocalFault
 
 AT_ONCE = 10
-"""Destinations that are probed together."""
+"""Destinations that are probed together, where they are few."""
+
+MOST_AT_ONCE = 100
+"""Destinations that are probed together, however many there are."""
 
 SPREAD = 0.1
 """Seconds from some to the next."""
+
+WITHIN = 50.0
+"""Seconds in which all are probed, where ``MOST_AT_ONCE`` and the free places allow it."""
 
 # A fault of this side is none where something worked so shortly before the attempt; seconds.
 _STILL_WORKED = 60.0
@@ -36,15 +42,18 @@ class EarlyProbes:
     """Remembers the destinations that may be down for a fault here, and has them probed when it is over.
 
     An answer shows that what it took works here; all destinations that lacked only that are then given to
-    ``probe``, a few at a time. Those that answered before they were down come first. One that is still down
-    at its early probe, and lacks nothing else, gets no other before its regular one. ``seconds`` is the time
-    of attempts.
+    ``probe``, a few at a time and never more than there are ``free`` places for them. Those that answered
+    before they were down come first. One that is still down at its early probe, and lacks nothing else, gets
+    no other before its regular one. ``seconds`` is the time of attempts.
     """
 
-    def __init__(self, clock: IReactorTime, seconds: Callable[[], float], probe: Probe) -> None:
+    def __init__(
+        self, clock: IReactorTime, seconds: Callable[[], float], probe: Probe, free: Callable[[], int]
+    ) -> None:
         self._clock = clock
         self._seconds = seconds
         self._probe = probe
+        self._free = free
         self._timer: IDelayedCall | None = None
         # Names by what they lacked and by whether they answered before; each is in one of these, or in one
         # of those to be probed, with all that it lacked since its last regular probe.
@@ -52,6 +61,8 @@ class EarlyProbes:
         self._to_probe: tuple[list[dict[str, LocalFault]], list[dict[str, LocalFault]]] = ([], [])
         # When they were probed early, and what had been lacking.
         self._probed: dict[str, tuple[float, LocalFault]] = {}
+        self._waiting = 0
+        self._at_once = AT_ONCE
         self._worked: dict[tuple[LocalFault, bool], _Stretch] = {}
 
     @property
@@ -103,7 +114,9 @@ class EarlyProbes:
                     del self._suspects[key]
         for lots in self._to_probe:
             for lot in lots:
-                lot.pop(name, None)
+                if name in lot:
+                    del lot[name]
+                    self._waiting -= 1
 
     def clear(self) -> None:
         """Forget all, and probe nothing more."""
@@ -111,34 +124,43 @@ class EarlyProbes:
         self._probed.clear()
         for lots in self._to_probe:
             lots.clear()
+        self._waiting, self._at_once = 0, AT_ONCE
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _release(self, works: LocalFault) -> None:
         for key in [key for key in self._suspects if key[0] in works]:
-            self._to_probe[not key[1]].append(self._suspects.pop(key))
-        if self._timer is None and any(self._to_probe):
+            names = self._suspects.pop(key)
+            self._to_probe[not key[1]].append(names)
+            self._waiting += len(names)
+        needed = ceil(self._waiting * SPREAD / WITHIN)
+        self._at_once = min(max(self._at_once, needed), MOST_AT_ONCE)
+        if self._timer is None and self._waiting:
             self._timer = self._clock.callLater(0.0, self._probe_some)
 
     def _probe_some(self) -> None:
         self._timer = None
-        names = self._next()
-        if names:
+        names = self._next(min(self._at_once, self._free()))
+        if names or self._waiting:
             self._timer = self._clock.callLater(SPREAD, self._probe_some)
+        else:
+            self._at_once = AT_ONCE
+        if names:
             if len(self._probed) > _MOST_PROBED:
                 self._probed.clear()
             now = self._seconds()
             self._probed.update({name: (now, lacked) for name, lacked in names.items()})
             self._probe(list(names))
 
-    def _next(self) -> dict[str, LocalFault]:
+    def _next(self, most: int) -> dict[str, LocalFault]:
         names: dict[str, LocalFault] = {}
         for lots in self._to_probe:
-            while lots and len(names) < AT_ONCE:
+            while lots and len(names) < most:
                 if lots[-1]:
                     name, lacked = lots[-1].popitem()
                     names[name] = lacked
+                    self._waiting -= 1
                 else:
                     lots.pop()
         return names

@@ -75,7 +75,9 @@ class DeliveryScheduler(Service):
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
         self._notices = SuccessNotices(self._time, queue, settings)
-        self._early_probes = EarlyProbes(runtime.reactor, self._time.seconds, self._probe_early)
+        self._early_probes = EarlyProbes(
+            runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
+        )
         self._begin_anew()
         self._under_way: set[tuple[str, int]] = set()
         self._set_aside: dict[QueuedMessage, float] = {}
@@ -230,6 +232,10 @@ class DeliveryScheduler(Service):
         if self.running:
             self._destinations.probe_early(destinations)
             self._look_soon()
+
+    def _free_for_unknown(self) -> int:
+        """How many parts for destinations of which nobody knows how they do could start now."""
+        return self._destinations.free_for_unknown(self._settings.max_messages - len(self._under_way))
 
     # When the spool can't write
 

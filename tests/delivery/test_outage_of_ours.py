@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from elemta.delivery.early_probes import AT_ONCE, SPREAD, EarlyProbes
+from elemta.delivery.early_probes import AT_ONCE, MOST_AT_ONCE, SPREAD, EarlyProbes
 from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, WORKS_BY_MX, LocalFault, works_by_host
 from tests.support.simulated import (
     GOOD,
@@ -153,7 +153,7 @@ def test_an_answer_has_those_probed_that_lacked_only_what_it_shows_to_work(
     lacked: LocalFault, works: LocalFault, probed: bool
 ) -> None:
     clock, names = Clock(), list[str]()
-    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes = EarlyProbes(clock, clock.seconds, names.extend, lambda: 500)
     probes.failed("down.example", lacked, 1000.0, answered_before=True)
     probes.answered(works, 1100.0, names_known=False)
     clock.pump([0.0, SPREAD, SPREAD])
@@ -163,7 +163,7 @@ def test_an_answer_has_those_probed_that_lacked_only_what_it_shows_to_work(
 
 def test_an_answer_of_a_destination_whose_names_are_known_says_nothing_of_name_servers() -> None:
     clock, names = Clock(), list[str]()
-    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes = EarlyProbes(clock, clock.seconds, names.extend, lambda: 500)
     probes.failed("a.example", NAMES, 1000.0, answered_before=True)
     probes.failed("b.example", NETWORK, 1000.0, answered_before=True)
     probes.answered(WORKS_BY_MX, 1100.0, names_known=True)
@@ -173,7 +173,7 @@ def test_an_answer_of_a_destination_whose_names_are_known_says_nothing_of_name_s
 
 def test_they_are_probed_a_few_at_a_time_and_first_those_that_answered_before() -> None:
     clock, lots = Clock(), list[list[str]]()
-    probes = EarlyProbes(clock, clock.seconds, lambda names: lots.append(list(names)))
+    probes = EarlyProbes(clock, clock.seconds, lambda names: lots.append(list(names)), lambda: 500)
     for number in range(25):
         probes.failed(f"new{number}", NETWORK, 1000.0, answered_before=False)
         probes.failed(f"known{number}", NETWORK | SOCKETS, 1000.0, answered_before=True)
@@ -188,9 +188,70 @@ def test_they_are_probed_a_few_at_a_time_and_first_those_that_answered_before() 
     assert probes.suspects == 0
 
 
+@pytest.mark.parametrize("suspects", [20, 4_000, 12_000, 50_000])
+def test_all_are_probed_within_a_minute_however_many_they_are(suspects: int) -> None:
+    clock, lots = Clock(), list[tuple[float, int]]()
+    probes = EarlyProbes(
+        clock, clock.seconds, lambda names: lots.append((clock.seconds(), len(names))), lambda: 500
+    )
+    for number in range(suspects):
+        probes.failed(f"d{number}", NETWORK, 1000.0, answered_before=number % 2 == 0)
+    probes.answered(WORKS_BY_MX, 1100.0, names_known=False)
+    clock.pump([0.0] + [SPREAD] * 600)
+    assert sum(size for _, size in lots) == suspects
+    assert lots[-1][0] <= MINUTE
+    assert max(size for _, size in lots) <= max(AT_ONCE, suspects // 500, 1) <= MOST_AT_ONCE
+    assert not clock.getDelayedCalls()
+    # The next ones are few again.
+    for number in range(30):
+        probes.failed(f"e{number}", NETWORK | SOCKETS, 1200.0, answered_before=False)
+    del lots[:]
+    probes.answered(WORKS_BY_MX, 2000.0, names_known=False)
+    clock.pump([0.0] + [SPREAD] * 10)
+    assert [size for _, size in lots] == [AT_ONCE] * 3
+
+
+def test_no_more_are_probed_than_there_are_places_for_them() -> None:
+    clock, lots, free = Clock(), list[int](), [3]
+    probes = EarlyProbes(clock, clock.seconds, lambda names: lots.append(len(names)), lambda: free[0])
+    for number in range(20):
+        probes.failed(f"d{number}", NETWORK, 1000.0, answered_before=True)
+    probes.answered(WORKS_BY_MX, 1100.0, names_known=False)
+    clock.pump([0.0, SPREAD])
+    assert lots == [3, 3]
+    for taken in (0, -2):
+        free[0] = taken
+        clock.pump([SPREAD] * 5)
+        assert lots == [3, 3]
+    free[0] = 500
+    clock.pump([SPREAD] * 3)
+    assert lots == [3, 3, 10, 4]
+    assert not clock.getDelayedCalls()
+
+
+def test_mail_for_new_destinations_does_not_wait_for_all_early_probes(
+    simulate: Callable[..., Simulation],
+) -> None:
+    def answer(destination: str, now: float) -> Answer:
+        return UNREACHABLE if now < 10 * MINUTE else Answer(seconds=2.0)
+
+    simulation = simulate(answer, max_messages=8)
+    for number in range(300):
+        simulation.send(f"d{number}.example")
+    simulation.run(10 * MINUTE, step=1.0)
+    while not simulation.delivered:
+        simulation.run(1.0)
+    began = simulation.now
+    simulation.run(10.0)
+    assert len(simulation.delivered) < 100
+    new = simulation.send("new.example")
+    simulation.run(8.0)
+    assert simulation.delivered[new] - began <= 18.0
+
+
 def test_one_that_is_still_down_at_its_early_probe_waits_for_its_regular_one() -> None:
     clock, names = Clock(), list[str]()
-    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes = EarlyProbes(clock, clock.seconds, names.extend, lambda: 500)
     for turn in range(1, 5):
         clock.advance(1000.0)
         now = clock.seconds()
@@ -204,7 +265,7 @@ def test_one_that_is_still_down_at_its_early_probe_waits_for_its_regular_one() -
 def test_what_lacks_something_else_at_its_early_probe_gets_another_when_that_works_but_each_once() -> None:
     """An outage that ends in steps: the network is back first, and name servers later."""
     clock, names = Clock(), list[str]()
-    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes = EarlyProbes(clock, clock.seconds, names.extend, lambda: 500)
     probes.failed("a.example", NETWORK, 0.0, answered_before=True)
     for turn, lacked in enumerate([NAMES, SOCKETS, NETWORK, NAMES, SOCKETS]):
         clock.advance(1000.0)
@@ -257,7 +318,7 @@ def test_an_attempt_that_began_before_the_end_of_an_outage_is_made_again_soon(
     answers: list[float], started: float, probed: list[str]
 ) -> None:
     clock, names = Clock(), list[str]()
-    probes = EarlyProbes(clock, clock.seconds, names.extend)
+    probes = EarlyProbes(clock, clock.seconds, names.extend, lambda: 500)
     for when in answers:
         probes.answered(WORKS_BY_MX, when, names_known=False)
     probes.failed("down", NETWORK, started, answered_before=True)
