@@ -151,6 +151,13 @@ class Destination:
         if len(self._turns) >= _MOST_SENDERS:
             self._turns.clear()
 
+    def precedes(self, message: QueuedMessage) -> bool:
+        """Whether a new part goes before one that waits in memory, and so before all that wait in the spool.
+
+        Parts are loaded in the order of their turns, and the last one leaves where there is no room.
+        """
+        return bool(self._active) and message.next_attempt_at < self._active[-1][0]
+
     def push(self, message: QueuedMessage) -> QueuedMessage | None:
         """Let a part wait in memory; gives the one that has to leave for it, perhaps itself."""
         line = self._active if message.state is MessageState.ACTIVE else self._deferred

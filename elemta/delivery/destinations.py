@@ -38,7 +38,13 @@ class Destinations(LaneTable):
             destination = self._new_destination(message.destination)
         if message.key in destination.known:
             return
-        if destination.failures or destination.shut_until > now or self._space(destination.ring) <= 0:
+        if (
+            destination.failures
+            or destination.shut_until > now
+            # What waits in the spool came before it, and would wait as long as others arrive.
+            or (destination.due <= now and not destination.precedes(message))
+            or self._space(destination.ring) <= 0
+        ):
             self._is_due(destination, now)
             self._tidy(destination)
             return

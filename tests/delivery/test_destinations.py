@@ -531,3 +531,43 @@ def test_whatever_happens_each_message_is_taken_by_one_at_a_time_and_all_are_ser
             queue.now = max(queue.now, wake)
     assert not queue.queue
     assert (len(queue.destinations), queue.destinations.blocked, queue.destinations.waiting) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("senders", [1, 3, 300])
+def test_mail_in_the_spool_leaves_before_mail_that_arrives_later(senders: int) -> None:
+    """As many messages arrive as leave, so that the line never gets shorter."""
+    scheduled = Scheduled()
+    number, under_way = 0, list[QueuedMessage]()
+
+    def send() -> QueuedMessage:
+        nonlocal number
+        number += 1
+        return scheduled.send("x.example", f"s{number % senders}")
+
+    waited = [send() for _ in range(300)]
+    for _ in range(1000):
+        scheduled.now += 0.01
+        send()
+        under_way += scheduled.take_all()
+        scheduled.deliver(under_way.pop(0))
+    # None of the first is overtaken by one that came later.
+    assert {each.key for each in scheduled.taken[:300]} == {each.key for each in waited}
+    for sender in {each.envelope.sender for each in waited}:
+        own = [each.key for each in scheduled.taken if each.envelope.sender == sender]
+        assert own == sorted(own)
+
+
+def test_a_sender_with_little_mail_passes_what_a_flood_left_in_the_spool() -> None:
+    scheduled = Scheduled()
+    for _ in range(500):
+        scheduled.send("x.example", "flood")
+    under_way = scheduled.take_all()
+    for _ in range(30):
+        scheduled.deliver(under_way.pop(0))
+        under_way += scheduled.take_all()
+    few = scheduled.send("x.example", "few")
+    begun = len(scheduled.taken)
+    while few not in scheduled.taken:
+        scheduled.deliver(under_way.pop(0))
+        under_way += scheduled.take_all()
+    assert len(scheduled.taken) - begun <= 2
