@@ -38,8 +38,10 @@ _DESTINATIONS_AT_ONCE = 1000
 _LIST_DESTINATIONS_EVERY = 300.0
 # Destinations that are made to be tried again in one turn of the reactor.
 _PROBED_AT_ONCE = 200
-# Attempts that are started in one turn of the reactor.
-_STARTED_AT_ONCE = 50
+# Attempts that are started in one turn of the reactor, and at the end of another attempt: many may end in
+# one turn.
+_STARTED_AT_ONCE = 20
+_STARTED_AT_AN_END = 2
 
 
 class DeliveryScheduler(Service):
@@ -169,6 +171,7 @@ class DeliveryScheduler(Service):
         for timer in (self._timer, self._fill_call, self._aging_call):
             if timer is not None and timer.active():
                 timer.cancel()
+        self._fill_call = None
         if self._walk is not None:
             await self._walk
         if not await self._wait_until_empty(grace):
@@ -341,34 +344,33 @@ class DeliveryScheduler(Service):
 
     # One message
 
-    def _fill(self) -> None:
+    def _fill(self, most: int = _STARTED_AT_ONCE) -> None:
         """Start what may be started, at most so much in one turn of the reactor.
 
         An attempt that ends at once makes way for the next one here, in this loop, not by a call from
         within its own end: any number of parts may end at once.
         """
-        if self._filling:
+        if self._filling or self._fill_call is not None:
             return
         self._filling = True
         try:
-            self._start_some()
+            self._start_some(most)
         finally:
             self._filling = False
             self._arm()
 
-    def _start_some(self) -> None:
+    def _start_some(self, most: int) -> None:
         now = self._time.seconds()
         if not self._may_start():
             return
-        for _ in range(_STARTED_AT_ONCE):
+        for _ in range(most):
             free = self._settings.max_messages - len(self._under_way)
             message = self._destinations.take(now, free) if free > 0 and self.running else None
             if message is None:
                 return
             self._under_way.add(message.key)
             Deferred.fromCoroutine(self._attempt(message))
-        if self._fill_call is None:
-            self._fill_call = self._reactor.callLater(0, self._fill_on)
+        self._fill_call = self._reactor.callLater(0, self._fill_on)
 
     def _fill_on(self) -> None:
         self._fill_call = None
@@ -395,7 +397,7 @@ class DeliveryScheduler(Service):
             empty, self._empty = self._empty, None
             empty.callback(None)
         if self.running:
-            self._fill()
+            self._fill(_STARTED_AT_AN_END)
 
     async def _wait_until_empty(self, seconds: float) -> bool:
         """Whether nothing is under way any more, at the latest after so many seconds."""

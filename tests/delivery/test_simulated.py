@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError
 
 from elemta.config import Counts, Identity, LimitConfig, Rate
@@ -91,3 +92,51 @@ def test_a_limit_that_can_not_be_given_back_costs_no_record_of_a_delivery(
     simulation.run(600.0)
     assert [attempt[2] for attempt in simulation.attempts] == [queue_id]
     assert simulation.queue.find(queue_id) is None
+
+
+def test_one_turn_of_the_reactor_starts_few_attempts_however_many_may_start_or_end(
+    simulations: list[Simulation],
+) -> None:
+    simulation = Simulation(lambda destination, now: GOOD)
+    simulations.append(simulation)
+    for number in range(300):
+        for _ in range(3):
+            simulation.send(f"d{number}.example", tell=False)
+    simulation.delivery.startService()
+    most = 0
+    while len(simulation.delivered) < 900 and simulation.now < 600.0:
+        before = len(simulation.attempts)
+        next_turn(simulation)
+        most = max(most, len(simulation.attempts) - before)
+    assert len(simulation.delivered) == 900
+    assert most <= 20
+
+
+def next_turn(simulation: Simulation) -> None:
+    """Let the next one of all delayed calls be made."""
+    clock = simulation.clock
+    call = clock.calls.pop(0)
+    clock.rightNow = max(clock.rightNow, call.getTime())
+    call.called = 1
+    call.func(*call.args, **call.kw)
+
+
+@ensureDeferred
+async def test_a_stop_amid_many_starts_does_not_keep_the_next_start_from_delivering(
+    simulations: list[Simulation],
+) -> None:
+    simulation = Simulation(lambda destination, now: GOOD)
+    simulations.append(simulation)
+    for number in range(100):
+        simulation.send(f"d{number}.example", tell=False)
+    simulation.delivery.startService()
+    while not simulation.attempts:
+        next_turn(simulation)
+    assert len(simulation.attempts) < 100
+    stopped = simulation.delivery.stopService()
+    simulation.run(60.0)
+    await stopped
+    simulation.delivery.startService()
+    simulation.delivery._transports.deliver = simulation._carry  # type: ignore[method-assign]
+    simulation.run(60.0)
+    assert len(simulation.delivered) == 100
