@@ -31,7 +31,7 @@ class Destination:
     spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
     often in a row the destination was found down, and ``reason`` what was said then. ``back_until`` is not 0
     where it is tried before its time: what is deferred up to then is due, but for the parts ``tried`` since.
-    ``ring`` are the destinations that do like this one.
+    ``ring`` are the destinations that do like this one, and ``waiting`` is how many parts wait in memory.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Destination:
         "shut_until",
         "tried",
         "under_way",
+        "waiting",
         "window",
     )
 
@@ -65,6 +66,7 @@ class Destination:
         self.most = most
         self.window = min(FIRST_WINDOW, most)
         self.under_way = 0
+        self.waiting = 0
         self.due = inf
         self.shut_until = 0.0
         self.failures = 0
@@ -82,11 +84,6 @@ class Destination:
         self._deferred_next = False
         self._served = 0.0
         self._turns: dict[Address, float] = {}
-
-    @property
-    def waiting(self) -> int:
-        """How many parts wait in memory."""
-        return len(self._active) + len(self._deferred)
 
     def waits(self, key: Key) -> bool:
         """Whether the part waits in memory: it is known, and not under way."""
@@ -161,12 +158,15 @@ class Destination:
     def push(self, message: QueuedMessage) -> QueuedMessage | None:
         """Let a part wait in memory; gives the one that has to leave for it, perhaps itself."""
         line = self._active if message.state is MessageState.ACTIVE else self._deferred
-        insort(line, (message.next_attempt_at, *message.key, message))
-        self.known.add(message.key)
+        key = message.key
+        insort(line, (message.next_attempt_at, *key, message))
+        self.known.add(key)
+        self.waiting += 1
         if self.waiting <= self.capacity:
             return None
         longer = self._active if len(self._active) > len(self._deferred) else self._deferred
         last = longer.pop()[-1]
+        self.waiting -= 1
         self.known.discard(last.key)
         return last
 
@@ -178,6 +178,7 @@ class Destination:
         turn, _, _, message = line.pop(0)
         if line is self._active:
             self._served = max(self._served, turn)
+        self.waiting -= 1
         self.under_way += 1
         return message
 
@@ -187,4 +188,5 @@ class Destination:
             self.known.discard(message.key)
         self._active.clear()
         self._deferred.clear()
+        self.waiting = 0
         self.due = 0.0

@@ -146,7 +146,7 @@ class Destinations(LaneTable):
         """When the next destination has to be looked at; never, before there is space for what it has."""
         first = inf
         for ring in self._rings:
-            if ring.wakes and (when := ring.wakes.first()) < first and self._has_space(ring):
+            if ring.wakes.times and (when := ring.wakes.first()) < first and self._has_space(ring):
                 first = when
         return first
 
@@ -162,7 +162,7 @@ class Destinations(LaneTable):
         for _ in self._rings:
             ring = self._rings[self._next_ring]
             self._next_ring = (self._next_ring + 1) % len(self._rings)
-            if ring and self._may_start_in(ring, free):
+            if ring.turns and self._may_start_in(ring, free):
                 destination = ring.next(now, free)
                 if destination is not None:
                     return self._start(destination)
@@ -184,7 +184,8 @@ class Destinations(LaneTable):
         destination.ring.waiting -= 1
         if destination.ring is self._failing:
             self._probing.add(destination.name)
-        destination.ring.join(destination)
+        if destination.waiting:
+            destination.ring.join(destination)
         self._schedule(destination)
         return message
 
@@ -199,7 +200,8 @@ class Destinations(LaneTable):
         self._probing.discard(destination.name)
         if not known:
             self._release(destination, message)
-        destination.ring.join(destination)
+        if destination.waiting:
+            destination.ring.join(destination)
         self._schedule(destination)
         self._tidy(destination)
 
@@ -232,7 +234,9 @@ class Destinations(LaneTable):
         return True
 
     def _remember_answer(self, destination: Destination) -> None:
-        _remember(self._answered, destination.name)
+        if destination.name not in self._answered:
+            # Where it was dropped for others, its next answer brings it back.
+            _remember(self._answered, destination.name)
         if destination.ring is self._unknown:
             self._move(destination, self._known)
 

@@ -193,6 +193,11 @@ class LaneTable:
 
     def _schedule(self, destination: Destination) -> None:
         """Have the destination looked at when there is something to get for it, or when it may go on."""
+        if destination.due == inf and not destination.shut_until:
+            wakes = destination.ring.wakes
+            if destination.name in wakes.times:
+                wakes.discard(destination.name)
+            return
         wake = inf
         if destination.waiting and destination.shut_until:
             wake = destination.shut_until
@@ -202,7 +207,7 @@ class LaneTable:
 
     def _tidy(self, destination: Destination) -> None:
         """Keep no more of a destination than is needed, once nothing of it is in memory."""
-        if destination.in_use or destination.name not in self._destinations:
+        if destination.known or destination.in_use or destination.name not in self._destinations:
             return
         if destination.due == inf:
             del self._destinations[destination.name]

@@ -42,39 +42,37 @@ SHARES: Mapping[Standing, Share] = {
 class Ring:
     """The destinations of one standing: those whose turn it may be, and when each has to be looked at.
 
-    ``waiting`` is how many of their parts wait in memory.
+    ``turns`` are the former, in the order of their turns; ``waiting`` is how many of their parts wait in
+    memory.
     """
 
-    __slots__ = ("_turns", "eighths", "looked_into", "standing", "waiting", "wakes")
+    __slots__ = ("eighths", "looked_into", "standing", "turns", "waiting", "wakes")
 
     def __init__(self, standing: Standing) -> None:
         self.standing = standing
         self.eighths, self.looked_into = SHARES[standing].space, SHARES[standing].looked_into
         self.waiting = 0
         self.wakes = WakeHeap()
-        self._turns: OrderedDict[Destination, None] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._turns)
+        self.turns: OrderedDict[Destination, None] = OrderedDict()
 
     def join(self, destination: Destination) -> None:
         """Give a destination the last turn, if something of it waits and it has none."""
         if destination.waiting:
-            self._turns.setdefault(destination)
+            self.turns.setdefault(destination)
 
     def hand_over(self, destination: Destination, other: Ring) -> None:
         """Let the destination be one of the other ring, with its turn, its time and what waits."""
         self.waiting -= destination.waiting
         other.waiting += destination.waiting
-        if destination in self._turns:
-            del self._turns[destination]
+        if destination in self.turns:
+            del self.turns[destination]
             other.join(destination)
         other.wakes.set(destination.name, self.wakes.at(destination.name))
         self.forget(destination)
 
     def forget(self, destination: Destination) -> None:
         """The destination has no turn and no time any more."""
-        self._turns.pop(destination, None)
+        self.turns.pop(destination, None)
         self.wakes.discard(destination.name)
 
     def next(self, now: float, free: int) -> Destination | None:
@@ -82,7 +80,7 @@ class Ring:
 
         Those that have to wait for an event lose their turn, too.
         """
-        turns = self._turns
+        turns = self.turns
         for _ in range(len(turns)):
             destination, _ = turns.popitem(last=False)
             if (
@@ -96,6 +94,6 @@ class Ring:
         return None
 
     def clear(self) -> None:
-        self._turns.clear()
+        self.turns.clear()
         self.wakes.clear()
         self.waiting = 0

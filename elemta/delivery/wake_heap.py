@@ -14,13 +14,13 @@ class WakeHeap:
     """One time for each name. No call takes long, however many names there are.
 
     A time that changes leaves its old entry in the heap. When these are a third of it, a new heap is built
-    from the names, some with each change, while the old one still serves.
+    from the names, some with each change, while the old one still serves. ``times`` is for reading.
     """
 
-    __slots__ = ("_heap", "_new", "_old", "_times", "_to_carry")
+    __slots__ = ("_heap", "_new", "_old", "_to_carry", "times")
 
     def __init__(self) -> None:
-        self._times: dict[str, float] = {}
+        self.times: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._new: list[tuple[float, str]] = []
         # The heap before, which leaves memory in pieces, too.
@@ -28,23 +28,23 @@ class WakeHeap:
         self._to_carry: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self.times)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._times
+        return name in self.times
 
     def at(self, name: str) -> float:
         """The time of a name; infinite where it has none."""
-        return self._times.get(name, inf)
+        return self.times.get(name, inf)
 
     def set(self, name: str, when: float) -> None:
         """Give a name another time, or none by an infinite one."""
         if when == inf:
             self.discard(name)
             return
-        if self._times.get(name) == when:
+        if self.times.get(name) == when:
             return
-        self._times[name] = when
+        self.times[name] = when
         entry = (when, name)
         heappush(self._heap, entry)
         if self._to_carry:
@@ -53,7 +53,7 @@ class WakeHeap:
 
     def discard(self, name: str) -> None:
         """Let a name have no time."""
-        if self._times.pop(name, None) is not None:
+        if self.times.pop(name, None) is not None:
             self._shrink()
 
     def first(self) -> float:
@@ -63,7 +63,7 @@ class WakeHeap:
             if not heap:
                 return inf
             when, name = heap[0]
-            if self._times.get(name) == when:
+            if self.times.get(name) == when:
                 return when
             heappop(heap)
         return heap[0][0] if heap else inf
@@ -73,13 +73,13 @@ class WakeHeap:
         if self.first() > now:
             return None
         when, name = heappop(self._heap)
-        if self._times.get(name) != when:
+        if self.times.get(name) != when:
             return None
-        del self._times[name]
+        del self.times[name]
         return name
 
     def clear(self) -> None:
-        self._times.clear()
+        self.times.clear()
         self._heap.clear()
         self._new.clear()
         self._old.clear()
@@ -90,15 +90,15 @@ class WakeHeap:
             del self._old[-4 * _CARRIED_OVER :]
         if self._to_carry:
             self._carry_over()
-        elif len(self._heap) > len(self._times) * 3 // 2 + _MOST_REMOVED:
-            self._to_carry = list(self._times)
+        elif len(self._heap) > len(self.times) * 3 // 2 + _MOST_REMOVED:
+            self._to_carry = list(self.times)
             if not self._to_carry:
                 self._old, self._heap = self._heap, []
 
     def _carry_over(self) -> None:
         for _ in range(min(_CARRIED_OVER, len(self._to_carry))):
             name = self._to_carry.pop()
-            when = self._times.get(name)
+            when = self.times.get(name)
             if when is not None:
                 heappush(self._new, (when, name))
         if not self._to_carry:
