@@ -19,20 +19,20 @@ def domain(number: int) -> str:
     return f"d{number:06d}.example"
 
 
-def fill(root: Path, messages: int, domains: int) -> None:
+def fill(root: Path, messages: int, domains: int, begin: float = BEGIN) -> None:
     """Messages one second apart, each for the next of the domains; every second one is deferred."""
     (root / "p0" / "bodies").mkdir(parents=True)
     connection = sqlite3.connect(root / "p0" / "queue.db", isolation_level=None)
     for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = OFF"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     upgrade(connection)
-    at = BEGIN
+    at = begin
     ids = QueueIds(lambda: at, Random(1))
     connection.execute("BEGIN")
     for start in range(0, messages, _TOGETHER):
         rows = []
         for number in range(start, min(start + _TOGETHER, messages)):
-            at = BEGIN + number
+            at = begin + number
             queue_id = ids.next()
             rows.append((row_key(queue_id), queue_id, number // domains % 2, at, domain(number % domains)))
         _write(connection, rows)
