@@ -129,7 +129,7 @@ class Destinations(LaneTable):
         if found.next_due is not None:
             destination.due = min(destination.due, found.next_due)
         if destination.back_until and (found.next_due is None or found.next_due > now):
-            destination.end_bringing_forward()
+            _end_bringing_forward(destination)
         self._schedule(destination)
         self._tidy(destination)
 
@@ -340,9 +340,16 @@ class Destinations(LaneTable):
         if destination.back_until:
             destination.tried.add(message.key)
             if len(destination.tried) >= _MOST_TRIED:
-                destination.end_bringing_forward()
+                _end_bringing_forward(destination)
         if destination.loading:
             destination.settled_meanwhile.add(message.key)
+
+
+def _end_bringing_forward(destination: Destination) -> None:
+    if destination.tried:
+        # The spool was not asked for these, and their time may have come meanwhile.
+        destination.due = 0.0
+    destination.end_bringing_forward()
 
 
 def _remember(names: dict[str, None], name: str) -> None:

@@ -479,6 +479,22 @@ def test_destinations_beyond_number_are_forgotten_too() -> None:
     assert len(queue.destinations._answered) == 10_000
 
 
+def test_what_was_tried_before_its_time_is_tried_again_at_its_time() -> None:
+    """Though other mail of the destination, which was down, keeps it brought forward until then."""
+    queue = Scheduled()
+    for _ in range(4):
+        queue.send("x.example")
+    first, second = queue.take_all()
+    queue.find_down(first, queue.destinations.epoch("x.example"), queue.now)
+    queue.destinations.probe_now(["x.example"])
+    queue.defer(second, queue.now)
+    queue.now += 100.0
+    while taken := queue.take_all():
+        for message in taken:
+            queue.deliver(message)
+    assert not queue.queue
+
+
 EVENTS = ["send", "quiet", "take", "deliver", "defer", "down", "wait", "operator", "early"]
 
 

@@ -48,8 +48,8 @@ class Names:
 class Turns:
     """Stands for the reactor's poller: between two polls is one turn.
 
-    What counts is the time that the process worked in the turn: while a busy machine lets it wait, nothing
-    here can do anything about that.
+    What counts is the time that its thread worked in the turn: while a busy machine lets it wait, nothing
+    here can do anything about that. What other threads do meanwhile is tested where the spool is.
     """
 
     def __init__(self, poller: Any) -> None:
@@ -58,7 +58,7 @@ class Turns:
 
     def begin(self) -> None:
         """Measure anew from here on."""
-        self._last = _clocks()
+        self._last = time.thread_time()
         self.longest = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -69,15 +69,10 @@ class Turns:
         try:
             return self._poller.poll(*args)
         finally:
-            self._last = _clocks()
+            self._last = time.thread_time()
 
     def end(self) -> None:
-        now = _clocks()
-        self.longest = max(self.longest, min(now[0] - self._last[0], now[1] - self._last[1]))
-
-
-def _clocks() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
+        self.longest = max(self.longest, time.thread_time() - self._last)
 
 
 @pytest.fixture
