@@ -151,7 +151,7 @@ class Destination:
     def precedes(self, message: QueuedMessage) -> bool:
         """Whether a new part goes before one that waits in memory, and so before all that wait in the spool.
 
-        Parts are loaded in the order of their turns, and the last one leaves where there is no room.
+        Parts are loaded in the order of their turns, and the last one leaves where there is no space.
         """
         return bool(self._active) and message.next_attempt_at < self._active[-1][0]
 

@@ -237,7 +237,7 @@ class DeliveryScheduler(Service):
             self._look_soon()
 
     def _free_for_unknown(self) -> int:
-        """How many parts for destinations of which nobody knows how they do could start now."""
+        """How many parts for destinations that never answered could start now."""
         return self._destinations.free_for_unknown(self._settings.max_messages - len(self._under_way))
 
     # When the spool can't write
