@@ -57,18 +57,34 @@ class ChainQuestion:
         self._view: Transaction | None = None
 
     def _ask_each(self, calls: Sequence[PolicyCall]) -> Steps[ChainDecision]:
+        seconds = self._clock.seconds
         for call in calls:
-            if self._accepted is not None and not call.runner.grants_relaying:
+            runner = call.runner
+            if self._accepted is not None and not runner.grants_relaying:
                 # After an Accept that grants no relaying, only the policies that may grant it are asked.
                 continue
-            answer = self._ask_one(call)
-            if isinstance(answer, _PendingAnswer):
-                self._pending = answer
-                answer = yield answer.verdict
-                self._pending = None
-            if answer is CONTINUE:
-                continue
-            decision = self._decide(call, answer)
+            if runner.questions.many and not runner.questions.has_space(self.network):
+                verdict = self.too_busy(call)
+            else:
+                began = seconds()
+                try:
+                    answer = call.method(*self._arguments(call))
+                    later = None if isinstance(answer, Verdict) else as_deferred(answer)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:  # SystemExit too: a policy does not end the daemon
+                    verdict = self.failed(call, FailureKind.ERROR, seconds() - began, Failure())
+                else:
+                    took = seconds() - began
+                    if took >= SLOW:
+                        runner.blocked(call, took)
+                    if later is None:
+                        verdict = self.judged(call, answer, took)
+                    else:
+                        self._pending = _PendingAnswer(self, call, later, began, self._clock)
+                        verdict = yield self._pending.verdict
+                        self._pending = None
+            decision = None if verdict is CONTINUE else self._decide(call, verdict)
             if decision is not None:
                 return decision
         return self._conclude()
@@ -78,26 +94,6 @@ class ChainQuestion:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.give_up()
-
-    def _ask_one(self, call: PolicyCall) -> Verdict | _PendingAnswer:
-        runner = call.runner
-        if runner.questions.many and not runner.questions.has_space(self.network):
-            return self.too_busy(call)
-        seconds = self._clock.seconds
-        began = seconds()
-        try:
-            answer = call.method(*self._arguments(call))
-            later = None if isinstance(answer, Verdict) else as_deferred(answer)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # SystemExit too: a policy does not end the daemon
-            return self.failed(call, FailureKind.ERROR, seconds() - began, Failure())
-        took = seconds() - began
-        if took >= SLOW:
-            runner.blocked(call, took)
-        if later is None:
-            return self.judged(call, answer, took)
-        return _PendingAnswer(self, call, later, began, self._clock)
 
     def judged(self, call: PolicyCall, answer: object, took: float, *, waited: bool = False) -> Verdict:
         """The verdict that an answer counts for."""
