@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
-from elemta.deferred_value import MaybeDeferred, Steps, run
+from elemta.deferred_value import MaybeDeferred, Steps
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
@@ -18,7 +18,6 @@ from elemta.net.context import ListenerContext
 from elemta.net.login import LoginExchange
 from elemta.net.refusals import RefusalLimits
 from elemta.policy import ChainDecision, Continue, Disconnect, Message, Quarantine
-from elemta.policy.asking import NO_OPINION
 from elemta.policy.verdicts import Accept, reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -62,43 +61,36 @@ class SessionBackend:
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
 
-    def answer(self, question: Question) -> MaybeDeferred[Response]:
-        """The answer to ``question``, now or later; the Deferred never fails."""
-        return run(self._answer(question))
-
-    def _answer(self, question: Question) -> Steps[Response]:
+    def answer(self, question: Question) -> Steps[Response]:
+        """The answer to ``question``; its steps never fail."""
         try:
             if isinstance(question, CredentialsQuestion):
                 return (yield from self._check_credentials(question))
             if self._health_check:
                 return self._answer_health_check(question)
             assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
-            if self._refusal_limits is not None:
-                return (yield from self._answer_within_limits(question, self._refusal_limits))
-            return (yield from self._answer_stage(question))
+            limits = self._refusal_limits
+            answer: Response | None = None if limits is None else (yield from limits.refuse(question))
+            if answer is not None:
+                return answer
+            if isinstance(question, MessageQuestion):
+                answer = yield from self._answer_message(question)
+            elif isinstance(question, MailQuestion):
+                answer = self._refuse_without_storage(question.transaction.size)
+            if answer is None:
+                answer = _PROCEED
+                if self._terms.chain.asks(question.stage):
+                    decision = yield from self._conversation.steps_of(question)
+                    answer = self._answer_of(decision, question.stage.value)
+                if isinstance(question, RcptQuestion) and isinstance(answer, Proceed):
+                    answer = yield from self._look_for_mailbox(question.recipient.address)
+            return answer if limits is None else (yield from limits.charge(question, answer))
         except Exception:  # whatever it is, it is ours, and the client may try again
             return self._internal_error(Failure())
 
-    def _answer_within_limits(self, question: StageQuestion, limits: RefusalLimits) -> Steps[Response]:
-        refusal = yield from limits.refuse(question)
-        if refusal is not None:
-            return refusal
-        answer = yield from self._answer_stage(question)
-        return (yield from limits.charge(question, answer))
-
-    def _answer_stage(self, question: StageQuestion) -> Steps[Response]:
-        if isinstance(question, MessageQuestion):
-            return (yield from self._answer_message(question))
-        if isinstance(question, MailQuestion):
-            refusal = self._refuse_without_storage(question.transaction.size)
-            if refusal is not None:
-                return refusal
-        answer = self._answer_of((yield self._ask_policies(question)), question.stage.value)
-        if not isinstance(question, RcptQuestion) or not isinstance(answer, Proceed):
-            return answer
-        address = question.recipient.address
+    def _look_for_mailbox(self, address: Address) -> Steps[Response]:
         found: bool = yield self._has_mailbox(address)
-        return answer if found else self._refuse_unknown(address)
+        return _PROCEED if found else self._refuse_unknown(address)
 
     def _has_mailbox(self, address: Address) -> MaybeDeferred[bool]:
         """False where the recipient's route leads to a Maildir that is missing and stays so."""
@@ -127,13 +119,6 @@ class SessionBackend:
                 replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail"
             )
         return _PROCEED
-
-    def _ask_policies(
-        self, question: StageQuestion, message: Message | None = None
-    ) -> MaybeDeferred[ChainDecision]:
-        if not self._terms.chain.asks(question.stage):
-            return NO_OPINION
-        return self._conversation.ask(question, message)
 
     def _answer_of(self, decision: ChainDecision, stage: str) -> Response:
         verdict = decision.verdict
@@ -210,11 +195,13 @@ class SessionBackend:
         if writer.failure is not None:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
             return self._not_stored(writer.failure)
-        decision = yield self._ask_policies(question, Message(writer.size, writer.head, writer.open))
-        answer = self._answer_of(decision, question.stage.value)
-        if not isinstance(answer, Proceed):
-            # The disk may have failed under a policy that reads the message.
-            return answer if writer.failure is None else self._not_stored(writer.failure)
+        if self._terms.chain.asks(question.stage):
+            message = Message(writer.size, writer.head, writer.open)
+            decision = yield from self._conversation.steps_of(question, message)
+            answer = self._answer_of(decision, question.stage.value)
+            if not isinstance(answer, Proceed):
+                # The disk may have failed under a policy that reads the message.
+                return answer if writer.failure is None else self._not_stored(writer.failure)
         if writer.ended:
             # The client left, or got 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")

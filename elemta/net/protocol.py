@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.deferred_value import run
 from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.backend import SessionBackend
@@ -294,7 +295,7 @@ class ESMTPProtocol(Protocol):
             if isinstance(question, PauseQuestion):
                 answer = self._pause(question)
             else:
-                answer = self._reception.answer(question)
+                answer = run(self._reception.answer(question))
             if isinstance(answer, Deferred):
                 answer.addCallback(pending.fire)
                 if pending.answer is None:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
-from elemta.deferred_value import MaybeDeferred, run
+from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
@@ -142,14 +142,13 @@ class PolicySession(ChainQuestion):
         Returns the decision itself when every policy answered at once. The Deferred fails only when it is
         cancelled, which gives the question up. It never fires after :meth:`disconnected`.
         """
-        if self._gone:
-            return _GONE
-        calls = self._calls.get(question.stage, ())
-        if not calls and question.stage is not Stage.RCPT:
-            return NO_OPINION
+        return run(self.steps_of(question, message))
+
+    def steps_of(self, question: StageQuestion, message: Message | None = None) -> Steps[ChainDecision]:
+        """The steps of :meth:`ask`, for a caller that is run in steps itself."""
         self._question, self._message = question, message
         self._marks, self._accepted, self._grant_failed = [], None, False
-        return run(self._ask_each(calls))
+        return self._ask_each(() if self._gone else self._calls.get(question.stage, ()))
 
     def ask_login(self, username: str) -> MaybeDeferred[ChainDecision]:
         """Ask whether the client may try to log in as ``username``, before its password is looked at."""
@@ -260,6 +259,8 @@ class PolicySession(ChainQuestion):
         return decision
 
     def _conclude(self) -> ChainDecision:
+        if self._gone:
+            return _GONE
         question = self._question
         if isinstance(question, RcptQuestion) and not self._relay.allows(
             self._facts, question.recipient.address
