@@ -76,7 +76,21 @@ class AttemptRunner:
         self._settings = settings
 
     async def make(self, message: QueuedMessage) -> None:
-        """Attempt a part. SpoolError: what came of it is not stored yet."""
+        """Attempt a part. SpoolError: what came of it is not stored yet.
+
+        Any other exception is a fault of ours. The second in a row puts the part on hold.
+        """
+        try:
+            await self._make(message)
+        except SpoolError:
+            raise
+        except Exception as error:
+            if not self._is_second_fault(message):
+                raise
+            await self._hold_faulty(message, self._delivered.outcomes(message), error)
+            self._delivered.forget(message)
+
+    async def _make(self, message: QueuedMessage) -> None:
         if self._delivered.is_waiting(message):
             await self._delivered.record_waiting(message)
             # What is left of it is in the spool.
@@ -100,8 +114,21 @@ class AttemptRunner:
         go = await self._acquire(message, ways)
         if go is None:
             return
-        started, epoch = self._clock.seconds(), self._destinations.epoch(message.destination)
-        taken: Taken = {}
+        began = (self._destinations.epoch(message.destination), self._clock.seconds())
+        taken = self._delivered.begin(message)
+        try:
+            await self._carry_noted(message, ways, go, taken, began)
+        finally:
+            self._delivered.end(message)
+
+    async def _carry_noted(
+        self,
+        message: QueuedMessage,
+        ways: SortedRecipients,
+        go: Permit,
+        taken: Taken,
+        began: tuple[int, float],
+    ) -> None:
         carried = await self._carried(message, ways, taken)
         try:
             delivered = delivered_of(message, carried.outcomes, taken)
@@ -134,7 +161,7 @@ class AttemptRunner:
             return  # the rest begins anew after the next start, which also tells of what was delivered
         if delivered:
             await self._notices.send(message, delivered)
-        await self._record_rest(message, ways, carried, rest, (epoch, started))
+        await self._record_rest(message, ways, carried, rest, began)
 
     def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome]) -> None:
         try:
@@ -277,10 +304,7 @@ class AttemptRunner:
         self, message: QueuedMessage, outcomes: Sequence[Outcome], error: Exception
     ) -> None:
         """Record that an attempt was made, whatever went wrong after it; the second time in a row on hold."""
-        again = message.key in self._broken
-        if len(self._broken) >= _MOST_BROKEN:
-            self._broken.clear()
-        self._broken[message.key] = None
+        again = self._is_second_fault(message)
         _log.failure(
             "what follows from an attempt could not be worked out",
             event="delivery.decision_failed",
@@ -288,14 +312,38 @@ class AttemptRunner:
             held=again,
         )
         if again:
-            reason = f"what followed from its attempts broke twice in a row: {error!r}"[:_LONGEST_REASON]
-            await settle_surely(self._queue, message, outcomes, hold_reason=reason)
-            del self._broken[message.key]
+            await self._hold_faulty(message, outcomes, error)
             return
         retry_at = self._clock.seconds() + self._settings.retries.delays[0]
         deferred = [replace(outcome, status=Status.DEFERRED) for outcome in outcomes]
         await settle_surely(self._queue, message, deferred, retry_at=retry_at)
         self._destinations.due_at(message.destination, retry_at)
+
+    def _is_second_fault(self, message: QueuedMessage) -> bool:
+        """Whether the last attempt of the part broke, too; notes that this one did."""
+        again = message.key in self._broken
+        if len(self._broken) >= _MOST_BROKEN:
+            self._broken.clear()
+        self._broken[message.key] = None
+        return again
+
+    async def _hold_faulty(
+        self, message: QueuedMessage, outcomes: Sequence[Outcome], error: Exception
+    ) -> None:
+        """Put on hold a part whose attempts can't be recorded as they should be."""
+        reason = f"a fault inside Elemta broke its last two attempts: {error!r}"[:_LONGEST_REASON]
+        # Of a delivery that was not recorded yet the notice finds out whether the sender wants to hear.
+        delivered = [each.recipient for each in outcomes if each.status is Status.DELIVERED]
+        owes = delivered if message.envelope.sender else ()
+        await settle_surely(self._queue, message, outcomes, hold_reason=reason, owes=owes)
+        self._broken.pop(message.key, None)
+        _log.error(
+            "message put on hold",
+            event="delivery.held",
+            queue_id=message.queue_id,
+            sender=str(message.envelope.sender),
+            reason=reason,
+        )
 
     async def _conclude(
         self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None

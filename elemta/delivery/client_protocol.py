@@ -149,7 +149,7 @@ class NextHopConnection(Protocol):
         return self._session.tls
 
     def send(self, transaction: ClientTransaction, open_content: OpenContent) -> Deferred[TransactionDone]:
-        """Send a transaction; fires with what it came to, and never fails."""
+        """Send a transaction; fires with what it came to, and fails only by a fault of ours."""
         self._transaction, self._open_content = transaction, open_content
         settled = self._settled = Deferred()
         self._life.set(self._lifetime, self._outlived)
@@ -212,6 +212,21 @@ class NextHopConnection(Protocol):
             self.cut()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
+        # Whatever breaks: no attempt may wait for a connection that is gone.
+        try:
+            self._lost(reason)
+        except Exception:
+            _log.failure("a connection broke here", event="delivery.connection_failed", next_hop=self.name)
+        try:
+            self._end_unsettled()
+        except Exception:
+            settled, self._settled = self._settled, None
+            if settled is not None and not settled.called:
+                settled.errback(Failure())
+        finally:
+            self.closed.callback(None)
+
+    def _lost(self, reason: Failure | None) -> None:
         text = reason.getErrorMessage() if reason is not None else "closed"
         if self._handshaking and self._handshake is not None and not self._session.closed:
             self._handshaking = False
@@ -223,8 +238,6 @@ class NextHopConnection(Protocol):
         self._deadline.stop()
         self._life.stop()
         self._go_on()
-        self._end_unsettled()
-        self.closed.callback(None)
 
     # Back-pressure
 

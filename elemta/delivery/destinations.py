@@ -309,6 +309,17 @@ class Destinations(LaneTable):
                 self._schedule(destination)
             self._tidy(destination)
 
+    def start_over(self, under_way: Iterable[QueuedMessage], aside: Iterable[QueuedMessage]) -> None:
+        """Forget everything that waits, but not what is under way, nor what must not be taken up yet."""
+        self.drop_all()
+        for message in under_way:
+            destination = self._destination(message.destination)
+            destination.under_way += 1
+            destination.known.add(message.key)
+            destination.ring.join(destination)
+        for message in aside:
+            self._destination(message.destination).known.add(message.key)
+
     def drop_all(self) -> None:
         """Forget everything that waits."""
         for destination in self._destinations.values():

@@ -95,31 +95,52 @@ async def settle_surely(
 
 
 class DeliveredRecorder:
-    """Records deliveries. While one can't be recorded by a fault of ours, its part is not attempted."""
+    """Records deliveries. While one can't be recorded by a fault of ours, its part is not attempted.
+
+    What next hops take of a part is noted here from before the attempt until it is recorded: so whatever
+    breaks in between, the next turn of the part is a record, and no second copy.
+    """
 
     def __init__(self, queue: DeliveryQueue) -> None:
         self._queue = queue
-        self._unrecorded: dict[tuple[str, int], list[Outcome]] = {}
+        self._taken: dict[tuple[str, int], Taken] = {}
+
+    def begin(self, message: QueuedMessage) -> Taken:
+        """Where an attempt that begins now notes what next hops take."""
+        taken = self._taken[message.key] = {}
+        return taken
+
+    def end(self, message: QueuedMessage) -> None:
+        """The attempt is over; what it noted stays until it is recorded."""
+        if not self._taken.get(message.key):
+            self._taken.pop(message.key, None)
 
     def is_waiting(self, message: QueuedMessage) -> bool:
         """Whether something was delivered of the part and could not be recorded."""
-        return message.key in self._unrecorded
+        return bool(self._taken.get(message.key))
 
-    async def record(self, message: QueuedMessage, delivered: list[Outcome]) -> None:
+    async def record(self, message: QueuedMessage, delivered: Sequence[Outcome]) -> None:
         """Record deliveries before any report of them. SpoolError: they are kept, there or here."""
-        self._unrecorded[message.key] = delivered
         try:
             await settle_surely(self._queue, message, delivered, owes=_owes(message, delivered))
         except SpoolError:
             # A spool that trusts its disk and has nothing left to write has not kept this either.
             if not self._queue.settled:
-                del self._unrecorded[message.key]
+                self._taken.pop(message.key, None)
             raise
-        del self._unrecorded[message.key]
+        self._taken.pop(message.key, None)
 
     async def record_waiting(self, message: QueuedMessage) -> None:
         """Try again what could not be recorded."""
-        await self.record(message, self._unrecorded[message.key])
+        await self.record(message, self.outcomes(message))
+
+    def outcomes(self, message: QueuedMessage) -> list[Outcome]:
+        """What was delivered of a part and could not be recorded."""
+        return delivered_of(message, (), self._taken.get(message.key, {}))
+
+    def forget(self, message: QueuedMessage) -> None:
+        """It is recorded otherwise."""
+        self._taken.pop(message.key, None)
 
 
 def _owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> Collection[Address]:

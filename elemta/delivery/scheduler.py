@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.attempt import AttemptRunner
+from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
@@ -42,6 +43,8 @@ _PROBED_AT_ONCE = 200
 # one turn.
 _STARTED_AT_ONCE = 20
 _STARTED_AT_AN_END = 2
+# How long after a fault of ours the queue is looked into anew.
+_AFTER_A_FAULT = 1.0
 
 
 class DeliveryScheduler(Service):
@@ -81,8 +84,10 @@ class DeliveryScheduler(Service):
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
         )
         self._begin_anew()
-        self._under_way: set[tuple[str, int]] = set()
-        self._set_aside: dict[QueuedMessage, float] = {}
+        self._under_way: dict[Key, QueuedMessage] = {}
+        self._set_aside: dict[Key, tuple[QueuedMessage, float]] = {}
+        #: Whether a fault of ours may have spoiled what is known here of the queue.
+        self._doubtful = False
         self._stopped_by_spool = False
         self._timer: IDelayedCall | None = None
         self._looking = False
@@ -90,6 +95,7 @@ class DeliveryScheduler(Service):
         self._filling = False
         self._fill_call: IDelayedCall | None = None
         self._aging_call: IDelayedCall | None = None
+        self._watch_call: IDelayedCall | None = None
         self._walk: Deferred[None] | None = None
         self._listed_at = -inf
         self._subscribed = False
@@ -165,10 +171,11 @@ class DeliveryScheduler(Service):
             self._queue.on_settled(self._settled_again)
         self._listed_at = -inf
         self._expiry.started(self._time.seconds())
+        self._watch()
         self._arm(0.0)
 
     async def _stop(self, grace: float) -> None:
-        for timer in (self._timer, self._fill_call, self._aging_call):
+        for timer in (self._timer, self._fill_call, self._aging_call, self._watch_call):
             if timer is not None and timer.active():
                 timer.cancel()
         self._fill_call = None
@@ -211,7 +218,10 @@ class DeliveryScheduler(Service):
 
     def _committed(self, message: QueuedMessage) -> None:
         if self.running and message.state is MessageState.ACTIVE:
-            self._destinations.enter(message, self._time.seconds())
+            try:
+                self._destinations.enter(message, self._time.seconds())
+            except Exception:
+                self._broke(Failure())
             self._fill()
 
     def _became_due(self, destinations: Collection[str]) -> None:
@@ -281,14 +291,58 @@ class DeliveryScheduler(Service):
 
     def _look(self) -> None:
         self._looking = True
-        Deferred.fromCoroutine(self._take_due()).addBoth(self._looked)
+        Deferred.fromCoroutine(self._take_due()).addBoth(self._looked).addErrback(self._look_broke)
 
     def _looked(self, result: Failure | None) -> None:
         self._looking = False
         if isinstance(result, Failure):
             _tell_look_failed(result)
+            self._doubtful = self._doubtful or result.check(SpoolError) is None
         if self.running:
+            if self._doubtful:
+                self._begin_from_spool()
+                self._look_soon()
             self._fill()
+        if self._watch_call is None or not self._watch_call.active():
+            self._watch()
+
+    # After a fault of ours
+
+    def _watch(self) -> None:
+        """See to it that there always is a next look at the queue, whatever broke.
+
+        It and the looks revive each other, and a look begins from what the spool says where there is doubt.
+        """
+        if not self.running:
+            return
+        self._watch_call = self._reactor.callLater(self._settings.poll, self._watch)
+        if self._doubtful or self._timer is None or not self._timer.active():
+            self._look_soon()
+        walks = self._walk is not None and not self._walk.called
+        walks = walks or (self._aging_call is not None and self._aging_call.active())
+        if not walks and self._listed_at > -inf:
+            self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
+
+    def _broke(self, failure: Failure) -> None:
+        """Something broke in the bookkeeping: the next look begins from what the spool says."""
+        self._doubtful = True
+        _log.failure("the queue's bookkeeping broke", failure, event="delivery.bookkeeping_failed")
+        # Not at once: a fault that stays would leave time for nothing else.
+        self._arm(self._time.seconds() + min(self._settings.poll, _AFTER_A_FAULT))
+
+    def _look_broke(self, failure: Failure) -> None:
+        self._looking = False
+        self._broke(failure)
+
+    def _begin_from_spool(self) -> None:
+        """Forget what waits in memory and find it again: the spool has it, but for what is under way.
+
+        Not while a look is under way: its answer may name what ended meanwhile.
+        """
+        aside = [message for message, _ in self._set_aside.values()]
+        self._destinations.start_over(self._under_way.values(), aside)
+        self._doubtful = False
+        self._listed_at = min(self._listed_at, self._time.seconds() - _LIST_DESTINATIONS_EVERY)
 
     async def _take_due(self) -> None:
         """Get what is due in the destinations that may go on."""
@@ -338,9 +392,9 @@ class DeliveryScheduler(Service):
             self._look_soon()
 
     def _end_setting_aside(self, now: float) -> None:
-        for message in [message for message, until in self._set_aside.items() if until <= now]:
-            del self._set_aside[message]
+        for message in [message for message, until in self._set_aside.values() if until <= now]:
             self._destinations.release(message, now)
+            del self._set_aside[message.key]
 
     # One message
 
@@ -350,11 +404,13 @@ class DeliveryScheduler(Service):
         An attempt that ends at once makes way for the next one here, in this loop, not by a call from
         within its own end: any number of parts may end at once.
         """
-        if self._filling or self._fill_call is not None:
+        if self._filling or (self._fill_call is not None and self._fill_call.active()):
             return
         self._filling = True
         try:
             self._start_some(most)
+        except Exception:
+            self._broke(Failure())
         finally:
             self._filling = False
             self._arm()
@@ -368,36 +424,48 @@ class DeliveryScheduler(Service):
             message = self._destinations.take(now, free) if free > 0 and self.running else None
             if message is None:
                 return
-            self._under_way.add(message.key)
-            Deferred.fromCoroutine(self._attempt(message))
+            key = message.key
+            self._under_way[key] = message
+            Deferred.fromCoroutine(self._attempt(message, key)).addErrback(self._attempt_broke, key)
         self._fill_call = self._reactor.callLater(0, self._fill_on)
 
     def _fill_on(self) -> None:
         self._fill_call = None
         self._fill()
 
-    async def _attempt(self, message: QueuedMessage) -> None:
+    async def _attempt(self, message: QueuedMessage, key: Key) -> None:
         try:
             await self._attempts.make(message)
         except Exception:
+            self._set_aside[key] = message, inf
             # The queue keeps what it could not write and writes it later; until then the part still stands
             # there as due, and is not, however long that takes. After a fault of ours it waits a while.
             delay = self._settings.retries.delays[0] if self._queue.settled else 0.0
-            self._set_aside[message] = self._time.seconds() + delay
+            self._set_aside[key] = message, self._time.seconds() + delay
             _log_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.
-            self._ended(message)
+            self._under_way.pop(key, None)
+            self._ended(message, key)
 
-    def _ended(self, message: QueuedMessage) -> None:
-        self._under_way.discard(message.key)
+    def _attempt_broke(self, failure: Failure, key: Key) -> None:
+        """Something broke beside the attempt itself: the part is found again in the spool."""
+        self._under_way.pop(key, None)
+        self._set_aside.pop(key, None)
+        self._broke(failure)
+        self._notify_empty()
+
+    def _ended(self, message: QueuedMessage, key: Key) -> None:
         self._expiry.attempted(message)
-        self._destinations.finished(message, known=message in self._set_aside)
+        self._destinations.finished(message, known=key in self._set_aside)
+        self._notify_empty()
+        if self.running:
+            self._fill(_STARTED_AT_AN_END)
+
+    def _notify_empty(self) -> None:
         if self._empty is not None and not self._under_way:
             empty, self._empty = self._empty, None
             empty.callback(None)
-        if self.running:
-            self._fill(_STARTED_AT_AN_END)
 
     async def _wait_until_empty(self, seconds: float) -> bool:
         """Whether nothing is under way any more, at the latest after so many seconds."""
@@ -416,9 +484,8 @@ class DeliveryScheduler(Service):
     def _grow_older(self) -> None:
         self._aging_call = None
         now = self._time.seconds()
-        self._walk = Deferred.fromCoroutine(self._look_after(now))
-        self._walk.addErrback(_log_scan_failed)
-        self._walk.addCallback(self._grown_older)
+        walk = self._walk = Deferred.fromCoroutine(self._look_after(now))
+        walk.addErrback(_log_scan_failed).addCallback(self._grown_older).addErrback(_log_scan_failed)
 
     async def _look_after(self, now: float) -> None:
         try:

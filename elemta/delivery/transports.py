@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.delivery.connections import Connections
@@ -43,6 +44,7 @@ from elemta.spool.records import QueuedMessage
 _log = Logger()
 
 _CHUNK = 64 * 1024
+_WRITTEN = "written to the Maildir"
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 P = ParamSpec("P")
@@ -122,10 +124,19 @@ class Transports:
             return AttemptResult((), ReachedStage.NOTHING_FREE)
         if len(parts) == 1:
             return await self._deliver_part(message, *parts[0], taken)
-        done = await gatherResults(
+        # All of them have to be over: what one takes after the attempt ended is not recorded.
+        done: list[AttemptResult] = []
+        broken: Failure | None = None
+        for _, result in await DeferredList(
             [Deferred.fromCoroutine(self._deliver_part(message, *part, taken)) for part in parts],
             consumeErrors=True,
-        )
+        ):
+            if isinstance(result, Failure):
+                broken = result
+            else:
+                done.append(result)
+        if broken is not None:
+            broken.raiseException()
         outcomes = tuple(outcome for carried in done for outcome in carried.outcomes)
         untried = frozenset(address for carried in done for address in carried.untried)
         works = LocalFault.NONE
@@ -203,7 +214,9 @@ class Transports:
         finally:
             for place in sorted(job.done):
                 written = attempt.recipients[place]
-                attempt.taken[written.address] = _maildir_result(written, None)
+                attempt.taken[written.address] = RecipientResult(
+                    written, Status.DELIVERED, 0, "2.0.0", _WRITTEN
+                )
         return tuple(
             attempt.outcome(_maildir_result(recipient, error), drop.directory, final=True)
             for recipient, drop, error in zip(attempt.recipients, drops, errors, strict=True)
@@ -369,7 +382,7 @@ def _carried(attempt: _Attempt, hop: NextHop, sent: TransactionResult, works: Lo
 
 def _maildir_result(recipient: Recipient, error: OSError | SpoolError | NoMailbox | None) -> RecipientResult:
     if error is None:
-        return RecipientResult(recipient, Status.DELIVERED, 0, "2.0.0", "written to the Maildir")
+        return RecipientResult(recipient, Status.DELIVERED, 0, "2.0.0", _WRITTEN)
     if isinstance(error, NoMailbox):
         return RecipientResult(recipient, Status.FAILED, 0, "5.1.1", str(error))
     # Local trouble is never permanent: a full disk, a wrong mode, a missing mount can all be repaired.

@@ -108,6 +108,9 @@ class GroupCommit:
     def maintain(self) -> None:
         """Write what is left from a full disk, and tidy the log; to be called now and then."""
         self._maintenance_due = True
+        if not self.healthy and not self._reopening and not self._is_reopen_due:
+            # A fault of ours ended the tries.
+            self._schedule_reopen()
         if self.healthy and not self._closing and not self._running:
             self._run([])
 
@@ -138,10 +141,10 @@ class GroupCommit:
     def _settle_at_last(self) -> None:
         """In the commit thread: the last chance for what could not be written."""
         if self.healthy:
-            self._store.retain(self._late)
+            self._store.keep(self._late)
         else:
             try:
-                self._store.reopen(self._late)
+                self._store.reopen(self._late, self._doubtful)
             except SpoolError as error:
                 _log.error("the spool's disk still fails", event="spool.disk_still_fails", reason=str(error))
                 return
@@ -155,6 +158,10 @@ class GroupCommit:
             self._run_next()
         else:
             self._notify_idle()
+
+    @property
+    def _is_reopen_due(self) -> bool:
+        return self._reopen_call is not None and self._reopen_call.active()
 
     def _run_next(self) -> None:
         entries = self._next_batch()
@@ -182,7 +189,7 @@ class GroupCommit:
         self._unsettled += len(late)
         self._at_work.append((entries, late))
         done: Deferred[Batch] = Deferred()
-        done.addCallback(self._finished, entries).addErrback(self._broke)
+        done.addCallback(self._finished, entries, late).addErrback(self._broke)
         self._threads.call(self._work, entries, late, maintain, done).addErrback(self._not_done, done)
 
     def _not_done(self, failure: Failure, done: Deferred[Batch]) -> None:
@@ -220,7 +227,7 @@ class GroupCommit:
         batch = Batch([entry.operation for entry in entries])
         try:
             if late:
-                self._store.retain(late)
+                self._store.keep(late)
             if entries or self._store.unsettled:
                 batch = self._store.apply(batch.operations)
         except Exception as error:
@@ -237,9 +244,11 @@ class GroupCommit:
         if doubt is not None:
             self._reactor.callFromThread(self.distrust, doubt)
 
-    def _finished(self, batch: Batch, entries: list[PendingOperation]) -> None:
+    def _finished(self, batch: Batch, entries: list[PendingOperation], late: list[DeliveryResult]) -> None:
         self._running = False
         was_settled = self.settled
+        # What a fault kept the store from taking over.
+        self._late += late
         self._unsettled = batch.unsettled
         self.ledger.add(batch.ledger)
         try:
@@ -288,12 +297,14 @@ class GroupCommit:
             event="spool.disk_failed",
             reason=str(error),
         )
-        pending, self._pending = self._pending, []
+        # They leave the line when they have their answer, and not before: a fault here must lose none.
+        pending = self._pending
         settlements = (entry.operation for entry in pending if isinstance(entry.operation, DeliveryResult))
         self._late.extend(settlement for settlement in settlements if settlement.tells)
         refused = Batch([entry.operation for entry in pending])
         refused.refuse(refused.operations, refusal(error, "the spool's disk failed"))
         self._conclude(pending, refused)
+        self._pending = []
         self._notify_idle()
         self._schedule_reopen()
 
@@ -310,7 +321,12 @@ class GroupCommit:
         doubtful, self._doubtful = self._doubtful, []
         self._threads.call(self._store.reopen, late, doubtful).addCallbacks(
             self._reopened, self._still_broken
-        )
+        ).addErrback(self._still_broken).addBoth(self._take_back, late, doubtful)
+
+    def _take_back(self, _: object, late: list[DeliveryResult], doubtful: list[NewMessage]) -> None:
+        """Keep what a fault kept the store from taking over."""
+        self._late[:0] = late
+        self._doubtful[:0] = doubtful
 
     def _reopened(self, ledger: QueueCounts) -> None:
         self._reopening = False
@@ -323,12 +339,13 @@ class GroupCommit:
         if self._closing:
             self._notify_idle()
             return
+        self._pending = [entry for entry in self._pending if not entry.done.called]
         self.maintain()
         if self.settled:
             self._notify_settled()
 
     def _still_broken(self, failure: Any) -> None:
-        self._reopening = False
+        self._reopening = self.healthy = False
         _log.error("the spool's disk still fails", event="spool.disk_still_fails", reason=str(failure.value))
         self._notify_idle()
         self._schedule_reopen()

@@ -182,7 +182,11 @@ class QueueWriter:
             self._commit(connection, batch)
         except Exception as error:
             self._give_up(batch, error)
-        self._remember(batch)
+        try:
+            self._remember(batch)
+        except Exception:
+            # What became of the batch is decided: what is on disk stays there, and is answered for.
+            _log.failure("a batch could not be remembered", event="spool.batch_not_remembered")
         batch.unsettled = self.unsettled
         batch.seconds = self._monotonic() - started
         return batch
@@ -232,13 +236,15 @@ class QueueWriter:
         self._since_checkpoint = 0
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def reopen(self, late: Iterable[DeliveryResult], doubtful: Iterable[NewMessage] = ()) -> QueueCounts:
+    def reopen(self, late: list[DeliveryResult], doubtful: list[NewMessage]) -> QueueCounts:
         """After a failure: start from what is on disk, take back what was refused, and count anew.
 
         Raises SpoolError when the disk can't be trusted yet; what was delivered in vain is kept for later.
+        What is kept here leaves the lists: what is still in them after a fault was not taken over.
         """
-        self.retain(late)
-        self._refused.extend(doubtful)
+        self.keep(late)
+        self._refused.extend(each for each in doubtful if each.pays is None)
+        doubtful.clear()
         self.close()
         connection: sqlite3.Connection | None = None
         try:
@@ -256,6 +262,11 @@ class QueueWriter:
             raise refusal(error, "the spool's disk is not usable yet") from error
         self._connection = connection
         return ledger
+
+    def keep(self, late: list[DeliveryResult]) -> None:
+        """Take settlements over that came while nothing could be written; the list is empty then."""
+        self.retain(late)
+        late.clear()
 
     def retain(self, settlements: Iterable[DeliveryResult]) -> None:
         """Keep settlements to write them later: what was delivered must not be delivered again.
@@ -474,7 +485,9 @@ class QueueWriter:
     def _give_up(self, batch: Batch, error: Exception) -> None:
         batch.broken = error
         batch.start_over()
-        self._refused.extend(_new(batch.open()))
+        # A notice that pays is on disk together with its payment or not at all. To take it back alone would
+        # lose it; to queue it again is refused where it is paid for.
+        self._refused.extend(each for each in _new(batch.open()) if each.pays is None)
         self.retain(_settlements(batch.open()))
         batch.refuse(batch.open(), refusal(error, "the spool's disk failed"))
         self.close()

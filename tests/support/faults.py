@@ -1,14 +1,14 @@
-"""Faults to order: one call of a function of ours raises, wherever that is between two moments of a test."""
+"""Faults to order: calls of a function of ours raise, wherever that is between two moments of a test."""
 
 from __future__ import annotations
 
-import dis
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -30,79 +30,108 @@ def name_of(code: CodeType) -> Name | None:
     return str(path.relative_to(PACKAGE)), getattr(code, "co_qualname", code.co_name)
 
 
-@cache
-def _begin_of(code: CodeType) -> int:
-    """How far a frame of this code may be at its first call; a coroutine that goes on is farther."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "RESUME" and not instruction.arg:
-            return int(instruction.offset)
-    return -1
+def function_of(name: Name) -> FunctionType | None:
+    """The function itself; None where it can't be had by its name, or is a closure."""
+    path, qualified = name
+    module = importlib.import_module("elemta." + path.removesuffix(".py").replace("/", "."))
+    found: Any = module
+    for each in qualified.split("."):
+        found = vars(found).get(each) if hasattr(found, "__dict__") else None
+    if isinstance(found, property):
+        found = found.fget
+    found = inspect.unwrap(getattr(found, "__func__", found)) if found is not None else None
+    return found if isinstance(found, FunctionType) and not found.__code__.co_freevars else None
 
 
-class Faults:
-    """Notes what is called while it is armed; one call of ``target`` raises ``error`` then.
+class Observed:
+    """Notes which functions are called, in this thread and in one more, and which give a Deferred."""
 
-    ``into`` has the hook installed in a thread of its own.
-    """
-
-    def __init__(self, into: Callable[[Callable[[], None]], None] = lambda install: None) -> None:
+    def __init__(self, into: Callable[[Callable[[], None]], None]) -> None:
         self.called: dict[Name, None] = {}
         self.deferring: dict[Name, None] = {}
-        self.target: Name | None = None
-        self.error: Exception | None = None
-        self.armed = False
-        self.fired = False
+        self.on = False
         self._into = into
 
-    def arm(self) -> None:
-        """From now on."""
-        self.armed = True
+    def start(self) -> None:
+        self.on = True
         sys.setprofile(self._hook)
 
     def install(self) -> None:
-        """Have the hook in the other thread, too."""
         self._into(lambda: sys.setprofile(self._hook))
 
-    def disarm(self) -> None:
-        """The moment has passed."""
-        self.armed = False
+    def stop(self) -> None:
+        self.on = False
         sys.setprofile(None)
+        self._into(lambda: sys.setprofile(None))
 
     def _hook(self, frame: FrameType, event: str, value: Any) -> None:
-        if not self.armed or event not in ("call", "return"):
+        if not self.on or event not in ("call", "return"):
             return
         name = name_of(frame.f_code)
         if name is None or frame.f_code.co_name.startswith("<"):
             return
-        if event == "return":
-            if isinstance(value, Deferred):
-                self.deferring[name] = None
-            return
-        if frame.f_lasti > _begin_of(frame.f_code):
-            return
         self.called[name] = None
-        if name == self.target and not self.fired and self.error is not None:
-            self.fired = True
+        if event == "return" and isinstance(value, Deferred):
+            self.deferring[name] = None
+
+
+class Fault:
+    """Calls of one function raise while this is ``armed``: so many of them. ``fired`` is how many did.
+
+    With ``deferred`` they give a Deferred that failed.
+    """
+
+    def __init__(self, name: Name, error: Exception, times: int = 1, *, deferred: bool = False) -> None:
+        self.name, self.error, self.times = name, error, times
+        self.armed = False
+        self.fired = 0
+        self._deferred = deferred
+        self._function = function = function_of(name)
+        self.possible = function is not None
+        if function is None:
+            return
+        self._code = code = function.__code__
+        self._original = FunctionType(
+            code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        )
+        self._original.__kwdefaults__ = function.__kwdefaults__
+        self._is_coroutine = bool(code.co_flags & inspect.CO_COROUTINE)
+        number = len(_faults)
+        _faults.append(self)
+        scope: dict[str, Any] = {}
+        # Code with a number of its own, and no closure.
+        exec(
+            "def broken(*args, **kwargs):\n"
+            "    return __import__('tests.support.faults', fromlist=['meet'])"
+            f".meet({number}, args, kwargs)\n",
+            scope,
+        )
+        function.__code__ = scope["broken"].__code__
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.armed and self.fired < self.times:
+            self.fired += 1
+            if self._is_coroutine:
+                return _raise_later(self.error)
+            if self._deferred:
+                return fail(self.error)
             raise self.error
+        return self._original(*args, **kwargs)
+
+    def end(self) -> None:
+        """The function is whole again."""
+        self.armed = False
+        if self._function is not None:
+            self._function.__code__ = self._code
 
 
-def failing(name: Name, faults: Faults, error: Exception, patch: Any) -> bool:
-    """Have one call of a function, while armed, give a Deferred that failed; whether that can be had."""
-    path, qualified = name
-    module = importlib.import_module("elemta." + path.removesuffix(".py").replace("/", "."))
-    *owners, last = qualified.split(".")
-    owner: Any = module
-    for each in owners:
-        owner = getattr(owner, each, None)
-    function = getattr(owner, last, None)
-    if not callable(function):
-        return False
+async def _raise_later(error: Exception) -> None:
+    raise error
 
-    def fails(*args: Any, **kwargs: Any) -> Any:
-        if faults.armed and not faults.fired:
-            faults.fired = True
-            return fail(error)
-        return function(*args, **kwargs)
 
-    patch.setattr(owner, last, fails)
-    return True
+_faults: list[Fault] = []
+
+
+def meet(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a function that is to fail does."""
+    return _faults[number].call(args, kwargs)
