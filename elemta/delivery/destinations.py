@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from math import inf
 
 from elemta.delivery.destination import FIRST_WINDOW, MOST_BROKEN_OFF, Destination, Key
-from elemta.delivery.lane_table import LaneTable, enough_space
+from elemta.delivery.destination_table import DestinationTable, enough_space
 from elemta.delivery.rings import Ring
 from elemta.outcome import Outcome
 from elemta.spool.records import DestinationDue, QueuedMessage
@@ -22,7 +22,7 @@ _MOST_ANSWERED = 10_000
 _MOST_TRIED = 1000
 
 
-class Destinations(LaneTable):
+class Destinations(DestinationTable):
     """The destinations that have something to do."""
 
     # What comes in

@@ -137,7 +137,7 @@ class Scheduled:
         return blocked
 
 
-def test_lanes_take_turns_however_long_their_lines_are() -> None:
+def test_destinations_take_turns_however_long_their_lines_are() -> None:
     queue = Scheduled()
     for _ in range(50):
         queue.send("long.example")
@@ -152,7 +152,7 @@ def test_lanes_take_turns_however_long_their_lines_are() -> None:
     ]
 
 
-def test_a_lane_starts_with_few_and_widens_with_each_success_up_to_its_limit() -> None:
+def test_a_destination_starts_with_few_and_widens_with_each_success_up_to_its_limit() -> None:
     queue = Scheduled(limit=5)
     for _ in range(100):
         queue.send("x.example")
@@ -188,7 +188,7 @@ def test_a_flood_from_one_sender_waits_behind_itself_while_others_pass() -> None
     assert served <= 20
 
 
-def test_two_floods_share_a_lane_whenever_they_began() -> None:
+def test_two_floods_share_a_destination_whenever_they_began() -> None:
     queue = Scheduled(limit=2)
     for _ in range(1000):
         queue.send("x.example", "first")
@@ -242,7 +242,7 @@ def test_the_others_that_were_under_way_do_not_make_it_worse() -> None:
     assert queue.destinations.failures("x.example") == 1
 
 
-def test_the_next_probe_is_another_message_and_a_success_reopens_the_lane_at_once() -> None:
+def test_the_next_probe_is_another_message_and_a_success_reopens_the_destination_at_once() -> None:
     queue = Scheduled()
     sent = [queue.send("x.example") for _ in range(30)]
     for message in queue.take_all():
@@ -344,7 +344,7 @@ def test_destinations_that_never_answered_do_not_take_all_places() -> None:
         assert queue.take() == message
 
 
-def test_what_must_wait_holds_up_its_lane_alone_and_costs_no_look() -> None:
+def test_what_must_wait_holds_up_its_destination_alone_and_costs_no_look() -> None:
     queue = Scheduled()
     for _ in range(10):
         queue.send("paced.example")
@@ -379,8 +379,8 @@ def test_what_was_done_while_the_queue_was_asked_is_not_done_again() -> None:
     assert queue.destinations.take(queue.now, PLACES) is None
 
 
-def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elemta.delivery.lane_table.MOST_WAITING", 200)
+def test_memory_is_bounded_and_no_destination_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elemta.delivery.destination_table.MOST_WAITING", 200)
     queue = Scheduled()
     for _ in range(1000):
         queue.send("a.example")
@@ -393,7 +393,7 @@ def test_memory_is_bounded_and_no_lane_fills_it(monkeypatch: pytest.MonkeyPatch)
     assert queue.destinations.waiting <= 200
 
 
-def test_a_lane_without_mail_is_forgotten_also_when_it_was_down() -> None:
+def test_a_destination_without_mail_is_forgotten_also_when_it_was_down() -> None:
     queue = Scheduled()
     message = queue.send("x.example")
     other = queue.send("dead.example")

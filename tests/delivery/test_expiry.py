@@ -23,7 +23,7 @@ from tests.support.post import Hop, Post, reactor
 
 SETTINGS = DeliverySettings("me.example", Retries((60.0,), expire=100_000.0), warn_after=1000.0)
 # Mail of an older start, that nothing has looked at yet, waits in the destination without a name.
-LANE = ""
+DESTINATION = ""
 
 
 class Quiet(Post):
@@ -65,7 +65,7 @@ async def test_after_a_start_what_may_leave_is_given_a_minute_before_its_sender_
 ) -> None:
     await quiet.send_late(30)
     quiet.aging.started(quiet.now)
-    quiet.destinations.due_at(LANE, 0.0)
+    quiet.destinations.due_at(DESTINATION, 0.0)
     assert await quiet.told_at(quiet.now + 1) == 0
     await quiet.load()
     waiting = quiet.destinations.waiting
@@ -76,9 +76,9 @@ async def test_after_a_start_what_may_leave_is_given_a_minute_before_its_sender_
 
 
 @ensureDeferred
-async def test_a_lane_that_has_not_been_looked_into_yet_is_about_to_be(quiet: Quiet) -> None:
+async def test_a_destination_that_has_not_been_looked_into_yet_is_about_to_be(quiet: Quiet) -> None:
     await quiet.send_late(3)
-    quiet.destinations.due_at(LANE, 0.0)
+    quiet.destinations.due_at(DESTINATION, 0.0)
     assert await quiet.told_at(quiet.now) == 0
     wanted = quiet.destinations.wanted(quiet.now)
     # While the spool is being asked.
@@ -91,9 +91,9 @@ async def test_a_lane_that_has_not_been_looked_into_yet_is_about_to_be(quiet: Qu
 async def test_mail_for_a_destination_that_is_down_gets_no_such_grace(quiet: Quiet) -> None:
     await quiet.send_late(3)
     quiet.aging.started(quiet.now)
-    quiet.destinations.due_at(LANE, 0.0)
+    quiet.destinations.due_at(DESTINATION, 0.0)
     down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", quiet.now)
-    quiet.destinations.block(LANE, quiet.now + 600, down)
+    quiet.destinations.block(DESTINATION, quiet.now + 600, down)
     assert await quiet.told_at(quiet.now + 1) == 3
 
 
@@ -106,7 +106,7 @@ async def test_what_expires_together_is_given_up_in_few_commits(quiet: Quiet) ->
         commits.append(len(operations)) or apply(operations)  # type: ignore[func-returns-value]
     )
     down = Outcome("Q", Address("bob", "example.com"), Status.DEFERRED, "refused", "", "", quiet.now)
-    quiet.destinations.block(LANE, quiet.now + 1e6, down)
+    quiet.destinations.block(DESTINATION, quiet.now + 1e6, down)
     await quiet.aging.walk(quiet.now + 200_000, lambda: True)
     reports = await quiet.bounces()
     assert len(reports) == 100 == sum("Status: 5.4.7" in report for report in reports)

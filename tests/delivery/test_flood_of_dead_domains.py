@@ -13,7 +13,7 @@ from tests.delivery.test_destinations import PLACES, Scheduled
 from tests.support.simulated import GOOD, REFUSED, SILENT, Answer, Simulation
 
 MINUTE = 60.0
-GOOD_LANE = "good.example"
+GOOD_DOMAIN = "good.example"
 DEAD = {"silent": SILENT, "refused": REFUSED}
 
 
@@ -59,7 +59,7 @@ def test_a_known_good_destination_waits_a_second_at_most_beside_any_number_of_de
     simulation = dead_but("good", DEAD[kind])
     running.append(simulation)
     simulation.start()
-    simulation.send(GOOD_LANE)
+    simulation.send(GOOD_DOMAIN)
     simulation.run(1.0)
     for number in range(domains * each):
         # One half of them is announced, the other is found in the queue.
@@ -67,10 +67,10 @@ def test_a_known_good_destination_waits_a_second_at_most_beside_any_number_of_de
     sent = []
     for pause in (0.0, 1.0, 20.0, 5 * MINUTE, 20 * MINUTE, 30 * MINUTE):
         simulation.run(pause, step=1.0)
-        sent.append((simulation.send(GOOD_LANE), simulation.now))
+        sent.append((simulation.send(GOOD_DOMAIN), simulation.now))
         simulation.run(2.0)
-        sent.append((simulation.send(GOOD_LANE, tell=False), simulation.now))
-        simulation.delivery._became_due([GOOD_LANE])
+        sent.append((simulation.send(GOOD_DOMAIN, tell=False), simulation.now))
+        simulation.delivery._became_due([GOOD_DOMAIN])
         simulation.run(2.0)
     assert max(waits_of(simulation, sent)) <= 1.0
     # The dead ones are attempted all the same.

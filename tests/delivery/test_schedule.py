@@ -52,7 +52,7 @@ def to(route: NextHopRoute, *domains: str) -> NextHopRoute:
     return replace(route, domains=frozenset(domains))
 
 
-async def lane_is_blocked(post: Post, destination: str = DEAD.target) -> None:
+async def destination_is_blocked(post: Post, destination: str = DEAD.target) -> None:
     delivery = post.delivery
     assert delivery is not None
     await post.until(lambda: delivery._destinations.failures(destination) and not delivery.under_way)
@@ -102,7 +102,7 @@ async def test_when_a_destination_is_back_one_probe_brings_all_its_mail(post: Po
     started = time.monotonic()
     for _ in range(50):
         await post.send("bob@example.com")
-    await lane_is_blocked(post, route.target)
+    await destination_is_blocked(post, route.target)
     attempts = len(post.observer.outcomes)
     assert attempts <= 2 + (time.monotonic() - started) / 0.3
     post._ports.append(reactor.listenTCP(route.port, hop, interface="127.0.0.1"))
@@ -186,7 +186,7 @@ async def test_mail_for_a_destination_that_stays_down_expires_untried_with_what_
     post.start(DEAD)
     for _ in range(10):
         await post.send("bob@dead.example")
-    await lane_is_blocked(post)
+    await destination_is_blocked(post)
     attempts = len(post.observer.outcomes)
     await gone(post)
     assert len(post.observer.outcomes) == attempts <= 2
@@ -196,7 +196,7 @@ async def test_mail_for_a_destination_that_stays_down_expires_untried_with_what_
 
 
 @ensureDeferred
-async def test_a_message_in_many_dead_lanes_expires_with_one_notice_for_all(post: Post) -> None:
+async def test_a_message_in_many_dead_destinations_expires_with_one_notice_for_all(post: Post) -> None:
     dead = [
         NextHopRoute(f"smtp://127.0.0.1:{port}", frozenset({f"d{port}.example"}), host="127.0.0.1", port=port)
         for port in range(1, 6)
@@ -225,7 +225,7 @@ async def test_a_sender_is_told_of_a_delay_once_also_over_a_restart(post: Post) 
     post.settings = replace(post.settings, warn_after=1.5, poll=0.05)
     delivery = post.start(DEAD)
     await post.send("bob@dead.example")
-    await lane_is_blocked(post)
+    await destination_is_blocked(post)
     assert await post.bounces() == []
     while not await post.bounces():
         await deferLater(reactor, 0.01)
@@ -245,7 +245,7 @@ async def test_new_routes_take_effect_on_what_waits_for_a_dead_destination(post:
     delivery = post.start(DEAD)
     for _ in range(20):
         await post.send("bob@dead.example", "eve@dead.example")
-    await lane_is_blocked(post)
+    await destination_is_blocked(post)
     delivery.reconfigure([alive], post.settings, post.observer.hooks)
     await gone(post)
     assert len(hop.messages) == 20
@@ -262,7 +262,7 @@ async def test_an_operators_retry_probes_a_destination_and_if_it_is_back_all_its
     first = await post.send("bob@example.com")
     for _ in range(5):
         await post.send("bob@example.com")
-    await lane_is_blocked(post, route.target)
+    await destination_is_blocked(post, route.target)
     post._ports.append(reactor.listenTCP(route.port, hop, interface="127.0.0.1"))
     await post.spool.retry(first)
     await gone(post)
@@ -270,7 +270,7 @@ async def test_an_operators_retry_probes_a_destination_and_if_it_is_back_all_its
 
 
 @ensureDeferred
-async def test_mail_of_an_older_spool_finds_its_lanes(tmp_path: Path) -> None:
+async def test_mail_of_an_older_spool_finds_its_destinations(tmp_path: Path) -> None:
     spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     post = Post(tmp_path, spool)
     for _ in range(30):
@@ -411,7 +411,7 @@ async def test_a_domain_that_dns_can_not_answer_for_costs_one_question_per_inter
     by_mx(post, zone, 1)
     for _ in range(30):
         await post.send("bob@broken.example")
-    await lane_is_blocked(post, "broken.example")
+    await destination_is_blocked(post, "broken.example")
     await deferLater(reactor, 0.2)
     assert len(zone.asked) <= 2
 
@@ -423,13 +423,13 @@ async def test_a_next_hop_that_always_breaks_off_is_left_alone_soon(post: Post) 
     post.start(route)
     for _ in range(50):
         await post.send("bob@example.com")
-    await lane_is_blocked(post, route.target)
+    await destination_is_blocked(post, route.target)
     await deferLater(reactor, 0.1)
     assert len(post.observer.outcomes) <= 5
 
 
 @ensureDeferred
-async def test_one_message_that_makes_a_next_hop_break_off_does_not_shut_its_lane(post: Post) -> None:
+async def test_one_message_that_makes_a_next_hop_break_off_does_not_shut_its_destination(post: Post) -> None:
     hop = Hop({"RCPT": [CLOSE, *[b"250 ok\r\n"] * 40]})
     post.start(await post.listen(hop))
     for _ in range(20):
@@ -440,12 +440,12 @@ async def test_one_message_that_makes_a_next_hop_break_off_does_not_shut_its_lan
 
 
 @ensureDeferred
-async def test_the_place_of_a_part_in_its_lane_is_in_the_spool(post: Post) -> None:
+async def test_the_place_of_a_part_in_its_destination_is_in_the_spool(post: Post) -> None:
     post.start(DEAD)
     for sender in ("flood", "flood", "flood", "other"):
         post.sender = Address(sender, "example.org")
         await post.send("bob@dead.example")
-    await lane_is_blocked(post)
+    await destination_is_blocked(post)
     post.sender = Address("flood", "example.org")
     await post.send("bob@dead.example")
     post.sender = Address("late", "example.org")

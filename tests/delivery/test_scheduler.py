@@ -308,7 +308,7 @@ async def test_no_more_connections_than_the_route_allows_are_open(post: Post) ->
 async def test_more_messages_than_memory_holds_are_all_delivered_once(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elemta.delivery.lane_table.MOST_WAITING", 10)
+    monkeypatch.setattr("elemta.delivery.destination_table.MOST_WAITING", 10)
     post.settings = replace(post.settings, max_messages=4)
     post.start(maildir(post))
     sent = [post.send(f"u{i % 7}@example.com") for i in range(200)]

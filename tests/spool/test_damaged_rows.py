@@ -191,7 +191,7 @@ async def test_many_damaged_rows_are_held_by_one_commit_and_those_behind_them_co
 
 
 @ensureDeferred
-async def test_while_a_damaged_row_can_not_be_held_its_lane_is_not_asked_for_without_end(
+async def test_while_a_damaged_row_can_not_be_held_its_destination_is_not_asked_for_without_end(
     open_spool: Any, events: list[Any]
 ) -> None:
     disk = FailingDisk()

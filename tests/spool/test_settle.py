@@ -102,7 +102,7 @@ async def test_who_failed_is_held_while_who_is_deferred_goes_on(open_spool):
 
 
 @ensureDeferred
-async def test_each_part_of_a_message_has_its_own_lane_time_and_number_of_attempts(open_spool):
+async def test_each_part_of_a_message_has_its_own_destination_time_and_number_of_attempts(open_spool):
     spool = await open_spool()
     spool.use_plan(lambda given: (PlannedPart("one", 7.0, (0, 2)), PlannedPart("two", 8.0, (1,))))
     heard = []

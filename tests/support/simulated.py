@@ -57,14 +57,14 @@ class MemoryQueue:
     changes: int = 0
     healthy: bool = True
     settled: bool = True
-    _lane_of: dict[str, str] = field(default_factory=dict)
+    _destination_of: dict[str, str] = field(default_factory=dict)
 
     def put(self, message: QueuedMessage) -> None:
         self.parts.setdefault(message.destination, {})[message.key] = message
-        self._lane_of[message.queue_id] = message.destination
+        self._destination_of[message.queue_id] = message.destination
 
     def find(self, queue_id: str) -> QueuedMessage | None:
-        return self.parts.get(self._lane_of.get(queue_id, ""), {}).get((queue_id, 0))
+        return self.parts.get(self._destination_of.get(queue_id, ""), {}).get((queue_id, 0))
 
     @property
     def messages(self) -> Iterator[QueuedMessage]:

@@ -58,7 +58,7 @@ class Rest:
         self.shut_until = self.due = 0.0
 
 
-class RestingLanes(dict[str, Rest]):
+class RestingDestinations(dict[str, Rest]):
     """The destinations at rest, by name."""
 
     def __init__(self) -> None:

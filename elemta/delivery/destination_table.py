@@ -1,4 +1,4 @@
-"""What is known of each destination, in memory and at rest, and what follows when that changes."""
+"""The state of each destination, in memory and at rest, and what follows when that changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import inf
 
 from elemta.address import Address
 from elemta.delivery.destination import Destination
-from elemta.delivery.resting_lanes import Rest, RestingLanes, needs_nothing
+from elemta.delivery.resting_destinations import Rest, RestingDestinations, needs_nothing
 from elemta.delivery.rings import Ring, Standing
 from elemta.outcome import Outcome
 from elemta.spool.records import QueuedMessage
@@ -18,7 +18,7 @@ MOST_WAITING = 4000
 _MOST_WITH_TURNS = 10_000
 
 
-class LaneTable:
+class DestinationTable:
     """Finds destinations, makes them, and lets them go when nothing of them is in memory any more.
 
     ``limit`` says how many parts of a destination may be under way, None where it leads to no destination;
@@ -31,7 +31,7 @@ class LaneTable:
         self._destinations: dict[str, Destination] = {}
         # Of most destinations nothing is in memory. Some have a state all the same; of the others there is no
         # more than the time in their ring when something is due: the quiet ones.
-        self._resting = RestingLanes()
+        self._resting = RestingDestinations()
         self._quiet = 0
         # Those that are kept in memory because a sender has a turn to come.
         self._with_turns: dict[str, None] = {}
@@ -53,7 +53,7 @@ class LaneTable:
 
     @property
     def blocked(self) -> int:
-        """How many destinations wait for their destination to come back."""
+        """How many destinations were found down and are not back."""
         return self._blocked
 
     def find(self, name: str) -> Destination | None:
@@ -65,12 +65,12 @@ class LaneTable:
         return self._resting.get(name) if destination is None else destination
 
     def failures(self, name: str) -> int:
-        """How often in a row the destination's destination was found down."""
+        """How often in a row the destination was found down."""
         destination = self._state(name)
         return 0 if destination is None else destination.failures
 
     def reason(self, name: str) -> Outcome | None:
-        """What was said when the destination's destination was found down last."""
+        """The outcome when the destination was found down last."""
         destination = self._state(name)
         return None if destination is None else destination.reason
 
