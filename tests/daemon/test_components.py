@@ -11,6 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from elemta.config import load
 from elemta.daemon.components import Components, SharedResources, build_components, needs_restart
 from elemta.errors import ConfigError
+from elemta.metric_registry import MetricRegistry
 from elemta.runtime import Runtime
 
 LIMIT = """
@@ -76,3 +77,19 @@ def test_what_a_restart_is_needed_for_is_named_by_its_keys(tmp_path: Path) -> No
     )
     assert needs_restart(before, after) == ("resources.valkey_url", "resources.valkey_key_prefix")
     assert needs_restart(after, after) == ()
+
+
+def test_the_parts_that_outlive_a_reload_count_in_the_registry_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    begin = MetricRegistry.__init__
+
+    def begin_noted(self: MetricRegistry, node_id: str = "") -> None:
+        made.append(node_id)
+        begin(self, node_id)
+
+    monkeypatch.setattr(MetricRegistry, "__init__", begin_noted)
+    valkey = 'node_id = "a"\n[resources]\nvalkey_url = "valkey://127.0.0.1:1"\n'
+    assembled(tmp_path, LIMIT.replace("ACTION", "defer").replace("[[limit]]", f"{valkey}[[limit]]"))
+    assert made == ["a"]

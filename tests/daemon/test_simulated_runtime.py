@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
@@ -14,6 +15,8 @@ from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
 from elemta.daemon.service import DaemonState, Elemta
+from elemta.metric_registry import MetricRegistry
+from tests.support.metrics import value
 from tests.support.runtime import SimulatedReactor, simulated_runtime
 
 CONFIG = """
@@ -128,3 +131,25 @@ def test_a_daemon_takes_and_delivers_a_message_without_a_thread_and_as_its_seed_
     assert one == two
     assert one[0] != other[0]
     assert threading.active_count() == before
+
+
+def test_all_parts_of_a_daemon_count_in_its_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is given no metrics makes a registry of its own, which nobody reads."""
+    made: list[MetricRegistry] = []
+    begin = MetricRegistry.__init__
+
+    def begin_noted(self: MetricRegistry, node_id: str = "") -> None:
+        made.append(self)
+        begin(self, node_id)
+
+    monkeypatch.setattr(MetricRegistry, "__init__", begin_noted)
+    world = World(tmp_path / "world", 1)
+    world.start()
+    world.converse()
+    world.run(5)
+    world.stop()
+    (registry,) = made
+    assert value(registry, "elemta_messages_accepted_total", listener="mx") == 1
+    assert value(registry, "elemta_spool_commit_messages_count") == 1
+    route = f"maildir:{world.directory}/mail/{{local}}"
+    assert value(registry, "elemta_delivery_attempts_total", route=route, outcome="delivered") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -11,10 +12,19 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+import elemta
 from elemta.errors import SpoolError, ValkeyFailure
-from elemta.metric_registry import MetricDefinition, MetricRegistry, MetricType
-from elemta.metrics import one_of
-from elemta.ops.metrics import POLL_DEADLINE, LoopLag, Metrics, MetricsExporter
+from elemta.metric_registry import (
+    Counter,
+    Histogram,
+    Labelled,
+    MetricDefinition,
+    MetricRegistry,
+    MetricType,
+    ReportedMetric,
+)
+from elemta.metrics import Metrics, one_of
+from elemta.ops.metrics import POLL_DEADLINE, LoopLag, MetricsExporter
 from elemta.ops.plugin_metrics import MAX_CHILDREN, PluginMetricsRegistry
 from elemta.spool import MessageState, SpoolStats
 from tests.support.metrics import samples, value
@@ -129,6 +139,17 @@ def test_a_declared_metric_is_exposed_under_its_name_with_its_words(
     assert re.fullmatch(r"(elemta|smtp|valkey)_[a-z0-9_]+", family.name)
     assert (family.kind is MetricType.COUNTER) == family.name.endswith("_total")
     assert family.words.endswith(".")
+
+
+def test_every_metric_that_is_defined_is_counted_or_reported_somewhere() -> None:
+    code = "".join(path.read_text() for path in Path(elemta.__file__).parent.rglob("*.py"))
+    counted = set(re.findall(r"\.(\w+)\.(?:labels|inc|observe|set|poll|poll_labelled)\b", code))
+    metrics = Metrics()
+    kinds = (Counter, Histogram, Labelled, ReportedMetric)
+    groups = [metrics, *(each for each in vars(metrics).values() if type(each).__name__.endswith("Metrics"))]
+    names = {name for group in groups for name, each in vars(group).items() if isinstance(each, kinds)}
+    assert len(names) > 40
+    assert names - counted == set()
 
 
 def test_two_nodes_in_one_process_do_not_share_numbers() -> None:
