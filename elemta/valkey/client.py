@@ -174,11 +174,12 @@ class Valkey:
         """Run a script on the primary of its first key; in a cluster all keys must share a {tag}."""
         self._scripts[script.sha] = script
         frame = pack((b"EVALSHA", script.sha, len(keys), *keys, *args))
-        return self._ask(frame, keys[0] if keys else None, script, deadline)
+        key = keys[0] if keys else None
+        return self._ask_on(self._topology.connection(key), frame, key, script, deadline)
 
     def command(self, *words: Word, key: bytes | None = None, deadline: float | None = None) -> Deferred[Any]:
         """One command on the primary of ``key``; without one, on any primary."""
-        return self._ask(pack(words), key, None, deadline)
+        return self._ask_on(self._topology.connection(key), pack(words), key, deadline=deadline)
 
     def each_primary(self, *words: Word, deadline: float | None = None) -> Deferred[list[Any]]:
         """One command on every primary; the replies in no particular order. Fails when one of them fails."""
@@ -212,11 +213,6 @@ class Valkey:
         """Count and return the trouble of a caller that can't ask because too much is under way."""
         self._metrics.failures.labels(ValkeyFailure.OVERLOADED).inc()
         return ValkeyError(ValkeyFailure.OVERLOADED, words)
-
-    def _ask(
-        self, frame: bytes, key: bytes | None, script: Script | None, deadline: float | None
-    ) -> Deferred[Any]:
-        return self._ask_on(self._topology.connection(key), frame, key, script, deadline)
 
     def _ask_on(
         self,
