@@ -83,14 +83,18 @@ class ValkeyStore:
             return succeed(Decision())
         if self._open >= MOST_WAITING:
             raise self._valkey.overloaded("too many decisions are under way")
-        if not self._valkey.clustered:
-            return self._ask(requests, "")
-        by_tag: dict[str, list[Request]] = {}
-        for request in requests:
-            by_tag.setdefault(self._keys.tag(request), []).append(request)
-        if len(by_tag) == 1:
-            return self._ask(requests, next(iter(by_tag)))
-        return self._reserve(requests, by_tag)
+        by_tag: dict[str, Sequence[Request]] = (
+            self._by_tag(requests) if self._valkey.clustered else {"": requests}
+        )
+        parts = []
+        for tag, some in by_tag.items():
+            decision = QueuedDecision(some)
+            parts.append(decision.deferred)
+            self._waiting.setdefault(tag, []).append(decision)
+        self._open += len(parts)
+        if self._turn is None:
+            self._turn = self._reactor.callLater(0, self._send)
+        return parts[0] if len(parts) == 1 else self._reserve(requests, parts)
 
     def refund(self, receipts: Sequence[Receipt]) -> Deferred[None] | None:
         """Fails with StoreUnavailable when what was charged stays charged, or may."""
@@ -115,17 +119,12 @@ class ValkeyStore:
             handover=handover,
         )
 
-    def _ask(self, requests: Sequence[Request], tag: str) -> Deferred[Decision]:
-        decision = QueuedDecision(requests)
-        self._open += 1
-        waiting = self._waiting.get(tag)
-        if waiting is None:
-            self._waiting[tag] = [decision]
-        else:
-            waiting.append(decision)
-        if self._turn is None:
-            self._turn = self._reactor.callLater(0, self._send)
-        return decision.deferred
+    def _by_tag(self, requests: Sequence[Request]) -> dict[str, Sequence[Request]]:
+        """Which requests are for the same server."""
+        by_tag: dict[str, list[Request]] = {}
+        for request in requests:
+            by_tag.setdefault(self._keys.tag(request), []).append(request)
+        return dict(by_tag)
 
     def _send(self) -> None:
         self._turn = None
@@ -151,10 +150,9 @@ class ValkeyStore:
             self._cancellations.add(call.keys, call.args[:4])
         call.failed(failure)
 
-    def _reserve(self, requests: Sequence[Request], by_tag: dict[str, list[Request]]) -> Deferred[Decision]:
+    def _reserve(self, requests: Sequence[Request], parts: list[Deferred[Decision]]) -> Deferred[Decision]:
         """Ask several servers at the same time, and give back what was granted when one refuses or fails."""
         decided: Deferred[Decision] = Deferred()
-        parts = [self._ask(some, tag) for tag, some in by_tag.items()]
         DeferredList(parts, consumeErrors=True).addCallback(self._reserved, requests, decided)
         return decided
 
