@@ -174,7 +174,7 @@ class Limiter:
                 (covered if known else asked).append(request)
         if not asked:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
-        return self._ask(asked, tuple(covered), _DELAYED if may_delay else _REFUSED)
+        return run(self._acquire(asked, tuple(covered), _DELAYED if may_delay else _REFUSED))
 
     def charge_outbound(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
@@ -185,7 +185,7 @@ class Limiter:
             return _NOTHING
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.outbound_requests(departure)]
-        return self._ask(asked, (), _WAITS) if asked else _NOTHING
+        return run(self._acquire(asked, no=_WAITS)) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
@@ -208,8 +208,7 @@ class Limiter:
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
         asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
-        charge: Charge = yield self._ask(asked, ()) if asked else _NOTHING
-        return charge
+        return (yield from self._acquire(asked)) if asked else _NOTHING
 
     def remember_login(self, session: SessionLike, username: str) -> None:
         """Note a good login."""
@@ -258,7 +257,7 @@ class Limiter:
         """
         subject = Subject(session, transaction)
         asked = [request for rule in self._of_refusals for request in rule.requests(subject)]
-        return self._ask(asked, ()) if asked else _NOTHING
+        return run(self._acquire(asked)) if asked else _NOTHING
 
     def would(
         self,
@@ -301,19 +300,14 @@ class Limiter:
         """The identities that this node refuses now, the latest first."""
         return self._refusals.latest(count, self._store.seconds())
 
-    def _ask(
-        self, asked: list[Request], covered: tuple[Request, ...], no: str = _REFUSED
-    ) -> MaybeDeferred[Charge]:
-        """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
-        now = self._store.seconds()
-        known = self._remembered(asked, now)
-        if known:
-            return self._refused(known, now, no)
-        return run(self._acquire(asked, covered, no, now))
-
     def _acquire(
-        self, asked: list[Request], covered: tuple[Request, ...], no: str, began: float
+        self, asked: list[Request], covered: tuple[Request, ...] = (), no: str = _REFUSED
     ) -> Steps[Charge]:
+        """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
+        began = self._store.seconds()
+        known = self._remembered(asked, began)
+        if known:
+            return self._refused(known, began, no)
         try:
             answer: Decision = yield self._store.acquire(asked)
         except StoreUnavailable:
