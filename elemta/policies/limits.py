@@ -117,10 +117,14 @@ class LimitsPolicy:
         self._delayed = 0
 
     def connected(self, session: Session) -> MaybeDeferred[Verdict]:
-        return self._of_session(Stage.CONNECT, session)
+        if not self._limits.charges(Stage.CONNECT):
+            return CONTINUE
+        return run(self._charge(_Charged(Stage.CONNECT, session, _ledger(session))))
 
     def helo(self, session: Session) -> MaybeDeferred[Verdict]:
-        return self._of_session(Stage.HELO, session)
+        if not self._limits.charges(Stage.HELO):
+            return CONTINUE
+        return run(self._charge(_Charged(Stage.HELO, session, _ledger(session))))
 
     def login(self, session: Session, username: str) -> MaybeDeferred[Verdict]:
         return run(self._charge_login(session, username))
@@ -134,7 +138,9 @@ class LimitsPolicy:
         return None if outcome is LoginOutcome.BAD else self._limits.refund(receipts)
 
     def authenticated(self, session: Session) -> MaybeDeferred[Verdict]:
-        return self._of_session(Stage.AUTH, session)
+        if not self._limits.charges(Stage.AUTH):
+            return CONTINUE
+        return run(self._charge(_Charged(Stage.AUTH, session, _ledger(session))))
 
     def mail(self, session: Session, transaction: Transaction) -> MaybeDeferred[Verdict]:
         abandoned = _ledger(session).transaction
@@ -168,11 +174,6 @@ class LimitsPolicy:
         if ledger.transaction is not None and not ledger.transaction.over:
             self._limits.refund(ledger.transaction.refused())
         return self._limits.release(ledger.receipts)
-
-    def _of_session(self, stage: Stage, session: Session) -> MaybeDeferred[Verdict]:
-        if not self._limits.charges(stage):
-            return CONTINUE
-        return run(self._charge(_Charged(stage, session, _ledger(session))))
 
     def _of_transaction(
         self, stage: Stage, session: Session, transaction: Transaction, recipient: Recipient | None = None
