@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage, SpoolStatus
 from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
+from elemta.runtime import Runtime
 from elemta.spool import Spool
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.partition import AdoptedSpools
@@ -49,19 +50,19 @@ class AdoptionRegistry:
     ``queue`` is the own spool and all adopted ones together.
     """
 
-    def __init__(self, clock: IReactorTime, own: Spool, environment: AdoptionEnvironment) -> None:
+    def __init__(self, runtime: Runtime, own: Spool, environment: AdoptionEnvironment) -> None:
         self.queue = CombinedQueue(own, lambda: self.spools)
-        self._clock = clock
+        self._clock: IReactorTime = runtime.reactor
         self._own = own
         self._root = Path(own.settings.directory)
         self._environment = environment
-        self._record = AdoptedSpools(self._root)
+        self._record = AdoptedSpools(self._root, runtime.disk)
         self._known: dict[Path, _AdoptionTask] = {}
         self._writing = DeferredLock()
         self._unreadable: SpoolError | None = None
         self._stopping = False
         self._looks = LoopingCall(self._look)
-        self._looks.clock = clock
+        self._looks.clock = self._clock
 
     @property
     def spools(self) -> Sequence[Spool]:

@@ -119,7 +119,7 @@ class RunningServices:
         reactor = shared.runtime.reactor
         delivering = DeliveryFactory(shared, components, places)
         delivery = delivering.from_own(spool)
-        adoptions = AdoptionRegistry(reactor, spool, environment(delivering.from_adopted))
+        adoptions = AdoptionRegistry(shared.runtime, spool, environment(delivering.from_adopted))
         admin = AdminSocket(
             Path(spool.settings.directory) / SOCKET_NAME,
             AdminSite(admin_calls(adoptions), reactor),

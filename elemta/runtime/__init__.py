@@ -1,4 +1,4 @@
-"""Time, randomness, threads, and the reactor with its timers and sockets, as one value.
+"""Time, randomness, threads, the disk, and the reactor with its timers and sockets, as one value.
 
 The daemon makes one :class:`Runtime` and hands it to each part; ``elemtactl`` makes its own. No other
 module reads a clock of the system, draws a random number or makes a thread, and tests/house/test_runtime.py
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
     from twisted.internet.defer import Deferred
+
+    from elemta.runtime.disk import Disk
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,12 +115,14 @@ class Runtime(ProcessRuntime):
     """What a part of the daemon may know of the world.
 
     Timers and sockets are the ``reactor``'s: endpoints get it to connect and to listen. ``since_boot`` gives
-    seconds since the system started, with those in which it was suspended.
+    seconds since the system started, with those in which it was suspended. ``disk`` has the system calls that
+    durability rests on.
     """
 
     reactor: ReactorBase
     since_boot: Callable[[], float]
     threads: Threads
+    disk: Disk
 
     @classmethod
     def system(cls, reactor: ReactorBase) -> Runtime:
@@ -127,19 +131,22 @@ class Runtime(ProcessRuntime):
         Twisted's reactors take the time of day for ``seconds``, by which all their delayed calls go. To be
         called before anything is scheduled.
         """
+        from elemta.runtime.disk import Disk  # noqa: PLC0415
         from elemta.runtime.threads import SystemThreads  # noqa: PLC0415 - a command needs no Twisted
 
         # An attribute of the instance: of a static method a class's own would be one, too.
         setattr(reactor, "seconds", time.monotonic)  # noqa: B010 - mypy lets no method be assigned
-        return cls(time.monotonic, time.time, SYSTEM_RANDOMNESS, reactor, _since_boot, SystemThreads(reactor))
+        threads = SystemThreads(reactor)
+        return cls(time.monotonic, time.time, SYSTEM_RANDOMNESS, reactor, _since_boot, threads, Disk())
 
     @classmethod
     def of(cls, reactor: ReactorBase) -> Runtime:
         """The clock of ``reactor`` for all times; randomness and threads of the system."""
+        from elemta.runtime.disk import Disk  # noqa: PLC0415
         from elemta.runtime.threads import SystemThreads  # noqa: PLC0415
 
         seconds = reactor.seconds
-        return cls(seconds, seconds, SYSTEM_RANDOMNESS, reactor, seconds, SystemThreads(reactor))
+        return cls(seconds, seconds, SYSTEM_RANDOMNESS, reactor, seconds, SystemThreads(reactor), Disk())
 
 
 def _since_boot() -> float:

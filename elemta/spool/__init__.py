@@ -1,8 +1,8 @@
 """The durable queue: what it confirmed is on stable storage, whatever happens next."""
 
+from elemta.runtime.disk import Disk
 from elemta.spool.bodies import MessageWriter
 from elemta.spool.content import Content
-from elemta.spool.disk import Disk
 from elemta.spool.records import (
     AttemptRecord,
     DestinationDue,

@@ -19,7 +19,8 @@ from twisted.python.failure import Failure
 from elemta.errors import SpoolError
 from elemta.metrics import SpoolMetrics
 from elemta.runtime import OrderedWorker
-from elemta.spool.disk import Disk, refusal
+from elemta.runtime.disk import Disk
+from elemta.spool.disk import refusal
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.partition import Places
 from elemta.spool.records import SpoolSettings

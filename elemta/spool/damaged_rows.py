@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from elemta.errors import SpoolError
-from elemta.spool.disk import read_text
+from elemta.runtime.disk import read_text
 from elemta.spool.operations import OperatorAction, OperatorChange
 
 _log = Logger()

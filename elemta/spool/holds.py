@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from elemta.errors import SpoolError
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome, Status
-from elemta.spool.disk import FreeSpace
+from elemta.runtime.disk import FreeSpace
 from elemta.spool.operations import QueueCounts
 from elemta.spool.parts import space_of
 from elemta.spool.records import HeldPart

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from elemta.spool.disk import Disk
+from elemta.runtime.disk import Disk
 
 _log = Logger()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from elemta.errors import SpoolError, SpoolLocked
 from elemta.runtime import Runtime
-from elemta.spool.disk import Disk
+from elemta.runtime.disk import Disk
 
 TEMPORARY = "tmp."
 
@@ -75,15 +75,13 @@ class Partition:
     ``place`` is empty where the system does not tell it.
     """
 
-    def __init__(
-        self, root: Path, number: int, disk: Disk, runtime: Runtime, *, node: str = "", how: str = ""
-    ) -> None:
+    def __init__(self, root: Path, number: int, runtime: Runtime, *, node: str = "", how: str = "") -> None:
         self.places = Places(root / f"p{number}")
         self.id = ""
         self.place = ""
         self.last_node = ""
         self._root = root
-        self._disk = disk
+        self._disk = runtime.disk
         self._runtime = runtime
         self._node = node
         self._how = how

@@ -24,9 +24,9 @@ from elemta.address import Address
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
+from elemta.runtime.disk import Disk
 from elemta.spool.content import Content
 from elemta.spool.damaged_rows import DAMAGE, Found, read_rows, reason_of
-from elemta.spool.disk import Disk
 from elemta.spool.filters import QueueFilter
 from elemta.spool.partition import Places
 from elemta.spool.parts import OWED_FINAL

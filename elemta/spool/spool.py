@@ -18,10 +18,10 @@ from elemta.errors import SpoolError, UnknownMessage
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome
 from elemta.runtime import Runtime
+from elemta.runtime.disk import FreeSpace
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
-from elemta.spool.disk import Disk, FreeSpace
 from elemta.spool.filters import QueueFilter
 from elemta.spool.group_commit import GroupCommit, PendingOperation
 from elemta.spool.holds import Holds
@@ -82,7 +82,6 @@ class Spool:
         *,
         runtime: Runtime,
         metrics: SpoolMetrics,
-        disk: Disk,
         partition: Partition,
         threads: SpoolThreads,
         store: QueueWriter,
@@ -95,7 +94,7 @@ class Spool:
         self._runtime = runtime
         self._now = now
         self._reactor = runtime.reactor
-        self._disk = disk
+        disk = self._disk = runtime.disk
         self._partition = partition
         self._threads = threads
         self._store = store
@@ -142,7 +141,6 @@ class Spool:
         *,
         runtime: Runtime,
         metrics: SpoolMetrics | None = None,
-        disk: Disk | None = None,
         permit: Permit | None = None,
     ) -> Spool:
         """Take the partition, upgrade its format, clean up after a crash, and count.
@@ -150,11 +148,11 @@ class Spool:
         SpoolLocked: another process owns it, or ``permit`` says so. SpoolFormatError: written by a newer
         Elemta, or no spool. SpoolError: it can't be used.
         """
-        disk = disk or Disk()
+        disk = runtime.disk
         root, how = settings.directory, settings.how
-        partition = Partition(root, settings.partition, disk, runtime, node=settings.node, how=how)
+        partition = Partition(root, settings.partition, runtime, node=settings.node, how=how)
         leftovers = Leftovers(disk)
-        store = QueueWriter(settings, partition.places, disk, leftovers, runtime)
+        store = QueueWriter(settings, partition.places, leftovers, runtime)
         threads = SpoolThreads(runtime.threads, settings.file_threads)
         try:
             ledger, space = await take_up(partition, store, threads, permit, disk=disk, root=root)
@@ -173,7 +171,6 @@ class Spool:
             settings,
             runtime=runtime,
             metrics=metrics or SpoolMetrics(),
-            disk=disk,
             partition=partition,
             threads=threads,
             store=store,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from elemta.spool.disk import Disk, FreeSpace
+from elemta.runtime.disk import Disk, FreeSpace
 from elemta.spool.operations import QueueCounts
 from elemta.spool.partition import Partition
 from elemta.spool.threads import SpoolThreads

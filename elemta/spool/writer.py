@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
 from elemta.runtime import Runtime
-from elemta.spool.disk import Disk, DiskFailure, Reserve, failure_of, refusal
+from elemta.spool.disk import DiskFailure, Reserve, failure_of, refusal
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
 from elemta.spool.partition import TEMPORARY, Places
@@ -73,10 +73,10 @@ class QueueWriter:
         self,
         settings: SpoolSettings,
         places: Places,
-        disk: Disk,
         leftovers: Leftovers,
         runtime: Runtime,
     ) -> None:
+        disk = runtime.disk
         self.reserve = Reserve(places.reserve, settings.reserve, disk)
         #: Why the disk is not trusted at the start.
         self.start_failure: BaseException | None = None

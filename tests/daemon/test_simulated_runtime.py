@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
 from elemta.daemon.service import DaemonState, Elemta
 from elemta.metric_registry import MetricRegistry
+from elemta.runtime.disk import Disk, FreeSpace
 from tests.support.metrics import value
 from tests.support.runtime import SimulatedReactor, simulated_runtime
 
@@ -49,7 +51,7 @@ COMMANDS = (
 class World:
     """A daemon below a directory, whose reactor is a clock and whose randomness is a seed."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, disk: Disk | None = None) -> None:
         directory.mkdir()
         path = directory / "elemta.toml"
         path.write_text(CONFIG.format(directory=directory))
@@ -57,7 +59,8 @@ class World:
         self.directory = directory
         self.clock = SimulatedReactor()
         self.clock.advance(1_700_000_000.0)
-        shared = SharedResources.from_config(config, simulated_runtime(self.clock, seed=seed))
+        runtime = simulated_runtime(self.clock, seed=seed, disk=disk)
+        shared = SharedResources.from_config(config, runtime)
         self.daemon = Elemta(
             shared=shared,
             components=build_components(config, shared),
@@ -153,3 +156,17 @@ def test_all_parts_of_a_daemon_count_in_its_registry(tmp_path: Path, monkeypatch
     assert value(registry, "elemta_spool_commit_messages_count") == 1
     route = f"maildir:{world.directory}/mail/{{local}}"
     assert value(registry, "elemta_delivery_attempts_total", route=route, outcome="delivered") == 1
+
+
+class NoFiles(Disk):
+    """A disk on which no file can be made any more."""
+
+    def free_space(self, path: Path) -> FreeSpace:
+        return replace(super().free_space(path), files=0)
+
+
+def test_the_disk_of_a_daemon_is_what_its_runtime_has(tmp_path: Path) -> None:
+    world = World(tmp_path / "full", 1, NoFiles())
+    world.start()
+    assert b"\r\n452 4.3.1 " in world.converse()
+    world.stop()

@@ -14,10 +14,10 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
 
 from elemta.delivery import Retries
-from elemta.runtime import Runtime
 from elemta.spool import Spool, SpoolSettings
 from tests.spool.mail import FailingDisk
 from tests.support.post import Hop, Post, reactor
+from tests.support.runtime import runtime_of
 
 MESSAGES = 20
 RETRY = 0.2
@@ -34,7 +34,7 @@ def disk() -> FailingDisk:
 @pytest_twisted.async_yield_fixture
 async def post(tmp_path: Path, disk: FailingDisk) -> AsyncIterator[Post]:
     settings = SpoolSettings(tmp_path / "spool", minimum_free=0, first_reopen=0.05, longest_reopen=0.1)
-    spool = await Spool.open(settings, runtime=Runtime.of(reactor), disk=disk)
+    spool = await Spool.open(settings, runtime=runtime_of(reactor, disk=disk))
     post = Post(tmp_path, spool)
     post.settings = replace(post.settings, retries=Retries((RETRY,)), poll=0.05)
     yield post

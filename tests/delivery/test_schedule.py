@@ -44,6 +44,7 @@ from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.records import PlannedPart
 from tests.spool.mail import RecordingDisk, put
 from tests.support.post import CLOSE, Hop, Post, reactor
+from tests.support.runtime import runtime_of
 
 DEAD = NextHopRoute("smtp://127.0.0.1:1", frozenset({"dead.example"}), host="127.0.0.1", port=1)
 
@@ -116,7 +117,7 @@ async def test_when_a_destination_is_back_one_probe_brings_all_its_mail(post: Po
 async def test_all_that_waited_for_a_destination_is_due_without_a_commit(tmp_path: Path) -> None:
     disk = RecordingDisk()
     spool = await Spool.open(
-        SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor), disk=disk
+        SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=runtime_of(reactor, disk=disk)
     )
     try:
         now = time.time()

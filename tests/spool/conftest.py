@@ -11,9 +11,9 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
-from elemta.runtime import Runtime
 from elemta.spool import Disk, Spool, SpoolSettings
 from tests.spool.mail import Counted
+from tests.support.runtime import runtime_of
 
 OpenSpool = Callable[..., Awaitable[Spool]]
 
@@ -33,7 +33,8 @@ def open_spool(tmp_path: Path, counted: Counted) -> Iterator[OpenSpool]:
     async def open_(directory: Path = tmp_path / "spool", disk: Disk | None = None, **settings: Any) -> Spool:
         settings.setdefault("minimum_free", 0)
         chosen = SpoolSettings(directory, **settings)
-        spool = await Spool.open(chosen, runtime=Runtime.of(reactor), metrics=counted, disk=disk)  # type: ignore[arg-type]
+        runtime = runtime_of(reactor, disk=disk or Disk())
+        spool = await Spool.open(chosen, runtime=runtime, metrics=counted)  # type: ignore[arg-type]
         opened.append(spool)
         return spool
 

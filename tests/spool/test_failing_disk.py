@@ -19,9 +19,9 @@ from twisted.internet.task import deferLater
 
 from elemta.errors import SpoolError, SpoolFull
 from elemta.outcome import Status
-from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.spool.mail import HEADER, FailingDisk, outcome, put, read, submission, written
+from tests.support.runtime import runtime_of
 
 reactor: Any = _reactor
 LARGE = b"large" * 40_000
@@ -260,7 +260,7 @@ class ReopenDelays:
 async def test_each_outage_of_the_disk_begins_with_the_shortest_pause(tmp_path):
     disk, delays = FailingDisk(), ReopenDelays()
     settings = SpoolSettings(tmp_path / "spool", minimum_free=0, first_reopen=0.01, longest_reopen=0.04)
-    spool = await Spool.open(settings, runtime=Runtime.of(delays), disk=disk)
+    spool = await Spool.open(settings, runtime=runtime_of(delays, disk=disk))
     try:
         for outage in range(2):
             # The commit fails, and then all attempts to open the store anew but the last one.

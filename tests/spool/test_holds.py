@@ -14,8 +14,8 @@ from twisted.internet.task import deferLater
 
 from elemta.address import NULL
 from elemta.outcome import Status
+from elemta.runtime.disk import FreeSpace
 from elemta.spool import Disk, HoldCause, MessageState, Spool
-from elemta.spool.disk import FreeSpace
 from elemta.spool.holds import Holds
 from elemta.spool.operations import QueueCounts
 from elemta.spool.parts import space_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from elemta.outcome import Status
-from elemta.spool import Disk, MessageState, PlannedPart, SpoolSettings
+from elemta.spool import MessageState, PlannedPart, SpoolSettings
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Assignment, DeliveryResult, NewMessage, OperatorAction, OperatorChange
 from elemta.spool.partition import Partition
@@ -83,10 +83,11 @@ class Queue(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        disk, runtime = Disk(), simulated_runtime()
-        self.partition = Partition(self.directory, 0, disk, runtime)
+        runtime = simulated_runtime()
+        disk = runtime.disk
+        self.partition = Partition(self.directory, 0, runtime)
         self.partition.claim()
-        self.store = QueueWriter(self.settings, self.partition.places, disk, Leftovers(disk), runtime)
+        self.store = QueueWriter(self.settings, self.partition.places, Leftovers(disk), runtime)
         self.ledger = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)

@@ -20,12 +20,12 @@ from twisted.internet import reactor as _reactor
 
 import elemta.spool
 from elemta.outcome import Status
-from elemta.runtime import Runtime
 from elemta.spool import Disk, HoldCause, MessageState, Spool, SpoolSettings
 from elemta.spool.filters import QueueFilter
 from elemta.spool.records import PlannedPart
 from tests.spool.large import fill
 from tests.spool.mail import outcome, put, submission, written
+from tests.support.runtime import runtime_of
 
 reactor: Any = _reactor
 PACKAGE = Path(elemta.spool.__file__).parent
@@ -131,7 +131,7 @@ def statements(large: Path) -> Any:
     async def asked() -> tuple[Statements, sqlite3.Connection]:
         disk = Statements()
         settings = SpoolSettings(large, minimum_free=0, history=2)
-        spool = await Spool.open(settings, runtime=Runtime.of(reactor), disk=disk)
+        spool = await Spool.open(settings, runtime=runtime_of(reactor, disk=disk))
         try:
             await everything(spool)
         finally:

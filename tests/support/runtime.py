@@ -15,6 +15,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
 from elemta.runtime import Runtime
+from elemta.runtime.disk import Disk
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,6 +108,7 @@ def simulated_runtime(
     *,
     seed: int = 0,
     wall: Callable[[], float] | None = None,
+    disk: Disk | None = None,
 ) -> Runtime:
     """A runtime in which two runs with the same seed are the same. ``clock`` is its reactor.
 
@@ -120,6 +122,7 @@ def simulated_runtime(
         cast(ReactorBase, reactor),
         reactor.seconds,
         SimulatedThreads(reactor),
+        disk or Disk(),
     )
 
 
