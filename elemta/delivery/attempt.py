@@ -151,7 +151,11 @@ class AttemptRunner:
                 except SpoolError:
                     raise
                 except Exception:
-                    _log.failure("a record broke", event="delivery.record_failed", queue_id=message.queue_id)
+                    _log.failure(
+                        "a delivery could not be recorded",
+                        event="delivery.record_failed",
+                        queue_id=message.queue_id,
+                    )
                     await self._delivered.record(message, delivered)
         finally:
             tried = [outcome for outcome in rest if outcome.recipient not in carried.untried]
@@ -178,7 +182,9 @@ class AttemptRunner:
             return await self._transports.deliver(message, ways.here, taken)
         except Exception:
             _log.failure(
-                "a delivery attempt broke", event="delivery.internal_error", queue_id=message.queue_id
+                "a delivery attempt failed with an internal error",
+                event="delivery.internal_error",
+                queue_id=message.queue_id,
             )
         return AttemptResult(_broken(message, ways, self._clock.seconds()), ReachedStage.ANSWERED)
 
@@ -320,7 +326,7 @@ class AttemptRunner:
         self._destinations.due_at(message.destination, retry_at)
 
     def _is_second_fault(self, message: QueuedMessage) -> bool:
-        """Whether the last attempt of the part broke, too; notes that this one did."""
+        """Whether the last attempt of the part failed here, too; notes that this one did."""
         again = message.key in self._broken
         if len(self._broken) >= _MOST_BROKEN:
             self._broken.clear()

@@ -203,12 +203,16 @@ class NextHopConnection(Protocol):
             events = self._session.receive(data)
         except Exception:
             # What the next hop took must not be sent again because of a fault of ours.
-            _log.failure("a reply broke something here", event="delivery.reply_failed", next_hop=self.name)
+            _log.failure("a reply could not be handled", event="delivery.reply_failed", next_hop=self.name)
             events = self._session.broken(data, unanswered)
         try:
             self._act(events)
         except Exception:
-            _log.failure("a connection broke here", event="delivery.connection_failed", next_hop=self.name)
+            _log.failure(
+                "a connection failed with an internal error",
+                event="delivery.connection_failed",
+                next_hop=self.name,
+            )
             self.cut()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
@@ -216,7 +220,11 @@ class NextHopConnection(Protocol):
         try:
             self._lost(reason)
         except Exception:
-            _log.failure("a connection broke here", event="delivery.connection_failed", next_hop=self.name)
+            _log.failure(
+                "a connection failed with an internal error",
+                event="delivery.connection_failed",
+                next_hop=self.name,
+            )
         try:
             self._end_unsettled()
         except Exception:
@@ -268,7 +276,11 @@ class NextHopConnection(Protocol):
         try:
             self._follow(events)
         except Exception:
-            _log.failure("a connection broke here", event="delivery.connection_failed", next_hop=self.name)
+            _log.failure(
+                "a connection failed with an internal error",
+                event="delivery.connection_failed",
+                next_hop=self.name,
+            )
             self.cut()
         if settled is not None:
             # Last of all: the caller that waits for it may send again, or close.

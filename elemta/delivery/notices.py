@@ -173,7 +173,9 @@ async def content_for_notice(spool: NoticeSpool, queue_id: str) -> BinaryIO | No
 def tell_operator(message: QueuedMessage, error: Exception) -> None:
     """Log that a notice could not be built or queued."""
     if not isinstance(error, SpoolError | OSError):
-        _log.failure("a notice to a sender broke", event="bounce.internal_error", queue_id=message.queue_id)
+        _log.failure(
+            "a notice to a sender could not be made", event="bounce.internal_error", queue_id=message.queue_id
+        )
         return
     _log.error(
         "a notice to a sender could not be queued",

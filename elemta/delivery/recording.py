@@ -86,7 +86,7 @@ async def settle_surely(
             if not left:
                 raise
             _log.failure(
-                "recording an attempt broke; it is tried again",
+                "an attempt could not be recorded; it is tried again",
                 event="delivery.record_failed",
                 queue_id=message.queue_id,
             )

@@ -309,7 +309,7 @@ class DeliveryScheduler(Service):
     # After a fault of ours
 
     def _watch(self) -> None:
-        """See to it that there always is a next look at the queue, whatever broke.
+        """Make sure that there always is a next look at the queue, whatever failed.
 
         It and the looks revive each other, and a look begins from what the spool says where there is doubt.
         """
@@ -324,9 +324,9 @@ class DeliveryScheduler(Service):
             self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
 
     def _broke(self, failure: Failure) -> None:
-        """Something broke in the bookkeeping: the next look begins from what the spool says."""
+        """The bookkeeping failed: the next look begins from what the spool says."""
         self._doubtful = True
-        _log.failure("the queue's bookkeeping broke", failure, event="delivery.bookkeeping_failed")
+        _log.failure("the scheduler's bookkeeping failed", failure, event="delivery.bookkeeping_failed")
         # Not at once: a fault that stays would leave time for nothing else.
         self._arm(self._time.seconds() + min(self._settings.poll, _AFTER_A_FAULT))
 
@@ -449,7 +449,7 @@ class DeliveryScheduler(Service):
             self._ended(message, key)
 
     def _attempt_broke(self, failure: Failure, key: Key) -> None:
-        """Something broke beside the attempt itself: the part is found again in the spool."""
+        """Something failed beside the attempt itself: the part is found again in the spool."""
         self._under_way.pop(key, None)
         self._set_aside.pop(key, None)
         self._broke(failure)

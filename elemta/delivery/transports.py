@@ -182,7 +182,9 @@ class Transports:
         except Exception:
             # A fault of ours must neither lose the message nor stop the others.
             _log.failure(
-                "a delivery attempt broke", event="delivery.internal_error", queue_id=message.queue_id
+                "a delivery attempt failed with an internal error",
+                event="delivery.internal_error",
+                queue_id=message.queue_id,
             )
             carried = self._not_sent(attempt, "a fault inside Elemta; the log has it")
         if carried.reached is ReachedStage.NOTHING_FREE:

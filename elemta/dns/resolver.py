@@ -189,8 +189,8 @@ class DnsResolver(Questions):
 
     def _tell_ended(self) -> None:
         self._telling = None
-        told, self._ended = self._ended, []
-        for table, ended in told:
+        ended_lookups, self._ended = self._ended, []
+        for table, ended in ended_lookups:
             self._end(table, ended, LookupFailure("too many lookups are under way", local=True))
 
     def _end(self, table: LookupTable, under_way: UnderWay, result: Result) -> None:

@@ -55,7 +55,7 @@ class SessionBackend:
         self._terms = terms
         self._facts = facts
         self._health_check = health_check
-        self._conversation = terms.chain.open(facts)
+        self._policies = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
         self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
@@ -80,7 +80,7 @@ class SessionBackend:
             if answer is None:
                 answer = _PROCEED
                 if self._terms.chain.asks(question.stage):
-                    decision = yield from self._conversation.steps_of(question)
+                    decision = yield from self._policies.steps_of(question)
                     answer = self._answer_of(decision, question.stage.value)
                 if isinstance(question, RcptQuestion) and isinstance(answer, Proceed):
                     answer = yield from self._look_for_mailbox(question.recipient.address)
@@ -158,7 +158,7 @@ class SessionBackend:
     # Credentials
 
     def _check_credentials(self, question: CredentialsQuestion) -> Steps[Response]:
-        self._login = login = LoginExchange(self._terms, self._conversation, self._facts, question.username)
+        self._login = login = LoginExchange(self._terms, self._policies, self._facts, question.username)
         answer: Response = yield Deferred.fromCoroutine(login.answer(question.password))
         return answer
 
@@ -197,7 +197,7 @@ class SessionBackend:
             return self._not_stored(writer.failure)
         if self._terms.chain.asks(question.stage):
             message = Message(writer.size, writer.head, writer.open)
-            decision = yield from self._conversation.steps_of(question, message)
+            decision = yield from self._policies.steps_of(question, message)
             answer = self._answer_of(decision, question.stage.value)
             if not isinstance(answer, Proceed):
                 # The disk may have failed under a policy that reads the message.
@@ -246,7 +246,7 @@ class SessionBackend:
             only_recipient=str(recipients[0]) if len(recipients) == 1 else None,
         )
         added = b"".join(added_field(name, value) for name, value in transaction.added_headers)
-        quarantined = self._conversation.hold_reason(transaction)
+        quarantined = self._policies.hold_reason(transaction)
         return Submission(
             sender=transaction.sender,
             recipients=recipients,
@@ -307,9 +307,9 @@ class SessionBackend:
         # A client that leaves between its dot and our 250 has sent its message all the same: were it reported
         # as refused, its charges would come back and limits would be no bound.
         if accepted or transaction is self._committing:
-            self._conversation.committed(transaction)
+            self._policies.committed(transaction)
         else:
-            self._conversation.refused(transaction)
+            self._policies.refused(transaction)
 
     def disconnected(self) -> None:
         if self._login is not None:
@@ -318,7 +318,7 @@ class SessionBackend:
             self._writer.discard()
             self._writer = None
         if not self._health_check:
-            self._conversation.disconnected()
+            self._policies.disconnected()
 
 
 def _without_repeats(recipients: list[Recipient]) -> tuple[Recipient, ...]:

@@ -33,8 +33,8 @@ _CANCELLED = Refuse(replies.AUTH_TROUBLE, reason="the client has left")
 class LoginExchange:
     """An attempt of a session's client to log in as ``username``.
 
-    It waits for its turn, the policies are asked, and only then the password is looked at. The policies are
-    told how it ended, except where the client left while the password was looked at.
+    It waits for its turn, the policies are asked, and only then the password is looked at. The policies
+    learn how it ended, except where the client left while the password was looked at.
     """
 
     def __init__(

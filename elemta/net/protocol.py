@@ -114,7 +114,7 @@ class ESMTPProtocol(Protocol):
         self.facts = facts
         self.health_check = health_check
         self._session = ServerSession(terms.session, facts, home.envelopes)
-        self._reception = SessionBackend(terms, facts, health_check=health_check)
+        self._backend = SessionBackend(terms, facts, health_check=health_check)
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
         self._pending: _Pending | None = None
         self._paused_for: set[str] = set()
@@ -182,7 +182,7 @@ class ESMTPProtocol(Protocol):
             self._terms.metrics.tls_connections.labels("failed").inc()
         try:
             self._act_on(self._session.lost())
-            self._reception.disconnected()
+            self._backend.disconnected()
         finally:
             # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
             self._count_input(0)
@@ -295,7 +295,7 @@ class ESMTPProtocol(Protocol):
             if isinstance(question, PauseQuestion):
                 answer = self._pause(question)
             else:
-                answer = run(self._reception.answer(question))
+                answer = run(self._backend.answer(question))
             if isinstance(answer, Deferred):
                 answer.addCallback(pending.fire)
                 if pending.answer is None:
@@ -363,10 +363,10 @@ class ESMTPProtocol(Protocol):
     def _act_on_rare(self, event: Event) -> None:
         if isinstance(event, MessageStarted):
             self._read_at_once(READ_MESSAGE, READ_MESSAGE_BY_TLS)
-            self._reception.message_started(event.transaction)
+            self._backend.message_started(event.transaction)
         elif isinstance(event, TransactionEnded):
             self._read_at_once(READ_COMMANDS, READ_COMMANDS_BY_TLS)
-            self._reception.transaction_ended(event.transaction, event.accepted)
+            self._backend.transaction_ended(event.transaction, event.accepted)
         elif isinstance(event, StartTLS):
             self._flush()
             self._start_tls()
@@ -397,7 +397,7 @@ class ESMTPProtocol(Protocol):
             )
 
     def _take(self, data: bytes) -> None:
-        behind = self._reception.message_data(data)
+        behind = self._backend.message_data(data)
         if behind is not None and "disk" not in self._paused_for:
             self._pause_reading("disk")
             behind.when_drained().addBoth(lambda _: self._resume_reading("disk"))
