@@ -122,7 +122,7 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
     }
     invocation.say(*(f"{name:<10}{value}" for name, value in said.items() if value))
     for recipient in record["recipients"]:
-        status = recipient["status"] or "not tried yet"
+        status = recipient["status"] or ("no result yet" if record["attempts"] else "not tried yet")
         done = "" if recipient["pending"] else ", done"
         invocation.say(f"to        <{recipient['address']}> {status}{done}{_words(recipient)}")
     for attempt in record["history"]:

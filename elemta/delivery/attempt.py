@@ -9,6 +9,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from elemta.address import Address
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
@@ -78,16 +79,15 @@ class AttemptRunner:
     async def make(self, message: QueuedMessage) -> None:
         """Attempt a part. SpoolError: what came of it is not stored yet.
 
-        Any other exception is a fault of ours. The second in a row puts the part on hold.
+        After a fault of ours it is recorded that an attempt was made; the second in a row puts the part on
+        hold. Any other exception: that could not be recorded either.
         """
         try:
             await self._make(message)
         except SpoolError:
             raise
         except Exception as error:
-            if not self._is_second_fault(message):
-                raise
-            await self._hold_faulty(message, self._delivered.outcomes(message), error)
+            await self._record_anyhow(message, self._delivered.outcomes(message), error)
             self._delivered.forget(message)
 
     async def _make(self, message: QueuedMessage) -> None:
@@ -321,8 +321,13 @@ class AttemptRunner:
             await self._hold_faulty(message, outcomes, error)
             return
         retry_at = self._clock.seconds() + self._settings.retries.delays[0]
-        deferred = [replace(outcome, status=Status.DEFERRED) for outcome in outcomes]
-        await settle_surely(self._queue, message, deferred, retry_at=retry_at)
+        deferred = [
+            each if each.status is Status.DELIVERED else replace(each, status=Status.DEFERRED)
+            for each in outcomes
+        ]
+        await settle_surely(
+            self._queue, message, deferred, retry_at=retry_at, owes=_owed_for_now(message, outcomes)
+        )
         self._destinations.due_at(message.destination, retry_at)
 
     def _is_second_fault(self, message: QueuedMessage) -> bool:
@@ -338,10 +343,9 @@ class AttemptRunner:
     ) -> None:
         """Put on hold a part whose attempts can't be recorded as they should be."""
         reason = f"a fault inside Elemta broke its last two attempts: {error!r}"[:_LONGEST_REASON]
-        # Of a delivery that was not recorded yet the notice finds out whether the sender wants to hear.
-        delivered = [each.recipient for each in outcomes if each.status is Status.DELIVERED]
-        owes = delivered if message.envelope.sender else ()
-        await settle_surely(self._queue, message, outcomes, hold_reason=reason, owes=owes)
+        await settle_surely(
+            self._queue, message, outcomes, hold_reason=reason, owes=_owed_for_now(message, outcomes)
+        )
         self._broken.pop(message.key, None)
         _log.error(
             "message put on hold",
@@ -446,6 +450,13 @@ def _broken(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple
         for route, recipients in ways.here.items()
         for each in recipients
     )
+
+
+def _owed_for_now(message: QueuedMessage, outcomes: Sequence[Outcome]) -> list[Address]:
+    """Those whose delivery was not recorded yet; the notice finds out whether the sender wants to hear."""
+    if not message.envelope.sender:
+        return []
+    return [each.recipient for each in outcomes if each.status is Status.DELIVERED]
 
 
 def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:

@@ -88,6 +88,7 @@ class DeliveryScheduler(Service):
         self._set_aside: dict[Key, tuple[QueuedMessage, float]] = {}
         #: Whether a fault of ours may have spoiled what is known here of the queue.
         self._doubtful = False
+        self._rests_until = 0.0
         self._stopped_by_spool = False
         self._timer: IDelayedCall | None = None
         self._looking = False
@@ -279,7 +280,7 @@ class DeliveryScheduler(Service):
             return
         now = self._time.seconds()
         wake = self._destinations.next_due() if when is None else when
-        wake = min(max(wake, now), now + self._settings.poll)
+        wake = min(max(wake, now, self._rests_until), now + self._settings.poll)
         if self._timer is not None and self._timer.active():
             if self._timer.getTime() <= self._runtime.monotonic() + wake - now:
                 return
@@ -297,7 +298,8 @@ class DeliveryScheduler(Service):
         self._looking = False
         if isinstance(result, Failure):
             _tell_look_failed(result)
-            self._doubtful = self._doubtful or result.check(SpoolError) is None
+            if result.check(SpoolError) is None:
+                self._doubt()
         if self.running:
             if self._doubtful:
                 self._begin_from_spool()
@@ -325,10 +327,14 @@ class DeliveryScheduler(Service):
 
     def _broke(self, failure: Failure) -> None:
         """The bookkeeping failed: the next look begins from what the spool says."""
-        self._doubtful = True
+        self._doubt()
         _log.failure("the scheduler's bookkeeping failed", failure, event="delivery.bookkeeping_failed")
-        # Not at once: a fault that stays would leave time for nothing else.
-        self._arm(self._time.seconds() + min(self._settings.poll, _AFTER_A_FAULT))
+        self._look_soon()
+
+    def _doubt(self) -> None:
+        """Let the next look begin from the spool; not at once, for a fault may stay."""
+        self._doubtful = True
+        self._rests_until = self._time.seconds() + _AFTER_A_FAULT
 
     def _look_broke(self, failure: Failure) -> None:
         self._looking = False

@@ -258,11 +258,13 @@ async def test_show_tells_what_became_of_each_recipient(daemon: Daemon) -> None:
         code=451,
         enhanced="4.3.0",
     )
+    assert "to        <berta@example.com> not tried yet" in (await daemon.ctl("queue", "show", queue_id))[1]
     await daemon.spool.settle(queue_id, [came], retry_at=time.time() + 300, hold_reason=None)
     code, out, _ = await daemon.ctl("queue", "show", queue_id)
     assert code == 0
+    assert "attempts  1" in out
     assert "to        <anna@example.com> deferred at 127.0.0.1:24: 451 4.3.0 try later \\x1b" in out
-    assert "to        <berta@example.com> not tried yet" in out
+    assert "to        <berta@example.com> no result yet" in out
     tried = (
         "#1 <anna@example.com> deferred in 2.5 s by lmtp://127.0.0.1:24 at 127.0.0.1:24: 451 4.3.0 try later"
     )
