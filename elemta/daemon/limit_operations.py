@@ -120,7 +120,7 @@ class LimitOperations:
     @route("GET", "/v1/limits")
     async def in_force(self) -> LimitsInForce:
         """The limits in force."""
-        return LimitsInForce(tuple(_terms(rule) for rule in self._rules))
+        return LimitsInForce(tuple(_spec(rule) for rule in self._rules))
 
     @route("GET", "/v1/limits/top")
     async def top(self, limit: str | None = None, count: Annotated[int, Count()] = 20) -> LimitListing:
@@ -130,12 +130,12 @@ class LimitOperations:
             known = ", ".join(rule.name for rule in self._rules) or "none"
             raise AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}")
         rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.spec, count)) for rule in rules]
-        fills = {fill.request.key: fill for ranking in rankings for fill in ranking.usages}
+        usages = {usage.request.key: usage for ranking in rankings for usage in ranking.usages}
         refused = await self._refused([rule.name for rule in rules])
         # What another node refuses by itself is in no counter that this one can see.
-        missing = self._requests_of(refused, known=fills)
-        fills.update((fill.request.key, fill) for fill in await self._fills(missing))
-        shown = [self._shown(fill, refused) for fill in fills.values()]
+        missing = self._requests_of(refused, known=usages)
+        usages.update((usage.request.key, usage) for usage in await self._fills(missing))
+        shown = [self._shown(usage, refused) for usage in usages.values()]
         complete = all(ranking.complete for ranking in rankings)
         return LimitListing(tuple(heapq.nlargest(count, shown, key=_urgency)), self._counted_in, complete)
 
@@ -143,13 +143,13 @@ class LimitOperations:
     async def show(self, id_: _Identity) -> LimitListing:
         """How full the limits are for an identity; a limit's name may stand before it."""
         requests = requests_for(self._rules, id_)
-        fills = await self._fills(requests)
+        usages = await self._fills(requests)
         refused = await self._refused([request.spec.name for request in requests])
-        shown = [self._shown(fill, refused) for fill in fills]
+        shown = [self._shown(usage, refused) for usage in usages]
         return LimitListing(
-            tuple(fill for fill in shown if fill.refused_by or any(bound.used for bound in fill.bounds)),
+            tuple(usage for usage in shown if usage.refused_by or any(bound.used for bound in usage.bounds)),
             self._counted_in,
-            complete=len(fills) == len(requests),
+            complete=len(usages) == len(requests),
         )
 
     async def _fills(self, requests: Sequence[Request]) -> Sequence[Usage]:
@@ -159,7 +159,7 @@ class LimitOperations:
         except StoreUnavailable:
             if len(requests) <= 1:
                 return ()
-        return [fill for request in requests for fill in await self._fills([request])]
+        return [usage for request in requests for usage in await self._fills([request])]
 
     @route("POST", "/v1/limits/reset")
     async def reset(self, id_: _Identity) -> LimitResets:
@@ -181,7 +181,7 @@ class LimitOperations:
         limiter = self._components().limiter
         # Open connections are facts, and stay.
         requests = [each for each in requests_for(limiter.rules, identity) if each.spec.leases is None]
-        used = {fill.request.key: any(fill.used) for fill in await self._fills(requests)}
+        used = {usage.request.key: any(usage.used) for usage in await self._fills(requests)}
         refused = await self._refused([request.spec.name for request in requests])
         done = []
         trouble: StoreUnavailable | None = None
@@ -223,25 +223,25 @@ class LimitOperations:
             if key not in known
         ]
 
-    def _shown(self, fill: Usage, refused: _NodesByKey) -> LimitFill:
-        terms = fill.request.spec
-        rule = next(rule for rule in self._rules if rule.spec.name == terms.name)
-        by = refused.get(fill.request.key, ())
-        wait = math.inf if fill.wait is None else fill.wait / _MICROSECONDS
+    def _shown(self, usage: Usage, refused: _NodesByKey) -> LimitFill:
+        spec = usage.request.spec
+        rule = next(rule for rule in self._rules if rule.spec.name == spec.name)
+        by = refused.get(usage.request.key, ())
+        wait = math.inf if usage.wait is None else usage.wait / _MICROSECONDS
         return LimitFill(
-            limit=terms.name,
-            identity=fill.request.identity,
+            limit=spec.name,
+            identity=usage.request.identity,
             counts=rule.counts.value,
             mode=rule.mode.value,
-            bounds=_bounds(rule, fill.used),
+            bounds=_bounds(rule, usage.used),
             retry_after=max([wait, *(refusal.wait for refusal in by)]),
             refused_by=tuple(refusal.node_id for refusal in by),
         )
 
 
-def _urgency(fill: LimitFill) -> tuple[bool, float]:
+def _urgency(usage: LimitFill) -> tuple[bool, float]:
     """Identities that are refused come first, then those nearest to it."""
-    return fill.retry_after > 0, max((bound.used / bound.limit for bound in fill.bounds), default=0.0)
+    return usage.retry_after > 0, max((bound.used / bound.limit for bound in usage.bounds), default=0.0)
 
 
 def _bounds(rule: Rule, used: Sequence[int]) -> tuple[BoundFill, ...]:
@@ -253,17 +253,17 @@ def _bounds(rule: Rule, used: Sequence[int]) -> tuple[BoundFill, ...]:
     )
 
 
-def _terms(rule: Rule) -> LimitTerms:
-    terms = rule.spec
-    rates = [Rate(bound.limit, bound.window / _MICROSECONDS) for bound in terms.bounds]
-    if terms.leases is not None:
-        rates = [Rate(terms.leases)]
+def _spec(rule: Rule) -> LimitTerms:
+    spec = rule.spec
+    rates = [Rate(bound.limit, bound.window / _MICROSECONDS) for bound in spec.bounds]
+    if spec.leases is not None:
+        rates = [Rate(spec.leases)]
     return LimitTerms(
         name=rule.name,
         per=tuple(identity.value for identity in rule.per),
         counts=rule.counts.value,
         rates=tuple(str(rate) for rate in rates),
-        scope=(Scope.CLUSTER if terms.cluster else Scope.NODE).value,
+        scope=(Scope.CLUSTER if spec.cluster else Scope.NODE).value,
         on_exceed=rule.on_exceed.value,
         when_valkey_is_down=rule.when_valkey_is_down.value,
         mode=rule.mode.value,

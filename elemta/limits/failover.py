@@ -136,7 +136,7 @@ class StoreLink(Protocol):
 
 
 class FailoverTarget(Protocol):
-    """The calls to the shared store that only the switch makes."""
+    """The calls to the shared store that only the failover makes."""
 
     def probe(self) -> Coroutine[Deferred[Any], Any, None]:
         """Ask the store for a real charge."""
@@ -159,11 +159,15 @@ class Failover:
     """
 
     def __init__(
-        self, clock: IReactorTime, link: StoreLink, way: FailoverTarget, metrics: LimitMetrics | None = None
+        self,
+        clock: IReactorTime,
+        link: StoreLink,
+        target: FailoverTarget,
+        metrics: LimitMetrics | None = None,
     ) -> None:
         self._clock = clock
         self._link = link
-        self._way = way
+        self._target = target
         self._metrics = metrics or LimitMetrics()
         self._breaker = StoreBreaker()
         self._timer: IDelayedCall | None = None
@@ -275,7 +279,7 @@ class Failover:
         if not self._link.up:
             return
         self._probing = True
-        self._with_timeout(self._way.probe()).addBoth(self._probed)
+        self._with_timeout(self._target.probe()).addBoth(self._probed)
 
     def _with_timeout(self, steps: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         return ensureDeferred(steps).addTimeout(PROBE_SECONDS, self._clock)
@@ -290,7 +294,7 @@ class Failover:
         may_close = self._breaker.probed(good=good)
         if may_close:
             self._probing = True
-            self._with_timeout(self._way.synchronize()).addBoth(self._came_back)
+            self._with_timeout(self._target.synchronize()).addBoth(self._came_back)
         else:
             self._probe_later()
 
@@ -311,7 +315,7 @@ class Failover:
         self._breaker.close(self._clock.seconds())
         self._metrics.mode_changes.labels(self.mode.value).inc()
         self._announce()
-        self._way.resumed()
+        self._target.resumed()
         self._answer_waiting()
 
     # Listeners
@@ -346,7 +350,7 @@ class Failover:
                 event="limits.mode_changed",
                 mode=self.mode.value,
                 reason=self._reason,
-                live_nodes=self._way.live_nodes,
+                live_nodes=self._target.live_nodes,
             )
 
 

@@ -51,9 +51,9 @@ class RemoteStore(ReturnStore, Protocol):
 
     def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]: ...
 
-    def reset(self, terms: LimitSpec, identity: str) -> MaybeDeferred[bool]: ...
+    def reset(self, spec: LimitSpec, identity: str) -> MaybeDeferred[bool]: ...
 
-    def top(self, terms: LimitSpec, count: int) -> MaybeDeferred[Ranking]: ...
+    def top(self, spec: LimitSpec, count: int) -> MaybeDeferred[Ranking]: ...
 
 
 class ClusterNodes(Protocol):
@@ -92,7 +92,7 @@ class FailoverStore:
         self._nodes = nodes
         self._returns = PendingReturns(remote)
         self._fallback = LocalFallback(local, lambda: nodes.live, self._returns.add_lease)
-        self._switch = Failover(clock, link, self, metrics)
+        self._failover = Failover(clock, link, self, metrics)
         nodes.on_reset(local.forget)
 
     @property
@@ -101,16 +101,16 @@ class FailoverStore:
 
     @property
     def mode(self) -> CountingMode:
-        return self._switch.mode
+        return self._failover.mode
 
     @property
     def breaker(self) -> BreakerState:
-        return self._switch.breaker
+        return self._failover.breaker
 
     @property
     def reason(self) -> str:
         """Why limits are counted by this node alone; empty while they are not."""
-        return self._switch.reason
+        return self._failover.reason
 
     @property
     def live_nodes(self) -> int:
@@ -118,15 +118,15 @@ class FailoverStore:
 
     def start(self) -> None:
         """Count by this node alone, and look for the shared store from now on."""
-        self._switch.start()
+        self._failover.start()
 
     def stop(self) -> None:
         """Look for it no more."""
-        self._switch.stop()
+        self._failover.stop()
 
     def joined(self, seconds: float) -> Deferred[bool]:
         """Fires when limits are counted in the cluster, or with False after so many seconds."""
-        return self._switch.joined(seconds)
+        return self._failover.joined(seconds)
 
     def seconds(self) -> float:
         return self._local.seconds()
@@ -137,7 +137,7 @@ class FailoverStore:
         shared = [request for request in requests if request.spec.cluster]
         if not shared:
             return self._local.acquire(requests)
-        if not self._switch.cluster:
+        if not self._failover.cluster:
             return self._fallback.acquire(requests)
         before = _NOTHING
         if len(shared) != len(requests):
@@ -162,7 +162,7 @@ class FailoverStore:
 
     def decided(self, before: Decision, answer: Decision) -> Decision:
         """The shared store answered; ``before`` is what this node alone had granted of the same decision."""
-        self._switch.succeeded()
+        self._failover.succeeded()
         if not answer.granted:
             self.take_back(before.receipts)
             return answer
@@ -175,7 +175,7 @@ class FailoverStore:
     def unanswered(self, requests: Sequence[Request], before: Decision, error: BaseException) -> Decision:
         """It did not: the whole decision is made here. Raises StoreUnavailable where a limit is to defer."""
         self.take_back(before.receipts)
-        self._switch.failed(error)
+        self._failover.failed(error)
         return self._fallback.acquire(requests)
 
     def take_back(self, receipts: Collection[Receipt]) -> None:
@@ -217,14 +217,14 @@ class FailoverStore:
     ) -> MaybeDeferred[None]:
         if not receipts:
             return None
-        if not self._switch.cluster:
+        if not self._failover.cluster:
             self._returns.add(receipts)
             return None
         return run(self._ask(lambda: how(receipts)))
 
     def renew(self) -> MaybeDeferred[None]:
         """Prolong this node's leases, if there is a connection; the breaker handles failures."""
-        return run(self._renew()) if self._switch.cluster else None
+        return run(self._renew()) if self._failover.cluster else None
 
     def _renew(self) -> Steps[None]:
         # A single call that failed was decided here, without a change of mode.
@@ -233,11 +233,11 @@ class FailoverStore:
             yield from self._ask(self._remote.renew)
 
     def _ask(self, how: Callable[[], MaybeDeferred[T]]) -> Steps[T]:
-        """Ask the shared store; its failure counts for the switch."""
+        """Ask the shared store; its failure counts for the failover."""
         try:
             answer: T = yield how()
         except StoreUnavailable as error:
-            self._switch.failed(error)
+            self._failover.failed(error)
             raise
         return answer
 
@@ -261,7 +261,7 @@ class FailoverStore:
         shared = [request for request in requests if request.spec.cluster]
         if not shared:
             return self._local.peek(requests)
-        if not self._switch.cluster:
+        if not self._failover.cluster:
             return self._fallback.peek(requests)
         return run(self._peek(requests, shared))
 
@@ -270,28 +270,28 @@ class FailoverStore:
             there: Sequence[Usage] = yield from self._ask(lambda: self._remote.peek(shared))
         except StoreUnavailable:
             return self._fallback.peek(requests)
-        self._switch.succeeded()
-        known = {fill.request.key: fill for fill in (*there, *self._local.peek(_own(requests)))}
+        self._failover.succeeded()
+        known = {usage.request.key: usage for usage in (*there, *self._local.peek(_own(requests)))}
         return tuple(known[request.key] for request in requests)
 
-    def reset(self, terms: LimitSpec, identity: str) -> MaybeDeferred[bool]:
+    def reset(self, spec: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget it here, in the shared store, and on every node that hears of it."""
-        here = self._local.reset(terms, identity)
-        if not terms.cluster:
+        here = self._local.reset(spec, identity)
+        if not spec.cluster:
             return here
-        if not self._switch.cluster:
+        if not self._failover.cluster:
             raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
-        return run(self._reset(terms, identity))
+        return run(self._reset(spec, identity))
 
-    def _reset(self, terms: LimitSpec, identity: str) -> Steps[bool]:
-        there: bool = yield self._remote.reset(terms, identity)
-        yield self._nodes.announce_reset(terms.name, identity)
+    def _reset(self, spec: LimitSpec, identity: str) -> Steps[bool]:
+        there: bool = yield self._remote.reset(spec, identity)
+        yield self._nodes.announce_reset(spec.name, identity)
         return there
 
-    def top(self, terms: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
-        if not terms.cluster:
-            return self._local.top(terms, count)
-        return self._remote.top(terms, count) if self._switch.cluster else self._fallback.top(terms, count)
+    def top(self, spec: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
+        if not spec.cluster:
+            return self._local.top(spec, count)
+        return self._remote.top(spec, count) if self._failover.cluster else self._fallback.top(spec, count)
 
 
 def _own(requests: Sequence[Request]) -> list[Request]:

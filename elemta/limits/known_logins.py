@@ -65,10 +65,10 @@ class KnownLogins:
         at_address = [_request(user, ip_identity(ip), each) for each in (period, period - 1)]
         in_network = [_request(user, network, each) for each in (period, period - 1)]
         try:
-            fills: Sequence[Usage] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
+            usages: Sequence[Usage] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
         except StoreUnavailable:
             return LoginHistory.STRANGER
-        standing = self._judge(fills, at_address, (user, network))
+        standing = self._judge(usages, at_address, (user, network))
         if standing is not LoginHistory.STRANGER:
             _keep(self._known, (user, ip_identity(ip)), (self._store.seconds() + KNOWN_SECONDS, standing))
         return standing
@@ -91,9 +91,9 @@ class KnownLogins:
         return int(self._now() // PERIOD_SECONDS)
 
     def _judge(
-        self, fills: Sequence[Usage], at_address: Sequence[Request], who: tuple[str, str]
+        self, usages: Sequence[Usage], at_address: Sequence[Request], who: tuple[str, str]
     ) -> LoginHistory:
-        known = {fill.request for fill in fills if any(fill.used)}
+        known = {usage.request for usage in usages if any(usage.used)}
         if not known:
             _keep(self._strangers, who, self._store.seconds() + STRANGER_SECONDS)
             return LoginHistory.STRANGER

@@ -235,17 +235,17 @@ class Limiter:
 
     def _look_at_refusals(self, asked: Sequence[Request], began: float) -> Steps[LimitRefusal | None]:
         try:
-            fills: Sequence[Usage] = yield self._store.peek(asked)
+            usages: Sequence[Usage] = yield self._store.peek(asked)
         except StoreUnavailable:
             return self._unavailable(asked, began)
-        full = [Denial(fill.request, fill.wait) for fill in fills if fill.wait != 0]
+        full = [Denial(usage.request, usage.wait) for usage in usages if usage.wait != 0]
         if not full:
             return None
         now = self._store.seconds()
-        for shortfall in full:
-            until = now + _seconds(shortfall.wait)
+        for denial in full:
+            until = now + _seconds(denial.wait)
             # For a moment: it may be this node's own word while the shared store is away.
-            self._refusals.remember(shortfall.request, until, min(until, now + RETURNABLE_REMEMBERED))
+            self._refusals.remember(denial.request, until, min(until, now + RETURNABLE_REMEMBERED))
         return self._refused(full, began).refusal
 
     def charge_refusal(
@@ -275,22 +275,22 @@ class Limiter:
         return run(self._peek(requests))
 
     def _peek(self, requests: Sequence[Request]) -> Steps[tuple[LimitState, ...]]:
-        fills: Sequence[Usage] = yield self._store.peek(requests)
-        return tuple(map(self._state, fills))
+        usages: Sequence[Usage] = yield self._store.peek(requests)
+        return tuple(map(self._state, usages))
 
     def top(self, limit: str, count: int = 20) -> MaybeDeferred[tuple[LimitState, ...]]:
         """The fullest identities of a limit. KeyError when there is no such limit; else fails as above."""
         return run(self._top(self._by_name[limit].spec, count))
 
-    def _top(self, terms: LimitSpec, count: int) -> Steps[tuple[LimitState, ...]]:
-        ranking: Ranking = yield self._store.top(terms, count)
+    def _top(self, spec: LimitSpec, count: int) -> Steps[tuple[LimitState, ...]]:
+        ranking: Ranking = yield self._store.top(spec, count)
         return tuple(map(self._state, ranking.usages))
 
     def reset(self, limit: str, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
-        terms = self._by_name[limit].spec
+        spec = self._by_name[limit].spec
         self.forget(limit, identity)
-        return self._store.reset(terms, identity)
+        return self._store.reset(spec, identity)
 
     def forget(self, limit: str, identity: str) -> None:
         """Ask anew about an identity that was refused: a reset on another node reached this one."""
@@ -329,18 +329,18 @@ class Limiter:
         for receipt in answer.receipts:
             self._refusals.forget(receipt.request.key)
             self._metrics.checked(receipt.request.spec.name, "admitted", seconds)
-        for shortfall in answer.denials:
-            self._observe(shortfall, seconds)
+        for denial in answer.denials:
+            self._observe(denial, seconds)
         return Charge(answer.receipts, None, covered)
 
-    def _remember(self, shortfalls: Sequence[Denial]) -> None:
+    def _remember(self, denials: Sequence[Denial]) -> None:
         now = self._store.seconds()
-        for shortfall in shortfalls:
-            if shortfall.wait is None:
+        for denial in denials:
+            if denial.wait is None:
                 continue
-            request = shortfall.request
-            until = now + shortfall.wait / _MICROSECONDS
-            if shortfall.provisional:
+            request = denial.request
+            until = now + denial.wait / _MICROSECONDS
+            if denial.provisional:
                 # The time when the shared store is back is unknown.
                 self._refusals.remember(request, until, now)
             elif request.spec.leases is not None:
@@ -352,14 +352,14 @@ class Limiter:
             else:
                 self._refusals.remember(request, until)
 
-    def _refused(self, shortfalls: Sequence[Denial], began: float, no: str = _REFUSED) -> Charge:
+    def _refused(self, denials: Sequence[Denial], began: float, no: str = _REFUSED) -> Charge:
         # The one to wait for longest: a client that comes back then finds all of them open.
-        longest = max(shortfalls, key=lambda shortfall: _seconds(shortfall.wait))
+        longest = max(denials, key=lambda denial: _seconds(denial.wait))
         refusal = self._refusal(longest.request, longest.wait)
         outcome = _REFUSED if no == _DELAYED and not refusal.delays else no
         seconds = self._store.seconds() - began
-        for shortfall in shortfalls:
-            self._metrics.checked(shortfall.request.spec.name, outcome, seconds)
+        for denial in denials:
+            self._metrics.checked(denial.request.spec.name, outcome, seconds)
         return Charge((), refusal)
 
     def _refusal(self, request: Request, wait: int | None) -> LimitRefusal:
@@ -367,9 +367,9 @@ class Limiter:
         cause = RefusalCause.IMPOSSIBLE if wait is None else RefusalCause.EXCEEDED
         return LimitRefusal(rule.name, rule.on_exceed, _seconds(wait), request.identity, rule.counts, cause)
 
-    def _observe(self, shortfall: Denial, seconds: float) -> None:
+    def _observe(self, denial: Denial, seconds: float) -> None:
         """Tell of what a limit in observe mode would have refused; in the log only now and then."""
-        name = shortfall.request.spec.name
+        name = denial.request.spec.name
         self._metrics.checked(name, "observed", seconds)
         now = self._store.seconds()
         if now < self._next_log.get(name, -math.inf):
@@ -380,8 +380,8 @@ class Limiter:
             "a limit with mode = observe would have refused",
             event="limit.observed",
             limit=name,
-            identity=shortfall.request.identity,
-            retry_after=_seconds(shortfall.wait),
+            identity=denial.request.identity,
+            retry_after=_seconds(denial.wait),
             others_since=self._unlogged.pop(name, 0),
         )
 
@@ -419,11 +419,11 @@ class Limiter:
         for receipt in due:
             self._refusals.forget(receipt.request.key)
 
-    def _state(self, fill: Usage) -> LimitState:
-        terms = fill.request.spec
-        allowed = tuple(bound.limit for bound in terms.bounds) if terms.leases is None else (terms.leases,)
-        mode = self._by_name[terms.name].mode
-        return LimitState(terms.name, mode, fill.request.identity, fill.used, allowed, _seconds(fill.wait))
+    def _state(self, usage: Usage) -> LimitState:
+        spec = usage.request.spec
+        allowed = tuple(bound.limit for bound in spec.bounds) if spec.leases is None else (spec.leases,)
+        mode = self._by_name[spec.name].mode
+        return LimitState(spec.name, mode, usage.request.identity, usage.used, allowed, _seconds(usage.wait))
 
 
 def _seconds(wait: int | None) -> float:

@@ -26,23 +26,23 @@ class Shares:
         # By the object rather than its value, which takes long to hash; the object is kept with it.
         self._made: dict[int, tuple[LimitSpec, LimitSpec]] = {}
 
-    def of(self, terms: LimitSpec, nodes: int) -> LimitSpec:
+    def of(self, spec: LimitSpec, nodes: int) -> LimitSpec:
         """The same limit for one of ``nodes`` nodes."""
         if nodes <= 1:
-            return terms
+            return spec
         if nodes != self._nodes or len(self._made) >= _ROOM:
             self._nodes = nodes
             self._made = {}
-        made = self._made.get(id(terms))
+        made = self._made.get(id(spec))
         if made is None:
-            made = self._made[id(terms)] = (terms, _share(terms, nodes))
+            made = self._made[id(spec)] = (spec, _share(spec, nodes))
         return made[1]
 
 
-def _share(terms: LimitSpec, nodes: int) -> LimitSpec:
-    bounds = tuple(replace(bound, limit=_part(bound.limit, nodes)) for bound in terms.bounds)
-    leases = None if terms.leases is None else _part(terms.leases, nodes)
-    return replace(terms, bounds=bounds, leases=leases)
+def _share(spec: LimitSpec, nodes: int) -> LimitSpec:
+    bounds = tuple(replace(bound, limit=_part(bound.limit, nodes)) for bound in spec.bounds)
+    leases = None if spec.leases is None else _part(spec.leases, nodes)
+    return replace(spec, bounds=bounds, leases=leases)
 
 
 def _part(limit: int, nodes: int) -> int:
@@ -74,20 +74,20 @@ class LocalFallback:
         asked: list[Request] = []
         allowed: list[Request] = []
         for request in requests:
-            terms = request.spec
-            if not terms.cluster:
+            spec = request.spec
+            if not spec.cluster:
                 asked.append(request)
-            elif terms.when_down is WhenValkeyIsDown.ALLOW:
+            elif spec.when_down is WhenValkeyIsDown.ALLOW:
                 allowed.append(request)
-            elif terms.when_down is WhenValkeyIsDown.DEFER and terms.binding:
+            elif spec.when_down is WhenValkeyIsDown.DEFER and spec.binding:
                 raise StoreUnavailable("Valkey does not answer")
             else:
                 asked.append(self._share(request))
         whole = {request.key: request for request in requests}
         answer = self._local.acquire(asked) if asked else _NOTHING
-        shortfalls = tuple(_provisional(shortfall, whole) for shortfall in answer.denials)
+        denials = tuple(_provisional(denial, whole) for denial in answer.denials)
         if not answer.granted:
-            return Decision((), shortfalls, granted=False)
+            return Decision((), denials, granted=False)
         receipts = list(answer.receipts)
         for receipt in receipts:
             receipt.request = whole[receipt.request.key]
@@ -96,44 +96,44 @@ class LocalFallback:
         for receipt in receipts:
             if receipt.is_lease and receipt.request.spec.cluster:
                 self._grant_lease(receipt)
-        return Decision(tuple(receipts), shortfalls)
+        return Decision(tuple(receipts), denials)
 
     def _share(self, request: Request) -> Request:
-        terms = self._shares.of(request.spec, self._live())
-        return request if terms is request.spec else Request(terms, request.identity, request.amount)
+        spec = self._shares.of(request.spec, self._live())
+        return request if spec is request.spec else Request(spec, request.identity, request.amount)
 
     def peek(self, requests: Sequence[Request]) -> tuple[Usage, ...]:
         """How full each is for this node. Raises StoreUnavailable where a limit is to ``defer``."""
         return tuple(self._usage(request) for request in requests)
 
     def _usage(self, request: Request) -> Usage:
-        terms = request.spec
-        if not terms.cluster:
+        spec = request.spec
+        if not spec.cluster:
             return self._local.peek([request])[0]
-        if terms.when_down is WhenValkeyIsDown.DEFER:
+        if spec.when_down is WhenValkeyIsDown.DEFER:
             raise StoreUnavailable("Valkey does not answer")
-        if terms.when_down is WhenValkeyIsDown.ALLOW:
+        if spec.when_down is WhenValkeyIsDown.ALLOW:
             return Usage(request, self._local.peek([request])[0].used, 0)
-        (fill,) = self._local.peek([self._share(request)])
-        return Usage(fill.request, fill.used, _wait_locally(fill.wait, request))
+        (usage,) = self._local.peek([self._share(request)])
+        return Usage(usage.request, usage.used, _wait_locally(usage.wait, request))
 
-    def top(self, terms: LimitSpec, count: int) -> Ranking:
+    def top(self, spec: LimitSpec, count: int) -> Ranking:
         """What this node knows by itself; that is never complete."""
-        share = self._share(Request(terms, "")).spec
+        share = self._share(Request(spec, "")).spec
         return Ranking(self._local.top(share, count).usages, complete=False)
 
 
-def _provisional(shortfall: Denial, whole: dict[str, Request]) -> Denial:
-    request = whole[shortfall.request.key]
+def _provisional(denial: Denial, whole: dict[str, Request]) -> Denial:
+    request = whole[denial.request.key]
     if not request.spec.cluster:
-        return shortfall
-    return Denial(request, _wait_locally(shortfall.wait, request), provisional=True)
+        return denial
+    return Denial(request, _wait_locally(denial.wait, request), provisional=True)
 
 
 def _wait_locally(wait: int | None, request: Request) -> int | None:
     """What is more than this node's share, though not more than the limit, is not impossible."""
     if wait is not None or not request.spec.cluster:
         return wait
-    terms = request.spec
-    limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
+    spec = request.spec
+    limits = [bound.limit for bound in spec.bounds] if spec.leases is None else [spec.leases]
     return None if any(request.amount > limit for limit in limits) else _UNTIL_BACK

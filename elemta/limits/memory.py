@@ -53,20 +53,20 @@ class MemoryStore:
 
     def acquire(self, requests: Sequence[Request]) -> Decision:
         now = self._now()
-        shortfalls = [
+        denials = [
             Denial(request, wait)
             for request in requests
             if request.spec.binding and (wait := self._wait(request, now)) != 0
         ]
-        if shortfalls:
-            return Decision((), tuple(shortfalls), granted=False)
+        if denials:
+            return Decision((), tuple(denials), granted=False)
         receipts = []
         for request in requests:
             if request.spec.binding or (wait := self._wait(request, now)) == 0:
                 receipts.append(self._charge(request, now))
             else:
-                shortfalls.append(Denial(request, wait))
-        return Decision(tuple(receipts), tuple(shortfalls))
+                denials.append(Denial(request, wait))
+        return Decision(tuple(receipts), tuple(denials))
 
     def record(self, request: Request) -> Receipt:
         """Charge what passed elsewhere, whether it would pass here or not.
@@ -106,45 +106,45 @@ class MemoryStore:
         now = self._now()
         return tuple(self._usage(request, now) for request in requests)
 
-    def reset(self, terms: LimitSpec, identity: str) -> bool:
-        return self.forget(terms.name, identity)
+    def reset(self, spec: LimitSpec, identity: str) -> bool:
+        return self.forget(spec.name, identity)
 
     def forget(self, limit: str, identity: str) -> bool:
         """Like :meth:`reset`, for a caller that knows the limit by its name alone."""
         table = self._tables.get(limit)
         return table is not None and table.forget(identity)
 
-    def top(self, terms: LimitSpec, count: int) -> Ranking:
+    def top(self, spec: LimitSpec, count: int) -> Ranking:
         """Looks at every key of the limit, about a microsecond each: for people, not for sessions."""
         now = self._now()
-        table = self._table(terms)
-        if terms.leases is None:
-            first = table.fullest(count, now, terms.bounds)
+        table = self._table(spec)
+        if spec.leases is None:
+            first = table.fullest(count, now, spec.bounds)
         else:
             first = heapq.nlargest(count, table.leases, key=table.leases.__getitem__)
-        fills = [self._usage(Request(terms, identity), now) for identity in first]
-        return Ranking(tuple(fill for fill in fills if any(fill.used)))
+        usages = [self._usage(Request(spec, identity), now) for identity in first]
+        return Ranking(tuple(usage for usage in usages if any(usage.used)))
 
-    def size(self, terms: LimitSpec) -> int:
+    def size(self, spec: LimitSpec) -> int:
         """How many identities of a limit have a count of their own."""
-        return len(self._table(terms))
+        return len(self._table(spec))
 
     def _now(self) -> int:
         return int(self._clock.seconds() * _MICROSECONDS)
 
-    def _table(self, terms: LimitSpec) -> CounterTable:
-        table = self._tables.get(terms.name)
+    def _table(self, spec: LimitSpec) -> CounterTable:
+        table = self._tables.get(spec.name)
         if table is None:
-            table = self._tables[terms.name] = CounterTable(self._max_keys)
+            table = self._tables[spec.name] = CounterTable(self._max_keys)
         return table
 
     def _wait(self, request: Request, now: int) -> int | None:
-        terms = request.spec
-        table = self._table(terms)
-        if terms.leases is not None:
-            if request.amount > terms.leases:
+        spec = request.spec
+        table = self._table(spec)
+        if spec.leases is not None:
+            if request.amount > spec.leases:
                 return None
-            fits = table.leases.get(request.identity, 0) + request.amount <= terms.leases
+            fits = table.leases.get(request.identity, 0) + request.amount <= spec.leases
             return 0 if fits else LEASE_SECONDS * _MICROSECONDS
         passes = table.earliest(request, now)
         return None if passes is None else passes - now

@@ -209,12 +209,12 @@ def _built_in(resources: ResourcesConfig) -> list[Rule]:
     if resources.max_requests_per_window:
         window = _microseconds(resources.rate_limit_window)
         bounds = (Bound.of(resources.max_requests_per_window, window),)
-        terms = LimitSpec(RATE_PER_IP, bounds, of_session=True)
-        rules.append(Rule(terms, (Identity.IP,), Counts.CONNECTIONS, Stage.CONNECT))
+        spec = LimitSpec(RATE_PER_IP, bounds, of_session=True)
+        rules.append(Rule(spec, (Identity.IP,), Counts.CONNECTIONS, Stage.CONNECT))
     if resources.max_connections_per_ip:
         leases = resources.max_connections_per_ip
-        terms = LimitSpec(CONNECTIONS_PER_IP, leases=leases, of_session=True)
-        rules.append(Rule(terms, (Identity.IP,), Counts.OPEN_CONNECTIONS, Stage.CONNECT))
+        spec = LimitSpec(CONNECTIONS_PER_IP, leases=leases, of_session=True)
+        rules.append(Rule(spec, (Identity.IP,), Counts.OPEN_CONNECTIONS, Stage.CONNECT))
     return rules
 
 
@@ -236,14 +236,14 @@ def _guesses(auth: AuthConfig) -> Iterator[Rule]:
 
 
 def _guess_rule(name: str, rate: Rate, per: tuple[Identity, ...], standings: frozenset[LoginHistory]) -> Rule:
-    terms = LimitSpec(name, (_bound(name, rate, weighted=False),))
-    return Rule(terms, per, Counts.AUTH_FAILURES, None, standings=standings)
+    spec = LimitSpec(name, (_bound(name, rate, weighted=False),))
+    return Rule(spec, per, Counts.AUTH_FAILURES, None, standings=standings)
 
 
 def _rule(limit: LimitConfig) -> Rule:
     leases = limit.counts is Counts.OPEN_CONNECTIONS
     weighted = limit.counts is Counts.BYTES
-    terms = LimitSpec(
+    spec = LimitSpec(
         name=limit.name,
         bounds=() if leases else tuple(_bound(limit.name, rate, weighted=weighted) for rate in limit.rates),
         leases=min(rate.limit for rate in limit.rates) if leases else None,
@@ -253,7 +253,7 @@ def _rule(limit: LimitConfig) -> Rule:
         when_down=limit.when_valkey_is_down,
     )
     return Rule(
-        spec=terms,
+        spec=spec,
         per=tuple(limit.per),
         counts=limit.counts,
         stage=stage_of(limit.counts, limit.per),

@@ -35,7 +35,7 @@ class LimitSpec:
 
     ``name`` is the first part of every key. ``bounds`` are all to hold; for open connections there are none
     and ``leases`` says how many may be held at a time. ``binding`` requests are granted all or none; one
-    that is not is charged by itself, if the binding ones beside it were granted, and its shortfall refuses
+    that is not is charged by itself, if the binding ones beside it were granted, and its denial refuses
     nothing. ``cluster`` tells whether all nodes count together, and ``when_down`` what this node does while
     their shared store is away. ``of_session`` is for what belongs to the connection rather than to the
     transaction in it, and is never given back.
@@ -162,8 +162,8 @@ class ILimitStore(Interface):
     def peek(requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]:
         """How full the keys of these requests are, and whether each would pass by itself. Charges nothing."""
 
-    def reset(terms: LimitSpec, identity: str) -> MaybeDeferred[bool]:
+    def reset(spec: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for one key; False when nothing is. Leases stay: they are facts."""
 
-    def top(terms: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
+    def top(spec: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
         """The ``count`` fullest keys of a limit, fullest first."""

@@ -114,12 +114,12 @@ class AcquireCall:
         both = list(zip(requests, results, strict=True))
         receipts = [self._receipt(request, at, number) for request, result in both if result == 0]
         granted = all(result == 0 for request, result in both if request.spec.binding)
-        shortfalls = [
+        denials = [
             Denial(request, None if result == _NEVER else result)
             for request, result in both
             if result not in (0, _PASSES)
         ]
-        return Decision(tuple(receipts), tuple(shortfalls), granted)
+        return Decision(tuple(receipts), tuple(denials), granted)
 
     def _receipt(self, request: Request, at: int, number: int) -> Receipt:
         if request.spec.leases is None:

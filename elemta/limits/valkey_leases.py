@@ -72,9 +72,9 @@ class Leases:
         self._amounts[whose] += lease.amount
         return Receipt(request, at, lease)
 
-    def held(self, terms: LimitSpec, identity: str) -> int:
+    def held(self, spec: LimitSpec, identity: str) -> int:
         """How much of one key this node holds."""
-        return self._amounts[terms.name, identity]
+        return self._amounts[spec.name, identity]
 
     def all(self) -> list[Lease]:
         return list(self._held.values())

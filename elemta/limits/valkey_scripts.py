@@ -1,4 +1,4 @@
-"""What is said to Valkey: the scripts, the keys, and a limit's terms as the scripts read them."""
+"""What is said to Valkey: the scripts, the keys, and the specs of limits as the scripts read them."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ PEEK = _script(" flags=no-writes,allow-oom", "peek")
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A limit's terms in a script's words.
+    """A limit's spec in a script's words.
 
-    ``order`` are the bounds' places in the terms, in the order in which the scripts count them: those that
-    keep an exact log, then those in sub-buckets. ``terms`` is kept so that its ``id`` stays its own.
+    ``order`` are the bounds' places in the spec, in the order in which the scripts count them: those that
+    keep an exact log, then those in sub-buckets. ``spec`` is kept so that its ``id`` stays its own.
     """
 
-    terms: LimitSpec
+    spec: LimitSpec
     words: bytes
     order: tuple[int, ...]
     in_buckets: bool
 
     @classmethod
-    def of(cls, terms: LimitSpec) -> Definition:
-        log = [place for place, bound in enumerate(terms.bounds) if _in_log(bound)]
-        buckets = [place for place, bound in enumerate(terms.bounds) if not _in_log(bound)]
+    def of(cls, spec: LimitSpec) -> Definition:
+        log = [place for place, bound in enumerate(spec.bounds) if _in_log(bound)]
+        buckets = [place for place, bound in enumerate(spec.bounds) if not _in_log(bound)]
         # The script takes bounds of one window that stand together for one series.
-        buckets.sort(key=lambda place: terms.bounds[place].window)
-        numbers = [int(terms.binding), -1 if terms.leases is None else terms.leases]
+        buckets.sort(key=lambda place: spec.bounds[place].window)
+        numbers = [int(spec.binding), -1 if spec.leases is None else spec.leases]
         for places in (log, buckets):
             numbers.append(len(places))
             for place in places:
-                numbers += (terms.bounds[place].limit, terms.bounds[place].window)
-        return cls(terms, b" ".join(b"%d" % number for number in numbers), (*log, *buckets), bool(buckets))
+                numbers += (spec.bounds[place].limit, spec.bounds[place].window)
+        return cls(spec, b" ".join(b"%d" % number for number in numbers), (*log, *buckets), bool(buckets))
 
 
 class Definitions:
-    """The definitions of the terms in use, found by the identity of the object: terms are slow to hash."""
+    """The definitions of the specs in use, found by the identity of the object: specs are slow to hash."""
 
     _MOST = 4096  # after so many reloads
 
@@ -63,12 +63,12 @@ class Definitions:
     def __init__(self) -> None:
         self._known: dict[int, Definition] = {}
 
-    def of(self, terms: LimitSpec) -> Definition:
-        known = self._known.get(id(terms))
+    def of(self, spec: LimitSpec) -> Definition:
+        known = self._known.get(id(spec))
         if known is None:
             if len(self._known) >= self._MOST:
                 self._known.clear()
-            known = self._known[id(terms)] = Definition.of(terms)
+            known = self._known[id(spec)] = Definition.of(spec)
         return known
 
 
@@ -97,18 +97,18 @@ class Keys:
         """The key of a note about one call; no limit's name begins like this."""
         return f"{self.prefix}~{name}{{{tag}}}".encode() if tag else f"{self.prefix}~{name}".encode()
 
-    def identity(self, terms: LimitSpec, key: bytes) -> str | None:
+    def identity(self, spec: LimitSpec, key: bytes) -> str | None:
         """Whose key this is, if it is one of this limit."""
-        start = f"{self.prefix}{terms.name}:"
+        start = f"{self.prefix}{spec.name}:"
         name = key.decode("utf-8", "replace").removesuffix("~")
         if not name.startswith(start):
             return None
         name = name.removeprefix(start)
         return name.removeprefix("{").removesuffix("}") if self._tagged else name
 
-    def pattern(self, terms: LimitSpec) -> bytes:
+    def pattern(self, spec: LimitSpec) -> bytes:
         """The glob that matches all keys of a limit."""
-        return f"{self.prefix}{terms.name}:".translate(_GLOB).encode() + b"*"
+        return f"{self.prefix}{spec.name}:".translate(_GLOB).encode() + b"*"
 
 
 def _in_log(bound: Bound) -> bool:

@@ -171,15 +171,15 @@ class ValkeyStore:
         if decided.called:
             return
         if refused:
-            shortfalls = tuple(short for answer in refused for short in answer.denials)
-            decided.callback(Decision((), shortfalls, granted=False))
+            denials = tuple(short for answer in refused for short in answer.denials)
+            decided.callback(Decision((), denials, granted=False))
         elif troubles:
             decided.errback(troubles[0])
         else:
             order = {request.key: place for place, request in enumerate(requests)}
             receipts.sort(key=lambda receipt: order[receipt.request.key])
-            shortfalls = tuple(short for answer in answers for short in answer.denials)
-            decided.callback(Decision(tuple(receipts), shortfalls))
+            denials = tuple(short for answer in answers for short in answer.denials)
+            decided.callback(Decision(tuple(receipts), denials))
 
     def _undo(self, receipts: Sequence[Receipt]) -> None:
         """Give back what no caller got; what can't be given back makes limits stricter for a window."""
@@ -202,9 +202,9 @@ class ValkeyStore:
         self._last += 1
         return self._leases.granted(request, 0, self._last)
 
-    def held(self, terms: LimitSpec, identity: str) -> int:
+    def held(self, spec: LimitSpec, identity: str) -> int:
         """How much of a key this node itself holds."""
-        return self._leases.held(terms, identity)
+        return self._leases.held(spec, identity)
 
     def renew(self) -> Deferred[None]:
         """Prolong all leases, and write those again that Valkey has forgotten.
@@ -259,14 +259,14 @@ class ValkeyStore:
     def peek(self, requests: Sequence[Request]) -> Deferred[tuple[Usage, ...]]:
         return Deferred.fromCoroutine(self._views.peek(requests))
 
-    def top(self, terms: LimitSpec, count: int) -> Deferred[Ranking]:
+    def top(self, spec: LimitSpec, count: int) -> Deferred[Ranking]:
         """Looks at a bounded number of keys and says whether there were more: for people only."""
-        return Deferred.fromCoroutine(self._views.top(terms, count))
+        return Deferred.fromCoroutine(self._views.top(spec, count))
 
-    def reset(self, terms: LimitSpec, identity: str) -> Deferred[bool]:
-        if terms.leases is not None:
+    def reset(self, spec: LimitSpec, identity: str) -> Deferred[bool]:
+        if spec.leases is not None:
             return succeed(False)
-        key = self._keys.of(Request(terms, identity))
+        key = self._keys.of(Request(spec, identity))
         answer = self._valkey.command("DEL", key, key + b"~", key=key, deadline=BACKGROUND_DEADLINE)
         return answer.addCallback(bool)
 

@@ -30,8 +30,8 @@ class Views:
         self._definitions = definitions
 
     async def peek(self, requests: Sequence[Request], *, deadline: float | None = None) -> tuple[Usage, ...]:
-        """A fill for each request, in order. Fails with StoreUnavailable."""
-        fills: dict[int, Usage] = {}
+        """The usage of each request, in order. Fails with StoreUnavailable."""
+        usages: dict[int, Usage] = {}
         calls = iter(self._calls(requests))
         while under_way := [
             (places, self._send([requests[place] for place in places], deadline))
@@ -44,19 +44,19 @@ class Views:
                 except StoreUnavailable as error:
                     trouble = error
                     continue
-                fills.update(zip(places, found, strict=True))
+                usages.update(zip(places, found, strict=True))
             if trouble is not None:
                 raise trouble
-        return tuple(fills[place] for place in range(len(requests)))
+        return tuple(usages[place] for place in range(len(requests)))
 
-    async def top(self, terms: LimitSpec, count: int) -> Ranking:
+    async def top(self, spec: LimitSpec, count: int) -> Ranking:
         """The fullest keys of a limit, among :data:`LOOKED_AT` of them. Fails with StoreUnavailable."""
-        found = await self._valkey.scan(match=self._keys.pattern(terms), count=512, limit=LOOKED_AT)
-        identities = dict.fromkeys(self._keys.identity(terms, key) for key in found.keys)
-        requests = [Request(terms, identity) for identity in identities if identity is not None]
-        fills = await self.peek(requests, deadline=BACKGROUND_DEADLINE)
-        fullest = heapq.nlargest(count, fills, key=_fullness)
-        return Ranking(tuple(fill for fill in fullest if any(fill.used)), found.complete)
+        found = await self._valkey.scan(match=self._keys.pattern(spec), count=512, limit=LOOKED_AT)
+        identities = dict.fromkeys(self._keys.identity(spec, key) for key in found.keys)
+        requests = [Request(spec, identity) for identity in identities if identity is not None]
+        usages = await self.peek(requests, deadline=BACKGROUND_DEADLINE)
+        fullest = heapq.nlargest(count, usages, key=_fullness)
+        return Ranking(tuple(usage for usage in fullest if any(usage.used)), found.complete)
 
     def _calls(self, requests: Sequence[Request]) -> Iterable[list[int]]:
         by_tag: dict[str, list[int]] = {}
@@ -76,7 +76,7 @@ class Views:
         return self._valkey.run(PEEK, keys, [" ".join(map(str, program)), *words], deadline=deadline)
 
     def _fills(self, requests: Sequence[Request], reply: list[int]) -> list[Usage]:
-        fills, place = [], 0
+        usages, place = [], 0
         for request in requests:
             wait = None if reply[place] == _NEVER else reply[place]
             order = (0,) if request.spec.leases is not None else self._definitions.of(request.spec).order
@@ -84,13 +84,13 @@ class Views:
             for number, bound in enumerate(order, place + 1):
                 used[bound] = reply[number]
             place += 1 + len(order)
-            fills.append(Usage(request, tuple(used), wait))
-        return fills
+            usages.append(Usage(request, tuple(used), wait))
+        return usages
 
 
-def _fullness(fill: Usage) -> float:
-    terms = fill.request.spec
-    limits = [bound.limit for bound in terms.bounds] if terms.leases is None else [terms.leases]
+def _fullness(usage: Usage) -> float:
+    spec = usage.request.spec
+    limits = [bound.limit for bound in spec.bounds] if spec.leases is None else [spec.leases]
     return max(
-        (used / limit if limit else 1.0 for used, limit in zip(fill.used, limits, strict=True)), default=0.0
+        (used / limit if limit else 1.0 for used, limit in zip(usage.used, limits, strict=True)), default=0.0
     )

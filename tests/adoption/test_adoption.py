@@ -71,7 +71,7 @@ def test_of_three_nodes_told_at_once_one_adopts_and_the_messages_leave_once(
         answers = all_adopt(fleet.nodes, shared)
         (winner,) = [node for node, (code, _) in zip(fleet.nodes, answers, strict=True) if code == 0]
         for code, words in answers:
-            # Who owns it is written after the lock is taken: a node that asks in between learns only that.
+            # Its owner is written after the lock is taken: a node that asks in between learns only that.
             owner = f"(node {re.escape(winner.name)}, which has adopted it,|another process)"
             assert code == 0 or re.search(f"{owner} owns the spool", words), words
         winner.wait_for("spool.adoption_done", seconds=60)

@@ -137,7 +137,7 @@ def test_a_daemon_takes_and_delivers_a_message_without_a_thread_and_as_its_seed_
 
 
 def test_all_parts_of_a_daemon_count_in_its_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part that is given no metrics makes a registry of its own, which nobody reads."""
+    """A part that is given no metrics makes a registry of its own, which nothing reads."""
     made: list[MetricRegistry] = []
     begin = MetricRegistry.__init__
 

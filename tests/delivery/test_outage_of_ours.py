@@ -297,7 +297,7 @@ def test_mail_leaves_soon_after_name_servers_answer_though_the_network_was_back_
     simulation.run(back - simulation.now, step=1.0)
     simulation.send("cached.example")
     simulation.run(names_back + 1.0 - simulation.now, step=1.0)
-    # One whose names nobody knew before shows that they are found again.
+    # One whose names were unknown before shows that they are found again.
     simulation.send("new.example")
     simulation.run(MINUTE, step=1.0)
     assert all(queue_id in simulation.delivered for queue_id in sent)

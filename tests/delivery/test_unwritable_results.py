@@ -34,7 +34,7 @@ async def post(tmp_path: Path) -> AsyncIterator[Post]:
 async def test_a_delivery_that_can_not_be_written_is_not_made_again(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The spool is healthy and refuses this one: it can't be told what became of it, in whatever words."""
+    """The spool is healthy and refuses this one: its outcome can't be recorded, in whatever words."""
     stubborn, asked = set[str](), Counter[str]()
 
     def refuse(message: StoredMessage, settlement: DeliveryResult) -> None:

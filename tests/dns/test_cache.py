@@ -114,7 +114,7 @@ RECORDS: dict[str, Callable[[int], Record]] = {
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_the_cache_takes_no_more_memory_than_it_counts(kind: str) -> None:
-    """What anybody's zone answers, as Python takes it: long names of exchangers took twice as much."""
+    """What any zone answers, as Python takes it: long names of exchangers took twice as much."""
     cache = Cache(ResolverSettings(cache_bytes=2**20), Clock().seconds)
     gc.collect()
     tracemalloc.start()

@@ -134,7 +134,7 @@ Declared = frozenset[tuple[str, bool]]
 _ORDERLESS = {"sorted", "any", "all", "len", "sum", "min", "max", "set", "frozenset", "Counter"}
 _ORDERED = {"list", "tuple", "iter", "enumerate", "deque", "join", "extend", "DeferredList", "gatherResults"}
 _UNIONS = (ast.BitOr, ast.BitAnd, ast.Sub, ast.BitXor)
-# Where the order of a set reaches nothing that anybody sees.
+# Where the order of a set reaches nothing outside.
 ORDER_IS_NOTHING = {
     "elemta/delivery/destinations.py: destination.tried": "keys that a query leaves out",
 }

@@ -53,7 +53,7 @@ class _RecordedChild:
 
 
 def record(metrics: object, name: str) -> list[Any]:
-    """What the metric of this name is told from now on, in order."""
+    """What is counted in the metric of this name from now on, in order."""
     recorded = Recorded()
     assert hasattr(metrics, name)
     setattr(metrics, name, recorded)
