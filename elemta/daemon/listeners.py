@@ -11,8 +11,9 @@ from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.metric_registry import LabelledValue
 from elemta.net.context import ListenerContext
-from elemta.net.factory import ConnectionRegistry, ESMTPFactory
+from elemta.net.factory import ESMTPFactory
 from elemta.net.listeners import Listener, provide_descriptors
+from elemta.net.registry import ConnectionRegistry
 from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
 from elemta.spool import Spool

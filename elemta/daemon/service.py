@@ -28,7 +28,7 @@ from elemta.daemon.running import RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.limits.refusals import RememberedRefusal
-from elemta.net.factory import LOOK_SECONDS
+from elemta.net.registry import LOOK_SECONDS
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier

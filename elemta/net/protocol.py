@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol as TypingProtocol
 from typing import cast
 
 from OpenSSL import SSL
@@ -13,8 +12,7 @@ from twisted.internet.interfaces import (
     IPushProducer,
     IUNIXTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.tcp import Connection
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -24,6 +22,7 @@ from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.backend import SessionBackend
 from elemta.net.context import ListenerContext
+from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -40,7 +39,7 @@ from elemta.smtp.events import (
     StartTLS,
     TransactionEnded,
 )
-from elemta.smtp.memory import MemoryBudget, SessionMemory
+from elemta.smtp.memory import SessionMemory
 from elemta.smtp.session import ServerSession
 from elemta.smtp.session_info import SessionInfo
 
@@ -55,24 +54,6 @@ READ_COMMANDS_BY_TLS = 8 * 1024
 # Octets of one read while a message comes.
 READ_MESSAGE = 64 * 1024
 READ_MESSAGE_BY_TLS = 32 * 1024
-
-
-class ProtocolOwner(TypingProtocol):
-    """Keeps a protocol while it lives: a paused transport without a reference would be collected."""
-
-    @property
-    def waiting_input(self) -> MemoryBudget: ...
-
-    @property
-    def envelopes(self) -> MemoryBudget: ...
-
-    def seconds(self) -> float: ...
-
-    def pause(self, seconds: float) -> Deferred[None]: ...
-
-    def opened(self, connection: ESMTPProtocol) -> None: ...
-
-    def closed(self, connection: ESMTPProtocol) -> None: ...
 
 
 class _Pending:
@@ -101,19 +82,23 @@ class _Pending:
 
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
-class ESMTPProtocol(Protocol):
+class ESMTPProtocol(ClientConnection):
     """One client's connection: the session handles SMTP, the backend handles mail."""
 
-    transport: Connection
-
     def __init__(
-        self, home: ProtocolOwner, terms: ListenerContext, facts: SessionInfo, *, health_check: bool = False
+        self,
+        registry: ConnectionRegistry,
+        terms: ListenerContext,
+        facts: SessionInfo,
+        *,
+        health_check: bool = False,
     ) -> None:
-        self._home = home
+        super().__init__(facts.client_ip, facts.listener)
+        self._registry = registry
         self._terms = terms
         self.facts = facts
         self.health_check = health_check
-        self._session = ServerSession(terms.session, facts, home.envelopes)
+        self._session = ServerSession(terms.session, facts, registry.envelopes)
         self._backend = SessionBackend(terms, facts, health_check=health_check)
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
         self._pending: _Pending | None = None
@@ -131,17 +116,32 @@ class ESMTPProtocol(Protocol):
     # From the transport
 
     def connectionMade(self) -> None:
-        self._opened_at = self._home.seconds()
+        self._opened_at = self._registry.seconds()
         # A Unix socket of older Twisteds has the method, and raises.
         if hasattr(self.transport, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self.transport.bufferSize = READ_COMMANDS
         self.transport.registerProducer(self, True)
-        self._home.opened(self)
+        self._registry.add(self)
+        self._count_opening()
         if self._terms.implicit_tls:
             self._start_tls()
         else:
             self._run(self._session.open())
+
+    def _count_opening(self) -> None:
+        metrics = self._terms.metrics
+        if self.health_check:
+            metrics.health_checks.labels(self.listener).inc()
+        else:
+            metrics.connections_opened.labels(self.listener).inc()
+            metrics.connections_open.labels(self.listener).inc()
+
+    def _count_closing(self) -> None:
+        if not self.health_check:
+            metrics = self._terms.metrics
+            metrics.connections_open.labels(self.listener).dec()
+            metrics.session_duration.labels(self.listener).observe(self._registry.seconds() - self._opened_at)
 
     def handshakeCompleted(self) -> None:
         self._handshaking = False
@@ -157,7 +157,7 @@ class ESMTPProtocol(Protocol):
         if self._closing:
             return
         if self._deadlines.waiting is TimeoutKind.MESSAGE:
-            self._deadlines.received(len(data), self._home.seconds())
+            self._deadlines.received(len(data), self._registry.seconds())
         self._run(self._session.receive(data))
 
     def readConnectionLost(self) -> None:
@@ -186,20 +186,21 @@ class ESMTPProtocol(Protocol):
         finally:
             # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
             self._count_input(0)
-            self._home.closed(self)
+            self._registry.remove(self)
+            self._count_closing()
         _log.debug(
             "connection closed",
             event="session.closed",
             session_id=self.facts.id,
             client_ip=str(self.facts.client_ip),
             reason=reason.getErrorMessage(),
-            seconds=round(self._home.seconds() - self._opened_at, 3),
+            seconds=round(self._registry.seconds() - self._opened_at, 3),
         )
 
     # From the transport as a consumer: the client does not read, or reads again
 
     def pauseProducing(self) -> None:
-        self._deadlines.unread(self._home.seconds())
+        self._deadlines.unread(self._registry.seconds())
         self._session.unread = True
         self._pause_reading("unread replies")
 
@@ -219,10 +220,6 @@ class ESMTPProtocol(Protocol):
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
         return self._handshaking
-
-    @property
-    def seconds_open(self) -> float:
-        return self._home.seconds() - self._opened_at
 
     @property
     def memory(self) -> SessionMemory:
@@ -318,7 +315,7 @@ class ESMTPProtocol(Protocol):
         if self.facts.tls is not None and not self._continuing:
             # TLS joins what is written in one turn of the reactor, and only then the transport can be full.
             self._continuing = True
-            self._home.pause(0).addCallback(lambda _: self._continue())
+            self._registry.pause(0).addCallback(lambda _: self._continue())
         return self.facts.tls is None and not session.unread
 
     def _continue(self) -> None:
@@ -332,7 +329,7 @@ class ESMTPProtocol(Protocol):
             self._run(session.go_on())
 
     def _pause(self, question: PauseQuestion) -> Response | Deferred[Response]:
-        pause = self._home.pause(question.seconds)
+        pause = self._registry.pause(question.seconds)
         # A pause that is cut short is over, too.
         return pause.addErrback(lambda failure: failure.trap(CancelledError) and None).addCallback(
             lambda _: Proceed()
@@ -414,7 +411,7 @@ class ESMTPProtocol(Protocol):
             waiting = TimeoutKind.COMMAND
         # A partial command line gets no new deadline, nor does a message's next read.
         if replied or waiting is not self._deadlines.waiting:
-            self._deadlines.wait(waiting, self._home.seconds())
+            self._deadlines.wait(waiting, self._registry.seconds())
         buffered = self._session.buffered
         if buffered or self._input_memory:
             self._count_input(self._session.input_memory if buffered else 0)
@@ -425,10 +422,10 @@ class ESMTPProtocol(Protocol):
             self._resume_reading("input")
 
     def _most_waiting_input(self) -> int:
-        return 0 if self._home.waiting_input.crowded else MOST_WAITING_INPUT
+        return 0 if self._registry.waiting_input.crowded else MOST_WAITING_INPUT
 
     def _count_input(self, octets: int) -> None:
-        self._home.waiting_input.taken += octets - self._input_memory
+        self._registry.waiting_input.taken += octets - self._input_memory
         self._input_memory = octets
 
     def _flush(self) -> None:
@@ -443,7 +440,7 @@ class ESMTPProtocol(Protocol):
             return
         self._handshaking = True
         self.transport.bufferSize = READ_COMMANDS_BY_TLS
-        self._deadlines.wait(TimeoutKind.HANDSHAKE, self._home.seconds())
+        self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
         self.transport.startTLS(certificate)
 
     def _close(self, reason: str, *, in_message: bool = False) -> None:
@@ -451,7 +448,7 @@ class ESMTPProtocol(Protocol):
             return
         self._flush()
         self._closing = True
-        self._deadlines.wait(TimeoutKind.CLOSE, self._home.seconds())
+        self._deadlines.wait(TimeoutKind.CLOSE, self._registry.seconds())
         _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
@@ -480,5 +477,5 @@ class ESMTPProtocol(Protocol):
     def _resume_reading(self, reason: str) -> None:
         self._paused_for.discard(reason)
         if not self._paused_for and not self._lost and not self._closing:
-            self._deadlines.hold(self._home.seconds())
+            self._deadlines.hold(self._registry.seconds())
             self.transport.resumeProducing()

@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol as TypingProtocol
+from collections.abc import Callable
 
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import ProxyHeaderError
+from elemta.net.registry import ClientConnection, ConnectionRegistry, IPAddress
 from elemta.net.timeouts import PROXY_HEADER_SECONDS
 from elemta.smtp.memory import SessionMemory
 from elemta.smtp.proxy import ProxyHeader, ProxyResult
 
 _log = Logger()
 
-IPAddress = IPv4Address | IPv6Address
-
 _DRAIN_SECONDS = 1.0
 # Octets of one read: a header, and what a client may send behind it.
 _READ = 16 * 1024
 
 
-class SessionFactory(TypingProtocol):
-    """Builds the session once the client's address is known."""
-
-    def session_for(self, ip: IPAddress, port: int, *, health_check: bool) -> Protocol: ...
+SessionMaker = Callable[[IPAddress, int, bool], Protocol]
+"""Makes the session when the client's address and port are known, and whether it is a health check."""
 
 
-class PreambleRegistry(TypingProtocol):
-    """Keeps the connection alive, and its deadline."""
-
-    def seconds(self) -> float: ...
-
-    def add(self, connection: ProxyPreamble) -> None: ...
-
-    def remove(self, connection: ProxyPreamble) -> None: ...
-
-
-class ProxyPreamble(Protocol):
+class ProxyPreamble(ClientConnection):
     """Waits for the header, says nothing before it, then hands the transport to a session.
 
     A header that is malformed, or does not come within five seconds, closes the connection without a reply.
     """
 
-    transport: Connection
-
     def __init__(
-        self, sessions: SessionFactory, registry: PreambleRegistry, ip: IPAddress, port: int
+        self, session_for: SessionMaker, registry: ConnectionRegistry, ip: IPAddress, port: int
     ) -> None:
-        self._sessions = sessions
+        super().__init__(ip)
+        self._session_for = session_for
         self._registry = registry
         self._peer = (ip, port)
         self._header = ProxyHeader()
@@ -91,9 +75,6 @@ class ProxyPreamble(Protocol):
         """A header that is on its way is waited for, and its client refused; a stop waits no longer."""
         self._deadline = min(self._deadline, self._registry.seconds() + _DRAIN_SECONDS)
 
-    def abort(self) -> None:
-        self.transport.abortConnection()
-
     def _give_up(self, why: str) -> None:
         self._done = True
         _log.warn(
@@ -108,7 +89,7 @@ class ProxyPreamble(Protocol):
         self._done = True
         self._registry.remove(self)
         ip, port = result.source or self._peer
-        session = self._sessions.session_for(ip, port, health_check=result.local)
+        session = self._session_for(ip, port, result.local)
         self.transport.protocol = session
         session.makeConnection(self.transport)
         if result.rest:

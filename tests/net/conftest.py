@@ -22,8 +22,9 @@ from elemta.domains import Domains
 from elemta.limits import Limiter, MemoryStore
 from elemta.metrics import NetMetrics
 from elemta.net.context import ListenerContext
-from elemta.net.factory import ConnectionRegistry, ESMTPFactory
+from elemta.net.factory import ESMTPFactory
 from elemta.net.protocol import ESMTPProtocol
+from elemta.net.registry import ConnectionRegistry
 from elemta.net.tls import ServerCertificate, load_context
 from elemta.policy import (
     CONTINUE,

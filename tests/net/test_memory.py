@@ -146,7 +146,9 @@ def test_the_header_of_a_proxy_is_counted(place: Place) -> None:
         for _ in range(SESSIONS):
             client = place.connect()
             client.protocol.connectionLost()
-            preamble = ProxyPreamble(place.factory, place.registry, client.protocol.facts.client_ip, 1)
+            preamble = ProxyPreamble(
+                place.factory.session_for, place.registry, client.protocol.facts.client_ip, 1
+            )
             preamble.makeConnection(client.transport)
             preambles.append(preamble)
             for piece in in_pieces(1)(header):
