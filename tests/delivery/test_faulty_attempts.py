@@ -52,7 +52,7 @@ async def post(tmp_path: Path) -> AsyncIterator[Post]:
 
 
 async def delivered_and_owed(post: Post) -> OwedNotice:
-    """A delivery that is recorded, and of which the sender wants to hear."""
+    """A delivery that is recorded, and whose notice the sender asked for."""
     writer = post.spool.begin()
     writer.write(BODY)
     people = (replace(recipient("bob@example.com"), notify=Notify.SUCCESS),)
