@@ -19,6 +19,7 @@ from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
+from elemta.delivery.queue_scans import AgeScan, DestinationListing, log_not_read
 from elemta.delivery.router import RouteChooser, Router
 from elemta.delivery.routes import Route, RouteTable
 from elemta.delivery.settings import DeliverySettings
@@ -34,9 +35,6 @@ from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submi
 _log = Logger()
 
 _LAST_WAIT = 5.0
-# Destinations that are listed at one time, and how often they are listed anew, in case one was missed.
-_DESTINATIONS_AT_ONCE = 1000
-_LIST_DESTINATIONS_EVERY = 300.0
 # Destinations that are made to be tried again in one turn of the reactor.
 _PROBED_AT_ONCE = 200
 # Attempts that are started in one turn of the reactor, and at the end of another attempt: many may end in
@@ -83,6 +81,17 @@ class DeliveryScheduler(Service):
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
         )
+        self._listing = DestinationListing(
+            queue, self._destinations, lambda: bool(self.running), self._listed
+        )
+        self._age_scan = AgeScan(
+            runtime.reactor,
+            self._time,
+            self._notices,
+            self._expiry,
+            runs=self._may_scan,
+            poll=settings.poll,
+        )
         self._begin_anew()
         self._under_way: dict[Key, QueuedMessage] = {}
         self._set_aside: dict[Key, tuple[QueuedMessage, float]] = {}
@@ -92,13 +101,9 @@ class DeliveryScheduler(Service):
         self._stopped_by_spool = False
         self._timer: IDelayedCall | None = None
         self._looking = False
-        self._listing = False
         self._filling = False
         self._fill_call: IDelayedCall | None = None
-        self._aging_call: IDelayedCall | None = None
         self._watch_call: IDelayedCall | None = None
-        self._walk: Deferred[None] | None = None
-        self._listed_at = -inf
         self._subscribed = False
         self._empty: Deferred[None] | None = None
 
@@ -152,6 +157,7 @@ class DeliveryScheduler(Service):
         self._ways = _ways(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
         self._expiry.settings = self._notices.settings = settings
+        self._age_scan.poll = settings.poll
         self._transports.reconfigure(settings, hooks)
         self._pool.resize(settings.threads)
         self._destinations.places = settings.max_messages
@@ -170,18 +176,17 @@ class DeliveryScheduler(Service):
             self._queue.on_committed(self._committed)
             self._queue.on_due(self._became_due)
             self._queue.on_settled(self._settled_again)
-        self._listed_at = -inf
+        self._listing.start_anew()
         self._expiry.started(self._time.seconds())
         self._watch()
         self._arm(0.0)
 
     async def _stop(self, grace: float) -> None:
-        for timer in (self._timer, self._fill_call, self._aging_call, self._watch_call):
+        for timer in (self._timer, self._fill_call, self._watch_call):
             if timer is not None and timer.active():
                 timer.cancel()
         self._fill_call = None
-        if self._walk is not None:
-            await self._walk
+        await self._age_scan.stop()
         if not await self._wait_until_empty(grace):
             _log.warn(
                 "deliveries were cut off; their messages stay in the queue",
@@ -297,7 +302,7 @@ class DeliveryScheduler(Service):
     def _looked(self, result: Failure | None) -> None:
         self._looking = False
         if isinstance(result, Failure):
-            _tell_look_failed(result)
+            log_not_read(result)
             if result.check(SpoolError) is None:
                 self._doubt()
         if self.running:
@@ -320,10 +325,7 @@ class DeliveryScheduler(Service):
         self._watch_call = self._reactor.callLater(self._settings.poll, self._watch)
         if self._doubtful or self._timer is None or not self._timer.active():
             self._look_soon()
-        walks = self._walk is not None and not self._walk.called
-        walks = walks or (self._aging_call is not None and self._aging_call.active())
-        if not walks and self._listed_at > -inf:
-            self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
+        self._age_scan.go_on()
 
     def _broke(self, failure: Failure) -> None:
         """The bookkeeping failed: the next look begins from what the spool says."""
@@ -348,7 +350,7 @@ class DeliveryScheduler(Service):
         aside = [message for message, _ in self._set_aside.values()]
         self._destinations.start_over(self._under_way.values(), aside)
         self._doubtful = False
-        self._listed_at = min(self._listed_at, self._time.seconds() - _LIST_DESTINATIONS_EVERY)
+        self._listing.start_anew()
 
     async def _take_due(self) -> None:
         """Get what is due in the destinations that may go on."""
@@ -356,9 +358,7 @@ class DeliveryScheduler(Service):
             return
         now = self._time.seconds()
         self._end_setting_aside(now)
-        if not self._listing and now - self._listed_at >= _LIST_DESTINATIONS_EVERY:
-            self._listing = True
-            Deferred.fromCoroutine(self._list_destinations(now)).addBoth(self._listed)
+        self._listing.list_if_due(now)
         wanted = self._destinations.wanted(now)
         if not wanted:
             return
@@ -372,30 +372,13 @@ class DeliveryScheduler(Service):
         for destination in found if self.running else ():
             self._destinations.loaded(destination, self._time.seconds())
 
-    async def _list_destinations(self, now: float) -> None:
-        """Learn which destinations there are; from then on every change is reported."""
-        after: str | None = None
-        while self.running:
-            destinations = await self._queue.destinations(after, _DESTINATIONS_AT_ONCE)
-            if not self.running:
-                return
-            for name, due in destinations:
-                if due is not None:
-                    self._destinations.due_at(name, due)
-            if len(destinations) < _DESTINATIONS_AT_ONCE:
-                break
-            after = destinations[-1][0]
-        if self._listed_at == -inf:
-            # Not before it is known what may leave now: senders need not hear of a delay that is over.
-            self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
-        self._listed_at = now
+    def _listed(self) -> None:
+        # Not before it is known what may leave now: senders need not hear of a delay that is over.
+        self._age_scan.start()
+        self._look_soon()
 
-    def _listed(self, result: Failure | None) -> None:
-        self._listing = False
-        if isinstance(result, Failure):
-            _tell_look_failed(result)
-        elif self.running:
-            self._look_soon()
+    def _may_scan(self) -> bool:
+        return bool(self.running) and self._queue.settled
 
     def _end_setting_aside(self, now: float) -> None:
         for message in [message for message, until in self._set_aside.values() if until <= now]:
@@ -485,51 +468,10 @@ class DeliveryScheduler(Service):
             late.cancel()
         return not self._under_way
 
-    # What grows old
-
-    def _grow_older(self) -> None:
-        self._aging_call = None
-        now = self._time.seconds()
-        walk = self._walk = Deferred.fromCoroutine(self._look_after(now))
-        walk.addErrback(_log_scan_failed).addCallback(self._grown_older).addErrback(_log_scan_failed)
-
-    async def _look_after(self, now: float) -> None:
-        try:
-            await self._notices.walk(now, self._may_grow_older)
-        finally:
-            await self._expiry.walk(now, self._may_grow_older)
-
-    def _may_grow_older(self) -> bool:
-        return bool(self.running) and self._queue.settled
-
-    def _grown_older(self, _: None) -> None:
-        self._walk = None
-        if self.running:
-            self._aging_call = self._reactor.callLater(self._settings.poll, self._grow_older)
-
 
 def _ways(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Router:
     choose = RouteChooser(hooks, routes) if hooks is not None and hooks.asks else None
     return Router(RouteTable(routes), settings, choose)
-
-
-def _tell_look_failed(failure: Failure) -> None:
-    if failure.check(SpoolError) is None:
-        _log.failure("looking for due messages failed", failure, event="delivery.scan_failed")
-    else:
-        reason = failure.getErrorMessage()
-        _log.warn("the queue can't be read now", event="delivery.scan_failed", reason=reason)
-
-
-def _log_scan_failed(failure: Failure) -> None:
-    if failure.check(SpoolError, OSError) is None:
-        _log.failure("looking for old messages failed", failure, event="queue.expiry_failed")
-    else:
-        _log.warn(
-            "old messages can't be looked after now",
-            event="queue.expiry_failed",
-            reason=failure.getErrorMessage(),
-        )
 
 
 def _log_not_recorded(failure: Failure, queue_id: str) -> None:

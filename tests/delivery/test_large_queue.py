@@ -178,7 +178,7 @@ async def _deliver(
             delivery.startService()
             await deferLater(reactor, 0.2)
         with watched(turns, "listing"):
-            await until(lambda: len(destinations) > domains * 0.9 and not delivery._listing, 900.0)
+            await until(lambda: len(destinations) > domains * 0.9 and not delivery._listing.under_way, 900.0)
         with watched(turns, "deliveries"):
             await deferLater(reactor, seconds)
         await until(lambda: hop.messages and destinations.blocked, 60.0)
