@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -112,12 +112,15 @@ class GroupCommit:
             # A fault of ours ended the tries.
             self._schedule_reopen()
         if self.healthy and not self._closing and not self._running:
-            self._run([])
+            try:
+                self._run([])
+            except Exception:
+                self._broke(Failure())
 
     async def close(self) -> None:
         """Finish what was asked for, then stop."""
         self._closing = True
-        if self._reopen_call is not None:
+        if self._reopen_call is not None and self._reopen_call.active():
             self._reopen_call.cancel()
             self._reopen_call = None
         while self._running or self._pending or self._reopening:
@@ -319,9 +322,12 @@ class GroupCommit:
         self._reopening = True
         late, self._late = self._late, []
         doubtful, self._doubtful = self._doubtful, []
-        self._threads.call(self._store.reopen, late, doubtful).addCallbacks(
-            self._reopened, self._still_broken
-        ).addErrback(self._still_broken).addBoth(self._take_back, late, doubtful)
+        try:
+            opened = self._threads.call(self._store.reopen, late, doubtful)
+        except Exception:
+            opened = fail(Failure())
+        opened.addCallbacks(self._reopened, self._still_broken).addErrback(self._still_broken)
+        opened.addBoth(self._take_back, late, doubtful)
 
     def _take_back(self, _: object, late: list[DeliveryResult], doubtful: list[NewMessage]) -> None:
         """Keep what a fault kept the store from taking over."""

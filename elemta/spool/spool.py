@@ -567,11 +567,15 @@ class Spool:
 
     def _refresh(self) -> None:
         self._refresh_call = None
-        self._commits.maintain()
-        self._retry_leftovers()
-        self._threads.files.call(self._disk.free_space, self.settings.directory).addCallbacks(
-            self._refreshed, self._refresh_failed
-        )
+        try:
+            self._commits.maintain()
+            self._retry_leftovers()
+            found = self._threads.files.call(self._disk.free_space, self.settings.directory)
+        except Exception:
+            # It must come again, whatever broke.
+            self._refresh_failed(Failure())
+        else:
+            found.addCallbacks(self._refreshed, self._refresh_failed)
 
     def _refreshed(self, space: FreeSpace) -> None:
         self._space = space

@@ -187,3 +187,28 @@ async def test_a_fault_in_a_commit_neither_loses_nor_doubles_a_notice_and_its_pa
     assert broken == []
     assert await post.spool.owed(None, 10) == []
     assert [line.state for line in await post.spool.list()] == [MessageState.ACTIVE]
+
+
+@ensureDeferred
+async def test_a_spool_whose_threads_take_no_work_for_a_while_starts_over_and_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = await open_post(tmp_path)
+    queue_id = await post.send("bob@example.com")
+    threads = type(post.spool._threads.commit)
+    with monkeypatch.context() as patch:
+
+        def fails(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        patch.setattr(threads, "call", fails)
+        with pytest.raises(SpoolError):
+            await post.spool.settle(
+                queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None
+            )
+        # Some tries to open it anew, and some refreshes.
+        await deferLater(reactor, 0.4)
+        assert not post.spool.settled
+    await post.until(lambda: post.spool.settled)
+    assert await post.queued() == []
+    await post.spool.close()
