@@ -29,11 +29,11 @@ from elemta.policy import (
 
 @dataclass(frozen=True)
 class Options:
-    door: str = setting(REQUIRED, "Where mail for the side door goes.")
+    side: str = setting(REQUIRED, "Where mail for the side route goes.")
 
 
 @implementer(IDeliveryPolicy, IDeliveryObserver)
-class Doors:
+class Chooser:
     def __init__(self, options, services):
         self._options = options
         self._log = services.log
@@ -42,9 +42,9 @@ class Doors:
 
     def route(self, envelope, recipient):
         answers = {
-            "side": lambda: RouteTo(self._options.door),
-            "held": lambda: Hold("by the door"),
-            "later": lambda: Defer("the door is shut"),
+            "side": lambda: RouteTo(self._options.side),
+            "held": lambda: Hold("by the policy"),
+            "later": lambda: Defer("the policy waits"),
             "hangs": Deferred,
             "asks": lambda: self._ask(recipient),
             "raises": lambda: 1 / 0,
@@ -63,16 +63,16 @@ class Doors:
 
 
 @implementer(IPlugin, IPolicyPlugin)
-class DoorsPlugin:
-    """Chooses doors."""
-    name = "doors"
+class ChooserPlugin:
+    """Chooses routes."""
+    name = "chooser"
     options = Options
 
     def build(self, options, services):
-        return Doors(options, services)
+        return Chooser(options, services)
 
 
-doors = DoorsPlugin()
+chooser = ChooserPlugin()
 '''
 
 
@@ -87,10 +87,10 @@ def node(make_daemon: MakeDaemon, tmp_path: Path, sinks: tuple[Sink, Sink]) -> D
     front, side = sinks
     plugins = tmp_path / "site" / "twisted" / "plugins"
     plugins.mkdir(parents=True)
-    (plugins / "doors_plugin.py").write_text(MODULE)
+    (plugins / "chooser_plugin.py").write_text(MODULE)
     return make_daemon(
-        '[policies]\nchain = ["limits", "relay", "doors"]\n'
-        f'[policy.doors]\ntimeout = "500ms"\ndoor = "smtp://127.0.0.1:{side.port}"\n'
+        '[policies]\nchain = ["limits", "relay", "chooser"]\n'
+        f'[policy.chooser]\ntimeout = "500ms"\nside = "smtp://127.0.0.1:{side.port}"\n'
         f'[[route]]\ndomains = ["*"]\nto = "smtp://127.0.0.1:{front.port}"\n',
         domains='relay_from = ["127.0.0.0/8"]',
         environ={"PYTHONPATH": str(tmp_path / "site")},
@@ -115,7 +115,7 @@ def until(true: Callable[[], object], words: str, seconds: float = 60.0) -> None
         time.sleep(0.02)
 
 
-def test_a_policy_chooses_the_door_for_each_recipient_and_hears_of_attempts(
+def test_a_policy_chooses_the_route_of_each_recipient_and_hears_of_attempts(
     node: Daemon, sinks: tuple[Sink, Sink]
 ) -> None:
     front, side = sinks
@@ -124,19 +124,19 @@ def test_a_policy_chooses_the_door_for_each_recipient_and_hears_of_attempts(
     assert side.by_recipient().keys() == {"side@far.example"}
     assert front.by_recipient().keys() == {"usual@far.example", "asks@far.example"}
     held = node.wait_for("delivery.held")
-    assert held["reason"] == "by the door"
-    until(lambda: "<later@far.example> deferred: 4.7.1 the door is shut" in show(node), show(node))
-    delivered = r'elemta_plugin_doors_attempts_total.*status="delivered"'
+    assert held["reason"] == "by the policy"
+    until(lambda: "<later@far.example> deferred: 4.7.1 the policy waits" in show(node), show(node))
+    delivered = r'elemta_plugin_chooser_attempts_total.*status="delivered"'
     until(lambda: node.metric(delivered) == 3, node.get("/metrics"))
     chosen = node.wait_for("policy.route", verdict="route")
-    assert (chosen["policy"], chosen["recipient"]) == ("doors", "side@far.example")
+    assert (chosen["policy"], chosen["recipient"]) == ("chooser", "side@far.example")
 
 
 def test_a_policy_that_fails_on_the_way_out_costs_a_wait_and_other_mail_goes(
     node: Daemon, sinks: tuple[Sink, Sink]
 ) -> None:
     front, _ = sinks
-    failures = r'elemta_policy_failures_total.*policy="doors".*stage="route"'
+    failures = r'elemta_policy_failures_total.*policy="chooser".*stage="route"'
     for number, local in enumerate(("raises", "hangs"), 1):
         send(node, local)
         until(lambda number=number: node.metric(failures) == number, node.output())

@@ -46,7 +46,7 @@ async def found(answer: bool | Deferred[bool]) -> bool:
 
 
 @ensureDeferred
-async def test_a_directory_is_found_whoever_made_it(
+async def test_a_directory_is_found_also_if_another_process_made_it(
     mailboxes: Mailboxes, route: MaildirRoute, tmp_path: Path, clock: Clock
 ) -> None:
     assert not await found(mailboxes.exists(route, BOB))

@@ -108,7 +108,7 @@ def test_what_is_given_back_is_given_back_in_both_places(clock: Clock, server: M
 
 
 @pytest.mark.parametrize("network", [Network.UP, Network.SILENT])
-def test_whoever_goes_away_meanwhile_is_charged_nothing(
+def test_a_client_that_goes_away_meanwhile_is_charged_nothing(
     clock: Clock, server: MemoryStore, network: Network
 ) -> None:
     node = Node(clock, server, live=3)

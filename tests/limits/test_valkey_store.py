@@ -567,14 +567,14 @@ def test_a_lease_of_a_server_whose_clock_was_ahead_ends_in_thirty_seconds_too(no
     assert dead.store.held(CONNECTIONS, "a") == 3
 
 
-def test_whoever_leaves_gives_all_leases_back(node: Node) -> None:
+def test_a_node_that_leaves_gives_all_leases_back(node: Node) -> None:
     for n in range(5):
         node.ask(Request(CONNECTIONS, str(n)))
     assert node.now(Deferred.fromCoroutine(node.store.leave())) is None
     assert node.valkey.talk("KEYS", "elemta:*") == []
 
 
-def test_whoever_leaves_during_a_renewal_waits_for_it(node: Node) -> None:
+def test_a_node_that_leaves_during_a_renewal_waits_for_it(node: Node) -> None:
     node.ask(Request(CONNECTIONS, "a"))
     node.valkey.late = True
     renewal = node.store.renew()
@@ -587,7 +587,7 @@ def test_whoever_leaves_during_a_renewal_waits_for_it(node: Node) -> None:
     assert node.valkey.talk("KEYS", "elemta:*") == []
 
 
-def test_whoever_leaves_while_valkey_is_away_is_not_kept(node: Node) -> None:
+def test_a_node_that_leaves_while_valkey_is_away_is_not_kept(node: Node) -> None:
     def refuse(*_: Any) -> None:
         raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
 

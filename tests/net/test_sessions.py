@@ -223,7 +223,7 @@ def test_a_drain_is_over_when_the_last_connection_is_gone(place: Place) -> None:
     assert over == [True]
 
 
-def test_whoever_comes_during_a_drain_is_told_so(place: Place) -> None:
+def test_a_client_that_comes_during_a_drain_gets_421(place: Place) -> None:
     place.registry.drain()
     client = place.connect()
     assert isinstance(client.protocol, RefusalProtocol)
