@@ -21,6 +21,14 @@ from elemta.deferred_value import run
 from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.backend import SessionBackend
+from elemta.net.connection_state import (
+    CLOSING,
+    ENDING,
+    IN_HANDSHAKE,
+    ConnectionChange,
+    ConnectionState,
+    next_state,
+)
 from elemta.net.context import ListenerContext
 from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
@@ -103,15 +111,16 @@ class ESMTPProtocol(ClientConnection):
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
         self._pending: _Pending | None = None
         self._paused_for: set[str] = set()
-        self._handshaking = False
-        self._closing = False
-        self._lost = False
+        self._state = ConnectionState.OPEN
         self._heard_all = False
         self._draining = False
         self._continuing = False
         self._opened_at = 0.0
         # What is counted in the registry for input that waits.
         self._input_memory = 0
+
+    def _change(self, change: ConnectionChange) -> None:
+        self._state = next_state(self._state, change)
 
     # From the transport
 
@@ -144,7 +153,7 @@ class ESMTPProtocol(ClientConnection):
             metrics.session_duration.labels(self.listener).observe(self._registry.seconds() - self._opened_at)
 
     def handshakeCompleted(self) -> None:
-        self._handshaking = False
+        self._change(ConnectionChange.TLS_STARTED)
         info = tls.describe(cast(SSL.Connection, self.transport.getHandle()))
         self._terms.metrics.tls_connections.labels(info.version).inc()
         if self._terms.implicit_tls:
@@ -154,7 +163,7 @@ class ESMTPProtocol(ClientConnection):
             self._run(self._session.tls_started(info))
 
     def dataReceived(self, data: bytes) -> None:
-        if self._closing:
+        if self._state in ENDING:
             return
         if self._deadlines.waiting is TimeoutKind.MESSAGE:
             self._deadlines.received(len(data), self._registry.seconds())
@@ -166,7 +175,7 @@ class ESMTPProtocol(ClientConnection):
         A client that does not get the 250 after its dot would send the message again.
         """
         self._heard_all = True
-        if self._closing:
+        if self._state in CLOSING:
             self.transport.loseConnection()
         self._leave_if_all_is_said()
 
@@ -174,11 +183,12 @@ class ESMTPProtocol(ClientConnection):
         """Our half is closed, as we wanted."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._lost = True
+        handshake_failed = self._state in IN_HANDSHAKE
+        self._change(ConnectionChange.LOSE)
         pending, self._pending = self._pending, None
         if pending is not None and isinstance(self._session.question, PauseQuestion):
             pending.give_up()
-        if self._handshaking:
+        if handshake_failed:
             self._terms.metrics.tls_connections.labels("failed").inc()
         try:
             self._act_on(self._session.lost())
@@ -219,7 +229,7 @@ class ESMTPProtocol(ClientConnection):
     @property
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
-        return self._handshaking
+        return self._state in IN_HANDSHAKE
 
     @property
     def memory(self) -> SessionMemory:
@@ -235,7 +245,7 @@ class ESMTPProtocol(ClientConnection):
 
     def abort(self) -> None:
         """Close at once, without another word."""
-        if not self._lost:
+        if self._state is not ConnectionState.LOST:
             self.transport.abortConnection()
 
     def check_deadline(self, now: float) -> None:
@@ -325,7 +335,7 @@ class ESMTPProtocol(ClientConnection):
     def _use_input(self) -> None:
         """Let the session go on with what is left of its input."""
         session = self._session
-        if session.held_up and not (session.unread or self._closing or self._lost):
+        if session.held_up and not session.unread and self._state not in ENDING:
             self._run(session.go_on())
 
     def _pause(self, question: PauseQuestion) -> Response | Deferred[Response]:
@@ -401,7 +411,7 @@ class ESMTPProtocol(ClientConnection):
 
     def _expect(self, replied: bool) -> None:
         """What the connection waits for now, and until when."""
-        if self._closing or self._handshaking:
+        if self._state is not ConnectionState.OPEN:
             return
         if self._session.question is not None:
             waiting = TimeoutKind.ANSWER
@@ -430,7 +440,7 @@ class ESMTPProtocol(ClientConnection):
 
     def _flush(self) -> None:
         output = self._session.take_output()
-        if output and not self._lost:
+        if output and self._state is not ConnectionState.LOST:
             write_at_once(self.transport, output)
 
     def _start_tls(self) -> None:
@@ -438,16 +448,16 @@ class ESMTPProtocol(ClientConnection):
         if certificate is None:
             self._close("no certificate")
             return
-        self._handshaking = True
+        self._change(ConnectionChange.START_TLS)
         self.transport.bufferSize = READ_COMMANDS_BY_TLS
         self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
         self.transport.startTLS(certificate)
 
     def _close(self, reason: str, *, in_message: bool = False) -> None:
-        if self._closing or self._lost:
+        if self._state in ENDING:
             return
         self._flush()
-        self._closing = True
+        self._change(ConnectionChange.CLOSE)
         self._deadlines.wait(TimeoutKind.CLOSE, self._registry.seconds())
         _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
@@ -460,22 +470,23 @@ class ESMTPProtocol(ClientConnection):
 
     def _shut_if_drained(self) -> None:
         session = self._session
-        if self._draining and not (self._closing or self._lost or session.receiving or session.question):
+        if self._draining and not (self._state in ENDING or session.receiving or session.question):
             self._draining = False
             self._run(session.shut(replies.SHUTTING_DOWN, "drain"))
 
     def _leave_if_all_is_said(self) -> None:
         session = self._session
-        if self._heard_all and session.question is None and not (self._handshaking or session.held_up):
+        open_still = self._state is ConnectionState.OPEN
+        if self._heard_all and open_still and session.question is None and not session.held_up:
             self._close("the client has closed")
 
     def _pause_reading(self, reason: str) -> None:
-        if not self._paused_for and not self._lost:
+        if not self._paused_for and self._state is not ConnectionState.LOST:
             self.transport.pauseProducing()
         self._paused_for.add(reason)
 
     def _resume_reading(self, reason: str) -> None:
         self._paused_for.discard(reason)
-        if not self._paused_for and not self._lost and not self._closing:
+        if not self._paused_for and self._state not in ENDING:
             self._deadlines.hold(self._registry.seconds())
             self.transport.resumeProducing()
