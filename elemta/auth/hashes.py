@@ -185,8 +185,8 @@ def _salt_and_digest(salt: str, digest: str) -> tuple[bytes, bytes]:
 
 def _scrypt(password: bytes, salt: bytes, ln: int, r: int, p: int, *, octets: int) -> bytes:
     # OpenSSL's own ceiling of 32 MiB is just below what ln=15,r=8 takes
-    room = 128 * r * (2**ln + p + 2) + 1024 * 1024
-    return hashlib.scrypt(password, salt=salt, n=2**ln, r=r, p=p, maxmem=room, dklen=octets)
+    most = 128 * r * (2**ln + p + 2) + 1024 * 1024
+    return hashlib.scrypt(password, salt=salt, n=2**ln, r=r, p=p, maxmem=most, dklen=octets)
 
 
 def _argon2id(password: bytes, salt: bytes, memory: int, time: int, lanes: int, *, octets: int) -> bytes:

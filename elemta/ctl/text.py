@@ -44,10 +44,10 @@ def cut(text: str, width: int) -> str:
     if cells(text) <= width:
         return text
     kept: list[str] = []
-    room = width - 1
+    space = width - 1
     for char in text:
-        room -= _cells_of(char)
-        if room < 0:
+        space -= _cells_of(char)
+        if space < 0:
             break
         kept.append(char)
     return "".join(kept) + ELLIPSIS
@@ -114,8 +114,8 @@ def _kept(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[
     """The columns that fit when all that may be cut are cut."""
     kept = list(range(len(columns)))
     least = [
-        min(room, MIN_WIDTH) if column.flexible else room
-        for column, room in zip(columns, widths, strict=True)
+        min(space, MIN_WIDTH) if column.flexible else space
+        for column, space in zip(columns, widths, strict=True)
     ]
     for index in sorted(kept, key=lambda index: -columns[index].spare):
         if columns[index].spare and sum(least[each] for each in kept) + len(GAP) * (len(kept) - 1) > width:
@@ -141,9 +141,9 @@ def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> li
 
 def _line(columns: Sequence[Column], values: Sequence[str], widths: Sequence[int], width: int | None) -> str:
     parts = []
-    for column, value, room in zip(columns, values, widths, strict=True):
-        text = cut(value, room)
-        fill = " " * (room - cells(text))
+    for column, value, space in zip(columns, values, widths, strict=True):
+        text = cut(value, space)
+        fill = " " * (space - cells(text))
         parts.append(fill + text if column.right else text + fill)
     line = GAP.join(parts).rstrip()
     return line if width is None else cut(line, width)

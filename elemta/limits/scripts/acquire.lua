@@ -10,14 +10,14 @@ local MOST_STEPS = 8
 local function rebuild_log(key, known, span)
   local log = carried(best_of(known.series, span), span, 1)
   call('DEL', key)
-  local room, flat = LOG_LIMIT, {}
+  local free, flat = LOG_LIMIT, {}
   for i = #log.times, 1, -1 do
     local time = log.times[i]
-    for copy = 1, min(room, log.amounts[time]) do
+    for copy = 1, min(free, log.amounts[time]) do
       insert(flat, text(time))
       insert(flat, '~' .. text(time) .. ':' .. copy)
     end
-    room = room - min(room, log.amounts[time])
+    free = free - min(free, log.amounts[time])
   end
   if #flat > 0 then
     call('ZADD', key, unpack(flat))
