@@ -15,7 +15,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
 
-from elemta.delivery import Retries, scheduler
+from elemta.delivery import Retries, queue_scans
 from elemta.delivery.routes import Route
 from elemta.envelope import Client, MailParameters, Notify
 from elemta.runtime import Runtime
@@ -131,7 +131,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def listed_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "_LIST_DESTINATIONS_EVERY", 0.3)
+    monkeypatch.setattr(queue_scans, "_LIST_DESTINATIONS_EVERY", 0.3)
 
 
 @pytest_twisted.async_yield_fixture
