@@ -62,5 +62,5 @@ def _write(connection: sqlite3.Connection, rows: list[tuple[int | None, str, int
     )
     connection.executemany(
         "INSERT INTO part (message_id, number, lane, state, turn) VALUES (?, 0, ?, ?, ?)",
-        [(key, f"mx:{name}", state, at) for key, _, state, at, name in rows],
+        [(key, name, state, at) for key, _, state, at, name in rows],
     )
