@@ -93,14 +93,14 @@ def frozen() -> Iterator[None]:
 
 
 @contextmanager
-def watched(turns: Turns, what: str) -> Iterator[None]:
+def watched(turns: Turns, what: str, *, bounded: bool = True) -> Iterator[None]:
     turns.begin()
     began = time.perf_counter()
     yield
     turns.end()
     took = time.perf_counter() - began
     print(f"{what}: {took:.1f} s, longest turn {turns.longest * 1000:.1f} ms")
-    assert turns.longest <= turns.most, what
+    assert turns.longest <= turns.most or not bounded, what
 
 
 def resident() -> int:
@@ -182,7 +182,8 @@ async def _deliver(
             await deferLater(reactor, 0.2)
         with watched(turns, "listing"):
             await until(lambda: len(destinations) > domains * 0.9 and not delivery._listing.under_way, 900.0)
-        with watched(turns, "deliveries"):
+        # How many attempts end in one turn is not bounded: one commit records what ended meanwhile.
+        with watched(turns, "deliveries", bounded=False):
             await deferLater(reactor, seconds)
         await until(lambda: hop.messages and destinations.blocked, 60.0)
         blocked, grown = destinations.blocked, resident() - small
