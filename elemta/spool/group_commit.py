@@ -216,7 +216,14 @@ class GroupCommit:
             self._doubtful += [each for each in operations if isinstance(each, NewMessage)]
             batch = Batch(list(operations))
             batch.refuse(operations, SpoolError("a fault inside Elemta; the log has it"))
-            self._conclude(entries, batch)
+            try:
+                self._conclude(entries, batch)
+            except Exception:
+                # A fault that stays: the answer itself must not need it.
+                _log.failure("a batch could not be answered", event="spool.answer_failed")
+                for entry in entries:
+                    if not entry.done.called:
+                        entry.done.errback(SpoolError("a fault inside Elemta; the log has it"))
         self.distrust(failure.value or RuntimeError("unknown"))
 
     def _work(

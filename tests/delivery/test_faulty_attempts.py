@@ -153,10 +153,20 @@ async def test_results_that_came_late_survive_a_fault_in_opening_the_spool_anew(
     assert await post.queued() == []
 
 
-@pytest.mark.parametrize("place", ["_finished", "_run_next", "_conclude", "_observe"])
+@pytest.mark.parametrize(
+    ("place", "times"),
+    [
+        ("_finished", 1),
+        ("_run_next", 1),
+        ("_conclude", 1),
+        ("_conclude", 2),
+        ("_conclude", 3),
+        ("_observe", 1),
+    ],
+)
 @ensureDeferred
 async def test_a_fault_in_a_commit_neither_loses_nor_doubles_a_notice_and_its_payment(
-    post: Post, monkeypatch: pytest.MonkeyPatch, place: str
+    post: Post, monkeypatch: pytest.MonkeyPatch, place: str, times: int
 ) -> None:
     owed = await delivered_and_owed(post)
 
@@ -168,7 +178,7 @@ async def test_a_fault_in_a_commit_neither_loses_nor_doubles_a_notice_and_its_pa
         )
         return post.spool.commit(writer, about, pays=owed)
 
-    whole, broken = getattr(GroupCommit, place), [True]
+    whole, broken = getattr(GroupCommit, place), [True] * times
 
     def fails(*args: Any) -> Any:
         if broken:
