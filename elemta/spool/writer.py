@@ -170,8 +170,8 @@ class QueueWriter:
     def apply(self, operations: Sequence[Operation]) -> Batch:
         """Carry out a batch in one synced transaction; never raises, the batch tells what became of it."""
         started = self._monotonic()
-        batch = Batch([*self._unsettled, *operations])
-        self._unsettled = []
+        unsettled, self._unsettled = self._unsettled, []
+        batch = Batch([*unsettled, *operations])
         connection = self._connection
         try:
             if connection is None:
@@ -181,7 +181,12 @@ class QueueWriter:
             self._place_bodies(batch)
             self._commit(connection, batch)
         except Exception as error:
-            self._give_up(batch, error)
+            try:
+                self._give_up(batch, error)
+            except Exception:
+                # A fault of ours that stays: what was kept stays kept.
+                self._unsettled = unsettled + self._unsettled
+                raise
         try:
             self._remember(batch)
         except Exception:
