@@ -216,14 +216,7 @@ class GroupCommit:
             self._doubtful += [each for each in operations if isinstance(each, NewMessage)]
             batch = Batch(list(operations))
             batch.refuse(operations, SpoolError("a fault inside Elemta; the log has it"))
-            try:
-                self._conclude(entries, batch)
-            except Exception:
-                # A fault that stays: the answer itself must not need it.
-                _log.failure("a batch could not be answered", event="spool.answer_failed")
-                for entry in entries:
-                    if not entry.done.called:
-                        entry.done.errback(SpoolError("a fault inside Elemta; the log has it"))
+            self._conclude_refused(entries, batch)
         self.distrust(failure.value or RuntimeError("unknown"))
 
     def _work(
@@ -284,6 +277,16 @@ class GroupCommit:
         except Exception:
             _log.failure("the spool could not tidy up after a commit", event="spool.cleanup_failed")
 
+    def _conclude_refused(self, entries: list[PendingOperation], batch: Batch) -> None:
+        """Conclude what was refused. While a fault of ours stays, callers get an error and no more."""
+        try:
+            self._conclude(entries, batch)
+        except Exception:
+            _log.failure("a batch could not be answered", event="spool.answer_failed")
+            for entry in entries:
+                if not entry.done.called:
+                    entry.done.errback(SpoolError("a fault inside Elemta; the log has it"))
+
     def _observe(self, entries: list[PendingOperation], batch: Batch) -> None:
         messages = sum(
             1
@@ -313,7 +316,7 @@ class GroupCommit:
         self._late.extend(settlement for settlement in settlements if settlement.tells)
         refused = Batch([entry.operation for entry in pending])
         refused.refuse(refused.operations, refusal(error, "the spool's disk failed"))
-        self._conclude(pending, refused)
+        self._conclude_refused(pending, refused)
         self._pending = []
         self._notify_idle()
         self._schedule_reopen()

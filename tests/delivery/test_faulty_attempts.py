@@ -161,6 +161,7 @@ async def test_results_that_came_late_survive_a_fault_in_opening_the_spool_anew(
         ("_conclude", 1),
         ("_conclude", 2),
         ("_conclude", 3),
+        ("_conclude", 4),
         ("_observe", 1),
     ],
 )
