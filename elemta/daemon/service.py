@@ -24,7 +24,7 @@ from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components, SharedResources, needs_restart
 from elemta.daemon.listeners import Listeners
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
-from elemta.daemon.running import RunningServices
+from elemta.daemon.running_services import RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.limits.refusals import RememberedRefusal

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from elemta.address import Address
+from elemta.delivery.delivery_record import DeliveredRecorder, Taken, delivered_of, rest_of, settle_surely
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
@@ -17,7 +18,6 @@ from elemta.delivery.next_hop import ReachedStage
 from elemta.delivery.notices import decide_notifications, record
 from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
-from elemta.delivery.recording import DeliveredRecorder, Taken, delivered_of, rest_of, settle_surely
 from elemta.delivery.router import HELD, LOCAL, Router, SortedRecipients, moved
 from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
 from elemta.delivery.settings import DeliverySettings
@@ -222,7 +222,7 @@ class AttemptRunner:
             return None
 
     async def _give_back(self, go: Permit, *, sent: bool) -> None:
-        """Give back what an attempt held of the limits on the way out; a failure never costs its record."""
+        """Give back what an attempt held of the outbound limits. A failure is logged, and nothing more."""
         if self._limits is None or not go.receipts:
             return
         try:

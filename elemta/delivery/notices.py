@@ -9,8 +9,8 @@ from typing import BinaryIO, Protocol
 from twisted.logger import Logger
 
 from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide, log_left_out, submit
+from elemta.delivery.delivery_record import settle_surely
 from elemta.delivery.queue import DeliveryQueue
-from elemta.delivery.recording import settle_surely
 from elemta.delivery.settings import DeliverySettings
 from elemta.errors import NoSender, SpoolError, UnknownMessage
 from elemta.message.notice import Notice, NoticeKind

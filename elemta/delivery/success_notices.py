@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from elemta.delivery.bounces import decide, submit
+from elemta.delivery.delivery_record import owes
 from elemta.delivery.notices import content_for_notice, notice_settings, tell_operator
 from elemta.delivery.queue import DeliveryQueue
-from elemta.delivery.recording import owes
 from elemta.delivery.settings import DeliverySettings
 from elemta.errors import UnknownMessage
 from elemta.outcome import Outcome, Status

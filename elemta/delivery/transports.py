@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.delivery.connections import Connections
+from elemta.delivery.delivery_record import Taken
 from elemta.delivery.local_faults import (
     ON_A_KEPT_CONNECTION,
     WORKS_BY_MX,
@@ -25,7 +26,6 @@ from elemta.delivery.mx import MailResolver, NoExchanger, find_exchangers
 from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult, hop_of
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
-from elemta.delivery.recording import Taken
 from elemta.delivery.routes import MaildirRoute, MxRoute, NextHopRoute, Route
 from elemta.delivery.settings import DeliverySettings
 from elemta.domains import canonical_domain
