@@ -1,25 +1,23 @@
-"""The types of metrics, and the registry that makes them and shows them to Prometheus.
+"""The registry that makes the metrics and shows them to Prometheus.
 
-Counters, gauges and histograms are used as those of ``prometheus_client``, which writes the text format.
-Its own take a lock and several calls for each increment; these are plain numbers of the reactor thread.
+Counters, gauges and histograms are those of ``prometheus_client``; each child with its label values is looked
+up once and cached. What is read elsewhere at each scrape is a :class:`ReportedMetric`.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, overload
+from typing import Generic, TypeVar, cast, overload
 
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 #: One set of label values, in the order of the metric's labels, and its number.
 LabelledValue = tuple[tuple[str, ...], float]
-#: What comes behind the name of the metric, the labels beside its own, and the number.
-Numbers = Iterable[tuple[str, dict[str, str], float]]
 
 
 class MetricType(enum.Enum):
@@ -44,85 +42,31 @@ class MetricDefinition:
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
 
-
-class Counter:
-    """A number that only grows."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self) -> None:
-        self._value: float = 0
-
-    def inc(self, amount: float = 1) -> None:
-        self._value += amount
-
-    def numbers(self) -> Numbers:
-        return (("", {}, self._value),)
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The labels with the one that every metric has."""
+        return ("node_id", *self.labels)
 
 
-class Gauge(Counter):
-    """A number that goes up and down."""
-
-    __slots__ = ()
-
-    def dec(self, amount: float = 1) -> None:
-        self._value -= amount
-
-
-class Histogram:
-    """Observed numbers, counted in buckets with upper bounds."""
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum: float = 0
-
-    def observe(self, number: float) -> None:
-        self._counts[bisect_left(self._bounds, number)] += 1
-        self._sum += number
-
-    def numbers(self) -> Numbers:
-        total = 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            yield "_bucket", {"le": bound}, total
-        yield "_count", {}, total
-        yield "_sum", {}, self._sum
-
-
-class _Child(Protocol):
-    def numbers(self) -> Numbers: ...
-
-
-_M = TypeVar("_M", bound=_Child)
+_M = TypeVar("_M", bound=Counter | Gauge | Histogram)
 
 
 class Labelled(Generic[_M]):
     """A metric with labels. ``labels("MAIL", 250)`` is the child with these values.
 
-    A child is made once and cached. Label values never come from a client, so that there are few.
+    A child is looked up once and cached. Label values never come from a client, so that there are few.
     """
 
-    __slots__ = ("_children", "_make", "labels")
+    __slots__ = ("_metric", "_node_id", "labels")
 
-    def __init__(self, make: Callable[[], _M]) -> None:
-        self._make = make
-        self._children: dict[tuple[str, ...], _M] = {}
+    def __init__(self, metric: _M, node_id: str) -> None:
+        self._metric = metric
+        self._node_id = node_id
         self.labels = functools.cache(self._child)
 
     def _child(self, *values: Hashable) -> _M:
-        words = tuple(str(each.value if isinstance(each, enum.Enum) else each) for each in values)
-        child = self._children.get(words)
-        if child is None:
-            child = self._children[words] = self._make()
-        return child
-
-    def read(self) -> Iterator[tuple[tuple[str, ...], Numbers]]:
-        """The label values and the numbers of each child."""
-        for values, child in self._children.items():
-            yield values, child.numbers()
+        words = (str(each.value if isinstance(each, enum.Enum) else each) for each in values)
+        return cast(_M, self._metric.labels(self._node_id, *words))
 
 
 class ReportedMetric:
@@ -147,33 +91,48 @@ class ReportedMetric:
         """Show at each scrape the pairs of label values and number that ``poll()`` returns."""
         self._poll = poll
 
-    def read(self) -> Iterator[tuple[tuple[str, ...], Numbers]]:
+    def read(self) -> Iterable[LabelledValue]:
         """The label values and the number of each sample."""
-        for values, value in self._poll():
-            yield values, (("", {}, value),)
+        return self._poll()
 
 
-class _Family(Collector):
-    """A metric under its name, for the exposition."""
+class _ReportedFamily(Collector):
+    """A reported metric under its name, for the exposition."""
 
-    def __init__(
-        self,
-        node_id: str,
-        definition: MetricDefinition,
-        read: Callable[[], Iterable[tuple[tuple[str, ...], Numbers]]],
-    ) -> None:
+    def __init__(self, node_id: str, definition: MetricDefinition, metric: ReportedMetric) -> None:
         self._node_id = node_id
         self._definition = definition
-        self._read = read
+        self._metric = metric
 
     def collect(self) -> Iterator[Metric]:
         definition = self._definition
         metric = Metric(definition.name.removesuffix("_total"), definition.words, definition.kind.value)
-        for values, numbers in self._read():
-            labels = dict(zip(("node_id", *definition.labels), (self._node_id, *values), strict=True))
-            for suffix, more, number in numbers:
-                metric.add_sample(definition.name + suffix, {**labels, **more}, number)
+        for values, value in self._metric.read():
+            labels = dict(zip(definition.all_labels, (self._node_id, *values), strict=True))
+            metric.add_sample(definition.name, labels, value)
         yield metric
+
+
+class _CountedFamily(Collector):
+    """A metric of ``prometheus_client`` without the times of creation, and with bounds without exponents.
+
+    Prometheus has stored what it scraped before under these names.
+    """
+
+    def __init__(self, metric: Collector) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        for found in self._metric.collect():
+            metric = Metric(found.name, found.documentation, found.type)
+            for sample in found.samples:
+                if sample.name.endswith("_created"):
+                    continue
+                labels = sample.labels
+                if labels.get("le", "+Inf") != "+Inf":
+                    labels = {**labels, "le": str(float(labels["le"]))}
+                metric.add_sample(sample.name, labels, sample.value)
+            yield metric
 
 
 class MetricRegistry(Collector):
@@ -193,7 +152,8 @@ class MetricRegistry(Collector):
     def counter(self, name: str, words: str, label: str, /, *labels: str) -> Labelled[Counter]: ...
     def counter(self, name: str, words: str, *labels: str) -> Counter | Labelled[Counter]:
         """A number that only grows. Its name ends in ``_total``."""
-        return self._counted(MetricDefinition(name, MetricType.COUNTER, words, labels), Counter)
+        metric = self.labelled_counter(MetricDefinition(name, MetricType.COUNTER, words, labels))
+        return metric if labels else metric.labels()
 
     @overload
     def gauge(self, name: str, words: str) -> Gauge: ...
@@ -201,7 +161,9 @@ class MetricRegistry(Collector):
     def gauge(self, name: str, words: str, label: str, /, *labels: str) -> Labelled[Gauge]: ...
     def gauge(self, name: str, words: str, *labels: str) -> Gauge | Labelled[Gauge]:
         """A number that goes up and down."""
-        return self._counted(MetricDefinition(name, MetricType.GAUGE, words, labels), Gauge)
+        definition = MetricDefinition(name, MetricType.GAUGE, words, labels)
+        metric = self._counted(definition, Gauge(name, words, definition.all_labels, registry=None))
+        return metric if labels else metric.labels()
 
     @overload
     def histogram(self, name: str, words: str, bounds: tuple[float, ...]) -> Histogram: ...
@@ -214,7 +176,20 @@ class MetricRegistry(Collector):
     ) -> Histogram | Labelled[Histogram]:
         """Observed numbers, counted in buckets with these upper bounds."""
         definition = MetricDefinition(name, MetricType.HISTOGRAM, words, labels, bounds)
-        return self._counted(definition, lambda: Histogram(bounds))
+        metric = self.labelled_histogram(definition)
+        return metric if labels else metric.labels()
+
+    def labelled_counter(self, definition: MetricDefinition) -> Labelled[Counter]:
+        """A counter with any labels, or none. Raises ValueError for a name that there is already."""
+        name, words, labels = definition.name, definition.words, definition.all_labels
+        return self._counted(definition, Counter(name, words, labels, registry=None))
+
+    def labelled_histogram(self, definition: MetricDefinition) -> Labelled[Histogram]:
+        """A histogram with any labels, or none. Raises as :meth:`labelled_counter` does."""
+        name, words, labels = definition.name, definition.words, definition.all_labels
+        return self._counted(
+            definition, Histogram(name, words, labels, registry=None, buckets=definition.bounds)
+        )
 
     def reported_gauge(self, name: str, words: str, *labels: str) -> ReportedMetric:
         """A gauge that shows what is read elsewhere."""
@@ -223,17 +198,6 @@ class MetricRegistry(Collector):
     def reported_counter(self, name: str, words: str, *labels: str) -> ReportedMetric:
         """A counter that another process counts."""
         return self._reported(MetricDefinition(name, MetricType.COUNTER, words, labels))
-
-    def labelled(self, definition: MetricDefinition, make: Callable[[], _M]) -> Labelled[_M]:
-        """A metric with this definition, whose children are made by ``make``.
-
-        Raises ValueError for a name that there is already. Without labels there is one child, from the start.
-        """
-        metric = Labelled(make)
-        self._add(definition, metric.read)
-        if not definition.labels:
-            metric.labels()
-        return metric
 
     def register(self, name: str, collector: Collector) -> None:
         """Collect these metrics, too. Raises ValueError for a name that there is already."""
@@ -245,17 +209,19 @@ class MetricRegistry(Collector):
         for collector in tuple(self._collectors.values()):
             yield from collector.collect()
 
-    def _counted(self, definition: MetricDefinition, make: Callable[[], _M]) -> _M | Labelled[_M]:
-        metric = self.labelled(definition, make)
-        return metric if definition.labels else metric.labels()
+    def _counted(self, definition: MetricDefinition, metric: _M) -> Labelled[_M]:
+        self._add(definition, _CountedFamily(metric))
+        labelled = Labelled(metric, self.node_id)
+        if not definition.labels:
+            # It is shown from the start.
+            labelled.labels()
+        return labelled
 
     def _reported(self, definition: MetricDefinition) -> ReportedMetric:
         metric = ReportedMetric()
-        self._add(definition, metric.read)
+        self._add(definition, _ReportedFamily(self.node_id, definition, metric))
         return metric
 
-    def _add(
-        self, definition: MetricDefinition, read: Callable[[], Iterable[tuple[tuple[str, ...], Numbers]]]
-    ) -> None:
-        self.register(definition.name, _Family(self.node_id, definition, read))
+    def _add(self, definition: MetricDefinition, collector: Collector) -> None:
+        self.register(definition.name, collector)
         self.definitions.append(definition)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from prometheus_client import Counter, Histogram
+
 from elemta.metric_registry import (
-    Counter,
-    Histogram,
     Labelled,
     MetricDefinition,
     MetricRegistry,
@@ -105,7 +105,7 @@ class PluginMetricsRegistry:
         definition = _definition(name.removesuffix("_total") + "_total", MetricType.COUNTER, words, labels)
         known = self._counters.get(definition.name)
         if known is None or known.definition.labels != definition.labels:
-            known = PluginMetric(definition, self._registry.labelled(definition, Counter))
+            known = PluginMetric(definition, self._registry.labelled_counter(definition))
             self._counters[definition.name] = known
         return PolicyCounter(known)
 
@@ -122,7 +122,7 @@ class PluginMetricsRegistry:
         definition = _definition(name, MetricType.HISTOGRAM, words, labels, bounds)
         known = self._histograms.get(definition.name)
         if known is None or known.definition.labels != definition.labels:
-            known = PluginMetric(definition, self._registry.labelled(definition, lambda: Histogram(bounds)))
+            known = PluginMetric(definition, self._registry.labelled_histogram(definition))
             self._histograms[definition.name] = known
         return PolicyHistogram(known)
 

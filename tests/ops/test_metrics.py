@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
@@ -15,8 +15,6 @@ from twisted.internet.task import Clock
 import elemta
 from elemta.errors import SpoolError, ValkeyFailure
 from elemta.metric_registry import (
-    Counter,
-    Histogram,
     Labelled,
     MetricDefinition,
     MetricRegistry,
