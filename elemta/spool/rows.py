@@ -35,6 +35,11 @@ PART_COLUMNS = (
     "m.queue_id, p.state, p.turn, m.received_at, m.size, p.attempts, m.hold_reason, m.envelope,"
     " p.number, p.lane, p.positions, p.warned"
 )
+# The positions of the recipients of message m that need no attempt any more, as JSON.
+FINISHED = (
+    "(SELECT json_group_array(CAST(r.position AS INTEGER)) FROM recipient r"
+    " WHERE r.message_id = m.id AND NOT r.pending)"
+)
 
 _NO_PARAMETERS = MailParameters()
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

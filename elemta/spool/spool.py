@@ -38,9 +38,10 @@ from elemta.spool.operations import (
     QueueCounts,
 )
 from elemta.spool.partition import Partition
-from elemta.spool.queries import Queries, Reader, Schedule
+from elemta.spool.queries import Queries
 from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.queue_listeners import QueueListeners
+from elemta.spool.reader import Reader
 from elemta.spool.records import (
     DestinationDue,
     HeldPart,
@@ -59,6 +60,7 @@ from elemta.spool.records import (
     Submission,
 )
 from elemta.spool.rows import encode_envelope
+from elemta.spool.schedule import Schedule
 from elemta.spool.startup import Permit, take_up
 from elemta.spool.threads import SpoolThreads
 from elemta.spool.writer import QueueWriter

@@ -17,9 +17,11 @@ from elemta.spool import MessageState, PlannedPart, SpoolSettings
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Assignment, DeliveryResult, NewMessage, OperatorAction, OperatorChange
 from elemta.spool.partition import Partition
-from elemta.spool.queries import Queries, Reader, Schedule
+from elemta.spool.queries import Queries
 from elemta.spool.queue_id import QueueIds, row_key
+from elemta.spool.reader import Reader
 from elemta.spool.rows import encode_envelope
+from elemta.spool.schedule import Schedule
 from elemta.spool.writer import QueueWriter
 from tests.spool.mail import outcome, submission
 from tests.support.runtime import simulated_runtime

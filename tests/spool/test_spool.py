@@ -165,7 +165,9 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
     real = connection.execute
 
     from elemta.spool.partition import Places
-    from elemta.spool.queries import Queries, Reader, Schedule
+    from elemta.spool.queries import Queries
+    from elemta.spool.reader import Reader
+    from elemta.spool.schedule import Schedule
 
     class Planning:
         def execute(self, statement, values=()):
