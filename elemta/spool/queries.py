@@ -26,17 +26,9 @@ from elemta.spool.records import (
     MessageSummary,
     RecipientRecord,
 )
-from elemta.spool.rows import FINISHED, MESSAGE_COLUMNS, STATE_CODES, message_of, state_of
+from elemta.spool.rows import FINISHED, MESSAGE_COLUMNS, STATE_CODES, STATE_INDEXES, message_of, state_of
 
 _log = Logger()
-
-# The state is spelled out in every condition, so that SQLite sees that a partial index serves.
-_INDEX = {
-    MessageState.DEFERRED: "message_deferred",
-    MessageState.HOLD: "message_held",
-    MessageState.ACTIVE: "message_active",
-}
-
 
 # Messages that a page of a filter looks at.
 _LOOKED_AT = 1000
@@ -103,7 +95,8 @@ class Queries:
         start = -1 if after is None else _position(after)
         table, condition = "message m", ""
         if state is not None:
-            table += f" INDEXED BY {_INDEX[state]}"
+            # Spelled out, so that SQLite sees that the partial index serves.
+            table += f" INDEXED BY {STATE_INDEXES[state]}"
             condition = f"AND m.state = {STATE_CODES[state]}"
         return self._reader.all(
             f"SELECT {MESSAGE_COLUMNS} FROM {table} WHERE m.id > ? {condition} ORDER BY m.id LIMIT ?",  # noqa: S608

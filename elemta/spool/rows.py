@@ -17,6 +17,12 @@ STATE_CODES: Mapping[MessageState, int] = {
     MessageState.DEFERRED: 1,
     MessageState.HOLD: 2,
 }
+# The index that has the messages of a state, in the order of arrival.
+STATE_INDEXES: Mapping[MessageState, str] = {
+    MessageState.ACTIVE: "message_active",
+    MessageState.DEFERRED: "message_deferred",
+    MessageState.HOLD: "message_held",
+}
 STATES: Mapping[int, MessageState] = {code: state for state, code in STATE_CODES.items()}
 
 

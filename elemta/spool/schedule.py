@@ -17,8 +17,16 @@ from elemta.spool.damaged_rows import Found, read_rows
 from elemta.spool.parts import OWED_FINAL
 from elemta.spool.queue_id import row_key
 from elemta.spool.reader import Reader
-from elemta.spool.records import DestinationDue, HeldPart, HoldCause, OwedNotice, Page
-from elemta.spool.rows import FINISHED, MESSAGE_COLUMNS, PART_COLUMNS, message_of, part_of
+from elemta.spool.records import DestinationDue, HeldPart, HoldCause, MessageState, OwedNotice, Page
+from elemta.spool.rows import (
+    FINISHED,
+    MESSAGE_COLUMNS,
+    PART_COLUMNS,
+    STATE_CODES,
+    STATE_INDEXES,
+    message_of,
+    part_of,
+)
 
 # CROSS JOIN keeps SQLite to this order of the tables, and so to the order of the index.
 _DUE = (
@@ -77,12 +85,12 @@ _OWED_OF = (
     " WHERE message_id = ? AND owed > 0 ORDER BY position"
 )
 # The queued ones in the order of arrival.
-_WALK_STATE = (
-    "SELECT id, CAST(received_at AS REAL) FROM message INDEXED BY message_{} WHERE state = {} AND id > ?1"
+_WALK_STATE = "SELECT id, CAST(received_at AS REAL) FROM message INDEXED BY {} WHERE state = {} AND id > ?1"
+_WALK = " UNION ALL ".join(
+    _WALK_STATE.format(STATE_INDEXES[state], STATE_CODES[state])
+    for state in (MessageState.ACTIVE, MessageState.DEFERRED)
 )
-_WALK = (
-    f"{_WALK_STATE.format('active', 0)} UNION ALL {_WALK_STATE.format('deferred', 1)} ORDER BY id LIMIT ?2"
-)
+_WALK += " ORDER BY id LIMIT ?2"
 
 
 class Schedule:

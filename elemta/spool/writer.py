@@ -15,15 +15,12 @@ from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
 from elemta.runtime import Runtime
+from elemta.spool.database import clean_up, connect, count, write_a_page
 from elemta.spool.disk import DiskFailure, Reserve, failure_of, refusal
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
-from elemta.spool.partition import TEMPORARY, Places
-from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
-from elemta.spool.queue_id import row_key
-from elemta.spool.records import HoldCause, MessageState, SpoolSettings
-from elemta.spool.rows import STATE_CODES
-from elemta.spool.schema import VERSION, format_of, upgrade
+from elemta.spool.partition import Places
+from elemta.spool.records import SpoolSettings
 from elemta.spool.sql import apply, remove
 
 _log = Logger()
@@ -32,38 +29,6 @@ _PAGE = 4096
 _MOST_UNSETTLED = 10_000
 _VACUUM_PAGES = 256
 _VACUUM_ROUNDS = 64
-# The log is moved by `checkpoint`, after the callers have their answer, never inside their commit.
-_PRAGMAS = (
-    "synchronous = FULL",
-    "wal_autocheckpoint = 0",
-    "secure_delete = OFF",
-    "cache_size = -8192",
-    "temp_store = MEMORY",
-)
-
-# Read from the index of a state alone, which is a small part of the database.
-_COUNT = {
-    state: f"SELECT count(*), coalesce(sum(size), 0) FROM message INDEXED BY message_{index}"  # noqa: S608
-    f" WHERE state = {STATE_CODES[state]}"
-    for state, index in (
-        (MessageState.ACTIVE, "active"),
-        (MessageState.DEFERRED, "deferred"),
-        (MessageState.HOLD, "held"),
-    )
-}
-_UNDELIVERABLE = (
-    f"SELECT coalesce(sum(m.size + {ROWS_OF_MESSAGE}"  # noqa: S608 - numbers of ours
-    f" + {ROWS_OF_RECIPIENT} * CASE WHEN json_valid(CAST(m.envelope AS TEXT))"
-    " THEN coalesce(json_array_length(CAST(m.envelope AS TEXT), '$.to'), 0) ELSE 0 END), 0) FROM"
-    " (SELECT DISTINCT message_id FROM part INDEXED BY part_held"
-    f" WHERE hold = {HoldCause.UNDELIVERABLE.value} AND held_at IS NOT NULL) held"
-    " CROSS JOIN message m ON m.id = held.message_id"
-)
-_IN_FILES = (
-    "SELECT queue_id, id FROM message INDEXED BY message_in_file WHERE in_file = 1 AND id > ?"
-    " ORDER BY id LIMIT ?"
-)
-_FILES_AT_ONCE = 1000
 
 
 class QueueWriter:
@@ -126,10 +91,10 @@ class QueueWriter:
             raise refusal(error, f"the queue database {self._places.database} can't be opened") from error
 
     def _start(self) -> QueueCounts:
-        connection = self._connection = self._connect()
+        connection = self._connection = connect(self._disk, self._places)
         self._renew_log(connection)
-        self._clean_up(connection)
-        return self._count(connection)
+        clean_up(connection, self._disk, self._places)
+        return count(connection)
 
     def _probe_disk(self) -> BaseException | None:
         """What keeps the disk from taking one page now: before that works, nothing may be delivered."""
@@ -152,7 +117,7 @@ class QueueWriter:
         assert connection is not None  # noqa: S101 - it was just made
         connection.execute("BEGIN IMMEDIATE")
         try:
-            _write_a_page(connection)
+            write_a_page(connection)
             connection.execute("COMMIT")
         except sqlite3.Error:
             if connection.in_transaction:
@@ -253,12 +218,12 @@ class QueueWriter:
         self.close()
         connection: sqlite3.Connection | None = None
         try:
-            connection = self._connect()
+            connection = connect(self._disk, self._places)
             if not self._renew_log(connection):
                 raise SpoolError("another program keeps the queue database from a new log")  # noqa: TRY301
             self._verify(connection)
             self._take_back(connection)
-            ledger = self._count(connection)
+            ledger = count(connection)
         except (sqlite3.Error, OSError, SpoolError) as error:
             if connection is not None:
                 connection.close()
@@ -289,25 +254,6 @@ class QueueWriter:
                 messages=excess,
             )
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = self._disk.connect(self._places.database)
-        try:
-            format_of(connection)  # before anything is changed
-            # Counts in a new database only; lets `maintain` give free pages back to a full disk.
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if mode != "wal":
-                raise SpoolError(f"the file system of {self._places.directory} can't keep a write-ahead log")  # noqa: TRY301
-            for pragma in _PRAGMAS:
-                connection.execute(f"PRAGMA {pragma}")
-            upgrade(connection)
-        except BaseException as error:
-            connection.close()
-            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
-                raise SpoolFormatError(f"{self._places.database} is not a database") from error
-            raise
-        return connection
-
     def _renew_log(self, connection: sqlite3.Connection) -> bool:
         """Rewrite and sync what the log holds into the database, and empty it.
 
@@ -336,46 +282,10 @@ class QueueWriter:
     def _take_back(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         remove(connection, [message.key for message in self._refused])
-        _write_a_page(connection)
+        write_a_page(connection)
         connection.execute("COMMIT")
         refused, self._refused = self._refused, []
         self._drop_bodies(message.queue_id for message in refused if message.content is None)
-
-    def _count(self, connection: sqlite3.Connection) -> QueueCounts:
-        ledger = QueueCounts()
-        for state, statement in _COUNT.items():
-            messages, octets = connection.execute(statement).fetchone()
-            ledger.messages[state] = messages
-            ledger.octets[state] = octets
-        ledger.undeliverable = connection.execute(_UNDELIVERABLE).fetchone()[0]
-        return ledger
-
-    def _clean_up(self, connection: sqlite3.Connection) -> None:
-        """Remove bodies that no row knows (a crash between file and row), and say which rows have none."""
-        # Little by little, because other threads wait for the interpreter while a large dict is made.
-        names = {name: None for name in self._disk.names(self._places.bodies)}  # noqa: C420
-        missing: list[str] = []
-        after = -1
-        while rows := connection.execute(_IN_FILES, (after, _FILES_AT_ONCE)).fetchall():
-            after = rows[-1][1]
-            for queue_id, _ in rows:
-                if queue_id in names:
-                    del names[queue_id]
-                else:
-                    missing.append(queue_id)
-        for name in names:
-            if name.startswith(TEMPORARY) or row_key(name) is not None:
-                self._disk.unlink(self._places.bodies / name)
-                _log.info(
-                    "removed a body that no message needs", event="spool.orphan_body_removed", file=name
-                )
-        for queue_id in missing:
-            # It stays where it is: the file may come back. If not, its sender gets a notice when it expires.
-            _log.critical(
-                "a message's body file is missing",
-                event="spool.body_missing",
-                queue_id=queue_id,
-            )
 
     def _place_bodies(self, batch: Batch) -> None:
         """Give finished body files their names; the names are on disk before the rows are."""
@@ -511,11 +421,6 @@ class QueueWriter:
     def _drop_bodies(self, queue_ids: Iterable[str]) -> None:
         for queue_id in queue_ids:
             self._leftovers.remove([self._places.body(queue_id), self._places.unfinished_body(queue_id)])
-
-
-def _write_a_page(connection: sqlite3.Connection) -> None:
-    """Have the transaction write in any case, so that its success means a sync that worked."""
-    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _new(operations: Iterable[Operation]) -> list[NewMessage]:
