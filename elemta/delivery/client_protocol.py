@@ -208,11 +208,7 @@ class NextHopConnection(Protocol):
         try:
             self._act(events)
         except Exception:
-            _log.failure(
-                "a connection failed with an internal error",
-                event="delivery.connection_failed",
-                next_hop=self.name,
-            )
+            self._log_internal_error()
             self.cut()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
@@ -220,11 +216,7 @@ class NextHopConnection(Protocol):
         try:
             self._lost(reason)
         except Exception:
-            _log.failure(
-                "a connection failed with an internal error",
-                event="delivery.connection_failed",
-                next_hop=self.name,
-            )
+            self._log_internal_error()
         try:
             self._end_unsettled()
         except Exception:
@@ -276,11 +268,7 @@ class NextHopConnection(Protocol):
         try:
             self._follow(events)
         except Exception:
-            _log.failure(
-                "a connection failed with an internal error",
-                event="delivery.connection_failed",
-                next_hop=self.name,
-            )
+            self._log_internal_error()
             self.cut()
         if settled is not None:
             # Last of all: the caller that waits for it may send again, or close.
@@ -352,6 +340,13 @@ class NextHopConnection(Protocol):
             next_hop=self.name,
             code=event.reply.code,
             reply=event.reply.text,
+        )
+
+    def _log_internal_error(self) -> None:
+        _log.failure(
+            "a connection failed with an internal error",
+            event="delivery.connection_failed",
+            next_hop=self.name,
         )
 
     # Ends
