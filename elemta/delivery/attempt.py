@@ -8,15 +8,24 @@ from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from elemta.address import Address
-from elemta.delivery.delivery_record import DeliveredRecorder, Taken, delivered_of, rest_of, settle_surely
+from elemta.delivery.delivery_record import (
+    DeliveredRecorder,
+    Taken,
+    delivered_of,
+    may_owe,
+    rest_of,
+    settle_surely,
+)
+from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
+from elemta.delivery.faulty_parts import LONGEST_REASON, RecentFaults, hold_faulty
 from elemta.delivery.next_hop import ReachedStage
 from elemta.delivery.notices import decide_notifications, record
-from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled
+from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled, log_not_released
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.router import HELD, LOCAL, Router, SortedRecipients, moved
 from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
@@ -33,8 +42,6 @@ _log = Logger()
 
 # How long a destination waits when there was no connection to be had for it.
 _NOTHING_FREE = 5.0
-_LONGEST_REASON = 500
-_MOST_BROKEN = 10_000
 
 T = TypeVar("T")
 
@@ -69,7 +76,7 @@ class AttemptRunner:
         self._notices = notices
         self._delivered = DeliveredRecorder(queue)
         # Parts of whose last attempt something went wrong before it could be recorded as it should be.
-        self._broken: dict[tuple[str, int], None] = {}
+        self._faults: RecentFaults[Key] = RecentFaults()
 
     def reconfigure(self, ways: Router, settings: DeliverySettings) -> None:
         """Use these for every attempt from now on."""
@@ -186,7 +193,9 @@ class AttemptRunner:
                 event="delivery.internal_error",
                 queue_id=message.queue_id,
             )
-        return AttemptResult(_broken(message, ways, self._clock.seconds()), ReachedStage.ANSWERED)
+        text = "a fault inside Elemta; the log has it"
+        broken = _all_deferred(message, ways, text, "4.3.0", self._clock.seconds())
+        return AttemptResult(broken, ReachedStage.ANSWERED)
 
     async def _record_rest(
         self,
@@ -228,9 +237,7 @@ class AttemptRunner:
         try:
             await _maybe_later(self._limits.done(go, sent=sent))
         except Exception:
-            _log.failure(
-                "a limit on the way out could not be given back", event="delivery.limit_not_released"
-            )
+            log_not_released(Failure())
 
     async def _acquire(self, message: QueuedMessage, ways: SortedRecipients) -> Permit | None:
         """Ask whether this may leave now; None where it waits, which is noted."""
@@ -249,7 +256,10 @@ class AttemptRunner:
         if answer.whole_destination:
             self._destinations.put_back(message, until)
         if self._is_too_old(message):
-            await self._record(message, _paced(message, ways, answer, now), None)
+            text = f"it waits for the limit {answer.limit}"
+            # RFC 3463 §3.5 X.4.5
+            paced = _all_deferred(message, ways, text, "4.4.5", now)
+            await self._record(message, (*paced, *_kept_waiting(message, ways, now)), None)
         elif not answer.whole_destination:
             # Not beyond its end: what waits for a limit expires like other mail.
             until = min(until, self._end(message))
@@ -280,7 +290,7 @@ class AttemptRunner:
             self._destinations.due_at(destination, now)
 
     async def _hold(self, message: QueuedMessage, reasons: list[str]) -> None:
-        reason = "; ".join(reasons)[:_LONGEST_REASON]
+        reason = "; ".join(reasons)[:LONGEST_REASON]
         await self._queue.settle(
             message.queue_id, (), part=message.part, retry_at=None, hold_reason=reason, hold=HoldCause.ROUTE
         )
@@ -304,13 +314,13 @@ class AttemptRunner:
         except Exception as error:
             await self._record_anyhow(message, outcomes, error)
         else:
-            self._broken.pop(message.key, None)
+            self._faults.forget(message.key)
 
     async def _record_anyhow(
         self, message: QueuedMessage, outcomes: Sequence[Outcome], error: Exception
     ) -> None:
         """Record that an attempt was made, whatever went wrong after it; the second time in a row on hold."""
-        again = self._is_second_fault(message)
+        again = self._faults.note(message.key)
         _log.failure(
             "what follows from an attempt could not be worked out",
             event="delivery.decision_failed",
@@ -318,7 +328,9 @@ class AttemptRunner:
             held=again,
         )
         if again:
-            await self._hold_faulty(message, outcomes, error)
+            what = "a fault inside Elemta broke its last two attempts"
+            await hold_faulty(self._queue, message, outcomes, what, error)
+            self._faults.forget(message.key)
             return
         retry_at = self._clock.seconds() + self._settings.retries.delays[0]
         deferred = [
@@ -326,34 +338,9 @@ class AttemptRunner:
             for each in outcomes
         ]
         await settle_surely(
-            self._queue, message, deferred, retry_at=retry_at, owes=_owed_for_now(message, outcomes)
+            self._queue, message, deferred, retry_at=retry_at, owes=may_owe(message, outcomes)
         )
         self._destinations.due_at(message.destination, retry_at)
-
-    def _is_second_fault(self, message: QueuedMessage) -> bool:
-        """Whether the last attempt of the part failed here, too; notes that this one did."""
-        again = message.key in self._broken
-        if len(self._broken) >= _MOST_BROKEN:
-            self._broken.clear()
-        self._broken[message.key] = None
-        return again
-
-    async def _hold_faulty(
-        self, message: QueuedMessage, outcomes: Sequence[Outcome], error: Exception
-    ) -> None:
-        """Put on hold a part whose attempts can't be recorded as they should be."""
-        reason = f"a fault inside Elemta broke its last two attempts: {error!r}"[:_LONGEST_REASON]
-        await settle_surely(
-            self._queue, message, outcomes, hold_reason=reason, owes=_owed_for_now(message, outcomes)
-        )
-        self._broken.pop(message.key, None)
-        _log.error(
-            "message put on hold",
-            event="delivery.held",
-            queue_id=message.queue_id,
-            sender=str(message.envelope.sender),
-            reason=reason,
-        )
 
     async def _conclude(
         self, message: QueuedMessage, outcomes: Sequence[Outcome], retry_at: float | None
@@ -417,46 +404,17 @@ class AttemptRunner:
         )
 
 
-def _paced(
-    message: QueuedMessage, ways: SortedRecipients, wait: Throttled, now: float
+def _all_deferred(
+    message: QueuedMessage, ways: SortedRecipients, text: str, enhanced: str, now: float
 ) -> tuple[Outcome, ...]:
-    """The outcomes of recipients that wait for a limit, and of those that a policy lets wait."""
-    waiting = Outcome(
-        message.queue_id,
-        message.pending[0].address,
-        Status.DEFERRED,
-        f"it waits for the limit {wait.limit}",
-        "",
-        "",
-        now,
-        # RFC 3463 §3.5 X.4.5
-        enhanced="4.4.5",
-    )
-    paced = tuple(
-        replace(waiting, recipient=recipient.address, route=route.target)
-        for route, recipients in ways.here.items()
-        for recipient in recipients
-    )
-    return (*paced, *_kept_waiting(message, ways, now))
-
-
-def _broken(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:
-    """The outcomes of an attempt that came to nothing by a fault of ours."""
-    text = "a fault inside Elemta; the log has it"
+    """The outcomes of recipients to which nothing was delivered, all for the same reason."""
     return tuple(
         Outcome(
-            message.queue_id, each.address, Status.DEFERRED, text, route.target, "", now, enhanced="4.3.0"
+            message.queue_id, each.address, Status.DEFERRED, text, route.target, "", now, enhanced=enhanced
         )
         for route, recipients in ways.here.items()
         for each in recipients
     )
-
-
-def _owed_for_now(message: QueuedMessage, outcomes: Sequence[Outcome]) -> list[Address]:
-    """Those whose delivery was not recorded yet; the notice finds out whether the sender wants to hear."""
-    if not message.envelope.sender:
-        return []
-    return [each.recipient for each in outcomes if each.status is Status.DELIVERED]
 
 
 def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:

@@ -53,6 +53,13 @@ def owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> frozenset[Addr
     )
 
 
+def may_owe(message: QueuedMessage, outcomes: Sequence[Outcome]) -> Collection[Address]:
+    """All whose delivery the sender may want to hear of; the notice finds out whether that is so."""
+    if not message.envelope.sender:
+        return ()
+    return [each.recipient for each in outcomes if each.status is Status.DELIVERED]
+
+
 async def settle_surely(
     queue: DeliveryQueue,
     message: QueuedMessage,
@@ -152,5 +159,4 @@ def _owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> Collection[Ad
             event="delivery.owed_unknown",
             queue_id=message.queue_id,
         )
-        # It is found out when the notice is made.
-        return [outcome.recipient for outcome in delivered] if message.envelope.sender else ()
+        return may_owe(message, delivered)

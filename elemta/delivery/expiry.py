@@ -16,13 +16,14 @@ from twisted.python.failure import Failure
 from elemta.delivery.bounces import decide
 from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
+from elemta.delivery.faulty_parts import RecentFaults, hold_faulty
 from elemta.delivery.notices import NotificationPlan, decide_notifications, notice_settings, tell
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Recipient
 from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import HeldPart, HoldCause, Page, QueuedMessage
+from elemta.spool.records import HeldPart, Page, QueuedMessage
 
 _log = Logger()
 
@@ -30,9 +31,6 @@ _log = Logger()
 _PAGE = 500
 # Messages for which something is done at the same time, so that they share the commits of the spool.
 _TOGETHER = 50
-# Messages that something goes wrong with whose times are remembered.
-_MOST_FAILING = 10_000
-_LONGEST_REASON = 500
 _HELD_TOO_LONG = "it was kept here, and could not be delivered for as long as mail is kept"
 # After a start what is due in open destinations is expected to leave; seconds.
 _CATCHING_UP = 60.0
@@ -60,8 +58,8 @@ class ExpiryScanner:
         self._giving_up: set[Key] = set()
         # The parts of both that something is being done about at this moment.
         self._at_work: set[Key] = set()
-        # Messages that something went wrong with, by queue id, and until when they are left alone.
-        self._failing: dict[str, float] = {}
+        # By queue id.
+        self._faults: RecentFaults[str] = RecentFaults()
 
     def started(self, now: float) -> None:
         """Delivery begins at ``now``: what is late only because nothing ran leaves without a word."""
@@ -127,15 +125,12 @@ class ExpiryScanner:
             event="delivery.message_held",
             queue_id=parts[0].queue_id,
         )
-        reason = f"it could not be given up: {error!r}"[:_LONGEST_REASON]
         for part in parts:
-            await self._queue.settle(
-                part.queue_id, (), part=part.part, retry_at=None, hold_reason=reason, hold=HoldCause.FAULT
-            )
+            await hold_faulty(self._queue, part, (), "it could not be given up", error)
 
     def _is_second_fault(self, queue_id: str, error: Exception) -> bool:
         """Whether something goes wrong with this one message, and not for the first time."""
-        return not self._concerns_all(error) and queue_id in self._failing
+        return not self._concerns_all(error) and queue_id in self._faults
 
     def _concerns_all(self, error: Exception) -> bool:
         return isinstance(error, SpoolFull | UnknownMessage) or not self._queue.healthy
@@ -222,7 +217,7 @@ class ExpiryScanner:
             if not goes_on():
                 break
             await self._each(some, now, lambda parts: self._notify_of_message(parts, place, now))
-            if any(parts[0].queue_id in self._failing for parts in some):
+            if any(parts[0].queue_id in self._faults for parts in some):
                 self._again.add(place)
         return page
 
@@ -236,10 +231,7 @@ class ExpiryScanner:
 
         SpoolError: the spool's disk fails or is full, so that nothing can be done for any of them.
         """
-        doing = [Deferred.fromCoroutine(self._one(parts, now, work)) for parts in messages]
-        for _, result in await DeferredList(doing, consumeErrors=True):
-            if isinstance(result, Failure):
-                result.raiseException()
+        await _all(self._one(parts, now, work) for parts in messages)
 
     async def _one(
         self,
@@ -248,7 +240,7 @@ class ExpiryScanner:
         work: Callable[[Sequence[QueuedMessage]], Coroutine[Deferred[Any], Any, None]],
     ) -> None:
         queue_id = parts[0].queue_id
-        if self._failing.get(queue_id, now) > now:
+        if self._faults.is_left_alone(queue_id, now):
             return
         try:
             await work(parts)
@@ -259,7 +251,7 @@ class ExpiryScanner:
                 raise
             self._note_failure(parts, now)
         else:
-            self._failing.pop(queue_id, None)
+            self._faults.forget(queue_id)
 
     def _note_failure(self, parts: Sequence[QueuedMessage], now: float) -> None:
         """Leave a message alone for a while that something goes wrong with."""
@@ -269,9 +261,7 @@ class ExpiryScanner:
             event="queue.expiry_failed",
             queue_id=queue_id,
         )
-        if len(self._failing) >= _MOST_FAILING:
-            self._failing.clear()
-        self._failing[queue_id] = again
+        self._faults.note(queue_id, again)
         for part in parts:
             # An attempt that came meanwhile was put off in favour of this.
             self._destinations.due_at(part.destination, again)

@@ -9,6 +9,7 @@ from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.config import Counts, Identity
 from elemta.envelope import Client, Envelope, Recipient
@@ -136,6 +137,13 @@ class OutboundLimiter:
             destination=destination,
             seconds=round(wait.seconds, 3),
         )
+
+
+def log_not_released(failure: Failure) -> None:
+    """Say that what a permit holds could not be given back."""
+    _log.failure(
+        "a limit on the way out could not be given back", failure, event="delivery.limit_not_released"
+    )
 
 
 def _ip(client: Client) -> IPAddress | None:

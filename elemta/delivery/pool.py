@@ -7,18 +7,15 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.next_hop import NextHop
-from elemta.delivery.outbound_limits import Permit, Throttled
+from elemta.delivery.outbound_limits import Permit, Throttled, log_not_released
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
 from elemta.metrics import DeliveryMetrics
-
-_log = Logger()
 
 # Messages in a row for one destination on one connection while others of the route wait for theirs.
 _TURN = 10
@@ -110,12 +107,6 @@ class Gate(Protocol):
 
     def done(self, go: Permit) -> MaybeLater[None]:
         """It is closed."""
-
-
-def _tell_not_given_back(failure: Failure) -> None:
-    _log.failure(
-        "a limit on the way out could not be given back", failure, event="delivery.limit_not_released"
-    )
 
 
 class ConnectionPool:
@@ -234,9 +225,9 @@ class ConnectionPool:
             if self._gate is not None:
                 done = self._gate.done(slot.permit)
                 if isinstance(done, Deferred):
-                    done.addErrback(_tell_not_given_back)
+                    done.addErrback(log_not_released)
         except Exception:
-            _tell_not_given_back(Failure())
+            log_not_released(Failure())
         finally:
             # Whatever happened: no slot is taken without a connection.
             self._slots.release(slot)

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from elemta.delivery.bounces import decide, submit
 from elemta.delivery.delivery_record import owes
+from elemta.delivery.faulty_parts import RecentFaults
 from elemta.delivery.notices import content_for_notice, notice_settings, tell_operator
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.settings import DeliverySettings
@@ -22,8 +23,6 @@ _log = Logger()
 
 # Messages that one look takes in, and for which something is done at the same time.
 _PAGE = 50
-# Messages with a notice that can't be queued whose times are remembered.
-_MOST_FAILING = 10_000
 
 
 class SuccessNotices:
@@ -39,8 +38,8 @@ class SuccessNotices:
         self._clock = clock
         self._queue = queue
         self._sending: set[str] = set()
-        # Messages whose notice could not be queued, by queue id, and until when they are left alone.
-        self._failing: dict[str, float] = {}
+        # Messages whose notice could not be queued, by queue id.
+        self._faults: RecentFaults[str] = RecentFaults()
 
     async def send(self, message: QueuedMessage, delivered: Sequence[Outcome]) -> None:
         """Tell the sender of deliveries that were just recorded. Does not raise."""
@@ -59,7 +58,7 @@ class SuccessNotices:
         after: str | None = None
         while goes_on():
             page = await self._queue.owed(after, _PAGE)
-            due = [each for each in page if self._failing.get(each.message.queue_id, now) <= now]
+            due = [each for each in page if not self._faults.is_left_alone(each.message.queue_id, now)]
             await gatherResults([Deferred.fromCoroutine(self._send(owed)) for owed in due])
             if len(page) < _PAGE:
                 return
@@ -80,7 +79,7 @@ class SuccessNotices:
             tell_operator(message, error)
             await self._failed(owed)
         else:
-            self._failing.pop(queue_id, None)
+            self._faults.forget(queue_id)
         finally:
             self._sending.discard(queue_id)
 
@@ -96,9 +95,7 @@ class SuccessNotices:
 
     async def _failed(self, owed: OwedNotice) -> None:
         now, message = self._clock.seconds(), owed.message
-        if len(self._failing) >= _MOST_FAILING:
-            self._failing.clear()
-        self._failing[message.queue_id] = now + self.settings.retries.delays[0]
+        self._faults.note(message.queue_id, now + self.settings.retries.delays[0])
         delivered_at = max([message.envelope.received_at, *(each.at for each in owed.outcomes)])
         if now < delivered_at + self.settings.retries.expire or not self._queue.healthy:
             return
