@@ -67,7 +67,7 @@ bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and similar ones
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
 
-multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, and what happens when a part fails; as root
+multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, while parts fail; as root
 	@tests/multinode/run $(VENV)/bin/python $(ARGS)
 
 house: $(VENV)/.test ## figures about the code: sizes, and the frames on the way of a message and of a limit
@@ -76,7 +76,7 @@ house: $(VENV)/.test ## figures about the code: sizes, and the frames on the way
 deb: ## the Debian packages, in dist/deb; wants debhelper and lintian
 	@packaging/deb $(ARGS)
 
-deb-test: ## installs them in a Debian of its own, boots that and tries everything; as root (SUITES="bookworm trixie")
+deb-test: ## boots a Debian with them and tries everything; as root (SUITES="bookworm trixie")
 	@packaging/deb-test $(SUITES)
 
 compose-test: $(VENV)/.test ## the image and the compose files, for real, with podman; as root

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,14 @@ Elemta logs one record a line to standard output, or to twistd's `--logfile`. `[
 or `text`, and `level` is the lowest level that is written: `debug`, `info`, `warn`, `error`, `critical`.
 
 ```json
-{"time":"2026-01-31T12:00:00.123Z","level":"info","event":"message.queued","node_id":"mx1","message":"…","queue_id":"…"}
+{"time":"2026-01-31T12:00:00.123Z","level":"info","event":"message.queued","node_id":"mx1",…}
 ```
 
 | field | what it is |
 |---|---|
 | `time` | RFC 3339, UTC, milliseconds |
 | `level` | `debug`, `info`, `warn`, `error` or `critical` |
-| `event` | the name of the event, from the table below; `twisted` for what Twisted itself logs |
+| `event` | the name of the event, from the list below; `twisted` for what Twisted itself logs |
 | `node_id` | `[server] node_id` |
 | `message` | the same for people, a constant text for one event |
 | `session_id` | one connection; on every record about it |
@@ -56,8 +57,8 @@ time, because journald adds it. When the reader of the log stops reading, the da
 
 ## Events
 
-| event | level | message | fields |
-|---|---|---|---|
+Each event has its level, its message and its fields.
+
 """
 
 
@@ -91,11 +92,24 @@ def logged(path: Path) -> Iterator[Logged]:
 def render() -> str:
     """The text of docs/logging.md."""
     found = {each for path in sorted((ROOT / "elemta").rglob("*.py")) for each in logged(path)}
-    rows = [
-        f"| `{each.event}` | {each.level} | {each.sentence} | {', '.join(f'`{name}`' for name in each.fields)} |\n"
-        for each in sorted(found)
-    ]
-    return HEAD + "".join(rows)
+    return HEAD + "".join(entry(each) for each in sorted(found))
+
+
+def entry(each: Logged) -> str:
+    """One event as an item of the list."""
+    fields = ", ".join(f"`{name}`" for name in each.fields)
+    text = f"`{each.event}`, {each.level}: {each.sentence}." + (f" {fields}" if fields else "")
+    return (
+        textwrap.fill(
+            text,
+            100,
+            initial_indent="- ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        + "\n"
+    )
 
 
 def main(arguments: list[str]) -> int:

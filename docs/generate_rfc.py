@@ -12,10 +12,10 @@ import ast
 import io
 import re
 import sys
+import textwrap
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,8 +25,8 @@ CITATION = re.compile(r"RFC (\d{3,5}) §(\d+(?:\.\d+)*|[A-Z](?:\.\d+)*)")
 
 HEAD = """# RFCs: section, code, tests
 
-`make generate` writes this page from the citations in the code (`RFC 5321 §4.5.2`). Each row has one place.
-A test is listed with the sections that it cites itself.
+`make generate` writes this page from the citations in the code (`RFC 5321 §4.5.2`). Below each section are
+the places in the code that cite it, and then the tests that cite it themselves.
 
 """
 
@@ -102,10 +102,14 @@ def render() -> str:
             rfc = section[0]
             gap = "\n" if len(lines) > 1 else ""
             lines.append(f"{gap}## [RFC {rfc}](https://www.rfc-editor.org/rfc/rfc{rfc})\n\n")
-            lines.append("| section | code | tests |\n|---|---|---|\n")
-        pairs = zip_longest(code.get(section, ()), tests.get(section, ()), fillvalue="")
-        for number, (where, tested) in enumerate(pairs):
-            lines.append(f"| {'' if number else f'§{section[1]}'} | {where} | {tested} |\n")
+        lines.append(f"- §{section[1]}\n")
+        for where in [*code.get(section, ()), *tests.get(section, ())]:
+            lines.append(
+                textwrap.fill(
+                    where, 110, initial_indent="  - ", subsequent_indent="    ", break_long_words=False
+                )
+                + "\n"
+            )
     return "".join(lines)
 
 

@@ -6,9 +6,10 @@ import ast
 import re
 from pathlib import Path
 
+from tests.support.references import REFERENCE
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
-NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 def attacks() -> list[tuple[str, str]]:
@@ -27,15 +28,15 @@ def test_every_attack_has_an_answer_and_a_test() -> None:
     for heading, text in attacks():
         answer, _, tests = text.strip().partition("\n\n")
         assert len(answer.split()) > 2, heading
-        assert not NAMED.search(answer), heading
-        assert NAMED.search(tests), heading
-        assert NAMED.sub("", tests).replace("-", "").split() == [], heading
+        assert not REFERENCE.search(answer), heading
+        assert REFERENCE.search(tests), heading
+        assert REFERENCE.sub("", tests).replace("-", "").split() == [], heading
 
 
 def test_every_test_that_the_attacks_name_is_there() -> None:
     missing = [
         f"{path}::{name}"
-        for path, name in NAMED.findall(PAGE)
+        for path, name in REFERENCE.findall(PAGE)
         if not (ROOT / path).is_file() or name not in functions_of(path)
     ]
     assert missing == []

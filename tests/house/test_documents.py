@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from elemta.config import load
+from tests.support.references import REFERENCE
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -172,13 +173,18 @@ def test_a_citation_is_found_with_the_function_it_stands_in(
     (tmp_path / "tests" / "test_room.py").write_text('def test_it():\n    """RFC 3461 §4.1"""\n')
     monkeypatch.setattr(rfc, "ROOT", tmp_path)
     text = rfc.render()
-    assert [line for line in text.splitlines() if line.startswith(("| §", "## "))] == [
+    assert [line for line in text.splitlines() if line.startswith(("- ", "  - ", "## "))] == [
         "## [RFC 3461](https://www.rfc-editor.org/rfc/rfc3461)",
-        "| §4.1 | `elemta/room.py` Reader.read | `tests/test_room.py` test_it |",
+        "- §4.1",
+        "  - `elemta/room.py` Reader.read",
+        "  - `tests/test_room.py` test_it",
         "## [RFC 5321](https://www.rfc-editor.org/rfc/rfc5321)",
-        "| §4.2 | `elemta/room.py` Reader.read |  |",
-        "| §4.5.3.1.5 | `elemta/room.py` |  |",
-        "| §4.10 | `elemta/room.py` above |  |",
+        "- §4.2",
+        "  - `elemta/room.py` Reader.read",
+        "- §4.5.3.1.5",
+        "  - `elemta/room.py`",
+        "- §4.10",
+        "  - `elemta/room.py` above",
     ]
 
 
@@ -195,10 +201,23 @@ def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert module.main(["--check"]) == 1
 
 
+def test_a_test_may_be_named_on_one_line_or_on_two() -> None:
+    text = "- It holds.\n  `tests/a/test_b.py::test_c`\n- `tests/a/test_b.py::`\n  `test_d`\n  `test_e`\n"
+    assert REFERENCE.findall(text) == [("tests/a/test_b.py", "test_c"), ("tests/a/test_b.py", "test_d")]
+
+
+def test_no_reference_to_a_test_is_written_in_another_form() -> None:
+    other = []
+    for page in [path for path in tracked() if path.suffix == ".md"]:
+        rest = REFERENCE.sub("", page.read_text(encoding="utf-8"))
+        other += [f"{page.name}: {found}" for found in re.findall(r"tests/[\w/]+\.py::\S*|`test_\w+`", rest)]
+    assert other == []
+
+
 def test_every_test_that_a_document_names_exists() -> None:
     missing = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+    for page in [path for path in tracked() if path.suffix == ".md"]:
+        for path, name in REFERENCE.findall(page.read_text(encoding="utf-8")):
             file = ROOT / path
             if not file.is_file() or not re.search(rf"def {name}\(", file.read_text(encoding="utf-8")):
                 missing.append(f"{page.name}: {path}::{name}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.support.references import REFERENCE
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "multinode-deployment.md").read_text(encoding="utf-8")
-NAMED = re.compile(r"`tests/[\w/]+\.py::test_\w+`")
 
 
 def test_every_failure_that_the_page_lists_is_shown_by_a_test() -> None:
@@ -18,7 +19,7 @@ def test_every_failure_that_the_page_lists_is_shown_by_a_test() -> None:
     for entry in entries:
         words, _, tests = entry.partition("`tests/")
         assert len(words.split()) > 5, entry
-        assert NAMED.sub("", "`tests/" + tests).strip() == "", entry
+        assert REFERENCE.sub("", "`tests/" + tests).strip() == "", entry
 
 
 def test_every_link_of_what_is_deployed_and_watched_leads_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""`.ci/prose`: the words, lines and table cells that it finds, and where it does not look."""
+"""`.ci/prose`: the words and lines that it finds, and where it does not look."""
 
 from __future__ import annotations
 
@@ -71,18 +71,27 @@ def test_code_links_and_other_words_are_left_alone(
     assert found(tmp_path, "page.md", f"{line}\n", capsys) == []
 
 
-def test_a_line_of_110_columns_is_taken_and_one_more_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "finding"),
+    [
+        (f"{'a' * 55} {'b' * 54}", None),
+        (f"{'a' * 55} {'b' * 55}", "wrap at 100"),
+        (f"{'a' * 55} `{'b' * 53}`", "wrap at 100"),
+        (f"- [{'a' * 53}]({'b' * 49}) cd", "wrap at 100"),
+        (f"| {'a' * 50} | `{'b' * 51}` |", None),
+        (f"| {'a' * 50} | `{'b' * 52}` |", "write the row as text"),
+        (f"  `{'a' * 107}`", None),
+        (f"- `{'a' * 107}`", None),
+        (f"  - `{'a' * 105}`", None),
+        (f"```\n{'a' * 55} {'b' * 55}\n```", None),
+    ],
+)
+def test_a_line_over_110_columns_is_found_unless_it_is_one_word(
+    line: str, finding: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = f"{'a' * 110}\n{'a' * 111}\n`{'a' * 200}`\n"
-    assert found(tmp_path, "page.md", text, capsys) == ["2: 111 columns: wrap at 100"]
-
-
-def test_a_cell_of_120_characters_is_taken_and_one_more_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = f"| {'a' * 120} | b |\n| a | {'b' * 121} |\n"
-    assert found(tmp_path, "page.md", text, capsys) == ["2: a table cell of 121 characters: write it as text"]
+    assert found(tmp_path, "page.md", f"{line}\n", capsys) == (
+        [f"1: 111 columns: {finding}"] if finding else []
+    )
 
 
 def test_comments_and_strings_of_code_are_read_and_names_are_not(
