@@ -34,6 +34,7 @@ from elemta.smtp.events import (
 )
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.spool import HoldCause, MessageWriter, Submission
+from elemta.stage import Stage
 
 _log = Logger()
 
@@ -81,7 +82,7 @@ class SessionBackend:
                 answer = _PROCEED
                 if self._terms.chain.asks(question.stage):
                     decision = yield from self._policies.steps_of(question)
-                    answer = self._answer_of(decision, question.stage.value)
+                    answer = self._answer_of(decision, question.stage)
                 if isinstance(question, RcptQuestion) and isinstance(answer, Proceed):
                     answer = yield from self._look_for_mailbox(question.recipient.address)
             return answer if limits is None else (yield from limits.charge(question, answer))
@@ -120,14 +121,14 @@ class SessionBackend:
             )
         return _PROCEED
 
-    def _answer_of(self, decision: ChainDecision, stage: str) -> Response:
+    def _answer_of(self, decision: ChainDecision, stage: Stage) -> Response:
         verdict = decision.verdict
         if isinstance(verdict, (Continue, Accept, Quarantine)):
             return _PROCEED
         reply = reply_of(verdict)
         if reply is None:
             return _PROCEED
-        self._terms.metrics.message_refused(stage, decision.policy, transient=reply.is_transient)
+        self._terms.metrics.message_refused(stage.value, decision.policy, transient=reply.is_transient)
         by_limit = self._refusal_limits is not None and self._refusal_limits.is_limit(decision.policy)
         return Refuse(
             reply,
@@ -187,7 +188,9 @@ class SessionBackend:
         writer = self._writer
         if writer is None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
-        if _count_received(writer.head) > MAX_HOPS:
+        # All of the message was written, so this stays as it is.
+        head = writer.head
+        if _count_received(head) > MAX_HOPS:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
         if writer.in_file:
             # A policy may read the message as a file, so all of it has to be there.
@@ -196,19 +199,19 @@ class SessionBackend:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
             return self._not_stored(writer.failure)
         if self._terms.chain.asks(question.stage):
-            message = Message(writer.size, writer.head, writer.open)
+            message = Message(writer.size, head, writer.open)
             decision = yield from self._policies.steps_of(question, message)
-            answer = self._answer_of(decision, question.stage.value)
+            answer = self._answer_of(decision, question.stage)
             if not isinstance(answer, Proceed):
                 # The disk may have failed under a policy that reads the message.
                 return answer if writer.failure is None else self._not_stored(writer.failure)
         if writer.ended:
             # The client left, or got 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")
-        return (yield from self._commit(question.transaction, writer))
+        return (yield from self._commit(question.transaction, writer, head))
 
-    def _commit(self, transaction: TransactionInfo, writer: MessageWriter) -> Steps[Response]:
-        submission = self._submission(transaction, writer)
+    def _commit(self, transaction: TransactionInfo, writer: MessageWriter, head: bytes) -> Steps[Response]:
+        submission = self._submission(transaction, writer.queue_id, head)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         committed = self._terms.spool.commit(writer, submission)
@@ -220,7 +223,7 @@ class SessionBackend:
             return self._not_queued(Failure())
         return self._queued(envelope, submission)
 
-    def _submission(self, transaction: TransactionInfo, writer: MessageWriter) -> Submission:
+    def _submission(self, transaction: TransactionInfo, queue_id: str, head: bytes) -> Submission:
         facts = self._facts
         recipients = _without_repeats(transaction.recipients)
         at = self._terms.now()
@@ -241,7 +244,7 @@ class SessionBackend:
                 auth=facts.user is not None,
                 smtputf8=transaction.parameters.smtputf8,
             ),
-            queue_id=writer.queue_id,
+            queue_id=queue_id,
             at=at,
             only_recipient=str(recipients[0]) if len(recipients) == 1 else None,
         )
@@ -252,7 +255,7 @@ class SessionBackend:
             recipients=recipients,
             parameters=transaction.parameters,
             client=client,
-            header_block=received + added + separator(writer.head),
+            header_block=received + added + separator(head),
             received_at=at,
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,

@@ -64,31 +64,6 @@ READ_MESSAGE = 64 * 1024
 READ_MESSAGE_BY_TLS = 32 * 1024
 
 
-class _Pending:
-    """An answer that may be there already: then the loop goes on instead of recursing."""
-
-    __slots__ = ("_deferred", "_waiter", "answer")
-
-    def __init__(self) -> None:
-        self.answer: Response | None = None
-        self._deferred: Deferred[Response] | None = None
-        self._waiter: ESMTPProtocol | None = None
-
-    def fire(self, answer: Response) -> None:
-        self.answer = answer
-        if self._waiter is not None:
-            self._waiter.answered(self)
-
-    def wait(self, waiter: ESMTPProtocol, deferred: Deferred[Response]) -> None:
-        self._waiter = waiter
-        self._deferred = deferred
-
-    def give_up(self) -> None:
-        """Wait no longer: what is being done for the answer ends, and that is answered."""
-        if self._deferred is not None:
-            self._deferred.cancel()
-
-
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
 class ESMTPProtocol(ClientConnection):
     """One client's connection: the session handles SMTP, the backend handles mail."""
@@ -109,7 +84,8 @@ class ESMTPProtocol(ClientConnection):
         self._session = ServerSession(terms.session, facts, registry.envelopes)
         self._backend = SessionBackend(terms, facts, health_check=health_check)
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
-        self._pending: _Pending | None = None
+        # The answer that the open question waits for
+        self._pending: Deferred[Response] | None = None
         self._paused_for: set[str] = set()
         self._state = ConnectionState.OPEN
         self._heard_all = False
@@ -187,7 +163,7 @@ class ESMTPProtocol(ClientConnection):
         self._change(ConnectionChange.LOSE)
         pending, self._pending = self._pending, None
         if pending is not None and isinstance(self._session.question, PauseQuestion):
-            pending.give_up()
+            pending.cancel()
         if handshake_failed:
             self._terms.metrics.tls_connections.labels("failed").inc()
         try:
@@ -272,7 +248,8 @@ class ESMTPProtocol(ClientConnection):
     def _give_up_waiting(self) -> None:
         pending = self._pending
         if pending is not None:
-            pending.give_up()
+            # What is being done for the answer ends, and that is answered.
+            pending.cancel()
         if pending is self._pending and self._session.question is not None:
             self._pending = None
             self._run(self._session.answer(Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")))
@@ -298,18 +275,15 @@ class ESMTPProtocol(ClientConnection):
                     break
                 events = self._session.go_on()
                 continue
-            pending = _Pending()
             if isinstance(question, PauseQuestion):
                 answer = self._pause(question)
             else:
                 answer = run(self._backend.answer(question))
             if isinstance(answer, Deferred):
-                answer.addCallback(pending.fire)
-                if pending.answer is None:
-                    self._pending = pending
-                    pending.wait(self, answer)
-                    break
-                answer = pending.answer
+                # It has not fired yet: a value that is there comes as itself.
+                self._pending = answer
+                answer.addCallback(self._answered, answer)
+                break
             events = self._session.answer(answer)
         self._flush()
         self._expect(replied)
@@ -345,22 +319,20 @@ class ESMTPProtocol(ClientConnection):
             lambda _: Proceed()
         )
 
-    def answered(self, pending: _Pending) -> None:
+    def _answered(self, answer: Response, pending: Deferred[Response]) -> None:
         """A late answer came; it counts unless the session has gone on without it."""
-        if pending is not self._pending or pending.answer is None:
-            return
-        self._pending = None
-        self._run(self._session.answer(pending.answer))
+        if pending is self._pending:
+            self._pending = None
+            self._run(self._session.answer(answer))
 
     def _act_on(self, events: list[Event]) -> tuple[bool, Question | None]:
         replied = False
         for event in events:
-            kind = type(event)
-            if kind is Replied:
+            if type(event) is Replied:
                 replied = True
-                self._replied(cast(Replied, event))
-            elif kind is MessageData:
-                self._take(cast(MessageData, event).data)
+                self._replied(event)
+            elif type(event) is MessageData:
+                self._take(event.data)
             elif isinstance(event, Question):
                 return replied, event
             else:
