@@ -74,6 +74,8 @@ class LoginExchange:
                 return _CANCELLED
             known = self._terms.limiter.known_logins.standing(self._counted_name, self._facts.client_ip)
             standing = await value_of(known)
+            if self._left:
+                return _CANCELLED
             decision = await self._ask_policies()
             reply = reply_of(decision.verdict)
             if reply is not None:

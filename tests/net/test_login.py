@@ -208,6 +208,23 @@ def test_what_nobody_waits_for_when_its_turn_comes_is_not_looked_at(node: Node) 
     assert node.checker.looked_at == 2
 
 
+def test_a_client_that_leaves_while_the_store_is_asked_made_no_attempt(
+    node: Node, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, events: list[LogEvent]
+) -> None:
+    asked: list[Deferred[Any]] = []
+
+    def later(requests: object) -> Deferred[Any]:
+        asked.append(Deferred())
+        return asked[-1]
+
+    monkeypatch.setattr(store, "peek", later)
+    node.begin("anna", b"guess", ELSEWHERE)
+    node.attempts[-1].leave()
+    asked.pop().callback(())
+    assert (node.checker.looked_at, len(node.terms.authenticator.turns)) == (0, 0)
+    assert [event for event in events if event.get("event") == "auth.attempted"] == []
+
+
 def test_the_limit_is_that_of_the_fleet(place: Place, store: MemoryStore, clock: Clock) -> None:
     nodes = [Node(place, store, clock) for _ in range(3)]
     for number in range(60):
