@@ -46,8 +46,6 @@ def check_mail(session: SessionState, command: MailCommand) -> Reply | None:
     # RFC 1870 §6.1
     if (command.parameters.size or 0) > session.settings.max_message_size:
         return replies.MESSAGE_TOO_BIG
-    if not session.envelopes.has_space_for(0, memory_of_mail(command.sender, command.parameters)):
-        return replies.ENVELOPES_FULL
     return None
 
 
@@ -61,6 +59,7 @@ def ask_mail(session: SessionState, command: MailCommand) -> MailQuestion:
     """The transaction begins with the question: all that are asked about it learn of its end."""
     sender, parameters = command.sender, command.parameters
     memory = EnvelopeMemory(session.envelopes, session.settings.max_envelope)
+    # No MAIL takes more than a small envelope, and that is always free.
     memory.take(memory_of_mail(sender, parameters))
     transaction = TransactionInfo(sender, parameters, memory=memory, size=parameters.size or 0)
     session.transaction = transaction

@@ -162,6 +162,17 @@ def test_the_next_small_one_fits_when_sessions_took_all_they_can_get_one_after_t
     take_a_small_one(budget)
 
 
+@pytest.mark.parametrize("address", [LOCAL + b"@" + DOMAIN, "\U00020000\u00fc".encode() * 10 + b"@" + DOMAIN])
+def test_the_longest_mail_always_has_room(address: bytes) -> None:
+    budget = MemoryBudget(64 * KIB)
+    budget.taken = budget.limit
+    conversation = begin(budget, auth=True)
+    more = b" SMTPUTF8 RET=HDRS ENVID=" + b"e" * 100
+    more += b" AUTH=" + b"".join(b"%c" % octet if octet < 128 else b"+%02X" % octet for octet in address)
+    assert say(conversation, b"MAIL FROM:<" + address + b">" + more + b"\r\n").startswith("250")
+    assert held(conversation) <= SMALL_ENVELOPE // 2
+
+
 def test_without_memory_rcpt_is_deferred_and_it_is_no_error_of_the_client() -> None:
     budget = MemoryBudget(2 * KIB)
     conversation = begin(budget)
