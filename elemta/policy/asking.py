@@ -116,6 +116,7 @@ class ChainQuestion:
 
     def too_busy(self, call: PolicyCall) -> Verdict:
         """The verdict of a policy that is not asked because too many of its calls are unanswered."""
+        self._note_missing_verdict(call)
         return call.runner.too_busy(call)
 
     def failed(
@@ -127,6 +128,7 @@ class ChainQuestion:
         problem: str = "",
     ) -> Verdict:
         """The verdict that a failure counts for."""
+        self._note_missing_verdict(call)
         self.close_view()
         if took >= SLOW:
             call.runner.failed_after_wait(call, self.parties())
@@ -141,6 +143,9 @@ class ChainQuestion:
             self._view = None
 
     # What a subclass says
+
+    def _note_missing_verdict(self, call: PolicyCall) -> None:
+        """What the policy itself would have answered is not known."""
 
     def _problem(self, answer: object) -> str | None:
         """Why an answer is no valid verdict; None where it is one."""

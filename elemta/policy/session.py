@@ -9,14 +9,13 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
-from elemta.policy.interfaces import FailureKind, LoginOutcome
+from elemta.policy.interfaces import LoginOutcome
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
 from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
 from elemta.policy.verdicts import Accept, Disconnect, Quarantine, Verdict, name_of, reply_of
@@ -207,24 +206,8 @@ class PolicySession(ChainQuestion):
             recipient = question.recipient.domain.lower()
         return CallParties(self.network, self._facts.helo.lower() or None, sender, recipient)
 
-    def too_busy(self, call: PolicyCall) -> Verdict:
-        """Note that a grant of relaying may be missing."""
-        self._note_failed_grant(call)
-        return super().too_busy(call)
-
-    def failed(
-        self,
-        call: PolicyCall,
-        kind: FailureKind,
-        took: float,
-        failure: Failure | None = None,
-        problem: str = "",
-    ) -> Verdict:
-        """Note that a grant of relaying may be missing."""
-        self._note_failed_grant(call)
-        return super().failed(call, kind, took, failure, problem)
-
-    def _note_failed_grant(self, call: PolicyCall) -> None:
+    def _note_missing_verdict(self, call: PolicyCall) -> None:
+        """A grant of relaying may be missing."""
         self._grant_failed |= call.runner.grants_relaying and not call.runner.observed
 
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
