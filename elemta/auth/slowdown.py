@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from twisted.internet.interfaces import IReactorTime
+
+from elemta.bounded_map import BoundedMap
 
 FIRST_SECONDS = 1.0
 MOST_SECONDS = 10.0
@@ -29,8 +30,7 @@ class Slowdown:
 
     def __init__(self, clock: IReactorTime, capacity: int = CAPACITY) -> None:
         self._clock = clock
-        self._capacity = capacity
-        self._failures: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
+        self._failures: BoundedMap[tuple[str, str], _Failures] = BoundedMap(capacity)
 
     def __len__(self) -> int:
         return len(self._failures)
@@ -39,12 +39,12 @@ class Slowdown:
         """Count a failure; the seconds that its answer has to wait."""
         now = self._clock.seconds()
         key = (network_of(client), user)
-        failures = self._failures.pop(key, None)
+        failures = self._failures.get(key)
         if failures is None or now - failures.last > FORGET_SECONDS:
             failures = _Failures(0, now)
         failures.count += 1
         failures.last = now
-        self._failures[key] = failures
+        self._failures.keep(key, failures)
         self._drop_old(now)
         return float(min(FIRST_SECONDS * 2 ** min(failures.count - 1, 16), MOST_SECONDS))
 
@@ -55,7 +55,7 @@ class Slowdown:
     def _drop_old(self, now: float) -> None:
         while self._failures:
             key, oldest = next(iter(self._failures.items()))
-            if len(self._failures) <= self._capacity and now - oldest.last <= FORGET_SECONDS:
+            if now - oldest.last <= FORGET_SECONDS:
                 return
             del self._failures[key]
 

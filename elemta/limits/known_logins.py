@@ -8,8 +8,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
 
+from elemta.bounded_map import BoundedMap
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import StoreUnavailable
 from elemta.limits.identity import IPAddress, ip_identity, joined, name_identity, network_identity
@@ -28,7 +28,6 @@ KNOWN_SECONDS = 1.0
 MAX_STRANGERS = 10_000
 _MICROSECONDS = 1_000_000
 
-T = TypeVar("T")
 # No limit of a configuration can have this name.
 _TERMS = LimitSpec("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
 
@@ -47,8 +46,8 @@ class KnownLogins:
     def __init__(self, store: ILimitStore, now: Callable[[], float]) -> None:
         self._store = store
         self._now = now
-        self._strangers: dict[tuple[str, str], float] = {}
-        self._known: dict[tuple[str, str], tuple[float, LoginHistory]] = {}
+        self._strangers: BoundedMap[tuple[str, str], float] = BoundedMap(MAX_STRANGERS)
+        self._known: BoundedMap[tuple[str, str], tuple[float, LoginHistory]] = BoundedMap(MAX_STRANGERS)
 
     def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[LoginHistory]:
         """What is known of this user at this address. Unknown where the store can't be asked."""
@@ -70,7 +69,7 @@ class KnownLogins:
             return LoginHistory.STRANGER
         standing = self._judge(usages, at_address, (user, network))
         if standing is not LoginHistory.STRANGER:
-            _keep(self._known, (user, ip_identity(ip)), (self._store.seconds() + KNOWN_SECONDS, standing))
+            self._known.keep((user, ip_identity(ip)), (self._store.seconds() + KNOWN_SECONDS, standing))
         return standing
 
     def remember(self, username: str, ip: IPAddress) -> None:
@@ -95,18 +94,10 @@ class KnownLogins:
     ) -> LoginHistory:
         known = {usage.request for usage in usages if any(usage.used)}
         if not known:
-            _keep(self._strangers, who, self._store.seconds() + STRANGER_SECONDS)
+            self._strangers.keep(who, self._store.seconds() + STRANGER_SECONDS)
             return LoginHistory.STRANGER
         return LoginHistory.KNOWN_NETWORK if known.isdisjoint(at_address) else LoginHistory.KNOWN_ADDRESS
 
 
 def _request(user: str, place: str, period: int) -> Request:
     return Request(_TERMS, joined((user, place, str(period))))
-
-
-def _keep(kept: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:
-    """Keep ``value`` as the youngest of :data:`MAX_STRANGERS` at most."""
-    kept.pop(key, None)
-    while len(kept) >= MAX_STRANGERS:
-        del kept[next(iter(kept))]
-    kept[key] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
+from elemta.bounded_map import BoundedMap
 from elemta.limits.store import Request
 
 MAX_REMEMBERED = 10_000
@@ -32,11 +33,10 @@ class RememberedRefusals:
     All times are of the store's ``seconds()``.
     """
 
-    __slots__ = ("_capacity", "_known")
+    __slots__ = ("_known",)
 
     def __init__(self, capacity: int = MAX_REMEMBERED) -> None:
-        self._capacity = capacity
-        self._known: dict[str, _RefusalEntry] = {}
+        self._known: BoundedMap[str, _RefusalEntry] = BoundedMap(capacity)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -46,10 +46,8 @@ class RememberedRefusals:
 
         Where charges may be given back earlier the store is asked again from ``ask_from`` on.
         """
-        self._known.pop(request.key, None)
-        while len(self._known) >= self._capacity:
-            del self._known[next(iter(self._known))]
-        self._known[request.key] = _RefusalEntry(request, until, until if ask_from is None else ask_from)
+        entry = _RefusalEntry(request, until, until if ask_from is None else ask_from)
+        self._known.keep(request.key, entry)
 
     def wait(self, request: Request, now: float) -> float:
         """The seconds for which this request is known to be refused; 0 when the store must be asked."""

@@ -8,11 +8,9 @@ gets answers.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TypeVar
 
-_Kept = TypeVar("_Kept")
+from elemta.bounded_map import BoundedMap
 
 FAILURES = 5
 """Networks in a row without an answer that open the breaker.
@@ -87,8 +85,8 @@ class PolicyBreaker:
         self._timeout = timeout
         self._failures = failures
         self._rest = rest
-        self._answered: OrderedDict[str, _Answered] = OrderedDict()
-        self._recent: OrderedDict[str, _Recent] = OrderedDict()
+        self._answered: BoundedMap[str, _Answered] = BoundedMap(_ANSWERED)
+        self._recent: BoundedMap[str, _Recent] = BoundedMap(_RECENT)
         self._trials = (0, float("-inf"))
         self._tried: set[str] = set()
         self.is_open = False
@@ -112,8 +110,8 @@ class PolicyBreaker:
 
     def succeeded(self, parties: CallParties, seconds: float, now: float) -> bool:
         """A good answer came after ``seconds``; returns whether it closed the breaker."""
-        _keep(self._answered, parties.network, _Answered(parties, now, seconds), _ANSWERED)
-        _keep(self._recent, parties.network, _Recent(parties, 0), _RECENT)
+        self._answered.keep(parties.network, _Answered(parties, now, seconds))
+        self._recent.keep(parties.network, _Recent(parties, 0))
         if not self.is_open:
             return False
         latest = self._latest()
@@ -126,7 +124,7 @@ class PolicyBreaker:
             return False
         before = self._recent.get(parties.network)
         failures = 1 if before is None else before.failures + 1
-        _keep(self._recent, parties.network, _Recent(parties, failures), _RECENT)
+        self._recent.keep(parties.network, _Recent(parties, failures))
         if failures == self._failures and not self.is_open:
             self._begin_rest(now, {parties.network})
         if self.is_open or not self._backend_seems_lost():
@@ -185,10 +183,3 @@ class PolicyBreaker:
             getattr(each.parties, kind) is not None and getattr(each.parties, kind) not in common
             for each in self._answered.values()
         )
-
-
-def _keep(kept: OrderedDict[str, _Kept], network: str, what: _Kept, most: int) -> None:
-    kept[network] = what
-    kept.move_to_end(network)
-    if len(kept) > most:
-        kept.popitem(last=False)
