@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -204,6 +205,32 @@ def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_test_may_be_named_on_one_line_or_on_two() -> None:
     text = "- It holds.\n  `tests/a/test_b.py::test_c`\n- `tests/a/test_b.py::`\n  `test_d`\n  `test_e`\n"
     assert REFERENCE.findall(text) == [("tests/a/test_b.py", "test_c"), ("tests/a/test_b.py", "test_d")]
+
+
+@cache
+def campaigns(path: Path) -> set[str]:
+    """The tests of a file that only ``make campaign`` runs."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return {
+        each.name for each in functions if "pytest.mark.campaign" in map(ast.unparse, each.decorator_list)
+    }
+
+
+def test_a_claim_that_only_a_campaign_shows_says_so() -> None:
+    silent, marked = [], 0
+    for page in [path for path in tracked() if path.suffix == ".md"]:
+        for entry in re.split(r"^(?=- [^`]|#+ )", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            for path, name in REFERENCE.findall(entry):
+                # `make multinode` runs all tests of its directory.
+                if not path.startswith("tests/multinode/") and name in campaigns(ROOT / path):
+                    marked += 1
+                    silent += [] if "campaign" in entry else [f"{page.name}: {path}::{name}"]
+    assert marked > 10
+    assert silent == []
 
 
 def test_no_reference_to_a_test_is_written_in_another_form() -> None:
