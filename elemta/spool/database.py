@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError
 from elemta.runtime.disk import Disk
+from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import QueueCounts
 from elemta.spool.partition import TEMPORARY, Places
 from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
@@ -83,8 +84,11 @@ def count(connection: sqlite3.Connection) -> QueueCounts:
     return ledger
 
 
-def clean_up(connection: sqlite3.Connection, disk: Disk, places: Places) -> None:
-    """Remove bodies that no row knows (a crash between file and row), and say which rows have none."""
+def clean_up(connection: sqlite3.Connection, disk: Disk, places: Places, leftovers: Leftovers) -> None:
+    """Remove bodies that no row knows (a crash between file and row), and say which rows have none.
+
+    One that the disk does not let go is no reason not to start.
+    """
     # Little by little, because other threads wait for the interpreter while a large dict is made.
     names = {name: None for name in disk.names(places.bodies)}  # noqa: C420
     missing: list[str] = []
@@ -97,8 +101,8 @@ def clean_up(connection: sqlite3.Connection, disk: Disk, places: Places) -> None
             else:
                 missing.append(queue_id)
     for name in names:
-        if name.startswith(TEMPORARY) or row_key(name) is not None:
-            disk.unlink(places.bodies / name)
+        ours = name.startswith(TEMPORARY) or row_key(name) is not None
+        if ours and leftovers.remove([places.bodies / name]):
             _log.info("removed a body that no message needs", event="spool.orphan_body_removed", file=name)
     for queue_id in missing:
         # It stays where it is: the file may come back. If not, its sender gets a notice when it expires.

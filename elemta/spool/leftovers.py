@@ -21,7 +21,8 @@ class Leftovers:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._left: set[Path] = set()
+        # In the order in which they are tried.
+        self._left: dict[Path, None] = {}
         self._turn = threading.Lock()
 
     @property
@@ -29,22 +30,31 @@ class Leftovers:
         """How many files could not be removed yet."""
         return len(self._left)
 
-    def remove(self, paths: Iterable[Path]) -> None:
-        """Remove files, now or at a later :meth:`retry`; one that is not there is no error."""
+    def remove(self, paths: Iterable[Path]) -> bool:
+        """Remove files, now or at a later :meth:`retry`; one that is not there is no error.
+
+        Whether all of them are gone now.
+        """
+        gone = True
         for path in paths:
             error = self._unlink(path)
             if error is not None:
                 self._keep(path, error)
+                gone = False
+        return gone
 
     def retry(self) -> None:
-        """Try again what could not be removed, until the first that still can't be."""
+        """Try again what could not be removed, until one still can't be, which is the last one next time."""
         with self._turn:
-            left = sorted(self._left)
+            left = tuple(self._left)
         for path in left:
-            if self._unlink(path) is not None:
-                return
+            stays = self._unlink(path) is not None
             with self._turn:
-                self._left.discard(path)
+                self._left.pop(path, None)
+                if stays:
+                    self._left[path] = None
+            if stays:
+                return
         if not self._left:
             _log.info("the body files that were left are removed", event="spool.bodies_removed")
 
@@ -61,7 +71,7 @@ class Leftovers:
         with self._turn:
             kept = len(self._left) < _MOST
             if kept:
-                self._left.add(path)
+                self._left[path] = None
         _log.warn(
             "a body file could not be removed; it is tried again",
             event="spool.orphan_body",

@@ -93,7 +93,7 @@ class QueueWriter:
     def _start(self) -> QueueCounts:
         connection = self._connection = connect(self._disk, self._places)
         self._renew_log(connection)
-        clean_up(connection, self._disk, self._places)
+        clean_up(connection, self._disk, self._places, self._leftovers)
         return count(connection)
 
     def _probe_disk(self) -> BaseException | None:

@@ -13,7 +13,8 @@ from twisted.internet.task import deferLater
 
 from elemta.errors import SpoolError
 from elemta.outcome import Status
-from elemta.spool import MessageState, Spool
+from elemta.spool import Disk, MessageState, Spool
+from elemta.spool.leftovers import Leftovers
 from tests.spool.mail import FailingDisk, outcome, put, submission, written
 
 LARGE = b"large" * 40_000
@@ -89,11 +90,11 @@ ENDS: dict[str, End] = {
 ANY_END = pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 
 
-async def until_gone(bodies: Path) -> None:
+async def until_gone(bodies: Path, *kept: str) -> None:
     from twisted.internet import reactor
 
     for _ in range(2000):
-        if not list(bodies.iterdir()):
+        if not {path.name for path in bodies.iterdir()} - set(kept):
             return
         await deferLater(reactor, 0.005)
     raise AssertionError(f"left: {[path.name for path in bodies.iterdir()]}")
@@ -135,3 +136,51 @@ async def test_what_the_disk_does_not_let_go_is_removed_when_it_answers_again(
     kept = (await put(spool, LARGE)).queue_id
     assert [path.name for path in bodies.iterdir()] == [kept]
     assert spool.messages[MessageState.ACTIVE] >= 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM])
+@ensureDeferred
+async def test_a_start_does_not_fail_over_a_body_that_the_disk_does_not_let_go(
+    open_spool, tmp_path, events, number
+):
+    bodies = tmp_path / "spool" / "p0" / "bodies"
+    spool = await open_spool()
+    kept = (await put(spool, LARGE)).queue_id
+    unknown = (await put(spool, b"small")).queue_id
+    await spool.close()
+    names = {"tmp.1", unknown}
+    for name in names:
+        (bodies / name).write_bytes(LARGE)
+    disk = FailingDisk()
+    disk.number = number
+    disk.broken.add("unlink")
+    again = await open_spool(disk=disk, refresh=0.05)
+    assert again.messages[MessageState.ACTIVE] == 2
+    assert {path.name for path in bodies.iterdir()} == {kept, *names}
+    assert {event["file"] for event in events if event.get("event") == "spool.orphan_body"} == names
+    assert not [event for event in events if event.get("event") == "spool.orphan_body_removed"]
+    disk.broken.clear()
+    await until_gone(bodies, kept)
+
+
+def test_a_file_that_stays_does_not_keep_the_others(tmp_path):
+    stuck = tmp_path / "0"
+
+    class StickyDisk(Disk):
+        broken = True
+
+        def unlink(self, path: Path) -> None:
+            if self.broken or path == stuck:
+                raise PermissionError(errno.EPERM, "it is immutable")
+            super().unlink(path)
+
+    disk = StickyDisk()
+    paths = [tmp_path / str(number) for number in range(9)]
+    for path in paths:
+        path.touch()
+    leftovers = Leftovers(disk)
+    assert not leftovers.remove(paths)
+    disk.broken = False
+    leftovers.retry()
+    leftovers.retry()
+    assert (list(tmp_path.iterdir()), leftovers.waiting) == ([stuck], 1)
