@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
 from typing import TypeVar
 
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.spool.filters import QueueFilter
-from elemta.spool.records import Listing, MessageRecord, MessageState, MessageSummary, SpoolStats
+from elemta.spool.records import Listing, MessageRecord, MessageState, SpoolStats
 from elemta.spool.spool import Spool
 
 R = TypeVar("R")
@@ -96,6 +95,9 @@ class CombinedQueue:
                     return await work(spool)
                 except UnknownMessage:
                     continue
+                except SpoolError:
+                    if spool in self._others():
+                        raise
             raise
 
     async def _of_others(self, work: Callable[[Spool], Awaitable[R]]) -> list[R]:
@@ -107,15 +109,3 @@ class CombinedQueue:
                 if spool in self._others():
                     raise
         return found
-
-    # Last, because from here on the name means this method.
-    async def list(
-        self, state: MessageState | None = None, limit: int = 100, after: str | None = None
-    ) -> Sequence[MessageSummary]:
-        """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
-        pages: Sequence[Sequence[MessageSummary]] = (
-            await self.own.list(state, limit, after),
-            *await self._of_others(lambda spool: spool.list(state, limit, after)),
-        )
-        in_order = heapq.merge(*pages, key=lambda message: message.queue_id)
-        return tuple(islice(in_order, limit))

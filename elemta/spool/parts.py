@@ -12,6 +12,7 @@ from elemta.address import Address
 from elemta.errors import MessageOnHold, SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.spool.operations import Assignment, DeliveryResult, OperatorAction, OperatorChange, Payment
+from elemta.spool.queue_id import unknown_message
 from elemta.spool.records import HoldCause, MessageState
 
 _log = Logger()
@@ -238,7 +239,7 @@ def _record(
 def pay(message: StoredMessage | None, payment: Payment) -> UnknownMessage | None:
     """Note that the sender hears of deliveries, or will not; an error where that is not owed any more."""
     if message is None:
-        return UnknownMessage(f"there is no message {payment.queue_id} in the queue")
+        return unknown_message(payment.queue_id)
     paid = set(message.owed)
     if payment.recipients is not None:
         paid &= {position for address in payment.recipients for position in message.positions(address)}
@@ -278,7 +279,7 @@ def assign(message: StoredMessage, assignment: Assignment) -> None:
 def change(message: StoredMessage | None, wish: OperatorChange) -> SpoolError | None:
     """Do what an operator wants, or say why not."""
     if message is None:
-        return UnknownMessage(f"there is no message {wish.queue_id} in the queue")
+        return unknown_message(wish.queue_id)
     if wish.action is OperatorAction.DELETE:
         message.gone = True
         return None

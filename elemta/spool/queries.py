@@ -11,12 +11,12 @@ from twisted.logger import Logger
 
 from elemta.address import Address
 from elemta.envelope import Recipient
-from elemta.errors import SpoolError, UnknownMessage
+from elemta.errors import SpoolError
 from elemta.outcome import Status
 from elemta.spool.content import Content
 from elemta.spool.damaged_rows import DAMAGE, reason_of
 from elemta.spool.filters import QueueFilter
-from elemta.spool.queue_id import row_key
+from elemta.spool.queue_id import known_key, row_key, unknown_message
 from elemta.spool.reader import Reader
 from elemta.spool.records import (
     AttemptRecord,
@@ -55,7 +55,7 @@ class Queries:
             (row_key(queue_id), queue_id),
         )
         if row is None:
-            raise _unknown(queue_id)
+            raise unknown_message(queue_id)
         header, content, size = row
         if header is None:
             raise SpoolError(f"the body of {queue_id} is missing from the queue database")
@@ -71,10 +71,6 @@ class Queries:
                 reason=str(error),
             )
             raise SpoolError(f"the body of {queue_id} can't be opened: {error}") from error
-
-    def page(self, state: MessageState | None, limit: int, after: str | None) -> list[MessageSummary]:
-        """A page of the queue in the order of arrival, from behind ``after`` on."""
-        return [_summary(row) for row in self._rows(state, limit, after)]
 
     def find(self, chosen: QueueFilter, limit: int, after: str | None) -> Listing:
         """A page of those that are chosen, of a bounded number of messages from behind ``after`` on."""
@@ -92,7 +88,7 @@ class Queries:
         return Listing(tuple(found), place if len(rows) > most else None)
 
     def _rows(self, state: MessageState | None, limit: int, after: str | None) -> list[tuple[Any, ...]]:
-        start = -1 if after is None else _position(after)
+        start = -1 if after is None else known_key(after)
         table, condition = "message m", ""
         if state is not None:
             # Spelled out, so that SQLite sees that the partial index serves.
@@ -112,7 +108,7 @@ class Queries:
             (key, queue_id),
         )
         if row is None:
-            raise _unknown(queue_id)
+            raise unknown_message(queue_id)
         try:
             return self._record(key, row)
         except DAMAGE as error:
@@ -150,17 +146,6 @@ def _record(recipient: Recipient, said: Sequence[Any] | None) -> RecipientRecord
     return RecipientRecord(
         recipient, bool(pending), Status(status), code, enhanced, text, route, next_hop, at, bool(owed)
     )
-
-
-def _position(queue_id: str) -> int:
-    key = row_key(queue_id)
-    if key is None:
-        raise _unknown(queue_id)
-    return key
-
-
-def _unknown(queue_id: str) -> UnknownMessage:
-    return UnknownMessage(f"there is no message {queue_id} in the queue")
 
 
 def _is_chosen(row: Sequence[Any], chosen: QueueFilter) -> bool:

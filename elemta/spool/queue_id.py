@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from elemta.errors import UnknownMessage
 from elemta.runtime import Randomness
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -36,6 +37,19 @@ class QueueIds:
         self._last = moment
         number = (moment << _RANDOM_BITS) | self._draw(_RANDOM_BITS)
         return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+
+
+def unknown_message(queue_id: str) -> UnknownMessage:
+    """The error for a queue id that no message has."""
+    return UnknownMessage(f"there is no message {queue_id} in the queue")
+
+
+def known_key(queue_id: str) -> int:
+    """The key of a message's row. UnknownMessage: no message has such an id."""
+    key = row_key(queue_id)
+    if key is None:
+        raise unknown_message(queue_id)
+    return key
 
 
 def row_key(queue_id: str) -> int | None:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.envelope import Envelope
-from elemta.errors import SpoolError, UnknownMessage
+from elemta.errors import SpoolError
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome
 from elemta.runtime import Runtime
@@ -39,7 +39,7 @@ from elemta.spool.operations import (
 )
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
-from elemta.spool.queue_id import QueueIds, row_key
+from elemta.spool.queue_id import QueueIds, known_key, row_key, unknown_message
 from elemta.spool.queue_listeners import QueueListeners
 from elemta.spool.reader import Reader
 from elemta.spool.records import (
@@ -243,7 +243,7 @@ class Spool:
         refused = self._refusal(writer, submission)
         if refused is not None or key is None:
             writer.discard()
-            return fail(refused or UnknownMessage(writer.queue_id))
+            return fail(refused or unknown_message(writer.queue_id))
         envelope = Envelope(
             queue_id=writer.queue_id,
             sender=submission.sender,
@@ -307,7 +307,7 @@ class Spool:
         """
         key = row_key(queue_id)
         if key is None:
-            return fail(_unknown(queue_id))
+            return fail(unknown_message(queue_id))
         self._recent.discard(queue_id)
         settlement = DeliveryResult(
             key,
@@ -357,11 +357,8 @@ class Spool:
     async def end_settled(self, held: HeldPart, outcomes: Sequence[Outcome]) -> bool:
         """Record that a part's recipients failed, unless an operator held or released it. SpoolError."""
         message = held.message
-        key = row_key(message.queue_id)
-        if key is None:
-            raise _unknown(message.queue_id)
         settlement = DeliveryResult(
-            key,
+            known_key(message.queue_id),
             message.queue_id,
             tuple(outcomes),
             None,
@@ -381,7 +378,7 @@ class Spool:
         """
         key = row_key(queue_id)
         if key is None:
-            return fail(_unknown(queue_id))
+            return fail(unknown_message(queue_id))
         return cast("Deferred[None]", self._commits.submit(Assignment(key, queue_id, part, tuple(ways))))
 
     async def hold(self, queue_id: str, reason: str | None = None) -> None:
@@ -520,10 +517,7 @@ class Spool:
             done.callback(None)
 
     async def _change(self, queue_id: str, action: OperatorAction, reason: str | None = None) -> None:
-        key = row_key(queue_id)
-        if key is None:
-            raise _unknown(queue_id)
-        change = OperatorChange(key, queue_id, action, self._now(), reason)
+        change = OperatorChange(known_key(queue_id), queue_id, action, self._now(), reason)
         await self._commits.submit(change)
         self._recent.discard(queue_id)
         if change.woken:
@@ -598,21 +592,14 @@ class Spool:
         self, state: MessageState | None = None, limit: int = 100, after: str | None = None
     ) -> list[MessageSummary]:
         """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
-        return await self._read(self._queries.page, state, limit, after)
+        return list((await self.find(QueueFilter(state), limit, after)).messages)
 
 
 def _payment(owed: OwedNotice) -> Payment:
     queue_id = owed.message.queue_id
-    key = row_key(queue_id)
-    if key is None:
-        raise _unknown(queue_id)
-    return Payment(key, queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
+    return Payment(known_key(queue_id), queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
 
 
 def _is_large(operation: Operation) -> bool:
     """Whether it takes in a message whose body is in a file."""
     return isinstance(operation, NewMessage) and operation.content is None
-
-
-def _unknown(queue_id: str) -> UnknownMessage:
-    return UnknownMessage(f"there is no message {queue_id} in the queue")

@@ -14,6 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from elemta.outcome import Status
 from elemta.spool import MessageState, PlannedPart, SpoolSettings
+from elemta.spool.filters import QueueFilter
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import Assignment, DeliveryResult, NewMessage, OperatorAction, OperatorChange
 from elemta.spool.partition import Partition
@@ -274,7 +275,7 @@ class Queue(RuleBasedStateMachine):
     def agrees(self) -> None:
         if self.waiting:
             return
-        lines = {line.queue_id: line for line in self.queries.page(None, 1000, None)}
+        lines = {line.queue_id: line for line in self.queries.find(QueueFilter(), 1000, None).messages}
         assert lines.keys() == self.model.keys()
         for queue_id, message in self.model.items():
             line = lines[queue_id]

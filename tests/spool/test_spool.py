@@ -6,6 +6,7 @@ import time
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred
 
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient, Return
@@ -189,10 +190,10 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
     schedule.older(1e12, -1, 10, unwarned=True)
     queries = Queries(reader)
     queries.oldest()
-    queries.page(None, 10, None)
-    queries.page(MessageState.HOLD, 10, "0" * 18)
-    queries.page(MessageState.DEFERRED, 10, None)
-    queries.content((queries.page(None, 1, None))[0].queue_id)
+    queries.find(QueueFilter(), 10, None)
+    queries.find(QueueFilter(MessageState.HOLD), 10, "0" * 18)
+    queries.find(QueueFilter(MessageState.DEFERRED), 10, None)
+    queries.content(queries.find(QueueFilter(), 1, None).messages[0].queue_id)
     reader.close()
     scans = [plan for plan in plans if plan.startswith("SCAN") and "INDEX" not in plan]
     assert plans
@@ -265,6 +266,38 @@ async def test_pages_of_a_filter_bring_all_that_fits_once_and_in_order(
             break
     assert after is None
     assert found == [ids[number] for number in wanted]
+
+
+CALLS = {
+    "show": lambda queue, queue_id: queue.show(queue_id),
+    "hold": lambda queue, queue_id: queue.hold(queue_id),
+    "release": lambda queue, queue_id: queue.release(queue_id),
+    "retry": lambda queue, queue_id: queue.retry(queue_id),
+    "delete": lambda queue, queue_id: queue.delete(queue_id),
+    "of": lambda queue, queue_id: queue.of(queue_id),
+    "find": lambda queue, queue_id: queue.find(QueueFilter()),
+    "stats": lambda queue, queue_id: queue.stats(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("released", [True, False])
+@ensureDeferred
+async def test_a_spool_that_is_given_up_meanwhile_is_left_out_and_one_that_fails_is_not(
+    open_spool, tmp_path, call, released
+):
+    own, closed, other = [await open_spool(tmp_path / str(number)) for number in range(3)]
+    queue_id = (await put(other, b"body")).queue_id
+    await closed.close()
+    # It closed after the call took the first look, and is no longer listed if it was given up.
+    looks = iter([[closed, other]])
+    queue = CombinedQueue(own, lambda: next(looks, [other] if released else [closed, other]))
+    asked = Deferred.fromCoroutine(call(queue, queue_id))
+    if released:
+        await asked
+    else:
+        with pytest.raises(SpoolError, match="the spool is clos"):
+            await asked
 
 
 @ensureDeferred
