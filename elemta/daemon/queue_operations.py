@@ -15,13 +15,13 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.delivery.notices import ReturnedMessage
 from elemta.envelope import Client, MailParameters, Notify, Recipient
-from elemta.errors import UnknownMessage
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Count, Text
 from elemta.outcome import Status
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
+from elemta.spool.queue_id import unknown_message
 from elemta.spool.records import (
     AttemptRecord,
     MessageRecord,
@@ -43,7 +43,7 @@ _QUEUE_ID = re.compile(r"[0-9A-Z]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class QueueIds:
+class QueueIdList:
     """Queue ids with commas between them."""
 
     @property
@@ -58,7 +58,7 @@ class QueueIds:
         return ids
 
 
-_Ids = Annotated[Sequence[str], QueueIds()]
+_Ids = Annotated[Sequence[str], QueueIdList()]
 _Reason = Annotated[str, Text(MAX_REASON, problem=f"a reason of more than {MAX_REASON} characters")]
 
 
@@ -292,8 +292,9 @@ class QueueOperations:
     @route("POST", "/v1/queue/{queue_id}/bounce")
     async def bounce(self, queue_id: str) -> QueueReturn:
         """Give up a message and tell its sender with a failure notice."""
-        returned = await self._return_to_sender(_known(queue_id))
-        change = _changed(queue_id, "returned to the sender")
+        known = _known(queue_id)
+        returned = await self._return_to_sender(known)
+        change = _changed(known, "returned to the sender")
         return QueueReturn(change.queue_id, change.done, returned.recipients, returned.notices)
 
     @route("POST", "/v1/queue/delete")
@@ -356,23 +357,21 @@ def _result(
 
 
 async def _change(queue_id: str, change: Callable[[str], Awaitable[None]], done: str) -> QueueChange:
-    await change(_known(queue_id))
-    return _changed(queue_id, done)
+    known = _known(queue_id)
+    await change(known)
+    return _changed(known, done)
 
 
 def _changed(queue_id: str, done: str) -> QueueChange:
-    change = QueueChange(_known(queue_id), done)
-    _log.info(
-        "an operator changed the queue", event="admin.queue_changed", queue_id=change.queue_id, done=done
-    )
-    return change
+    _log.info("an operator changed the queue", event="admin.queue_changed", queue_id=queue_id, done=done)
+    return QueueChange(queue_id, done)
 
 
 def _known(text: str) -> str:
     # Ids are written in capitals; an operator may type them in lower case.
     queue_id = text.upper()
     if not _QUEUE_ID.fullmatch(queue_id):
-        raise UnknownMessage(text[:64])
+        raise unknown_message(text[:64])
     return queue_id
 
 

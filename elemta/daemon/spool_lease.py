@@ -6,9 +6,8 @@ it is not renewed. The lock is what keeps two processes apart; the lease keeps a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -18,7 +17,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
 from elemta.runtime import Runtime
-from elemta.valkey.resp import Script
+from elemta.valkey import Script, ScriptRunner
 
 _log = Logger()
 
@@ -34,19 +33,6 @@ SURE_FOR = 18.0
 _DEADLINE = 1.0
 _OWN = Script.of_package("elemta.daemon", "scripts/own.lua")
 _DISOWN = Script.of_package("elemta.daemon", "scripts/disown.lua")
-
-
-class ScriptRunner(Protocol):
-    """The part of :class:`elemta.valkey.Valkey` that is used."""
-
-    def run(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        args: Sequence[bytes | str | int] = (),
-        *,
-        deadline: float | None = None,
-    ) -> Deferred[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

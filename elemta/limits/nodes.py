@@ -11,7 +11,7 @@ All ages are by the clock of Valkey; the clocks of two nodes are never compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from elemta.errors import StoreUnavailable
 from elemta.limits.refusals import RememberedRefusal
 from elemta.runtime import Runtime
-from elemta.valkey import Script
+from elemta.valkey import Script, ScriptRunner
 
 _log = Logger()
 
@@ -49,7 +49,7 @@ _LEAVE = Script.of_package("elemta.limits", "scripts/leave.lua")
 _MICROSECONDS = 1_000_000
 
 
-class ValkeyCommands(Protocol):
+class ValkeyCommands(ScriptRunner, Protocol):
     """The part of :class:`elemta.valkey.Valkey` that is used."""
 
     clustered: bool
@@ -58,15 +58,6 @@ class ValkeyCommands(Protocol):
     def up(self) -> bool: ...
 
     def on_change(self, callback: Callable[[bool], None]) -> None: ...
-
-    def run(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        args: Sequence[bytes | str | int] = (),
-        *,
-        deadline: float | None = None,
-    ) -> Deferred[Any]: ...
 
     def command(
         self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None

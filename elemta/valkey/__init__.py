@@ -1,12 +1,13 @@
 """Connections to Valkey: one server, Sentinels with a primary, or a cluster, behind one face."""
 
 from elemta.errors import ValkeyError, ValkeyFailure
-from elemta.valkey.client import Valkey
+from elemta.valkey.client import ScriptRunner, Valkey
 from elemta.valkey.info import ValkeyInfo
 from elemta.valkey.resp import Script
 
 __all__ = [
     "Script",
+    "ScriptRunner",
     "Valkey",
     "ValkeyError",
     "ValkeyFailure",

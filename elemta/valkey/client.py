@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
 from twisted.internet.task import LoopingCall
@@ -70,6 +70,19 @@ IN_FLIGHT = 1024
 """How many commands may wait for their replies on one connection."""
 
 _WATCH_SECONDS = 1.0
+
+
+class ScriptRunner(Protocol):
+    """The part of :class:`Valkey` that runs scripts."""
+
+    def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[Word] = (),
+        *,
+        deadline: float | None = None,
+    ) -> Deferred[Any]: ...
 
 
 class Valkey:
