@@ -6,8 +6,10 @@ from heapq import heappop, heappush
 from math import inf
 
 # Entries that no longer hold which one call removes, and names that one call carries over to a new heap.
-_MOST_REMOVED = 1000
+_MOST_REMOVED = 50
 _CARRIED_OVER = 16
+# Entries that no longer hold for which alone no new heap is built.
+_FEW = 1000
 
 
 class WakeHeap:
@@ -90,7 +92,7 @@ class WakeHeap:
             del self._old[-4 * _CARRIED_OVER :]
         if self._to_carry:
             self._carry_over()
-        elif len(self._heap) > len(self.times) * 3 // 2 + _MOST_REMOVED:
+        elif len(self._heap) > len(self.times) * 3 // 2 + _FEW:
             self._to_carry = list(self.times)
             if not self._to_carry:
                 self._old, self._heap = self._heap, []
