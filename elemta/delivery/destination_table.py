@@ -29,14 +29,14 @@ class DestinationTable:
         self._limit = limit
         self.places = places
         self._destinations: dict[str, Destination] = {}
+        self._known, self._unknown, self._failing = rings = tuple(Ring(each) for each in Standing)
+        self._rings = rings
         # Of most destinations nothing is in memory. Some have a state all the same; of the others there is no
         # more than the time in their ring when something is due: the quiet ones.
-        self._resting = RestingDestinations()
+        self._resting = RestingDestinations(rings)
         self._quiet = 0
         # Those that are kept in memory because a sender has a turn to come.
         self._with_turns: dict[str, None] = {}
-        self._known, self._unknown, self._failing = rings = tuple(Ring(each) for each in Standing)
-        self._rings = rings
         self._next_ring = 0
         self._blocked = 0
         self._probing: set[str] = set()

@@ -53,12 +53,11 @@ class Destinations(DestinationTable):
 
     def due_at(self, name: str, when: float) -> None:
         """The spool has something in this destination for then."""
-        destination = self._state(name)
-        if isinstance(destination, Destination):
+        destination = self._destinations.get(name)
+        if destination is not None:
             self._is_due(destination, when)
-        elif destination is not None:
-            destination.due = min(destination.due, when)
-            destination.ring.wakes.set(name, destination.wake)
+        elif name in self._resting:
+            self._resting.due_at(name, when)
         else:
             before = self._quiet_until(name)
             self._quiet += before == inf
@@ -282,10 +281,8 @@ class Destinations(DestinationTable):
     def probe_now(self, names: Iterable[str]) -> None:
         """Let the next attempts in these destinations be made now, whatever was known of them."""
         for name in names:
-            rest = self._resting.get(name)
-            if rest is not None:
-                rest.bring_forward()
-                rest.ring.wakes.set(name, 0.0)
+            if name in self._resting:
+                self._resting.bring_forward(name)
                 continue
             destination = self._destination(name)
             destination.most = self._most(destination.name)

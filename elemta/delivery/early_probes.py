@@ -59,8 +59,9 @@ class EarlyProbes:
         # of those to be probed, with all that it lacked since its last regular probe.
         self._suspects: dict[tuple[LocalFault, bool], dict[str, LocalFault]] = {}
         self._to_probe: tuple[list[dict[str, LocalFault]], list[dict[str, LocalFault]]] = ([], [])
-        # When they were probed early, and what had been lacking.
-        self._probed: dict[str, tuple[float, LocalFault]] = {}
+        # When they were probed early, and what had been lacking: as a number, at which the collector of
+        # garbage does not look, however many there are.
+        self._probed: dict[str, tuple[float, int]] = {}
         self._waiting = 0
         self._at_once = AT_ONCE
         self._worked: dict[tuple[LocalFault, bool], _Stretch] = {}
@@ -81,7 +82,8 @@ class EarlyProbes:
 
     def failed(self, name: str, lacked: LocalFault, started: float, *, answered_before: bool) -> None:
         """A destination is down by an attempt that began then; ``lacked`` is what may be missing here."""
-        probed_at, lacked_before = self._probed.get(name, (inf, LocalFault.NONE))
+        probed_at, number = self._probed.get(name, (inf, 0))
+        lacked_before = LocalFault(number)
         early = probed_at <= started
         self.forget(name)
         if not lacked or (early and lacked in lacked_before):
@@ -150,7 +152,7 @@ class EarlyProbes:
             if len(self._probed) > _MOST_PROBED:
                 self._probed.clear()
             now = self._seconds()
-            self._probed.update({name: (now, lacked) for name, lacked in names.items()})
+            self._probed.update({name: (now, lacked.value) for name, lacked in names.items()})
             self._probe(list(names))
 
     def _next(self, most: int) -> dict[str, LocalFault]:

@@ -13,6 +13,8 @@ from twisted.internet.task import Clock
 
 from elemta.address import Address
 from elemta.delivery.destinations import Destinations
+from elemta.delivery.early_probes import EarlyProbes
+from elemta.delivery.local_faults import LocalFault
 from elemta.outcome import Outcome, Status
 from tests.support.simulated import REFUSED, START, MemoryQueue, Simulation
 
@@ -78,6 +80,35 @@ def test_a_destination_takes_no_more_than_its_share_of_200_mib_whatever_its_stat
     print(f"octets of each of {size} destinations: listed {listed:.0f}, down {down:.0f}, reload {probed:.0f}")
     fixed = REASONS / size if size == FEW else 0.0
     assert max(listed, down - fixed, probed - fixed) <= MOST_OCTETS_EACH
+
+
+def looked_at() -> int:
+    """How many objects a whole collection of garbage looks at; it stalls the reactor for so long."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def test_no_number_of_destinations_gives_the_collector_of_garbage_more_to_do() -> None:
+    size, first = 2_000, Destinations(lambda destination: 20, 500)
+    probed: list[str] = []
+    probes = EarlyProbes(Clock(), lambda: START, probed.extend, lambda: size)
+    before = looked_at()
+    for number in range(size):
+        first.due_at(domain(number), START + number / 10)
+    listed = looked_at() - before
+    for number in range(size):
+        name = domain(number)
+        first.block(name, START + 600 + number / 1000, said(number))
+        first._tidy(first._destination(name))
+        probes.failed(name, LocalFault.NETWORK, START, answered_before=False)
+    down = looked_at() - before
+    first.probe_now(first.names())
+    reloaded = looked_at() - before
+    probes.answered(LocalFault.NETWORK, START, names_known=False)
+    probes._clock.pump([0.1] * (size // 10))  # type: ignore[attr-defined]
+    assert len(probed) == size
+    early = looked_at() - before
+    assert max(listed, down, reloaded, early) < size / 20, (listed, down, reloaded, early)
 
 
 class LongQueue(MemoryQueue):
