@@ -27,6 +27,9 @@ _STILL_WORKED = 60.0
 # Early probes that are remembered; some never report how they ended.
 _MOST_PROBED = 100_000
 
+# Names that join others at once; more than that stay a lot of their own.
+_FEW = 100
+
 Probe = Callable[[Sequence[str]], None]
 
 
@@ -62,7 +65,6 @@ class EarlyProbes:
         # When they were probed early, and what had been lacking: as a number, at which the collector of
         # garbage does not look, however many there are.
         self._probed: dict[str, tuple[float, int]] = {}
-        self._waiting = 0
         self._at_once = AT_ONCE
         self._worked: dict[tuple[LocalFault, bool], _Stretch] = {}
 
@@ -70,6 +72,11 @@ class EarlyProbes:
     def suspects(self) -> int:
         """How many destinations may be down for a fault here."""
         return sum(map(len, self._suspects.values()))
+
+    @property
+    def _waiting(self) -> int:
+        """How many destinations are to be probed."""
+        return sum(len(lot) for lots in self._to_probe for lot in lots)
 
     def answered(self, works: LocalFault, now: float, *, names_known: bool) -> None:
         """A destination answered, so that this works here, but for lookups if its names are known."""
@@ -118,7 +125,8 @@ class EarlyProbes:
             for lot in lots:
                 if name in lot:
                     del lot[name]
-                    self._waiting -= 1
+                    break
+            lots[:] = filter(None, lots)
 
     def clear(self) -> None:
         """Forget all, and probe nothing more."""
@@ -126,7 +134,7 @@ class EarlyProbes:
         self._probed.clear()
         for lots in self._to_probe:
             lots.clear()
-        self._waiting, self._at_once = 0, AT_ONCE
+        self._at_once = AT_ONCE
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -134,11 +142,15 @@ class EarlyProbes:
     def _release(self, works: LocalFault) -> None:
         for key in [key for key in self._suspects if key[0] in works]:
             names = self._suspects.pop(key)
-            self._to_probe[not key[1]].append(names)
-            self._waiting += len(names)
-        needed = ceil(self._waiting * SPREAD / WITHIN)
+            lots = self._to_probe[not key[1]]
+            if lots and len(names) <= _FEW:
+                lots[-1].update(names)
+            else:
+                lots.append(names)
+        waiting = self._waiting
+        needed = ceil(waiting * SPREAD / WITHIN)
         self._at_once = min(max(self._at_once, needed), MOST_AT_ONCE)
-        if self._timer is None and self._waiting:
+        if self._timer is None and waiting:
             self._timer = self._clock.callLater(0.0, self._probe_some)
 
     def _probe_some(self) -> None:
@@ -162,7 +174,6 @@ class EarlyProbes:
                 if lots[-1]:
                     name, lacked = lots[-1].popitem()
                     names[name] = lacked
-                    self._waiting -= 1
                 else:
                     lots.pop()
         return names

@@ -324,3 +324,17 @@ def test_an_attempt_that_began_before_the_end_of_an_outage_is_made_again_soon(
     probes.failed("down", NETWORK, started, answered_before=True)
     clock.pump([0.0, SPREAD])
     assert names == probed
+
+
+def test_while_no_place_is_free_any_number_of_answers_leaves_no_more_than_the_names() -> None:
+    clock, names, free = Clock(), list[str](), [0]
+    probes = EarlyProbes(clock, clock.seconds, names.extend, lambda: free[0])
+    for number in range(1000):
+        probes.failed(f"d{number % 20}", NETWORK, 1000.0 + 200 * number, answered_before=number % 2 == 0)
+        probes.answered(WORKS_BY_MX, 1065.0 + 200 * number, names_known=False)
+        clock.advance(SPREAD)
+    assert probes._waiting == 20
+    assert sum(map(len, probes._to_probe)) <= 4
+    free[0] = 500
+    clock.pump([SPREAD] * 10)
+    assert sorted(names) == sorted(f"d{number}" for number in range(20))
