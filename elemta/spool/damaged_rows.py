@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
-from elemta.errors import SpoolError
+from elemta.errors import SpoolError, UnknownMessage
 from elemta.runtime.disk import read_text
-from elemta.spool.operations import OperatorAction, OperatorChange
+from elemta.spool.operations import Operation, OperatorAction, OperatorChange, Payment
 
 _log = Logger()
 
@@ -62,9 +62,12 @@ def read_rows(
 
 
 class DamagedRows:
-    """Puts messages on hold that can't be read, for an operator to decide about; such a hold has no end."""
+    """Puts messages on hold that can't be read, for an operator to decide about; such a hold has no end.
 
-    def __init__(self, submit: Callable[[OperatorChange], Deferred[Any]], now: Callable[[], float]) -> None:
+    What a sender should have heard of such a message is dropped.
+    """
+
+    def __init__(self, submit: Callable[[Operation], Deferred[Any]], now: Callable[[], float]) -> None:
         self._submit = submit
         self._now = now
         self._at_work: set[int] = set()
@@ -75,6 +78,21 @@ class DamagedRows:
         wanted = {row.key: row for row in rows if row.key not in self._at_work}
         doing = [Deferred.fromCoroutine(self._put_on_hold(row)) for row in wanted.values()]
         return all(done and held for done, held in await DeferredList(doing))
+
+    async def write_off(self, rows: Sequence[DamagedRow]) -> None:
+        """Drop, with one commit, the notices of deliveries that can't be written any more. SpoolError."""
+        doing = [self._submit(Payment(row.key, row.queue_id, None)) for row in rows]
+        for row, (done, result) in zip(rows, await DeferredList(doing, consumeErrors=True), strict=True):
+            if done:
+                _log.error(
+                    "a sender gets no notice of a delivery: the message in the queue can't be read",
+                    event="spool.owed_unreadable",
+                    queue_id=row.queue_id,
+                    row=row.key,
+                    reason=row.reason,
+                )
+            elif result.check(UnknownMessage) is None:
+                result.raiseException()
 
     async def _put_on_hold(self, row: DamagedRow) -> bool:
         self._at_work.add(row.key)

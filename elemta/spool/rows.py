@@ -149,12 +149,18 @@ def message_of(row: Sequence[Any], finished: Iterable[int]) -> QueuedMessage:
     return QueuedMessage(envelope, STATES[state], attempts, pending, next_attempt_at, hold_reason)
 
 
-def part_of(row: Sequence[Any]) -> QueuedMessage:
-    """A row of `PART_COLUMNS`, the positions of finished recipients as JSON, and at its end the key."""
+def whole_of(row: Sequence[Any]) -> QueuedMessage:
+    """A row that begins like `MESSAGE_COLUMNS`, with all recipients; at its end is the key."""
     whole = message_of(row, ())
-    number, destination, positions, warned, finished = row[8:13]
     if row_key(whole.queue_id) != row[-1]:
         raise ValueError("its queue id is of another row")
+    return whole
+
+
+def part_of(row: Sequence[Any]) -> QueuedMessage:
+    """A row of `PART_COLUMNS`, the positions of finished recipients as JSON, and at its end the key."""
+    whole = whole_of(row)
+    number, destination, positions, warned, finished = row[8:13]
     done = frozenset(json.loads(finished))
     everyone = whole.envelope.recipients
     places = range(len(everyone)) if positions is None else json.loads(positions)

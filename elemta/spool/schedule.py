@@ -15,7 +15,7 @@ from elemta.envelope import Recipient
 from elemta.outcome import Outcome, Status
 from elemta.spool.damaged_rows import Found, read_rows
 from elemta.spool.parts import OWED_FINAL
-from elemta.spool.queue_id import row_key
+from elemta.spool.queue_id import known_key, row_key
 from elemta.spool.reader import Reader
 from elemta.spool.records import DestinationDue, HeldPart, HoldCause, MessageState, OwedNotice, Page
 from elemta.spool.rows import (
@@ -24,8 +24,8 @@ from elemta.spool.rows import (
     PART_COLUMNS,
     STATE_CODES,
     STATE_INDEXES,
-    message_of,
     part_of,
+    whole_of,
 )
 
 # CROSS JOIN keeps SQLite to this order of the tables, and so to the order of the index.
@@ -114,13 +114,12 @@ class Schedule:
 
     def owed(self, after: str | None, limit: int) -> Found[list[OwedNotice]]:
         """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
-        key = None if after is None else row_key(after)
-        rows = self._reader.all(_OWED, (-1 if key is None else key, limit))
+        rows = self._reader.all(_OWED, (-1 if after is None else known_key(after), limit))
         found, damaged = read_rows(rows, self._owed_of)
         return Found(found, tuple(damaged))
 
     def _owed_of(self, row: Sequence[Any]) -> OwedNotice:
-        message = message_of(row, ())
+        message = whole_of(row)
         pending: list[Recipient] = []
         outcomes: list[Outcome] = []
         for position, status, text, route, next_hop, at, code, enhanced, owed in self._reader.all(

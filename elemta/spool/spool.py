@@ -327,15 +327,8 @@ class Spool:
     async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
         """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
         found = await self._read(self._schedule.owed, after, limit)
-        for row in found.damaged:
-            _log.error(
-                "a sender gets no notice of a delivery: the message in the queue can't be read",
-                event="spool.owed_unreadable",
-                queue_id=row.queue_id,
-                row=row.key,
-                reason=row.reason,
-            )
-            await self._commits.submit(Payment(row.key, row.queue_id, None))
+        if found.damaged:
+            await self._damaged.write_off(found.damaged)
         return found.value
 
     async def write_off(self, owed: OwedNotice) -> None:

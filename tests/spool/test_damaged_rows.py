@@ -156,6 +156,30 @@ async def test_a_damaged_row_does_not_fail_a_walk_a_listing_a_start_or_the_end_o
     assert [each.message.queue_id for each in await again.undeliverable(10)] == [notices[1]]
 
 
+@pytest.mark.parametrize("how", [name for name in ALL if "positions" not in name])
+@ensureDeferred
+async def test_the_notices_owed_of_damaged_rows_are_dropped_by_one_commit_and_the_others_stay(
+    open_spool: Any, events: list[Any], counted: Any, how: str
+) -> None:
+    spool = await open_spool()
+    ids = [(await put(spool, b"body")).queue_id for _ in range(4)]
+    for queue_id in ids:
+        said = outcome(queue_id, "bob", Status.DELIVERED)
+        await spool.settle(queue_id, [said], retry_at=None, hold_reason=None, owes=[said.recipient])
+    # The last one on its page is where the next page goes on.
+    for queue_id in ids[2:]:
+        damage(spool.settings.directory, queue_id, how)
+    batches = []
+    apply = spool._store.apply
+    spool._store.apply = lambda operations: batches.append(len(operations)) or apply(operations)  # type: ignore
+    assert [owed.message.queue_id for owed in await spool.owed(None, 4)] == ids[:2]
+    assert batches == [2]
+    assert [owed.message.queue_id for owed in await spool.owed(None, 4)] == ids[:2]
+    dropped = [event["row"] for event in events if event.get("event") == "spool.owed_unreadable"]
+    assert dropped == [row_key(queue_id) for queue_id in ids[2:]]
+    assert spool.healthy
+
+
 @pytest.mark.parametrize("how", ENVELOPES)
 @ensureDeferred
 async def test_an_operator_can_do_all_but_read_a_damaged_message(open_spool: Any, how: str) -> None:
