@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from math import inf
 
 from elemta.address import Address
+from elemta.bounded_map import BoundedMap
 from elemta.delivery.destination import Destination
 from elemta.delivery.resting_destinations import Rest, RestingDestinations, needs_nothing
 from elemta.delivery.rings import Ring, Standing
@@ -16,6 +18,8 @@ from elemta.spool.records import QueuedMessage
 MOST_WAITING = 4000
 # Destinations that are kept in memory for the turns of senders alone.
 _MOST_WITH_TURNS = 10_000
+# Destinations that are remembered as answering, though no mail for them waits.
+_MOST_ANSWERED = 10_000
 
 
 class DestinationTable:
@@ -36,12 +40,12 @@ class DestinationTable:
         self._resting = RestingDestinations(rings)
         self._quiet = 0
         # Those that are kept in memory because a sender has a turn to come.
-        self._with_turns: dict[str, None] = {}
+        self._with_turns: OrderedDict[str, None] = OrderedDict()
         self._next_ring = 0
         self._blocked = 0
         self._probing: set[str] = set()
-        self._answered: dict[str, None] = {}
-        self._answered_once: dict[str, None] = {}
+        self._answered: BoundedMap[str, None] = BoundedMap(_MOST_ANSWERED)
+        self._answered_once: BoundedMap[str, None] = BoundedMap(_MOST_ANSWERED)
 
     def __len__(self) -> int:
         return len(self._destinations) + len(self._resting) + self._quiet
@@ -219,8 +223,7 @@ class DestinationTable:
         elif destination.has_turns:
             self._with_turns[destination.name] = None
             if len(self._with_turns) > _MOST_WITH_TURNS:
-                name = next(iter(self._with_turns))
-                del self._with_turns[name]
+                name, _ = self._with_turns.popitem(last=False)
                 oldest = self._destinations.get(name)
                 if oldest is not None and not oldest.in_use:
                     self._put_to_rest(oldest)

@@ -16,8 +16,6 @@ from elemta.delivery.rings import Ring
 from elemta.outcome import Outcome
 from elemta.spool.records import DestinationDue, QueuedMessage
 
-# Destinations that are remembered as answering, though no mail for them waits.
-_MOST_ANSWERED = 10_000
 # Parts of a destination that are tried while it is brought forward.
 _MOST_TRIED = 1000
 
@@ -235,7 +233,7 @@ class Destinations(DestinationTable):
     def _remember_answer(self, destination: Destination) -> None:
         if destination.name not in self._answered:
             # Where it was dropped for others, its next answer brings it back.
-            _remember(self._answered, destination.name)
+            self._answered.keep(destination.name, None)
         if destination.ring is self._unknown:
             self._move(destination, self._known)
 
@@ -268,7 +266,7 @@ class Destinations(DestinationTable):
         destination.failures += 1
         destination.epoch += 1
         if self._answered.pop(name, self) is None:
-            _remember(self._answered_once, name)
+            self._answered_once.keep(name, None)
         destination.end_bringing_forward()
         destination.shut_until, destination.reason = until, reason
         destination.window = min(FIRST_WINDOW, destination.most)
@@ -358,10 +356,3 @@ def _end_bringing_forward(destination: Destination) -> None:
         # The spool was not asked for these, and their time may have come meanwhile.
         destination.due = 0.0
     destination.end_bringing_forward()
-
-
-def _remember(names: dict[str, None], name: str) -> None:
-    names.pop(name, None)
-    names[name] = None
-    if len(names) > _MOST_ANSWERED:
-        del names[next(iter(names))]

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from elemta.bounded_map import BoundedMap
 from elemta.config import RouteTLS
 from elemta.delivery.client_protocol import NextHopConnection, Read
 from elemta.delivery.happy_eyeballs import (
@@ -44,8 +45,8 @@ class Dialer:
         self._read = read
         self._tls = OutboundTLS(authorities)
         self._racing: dict[Deferred[NextHopConnection], None] = {}
-        self._no_tls: dict[tuple[str, int], float] = {}
-        self._silent: dict[tuple[str, int], float] = {}
+        self._no_tls: BoundedMap[tuple[str, int], float] = BoundedMap(_MOST_REMEMBERED)
+        self._silent: BoundedMap[tuple[str, int], float] = BoundedMap(_MOST_REMEMBERED)
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         self._settings = settings
@@ -153,10 +154,10 @@ class Dialer:
         """So that not each message pays for a handshake that fails."""
         self._remember(self._no_tls, candidate, self._settings.no_tls_memory)
 
-    def _remember(self, memory: dict[tuple[str, int], float], candidate: Candidate, seconds: float) -> None:
-        if len(memory) >= _MOST_REMEMBERED:
-            memory.clear()
-        memory[candidate.host, candidate.port] = self._reactor.seconds() + seconds
+    def _remember(
+        self, memory: BoundedMap[tuple[str, int], float], candidate: Candidate, seconds: float
+    ) -> None:
+        memory.keep((candidate.host, candidate.port), self._reactor.seconds() + seconds)
 
 
 def _reached(candidate: Candidate, address: IPAddress) -> str:

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from twisted.logger import Logger
 
+from elemta.bounded_map import BoundedMap
 from elemta.delivery.delivery_record import may_owe, settle_surely
 from elemta.delivery.queue import DeliveryQueue
 from elemta.outcome import Outcome
@@ -27,7 +28,7 @@ class RecentFaults(Generic[K]):
     """Remembers with what something went wrong the last time, and until when each is left alone."""
 
     def __init__(self) -> None:
-        self._until: dict[K, float] = {}
+        self._until: BoundedMap[K, float] = BoundedMap(MOST_REMEMBERED)
 
     def __len__(self) -> int:
         return len(self._until)
@@ -41,10 +42,8 @@ class RecentFaults(Generic[K]):
 
     def note(self, key: K, until: float = 0.0) -> bool:
         """Something went wrong; leave it alone until then. Whether that is the second time in a row."""
-        again = self._until.pop(key, None) is not None
-        self._until[key] = until
-        if len(self._until) > MOST_REMEMBERED:
-            del self._until[next(iter(self._until))]
+        again = key in self._until
+        self._until.keep(key, until)
         return again
 
     def forget(self, key: K) -> None:

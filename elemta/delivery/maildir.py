@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
+from elemta.bounded_map import BoundedMap
 from elemta.delivery.routes import MaildirRoute, Placeholder
 from elemta.domains import canonical_domain
 from elemta.errors import MailboxUnknown, NoMailbox, SpoolError
@@ -311,7 +312,7 @@ class Mailboxes:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._pool: WorkerPool | None = None
-        self._remembered: OrderedDict[tuple[str, Address], tuple[float, bool]] = OrderedDict()
+        self._remembered: BoundedMap[tuple[str, Address], tuple[float, bool]] = BoundedMap(MOST_REMEMBERED)
         self._asked: dict[str, list[Deferred[bool]]] = {}
 
     def exists(self, route: MaildirRoute, recipient: Address) -> bool | Deferred[bool]:
@@ -360,10 +361,7 @@ class Mailboxes:
 
     def _remember(self, found: bool, key: tuple[str, Address]) -> bool:
         seconds = REMEMBER_FOUND if found else REMEMBER_MISSING
-        self._remembered[key] = (self._runtime.monotonic() + seconds, found)
-        self._remembered.move_to_end(key)
-        if len(self._remembered) > MOST_REMEMBERED:
-            self._remembered.popitem(last=False)
+        self._remembered.keep(key, (self._runtime.monotonic() + seconds, found))
         return found
 
 

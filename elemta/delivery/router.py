@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
+from elemta.bounded_map import BoundedMap
 from elemta.config import RouteConfig
 from elemta.delivery.routes import (
     ANY,
@@ -119,7 +120,7 @@ class Router:
     ) -> None:
         self.routes = routes
         self._choose = choose
-        self._settled: dict[tuple[str, str], dict[Recipient, Route]] = {}
+        self._settled: BoundedMap[tuple[str, str], dict[Recipient, Route]] = BoundedMap(_MOST_SETTLED)
         by_mx = [route.max_connections for route in routes.routes if isinstance(route, MxRoute)]
         self._by_mx = max(by_mx, default=settings.max_per_destination)
         self._limits = {
@@ -184,9 +185,9 @@ class Router:
     def _settle(self, queue_id: str, destination: str, recipient: Recipient, route: Route) -> None:
         if self._choose is None:
             return
-        self._settled.setdefault((queue_id, destination), {})[recipient] = route
-        if len(self._settled) > _MOST_SETTLED:
-            del self._settled[next(iter(self._settled))]
+        settled = self._settled.get((queue_id, destination), {})
+        settled[recipient] = route
+        self._settled.keep((queue_id, destination), settled)
 
 
 def moved(

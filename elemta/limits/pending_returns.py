@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -37,7 +38,7 @@ class PendingReturns:
 
     def __init__(self, store: ReturnStore) -> None:
         self._store = store
-        self._pending: dict[Receipt, None] = {}
+        self._pending: OrderedDict[Receipt, None] = OrderedDict()
         # Leases that this node gave by itself, with what the shared store knows them as since it is back.
         self._unknown_leases: dict[Receipt, Receipt | None] = {}
 
@@ -47,8 +48,7 @@ class PendingReturns:
         for receipt in receipts:
             pending[receipt] = None
         while len(pending) > MAX_PENDING:
-            oldest = next(iter(pending))
-            del pending[oldest]
+            oldest, _ = pending.popitem(last=False)
             if oldest.is_lease:
                 # Whether it is released or not, the store must not go on prolonging it.
                 quietly(self._store.release, [oldest])
@@ -74,7 +74,7 @@ class PendingReturns:
 
     def settle_rest(self) -> None:
         """Tell what came while :meth:`settle` was under way; leases with the next renewal."""
-        pending, self._pending = list(self._pending), {}
+        pending, self._pending = list(self._pending), OrderedDict()
         quietly(self._store.release, [receipt for receipt in pending if receipt.is_lease])
         quietly(self._store.refund, [receipt for receipt in pending if not receipt.is_lease])
         self.hold()

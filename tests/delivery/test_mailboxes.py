@@ -73,12 +73,14 @@ async def test_an_answer_is_remembered_for_a_moment(
 
 @ensureDeferred
 async def test_a_flood_of_names_takes_bounded_memory(
-    mailboxes: Mailboxes, route: MaildirRoute, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, route: MaildirRoute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_REMEMBERED", 5)
+    mailboxes = Mailboxes(runtime_of(reactor, reactor=clock, monotonic=clock.seconds))
     for number in range(20):
         assert not await found(mailboxes.exists(route, Address(f"u{number}", "example.com")))
     assert len(mailboxes._remembered) == 5
+    mailboxes.stop()
 
 
 @pytest.mark.parametrize(
