@@ -187,7 +187,8 @@ async def _deliver(
             await deferLater(reactor, seconds)
         await until(lambda: hop.messages and destinations.blocked, 60.0)
         blocked, grown = destinations.blocked, resident() - small
-        # A reload, too: turns of 74 ms were seen where 50 are wanted, and the cause is not known yet.
+        # A reload, too: most of a longest turn is a whole collection of garbage. That looks at what belongs
+        # to the attempts under way, and at the lists of times.
         with watched(turns, "reload", bounded=False):
             delivery.reconfigure(delivery.routes, settings)
             await deferLater(reactor, max(1.0, seconds / 4))
