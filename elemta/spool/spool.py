@@ -25,6 +25,7 @@ from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.filters import QueueFilter
 from elemta.spool.group_commit import GroupCommit, PendingOperation
 from elemta.spool.holds import Holds
+from elemta.spool.intake import Intake
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import (
     Assignment,
@@ -59,7 +60,6 @@ from elemta.spool.records import (
     SpoolStats,
     Submission,
 )
-from elemta.spool.rows import encode_envelope
 from elemta.spool.schedule import Schedule
 from elemta.spool.startup import Permit, take_up
 from elemta.spool.threads import SpoolThreads
@@ -107,7 +107,6 @@ class Spool:
         self._schedule = Schedule(self._reader)
         self._recent = RecentContents(settings.recent)
         self._bodies = Bodies(settings, partition.places, disk, threads.files, metrics, leftovers=leftovers)
-        self._ids = QueueIds(now, runtime.fast_randomness())
         self._commits = GroupCommit(
             settings,
             runtime=runtime,
@@ -126,11 +125,15 @@ class Spool:
             now=now,
         )
         self._damaged = DamagedRows(self._commits.submit, now)
-        self._writers: dict[NewMessage, MessageWriter] = {}
         self._listeners = QueueListeners()
+        self._intake = Intake(
+            QueueIds(now, runtime.fast_randomness()),
+            self._bodies,
+            self._commits.submit,
+            self._listeners,
+            self._recent,
+        )
         self._closed = False
-        self._syncing = 0
-        self._synced: list[Deferred[None]] = []
         self._refresh_call: IDelayedCall | None = self._reactor.callLater(settings.refresh, self._refresh)
         self._holds.look(space)
         if store.start_failure is not None:
@@ -186,13 +189,10 @@ class Spool:
         if self._closed:
             return
         self._closed = True
-        while self._syncing:
-            await self._next_synced()
+        await self._intake.close()
         if self._refresh_call is not None:
             self._refresh_call.cancel()
             self._refresh_call = None
-        for writer in tuple(self._bodies.writers):
-            writer.discard()
         await self._commits.close()
         self._retry_leftovers()
         await self._threads.read.call(self._reader.close)
@@ -227,7 +227,7 @@ class Spool:
 
     def begin(self) -> MessageWriter:
         """A writer for a new message, which has its queue id at once."""
-        return MessageWriter(self._ids.next(), self._bodies)
+        return self._intake.begin()
 
     def commit(
         self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
@@ -239,47 +239,9 @@ class Spool:
 
         SpoolFull: there is no space (452). SpoolError: local trouble (451). The writer is used up either way.
         """
-        key = row_key(writer.queue_id)
-        refused = self._refusal(writer, submission)
-        if refused is not None or key is None:
-            writer.discard()
-            return fail(refused or unknown_message(writer.queue_id))
-        envelope = Envelope(
-            queue_id=writer.queue_id,
-            sender=submission.sender,
-            recipients=submission.recipients,
-            received_at=submission.received_at,
-            size=len(submission.header_block) + writer.size,
-            parameters=submission.parameters,
-            client=submission.client,
+        return self._intake.commit(
+            writer, submission, None if pays is None else _payment(pays), self._refusal()
         )
-        operation = NewMessage(
-            key=key,
-            queue_id=writer.queue_id,
-            state=MessageState.ACTIVE if submission.hold_reason is None else MessageState.HOLD,
-            received_at=submission.received_at,
-            size=envelope.size,
-            pending=len(submission.recipients),
-            hold_reason=submission.hold_reason,
-            envelope=encode_envelope(submission),
-            header=submission.header_block,
-            content=None if writer.in_file else writer.take(),
-            parts=self._listeners.planned(submission),
-            hold=submission.hold,
-            pays=None if pays is None else _payment(pays),
-        )
-        self._writers[operation] = writer
-        if operation.content is not None:
-            return cast("Deferred[Envelope]", self._commits.submit(operation, envelope))
-        done: Deferred[Envelope] = Deferred()
-        self._syncing += 1
-        writer.finish().addCallbacks(
-            self._commit_large,
-            self._body_failed,
-            callbackArgs=(operation, envelope, done),
-            errbackArgs=(operation, done),
-        )
-        return done
 
     def settle(
         self,
@@ -476,38 +438,12 @@ class Spool:
         if not self._closed:
             self._listeners.notify_settled()
 
-    def _refusal(self, writer: MessageWriter, submission: Submission) -> SpoolError | None:
+    def _refusal(self) -> SpoolError | None:
         if self._closed:
             return SpoolError("the spool is closed")
-        if writer.ended:
-            return SpoolError("the message is already committed or discarded")
-        if not submission.recipients:
-            return SpoolError("a message needs a recipient")
         if not self.healthy:
             return SpoolError("the spool's disk failed and is not yet trusted again")
-        return writer.failure
-
-    def _commit_large(
-        self, _: None, operation: NewMessage, envelope: Envelope, done: Deferred[Envelope]
-    ) -> None:
-        self._commits.submit(operation, envelope).addCallbacks(done.callback, done.errback)
-        self._notify_synced()
-
-    def _body_failed(self, failure: Failure, operation: NewMessage, done: Deferred[Envelope]) -> None:
-        self._writers.pop(operation).release()
-        done.errback(failure)
-        self._notify_synced()
-
-    def _next_synced(self) -> Deferred[None]:
-        synced: Deferred[None] = Deferred()
-        self._synced.append(synced)
-        return synced
-
-    def _notify_synced(self) -> None:
-        self._syncing -= 1
-        synced, self._synced = self._synced, []
-        for done in synced:
-            done.callback(None)
+        return None
 
     async def _change(self, queue_id: str, action: OperatorAction, reason: str | None = None) -> None:
         change = OperatorChange(known_key(queue_id), queue_id, action, self._now(), reason)
@@ -538,17 +474,7 @@ class Spool:
             self._threads.files.start(self._leftovers.remove, idle)
         if batch.ledger.undeliverable > 0 and not self._closed:
             self._holds.keep_share()
-        for entry in entries:
-            operation = entry.operation
-            if isinstance(operation, NewMessage):
-                writer = self._writers.pop(operation, None)
-                if writer is None:
-                    continue  # it was dealt with before something broke
-                writer.release()
-                if operation.state is MessageState.ACTIVE and operation not in batch.errors:
-                    if operation.content is not None and self._listeners.committed:
-                        self._recent.add(operation.queue_id, operation.header, operation.content)
-                    self._listeners.notify_committed(operation, cast(Envelope, entry.value))
+        self._intake.conclude(entries, batch)
 
     def _retry_leftovers(self) -> None:
         if self._leftovers.waiting:

@@ -1,0 +1,142 @@
+"""Taking responsibility for new messages: from the writer of a body to the transaction that has its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from elemta.envelope import Envelope
+from elemta.errors import SpoolError
+from elemta.spool.bodies import Bodies, MessageWriter
+from elemta.spool.content import RecentContents
+from elemta.spool.group_commit import PendingOperation
+from elemta.spool.operations import Batch, NewMessage, Operation, Payment
+from elemta.spool.queue_id import QueueIds, known_key
+from elemta.spool.queue_listeners import QueueListeners
+from elemta.spool.records import MessageState, Submission
+from elemta.spool.rows import encode_envelope
+
+
+class Intake:
+    """Gives writers for new messages, and commits what they took; ``submit`` puts an operation in a batch.
+
+    A small body goes with its rows. A large one is synced in its file first.
+    """
+
+    def __init__(
+        self,
+        ids: QueueIds,
+        bodies: Bodies,
+        submit: Callable[[Operation, object], Deferred[Any]],
+        listeners: QueueListeners,
+        recent: RecentContents,
+    ) -> None:
+        self._ids = ids
+        self._bodies = bodies
+        self._submit = submit
+        self._listeners = listeners
+        self._recent = recent
+        self._writers: dict[NewMessage, MessageWriter] = {}
+        self._syncing = 0
+        self._synced: list[Deferred[None]] = []
+
+    def begin(self) -> MessageWriter:
+        """A writer for a new message, which has its queue id at once."""
+        return MessageWriter(self._ids.next(), self._bodies)
+
+    def commit(
+        self, writer: MessageWriter, submission: Submission, pays: Payment | None, refused: SpoolError | None
+    ) -> Deferred[Envelope]:
+        """See `Spool.commit`; ``refused`` is why nothing is taken now."""
+        refused = refused or _refusal(writer, submission)
+        if refused is not None:
+            writer.discard()
+            return fail(refused)
+        envelope = Envelope(
+            queue_id=writer.queue_id,
+            sender=submission.sender,
+            recipients=submission.recipients,
+            received_at=submission.received_at,
+            size=len(submission.header_block) + writer.size,
+            parameters=submission.parameters,
+            client=submission.client,
+        )
+        operation = NewMessage(
+            key=known_key(writer.queue_id),
+            queue_id=writer.queue_id,
+            state=MessageState.ACTIVE if submission.hold_reason is None else MessageState.HOLD,
+            received_at=submission.received_at,
+            size=envelope.size,
+            pending=len(submission.recipients),
+            hold_reason=submission.hold_reason,
+            envelope=encode_envelope(submission),
+            header=submission.header_block,
+            content=None if writer.in_file else writer.take(),
+            parts=self._listeners.planned(submission),
+            hold=submission.hold,
+            pays=pays,
+        )
+        self._writers[operation] = writer
+        if operation.content is not None:
+            return cast("Deferred[Envelope]", self._submit(operation, envelope))
+        done: Deferred[Envelope] = Deferred()
+        self._syncing += 1
+        writer.finish().addCallbacks(
+            self._commit_large,
+            self._body_failed,
+            callbackArgs=(operation, envelope, done),
+            errbackArgs=(operation, done),
+        )
+        return done
+
+    def conclude(self, entries: Iterable[PendingOperation], batch: Batch) -> None:
+        """Let go of the writers of a batch, and tell of the active messages that are on stable storage."""
+        for entry in entries:
+            operation = entry.operation
+            if not isinstance(operation, NewMessage):
+                continue
+            writer = self._writers.pop(operation, None)
+            if writer is None:
+                continue  # it was dealt with before something broke
+            writer.release()
+            if operation.state is MessageState.ACTIVE and operation not in batch.errors:
+                if operation.content is not None and self._listeners.committed:
+                    self._recent.add(operation.queue_id, operation.header, operation.content)
+                self._listeners.notify_committed(operation, cast(Envelope, entry.value))
+
+    async def close(self) -> None:
+        """Let bodies that sync get their place in a batch, and give up those that are still written."""
+        while self._syncing:
+            synced: Deferred[None] = Deferred()
+            self._synced.append(synced)
+            await synced
+        for writer in tuple(self._bodies.writers):
+            writer.discard()
+
+    def _commit_large(
+        self, _: None, operation: NewMessage, envelope: Envelope, done: Deferred[Envelope]
+    ) -> None:
+        self._submit(operation, envelope).addCallbacks(done.callback, done.errback)
+        self._notify_synced()
+
+    def _body_failed(self, failure: Failure, operation: NewMessage, done: Deferred[Envelope]) -> None:
+        self._writers.pop(operation).release()
+        done.errback(failure)
+        self._notify_synced()
+
+    def _notify_synced(self) -> None:
+        self._syncing -= 1
+        synced, self._synced = self._synced, []
+        for done in synced:
+            done.callback(None)
+
+
+def _refusal(writer: MessageWriter, submission: Submission) -> SpoolError | None:
+    if writer.ended:
+        return SpoolError("the message is already committed or discarded")
+    if not submission.recipients:
+        return SpoolError("a message needs a recipient")
+    return writer.failure
