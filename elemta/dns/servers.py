@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
+
+from elemta.dns.system_file import SystemFile
 
 RESOLV_CONF = "/etc/resolv.conf"
 PORT = 53
 
 _MOST = 8
-_LONGEST_FILE = 64 * 1024
-_LOOK_AGAIN = 5.0
 _SHUN = 30.0
 
 
@@ -46,16 +44,14 @@ class Nameservers:
     ) -> None:
         self._configured = tuple(configured)
         self._seconds = seconds
-        self._path = resolv_conf
-        self._looked_at = float("-inf")
-        self._version: tuple[int, int, int] | None = None
+        self._file = SystemFile(resolv_conf, nameservers_in, seconds)
         self._system: tuple[Nameserver, ...] = ()
         self._silent: dict[Nameserver, float] = {}
 
     def in_order(self) -> tuple[Nameserver, ...]:
         """The servers to ask now, first to last; at least one. Reads a small file now and then."""
         now = self._seconds()
-        servers = self._configured or self._of_the_system(now)
+        servers = self._configured or self._of_the_system()
         return tuple(sorted(servers, key=lambda server: self._silent.get(server, now) > now))
 
     def was_silent(self, server: Nameserver) -> None:
@@ -66,39 +62,22 @@ class Nameservers:
         """It said something."""
         self._silent.pop(server, None)
 
-    def _of_the_system(self, now: float) -> tuple[Nameserver, ...]:
-        if now - self._looked_at < _LOOK_AGAIN:
-            return self._system
-        self._looked_at = now
-        version = _version(self._path)
-        if version != self._version or not self._system:
-            self._version = version
-            self._system = read_resolv_conf(self._path)
+    def _of_the_system(self) -> tuple[Nameserver, ...]:
+        servers = self._file.contents()
+        if servers is not self._system:
+            self._system = servers
             self._silent.clear()
-        return self._system
+        return servers
 
 
-def read_resolv_conf(path: str) -> tuple[Nameserver, ...]:
-    """The servers that a resolv.conf(5) names; where it names none, or isn't there, one on this host."""
-    try:
-        with Path(path).open(encoding="utf-8", errors="replace") as file:
-            lines = file.read(_LONGEST_FILE).splitlines()
-    except OSError:
-        lines = []
+def nameservers_in(lines: tuple[str, ...]) -> tuple[Nameserver, ...]:
+    """The servers that a resolv.conf(5) names; where it names none one on this host."""
     found = []
     for line in lines:
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver" and _is_address(words[1]):
             found.append(Nameserver(words[1]))
     return tuple(dict.fromkeys(found))[:_MOST] or (Nameserver("127.0.0.1"),)
-
-
-def _version(path: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
 def _is_address(text: str) -> bool:

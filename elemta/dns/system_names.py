@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import Protocol
 
 from elemta.dns.answers import IPAddress
 from elemta.dns.servers import RESOLV_CONF
+from elemta.dns.system_file import SystemFile
 from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain
 
 HOSTS = "/etc/hosts"
 
-_LOOK_AGAIN = 5.0
-_LONGEST_FILE = 1024 * 1024
 _MOST_DOMAINS = 6
 _MOST_DOTS = 15
 _LOOPBACK = (IPv6Address("::1"), IPv4Address("127.0.0.1"))
@@ -46,22 +44,23 @@ class SystemNames:
         resolv_conf: str = RESOLV_CONF,
     ) -> None:
         self._resolver = resolver
-        self._hosts = _File(hosts, seconds)
-        self._resolv_conf = _File(resolv_conf, seconds)
+        self._hosts = SystemFile(hosts, addresses_in, seconds)
+        self._search_list = SystemFile(resolv_conf, SearchList.of, seconds)
 
     async def addresses(self, host: str) -> tuple[IPAddress, ...]:
         """The addresses of a host; none where it exists without one. NoSuchDomain, ResolverTrouble."""
-        known = addresses_in(self._hosts.lines(), host)
+        name = canonical_domain(host)
+        known = self._hosts.contents().get(name)
         if known:
             return known
-        if canonical_domain(host).rpartition(".")[2] == "localhost":
+        if name.rpartition(".")[2] == "localhost":
             return _LOOPBACK  # RFC 6761 §6.3
         if self._resolver is None:
             raise NoSuchDomain(f"{host} is not in {self._hosts.path}, and there is no resolver")
         absent: NoSuchDomain | None = None
-        for name in names_to_try(self._resolv_conf.lines(), host):
+        for whole in self._search_list.contents().names(host):
             try:
-                found = await self._resolver.addresses(name)
+                found = await self._resolver.addresses(whole)
             except NoSuchDomain as error:
                 absent = absent or error
                 continue
@@ -72,61 +71,44 @@ class SystemNames:
         return ()
 
 
-def addresses_in(lines: tuple[str, ...], host: str) -> tuple[IPAddress, ...]:
-    """What the lines of a hosts(5) file say of a name, in their order."""
-    name = canonical_domain(host)
-    found: list[IPAddress] = []
+def addresses_in(lines: tuple[str, ...]) -> Mapping[str, tuple[IPAddress, ...]]:
+    """What the lines of a hosts(5) file say of each name, in their order."""
+    found: dict[str, dict[IPAddress, None]] = {}
     for line in lines:
-        address, *names = line.partition("#")[0].split() or [""]
-        if any(each.lower().rstrip(".") == name for each in names):
-            try:
-                found.append(ip_address(address))
-            except ValueError:
-                continue
-    return tuple(dict.fromkeys(found))
-
-
-def names_to_try(lines: tuple[str, ...], host: str) -> tuple[str, ...]:
-    """The whole names that a name may stand for by a resolv.conf(5), in the order in which to ask."""
-    domains: list[str] = []
-    dots = 1
-    for line in lines:
-        words = line.split()
-        if len(words) > 1 and words[0] in ("search", "domain"):
-            domains = [word.rstrip(".") for word in words[1:] if word.rstrip(".")][:_MOST_DOMAINS]
-        elif words and words[0] == "options":
-            values = [word.removeprefix("ndots:") for word in words[1:] if word.startswith("ndots:")]
-            dots = next((min(int(value), _MOST_DOTS) for value in values if value.isdecimal()), dots)
-    if host.endswith("."):
-        return (host,)
-    longer = tuple(f"{host}.{domain}" for domain in domains)
-    return (host, *longer) if host.count(".") >= dots else (*longer, host)
-
-
-class _File:
-    """The lines of a small file, which may be changed or not be there."""
-
-    def __init__(self, path: str, seconds: Callable[[], float]) -> None:
-        self.path = path
-        self._seconds = seconds
-        self._looked_at = float("-inf")
-        self._version: tuple[int, int, int] | None = None
-        self._lines: tuple[str, ...] = ()
-
-    def lines(self) -> tuple[str, ...]:
-        now = self._seconds()
-        if now - self._looked_at >= _LOOK_AGAIN:
-            self._looked_at = now
-            self._read()
-        return self._lines
-
-    def _read(self) -> None:
+        text, *names = line.partition("#")[0].split() or [""]
         try:
-            status = os.stat(self.path)
-            version = (status.st_mtime_ns, status.st_ino, status.st_size)
-            if version != self._version:
-                with Path(self.path).open(encoding="utf-8", errors="replace") as file:
-                    self._lines = tuple(file.read(_LONGEST_FILE).splitlines())
-                self._version = version
-        except OSError:
-            self._lines, self._version = (), None
+            address = ip_address(text)
+        except ValueError:
+            continue
+        for name in names:
+            found.setdefault(name.lower().rstrip("."), {})[address] = None
+    return {name: tuple(addresses) for name, addresses in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchList:
+    """What a resolv.conf(5) says of short names: the domains they may be in, and how many dots end that."""
+
+    domains: tuple[str, ...] = ()
+    dots: int = 1
+
+    @classmethod
+    def of(cls, lines: tuple[str, ...]) -> SearchList:
+        """The list in the lines of such a file."""
+        domains: list[str] = []
+        dots = 1
+        for line in lines:
+            words = line.split()
+            if len(words) > 1 and words[0] in ("search", "domain"):
+                domains = [word.rstrip(".") for word in words[1:] if word.rstrip(".")][:_MOST_DOMAINS]
+            elif words and words[0] == "options":
+                values = [word.removeprefix("ndots:") for word in words[1:] if word.startswith("ndots:")]
+                dots = next((min(int(value), _MOST_DOTS) for value in values if value.isdecimal()), dots)
+        return cls(tuple(domains), dots)
+
+    def names(self, host: str) -> tuple[str, ...]:
+        """The whole names that a name may stand for, in the order in which to ask."""
+        if host.endswith("."):
+            return (host,)
+        longer = tuple(f"{host}.{domain}" for domain in self.domains)
+        return (host, *longer) if host.count(".") >= self.dots else (*longer, host)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from elemta.dns.servers import Nameserver, Nameservers, read_resolv_conf
+from elemta.dns.servers import Nameserver, Nameservers
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_the_servers_of_the_system_are_read_in_order(conf: Path) -> None:
         b"nameserver not-an-address\nnameserver\noptions edns0 timeout:1\nnameserver fe80::1%eth0\n"
         b";nameserver 192.0.2.54\nnameserver 192.0.2.53\n\xff\xfe\n"
     )
-    assert read_resolv_conf(str(conf)) == (
+    assert Nameservers((), Clock().seconds, str(conf)).in_order() == (
         Nameserver("192.0.2.53"),
         Nameserver("2001:db8::53"),
         Nameserver("fe80::1%eth0"),
@@ -30,10 +30,13 @@ def test_the_servers_of_the_system_are_read_in_order(conf: Path) -> None:
 
 
 def test_without_any_there_is_one_on_this_host(conf: Path) -> None:
+    clock = Clock()
+    servers = Nameservers((), clock.seconds, str(conf))
     local = (Nameserver("127.0.0.1"),)
-    assert read_resolv_conf(str(conf)) == local
+    assert servers.in_order() == local
     conf.write_text("search example.test\n")
-    assert read_resolv_conf(str(conf)) == local
+    clock.advance(5)
+    assert servers.in_order() == local
 
 
 def test_a_change_of_the_file_is_seen(conf: Path) -> None:

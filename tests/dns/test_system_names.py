@@ -16,7 +16,8 @@ from twisted.internet.task import Clock
 
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError, look_up
 from elemta.dns import DnsResolver, SystemNames
-from elemta.dns.system_names import addresses_in, names_to_try
+from elemta.dns.system_names import SearchList, addresses_in
+from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.runtime import Runtime
 from tests.support.nameservers import Nsd
@@ -47,7 +48,7 @@ HOSTS = (
     ],
 )
 def test_what_a_hosts_file_says_of_a_name(name: str, found: tuple[Any, ...]) -> None:
-    assert addresses_in(HOSTS, name) == found
+    assert addresses_in(HOSTS).get(canonical_domain(name), ()) == found
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_what_a_hosts_file_says_of_a_name(name: str, found: tuple[Any, ...]) -> 
     ],
 )
 def test_which_names_a_search_list_makes(lines: tuple[str, ...], host: str, names: tuple[str, ...]) -> None:
-    assert names_to_try(lines, host) == names
+    assert SearchList.of(lines).names(host) == names
 
 
 class Zone:
