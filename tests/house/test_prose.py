@@ -83,7 +83,7 @@ def test_code_links_and_other_words_are_left_alone(
         (f"  `{'a' * 107}`", None),
         (f"- `{'a' * 107}`", None),
         (f"  - `{'a' * 105}`", None),
-        (f"```\n{'a' * 55} {'b' * 55}\n```", None),
+        (f"<!-- long lines -->\n```\n{'a' * 55} {'b' * 55}\n```", None),
     ],
 )
 def test_a_line_over_110_columns_is_found_unless_it_is_one_word(
@@ -123,3 +123,10 @@ def test_every_document_and_setting_is_checked_and_clean(capsys: pytest.CaptureF
     assert {"README.md", "docs/promises.md", "deployments/haproxy/README.md", "etc/elemta.toml"} <= checked
     assert {"elemta/spool/writer.py", "docs/architecture.md", "tests/spool/test_holds.py"} <= checked
     assert PROSE.main(["--clean"]) == 0, capsys.readouterr().out
+
+
+def test_a_line_of_a_code_block_over_110_columns_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"```\n{'nobody ' * 15}abcdef\n```\n<!-- long lines -->\n```\n{'a ' * 55}b\n```\n"
+    assert found(tmp_path, "page.md", text, capsys) == ["2: 111 columns: wrap the code"]
