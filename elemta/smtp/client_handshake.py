@@ -38,7 +38,8 @@ class ClientHandshake:
         return bool(self._secrets)
 
     def greeted(self, _: SentCommand, reply: Reply) -> None:
-        if reply.code == 220:
+        # RFC 5321 §4.3.2: the first digit decides.
+        if reply.code // 100 == 2:
             self._say_hello()
         else:
             self._state.refused(reply, "the connection")

@@ -1,19 +1,27 @@
-"""Replies as a client receives them: read with bounds, and refused where they are none (RFC 5321 §4.2)."""
+"""Replies as a client receives them: read by their first digit, and with bounds (RFC 5321 §4.2, §4.3.2).
+
+What is odd and has one meaning is read as that: codes that no RFC names, another code of the same class in
+the last line, something else than a blank behind the code, lines without one, lines that are too long.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from elemta.smtp.reply import Reply
 
-# RFC 5321 §4.5.3.1.5 allows 512 octets a line; real servers write more into their refusals.
+# RFC 5321 §4.5.3.1.5 allows 512 octets a line; real servers write more. What is beyond this is left out.
 MAX_LINE = 2048
 MAX_LINES = 128
 MAX_REPLY = 64 * 1024
 
-# RFC 5321 §4.2: the first digit is 2 to 5, the second 0 to 5; a code without text needs no space.
-_REPLY_LINE = re.compile(rb"([2-5][0-5][0-9])(?:([ -])(.*))?\Z", re.DOTALL)
+# RFC 5321 §4.3.2: the first digit says what to do, whether or not the code is known. RFC 5321 §4.2 has a
+# blank behind it, or a hyphen where more lines follow; some servers have a TAB, a colon, or nothing.
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([\t -/:-@\[-`{-~])(.*))?\Z", re.DOTALL)
+# Inside a reply a line may begin with any text, such as a number or an address.
+_LINE_INSIDE = re.compile(rb"([2-5][0-9][0-9])(?:([-: \t])(.*))?\Z", re.DOTALL)
 # RFC 2034 §4, RFC 3463 §2
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: +|\Z)")
 
@@ -22,12 +30,19 @@ class MalformedReplyError(Exception):
     """What the server sent is not a reply, or more than a reply may be. The text says which."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    code: int
+    text: str
+
+
 class ReplyReader:
     """Cuts the bytes from a server into replies. Lines may end in CRLF or LF."""
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._lines: list[tuple[int, str]] = []
+        self._lines: list[_Line] = []
+        # Octets of this reply that are not in the buffer any more.
         self._size = 0
 
     @property
@@ -51,28 +66,43 @@ class ReplyReader:
                 yield reply
         self._buffer = self._buffer[start:]
         if len(self._buffer) > MAX_LINE:
-            raise MalformedReplyError(f"a reply line of more than {MAX_LINE} octets")
+            self._count(len(self._buffer) - MAX_LINE)
+            self._buffer = self._buffer[:MAX_LINE]
+
+    def _count(self, octets: int) -> None:
+        self._size += octets
+        if self._size > MAX_REPLY:
+            raise MalformedReplyError(f"a reply of more than {MAX_LINES} lines or {MAX_REPLY} octets")
 
     def _line(self, line: bytes) -> Reply | None:
-        if len(line) >= MAX_LINE:
-            raise MalformedReplyError(f"a reply line of more than {MAX_LINE} octets")
-        line = line.removesuffix(b"\r")
-        match = _REPLY_LINE.match(line)
-        if match is None:
+        # The LF counts too: empty lines are not free.
+        self._count(len(line) + 1)
+        line = line[:MAX_LINE].removesuffix(b"\r")
+        if not line and not self._lines:
+            return None
+        match = (_LINE_INSIDE if self._lines else _REPLY_LINE).match(line)
+        if match is None and not self._lines:
             raise MalformedReplyError(f"not a reply: {printable(line[:60])}")
-        code, separator, text = int(match[1]), match[2], match[3] or b""
-        if self._lines and self._lines[0][0] != code:
-            # RFC 5321 §4.2.1: every line of a reply has the same code.
-            raise MalformedReplyError(f"a reply whose code changes from {self._lines[0][0]} to {code}")
-        self._size += len(line)
-        if len(self._lines) >= MAX_LINES or self._size > MAX_REPLY:
+        if len(self._lines) >= MAX_LINES:
             raise MalformedReplyError(f"a reply of more than {MAX_LINES} lines or {MAX_REPLY} octets")
-        self._lines.append((code, printable(text)))
+        if match is None:
+            self._lines.append(_Line(self._lines[-1].code, printable(line)))
+            return None
+        code, separator, text = int(match[1]), match[2], match[3] or b""
+        if self._lines and not _same_meaning(self._lines[-1].code, code):
+            # RFC 5321 §4.2.1: every line has the same code. One that says yes and no has no meaning.
+            raise MalformedReplyError(f"a reply whose code changes from {self._lines[-1].code} to {code}")
+        self._lines.append(_Line(code, printable(text)))
         if separator == b"-":
             return None
-        reply = _reply(code, [text for _, text in self._lines])
+        reply = _reply(code, [each.text for each in self._lines])
         self._lines, self._size = [], 0
         return reply
+
+
+def _same_meaning(first: int, second: int) -> bool:
+    """Whether both codes may stand in one reply: they are of one class, or both refuse."""
+    return first // 100 == second // 100 or (first >= 400 and second >= 400)
 
 
 def printable(text: bytes) -> str:
@@ -84,6 +114,7 @@ def printable(text: bytes) -> str:
 
 
 def _reply(code: int, lines: list[str]) -> Reply:
+    lines = [line.lstrip() for line in lines[:1]] + lines[1:]
     match = _ENHANCED.match(lines[0])
     # RFC 2034 §4: the class of the enhanced code is that of the reply; one that is not is only text.
     if match is None or match[1][0] != str(code)[0]:

@@ -144,7 +144,7 @@ class TransactionExchange:
     def data_answered(self, _: SentCommand, reply: Reply) -> None:
         state = self._state
         wanted = state.results is not None and bool(state.results.accepted)
-        if reply.code != 354:
+        if reply.code // 100 != 3:
             if wanted:
                 state.result_for_rest(reply, "DATA")
         elif wanted:
