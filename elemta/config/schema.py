@@ -353,7 +353,8 @@ class RouteConfig:
     tls: RouteTLS = setting(
         RouteTLS.MAY,
         "may uses TLS without verification where it is offered, and else sends in the clear. require sends "
-        "only over TLS with a certificate that is valid for the host's name.",
+        "only over TLS with a certificate that is valid for the host's name. implicit is require with TLS "
+        "from the first byte, as on port 465.",
     )
     credentials: str = setting(
         "",

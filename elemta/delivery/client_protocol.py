@@ -176,6 +176,8 @@ class NextHopConnection(Protocol):
         self._wire = cast(Connection, self.transport)
         if self.address is not None:
             self._wire.setTcpNoDelay(True)
+        if self._handshake is not None and self._session.tls_comes_first:
+            self._start_tls()
         self._flush()
 
     def handshakeCompleted(self) -> None:
@@ -298,6 +300,8 @@ class NextHopConnection(Protocol):
             self._deadline.set(awaited[1], self._too_late)
 
     def _settle(self, event: TransactionDone) -> None:
+        # A server that ends at STARTTLS has no TLS that works either.
+        self.tls_failed = self.tls_failed or (self._session.closed and self._session.starttls_refused)
         settled, self._settled = self._settled, None
         try:
             self.served += 1

@@ -116,7 +116,7 @@ class Dialer:
         )
         handshake = None
         if tls is not RouteTLS.NONE:
-            handshake = self._tls.handshake(host, verified=tls is RouteTLS.REQUIRE)
+            handshake = self._tls.handshake(host, verified=tls.is_verified)
         return NextHopConnection(
             self._reactor,
             settings,

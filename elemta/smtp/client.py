@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_handshake import ClientHandshake
 from elemta.smtp.client_replies import MalformedReplyError
@@ -63,6 +64,16 @@ class ClientSession:
     def tls(self) -> TLSInfo | None:
         """What protects the connection; None: nothing."""
         return self._state.tls
+
+    @property
+    def tls_comes_first(self) -> bool:
+        """Whether TLS has to be started before anything is said (RFC 8314 §3.3)."""
+        return self._state.settings.tls is RouteTLS.IMPLICIT and self._state.tls is None
+
+    @property
+    def starttls_refused(self) -> bool:
+        """Whether the server offered STARTTLS and did not begin it: by a refusal, or by saying no word."""
+        return self._state.starttls_refused
 
     @property
     def closed(self) -> bool:
@@ -123,6 +134,9 @@ class ClientSession:
         state = self._state
         if state.closed:
             return []
+        if state.phase is ClientPhase.HANDSHAKE and state.settings.tls is RouteTLS.IMPLICIT:
+            state.give_up("the next hop spoke in the clear before TLS", "4.7.0")
+            return self._happened()
         # Only what was sent before these bytes came can be answered by them.
         self._answerable = len(state.sent)
         try:
@@ -131,6 +145,7 @@ class ClientSession:
                 if state.closed:
                     break
         except MalformedReplyError as error:
+            self._note_starttls()
             what = "no reply to AUTH" if self._opening.secret else str(error)
             state.give_up(f"the next hop sent {what}", "4.5.0")
         return self._happened()
@@ -194,14 +209,20 @@ class ClientSession:
 
     def timed_out(self) -> list[Event]:
         """The deadline has passed."""
+        self._note_starttls()
         seconds = self.deadline or 0.0
         self._state.give_up(f"no progress within {seconds:g} s {self._where()}", "4.4.2")
         return self._happened()
 
     def lost(self, reason: str) -> list[Event]:
         """The connection is gone."""
+        self._note_starttls()
         self._state.give_up(f"the connection was lost {self._where()} ({reason})", "4.4.2")
         return self._happened()
+
+    def _note_starttls(self) -> None:
+        if self._state.awaits("STARTTLS"):
+            self._state.starttls_refused = True
 
     # Replies
 
@@ -216,6 +237,7 @@ class ClientSession:
         self._answerable -= 1
         command = state.sent.popleft()
         if reply.code == 421 and command.verb != "QUIT":
+            state.starttls_refused = state.starttls_refused or command.verb == "STARTTLS"
             # RFC 5321 §3.8: the server is going away, whatever was asked.
             state.server_closing(reply, _ABOUT.get(command.verb, command.verb))
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,8 @@ _UNSAFE_IN_PATH = re.compile(r"[\x00-\x1f\x7f]")
 class ClientTransaction:
     """One message for some recipients, as it is handed to a next hop.
 
-    ``size`` is the octets of the content; ``utf8_header`` whether the header has octets beyond ASCII,
-    so that the next hop must know SMTPUTF8 (RFC 6531 §3.1) even where the addresses do not need it.
+    ``size`` is the octets of the content; ``utf8_header`` whether the header has octets beyond ASCII
+    (RFC 6532), so that the next hop must know SMTPUTF8 or at least 8BITMIME.
     ``taken`` gets the result of each recipient that the next hop took the message for, at its reply.
     """
 
@@ -30,9 +30,10 @@ class ClientTransaction:
     taken: dict[Address, Any] = field(default_factory=dict, compare=False)
 
     def wants_smtputf8(self, recipients: Iterable[Recipient]) -> bool:
-        """Whether the message can't go to these recipients without SMTPUTF8."""
+        """Whether the message goes to these recipients by SMTPUTF8 where that is offered."""
         return (
-            self.utf8_header
+            self.parameters.smtputf8
+            or self.utf8_header
             or self.sender.needs_smtputf8
             or any(recipient.address.needs_smtputf8 for recipient in recipients)
         )
@@ -52,6 +53,12 @@ class Features:
             keyword, _, parameters = line.strip().partition(" ")
             keywords.setdefault(keyword.upper(), parameters.strip())
         return cls(keywords)
+
+    def without(self, keywords: Collection[str]) -> Features:
+        """These without some that are not believed."""
+        if not any(keyword in self.keywords for keyword in keywords):
+            return self
+        return Features({each: text for each, text in self.keywords.items() if each not in keywords})
 
     def __contains__(self, keyword: str) -> bool:
         return keyword in self.keywords
@@ -76,6 +83,29 @@ def is_sendable(address: Address) -> bool:
     return len(text) <= 512 and not _UNSAFE_IN_PATH.search(text)
 
 
+#: The words of the parameters that belong to a keyword, in a reply that says what it does not know.
+_WORDS = {
+    "SIZE": ("SIZE",),
+    "8BITMIME": ("8BITMIME", "BODY"),
+    "SMTPUTF8": ("SMTPUTF8",),
+    "DSN": ("DSN", "RET", "ENVID", "NOTIFY", "ORCPT"),
+}
+_WORD = re.compile(r"[A-Z0-9]+")
+
+
+def named_offers(text: str) -> frozenset[str]:
+    """The keywords with parameters that a refusal names."""
+    words = frozenset(_WORD.findall(text.upper()))
+    return frozenset(keyword for keyword, own in _WORDS.items() if not words.isdisjoint(own))
+
+
+def offers_used(line: bytes, path: Address) -> frozenset[str]:
+    """The keywords whose parameters a command line has behind its path."""
+    parameters = line.decode("utf-8").partition(f"<{path}>")[2].split()
+    names = {word.partition("=")[0] for word in parameters}
+    return frozenset(keyword for keyword, own in _WORDS.items() if not names.isdisjoint(own))
+
+
 def mail_line(transaction: ClientTransaction, features: Features, *, smtputf8: bool) -> bytes:
     """MAIL with those of its parameters that the server offers to understand."""
     parameters = transaction.parameters
@@ -83,7 +113,8 @@ def mail_line(transaction: ClientTransaction, features: Features, *, smtputf8: b
     if "SIZE" in features:
         # RFC 1870 §5
         words.append(f"SIZE={transaction.size}")
-    if "8BITMIME" in features and (parameters.body is BodyType.EIGHT_BIT or smtputf8):
+    eight_bit = parameters.body is BodyType.EIGHT_BIT or smtputf8 or transaction.utf8_header
+    if "8BITMIME" in features and eight_bit:
         # RFC 6152 §2
         words.append("BODY=8BITMIME")
     if smtputf8:

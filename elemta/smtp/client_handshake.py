@@ -46,7 +46,7 @@ class ClientHandshake:
 
     def ehlo_answered(self, command: SentCommand, reply: Reply) -> None:
         if reply.code // 100 == 2:
-            self._state.features = Features.of(reply.lines)
+            self._state.offered(Features.of(reply.lines))
             self._introduced()
         elif reply.code // 100 == 5 and command.verb == "EHLO":
             # RFC 5321 §3.2: a server that does not know EHLO is greeted by HELO.
@@ -89,6 +89,7 @@ class ClientHandshake:
             # Also 521 is about TLS here, which an operator may correct.
             state.abort(f'the route has tls = "require", and the next hop refused STARTTLS: {reply}', "4.7.4")
         else:
+            state.starttls_refused = True
             self._log_in()
 
     def tls_started(self, info: TLSInfo) -> None:
@@ -98,7 +99,8 @@ class ClientHandshake:
         # RFC 3207 §4.2: nothing that the server said before counts any more.
         state.features = Features()
         state.phase = ClientPhase.OPENING
-        self._say_hello()
+        if state.settings.tls is not RouteTLS.IMPLICIT:
+            self._say_hello()
 
     # AUTH
 

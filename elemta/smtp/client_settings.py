@@ -28,8 +28,11 @@ class ClientTimeouts:
 class ClientSettings:
     """``hostname`` is the name for EHLO; ``lmtp`` speaks LMTP (RFC 2033) instead of SMTP.
 
-    ``tls`` says whether STARTTLS is used. With ``credentials`` nothing is sent before they were taken;
+    ``tls`` says how TLS is used. With ``credentials`` nothing is sent before they were taken;
     they are given over TLS only, unless ``plaintext_login`` says that the way is local.
+
+    ``ignored`` are keywords that the server may offer and that are not believed. At most
+    ``most_recipients`` (0: any number) go with one envelope.
     """
 
     hostname: str
@@ -38,3 +41,5 @@ class ClientSettings:
     tls: RouteTLS = RouteTLS.NONE
     credentials: Credentials | None = None
     plaintext_login: bool = False
+    ignored: frozenset[str] = frozenset()
+    most_recipients: int = 0

@@ -7,9 +7,17 @@ from collections import deque
 from dataclasses import dataclass
 
 from elemta.outcome import Status
+from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import Features
 from elemta.smtp.client_replies import ReplyReader
-from elemta.smtp.client_results import Hangup, Progress, TransactionDone, TransactionResults
+from elemta.smtp.client_results import (
+    Hangup,
+    OfferRefused,
+    Progress,
+    RecipientsLimited,
+    TransactionDone,
+    TransactionResults,
+)
 from elemta.smtp.client_settings import ClientSettings
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
@@ -48,9 +56,15 @@ class ClientState:
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         self.reader = ReplyReader()
-        self.phase = ClientPhase.OPENING
+        implicit = settings.tls is RouteTLS.IMPLICIT
+        self.phase = ClientPhase.HANDSHAKE if implicit else ClientPhase.OPENING
         self.features = Features()
+        #: Keywords that this server offers and that are not believed.
+        self.distrusted = set(settings.ignored)
+        self.most_recipients = settings.most_recipients
         self.tls: TLSInfo | None = None
+        #: The server offered STARTTLS, and would not begin it.
+        self.starttls_refused = False
         self.results: TransactionResults | None = None
         self.progress_made = Progress.OPENING
         self.events: list[Event] = []
@@ -62,6 +76,27 @@ class ClientState:
     @property
     def closed(self) -> bool:
         return self.phase is ClientPhase.CLOSED
+
+    def awaits(self, verb: str) -> bool:
+        """Whether the next reply is the one to this command."""
+        return bool(self.sent) and self.sent[0].verb == verb
+
+    def offered(self, features: Features) -> None:
+        """The server said what it offers."""
+        self.features = features.without(self.distrusted)
+
+    def distrust(self, keyword: str) -> None:
+        """The server refused what it offers: do not believe it again."""
+        if keyword not in self.distrusted:
+            self.distrusted.add(keyword)
+            self.features = self.features.without(self.distrusted)
+            self.events.append(OfferRefused(keyword))
+
+    def limit_recipients(self, number: int) -> None:
+        """The server takes no more recipients with one envelope."""
+        if number != self.most_recipients:
+            self.most_recipients = number
+            self.events.append(RecipientsLimited(number))
 
     def send(self, command: SentCommand) -> None:
         """Say a command; its reply is awaited."""
@@ -83,7 +118,7 @@ class ClientState:
         results, self.results = self.results, None
         if results is not None:
             self.phase = ClientPhase.READY
-            self.events.append(TransactionDone(results.in_order(), self.progress_made))
+            self.events.append(TransactionDone(results.in_order(), self.progress_made, results.again))
 
     # Ends of the session
 

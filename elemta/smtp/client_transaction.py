@@ -1,9 +1,18 @@
-"""One transaction after the other: the envelope, the content by DATA or BDAT, and what the answers mean."""
+"""One transaction after the other: the envelope, the content by DATA or BDAT, and what the answers mean.
+
+A transaction is one envelope, or several: where the server takes fewer recipients at one time, the rest goes
+with the next envelope on the same connection. What the server offers and then refuses is left out, and the
+envelope is sent again; once the end of the message was sent, nothing is sent again for its recipients.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+from elemta.address import Address
 from elemta.outcome import Status
-from elemta.smtp.client_commands import mail_line, rcpt_line
+from elemta.smtp.client_commands import Features, mail_line, named_offers, offers_used, rcpt_line
 from elemta.smtp.client_content import ChunkEncoder, ContentEncoder
 from elemta.smtp.client_results import ContentWanted, Progress, Ready, TransactionResults
 from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
@@ -14,6 +23,12 @@ from elemta.smtp.reply import Reply
 _PIPELINED = 50
 # RFC 3030 §4.2: chunks can be pipelined too; so many may be out.
 _PIPELINED_CHUNKS = 4
+# RFC 5321 §4.2.2, §4.2.4: a command, a parameter or its value is not known or not implemented.
+_NOT_KNOWN = frozenset({500, 501, 502, 504, 555})
+# RFC 5321 §4.2.4, RFC 3030 §2: the server does not know BDAT after all, or not here.
+_NO_BDAT = frozenset({500, 502, 503})
+_STORAGE = re.compile(r"storage|space|disk|quota|full|size", re.IGNORECASE)
+_TOO_MANY = re.compile(r"too many (?:\w+ )?(?:recipients|rcpts?\b)|too many addressees", re.IGNORECASE)
 
 
 class TransactionExchange:
@@ -24,10 +39,23 @@ class TransactionExchange:
         self._encoder: ContentEncoder | ChunkEncoder = ContentEncoder()
         # The server may still hold an envelope that came to no end.
         self._left_open = False
+        # Keywords that the server may have refused: that shows when it accepts a command without them.
+        self._doubted: set[str] = set()
+        # MAIL was refused, and is sent again without what is doubted.
+        self._restarting = False
+        # Recipients that were refused when DSN parameters stood behind them.
+        self._without_dsn: set[int] = set()
+        # How many recipients this envelope took, and the one before it, where it took no more.
+        self._full_at = 0
+        self._was_full_at = 0
+
+    @property
+    def _offers(self) -> Features:
+        return self._state.features.without(self._doubted)
 
     @property
     def _chunking(self) -> bool:
-        return "CHUNKING" in self._state.features
+        return "CHUNKING" in self._offers
 
     @property
     def congested(self) -> bool:
@@ -46,46 +74,69 @@ class TransactionExchange:
     def open(self, results: TransactionResults) -> None:
         """Settle what can't go to this server; send the rest its envelope."""
         state = self._state
-        state.phase = ClientPhase.ENVELOPE
         state.progress_made = Progress.UNANSWERED
-        results.refuse_impossible(state.features)
+        self._doubted.clear()
+        self._without_dsn.clear()
+        self._full_at = self._was_full_at = 0
+        self._open_envelope(results)
         if results.complete:
             state.progress_made = Progress.ANSWERED
-        else:
-            self._queue_envelope(results)
         self.advance()
 
+    def _open_envelope(self, results: TransactionResults) -> None:
+        self._state.phase = ClientPhase.ENVELOPE
+        self._restarting = False
+        if self._full_at:
+            self._was_full_at, self._full_at = self._full_at, 0
+        results.refuse_impossible(self._offers)
+        most = self._was_full_at or self._state.most_recipients
+        for index in results.due[most:] if most else ():
+            results.postpone(index)
+        if not results.complete:
+            self._queue_envelope(results)
+
     def _queue_envelope(self, results: TransactionResults) -> None:
-        transaction, pending = results.transaction, results.pending
-        features, waiting = self._state.features, self._state.waiting
-        recipients = [transaction.recipients[index] for index in pending]
-        smtputf8 = "SMTPUTF8" in features and (
-            transaction.parameters.smtputf8 or transaction.wants_smtputf8(recipients)
-        )
+        transaction, due = results.transaction, results.due
+        features, waiting = self._offers, self._state.waiting
+        recipients = [transaction.recipients[index] for index in due]
+        smtputf8 = "SMTPUTF8" in features and transaction.wants_smtputf8(recipients)
         if self._left_open:
             waiting.append(SentCommand("RSET", b"RSET\r\n"))
         waiting.append(SentCommand("MAIL", mail_line(transaction, features, smtputf8=smtputf8)))
-        for index, recipient in zip(pending, recipients, strict=True):
+        for index, recipient in zip(due, recipients, strict=True):
             waiting.append(SentCommand("RCPT", rcpt_line(recipient, features), (index,)))
         if not self._chunking:
             waiting.append(SentCommand("DATA", b"DATA\r\n"))
 
     def advance(self) -> None:
-        """Send what may be sent now; settle when all recipients have a result and no reply is due."""
+        """Send what may be sent now; go on to the next envelope, or settle, when no reply is due."""
+        state = self._state
+        while True:
+            self._send_waiting()
+            results = state.results
+            if state.sent or state.waiting or state.closed:
+                return
+            if results is not None and self._restarting:
+                self._open_envelope(results)
+            elif results is None or results.complete:
+                if results is None or not results.next_envelope():
+                    state.settle()
+                    return
+                self._open_envelope(results)
+            elif self._chunking and state.phase is ClientPhase.ENVELOPE:
+                self._begin_content(ChunkEncoder())
+                return
+            else:
+                return
+
+    def _send_waiting(self) -> None:
         state = self._state
         window = _PIPELINED if "PIPELINING" in state.features else 1
-        complete = state.results is None or state.results.complete
         while state.waiting and len(state.sent) < window:
-            if complete:
+            if state.results is None or state.results.complete:
                 state.waiting.clear()
             else:
                 state.send(state.waiting.popleft())
-        if state.sent or state.waiting:
-            return
-        if complete:
-            state.settle()
-        elif self._chunking and state.phase is ClientPhase.ENVELOPE:
-            self._begin_content(ChunkEncoder())
 
     def _begin_content(self, encoder: ContentEncoder | ChunkEncoder) -> None:
         self._state.phase = ClientPhase.CONTENT
@@ -120,52 +171,170 @@ class TransactionExchange:
         if reply.code // 100 != 2:
             self._state.unexpected_reply(reply, "RSET")
 
-    def mail_answered(self, _: SentCommand, reply: Reply) -> None:
-        self._state.progress_made = Progress.ANSWERED
+    def mail_answered(self, command: SentCommand, reply: Reply) -> None:
+        state, results = self._state, self._state.results
+        state.progress_made = Progress.ANSWERED
         if reply.code // 100 == 2:
             self._left_open = True
+            self._confirm(self._doubted - {"DSN"} if self._without_dsn else self._doubted)
             return
         # Without pipelining there is nothing to wait for; with it the answers to the rest are due.
-        self._state.waiting.clear()
-        self._state.result_for_rest(reply, "MAIL")
+        state.waiting.clear()
+        blamed = _blamed(command, reply, results) if results is not None else frozenset()
+        if blamed:
+            self._doubted |= blamed
+            self._restarting = True
+        else:
+            self._doubted.clear()
+            state.result_for_rest(reply, "MAIL")
 
     def rcpt_answered(self, command: SentCommand, reply: Reply) -> None:
         results, index = self._state.results, command.recipients[0]
-        if results is None or results.has(index):
+        if self._restarting:
+            # MAIL was refused: the answer says nothing about the recipient.
+            self._left_open = self._left_open or reply.code // 100 == 2
+        elif results is None or results.has(index):
             return
-        if reply.code // 100 == 2:
-            results.accept(index)
-        elif reply.code == 552 and reply.enhanced in ("", "5.5.3"):
-            # RFC 5321 §4.5.3.1.10: the old code for too many recipients; the rest go another time.
-            results.answered(index, reply, "RCPT", Status.DEFERRED)
+        elif reply.code // 100 == 2:
+            self._accept(results, index)
+        elif _is_too_many(reply) and results.accepted:
+            self._full(results, index, reply)
+        elif _is_too_many(reply) and (reply.code // 100 == 4 or _says_only_that(reply) or self._was_full_at):
+            # RFC 5321 §4.5.3.1.10: it takes no more now. 552 is an old code for that; 550 alone is not.
+            unsent = results.postponed if self._was_full_at else ()
+            for each in (index, *unsent):
+                results.answered(each, reply, "RCPT", Status.DEFERRED)
+        elif _may_be_unknown(reply) and "DSN" in offers_used(command.line, _address(results, index)):
+            self._doubted.add("DSN")
+            self._without_dsn.add(index)
+            results.postpone(index, reply)
         elif not results.answered(index, reply, "RCPT"):
             self._state.unexpected_reply(reply, "RCPT")
 
+    def _accept(self, results: TransactionResults, index: int) -> None:
+        results.accept(index)
+        self._full_at = 0
+        if index in self._without_dsn:
+            self._confirm({"DSN"})
+        if self._was_full_at:
+            # It took no more with the envelope before, and goes on with this one.
+            self._state.limit_recipients(self._was_full_at)
+            self._was_full_at = 0
+
+    def _full(self, results: TransactionResults, index: int, reply: Reply) -> None:
+        """The server takes no more recipients with this envelope: the rest goes with the next one."""
+        # RFC 5321 §4.5.3.1.10
+        self._full_at = len(results.accepted)
+        results.postpone(index, reply)
+        waiting = self._state.waiting
+        for command in [each for each in waiting if each.verb == "RCPT"]:
+            results.postpone(command.recipients[0])
+            waiting.remove(command)
+
+    def _confirm(self, keywords: Iterable[str]) -> None:
+        """The server accepted a command without these."""
+        for keyword in sorted(keywords):
+            self._doubted.discard(keyword)
+            self._state.distrust(keyword)
+
     def data_answered(self, _: SentCommand, reply: Reply) -> None:
-        state = self._state
-        wanted = state.results is not None and bool(state.results.accepted)
+        state, results = self._state, self._state.results
+        accepted = results.accepted if results is not None else ()
+        # RFC 5321 §4.3.2: the first digit decides.
         if reply.code // 100 != 3:
-            if wanted:
-                state.result_for_rest(reply, "DATA")
-        elif wanted:
+            self._data_refused(accepted, reply)
+        elif accepted:
             self._begin_content(ContentEncoder())
-        elif state.settings.lmtp:
-            # RFC 2033 §4.2 forbids 354 here, and no number of replies to a dot would be right.
+        elif state.settings.lmtp or self._restarting:
+            # RFC 2033 §4.2 forbids 354 here, and no number of replies to a dot would be right. Where MAIL
+            # was refused an empty message might be delivered.
             state.give_up("the next hop asks for a message without recipients", "4.5.0")
         else:
             # RFC 2920 §3.1: a message without recipients is ended at once.
             state.phase = ClientPhase.END
             state.send(SentCommand(".", b".\r\n"))
 
+    def _data_refused(self, accepted: Iterable[int], reply: Reply) -> None:
+        results = self._state.results
+        for index in accepted:
+            if reply.code // 100 == 2:
+                self._state.unexpected_reply(reply, "DATA")
+                break
+            if results is not None:
+                results.answered(index, reply, "DATA")
+
     def bdat_answered(self, _: SentCommand, reply: Reply) -> None:
-        if reply.code // 100 != 2:
-            # RFC 3030 §2: the whole transaction failed with this chunk, and what follows only says so again.
+        if reply.code // 100 == 2:
+            return
+        # RFC 3030 §2: the whole transaction failed with this chunk, and what follows only says so again.
+        results = self._state.results
+        if reply.code in _NO_BDAT and results is not None:
+            self._leave_for_data(results, reply)
+        else:
             self._state.result_for_rest(reply, "BDAT")
             self._state.leave(f"the next hop refused a part of the message: {reply}")
 
     def end_answered(self, command: SentCommand, reply: Reply) -> None:
         self._left_open = False
-        results = self._state.results
-        for index in command.recipients:
-            if results is not None and not results.answered(index, reply, "the message"):
-                self._state.unexpected_reply(reply, "the message")
+        state, results = self._state, self._state.results
+        if results is None or not command.recipients:
+            return
+        if reply.code in _NO_BDAT and isinstance(self._encoder, ChunkEncoder):
+            results.refused_as_sent(command.recipients, reply, "BDAT")
+        else:
+            for index in command.recipients:
+                if not results.answered(index, reply, "the message"):
+                    state.unexpected_reply(reply, "the message")
+                    return
+        # Over LMTP each recipient has its own answer, and some may have the message.
+        if results.again and not state.sent:
+            self._leave_for_data(results, reply)
+
+    def _leave_for_data(self, results: TransactionResults, reply: Reply) -> None:
+        """BDAT is offered and not known: its octets were read as commands.
+
+        So this connection is of no more use. The server has nothing of the message for those without a
+        result.
+        """
+        self._state.distrust("CHUNKING")
+        results.refused_as_sent(results.unfinished, reply, "BDAT")
+        self._state.leave(f"the next hop offers CHUNKING and refused BDAT: {reply}")
+
+
+def _address(results: TransactionResults, index: int) -> Address:
+    return results.transaction.recipients[index].address
+
+
+def _may_be_unknown(reply: Reply) -> bool:
+    """Whether a refusal may be about a parameter; with X.1.Y it is about the address (RFC 3463 §3.2)."""
+    return reply.code in _NOT_KNOWN and not reply.enhanced.startswith("5.1.")
+
+
+def _is_too_many(reply: Reply) -> bool:
+    """Whether RCPT was refused since the envelope has as many recipients as the server takes."""
+    if reply.code // 100 not in (4, 5):
+        return False
+    return _says_only_that(reply) or _TOO_MANY.search(reply.text) is not None
+
+
+def _says_only_that(reply: Reply) -> bool:
+    # RFC 3463 §3.6 X.5.3; RFC 5321 §4.5.3.1.10: without it 452 and 552 are about storage, too.
+    plain = reply.code in (452, 552) and not reply.enhanced and not _STORAGE.search(reply.text)
+    return plain or reply.enhanced[1:] == ".5.3"
+
+
+def _blamed(command: SentCommand, reply: Reply, results: TransactionResults) -> frozenset[str]:
+    """The keywords whose parameters may be why MAIL was refused, and without which the message can go."""
+    if not _may_be_unknown(reply):
+        return frozenset()
+    transaction = results.transaction
+    used = offers_used(command.line, transaction.sender)
+    needs = [_address(results, index).needs_smtputf8 for index in results.due]
+    if transaction.sender.needs_smtputf8 or all(needs):
+        used -= {"SMTPUTF8"}
+    if transaction.utf8_header:
+        # One of the two has to say that there are octets beyond ASCII in the header.
+        used -= {"8BITMIME"}
+    # Where the reply names it, only that; and last what some recipients need.
+    named = used & named_offers(reply.text)
+    return named or (used - {"SMTPUTF8"} if any(needs) else used) or used
