@@ -74,6 +74,11 @@ class NetMetrics:
         self.tls_connections = new.counter(
             "elemta_tls_connections_total", "Finished TLS handshakes, by version.", "version"
         )
+        self.certificate_not_after = new.reported_gauge(
+            "elemta_certificate_not_after_seconds",
+            "When each certificate of the server that is in use expires, in seconds since the epoch.",
+            "file",
+        )
         self.auth_attempts = new.counter(
             "elemta_auth_attempts_total", "AUTH exchanges, by outcome.", "outcome"
         )

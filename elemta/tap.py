@@ -73,7 +73,7 @@ def makeService(options: Options) -> IService:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
         raise SystemExit(EX_CONFIG) from None
     if options["check"]:
-        for caution in config.cautions():
+        for caution in components.cautions(runtime.wall()):
             sys.stdout.write(f"caution: {caution}\n")
         for note in config.without_effect():
             sys.stdout.write(f"note: {note}\n")

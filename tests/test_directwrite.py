@@ -188,7 +188,7 @@ async def test_over_tls_nothing_leaves_in_the_clear(tmp_path: Path) -> None:
     assert context is not None
     async with talking(over_tcp()) as (talker, client):
         write_at_once(talker.transport, b"220 go ahead\r\n")
-        talker.transport.startTLS(ServerCertificate(context))
+        talker.transport.startTLS(ServerCertificate(context).handshake())
         write_at_once(talker.transport, b"250 secret\r\n")
         assert on_the_wire(client) == b"220 go ahead\r\n"
 

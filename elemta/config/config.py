@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from elemta.config import warnings
 from elemta.config.schema import (
     AuthConfig,
+    CertificateConfig,
     ConsoleConfig,
     DomainsConfig,
     LimitConfig,
@@ -40,6 +41,7 @@ class Config:
     server: ServerConfig
     listeners: tuple[ListenerConfig, ...]
     tls: TLSConfig
+    certificates: tuple[CertificateConfig, ...]
     domains: DomainsConfig
     auth: AuthConfig
     resources: ResourcesConfig

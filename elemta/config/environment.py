@@ -29,6 +29,7 @@ _OF_KUBERNETES = re.compile(
 _IN_THE_FILE_ONLY = {
     "POLICY": "[policy.NAME]",
     "LISTENER": "[[listener]]",
+    "CERTIFICATE": "[[certificate]]",
     "LIMIT": "[[limit]]",
     "ROUTE": "[[route]]",
 }

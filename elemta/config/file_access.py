@@ -43,6 +43,10 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
     if tls.certificate:
         key = "tls.private_key" if tls.private_key else "tls.certificate"
         yield key, tls.private_key or tls.certificate, "a private key"
+    for number, more in enumerate(config.certificates, start=1):
+        key = f"certificate[{number}]"
+        key = f"{key}.private_key" if more.private_key else f"{key}.certificate"
+        yield key, more.private_key or more.certificate, "a private key"
     for number, route in enumerate(config.routes, start=1):
         if route.credentials:
             yield f"route[{number}].credentials", route.credentials, "a password"

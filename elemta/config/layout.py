@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from elemta.config.schema import (
     AuthConfig,
+    CertificateConfig,
     ConsoleConfig,
     DomainsConfig,
     LimitConfig,
@@ -36,6 +37,7 @@ SECTIONS: Final = (
     Section("server", "server", ServerConfig),
     Section("listener", "listeners", ListenerConfig, many=True),
     Section("tls", "tls", TLSConfig),
+    Section("certificate", "certificates", CertificateConfig, many=True),
     Section("domains", "domains", DomainsConfig),
     Section("auth", "auth", AuthConfig),
     Section("resources", "resources", ResourcesConfig),

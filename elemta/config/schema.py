@@ -167,6 +167,28 @@ class TLSConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateConfig:
+    """One ``[[certificate]]`` table: one more certificate, chosen by the name that a client asks for (SNI).
+
+    The names are read from the certificate, wildcards too. A client that asks for no name, or for an unknown
+    one, gets the certificate of ``[tls]``. A name may have an RSA and an ECDSA certificate.
+    """
+
+    certificate: str = setting(
+        REQUIRED,
+        "A PEM file with the certificate and its chain; a reload reads it again.",
+        not_empty=True,
+        example="/etc/ssl/other.pem",
+    )
+    private_key: str = setting(
+        "",
+        "A PEM file with the private key; a reload reads it again. Empty: the key is in the certificate's "
+        "file.",
+        example="/etc/ssl/other.key",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class DomainsConfig:
     """The ``[domains]`` table: the domains that mail is accepted for."""
 

@@ -60,6 +60,10 @@ def _server(config: Config) -> Iterator[Fault]:
 def _tls(config: Config) -> Iterator[Fault]:
     if config.tls.minimum is TLSVersion.TLS_1_3:
         yield from _given(config, "tls.ciphers", "these are ciphers of TLS 1.2, which is off", never=True)
+    if not config.tls.certificate:
+        for number, _ in enumerate(config.certificates, start=1):
+            problem = "there is no TLS, as [tls] has no certificate for clients that ask for no name"
+            yield from _given(config, f"certificate[{number}].certificate", problem, never=True)
 
 
 def _valkey(config: Config) -> Iterator[Fault]:

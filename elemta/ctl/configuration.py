@@ -17,10 +17,16 @@ from elemta.runtime import ProcessRuntime
 def check(invocation: CommandContext) -> int:
     """``config check``: every fault, in the file itself and in what it names. Needs no daemon."""
     config = invocation.config()
-    faults = [*_of_domains(config), *_of_checkers(config, invocation.runtime), *_of_chain(config)]
+    expiry, of_certificates = _of_certificates(config, invocation.runtime)
+    faults = [
+        *_of_domains(config),
+        *of_certificates,
+        *_of_checkers(config, invocation.runtime),
+        *_of_chain(config),
+    ]
     if faults:
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
-    notes = [*config.without_effect(), *config.cautions()]
+    notes = [*config.without_effect(), *config.cautions(), *expiry]
     if invocation.json:
         invocation.give({"ok": True, "config": config.source, "notes": [str(note) for note in notes]})
         return EX_OK
@@ -52,6 +58,17 @@ def _of_domains(config: Config) -> tuple[Fault, ...]:
     except ConfigError as error:
         return error.faults
     return ()
+
+
+def _of_certificates(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """Cautions, and faults. Needs OpenSSL, for which no other command waits."""
+    from elemta.certificates import certificate_cautions, read_certificates  # noqa: PLC0415
+
+    try:
+        certificates = read_certificates(config.tls, config.certificates)
+    except ConfigError as error:
+        return (), error.faults
+    return tuple(certificate_cautions(certificates, runtime.wall())), ()
 
 
 def _of_checkers(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ...]:

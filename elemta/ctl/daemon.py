@@ -18,6 +18,12 @@ _LISTENERS = (
     Column("ADDRESS", flexible=True),
     Column("OPEN", right=True),
 )
+_CERTIFICATES = (
+    Column("CERTIFICATE", flexible=True),
+    Column("NAMES", flexible=True),
+    Column("KEY"),
+    Column("DAYS LEFT", right=True),
+)
 _NODES = (
     Column("NODE", flexible=True),
     Column("HOST", flexible=True, spare=2),
@@ -59,6 +65,10 @@ def status(invocation: CommandContext) -> int:
         invocation.say(f"{name:<10}{value}")
     invocation.say("")
     invocation.give_table(_LISTENERS, [_listener(listener) for listener in answer["listeners"]])
+    if answer["certificates"]:
+        invocation.say("")
+        rows = [_certificate(certificate) for certificate in answer["certificates"]]
+        invocation.give_table(_CERTIFICATES, rows)
     for key in answer["needs_restart"]:
         invocation.say(f"note: {waits_for_restart(key)}")
     for note in answer["notes"]:
@@ -73,6 +83,16 @@ def _listener(listener: Mapping[str, Any]) -> Sequence[str]:
         listener["tls"],
         listener["address"],
         str(listener["connections"]),
+    )
+
+
+def _certificate(certificate: Mapping[str, Any]) -> Sequence[str]:
+    days = certificate["days_left"]
+    return (
+        certificate["file"],
+        ", ".join(certificate["names"]) or "none",
+        certificate["kind"],
+        "EXPIRED" if days < 0 else str(days),
     )
 
 

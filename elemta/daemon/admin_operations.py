@@ -55,6 +55,20 @@ class ListenerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """One certificate of the server: its file, its names, the kind of its key, and when it expires.
+
+    ``not_after`` is seconds since the epoch. ``days_left`` are whole days, less than 0 after that.
+    """
+
+    file: str
+    names: tuple[str, ...]
+    kind: str
+    not_after: float
+    days_left: int
+
+
+@dataclass(frozen=True, slots=True)
 class OwnSpoolStatus:
     """The spool directory of this node, and :class:`QueueStats`."""
 
@@ -98,6 +112,7 @@ class DaemonStatus:
     uptime: float
     config: str
     listeners: tuple[ListenerStatus, ...]
+    certificates: tuple[CertificateStatus, ...]
     sessions: int
     policies: tuple[str, ...]
     limiter: str
@@ -164,6 +179,7 @@ class DaemonOperations:
             uptime=self._uptime(),
             config=config.source,
             listeners=tuple(self._listener_status(listener) for listener in daemon.listeners.smtp),
+            certificates=self._certificates(),
             sessions=daemon.sessions,
             policies=tuple(config.policies.chain),
             limiter=limiter.mode,
@@ -171,7 +187,7 @@ class DaemonOperations:
             valkey=limiter.valkey,
             spool=await self._spool_status(config.spool.directory),
             needs_restart=daemon.needs_restart,
-            notes=(*config.cautions(), *config.without_effect()),
+            notes=(*daemon.components.cautions(self._now()), *config.without_effect()),
         )
 
     @route("GET", "/v1/nodes")
@@ -228,15 +244,25 @@ class DaemonOperations:
         self._daemon.drain()
         return DrainResult(self._daemon.state_name)
 
+    def _now(self) -> float:
+        return self._daemon.shared.runtime.wall()
+
     def _uptime(self) -> float:
-        return max(0.0, self._daemon.shared.runtime.wall() - self._daemon.started_at)
+        return max(0.0, self._now() - self._daemon.started_at)
+
+    def _certificates(self) -> tuple[CertificateStatus, ...]:
+        now = self._now()
+        return tuple(
+            CertificateStatus(each.file, each.names, each.kind, each.not_after, each.days_left(now))
+            for each in self._daemon.components.certificates
+        )
 
     def _listener_status(self, listener: Listener) -> ListenerStatus:
         factory = self._daemon.listeners.factories[listener.name]
         return ListenerStatus(
             name=listener.name,
             role=factory.listener.role.value,
-            tls=_tls_in_words(factory.listener.tls, certificate=self._daemon.components.context is not None),
+            tls=_tls_in_words(factory.listener.tls, certificate=self._daemon.components.tls is not None),
             address=listener.address,
             connections=factory.open_sessions,
         )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from OpenSSL import SSL
 from twisted.logger import Logger
 
 from elemta.auth import Authenticator
+from elemta.certificates import Certificate, certificate_cautions
 from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
 from elemta.delivery.routes import Route, routes_from_config
@@ -21,7 +21,7 @@ from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.metrics import Metrics
-from elemta.net.tls import load_context
+from elemta.net.tls import TLSContexts, load_context
 from elemta.ops.metrics import MetricsExporter
 from elemta.ops.plugin_metrics import PluginMetricsRegistry
 from elemta.policies.limits import LimitsPolicy
@@ -70,7 +70,7 @@ class Components:
     chain: PolicyChain
     limiter: Limiter
     authenticator: Authenticator
-    context: SSL.Context | None
+    tls: TLSContexts | None
     routes: tuple[Route, ...]
     delivery: DeliverySettings
 
@@ -78,6 +78,15 @@ class Components:
     def max_envelope(self) -> int:
         """The octets of memory that one envelope may take."""
         return max(LEAST_ENVELOPE, self.config.server.max_recipients * ORDINARY_RECIPIENT)
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """The server's certificates, the default first."""
+        return () if self.tls is None else self.tls.certificates
+
+    def cautions(self, now: float) -> tuple[Fault, ...]:
+        """What is allowed and dangerous, in the configuration and in the certificates that it names."""
+        return (*self.config.cautions(), *certificate_cautions(self.certificates, now))
 
     def session_settings(self, listener: ListenerConfig) -> SessionSettings:
         """The settings of the SMTP sessions of ``listener``."""
@@ -88,7 +97,7 @@ class Components:
             max_recipients=server.max_recipients,
             normalize_newlines=server.bare_newline is BareNewline.NORMALIZE,
             implicit_tls=listener.tls is ListenerTLS.IMPLICIT,
-            starttls=listener.tls is ListenerTLS.STARTTLS and self.context is not None,
+            starttls=listener.tls is ListenerTLS.STARTTLS and self.tls is not None,
             auth=self.authenticator.enabled,
             auth_needs_tls=self.config.auth.require_tls,
             require_auth=listener.role is Role.SUBMISSION,
@@ -123,7 +132,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         chain=chain,
         limiter=limiter,
         authenticator=Authenticator.from_config(config.auth, shared.runtime, source=config.source),
-        context=load_context(config.tls),
+        tls=load_context(config.tls, config.certificates),
         routes=routes_from_config(config, domains),
         delivery=DeliverySettings.from_config(config, shared.runtime),
     )

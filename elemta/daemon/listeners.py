@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from elemta.certificates import Certificate
 from elemta.config import Config
 from elemta.daemon.components import Components, SharedResources
 from elemta.delivery.maildir import Mailboxes
@@ -34,6 +35,8 @@ class Listeners:
         self.smtp: list[Listener] = []
         self.monitoring: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
+        self._certificates: tuple[Certificate, ...] = ()
+        shared.metrics.net.certificate_not_after.poll_labelled(self._expiry_of_certificates)
         self._reactor = shared.runtime.reactor
         self._metrics = shared.metrics
         self._exporter = shared.exporter
@@ -79,9 +82,10 @@ class Listeners:
 
     def set_context(self, components: Components, spool: Spool) -> None:
         """Let every listener's next session begin under ``assembly``."""
-        if components.context is not None:
-            self._certificate = self._certificate or ServerCertificate(components.context)
-            self._certificate.replace(components.context)
+        self._certificates = components.certificates
+        if components.tls is not None:
+            self._certificate = self._certificate or ServerCertificate(components.tls)
+            self._certificate.replace(components.tls)
         resources = components.config.resources
         if resources.max_connections > self.registry.max_connections:
             provide_descriptors(resources.max_connections)
@@ -114,3 +118,6 @@ class Listeners:
 
     def _session_memory(self) -> list[LabelledValue]:
         return [((kind,), octets) for kind, octets in asdict(self.registry.memory).items()]
+
+    def _expiry_of_certificates(self) -> list[LabelledValue]:
+        return [((certificate.file,), certificate.not_after) for certificate in self._certificates]

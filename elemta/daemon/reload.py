@@ -60,7 +60,7 @@ class ConfigReloader:
             self._notifier.ready()
         self._renew_log(components.config)
         waiting = self._put_into_force(components)
-        say_cautions(components.config)
+        say_cautions(components.cautions(self._shared.runtime.wall()))
         _log.info("reloaded", event="config.reloaded", config=components.config.source, needs_restart=waiting)
         return ReloadReport(needs_restart=waiting)
 
@@ -86,9 +86,9 @@ def refused(faults: Sequence[Fault]) -> ReloadReport:
     return ReloadReport(faults=tuple(faults))
 
 
-def say_cautions(config: Config) -> None:
+def say_cautions(cautions: Sequence[Fault]) -> None:
     """What is allowed and dangerous, in the log."""
-    for caution in config.cautions():
+    for caution in cautions:
         _log.warn(
             "a setting is dangerous", event="config.warning_given", key=caution.key, note=caution.problem
         )

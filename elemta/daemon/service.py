@@ -191,7 +191,7 @@ class Elemta(Service):
         )
 
     def _say_ready(self) -> None:
-        say_cautions(self.config)
+        say_cautions(self.components.cautions(self.shared.runtime.wall()))
         for note in self.config.without_effect():
             _log.warn(
                 "a setting has no effect", event="config.effect_missing", key=note.key, note=note.problem

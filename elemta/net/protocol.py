@@ -83,6 +83,7 @@ class ESMTPProtocol(ClientConnection):
         self.health_check = health_check
         self._session = ServerSession(terms.session, facts, registry.envelopes)
         self._backend = SessionBackend(terms, facts, health_check=health_check)
+        self._handshake: tls.ServerHandshake | None = None
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
         # The answer that the open question waits for
         self._pending: Deferred[Response] | None = None
@@ -130,6 +131,9 @@ class ESMTPProtocol(ClientConnection):
 
     def handshakeCompleted(self) -> None:
         self._change(ConnectionChange.TLS_STARTED)
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None:
+            handshake.completed()
         info = tls.describe(cast(SSL.Connection, self.transport.getHandle()))
         self._terms.metrics.tls_connections.labels(info.version).inc()
         if self._terms.implicit_tls:
@@ -165,7 +169,7 @@ class ESMTPProtocol(ClientConnection):
         if pending is not None and isinstance(self._session.question, PauseQuestion):
             pending.cancel()
         if handshake_failed:
-            self._terms.metrics.tls_connections.labels("failed").inc()
+            self._handshake_failed(reason)
         try:
             self._act_on(self._session.lost())
             self._backend.disconnected()
@@ -182,6 +186,14 @@ class ESMTPProtocol(ClientConnection):
             reason=reason.getErrorMessage(),
             seconds=round(self._registry.seconds() - self._opened_at, 3),
         )
+
+    def _handshake_failed(self, reason: Failure) -> None:
+        self._terms.metrics.tls_connections.labels("failed").inc()
+        handshake, self._handshake = self._handshake, None
+        # A load balancer looks whether the port is open, every second or two.
+        if not self.health_check:
+            heard = b"" if handshake is None else handshake.heard
+            self._registry.handshake_log.failed(self.facts, heard, reason)
 
     # From the transport as a consumer: the client does not read, or reads again
 
@@ -423,7 +435,8 @@ class ESMTPProtocol(ClientConnection):
         self._change(ConnectionChange.START_TLS)
         self.transport.bufferSize = READ_COMMANDS_BY_TLS
         self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
-        self.transport.startTLS(certificate)
+        self._handshake = certificate.handshake()
+        self.transport.startTLS(self._handshake)
 
     def _close(self, reason: str, *, in_message: bool = False) -> None:
         if self._state in ENDING:

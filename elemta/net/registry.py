@@ -14,6 +14,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
 from elemta.limits.identity import ip_identity
+from elemta.net.handshake_log import HandshakeLog
 from elemta.runtime import Runtime
 from elemta.smtp import replies
 from elemta.smtp.memory import MemoryBudget, SessionMemory
@@ -86,6 +87,7 @@ class ConnectionRegistry:
         self._when_empty: list[Callable[[], None]] = []
         self._looked_at = 0.0
         self._stood_still = 0.0
+        self.handshake_log = HandshakeLog(self.seconds)
 
     def seconds(self) -> float:
         """The clock of sessions. It stands still while this process does: that time is no client's."""

@@ -1,24 +1,24 @@
-"""The server's certificate: loaded and checked as a whole, swapped while the daemon runs."""
+"""TLS of the server: contexts of all certificates, chosen by name, swapped while the daemon runs."""
 
 from __future__ import annotations
 
-import re
+import os
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.internet.ssl import Certificate, CertificateOptions, PrivateCertificate, TLSVersion
+from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from elemta.config import TLSConfig
+from elemta.certificates import Certificate, read_certificates
+from elemta.config import CertificateConfig, TLSConfig
 from elemta.config.ciphers import DEFAULT_CIPHERS
 from elemta.errors import ConfigError, Fault
+from elemta.net.client_hello import LONGEST_HELLO
 from elemta.smtp.session_info import TLSInfo
-
-_PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 _VERSIONS = {
     "TLSv1.2": TLSVersion.TLSv1_2,
@@ -26,46 +26,117 @@ _VERSIONS = {
 }
 
 
-def load_context(config: TLSConfig) -> SSL.Context | None:
-    """Read certificate chain and key and build a context from them; None when no certificate is configured.
+class TLSContexts:
+    """One generation of contexts, which a reload replaces as a whole.
 
-    Raises :class:`~elemta.errors.ConfigError` when a file can't be read or used, or when the key is
-    not the certificate's.
+    A client that asks for a name gets the certificates that have it, else those that have a wildcard for it,
+    else the default. Where a name has certificates of two kinds, OpenSSL chooses by what the client offers.
     """
-    if not config.certificate:
-        return None
-    chain = _read(config.certificate, "tls.certificate")
-    key = _read(config.private_key, "tls.private_key") if config.private_key else chain
-    certificates = _PEM_CERTIFICATE.findall(chain)
+
+    def __init__(self, certificates: Sequence[Certificate], config: TLSConfig) -> None:
+        self.certificates = tuple(certificates)
+        by_name: dict[str, tuple[Certificate, ...]] = {}
+        for certificate in certificates:
+            for name in certificate.names:
+                by_name[name] = (*by_name.get(name, ()), certificate)
+        made: dict[tuple[str, ...], SSL.Context] = {}
+        self._by_name = {name: _context_once(made, group, config) for name, group in by_name.items()}
+        self.default = _context_once(made, _of_default(certificates), config)
+        if len(made) > 1:
+            self.default.set_tlsext_servername_callback(self._choose)
+
+    def find(self, name: str) -> SSL.Context:
+        """The context for a client that asks for this name; "" where it asks for none."""
+        name = name.lower().removesuffix(".")
+        found = self._by_name.get(name)
+        if found is None:
+            # RFC 6125 §6.4.3: a wildcard stands for one label.
+            _, _, rest = name.partition(".")
+            found = self._by_name.get(f"*.{rest}", self.default)
+        return found
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        """Called by OpenSSL within a handshake; it must not raise."""
+        asked = connection.get_servername()
+        chosen = self.find(asked.decode("ascii", "replace")) if asked else self.default
+        if chosen is not self.default:
+            connection.set_context(chosen)
+
+
+def load_context(config: TLSConfig, more: Sequence[CertificateConfig] = ()) -> TLSContexts | None:
+    """Read all certificates and build contexts from them; None when no certificate is configured.
+
+    Raises :class:`~elemta.errors.ConfigError` with every fault of the files.
+    """
+    certificates = read_certificates(config, more)
     if not certificates:
-        raise ConfigError([Fault(config.certificate, "tls.certificate", "holds no PEM certificate")])
-    if b"ENCRYPTED" in key:
-        # OpenSSL would ask for the passphrase at the terminal, and the reactor would wait with it.
-        fault = Fault(config.private_key or config.certificate, "tls.private_key", "needs a passphrase")
-        raise ConfigError([fault])
+        return None
     try:
-        return _context(certificates, key, config)
-    except Exception as error:  # pyOpenSSL and cryptography raise many kinds, all meaning "unusable"
+        return TLSContexts(certificates, config)
+    except Exception as error:  # pyOpenSSL raises many kinds, all meaning "unusable"
         problem = f"certificate and key can't be used together: {error or type(error).__name__}"
         raise ConfigError([Fault(config.certificate, "tls", problem)]) from error
 
 
-def _context(certificates: list[bytes], key: bytes, config: TLSConfig) -> SSL.Context:
+def _of_default(certificates: Sequence[Certificate]) -> tuple[Certificate, ...]:
+    """The certificate of [tls], and those of other kinds that have all its names."""
+    first, *more = certificates
+    chosen = {first.kind: first}
+    for certificate in more:
+        if first.names and set(first.names) <= set(certificate.names):
+            chosen.setdefault(certificate.kind, certificate)
+    return tuple(chosen.values())
+
+
+def _context_once(
+    made: dict[tuple[str, ...], SSL.Context], group: tuple[Certificate, ...], config: TLSConfig
+) -> SSL.Context:
+    keys = tuple(certificate.key for certificate in group)
+    if keys not in made:
+        made[keys] = _context(group, config)
+    return made[keys]
+
+
+def _context(group: tuple[Certificate, ...], config: TLSConfig) -> SSL.Context:
+    first, *more = group
     with warnings.catch_warnings():
         # Twisted gives pyOpenSSL the kind of certificate that newer ones will not take for ever; where
         # warnings are errors that would look like a bad certificate.
         warnings.simplefilter("ignore", DeprecationWarning)
-        own = PrivateCertificate.loadPEM(certificates[0] + b"\n" + key)
         options = CertificateOptions(
-            privateKey=own.privateKey.original,
-            certificate=own.original,
-            extraCertChain=[Certificate.loadPEM(pem).original for pem in certificates[1:]],
+            privateKey=_private_key(first),
+            certificate=_x509(first.chain[0]),
+            extraCertChain=[] if more else [_x509(pem) for pem in first.chain[1:]],
             insecurelyLowerMinimumTo=_VERSIONS[config.minimum],
         )
         context = options.getContext()
+        if more:
+            for certificate in group:
+                _add(context, certificate)
     context.set_cipher_list((config.ciphers or DEFAULT_CIPHERS).encode("ascii"))
     context.set_alpn_select_callback(_ignore_alpn)
     return context
+
+
+def _add(context: SSL.Context, certificate: Certificate) -> None:
+    """Put a certificate with a chain of its own beside those of other kinds.
+
+    pyOpenSSL can do that only from a file, and the operator's may have changed since it was read.
+    """
+    with os.fdopen(os.memfd_create("certificate"), "wb") as file:
+        file.write(b"\n".join(certificate.chain) + b"\n")
+        file.flush()
+        context.use_certificate_chain_file(f"/proc/self/fd/{file.fileno()}")
+    context.use_privatekey(_private_key(certificate))
+    context.check_privatekey()
+
+
+def _x509(pem: bytes) -> crypto.X509:
+    return crypto.load_certificate(crypto.FILETYPE_PEM, pem)
+
+
+def _private_key(certificate: Certificate) -> crypto.PKey:
+    return crypto.load_privatekey(crypto.FILETYPE_PEM, certificate.private_key)
 
 
 def _ignore_alpn(_connection: SSL.Connection, _offered: list[bytes]) -> Any:
@@ -76,25 +147,55 @@ def _ignore_alpn(_connection: SSL.Connection, _offered: list[bytes]) -> Any:
     return SSL.NO_OVERLAPPING_PROTOCOLS
 
 
-def _read(path: str, key: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError([Fault(path, key, f"can't be read: {error.strerror}")]) from error
+class ServerCertificate:
+    """Gives every new TLS connection the contexts of the moment; :meth:`replace` is what a reload calls."""
+
+    def __init__(self, contexts: TLSContexts) -> None:
+        self._contexts = contexts
+
+    def replace(self, contexts: TLSContexts) -> None:
+        self._contexts = contexts
+
+    def handshake(self) -> ServerHandshake:
+        """One handshake, for ``startTLS``."""
+        return ServerHandshake(self._contexts.default)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
-class ServerCertificate:
-    """Gives every new TLS connection the context of the moment; :meth:`replace` is what a reload calls."""
+class ServerHandshake:
+    """One handshake, and the beginning of what its client sent."""
 
     def __init__(self, context: SSL.Context) -> None:
         self._context = context
-
-    def replace(self, context: SSL.Context) -> None:
-        self._context = context
+        self._connection: _HeardConnection | None = None
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
-        return SSL.Connection(self._context, None)
+        self._connection = _HeardConnection(self._context)
+        return self._connection
+
+    @property
+    def heard(self) -> bytes:
+        """What the client sent first, bounded."""
+        return bytes(self._connection.heard or b"") if self._connection is not None else b""
+
+    def completed(self) -> None:
+        """What the client sent is of no more use."""
+        if self._connection is not None:
+            self._connection.heard = None
+
+
+class _HeardConnection(SSL.Connection):
+    """Keeps the beginning of what the client sends, until the handshake is done."""
+
+    def __init__(self, context: SSL.Context) -> None:
+        self.heard: bytearray | None = bytearray()
+        super().__init__(context, None)
+
+    def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
+        heard = self.heard
+        if heard is not None and len(heard) < LONGEST_HELLO:
+            heard += buf[: LONGEST_HELLO - len(heard)]
+        return super().bio_write(buf)
 
 
 def describe(connection: SSL.Connection) -> TLSInfo:

@@ -297,6 +297,18 @@ OVERVIEW = Dashboard(
                     width=6,
                 ),
                 Panel(
+                    "Certificates: time left",
+                    "Until each certificate expires; below 0 it has. A reload counts a renewed one.",
+                    (
+                        Query(
+                            f"min by (file) (elemta_certificate_not_after_seconds{{{NODE}}}) - time()",
+                            "{{file}}",
+                        ),
+                    ),
+                    "s",
+                    width=6,
+                ),
+                Panel(
                     "File descriptors",
                     "As a share of what the process may have.",
                     (

@@ -56,9 +56,9 @@ SERVER_KEYS = (
         ),
         pytest.param(
             "[resource]\nx = 1",
-            "resource: unknown table (did you mean [resources]? known are [server], [[listener]], [tls], [domains], "
-            "[auth], [resources], [[limit]], [policies], [[route]], [spool], [metrics], [console], [logging], "
-            "[policy.NAME])",
+            "resource: unknown table (did you mean [resources]? known are [server], [[listener]], [tls], "
+            "[[certificate]], [domains], [auth], [resources], [[limit]], [policies], [[route]], [spool], "
+            "[metrics], [console], [logging], [policy.NAME])",
             id="unknown table",
         ),
         pytest.param(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -104,6 +105,7 @@ async def test_status_tells_what_runs_and_what_waits(daemon: Daemon) -> None:
     assert "Elemta 0.1.0 on mx1.example.org, node mx1, pid 42, up 1h 1m" in out
     assert "1 message (0 active, 0 deferred, 1 hold)" in out
     assert "127.0.0.1:2525" in out
+    assert re.search(r"^/etc/mx\.pem +mx1\.example\.org +RSA +4$", out, re.MULTILINE)
     assert "note: /etc/elemta.toml: server.workers: has no effect yet" in out
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+from elemta.certificates import Certificate
 from elemta.config import ListenerTLS, Role
 from elemta.daemon.admin_operations import (
     ConfigInForce,
@@ -70,10 +71,17 @@ class Administered:
             server=SimpleNamespace(node_id="mx1", hostname="mx1.example.org"),
             policies=SimpleNamespace(chain=("limits", "relay")),
             spool=SimpleNamespace(directory="/var/spool/elemta"),
-            cautions=lambda: (),
             without_effect=lambda: (Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
         )
-        return SimpleNamespace(config=config, context=object())
+        return SimpleNamespace(
+            config=config, tls=object(), certificates=self.certificates, cautions=lambda _now: ()
+        )
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """One that expires in four days and a half."""
+        end = time.time() + 4.5 * 86400
+        return (Certificate("tls", "/etc/mx.pem", ("mx1.example.org",), "RSA", 0.0, end, (), b""),)
 
     @property
     def listeners(self) -> Any:

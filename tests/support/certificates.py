@@ -25,9 +25,14 @@ class CertificateFiles:
 
 
 def make_certificate(
-    directory: Path, name: str = "mx.example.test", *, with_rsa: bool = False
+    directory: Path, *names: str, with_rsa: bool = False, days: float = 90, stem: str = ""
 ) -> CertificateFiles:
-    """A certificate for ``name``, valid for a day; overwrites what is there."""
+    """A certificate for ``names``, valid for some days; overwrites what is there.
+
+    ``stem`` is the beginning of the names of its files.
+    """
+    names = names or ("mx.example.test",)
+    name = names[0]
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = (
         rsa.generate_private_key(65537, 2048) if with_rsa else ec.generate_private_key(ec.SECP256R1())
     )
@@ -39,12 +44,12 @@ def make_certificate(
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .not_valid_before(now - datetime.timedelta(days=400))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in names]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    files = CertificateFiles(directory / "certificate.pem", directory / "key.pem")
+    files = CertificateFiles(directory / f"{stem}certificate.pem", directory / f"{stem}key.pem")
     files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     files.key.write_bytes(
         key.private_bytes(
