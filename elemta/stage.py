@@ -16,3 +16,6 @@ class Stage(enum.Enum):
     RCPT = "rcpt"
     DATA = "data"
     MESSAGE = "message"
+
+    # Members are single objects. The hash of `Enum` runs Python code at each look-up in a dictionary.
+    __hash__ = object.__hash__

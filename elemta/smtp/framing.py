@@ -58,6 +58,10 @@ class InputBuffer:
     def __len__(self) -> int:
         return len(self._block) - self._offset + len(self._held)
 
+    def __bool__(self) -> bool:
+        # What was used up is dropped, so a block that is there has something left.
+        return bool(self._block or self._held)
+
     @property
     def memory(self) -> int:
         """The octets of memory that this takes; a little even while nothing is held."""
@@ -76,7 +80,7 @@ class InputBuffer:
 
     def begins_with(self, prefix: bytes) -> bool:
         """Whether the input begins with ``prefix``; False while it is shorter."""
-        if len(self._block) - self._offset < len(prefix):
+        if self._held and len(self._block) - self._offset < len(prefix):
             self._gather()
         return self._block.startswith(prefix, self._offset)
 

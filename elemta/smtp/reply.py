@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 
 # RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
 _LONGEST_TEXT = 480
@@ -19,6 +18,8 @@ class Reply:
     code: int
     enhanced: str
     lines: tuple[str, ...]
+    # As it goes over the wire, made once: nearly every reply is one of a few constants.
+    _wire: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, code: int, enhanced: str, *lines: str) -> Reply:
@@ -37,7 +38,9 @@ class Reply:
 
     def encode(self) -> bytes:
         """The reply as the client receives it. Control characters of a text never reach the wire."""
-        return _encode(self)
+        if not self._wire:
+            object.__setattr__(self, "_wire", _encoded(self))
+        return self._wire
 
     def __str__(self) -> str:
         return f"{self.code} {self.enhanced} {self.text}" if self.enhanced else f"{self.code} {self.text}"
@@ -48,9 +51,7 @@ def _printable(line: str) -> str:
     return cleaned[:_LONGEST_TEXT]
 
 
-# Nearly every reply is one of a few; what is particular (a queue id, a limit) falls out of the cache again.
-@lru_cache(maxsize=256)
-def _encode(reply: Reply) -> bytes:
+def _encoded(reply: Reply) -> bytes:
     prefix = f"{reply.enhanced} " if reply.enhanced else ""
     lines = [prefix + _printable(line) for line in reply.lines] or [prefix]
     out = [f"{reply.code}-{line}\r\n" for line in lines[:-1]]

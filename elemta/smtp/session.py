@@ -233,7 +233,7 @@ class ServerSession:
             if self.unread or state.output_size > self._settings.max_output:
                 self.held_up = True
                 break
-            if state.question is None:
+            if state.held is not None and state.question is None:
                 state.pause()
             if state.question is not None:
                 break

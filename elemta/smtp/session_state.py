@@ -33,6 +33,9 @@ class SessionPhase(enum.Enum):
     RCPT = "a sender and recipients"
     CHUNKS = "between two chunks"
 
+    # As in `Stage`.
+    __hash__ = object.__hash__
+
 
 class ExpectedInput(enum.Enum):
     """What the next octets from the client are."""
@@ -72,7 +75,8 @@ class SessionState:
         self._idle_commands = 0
         self._declined = 0
         self._refusals = 0
-        self._held: Replied | None = None
+        #: The reply that is held back until a :meth:`pause` is over.
+        self.held: Replied | None = None
 
     @property
     def phase(self) -> SessionPhase:
@@ -86,7 +90,8 @@ class SessionState:
     # What is said
 
     def reply(self, verb: str, reply: Reply, reason: str = "") -> None:
-        self._release_reply()
+        if self.held is not None:
+            self._release_reply()
         self._send(Replied(verb, reply, reason))
 
     def _send(self, replied: Replied) -> None:
@@ -97,16 +102,13 @@ class SessionState:
 
     def _release_reply(self) -> None:
         """Send the reply that is held back, if there is one: nothing is ever sent before it."""
-        held, self._held = self._held, None
+        held, self.held = self.held, None
         if held is not None:
             self._send(held)
 
     def pause(self) -> None:
-        """Ask for the pause that a reply which is held back has to wait for, if there is one."""
-        if self._held is not None:
-            self.ask(
-                PauseQuestion(self.facts, self.settings.refusal_seconds), lambda _: self._release_reply()
-            )
+        """Ask for the pause that the reply which is held back has to wait for."""
+        self.ask(PauseQuestion(self.facts, self.settings.refusal_seconds), lambda _: self._release_reply())
 
     def protocol_error(self, verb: str, reply: Reply, reason: str = "") -> None:
         """Answer a protocol error of the client."""
@@ -132,7 +134,7 @@ class SessionState:
             self.reply_and_close(verb, replies.TOO_MANY_REFUSALS, "too many refusals")
         elif slow:
             self._release_reply()
-            self._held = Replied(verb, reply, reason)
+            self.held = Replied(verb, reply, reason)
         else:
             self.reply(verb, reply, reason)
 
