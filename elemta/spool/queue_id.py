@@ -6,18 +6,21 @@ random bits. Its first 12 characters are the key of the message's row, so that n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from elemta.errors import UnknownMessage
 from elemta.runtime import Randomness
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_VALUES = {char: value for value, char in enumerate(_ALPHABET)}
+# The digits of Crockford's base 32 as those that `int` reads.
+_DIGITS = str.maketrans(_ALPHABET, "0123456789ABCDEFGHIJKLMNOPQRSTUV")
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _EPOCH = 1_577_836_800  # 2020-01-01T00:00:00Z
 _RANDOM_BITS = 39
 _LENGTH = 18
 _KEY_LENGTH = 12
+_KEY = re.compile(rf"[{_ALPHABET}]{{{_KEY_LENGTH}}}")
 _SHIFTS = tuple(range(80, -1, -10))
 
 
@@ -54,12 +57,6 @@ def known_key(queue_id: str) -> int:
 
 def row_key(queue_id: str) -> int | None:
     """The key of a message's row, 60 bits; None for text that can't be a queue id."""
-    if len(queue_id) != _LENGTH:
+    if len(queue_id) != _LENGTH or _KEY.match(queue_id) is None:
         return None
-    key = 0
-    for char in queue_id[:_KEY_LENGTH]:
-        value = _VALUES.get(char)
-        if value is None:
-            return None
-        key = key << 5 | value
-    return key
+    return int(queue_id[:_KEY_LENGTH].translate(_DIGITS), 32)
