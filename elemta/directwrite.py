@@ -12,6 +12,7 @@ from typing import cast
 from twisted.internet import tcp
 from twisted.internet.interfaces import ITransport
 
+_PLAIN = (tcp.Server, tcp.Client)
 # So many pieces of data may wait in the transport before they are joined.
 _MOST_PIECES = 16
 
@@ -24,14 +25,18 @@ def write_at_once(transport: ITransport, data: bytes) -> None:
     does not take, which keeps the order and tells producers as ever. A lost connection is found by the
     reactor afterwards, never in here.
     """
-    if type(transport) in (tcp.Server, tcp.Client) and _has_nothing_to_send(cast(tcp.Connection, transport)):
-        sent = cast(tcp.Connection, transport).writeSomeData(data)
-        if isinstance(sent, int) and sent > 0:
-            if sent == len(data):
-                return
-            data = data[sent:]
+    plain = type(transport) in _PLAIN
+    if plain and _may_send(transport):  # type: ignore[arg-type]  # a cast is a call, and this is for each reply
+        try:
+            sent = transport.socket.send(data)  # type: ignore[attr-defined]
+        except OSError:
+            # The socket is full, or the connection is lost.
+            sent = 0
+        if sent == len(data):
+            return
+        data = data[sent:]
     transport.write(data)
-    if type(transport) in (tcp.Server, tcp.Client):
+    if plain:
         _join_waiting(cast(tcp.Connection, transport))
 
 
@@ -46,20 +51,21 @@ def _join_waiting(connection: tcp.Connection) -> None:
 
 def unsent_memory(transport: ITransport) -> int:
     """The octets of memory that data in the transport take that the socket did not take yet."""
-    if type(transport) not in (tcp.Server, tcp.Client):
+    if type(transport) not in _PLAIN:
         return 0
     connection = cast(tcp.Connection, transport)
     pieces = connection._tempDataBuffer
     return connection.dataBuffer.__sizeof__() + sum(piece.__sizeof__() + 8 for piece in pieces)
 
 
-def _has_nothing_to_send(connection: tcp.Connection) -> bool:
+def _may_send(connection: tcp.Connection) -> bool:
+    """Whether nothing waits to be sent, and the connection is open and has no TLS."""
     # `_tempDataBuffer` is not public, and has been there for as long as there is Twisted: it is what
     # `write` was given since the last time the reactor sent something.
-    return (
-        not connection.TLS
-        and bool(connection.connected)
-        and not connection.disconnecting
-        and not connection.dataBuffer
-        and not connection._tempDataBuffer
+    return not (
+        connection.TLS
+        or connection.dataBuffer
+        or connection._tempDataBuffer
+        or connection.disconnecting
+        or not connection.connected
     )
