@@ -10,7 +10,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
+from zope.interface.interface import InterfaceClass
 
 from elemta.policies.limit_ledger import SessionLedger, TransactionLedger
 from elemta.policy import (
@@ -90,23 +91,23 @@ class _Charged:
         return self.ledger.over or (self.entries is not None and self.entries.over)
 
 
-@implementer(
-    IConnectPolicy,
-    IHeloPolicy,
-    ILoginPolicy,
-    IAuthPolicy,
-    IMailPolicy,
-    IRcptPolicy,
-    IMessagePolicy,
-    IOutcomeObserver,
-    ILoginObserver,
-    ILimitPolicy,
-)
+_STAGES: dict[Stage, InterfaceClass] = {
+    Stage.CONNECT: IConnectPolicy,
+    Stage.HELO: IHeloPolicy,
+    Stage.AUTH: IAuthPolicy,
+    Stage.MAIL: IMailPolicy,
+    Stage.RCPT: IRcptPolicy,
+    Stage.MESSAGE: IMessagePolicy,
+}
+
+
+@implementer(ILoginPolicy, IOutcomeObserver, ILoginObserver, ILimitPolicy)
 class LimitsPolicy:
     """Keeps the receipts of what it charged, and gives back what came to nothing.
 
-    Charges of a transaction that is refused or abandoned are refunded, and those for recipients that a
-    later policy refused. Those of a connection stay when a policy refuses it; only its lease ends.
+    It provides the stages at which there is a limit, and is asked at no other. Charges of a transaction that
+    is refused or abandoned are refunded, and those for recipients that a later policy refused. Those of a
+    connection stay when a policy refuses it; only its lease ends.
     """
 
     def __init__(self, limits: Limits, reactor: IReactorTime, log: Logger, options: LimitsOptions) -> None:
@@ -115,6 +116,11 @@ class LimitsPolicy:
         self._log = log
         self.max_delay = options.max_delay
         self._delayed = 0
+        charged = {stage for stage in _STAGES if limits.charges(stage)}
+        if charged & {Stage.RCPT, Stage.MESSAGE}:
+            # There it gives back what was charged for a transaction that another policy ended.
+            charged.add(Stage.MAIL)
+        alsoProvides(self, *(interface for stage, interface in _STAGES.items() if stage in charged))
 
     def connected(self, session: Session) -> MaybeDeferred[Verdict]:
         if not self._limits.charges(Stage.CONNECT):

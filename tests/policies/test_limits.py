@@ -43,6 +43,8 @@ from elemta.policy import (
     RelayPermission,
     Verdict,
 )
+from elemta.policy.discovery import interfaces_of
+from elemta.policy.interfaces import STAGE_INTERFACES
 from elemta.policy.testing import PolicyTester, make_services
 from elemta.smtp.events import ConnectQuestion, MailQuestion, RcptQuestion, Stage
 from elemta.smtp.path import parse_address
@@ -99,6 +101,27 @@ class LateStore(MemoryStore):
         pending, self.pending = self.pending, []
         for answer, requests in pending:
             answer.callback(super().acquire(requests))
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked"),
+    [
+        ([], {"IConnectPolicy"}),
+        ([limit("helo", Counts.CONNECTIONS, Identity.HELO)], {"IConnectPolicy", "IHeloPolicy"}),
+        ([limit("mails", Counts.MESSAGES, Identity.IP)], {"IConnectPolicy", "IMailPolicy"}),
+        # At MAIL it gives back what was charged for a transaction that never began.
+        (
+            [limit("recipients", Counts.RECIPIENTS, Identity.IP)],
+            {"IConnectPolicy", "IMailPolicy", "IRcptPolicy"},
+        ),
+        ([limit("octets", Counts.BYTES, Identity.IP)], {"IConnectPolicy", "IMailPolicy", "IMessagePolicy"}),
+        ([limit("users", Counts.CONNECTIONS, Identity.USER)], {"IConnectPolicy", "IAuthPolicy"}),
+        ([limit("failures", Counts.AUTH_FAILURES, Identity.USER)], {"IConnectPolicy"}),
+    ],
+)
+def test_it_is_asked_only_where_there_is_a_limit(limits: list[LimitConfig], asked: set[str]) -> None:
+    stages = {interface.__name__ for interface, _ in STAGE_INTERFACES.values()} - {"ILoginPolicy"}
+    assert set(interfaces_of(Harness(*limits).policy)) & stages == asked
 
 
 def test_a_connection_over_the_rate_is_greeted_with_421_name_and_time() -> None:
