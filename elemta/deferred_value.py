@@ -7,19 +7,22 @@ value::
         answer: Answer = yield self._store.acquire([request])
         return answer
 
-:func:`run` drives it and returns the value itself when nothing had to wait. ``async def`` always costs a
-Deferred, so it is for sequences that wait anyway.
+:func:`run` drives it and returns the value itself when nothing had to wait. :func:`then` does so for code
+that waits at one place, and takes no generator while nothing waits. ``async def`` always costs a Deferred, so
+it is for sequences that wait anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
+V = TypeVar("V")
+P = ParamSpec("P")
 
 MaybeDeferred: TypeAlias = T | Deferred[T]
 """A value, or a Deferred that fires with one."""
@@ -52,6 +55,33 @@ def run(steps: Steps[T]) -> MaybeDeferred[T]:
         waiting.failure.raiseException()
     reached: T = waiting.value
     return reached
+
+
+def then(
+    value: MaybeDeferred[V],
+    step: Callable[Concatenate[V, P], MaybeDeferred[T]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> MaybeDeferred[T]:
+    """``step(value, …)`` now, or once the Deferred has fired; what it returns may have to be waited for, too.
+
+    A Deferred that failed fails the result, or raises here where it has failed already. Cancelling is as in
+    :func:`run`.
+    """
+    if not isinstance(value, Deferred):
+        return step(value, *args, **kwargs)
+    return run(_step_later(value, step, *args, **kwargs))
+
+
+def _step_later(
+    value: Deferred[V],
+    step: Callable[Concatenate[V, P], MaybeDeferred[T]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Steps[T]:
+    arrived: V = yield value
+    result: T = yield step(arrived, *args, **kwargs)
+    return result
 
 
 async def value_of(value: MaybeDeferred[T]) -> T:

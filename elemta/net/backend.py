@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
-from elemta.deferred_value import MaybeDeferred, Steps
+from elemta.deferred_value import MaybeDeferred, Steps, run, then
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
@@ -17,11 +18,15 @@ from elemta.message.trace import added_field, protocol_name, received_field, sep
 from elemta.net.context import ListenerContext
 from elemta.net.login import LoginExchange
 from elemta.net.refusals import RefusalLimits
-from elemta.policy import ChainDecision, Continue, Disconnect, Message, Quarantine
-from elemta.policy.verdicts import Accept, reply_of
+from elemta.policy import CONTINUE, ChainDecision, Disconnect, Message
+from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
+    AuthQuestion,
+    ConnectQuestion,
     CredentialsQuestion,
+    DataQuestion,
+    HeloQuestion,
     MailQuestion,
     MessageQuestion,
     Proceed,
@@ -62,36 +67,67 @@ class SessionBackend:
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
 
-    def answer(self, question: Question) -> Steps[Response]:
-        """The answer to ``question``; its steps never fail."""
+    def answer(self, question: Question) -> MaybeDeferred[Response]:
+        """The answer to ``question``; it never fails."""
         try:
-            if isinstance(question, CredentialsQuestion):
-                return (yield from self._check_credentials(question))
             if self._health_check:
-                return self._answer_health_check(question)
-            assert isinstance(question, StageQuestion)  # noqa: S101 - there is no other kind
-            limits = self._refusal_limits
-            answer: Response | None = None if limits is None else (yield from limits.refuse(question))
-            if answer is not None:
-                return answer
-            if isinstance(question, MessageQuestion):
-                answer = yield from self._answer_message(question)
-            elif isinstance(question, MailQuestion):
-                answer = self._refuse_without_storage(question.transaction.size)
-            if answer is None:
-                answer = _PROCEED
-                if self._terms.chain.asks(question.stage):
-                    decision = yield from self._policies.steps_of(question)
-                    answer = self._answer_of(decision, question.stage)
-                if isinstance(question, RcptQuestion) and isinstance(answer, Proceed):
-                    answer = yield from self._look_for_mailbox(question.recipient.address)
-            return answer if limits is None else (yield from limits.charge(question, answer))
+                answer = self._answer_health_check(question)
+            elif self._refusal_limits is None:
+                answer = _ANSWERS[type(question)](self, question)
+            else:
+                answer = run(self._answer_counted(question, self._refusal_limits))
         except Exception:  # whatever it is, it is ours, and the client may try again
             return self._internal_error(Failure())
+        # Nearly every answer is there at once.
+        return answer if isinstance(answer, Response) else run(self._answered(answer))
 
-    def _look_for_mailbox(self, address: Address) -> Steps[Response]:
-        found: bool = yield self._has_mailbox(address)
-        return _PROCEED if found else self._refuse_unknown(address)
+    def _answered(self, answer: Deferred[Response]) -> Steps[Response]:
+        try:
+            arrived: Response = yield answer
+        except Exception:  # as above
+            return self._internal_error(Failure())
+        return arrived
+
+    def _answer_counted(self, question: Question, limits: RefusalLimits) -> Steps[Response]:
+        """The answer to a client whose refusals are counted."""
+        if not isinstance(question, StageQuestion):
+            credentials: Response = yield _ANSWERS[type(question)](self, question)
+            return credentials
+        refused: Response | None = yield from limits.refuse(question)
+        if refused is not None:
+            return refused
+        answer: Response = yield _ANSWERS[type(question)](self, question)
+        return (yield from limits.charge(question, answer))
+
+    def _answer_health_check(self, question: Question) -> MaybeDeferred[Response]:
+        if isinstance(question, CredentialsQuestion):
+            return self._check_credentials(question)
+        if isinstance(question, MailQuestion):
+            return Refuse(
+                replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail"
+            )
+        return _PROCEED
+
+    def _ask_policies(self, question: StageQuestion) -> MaybeDeferred[Response]:
+        if not self._terms.chain.asks(question.stage):
+            return _PROCEED
+        return then(self._policies.ask(question), self._answer_of, question.stage)
+
+    # Recipients
+
+    def _answer_recipient(self, question: RcptQuestion) -> MaybeDeferred[Response]:
+        answer = self._ask_policies(question)
+        if self._terms.mailboxes is None or self._terms.routes is None:
+            return answer
+        return then(answer, self._look_for_mailbox, question.recipient.address)
+
+    def _look_for_mailbox(self, answer: Response, address: Address) -> MaybeDeferred[Response]:
+        if not isinstance(answer, Proceed):
+            return answer
+        return then(self._has_mailbox(address), self._answer_of_mailbox, address)
+
+    def _answer_of_mailbox(self, exists: bool, address: Address) -> Response:
+        return _PROCEED if exists else self._refuse_unknown(address)
 
     def _has_mailbox(self, address: Address) -> MaybeDeferred[bool]:
         """False where the recipient's route leads to a Maildir that is missing and stays so."""
@@ -114,16 +150,9 @@ class SessionBackend:
         )
         return Refuse(replies.NO_MAILBOX, reason="no such mailbox")
 
-    def _answer_health_check(self, question: Question) -> Response:
-        if isinstance(question, MailQuestion):
-            return Refuse(
-                replies.LOCAL_TROUBLE, close=True, reason="a health check connection carries no mail"
-            )
-        return _PROCEED
-
     def _answer_of(self, decision: ChainDecision, stage: Stage) -> Response:
         verdict = decision.verdict
-        if isinstance(verdict, (Continue, Accept, Quarantine)):
+        if verdict is CONTINUE:
             return _PROCEED
         reply = reply_of(verdict)
         if reply is None:
@@ -158,20 +187,19 @@ class SessionBackend:
 
     # Credentials
 
-    def _check_credentials(self, question: CredentialsQuestion) -> Steps[Response]:
+    def _check_credentials(self, question: CredentialsQuestion) -> Deferred[Response]:
         self._login = login = LoginExchange(self._terms, self._policies, self._facts, question.username)
-        answer: Response = yield Deferred.fromCoroutine(login.answer(question.password))
-        return answer
+        return Deferred.fromCoroutine(login.answer(question.password))
 
     # Messages
 
-    def _refuse_without_storage(self, size: int) -> Response | None:
+    def _answer_mail(self, question: MailQuestion) -> MaybeDeferred[Response]:
         spool = self._terms.spool
         if not spool.healthy:
             return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
-        if not spool.has_space(size):
+        if not spool.has_space(question.transaction.size):
             return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
-        return None
+        return self._ask_policies(question)
 
     def message_started(self, transaction: TransactionInfo) -> None:  # noqa: ARG002 - what every fact carries
         self._writer = self._terms.spool.begin()
@@ -184,7 +212,7 @@ class SessionBackend:
         writer.write(data)
         return writer if writer.congested else None
 
-    def _answer_message(self, question: MessageQuestion) -> Steps[Response]:
+    def _answer_message(self, question: MessageQuestion) -> MaybeDeferred[Response]:
         writer = self._writer
         if writer is None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
@@ -192,6 +220,13 @@ class SessionBackend:
         head = writer.head
         if _count_received(head) > MAX_HOPS:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
+        if writer.in_file or writer.failure is not None or self._terms.chain.asks(Stage.MESSAGE):
+            return run(self._judge_message(question, writer, head))
+        return self._commit(question.transaction, writer, head)
+
+    def _judge_message(
+        self, question: MessageQuestion, writer: MessageWriter, head: bytes
+    ) -> Steps[Response]:
         if writer.in_file:
             # A policy may read the message as a file, so all of it has to be there.
             yield writer.when_drained()
@@ -200,7 +235,7 @@ class SessionBackend:
             return self._not_stored(writer.failure)
         if self._terms.chain.asks(question.stage):
             message = Message(writer.size, head, writer.open)
-            decision = yield from self._policies.steps_of(question, message)
+            decision: ChainDecision = yield self._policies.ask(question, message)
             answer = self._answer_of(decision, question.stage)
             if not isinstance(answer, Proceed):
                 # The disk may have failed under a policy that reads the message.
@@ -208,20 +243,19 @@ class SessionBackend:
         if writer.ended:
             # The client left, or got 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")
-        return (yield from self._commit(question.transaction, writer, head))
+        committed: Response = yield self._commit(question.transaction, writer, head)
+        return committed
 
-    def _commit(self, transaction: TransactionInfo, writer: MessageWriter, head: bytes) -> Steps[Response]:
+    def _commit(
+        self, transaction: TransactionInfo, writer: MessageWriter, head: bytes
+    ) -> MaybeDeferred[Response]:
         submission = self._submission(transaction, writer.queue_id, head)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         committed = self._terms.spool.commit(writer, submission)
         self._writer = None
         self._committing = transaction
-        try:
-            envelope: Envelope = yield committed
-        except Exception:  # the spool may fail with anything; the client may try again
-            return self._not_queued(Failure())
-        return self._queued(envelope, submission)
+        return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
 
     def _submission(self, transaction: TransactionInfo, queue_id: str, head: bytes) -> Submission:
         facts = self._facts
@@ -322,6 +356,18 @@ class SessionBackend:
             self._writer = None
         if not self._health_check:
             self._policies.disconnected()
+
+
+_ANSWERS: dict[type[Question], Callable[[SessionBackend, Any], MaybeDeferred[Response]]] = {
+    ConnectQuestion: SessionBackend._ask_policies,
+    HeloQuestion: SessionBackend._ask_policies,
+    AuthQuestion: SessionBackend._ask_policies,
+    CredentialsQuestion: SessionBackend._check_credentials,
+    MailQuestion: SessionBackend._answer_mail,
+    RcptQuestion: SessionBackend._answer_recipient,
+    DataQuestion: SessionBackend._ask_policies,
+    MessageQuestion: SessionBackend._answer_message,
+}
 
 
 def _without_repeats(recipients: list[Recipient]) -> tuple[Recipient, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,7 +18,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.deferred_value import run
 from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.backend import SessionBackend
@@ -92,6 +92,8 @@ class ESMTPProtocol(ClientConnection):
         self._heard_all = False
         self._draining = False
         self._continuing = False
+        # Whether a reply was sent since the last deadline was set.
+        self._has_replied = False
         self._opened_at = 0.0
         # What is counted in the registry for input that waits.
         self._input_memory = 0
@@ -278,19 +280,17 @@ class ESMTPProtocol(ClientConnection):
     # The loop: events out of the session, answers into it
 
     def _run(self, events: list[Event]) -> None:
-        replied = False
         while True:
-            replies_now, question = self._act_on(events)
-            replied |= replies_now
+            question = self._act_on(events)
             if question is None:
-                if not self._may_go_on():
+                if not self._session.held_up or not self._may_go_on():
                     break
                 events = self._session.go_on()
                 continue
-            if isinstance(question, PauseQuestion):
+            if type(question) is PauseQuestion:
                 answer = self._pause(question)
             else:
-                answer = run(self._backend.answer(question))
+                answer = self._backend.answer(question)
             if isinstance(answer, Deferred):
                 # It has not fired yet: a value that is there comes as itself.
                 self._pending = answer
@@ -298,14 +298,27 @@ class ESMTPProtocol(ClientConnection):
                 break
             events = self._session.answer(answer)
         self._flush()
-        self._expect(replied)
-        self._shut_if_drained()
-        self._leave_if_all_is_said()
+        if self._state is ConnectionState.OPEN:
+            self._expect()
+        if self._draining:
+            self._shut_if_drained()
+        if self._heard_all:
+            self._leave_if_all_is_said()
+
+    def _act_on(self, events: list[Event]) -> Question | None:
+        """Do what the session says; the question that it asks, which is always the last."""
+        for event in events:
+            action = _ACTIONS.get(type(event))
+            if action is None:
+                question: Question = event  # type: ignore[assignment]  # all that is no action
+                return question
+            action(self, event)
+        return None
 
     def _may_go_on(self) -> bool:
         """Send a long output; whether the session may look at more of its input at once."""
         session = self._session
-        if not session.held_up or session.unread:
+        if session.unread:
             return False
         self._flush()
         if self.facts.tls is not None and not self._continuing:
@@ -337,44 +350,26 @@ class ESMTPProtocol(ClientConnection):
             self._pending = None
             self._run(self._session.answer(answer))
 
-    def _act_on(self, events: list[Event]) -> tuple[bool, Question | None]:
-        replied = False
-        for event in events:
-            if type(event) is Replied:
-                replied = True
-                self._replied(event)
-            elif type(event) is MessageData:
-                self._take(event.data)
-            elif isinstance(event, Question):
-                return replied, event
-            else:
-                self._act_on_rare(event)
-        return replied, None
+    def _message_started(self, event: MessageStarted) -> None:
+        self._read_at_once(READ_MESSAGE, READ_MESSAGE_BY_TLS)
+        self._backend.message_started(event.transaction)
 
-    def _act_on_rare(self, event: Event) -> None:
-        if isinstance(event, MessageStarted):
-            self._read_at_once(READ_MESSAGE, READ_MESSAGE_BY_TLS)
-            self._backend.message_started(event.transaction)
-        elif isinstance(event, TransactionEnded):
-            self._read_at_once(READ_COMMANDS, READ_COMMANDS_BY_TLS)
-            self._backend.transaction_ended(event.transaction, event.accepted)
-        elif isinstance(event, StartTLS):
-            self._flush()
-            self._start_tls()
-        elif isinstance(event, Close):
-            self._close(event.reason, in_message=event.in_message)
+    def _transaction_ended(self, event: TransactionEnded) -> None:
+        self._read_at_once(READ_COMMANDS, READ_COMMANDS_BY_TLS)
+        self._backend.transaction_ended(event.transaction, event.accepted)
 
     def _read_at_once(self, octets: int, octets_by_tls: int) -> None:
         self.transport.bufferSize = octets if self.facts.tls is None else octets_by_tls
 
     def _replied(self, event: Replied) -> None:
+        self._has_replied = True
         if self.health_check:
             return
         reply = event.reply
         self._terms.metrics.replies.labels(event.verb, reply.code).inc()
-        if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
-            self._terms.metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()
         if reply.code >= 400:
+            if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
+                self._terms.metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()
             # What a policy refused stands in the log already, with the policy's name.
             say = _log.debug if event.reason.startswith("policy ") else _log.info
             say(
@@ -387,36 +382,36 @@ class ESMTPProtocol(ClientConnection):
                 reason=event.reason,
             )
 
-    def _take(self, data: bytes) -> None:
-        behind = self._backend.message_data(data)
+    def _take(self, event: MessageData) -> None:
+        behind = self._backend.message_data(event.data)
         if behind is not None and "disk" not in self._paused_for:
             self._pause_reading("disk")
             behind.when_drained().addBoth(lambda _: self._resume_reading("disk"))
 
-    def _expect(self, replied: bool) -> None:
+    def _expect(self) -> None:
         """What the connection waits for now, and until when."""
-        if self._state is not ConnectionState.OPEN:
-            return
-        if self._session.question is not None:
+        session = self._session
+        if session.question is not None:
             waiting = TimeoutKind.ANSWER
-        elif self._session.receiving:
+        elif session.receiving:
             waiting = TimeoutKind.MESSAGE
         else:
             waiting = TimeoutKind.COMMAND
         # A partial command line gets no new deadline, nor does a message's next read.
-        if replied or waiting is not self._deadlines.waiting:
+        if self._has_replied or waiting is not self._deadlines.waiting:
+            self._has_replied = False
             self._deadlines.wait(waiting, self._registry.seconds())
-        buffered = self._session.buffered
+        buffered = session.buffered
         if buffered or self._input_memory:
-            self._count_input(self._session.input_memory if buffered else 0)
+            self._count_input(session.input_memory if buffered else 0)
         # A line whose rest is to come waits for nothing else, and must not stop the reading.
-        if (waiting is TimeoutKind.ANSWER or self._session.held_up) and buffered > self._most_waiting_input():
+        if buffered and (waiting is TimeoutKind.ANSWER or session.held_up) and self._is_too_much(buffered):
             self._pause_reading("input")
         elif "input" in self._paused_for:
             self._resume_reading("input")
 
-    def _most_waiting_input(self) -> int:
-        return 0 if self._registry.waiting_input.crowded else MOST_WAITING_INPUT
+    def _is_too_much(self, buffered: int) -> bool:
+        return buffered > (0 if self._registry.waiting_input.crowded else MOST_WAITING_INPUT)
 
     def _count_input(self, octets: int) -> None:
         self._registry.waiting_input.taken += octets - self._input_memory
@@ -426,6 +421,10 @@ class ESMTPProtocol(ClientConnection):
         output = self._session.take_output()
         if output and self._state is not ConnectionState.LOST:
             write_at_once(self.transport, output)
+
+    def _start_tls_when_told(self, event: StartTLS) -> None:  # noqa: ARG002 - what every action takes
+        self._flush()
+        self._start_tls()
 
     def _start_tls(self) -> None:
         certificate = self._terms.certificate
@@ -437,6 +436,9 @@ class ESMTPProtocol(ClientConnection):
         self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
         self._handshake = certificate.handshake()
         self.transport.startTLS(self._handshake)
+
+    def _close_when_told(self, event: Close) -> None:
+        self._close(event.reason, in_message=event.in_message)
 
     def _close(self, reason: str, *, in_message: bool = False) -> None:
         if self._state in ENDING:
@@ -475,3 +477,13 @@ class ESMTPProtocol(ClientConnection):
         if not self._paused_for and self._state not in ENDING:
             self._deadlines.hold(self._registry.seconds())
             self.transport.resumeProducing()
+
+
+_ACTIONS: dict[type[Event], Callable[[ESMTPProtocol, Any], None]] = {
+    Replied: ESMTPProtocol._replied,
+    MessageData: ESMTPProtocol._take,
+    MessageStarted: ESMTPProtocol._message_started,
+    TransactionEnded: ESMTPProtocol._transaction_ended,
+    StartTLS: ESMTPProtocol._start_tls_when_told,
+    Close: ESMTPProtocol._close_when_told,
+}

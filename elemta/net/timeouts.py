@@ -47,7 +47,7 @@ class ConnectionTimeouts:
         """The connection waits for something new from now on."""
         self.waiting = waiting
         self._octets = 0
-        self._at = now + self._seconds(waiting)
+        self._at = now + (self._command if waiting is TimeoutKind.COMMAND else self._seconds(waiting))
 
     def _seconds(self, waiting: TimeoutKind) -> float:
         if waiting is TimeoutKind.COMMAND:

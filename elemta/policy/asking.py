@@ -6,7 +6,7 @@ recipient's route. As long as policies answer at once, no Deferred is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.deferred_value import Steps
+from elemta.deferred_value import MaybeDeferred, then
 from elemta.policy.breaker import CallParties
 from elemta.policy.interfaces import FailureKind
 from elemta.policy.runner import SLOW, PolicyCall, PolicyFailure, as_deferred, cancel
@@ -40,7 +40,7 @@ class ChainQuestion:
     """The order of a chain and the failures of its policies.
 
     A subclass gives what a policy is called with and what a verdict decides. It asks one policy at a time
-    and runs :meth:`_ask_each` with :func:`elemta.deferred_value.run`.
+    and calls :meth:`_ask_each` with those that are left.
     """
 
     __slots__ = ("_accepted", "_clock", "_pending", "_view")
@@ -56,7 +56,7 @@ class ChainQuestion:
         # What the policy that is asked now may change
         self._view: Transaction | None = None
 
-    def _ask_each(self, calls: Sequence[PolicyCall]) -> Steps[ChainDecision]:
+    def _ask_each(self, calls: Iterator[PolicyCall]) -> MaybeDeferred[ChainDecision]:
         seconds = self._clock.seconds
         for call in calls:
             runner = call.runner
@@ -78,16 +78,22 @@ class ChainQuestion:
                     took = seconds() - began
                     if took >= SLOW:
                         runner.blocked(call, took)
-                    if later is None:
-                        verdict = self.judged(call, answer, took)
-                    else:
+                    if later is not None:
                         self._pending = _PendingAnswer(self, call, later, began, self._clock)
-                        verdict = yield self._pending.verdict
-                        self._pending = None
+                        return then(self._pending.verdict, self._go_on, call, calls)
+                    verdict = self.judged(call, answer, took)
             decision = None if verdict is CONTINUE else self._decide(call, verdict)
             if decision is not None:
                 return decision
         return self._conclude()
+
+    def _go_on(
+        self, verdict: Verdict, call: PolicyCall, calls: Iterator[PolicyCall]
+    ) -> MaybeDeferred[ChainDecision]:
+        """A policy's verdict came late: it decides, or the policies after it are asked."""
+        self._pending = None
+        decision = None if verdict is CONTINUE else self._decide(call, verdict)
+        return self._ask_each(calls) if decision is None else decision
 
     def give_up(self) -> None:
         """Stop waiting; the decision never comes and a late answer counts for nothing."""
@@ -109,7 +115,7 @@ class ChainQuestion:
         view = self._view
         if view is not None:
             view.writable = False
-        if isinstance(verdict, Continue):
+        if verdict is CONTINUE or isinstance(verdict, Continue):
             return CONTINUE
         self._log_verdict(call, verdict)
         return CONTINUE if runner.observed else verdict

@@ -13,7 +13,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from elemta.deferred_value import run
 from elemta.envelope import Envelope, Recipient
 from elemta.limits.identity import network_identity
 from elemta.outcome import Outcome
@@ -85,7 +84,7 @@ class _RouteQuestion(ChainQuestion):
 
     def ask(self, calls: Sequence[PolicyCall]) -> ChainDecision | Deferred[ChainDecision]:
         listener = self._envelope.client.listener
-        return run(self._ask_each([call for call in calls if call.runner.serves(listener)]))
+        return self._ask_each(iter([call for call in calls if call.runner.serves(listener)]))
 
     @property
     def network(self) -> str:

@@ -231,7 +231,8 @@ class PolicyRunner:
 
     def answered(self, call: PolicyCall, verdict: Verdict, seconds: float) -> None:
         """Count a valid answer."""
-        self._metrics.verdicts.labels(self.name, call.stage_name, name_of(verdict)).inc()
+        name = "continue" if verdict is CONTINUE else name_of(verdict)
+        self._metrics.verdicts.labels(self.name, call.stage_name, name).inc()
         self._metrics.duration.labels(self.name, call.stage_name).observe(seconds)
 
     def answered_after_wait(self, call: PolicyCall, parties: CallParties, seconds: float) -> None:
@@ -327,6 +328,8 @@ def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
 
 def as_deferred(answer: object) -> Deferred[Any] | None:
     """``answer`` as a Deferred where it is one or is a coroutine, else None. Runs a coroutine's beginning."""
+    if answer is None:
+        return None
     if isinstance(answer, Deferred):
         return answer
     if iscoroutine(answer):

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.deferred_value import MaybeDeferred, Steps, run
+from elemta.deferred_value import MaybeDeferred
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
@@ -97,6 +97,7 @@ class PolicySession(ChainQuestion):
         "_held",
         "_marks",
         "_message",
+        "_network",
         "_notified",
         "_question",
         "_relay",
@@ -131,6 +132,7 @@ class PolicySession(ChainQuestion):
         # Whether a policy that may grant relaying failed, so that its verdict is not known
         self._grant_failed = False
         self._gone = False
+        self._network = ""
 
     def ask(self, question: StageQuestion, message: Message | None = None) -> MaybeDeferred[ChainDecision]:
         """Ask the policies of the question's stage in their order; the first decisive verdict wins.
@@ -141,13 +143,9 @@ class PolicySession(ChainQuestion):
         Returns the decision itself when every policy answered at once. The Deferred fails only when it is
         cancelled, which gives the question up. It never fires after :meth:`disconnected`.
         """
-        return run(self.steps_of(question, message))
-
-    def steps_of(self, question: StageQuestion, message: Message | None = None) -> Steps[ChainDecision]:
-        """The steps of :meth:`ask`, for a caller that is run in steps itself."""
         self._question, self._message = question, message
         self._marks, self._accepted, self._grant_failed = [], None, False
-        return self._ask_each(() if self._gone else self._calls.get(question.stage, ()))
+        return self._ask_each(iter(() if self._gone else self._calls.get(question.stage, ())))
 
     def ask_login(self, username: str) -> MaybeDeferred[ChainDecision]:
         """Ask whether the client may try to log in as ``username``, before its password is looked at."""
@@ -194,7 +192,9 @@ class PolicySession(ChainQuestion):
     @property
     def network(self) -> str:
         """The network of the client."""
-        return network_identity(self._facts.client_ip)
+        if not self._network:
+            self._network = network_identity(self._facts.client_ip)
+        return self._network
 
     def parties(self) -> CallParties:
         """The parties that the question is about."""
