@@ -31,6 +31,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.domains import canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import NoMailbox, SpoolError
+from elemta.message.header_reader import header_size
 from elemta.message.trace import return_path_field
 from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Outcome, Status
@@ -271,7 +272,7 @@ class Transports:
         if envelope.parameters.smtputf8:
             with await open_content() as content:
                 head = await self._read(content)
-            utf8_header = not head.partition(b"\r\n\r\n")[0].isascii()
+            utf8_header = not head[: header_size(head)].isascii()
         transaction = ClientTransaction(
             envelope.sender,
             tuple(attempt.recipients),

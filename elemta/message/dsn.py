@@ -14,13 +14,13 @@ from typing import BinaryIO
 
 from elemta.address import Address
 from elemta.message.dsn_text import WIDTH, explanation, mta_name, plain, shown
+from elemta.message.header_reader import header_size
 from elemta.message.headers import MAX_HEADER, Headers, read_headers
 from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.message.trace import date_time
 
 _CHUNK = 64 * 1024
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_HEADER_END = re.compile(rb"(?:\A|\r\n|\n)(\r\n|\n)")
 # RFC 5322 §2.1.1: 998 octets a line; a fold takes one of them.
 _LONG_LINE = re.compile(rb"([^\r\n]{997})(?=[^\r\n])")
 _LONGEST_FIELD = 900
@@ -80,9 +80,9 @@ def examine(content: BinaryIO, *, whole: bool) -> Original:
 
 def _header_of(head: bytes) -> bytes:
     """The fields at the start of a message; each line ends in CRLF and is short enough to be sent."""
-    end = _HEADER_END.search(head)
-    if end:
-        head = head[: end.start(1)]
+    size = header_size(head)
+    if size is not None:
+        head = head[:size]
     elif len(head) >= MAX_HEADER:
         # There is more; half a line must not pass for a field.
         head = head[: head.rfind(b"\n") + 1]

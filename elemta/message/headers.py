@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from elemta.message.header_reader import header_size
+
 # A header of more octets, fields or octets a field is read only so far; the rest of it is ignored.
 MAX_HEADER = 64 * 1024
 MAX_FIELDS = 1000
@@ -51,18 +53,17 @@ class Headers:
 def read_headers(head: bytes) -> Headers:
     """Read the header out of the first bytes of a message.
 
-    ``head`` may be any part of the message from its start on, ending anywhere. The header ends at the
-    first empty line (RFC 5322 §2.1); lines may end in CRLF or LF; a line that is no field is passed
-    over. Octets that are not UTF-8 are read as U+FFFD. Garbage gives fewer fields, never an error.
+    ``head`` may be any part of the message from its start on, ending anywhere. The header ends where
+    :func:`~elemta.message.header_reader.header_size` says; lines may end in CRLF or LF; a line that is no
+    field is passed over. Octets that are not UTF-8 are read as U+FFFD. Garbage gives fewer fields, never an
+    error.
     """
     fields: list[tuple[str, str]] = []
-    complete = False
+    head = head[:MAX_HEADER]
+    end = header_size(head)
     field: list[bytes] = []
     size = 0
-    for line, ended in _lines(head[:MAX_HEADER]):
-        if ended and not line:
-            complete = True
-            break
+    for line in _lines(head[:end]):
         if line.startswith(_WSP):
             # RFC 5322 §2.2.3: unfolding takes away the line end and leaves the white space.
             if field and size < MAX_FIELD:
@@ -74,18 +75,18 @@ def read_headers(head: bytes) -> Headers:
             return Headers(tuple(fields), complete=False)
         field, size = [line], len(line)
     _keep(fields, field)
-    return Headers(tuple(fields), complete)
+    return Headers(tuple(fields), complete=end is not None)
 
 
-def _lines(text: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Each line without its end, and whether it had one."""
+def _lines(text: bytes) -> Iterator[bytes]:
+    """Each line without its end."""
     start = 0
     while start < len(text):
         end = text.find(b"\n", start)
         if end < 0:
-            yield text[start:], False
+            yield text[start:]
             return
-        yield text[start : end - 1 if end > start and text[end - 1] == 0x0D else end], True
+        yield text[start : end - 1 if end > start and text[end - 1] == 0x0D else end]
         start = end + 1
 
 

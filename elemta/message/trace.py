@@ -1,7 +1,4 @@
-"""Fields that a mail server writes at the top of a message: Received, Return-Path, and what policies add.
-
-:func:`separator` keeps the octets that the client sent apart from them.
-"""
+"""Fields that a mail server writes at the top of a message: Received, Return-Path, and what policies add."""
 
 from __future__ import annotations
 
@@ -30,10 +27,6 @@ _UNSAFE_IN_ATOM = re.compile(r"[^A-Za-z0-9._+-]")
 _FIELD_NAME = re.compile(r"[!-9;-~]+\Z")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _FOLDABLE = re.compile(r"[ \t]*[^ \t]+")
-
-# What may follow a field of ours directly: a field (RFC 5322 §4.5: white space before the colon), the empty
-# line that ends the header, or nothing. Lines of an mbox file in front of it are passed over.
-_BEGINS_WELL = re.compile(rb"(?:>?From [^\r\n]*\r?\n)*+(?:[!-9;-~]++[ \t]*:|\r?\n|\Z)")
 
 
 def protocol_name(*, esmtp: bool, tls: bool, auth: bool, smtputf8: bool, lmtp: bool = False) -> str:
@@ -73,15 +66,6 @@ def received_field(
 def return_path_field(sender: Address) -> bytes:
     """The Return-Path field that final delivery adds (RFC 5321 §4.4), ending in CRLF."""
     return f"Return-Path: <{_FORBIDDEN_IN_VALUE.sub('?', str(sender))}>\r\n".encode("utf-8", "replace")
-
-
-def separator(head: bytes) -> bytes:
-    """What must stand between our fields and a message that begins with ``head``: an empty line, or nothing.
-
-    A first line that begins with white space would continue our last field (RFC 5322 §2.2.3), and one that
-    is no field has a meaning of its own to every reader. Behind an empty line both are body to all of them.
-    """
-    return b"" if _BEGINS_WELL.match(head) else b"\r\n"
 
 
 def date_time(at: float) -> str:

@@ -14,7 +14,8 @@ from elemta.deferred_value import MaybeDeferred, Steps, run, then
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolFull
-from elemta.message.trace import added_field, protocol_name, received_field, separator
+from elemta.message.header_reader import HeaderReader
+from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
 from elemta.net.login import LoginExchange
 from elemta.net.refusals import RefusalLimits
@@ -63,6 +64,7 @@ class SessionBackend:
         self._health_check = health_check
         self._policies = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
+        self._header = HeaderReader()
         self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
@@ -203,26 +205,28 @@ class SessionBackend:
 
     def message_started(self, transaction: TransactionInfo) -> None:  # noqa: ARG002 - what every fact carries
         self._writer = self._terms.spool.begin()
+        self._header = HeaderReader()
 
     def message_data(self, data: bytes) -> MessageWriter | None:
         """Take the next octets; returns the writer when the disk is behind and reading should pause."""
         writer = self._writer
         if writer is None:
             return None
-        writer.write(data)
+        writer.write(self._header.feed(data))
         return writer if writer.congested else None
 
     def _answer_message(self, question: MessageQuestion) -> MaybeDeferred[Response]:
         writer = self._writer
         if writer is None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
+        writer.write(self._header.finish())
         # All of the message was written, so this stays as it is.
         head = writer.head
-        if _count_received(head) > MAX_HOPS:
+        if self._header.received > MAX_HOPS:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
         if writer.in_file or writer.failure is not None or self._terms.chain.asks(Stage.MESSAGE):
             return run(self._judge_message(question, writer, head))
-        return self._commit(question.transaction, writer, head)
+        return self._commit(question.transaction, writer)
 
     def _judge_message(
         self, question: MessageQuestion, writer: MessageWriter, head: bytes
@@ -243,13 +247,11 @@ class SessionBackend:
         if writer.ended:
             # The client left, or got 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")
-        committed: Response = yield self._commit(question.transaction, writer, head)
+        committed: Response = yield self._commit(question.transaction, writer)
         return committed
 
-    def _commit(
-        self, transaction: TransactionInfo, writer: MessageWriter, head: bytes
-    ) -> MaybeDeferred[Response]:
-        submission = self._submission(transaction, writer.queue_id, head)
+    def _commit(self, transaction: TransactionInfo, writer: MessageWriter) -> MaybeDeferred[Response]:
+        submission = self._submission(transaction, writer.queue_id)
         if not submission.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         committed = self._terms.spool.commit(writer, submission)
@@ -257,7 +259,7 @@ class SessionBackend:
         self._committing = transaction
         return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
 
-    def _submission(self, transaction: TransactionInfo, queue_id: str, head: bytes) -> Submission:
+    def _submission(self, transaction: TransactionInfo, queue_id: str) -> Submission:
         facts = self._facts
         recipients = _without_repeats(transaction.recipients)
         at = self._terms.now()
@@ -289,7 +291,7 @@ class SessionBackend:
             recipients=recipients,
             parameters=transaction.parameters,
             client=client,
-            header_block=received + added + separator(head),
+            header_block=received + added,
             received_at=at,
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,
@@ -373,12 +375,3 @@ _ANSWERS: dict[type[Question], Callable[[SessionBackend, Any], MaybeDeferred[Res
 def _without_repeats(recipients: list[Recipient]) -> tuple[Recipient, ...]:
     # RFC 5321 §4.1.1.3 lets a client name a mailbox twice; one copy is what it means.
     return tuple({recipient.address: recipient for recipient in reversed(recipients)}.values())[::-1]
-
-
-def _count_received(head: bytes) -> int:
-    if head.startswith(b"\r\n") or separator(head):
-        # All of it is body, to every reader.
-        return 0
-    end = head.find(b"\r\n\r\n")
-    fields = (head if end < 0 else head[:end]).lower()
-    return fields.count(b"\r\nreceived:") + fields.startswith(b"received:")

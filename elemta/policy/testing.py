@@ -31,6 +31,7 @@ from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
 from elemta.errors import NoSuchDomain
 from elemta.limits import Limiter, MemoryStore
+from elemta.message.header_reader import HeaderReader
 from elemta.outcome import Outcome
 from elemta.policy.discovery import problem_with
 from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin, LoginOutcome
@@ -192,7 +193,9 @@ def make_services(
 
 
 def make_message(content: bytes) -> Message:
-    """A message as a policy sees it, from its octets (lines ending in CRLF)."""
+    """A message as a policy sees it, from the octets that a client sends (lines ending in CRLF)."""
+    header = HeaderReader()
+    content = header.feed(content) + header.finish()
     return Message(len(content), content[: 64 * 1024], lambda: io.BytesIO(content))
 
 
@@ -326,7 +329,7 @@ class PolicyTester:
         message = make_message(content)
         self.transaction  # noqa: B018 - begins one where there is none
         if self.transaction_facts is not None:
-            self.transaction_facts.size = message.size
+            self.transaction_facts.size = len(content)
         return self._wait(self.ask(Stage.MESSAGE, message), wait)
 
     def committed(self, *, wait: float = 0) -> None:

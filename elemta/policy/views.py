@@ -14,7 +14,7 @@ from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import AddressSyntaxError, RelayNotGranted
 from elemta.message.headers import Headers, read_headers
-from elemta.message.trace import added_field, separator
+from elemta.message.trace import added_field
 from elemta.smtp.memory import memory_of_recipient
 from elemta.smtp.path import MAX_PATH, parse_address
 from elemta.smtp.session_info import SessionInfo, TLSInfo
@@ -274,7 +274,7 @@ class Transaction:
 
 
 class Message:
-    """A whole message as it was received, before any field is added to it.
+    """A whole message as :class:`~elemta.message.header_reader.HeaderReader` gave it, without our fields.
 
     ``size`` is its octets. ``head`` is the beginning of the message (at least its first 64 KiB, or all of
     it) and ``opener`` opens it from its start; large messages are never held in memory.
@@ -292,10 +292,10 @@ class Message:
     def headers(self) -> Headers:
         """The header fields, read with bounds: garbage gives fewer fields, never an error.
 
-        A message whose first line is no field has none: it is handed on behind an empty line, as a body.
+        A message whose first line is no field has none: it begins with an empty line, and all of it is body.
         """
         if self._headers is None:
-            self._headers = Headers() if separator(self._head) else read_headers(self._head)
+            self._headers = read_headers(self._head)
         return self._headers
 
     def open(self) -> BinaryIO:

@@ -21,6 +21,7 @@ from elemta.address import Address
 from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.message.dsn import Dsn, build_dsn, examine
 from elemta.message.dsn_text import mta_name, span
+from elemta.message.header_reader import HeaderReader
 from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 
 AT = 1_763_862_000.0
@@ -283,6 +284,23 @@ def test_only_the_header_goes_back_where_that_is_wanted() -> None:
     assert returned.get_content_type() == "text/rfc822-headers"
     assert returned.get_content().encode() == MESSAGE.partition(b"\r\n\r\n")[0] + b"\r\n"
     assert b"At one?" not in octets(dsn)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"\r\n", b" x\r\n", b"From a\r\n", b"Return-Path: x\r\n", b"A: b\r\n", b"words\r\n"]
+        ),
+        max_size=6,
+    )
+)
+def test_the_header_that_goes_back_is_ours_and_then_what_the_client_sent_of_it(lines: list[bytes]) -> None:
+    reader = HeaderReader()
+    stored = reader.feed(b"".join(lines)) + reader.finish()
+    ours = b"Received: from a by b; now\r\n"
+    returned = octets(built(notice(), ours + stored)).rpartition(b"text/rfc822-headers")[2]
+    header = returned.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--=_")[0]
+    assert header == ours + stored[: reader.size]
 
 
 def test_a_message_that_can_not_be_read_any_more_is_left_out() -> None:

@@ -43,8 +43,12 @@ async def _spooled(place: Place, message: bytes) -> bytes:
         (FORGERY + b"Subject: x\r\n\r\nbody\r\n", b"\r\n", []),
         (b" \r\nSubject: x\r\n\r\nbody\r\n", b"\r\n", []),
         (b"no header\r\n\r\nbody\r\n", b"\r\n", []),
-        (b"From a@b.test now\r\n" + FORGERY, b"\r\n", []),
-        (b"From a@b.test now\r\nSubject: x\r\n\r\nbody\r\n", b"", ["Subject"]),
+        (b"From : x\r\n" + FORGERY, b"", ["From"]),
+        (
+            b"From a@b.test now\r\nSubject: x\r\n\r\nbody\r\n",
+            b"X-Mailbox-Line: ",
+            ["X-Mailbox-Line", "Subject"],
+        ),
         (b"Subject: x\r\n\r\nbody\r\n", b"", ["Subject"]),
         (b"\r\nbody\r\n", b"", []),
         (b"", b"", []),
@@ -63,6 +67,15 @@ async def test_no_octet_of_a_client_continues_a_field_of_a_policy(
     assert field
     assert rest == between + message
     assert judge.shown == shown
+
+
+@ensureDeferred
+async def test_the_policies_see_the_header_as_it_is_stored(place: Place) -> None:
+    place.policy = judge = Judge()
+    message = b">From a@b.test now\r\nReturn-Path: <x>\r\n" + FORGERY + b"To: x\r\nReturn-path :y\r\n\r\n"
+    stored = await _spooled(place, message + b"Return-Path: z\r\n")
+    assert stored.endswith(b"\r\nX-Mailbox-Line: >From a@b.test now\r\nTo: x\r\n\r\nReturn-Path: z\r\n")
+    assert judge.shown == ["X-Mailbox-Line", "To"]
 
 
 @pytest.mark.parametrize("first", [b" \r\n", b"\r\n", b"words\r\n"])

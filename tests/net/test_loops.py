@@ -27,6 +27,17 @@ async def test_a_message_with_a_hundred_hops_is_taken_and_with_one_more_it_is_a_
 
 
 @ensureDeferred
+async def test_the_whole_header_is_counted_however_large(place: Place) -> None:
+    client = place.connect()
+    client.envelope()
+    large = b"X-Filter: " + b"y" * 3000 + b"\r\n"
+    for _ in range(MAX_HOPS + 1):
+        client.send(FIELD + large)
+    said = client.send(b"\r\nx\r\n.\r\n")
+    assert said == ["554 5.4.6 Too many hops, mail loop suspected"]
+
+
+@ensureDeferred
 async def test_what_a_body_says_about_hops_does_not_count(place: Place) -> None:
     client = place.connect()
     client.envelope()
