@@ -135,6 +135,10 @@ class ValkeyError(StoreUnavailable):
         super().__init__(words)
 
 
+class BackendError(ElemtaError):
+    """A service that a policy asks could not be reached, broke off, or did not answer in time."""
+
+
 class UsersFileError(ElemtaError):
     """A users file that can't be read or has a line that can't be used."""
 

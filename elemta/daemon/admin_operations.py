@@ -16,6 +16,7 @@ from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStat
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import Elemta
 from elemta.daemon.spool_operations import SpoolOperations
+from elemta.deferred_value import value_of
 from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault, SpoolError, StoreUnavailable
@@ -227,7 +228,7 @@ class DaemonOperations:
     @route("POST", "/v1/reload")
     async def reload(self) -> ReloadReport:
         """Read the configuration again and put it into force, or change nothing."""
-        report = self._daemon.reload()
+        report = await value_of(self._daemon.reload())
         if report.faults:
             # RFC 9110 §15.5.21
             raise AdminRefusal(

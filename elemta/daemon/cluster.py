@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.metrics import Metrics, one_of
+from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore
+from elemta.policy.policy_store import Store, ValkeyStores
 from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 
@@ -138,6 +140,9 @@ class Membership(Protocol):
     async def announce_reset(self, request: Request) -> None:
         """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
 
+    def policy_store(self, policy: str) -> Store:
+        """Where a policy keeps what is shared with the other nodes."""
+
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         """The lease that shows the owner of a spool to other nodes; None where there are no others."""
 
@@ -150,8 +155,9 @@ def endpoints(config: Config) -> str:
 class SingleNode:
     """A node that counts in its own memory, and knows no other."""
 
-    def __init__(self, store: ILimitStore) -> None:
+    def __init__(self, store: ILimitStore, seconds: Callable[[], float] = lambda: 0.0) -> None:
         self.store = store
+        self._seconds = seconds
 
     def start(self, member: LocalNode) -> None:
         """There are no other nodes."""
@@ -173,6 +179,9 @@ class SingleNode:
 
     async def announce_reset(self, request: Request) -> None:
         """There are no other nodes."""
+
+    def policy_store(self, policy: str) -> Store:  # noqa: ARG002 - each has a memory of its own
+        return MemoryPolicyStore(self._seconds)
 
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - there are no other nodes
         return None
@@ -227,6 +236,7 @@ class ClusterMembership:
             nodes=self._nodes,
             metrics=metrics.limits,
         )
+        self._policy_stores = ValkeyStores(self._valkey, self.store, prefix)
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
 
@@ -298,6 +308,9 @@ class ClusterMembership:
         if not request.spec.cluster:
             # Of the others the store itself tells.
             await self._nodes.announce_reset(request.spec.name, request.identity)
+
+    def policy_store(self, policy: str) -> Store:
+        return self._policy_stores.of_policy(policy)
 
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         return SpoolLease(

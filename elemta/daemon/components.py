@@ -26,6 +26,7 @@ from elemta.ops.metrics import MetricsExporter
 from elemta.ops.plugin_metrics import PluginMetricsRegistry
 from elemta.policies.limits import LimitsPolicy
 from elemta.policy import Services
+from elemta.policy.backends import PolicyBackends
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import load_chain
 from elemta.runtime import Runtime
@@ -43,12 +44,13 @@ class SharedResources:
     exporter: MetricsExporter
     plugin_metrics: PluginMetricsRegistry
     resolver: DnsResolver
+    policy_backends: PolicyBackends
 
     @classmethod
     def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
         """What the daemon begins with; nothing is opened and no thread started."""
         metrics = Metrics(config.server.node_id)
-        fleet: Membership = SingleNode(MemoryStore(runtime))
+        fleet: Membership = SingleNode(MemoryStore(runtime), runtime.monotonic)
         if config.resources.valkey_url:
             fleet = ClusterMembership(runtime, config, metrics)
         return cls(
@@ -58,6 +60,7 @@ class SharedResources:
             MetricsExporter(metrics),
             PluginMetricsRegistry(metrics.registry),
             DnsResolver(runtime, metrics=metrics.dns),
+            PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store),
         )
 
 
@@ -123,6 +126,9 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         resolver=shared.resolver,
         metrics=shared.plugin_metrics,
         log=Logger(namespace="elemta.policies"),
+        hostname=config.server.hostname,
+        node_id=config.server.node_id,
+        backends=shared.policy_backends,
     )
     chain = load_chain(config, services, metrics.policy)
     _check_timeouts(config, chain)

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 
 from elemta.config import Config, load
 from elemta.daemon.components import Components, SharedResources, build_components
+from elemta.deferred_value import Steps
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
@@ -27,7 +28,8 @@ class ReloadReport:
 class ConfigReloader:
     """Reads ``config_path`` and ``environ`` again at a reload.
 
-    ``put_into_force`` takes what was built from them, and gives the keys that wait for a restart.
+    ``put_into_force`` takes what was built from them, and gives the keys that wait for a restart; None where
+    the daemon stops meanwhile.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class ConfigReloader:
         config_path: str | None,
         environ: Mapping[str, str],
         shared: SharedResources,
-        put_into_force: Callable[[Components], tuple[str, ...]],
+        put_into_force: Callable[[Components], Steps[tuple[str, ...] | None]],
         *,
         notifier: Notifier,
         log_observer: LogObserver | None = None,
@@ -47,7 +49,7 @@ class ConfigReloader:
         self._notifier = notifier
         self._log_observer = log_observer
 
-    def reload(self) -> ReloadReport:
+    def reload(self) -> Steps[ReloadReport]:
         """Faults in the configuration are in the result and in the log; nothing was changed then."""
         self._notifier.reloading()
         try:
@@ -59,7 +61,9 @@ class ConfigReloader:
         finally:
             self._notifier.ready()
         self._renew_log(components.config)
-        waiting = self._put_into_force(components)
+        waiting = yield from self._put_into_force(components)
+        if waiting is None:
+            return refused((Fault(components.config.source, "", "the daemon is stopping"),))
         say_cautions(components.cautions(self._shared.runtime.wall()))
         _log.info("reloaded", event="config.reloaded", config=components.config.source, needs_restart=waiting)
         return ReloadReport(needs_restart=waiting)

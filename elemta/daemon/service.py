@@ -12,7 +12,7 @@ from types import FrameType
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -26,12 +26,14 @@ from elemta.daemon.listeners import Listeners
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
 from elemta.daemon.running_services import RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
+from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.limits.refusals import RememberedRefusal
 from elemta.net.registry import LOOK_SECONDS
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
+from elemta.policy.lifecycle import PolicyLives
 from elemta.spool import Spool
 
 _log = Logger()
@@ -92,6 +94,10 @@ class Elemta(Service):
             log_observer=log_observer,
         )
         self._starting: Deferred[None] | None = None
+        self._lives = PolicyLives(shared.runtime.reactor, shared.policy_backends)
+        # One reload, or the start, puts a configuration into force at a time.
+        self._changing = DeferredLock()
+        self._policies_started = False
 
     @property
     def config(self) -> Config:
@@ -160,6 +166,9 @@ class Elemta(Service):
         spool, ownership = await spools.open_own(lambda: self.state is not DaemonState.STOPPING)
         ownership.watch(self._lost_spool)
         try:
+            # Before anything asks them: deliveries do as soon as the parts are open.
+            self.shared.resolver.start()
+            await value_of(run(self._start_policies()))
             # Unless a stop came meanwhile.
             if self.state is not DaemonState.STOPPING:
                 self.parts = self._open_parts(spool, ownership, spools)
@@ -263,23 +272,50 @@ class Elemta(Service):
         self.reactor.callFromThread(self._reload_on_signal)
 
     def _reload_on_signal(self) -> None:
-        self.reload()
+        Deferred.fromCoroutine(value_of(self.reload())).addErrback(
+            lambda failure: _log.failure(
+                "a reload failed with an internal error", failure, event="config.reload_failed"
+            )
+        )
 
-    def reload(self) -> ReloadReport:
+    def reload(self) -> MaybeDeferred[ReloadReport]:
         """Read the configuration again and put it into force as a whole, or leave everything as it is.
 
-        What needs a new socket or spool stays as it was and is named in the result.
+        What needs a new socket or spool stays as it was and is named in the result. It takes time only where
+        a policy takes time to start, or another reload is under way.
         """
-        if self.state is DaemonState.STOPPING:
-            return refused((Fault(self.config.source, "", "the daemon is stopping"),))
-        return self._reloading.reload()
+        return run(self._reload())
 
-    def _put_into_force(self, components: Components) -> tuple[str, ...]:
+    def _reload(self) -> Steps[ReloadReport]:
+        yield self._changing.acquire()
+        try:
+            if self.state is DaemonState.STOPPING:
+                return refused((Fault(self.config.source, "", "the daemon is stopping"),))
+            return (yield from self._reloading.reload())
+        finally:
+            self._changing.release()
+
+    def _start_policies(self) -> Steps[None]:
+        """Start the policies of the configuration that the daemon begins with."""
+        yield self._changing.acquire()
+        try:
+            self._policies_started = True
+            yield self._lives.start(self.components.chain)
+        finally:
+            self._changing.release()
+
+    def _put_into_force(self, components: Components) -> Steps[tuple[str, ...] | None]:
+        if self._policies_started:
+            yield self._lives.start(components.chain)
+        if self.state is DaemonState.STOPPING:
+            return None
         components.authenticator.inherit(self.components.authenticator)
         self.components = components
         if self.parts is not None:
             self.parts.follow(components, self.listeners.addresses)
             self.listeners.set_context(components, self.parts.spool)
+        if self._policies_started:
+            self._lives.retire_others(components.chain)
         return self.needs_restart
 
     # End
@@ -307,6 +343,9 @@ class Elemta(Service):
         running, self.parts = self.parts, None
         if running is not None and delivered is not None:
             await delivered
+        await self._lives.stop()
+        await self.shared.resolver.stop()
+        if running is not None:
             await running.close()
         self.listeners.mailboxes.stop()
         await self.fleet.stop()

@@ -21,6 +21,28 @@ class RecordType(enum.Enum):
     PTR = dns.rdatatype.PTR
 
 
+@dataclass(frozen=True, slots=True)
+class OtherType:
+    """Any type of record, whose records are read as text in the form of zone files (RFC 1035 §5.1)."""
+
+    name: str
+    value: dns.rdatatype.RdataType
+
+    @classmethod
+    def of(cls, name: str) -> OtherType:
+        """The type by its name, as ``"TLSA"`` or ``"TYPE65280"``. ValueError where no record has it."""
+        try:
+            value = dns.rdatatype.from_text(name)
+        except (dns.rdatatype.UnknownRdatatype, ValueError) as error:
+            raise ValueError(f"no type of DNS record: {name!r}") from error
+        if dns.rdatatype.is_metatype(value):
+            raise ValueError(f"no record has the type {name!r}")
+        return cls(dns.rdatatype.to_text(value), value)
+
+
+AnyType = RecordType | OtherType
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class MailExchanger:
     """An MX record: the lowest ``preference`` comes first; ``host`` is lower case, without a trailing dot."""
@@ -40,7 +62,7 @@ class DnsQuestion:
     """A question: ``name`` in A-labels and lower case, without a trailing dot."""
 
     name: str
-    kind: RecordType
+    kind: AnyType
 
     def __str__(self) -> str:
         return f"{self.kind.name} of {self.name}"

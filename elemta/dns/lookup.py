@@ -18,10 +18,12 @@ import dns.rdatatype
 from elemta.dns.answers import (
     NULL_MX,
     Answer,
+    AnyType,
     DnsQuestion,
     LookupFailure,
     MailExchanger,
     NoData,
+    OtherType,
     Record,
     RecordType,
     Result,
@@ -68,7 +70,7 @@ class Lookup:
         return LookupFailure("a chain of too many aliases")
 
     async def _ask_in_turn(
-        self, name: dns.name.Name, kind: RecordType, until: Callable[[], float]
+        self, name: dns.name.Name, kind: AnyType, until: Callable[[], float]
     ) -> dns.message.QueryMessage | LookupFailure:
         failures: dict[Nameserver, str] = {}
         servers = list(self._servers.in_order())
@@ -101,7 +103,13 @@ class Lookup:
         return _no_answer(failures)
 
     async def _ask(
-        self, server: Nameserver, name: dns.name.Name, kind: RecordType, until: float, *, edns: bool
+        self,
+        server: Nameserver,
+        name: dns.name.Name,
+        kind: AnyType,
+        until: float,
+        *,
+        edns: bool,
     ) -> dns.message.QueryMessage:
         answer = await self._exchange.ask(server, self._query(name, kind, edns=edns), until)
         if edns and answer.rcode() in _NO_EDNS:
@@ -109,7 +117,7 @@ class Lookup:
             return await self._exchange.ask(server, self._query(name, kind, edns=False), until)
         return answer
 
-    def _query(self, name: dns.name.Name, kind: RecordType, *, edns: bool) -> dns.message.QueryMessage:
+    def _query(self, name: dns.name.Name, kind: AnyType, *, edns: bool) -> dns.message.QueryMessage:
         if edns:
             query = dns.message.make_query(name, kind.value, use_edns=0, payload=PAYLOAD)
         else:
@@ -127,7 +135,7 @@ class Alias:
     ttl: float
 
 
-def read_answer(answer: dns.message.QueryMessage, kind: RecordType) -> Result | Alias:
+def read_answer(answer: dns.message.QueryMessage, kind: AnyType) -> Result | Alias:
     """What a usable answer says about the records of its question."""
     try:
         chain = answer.resolve_chaining()
@@ -174,9 +182,11 @@ def _no_answer(failures: Mapping[Nameserver, str]) -> LookupFailure:
     return LookupFailure(text, local=True)
 
 
-def _records(rrset: Any, kind: RecordType) -> tuple[Record, ...]:
+def _records(rrset: Any, kind: AnyType) -> tuple[Record, ...]:
     if kind is RecordType.MX:
         return _exchangers(rrset)
+    if isinstance(kind, OtherType):
+        return tuple(dict.fromkeys(rdata.to_text() for rdata in rrset))[:_MOST_RECORDS]
     return tuple(dict.fromkeys(_READERS[kind](rrset)))[:_MOST_RECORDS]
 
 

@@ -15,6 +15,7 @@ from elemta.dns.answers import (
     LookupFailure,
     MailExchanger,
     NoData,
+    OtherType,
     Record,
     RecordType,
     Result,
@@ -94,6 +95,14 @@ class Questions:
         An IPv4 address in IPv6 clothes is asked for as IPv4. Raises ValueError for what is no IP address.
         """
         question = DnsQuestion(reverse_name(_plain(ip)), RecordType.PTR)
+        return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
+
+    async def records(self, name: str, kind: str, *, timeout: float | None = None) -> tuple[str, ...]:
+        """The records of any type, each as text in the form of zone files (RFC 1035 §5.1).
+
+        ``kind`` is the type's name, as ``"TLSA"``. ValueError where no record can have it.
+        """
+        question = DnsQuestion(canonical_name(name), OtherType.of(kind))
         return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
 
 

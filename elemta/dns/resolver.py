@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.dns.answers import Answer, DnsQuestion, LookupFailure, Result
+from elemta.dns.answers import Answer, DnsQuestion, LookupFailure, OtherType, Result
 from elemta.dns.cache import Cache
 from elemta.dns.lookup import Lookup
 from elemta.dns.lookup_table import LookupTable, UnderWay
@@ -116,7 +116,8 @@ class DnsResolver(Questions):
         return self._result(table, user, question, timeout).addCallback(answered)
 
     def _count(self, question: DnsQuestion, result: Result) -> None:
-        self._metrics.questions.labels(question.kind.name.lower(), _outcome(result)).inc()
+        kind = "other" if isinstance(question.kind, OtherType) else question.kind.name.lower()
+        self._metrics.questions.labels(kind, _outcome(result)).inc()
 
     def _result(
         self, table: LookupTable, user: str, question: DnsQuestion, timeout: float | None

@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
-from elemta.errors import StoreUnavailable
+from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLink
 from elemta.limits.local_fallback import LocalFallback
 from elemta.limits.memory import MemoryStore
@@ -37,6 +37,8 @@ _log = Logger()
 # No limit of a configuration can have this name.
 _PROBE = LimitSpec("_probe", (Bound.of(100, 1_000_000),), binding=False)
 _NOTHING = Decision()
+# What says of Valkey itself that it does not answer, whatever it was asked.
+_SILENT = frozenset({ValkeyFailure.DISCONNECTED, ValkeyFailure.DEADLINE})
 
 T = TypeVar("T")
 
@@ -130,6 +132,27 @@ class FailoverStore:
 
     def seconds(self) -> float:
         return self._local.seconds()
+
+    # What is no limit
+
+    def ask_cluster(self, how: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """Ask Valkey for something else than a limit, unless the breaker is open.
+
+        Fails with StoreUnavailable. No answer in time counts for the breaker as that of a limit.
+        """
+        if not self._failover.cluster:
+            return fail(StoreUnavailable(f"Valkey is not asked now: {self._failover.reason}"))
+        return how().addCallbacks(self._other_answered, self._other_failed)
+
+    def _other_answered(self, answer: T) -> T:
+        self._failover.succeeded()
+        return answer
+
+    def _other_failed(self, failure: Failure) -> Failure:
+        error = failure.value
+        if isinstance(error, ValkeyError) and error.kind in _SILENT:
+            self._failover.failed(error)
+        return failure
 
     # Decisions
 

@@ -356,7 +356,9 @@ class SessionBackend:
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-        if not self._health_check:
+        if self._health_check:
+            self._policies.leave()
+        else:
             self._policies.disconnected()
 
 

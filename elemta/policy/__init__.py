@@ -1,7 +1,7 @@
 """The plugin contract: everything that a policy plugin needs, and what the daemon runs policies with.
 
 The names that are exported here are the contract. It is versioned by :data:`CONTRACT_VERSION`, semantically:
-what works with 1.x works with every later 1.y.
+what works with 2.x works with every later 2.y. A plugin for version 1 works unchanged.
 """
 
 from elemta.address import Address
@@ -10,7 +10,16 @@ from elemta.deferred_value import MaybeDeferred, Steps, detached, run
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
-from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.errors import (
+    AddressSyntaxError,
+    BackendError,
+    ConfigError,
+    Fault,
+    NoSuchDomain,
+    RelayNotGranted,
+    ResolverTrouble,
+    StoreUnavailable,
+)
 from elemta.limits import Charge, LimitRefusal, Receipt
 from elemta.message.headers import Headers
 from elemta.outcome import Outcome, Status
@@ -18,6 +27,7 @@ from elemta.policy.asking import ChainDecision
 from elemta.policy.chain import PolicyChain
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.discovery import PluginInfo, available_plugins, load_chain
+from elemta.policy.http_client import HttpAnswer, HttpClient, HttpHeaders
 from elemta.policy.interfaces import (
     FactAnswer,
     FailureKind,
@@ -27,6 +37,7 @@ from elemta.policy.interfaces import (
     IDeliveryObserver,
     IDeliveryPolicy,
     IHeloPolicy,
+    ILifecycle,
     ILimitPolicy,
     ILoginObserver,
     ILoginPolicy,
@@ -39,10 +50,14 @@ from elemta.policy.interfaces import (
     PolicyAnswer,
 )
 from elemta.policy.limit_replies import limit_verdict
+from elemta.policy.policy_resolver import Resolver
+from elemta.policy.policy_store import Store
+from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
 from elemta.policy.runner import ChainSettings, LoadedPolicy
-from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Resolver, Services
+from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Services
 from elemta.policy.session import PolicySession
+from elemta.policy.streams import Connect, Stream
 from elemta.policy.verdicts import (
     CONTINUE,
     Accept,
@@ -63,7 +78,7 @@ from elemta.stage import Stage
 # Names of version 1 of the contract.
 Decision = ChainDecision
 
-CONTRACT_VERSION = "1.3"
+CONTRACT_VERSION = "2.0"
 """The version of the plugin contract, MAJOR.MINOR."""
 
 # The names of version 1 for what the daemon runs policies with.
@@ -78,11 +93,15 @@ __all__ = [
     "REQUIRED",
     "Accept",
     "Address",
+    "AddressSyntaxError",
+    "BackendError",
     "ChainDecision",
     "ChainSettings",
     "ChainTerms",
     "Charge",
     "Client",
+    "ConfigError",
+    "Connect",
     "Continue",
     "Conversation",
     "Counter",
@@ -94,15 +113,20 @@ __all__ = [
     "Envelope",
     "FactAnswer",
     "FailureKind",
+    "Fault",
     "Headers",
     "Histogram",
     "Hold",
+    "HttpAnswer",
+    "HttpClient",
+    "HttpHeaders",
     "IAuthPolicy",
     "IConnectPolicy",
     "IDataPolicy",
     "IDeliveryObserver",
     "IDeliveryPolicy",
     "IHeloPolicy",
+    "ILifecycle",
     "ILimitPolicy",
     "ILoginObserver",
     "ILoginPolicy",
@@ -111,6 +135,7 @@ __all__ = [
     "IOutcomeObserver",
     "IPolicyPlugin",
     "IRcptPolicy",
+    "InThreads",
     "LimitRefusal",
     "Limits",
     "LoadedPolicy",
@@ -133,6 +158,7 @@ __all__ = [
     "Receipt",
     "Recipient",
     "Reject",
+    "RelayNotGranted",
     "RelayPermission",
     "Resolver",
     "ResolverTrouble",
@@ -142,6 +168,9 @@ __all__ = [
     "Stage",
     "Status",
     "Steps",
+    "Store",
+    "StoreUnavailable",
+    "Stream",
     "TLSInfo",
     "Transaction",
     "Verdict",

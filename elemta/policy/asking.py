@@ -17,8 +17,9 @@ from twisted.python.failure import Failure
 
 from elemta.deferred_value import MaybeDeferred, then
 from elemta.policy.breaker import CallParties
+from elemta.policy.call_context import CallContext
 from elemta.policy.interfaces import FailureKind
-from elemta.policy.runner import SLOW, PolicyCall, PolicyFailure, as_deferred, cancel
+from elemta.policy.runner import SLOW, BegunCall, PolicyCall, PolicyFailure, begin, cancel
 from elemta.policy.verdicts import CONTINUE, Continue, Verdict, verdict_problem
 from elemta.policy.views import Transaction
 
@@ -69,7 +70,7 @@ class ChainQuestion:
                 began = seconds()
                 try:
                     answer = call.method(*self._arguments(call))
-                    later = None if isinstance(answer, Verdict) else as_deferred(answer)
+                    later = None if isinstance(answer, Verdict) else self._begin(call, answer, began)
                 except KeyboardInterrupt:
                     raise
                 except BaseException:  # SystemExit too: a policy does not end the daemon
@@ -95,14 +96,26 @@ class ChainQuestion:
         decision = None if verdict is CONTINUE else self._decide(call, verdict)
         return self._ask_each(calls) if decision is None else decision
 
+    def _begin(self, call: PolicyCall, answer: object, began: float) -> BegunCall | None:
+        """Begin to wait for an answer; None where it is no Deferred and no coroutine."""
+        return begin(answer, began + call.breaker.likely_wait(self.network, began))
+
     def give_up(self) -> None:
         """Stop waiting; the decision never comes and a late answer counts for nothing."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.give_up()
 
-    def judged(self, call: PolicyCall, answer: object, took: float, *, waited: bool = False) -> Verdict:
-        """The verdict that an answer counts for."""
+    def judged(
+        self,
+        call: PolicyCall,
+        answer: object,
+        took: float,
+        *,
+        waited: bool = False,
+        context: CallContext | None = None,
+    ) -> Verdict:
+        """The verdict that an answer counts for. ``context`` says what the call waited for, where known."""
         if answer is not CONTINUE:
             problem = self._problem(answer)
             if problem is not None:
@@ -111,7 +124,12 @@ class ChainQuestion:
         runner = call.runner
         runner.answered(call, verdict, took)
         if waited:
-            runner.answered_after_wait(call, self.parties(), took)
+            if context is not None and context.backend_failed:
+                # The policy knew what to answer without its backend. The next session need not wait as long.
+                if took >= SLOW:
+                    runner.failed_after_wait(call, self.parties(), context)
+            else:
+                runner.answered_after_wait(call, self.parties(), took)
         view = self._view
         if view is not None:
             view.writable = False
@@ -131,13 +149,15 @@ class ChainQuestion:
         kind: FailureKind,
         took: float,
         failure: Failure | None = None,
+        *,
         problem: str = "",
+        context: CallContext | None = None,
     ) -> Verdict:
-        """The verdict that a failure counts for."""
+        """The verdict that a failure counts for. ``context`` says what the call waited for, where known."""
         self._note_missing_verdict(call)
         self.close_view()
         if took >= SLOW:
-            call.runner.failed_after_wait(call, self.parties())
+            call.runner.failed_after_wait(call, self.parties(), context)
         failed = PolicyFailure(kind, took, failure, problem)
         return call.runner.failed(call, failed, self.session_id, self.queue_id)
 
@@ -194,6 +214,7 @@ class _PendingAnswer:
         "_began",
         "_call",
         "_clock",
+        "_context",
         "_deadline",
         "_live",
         "_longest_wait",
@@ -205,13 +226,14 @@ class _PendingAnswer:
         self,
         question: ChainQuestion,
         call: PolicyCall,
-        answer: Deferred[Any],
+        begun: BegunCall,
         began: float,
         clock: IReactorTime,
     ) -> None:
         self._question = question
+        self._context = begun.context
         self._call = call
-        self._answer = answer
+        self._answer = answer = begun.answer
         self._began = began
         self._clock = clock
         self._live = True
@@ -228,7 +250,7 @@ class _PendingAnswer:
         """Nothing waits for the decision any more: cancel the policy's work."""
         if self._live:
             self._end()
-            cancel(self._answer, self._call)
+            cancel(self._answer, self._call.runner.name)
 
     def _arrived(self, answer: object) -> None:
         call, question = self._call, self._question
@@ -238,9 +260,10 @@ class _PendingAnswer:
             return
         took = self._end()
         if isinstance(answer, Failure):
-            verdict = question.failed(call, FailureKind.ERROR, took, answer)
+            verdict = question.failed(call, FailureKind.ERROR, took, answer, context=self._context)
         else:
-            verdict = question.judged(call, answer, took, waited=self._longest_wait is not None)
+            waited = self._longest_wait is not None
+            verdict = question.judged(call, answer, took, waited=waited, context=self._context)
         self.verdict.callback(verdict)
 
     def _time_is_up(self) -> None:
@@ -249,8 +272,8 @@ class _PendingAnswer:
         call = self._call
         short = self._longest_wait is not None and self._longest_wait < call.runner.timeout
         kind = FailureKind.OPEN if short else FailureKind.TIMEOUT
-        verdict = self._question.failed(call, kind, took)
-        cancel(self._answer, call)
+        verdict = self._question.failed(call, kind, took, context=self._context)
+        cancel(self._answer, call.runner.name)
         self.verdict.callback(verdict)
 
     def _end(self) -> float:

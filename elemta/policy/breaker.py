@@ -93,10 +93,8 @@ class PolicyBreaker:
 
     def longest_wait(self, network: str, now: float) -> float:
         """How many seconds to wait for an answer about a client of ``network``."""
-        if not self.is_open:
-            recent = self._recent.get(network)
-            if recent is None or recent.failures < self._failures:
-                return self._timeout
+        if not self._is_short(network):
+            return self._timeout
         made, end = self._trials
         if now >= end:
             made, end = 0, now + self._rest
@@ -107,6 +105,20 @@ class PolicyBreaker:
             return self._timeout
         self._trials = (made, end)
         return self._short()
+
+    def likely_wait(self, network: str, now: float) -> float:
+        """What :meth:`longest_wait` would say, for a call that may turn out not to wait."""
+        if not self._is_short(network):
+            return self._timeout
+        made, end = self._trials
+        may_try = now >= end or (made < TRIALS and network not in self._tried)
+        return self._timeout if may_try else self._short()
+
+    def _is_short(self, network: str) -> bool:
+        if self.is_open:
+            return True
+        recent = self._recent.get(network)
+        return recent is not None and recent.failures >= self._failures
 
     def succeeded(self, parties: CallParties, seconds: float, now: float) -> bool:
         """A good answer came after ``seconds``; returns whether it closed the breaker."""

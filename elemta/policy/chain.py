@@ -51,6 +51,8 @@ class PolicyChain:
     ) -> None:
         self.policies = tuple(policies)
         self._clock = clock
+        self.sessions = 0
+        """Sessions that began with this chain and are open."""
         self._calls: dict[str, _ListenerCalls] = {}
         metrics = metrics or PolicyMetrics()
         settings = settings or ChainSettings()
@@ -90,7 +92,25 @@ class PolicyChain:
         calls = self._calls.get(facts.listener)
         if calls is None:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)
-        return PolicySession(facts, calls.asked, calls.notified, self._clock, self._relay)
+        self.sessions += 1
+        return PolicySession(
+            facts, calls.asked, calls.notified, self._clock, self._relay, ended=self._session_ended
+        )
+
+    def _session_ended(self) -> None:
+        self.sessions -= 1
+
+    @property
+    def members(self) -> Sequence[tuple[LoadedPolicy, PolicyRunner]]:
+        """Each policy, and what runs it."""
+        return self._runners
+
+    @property
+    def idle(self) -> bool:
+        """Whether no session is open, and no policy has a call that is not answered yet."""
+        return not self.sessions and all(
+            runner.questions.none and runner.facts.none for _, runner in self._runners
+        )
 
     def _calls_at(self, listener: str) -> _ListenerCalls:
         asked: dict[Stage, list[PolicyCall]] = {}

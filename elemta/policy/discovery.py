@@ -114,7 +114,8 @@ def _load(found: FoundPlugin, key: str, config: Config, services: Services) -> L
             config, key, name, f"its options can't be read: {describe(error)}", found
         ) from error
     try:
-        policy = found.plugin.build(options, services.of_policy(name))
+        own = services.of_policy(name, common.timeout)
+        policy = found.plugin.build(options, own)
     except ConfigError as error:
         # The policy checked its options: a file is missing, keys contradict each other.
         raise ConfigError([_placed(fault, config.source, name) for fault in error.faults]) from error
@@ -126,7 +127,7 @@ def _load(found: FoundPlugin, key: str, config: Config, services: Services) -> L
     problem = problem_with(policy)
     if problem:
         raise _unavailable(config, key, name, problem, found)
-    return LoadedPolicy(name, policy, common, found.origin)
+    return LoadedPolicy(name, policy, common, found.origin, own)
 
 
 def _find_one(catalogue: PluginCatalogue, name: str, at: Fault) -> FoundPlugin:

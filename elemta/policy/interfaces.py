@@ -142,6 +142,26 @@ class ILoginObserver(Interface):
         """
 
 
+class ILifecycle(Interface):
+    """A policy that opens something of its own: started before it is first asked, stopped at its end."""
+
+    def start(predecessor: object | None) -> FactAnswer:
+        """Open what the policy needs.
+
+        ``predecessor`` is the policy of this name that a reload replaces, else None: take over its sockets,
+        caches and connections. It is still asked by the sessions that began with it. A start that raises, or
+        does not end within the policy's timeout, is tried again; until then the policy is not asked, and its
+        ``on_error`` verdict applies.
+        """
+
+    def stop() -> FactAnswer:
+        """Close what the policy opened and did not hand over.
+
+        Called once: after the last session of a policy that a reload replaced, else at the end of the
+        daemon. Called also where ``start`` failed.
+        """
+
+
 class ILimitPolicy(Interface):
     """A mark: the refusals of this policy are those of a limit, so that no limit counts them as refusals."""
 
@@ -183,6 +203,7 @@ OTHER_INTERFACES: tuple[InterfaceClass, ...] = (
     ILoginObserver,
     IDeliveryPolicy,
     IDeliveryObserver,
+    ILifecycle,
 )
 
 
@@ -191,7 +212,7 @@ class FailureKind(enum.StrEnum):
 
     ``ERROR`` it raised; ``TIMEOUT`` it did not answer in time; ``INVALID`` its answer is no valid verdict;
     ``OPEN`` its breaker is open, and it did not answer within the short wait; ``BUSY`` too many of its calls
-    are unanswered, so it was not asked.
+    are unanswered, so it was not asked; ``STOPPED`` it has not started, so it was not asked.
     """
 
     ERROR = "error"
@@ -199,3 +220,4 @@ class FailureKind(enum.StrEnum):
     INVALID = "invalid"
     OPEN = "open"
     BUSY = "busy"
+    STOPPED = "stopped"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import iscoroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from elemta.config import Mode, OnError, PolicyCommon
 from elemta.metrics import PolicyMetrics
 from elemta.policy.breaker import FAILURES, REST, CallParties, PolicyBreaker
+from elemta.policy.call_context import CallContext, calling
 from elemta.policy.interfaces import (
     STAGE_INTERFACES,
     FailureKind,
@@ -23,6 +24,7 @@ from elemta.policy.interfaces import (
     ILoginObserver,
     IOutcomeObserver,
 )
+from elemta.policy.services import Services
 from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Hold, Reject, Verdict, name_of
 from elemta.stage import Stage
 
@@ -59,6 +61,7 @@ class LoadedPolicy:
     policy: object
     common: PolicyCommon
     origin: str = ""
+    services: Services | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +101,32 @@ class UnansweredCalls:
     the rest to others.
     """
 
-    __slots__ = ("_by_network", "_most", "_total", "many")
+    __slots__ = ("_by_network", "_most", "_total", "closed", "many")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._total = 0
         self._by_network: dict[str, int] = {}
         self.many = False
+        self.closed = False
+
+    @property
+    def none(self) -> bool:
+        """Whether every call was answered."""
+        return not self._total
+
+    def close(self) -> None:
+        """Make no call until :meth:`open`."""
+        self.closed = self.many = True
+
+    def open(self) -> None:
+        self.closed = False
+        self.many = self._total * 2 >= self._most
 
     def began(self, network: str) -> None:
         self._total += 1
         self._by_network[network] = self._by_network.get(network, 0) + 1
-        self.many = self._total * 2 >= self._most
+        self.many = self.closed or self._total * 2 >= self._most
 
     def ended(self, network: str) -> None:
         self._total -= 1
@@ -118,10 +135,12 @@ class UnansweredCalls:
             self._by_network[network] = left
         else:
             del self._by_network[network]
-        self.many = self._total * 2 >= self._most
+        self.many = self.closed or self._total * 2 >= self._most
 
     def has_space(self, network: str) -> bool:
         """Whether one more call about a client of ``network`` may be made."""
+        if self.closed:
+            return False
         if self._total * 2 < self._most:
             return True
         return self._total < self._most and self._by_network.get(network, 0) < max(1, self._most // _SHARE)
@@ -193,8 +212,36 @@ class PolicyRunner:
             )
         return breaker
 
+    def close_to_questions(self) -> None:
+        """The policy has not started: it is not asked, and its ``on_error`` verdict applies."""
+        self.questions.close()
+        self.facts.close()
+
+    def open_to_questions(self) -> None:
+        """The policy has started."""
+        self.questions.open()
+        self.facts.open()
+
+    def lifecycle_failed(self, method: str, failure: Failure, retry_in: float | None = None) -> None:
+        """Log and count that the policy could not start or stop."""
+        self._metrics.failures.labels(self.name, method, FailureKind.ERROR.value).inc()
+        if method == "start":
+            _log.failure(
+                "a policy could not start and is not asked",
+                failure,
+                event="policy.start_failed",
+                policy=self.name,
+                retry_in=retry_in,
+            )
+        else:
+            _log.failure("a policy could not stop", failure, event="policy.stop_failed", policy=self.name)
+
     def too_busy(self, call: PolicyCall) -> Verdict:
-        """The verdict of a policy that is not asked because too many of its calls are unanswered."""
+        """The verdict of a policy that is not asked: it has not started, or has too many unanswered calls."""
+        if self.questions.closed:
+            self._metrics.failures.labels(self.name, call.stage_name, FailureKind.STOPPED.value).inc()
+            self._warn("a policy that has not started was not asked", call, event="policy.not_started")
+            return self._verdict_of_failure(call)
         self._metrics.failures.labels(self.name, call.stage_name, "busy").inc()
         self._warn("a policy has too many unanswered calls and was not asked", call, event="policy.busy")
         return self._verdict_of_failure(call)
@@ -245,11 +292,16 @@ class PolicyRunner:
                 stage=call.stage_name,
             )
 
-    def failed_after_wait(self, call: PolicyCall, parties: CallParties) -> None:
+    def failed_after_wait(
+        self, call: PolicyCall, parties: CallParties, context: CallContext | None = None
+    ) -> None:
         """A failure took :data:`SLOW` seconds or more.
 
-        A breaker saves waiting. A failure that took less counts for its own verdict only, however often.
+        A breaker saves waiting. A failure that took less counts for its own verdict only, however often. So
+        does one of a call that asked DNS and no backend of the policy's own: a client chooses the names.
         """
+        if context is not None and context.is_of_client:
+            return
         if call.breaker.failed(parties, self._clock.seconds()):
             _log.error(
                 "a policy answers no client and gets a short timeout",
@@ -326,23 +378,41 @@ def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
     return PolicyCall(runner, policy.attempted, None, "attempted", PolicyBreaker(runner.timeout))
 
 
-def as_deferred(answer: object) -> Deferred[Any] | None:
-    """``answer`` as a Deferred where it is one or is a coroutine, else None. Runs a coroutine's beginning."""
+class BegunCall(NamedTuple):
+    """A call that takes its time. ``context`` is None for a Deferred that the policy made itself."""
+
+    answer: Deferred[Any]
+    context: CallContext | None
+
+
+def begin(answer: object, deadline: float) -> BegunCall | None:
+    """A call whose answer is a Deferred or a coroutine; else None.
+
+    Runs a coroutine's beginning; the services that it uses know ``deadline``, in the reactor's seconds.
+    """
     if answer is None:
         return None
     if isinstance(answer, Deferred):
-        return answer
+        return BegunCall(answer, None)
     if iscoroutine(answer):
-        return Deferred.fromCoroutine(answer)
+        context = CallContext(deadline)
+        with calling(context):
+            return BegunCall(Deferred.fromCoroutine(answer), context)
     return None
 
 
-def cancel(answer: Deferred[Any], call: PolicyCall) -> None:
+def as_deferred(answer: object, deadline: float) -> Deferred[Any] | None:
+    """``answer`` as a Deferred where it is one or is a coroutine, else None."""
+    begun = begin(answer, deadline)
+    return None if begun is None else begun.answer
+
+
+def cancel(answer: Deferred[Any], policy: str) -> None:
     """Cancel the work of a policy."""
     try:
         answer.cancel()
     except Exception:  # a canceller is a policy's code
-        _log.failure("a policy could not be cancelled", event="policy.cancel_failed", policy=call.runner.name)
+        _log.failure("a policy could not be cancelled", event="policy.cancel_failed", policy=policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +444,7 @@ def tell(call: PolicyCall, fact: PolicyFact, clock: IReactorTime) -> None:
         runner.failed(call, reason, fact.session_id, fact.queue_id)
 
     try:
-        pending = as_deferred(call.method(*fact.shown))
+        pending = as_deferred(call.method(*fact.shown), began + runner.timeout)
     except KeyboardInterrupt:
         raise
     except BaseException:  # SystemExit too: a policy does not end the daemon
@@ -388,7 +458,7 @@ def tell(call: PolicyCall, fact: PolicyFact, clock: IReactorTime) -> None:
         nonlocal timed_out
         timed_out = True
         failed(FailureKind.TIMEOUT)
-        cancel(pending, call)
+        cancel(pending, runner.name)
 
     def done(result: object) -> None:
         runner.facts.ended(fact.network)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from elemta.deferred_value import MaybeDeferred
 from elemta.dns import DnsResolver as SharedResolver
-from elemta.dns import MailExchanger
 from elemta.domains import Domains
 from elemta.envelope import Recipient
-from elemta.errors import ResolverTrouble
+from elemta.errors import BackendError
 from elemta.limits import Charge, Receipt
+from elemta.policy.backends import DEFAULT_TIMEOUT, PolicyBackends
+from elemta.policy.http_client import HttpAnswer, HttpClient, TimedClient
+from elemta.policy.policy_resolver import NoResolver, PolicyResolver, Resolver
+from elemta.policy.policy_store import MemoryStore, Store
+from elemta.policy.policy_threads import InThreads
+from elemta.policy.streams import Connect, Stream
 from elemta.policy.views import Session, Transaction
 from elemta.stage import Stage
+
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
 
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -64,66 +71,6 @@ class Limits(Protocol):
 
     def release(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what is held open: connections."""
-
-
-class Resolver(Protocol):
-    """DNS. Each lookup ends within 10 s, or within ``timeout`` seconds; answers are cached.
-
-    A lookup that is cancelled, as when the policy's time is up, frees what it took at once.
-
-    Every method raises :class:`~elemta.errors.NoSuchDomain` where the name does not exist, and
-    :class:`~elemta.errors.ResolverTrouble` where no server gave a usable answer in time, which says nothing
-    about the name. A name without such a record gives an empty tuple.
-    """
-
-    async def addresses(
-        self, host: str, *, timeout: float | None = None
-    ) -> tuple[IPv4Address | IPv6Address, ...]:
-        """The addresses of a host, IPv6 first."""
-
-    async def mail_exchangers(
-        self, domain: str, *, timeout: float | None = None
-    ) -> tuple[MailExchanger, ...]:
-        """The MX records, the most preferred first; ``(NULL_MX,)`` where the domain takes no mail."""
-
-    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:
-        """The TXT records, the strings of each put together."""
-
-    async def reverse(
-        self, ip: str | IPv4Address | IPv6Address, *, timeout: float | None = None
-    ) -> tuple[str, ...]:
-        """The names that the owner of an address gives it (PTR). Unconfirmed: an owner can claim any name."""
-
-
-class NoResolver:
-    """A resolver where there is none: every lookup has trouble."""
-
-    async def addresses(
-        self,
-        host: str,
-        *,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> tuple[IPv4Address | IPv6Address, ...]:
-        raise ResolverTrouble(f"there is no resolver to look up {host}")
-
-    async def mail_exchangers(
-        self,
-        domain: str,
-        *,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> tuple[MailExchanger, ...]:
-        raise ResolverTrouble(f"there is no resolver to look up {domain}")
-
-    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
-        raise ResolverTrouble(f"there is no resolver to look up {name}")
-
-    async def reverse(
-        self,
-        ip: str | IPv4Address | IPv6Address,
-        *,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> tuple[str, ...]:
-        raise ResolverTrouble(f"there is no resolver to look up {ip}")
 
 
 class Counter(Protocol):
@@ -184,28 +131,71 @@ class PrefixedMetrics:
         return self._prefix + name
 
 
+def _no_threads(f: Any, /, *args: Any, **kwargs: Any) -> Deferred[Any]:  # noqa: ARG001
+    return fail(BackendError("there are no threads"))
+
+
+async def _no_connections(endpoint: str, *, timeout: float | None = None) -> Stream:  # noqa: ARG001
+    raise BackendError(f"there are no connections to {endpoint}")
+
+
+class _NoHttp:
+    async def request(self, method: str, url: str, **_: Any) -> HttpAnswer:  # noqa: ARG002
+        raise BackendError(f"there is no HTTP to {url}")
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a policy may use.
 
-    ``reactor`` for time, threads and connections (do not import it); ``limits`` of the configuration;
-    ``domains``: the local ones and the networks that may relay; ``metrics`` for counters of the policy's own;
-    ``log`` under the policy's namespace, which names it in every record; ``resolver`` for DNS.
+    - ``reactor`` for time and whatever the others do not do (do not import it).
+    - ``limits`` of the configuration.
+    - ``domains``: the local ones, and the networks that may relay.
+    - ``metrics`` for counters of the policy's own.
+    - ``log`` under the policy's namespace, which names it in every record.
+    - ``resolver`` for DNS.
+    - ``threads`` for work that blocks: ``await services.threads(function, *arguments)``.
+    - ``store`` for what is kept beyond a session, in the whole cluster.
+    - ``connect`` for connections to a service of the policy's own.
+    - ``http``, a client for HTTP and HTTPS.
+    - ``hostname`` and ``node_id`` as configured.
     """
 
-    reactor: IReactorTime
+    reactor: ReactorBase
     limits: Limits
     domains: Domains
     metrics: PluginMetrics
     log: Logger
     resolver: Resolver = field(default_factory=NoResolver)
+    threads: InThreads = field(default_factory=lambda: _no_threads)
+    store: Store = field(default_factory=lambda: MemoryStore(lambda: 0.0))
+    connect: Connect = field(default_factory=lambda: _no_connections)
+    http: HttpClient = field(default_factory=_NoHttp)
+    hostname: str = "localhost"
+    node_id: str = "localhost"
+    backends: PolicyBackends | None = field(default=None, repr=False)
 
-    def of_policy(self, name: str) -> Services:
-        """The services with ``metrics`` and ``log`` under the name of one policy."""
-        resolver = self.resolver
-        return replace(
+    def of_policy(self, name: str, timeout: float = DEFAULT_TIMEOUT) -> Services:
+        """The services of one policy, whose waits take no longer than its ``timeout``."""
+        own = replace(
             self,
-            resolver=resolver.of_user(name) if isinstance(resolver, SharedResolver) else resolver,
             metrics=PrefixedMetrics(name, self.metrics),
             log=Logger(namespace=f"elemta.policy.{name}", observer=self.log.observer),
         )
+        if isinstance(self.resolver, SharedResolver):
+            resolver = PolicyResolver(self.resolver.of_user(name), self.reactor, max(timeout, LONGEST_LOOKUP))
+            own = replace(own, resolver=resolver)
+        if self.backends is None:
+            return own
+        backends = self.backends.of_policy(name)
+        return replace(
+            own,
+            threads=backends.threads,
+            store=backends.store,
+            http=TimedClient(backends.http, timeout),
+            connect=self.backends.connector(timeout),
+        )
+
+
+LONGEST_LOOKUP = 10.0
+"""Seconds of a lookup that is made outside of a policy's call."""

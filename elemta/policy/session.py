@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,6 +91,7 @@ class PolicySession(ChainQuestion):
     __slots__ = (
         "_board",
         "_calls",
+        "_ended",
         "_facts",
         "_gone",
         "_grant_failed",
@@ -113,8 +114,11 @@ class PolicySession(ChainQuestion):
         notified: Mapping[str, Sequence[PolicyCall]],
         clock: IReactorTime,
         relay: RelayPermission,
+        *,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(clock)
+        self._ended = ended
         self.session_id = facts.id
         self._facts = facts
         self._calls = calls
@@ -181,11 +185,18 @@ class PolicySession(ChainQuestion):
         """The session is over: give up what is being asked, and tell the policies that observe it."""
         if self._gone:
             return
-        self._gone = True
-        self.give_up()
+        self.leave()
         for call in self._notified["disconnected"]:
             fact = PolicyFact((self._session_of(call.runner),), self.network, self.session_id)
             tell(call, fact, self._clock)
+
+    def leave(self) -> None:
+        """The session is over; no policy knew it, and none hears of it."""
+        if self._gone:
+            return
+        self._gone = True
+        self._ended()
+        self.give_up()
 
     # What ChainQuestion asks for
 

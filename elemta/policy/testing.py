@@ -12,13 +12,11 @@ Time stands still until :attr:`PolicyTester.clock` is advanced. Errors of the po
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Collection, Mapping
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, Logger
 from twisted.python.failure import Failure
@@ -26,18 +24,34 @@ from zope.interface.verify import verifyObject
 
 from elemta.address import NULL
 from elemta.config import read_policy
-from elemta.dns import MailExchanger
 from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
-from elemta.errors import NoSuchDomain
-from elemta.limits import Limiter, MemoryStore
+from elemta.limits import Limiter
+from elemta.limits import MemoryStore as LimitStore
 from elemta.message.header_reader import HeaderReader
 from elemta.outcome import Outcome
 from elemta.policy.discovery import problem_with
+from elemta.policy.doubles import (
+    HttpRequest,
+    HttpScript,
+    RecordedMetric,
+    RecordedMetrics,
+    ScriptedConnections,
+    ScriptedHttp,
+    StreamScript,
+    TestReactor,
+    ThreadsDouble,
+    UnavailableStore,
+    Zone,
+    http_answer,
+)
 from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin, LoginOutcome
+from elemta.policy.policy_resolver import Resolver
+from elemta.policy.policy_store import MemoryStore, Store
+from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import as_deferred
-from elemta.policy.services import Limits, Resolver, Services
+from elemta.policy.services import Limits, Services
 from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.path import parse_address
@@ -45,122 +59,30 @@ from elemta.smtp.session_info import SessionInfo, TLSInfo
 from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
 
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
+
+__all__ = [
+    "HttpRequest",
+    "HttpScript",
+    "MemoryStore",
+    "PolicyTester",
+    "RecordedMetric",
+    "RecordedMetrics",
+    "Rehearsal",
+    "ScriptedConnections",
+    "ScriptedHttp",
+    "StreamScript",
+    "TestReactor",
+    "ThreadsDouble",
+    "UnavailableStore",
+    "Zone",
+    "http_answer",
+    "make_message",
+    "make_services",
+]
+
 _T = TypeVar("_T")
-
-
-@dataclass(slots=True)
-class RecordedMetric:
-    """A counter or histogram that keeps its amounts, by the values of its labels."""
-
-    label_names: tuple[str, ...]
-    amounts: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
-    values: tuple[str, ...] = ()
-
-    def inc(self, amount: float = 1) -> None:
-        if amount < 0:
-            raise ValueError("a counter only grows")
-        self._record(amount)
-
-    def observe(self, amount: float) -> None:
-        self._record(amount)
-
-    def labels(self, *values: str) -> RecordedMetric:
-        if len(values) != len(self.label_names):
-            raise ValueError(f"the labels are {self.label_names}, but {values} were given")
-        return RecordedMetric(self.label_names, self.amounts, values)
-
-    def _record(self, amount: float) -> None:
-        if len(self.values) != len(self.label_names):
-            raise ValueError(f"the labels {self.label_names} were not given")
-        self.amounts.setdefault(self.values, []).append(amount)
-
-
-class RecordedMetrics:
-    """Metrics for a test to read, by their full names (``elemta_plugin_POLICY_NAME``)."""
-
-    def __init__(self) -> None:
-        self._metrics: dict[str, RecordedMetric] = {}
-
-    def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> RecordedMetric:
-        return self._metric(name, words, labels)
-
-    def histogram(
-        self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
-    ) -> RecordedMetric:
-        if buckets is not None and list(buckets) != sorted(set(buckets)):
-            raise ValueError("the buckets of a histogram are ascending bounds")
-        return self._metric(name, words, labels)
-
-    def total(self, name: str, *values: str) -> float:
-        """The total of a counter; 0 where nothing was counted."""
-        return sum(self.observed(name, *values))
-
-    def observed(self, name: str, *values: str) -> list[float]:
-        """The amounts of a metric, in order. KeyError where no metric has this name."""
-        return self._metrics[name].amounts.get(values, [])
-
-    def _metric(self, name: str, words: str, labels: Sequence[str]) -> RecordedMetric:
-        if not words:
-            raise ValueError(f"the metric {name} has no words that say what it is")
-        metric = self._metrics.setdefault(name, RecordedMetric(tuple(labels)))
-        if metric.label_names != tuple(labels):
-            raise ValueError(f"there is another metric {name} already")
-        return metric
-
-
-@dataclass
-class Zone:
-    """A resolver with the records that a test gives it, by name in lower case. Other names do not exist.
-
-    A value may also be an exception, such as ``ResolverTrouble("no answer")``, which the lookup then raises.
-    """
-
-    addresses_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
-    exchangers_of: dict[str, Sequence[MailExchanger] | Exception] = field(default_factory=dict)
-    texts_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
-    names_of: dict[str, Sequence[str] | Exception] = field(default_factory=dict)
-
-    async def addresses(
-        self,
-        host: str,
-        *,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> tuple[IPv4Address | IPv6Address, ...]:
-        found = self._records(self.addresses_of, host)
-        return tuple(sorted(map(ip_address, found), key=lambda ip: -ip.version))
-
-    async def mail_exchangers(
-        self,
-        domain: str,
-        *,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> tuple[MailExchanger, ...]:
-        return tuple(
-            sorted(self._records(self.exchangers_of, domain), key=lambda mx: (mx.preference, mx.host))
-        )
-
-    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
-        return self._records(self.texts_of, name)
-
-    async def reverse(
-        self,
-        ip: str | IPv4Address | IPv6Address,
-        *,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> tuple[str, ...]:
-        return self._records(self.names_of, str(ip))
-
-    def _records(self, records: Mapping[str, Sequence[_T] | Exception], name: str) -> tuple[_T, ...]:
-        key = name.lower().rstrip(".")
-        found = records.get(key)
-        if isinstance(found, Exception):
-            raise found
-        if found is not None:
-            return tuple(found)
-        every = (self.addresses_of, self.exchangers_of, self.texts_of, self.names_of)
-        if any(key in kind for kind in every):
-            return ()
-        raise NoSuchDomain(f"{name} does not exist")
 
 
 def make_services(
@@ -173,14 +95,24 @@ def make_services(
     metrics: RecordedMetrics | None = None,
     logged: list[LogEvent] | None = None,
     resolver: Resolver | None = None,
+    threads: InThreads | None = None,
+    store: Store | None = None,
+    connections: ScriptedConnections | Mapping[str, StreamScript] | None = None,
+    http: ScriptedHttp | Mapping[str, HttpScript] | None = None,
+    hostname: str = "mx.example.com",
+    node_id: str = "node-1",
 ) -> Services:
-    """Services with real parts and a clock that stands still: local domains, mailboxes (None: every address
-    at a local domain), networks that may relay; no limits and an empty DNS unless some are given."""
-    clock = clock or Clock()
+    """Services for a test, with a clock that stands still.
+
+    Local domains, mailboxes (None: every address at a local domain) and networks that may relay are real. No
+    limits and an empty DNS unless some are given. Threads do their work at once, the store is in memory, and
+    ``connections`` and ``http`` are scripts by endpoint and by URL.
+    """
+    clock = clock or TestReactor()
     log = logged if logged is not None else []
     return Services(
-        reactor=cast(IReactorTime, clock),
-        limits=limits or Limiter((), MemoryStore(clock)),
+        reactor=cast("ReactorBase", clock),
+        limits=limits or Limiter((), LimitStore(clock)),
         domains=Domains(
             frozenset(local),
             None if mailboxes is None else frozenset(mailboxes),
@@ -189,6 +121,16 @@ def make_services(
         metrics=metrics or RecordedMetrics(),
         log=Logger(namespace="elemta.policy", observer=cast(ILogObserver, log.append)),
         resolver=resolver or Zone(),
+        threads=threads or ThreadsDouble(),
+        store=store or MemoryStore(clock.seconds),
+        connect=(
+            connections
+            if isinstance(connections, ScriptedConnections)
+            else ScriptedConnections(clock, connections)
+        ),
+        http=http if isinstance(http, ScriptedHttp) else ScriptedHttp(clock, http),
+        hostname=hostname,
+        node_id=node_id,
     )
 
 
@@ -204,7 +146,8 @@ class PolicyTester:
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
     :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from``, ``limits`` and ``resolver``
-    are those of :func:`make_services`. ``may_relay`` is whether ``[policies] may_relay`` names the policy.
+    are those of :func:`make_services`, as are ``threads``, ``store``, ``connections``, ``http``, ``hostname``
+    and ``node_id``. ``may_relay`` is whether ``[policies] may_relay`` names the policy.
     ``facts`` is the session that the policy sees; change it as you like.
 
     A method per stage asks and returns the verdict; where the policy is not asked at that stage it
@@ -228,9 +171,17 @@ class PolicyTester:
         tls: TLSInfo | None = None,
         reverse_name: str | None = None,
         may_relay: bool = False,
+        threads: InThreads | None = None,
+        store: Store | None = None,
+        connections: Mapping[str, StreamScript] | None = None,
+        http: Mapping[str, HttpScript] | None = None,
+        hostname: str = "mx.example.com",
+        node_id: str = "node-1",
     ) -> None:
         verifyObject(IPolicyPlugin, plugin)
-        self.clock = Clock()
+        self.clock: Clock = TestReactor()
+        self.connections = ScriptedConnections(self.clock, connections)
+        self.http = ScriptedHttp(self.clock, http)
         self.metrics = RecordedMetrics()
         self.logged: list[LogEvent] = []
         self.services = make_services(
@@ -242,12 +193,19 @@ class PolicyTester:
             metrics=self.metrics,
             logged=self.logged,
             resolver=resolver,
+            threads=threads,
+            store=store,
+            connections=self.connections,
+            http=self.http,
+            hostname=hostname,
+            node_id=node_id,
         )
+        self.store = self.services.store
         self.common, parsed = read_policy(plugin.options, options or {}, "test", f"policy.{plugin.name}")
         self.name: str = plugin.name
         self._relay = RelayPermission(self.services.domains)
         self._may_relay = may_relay
-        self.policy: Any = plugin.build(parsed, self.services.of_policy(plugin.name))
+        self.policy: Any = plugin.build(parsed, self.services.of_policy(plugin.name, self.common.timeout))
         problem = problem_with(self.policy)
         if problem:
             raise AssertionError(problem)
@@ -279,6 +237,20 @@ class PolicyTester:
     def publish_on_transaction(self, policy: str, key: str, value: object) -> None:
         """Publish a note on the current transaction in the name of another policy."""
         self._transaction_board[policy, key] = value
+
+    @property
+    def _deadline(self) -> float:
+        return self.clock.seconds() + self.common.timeout
+
+    # Its life
+
+    def start(self, predecessor: object | None = None, *, wait: float = 0) -> None:
+        """Start the policy, as the daemon does before it is first asked."""
+        self._wait(self._tell("start", predecessor), wait)
+
+    def stop(self, *, wait: float = 0) -> None:
+        """Stop the policy, as the daemon does at its end."""
+        self._wait(self._tell("stop"), wait)
 
     # The session
 
@@ -359,7 +331,7 @@ class PolicyTester:
         if not IDeliveryPolicy.providedBy(self.policy):
             return CONTINUE
         answer = self.policy.route(envelope or self._envelope(recipient), recipient)
-        pending = as_deferred(answer)
+        pending = as_deferred(answer, self._deadline)
         result: Deferred[Any] = succeed(answer) if pending is None else pending
         return cast(Verdict, self._wait(result.addCallback(_valid, route_problem), wait))
 
@@ -406,7 +378,7 @@ class PolicyTester:
         if about is not None:
             shown.append(about)
         answer = getattr(self.policy, method)(*shown)
-        pending = as_deferred(answer)
+        pending = as_deferred(answer, self._deadline)
         result: Deferred[Any] = succeed(answer) if pending is None else pending
         return result.addBoth(self._judged, view)
 
@@ -417,7 +389,7 @@ class PolicyTester:
 
     def _tell(self, fact: str, *shown: object) -> Deferred[None]:
         method = getattr(self.policy, fact, None)
-        pending = as_deferred(method(*shown)) if method is not None else None
+        pending = as_deferred(method(*shown), self._deadline) if method is not None else None
         return succeed(None) if pending is None else pending
 
     def _wait(self, answer: Deferred[_T], seconds: float) -> _T:

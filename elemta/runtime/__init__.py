@@ -56,6 +56,9 @@ class WorkerPool(Protocol):
     def join(self) -> Deferred[None]:
         """End the threads; fires when they are gone."""
 
+    def leave(self) -> None:
+        """End the threads as soon as they are idle. Nothing waits for that."""
+
 
 class OrderedWorker(Protocol):
     """One thread, or a few, for blocking work that is done in the order of the calls."""

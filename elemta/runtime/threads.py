@@ -61,6 +61,10 @@ class _Pool:
         # Joining threads blocks, so it is done in one.
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._pool.stop)
 
+    def leave(self) -> None:
+        # Work that never ends must not keep a thread of the reactor's, which its end waits for.
+        Thread(target=self._pool.stop, name="elemta-pool-end", daemon=True).start()
+
 
 class _Ordered:
     """A queue and its threads.

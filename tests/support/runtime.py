@@ -64,6 +64,9 @@ class SimulatedWorkers:
         self.stop()
         return succeed(None)
 
+    def leave(self) -> None:
+        self.stop()
+
     def _soon(self, work: Callable[[], None]) -> None:
         self._waiting.append(work)
         self._reactor.callLater(0, self._next)
