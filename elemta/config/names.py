@@ -12,6 +12,8 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _GIVEN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _NODE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.:-]{0,253}[A-Za-z0-9])?")
 _MAX_DOMAIN = 255
+# RFC 5322 §3.2.3 atext without letters and digits, and without % and !, which name a next hop
+_DELIMITERS = "+-_=#~*.&/$'^|{}?"
 
 
 def is_host_name(text: str) -> bool:
@@ -64,6 +66,12 @@ def check_domain_or_any(text: str) -> None:
     """Accept a mail domain, or ``*`` for any."""
     if text != "*":
         check_domain(text)
+
+
+def check_delimiter(text: str) -> None:
+    """Accept one character that may part a tag from a local-part, or nothing."""
+    if text and text not in tuple(_DELIMITERS):
+        raise Unacceptable(f'must be one of {" ".join(_DELIMITERS)}, or ""')
 
 
 def _is_domain(text: str) -> bool:

@@ -24,6 +24,7 @@ from elemta.config.choices import (
 from elemta.config.ciphers import check_cipher_list
 from elemta.config.endpoint import check_listener_endpoint, check_optional_endpoint
 from elemta.config.names import (
+    check_delimiter,
     check_domain,
     check_domain_or_any,
     check_given_name,
@@ -97,8 +98,8 @@ class ServerConfig:
     )
     data_timeout: float = setting(
         10 * _MINUTE,
-        "The time that a client may pause within a message. A message also has a minimum rate, so one byte a "
-        "minute does not keep it open.",
+        "The time that a client may pause within a message. Its longest pause apart, a message also has a "
+        "minimum rate: 500 octets a second on average after the first 10 seconds.",
         unit="seconds",
         minimum=0.1,
         maximum=_DAY,
@@ -206,6 +207,18 @@ class DomainsConfig:
         "exist (create_mailboxes).",
     )
     relay_from: tuple[Network, ...] = setting((), "Networks whose clients may send to any domain.")
+    recipient_delimiter: str = setting(
+        "+",
+        "The character that parts a tag from a local-part: anna+shop@ is the mailbox anna@, for recipients, "
+        "aliases, limits and {local} of a Maildir. Empty: no tags.",
+        check=check_delimiter,
+    )
+    aliases: str = setting(
+        "",
+        "A file with one mapping a line: an address of a local domain, and the addresses that its mail goes "
+        "to (docs/aliases.md). A reload reads it again.",
+        example="/etc/elemta/aliases",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +404,8 @@ class RouteConfig:
     create_mailboxes: bool = setting(
         False,
         "For maildir: only. true makes a Maildir for any name. false makes one only for a name in recipients "
-        "and for postmaster; RCPT answers 550 5.1.1 for any other name without a Maildir.",
+        "or on the right of an alias, and for postmaster; RCPT answers 550 5.1.1 for any other name without "
+        "a Maildir.",
     )
 
 

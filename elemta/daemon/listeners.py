@@ -111,6 +111,7 @@ class Listeners:
                 certificate=self._certificate,
                 spool=spool,
                 mailboxes=self.mailboxes,
+                domains=components.domains,
                 routes=routes,
                 metrics=self._metrics.net,
                 now=self._now,

@@ -71,9 +71,9 @@ def path_part(text: str) -> str:
     return f"{safe[: _LONGEST_PART - 70]}%Z{digest}"
 
 
-def maildir_path(template: Sequence[str | Placeholder], recipient: Address) -> str:
-    """The Maildir of a recipient."""
-    parts = {Placeholder.DOMAIN: canonical_domain(recipient.domain), Placeholder.LOCAL: recipient.local}
+def maildir_path(template: Sequence[str | Placeholder], mailbox: Address) -> str:
+    """The Maildir of a mailbox (:meth:`elemta.delivery.routes.MaildirRoute.mailbox`)."""
+    parts = {Placeholder.DOMAIN: canonical_domain(mailbox.domain), Placeholder.LOCAL: mailbox.local}
     return "".join(part if isinstance(part, str) else path_part(parts[part]) for part in template)
 
 
@@ -321,7 +321,8 @@ class Mailboxes:
         The Deferred fails with :class:`~elemta.errors.MailboxUnknown` where the file system gives no
         answer, or none in :data:`DEADLINE` seconds; so does the call where too many wait already.
         """
-        key = (route.target, recipient)
+        mailbox = route.mailbox(recipient)
+        key = (route.target, mailbox)
         until, found = self._remembered.get(key, (0.0, False))
         if self._runtime.monotonic() < until:
             return found
@@ -330,7 +331,7 @@ class Mailboxes:
         answer: Deferred[bool] = Deferred()
         answer.addTimeout(DEADLINE, self._runtime.reactor)
         answer.addCallbacks(self._remember, _in_words, callbackArgs=(key,))
-        self._ask(maildir_path(route.template, recipient), route.root, answer)
+        self._ask(maildir_path(route.template, mailbox), route.root, answer)
         return answer
 
     def forget(self) -> None:

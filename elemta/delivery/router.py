@@ -51,6 +51,8 @@ class RouteChooser:
         for route in routes:
             self._configured.setdefault(route.target, route)
         self._chosen: dict[str, Route] = {}
+        of_maildirs = (route.domains_named for route in routes if isinstance(route, MaildirRoute))
+        self._domains = next(of_maildirs, None)
 
     async def __call__(self, envelope: Envelope, recipient: Recipient) -> Route | None:
         """The route that a policy chose for this recipient, None where none has an opinion. Never raises."""
@@ -74,7 +76,9 @@ class RouteChooser:
             # The hooks have checked the target; a policy may choose a new one for every message.
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
-            route = self._chosen[target] = route_of(RouteConfig(domains=(ANY,), to=target))
+            route = self._chosen[target] = route_of(
+                RouteConfig(domains=(ANY,), to=target), domains_named=self._domains
+            )
         return route
 
 

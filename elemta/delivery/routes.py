@@ -59,6 +59,7 @@ def read_credentials(path: str, key: str) -> Credentials:
 ANY = "*"
 AS_CONFIGURED = "the route says hold:"
 _REMEMBERED = 4096
+_NO_DOMAINS = Domains(frozenset())
 
 
 class Placeholder(enum.Enum):
@@ -99,6 +100,10 @@ class MaildirRoute(Route):
         if self.create_mailboxes:
             return True
         return self.domains_named is not None and self.domains_named.names(recipient)
+
+    def mailbox(self, recipient: Address) -> Address:
+        """The mailbox that a recipient is here: what names its Maildir."""
+        return (self.domains_named or _NO_DOMAINS).keys.mailbox_here(recipient)
 
 
 @dataclass(frozen=True, slots=True)

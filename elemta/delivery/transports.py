@@ -200,7 +200,7 @@ class Transports:
         prefix = return_path_field(envelope.sender)
         drops = [
             MaildirDelivery(
-                maildir_path(route.template, recipient.address),
+                maildir_path(route.template, route.mailbox(recipient.address)),
                 file_name(
                     envelope.queue_id, recipient.address, envelope.received_at, self._settings.hostname
                 ),

@@ -18,6 +18,7 @@ from elemta.message.header_reader import HeaderReader
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
 from elemta.net.login import LoginExchange
+from elemta.net.recipients import ExpandedAlias, FinalRecipients, RecipientCount, final_recipients
 from elemta.net.refusals import RefusalLimits
 from elemta.policy import CONTINUE, ChainDecision, Disconnect, Message
 from elemta.policy.verdicts import reply_of
@@ -49,6 +50,9 @@ MAX_HOPS = 100
 
 _PROCEED = Proceed()
 
+# Aliases of a message that stand in the log, and addresses of each.
+_MOST_LOGGED = 20
+
 
 class SessionBackend:
     """One session's way through policies, credentials and spool.
@@ -68,6 +72,7 @@ class SessionBackend:
         self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
+        self._recipient_count = RecipientCount(terms.domains, terms.session.max_recipients)
 
     def answer(self, question: Question) -> MaybeDeferred[Response]:
         """The answer to ``question``; it never fails."""
@@ -118,18 +123,33 @@ class SessionBackend:
     # Recipients
 
     def _answer_recipient(self, question: RcptQuestion) -> MaybeDeferred[Response]:
-        answer = self._ask_policies(question)
-        if self._terms.mailboxes is None or self._terms.routes is None:
-            return answer
-        return then(answer, self._look_for_mailbox, question.recipient.address)
+        recipient = question.recipient
+        # RFC 5321 §4.5.3.1.10
+        if not self._recipient_count.admits(question.transaction, recipient):
+            return Refuse(replies.TOO_MANY_RECIPIENTS, reason="an alias leads to too many mailboxes")
+        return then(self._ask_policies(question), self._look_for_mailbox, recipient)
 
-    def _look_for_mailbox(self, answer: Response, address: Address) -> MaybeDeferred[Response]:
+    def _look_for_mailbox(self, answer: Response, recipient: Recipient) -> MaybeDeferred[Response]:
+        """Refuse a recipient where none of the mailboxes that get its mail is there."""
         if not isinstance(answer, Proceed):
             return answer
-        return then(self._has_mailbox(address), self._answer_of_mailbox, address)
+        targets = self._terms.domains.expand(recipient.address, self._terms.session.max_recipients)
+        if len(targets) == 1:
+            return then(self._has_mailbox(targets[0]), self._answer_of_mailbox, recipient)
+        return run(self._look_for_one(targets, recipient))
 
-    def _answer_of_mailbox(self, exists: bool, address: Address) -> Response:
-        return _PROCEED if exists else self._refuse_unknown(address)
+    def _look_for_one(self, targets: Sequence[Address], recipient: Recipient) -> Steps[Response]:
+        for each in targets:
+            exists: bool = yield self._has_mailbox(each)
+            if exists:
+                return self._answer_of_mailbox(True, recipient)
+        return self._answer_of_mailbox(False, recipient)
+
+    def _answer_of_mailbox(self, exists: bool, recipient: Recipient) -> Response:
+        if not exists:
+            return self._refuse_unknown(recipient.address)
+        self._recipient_count.accepted(recipient)
+        return _PROCEED
 
     def _has_mailbox(self, address: Address) -> MaybeDeferred[bool]:
         """False where the recipient's route leads to a Maildir that is missing and stays so."""
@@ -251,17 +271,25 @@ class SessionBackend:
         return committed
 
     def _commit(self, transaction: TransactionInfo, writer: MessageWriter) -> MaybeDeferred[Response]:
-        submission = self._submission(transaction, writer.queue_id)
-        if not submission.recipients:
+        final = final_recipients(
+            self._terms.domains, transaction.recipients, self._terms.session.max_recipients
+        )
+        if final is None:
+            # Each RCPT was counted, so that policies added these.
+            return Refuse(replies.TOO_MANY_RECIPIENTS, reason="policies added too many recipients")
+        if not final.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
+        submission = self._submission(transaction, writer.queue_id, final)
         committed = self._terms.spool.commit(writer, submission)
         self._writer = None
         self._committing = transaction
-        return committed.addCallbacks(self._queued, self._not_queued, callbackArgs=(submission,))
+        return committed.addCallbacks(
+            self._queued, self._not_queued, callbackArgs=(submission, final.aliases)
+        )
 
-    def _submission(self, transaction: TransactionInfo, queue_id: str) -> Submission:
+    def _submission(self, transaction: TransactionInfo, queue_id: str, final: FinalRecipients) -> Submission:
         facts = self._facts
-        recipients = _without_repeats(transaction.recipients)
+        recipients = final.recipients
         at = self._terms.now()
         client = Client(
             ip=str(facts.client_ip),
@@ -282,7 +310,7 @@ class SessionBackend:
             ),
             queue_id=queue_id,
             at=at,
-            only_recipient=str(recipients[0]) if len(recipients) == 1 else None,
+            only_recipient=None if final.only_named is None else str(final.only_named),
         )
         added = b"".join(added_field(name, value) for name, value in transaction.added_headers)
         quarantined = self._policies.hold_reason(transaction)
@@ -301,7 +329,10 @@ class SessionBackend:
         routes = self._terms.routes
         return routes.hold_reason(recipients) if routes is not None else None
 
-    def _queued(self, envelope: Envelope, submission: Submission) -> Response:
+    def _queued(
+        self, envelope: Envelope, submission: Submission, aliases: Sequence[ExpandedAlias]
+    ) -> Response:
+        self._log_aliases(envelope, aliases)
         metrics, listener = self._terms.metrics, self._facts.listener
         metrics.messages_accepted.labels(listener).inc()
         metrics.message_size.labels(listener).observe(envelope.size)
@@ -318,6 +349,18 @@ class SessionBackend:
             held=submission.hold_reason,
         )
         return Queued(envelope.queue_id)
+
+    def _log_aliases(self, envelope: Envelope, aliases: Sequence[ExpandedAlias]) -> None:
+        for alias in aliases[:_MOST_LOGGED]:
+            _log.info(
+                "a recipient is an alias",
+                event="recipient.expanded",
+                session_id=self._facts.id,
+                queue_id=envelope.queue_id,
+                recipient=str(alias.recipient),
+                targets=[str(each) for each in alias.targets[:_MOST_LOGGED]],
+                count=len(alias.targets),
+            )
 
     def _not_queued(self, failure: Failure) -> Response:
         if failure.check(CancelledError) is not None:
@@ -372,8 +415,3 @@ _ANSWERS: dict[type[Question], Callable[[SessionBackend, Any], MaybeDeferred[Res
     DataQuestion: SessionBackend._ask_policies,
     MessageQuestion: SessionBackend._answer_message,
 }
-
-
-def _without_repeats(recipients: list[Recipient]) -> tuple[Recipient, ...]:
-    # RFC 5321 §4.1.1.3 lets a client name a mailbox twice; one copy is what it means.
-    return tuple({recipient.address: recipient for recipient in reversed(recipients)}.values())[::-1]

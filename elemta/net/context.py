@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
+from elemta.domains import Domains
 from elemta.limits import Limiter
 from elemta.metrics import NetMetrics
 from elemta.net.tls import ServerCertificate
@@ -24,7 +25,7 @@ class ListenerContext:
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
     a policy chooses routes: then it is unknown before that what is held. ``mailboxes`` knows which
-    Maildirs exist; without it every recipient has one.
+    Maildirs exist; without it every recipient has one. ``domains`` has the aliases.
     """
 
     listener: ListenerConfig
@@ -39,6 +40,7 @@ class ListenerContext:
     metrics: NetMetrics
     now: Callable[[], float]
     mailboxes: Mailboxes | None = None
+    domains: Domains = field(default_factory=lambda: Domains(frozenset()))
 
     @property
     def implicit_tls(self) -> bool:

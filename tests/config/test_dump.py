@@ -139,7 +139,13 @@ def test_the_dump_of_the_defaults_says_every_key() -> None:
         "data_timeout": "10m",
         "shutdown_grace": "30s",
     }
-    assert document["domains"] == {"local": ["mx1.example.org"], "recipients": "", "relay_from": []}
+    assert document["domains"] == {
+        "local": ["mx1.example.org"],
+        "recipients": "",
+        "relay_from": [],
+        "recipient_delimiter": "+",
+        "aliases": "",
+    }
     assert document["listener"][0]["endpoint"] == "tcp:2525:interface=127.0.0.1"
     assert document["spool"]["retry"] == ["1m", "5m", "15m", "1h", "3h", "6h"]
     assert document["resources"]["rate_limit_window"] == 60
