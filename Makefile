@@ -39,6 +39,7 @@ generate: $(VENV)/.run ## write again what is generated: etc/elemta.toml, parts 
 	$(VENV)/bin/python docs/generate_metrics.py
 	$(VENV)/bin/python docs/generate_logging.py
 	$(VENV)/bin/python docs/generate_dsn.py
+	$(VENV)/bin/python docs/generate_leniency.py
 	$(VENV)/bin/python docs/generate_man.py
 	$(VENV)/bin/python docs/generate_rfc.py
 	$(VENV)/bin/python -B monitoring/grafana/generate.py

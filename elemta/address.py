@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +14,13 @@ class Address:
     ``domain`` is lower case without a trailing dot: a U-label or A-label name as the client wrote it,
     or an address literal in brackets (``[192.0.2.1]``, ``[IPv6:2001:db8::1]``).
     Both empty is the null reverse-path ``<>`` (RFC 5321 §4.5.5), which is false in a condition.
+    ``unquoted``: the local-part was written without quotes, although its dots need them; it is sent on so.
+    Quotes are no part of an address, so they make no other one.
     """
 
     local: str
     domain: str
+    unquoted: bool = field(default=False, compare=False, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.local or self.domain)
@@ -26,7 +29,8 @@ class Address:
         """The address as it stands between ``<`` and ``>``; the local-part is quoted where it must be."""
         if not self:
             return ""
-        local = self.local if _DOT_STRING.fullmatch(self.local) else _quoted(self.local)
+        bare = _DOTS_ANYWHERE if self.unquoted else _DOT_STRING
+        local = self.local if bare.fullmatch(self.local) else _quoted(self.local)
         return f"{local}@{self.domain}" if self.domain else local
 
     @property
@@ -40,6 +44,7 @@ NULL = Address("", "")
 # RFC 5321 §4.1.2 atext as of RFC 5322 §3.2.3; RFC 6531 §3.3 adds everything beyond ASCII.
 _ATOM = r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~\u0080-\U0010ffff]+"
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+_DOTS_ANYWHERE = re.compile(rf"\.*{_ATOM}(?:\.+{_ATOM})*\.*")
 
 
 def _quoted(text: str) -> str:

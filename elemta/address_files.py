@@ -83,7 +83,9 @@ def parse_listed_address(text: str) -> Address | None:
     if not local:
         return Address("", domain.removesuffix(".").lower())
     named = parse_local(local)
-    return None if named is None else Address(named, domain.removesuffix(".").lower())
+    if named is None:
+        return None
+    return Address(named, domain.removesuffix(".").lower(), unquoted=not local.startswith('"'))
 
 
 def parse_local(text: str) -> str | None:

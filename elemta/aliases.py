@@ -12,7 +12,7 @@ keeps a copy. Any longer way back to a line is a loop, and a fault of the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from elemta.address import Address
@@ -229,7 +229,7 @@ class Aliases:
 def _targets_of(match: _Match, address: Address) -> tuple[Address, ...]:
     """Where a line sends the mail of one address."""
     return tuple(
-        Address(address.local, target.domain) if not target.local else _with_tag(target, match.tag)
+        replace(address, domain=target.domain) if not target.local else _with_tag(target, match.tag)
         for target in match.line.targets
     )
 
@@ -237,7 +237,7 @@ def _targets_of(match: _Match, address: Address) -> tuple[Address, ...]:
 def _with_tag(target: Address, tag: str) -> Address:
     if len(tag) < 2 or len((target.local + tag).encode("utf-8", "surrogatepass")) > _LONGEST_WITH_TAG:
         return target
-    return Address(target.local + tag, target.domain)
+    return replace(target, local=target.local + tag)
 
 
 # The file

@@ -19,6 +19,7 @@ MOST_TARGETS = 10_000
 """So many addresses of one alias are looked at where nothing asks for fewer."""
 
 _MAX_DOMAIN = 255
+# As much as a listener that is not strict takes.
 _MAX_LOCAL_PART = 256
 _SPACES_AND_ANGLES = frozenset(" \t<>,;")
 # Ways to write the next hop into a local-part: user%host, host!user, a quoted user@host, DECnet's host::user.

@@ -53,6 +53,12 @@ class NetMetrics:
             "verb",
             "code",
         )
+        self.leniency = new.counter(
+            "elemta_leniency_total",
+            "Commands and messages outside of the grammar that were taken for what they can only mean, by "
+            "kind; docs/leniency.md lists the kinds.",
+            "kind",
+        )
         self.messages_accepted = new.counter(
             "elemta_messages_accepted_total", "Messages that got their 250 after the end of data.", "listener"
         )

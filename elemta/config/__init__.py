@@ -3,6 +3,7 @@
 from elemta.config.choices import (
     BareNewline,
     Counts,
+    EarlyTalkers,
     Identity,
     ListenerTLS,
     LogFormat,
@@ -65,6 +66,7 @@ __all__ = [
     "ConsoleConfig",
     "Counts",
     "DomainsConfig",
+    "EarlyTalkers",
     "Identity",
     "LimitConfig",
     "ListenerConfig",

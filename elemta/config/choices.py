@@ -12,6 +12,13 @@ class BareNewline(enum.StrEnum):
     NORMALIZE = "normalize"
 
 
+class EarlyTalkers(enum.StrEnum):
+    """What input before the greeting leads to."""
+
+    WAIT = "wait"
+    REJECT = "reject"
+
+
 class Role(enum.StrEnum):
     """The role of a listener."""
 

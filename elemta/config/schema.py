@@ -9,6 +9,7 @@ from typing import Final
 from elemta.config.choices import (
     BareNewline,
     Counts,
+    EarlyTalkers,
     Identity,
     ListenerTLS,
     LogFormat,
@@ -87,7 +88,8 @@ class ServerConfig:
     bare_newline: BareNewline = setting(
         BareNewline.REJECT,
         "What a bare CR or LF inside a message leads to: reject refuses the message, normalize makes each a "
-        "CRLF.",
+        "CRLF. From users that logged in and clients in relay_from it is always made a CRLF, unless the "
+        "listener is strict.",
     )
     command_timeout: float = setting(
         5 * _MINUTE,
@@ -143,6 +145,16 @@ class ListenerConfig:
         (),
         "Networks of load balancers. From these a PROXY v1 or v2 header is required, from others it is "
         "refused.",
+    )
+    strict: bool = setting(
+        False,
+        "true keeps to the grammar of RFC 5321. false also takes what real clients write instead and what "
+        "can mean only one thing; docs/leniency.md lists it.",
+    )
+    early_talkers: EarlyTalkers = setting(
+        EarlyTalkers.WAIT,
+        "What happens to input before the greeting: it waits for its turn, or the client gets 554. With "
+        "reject the greeting comes half a second late, because such input may still be on its way.",
     )
 
 

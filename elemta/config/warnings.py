@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import Identity, ListenerTLS, Role, Scope, TLSVersion
+from elemta.config.choices import EarlyTalkers, Identity, ListenerTLS, Role, Scope, TLSVersion
 from elemta.config.file_access import readable_secrets
 from elemta.config.schema import PoliciesConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
@@ -24,7 +24,7 @@ _OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    for find in (_server, _tls, _valkey, _limits, _policies, _routes, _console):
+    for find in (_server, _listeners, _tls, _valkey, _limits, _policies, _routes, _console):
         yield from find(config)
 
 
@@ -55,6 +55,13 @@ def _given(config: Config, key: str, problem: str, *, never: bool = False) -> It
 def _server(config: Config) -> Iterator[Fault]:
     if config.server.workers != 1:
         yield from _given(config, "server.workers", "one process receives mail")
+
+
+def _listeners(config: Config) -> Iterator[Fault]:
+    for number, listener in enumerate(config.listeners, start=1):
+        if listener.tls is ListenerTLS.IMPLICIT and listener.early_talkers is EarlyTalkers.REJECT:
+            problem = "the TLS handshake comes before the greeting"
+            yield from _given(config, f"listener[{number}].early_talkers", problem, never=True)
 
 
 def _tls(config: Config) -> Iterator[Fault]:

@@ -133,7 +133,7 @@ def _mailbox(address: str, host: str) -> Mailbox:
     if "@" not in bare:
         bare = f"{bare}@{host}"
     try:
-        parse_address(bare)
+        parse_address(bare, [])
     except (ElemtaError, ValueError) as error:
         raise MailFault(f"{address}: {error}") from error
     return Mailbox(bare)

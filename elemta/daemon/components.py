@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from elemta.auth import Authenticator
 from elemta.certificates import Certificate, certificate_cautions
-from elemta.config import BareNewline, Config, ListenerConfig, ListenerTLS, OnExceed, Role
+from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
@@ -107,6 +107,8 @@ class Components:
             postmaster_domain=self.config.domains.local[0],
             max_envelope=self.max_envelope,
             may_relay=self.domains.may_relay,
+            strict=listener.strict,
+            reject_early_talkers=listener.early_talkers is EarlyTalkers.REJECT,
         )
 
 

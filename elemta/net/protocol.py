@@ -36,6 +36,7 @@ from elemta.smtp import replies
 from elemta.smtp.events import (
     Close,
     Event,
+    Forgave,
     MessageData,
     MessageStarted,
     PauseQuestion,
@@ -47,6 +48,7 @@ from elemta.smtp.events import (
     StartTLS,
     TransactionEnded,
 )
+from elemta.smtp.leniency import Leniency
 from elemta.smtp.memory import SessionMemory
 from elemta.smtp.session import ServerSession
 from elemta.smtp.session_info import SessionInfo
@@ -62,6 +64,7 @@ READ_COMMANDS_BY_TLS = 8 * 1024
 # Octets of one read while a message comes.
 READ_MESSAGE = 64 * 1024
 READ_MESSAGE_BY_TLS = 32 * 1024
+_LONGEST_LOGGED = 512
 
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
@@ -95,6 +98,8 @@ class ESMTPProtocol(ClientConnection):
         # Whether a reply was sent since the last deadline was set.
         self._has_replied = False
         self._opened_at = 0.0
+        # The kinds of leniency that stand in the log already.
+        self._logged_kinds: frozenset[Leniency] = frozenset()
         # What is counted in the registry for input that waits.
         self._input_memory = 0
 
@@ -382,6 +387,22 @@ class ESMTPProtocol(ClientConnection):
                 reason=event.reason,
             )
 
+    def _forgave(self, event: Forgave) -> None:
+        for kind in event.kinds:
+            self._terms.metrics.leniency.labels(kind.value).inc()
+        if self._logged_kinds.issuperset(event.kinds):
+            return
+        self._logged_kinds |= frozenset(event.kinds)
+        _log.info(
+            "something outside of the grammar was taken for what it can only mean",
+            event="command.forgiven",
+            session_id=self.facts.id,
+            client_ip=str(self.facts.client_ip),
+            verb=event.verb,
+            kinds=", ".join(kind.value for kind in event.kinds),
+            text=event.text[:_LONGEST_LOGGED],
+        )
+
     def _take(self, event: MessageData) -> None:
         behind = self._backend.message_data(event.data)
         if behind is not None and "disk" not in self._paused_for:
@@ -484,6 +505,7 @@ _ACTIONS: dict[type[Event], Callable[[ESMTPProtocol, Any], None]] = {
     MessageData: ESMTPProtocol._take,
     MessageStarted: ESMTPProtocol._message_started,
     TransactionEnded: ESMTPProtocol._transaction_ended,
+    Forgave: ESMTPProtocol._forgave,
     StartTLS: ESMTPProtocol._start_tls_when_told,
     Close: ESMTPProtocol._close_when_told,
 }

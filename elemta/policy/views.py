@@ -309,9 +309,9 @@ class Message:
 def _check_address(address: Address) -> None:
     """Whether a value that a policy made is one that a command could have had. AddressSyntaxError."""
     text = str(address)
-    if parse_address(text) != address:
+    if parse_address(text, []) != address:
         raise AddressSyntaxError(f"not an address as RFC 5321 has it: {text[:MAX_PATH]!r}")
 
 
 def _address(address: Address | str) -> Address:
-    return address if isinstance(address, Address) else parse_address(address)
+    return address if isinstance(address, Address) else parse_address(address, [])

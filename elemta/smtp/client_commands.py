@@ -9,7 +9,10 @@ from typing import Any
 
 from elemta.address import Address
 from elemta.envelope import BodyType, MailParameters, Notify, Recipient
+from elemta.smtp.path import MAX_DOMAIN, MAX_LONG_LOCAL_PART
 
+# A local-part of 256 characters that are all escaped, its quotes, and a domain.
+_LONGEST_PATH = 2 * MAX_LONG_LOCAL_PART + 3 + MAX_DOMAIN
 _UNSAFE_IN_PATH = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -80,7 +83,7 @@ class Features:
 def is_sendable(address: Address) -> bool:
     """Whether an address can stand in a command line: no control character may ever get there."""
     text = str(address)
-    return len(text) <= 512 and not _UNSAFE_IN_PATH.search(text)
+    return len(text) <= _LONGEST_PATH and not _UNSAFE_IN_PATH.search(text)
 
 
 #: The words of the parameters that belong to a keyword, in a reply that says what it does not know.

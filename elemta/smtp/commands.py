@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from elemta.smtp import authentication, grammar, replies, transaction_commands
+from elemta.smtp import authentication, grammar, lenient_grammar, replies, transaction_commands
 from elemta.smtp.events import HeloQuestion, Proceed, Refuse, Response, StageQuestion, StartTLS
+from elemta.smtp.lenient_grammar import Reading
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import MECHANISMS
 from elemta.smtp.session_state import ExpectedInput, SessionPhase, SessionState
@@ -29,6 +30,7 @@ class Command:
     ``perform`` goes from left to right: parse, allowed in this state, ``check``, then ``question`` to the
     policies where there is one, then ``effect``. ``reject_as`` answers what was malformed (then it gets None)
     or not allowed, and ``refused`` is what a refusal by the shell has as its effect, beside the reply.
+    ``read_leniently`` is asked for what ``parse`` refused, where the listener is not strict.
     ``is_idle``: brings no message nearer and is counted. ``ends_group``: nothing may be sent behind it
     before its reply is read.
     """
@@ -41,6 +43,7 @@ class Command:
     question: Callable[[SessionState, Any], StageQuestion] | None = None
     refused: Callable[[SessionState, Any, Refuse], None] | None = None
     reject_as: Callable[[SessionState, Any, Reply], None] | None = None
+    read_leniently: Callable[[str, Reading], Any] | None = None
     is_idle: bool = False
     ends_group: bool = False
 
@@ -53,8 +56,13 @@ class Command:
             return
         arguments = self.parse(argument, session.settings)
         if isinstance(arguments, Reply):
-            self._reject(session, None, arguments)
-            return
+            arguments = self._forgive(session, argument, arguments)
+            if isinstance(arguments, Reply):
+                session.kinds.clear()
+                self._reject(session, None, arguments)
+                return
+        if session.kinds:
+            session.report_forgiven(self.verb, argument)
         state = session.phase
         reply = self.check(session, arguments) if state in self.states else _out_of_sequence(self.verb, state)
         if reply is not None:
@@ -64,6 +72,14 @@ class Command:
         else:
             question = self.question(session, arguments)
             session.ask(question, partial(self._conclude, session, arguments))
+
+    def _forgive(self, session: SessionState, argument: str, reply: Reply) -> Any:
+        """What can be meant by an argument that is not well-formed; ``reply`` where that is not clear."""
+        if session.settings.strict or self.read_leniently is None:
+            return reply
+        how = Reading(session.settings, session.is_trusted, session.kinds)
+        arguments = self.read_leniently(argument, how)
+        return reply if arguments is None else arguments
 
     def _reject(self, session: SessionState, arguments: Any, reply: Reply) -> None:
         if self.reject_as is not None:
@@ -115,14 +131,27 @@ class _HeloExchange:
     esmtp_before: bool = False
 
 
-def _parse_helo(argument: str, settings: SessionSettings) -> _HeloExchange | Reply:  # noqa: ARG001
+def _parse_hello(esmtp: bool, argument: str, settings: SessionSettings) -> _HeloExchange | Reply:  # noqa: ARG001
     name = grammar.parse_helo_name(argument)
-    return replies.BAD_HELO if name is None else _HeloExchange(_HeloArguments(name, esmtp=False))
+    return replies.BAD_HELO if name is None else _HeloExchange(_HeloArguments(name, esmtp))
 
 
-def _parse_ehlo(argument: str, settings: SessionSettings) -> _HeloExchange | Reply:  # noqa: ARG001
-    name = grammar.parse_helo_name(argument)
-    return replies.BAD_HELO if name is None else _HeloExchange(_HeloArguments(name, esmtp=True))
+def _read_hello(esmtp: bool, argument: str, how: Reading) -> _HeloExchange | None:
+    name = lenient_grammar.read_helo_name(argument, how.kinds)
+    return None if name is None else _HeloExchange(_HeloArguments(name, esmtp))
+
+
+def _hello(verb: str, *, esmtp: bool) -> Command:
+    return Command(
+        verb,
+        partial(_parse_hello, esmtp),
+        _ANY,
+        _welcome,
+        question=_ask_helo,
+        refused=_helo_refused,
+        read_leniently=partial(_read_hello, esmtp),
+        is_idle=True,
+    )
 
 
 def _ask_helo(session: SessionState, greeting: _HeloExchange) -> HeloQuestion:
@@ -222,8 +251,8 @@ def _table(*commands: Command) -> dict[str, Command]:
 
 # RFC 5321 §4.1.4 says which commands are allowed when; RFC 2920 §3.1 which of them end a group.
 COMMANDS = _table(
-    Command("EHLO", _parse_ehlo, _ANY, _welcome, question=_ask_helo, refused=_helo_refused, is_idle=True),
-    Command("HELO", _parse_helo, _ANY, _welcome, question=_ask_helo, refused=_helo_refused, is_idle=True),
+    _hello("EHLO", esmtp=True),
+    _hello("HELO", esmtp=False),
     Command("STARTTLS", grammar.no_argument, _ANY, _start_tls, check=_check_starttls, ends_group=True),
     Command(
         "AUTH",
@@ -241,6 +270,7 @@ COMMANDS = _table(
         question=transaction_commands.ask_mail,
         refused=transaction_commands.sender_refused,
         reject_as=transaction_commands.mail_rejected,
+        read_leniently=lenient_grammar.read_mail,
     ),
     Command(
         "RCPT",
@@ -250,6 +280,7 @@ COMMANDS = _table(
         check=transaction_commands.check_rcpt,
         question=transaction_commands.ask_rcpt,
         refused=transaction_commands.recipient_refused,
+        read_leniently=lenient_grammar.read_rcpt,
     ),
     Command(
         "DATA",

@@ -24,6 +24,8 @@ class IncomingContent:
     refused then; nothing of it is handed on any more once the flaw is known.
     """
 
+    _decoder: DataDecoder | ChunkDecoder
+
     def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
         self._transaction = transaction
         self._limit = settings.max_message_size
@@ -35,6 +37,12 @@ class IncomingContent:
     def far_too_large(self) -> bool:
         """The message is so far beyond the limit that its end is not waited for."""
         return self._transaction.size > self._most
+
+    @property
+    def was_normalized(self) -> bool:
+        """Whether a bare CR or LF became CRLF."""
+        check = self._decoder.check
+        return check.normalize and check.bare_newlines
 
     def _admit(self, content: bytes, flaw: ContentError | None) -> bytes:
         """``content`` is counted; returned is what of it may go on."""
@@ -51,9 +59,16 @@ class IncomingContent:
 class DataContent(IncomingContent):
     """What comes behind 354."""
 
-    def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
+    _decoder: DataDecoder
+
+    def __init__(self, transaction: TransactionInfo, settings: SessionSettings, *, normalize: bool) -> None:
         super().__init__(transaction, settings)
-        self._decoder = DataDecoder(normalize=settings.normalize_newlines)
+        self._decoder = DataDecoder(normalize=normalize)
+
+    @property
+    def end_is_unknown(self) -> bool:
+        """What some readers take for the end was met, so what follows may be content or commands."""
+        return self._decoder.lone_dot
 
     def feed(self, block: bytes) -> tuple[bytes, int | None]:
         """The octets that may go on, and how many of ``block`` were used when the message ended in it."""
@@ -64,9 +79,11 @@ class DataContent(IncomingContent):
 class ChunkedContent(IncomingContent):
     """What comes in the chunks of BDAT."""
 
-    def __init__(self, transaction: TransactionInfo, settings: SessionSettings) -> None:
+    _decoder: ChunkDecoder
+
+    def __init__(self, transaction: TransactionInfo, settings: SessionSettings, *, normalize: bool) -> None:
         super().__init__(transaction, settings)
-        self._decoder = ChunkDecoder(normalize=settings.normalize_newlines)
+        self._decoder = ChunkDecoder(normalize=normalize)
         self._small_chunks_left = settings.max_small_chunks
 
     def feed(self, block: bytes) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from elemta.envelope import Recipient
+from elemta.smtp.leniency import Leniency
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.stage import Stage as Stage  # noqa: PLC0414 - part of what is said here
@@ -33,6 +34,18 @@ class Replied(Event):
     verb: str
     reply: Reply
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgave(Event):
+    """A fact: something outside of the grammar was taken for what it can only mean.
+
+    ``text`` is what the client wrote behind the verb; it is empty for AUTH and for messages.
+    """
+
+    verb: str
+    kinds: tuple[Leniency, ...]
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

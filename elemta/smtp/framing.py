@@ -1,12 +1,13 @@
 """Where things end: command lines, the message of DATA, the chunks of BDAT.
 
-Only CRLF ends a line and only CRLF.CRLF ends the message of DATA. Message content is scanned in the
-blocks it arrives in, never line by line.
+Only CRLF ends a command line, or a bare LF where that is forgiven. Only CRLF.CRLF ends the message of DATA.
+Message content is scanned in the blocks it arrives in, never line by line.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from io import IncrementalNewlineDecoder
 
 _CR = 13
@@ -45,9 +46,21 @@ class InputBuffer:
     that were used are not kept.
     """
 
-    __slots__ = ("_block", "_discarded", "_held", "_last_discarded", "_letters", "_offset")
+    __slots__ = (
+        "_block",
+        "_discarded",
+        "_held",
+        "_last_discarded",
+        "_letters",
+        "_offset",
+        "_takes_bare_lf",
+        "ended_bare",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_bare_lf: bool = False) -> None:
+        self._takes_bare_lf = takes_bare_lf
+        #: A line that was taken ended in a bare LF; the caller sets it back.
+        self.ended_bare = False
         self._block = b""
         self._offset = 0
         self._held = bytearray()
@@ -137,7 +150,10 @@ class InputBuffer:
             return LineFault.ENDLESS
         # RFC 5321 §2.3.8: a line ends with CRLF and with nothing else
         if before != _CR:
-            return LineFault.BARE_NEWLINE
+            if not self._takes_bare_lf:
+                return LineFault.BARE_NEWLINE
+            self.ended_bare = True
+            return block[start:end] if length <= limit else LineFault.TOO_LONG
         if length > limit:
             return LineFault.TOO_LONG
         return block[start : end - 1]
@@ -169,12 +185,14 @@ class ContentCheck:
 
     A bare CR or LF is a flaw, or with ``normalize`` becomes CRLF. Since the end of the message was found
     before, in what the client really sent, no line ending that is made here can end it.
+    ``bare_newlines`` is whether there was one, be it refused or normalized.
     """
 
-    __slots__ = ("_normalize", "flaw")
+    __slots__ = ("bare_newlines", "flaw", "normalize")
 
     def __init__(self, *, normalize: bool) -> None:
-        self._normalize = normalize
+        self.normalize = normalize
+        self.bare_newlines = False
         self.flaw: ContentError | None = None
 
     def clean(self, piece: bytes) -> bytes:
@@ -184,7 +202,8 @@ class ContentCheck:
             self.flaw = self.flaw or ContentError.NUL
         if not has_bare_newline(piece):
             return piece
-        if not self._normalize:
+        self.bare_newlines = True
+        if not self.normalize:
             # RFC 5321 §2.3.8: CR and LF only together
             self.flaw = self.flaw or ContentError.BARE_NEWLINE
             return piece
@@ -199,16 +218,25 @@ def has_bare_newline(piece: bytes) -> bool:
     return endings.newlines not in (None, "\r\n")
 
 
+# A line with a single dot, and a bare CR or LF on either side of it or on both.
+_LONE_DOT = re.compile(rb"[\r\n]\.\n|\r\.\r|(?<!\r)\n\.\r|\r\n\.\r[^\n]")
+
+
 class DataDecoder:
     """The message of one DATA command: finds its end and takes the dot-stuffing away.
 
     At most four octets are kept back between two calls: what may be the beginning of CRLF.CRLF.
+    Where bare newlines are refused, a lone dot between newlines that are not both CRLF sets ``lone_dot``: the
+    client may have ended its message there. What follows may be content or commands, and must not be fed.
     """
 
-    __slots__ = ("_at_start", "_carry", "check")
+    __slots__ = ("_at_start", "_before", "_carry", "check", "lone_dot")
 
     def __init__(self, *, normalize: bool) -> None:
         self.check = ContentCheck(normalize=normalize)
+        self.lone_dot = False
+        # What stood before the carry, where a lone dot may begin; only once there was a bare newline.
+        self._before = b""
         # The message begins at the beginning of a line: as if a CRLF, which is no part of it, came before.
         self._carry = b"\r\n"
         self._at_start = True
@@ -224,15 +252,34 @@ class DataDecoder:
         # an end nor anything to take away. Base64, the bulk of large messages, has no dot at all, and to
         # look for one octet is many times as fast.
         dot = text.find(b"\r\n.") if b"." in text else -1
-        if dot >= 0:
-            # RFC 5321 §4.1.1.4: CRLF.CRLF and nothing else is the end, and its first CRLF is the message's
-            end = text.find(b"\r\n.\r\n", dot)
-            if end >= 0:
-                self._carry = b""
-                return self._content(text[: end + 2], dotted=dot < end), end + 5 - carried
-        kept = _kept_back(text)
-        self._carry = text[len(text) - kept :]
-        return self._content(text[: len(text) - kept] if kept else text, dotted=dot >= 0), None
+        # RFC 5321 §4.1.1.4: CRLF.CRLF and nothing else is the end, and its first CRLF is the message's
+        end = text.find(b"\r\n.\r\n", dot) if dot >= 0 else -1
+        if end >= 0:
+            self._carry = b""
+            piece, used = text[: end + 2], end + 5 - carried
+            dotted = dot < end
+        else:
+            kept = _kept_back(text)
+            self._carry = text[len(text) - kept :]
+            piece, used = text[: len(text) - kept] if kept else text, None
+            dotted = dot >= 0
+        at_start = self._at_start
+        content = self._content(piece, dotted=dotted)
+        if self.check.flaw and self.check.bare_newlines and self._finds_lone_dot(piece + self._carry):
+            self._at_start = at_start
+            return self._content(self._before, dotted=True), None
+        return content, used
+
+    def _finds_lone_dot(self, text: bytes) -> bool:
+        """Whether a lone dot is in ``text``, or begins before it; then ``_before`` is ``text`` up to it."""
+        known = self._before + text
+        lone_dot = None if self.check.normalize else _LONE_DOT.search(known)
+        if lone_dot is None:
+            self._before = known[: len(known) - len(self._carry)][-4:]
+            return False
+        self.lone_dot = True
+        self._before = known[len(self._before) : lone_dot.end()]
+        return True
 
     def _content(self, piece: bytes, *, dotted: bool) -> bytes:
         if not piece:

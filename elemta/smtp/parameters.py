@@ -9,11 +9,14 @@ from typing import Any
 from elemta.envelope import BodyType, MailParameters, Notify, Return
 from elemta.errors import AddressSyntaxError
 from elemta.smtp import replies
+from elemta.smtp.leniency import BINDING_PARAMETERS, Kinds, Leniency, forgive
 from elemta.smtp.path import parse_address
 from elemta.smtp.reply import Reply
 
 # RFC 5321 §4.1.2 esmtp-keyword and esmtp-value; RFC 6531 §3.3 adds UTF8-non-ascii to the value
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\u0080-\U0010ffff]+))?")
+# What is forgiven: a value of any printable characters
+_LOOSE_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)=(.*)")
 # RFC 3461 §4: xtext is printable ASCII but "+" and "=", and "+" with two upper case hex digits
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _HEXCHAR = re.compile(r"\+([0-9A-F]{2})")
@@ -48,42 +51,67 @@ def decode_utf8_address(text: str) -> str | None:
     return decoded if decoded.isprintable() else None
 
 
-def parse_mail_parameters(text: str, *, auth: bool) -> MailParameters | Reply:
-    """What follows the path of MAIL, or the reply that refuses it; ``auth``: whether AUTH= is known."""
+def parse_mail_parameters(
+    text: str, *, auth: bool, kinds: Kinds | None = None, unknown: re.Pattern[str] | None = None
+) -> MailParameters | Reply:
+    """What follows the path of MAIL, or the reply that refuses it; ``auth``: whether AUTH= is known.
+
+    With ``kinds`` what can't be used is forgiven and noted there: malformed parameters that are for notices
+    only, and unknown ones that match ``unknown``.
+    """
     if not text:
         return MailParameters()
     known = _MAIL if auth else _MAIL_WITHOUT_AUTH
-    values = _parse(text, known)
+    values = _parse(text, known, kinds, unknown)
     return values if isinstance(values, Reply) else MailParameters(**values)
 
 
-def parse_rcpt_parameters(text: str) -> Mapping[str, Any] | Reply:
+def parse_rcpt_parameters(
+    text: str, *, kinds: Kinds | None = None, unknown: re.Pattern[str] | None = None
+) -> dict[str, Any] | Reply:
     """What follows the path of RCPT as keywords of :class:`Recipient`, or the reply that refuses it."""
-    return _parse(text, _RCPT) if text else {}
+    return _parse(text, _RCPT, kinds, unknown) if text else {}
 
 
 class _Malformed(Exception):
     """A value that its keyword does not allow; never leaves this module."""
 
 
-def _parse(text: str, known: Mapping[str, Callable[[str | None], Any]]) -> dict[str, Any] | Reply:
+def _parse(
+    text: str,
+    known: Mapping[str, Callable[[str | None], Any]],
+    kinds: Kinds | None = None,
+    unknown: re.Pattern[str] | None = None,
+) -> dict[str, Any] | Reply:
     values: dict[str, Any] = {}
+    ignored: set[str] = set()
     for word in text.split():
-        match = _PARAMETER.fullmatch(word)
+        match = _PARAMETER.fullmatch(word) or (None if kinds is None else _loose(word))
         if match is None:
             return replies.BAD_PARAMETER
         keyword = match[1].lower()
+        # RFC 5321 §4.1.1.11 leaves a repeated parameter without meaning: there is no right one to pick
+        if keyword in values or keyword in ignored:
+            return replies.BAD_PARAMETER
         read = known.get(keyword)
         if read is None:
-            return replies.UNKNOWN_PARAMETER
-        # RFC 5321 §4.1.1.11 leaves a repeated parameter without meaning: there is no right one to pick
-        if keyword in values:
-            return replies.BAD_PARAMETER
+            if unknown is None or unknown.fullmatch(word) is None or keyword in BINDING_PARAMETERS:
+                return replies.UNKNOWN_PARAMETER
+            forgive(kinds, Leniency.UNKNOWN_PARAMETER)
+            ignored.add(keyword)
+            continue
         try:
             values[keyword] = read(match[2])
         except (_Malformed, AddressSyntaxError):
-            return replies.BAD_PARAMETER
+            kind = _ONLY_FOR_NOTICES.get(keyword)
+            if kind is None or not forgive(kinds, kind):
+                return replies.BAD_PARAMETER
+            ignored.add(keyword)
     return values
+
+
+def _loose(word: str) -> re.Match[str] | None:
+    return _LOOSE_PARAMETER.fullmatch(word) if word.isprintable() else None
 
 
 def _size(value: str | None) -> int:
@@ -180,6 +208,7 @@ def _internationalised(kind: str, octets: str) -> str:
     return address
 
 
+_ONLY_FOR_NOTICES = {"envid": Leniency.ENVID, "orcpt": Leniency.ORCPT, "auth": Leniency.AUTH}
 _NOTIFY = {"SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}
 
 _MAIL_WITHOUT_AUTH: Mapping[str, Callable[[str | None], Any]] = {

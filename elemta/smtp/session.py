@@ -17,10 +17,19 @@ from __future__ import annotations
 
 import re
 
-from elemta.smtp import authentication, replies, transaction_commands
+from elemta.smtp import authentication, lenient_grammar, replies, transaction_commands
 from elemta.smtp.commands import COMMANDS
-from elemta.smtp.events import ConnectQuestion, Event, Proceed, Question, Refuse, Response
+from elemta.smtp.events import (
+    ConnectQuestion,
+    Event,
+    PauseQuestion,
+    Proceed,
+    Question,
+    Refuse,
+    Response,
+)
 from elemta.smtp.framing import InputBuffer, LineFault, first_letters
+from elemta.smtp.leniency import Leniency, forgive
 from elemta.smtp.memory import MemoryBudget
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TLSInfo, TransactionInfo
@@ -49,7 +58,7 @@ class ServerSession:
     ) -> None:
         self._settings = settings
         self._state = SessionState(settings, facts, envelopes or MemoryBudget())
-        self._input = InputBuffer()
+        self._input = InputBuffer(takes_bare_lf=not settings.strict)
         self._greeted = False
         self._talked_early = False
         self._ends_group = False
@@ -202,11 +211,26 @@ class ServerSession:
             self._refuse_connection(answer)
         elif not isinstance(answer, Proceed):
             raise TypeError(f"a connection is answered by Proceed or Refuse, not {answer!r}")
-        elif self._talked_early and state.facts.tls is None and not self._settings.implicit_tls:
-            # RFC 5321 §4.3.1: a client waits for the greeting
-            state.reply_and_close("", replies.EARLY_TALKER, "early talker")
-        else:
+        elif not self._settings.reject_early_talkers or self._settings.implicit_tls or state.facts.tls:
             state.reply("", replies.greeting(self._settings.hostname))
+        elif self._talked_early:
+            self._refuse_early_talker()
+        else:
+            # What the client sends at once is on its way: without a pause the network would decide.
+            self._greeted = False
+            pause = PauseQuestion(state.facts, self._settings.greeting_pause)
+            state.ask(pause, lambda _: self._greet_if_silent())
+
+    def _greet_if_silent(self) -> None:
+        self._greeted = True
+        if self._talked_early:
+            self._refuse_early_talker()
+        else:
+            self._state.reply("", replies.greeting(self._settings.hostname))
+
+    def _refuse_early_talker(self) -> None:
+        # RFC 5321 §4.3.1: a client waits for the greeting
+        self._state.reply_and_close("", replies.EARLY_TALKER, "early talker")
 
     def _refuse_connection(self, answer: Refuse) -> None:
         state = self._state
@@ -218,7 +242,7 @@ class ServerSession:
             return
         # RFC 5321 §3.1: 554, or RFC 7504 §3: 521 where mail is never taken
         reply = reply if reply.code in (521, 554) else reply.with_code(554, reply.enhanced)
-        if answer.close or self._talked_early:
+        if answer.close or (self._talked_early and self._settings.reject_early_talkers):
             state.reply_and_close("", reply, reason)
         else:
             state.rejected_at_connect = True
@@ -272,6 +296,10 @@ class ServerSession:
         line = self._input.take_line(settings.max_auth_line, settings.max_discarded_line)
         if line is None:
             return False
+        if self._input.ended_bare:
+            self._input.ended_bare = False
+            self._state.kinds.append(Leniency.BARE_LF)
+            self._state.report_forgiven("AUTH")
         if not self._close_for(line, "AUTH"):
             authentication.take_response(self._state, line)
         return True
@@ -280,17 +308,31 @@ class ServerSession:
         settings = self._settings
         if not self._input:
             return False
+        if self._state.kinds:
+            # Of a line that was refused in the end
+            self._state.kinds.clear()
         if self._input.begins_with(_CLIENT_HELLO):
             self._state.reply_and_close("?", replies.NOT_TLS_YET, "TLS on a plain port")
             return True
         line = self._input.take_line(settings.max_line, settings.max_discarded_line)
         if line is None:
             return False
+        if self._input.ended_bare:
+            self._input.ended_bare = False
+            line = self._line_of_bare_lf(line)
         if isinstance(line, bytes):
             self._execute(line)
         elif not self._close_for(line, "?"):
             self._reject_unreadable(self._input.letters_of_long_line, replies.LINE_TOO_LONG)
         return True
+
+    def _line_of_bare_lf(self, line: bytes | LineFault) -> bytes | LineFault:
+        """The line that a bare LF ended. BDAT can't end so: behind which octet would its chunk begin?"""
+        if isinstance(line, bytes):
+            if first_letters(line) == b"BDAT":
+                return LineFault.BARE_NEWLINE
+            self._state.kinds.append(Leniency.BARE_LF)
+        return line
 
     def _reject_unreadable(self, letters: bytes, reply: Reply) -> None:
         """Answer a line that is no command, and close where what follows it may be meant as a message.
@@ -317,15 +359,16 @@ class ServerSession:
 
     def _execute(self, line: bytes) -> None:
         state = self._state
-        if _CONTROL.search(line) is not None:
-            self._reject_unreadable(first_letters(line), replies.CONTROL_IN_COMMAND)
-            return
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            self._reject_unreadable(first_letters(line), replies.NOT_UTF8)
+        text = self._text_of(line)
+        if isinstance(text, Reply):
+            self._reject_unreadable(first_letters(line), text)
             return
         verb, _, argument = text.partition(" ")
+        if (not verb or argument[:1] == " ") and text and not self._settings.strict:
+            # RFC 5321 §4.1.1: one blank is between verb and argument, and none before them
+            forgive(state.kinds, Leniency.BLANKS)
+            verb, _, argument = text.lstrip(" ").partition(" ")
+            argument = argument.lstrip(" ")
         verb = verb.upper()
         command = COMMANDS.get(verb)
         if state.rejected_at_connect and verb != "QUIT":
@@ -342,6 +385,16 @@ class ServerSession:
             # RFC 5321 §4.1.1: trailing white space is tolerated
             command.perform(state, argument.rstrip(" "))
             self._ends_group = command.ends_group and state.question is not None
+
+    def _text_of(self, line: bytes) -> str | Reply:
+        reply = replies.CONTROL_IN_COMMAND
+        if _CONTROL.search(line) is None:
+            try:
+                return line.decode("utf-8")
+            except UnicodeDecodeError:
+                reply = replies.NOT_UTF8
+        text = None if self._settings.strict else lenient_grammar.text_of(line, self._state.kinds)
+        return reply if text is None else text
 
     def _refuse_group(self, verb: str) -> None:
         self._state.reply_and_close(

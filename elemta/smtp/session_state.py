@@ -10,6 +10,7 @@ from elemta.smtp.content import Chunk, ChunkedContent, DataContent
 from elemta.smtp.events import (
     Close,
     Event,
+    Forgave,
     PauseQuestion,
     Question,
     Refuse,
@@ -17,6 +18,7 @@ from elemta.smtp.events import (
     Response,
     TransactionEnded,
 )
+from elemta.smtp.leniency import Kinds
 from elemta.smtp.memory import MemoryBudget
 from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Mechanism
@@ -65,6 +67,8 @@ class SessionState:
         self.message: DataContent | ChunkedContent | None = None
         self.chunk: Chunk | None = None
         self.exchange: Mechanism | None = None
+        #: What was forgiven in the line that is being read, and not reported yet.
+        self.kinds: Kinds = []
         self.auth_failures = 0
         self.question: Question | None = None
         self.resume: Callable[[Response], None] | None = None
@@ -129,7 +133,7 @@ class SessionState:
             for_good = not reply.is_transient and reply not in replies.CONSEQUENCES
         if for_good:
             self._refusals += 1
-        slow = for_good and self._refusals > settings.quick_refusals and not self._is_trusted()
+        slow = for_good and self._refusals > settings.quick_refusals and not self.is_trusted
         if self._declined > settings.max_declined or (slow and self._refusals > settings.max_refusals):
             self.reply_and_close(verb, replies.TOO_MANY_REFUSALS, "too many refusals")
         elif slow:
@@ -138,8 +142,21 @@ class SessionState:
         else:
             self.reply(verb, reply, reason)
 
-    def _is_trusted(self) -> bool:
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the client may relay: as a user that logged in, or by its address."""
         return self.facts.user is not None or self.settings.may_relay(self.facts.client_ip)
+
+    @property
+    def normalizes_newlines(self) -> bool:
+        """Whether a bare CR or LF in a message of this client becomes CRLF."""
+        settings = self.settings
+        return settings.normalize_newlines or (not settings.strict and self.is_trusted)
+
+    def report_forgiven(self, verb: str, text: str = "") -> None:
+        """Report what was forgiven in the line that was just read; ``text`` is for the log."""
+        self.events.append(Forgave(verb, tuple(self.kinds), text))
+        self.kinds.clear()
 
     def reject_command(self, verb: str, reply: Reply) -> None:
         """Answer a command that can't be done now: whose fault that is depends."""

@@ -38,6 +38,12 @@ class SessionSettings:
     postmaster_domain: str
     #: TLS stands before the greeting (RFC 8314 §3): there are no early talkers.
     implicit_tls: bool = False
+    #: The grammar of RFC 5321 to the letter; otherwise what :mod:`elemta.smtp.leniency` lists is forgiven.
+    strict: bool = False
+    #: Input before the greeting ends the session; otherwise it waits for its turn.
+    reject_early_talkers: bool = False
+    #: So long the greeting waits for such input, where it ends the session.
+    greeting_pause: float = 0.5
 
     # RFC 5321 §4.5.3.1.4: 512, and what SIZE, 8BITMIME, SMTPUTF8, DSN and AUTH= add to MAIL and RCPT.
     max_line: int = 2 * _KIB
@@ -57,7 +63,7 @@ class SessionSettings:
     #: So many of these are answered at once; each later one waits for ``refusal_seconds``.
     quick_refusals: int = 10
     refusal_seconds: float = 1.0
-    #: Whether clients at an address may relay; asked only of clients with many refusals.
+    #: Whether clients at an address may relay; asked only where the answer makes a difference.
     may_relay: Callable[[IPv4Address | IPv6Address], bool] = _no_client
     #: Refused credentials in one session; the next AUTH is not tried any more.
     max_auth_failures: int = 3

@@ -20,6 +20,7 @@ from elemta.smtp.events import (
     Response,
 )
 from elemta.smtp.grammar import BdatCommand, MailCommand
+from elemta.smtp.leniency import Leniency, forgive
 from elemta.smtp.memory import EnvelopeMemory, Shortage, memory_of_mail, memory_of_recipient
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import TransactionInfo
@@ -119,7 +120,7 @@ def ask_data(session: SessionState, arguments: object) -> DataQuestion:  # noqa:
 
 def start_data(session: SessionState, arguments: object) -> None:  # noqa: ARG001
     transaction = _current(session)
-    session.message = DataContent(transaction, session.settings)
+    session.message = DataContent(transaction, session.settings, normalize=session.normalizes_newlines)
     session.reading = ExpectedInput.DATA
     session.reply("DATA", replies.START_MAIL_INPUT)
     session.events.append(MessageStarted(transaction))
@@ -138,7 +139,12 @@ def take_data(session: SessionState, block: bytes) -> int:
     content, used = message.feed(block)
     if content:
         session.events.append(MessageData(content))
-    if message.far_too_large:
+    if message.end_is_unknown:
+        # RFC 5321 §4.1.1.4: it is no end, and a client that means it for one would wait for our timeout.
+        session.reply_and_close(
+            END_OF_DATA, replies.BARE_NEWLINE_IN_MESSAGE, "a lone dot and a bare CR or LF", in_message=True
+        )
+    elif message.far_too_large:
         refusal = message.refusal or replies.MESSAGE_TOO_BIG
         session.reply_and_close(END_OF_DATA, refusal, "message far beyond the size limit", in_message=True)
     elif used is not None:
@@ -197,7 +203,7 @@ def _first_chunk_judged(session: SessionState, command: BdatCommand, answer: Res
     size = command.size or 0
     if isinstance(answer, Proceed):
         transaction = _current(session)
-        session.message = ChunkedContent(transaction, session.settings)
+        session.message = ChunkedContent(transaction, session.settings, normalize=session.normalizes_newlines)
         session.events.append(MessageStarted(transaction))
         _read_chunk(session, Chunk(size, command.last))
     elif isinstance(answer, Refuse):
@@ -267,6 +273,9 @@ def _message_received(session: SessionState, verb: str) -> None:
         session.reject(verb, message.refusal)
         _fail(session)
         return
+    if message is not None and message.was_normalized and not session.settings.normalize_newlines:
+        forgive(session.kinds, Leniency.BARE_NEWLINE)
+        session.report_forgiven(verb)
     question = MessageQuestion(session.facts, _current(session))
     session.ask(question, partial(_message_judged, session, verb))
 

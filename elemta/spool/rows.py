@@ -55,7 +55,7 @@ def encode_envelope(submission: Submission) -> str:
     """The parts of an envelope that no query looks into, as JSON; ASCII, so that any text survives."""
     client = submission.client
     value: dict[str, object] = {
-        "from": (submission.sender.local, submission.sender.domain),
+        "from": _address_parts(submission.sender),
         "to": [_recipient_parts(recipient) for recipient in submission.recipients],
         "client": (client.ip, client.helo, client.listener, client.session_id, client.user, client.tls),
     }
@@ -64,11 +64,17 @@ def encode_envelope(submission: Submission) -> str:
     return _encode(value)
 
 
+def _address_parts(address: Address) -> tuple[object, ...]:
+    return (address.local, address.domain, True) if address.unquoted else (address.local, address.domain)
+
+
 def _recipient_parts(recipient: Recipient) -> tuple[object, ...]:
     address = recipient.address
-    if recipient.notify is None and recipient.orcpt is None:
-        return (address.local, address.domain)
     notify = None if recipient.notify is None else recipient.notify.value
+    if address.unquoted:
+        return (address.local, address.domain, notify, recipient.orcpt, True)
+    if notify is None and recipient.orcpt is None:
+        return (address.local, address.domain)
     return (address.local, address.domain, notify, recipient.orcpt)
 
 
@@ -100,7 +106,7 @@ def decode_envelope(queue_id: str, received_at: float, size: int, text: str) -> 
         raise TypeError("what is said of the client is something else")
     return Envelope(
         queue_id=queue_id,
-        sender=_address_of(sender) if sender[0] or sender[1] else NULL,
+        sender=_address_of(sender, unquoted=len(sender) > 2) if sender[0] or sender[1] else NULL,
         recipients=recipients,
         received_at=received_at,
         size=size,
@@ -109,15 +115,15 @@ def decode_envelope(queue_id: str, received_at: float, size: int, text: str) -> 
     )
 
 
-def _address_of(parts: Sequence[Any]) -> Address:
+def _address_of(parts: Sequence[Any], *, unquoted: bool) -> Address:
     local, domain = parts[0], parts[1]
     if type(local) is not str or type(domain) is not str:
         raise TypeError("an address is no text")
-    return Address(local, domain)
+    return Address(local, domain, unquoted)
 
 
 def _recipient_of(parts: Sequence[Any]) -> Recipient:
-    address = _address_of(parts)
+    address = _address_of(parts, unquoted=len(parts) > 4)
     if len(parts) == 2:
         return Recipient(address)
     return Recipient(address, None if parts[2] is None else Notify(parts[2]), parts[3])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.smtp.test_chunking import UNREADABLE
+from tests.smtp.test_chunking import READABLE, UNREADABLE
 from tests.support.certificates import make_certificate
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
@@ -150,7 +150,10 @@ def test_only_crlf_dot_crlf_ends_a_message(node: Daemon, variant: bytes, whole: 
                 wire.send(bytes([octet]))
         # One message, one reply, and it is a refusal: nothing of what was inside was executed.
         assert wire.reply().startswith("550 5.6.0")
-        assert wire.command("NOOP") == "250 2.0.0 OK"
+        if b"\0" in variant:
+            assert wire.command("NOOP") == "250 2.0.0 OK"
+        else:
+            assert wire.is_closed()
 
 
 def test_a_dot_split_over_reads_is_still_the_end(node: Daemon) -> None:
@@ -224,6 +227,8 @@ def test_chunks_make_the_same_message_as_data(node: Daemon) -> None:
 
 def test_behind_a_bdat_that_cannot_be_read_nothing_is_executed(node: Daemon) -> None:
     for line in UNREADABLE:
+        if line in READABLE:
+            continue
         with connect(node) as wire:
             wire.command("EHLO client.test")
             wire.send(MAIL + RCPT)
@@ -292,5 +297,7 @@ def make_slow_greeting(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Da
     plugins.mkdir(parents=True)
     (plugins / "pause_policy.py").write_text(SLOW_GREETING)
     return make_daemon(
-        '[policies]\nchain = ["pause", "relay"]\n', environ={"PYTHONPATH": str(tmp_path / "lib")}
+        '[policies]\nchain = ["pause", "relay"]\n',
+        listener='early_talkers = "reject"',
+        environ={"PYTHONPATH": str(tmp_path / "lib")},
     ).start()

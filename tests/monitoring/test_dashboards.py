@@ -26,6 +26,8 @@ UNSEEN = {"elemta_policy_failures_total", "elemta_spool_failures_total", "elemta
 UNSEEN |= {"elemta_health_checks_total"}
 #: The fleet has its next hops by address.
 UNSEEN |= {"elemta_dns_questions_total"}
+#: The fleet's clients write SMTP as the RFCs have it.
+UNSEEN |= {"elemta_leniency_total"}
 #: A hold ends days after it began.
 UNSEEN |= {"elemta_spool_holds_ended_total"}
 

@@ -286,7 +286,7 @@ def test_a_denial_of_the_last_instance_is_logged_with_the_policy_that_had_accept
     assert (event["recipient"], event["accepted_by"]) == ("someone@example.org", "a")
 
 
-TOO_LONG = Address("a" * 65, "example.com")
+TOO_LONG = Address("a" * 257, "example.com")
 
 
 @implementer(IDataPolicy)
@@ -357,7 +357,7 @@ def test_a_policy_adds_no_recipient_to_whom_the_client_may_not_relay(
         "nobody",
         "a@b@example.com",
         "a@example.com\r\nRCPT TO:<b@example.com>",
-        "a" * 65 + "@example.com",
+        "a" * 257 + "@example.com",
         "a@" + ".".join(["b" * 60] * 5),
         TOO_LONG,
         Recipient(TOO_LONG),

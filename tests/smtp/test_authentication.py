@@ -172,11 +172,12 @@ def test_a_response_line_has_a_limit() -> None:
     converse_with_tls(begin + f"C: {at_limit}A\nS: 500 5.5.6 Authentication exchange line is too long\n")
 
 
-def test_a_bare_lf_in_an_exchange_ends_the_session() -> None:
-    told = converse_with_tls(
-        HELLO + "C: AUTH PLAIN\nS: 334 \nC> AGEAYg==\\n\nS: 500 5.5.2 Command lines end with CRLF\nX:\n"
-    )
+def test_a_bare_lf_in_an_exchange_ends_the_session_of_a_strict_listener() -> None:
+    begin = HELLO + "C: AUTH PLAIN\nS: 334 \nC> AGEAYg==\\n\n"
+    told = converse_with_tls(begin + "S: 500 5.5.2 Command lines end with CRLF\nX:\n", strict=True)
     assert told.session.facts.user is None
+    told = converse_with_tls(begin + "S: 235 2.7.0 Authentication successful\n")
+    assert told.session.facts.user == "a"
 
 
 @given(

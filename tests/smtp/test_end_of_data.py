@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from elemta.smtp.events import MailQuestion, MessageQuestion
+from elemta.smtp.events import Close, MailQuestion, MessageQuestion
 from elemta.smtp.framing import ContentError, DataDecoder
 from tests.smtp.transcript import DATA, QUEUED, converse
 
@@ -32,16 +32,37 @@ VARIANTS = [
     (r"\r\n\n.\r\n", b"\r\n\r\n.\r\n"),
     (r"\n\r.\n\r", b"\r\n\r\n.\r\n\r\n"),
 ]
+# The same where the message begins, and behind another bare newline.
+LONE_DOTS = [
+    ("", r".\n"),
+    ("", r".\rx"),
+    (r"a\nb\r\nc", r"\r\n.\n"),
+    (r"a\rb", r"\n.\r"),
+    (r"\x00", r"\n.\n"),
+]
 SMUGGLED = r"MAIL FROM:<evil@b.test>\r\nRCPT TO:<victim@home.test>\r\nDATA\r\n"
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("variant", [variant for variant, _ in VARIANTS])
-def test_an_end_of_data_variant_is_read_to_the_true_end_and_refused(variant: str) -> None:
+def test_an_end_of_data_variant_is_refused_and_nothing_behind_it_is_read(variant: str, strict: bool) -> None:
     told = converse(
-        DATA + f"C> hello{variant}{SMUGGLED}bye\\r\\n.\\r\\n\n" + BARE + "C: NOOP\nS: 250 2.0.0 OK\n"
+        DATA + f"C> hello{variant}{SMUGGLED}bye\\r\\n.\\r\\nNOOP\\r\\n\n" + BARE + "X:\n", strict=strict
     )
     assert sum(isinstance(event, MailQuestion) for event in told.events) == 1
     assert not any(isinstance(event, MessageQuestion) for event in told.events)
+    assert told.events[-1] == Close("a lone dot and a bare CR or LF", in_message=True)
+
+
+@pytest.mark.parametrize(("before", "variant"), [(r"hello", variant) for variant, _ in VARIANTS] + LONE_DOTS)
+def test_at_a_lone_dot_the_client_is_answered_although_it_waits(before: str, variant: str) -> None:
+    behind = "x" if variant in (r"\r\n.\r", r"\r\r\n.\r") else ""
+    converse(DATA + f"C> {before}{variant}{behind}\n" + BARE + "X:\n")
+
+
+@pytest.mark.parametrize("content", [r"a\nb", r"a\n.b\nc", r"a\n..\nb", r"\nx.\n", r"\r\n..\n"])
+def test_a_bare_newline_without_a_lone_dot_is_read_to_the_true_end_and_refused(content: str) -> None:
+    converse(DATA + f"C> {content}b\\r\\n.\\r\\n\n" + BARE + "C: NOOP\nS: 250 2.0.0 OK\n")
 
 
 @pytest.mark.parametrize(("variant", "normalized"), VARIANTS)
@@ -57,14 +78,15 @@ def test_an_end_of_data_variant_is_normalized_without_ending_the_message(
 @pytest.mark.parametrize("variant", [r"\r\n\x00.\r\n", r"\r\n.\x00\r\n", r"\r\x00\n.\r\n", r"a\x00b"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_nul_is_refused_in_both_modes(variant: str, normalize: bool) -> None:
+    closed = "X:\n" if variant == r"\r\x00\n.\r\n" and not normalize else ""
     told = converse(
-        DATA + f"C> hello{variant}{SMUGGLED}bye\\r\\n.\\r\\n\nS: 550 5.6.0 Message contains a ...\n",
+        DATA + f"C> hello{variant}{SMUGGLED}bye\\r\\n.\\r\\n\nS: 550 5.6.0 Message contains a ...\n" + closed,
         normalize_newlines=normalize,
     )
     assert sum(isinstance(event, MailQuestion) for event in told.events) == 1
 
 
-@pytest.mark.parametrize("content", [r"\n.\r\n", r".\n", r".\r", r"\r", r"\n", r"hello\n", r"hello\r"])
+@pytest.mark.parametrize("content", [r"\r", r"\n", r"hello\n", r"hello\r", r".a\n", r"..\n"])
 def test_the_first_and_the_last_line_are_looked_at_too(content: str) -> None:
     converse(DATA + f"C> {content}\\r\\n.\\r\\n\n" + BARE)
 
@@ -105,6 +127,21 @@ def reference(stream: bytes, normalize: bool) -> tuple[bytes, bool, bool, bytes 
     return content, bare, b"\0" in content, behind_end
 
 
+def has_lone_dot(stream: bytes) -> bool:
+    """Whether a line is a single dot, between line ends that are not both CRLF, before the true end."""
+    end_before = b"\r\n"
+    for line in re.finditer(rb"([^\r\n]*)(\r\n|\r|\n)", stream):
+        if line[1] == b".":
+            both = (end_before, line[2])
+            if both == (b"\r\n", b"\r\n"):
+                return False
+            # The next octet may yet make a CRLF of this CR.
+            if both != (b"\r\n", b"\r") or line.end() < len(stream):
+                return True
+        end_before = line[2]
+    return False
+
+
 streams = st.lists(
     st.sampled_from(
         [b"\r", b"\n", b"\r\n", b".", b"..", b"a", b"\r\n.", b"\n.", b"\0", b"xyz", b"\r\n.\r\n"]
@@ -122,13 +159,18 @@ def test_the_scan_of_blocks_agrees_with_a_reading_line_by_line(
     content, bare, nul, behind = reference(stream, normalize)
     decoder = DataDecoder(normalize=normalize)
     got, at, turn, ended = b"", 0, 0, None
-    while at < len(stream) and ended is None:
+    while at < len(stream) and ended is None and not decoder.lone_dot:
         block = stream[at : at + sizes[turn % len(sizes)]]
         piece, used = decoder.feed(block)
         got += piece
         if used is not None:
             ended = stream[at + used :]
         at, turn = at + len(block), turn + 1
+    assert decoder.lone_dot == (not normalize and has_lone_dot(stream))
+    if decoder.lone_dot:
+        assert decoder.check.flaw is not None
+        assert ended is None
+        return
     assert ended == behind
     if behind is None:
         return
@@ -144,7 +186,7 @@ def test_never_more_than_four_octets_are_kept_back(stream: bytes, size: int) -> 
     for at in range(0, len(stream), size):
         block = stream[at : at + size]
         piece, used = decoder.feed(block)
-        if used is not None:
+        if used is not None or decoder.lone_dot:
             return
         fed, came = fed + len(block), came + len(piece)
         stuffed = (b"\r\n" + stream[:fed]).count(b"\r\n.")

@@ -11,6 +11,7 @@ from elemta.smtp.events import (
     HeloQuestion,
     MailQuestion,
     MessageStarted,
+    PauseQuestion,
     Proceed,
     Refuse,
     StageQuestion,
@@ -40,7 +41,7 @@ def unopened(tls=None, **changes) -> Conversation:
 @pytest.mark.parametrize("splitting", [whole, byte_by_byte])
 @pytest.mark.parametrize("when", ["before open", "before the answer"])
 def test_a_client_that_talks_before_the_greeting_is_refused(splitting, when: str) -> None:
-    told = unopened()
+    told = unopened(reject_early_talkers=True)
     session = told.session
     spoken = b"EHLO x\r\nMAIL FROM:<a@b.test>\r\n"
     if when == "before the answer":
@@ -57,7 +58,7 @@ def test_a_client_that_talks_before_the_greeting_is_refused(splitting, when: str
 
 
 def test_an_early_talker_that_policies_refuse_hears_their_word() -> None:
-    told = unopened()
+    told = unopened(reject_early_talkers=True)
     told.take(told.session.open())
     told.take(told.session.receive(b"EHLO x\r\n"))
     told.take(told.session.answer(Refuse(Reply.of(550, "5.7.1", "No"))))
@@ -65,9 +66,59 @@ def test_an_early_talker_that_policies_refuse_hears_their_word() -> None:
     assert told.closed
 
 
+def test_a_client_that_talks_while_the_greeting_waits_is_refused() -> None:
+    told = unopened(reject_early_talkers=True)
+    told.take(told.session.open())
+    told.take(told.session.answer(Proceed()))
+    assert isinstance(told.session.question, PauseQuestion)
+    told.take(told.session.receive(b"EHLO x\r\n"))
+    assert not told.output
+    told.take(told.session.answer(Proceed()))
+    assert told.said() == "554 5.5.1 Client spoke before the greeting\r\n"
+    assert told.closed
+
+
+@pytest.mark.parametrize("splitting", [whole, byte_by_byte])
+@pytest.mark.parametrize("when", ["before open", "before the answer", "both"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_input_before_the_greeting_waits_for_its_turn(splitting, when: str, strict: bool) -> None:
+    told = unopened(strict=strict)
+    session = told.session
+    spoken = b"EHLO x\r\nMAIL FROM:<a@b.test>\r\nNOOP\r\n"
+    early, late = {"before open": (spoken, b""), "both": (spoken[:11], spoken[11:])}.get(when, (b"", spoken))
+    for piece in splitting(early):
+        told.take(session.receive(piece))
+    told.take(session.open())
+    for piece in splitting(late):
+        told.take(session.receive(piece))
+    assert not told.output
+    told.settle()
+    said = told.said().split("\r\n")
+    assert said[0] == "220 mx.test ESMTP Elemta"
+    assert said[-3:] == ["250 2.1.0 Sender OK", "250 2.0.0 OK", ""]
+    assert not told.closed
+
+
+def test_input_before_the_greeting_is_bounded() -> None:
+    told = unopened(max_pipelined=1000)
+    told.take(told.session.open())
+    told.take(told.session.receive(b"NOOP\r\n" * 200))
+    assert told.said() == "421 4.7.0 Too much input without waiting for replies\r\n"
+    assert told.closed
+
+
+def test_an_early_talker_that_waits_and_is_refused_hears_it_once() -> None:
+    told = unopened()
+    told.take(told.session.receive(b"EHLO x\r\n"))
+    told.take(told.session.open())
+    told.take(told.session.answer(Refuse(Reply.of(554, "5.7.1", "No"))))
+    assert told.said() == "554 5.7.1 No\r\n503 5.5.1 No service here; send QUIT\r\n"
+
+
+@pytest.mark.parametrize("reject", [False, True])
 @pytest.mark.parametrize(("tls", "changes"), [(TLS, {}), (None, {"implicit_tls": True})])
-def test_with_implicit_tls_nobody_is_an_early_talker(tls, changes) -> None:
-    told = unopened(tls, **changes)
+def test_with_implicit_tls_nobody_is_an_early_talker(tls, changes, reject: bool) -> None:
+    told = unopened(tls, reject_early_talkers=reject, **changes)
     told.take(told.session.open())
     told.take(told.session.receive(b"HELO x\r\n"))
     told.settle()
@@ -98,10 +149,13 @@ def test_a_tls_client_on_the_plain_port_is_closed_at_once(hello: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["NOOP", "EHLO x", "MAIL FROM:<a@b.test>", ""])
-def test_a_command_that_a_bare_lf_ends_is_refused_and_nothing_behind_it_is_executed(line: str) -> None:
+def test_a_strict_listener_refuses_a_command_that_a_bare_lf_ends_and_executes_nothing_behind_it(
+    line: str,
+) -> None:
     told = converse(
         GREETING
-        + f"C> {line}\\nMAIL FROM:<evil@b.test>\\r\\n\nS: 500 5.5.2 Command lines end with CRLF\nX:\n"
+        + f"C> {line}\\nMAIL FROM:<evil@b.test>\\r\\n\nS: 500 5.5.2 Command lines end with CRLF\nX:\n",
+        strict=True,
     )
     assert not any(isinstance(event, (MailQuestion, HeloQuestion)) for event in told.events)
 

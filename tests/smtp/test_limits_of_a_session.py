@@ -68,8 +68,10 @@ def test_a_long_line_is_not_kept() -> None:
     assert told.said() == "500 5.5.2 Line too long\r\n"
 
 
-def test_an_overlong_line_that_ends_in_a_bare_lf_ends_the_session() -> None:
-    converse(HELLO + "C> " + "x" * 3000 + "\\nNOOP\\r\\n\nS: 500 5.5.2 Command lines end with CRLF\nX:\n")
+def test_an_overlong_line_that_ends_in_a_bare_lf_ends_the_session_of_a_strict_listener() -> None:
+    sent = "C> " + "x" * 3000 + "\\nNOOP\\r\\n\n"
+    converse(HELLO + sent + "S: 500 5.5.2 Command lines end with CRLF\nX:\n", strict=True)
+    converse(HELLO + sent + "S: 500 5.5.2 Line too long\nS: 250 2.0.0 OK\n")
 
 
 def test_a_declared_size_at_the_limit_is_taken_and_one_more_is_refused() -> None:

@@ -286,7 +286,7 @@ def test_a_refused_mail_ends_its_transaction_and_what_was_pipelined_is_no_error_
     ("mail", "said"),
     [
         ("MAIL FROM:<a@b.test> SIZE=1001", "552 5.3.4 Message size exceeds fixed limit"),
-        ("MAIL FROM:<a@b_.test>", "501 5.1.7 Bad sender address syntax"),
+        ("MAIL FROM:<a@b-.test>", "501 5.1.7 Bad sender address syntax"),
         ("MAIL FROM:<ü@b.test>", "553 5.6.7 Address needs SMTPUTF8"),
     ],
 )
@@ -416,12 +416,12 @@ BAD_SYNTAX = (
 
 
 def test_bad_syntax_is_refused_and_says_what_is_wrong() -> None:
-    converse(BAD_SYNTAX)
+    converse(BAD_SYNTAX, strict=True)
 
 
 @pytest.mark.parametrize("name", ["", "two words", "ü.test", "a" * 256, "<script>", '"x"'])
-def test_a_helo_name_that_is_none_is_refused(name: str) -> None:
-    converse(GREETING + f"C: EHLO {name}\nS: 501 5.5.4 Domain name or address literal required")
+def test_a_helo_name_that_is_none_is_refused_by_a_strict_listener(name: str) -> None:
+    converse(GREETING + f"C: EHLO {name}\nS: 501 5.5.4 Domain name or address literal required", strict=True)
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "[192.0.2.1]", "[IPv6:2001:db8::1]", "WIN_PC-1", "localhost"])
@@ -461,16 +461,21 @@ def test_addresses_beyond_ascii_need_smtputf8() -> None:
     assert transaction.sender == Address("jürgen", "bücher.test")
 
 
-@pytest.mark.parametrize("octet", [r"\x00", r"\r", r"\x07", r"\x1b", r"\x7f", r"\t"])
+@pytest.mark.parametrize(
+    ("octet", "strict"),
+    [(octet, strict) for octet in (r"\x00", r"\r", r"\x07", r"\x1b", r"\x7f") for strict in (False, True)]
+    + [(r"\t", True)],
+)
 @pytest.mark.parametrize(
     "place", ["HELO a{}b", "MAIL FROM:<a{}@b.test>", 'MAIL FROM:<"a{}"@b.test>', "NOOP{}"]
 )
-def test_control_characters_in_commands_are_refused(octet: str, place: str) -> None:
+def test_control_characters_in_commands_are_refused(octet: str, place: str, strict: bool) -> None:
     converse(
         HELLO
         + "C> "
         + place.format(octet)
-        + "\\r\\n\nS: 501 5.5.2 Control characters are not allowed in commands"
+        + "\\r\\n\nS: 501 5.5.2 Control characters are not allowed in commands",
+        strict=strict,
     )
 
 
@@ -630,5 +635,7 @@ def test_how_the_input_is_cut_changes_nothing(script: str, sizes: list[int], lat
             yield data[at : at + size]
             at, turn = at + size, turn + 1
 
-    expected = play(script, Conversation.begin()).facts_told()
-    assert play(script, Conversation.begin(splitting=cut, late=late)).facts_told() == expected
+    strict = script == BAD_SYNTAX
+    expected = play(script, Conversation.begin(strict=strict)).facts_told()
+    cut_up = Conversation.begin(splitting=cut, late=late, strict=strict)
+    assert play(script, cut_up).facts_told() == expected
