@@ -51,6 +51,25 @@ def check_endpoint(text: str) -> None:
         raise Unacceptable('must be a Twisted server endpoint such as "tcp:25:interface=192.0.2.1"', hint)
 
 
+def tcp_endpoint(text: str) -> tuple[str, str, int] | None:
+    """Kind, interface ("" for all addresses) and port of an endpoint over TCP; None for any other."""
+    positional, keyed = _split(text)
+    kind, *arguments = positional
+    if kind not in ("tcp", "tcp6"):
+        return None
+    port = keyed.get("port") or arguments[0]
+    interface = keyed.get("interface", arguments[1] if len(arguments) > 1 else "")
+    return kind, str(ip_address(interface)) if interface else "", int(port)
+
+
+def systemd_index(text: str) -> int | None:
+    """The index of a socket that systemd hands over; None for any other endpoint, and for one with a name."""
+    positional, keyed = _split(text)
+    kind, *arguments = positional
+    index = keyed.get("index", arguments[1] if len(arguments) > 1 else None)
+    return int(index) if kind == "systemd" and index is not None else None
+
+
 def _split(text: str) -> tuple[list[str], Mapping[str, str]]:
     """Twisted's grammar: arguments between colons, ``key=value``, and a backslash that takes both away."""
     positional: list[str] = []

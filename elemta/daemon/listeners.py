@@ -13,7 +13,7 @@ from elemta.delivery.routes import RouteTable
 from elemta.metric_registry import LabelledValue
 from elemta.net.context import ListenerContext
 from elemta.net.factory import ESMTPFactory
-from elemta.net.listeners import Listener, provide_descriptors
+from elemta.net.listeners import Listener, provide_descriptors, take_inherited_sockets
 from elemta.net.registry import ConnectionRegistry
 from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
@@ -54,7 +54,9 @@ class Listeners:
             factory = ESMTPFactory(self.registry, listener, self._metrics.net)
             self.factories[listener.name] = factory
             self.smtp.append(Listener(listener.name, listener.endpoint, factory))
-        for bound in (*self.smtp, *self.monitoring):
+        listeners = (*self.smtp, *self.monitoring)
+        take_inherited_sockets(listeners, self._reactor)
+        for bound in listeners:
             bound.bind(self._reactor)
 
     def open_monitoring(self) -> None:
@@ -77,8 +79,8 @@ class Listeners:
     @property
     def addresses(self) -> tuple[ListenAddress, ...]:
         """Where this host takes mail itself."""
-        places = [listener.place for listener in self.smtp]
-        return tuple((ip_address(place[0]), place[1]) for place in places if place is not None)
+        places = [place for listener in self.smtp for place in listener.places]
+        return tuple((ip_address(host), port) for host, port in places)
 
     def set_context(self, components: Components, spool: Spool) -> None:
         """Let every listener's next session begin under ``assembly``."""

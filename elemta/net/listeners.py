@@ -1,12 +1,14 @@
 """The limit of sockets and files that the process may have open.
 
-Listening sockets: bound before privileges are given up, accepting only once the daemon is ready.
+Listening sockets: bound before privileges are given up, or handed over by systemd. They accept only once the
+daemon is ready.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Sequence
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -15,7 +17,9 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReact
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.config.endpoint import systemd_index, tcp_endpoint
 from elemta.errors import ListenFailed
+from elemta.net.inherited_sockets import InheritedSocket, inherited_sockets, sockets_for, warn_of_unused
 
 _log = Logger()
 
@@ -50,67 +54,95 @@ def provide_descriptors(connections: int) -> bool:
 
 
 class Listener:
-    """One endpoint and the factory behind it."""
+    """One endpoint and the factory behind it. ``inherited`` are sockets of systemd at its place."""
 
     def __init__(self, name: str, endpoint: str, factory: IProtocolFactory) -> None:
         self.name = name
         self.endpoint = _with_backlog(endpoint)
         self.factory = factory
-        self._port: IListeningPort | None = None
+        self.inherited: Sequence[InheritedSocket] = ()
+        self._ports: list[IListeningPort] = []
 
     def bind(self, reactor: IReactorCore) -> None:
         """Bind and listen, but leave new connections in the kernel's backlog until :meth:`accept`.
 
         Raises :class:`~elemta.errors.ListenFailed` with the reason when that is not possible.
         """
+        for endpoint in [each.endpoint for each in self.inherited] or [self.endpoint]:
+            self._bind(endpoint, reactor)
+
+    def _bind(self, endpoint: str, reactor: IReactorCore) -> None:
         outcome: list[IListeningPort | Failure] = []
-        listening: Deferred[IListeningPort] = maybeDeferred(self._listen, reactor)
+        listening: Deferred[IListeningPort] = maybeDeferred(self._listen, endpoint, reactor)
         listening.addBoth(outcome.append)
         if not outcome:
-            raise ListenFailed(f"listener {self.name}: {self.endpoint} did not bind at once")
+            raise ListenFailed(f"listener {self.name}: {endpoint} did not bind at once")
         port = outcome[0]
         if isinstance(port, Failure):
             why = port.getErrorMessage()
-            if port.check(IndexError, KeyError) and self.endpoint.startswith("systemd:"):
+            if port.check(IndexError, KeyError) and endpoint.startswith("systemd:"):
                 # All that Twisted says is which index or name it did not find.
                 why = "systemd handed over no such socket"
-            raise ListenFailed(f"listener {self.name}: {self.endpoint}: {why}") from port.value
-        self._port = port
+            elif isinstance(getattr(port.value, "socketError", None), PermissionError):
+                why = (
+                    why.rstrip(".")
+                    + "; enable the socket unit of this port (docs/install.md, Ports 25, 587 and 465)"
+                )
+            raise ListenFailed(f"listener {self.name}: {endpoint}: {why}") from port.value
+        self._ports.append(port)
         if hasattr(port, "stopReading"):
             port.stopReading()
 
-    def _listen(self, reactor: IReactorCore) -> Deferred[IListeningPort]:
-        listening: Deferred[IListeningPort] = serverFromString(reactor, self.endpoint).listen(self.factory)
+    def _listen(self, endpoint: str, reactor: IReactorCore) -> Deferred[IListeningPort]:
+        listening: Deferred[IListeningPort] = serverFromString(reactor, endpoint).listen(self.factory)
         return listening
 
     def accept(self) -> None:
         """Take connections from the backlog from now on."""
-        if self._port is not None and hasattr(self._port, "startReading"):
-            self._port.startReading()
+        for port in self._ports:
+            if hasattr(port, "startReading"):
+                port.startReading()
 
     @property
     def address(self) -> str:
         """Where it really listens, such as ``127.0.0.1:2525``; the endpoint while it does not."""
-        if self._port is None:
-            return self.endpoint
-        host = self._port.getHost()
-        if isinstance(host, (IPv4Address, IPv6Address)):
-            return (
-                f"[{host.host}]:{host.port}" if isinstance(host, IPv6Address) else f"{host.host}:{host.port}"
-            )
-        name = getattr(host, "name", None)
-        return os.fsdecode(name) if isinstance(name, (bytes, str)) else str(host)
+        return ",".join(_address(port) for port in self._ports) or self.endpoint
 
     @property
-    def place(self) -> tuple[str, int] | None:
-        """The IP address and port where it listens; None for any other socket, and while it does not."""
-        host = None if self._port is None else self._port.getHost()
-        return (host.host, host.port) if isinstance(host, (IPv4Address, IPv6Address)) else None
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """The IP addresses and ports where it listens; none for any other socket, and while it does not."""
+        hosts = [port.getHost() for port in self._ports]
+        return tuple((host.host, host.port) for host in hosts if isinstance(host, (IPv4Address, IPv6Address)))
 
     async def close(self) -> None:
-        port, self._port = self._port, None
-        if port is not None:
+        ports, self._ports = self._ports, []
+        for port in ports:
             await maybeDeferred(port.stopListening)
+
+
+def take_inherited_sockets(listeners: Sequence[Listener], reactor: IReactorCore) -> None:
+    """Give each listener the sockets of systemd at its place, before any of them is bound."""
+    inherited = inherited_sockets(reactor)
+    if not inherited:
+        return
+    named = {systemd_index(listener.endpoint) for listener in listeners}
+    free = [each for each in inherited if each.index not in named]
+    taken = sockets_for([tcp_endpoint(listener.endpoint) for listener in listeners], free)
+    for listener, own in zip(listeners, taken, strict=True):
+        listener.inherited = own
+    used = [each for own in taken for each in own]
+    if not any(
+        listener.endpoint.startswith("systemd:") and ":name=" in listener.endpoint for listener in listeners
+    ):
+        warn_of_unused(each for each in free if each not in used)
+
+
+def _address(port: IListeningPort) -> str:
+    host = port.getHost()
+    if isinstance(host, (IPv4Address, IPv6Address)):
+        return f"[{host.host}]:{host.port}" if isinstance(host, IPv6Address) else f"{host.host}:{host.port}"
+    name = getattr(host, "name", None)
+    return os.fsdecode(name) if isinstance(name, (bytes, str)) else str(host)
 
 
 def _with_backlog(endpoint: str) -> str:

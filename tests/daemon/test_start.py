@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -23,8 +24,13 @@ MakeDaemon = Callable[..., Daemon]
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 
 AS_SYSTEMD = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
+import fcntl, os, sys
+given = [int(word) for word in sys.argv[1].split(",")]
+# Out of the way of 3, 4, 5, and so on
+moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 100) for descriptor in given]
+for number, descriptor in enumerate(moved, start=3):
+    os.dup2(descriptor, number)
+    os.close(descriptor)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.argv[2], sys.argv[2:])
 """
@@ -149,6 +155,61 @@ def test_a_socket_that_systemd_opened_is_listened_on(
     with Wire(socket.create_connection(handed_over.getsockname(), timeout=90)) as wire:
         assert wire.reply() == "220 mx.example.test ESMTP Elemta"
         assert wire.command("QUIT").startswith("221")
+
+
+def test_ports_that_systemd_opened_are_taken_by_their_address_whatever_their_order(
+    make_daemon: MakeDaemon,
+) -> None:
+    """Two as by elemta.socket, one as by elemta-submission.socket, and one without a listener."""
+    with contextlib.ExitStack() as stack:
+        four = stack.enter_context(socket.create_server(("0.0.0.0", 0)))
+        port = four.getsockname()[1]
+        six = stack.enter_context(socket.create_server(("::", port), family=socket.AF_INET6))
+        both = stack.enter_context(
+            socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        )
+        unused = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        submission = both.getsockname()[1]
+        descriptors = [each.fileno() for each in (both, unused, six, four)]
+        daemon = make_daemon(
+            f'[[listener]]\nname = "port"\nendpoint = "tcp:{port}"\n'
+            f'[[listener]]\nname = "submission"\nendpoint = "tcp:{submission}"\n'
+        )
+        daemon.launch(
+            environ={"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": "submission:x:smtp:smtp"},
+            before=[sys.executable, "-c", AS_SYSTEMD, ",".join(map(str, descriptors))],
+            pass_fds=descriptors,
+        )
+        daemon.wait_until_ready()
+        for host, number, name in (
+            ("127.0.0.1", port, "port"),
+            ("::1", port, "port"),
+            ("127.0.0.1", submission, "submission"),
+            ("::1", submission, "submission"),
+        ):
+            with Wire(socket.create_connection((host, number), timeout=90)) as wire:
+                assert wire.reply() == "220 mx.example.test ESMTP Elemta"
+                session = wire.command("BREAK")
+                assert session
+            daemon.wait_for("command.refused", client_ip=host, verb="?")
+            assert name in daemon.records("daemon.ready")[-1]["listeners"][1 if name == "port" else 2]
+        where = "{}:{}".format(*unused.getsockname())
+        assert daemon.wait_for("listener.socket_unused")["address"] == where
+        # The port is served still when no listener of systemd's is left to bind it: it was never bound twice.
+        assert len(daemon.records("listener.socket_unused")) == 1
+
+
+def test_a_port_that_only_systemd_may_open_is_refused_with_the_page_to_read(
+    make_daemon: MakeDaemon,
+) -> None:
+    daemon = make_daemon('[[listener]]\nname = "low"\nendpoint = "tcp:587"\n')
+    if os.geteuid() == 0:
+        dropped = daemon.launch(before=["setpriv", "--bounding-set=-all", "--inh-caps=-all"])
+    else:
+        dropped = daemon.launch()
+    if dropped.wait(timeout=90) == 0:
+        pytest.skip("this host lets anyone bind port 587")
+    assert "Permission denied; enable the socket unit of this port (docs/install.md" in daemon.output()
 
 
 def test_without_the_socket_that_systemd_should_open_the_start_stops(make_daemon: MakeDaemon) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,64 @@ def test_what_the_installation_page_configures_is_accepted(block: str, tmp_path:
     config = tmp_path / "elemta.toml"
     config.write_text(block, encoding="utf-8")
     load(str(config), {})
+
+
+SOCKETS = {
+    "elemta.socket": ["0.0.0.0:25", "[::]:25"],
+    "elemta-submission.socket": ["587"],
+    "elemta-submissions.socket": ["465"],
+}
+
+
+def unit_file(name: str) -> str:
+    source = name if name == "elemta.socket" else f"elemta.{name}"
+    return (ROOT / "debian" / source).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SOCKETS)
+def test_each_port_below_1024_has_a_socket_unit_that_starts_the_daemon(name: str) -> None:
+    text = unit_file(name)
+    settings = dict(re.findall(r"^([A-Za-z0-9]+)=(.*)$", text, re.MULTILINE))
+    assert re.findall(r"^ListenStream=(.*)$", text, re.MULTILINE) == SOCKETS[name]
+    assert settings.get("Service", "elemta.service") == "elemta.service"
+    assert settings["BindIPv6Only"] == ("ipv6-only" if name == "elemta.socket" else "both")
+    assert settings["WantedBy"] == "sockets.target"
+    rules = (ROOT / "debian/rules").read_text(encoding="utf-8")
+    assert re.search(rf"^\t\$\(SOCKET\).*\b{re.escape(name.removesuffix('.socket'))}\b", rules, re.MULTILINE)
+    for path in ("debian/elemta.prerm", "debian/elemta.README.Debian", "docs/install.md"):
+        assert name in (ROOT / path).read_text(encoding="utf-8"), path
+
+
+def test_every_port_below_1024_of_the_recipes_has_a_socket_unit() -> None:
+    """Else the daemon of the package, which has no capability, fails to bind it."""
+    recipes = (ROOT / "docs/relaying.md").read_text(encoding="utf-8")
+    ports = {int(port) for port in re.findall(r'^endpoint = "tcp6?:(\d+)', recipes, re.MULTILINE)}
+    assert {25, 587, 465} <= ports
+    opened = {int(place.rpartition(":")[2]) for places in SOCKETS.values() for place in places}
+    assert {port for port in ports if port < 1024} <= opened
+
+
+@pytest.mark.parametrize("name", ["elemta.service", *SOCKETS])
+def test_systemd_takes_the_units(name: str, tmp_path: Path) -> None:
+    verify = shutil.which("systemd-analyze")
+    if verify is None:
+        pytest.skip("systemd-analyze is not installed")
+    for each in SOCKETS:
+        (tmp_path / each).write_text(unit_file(each), encoding="utf-8")
+    # Its programs come with the package.
+    service = re.sub(r"=/usr/bin/(twistd3|elemtactl)", "=/bin/true", UNIT)
+    (tmp_path / "elemta.service").write_text(service, encoding="utf-8")
+    done = subprocess.run(
+        [verify, "verify", "--man=no", str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        timeout=90,
+        check=False,
+    )
+    said = [line for line in done.stderr.splitlines() if "elemta" in line]
+    assert said == []
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_point_of_the_boot_test_has_words_of_its_own() -> None:
