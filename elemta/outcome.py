@@ -6,6 +6,7 @@ The value travels untouched to the retry schedule, the log, the metrics and (wit
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from elemta.address import Address
@@ -17,6 +18,37 @@ class Status(enum.Enum):
     DELIVERED = "delivered"
     DEFERRED = "deferred"
     FAILED = "failed"
+
+
+class ReachedStage(enum.Enum):
+    """How far an attempt came; it says which party a failure is about.
+
+    NOTHING_FREE: no connection was allowed in time, which is no fault of the next hop. NOWHERE: nothing could
+    be connected to, or none that was reached was ready to talk, or the one that was answered no command of
+    the transaction. ANSWERED: the next hop answered for this very message, or broke off while it was doing
+    so, or nothing had to be asked.
+    """
+
+    NOTHING_FREE = "nothing free"
+    NOWHERE = "nowhere"
+    ANSWERED = "answered"
+
+
+class LocalFault(enum.Flag):
+    """What may have failed here. Some other destination that is reached shows that it works.
+
+    SOCKETS: this process got no descriptor, port or memory for a connection. NETWORK: there is no way to the
+    other side, or nothing answers. NAMES: no name server gave an answer. These two are of destinations that
+    go by ``mx:``. For a next hop that a route names they are ROUTE_NETWORK and ROUTE_NAMES: it may be in a
+    network of its own, and its name is looked up in the system's way.
+    """
+
+    NONE = 0
+    SOCKETS = enum.auto()
+    NETWORK = enum.auto()
+    NAMES = enum.auto()
+    ROUTE_NETWORK = enum.auto()
+    ROUTE_NAMES = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +64,9 @@ class Outcome:
     Of a delivered one, ``dsn_passed_on`` says that the next hop offers DSN and so reports by itself from
     here on, ``final`` that the message is where its recipient reads it (a Maildir, an LMTP server); with
     neither it was relayed to a host that will not report (RFC 3461 §5.2.2).
+
+    ``reached`` says how far the attempt had come. ``local`` is about this side: where nothing answered, what
+    may be wrong here; where something did, what its answer shows to work here.
     """
 
     queue_id: str
@@ -46,3 +81,106 @@ class Outcome:
     enhanced: str = ""
     final: bool = False
     dsn_passed_on: bool = False
+    reached: ReachedStage = ReachedStage.ANSWERED
+    local: LocalFault = LocalFault.NONE
+
+
+Outcomes = Sequence[Outcome]
+
+
+def _no_clock() -> float:
+    return 0.0
+
+
+class Attempt:
+    """One attempt for some recipients over one route, while it lasts: describes what becomes of each.
+
+    A transport says where the attempt is: ``next_hop`` is who is talked to, ``final`` whether a message that
+    it takes is where its recipient reads it, ``works`` what its answers show to work here. ``taken`` gets the
+    outcome of each recipient that has the message, the moment that is known: it counts, whatever fails
+    after that.
+    """
+
+    __slots__ = ("_began", "_monotonic", "_wall", "final", "next_hop", "queue_id", "route", "taken", "works")
+
+    def __init__(
+        self,
+        queue_id: str = "",
+        route: str = "",
+        taken: dict[Address, Outcome] | None = None,
+        *,
+        wall: Callable[[], float] = _no_clock,
+        monotonic: Callable[[], float] = _no_clock,
+    ) -> None:
+        self.queue_id = queue_id
+        self.route = route
+        self.taken: dict[Address, Outcome] = {} if taken is None else taken
+        self.next_hop = ""
+        self.final = False
+        self.works = LocalFault.NONE
+        self._wall = wall
+        self._monotonic = monotonic
+        self._began = monotonic()
+
+    def begin(self) -> None:
+        """What it waited for until now is no part of how long it takes."""
+        self._began = self._monotonic()
+
+    def outcome(
+        self,
+        recipient: Address,
+        status: Status,
+        code: int,
+        enhanced: str,
+        text: str,
+        *,
+        reached: ReachedStage = ReachedStage.ANSWERED,
+        local: LocalFault | None = None,
+        dsn_passed_on: bool = False,
+    ) -> Outcome:
+        """What became of a recipient at this moment."""
+        if local is None:
+            local = self.works if reached is ReachedStage.ANSWERED else LocalFault.NONE
+        return Outcome(
+            self.queue_id,
+            recipient,
+            status,
+            text,
+            self.route,
+            self.next_hop,
+            self._wall(),
+            self._monotonic() - self._began,
+            code,
+            enhanced,
+            self.final and status is Status.DELIVERED,
+            dsn_passed_on,
+            reached,
+            local,
+        )
+
+    def same_for_all(
+        self,
+        recipients: Iterable[Address],
+        status: Status,
+        enhanced: str,
+        text: str,
+        *,
+        reached: ReachedStage = ReachedStage.ANSWERED,
+        local: LocalFault | None = None,
+    ) -> tuple[Outcome, ...]:
+        """The same for each of these, where no reply says it."""
+        return tuple(
+            self.outcome(recipient, status, 0, enhanced, text, reached=reached, local=local)
+            for recipient in recipients
+        )
+
+
+def furthest(outcomes: Iterable[Outcome]) -> ReachedStage:
+    """How far an attempt came, by the outcomes of its recipients."""
+    found = ReachedStage.NOTHING_FREE
+    for outcome in outcomes:
+        if outcome.reached is ReachedStage.ANSWERED:
+            return ReachedStage.ANSWERED
+        if outcome.reached is ReachedStage.NOWHERE:
+            found = ReachedStage.NOWHERE
+    return found

@@ -11,7 +11,7 @@ from elemta.config.choices import Counts, Identity, ListenerTLS, Role
 from elemta.config.config import Config
 from elemta.config.faults import Faults
 from elemta.config.schema import LimitConfig
-from elemta.config.target import TargetKind, is_loopback, parse_route_target
+from elemta.config.target import is_loopback, parse_route_target
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
 from elemta.route_tls import RouteTLS
@@ -213,7 +213,7 @@ def _routes(config: Config) -> Iterator[Fault]:
         if not route.credentials:
             continue
         key, target = f"route[{number}].credentials", parse_route_target(route.to)
-        if target.kind not in (TargetKind.SMTP, TargetKind.LMTP):
+        if "credentials" not in target.kind.settings:
             problem = f'found "{route.credentials}": {route.to} has no login'
             yield _fault(config, key, problem, "credentials are for smtp:// and lmtp:// next hops")
         elif route.tls is RouteTLS.NONE and not is_loopback(target.host):

@@ -33,7 +33,7 @@ from elemta.config.names import (
     check_node_id,
 )
 from elemta.config.setting import REQUIRED, setting
-from elemta.config.target import parse_route_target
+from elemta.config.target import TARGET_WORDS, parse_route_target
 from elemta.config.valkey_url import check_key_prefix, check_valkey_url
 from elemta.config.values import Network, Rate, check_optional_rate
 from elemta.route_tls import RouteTLS
@@ -384,9 +384,7 @@ class RouteConfig:
     )
     to: str = setting(
         REQUIRED,
-        "The next hop: smtp://host:port, lmtp://host:port, lmtp+unix:///path, mx:, "
-        "maildir:/var/mail/{domain}/{local} or hold:. {spool} in place of the path's first part is the spool "
-        "directory.",
+        f"The next hop: {TARGET_WORDS}. {{spool}} in place of the path's first part is the spool directory.",
         check=parse_route_target,
         example="lmtp://127.0.0.1:24",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os.path
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
@@ -12,25 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 from elemta.config.names import is_host_name, is_remote_host
 from elemta.config.values import Unacceptable
 
-TARGET_WORDS = (
-    "smtp://HOST:PORT, lmtp://HOST:PORT, lmtp+unix:///PATH, mx:, maildir:/PATH/{domain}/{local} or hold:"
-)
-
 _PLACEHOLDERS = frozenset({"domain", "local"})
-
-
-class TargetKind(enum.StrEnum):
-    """How mail leaves on a route."""
-
-    SMTP = "smtp"
-    LMTP = "lmtp"
-    LMTP_UNIX = "lmtp+unix"
-    MX = "mx"
-    MAILDIR = "maildir"
-    HOLD = "hold"
-
-
-_DEFAULT_PORTS = {TargetKind.SMTP: 25, TargetKind.LMTP: 24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +29,6 @@ class RouteTarget:
     host: str = ""
     port: int = 0
     path: str = ""
-
-
-def parse_target(text: str) -> RouteTarget:
-    """Take a target apart; Unacceptable (a ValueError) says what is wrong with it."""
-    scheme, colon, rest = text.partition(":")
-    try:
-        kind = TargetKind(scheme)
-    except ValueError:
-        raise Unacceptable(f"must be one of {TARGET_WORDS}", _scheme_hint(scheme, rest)) from None
-    if kind in (TargetKind.SMTP, TargetKind.LMTP):
-        return _parse_network_target(kind, text)
-    if kind is TargetKind.LMTP_UNIX:
-        if not rest.startswith("///") or len(rest) < 4:
-            raise Unacceptable("must be like lmtp+unix:///run/dovecot/lmtp", "three slashes and a path")
-        return RouteTarget(kind, path=rest[2:])
-    if kind is TargetKind.MAILDIR:
-        _check_template(rest)
-        return RouteTarget(kind, path=rest)
-    if not colon or rest:
-        raise Unacceptable(f'must be "{kind}:" and nothing more', f'did you mean "{kind}:"?')
-    return RouteTarget(kind)
-
-
-def parse_route_target(text: str, spool: str = "/") -> RouteTarget:
-    """Take the target of a ``[[route]]`` apart; Maildirs may be below ``{spool}``, the spool directory."""
-    place = f"{TargetKind.MAILDIR}:{{spool}}/"
-    if text.startswith(place):
-        directory = os.path.abspath(spool).rstrip("/").replace("{", "{{").replace("}", "}}")
-        text = f"{TargetKind.MAILDIR}:{directory}/{text.removeprefix(place)}"
-    return parse_target(text)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a target's host is this machine, as far as its text says."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
 
 
 def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:
@@ -109,6 +54,25 @@ def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:
     return RouteTarget(kind, host=host, port=port if port is not None else _DEFAULT_PORTS[kind])
 
 
+def _parse_socket(kind: TargetKind, text: str) -> RouteTarget:
+    rest = text.partition(":")[2]
+    if not rest.startswith("///") or len(rest) < 4:
+        raise Unacceptable("must be like lmtp+unix:///run/dovecot/lmtp", "three slashes and a path")
+    return RouteTarget(kind, path=rest[2:])
+
+
+def _parse_bare(kind: TargetKind, text: str) -> RouteTarget:
+    if text != f"{kind}:":
+        raise Unacceptable(f'must be "{kind}:" and nothing more', f'did you mean "{kind}:"?')
+    return RouteTarget(kind)
+
+
+def _parse_template(kind: TargetKind, text: str) -> RouteTarget:
+    path = text.partition(":")[2]
+    _check_template(path)
+    return RouteTarget(kind, path=path)
+
+
 def _check_template(path: str) -> None:
     if not path.startswith("/"):
         raise Unacceptable("must have an absolute path, such as maildir:/var/mail/{domain}/{local}")
@@ -121,6 +85,95 @@ def _check_template(path: str) -> None:
     for name, specification, conversion in fields:
         if name not in _PLACEHOLDERS or specification or conversion:
             raise Unacceptable(f"has {{{name}}}; only {{domain}} and {{local}} are replaced")
+
+
+class TargetKind(enum.StrEnum):
+    """How mail leaves on a route: one row for each form of ``to``, by its first word.
+
+    ``words`` is the form as messages and documents show it, and ``parse`` takes such a text apart; it gets
+    the kind and the text, and raises Unacceptable. ``transport`` is the module with the transport (see
+    :mod:`elemta.delivery.transport`); empty where mail stays in the queue. ``settings`` are those of a
+    ``[[route]]`` that have an effect with some kinds only, and have one with this kind.
+    """
+
+    words: str
+    parse: Callable[[TargetKind, str], RouteTarget]
+    transport: str
+    settings: frozenset[str]
+
+    def __new__(
+        cls,
+        scheme: str,
+        words: str,
+        parse: Callable[[TargetKind, str], RouteTarget],
+        transport: str,
+        *settings: str,
+    ) -> TargetKind:
+        kind = str.__new__(cls, scheme)
+        kind._value_ = scheme
+        kind.words, kind.parse, kind.transport, kind.settings = words, parse, transport, frozenset(settings)
+        return kind
+
+    SMTP = (
+        "smtp",
+        "smtp://HOST:PORT",
+        _parse_network_target,
+        "elemta.delivery.smtp_transport",
+        "tls",
+        "credentials",
+    )
+    LMTP = (
+        "lmtp",
+        "lmtp://HOST:PORT",
+        _parse_network_target,
+        "elemta.delivery.smtp_transport",
+        "tls",
+        "credentials",
+    )
+    LMTP_UNIX = "lmtp+unix", "lmtp+unix:///PATH", _parse_socket, "elemta.delivery.smtp_transport"
+    MX = "mx", "mx:", _parse_bare, "elemta.delivery.mx_transport", "tls", "refuse_networks"
+    MAILDIR = (
+        "maildir",
+        "maildir:/PATH/{domain}/{local}",
+        _parse_template,
+        "elemta.delivery.maildir_transport",
+        "create_mailboxes",
+    )
+    HOLD = "hold", "hold:", _parse_bare, ""
+
+
+*_FIRST, _LAST = (kind.words for kind in TargetKind)
+TARGET_WORDS = f"{', '.join(_FIRST)} or {_LAST}"
+
+_BY_SCHEME = {kind.value: kind for kind in TargetKind}
+_TEMPLATES = frozenset(kind.value for kind in TargetKind if kind.parse is _parse_template)
+_DEFAULT_PORTS = {TargetKind.SMTP: 25, TargetKind.LMTP: 24}
+
+
+def parse_target(text: str) -> RouteTarget:
+    """Take a target apart; Unacceptable (a ValueError) says what is wrong with it."""
+    scheme, _, rest = text.partition(":")
+    kind = _BY_SCHEME.get(scheme)
+    if kind is None:
+        raise Unacceptable(f"must be one of {TARGET_WORDS}", _scheme_hint(scheme, rest))
+    return kind.parse(kind, text)
+
+
+def parse_route_target(text: str, spool: str = "/") -> RouteTarget:
+    """Take the target of a ``[[route]]`` apart; mailboxes may be below ``{spool}``, the spool directory."""
+    scheme, _, rest = text.partition(":")
+    if rest.startswith("{spool}/") and scheme in _TEMPLATES:
+        directory = os.path.abspath(spool).rstrip("/").replace("{", "{{").replace("}", "}}")
+        text = f"{scheme}:{directory}/{rest.removeprefix('{spool}/')}"
+    return parse_target(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a target's host is this machine, as far as its text says."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 def _scheme_hint(scheme: str, rest: str) -> str:

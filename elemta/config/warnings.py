@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from elemta.config.choices import EarlyTalkers, Identity, ListenerTLS, Role, Scope, TLSVersion
 from elemta.config.file_access import readable_secrets
 from elemta.config.schema import PoliciesConfig
-from elemta.config.target import TargetKind, is_loopback, parse_route_target
+from elemta.config.target import is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from elemta.config.config import Config
 
 _ALONE = "without valkey_url each node counts for itself"
-_OVER_TCP = (TargetKind.SMTP, TargetKind.LMTP, TargetKind.MX)
 
 
 def without_effect(config: Config) -> Iterator[Fault]:
@@ -115,11 +114,11 @@ def _routes(config: Config) -> Iterator[Fault]:
     for number, route in enumerate(config.routes, start=1):
         key = f"route[{number}]"
         kind = parse_route_target(route.to).kind
-        if route.tls is not RouteTLS.NONE and kind not in _OVER_TCP:
+        if route.tls is not RouteTLS.NONE and "tls" not in kind.settings:
             yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}", never=True)
-        if kind is not TargetKind.MX:
+        if "refuse_networks" not in kind.settings:
             yield from _given(config, f"{key}.refuse_networks", "it is for mx:", never=True)
-        if kind is not TargetKind.MAILDIR:
+        if "create_mailboxes" not in kind.settings:
             yield from _given(config, f"{key}.create_mailboxes", "it is for maildir:", never=True)
         for domain in route.domains:
             earlier = seen.get("*", seen.get(domain.lower()))

@@ -23,18 +23,18 @@ from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.faulty_parts import LONGEST_REASON, RecentFaults, hold_faulty
-from elemta.delivery.next_hop import ReachedStage
+from elemta.delivery.local_faults import broke_off, lacking, working
 from elemta.delivery.notices import decide_notifications, record
 from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled, log_not_released
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
-from elemta.delivery.router import HELD, LOCAL, Router, SortedRecipients, moved
-from elemta.delivery.routes import AS_CONFIGURED, HoldRoute, MaildirRoute, NextHopRoute
+from elemta.delivery.router import Router, SortedRecipients, moved
+from elemta.delivery.routes import AS_CONFIGURED, HELD, LOCAL
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.success_notices import SuccessNotices
-from elemta.delivery.transports import AttemptResult, Transports
+from elemta.delivery.transports import Transports
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Outcome, ReachedStage, Status, furthest
 from elemta.runtime import SteadyWall
 from elemta.spool.records import HoldCause, MessageState, QueuedMessage
 
@@ -109,7 +109,7 @@ class AttemptRunner:
         if ways.elsewhere:
             await self._move(message, ways.elsewhere)
         elif message.destination == HELD and ways.here:
-            await self._hold(message, [route.reason for route in ways.here if isinstance(route, HoldRoute)])
+            await self._hold(message, [route.hold_reason for route in ways.here])
         elif ways.here:
             await self._carry(message, ways)
         else:
@@ -138,18 +138,18 @@ class AttemptRunner:
     ) -> None:
         carried = await self._carried(message, ways, taken)
         try:
-            delivered = delivered_of(message, carried.outcomes, taken)
-            rest = rest_of(carried.outcomes, delivered)
+            delivered = delivered_of(carried, taken)
+            rest = rest_of(carried, delivered)
         except Exception:
             # The same with nothing that could be wrong: no words of the next hop, and no function of ours.
             _log.failure("an outcome failed", event="delivery.outcomes_failed", queue_id=message.queue_id)
-            sent = (each.recipient for each in carried.outcomes if each.status is Status.DELIVERED)
+            sent = (each.recipient for each in carried if each.status is Status.DELIVERED)
             done = dict.fromkeys([*taken, *sent])
             delivered = [
                 Outcome(message.queue_id, each, Status.DELIVERED, "", "", "", message.envelope.received_at)
                 for each in done
             ]
-            rest = tuple(each for each in carried.outcomes if each.recipient not in done)
+            rest = tuple(each for each in carried if each.recipient not in done)
         try:
             # Before metrics, policies and the sender learn of it, and before anything else that may fail.
             if delivered:
@@ -165,9 +165,9 @@ class AttemptRunner:
                     )
                     await self._delivered.record(message, delivered)
         finally:
-            tried = [outcome for outcome in rest if outcome.recipient not in carried.untried]
+            tried = [outcome for outcome in rest if outcome.reached is not ReachedStage.NOTHING_FREE]
             self._tell(message, (*delivered, *tried))
-            await self._give_back(go, sent=bool(delivered) or carried.reached is ReachedStage.ANSWERED)
+            await self._give_back(go, sent=bool(delivered) or furthest(carried) is ReachedStage.ANSWERED)
         if self.abandoned:
             return  # the rest begins anew after the next start, which also tells of what was delivered
         if delivered:
@@ -184,7 +184,9 @@ class AttemptRunner:
                 queue_id=message.queue_id,
             )
 
-    async def _carried(self, message: QueuedMessage, ways: SortedRecipients, taken: Taken) -> AttemptResult:
+    async def _carried(
+        self, message: QueuedMessage, ways: SortedRecipients, taken: Taken
+    ) -> tuple[Outcome, ...]:
         try:
             return await self._transports.deliver(message, ways.here, taken)
         except Exception:
@@ -194,20 +196,19 @@ class AttemptRunner:
                 queue_id=message.queue_id,
             )
         text = "a fault inside Elemta; the log has it"
-        broken = _all_deferred(message, ways, text, "4.3.0", self._clock.seconds())
-        return AttemptResult(broken, ReachedStage.ANSWERED)
+        return _all_deferred(message, ways, text, "4.3.0", self._clock.seconds())
 
     async def _record_rest(
         self,
         message: QueuedMessage,
         ways: SortedRecipients,
-        carried: AttemptResult,
+        carried: Sequence[Outcome],
         rest: Sequence[Outcome],
         began: tuple[int, float],
     ) -> None:
         """Record the outcomes of the recipients to which it did not deliver, if there are any."""
         kept = _kept_waiting(message, ways, self._clock.seconds())
-        if carried.reached is ReachedStage.NOTHING_FREE:
+        if furthest(carried) is ReachedStage.NOTHING_FREE:
             self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
                 await self._record(message, (*rest, *kept), None)
@@ -217,7 +218,7 @@ class AttemptRunner:
             await self._record(message, (*rest, *kept), retry_at)
 
     def _judged(
-        self, message: QueuedMessage, carried: AttemptResult, began: tuple[int, float]
+        self, message: QueuedMessage, carried: Sequence[Outcome], began: tuple[int, float]
     ) -> float | None:
         try:
             return self._judge(message.destination, carried, *began)
@@ -241,10 +242,11 @@ class AttemptRunner:
 
     async def _acquire(self, message: QueuedMessage, ways: SortedRecipients) -> Permit | None:
         """Ask whether this may leave now; None where it waits, which is noted."""
-        route = next(iter(ways.here))
-        if self._limits is None or not self._limits.counts or isinstance(route, MaildirRoute):
+        if self._limits is None or not self._limits.counts:
             return FREE
-        destination = route.name if isinstance(route, NextHopRoute) else message.destination
+        destination = next(iter(ways.here)).limited_as(message.destination)
+        if destination is None:
+            return FREE
         everyone = [recipient for recipients in ways.here.values() for recipient in recipients]
         answer: Permit | Throttled = await _maybe_later(
             self._limits.acquire(destination, message.envelope, everyone)
@@ -359,14 +361,16 @@ class AttemptRunner:
 
     # What it says about the destination
 
-    def _judge(self, destination: str, carried: AttemptResult, epoch: int, started: float) -> float | None:
+    def _judge(
+        self, destination: str, carried: Sequence[Outcome], epoch: int, started: float
+    ) -> float | None:
         """Note how the destination did; when it is to be tried again, if it decides that."""
         if destination == LOCAL:
             return None
         now = self._clock.seconds()
-        if carried.reached is ReachedStage.NOWHERE:
+        if furthest(carried) is ReachedStage.NOWHERE:
             down = self._destinations.failed(destination, epoch, started)
-        elif carried.broke_off:
+        elif broke_off(carried):
             down = self._destinations.broke_off(destination) and self._destinations.failed(
                 destination, epoch, started
             )
@@ -375,16 +379,17 @@ class AttemptRunner:
             return None
         if down:
             answered_before = self._destinations.answered_before(destination)
-            self._block(destination, carried.outcomes[0], now)
-            self._early_probes.failed(destination, carried.local, started, answered_before=answered_before)
+            self._block(destination, carried[0], now)
+            self._early_probes.failed(destination, lacking(carried), started, answered_before=answered_before)
         found = self._destinations.find(destination)
         return found.shut_until if found is not None and found.failures else None
 
-    def _note_answer(self, destination: str, carried: AttemptResult, now: float) -> None:
-        if carried.works:
+    def _note_answer(self, destination: str, carried: Sequence[Outcome], now: float) -> None:
+        works = working(carried)
+        if works:
             names_known = self._destinations.is_answering(destination)
-            self._early_probes.answered(carried.works, now, names_known=names_known)
-        delivered = any(outcome.status is Status.DELIVERED for outcome in carried.outcomes)
+            self._early_probes.answered(works, now, names_known=names_known)
+        delivered = any(outcome.status is Status.DELIVERED for outcome in carried)
         if self._destinations.answered(destination, now, delivered=delivered):
             self._early_probes.forget(destination)
             _log.info("a destination is back", event="delivery.destination_reopened", destination=destination)

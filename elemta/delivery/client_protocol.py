@@ -23,7 +23,7 @@ from elemta.errors import SpoolError
 from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, RecipientResult, TransactionDone
+from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, TransactionDone
 from elemta.smtp.events import Event, StartTLS
 from elemta.smtp.session_info import TLSInfo
 
@@ -314,12 +314,10 @@ class NextHopConnection(Protocol):
         """End the wait for a transaction whose result was lost by a fault of ours."""
         if self._settled is not None and self._transaction is not None:
             text = "a fault inside Elemta; the log has it"
+            everyone = [each.address for each in self._transaction.recipients]
             self._settle(
                 TransactionDone(
-                    tuple(
-                        RecipientResult(each, Status.DEFERRED, 0, "4.3.0", text)
-                        for each in self._transaction.recipients
-                    )
+                    self._transaction.attempt.same_for_all(everyone, Status.DEFERRED, "4.3.0", text)
                 )
             )
 

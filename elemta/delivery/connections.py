@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.config import RouteTLS
 from elemta.delivery.client_protocol import NextHopConnection, OpenContent, Read
 from elemta.delivery.dialer import Dialer
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError
-from elemta.delivery.local_faults import LocalFault, all_local
-from elemta.delivery.next_hop import Candidate, IPAddress, NextHop, ReachedStage, TransactionResult
+from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, all_local, of_route
+from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.pool import ConnectionPool, Gate, PooledConnection
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError
 from elemta.dns import AddressResolver
 from elemta.metrics import DeliveryMetrics
-from elemta.outcome import Status
+from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, furthest
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_results import Progress, RecipientResult, TransactionDone
 
 _log = Logger()
 
@@ -50,11 +47,12 @@ class Connections:
         resolver: AddressResolver | None = None,
     ) -> None:
         self.metrics = metrics or DeliveryMetrics()
+        #: Reads the content of a message in chunks.
+        self.read = read
         self.pool = ConnectionPool(reactor, settings, self.metrics, gate)
         self.dialling = Dialer(reactor, settings, read, authorities, resolver)
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0
-        self._reactor = reactor
 
     @property
     def open(self) -> int:
@@ -63,13 +61,13 @@ class Connections:
 
     async def send(
         self, hop: NextHop, transaction: ClientTransaction, open_content: OpenContent
-    ) -> TransactionResult:
+    ) -> tuple[Outcome, ...]:
         """Send a transaction to the first candidate that takes it. Does not raise for anything of the peers.
 
-        What the first server that answered for the message said is the result; those before it were not to
-        be had. ``open_content`` is called at most once.
+        What the first server that answered for the message said makes the outcomes; those before it were not
+        to be had. ``open_content`` is called at most once.
         """
-        return await _Sending(self, hop, transaction, open_content, self._reactor).run()
+        return await _Sending(self, hop, transaction, open_content).run()
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         """Use these settings from now on; no connection that is open now gets another message."""
@@ -100,38 +98,39 @@ class _Sending:
         hop: NextHop,
         transaction: ClientTransaction,
         open_content: OpenContent,
-        clock: IReactorTime,
     ) -> None:
         self._home = home
         self._pool = home.pool
         self._dialling = home.dialling
         self._metrics = home.metrics
-        self._clock = clock
         self._hop = hop
         self._transaction = transaction
+        self._attempt = transaction.attempt
+        self._attempt.final = hop.lmtp
         self._open_content = open_content
         self._slot: ConnectionSlot | None = None
         self._sessions = 0
         self._abandoned = home.abandoned
         self._unreachable: list[str] = []
         self._faults: list[LocalFault] = []
-        self._refusal: TransactionResult | None = None
+        self._refusal: tuple[Outcome, ...] | None = None
 
-    async def run(self) -> TransactionResult:
+    async def run(self) -> tuple[Outcome, ...]:
         try:
             claimed = await self._pool.claim(self._hop)
         except NoSlotError as error:
+            self._attempt.begin()
             # RFC 3463 §3.5 X.4.5: too much mail for what there is here, and not the next hop's trouble
             return self._deferred(str(error), "4.4.5", ReachedStage.NOTHING_FREE)
-        began = self._clock.seconds()
+        # The wait for a connection does not count.
+        self._attempt.begin()
         try:
-            sent = await self._with_claimed(claimed)
+            return await self._with_claimed(claimed)
         finally:
             if self._slot is not None:
                 self._pool.release(self._slot)
-        return replace(sent, seconds=self._clock.seconds() - began)
 
-    async def _with_claimed(self, claimed: PooledConnection | ConnectionSlot) -> TransactionResult:
+    async def _with_claimed(self, claimed: PooledConnection | ConnectionSlot) -> tuple[Outcome, ...]:
         if isinstance(claimed, ConnectionSlot):
             self._slot = claimed
             return await self._anew()
@@ -143,7 +142,7 @@ class _Sending:
             sent = await self._anew()
         return sent
 
-    async def _anew(self) -> TransactionResult:
+    async def _anew(self) -> tuple[Outcome, ...]:
         """Try one candidate after the other over new connections."""
         if self._hop.path:
             sent = await self._over_unix()
@@ -166,7 +165,7 @@ class _Sending:
     def _is_over(self) -> bool:
         return self._sessions >= _MOST_SESSIONS or self._abandoned != self._home.abandoned
 
-    async def _with(self, candidate: Candidate) -> TransactionResult | None:
+    async def _with(self, candidate: Candidate) -> tuple[Outcome, ...] | None:
         addresses = await self._dialling.addresses(candidate)
         while addresses and not self._is_over:
             tls = self._dialling.tls_for(self._hop, candidate)
@@ -177,7 +176,7 @@ class _Sending:
 
     async def _on(
         self, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS
-    ) -> TransactionResult | None:
+    ) -> tuple[Outcome, ...] | None:
         connection = await self._dialling.connect(self._hop, candidate, addresses, tls)
         sent = await self._over(self._add(connection, candidate.host, candidate.port))
         if connection.tls is not None:
@@ -193,7 +192,7 @@ class _Sending:
             return await self._over(self._add(again, candidate.host, candidate.port))
         return sent
 
-    async def _over_unix(self) -> TransactionResult | None:
+    async def _over_unix(self) -> tuple[Outcome, ...] | None:
         try:
             connection = await self._dialling.connect_unix(self._hop)
         except NextHopUnreachableError as error:
@@ -209,13 +208,15 @@ class _Sending:
         self._sessions += 1
         return self._pool.add(connection, self._hop, (host, port), slot)
 
-    async def _over(self, kept: PooledConnection, *, reused: bool = False) -> TransactionResult | None:
+    async def _over(self, kept: PooledConnection, *, reused: bool = False) -> tuple[Outcome, ...] | None:
         """Send it over this connection; None: this server is no good, and another may be."""
         connection = kept.connection
-        settled: TransactionDone = await connection.send(self._transaction, self._open_content)
-        answered = settled.extent is Progress.ANSWERED
-        reached = ReachedStage.ANSWERED if answered else ReachedStage.NOWHERE
-        sent = TransactionResult(settled.results, connection.name, reached, connection.tls, reused)
+        attempt = self._attempt
+        attempt.next_hop = connection.name
+        attempt.works = ON_A_KEPT_CONNECTION[self._hop.works] if reused else self._hop.works
+        done = await connection.send(self._transaction, self._open_content)
+        sent = done.outcomes
+        answered = furthest(sent) is ReachedStage.ANSWERED
         # What is wrong with our credentials is so with every address, and may lock the account.
         if answered or connection.login_refused:
             try:
@@ -232,7 +233,7 @@ class _Sending:
         await kept.closed()
         return None
 
-    def _nowhere(self) -> TransactionResult:
+    def _nowhere(self) -> tuple[Outcome, ...]:
         """The result when no candidate was any good."""
         refusal = self._refusal
         if refusal is not None and not (self._unreachable and _is_final(refusal)):
@@ -240,15 +241,19 @@ class _Sending:
         text = f"no connection to {self._hop.name}: {'; '.join(self._unreachable) or 'given up'}"
         # A server that was listened to shows that all is well here.
         local = LocalFault.NONE if self._sessions else all_local(self._faults)
-        return replace(self._deferred(text[:_LONGEST_TEXT], "4.4.1", ReachedStage.NOWHERE), local=local)
+        if self._hop.by_route and local:
+            local = of_route(local)
+        return self._deferred(text[:_LONGEST_TEXT], "4.4.1", ReachedStage.NOWHERE, local)
 
-    def _deferred(self, text: str, enhanced: str, reached: ReachedStage) -> TransactionResult:
-        results = tuple(
-            RecipientResult(recipient, Status.DEFERRED, 0, enhanced, text)
-            for recipient in self._transaction.recipients
+    def _deferred(
+        self, text: str, enhanced: str, reached: ReachedStage, local: LocalFault = LocalFault.NONE
+    ) -> tuple[Outcome, ...]:
+        self._attempt.next_hop = self._hop.name
+        everyone = [recipient.address for recipient in self._transaction.recipients]
+        return self._attempt.same_for_all(
+            everyone, Status.DEFERRED, enhanced, text, reached=reached, local=local
         )
-        return TransactionResult(results, self._hop.name, reached)
 
 
-def _is_final(sent: TransactionResult) -> bool:
-    return all(result.status is Status.FAILED for result in sent.results)
+def _is_final(sent: tuple[Outcome, ...]) -> bool:
+    return all(outcome.status is Status.FAILED for outcome in sent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from twisted.logger import Logger
 
@@ -12,27 +11,21 @@ from elemta.delivery.queue import DeliveryQueue
 from elemta.envelope import Notify
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
-from elemta.smtp.client_results import RecipientResult
 from elemta.spool.records import HoldCause, QueuedMessage
 
 _log = Logger()
 
 _TRIES = 3
 
-Taken = dict[Address, RecipientResult]
+Taken = dict[Address, Outcome]
 """What next hops took of one attempt so far. It is noted at once, and no fault after that loses it."""
 
 
-def delivered_of(
-    message: QueuedMessage, outcomes: Sequence[Outcome], taken: Mapping[Address, RecipientResult]
-) -> list[Outcome]:
+def delivered_of(outcomes: Sequence[Outcome], taken: Mapping[Address, Outcome]) -> list[Outcome]:
     """The outcomes of all recipients that got the message: also where the outcome was lost here."""
     delivered = [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
     known = {outcome.recipient for outcome in delivered}
-    for address, result in taken.items():
-        if address not in known:
-            bare = Outcome(message.queue_id, address, Status.DELIVERED, "", "", "", 0.0)
-            delivered.append(replace(bare, code=result.code, dsn_passed_on=result.dsn_passed_on))
+    delivered += [outcome for address, outcome in taken.items() if address not in known]
     return delivered
 
 
@@ -143,7 +136,7 @@ class DeliveredRecorder:
 
     def outcomes(self, message: QueuedMessage) -> list[Outcome]:
         """What was delivered of a part and could not be recorded."""
-        return delivered_of(message, (), self._taken.get(message.key, {}))
+        return delivered_of((), self._taken.get(message.key, {}))
 
     def forget(self, message: QueuedMessage) -> None:
         """It is recorded otherwise."""

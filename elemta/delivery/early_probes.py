@@ -8,7 +8,8 @@ from math import ceil, inf
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from elemta.delivery.local_faults import NAME_LOOKUPS, LocalFault
+from elemta.delivery.local_faults import NAME_LOOKUPS
+from elemta.outcome import LocalFault
 
 AT_ONCE = 10
 """Destinations that are probed together, where they are few."""

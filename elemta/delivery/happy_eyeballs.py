@@ -21,10 +21,11 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from elemta.delivery.client_protocol import NextHopConnection
-from elemta.delivery.local_faults import LocalFault, all_local, fault_of
+from elemta.delivery.local_faults import all_local, fault_of
 from elemta.delivery.next_hop import IPAddress
 from elemta.dns import SystemNames
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.outcome import LocalFault
 
 # Addresses of one host that are tried.
 MOST_ADDRESSES = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 from collections.abc import Iterable
 from functools import lru_cache
@@ -15,32 +14,17 @@ from twisted.internet.error import (
     TimeoutError,  # noqa: A004 - Twisted's name
 )
 
+from elemta.outcome import LocalFault, Outcome, ReachedStage, Status
 
-class LocalFault(enum.Flag):
-    """What may have failed here. Some other destination that is reached shows that it works.
 
-    SOCKETS: this process got no descriptor, port or memory for a connection. NETWORK: there is no way to the
-    other side, or nothing answers. NAMES: no name server gave an answer. These two are of destinations that
-    go by ``mx:``. For a next hop that a route names they are ROUTE_NETWORK and ROUTE_NAMES: it may be in a
-    network of its own, and its name is looked up in the system's way.
-    """
-
-    NONE = 0
-    SOCKETS = enum.auto()
-    NETWORK = enum.auto()
-    NAMES = enum.auto()
-    ROUTE_NETWORK = enum.auto()
-    ROUTE_NAMES = enum.auto()
-
-    @property
-    def of_route(self) -> LocalFault:
-        """The same for a next hop that a route names."""
-        fault = self & LocalFault.SOCKETS
-        if LocalFault.NETWORK in self:
-            fault |= LocalFault.ROUTE_NETWORK
-        if LocalFault.NAMES in self:
-            fault |= LocalFault.ROUTE_NAMES
-        return fault
+def of_route(fault: LocalFault) -> LocalFault:
+    """The same fault for a next hop that a route names."""
+    found = fault & LocalFault.SOCKETS
+    if LocalFault.NETWORK in fault:
+        found |= LocalFault.ROUTE_NETWORK
+    if LocalFault.NAMES in fault:
+        found |= LocalFault.ROUTE_NAMES
+    return found
 
 
 #: What works where a destination by ``mx:`` answers over a new connection.
@@ -55,6 +39,7 @@ ON_A_KEPT_CONNECTION = {
     _WORKS_BY_ADDRESS: LocalFault.ROUTE_NETWORK,
     _WORKS_BY_NAME: LocalFault.ROUTE_NETWORK,
     LocalFault.SOCKETS: LocalFault.NONE,
+    LocalFault.NONE: LocalFault.NONE,
 }
 
 _SOCKETS = frozenset(
@@ -103,3 +88,31 @@ def all_local(faults: Iterable[LocalFault]) -> LocalFault:
             return LocalFault.NONE
         together |= fault
     return together
+
+
+def lacking(outcomes: Iterable[Outcome]) -> LocalFault:
+    """What may be wrong here, by the outcomes of an attempt; NONE if anything answered."""
+    return all_local(
+        LocalFault.NONE if outcome.reached is ReachedStage.ANSWERED else outcome.local for outcome in outcomes
+    )
+
+
+def working(outcomes: Iterable[Outcome]) -> LocalFault:
+    """What an attempt shows to work here."""
+    works = LocalFault.NONE
+    for outcome in outcomes:
+        if outcome.reached is ReachedStage.ANSWERED and outcome.local is not works:
+            works |= outcome.local
+    return works
+
+
+# RFC 3463 §3.5: no answer in time or a connection that was lost, and what makes no sense.
+_BROKEN_OFF = frozenset({"4.4.2", "4.5.0"})
+
+
+def broke_off(outcomes: Iterable[Outcome]) -> bool:
+    """Whether the next hop was there, but for no recipient was there any word of it that counts."""
+    return all(
+        outcome.status is Status.DEFERRED and not outcome.code and outcome.enhanced in _BROKEN_OFF
+        for outcome in outcomes
+    )

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from elemta.delivery.local_faults import LocalFault
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import canonical_domain
+from elemta.envelope import Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
-from elemta.outcome import Status
+from elemta.outcome import Attempt, LocalFault, Outcome, ReachedStage, Status
 
 IPAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -107,20 +107,6 @@ class Exchangers:
     hosts: tuple[Exchanger, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NoExchanger:
-    """No host takes the mail of ``domain`` now (deferred) or at all (failed).
-
-    ``enhanced`` and ``text`` are for the outcome (RFC 3463). ``local`` is what may be wrong on this side.
-    """
-
-    domain: str
-    status: Status
-    enhanced: str
-    text: str
-    local: LocalFault = LocalFault.NONE
-
-
 async def find_exchangers(
     resolver: MailResolver,
     domain: str,
@@ -130,8 +116,12 @@ async def find_exchangers(
     port: int = SMTP_PORT,
     refuse_networks: Sequence[Network] = (),
     shuffle: Shuffle,
-) -> Exchangers | NoExchanger:
+    attempt: Attempt,
+    recipients: Sequence[Recipient],
+) -> Exchangers | tuple[Outcome, ...]:
     """The hosts that take mail for ``domain`` on ``port``. Does not raise for anything that DNS says.
+
+    Where no host takes it now (deferred) or at all (failed), ``attempt`` describes that for ``recipients``.
 
     ``own_names`` are names of this host and ``own_addresses`` where it takes mail itself: an exchanger that
     is one of them is left out, and with it all of equal or worse preference, which would send the mail back.
@@ -140,7 +130,7 @@ async def find_exchangers(
     ``shuffle`` puts a list in random order, in place.
     """
     own = _OwnAddresses(own_names, own_addresses, port)
-    search = _Search(resolver, domain, own, refuse_networks, shuffle)
+    search = _Search(resolver, domain, own, refuse_networks, shuffle, attempt=attempt, recipients=recipients)
     if domain.startswith("["):
         return search.by_literal()
     try:
@@ -183,7 +173,12 @@ class _Search:
         own: _OwnAddresses,
         refuse_networks: Sequence[Network],
         shuffle: Shuffle,
+        *,
+        attempt: Attempt,
+        recipients: Sequence[Recipient],
     ) -> None:
+        self._attempt = attempt
+        self._recipients = [recipient.address for recipient in recipients]
         self._resolver = resolver
         self._domain = domain
         self._own = own
@@ -194,14 +189,18 @@ class _Search:
         # Records of this preference or a worse one would send the mail back here.
         self._own_preference = math.inf
 
-    def failed(self, enhanced: str, text: str) -> NoExchanger:
-        return NoExchanger(self._domain, Status.FAILED, enhanced, text)
+    def failed(self, enhanced: str, text: str) -> tuple[Outcome, ...]:
+        # To know that it has no exchanger, name servers were asked.
+        works = LocalFault.NONE if self._domain.startswith("[") else LocalFault.NAMES
+        return self._attempt.same_for_all(self._recipients, Status.FAILED, enhanced, text, local=works)
 
-    def deferred(self, text: str, *, local: bool) -> NoExchanger:
+    def deferred(self, text: str, *, local: bool) -> tuple[Outcome, ...]:
         fault = LocalFault.NAMES if local else LocalFault.NONE
-        return NoExchanger(self._domain, Status.DEFERRED, "4.4.3", text, fault)
+        return self._attempt.same_for_all(
+            self._recipients, Status.DEFERRED, "4.4.3", text, reached=ReachedStage.NOWHERE, local=fault
+        )
 
-    def by_literal(self) -> Exchangers | NoExchanger:
+    def by_literal(self) -> Exchangers | tuple[Outcome, ...]:
         """The host of an address literal."""
         address = _of_literal(self._domain)
         if address is None:
@@ -215,7 +214,7 @@ class _Search:
             return self._none()
         return Exchangers(self._domain, (Exchanger(self._domain, usable),))
 
-    async def among(self, records: Sequence[MailExchanger]) -> Exchangers | NoExchanger:
+    async def among(self, records: Sequence[MailExchanger]) -> Exchangers | tuple[Outcome, ...]:
         """Look hosts up, a few at a time, the most preferred first, until there are enough.
 
         Records behind those that are tried need no look: one of this host's there sends nothing back.
@@ -273,7 +272,7 @@ class _Search:
                 self._refused.append(f"{host} has the address {address}, which is in {network}")
         return allowed
 
-    def _none(self) -> NoExchanger:
+    def _none(self) -> tuple[Outcome, ...]:
         troubles = [error for preference, error in self._troubles if preference < self._own_preference]
         if troubles:
             return self.deferred(str(troubles[0]), local=all(error.local for error in troubles))

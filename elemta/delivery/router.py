@@ -9,18 +9,8 @@ from twisted.internet.defer import Deferred
 
 from elemta.bounded_map import BoundedMap
 from elemta.config import RouteConfig
-from elemta.delivery.routes import (
-    ANY,
-    HoldRoute,
-    MaildirRoute,
-    MxRoute,
-    NextHopRoute,
-    Route,
-    RouteTable,
-    route_of,
-)
+from elemta.delivery.routes import ANY, HELD, LOCAL, HoldRoute, MaildirRoute, Route, RouteTable, route_of
 from elemta.delivery.settings import DeliverySettings
-from elemta.domains import canonical_domain
 from elemta.envelope import Envelope, Recipient
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict
@@ -82,10 +72,8 @@ class RouteChooser:
         return route
 
 
-# Destinations that are no next hop: not yet routed, held, delivered here.
+# The destination of what is not yet routed.
 UNKNOWN = ""
-HELD = "hold:"
-LOCAL = "maildir:"
 
 # Parts on their way to another destination whose choice is remembered until they are attempted there.
 _MOST_SETTLED = 10_000
@@ -104,18 +92,6 @@ class SortedRecipients:
     waiting: list[tuple[Recipient, WaitRoute]] = field(default_factory=list)
 
 
-def destination_of(route: Route, recipient: Recipient) -> str:
-    """The destination in which a recipient waits: that of the destination to which the route leads.
-
-    For ``mx:`` it is the recipient's domain, for a next hop of the configuration that.
-    """
-    if isinstance(route, MxRoute):
-        return canonical_domain(recipient.domain) or route.target
-    if isinstance(route, NextHopRoute):
-        return route.target
-    return LOCAL if isinstance(route, MaildirRoute) else HELD
-
-
 class Router:
     """Finds ways by the routes of the configuration, or by what a policy chooses in their place."""
 
@@ -125,17 +101,17 @@ class Router:
         self.routes = routes
         self._choose = choose
         self._settled: BoundedMap[tuple[str, str], dict[Recipient, Route]] = BoundedMap(_MOST_SETTLED)
-        by_mx = [route.max_connections for route in routes.routes if isinstance(route, MxRoute)]
-        self._by_mx = max(by_mx, default=settings.max_per_destination)
+        by_domain = [route.max_connections for route in routes.routes if route.each_domain]
+        self._by_domain = max(by_domain, default=settings.max_per_destination)
         self._limits = {
-            route.target: route.max_connections for route in routes.routes if isinstance(route, NextHopRoute)
+            route.target: route.max_connections for route in routes.routes if not route.each_domain
         }
 
     def limit(self, destination: str) -> int | None:
         """How many parts of a destination may be under way; None for one that ends here."""
         if destination in (UNKNOWN, HELD, LOCAL):
             return None
-        return self._limits.get(destination, self._by_mx)
+        return self._limits.get(destination, self._by_domain)
 
     def plan(self, submission: Submission, turn: Callable[[str], float]) -> tuple[PlannedPart, ...]:
         """The parts of a new message by destination; ``turn`` gives the place of each in its destination.
@@ -145,7 +121,7 @@ class Router:
         recipients = submission.recipients
         destinations: dict[str, list[int]] = {}
         for position, recipient in enumerate(recipients):
-            destination = destination_of(self.routes.route(recipient.address), recipient)
+            destination = self.routes.route(recipient.address).destination(recipient)
             destinations.setdefault(destination, []).append(position)
         if len(destinations) == 1:
             (destination,) = destinations
@@ -170,7 +146,7 @@ class Router:
             if isinstance(route, WaitRoute):
                 ways.waiting.append((recipient, route))
                 continue
-            destination = destination_of(route, recipient)
+            destination = route.destination(recipient)
             if destination == message.destination:
                 ways.here.setdefault(route, []).append(recipient)
             else:

@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from elemta.address import Address
 from elemta.config import (
@@ -22,6 +23,7 @@ from elemta.config import (
     TargetKind,
     parse_route_target,
 )
+from elemta.delivery.transport import ConfiguredRoute, transport_of
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault
@@ -56,6 +58,10 @@ def read_credentials(path: str, key: str) -> Credentials:
     return Credentials(name, password)
 
 
+# Destinations that are no next hop: held, delivered here.
+HELD = "hold:"
+LOCAL = "maildir:"
+
 ANY = "*"
 AS_CONFIGURED = "the route says hold:"
 _REMEMBERED = 4096
@@ -75,11 +81,38 @@ class Route:
 
     ``target`` is the text of the configuration, which outcomes and metrics carry; ``domains`` are in
     canonical form, ``*`` for any; ``max_connections`` bounds the connections to it at one time.
+
+    Mail that stays on this host waits in the destination ``stays_in``. Other mail waits in a destination of
+    the route's own, or with ``each_domain`` in one for each domain, which ``max_connections`` is for, too.
     """
 
     target: str
     domains: frozenset[str]
     max_connections: int = 20
+    stays_in: ClassVar[str] = LOCAL
+    each_domain: ClassVar[bool] = False
+
+    @property
+    def next_hop(self) -> str:
+        """What outcomes name where nothing was reached."""
+        return ""
+
+    @property
+    def hold_reason(self) -> str:
+        """Why mail stays in the hold queue; empty where it does not."""
+        return ""
+
+    def destination(self, recipient: Recipient) -> str:
+        """The destination in which a recipient waits."""
+        if self.stays_in:
+            return self.stays_in
+        return (canonical_domain(recipient.domain) if self.each_domain else "") or self.target
+
+    def limited_as(self, destination: str) -> str | None:
+        """What the limits on the way out call the destination; None where mail stays here."""
+        if self.stays_in:
+            return None
+        return destination if self.each_domain else self.next_hop
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +127,21 @@ class MaildirRoute(Route):
     create_mailboxes: bool = False
     root: str = ""
     domains_named: Domains | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def from_config(cls, configured: ConfiguredRoute) -> MaildirRoute:
+        """The route of a ``[[route]]``."""
+        template = _template(configured.target.path)
+        config = configured.config
+        return cls(
+            config.to,
+            configured.domains,
+            config.max_connections,
+            template,
+            config.create_mailboxes,
+            os.path.dirname(str(template[0])),
+            configured.domains_named,
+        )
 
     def makes(self, recipient: Address) -> bool:
         """Whether a Maildir is made for the recipient where there is none."""
@@ -111,6 +159,11 @@ class HoldRoute(Route):
     """Mail stays in the hold queue for ``reason``."""
 
     reason: str = AS_CONFIGURED
+    stays_in: ClassVar[str] = HELD
+
+    @property
+    def hold_reason(self) -> str:
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +172,14 @@ class MxRoute(Route):
 
     tls: RouteTLS = RouteTLS.MAY
     refuse_networks: tuple[Network, ...] = DEFAULT_REFUSED_NETWORKS
+    stays_in: ClassVar[str] = ""
+    each_domain: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, configured: ConfiguredRoute) -> MxRoute:
+        """The route of a ``[[route]]``."""
+        config = configured.config
+        return cls(config.to, configured.domains, config.max_connections, config.tls, config.refuse_networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +195,30 @@ class NextHopRoute(Route):
     lmtp: bool = False
     tls: RouteTLS = RouteTLS.MAY
     credentials: Credentials | None = None
+    stays_in: ClassVar[str] = ""
+
+    @classmethod
+    def from_config(cls, configured: ConfiguredRoute) -> NextHopRoute:
+        """The route of a ``[[route]]``; its file of credentials is read here. ConfigError."""
+        config, target = configured.config, configured.target
+        credentials = None
+        if config.credentials:
+            credentials = read_credentials(config.credentials, f"{configured.key}.credentials")
+        return cls(
+            config.to,
+            configured.domains,
+            config.max_connections,
+            target.host,
+            target.port,
+            target.path,
+            target.kind is not TargetKind.SMTP,
+            config.tls,
+            credentials,
+        )
 
     @property
-    def name(self) -> str:
-        """The server as the configuration names it, for outcomes and logs."""
+    def next_hop(self) -> str:
+        """The server as the configuration names it."""
         if self.path:
             return self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -167,7 +248,7 @@ class RouteTable:
         """
         for recipient in recipients:
             route = self.route(recipient.address)
-            if not isinstance(route, HoldRoute) or route.reason != AS_CONFIGURED:
+            if route.hold_reason != AS_CONFIGURED:
                 return None
         return AS_CONFIGURED
 
@@ -219,36 +300,13 @@ def route_of(
     The configuration has checked it; what it could not is a ValueError, or, where the file of credentials
     can't be used, a ConfigError.
     """
-    target = parse_route_target(config.to, spool)
-    text, domains, most = config.to, _canonical_domains(config.domains), config.max_connections
-    if target.kind is TargetKind.MAILDIR:
-        template = _template(target.path)
-        return MaildirRoute(
-            text,
-            domains,
-            most,
-            template=template,
-            create_mailboxes=config.create_mailboxes,
-            root=os.path.dirname(str(template[0])),
-            domains_named=domains_named,
-        )
-    if target.kind is TargetKind.HOLD:
-        return HoldRoute(text, domains, most)
-    if target.kind is TargetKind.MX:
-        return MxRoute(text, domains, most, tls=config.tls, refuse_networks=config.refuse_networks)
-    return NextHopRoute(
-        text,
-        domains,
-        most,
-        host=target.host,
-        port=target.port,
-        path=target.path if target.kind is TargetKind.LMTP_UNIX else "",
-        lmtp=target.kind is not TargetKind.SMTP,
-        tls=config.tls,
-        credentials=read_credentials(config.credentials, f"{key}.credentials")
-        if config.credentials
-        else None,
+    configured = ConfiguredRoute(
+        config, parse_route_target(config.to, spool), _canonical_domains(config.domains), key, domains_named
     )
+    transport = transport_of(configured.target.kind)
+    if transport is None:
+        return HoldRoute(config.to, configured.domains, config.max_connections)
+    return transport.route(configured)
 
 
 def _canonical_domains(domains: Iterable[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_handshake import ClientHandshake
 from elemta.smtp.client_replies import MalformedReplyError
-from elemta.smtp.client_results import Progress, TransactionResults
+from elemta.smtp.client_results import TransactionResults
 from elemta.smtp.client_settings import ClientSettings, ClientTimeouts
 from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
 from elemta.smtp.client_transaction import TransactionExchange
@@ -124,7 +124,6 @@ class ClientSession:
         if state.results is not None or not (opening or self.idle):
             raise RuntimeError("a transaction is under way or the session is over")
         state.results = TransactionResults(transaction)
-        state.progress_made = Progress.OPENING
         if not opening:
             self._mailing.open(state.results)
         return self._happened()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from elemta.address import Address
 from elemta.envelope import BodyType, MailParameters, Notify, Recipient
+from elemta.outcome import Attempt
 from elemta.smtp.path import MAX_DOMAIN, MAX_LONG_LOCAL_PART
 
 # A local-part of 256 characters that are all escaped, its quotes, and a domain.
@@ -22,7 +22,8 @@ class ClientTransaction:
 
     ``size`` is the octets of the content; ``utf8_header`` whether the header has octets beyond ASCII
     (RFC 6532), so that the next hop must know SMTPUTF8 or at least 8BITMIME.
-    ``taken`` gets the result of each recipient that the next hop took the message for, at its reply.
+    ``attempt`` makes the outcomes; its ``taken`` gets that of each recipient that the next hop took the
+    message for, at its reply.
     """
 
     sender: Address
@@ -30,7 +31,7 @@ class ClientTransaction:
     parameters: MailParameters
     size: int
     utf8_header: bool = False
-    taken: dict[Address, Any] = field(default_factory=dict, compare=False)
+    attempt: Attempt = field(default_factory=Attempt, compare=False)
 
     def wants_smtputf8(self, recipients: Iterable[Recipient]) -> bool:
         """Whether the message goes to these recipients by SMTPUTF8 where that is offered."""

@@ -5,12 +5,10 @@ What a client session says to its shell: facts and instructions, in order.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from elemta.envelope import Recipient
-from elemta.outcome import Status
+from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.smtp.client_commands import ClientTransaction, Features, is_sendable
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
@@ -19,32 +17,20 @@ _LONGEST_TEXT = 500
 _STATUS = {2: Status.DELIVERED, 4: Status.DEFERRED, 5: Status.FAILED}
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientResult:
-    """What became of one recipient of a transaction.
-
-    ``code`` is the server's, 0 where it said nothing that counts; ``enhanced`` the server's enhanced
-    code, or, with code 0, the one that says what happened here (RFC 3463). ``text`` is printable and bounded.
-    ``dsn_passed_on`` says of a delivered one that the server offers DSN, and so reports from here on.
-    """
-
-    recipient: Recipient
-    status: Status
-    code: int
-    enhanced: str
-    text: str
-    dsn_passed_on: bool = False
-
-
 class TransactionResults:
-    """The results of one transaction, by the position of the recipient; the first one stays."""
+    """The outcomes of one transaction, by the position of the recipient; the first one stays.
+
+    ``reached`` is how far the transaction came with this server.
+    """
 
     def __init__(self, transaction: ClientTransaction) -> None:
         self.transaction = transaction
-        self._results: dict[int, RecipientResult] = {}
+        self.reached = ReachedStage.NOWHERE
+        self._attempt = transaction.attempt
+        self._results: dict[int, Outcome] = {}
         self._accepted: list[int] = []
-        # Those that wait for another envelope, with their results if there is none.
-        self._postponed: dict[int, RecipientResult | None] = {}
+        # Those that wait for another envelope, with their outcomes if there is none.
+        self._postponed: dict[int, Outcome | None] = {}
         self._again: list[int] = []
         self._dsn = False
 
@@ -99,10 +85,8 @@ class TransactionResults:
 
         If there is none, it is deferred, with the ``reply`` to its RCPT if there was one.
         """
-        result = None
-        if reply is not None:
-            result = _result(self.transaction.recipients[index], reply, "RCPT", Status.DEFERRED)
-        self._postponed.setdefault(index, result)
+        outcome = None if reply is None else self._replied(index, reply, "RCPT", Status.DEFERRED)
+        self._postponed.setdefault(index, outcome)
 
     def next_envelope(self) -> bool:
         """Begin with those that were postponed, if there are any."""
@@ -126,91 +110,88 @@ class TransactionResults:
         status = status or status_of_code
         if status is None:
             return False
-        recipient = self.transaction.recipients[index]
         if status is Status.DELIVERED:
             # Before anything is made of its words.
-            self.transaction.taken.setdefault(
-                recipient.address, RecipientResult(recipient, status, reply.code, "", "", self._dsn)
-            )
+            address = self.transaction.recipients[index].address
+            bare = self._attempt.outcome(address, status, reply.code, "", "", dsn_passed_on=self._dsn)
+            self._attempt.taken.setdefault(address, bare)
+        self._results.setdefault(index, self._replied(index, reply, verb, status))
+        return True
+
+    def _replied(self, index: int, reply: Reply, verb: str, status: Status) -> Outcome:
+        address = self.transaction.recipients[index].address
+        # The enhanced code says what the first digit says; where that does not count it says nothing.
+        enhanced = reply.enhanced if status is _STATUS.get(reply.code // 100) else ""
+        text = f"{reply.text[:_LONGEST_TEXT]} (in reply to {verb})".lstrip()
         # RFC 3461 §5.2.1: a server that offers DSN takes over what was asked to be reported.
         dsn = self._dsn and status is Status.DELIVERED
-        self._results.setdefault(index, _result(recipient, reply, verb, status, dsn=dsn))
-        return True
+        return self._attempt.outcome(
+            address, status, reply.code, enhanced, text, reached=self.reached, dsn_passed_on=dsn
+        )
 
     def taken_at_first_sight(self, indices: Iterable[int]) -> None:
         """The server took the message for these; nothing more could be made of its words."""
         for index in indices:
-            recipient = self.transaction.recipients[index]
+            address = self.transaction.recipients[index].address
             text = "taken by the next hop; the rest of its answer was lost here"
-            result = RecipientResult(recipient, Status.DELIVERED, 0, "2.0.0", text, self._dsn)
-            self.transaction.taken.setdefault(recipient.address, result)
-            self._results.setdefault(index, result)
+            outcome = self._attempt.outcome(
+                address, Status.DELIVERED, 0, "2.0.0", text, dsn_passed_on=self._dsn
+            )
+            self._attempt.taken.setdefault(address, outcome)
+            self._results.setdefault(index, outcome)
 
     def decided_here(self, indices: Iterable[int], status: Status, enhanced: str, text: str) -> None:
-        """Make the results where no reply says it."""
+        """Make the outcomes where no reply says it."""
+        text = text[:_LONGEST_TEXT]
         for index in indices:
-            recipient = self.transaction.recipients[index]
-            self._results.setdefault(
-                index, RecipientResult(recipient, status, 0, enhanced, text[:_LONGEST_TEXT])
-            )
+            address = self.transaction.recipients[index].address
+            outcome = self._attempt.outcome(address, status, 0, enhanced, text, reached=self.reached)
+            self._results.setdefault(index, outcome)
 
-    def in_order(self) -> tuple[RecipientResult, ...]:
-        """All results, once the transaction is over."""
-        for index, result in self._postponed.items():
-            if result is not None:
-                self._results.setdefault(index, result)
+    def in_order(self) -> tuple[Outcome, ...]:
+        """All outcomes, once the transaction is over."""
+        for index, outcome in self._postponed.items():
+            if outcome is not None:
+                self._results.setdefault(index, outcome)
         return tuple(self._results[index] for index in range(len(self.transaction.recipients)))
 
     def refuse_impossible(self, features: Features) -> None:
         """Fail, untried, what can't go to a server with these features."""
-        transaction = self.transaction
         self._dsn = "DSN" in features
+        impossible = self._impossible(features)
+        if len(impossible) == len(self.transaction.recipients):
+            # Nothing has to be asked.
+            self.reached = ReachedStage.ANSWERED
+        for index, (enhanced, text) in impossible.items():
+            self.decided_here((index,), Status.FAILED, enhanced, text)
+
+    def _impossible(self, features: Features) -> dict[int, tuple[str, str]]:
+        """The recipients without a result that can't be tried, and why."""
+        transaction = self.transaction
         limit = features.max_size
         smtputf8 = "SMTPUTF8" in features
         if limit is not None and transaction.size > limit:
             # RFC 1870 §6.1: what is over the declared limit need not be tried.
             text = f"the message has {transaction.size} octets, the next hop takes {limit}"
-            self._fail(self.pending, "5.3.4", text)
-        elif not is_sendable(transaction.sender):
-            self._fail(self.pending, "5.1.7", "the sender's address can't be sent in a command")
-        elif not smtputf8 and transaction.sender.needs_smtputf8:
+            return dict.fromkeys(self.pending, ("5.3.4", text))
+        if not is_sendable(transaction.sender):
+            return dict.fromkeys(self.pending, ("5.1.7", "the sender's address can't be sent in a command"))
+        if not smtputf8 and transaction.sender.needs_smtputf8:
             # RFC 6531 §3.2: without the extension such a message can't be handed on.
-            self._fail(self.pending, "5.6.7", "the sender's address needs SMTPUTF8, which the next hop lacks")
-        elif not smtputf8 and transaction.utf8_header and "8BITMIME" not in features:
+            text = "the sender's address needs SMTPUTF8, which the next hop lacks"
+            return dict.fromkeys(self.pending, ("5.6.7", text))
+        if not smtputf8 and transaction.utf8_header and "8BITMIME" not in features:
             # With addresses in ASCII the header is content of 8 bits like the body.
             text = "the header needs SMTPUTF8 or 8BITMIME, which the next hop does not offer"
-            self._fail(self.pending, "5.6.7", text)
+            return dict.fromkeys(self.pending, ("5.6.7", text))
+        found: dict[int, tuple[str, str]] = {}
         for index in self.pending:
             address = transaction.recipients[index].address
             if not is_sendable(address):
-                self._fail((index,), "5.1.3", "the recipient's address can't be sent in a command")
+                found[index] = "5.1.3", "the recipient's address can't be sent in a command"
             elif address.needs_smtputf8 and not smtputf8:
-                self._fail((index,), "5.6.7", "the address needs SMTPUTF8, which the next hop does not offer")
-
-    def _fail(self, indices: Iterable[int], enhanced: str, text: str) -> None:
-        self.decided_here(indices, Status.FAILED, enhanced, text)
-
-
-def _result(
-    recipient: Recipient, reply: Reply, verb: str, status: Status, *, dsn: bool = False
-) -> RecipientResult:
-    # The enhanced code says what the first digit says; where that does not count it says nothing.
-    enhanced = reply.enhanced if status is _STATUS.get(reply.code // 100) else ""
-    text = f"{reply.text[:_LONGEST_TEXT]} (in reply to {verb})".lstrip()
-    return RecipientResult(recipient, status, reply.code, enhanced, text, dsn)
-
-
-class Progress(enum.Enum):
-    """How far a transaction came with this server.
-
-    OPENING: the server was never ready for it. UNANSWERED: it was, and then answered none of the
-    transaction's commands, or by 421 only, so that nothing of the message was sent. ANSWERED: it answered,
-    or nothing had to be asked.
-    """
-
-    OPENING = "opening"
-    UNANSWERED = "unanswered"
-    ANSWERED = "answered"
+                found[index] = "5.6.7", "the address needs SMTPUTF8, which the next hop does not offer"
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,14 +231,13 @@ class RecipientsLimited(Event):
 
 @dataclass(frozen=True, slots=True)
 class TransactionDone(Event):
-    """A fact: the transaction is over; one result for each recipient, in the order they were given.
+    """A fact: the transaction is over; one outcome for each recipient, in the order they were given.
 
     ``again`` are the places of those that are deferred, and that the server refused only for a command that
     it offered: it has nothing of the message, and over a new connection it may take it without.
     """
 
-    results: tuple[RecipientResult, ...]
-    extent: Progress = Progress.ANSWERED
+    outcomes: tuple[Outcome, ...]
     again: tuple[int, ...] = ()
 
 

@@ -13,7 +13,6 @@ from elemta.smtp.client_replies import ReplyReader
 from elemta.smtp.client_results import (
     Hangup,
     OfferRefused,
-    Progress,
     RecipientsLimited,
     TransactionDone,
     TransactionResults,
@@ -66,7 +65,6 @@ class ClientState:
         #: The server offered STARTTLS, and would not begin it.
         self.starttls_refused = False
         self.results: TransactionResults | None = None
-        self.progress_made = Progress.OPENING
         self.events: list[Event] = []
         self.output: list[bytes] = []
         self.waiting: deque[SentCommand] = deque()
@@ -118,7 +116,7 @@ class ClientState:
         results, self.results = self.results, None
         if results is not None:
             self.phase = ClientPhase.READY
-            self.events.append(TransactionDone(results.in_order(), self.progress_made, results.again))
+            self.events.append(TransactionDone(results.in_order(), results.again))
 
     # Ends of the session
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable
 
 from elemta.address import Address
-from elemta.outcome import Status
+from elemta.outcome import ReachedStage, Status
 from elemta.smtp.client_commands import Features, mail_line, named_offers, offers_used, rcpt_line
 from elemta.smtp.client_content import ChunkEncoder, ContentEncoder
-from elemta.smtp.client_results import ContentWanted, Progress, Ready, TransactionResults
+from elemta.smtp.client_results import ContentWanted, Ready, TransactionResults
 from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
 from elemta.smtp.reply import Reply
 
@@ -73,14 +73,10 @@ class TransactionExchange:
 
     def open(self, results: TransactionResults) -> None:
         """Settle what can't go to this server; send the rest its envelope."""
-        state = self._state
-        state.progress_made = Progress.UNANSWERED
         self._doubted.clear()
         self._without_dsn.clear()
         self._full_at = self._was_full_at = 0
         self._open_envelope(results)
-        if results.complete:
-            state.progress_made = Progress.ANSWERED
         self.advance()
 
     def _open_envelope(self, results: TransactionResults) -> None:
@@ -173,7 +169,8 @@ class TransactionExchange:
 
     def mail_answered(self, command: SentCommand, reply: Reply) -> None:
         state, results = self._state, self._state.results
-        state.progress_made = Progress.ANSWERED
+        if results is not None:
+            results.reached = ReachedStage.ANSWERED
         if reply.code // 100 == 2:
             self._left_open = True
             self._confirm(self._doubted - {"DSN"} if self._without_dsn else self._doubted)

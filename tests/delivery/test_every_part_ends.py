@@ -30,12 +30,11 @@ from twisted.internet.task import Clock
 
 from elemta.address import NULL, Address
 from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
-from elemta.delivery.next_hop import ReachedStage
 from elemta.delivery.outbound_limits import Permit, Throttled
 from elemta.delivery.routes import MxRoute, Route
-from elemta.delivery.transports import AttemptResult, Transports
+from elemta.delivery.transports import Transports
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Attempt, Outcome, ReachedStage, Status
 from elemta.policy.verdicts import CONTINUE, Defer, Hold, RouteTo, Verdict
 from elemta.spool import HoldCause, MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.records import QueuedMessage
@@ -69,7 +68,7 @@ class Network:
 
     async def deliver(
         self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]]
-    ) -> AttemptResult:
+    ) -> tuple[Outcome, ...]:
         everyone = [each for recipients in ways.values() for each in recipients]
         reached, status, seconds, code = self.answers.get(everyone[0].domain, GOOD)
         if seconds:
@@ -77,12 +76,10 @@ class Network:
             self.clock.callLater(seconds, waited.callback, None)
             await waited
         now = self.clock.seconds()
-        return AttemptResult(
-            tuple(
-                Outcome(message.queue_id, each.address, status, "so", "mx:", "", now, 0.0, int(code), "4.4.2")
-                for each in everyone
-            ),
-            reached,
+        attempt = Attempt(message.queue_id, "mx:", wall=lambda: now)
+        return tuple(
+            attempt.outcome(each.address, status, int(code), "4.4.2", "so", reached=reached)
+            for each in everyone
         )
 
     def acquire(

@@ -11,12 +11,11 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
 
 from elemta.delivery import DeliveryScheduler, Retries
-from elemta.delivery.next_hop import ReachedStage
 from elemta.delivery.outbound_limits import Permit, Throttled
 from elemta.delivery.routes import MaildirRoute, NextHopRoute
-from elemta.delivery.transports import AttemptResult, Transports
+from elemta.delivery.transports import Transports
 from elemta.envelope import Envelope, Recipient
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Attempt, Outcome, ReachedStage, Status
 from elemta.runtime import Runtime
 from tests.support.post import Hop, Post, reactor
 
@@ -100,16 +99,13 @@ async def test_what_a_limit_keeps_for_ever_expires_in_time(
 async def test_what_no_connection_is_free_for_expires_in_time(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def carry(self: Transports, message: Any, ways: Any, taken: Any) -> AttemptResult:
+    async def carry(self: Transports, message: Any, ways: Any, taken: Any) -> tuple[Outcome, ...]:
         if message.destination == "maildir:":
             return await carried(self, message, ways, taken)
-        outcomes = tuple(
-            Outcome(
-                message.queue_id, each.address, Status.DEFERRED, "nothing free", "", "", reactor.seconds()
-            )
-            for each in message.pending
+        everyone = [each.address for each in message.pending]
+        return Attempt(message.queue_id, wall=reactor.seconds).same_for_all(
+            everyone, Status.DEFERRED, "", "nothing free", reached=ReachedStage.NOTHING_FREE
         )
-        return AttemptResult(outcomes, ReachedStage.NOTHING_FREE)
 
     carried = Transports.deliver
     monkeypatch.setattr(Transports, "deliver", carry)

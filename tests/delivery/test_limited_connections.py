@@ -16,13 +16,13 @@ from twisted.internet.task import Clock
 from elemta.address import Address
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.delivery.connections import Connections
-from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult
+from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.outbound_limits import OutboundLimiter, Permit, Throttled
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.envelope import MailParameters, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
-from elemta.outcome import Status
+from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.runtime import ProcessRuntime
 from elemta.smtp.client_commands import ClientTransaction
 from tests.support.post import Hop as Server
@@ -55,7 +55,7 @@ class Node:
             "big.example", (Candidate("127.0.0.1", port),), route="mx:", destination="big.example"
         )
 
-    def send(self) -> Deferred[TransactionResult]:
+    def send(self) -> Deferred[tuple[Outcome, ...]]:
         people = (Recipient(Address("bob", "big.example")),)
         transaction = ClientTransaction(Address("a", "b.example"), people, MailParameters(), len(CONTENT))
         return Deferred.fromCoroutine(self.connections.send(self.hop, transaction, open_content))
@@ -78,7 +78,7 @@ async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
     store = MemoryStore(ProcessRuntime.of_system())
     nodes += [Node(port, 2, store) for _ in range(3)]
     sent = await gatherResults([node.send() for _ in range(10) for node in nodes])
-    assert [each.results[0].status for each in sent] == [Status.DELIVERED] * 30
+    assert [each[0].status for each in sent] == [Status.DELIVERED] * 30
     assert len(server.messages) == 30
     assert server.most_sessions == 2
 
@@ -105,7 +105,7 @@ async def test_a_limit_that_can_not_be_given_back_takes_no_connection_for_good(
     monkeypatch.setattr(node.pace, "done", done)
     for count in range(1, 4):
         sent = await node.send()
-        assert sent.results[0].status is Status.DELIVERED
+        assert sent[0].status is Status.DELIVERED
         node.connections.pool.drain()
         await post.until(lambda count=count: len(told) == count)
     assert not node.connections.open
@@ -121,7 +121,7 @@ async def test_a_connection_that_is_gone_makes_room_at_once(
     nodes.append(Node(port, 1, MemoryStore(ProcessRuntime.of_system())))
     started = reactor.seconds()
     sent = await gatherResults([nodes[0].send() for _ in range(6)])
-    assert sum(each.results[0].status is Status.DELIVERED for each in sent) >= 2
+    assert sum(each[0].status is Status.DELIVERED for each in sent) >= 2
     assert server.most_sessions == 1
     assert reactor.seconds() - started < 8, "it waited for the time to look again"
 
@@ -137,7 +137,7 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
     assert isinstance(taken, Permit)
     nodes.append(Node(port, 1, store, wait=0.3))
     sent = await nodes[0].send()
-    assert (sent.reached, sent.results[0].status) == (ReachedStage.NOTHING_FREE, Status.DEFERRED)
+    assert (sent[0].reached, sent[0].status) == (ReachedStage.NOTHING_FREE, Status.DEFERRED)
     elsewhere.done(taken)
     # This node was not notified; it looks again by itself.
     await post.until(lambda: isinstance(nodes[0].pace.connect("big.example"), Permit))
@@ -149,7 +149,7 @@ async def test_a_connection_that_never_came_to_be_is_given_back(post: Post, node
     nodes.append(Node(1, 1, store))
     for _ in range(2):
         sent = await nodes[0].send()
-        assert sent.reached is ReachedStage.NOWHERE
+        assert sent[0].reached is ReachedStage.NOWHERE
     assert isinstance(nodes[0].pace.connect("big.example"), Permit)
     assert isinstance(nodes[0].pace.connect("big.example"), Throttled)
 

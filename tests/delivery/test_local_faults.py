@@ -24,13 +24,14 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.delivery.connections import Connections
 from elemta.delivery.happy_eyeballs import HappyEyeballs, NextHopUnreachableError, look_up
-from elemta.delivery.local_faults import LocalFault, all_local, fault_of
-from elemta.delivery.mx import NoExchanger, find_exchangers
+from elemta.delivery.local_faults import all_local, fault_of, lacking
+from elemta.delivery.mx import find_exchangers
 from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import DnsResolver, MailExchanger
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.outcome import Attempt, LocalFault
 from elemta.runtime import Runtime
 from elemta.smtp.client_commands import ClientTransaction
 from tests.support.hops import open_content, reactor, read
@@ -159,7 +160,7 @@ async def test_a_destination_is_down_for_a_fault_here_only_if_each_of_its_hosts_
     bob = Recipient(Address("bob", "x.example"))
     transaction = ClientTransaction(Address("a", "example.org"), (bob,), MailParameters(), 10, False)
     sent = await connections.send(NextHop("x.example", tuple(hosts), route="mx:"), transaction, open_content)
-    assert (sent.local, left) == (fault, [])
+    assert (sent[0].local, left) == (fault, [])
     await connections.stop()
 
 
@@ -202,9 +203,17 @@ TWO = (MailExchanger(1, "a.example"), MailExchanger(2, "b.example"))
 async def test_a_domain_without_exchangers_may_be_without_them_for_a_fault_here(
     zone: Zone, fault: LocalFault
 ) -> None:
-    found = await find_exchangers(zone, "x.example", own_names=(), own_addresses=(), shuffle=random.shuffle)
-    assert isinstance(found, NoExchanger)
-    assert found.local is fault
+    found = await find_exchangers(
+        zone,
+        "x.example",
+        own_names=(),
+        own_addresses=(),
+        shuffle=random.shuffle,
+        attempt=Attempt(),
+        recipients=(Recipient(Address("bob", "x.example")),),
+    )
+    assert isinstance(found, tuple)
+    assert lacking(found) is fault
 
 
 @ensureDeferred

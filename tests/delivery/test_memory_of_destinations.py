@@ -14,8 +14,7 @@ from twisted.internet.task import Clock
 from elemta.address import Address
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
-from elemta.delivery.local_faults import LocalFault
-from elemta.outcome import Outcome, Status
+from elemta.outcome import LocalFault, Outcome, Status
 from tests.support.simulated import REFUSED, START, MemoryQueue, Simulation
 
 FEW, MANY = 20_000, 500_000

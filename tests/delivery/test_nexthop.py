@@ -15,10 +15,9 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.delivery import DeliverySettings
 from elemta.delivery.client_protocol import READING_SECONDS, NextHopConnection
-from elemta.delivery.next_hop import Results
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import SpoolError
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 from elemta.smtp.client import ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 
@@ -34,7 +33,7 @@ class Wire:
     size: int = len(CONTENT)
     chunk: int = 65536
     fails: Exception | None = None
-    results: list[Results] = field(default_factory=list)
+    results: list[tuple[Outcome, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = Clock()
@@ -54,7 +53,7 @@ class Wire:
 
     def send(self, transaction: ClientTransaction) -> None:
         sent = self.connection.send(transaction, self._open)
-        sent.addCallback(lambda settled: self.results.append(settled.results))
+        sent.addCallback(lambda done: self.results.append(done.outcomes))
 
     async def _open(self) -> BinaryIO:
         if self.fails is not None:

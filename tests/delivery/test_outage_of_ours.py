@@ -10,7 +10,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from elemta.delivery.early_probes import AT_ONCE, MOST_AT_ONCE, SPREAD, EarlyProbes
-from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, WORKS_BY_MX, LocalFault, works_by_host
+from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, WORKS_BY_MX, of_route, works_by_host
+from elemta.outcome import LocalFault
 from tests.support.simulated import (
     GOOD,
     NAMELESS,
@@ -129,18 +130,18 @@ SOCKETS, NETWORK, NAMES = LocalFault.SOCKETS, LocalFault.NETWORK, LocalFault.NAM
         (NAMES, WORKS_BY_MX, True),
         (SOCKETS, WORKS_BY_MX, True),
         (NETWORK | NAMES, WORKS_BY_MX, True),
-        (NETWORK.of_route, WORKS_BY_MX, False),
-        (NAMES.of_route, WORKS_BY_MX, False),
+        (of_route(NETWORK), WORKS_BY_MX, False),
+        (of_route(NAMES), WORKS_BY_MX, False),
         (NETWORK, BY_ADDRESS, False),
         (NAMES, BY_NAME, False),
         (NETWORK | SOCKETS, BY_ADDRESS, False),
         (SOCKETS, BY_ADDRESS, True),
-        (NETWORK.of_route, BY_ADDRESS, True),
-        (NAMES.of_route, BY_ADDRESS, False),
-        (NAMES.of_route, BY_NAME, True),
+        (of_route(NETWORK), BY_ADDRESS, True),
+        (of_route(NAMES), BY_ADDRESS, False),
+        (of_route(NAMES), BY_NAME, True),
         # A Unix socket, or a server on this machine, says nothing of the network.
-        (NETWORK.of_route, HERE, False),
-        (NETWORK.of_route, works_by_host(""), False),
+        (of_route(NETWORK), HERE, False),
+        (of_route(NETWORK), works_by_host(""), False),
         (SOCKETS, HERE, True),
         # Nor does a connection that was there before say anything of new ones.
         (SOCKETS, ON_A_KEPT_CONNECTION[WORKS_BY_MX], False),

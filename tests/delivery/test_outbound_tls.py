@@ -15,12 +15,13 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.config import RouteTLS
 from elemta.delivery.connections import Connections
-from elemta.delivery.next_hop import Candidate, NextHop, ReachedStage, TransactionResult
+from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.settings import DeliverySettings
 from elemta.metrics import DeliveryMetrics
-from elemta.outcome import Status
+from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.smtp.client import ClientTimeouts
 from elemta.smtp.sasl import Credentials
+from elemta.smtp.session_info import TLSInfo
 from tests.support.certificates import CertificateFiles, make_certificate
 from tests.support.hops import (
     CLOSE,
@@ -58,10 +59,15 @@ class Quay(Harbour):
         *,
         host: str = NAME,
         credentials: Credentials | None = None,
-    ) -> TransactionResult:
+    ) -> tuple[Outcome, ...]:
         candidate = Candidate(host, port, (ip_address("127.0.0.1"),))
         hop = NextHop(host, (candidate,), tls=tls, credentials=credentials, route="r")
         return await self.connections.send(hop, message(), open_content)
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """What protects the connection that was used last."""
+        return list(self.connections.pool._open)[-1].connection.tls
 
 
 @pytest_twisted.async_yield_fixture
@@ -90,16 +96,16 @@ async def test_a_message_goes_over_tls_where_it_is_offered_and_the_log_says_how(
     hop = SecureHop(Secured(quay.files))
     with logged() as events:
         sent = await quay.send(await quay.listen(hop), tls)
-    assert sent.results[0].status is Status.DELIVERED
-    assert sent.tls is not None
-    assert sent.tls.version.startswith("TLSv1.")
+    assert sent[0].status is Status.DELIVERED
+    assert quay.tls is not None
+    assert quay.tls.version.startswith("TLSv1.")
     assert hop.messages == [b"Subject: x\r\n\r\n..hello\r\n"]
     assert list(zip(hop.verbs, hop.secure, strict=True))[:4] == [
         (b"EHLO", False), (b"STARTTLS", False), (b"EHLO", True), (b"MAIL", True),
     ]  # fmt: skip
     (started,) = [event for event in events if event.get("event") == "delivery.tls_started"]
-    assert (started["version"], started["cipher"]) == (sent.tls.version, sent.tls.cipher)
-    assert quay.handshakes == [sent.tls.version]
+    assert (started["version"], started["cipher"]) == (quay.tls.version, quay.tls.cipher)
+    assert quay.handshakes == [quay.tls.version]
 
 
 @ensureDeferred
@@ -118,8 +124,8 @@ async def test_under_may_any_certificate_is_better_than_none(quay: Quay, tmp_pat
     (tmp_path / "other").mkdir()
     hop = SecureHop(Secured(make_certificate(tmp_path / "other", "other.example.test")))
     sent = await quay.send(await quay.listen(hop), RouteTLS.MAY)
-    assert sent.results[0].status is Status.DELIVERED
-    assert sent.tls is not None
+    assert sent[0].status is Status.DELIVERED
+    assert quay.tls is not None
 
 
 @ensureDeferred
@@ -128,8 +134,12 @@ async def test_under_require_a_certificate_of_another_name_is_refused_before_a_w
 ) -> None:
     hop = SecureHop(Secured(quay.files))
     sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE, host="another.example.test")
-    (result,) = sent.results
-    assert (result.status, result.enhanced, sent.reached) == (Status.DEFERRED, "4.7.5", ReachedStage.NOWHERE)
+    (result,) = sent
+    assert (result.status, result.enhanced, result.reached) == (
+        Status.DEFERRED,
+        "4.7.5",
+        ReachedStage.NOWHERE,
+    )
     assert "certificate is not one of another.example.test" in result.text
     assert hop.verbs == [b"EHLO", b"STARTTLS"]
     assert quay.handshakes == ["failed"]
@@ -142,7 +152,7 @@ async def test_under_require_a_certificate_that_nobody_vouches_for_is_refused(
     (tmp_path / "other").mkdir()
     hop = SecureHop(Secured(make_certificate(tmp_path / "other", NAME)))
     sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE)
-    (result,) = sent.results
+    (result,) = sent
     assert (result.status, result.enhanced) == (Status.DEFERRED, "4.7.5")
     assert "certificate can't be trusted: it is self-signed" in result.text
     assert hop.verbs == [b"EHLO", b"STARTTLS"]
@@ -152,7 +162,7 @@ async def test_under_require_a_certificate_that_nobody_vouches_for_is_refused(
 async def test_under_require_an_address_is_not_proved_by_a_certificate_of_a_name(quay: Quay) -> None:
     hop = SecureHop(Secured(quay.files))
     sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE, host="127.0.0.1")
-    assert "certificate is not one of 127.0.0.1" in sent.results[0].text
+    assert "certificate is not one of 127.0.0.1" in sent[0].text
     assert not hop.messages
 
 
@@ -160,7 +170,7 @@ async def test_under_require_an_address_is_not_proved_by_a_certificate_of_a_name
 async def test_under_require_a_next_hop_without_tls_gets_nothing(quay: Quay) -> None:
     hop = SecureHop()
     sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE)
-    assert (sent.results[0].status, sent.results[0].enhanced) == (Status.DEFERRED, "4.7.4")
+    assert (sent[0].status, sent[0].enhanced) == (Status.DEFERRED, "4.7.4")
     await until(lambda: hop.verbs == [b"EHLO", b"QUIT"])
 
 
@@ -169,12 +179,12 @@ async def test_under_may_a_broken_tls_is_gone_around_and_remembered_for_a_while(
     hop = SecureHop(Secured(None))
     port = await quay.listen(hop)
     sent = await quay.send(port, RouteTLS.MAY)
-    assert sent.results[0].status is Status.DELIVERED
-    assert sent.tls is None
+    assert sent[0].status is Status.DELIVERED
+    assert quay.tls is None
     assert hop.connections == 2
     quay.connections.pool.drain()
     sent = await quay.send(port, RouteTLS.MAY)
-    assert sent.results[0].status is Status.DELIVERED
+    assert sent[0].status is Status.DELIVERED
     assert hop.connections == 3
     assert hop.verbs.count(b"STARTTLS") == 1
     assert quay.handshakes == ["failed"]
@@ -184,8 +194,8 @@ async def test_under_may_a_broken_tls_is_gone_around_and_remembered_for_a_while(
 async def test_under_may_a_server_that_hangs_up_on_tls_is_gone_around(quay: Quay) -> None:
     hop = SecureHop(Secured(quay.files), replies={b"EHLO": [b"250-a\r\n250 STARTTLS\r\n", CLOSE]})
     sent = await quay.send(await quay.listen(hop), RouteTLS.MAY)
-    assert sent.results[0].status is Status.DELIVERED
-    assert sent.tls is None
+    assert sent[0].status is Status.DELIVERED
+    assert quay.tls is None
     assert hop.secure[:3] == [False, False, True]
 
 
@@ -195,7 +205,7 @@ async def test_what_was_remembered_of_a_host_does_not_count_where_tls_is_require
     port = await quay.listen(hop)
     await quay.send(port, RouteTLS.MAY)
     sent = await quay.send(port, RouteTLS.REQUIRE)
-    assert sent.results[0].enhanced == "4.7.5"
+    assert sent[0].enhanced == "4.7.5"
     assert len(hop.messages) == 1
 
 
@@ -221,8 +231,8 @@ async def test_a_server_that_never_answers_the_handshake_is_given_up_and_gone_ar
     quay.connections.reconfigure(replace(SETTINGS, deadlines=ClientTimeouts(handshake=0.3)))
     hop = DeafHop(offers=(b"STARTTLS",), replies={b"STARTTLS": b"220 go\r\n"})
     sent = await quay.send(await quay.listen(hop), RouteTLS.MAY)
-    assert sent.results[0].status is Status.DELIVERED
-    assert sent.tls is None
+    assert sent[0].status is Status.DELIVERED
+    assert quay.tls is None
 
 
 @ensureDeferred
@@ -231,13 +241,13 @@ async def test_credentials_go_over_tls_and_neither_into_the_log_nor_into_the_cle
     hop = SecureHop(Secured(quay.files), offers=(b"AUTH PLAIN LOGIN",))
     with logged() as events:
         sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE, credentials=secret)
-        assert sent.results[0].status is Status.DELIVERED
+        assert sent[0].status is Status.DELIVERED
         assert hop.secure[hop.verbs.index(b"AUTH")]
         hop.replies[b"AUTH"] = b"535 5.7.8 bad AG1lAG9wZW4tc2VzYW1l\r\n"
         quay.connections.reconfigure(SETTINGS)
         await until(lambda: not quay.connections.open)
         sent = await quay.send(await quay.listen(hop), RouteTLS.REQUIRE, credentials=secret)
-    (result,) = sent.results
+    (result,) = sent
     assert (result.status, result.enhanced) == (Status.DEFERRED, "4.7.8")
     assert "did not take the credentials" in result.text
     assert [event for event in events if event.get("event") == "delivery.login_refused"]
@@ -252,7 +262,7 @@ async def test_with_credentials_a_broken_tls_is_not_gone_around(quay: Quay) -> N
     sent = await quay.send(
         await quay.listen(hop), RouteTLS.MAY, credentials=Credentials("me", b"open-sesame")
     )
-    assert sent.results[0].enhanced == "4.7.5"
+    assert sent[0].enhanced == "4.7.5"
     assert b"AUTH" not in hop.verbs
     assert hop.connections == 1
 
@@ -261,6 +271,6 @@ async def test_with_credentials_a_broken_tls_is_not_gone_around(quay: Quay) -> N
 async def test_what_is_injected_behind_the_reply_to_starttls_defers(quay: Quay) -> None:
     hop = SecureHop(Secured(quay.files), replies={b"STARTTLS": b"220 go\r\n250 injected\r\n"})
     sent = await quay.send(await quay.listen(hop), RouteTLS.MAY)
-    assert (sent.results[0].status, sent.results[0].enhanced) == (Status.DEFERRED, "4.7.0")
+    assert (sent[0].status, sent[0].enhanced) == (Status.DEFERRED, "4.7.0")
     assert not hop.messages
     assert CONTENT not in b"".join(hop.heard)

@@ -78,7 +78,7 @@ to = "smtp://[2001:db8::1]:2525"
     assert isinstance(routes.route(Address("x", "b.example")), HoldRoute)
     lmtp = routes.route(Address("x", "C.EXAMPLE"))
     assert isinstance(lmtp, NextHopRoute)
-    assert (lmtp.lmtp, lmtp.host, lmtp.port, lmtp.max_connections, lmtp.name) == (
+    assert (lmtp.lmtp, lmtp.host, lmtp.port, lmtp.max_connections, lmtp.next_hop) == (
         True,
         "127.0.0.1",
         24,
@@ -87,7 +87,11 @@ to = "smtp://[2001:db8::1]:2525"
     )
     smtp = routes.route(Address("x", "example.com"))
     assert isinstance(smtp, NextHopRoute)
-    assert (smtp.lmtp, smtp.name, smtp.target) == (False, "[2001:db8::1]:2525", "smtp://[2001:db8::1]:2525")
+    assert (smtp.lmtp, smtp.next_hop, smtp.target) == (
+        False,
+        "[2001:db8::1]:2525",
+        "smtp://[2001:db8::1]:2525",
+    )
 
 
 @pytest.mark.parametrize("domain", ["MÜNCHEN.example", "xn--mnchen-3ya.example", "münchen.example."])
@@ -99,7 +103,7 @@ def test_a_domain_matches_in_every_spelling(tmp_path: Path, domain: str) -> None
 def test_a_unix_socket_is_a_next_hop() -> None:
     route = route_of(config_of("lmtp+unix:///run/dovecot/lmtp"))
     assert isinstance(route, NextHopRoute)
-    assert (route.path, route.lmtp, route.name) == ("/run/dovecot/lmtp", True, "/run/dovecot/lmtp")
+    assert (route.path, route.lmtp, route.next_hop) == ("/run/dovecot/lmtp", True, "/run/dovecot/lmtp")
 
 
 def test_a_route_says_whether_it_needs_tls_and_who_logs_in(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def test_a_message_is_handed_to_a_next_hop_with_its_envelope(post: Post) -
     assert hop.messages == [TRACE + BODY.replace(b"\r\n.", b"\r\n..")]
     assert await post.queued() == []
     outcome = post.observer.outcomes[0]
-    assert (outcome.code, outcome.enhanced, outcome.next_hop) == (250, "2.0.0", route.name)
+    assert (outcome.code, outcome.enhanced, outcome.next_hop) == (250, "2.0.0", route.next_hop)
 
 
 @pytest.mark.parametrize("unix", [False, True])
@@ -441,4 +441,4 @@ async def test_an_attempt_that_cannot_be_recorded_is_not_made_again_and_again(
 
 
 def test_the_next_hop_of_a_unix_socket_is_its_path() -> None:
-    assert NextHopRoute("lmtp+unix:///x", ANY, path="/x", lmtp=True).name == "/x"
+    assert NextHopRoute("lmtp+unix:///x", ANY, path="/x", lmtp=True).next_hop == "/x"

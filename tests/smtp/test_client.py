@@ -8,10 +8,10 @@ import pytest
 
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, MailParameters, Notify, Recipient, Return
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 from elemta.smtp.client import ClientSession, ClientSettings, ClientTimeouts
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_results import ContentWanted, Hangup, RecipientResult, TransactionDone
+from elemta.smtp.client_results import ContentWanted, Hangup, TransactionDone
 from elemta.smtp.events import Event
 
 SENDER = Address("a", "example.org")
@@ -31,7 +31,7 @@ class Talk:
     lmtp: bool = False
     content: bytes = CONTENT
     sent: list[bytes] = field(default_factory=list)
-    results: tuple[RecipientResult, ...] = ()
+    results: tuple[Outcome, ...] = ()
     hangup: str = ""
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Talk:
                 self.session.end_content()
             elif isinstance(event, TransactionDone):
                 assert not self.results, "settled twice"
-                self.results = event.results
+                self.results = event.outcomes
             elif isinstance(event, Hangup):
                 self.hangup = event.reason
         if output := self.session.take_output():
@@ -81,7 +81,8 @@ def test_a_message_is_sent_command_by_command() -> None:
         b"DATA\r\n",
         b"A: b\r\n\r\n..hi\r\n.\r\n",
     ]
-    assert talk.results == (RecipientResult(BOB, OK, 250, "2.0.0", "as 17 (in reply to the message)"),)
+    text = "as 17 (in reply to the message)"
+    assert talk.results == (Outcome("", BOB.address, OK, text, "", "", 0.0, code=250, enhanced="2.0.0"),)
     talk._act(talk.session.quit())
     assert talk.sent[-1] == b"QUIT\r\n"
     assert talk.hear(b"221 bye\r\n").hangup == "ended by QUIT: 221"
@@ -354,7 +355,7 @@ def test_content_that_cannot_be_read_is_never_ended() -> None:
     session.content(b"half of it\r\n")
     settled, _ = session.abandon("the message could not be read")
     assert isinstance(settled, TransactionDone)
-    assert (settled.results[0].status, settled.results[0].text) == (D, "the message could not be read")
+    assert (settled.outcomes[0].status, settled.outcomes[0].text) == (D, "the message could not be read")
     session.end_content()
     assert not session.take_output().endswith(b"\r\n.\r\n")
 

@@ -166,7 +166,7 @@ class Talk:
 
     @property
     def statuses(self) -> list[Status]:
-        return [result.status for result in self.done[-1].results]
+        return [result.status for result in self.done[-1].outcomes]
 
     @property
     def refused(self) -> list[str]:
@@ -201,7 +201,7 @@ def test_a_parameter_of_mail_that_is_offered_and_refused_is_left_out(
     assert keyword in talk.refused
     if says_which:
         assert talk.refused == [keyword]
-        assert not talk.done[-1].results[0].dsn_passed_on or keyword != "DSN"
+        assert not talk.done[-1].outcomes[0].dsn_passed_on or keyword != "DSN"
     # The next message of this connection does not try it again.
     asked = len(server.commands("MAIL"))
     talk.another()
@@ -222,7 +222,7 @@ def test_dsn_parameters_of_rcpt_that_are_offered_and_refused_are_left_out(
     assert talk.statuses == [OK, OK, OK]
     assert talk.refused == ["DSN"]
     assert server.all_delivered == ["r0@example.com", "r1@example.com", "r2@example.com"]
-    assert not any(result.dsn_passed_on for result in talk.done[-1].results)
+    assert not any(result.dsn_passed_on for result in talk.done[-1].outcomes)
     asked = len(server.commands("RCPT"))
     talk.another()
     assert len(server.commands("RCPT")) == asked + 3
@@ -263,7 +263,7 @@ def test_a_message_is_not_sent_without_what_it_needs() -> None:
     jose = Recipient(Address("jösé", "example.com"))
     server = Server([("MAIL .* SMTPUTF8", "555 no")])
     talk = Talk(server, replace(MESSAGE, recipients=(jose, *people(1))))
-    assert (talk.statuses, talk.done[-1].results[0].enhanced) == ([F, OK], "5.6.7")
+    assert (talk.statuses, talk.done[-1].outcomes[0].enhanced) == ([F, OK], "5.6.7")
     assert server.delivered == [["r0@example.com"]]
 
 
@@ -277,7 +277,7 @@ def test_with_addresses_in_ascii_a_message_with_a_utf8_header_goes_as_8bitmime(l
     assert Talk(server, message).statuses == [OK, OK, OK]
     assert server.commands("MAIL") == ["MAIL FROM:<a@example.org> BODY=8BITMIME"]
     refused = Talk(Server(offers=["SIZE"], lmtp=lmtp), message)
-    assert (refused.statuses, refused.done[0].results[0].enhanced) == ([F, F, F], "5.6.7")
+    assert (refused.statuses, refused.done[0].outcomes[0].enhanced) == ([F, F, F], "5.6.7")
 
 
 # BDAT
@@ -388,7 +388,7 @@ def test_a_server_that_takes_nobody_more_has_its_say() -> None:
     server = Server([("RCPT", once)])
     talk = Talk(server, replace(MESSAGE, recipients=people(12)))
     assert talk.statuses == [OK] * 5 + [D] * 7
-    assert {result.code for result in talk.done[0].results} == {250, 452}
+    assert {result.code for result in talk.done[0].outcomes} == {250, 452}
     assert talk.limits == []
     assert len(server.commands("MAIL")) == 2
 
@@ -424,7 +424,7 @@ def test_a_connection_that_is_lost_between_envelopes_defers_the_rest() -> None:
     session.end_content()
     events += session.receive(b"250 taken\r\n") + session.lost("reset")
     (done,) = [event for event in events if isinstance(event, TransactionDone)]
-    assert [result.status for result in done.results] == [OK, D, D]
+    assert [result.status for result in done.outcomes] == [OK, D, D]
 
 
 # STARTTLS and TLS from the first byte
@@ -481,7 +481,7 @@ def test_with_implicit_tls_a_greeting_in_the_clear_is_the_end() -> None:
     assert session.take_output() == b""
     assert isinstance(events[-1], Hangup)
     (done,) = [event for event in events if isinstance(event, TransactionDone)]
-    assert {result.enhanced for result in done.results} == {"4.7.0"}
+    assert {result.enhanced for result in done.outcomes} == {"4.7.0"}
 
 
 # Any server
@@ -522,6 +522,6 @@ def test_whatever_a_server_refuses_nobody_gets_two_copies_and_each_result_is_tru
     assert len(talk.done) == 1
     taken = server.all_delivered
     assert len(taken) == len(set(taken))
-    for place, result in enumerate(talk.done[0].results):
-        assert (result.status is OK) == (str(result.recipient.address) in taken)
+    for place, result in enumerate(talk.done[0].outcomes):
+        assert (result.status is OK) == (str(result.recipient) in taken)
         assert place not in talk.done[0].again or result.status is D

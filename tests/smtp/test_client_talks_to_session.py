@@ -142,7 +142,7 @@ def test_the_server_gets_one_message_in_canonical_form(
     text = message.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
     canonical = text if not text or text.endswith(b"\r\n") else text + b"\r\n"
     assert server.messages == [canonical]
-    assert [result.status for result in settled.results] == [Status.DELIVERED, Status.FAILED]
+    assert [result.status for result in settled.outcomes] == [Status.DELIVERED, Status.FAILED]
 
 
 def test_the_envelope_arrives_as_it_was_meant() -> None:
@@ -159,13 +159,13 @@ def test_the_envelope_arrives_as_it_was_meant() -> None:
         "x y+z",
         3,
     )
-    assert settled.results[0].text == "Message accepted for delivery; queued as Q1 (in reply to the message)"
+    assert settled.outcomes[0].text == "Message accepted for delivery; queued as Q1 (in reply to the message)"
 
 
 @pytest.mark.parametrize(("password", "status"), [(b"sesame", Status.DELIVERED), (b"wrong", Status.DEFERRED)])
 def test_the_client_logs_in_under_tls_before_it_hands_anything_on(password: bytes, status: Status) -> None:
     settings = ClientSettings("client.example", tls=RouteTLS.REQUIRE, credentials=Credentials("me", password))
     server, settled = converse(transaction_of(3), [b"x\r\n"], 1000, settings=settings)
-    assert settled.results[0].status is status
+    assert settled.outcomes[0].status is status
     assert len(server.messages) == (status is Status.DELIVERED)
     assert server.session.facts.user == ("me" if status is Status.DELIVERED else None)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
-from elemta.outcome import Status
+from elemta.outcome import ReachedStage, Status, furthest
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_content import ChunkEncoder
-from elemta.smtp.client_results import ContentWanted, Hangup, Progress, TransactionDone
+from elemta.smtp.client_results import ContentWanted, Hangup, TransactionDone
 from elemta.smtp.events import Event
 
 BOB, EVE = (Recipient(Address(name, "example.com")) for name in ("bob", "eve"))
@@ -63,8 +63,12 @@ class Talk:
         return self
 
     @property
+    def reached(self) -> ReachedStage:
+        return furthest(self.settled[-1].outcomes)
+
+    @property
     def statuses(self) -> list[Status]:
-        return [result.status for result in self.settled[-1].results]
+        return [result.status for result in self.settled[-1].outcomes]
 
 
 # CHUNKING
@@ -187,37 +191,37 @@ def test_a_server_that_refuses_rset_is_left() -> None:
     assert talk.sent[-1] == b"RSET\r\n"
     talk.hear(b"500 what\r\n")
     assert talk.statuses == [D, D]
-    assert talk.settled[-1].extent is Progress.UNANSWERED
+    assert talk.reached is ReachedStage.NOWHERE
 
 
 @pytest.mark.parametrize(
-    ("wires", "extent"),
+    ("wires", "reached"),
     [
-        ([b"554 no\r\n"], Progress.OPENING),
-        ([b"421 busy\r\n"], Progress.OPENING),
-        ([GREETING, b"421 busy\r\n"], Progress.OPENING),
-        ([GREETING, PIPE, b"421 busy\r\n"], Progress.UNANSWERED),
-        ([GREETING, PIPE, b"450 no\r\n" + b"503 no\r\n" * 3], Progress.ANSWERED),
-        ([GREETING, PIPE, b"250 ok\r\n421 busy\r\n"], Progress.ANSWERED),
-        ([GREETING, b"250-hop\r\n250 SIZE 1\r\n"], Progress.ANSWERED),
+        ([b"554 no\r\n"], ReachedStage.NOWHERE),
+        ([b"421 busy\r\n"], ReachedStage.NOWHERE),
+        ([GREETING, b"421 busy\r\n"], ReachedStage.NOWHERE),
+        ([GREETING, PIPE, b"421 busy\r\n"], ReachedStage.NOWHERE),
+        ([GREETING, PIPE, b"450 no\r\n" + b"503 no\r\n" * 3], ReachedStage.ANSWERED),
+        ([GREETING, PIPE, b"250 ok\r\n421 busy\r\n"], ReachedStage.ANSWERED),
+        ([GREETING, b"250-hop\r\n250 SIZE 1\r\n"], ReachedStage.ANSWERED),
     ],
 )
-def test_it_is_told_how_far_a_transaction_came(wires: list[bytes], extent: Progress) -> None:
-    assert Talk().hear(*wires).settled[-1].extent is extent
+def test_it_is_told_how_far_a_transaction_came(wires: list[bytes], reached: ReachedStage) -> None:
+    assert Talk().hear(*wires).reached is reached
 
 
 def test_a_lost_connection_is_told_apart_by_whether_the_server_had_answered() -> None:
     talk = Talk().hear(GREETING, PIPE)
     talk.act(talk.session.lost("reset"))
-    assert talk.settled[-1].extent is Progress.UNANSWERED
+    assert talk.reached is ReachedStage.NOWHERE
     talk = Talk().hear(GREETING, PIPE, OK)
     talk.act(talk.session.lost("reset"))
-    assert talk.settled[-1].extent is Progress.ANSWERED
+    assert talk.reached is ReachedStage.ANSWERED
 
 
 def test_the_result_says_whether_the_server_reports_from_here_on() -> None:
     talk = Talk().hear(GREETING, b"250-hop\r\n250-PIPELINING\r\n250 DSN\r\n")
     talk.hear(b"250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n", OK)
-    assert [result.dsn_passed_on for result in talk.settled[-1].results] == [True, False]
+    assert [result.dsn_passed_on for result in talk.settled[-1].outcomes] == [True, False]
     talk = Talk().hear(GREETING, PIPE, OK * 3 + b"354 go\r\n", OK)
-    assert [result.dsn_passed_on for result in talk.settled[-1].results] == [False, False]
+    assert [result.dsn_passed_on for result in talk.settled[-1].outcomes] == [False, False]

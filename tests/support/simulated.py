@@ -14,14 +14,12 @@ from twisted.internet.task import Clock
 from elemta.address import Address
 from elemta.config import LimitConfig, ResourcesConfig
 from elemta.delivery import DeliveryScheduler, DeliverySettings, Retries
-from elemta.delivery.local_faults import WORKS_BY_MX, LocalFault
-from elemta.delivery.next_hop import ReachedStage
+from elemta.delivery.local_faults import WORKS_BY_MX
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.routes import MxRoute
-from elemta.delivery.transports import AttemptResult
 from elemta.envelope import Envelope, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
-from elemta.outcome import Outcome, Status
+from elemta.outcome import LocalFault, Outcome, ReachedStage, Status
 from elemta.spool import DestinationDue, HeldPart, HoldCause, MessageState, QueuedMessage
 from elemta.spool.content import Content
 from elemta.spool.records import OwedNotice, Page, Submission
@@ -293,7 +291,7 @@ class Simulation:
             following = min((call.getTime() for call in self.clock.getDelayedCalls()), default=end)
             self.clock.advance(max(0.0, min(following - now, end - now)) or min(0.001, end - now))
 
-    async def _carry(self, message: QueuedMessage, ways: object, taken: object) -> AttemptResult:
+    async def _carry(self, message: QueuedMessage, ways: object, taken: object) -> tuple[Outcome, ...]:
         self.attempts.append((self.now, message.destination, message.queue_id))
         answer = self.network(message.destination, self.now)
         if answer.seconds:
@@ -314,9 +312,10 @@ class Simulation:
             answer.seconds,
             code,
             "4.4.1" if code == 0 else "4.2.0",
+            reached=answer.reached,
+            local=WORKS_BY_MX if answer.reached is ReachedStage.ANSWERED else answer.local,
         )
-        works = WORKS_BY_MX if answer.reached is ReachedStage.ANSWERED else LocalFault.NONE
-        return AttemptResult((outcome,), answer.reached, local=answer.local, works=works)
+        return (outcome,)
 
     def stop(self) -> None:
         self.delivery._pool.stop()
