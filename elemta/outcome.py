@@ -95,7 +95,7 @@ def _no_clock() -> float:
 class Attempt:
     """One attempt for some recipients over one route, while it lasts: describes what becomes of each.
 
-    A transport says where the attempt is: ``next_hop`` is who is talked to, ``final`` whether a message that
+    A transport says where the attempt is: ``next_hop`` is the host in use, ``final`` whether a message that
     it takes is where its recipient reads it, ``works`` what its answers show to work here. ``taken`` gets the
     outcome of each recipient that has the message, the moment that is known: it counts, whatever fails
     after that.
