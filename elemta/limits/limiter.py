@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
+from elemta.config import Counts, Identity, Mode, OnExceed, Rate, WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
@@ -50,6 +50,7 @@ class LimitRefusal:
     ``retry_after`` is the seconds until the same charge would pass if nothing else were charged;
     infinite when the amount alone is more than the limit (``IMPOSSIBLE``), and a guess when the store
     could not be asked (``UNAVAILABLE``) or when it depends on others closing their connections.
+    ``per`` and ``rates`` are those of the limit.
     """
 
     limit: str
@@ -58,6 +59,8 @@ class LimitRefusal:
     identity: str
     counts: Counts
     cause: RefusalCause = RefusalCause.EXCEEDED
+    per: tuple[Identity, ...] = ()
+    rates: tuple[Rate, ...] = ()
 
     @property
     def delays(self) -> bool:
@@ -365,7 +368,16 @@ class Limiter:
     def _refusal(self, request: Request, wait: int | None) -> LimitRefusal:
         rule = self._by_name[request.spec.name]
         cause = RefusalCause.IMPOSSIBLE if wait is None else RefusalCause.EXCEEDED
-        return LimitRefusal(rule.name, rule.on_exceed, _seconds(wait), request.identity, rule.counts, cause)
+        return LimitRefusal(
+            rule.name,
+            rule.on_exceed,
+            _seconds(wait),
+            request.identity,
+            rule.counts,
+            cause,
+            rule.per,
+            rule.rates,
+        )
 
     def _observe(self, denial: Denial, seconds: float) -> None:
         """Tell of what a limit in observe mode would have refused; in the log only now and then."""

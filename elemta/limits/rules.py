@@ -130,6 +130,13 @@ class Rule:
         return self.spec.name
 
     @property
+    def rates(self) -> tuple[Rate, ...]:
+        """Its rates as a configuration has them."""
+        if self.spec.leases is not None:
+            return (Rate(self.spec.leases),)
+        return tuple(Rate(bound.limit, bound.window / _MICROSECONDS) for bound in self.spec.bounds)
+
+    @property
     def once(self) -> bool:
         """Whether an identity is charged only once in a session or transaction, however often it is met.
 

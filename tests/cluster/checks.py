@@ -147,7 +147,9 @@ def check_refusals_by_rate(fleet: Fleet, servers: Servers, settles: float = 0.0)
     # Another node: it does not know yet and has to ask.
     asked = calls(servers)
     visits = burst([second], clients, within=1.0)
-    assert {visit.greeting.partition(",")[0] for visit in visits} == {"421 4.7.0 Rate limit once exceeded"}
+    assert {visit.greeting.partition(",")[0] for visit in visits} == {
+        "421 4.7.0 Too many connections from your address on this port (limit once"
+    }
     print(f"\n1,000 refusals by a rate, {calls(servers) - asked} script calls")
     assert calls(servers) > asked
     until(lambda: contents(servers, "tally:*") == before, "the other rate as it was", settles)

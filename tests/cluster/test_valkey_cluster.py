@@ -98,7 +98,7 @@ def test_a_slot_that_moves_under_load_costs_no_wrong_decision_and_no_error(
     assert [visit for visit in stream.visits if not visit.passed] == []
     assert {visit.greeting.partition(",")[0] for visit in attack.visits} <= {
         "220 mx.example.test ESMTP Elemta",
-        "421 4.7.0 Rate limit ip exceeded",
+        "421 4.7.0 Too many connections from your address (limit ip",
     }
     if pause:
         assert fleet.failures() == failures

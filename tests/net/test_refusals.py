@@ -19,7 +19,10 @@ from tests.net.conftest import Client, Place
 
 RCPT = b"RCPT TO:<nobody@example.test>\r\n"
 NO = "550 5.7.1 no such mailbox"
-OVER = "450 4.7.1 Rate limit harvest exceeded, try again in 60 seconds"
+TOO_MANY = (
+    "Too many refused commands from your address (limit harvest, 3 per minute), try again in 60 seconds"
+)
+OVER = f"450 4.7.1 {TOO_MANY}"
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +141,7 @@ def test_the_nodes_together_refuse_as_many_recipients_as_the_limit_says_and_then
     assert clients[0].send(b"RCPT TO:<good@example.test>\r\n") == [OVER]
     assert clients[0].send(b"RSET\r\nMAIL FROM:<b@client.test>\r\n") == ["250 2.0.0 OK", OVER]
     greeting = other.client().said()
-    assert greeting == ["421 4.7.0 Rate limit harvest exceeded, try again in 60 seconds"]
+    assert greeting == [f"421 4.7.0 {TOO_MANY}"]
     assert in_transaction(other.client("198.51.100.1")).send(RCPT) == ["250 2.1.5 Recipient OK"]
     place.clock.advance(60)
     assert in_transaction(one.client()).send(RCPT) == ["250 2.1.5 Recipient OK"]
@@ -170,14 +173,22 @@ def test_a_refusal_at_any_stage_is_counted(place: Place, stage: str) -> None:
     if stage == "message":
         assert said[-1].startswith("354")
         client.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
-    assert node.client().said()[0].startswith("421 4.7.0 Rate limit harvest")
+    assert (
+        node.client()
+        .said()[0]
+        .startswith("421 4.7.0 Too many refused commands from your address (limit harvest, 1 per minute)")
+    )
 
 
 def test_a_client_that_is_turned_away_by_a_policy_is_counted_too(place: Place) -> None:
     (node,) = nodes(place, 1, limit(rate="1/60"))
     place.policy.answers["connect"] = Reject("listed")
     assert node.client().said() == ["554 5.7.1 listed"]
-    assert node.client().said()[0].startswith("421 4.7.0 Rate limit harvest")
+    assert (
+        node.client()
+        .said()[0]
+        .startswith("421 4.7.0 Too many refused commands from your address (limit harvest, 1 per minute)")
+    )
 
 
 def test_a_limit_that_is_observed_refuses_nothing_and_one_that_disconnects_does(place: Place) -> None:
@@ -197,12 +208,12 @@ def test_refusals_are_counted_per_what_is_known_of_the_client(place: Place) -> N
     (node,) = nodes(place, 1, by_helo, by_sender)
     client = in_transaction(node.client())
     assert client.send(RCPT) == [NO]
-    assert client.send(RCPT)[0].startswith("450 4.7.1 Rate limit harvest")
+    assert "with your HELO name (limit harvest, 1 per minute)" in client.send(RCPT)[0]
     other = node.client()
     assert other.send(b"EHLO other.test\r\nMAIL FROM:<a@client.test>\r\n" + RCPT)[-1] == NO
     third = node.client()
     said = third.send(b"EHLO third.test\r\nMAIL FROM:<a@client.test>\r\n")
-    assert said[-1].startswith("450 4.7.1 Rate limit senders")
+    assert said[-1].startswith("450 4.7.1 Too many refused commands from this sender (limit senders, 2 per ")
 
 
 def test_a_policy_that_closes_the_connection_for_now_is_no_refusal(place: Place) -> None:

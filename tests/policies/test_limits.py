@@ -25,7 +25,7 @@ from elemta.config import (
 from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LimitRefusal, MemoryStore, rules_from_config
 from elemta.limits.known_logins import LoginHistory
 from elemta.limits.store import Decision, Request
 from elemta.policies import limits as limits_module
@@ -45,12 +45,13 @@ from elemta.policy import (
 )
 from elemta.policy.discovery import interfaces_of
 from elemta.policy.interfaces import STAGE_INTERFACES
+from elemta.policy.limit_replies import limit_verdict
 from elemta.policy.testing import PolicyTester, make_services
 from elemta.smtp.events import ConnectQuestion, MailQuestion, RcptQuestion, Stage
 from elemta.smtp.path import parse_address
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 
-WINDOWS = {"1s": 1.0, "10s": 10.0, "1m": 60.0}
+WINDOWS = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "15m": 900.0, "30m": 1800.0, "1h": 3600.0, "1d": 86400.0}
 
 
 def limit(
@@ -59,6 +60,9 @@ def limit(
     made = [rate.partition("/") for rate in rates]
     parsed = tuple(Rate(int(number), WINDOWS[window] if window else None) for number, _, window in made)
     return LimitConfig(name=name, per=per, counts=counts, rates=parsed, **more)
+
+
+TOO_MANY_MESSAGES = "Too many messages (limit m, 1 per minute), try again in 60 seconds"
 
 
 class Harness:
@@ -128,7 +132,11 @@ def test_a_connection_over_the_rate_is_greeted_with_421_name_and_time() -> None:
     registry = Harness(max_requests_per_window=2)
     assert [registry.client().connected() for _ in range(2)] == [CONTINUE, CONTINUE]
     registry.clock.advance(18)
-    expected = Disconnect("Rate limit ip exceeded, try again in 42 seconds", 421, "4.7.0")
+    expected = Disconnect(
+        "Too many connections from your address (limit ip, 2 per minute), try again in 42 seconds",
+        421,
+        "4.7.0",
+    )
     assert registry.client().connected() == expected
     assert registry.client("198.51.100.1").connected() == CONTINUE
     registry.clock.advance(42)
@@ -141,7 +149,10 @@ def test_too_many_open_connections_are_421_until_one_closes() -> None:
     assert [first.connected(), second.connected()] == [CONTINUE, CONTINUE]
     refused = registry.client().connected()
     assert refused == Disconnect(
-        "Too many connections, limit connections-per-ip, try again in 30 seconds", 421, "4.7.0"
+        "Too many connections from your address (limit connections-per-ip, 2 at a time), "
+        "try again in 30 seconds",
+        421,
+        "4.7.0",
     )
     first.disconnected()
     first.disconnected()
@@ -160,11 +171,101 @@ def test_a_session_that_was_refused_holds_no_lease_that_its_end_could_release() 
 
 
 @pytest.mark.parametrize(
+    ("counts", "per", "rates", "words"),
+    [
+        (
+            Counts.CONNECTIONS,
+            [Identity.IP],
+            ["2/1m"],
+            "connections from your address (limit x, 2 per minute)",
+        ),
+        (
+            Counts.CONNECTIONS,
+            [Identity.HELO],
+            ["2/1d"],
+            "connections with your HELO name (limit x, 2 per day)",
+        ),
+        (Counts.CONNECTIONS, [], ["2/1m"], "connections (limit x, 2 per minute)"),
+        (
+            Counts.CONNECTIONS,
+            [Identity.LISTENER],
+            ["2/1m"],
+            "connections on this port (limit x, 2 per minute)",
+        ),
+        (
+            Counts.MESSAGES,
+            [Identity.SENDER],
+            ["100/1m", "1000/1h"],
+            "messages from this sender (limit x, 100 per minute and 1000 per hour)",
+        ),
+        (
+            Counts.MESSAGES,
+            [Identity.IP, Identity.SENDER_DOMAIN],
+            ["9/15m"],
+            "messages from your address and this sender's domain (limit x, 9 per 15 minutes)",
+        ),
+        (
+            Counts.RECIPIENTS,
+            [Identity.NETWORK, Identity.RECIPIENT],
+            ["9/30m"],
+            "messages from your network to this recipient (limit x, 9 per 30 minutes)",
+        ),
+        (Counts.RECIPIENTS, [Identity.USER], ["9/1h"], "recipients from your account (limit x, 9 per hour)"),
+        (
+            Counts.AUTH_FAILURES,
+            [Identity.USER, Identity.NETWORK],
+            ["10/15m"],
+            "failed logins for this account from your network (limit x, 10 per 15 minutes)",
+        ),
+        (
+            Counts.REFUSALS,
+            [Identity.IP],
+            ["9/1s"],
+            "refused commands from your address (limit x, 9 per second)",
+        ),
+        (
+            Counts.OPEN_CONNECTIONS,
+            [Identity.IP],
+            ["20"],
+            "connections from your address (limit x, 20 at a time)",
+        ),
+    ],
+)
+def test_a_refusal_says_what_is_too_much_in_words_for_a_sender(
+    counts: Counts, per: list[Identity], rates: list[str], words: str
+) -> None:
+    (rule,) = rules_from_config(
+        ResourcesConfig(max_requests_per_window=0, max_connections_per_ip=0),
+        [limit("x", counts, *per, rates=rates)],
+    )
+    refusal = LimitRefusal("x", OnExceed.DEFER, 41.2, "id", counts, per=rule.per, rates=rule.rates)
+    assert limit_verdict(refusal, Stage.MAIL) == Defer(
+        f"Too many {words}, try again in 42 seconds", 450, "4.7.1"
+    )
+    size = Rate(100 * 2**20, 3600.0)
+    refusal = LimitRefusal("y", OnExceed.DEFER, 1.0, "id", Counts.BYTES, per=(Identity.USER,), rates=(size,))
+    assert limit_verdict(refusal, Stage.MESSAGE) == Defer(
+        "Too much mail from your account (limit y, 100 MiB per hour), try again in 1 second", 450, "4.7.1"
+    )
+
+
+def test_every_count_and_identity_has_words() -> None:
+    for counts in Counts:
+        for identity in Identity:
+            refusal = LimitRefusal(
+                "x", OnExceed.DEFER, 1.0, "id", counts, per=(identity,), rates=(Rate(1, 1.0),)
+            )
+            verdict = limit_verdict(refusal, Stage.MAIL)
+            assert isinstance(verdict, Defer)
+            assert "(limit x, 1 " in verdict.text
+
+
+@pytest.mark.parametrize(
     ("action", "verdict"),
     [
-        (OnExceed.DEFER, Defer("Rate limit m exceeded, try again in 60 seconds", 450, "4.7.1")),
-        (OnExceed.REJECT, Reject("Rate limit m exceeded, try again in 60 seconds", 550, "5.7.1")),
-        (OnExceed.DISCONNECT, Disconnect("Rate limit m exceeded, try again in 60 seconds", 421, "4.7.0")),
+        (OnExceed.DEFER, Defer(TOO_MANY_MESSAGES, 450, "4.7.1")),
+        (OnExceed.REJECT, Reject(TOO_MANY_MESSAGES, 550, "5.7.1")),
+        (OnExceed.DISCONNECT, Disconnect(TOO_MANY_MESSAGES, 421, "4.7.0")),
     ],
 )
 def test_each_action_has_its_verdict(action: OnExceed, verdict: Verdict) -> None:
@@ -183,11 +284,13 @@ def test_a_greeting_is_rejected_with_554_and_a_login_deferred_with_454() -> None
     first = registry.client()
     assert [first.connected(), first.authenticated("bob")] == [CONTINUE, CONTINUE]
     assert registry.client().connected() == Reject(
-        "Rate limit c exceeded, try again in 60 seconds", 554, "5.7.1"
+        "Too many connections (limit c, 1 per minute), try again in 60 seconds", 554, "5.7.1"
     )
     second = registry.client()
     assert second.authenticated("bob") == Defer(
-        "Rate limit u exceeded, try again in 60 seconds", 454, "4.7.0"
+        "Too many connections from your account (limit u, 1 per minute), try again in 60 seconds",
+        454,
+        "4.7.0",
     )
     assert second.authenticated("carol") == CONTINUE
 
@@ -198,7 +301,9 @@ def test_the_last_second_is_rounded_up() -> None:
     client.mail()
     client.committed()
     registry.clock.advance(0.6)
-    assert client.mail() == Defer("Rate limit m exceeded, try again in 1 second", 450, "4.7.1")
+    assert client.mail() == Defer(
+        "Too many messages (limit m, 1 per second), try again in 1 second", 450, "4.7.1"
+    )
 
 
 def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
@@ -213,7 +318,9 @@ def test_a_message_above_a_limit_of_bytes_is_refused_for_good() -> None:
     assert client.message(b"x" * 60) == CONTINUE
     client.committed()
     client.mail()
-    assert client.message(b"x" * 60) == Defer("Rate limit b exceeded, try again in 60 seconds", 450, "4.7.1")
+    assert client.message(b"x" * 60) == Defer(
+        "Too much mail (limit b, 100 bytes per minute), try again in 60 seconds", 450, "4.7.1"
+    )
 
 
 def test_a_limit_of_zero_refuses_without_naming_a_time() -> None:
@@ -361,7 +468,7 @@ def test_delay_is_bounded_and_then_defers() -> None:
     client.mail()
     client.committed()
     assert client.mail(wait=LimitsOptions().max_delay) == Defer(
-        "Rate limit m exceeded, try again in 56 seconds", 450, "4.7.1"
+        "Too many messages (limit m, 1 per minute), try again in 56 seconds", 450, "4.7.1"
     )
 
 
@@ -414,7 +521,7 @@ def test_a_store_that_answers_later_is_waited_for() -> None:
         registry.client().ask(Stage.MAIL).addCallback(verdicts.append)
     assert verdicts == []
     store.deliver()
-    assert verdicts == [CONTINUE, Defer("Rate limit m exceeded, try again in 60 seconds", 450, "4.7.1")]
+    assert verdicts == [CONTINUE, Defer(TOO_MANY_MESSAGES, 450, "4.7.1")]
 
 
 @pytest.mark.parametrize("action", list(OnExceed))
@@ -515,7 +622,11 @@ def test_attempts_over_the_limit_are_deferred_as_authentication_failures() -> No
         client = registry.client()
         assert client.login("anna") == CONTINUE
         client.login_ended("anna", LoginOutcome.BAD)
-    refused = Defer("Rate limit guesses exceeded, try again in 60 seconds", 454, "4.7.0")
+    refused = Defer(
+        "Too many failed logins for this account (limit guesses, 2 per minute), try again in 60 seconds",
+        454,
+        "4.7.0",
+    )
     assert registry.client().login("anna") == refused
     assert registry.client().login("berta") == CONTINUE
 
