@@ -164,3 +164,7 @@ class ResolverTrouble(ElemtaError):
     def __init__(self, text: str, *, local: bool = False) -> None:
         super().__init__(text)
         self.local = local
+
+
+class PolicyRequestError(ElemtaError):
+    """A client of the policy service sent what is no request."""

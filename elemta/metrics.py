@@ -312,6 +312,30 @@ class DnsMetrics:
         )
 
 
+class PolicyServiceMetrics:
+    """Requests of Postfix's policy delegation protocol."""
+
+    def __init__(self, registry: MetricRegistry | None = None) -> None:
+        new = registry or MetricRegistry()
+        self.requests = new.counter(
+            "elemta_policy_service_requests_total",
+            "Requests answered, by the kind of answer: dunno, defer, reject, disconnect.",
+            "service",
+            "action",
+        )
+        self.refused_requests = new.counter(
+            "elemta_policy_service_refused_total",
+            "Connections closed for a request that is too long, too slow or no request.",
+            "service",
+        )
+        self.connections = new.gauge(
+            "elemta_policy_service_connections_open", "Connections open now.", "service"
+        )
+        self.seconds = new.histogram(
+            "elemta_policy_service_duration_seconds", "From a whole request to its answer.", FAST, "service"
+        )
+
+
 class Metrics:
     """All metrics of one node, and the registry that collects them."""
 
@@ -327,6 +351,7 @@ class Metrics:
         self.spool = SpoolMetrics(new)
         self.delivery = DeliveryMetrics(new)
         self.dns = DnsMetrics(new)
+        self.policy_service = PolicyServiceMetrics(new)
         self.loop_lag = new.histogram(
             "elemta_event_loop_lag_seconds", "The delay between the time of a timer and its call.", FAST
         )

@@ -2,6 +2,7 @@
 
 from elemta.config.choices import (
     BareNewline,
+    ChargeMessagesAt,
     Counts,
     EarlyTalkers,
     Identity,
@@ -34,6 +35,7 @@ from elemta.config.schema import (
     MetricsConfig,
     PoliciesConfig,
     PolicyCommon,
+    PolicyServiceConfig,
     ResourcesConfig,
     RouteConfig,
     ServerConfig,
@@ -62,6 +64,7 @@ __all__ = [
     "AuthConfig",
     "BareNewline",
     "CertificateConfig",
+    "ChargeMessagesAt",
     "Config",
     "ConsoleConfig",
     "Counts",
@@ -82,6 +85,7 @@ __all__ = [
     "OnExceed",
     "PoliciesConfig",
     "PolicyCommon",
+    "PolicyServiceConfig",
     "Rate",
     "ResourcesConfig",
     "Role",

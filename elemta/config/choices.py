@@ -122,3 +122,10 @@ class LogLevel(enum.StrEnum):
     WARN = "warn"
     ERROR = "error"
     CRITICAL = "critical"
+
+
+class ChargeMessagesAt(enum.StrEnum):
+    """When a policy service charges messages and their size."""
+
+    END_OF_MESSAGE = "end_of_message"
+    RCPT = "rcpt"

@@ -16,6 +16,7 @@ from elemta.config.schema import (
     LoggingConfig,
     MetricsConfig,
     PoliciesConfig,
+    PolicyServiceConfig,
     ResourcesConfig,
     RouteConfig,
     ServerConfig,
@@ -52,6 +53,7 @@ class Config:
     spool: SpoolConfig
     metrics: MetricsConfig
     console: ConsoleConfig
+    policy_services: tuple[PolicyServiceConfig, ...]
     logging: LoggingConfig
     source: str = field(default=DEFAULTS, compare=False)
     explicit: frozenset[str] = field(default=frozenset(), compare=False)

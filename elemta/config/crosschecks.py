@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from typing import Any
 
@@ -221,10 +221,25 @@ def _routes(config: Config) -> Iterator[Fault]:
             yield _fault(config, key, problem, 'set tls = "require"')
 
 
+def _policy_services(config: Config) -> Iterator[Fault]:
+    services = config.policy_services
+    yield from _duplicates(config, "policy_service", [each.name for each in services], "name")
+    names = {each.name for each in config.listeners}
+    for number, each in enumerate(services, start=1):
+        if each.name in names:
+            problem = f'found "{each.name}": a listener has this name'
+            yield _fault(config, f"policy_service[{number}].name", problem)
+
+
 def _endpoints(config: Config) -> Iterator[Fault]:
-    taken: Mapping[str, str] = {
+    taken: dict[str, str] = {
         each.endpoint: f"listener[{n}].endpoint" for n, each in enumerate(config.listeners, start=1)
     }
+    for number, each in enumerate(config.policy_services, start=1):
+        key = f"policy_service[{number}].endpoint"
+        if each.endpoint in taken and not _PORT_ZERO.match(each.endpoint):
+            yield _fault(config, key, f'found "{each.endpoint}": {taken[each.endpoint]} has it already')
+        taken.setdefault(each.endpoint, key)
     own = {"metrics.endpoint": config.metrics.endpoint, "console.endpoint": config.console.endpoint}
     for key, endpoint in own.items():
         if endpoint in taken and not _PORT_ZERO.match(endpoint):
@@ -246,5 +261,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("policies",), _chain),
     (("policy", "listener"), _policy_listeners),
     (("route",), _routes),
-    (("listener", "metrics", "console"), _endpoints),
+    (("policy_service", "listener"), _policy_services),
+    (("listener", "policy_service", "metrics", "console"), _endpoints),
 )

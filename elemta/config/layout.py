@@ -15,6 +15,7 @@ from elemta.config.schema import (
     LoggingConfig,
     MetricsConfig,
     PoliciesConfig,
+    PolicyServiceConfig,
     ResourcesConfig,
     RouteConfig,
     ServerConfig,
@@ -47,6 +48,7 @@ SECTIONS: Final = (
     Section("spool", "spool", SpoolConfig),
     Section("metrics", "metrics", MetricsConfig),
     Section("console", "console", ConsoleConfig),
+    Section("policy_service", "policy_services", PolicyServiceConfig, many=True),
     Section("logging", "logging", LoggingConfig),
 )
 """Every table but ``[policy.NAME]``, in the order of the sample file."""

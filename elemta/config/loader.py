@@ -131,6 +131,8 @@ def _read(
             key = f"{section.table}[{number}]" if section.many else section.table
             explicit.update(f"{key}.{name}" for name in table)
             read.append(read_table(section.shape, table, key, faults))
+        if section.many and document.get(section.table) == []:
+            explicit.add(section.table)
         complete = complete and None not in read
         values[section.attribute] = tuple(read) if section.many else read[0]
     policy = _read_policies(document.get("policy", {}), faults)
@@ -166,9 +168,11 @@ def _with_computed_defaults(config: Config) -> Config:
         server = dataclasses.replace(server, node_id=server.hostname)
     if "domains.local" not in config.explicit:
         domains = dataclasses.replace(domains, local=(server.hostname,))
-    return dataclasses.replace(
-        config, server=server, domains=domains, listeners=listeners or (DEFAULT_LISTENER,)
-    )
+    # `listener = []` beside a policy service: a daemon that receives no mail.
+    receives_none = "listener" in config.explicit and config.policy_services
+    if not listeners and not receives_none:
+        listeners = (DEFAULT_LISTENER,)
+    return dataclasses.replace(config, server=server, domains=domains, listeners=listeners)
 
 
 def _own_name() -> str:

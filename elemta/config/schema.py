@@ -8,6 +8,7 @@ from typing import Final
 
 from elemta.config.choices import (
     BareNewline,
+    ChargeMessagesAt,
     Counts,
     EarlyTalkers,
     Identity,
@@ -487,6 +488,30 @@ class ConsoleConfig:
         "/etc/elemta/console-users",
         "A file with the users of the console. Without a file the first start makes one random token, keeps "
         "it with mode 0600 in the spool directory and logs its path.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyServiceConfig:
+    """One ``[[policy_service]]`` table: Postfix's policy delegation protocol, for the limits."""
+
+    name: str = setting(
+        REQUIRED,
+        'The service\'s name in logs and metrics, and for limits per = ["listener"].',
+        check=check_given_name,
+        example="postfix",
+    )
+    endpoint: str = setting(
+        REQUIRED,
+        "A Twisted server endpoint: tcp, tcp6, unix, systemd or one that another package brings. The "
+        "protocol has no login: only Postfix should reach it.",
+        check=check_listener_endpoint,
+        example="tcp:10031:interface=127.0.0.1",
+    )
+    charge_messages_at: ChargeMessagesAt = setting(
+        ChargeMessagesAt.END_OF_MESSAGE,
+        "The state at which limits of messages and bytes are charged. end_of_message: where Postfix asks in "
+        "smtpd_end_of_data_restrictions. rcpt: once for each message, at its first recipient.",
     )
 
 

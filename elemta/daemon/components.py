@@ -174,6 +174,8 @@ def needs_restart(old: Components, new: Components) -> tuple[str, ...]:
         "server.node_id": before.server.node_id != after.server.node_id,
         "listener": [(c.name, c.endpoint) for c in before.listeners]
         != [(c.name, c.endpoint) for c in after.listeners],
+        "policy_service": [(c.name, c.endpoint) for c in before.policy_services]
+        != [(c.name, c.endpoint) for c in after.policy_services],
         "spool.directory": before.spool.directory != after.spool.directory,
         "spool.minimum_free": before.spool.minimum_free != after.spool.minimum_free,
         **{

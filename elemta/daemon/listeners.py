@@ -17,6 +17,7 @@ from elemta.net.listeners import Listener, provide_descriptors, take_inherited_s
 from elemta.net.registry import ConnectionRegistry
 from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
+from elemta.policy_service import PolicyServiceFactory
 from elemta.spool import Spool
 
 ListenAddress = tuple[IPv4Address | IPv6Address, int]
@@ -33,6 +34,8 @@ class Listeners:
         self.registry = ConnectionRegistry(shared.runtime, max_connections)
         shared.metrics.net.session_memory.poll_labelled(self._session_memory)
         self.smtp: list[Listener] = []
+        self.policy_services: list[Listener] = []
+        self.policy_factories: dict[str, PolicyServiceFactory] = {}
         self.monitoring: list[Listener] = []
         self.factories: dict[str, ESMTPFactory] = {}
         self._certificates: tuple[Certificate, ...] = ()
@@ -54,7 +57,11 @@ class Listeners:
             factory = ESMTPFactory(self.registry, listener, self._metrics.net)
             self.factories[listener.name] = factory
             self.smtp.append(Listener(listener.name, listener.endpoint, factory))
-        listeners = (*self.smtp, *self.monitoring)
+        for service in config.policy_services:
+            asked = PolicyServiceFactory(service, self._metrics.policy_service, self._reactor)
+            self.policy_factories[service.name] = asked
+            self.policy_services.append(Listener(service.name, service.endpoint, asked))
+        listeners = (*self.smtp, *self.policy_services, *self.monitoring)
         take_inherited_sockets(listeners, self._reactor)
         for bound in listeners:
             bound.bind(self._reactor)
@@ -66,15 +73,17 @@ class Listeners:
 
     def open(self) -> None:
         """Open all listeners."""
-        for listener in self.smtp:
+        for listener in (*self.smtp, *self.policy_services):
             listener.accept()
         self.registry.closed_with = None
 
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""
         self.registry.drain()
-        for listener in (*self.smtp, *self.monitoring):
+        for listener in (*self.smtp, *self.policy_services, *self.monitoring):
             await listener.close()
+        for factory in self.policy_factories.values():
+            factory.close_connections()
 
     @property
     def addresses(self) -> tuple[ListenAddress, ...]:
@@ -118,6 +127,10 @@ class Listeners:
                 metrics=self._metrics.net,
                 now=self._now,
             )
+
+        for service in components.config.policy_services:
+            if service.name in self.policy_factories:
+                self.policy_factories[service.name].set_limits(components.limiter, service.charge_messages_at)
 
     def _session_memory(self) -> list[LabelledValue]:
         return [((kind,), octets) for kind, octets in asdict(self.registry.memory).items()]

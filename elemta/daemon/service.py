@@ -210,6 +210,7 @@ class Elemta(Service):
             event="daemon.ready",
             config=self.config.source,
             listeners=[f"{listener.name} {listener.address}" for listener in self.listeners.smtp],
+            policy_services=[f"{each.name} {each.address}" for each in self.listeners.policy_services],
             metrics=[listener.address for listener in self.listeners.monitoring],
             spool=self.config.spool.directory,
             policies=list(self.config.policies.chain),

@@ -179,6 +179,29 @@ class Limiter:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
         return run(self._acquire(asked, tuple(covered), _DELAYED if may_delay else _REFUSED))
 
+    def charge_counts(
+        self,
+        counts: Collection[Counts],
+        session: SessionLike,
+        transaction: TransactionLike,
+        recipient: Recipient | None,
+        *,
+        already: Collection[str] = (),
+    ) -> MaybeDeferred[Charge]:
+        """Charge every limit that counts one of ``counts``, all or none, where there are no stages.
+
+        What counts messages or bytes is not charged for the keys in ``already``.
+        """
+        subject = Subject(session, transaction, recipient)
+        asked = [
+            request
+            for rule in self.rules
+            if rule.counts in counts and not rule.is_outbound
+            for request in rule.requests(subject)
+            if request.key not in already or rule.counts is Counts.RECIPIENTS
+        ]
+        return run(self._acquire(asked)) if asked else _NOTHING
+
     def charge_outbound(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
 

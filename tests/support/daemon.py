@@ -169,7 +169,7 @@ create_mailboxes = true
 
     def port_of(self, listener: str = "mx") -> int:
         ready = self.records("daemon.ready")[-1]
-        for named in ready["listeners"]:
+        for named in (*ready["listeners"], *ready["policy_services"]):
             name, _, address = named.rpartition(" ")
             if name == listener:
                 return int(address.rpartition(":")[2])

@@ -1,0 +1,5 @@
+"""The limits for a fleet that keeps Postfix: its policy delegation protocol (SMTPD_POLICY_README)."""
+
+from elemta.policy_service.service import PolicyServiceFactory
+
+__all__ = ["PolicyServiceFactory"]

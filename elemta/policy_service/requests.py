@@ -1,0 +1,136 @@
+"""Postfix's policy delegation protocol (SMTPD_POLICY_README): octets in, requests out.
+
+A request is lines of ``name=value`` and an empty line; an answer is ``action=…`` and an empty line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
+
+from elemta.address import NULL, Address
+from elemta.envelope import Recipient
+from elemta.errors import PolicyRequestError
+from elemta.limits.identity import IPAddress
+
+MAX_REQUEST = 64 * 1024
+"""Octets of one request, its empty line included."""
+
+NO_ADDRESS = IPv4Address("0.0.0.0")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRequest:
+    """What Postfix asks, in the words of the limits.
+
+    It is what a limit reads of a session and of a transaction. ``client_ip`` is 0.0.0.0 where the request has
+    none, as of a client that uses a Unix socket.
+    """
+
+    state: str
+    instance: str
+    client_ip: IPAddress
+    listener: str
+    helo: str
+    user: str | None
+    sender: Address
+    recipient: Recipient | None
+    size: int
+
+    @property
+    def recipients(self) -> tuple[Recipient, ...]:
+        """The recipient, where there is one."""
+        return () if self.recipient is None else (self.recipient,)
+
+
+class RequestReader:
+    """Takes octets and gives the attributes of each request that is whole."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0
+
+    def __len__(self) -> int:
+        """The octets that wait."""
+        return len(self._buffer)
+
+    def receive(self, data: bytes) -> None:
+        """Take what arrived."""
+        self._buffer += data
+
+    def next_request(self) -> Mapping[str, str] | None:
+        """The attributes of the next request; None where it is not whole yet.
+
+        Raises :class:`PolicyRequestError` where it is too long, or no request.
+        """
+        end = self._buffer.find(b"\n\n", self._searched)
+        if end < 0:
+            if len(self._buffer) >= MAX_REQUEST:
+                raise PolicyRequestError(f"the request is longer than {MAX_REQUEST} octets")
+            self._searched = max(0, len(self._buffer) - 1)
+            return None
+        if end + 2 > MAX_REQUEST:
+            raise PolicyRequestError(f"the request is longer than {MAX_REQUEST} octets")
+        text = self._buffer[:end].decode("utf-8", "surrogateescape")
+        del self._buffer[: end + 2]
+        self._searched = 0
+        return _attributes(text)
+
+
+def _attributes(text: str) -> Mapping[str, str]:
+    attributes: dict[str, str] = {}
+    for line in text.split("\n"):
+        name, equals, value = line.removesuffix("\r").partition("=")
+        if not equals or not name:
+            raise PolicyRequestError("a line of the request is not name=value")
+        # Postfix never sends an attribute twice; the first counts.
+        attributes.setdefault(name, value)
+    return attributes
+
+
+def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest:
+    """The request that attributes describe. Raises :class:`PolicyRequestError` where one is nonsense."""
+    recipient = attributes.get("recipient", "")
+    return PolicyRequest(
+        state=attributes.get("protocol_state", "").upper(),
+        instance=attributes.get("instance", ""),
+        client_ip=_client_ip(attributes.get("client_address", "")),
+        listener=service,
+        helo=attributes.get("helo_name", ""),
+        user=attributes.get("sasl_username") or None,
+        sender=_address(attributes.get("sender", "")) or NULL,
+        recipient=Recipient(address) if (address := _address(recipient)) is not None else None,
+        size=_size(attributes.get("size", "")),
+    )
+
+
+def _client_ip(text: str) -> IPAddress:
+    if not text or text == "unknown":
+        return NO_ADDRESS
+    try:
+        return ip_address(text.partition("%")[0])
+    except ValueError as error:
+        raise PolicyRequestError("client_address is no address") from error
+
+
+def _address(text: str) -> Address | None:
+    """A mailbox as Postfix writes it, without quotes and perhaps without a domain; None for no mailbox."""
+    text = text.strip()
+    if text in ("", "<>"):
+        return None
+    local, at, domain = text.rpartition("@")
+    return Address(local, domain.lower().rstrip(".")) if at else Address(text, "")
+
+
+def _size(text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise PolicyRequestError("size is no number")
+    return int(text)
+
+
+def encode_answer(action: str) -> bytes:
+    """An answer as it is sent."""
+    return f"action={action}\n\n".encode("utf-8", "replace")

@@ -1,0 +1,205 @@
+"""The Twisted side of the policy service: connections, and one answer for each request, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.config import ChargeMessagesAt, PolicyServiceConfig
+from elemta.errors import PolicyRequestError
+from elemta.limits import Limiter
+from elemta.metrics import PolicyServiceMetrics
+from elemta.policy_service.decisions import DUNNO, PolicyDecider
+from elemta.policy_service.requests import MAX_REQUEST, RequestReader, encode_answer, policy_request
+
+_log = Logger()
+
+REQUEST_SECONDS = 30.0
+"""The time for the rest of a request that has begun. Postfix keeps a connection that is idle."""
+MAX_CONNECTIONS = 20_000
+LOCAL_TROUBLE = "DEFER_IF_PERMIT 4.3.0 Local trouble, try again later"
+_KINDS = {"DUNNO": "dunno", "DEFER_IF_PERMIT": "defer", "REJECT": "reject", "421": "disconnect"}
+
+
+class PolicyServiceProtocol(Protocol):
+    """One connection of Postfix's. It asks and waits; what it pipelines waits here, in order and bounded."""
+
+    def __init__(self, factory: PolicyServiceFactory) -> None:
+        self._owner = factory
+        self._reader = RequestReader()
+        self._answering = False
+        self._in_loop = False  # the answer came before its Deferred was returned
+        self._deadline: IDelayedCall | None = None
+        self._closed = False
+        self._paused = False
+
+    def connectionMade(self) -> None:
+        self._owner.opened(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._reader.receive(data)
+        if self._answering:
+            self._pause_where_much_waits()
+        else:
+            self._answer_all()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
+        self._closed = True
+        self._stop_deadline()
+        self._owner.closed(self)
+
+    def close(self) -> None:
+        """Close without an answer: Postfix asks again elsewhere, or takes its default action."""
+        transport: Any = self.transport
+        transport.loseConnection()
+
+    def _answer_all(self) -> None:
+        """Answer every whole request; stop at one that has to wait for the limits."""
+        while not self._closed:
+            try:
+                attributes = self._reader.next_request()
+                if attributes is None:
+                    break
+                request = policy_request(attributes, self._owner.name)
+                kind = attributes.get("request")
+            except PolicyRequestError as error:
+                self._refuse(str(error))
+                return
+            if kind != "smtpd_access_policy":
+                self._send(DUNNO)
+                continue
+            began = self._owner.reactor.seconds()
+            decided = self._owner.decider.decide(request)
+            if isinstance(decided, Deferred):  # the loop goes on where the answer is there at once
+                self._answering = self._in_loop = True
+                decided.addErrback(self._failed)
+                decided.addCallback(self._decided, began)
+                self._in_loop = False
+                if self._answering:
+                    return
+            else:
+                self._observe(began)
+                self._send(decided)
+        self._watch_the_rest()
+
+    def _decided(self, action: str, began: float) -> None:
+        self._answering = False
+        if self._closed:
+            return
+        self._observe(began)
+        self._send(action)
+        if not self._in_loop:
+            self._resume()
+            self._answer_all()
+
+    def _failed(self, failure: Failure) -> str:
+        _log.failure("a policy request failed", failure, event="policy_service.internal_error")
+        return LOCAL_TROUBLE
+
+    def _send(self, action: str) -> None:
+        self._owner.count(action)
+        transport: Any = self.transport
+        transport.write(encode_answer(action))
+
+    def _observe(self, began: float) -> None:
+        self._owner.observe(self._owner.reactor.seconds() - began)
+
+    def _refuse(self, why: str) -> None:
+        transport: Any = self.transport
+        self._closed = True
+        self._owner.refuse(str(transport.getPeer()), why)
+        transport.loseConnection()
+
+    def _pause_where_much_waits(self) -> None:
+        if len(self._reader) > MAX_REQUEST and not self._paused:
+            transport: Any = self.transport
+            self._paused = True
+            transport.pauseProducing()
+
+    def _resume(self) -> None:
+        if self._paused:
+            transport: Any = self.transport
+            self._paused = False
+            transport.resumeProducing()
+
+    def _watch_the_rest(self) -> None:
+        """A request that has begun has to end."""
+        self._stop_deadline()
+        if len(self._reader) and not self._closed:
+            self._deadline = self._owner.reactor.callLater(
+                REQUEST_SECONDS, self._refuse, "the request did not end in time"
+            )
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
+
+
+class PolicyServiceFactory(Factory):
+    """The connections of one ``[[policy_service]]``, and what counts them."""
+
+    noisy = False
+
+    def __init__(
+        self, service: PolicyServiceConfig, metrics: PolicyServiceMetrics, reactor: IReactorTime
+    ) -> None:
+        self.name = service.name
+        self.reactor = reactor
+        self._limiter: Limiter | None = None
+        self.decider = PolicyDecider(service.charge_messages_at, self._limits)
+        self._open: dict[PolicyServiceProtocol, None] = {}
+        self._metrics = metrics
+        self._connections = metrics.connections.labels(service.name)
+        self._refused = metrics.refused_requests.labels(service.name)
+        self._actions = {kind: metrics.requests.labels(service.name, kind) for kind in _KINDS.values()}
+        self._seconds = metrics.seconds.labels(service.name)
+
+    def set_limits(self, limiter: Limiter, charge_messages_at: ChargeMessagesAt) -> None:
+        """Decide by these limits from now on."""
+        self._limiter = limiter
+        self.decider.charge_messages_at = charge_messages_at
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # noqa: ARG002
+        if self._limiter is None or len(self._open) >= MAX_CONNECTIONS:
+            return None
+        return PolicyServiceProtocol(self)
+
+    def close_connections(self) -> None:
+        """Close every connection."""
+        for protocol in list(self._open):
+            protocol.close()
+
+    def opened(self, protocol: PolicyServiceProtocol) -> None:
+        self._open[protocol] = None
+        self._connections.inc()
+
+    def closed(self, protocol: PolicyServiceProtocol) -> None:
+        if self._open.pop(protocol, self) is None:
+            self._connections.dec()
+
+    def count(self, action: str) -> None:
+        self._actions[_KINDS[action.partition(" ")[0]]].inc()
+
+    def observe(self, seconds: float) -> None:
+        self._seconds.observe(seconds)
+
+    def refuse(self, peer: str, why: str) -> None:
+        """Count and log a connection that is closed for what it sent."""
+        self._refused.inc()
+        _log.warn(
+            "closed a connection of the policy service {service}: {reason}",
+            event="policy_service.request_refused",
+            service=self.name,
+            peer=peer,
+            reason=why,
+        )
+
+    def _limits(self) -> Limiter:
+        assert self._limiter is not None  # noqa: S101 - no connection is taken before it is set
+        return self._limiter
