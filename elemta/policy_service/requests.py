@@ -90,7 +90,7 @@ def _attributes(text: str) -> Mapping[str, str]:
 
 
 def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest:
-    """The request that attributes describe. Raises :class:`PolicyRequestError` where one is nonsense."""
+    """The request that attributes describe. Raises :class:`PolicyRequestError` where one is invalid."""
     recipient = attributes.get("recipient", "")
     return PolicyRequest(
         state=attributes.get("protocol_state", "").upper(),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from elemta.config import ChargeMessagesAt, PolicyServiceConfig
 from elemta.errors import PolicyRequestError
@@ -26,8 +27,12 @@ LOCAL_TROUBLE = "DEFER_IF_PERMIT 4.3.0 Local trouble, try again later"
 _KINDS = {"DUNNO": "dunno", "DEFER_IF_PERMIT": "defer", "REJECT": "reject", "421": "disconnect"}
 
 
+@implementer(IHalfCloseableProtocol)
 class PolicyServiceProtocol(Protocol):
-    """One connection of Postfix's. It asks and waits; what it pipelines waits here, in order and bounded."""
+    """One connection of Postfix's. It asks and waits; what it pipelines waits here, in order and bounded.
+
+    A client such as Exim says at once that it sends no more; it gets its answers, then the connection ends.
+    """
 
     def __init__(self, factory: PolicyServiceFactory) -> None:
         self._owner = factory
@@ -37,6 +42,7 @@ class PolicyServiceProtocol(Protocol):
         self._deadline: IDelayedCall | None = None
         self._closed = False
         self._paused = False
+        self._at_end = False
 
     def connectionMade(self) -> None:
         self._owner.opened(self)
@@ -52,6 +58,14 @@ class PolicyServiceProtocol(Protocol):
         self._closed = True
         self._stop_deadline()
         self._owner.closed(self)
+
+    def readConnectionLost(self) -> None:
+        self._at_end = True
+        if not self._answering:
+            self.close()
+
+    def writeConnectionLost(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close without an answer: Postfix asks again elsewhere, or takes its default action."""
@@ -86,6 +100,8 @@ class PolicyServiceProtocol(Protocol):
                 self._observe(began)
                 self._send(decided)
         self._watch_the_rest()
+        if self._at_end and not self._closed:
+            self.close()
 
     def _decided(self, action: str, began: float) -> None:
         self._answering = False

@@ -58,7 +58,7 @@ SERVER_KEYS = (
             "[resource]\nx = 1",
             "resource: unknown table (did you mean [resources]? known are [server], [[listener]], [tls], "
             "[[certificate]], [domains], [auth], [resources], [[limit]], [policies], [[route]], [spool], "
-            "[metrics], [console], [logging], [policy.NAME])",
+            "[metrics], [console], [[policy_service]], [logging], [policy.NAME])",
             id="unknown table",
         ),
         pytest.param(

@@ -28,6 +28,13 @@ UNSEEN |= {"elemta_health_checks_total"}
 UNSEEN |= {"elemta_dns_questions_total"}
 #: The fleet's clients write SMTP as the RFCs have it.
 UNSEEN |= {"elemta_leniency_total"}
+#: The fleet asks for limits by SMTP only.
+UNSEEN |= {
+    "elemta_policy_service_requests_total",
+    "elemta_policy_service_refused_total",
+    "elemta_policy_service_connections_open",
+    "elemta_policy_service_duration_seconds",
+}
 #: A hold ends days after it began.
 UNSEEN |= {"elemta_spool_holds_ended_total"}
 

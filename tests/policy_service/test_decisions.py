@@ -48,9 +48,7 @@ class World:
 
 
 def limit(counts: Counts, per: Identity, most: int, **more: object) -> LimitConfig:
-    return replace(
-        LimitConfig(name="mine", per=(per,), counts=counts, rates=(Rate(most, 60.0),)), **more
-    )
+    return replace(LimitConfig(name="mine", per=(per,), counts=counts, rates=(Rate(most, 60.0),)), **more)
 
 
 def passed(answers: list[str]) -> int:
@@ -66,7 +64,19 @@ def passed(answers: list[str]) -> int:
     ],
 )
 def test_each_kind_is_charged_at_its_state_and_at_no_other(counts, state):
-    states = ["CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN", "", "OTHER"]
+    states = [
+        "CONNECT",
+        "EHLO",
+        "HELO",
+        "MAIL",
+        "RCPT",
+        "DATA",
+        "END-OF-MESSAGE",
+        "VRFY",
+        "ETRN",
+        "",
+        "OTHER",
+    ]
     for each in states:
         world = World(limit(counts, Identity.IP, 3))
         assert passed([world.ask(each) for _ in range(5)]) == (3 if each == state else 5), each

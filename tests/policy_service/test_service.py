@@ -1,0 +1,165 @@
+"""Connections of the policy service: order, bounds, and limits that answer later or not at all."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from elemta.config import PolicyServiceConfig, ResourcesConfig
+from elemta.errors import StoreUnavailable
+from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.metrics import PolicyServiceMetrics
+from elemta.policy_service.requests import MAX_REQUEST
+from elemta.policy_service.service import LOCAL_TROUBLE, REQUEST_SECONDS, PolicyServiceFactory
+from tests.support.runtime import runtime_of
+
+CONFIG = PolicyServiceConfig(name="postfix", endpoint="tcp:10031")
+
+
+def request(**attributes: str) -> bytes:
+    given = {"request": "smtpd_access_policy", "protocol_state": "RCPT", **attributes}
+    return ("".join(f"{name}={text}\n" for name, text in given.items()) + "\n").encode()
+
+
+class World:
+    """A connection whose decisions the test makes."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        metrics = PolicyServiceMetrics()
+        self.factory = PolicyServiceFactory(CONFIG, metrics, self.clock)
+        rules = rules_from_config(ResourcesConfig(), ())
+        self.factory.set_limits(
+            Limiter(rules, MemoryStore(runtime_of(self.clock))), CONFIG.charge_messages_at
+        )
+        self.waiting: list[Deferred[str]] = []
+        self.asked: list[str] = []
+        self.at_once = False
+        self.factory.decider.decide = self._decide  # type: ignore[method-assign]
+        self.protocol = self.factory.buildProtocol(None)
+        self.transport = StringTransport()
+        self.protocol.makeConnection(self.transport)
+
+    def _decide(self, asked: object) -> object:
+        self.asked.append(asked.helo)
+        if self.at_once:
+            return "DUNNO"
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+    def receive(self, data: bytes) -> None:
+        self.protocol.dataReceived(data)
+
+    @property
+    def sent(self) -> bytes:
+        return self.transport.value()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_answers_come_in_the_order_of_the_requests(world):
+    world.receive(request(helo_name="one") + request(helo_name="two"))
+    assert world.asked == ["one"]
+    world.waiting[0].callback("DUNNO")
+    world.waiting[1].callback("REJECT 5.7.1 no")
+    assert world.asked == ["one", "two"]
+    assert world.sent == b"action=DUNNO\n\naction=REJECT 5.7.1 no\n\n"
+
+
+def test_thousands_of_requests_at_once_are_answered(world):
+    world.at_once = True
+    world.receive(request() * 5000)
+    assert world.sent == b"action=DUNNO\n\n" * 5000
+
+
+def test_thousands_of_requests_whose_answers_are_there_already_are_answered(world):
+    def decide(_asked: object) -> Deferred[str]:
+        done: Deferred[str] = Deferred()
+        done.callback("DUNNO")
+        return done
+
+    world.factory.decider.decide = decide
+    world.receive(request() * 5000)
+    assert world.sent == b"action=DUNNO\n\n" * 5000
+
+
+def test_a_client_that_sends_and_does_not_wait_is_not_read_beyond_a_bound(world):
+    world.receive(request())
+    while world.transport.producerState == "producing":
+        world.receive(request() * 100)
+    assert len(world.protocol._reader) < 2 * MAX_REQUEST
+    world.at_once = True
+    world.waiting[0].callback("DUNNO")
+    assert world.transport.producerState == "producing"
+    assert len(world.protocol._reader) == 0
+
+
+@pytest.mark.parametrize("data", [b"x" * MAX_REQUEST, b"nonsense\n\n", b"size=x\n\n", b"\xff\0\n\n"])
+def test_what_is_no_request_closes_this_connection_only(world, data):
+    other = world.factory.buildProtocol(None)
+    other.makeConnection(StringTransport())
+    world.receive(data)
+    assert world.transport.disconnecting
+    assert not other.transport.disconnecting
+    assert world.sent == b""
+    world.receive(request())
+    assert world.asked == []
+
+
+def test_a_request_that_does_not_end_closes_the_connection_in_time_and_an_idle_one_stays(world):
+    world.clock.advance(REQUEST_SECONDS * 10)
+    assert not world.transport.disconnecting
+    world.receive(b"request=smtpd_access_policy\n")
+    world.clock.advance(REQUEST_SECONDS - 1)
+    assert not world.transport.disconnecting
+    world.clock.advance(2)
+    assert world.transport.disconnecting
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("a fault"), RecursionError()])
+def test_local_trouble_defers_and_the_connection_goes_on(world, error):
+    world.receive(request() + request())
+    world.waiting[0].errback(error)
+    world.waiting[1].callback("DUNNO")
+    assert world.sent == f"action={LOCAL_TROUBLE}\n\naction=DUNNO\n\n".encode()
+
+
+def test_a_request_of_another_kind_gets_dunno(world):
+    world.receive(request(request="junk_mail_policy"))
+    assert world.sent == b"action=DUNNO\n\n"
+    assert world.asked == []
+
+
+def test_a_client_that_leaves_before_its_answer_costs_nothing(world):
+    world.receive(request() + request())
+    world.protocol.connectionLost()
+    world.waiting[0].callback("DUNNO")
+    assert world.asked == [""]
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_a_client_that_sends_no_more_gets_its_answers_and_then_the_end(world):
+    world.receive(request() + request())
+    world.protocol.readConnectionLost()
+    world.waiting[0].callback("DUNNO")
+    assert not world.transport.disconnecting
+    world.waiting[1].callback("DUNNO")
+    assert world.sent == b"action=DUNNO\n\n" * 2
+    assert world.transport.disconnecting
+
+
+def test_open_connections_are_counted(world):
+    metrics = world.factory._metrics
+    assert value_of(metrics.connections) == 1
+    world.protocol.connectionLost()
+    world.protocol.connectionLost()
+    assert value_of(metrics.connections) == 0
+
+
+def value_of(gauge) -> float:
+    return gauge.labels("postfix")._value.get()
