@@ -20,6 +20,7 @@ from elemta.config.choices import (
 from elemta.config.config import Config
 from elemta.config.dumper import dump
 from elemta.config.loader import load
+from elemta.config.options import OptionInfo, describe_options
 from elemta.config.reader import NoOptions, read_policy
 from elemta.config.reference import render_markdown, render_sample
 from elemta.config.schema import (
@@ -83,6 +84,7 @@ __all__ = [
     "NoOptions",
     "OnError",
     "OnExceed",
+    "OptionInfo",
     "PoliciesConfig",
     "PolicyCommon",
     "PolicyServiceConfig",
@@ -100,6 +102,7 @@ __all__ = [
     "TargetKind",
     "Unacceptable",
     "WhenValkeyIsDown",
+    "describe_options",
     "dump",
     "format_duration",
     "format_size",

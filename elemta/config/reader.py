@@ -11,12 +11,15 @@ from elemta.config.layout import SECTIONS
 from elemta.config.redaction import shown
 from elemta.config.schema import PolicyCommon
 from elemta.config.setting import SettingField, settings_of
-from elemta.config.types import SettingType, type_of
+from elemta.config.types import SettingType, table_of, type_of
 from elemta.config.values import nearest
 
 Options = TypeVar("Options")
 
 _BAD = object()
+
+OWN_DEFAULTS = frozenset({"timeout", "on_error"})
+"""Keys of every policy for which a policy may have a default of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +44,44 @@ def read_policy(
     """Read a ``[policy.NAME]`` table: the four keys of every policy, and the policy's own options.
 
     ``cls`` is the policy's frozen dataclass of options (None for a policy without any); its fields are
-    made with :func:`setting` or are plain fields. ``place`` and ``key`` (``policy.NAME``) stand in the
-    faults. Raises ConfigError with every fault, and TypeError for a dataclass that can't be read.
+    made with :func:`setting` or are plain fields. A field that is a dataclass is a table, and a tuple of one
+    a list of tables. ``timeout`` and ``on_error`` among them give these keys another default. ``place`` and
+    ``key`` (``policy.NAME``) stand in the faults. Raises ConfigError with every fault, and TypeError for a
+    dataclass that can't be read.
     """
     shape: type[Any] = NoOptions if cls is None else cls
     own = [field.key for field in settings_of(shape)]
     common = [field.key for field in settings_of(PolicyCommon)]
-    twice = [name for name in own if name in common]
+    twice = [name for name in own if name in common and name not in OWN_DEFAULTS]
     if twice:
         raise TypeError(f"{shape.__qualname__}: every policy has {', '.join(twice)} already")
     faults = Faults(place)
     common_values, _ = _read_settings(PolicyCommon, table, key, faults)
+    for name, default in _own_defaults(shape, common_values).items():
+        if name not in table:
+            common_values[name] = default
     values, complete = _read_settings(shape, table, key, faults)
     note_unknown_keys(table, [*own, *common], key, faults)
     options = _construct(shape, values, key, faults) if complete and not faults.within(key) else None
     faults.raise_any()
     assert options is not None  # noqa: S101 - without a fault there is an instance
     return PolicyCommon(**common_values), options
+
+
+def _own_defaults(shape: type[Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults that a policy gives keys of every policy, where the table has none of its own."""
+    defaults = {}
+    for field in settings_of(shape):
+        if field.key in OWN_DEFAULTS:
+            wanted = type(common[field.key])
+            if field.type is not wanted:
+                name = field.key
+                raise TypeError(
+                    f"{shape.__qualname__}: every policy has {name} already, as {wanted.__name__}"
+                )
+            if not field.required:
+                defaults[field.key] = field.default
+    return defaults
 
 
 def read_policy_common(table: Mapping[str, object], key: str, faults: Faults) -> PolicyCommon:
@@ -99,10 +123,13 @@ def _read_settings(
     values: dict[str, Any] = {}
     complete = True
     for field in settings_of(shape):
-        kind, dotted = type_of(field), f"{key}.{field.key}"
+        nested, dotted = table_of(field), f"{key}.{field.key}"
+        kind = type_of(field) if nested is None else None
         value = _BAD
-        if field.key in table:
+        if field.key in table and kind is not None:
             value = _read_value(field, kind, table[field.key], dotted, faults)
+        elif field.key in table and nested is not None:
+            value = _read_tables(field, nested, table[field.key], dotted, faults)
         elif field.required:
             faults.add(dotted, f"is needed: {_needed(kind)}")
         if value is not _BAD:
@@ -114,7 +141,32 @@ def _read_settings(
     return values, complete
 
 
-def _needed(kind: SettingType) -> str:
+def _read_tables(
+    field: SettingField, nested: tuple[type[Any], bool], found: object, key: str, faults: Faults
+) -> Any:
+    """A table of a policy's options, or a list of them."""
+    shape, many = nested
+    tables = found if many else [found]
+    if not isinstance(tables, list) or not all(isinstance(each, Mapping) for each in tables):
+        faults.add_found(key, found, f"must be {_needed_tables(key, many=many)}")
+        return _BAD
+    places = [f"{key}[{number}]" for number in range(1, len(tables) + 1)] if many else [key]
+    values = [read_table(shape, each, at, faults) for each, at in zip(tables, places, strict=True)]
+    if any(value is None for value in values):
+        return _BAD
+    if field.about.not_empty and not values:
+        faults.add_found(key, found, "must not be empty")
+        return _BAD
+    return tuple(values) if many else values[0]
+
+
+def _needed_tables(key: str, *, many: bool) -> str:
+    return f"tables [[{key}]]" if many else f"a table [{key}]"
+
+
+def _needed(kind: SettingType | None) -> str:
+    if kind is None:
+        return "a table"
     return f"a list, each {kind.words}" if kind.is_list else kind.words
 
 

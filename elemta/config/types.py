@@ -63,6 +63,19 @@ class SettingType:
         return sorted(elements, key=str) if isinstance(value, frozenset) else elements
 
 
+def table_of(field: SettingField) -> tuple[type[Any], bool] | None:
+    """The dataclass of a setting that is a table, and whether it is a list of tables; None for others."""
+    annotation = _without_none(field.type)
+    many = typing.get_origin(annotation) is tuple
+    if many:
+        arguments = typing.get_args(annotation)
+        if len(arguments) != 2 or arguments[1] is not Ellipsis:
+            return None
+        annotation = arguments[0]
+    is_table = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+    return (annotation, many) if is_table and annotation not in _SIMPLE else None
+
+
 def type_of(field: SettingField) -> SettingType:
     """The kind of a setting. TypeError, for the author of the dataclass, when its type can't be one."""
     annotation, about = _without_none(field.type), field.about
@@ -255,5 +268,6 @@ def _scalar(name: str, annotation: Any, about: Words) -> SettingType:
         return _text(about)
     raise TypeError(
         f"{name}: a setting can't have the type {annotation}; it can be str, int, float, bool, Path, "
-        "an Enum, a network, a Rate, or tuple[T, ...] or frozenset[T] of these"
+        "an Enum, a network, a Rate, or tuple[T, ...] or frozenset[T] of these; among a policy's options, "
+        "a dataclass of settings or tuple[T, ...] of one"
     )

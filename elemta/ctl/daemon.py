@@ -34,6 +34,12 @@ _NODES = (
     Column("LIMITS"),
     Column("SEEN", right=True),
 )
+_OPTIONS = (
+    Column("OPTION"),
+    Column("TYPE", flexible=True),
+    Column("DEFAULT", flexible=True),
+    Column("MEANING", flexible=True),
+)
 _PLUGINS = (
     Column("NAME", flexible=True),
     Column("CHAIN"),
@@ -208,3 +214,30 @@ def drain(invocation: CommandContext) -> int:
 def fault_of(value: Mapping[str, Any]) -> Fault:
     """A fault as the daemon reported it."""
     return Fault(value["place"], value["key"], value["problem"], value["hint"])
+
+
+def plugin(invocation: CommandContext) -> int:
+    found = invocation.client().get("plugins", invocation.args.name)
+    if invocation.json:
+        invocation.give(found)
+        return EX_OK
+    info = found["info"]
+    lines = [
+        ("name", info["name"]),
+        ("origin", info["origin"]),
+        ("error", info["error"]),
+        ("contract", found["contract"]),
+        ("requires", ", ".join(found["requires"])),
+        ("policies", ", ".join(found["instances"]) or "none in the chain"),
+        ("interfaces", ", ".join(info["interfaces"])),
+    ]
+    invocation.say(*(f"{name:<11}{value}" for name, value in lines if value))
+    invocation.say("", *found["about"].splitlines(), "")
+    invocation.give_table(
+        _OPTIONS,
+        [
+            (option["key"], option["type"], option["default"] or "needed", option["words"])
+            for option in found["options"]
+        ],
+    )
+    return EX_OK

@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "status", daemon.status, "the daemon, its listeners and its queue")
     _add(commands, "nodes", daemon.nodes, "the nodes of the cluster that are alive")
     _add_config(_group(commands, "config", "the configuration"))
-    _add(commands, "plugins", daemon.plugins, "the installed policy plugins and which are in the chain")
+    _add_plugins(commands)
     _add_queue(_group(commands, "queue", "the messages that wait"))
     _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
     _add_limits(_group(commands, "limits", "the identities that are limited, by which limit, and until when"))
@@ -148,6 +148,14 @@ def _add(commands: Any, name: str, command: Command, words: str) -> argparse.Arg
     )
     added.set_defaults(command=command)
     return added
+
+
+def _add_plugins(commands: Any) -> None:
+    words = "the installed policy plugins and which are in the chain"
+    plugins = _add(commands, "plugins", daemon.plugins, words)
+    below = plugins.add_subparsers(metavar="COMMAND", title="commands")
+    shown = _add(below, "show", daemon.plugin, "one plugin: its options, and the policies made of it")
+    shown.add_argument("name", metavar="NAME")
 
 
 def _add_config(commands: Any) -> None:

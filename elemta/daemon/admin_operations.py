@@ -24,6 +24,7 @@ from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.policy import PluginInfo, available_plugins
+from elemta.policy.discovery import PluginDetails, plugin_details
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.records import MessageState
 
@@ -219,6 +220,17 @@ class DaemonOperations:
     async def plugins(self) -> PluginListing:
         """The installed policy plugins."""
         return PluginListing(tuple(available_plugins(self._daemon.components.chain)))
+
+    @route("GET", "/v1/plugins/{name}")
+    async def plugin(self, name: str) -> PluginDetails:
+        """One plugin, or the one that a policy is made of: its options, and the policies made of it."""
+        components = self._daemon.components
+        details = plugin_details(name, components.config, components.chain)
+        if details is None:
+            raise AdminRefusal(
+                HTTPStatus.NOT_FOUND, f"no plugin is called {name}", "elemtactl plugins lists them"
+            )
+        return details
 
     @route("GET", "/v1/config")
     async def config(self) -> ConfigInForce:

@@ -5,7 +5,7 @@ what works with 2.x works with every later 2.y. A plugin for version 1 works unc
 """
 
 from elemta.address import Address
-from elemta.config import REQUIRED, NoOptions, setting
+from elemta.config import REQUIRED, Mode, NoOptions, OnError, setting
 from elemta.deferred_value import MaybeDeferred, Steps, detached, run
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import Domains
@@ -25,6 +25,7 @@ from elemta.message.headers import Headers
 from elemta.outcome import Outcome, Status
 from elemta.policy.asking import ChainDecision
 from elemta.policy.chain import PolicyChain
+from elemta.policy.contract import CONTRACT_VERSION
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.discovery import PluginInfo, available_plugins, load_chain
 from elemta.policy.http_client import HttpAnswer, HttpClient, HttpHeaders
@@ -54,6 +55,7 @@ from elemta.policy.policy_resolver import Resolver
 from elemta.policy.policy_store import Store
 from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RELAY_DENIED, RelayPermission
+from elemta.policy.results import Results
 from elemta.policy.runner import ChainSettings, LoadedPolicy
 from elemta.policy.services import Counter, Histogram, Limits, PluginMetrics, Services
 from elemta.policy.session import PolicySession
@@ -77,9 +79,6 @@ from elemta.stage import Stage
 
 # Names of version 1 of the contract.
 Decision = ChainDecision
-
-CONTRACT_VERSION = "2.0"
-"""The version of the plugin contract, MAJOR.MINOR."""
 
 # The names of version 1 for what the daemon runs policies with.
 ChainTerms = ChainSettings
@@ -144,10 +143,12 @@ __all__ = [
     "MailParameters",
     "MaybeDeferred",
     "Message",
+    "Mode",
     "NoOptions",
     "NoSuchDomain",
     "Notes",
     "Notify",
+    "OnError",
     "Outcome",
     "PluginInfo",
     "PluginMetrics",
@@ -162,6 +163,7 @@ __all__ = [
     "RelayPermission",
     "Resolver",
     "ResolverTrouble",
+    "Results",
     "RouteTo",
     "Services",
     "Session",

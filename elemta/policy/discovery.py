@@ -7,7 +7,9 @@ missing without an error. Here such a module stops the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -19,10 +21,11 @@ from twisted.python.modules import PythonModule, getModule
 from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
-from elemta.config import read_policy
+from elemta.config import OptionInfo, describe_options, read_policy
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.metrics import PolicyMetrics
 from elemta.policy.chain import PolicyChain
+from elemta.policy.contract import contract_problem
 from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES, IPolicyPlugin
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import LoadedPolicy
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 _log = Logger()
 
+
+_INSTANCE = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 GROUP = "elemta.policies"
 """The group of the entry points of plugins."""
@@ -56,6 +61,18 @@ class PluginInfo:
     interfaces: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PluginDetails:
+    """All about one plugin. ``instances`` are the policies of the chain that are made from it."""
+
+    info: PluginInfo
+    about: str
+    contract: str
+    requires: tuple[str, ...]
+    options: tuple[OptionInfo, ...]
+    instances: tuple[str, ...]
+
+
 def load_chain(config: Config, services: Services, metrics: PolicyMetrics | None = None) -> PolicyChain:
     """Find, verify and build what ``[policies] chain`` names, in its order.
 
@@ -68,9 +85,15 @@ def load_chain(config: Config, services: Services, metrics: PolicyMetrics | None
     loaded: list[LoadedPolicy] = []
     catalogue = PluginCatalogue()
     for index, name in enumerate(config.policies.chain):
+        key = f"policies.chain[{index + 1}]"
         try:
-            found = _find_one(catalogue, name, Fault(config.source, f"policies.chain[{index + 1}]", ""))
-            loaded.append(_load(found, f"policies.chain[{index + 1}]", config, services))
+            table, wanted = _instance(config, name)
+            at = key if wanted == name else f"policy.{name}.use"
+            found = _find_one(catalogue, wanted, Fault(config.source, at, ""))
+            problem = _problem_with_place(found, name, config)
+            if problem:
+                raise _unavailable(config, key, name, problem, found)
+            loaded.append(_load(found, _Place(name, table, key), config, services))
         except PolicyUnavailable as error:
             unavailable.extend(error.faults)
         except ConfigError as error:
@@ -85,7 +108,8 @@ def load_chain(config: Config, services: Services, metrics: PolicyMetrics | None
 
 def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
     """Every installed plugin by name, also those that can't be imported. ``chain`` is the running chain."""
-    running = {loaded.name: loaded for loaded in chain.policies} if chain is not None else {}
+    policies = chain.policies if chain is not None else ()
+    running = {loaded.plugin or loaded.name: loaded for loaded in reversed(policies)}
     found, broken = PluginCatalogue().find_all()
     plugins = [
         PluginInfo(
@@ -101,12 +125,73 @@ def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
     return sorted(plugins, key=lambda plugin: (plugin.name == "", plugin.name, plugin.origin))
 
 
-def _load(found: FoundPlugin, key: str, config: Config, services: Services) -> LoadedPolicy:
-    name = found.name
+def plugin_details(name: str, config: Config, chain: PolicyChain | None = None) -> PluginDetails | None:
+    """All about a plugin, by its name or by that of a policy made of it; None where there is none."""
+    _, wanted = _instance(config, name)
+    infos = [info for info in available_plugins(chain) if info.name == wanted]
+    found, _ = PluginCatalogue().find(wanted)
+    if not infos:
+        return None
+    plugin = found[0].plugin if found else None
+    options = getattr(plugin, "options", None)
+    return PluginDetails(
+        info=infos[0],
+        about=inspect.cleandoc(type(plugin).__doc__ or "") if plugin is not None else "",
+        contract=str(getattr(plugin, "contract", "1")),
+        requires=tuple(map(str, getattr(plugin, "requires", ()))),
+        options=tuple(describe_options(options)) if options is not None else (),
+        instances=tuple(each for each in config.policies.chain if _plugin_of(config, each) == wanted),
+    )
+
+
+def _instance(config: Config, name: str) -> tuple[Mapping[str, object], str]:
+    """The table of a policy without ``use``, and the name of its plugin, which ``use`` may say."""
+    table = dict(config.policy.get(name, {}))
+    wanted = table.pop("use", name)
+    if not isinstance(wanted, str):
+        raise ConfigError([Fault(config.source, f"policy.{name}.use", "must be the name of a plugin")])
+    if wanted != name and not _INSTANCE.fullmatch(name):
+        problem = "a policy with use has a name of lower case letters, digits and hyphens"
+        raise ConfigError([Fault(config.source, f"policy.{name}", problem)])
+    return table, wanted
+
+
+def _problem_with_place(found: FoundPlugin, name: str, config: Config) -> str:
+    """Why a plugin can't stand in this chain, or at this place of it."""
+    wanted = getattr(found.plugin, "contract", None)
+    problem = "" if wanted is None else contract_problem(wanted)
+    if problem:
+        return problem
+    needed = getattr(found.plugin, "requires", ())
+    if isinstance(needed, str) or not all(isinstance(each, str) for each in needed):
+        return "its requires is not a list of names of policies"
+    chain = config.policies.chain
+    before = {used for each in chain[: chain.index(name)] for used in (each, _plugin_of(config, each))}
+    for each in needed:
+        if each not in before:
+            there = any(each in (other, _plugin_of(config, other)) for other in chain)
+            missing = "" if there else ", and the chain has none"
+            return f'it needs the policy "{each}" before it in the chain{missing}'
+    return ""
+
+
+def _plugin_of(config: Config, name: str) -> object:
+    return config.policy.get(name, {}).get("use", name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A policy in the configuration: its name, its table without ``use``, and its key in the chain."""
+
+    name: str
+    table: Mapping[str, object]
+    key: str
+
+
+def _load(found: FoundPlugin, place: _Place, config: Config, services: Services) -> LoadedPolicy:
+    name, key = place.name, place.key
     try:
-        common, options = read_policy(
-            found.plugin.options, config.policy.get(name, {}), config.source, f"policy.{name}"
-        )
+        common, options = read_policy(found.plugin.options, place.table, config.source, f"policy.{name}")
     except (
         TypeError
     ) as error:  # the plugin's options are no dataclass, or have a type that no setting can have
@@ -127,7 +212,7 @@ def _load(found: FoundPlugin, key: str, config: Config, services: Services) -> L
     problem = problem_with(policy)
     if problem:
         raise _unavailable(config, key, name, problem, found)
-    return LoadedPolicy(name, policy, common, found.origin, own)
+    return LoadedPolicy(name, policy, common, found.origin, own, found.name)
 
 
 def _find_one(catalogue: PluginCatalogue, name: str, at: Fault) -> FoundPlugin:

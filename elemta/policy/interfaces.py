@@ -167,7 +167,11 @@ class ILimitPolicy(Interface):
 
 
 class IPolicyPlugin(Interface):
-    """A plugin: it has a name and options, and builds the policy."""
+    """A plugin: it has a name and options, and builds the policy.
+
+    It may have two more attributes. ``contract`` is the version of the contract that it needs, as ``"2"``.
+    ``requires`` are the names of policies that must stand before it in the chain.
+    """
 
     name = Attribute(
         "The policy's name in [policies] chain and of its table [policy.NAME]: lower case letters, digits "

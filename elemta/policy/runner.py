@@ -55,13 +55,17 @@ ROUTE = "route"
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicy:
-    """A policy that was found, verified and built. ``common`` are the settings that every policy takes."""
+    """A policy that was found, verified and built. ``common`` are the settings that every policy takes.
+
+    ``plugin`` is the name of the plugin that it was made of, which ``use`` may have said.
+    """
 
     name: str
     policy: object
     common: PolicyCommon
     origin: str = ""
     services: Services | None = None
+    plugin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

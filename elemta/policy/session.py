@@ -17,6 +17,7 @@ from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
 from elemta.policy.interfaces import LoginOutcome
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
+from elemta.policy.results import Results
 from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
 from elemta.policy.verdicts import Accept, Disconnect, Quarantine, Verdict, name_of, reply_of
 from elemta.policy.views import Message, Session, Transaction
@@ -53,12 +54,15 @@ class LoginQuestion(StageQuestion):
 class _TransactionViews:
     """The state of one transaction: each policy's view, what they published, the reasons to hold it."""
 
-    __slots__ = ("board", "client", "facts", "held", "relay", "views")
+    __slots__ = ("board", "client", "facts", "held", "relay", "results", "views")
 
-    def __init__(self, facts: TransactionFacts, client: SessionInfo, relay: RelayPermission) -> None:
+    def __init__(
+        self, facts: TransactionFacts, client: SessionInfo, relay: RelayPermission, results: Results
+    ) -> None:
         self.facts = facts
         self.client = client
         self.relay = relay
+        self.results = Results(results)
         self.board: dict[tuple[str, str], Any] = {}
         self.views: dict[PolicyRunner, Transaction] = {}
         self.held: list[str] = []
@@ -72,6 +76,7 @@ class _TransactionViews:
                 self.board,
                 observed=runner.observed,
                 may_receive=partial(self._may_receive, runner.grants_relaying),
+                results=self.results,
             )
             self.views[runner] = view
         return view
@@ -102,6 +107,7 @@ class PolicySession(ChainQuestion):
         "_notified",
         "_question",
         "_relay",
+        "_results",
         "_sessions",
         "_transaction",
         "session_id",
@@ -125,6 +131,7 @@ class PolicySession(ChainQuestion):
         self._notified = notified
         self._relay = relay
         self._board: dict[tuple[str, str], Any] = {}
+        self._results = Results()
         self._sessions: dict[PolicyRunner, Session] = {}
         self._transaction: _TransactionViews | None = None
         self._held: list[str] = []
@@ -296,13 +303,16 @@ class PolicySession(ChainQuestion):
     def _session_of(self, runner: PolicyRunner) -> Session:
         view = self._sessions.get(runner)
         if view is None:
-            view = self._sessions[runner] = Session(self._facts, runner.name, self._board)
+            view = Session(self._facts, runner.name, self._board, self._results)
+            self._sessions[runner] = view
         return view
 
     def _views(self, transaction: TransactionFacts) -> _TransactionViews:
         views = self._transaction
         if views is None or views.facts is not transaction:
-            views = self._transaction = _TransactionViews(transaction, self._facts, self._relay)
+            views = self._transaction = _TransactionViews(
+                transaction, self._facts, self._relay, self._results
+            )
         return views
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:

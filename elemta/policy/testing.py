@@ -50,6 +50,7 @@ from elemta.policy.policy_resolver import Resolver
 from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RelayPermission
+from elemta.policy.results import Results
 from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Services
 from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
@@ -413,6 +414,7 @@ class PolicyTester:
             self.name,
             self._transaction_board,
             observed=False,
+            results=Results(self.session.results),
             may_receive=lambda address: self._may_relay or self._relay.allows(self.facts, address),
         )
         return self._transaction

@@ -15,6 +15,7 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.errors import AddressSyntaxError, RelayNotGranted
 from elemta.message.headers import Headers, read_headers
 from elemta.message.trace import added_field
+from elemta.policy.results import Results
 from elemta.smtp.memory import memory_of_recipient
 from elemta.smtp.path import MAX_PATH, parse_address
 from elemta.smtp.session_info import SessionInfo, TLSInfo
@@ -80,13 +81,21 @@ class Notes(MutableMapping[str, Any]):
 class Session:
     """One connection, as a policy sees it. All of it is read-only but :attr:`notes`."""
 
-    __slots__ = ("_board", "_facts", "_notes", "_policy")
+    __slots__ = ("_board", "_facts", "_notes", "_policy", "results")
 
-    def __init__(self, facts: SessionInfo, policy: str, board: dict[tuple[str, str], Any]) -> None:
+    def __init__(
+        self,
+        facts: SessionInfo,
+        policy: str,
+        board: dict[tuple[str, str], Any],
+        results: Results | None = None,
+    ) -> None:
         self._facts = facts
         self._policy = policy
         self._board = board
         self._notes: Notes | None = None
+        self.results = Results() if results is None else results
+        """What the policies found out about this session."""
 
     @property
     def id(self) -> str:
@@ -151,7 +160,16 @@ class Transaction:
     and then not made.
     """
 
-    __slots__ = ("_board", "_facts", "_may_receive", "_notes", "_observed", "_policy", "writable")
+    __slots__ = (
+        "_board",
+        "_facts",
+        "_may_receive",
+        "_notes",
+        "_observed",
+        "_policy",
+        "results",
+        "writable",
+    )
 
     def __init__(
         self,
@@ -161,6 +179,7 @@ class Transaction:
         *,
         observed: bool,
         may_receive: Callable[[Address], bool],
+        results: Results | None = None,
     ) -> None:
         self._facts = facts
         self._policy = policy
@@ -169,6 +188,8 @@ class Transaction:
         self._may_receive = may_receive
         self._notes: Notes | None = None
         self.writable = False
+        self.results = Results() if results is None else results
+        """What the policies found out about this transaction and its session."""
 
     @property
     def sender(self) -> Address:

@@ -703,3 +703,16 @@ async def test_spools_are_adopted_listed_and_given_back(daemon: Daemon) -> None:
     code, _, err = await daemon.ctl("spool", "adopt", "/shared/mx2")
     assert code == 1
     assert "process 7 of node mx2 owns the spool partition /shared/mx2/p0" in err
+
+
+@ensureDeferred
+async def test_one_plugin_is_shown_with_its_options(daemon: Daemon) -> None:
+    code, out, _ = await daemon.ctl("plugins", "show", "relay")
+    assert code == 0
+    assert "Local mailboxes for every client" in out
+    code, out, _ = await daemon.ctl("--json", "plugins", "show", "limits")
+    options = {option["key"]: option["default"] for option in json.loads(out)["options"]}
+    assert options == {"max_delay": '"4s"'}
+    code, _, err = await daemon.ctl("plugins", "show", "none")
+    assert code != 0
+    assert "no plugin is called none" in err

@@ -214,7 +214,7 @@ def page() -> str:
 
 def as_written(call: AdminCall) -> str:
     query = "&".join(f"{each.name}=" for each in call.parameters if not each.in_path)
-    path = call.path.replace("{queue_id}", "ID")
+    path = call.path.replace("{queue_id}", "ID").replace("{name}", "NAME")
     return f"`{call.method} {path}{'?' + query if query else ''}`"
 
 

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from elemta.config import load
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.policy import Reject, Stage, available_plugins, load_chain
+from elemta.policy.discovery import plugin_details
 from elemta.policy.testing import RecordedMetrics, make_services
 
 PLUGIN = """
@@ -93,6 +94,7 @@ def start(tmp_path):
     return start
 
 
+DROPIN = "from MODULE import Plugin\nplugin = Plugin()\n"
 WAYS = [{"entry_point": "Plugin"}, {"dropin": "from MODULE import Plugin\nplugin = Plugin()\n"}]
 BOTH = pytest.mark.parametrize("way", WAYS, ids=["entry point", "twisted/plugins"])
 
@@ -332,3 +334,248 @@ def test_finding_plugins_imports_no_reactor():
         "sys.exit('twisted.internet.reactor' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def faults_of(start, chain, tables="", services=None):
+    with pytest.raises(ConfigError) as caught:
+        start(chain, tables, services)
+    return [f"{fault.key}: {fault.problem}" for fault in caught.value.faults]
+
+
+# Two policies of one plugin
+
+
+def test_use_makes_a_second_policy_of_a_plugin_with_options_and_a_name_of_its_own(site, start):
+    site("word", dropin=DROPIN)
+    metrics = RecordedMetrics()
+    chain = start(
+        ["word", "other-word"],
+        '[policy.word]\nword = "a"\n[policy.other-word]\nuse = "word"\nword = "b"\ntimeout = "2s"',
+        make_services(Clock(), metrics=metrics),
+    )
+    assert [(each.name, each.plugin, each.policy.options.word) for each in chain.policies] == [
+        ("word", "word", "a"),
+        ("other-word", "word", "b"),
+    ]
+    first, second = (each.policy.services for each in chain.policies)
+    second.metrics.counter("n_total", "n").inc()
+    assert metrics.total("elemta_plugin_other_word_n_total") == 1
+    assert (first.log.namespace, second.log.namespace) == ("elemta.policy.word", "elemta.policy.other-word")
+    (info,) = [each for each in available_plugins(chain) if each.name == "word"]
+    assert info.in_chain
+
+
+@pytest.mark.parametrize(
+    ("chain", "tables", "expected"),
+    [
+        (["x"], '[policy.x]\nuse = "wird"', 'policy.x.use: no policy is called "wird"'),
+        (["x"], "[policy.x]\nuse = 3", "policy.x.use: must be the name of a plugin"),
+        (["X-y"], '[policy.X-y]\nuse = "word"', "policy.X-y: a policy with use has a name of lower case"),
+        (
+            ["x"],
+            '[policy.x]\nuse = "word"\ntries = 9',
+            "policy.x.tries: found 9: must be a whole",
+        ),
+        (["word"], '[policy.word]\nuse = "word"\nwird = "a"', "policy.word.wird: unknown key"),
+    ],
+)
+def test_faults_of_a_named_policy_have_its_own_keys(site, start, chain, tables, expected):
+    site("word", dropin=DROPIN)
+    (fault,) = faults_of(start, chain, tables)
+    assert fault.startswith(expected)
+
+
+# What a plugin needs
+
+
+def plugin_with(attribute):
+    return PLUGIN.replace('name = "NAME"', f'name = "NAME"\n        {attribute}')
+
+
+@pytest.mark.parametrize("contract", ["1", "1.0", "1.3", "2", "2.0"])
+def test_a_plugin_of_this_contract_or_an_older_one_is_loaded(site, start, contract):
+    site(
+        "word",
+        plugin_with(f'contract = "{contract}"'),
+        dropin="from MODULE import Plugin\nplugin = Plugin()\n",
+    )
+    assert [each.name for each in start(["word"]).policies] == ["word"]
+
+
+@pytest.mark.parametrize(
+    ("contract", "reason"),
+    [
+        ('"2.1"', "it needs contract 2.1, and this Elemta has 2.0"),
+        ('"3"', "it needs contract 3, and this Elemta has 2.0"),
+        ('"99999999"', "its contract is no version"),
+        ('"two"', "its contract is no version"),
+        ("2", "its contract is no version"),
+    ],
+)
+def test_a_plugin_that_needs_a_newer_contract_stops_the_start_with_that_reason(site, start, contract, reason):
+    site(
+        "word", plugin_with(f"contract = {contract}"), dropin="from MODULE import Plugin\nplugin = Plugin()\n"
+    )
+    (fault,) = faults_of(start, ["word"])
+    assert reason in fault
+
+
+REQUIRES = plugin_with('requires = ("spf", "geo")')
+
+
+@pytest.mark.parametrize(
+    ("chain", "tables", "missing"),
+    [
+        (["spf", "geo", "word"], "", None),
+        (["geo", "relay", "spf", "word"], "", None),
+        (["my-spf", "geo", "word"], '[policy.my-spf]\nuse = "spf"', None),
+        (["spf", "word"], "", '"geo" before it in the chain, and the chain has none'),
+        (["word"], "", '"spf" before it in the chain, and the chain has none'),
+        (["geo", "word", "spf"], "", '"spf" before it in the chain'),
+        (["spf", "word", "geo"], "", '"geo" before it in the chain'),
+        (["geo", "word", "my-spf"], '[policy.my-spf]\nuse = "spf"', '"spf" before it in the chain'),
+    ],
+)
+def test_a_chain_in_the_wrong_order_is_a_fault_at_the_start(site, start, chain, tables, missing):
+    for name, source in (("word", REQUIRES), ("spf", PLUGIN), ("geo", PLUGIN)):
+        site(name, source, dropin=DROPIN)
+    if missing is None:
+        assert [each.name for each in start(chain, tables).policies] == chain
+        return
+    (fault,) = faults_of(start, chain, tables)
+    assert fault.startswith(f"policies.chain[{chain.index('word') + 1}]: ")
+    assert missing in fault
+
+
+def test_requires_that_is_one_text_is_a_fault(site, start):
+    site("word", plugin_with('requires = "spf"'), dropin=DROPIN)
+    assert "is not a list of names" in faults_of(start, ["word"])[0]
+
+
+NESTED = """
+    from dataclasses import dataclass
+    from twisted.plugin import IPlugin
+    from zope.interface import implementer
+    from elemta.policy import *
+
+    @dataclass(frozen=True)
+    class Zone:
+        name: str = setting(REQUIRED, "The list.")
+        weight: int = setting(1, "What a hit weighs.")
+
+    @dataclass(frozen=True)
+    class Limits:
+        most: int = setting(5, "At most.", minimum=1)
+
+    @dataclass(frozen=True)
+    class Options:
+        zone: tuple[Zone, ...] = setting((), "The lists that are asked.")
+        limits: Limits = setting(Limits(), "The limits.")
+        timeout: float = setting(2.0, "How long.", unit="seconds")
+
+    @implementer(IRcptPolicy)
+    class Policy:
+        def __init__(self, options):
+            self.options = options
+
+        def rcpt(self, session, transaction, recipient):
+            return CONTINUE
+
+    @implementer(IPlugin, IPolicyPlugin)
+    class Plugin:
+        \"\"\"Asks lists.\"\"\"
+
+        name = "NAME"
+        contract = "2"
+        options = Options
+
+        def build(self, options, services):
+            return Policy(options)
+"""
+
+
+def test_nested_options_are_tables_and_a_plugin_has_its_own_default_of_timeout(site, start):
+    site("lists", NESTED, dropin=DROPIN)
+    chain = start(
+        ["lists", "slow"],
+        '[policy.lists.limits]\nmost = 7\n[[policy.lists.zone]]\nname = "a.test"\n'
+        '[[policy.lists.zone]]\nname = "b.test"\nweight = -2\n[policy.slow]\nuse = "lists"\ntimeout = "9s"',
+    )
+    first, second = chain.policies
+    assert [(zone.name, zone.weight) for zone in first.policy.options.zone] == [("a.test", 1), ("b.test", -2)]
+    assert (first.policy.options.limits.most, second.policy.options.limits.most) == (7, 5)
+    assert (first.common.timeout, first.policy.options.timeout) == (2.0, 2.0)
+    assert (second.common.timeout, second.policy.options.timeout) == (9.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ("[[policy.lists.zone]]\nweight = 2", ["zone[1].name: is needed: a string"]),
+        (
+            '[[policy.lists.zone]]\nname = "a"\n[[policy.lists.zone]]\nname = 3\nweigth = 2',
+            [
+                "zone[2].name: found 3: must be a string",
+                "zone[2].weigth: unknown key",
+            ],
+        ),
+        ("[policy.lists]\nzone = 3", ["zone: found 3: must be tables [[policy.lists.zone]]"]),
+        (
+            "[policy.lists]\nzone = [3]",
+            ["zone: found a list: must be tables [[policy.lists.zone]]"],
+        ),
+        (
+            '[policy.lists.zone]\nname = "a"',
+            ["zone: found a table: must be tables [[policy.lists.zone]]"],
+        ),
+        (
+            "[policy.lists]\nlimits = 3",
+            ["limits: found 3: must be a table [policy.lists.limits]"],
+        ),
+        (
+            "[[policy.lists.limits]]",
+            ["limits: found a list: must be a table [policy.lists.limits]"],
+        ),
+        (
+            "[policy.lists.limits]\nmost = 0",
+            ["limits.most: found 0: must be a whole number from 1"],
+        ),
+    ],
+)
+def test_every_fault_within_a_table_is_named_with_its_place(site, start, tables, expected):
+    site("lists", NESTED, dropin=DROPIN)
+    places = [fault.removeprefix("policy.lists.") for fault in faults_of(start, ["lists"], tables)]
+    assert places == expected
+
+
+def test_the_details_of_a_plugin_have_every_option_and_each_policy_that_is_made_of_it(site, start, tmp_path):
+    site("lists", NESTED, dropin=DROPIN)
+    chain = start(["slow", "lists"], '[policy.slow]\nuse = "lists"')
+    config = load(str(tmp_path / "elemta.toml"), {})
+    for name in ("lists", "slow"):
+        details = plugin_details(name, config, chain)
+        assert (details.info.name, details.about, details.contract) == ("lists", "Asks lists.", "2")
+        assert details.instances == ("slow", "lists")
+        assert details.info.interfaces == ("IRcptPolicy",)
+        assert [(each.key, each.type, each.default) for each in details.options] == [
+            ("zone", "list of tables", ""),
+            ("zone[].name", "string", ""),
+            ("zone[].weight", "whole number", "1"),
+            ("limits", "table", ""),
+            ("limits.most", "whole number", "5"),
+            ("timeout", "duration", '"2s"'),
+        ]
+        assert all(each.words for each in details.options)
+    assert plugin_details("none", config, chain) is None
+
+
+def test_the_details_of_a_broken_plugin_say_why(site, start, tmp_path):
+    site(
+        "word",
+        PLUGIN.replace("def build(self, options, services):", "def build(self):"),
+        dropin="from MODULE import Plugin\nplugin = Plugin()\n",
+    )
+    start(["relay"])
+    details = plugin_details("word", load(str(tmp_path / "elemta.toml"), {}))
+    assert "no complete IPolicyPlugin" in details.info.error
+    assert details.instances == ()

@@ -72,9 +72,10 @@ class Administered:
             policies=SimpleNamespace(chain=("limits", "relay")),
             spool=SimpleNamespace(directory="/var/spool/elemta"),
             without_effect=lambda: (Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
+            policy={},
         )
         return SimpleNamespace(
-            config=config, tls=object(), certificates=self.certificates, cautions=lambda _now: ()
+            config=config, chain=None, tls=object(), certificates=self.certificates, cautions=lambda _now: ()
         )
 
     @property
