@@ -69,13 +69,13 @@ def _parse_bare(kind: TargetKind, text: str) -> RouteTarget:
 
 def _parse_template(kind: TargetKind, text: str) -> RouteTarget:
     path = text.partition(":")[2]
-    _check_template(path)
+    _check_template(kind, path)
     return RouteTarget(kind, path=path)
 
 
-def _check_template(path: str) -> None:
+def _check_template(kind: TargetKind, path: str) -> None:
     if not path.startswith("/"):
-        raise Unacceptable("must have an absolute path, such as maildir:/var/mail/{domain}/{local}")
+        raise Unacceptable(f"must have an absolute path, such as {kind}:/var/mail/{{domain}}/{{local}}")
     if ".." in path.split("/"):
         raise Unacceptable("must have a path without ..")
     try:
