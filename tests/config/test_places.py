@@ -1,7 +1,5 @@
 """Endpoints, targets of routes and URLs of Valkey: what is taken, and what is said about the rest."""
 
-# ruff: noqa: E501 - the faults stand here as they are read
-
 from __future__ import annotations
 
 import contextlib
@@ -15,6 +13,7 @@ from twisted.internet.testing import MemoryReactorClock
 from elemta.config import RouteTarget, TargetKind, Unacceptable, parse_target
 from elemta.config.endpoint import check_listener_endpoint
 from elemta.config.names import check_domain
+from elemta.config.target import TARGET_WORDS
 from elemta.config.valkey_url import check_valkey_url
 
 
@@ -152,7 +151,7 @@ def test_a_target_is_taken_apart(text: str, target: RouteTarget) -> None:
     assert parse_target(text) == target
 
 
-FORMS = "must be one of smtp://HOST:PORT, lmtp://HOST:PORT, lmtp+unix:///PATH, mx:, maildir:/PATH/{domain}/{local} or hold:"
+FORMS = f"must be one of {TARGET_WORDS}"
 
 
 @pytest.mark.parametrize(

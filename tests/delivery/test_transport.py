@@ -33,7 +33,7 @@ TARGETS = {
 BOB, EVE = (Recipient(Address(name, "example.com")) for name in ("bob", "eve"))
 
 
-@pytest.mark.parametrize("kind", TargetKind)
+@pytest.mark.parametrize("kind", TARGETS)
 def test_each_form_of_a_target_leads_to_a_route_that_a_transport_delivers(kind: TargetKind) -> None:
     to, route_type = TARGETS[kind]
     route = route_of(RouteConfig(domains=("*",), to=to, tls=RouteTLS.MAY))
@@ -43,7 +43,7 @@ def test_each_form_of_a_target_leads_to_a_route_that_a_transport_delivers(kind: 
     assert transport is None or transport.route_type is route_type
 
 
-@pytest.mark.parametrize("kind", TargetKind)
+@pytest.mark.parametrize("kind", TARGETS)
 def test_mail_that_stays_on_this_host_has_no_limits_on_the_way_out(kind: TargetKind) -> None:
     route = route_of(RouteConfig(domains=("*",), to=TARGETS[kind][0]))
     leaves = kind not in (TargetKind.MAILDIR, TargetKind.HOLD)
@@ -98,7 +98,7 @@ def test_what_a_transport_raises_defers_but_for_the_recipients_that_have_the_mes
 
 def _deliver(transport: Transport, taken: dict[Address, Outcome] | None = None) -> tuple[Outcome, ...]:
     runtime = simulated_runtime(Clock())
-    queue: Any = SimpleNamespace(open_content=None)
+    queue: Any = SimpleNamespace(open_content=list)
     pool = runtime.threads.pool("test", 1)
     transports = Transports(runtime, queue, pool, DeliverySettings("me.example"), DeliveryMetrics())
     transports._transports[Route] = transport
