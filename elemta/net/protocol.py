@@ -390,18 +390,18 @@ class ESMTPProtocol(ClientConnection):
     def _forgave(self, event: Forgave) -> None:
         for kind in event.kinds:
             self._terms.metrics.leniency.labels(kind.value).inc()
-        if self._logged_kinds.issuperset(event.kinds):
-            return
-        self._logged_kinds |= frozenset(event.kinds)
-        _log.info(
-            "something outside of the grammar was taken for what it can only mean",
-            event="command.forgiven",
-            session_id=self.facts.id,
-            client_ip=str(self.facts.client_ip),
-            verb=event.verb,
-            kinds=", ".join(kind.value for kind in event.kinds),
-            text=event.text[:_LONGEST_LOGGED],
-        )
+            if kind in self._logged_kinds:
+                continue
+            self._logged_kinds |= {kind}
+            _log.info(
+                "something outside of the grammar was taken for what it can only mean",
+                event="command.forgiven",
+                session_id=self.facts.id,
+                client_ip=str(self.facts.client_ip),
+                kind=kind.value,
+                verb=event.verb,
+                text=event.text[:_LONGEST_LOGGED],
+            )
 
     def _take(self, event: MessageData) -> None:
         behind = self._backend.message_data(event.data)

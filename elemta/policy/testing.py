@@ -286,7 +286,7 @@ class PolicyTester:
     def rcpt(self, recipient: str | Recipient, *, wait: float = 0) -> Verdict:
         """Name a recipient, which is one of the transaction's afterwards unless it was refused."""
         if isinstance(recipient, str):
-            recipient = Recipient(parse_address(recipient))
+            recipient = Recipient(parse_address(recipient, []))
         transaction = self.transaction
         verdict = self._wait(self.ask(Stage.RCPT, recipient), wait)
         if reply_of(verdict) is None and self.transaction_facts is not None:
@@ -328,7 +328,7 @@ class PolicyTester:
         Without an envelope it is that of the transaction under way, to this recipient too.
         """
         if isinstance(recipient, str):
-            recipient = Recipient(parse_address(recipient))
+            recipient = Recipient(parse_address(recipient, []))
         if not IDeliveryPolicy.providedBy(self.policy):
             return CONTINUE
         answer = self.policy.route(envelope or self._envelope(recipient), recipient)
@@ -406,7 +406,7 @@ class PolicyTester:
         return results[0]
 
     def _begin(self, sender: str, parameters: MailParameters) -> Transaction:
-        address = parse_address(sender) if sender else NULL
+        address = parse_address(sender, []) if sender else NULL
         self._transaction_board = {}
         self.transaction_facts = TransactionFacts(address, parameters, size=parameters.size or 0)
         self._transaction = Transaction(

@@ -62,7 +62,8 @@ class Command:
                 self._reject(session, None, arguments)
                 return
         if session.kinds:
-            session.report_forgiven(self.verb, argument)
+            # What stands behind AUTH is no matter for a log.
+            session.report_forgiven(self.verb, argument if self.read_leniently is not None else "")
         state = session.phase
         reply = self.check(session, arguments) if state in self.states else _out_of_sequence(self.verb, state)
         if reply is not None:

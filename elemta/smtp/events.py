@@ -40,7 +40,7 @@ class Replied(Event):
 class Forgave(Event):
     """A fact: something outside of the grammar was taken for what it can only mean.
 
-    ``text`` is what the client wrote behind the verb; it is empty for AUTH and for messages.
+    ``text`` is what the client wrote behind MAIL, RCPT, HELO and EHLO; it is empty elsewhere.
     """
 
     verb: str

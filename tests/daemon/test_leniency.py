@@ -69,14 +69,14 @@ def test_what_was_forgiven_travels_to_the_next_hop_as_it_was_written(
         f"MAIL FROM:<{LONG}..@lists_1.test>"
     }
     assert takes.faults == []
-    # It is in the queue as it was written, too, and each kind is counted and stands once in the log.
+    # Each kind is counted, and stands once in the log.
     kinds = (
         "helo_name dots long_local_part underscore envid unknown_parameter orcpt no_brackets blanks no_domain"
     )
     for kind in kinds.split():
         assert node.metric(rf'elemta_leniency_total{{.*kind="{kind}"') >= 1, kind
-    logged = [record["kinds"].split(", ") for record in node.records("command.forgiven")]
-    assert sum("dots" in each for each in logged) == 2  # MAIL has a kind more, RCPT another one
+    logged = [record["kind"] for record in node.records("command.forgiven")]
+    assert sorted(logged) == sorted(kinds.split())
     assert node.records("command.forgiven")[0]["text"] == "Annas PC"
 
 

@@ -534,3 +534,15 @@ def test_any_octets_get_the_same_answer_however_they_are_cut(line: bytes, relaye
 def test_a_plain_session_is_told_nothing_of_leniency() -> None:
     told = converse(HELLO + "C: MAIL FROM:<a@b.test> SIZE=10 BODY=8BITMIME\nS: 250 2.1.0 Sender OK\n")
     assert not any(isinstance(event, Forgave) for event in told.events)
+
+
+@pytest.mark.parametrize(
+    "line", [b"AUTH  PLAIN AGEAYg==\r\n", b"\tAUTH PLAIN AGEAYg==\n", b"AUTH PLAIN\nAGEAYg==\n"]
+)
+def test_nothing_of_an_auth_command_is_reported(line: bytes) -> None:
+    told = conversation(relayer=False)
+    told.send(b"EHLO x\r\n" + line)
+    assert told.said().endswith("235 2.7.0 Authentication successful\r\n")
+    reported = [event for event in told.events if isinstance(event, Forgave)]
+    assert reported
+    assert {event.text for event in reported} == {""}
