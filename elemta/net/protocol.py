@@ -166,6 +166,10 @@ class ESMTPProtocol(ClientConnection):
             self.transport.loseConnection()
         self._leave_if_all_is_said()
 
+    def _tls_closed(self) -> None:
+        """The client's close_notify came: it sends no more. TLS is still at work, so wait a turn."""
+        self._registry.pause(0).addCallback(lambda _: self.readConnectionLost())
+
     def writeConnectionLost(self) -> None:
         """Our half is closed, as we wanted."""
 
@@ -455,7 +459,7 @@ class ESMTPProtocol(ClientConnection):
         self._change(ConnectionChange.START_TLS)
         self.transport.bufferSize = READ_COMMANDS_BY_TLS
         self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
-        self._handshake = certificate.handshake()
+        self._handshake = certificate.handshake(self._tls_closed)
         self.transport.startTLS(self._handshake)
 
     def _close_when_told(self, event: Close) -> None:

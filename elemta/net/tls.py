@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -156,21 +156,22 @@ class ServerCertificate:
     def replace(self, contexts: TLSContexts) -> None:
         self._contexts = contexts
 
-    def handshake(self) -> ServerHandshake:
-        """One handshake, for ``startTLS``."""
-        return ServerHandshake(self._contexts.default)
+    def handshake(self, client_closed: Callable[[], None] = lambda: None) -> ServerHandshake:
+        """One handshake, for ``startTLS``; ``client_closed`` is called at the client's close_notify."""
+        return ServerHandshake(self._contexts.default, client_closed)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerHandshake:
     """One handshake, and the beginning of what its client sent."""
 
-    def __init__(self, context: SSL.Context) -> None:
+    def __init__(self, context: SSL.Context, client_closed: Callable[[], None]) -> None:
         self._context = context
-        self._connection: _HeardConnection | None = None
+        self._client_closed = client_closed
+        self._connection: _ServerConnection | None = None
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
-        self._connection = _HeardConnection(self._context)
+        self._connection = _ServerConnection(self._context, self._client_closed)
         return self._connection
 
     @property
@@ -184,11 +185,16 @@ class ServerHandshake:
             self._connection.heard = None
 
 
-class _HeardConnection(SSL.Connection):
-    """Keeps the beginning of what the client sends, until the handshake is done."""
+class _ServerConnection(SSL.Connection):
+    """Keeps the beginning of what the client sends, and lets our half stay open when the client closes its.
 
-    def __init__(self, context: SSL.Context) -> None:
+    Twisted would answer a close_notify with its own at once, and the answer to the client's last command
+    would be lost. It closes one direction only (RFC 8446 §6.1).
+    """
+
+    def __init__(self, context: SSL.Context, client_closed: Callable[[], None]) -> None:
         self.heard: bytearray | None = bytearray()
+        self._client_closed: Callable[[], None] | None = client_closed
         super().__init__(context, None)
 
     def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
@@ -196,6 +202,16 @@ class _HeardConnection(SSL.Connection):
         if heard is not None and len(heard) < LONGEST_HELLO:
             heard += buf[: LONGEST_HELLO - len(heard)]
         return super().bio_write(buf)
+
+    def recv(self, bufsiz: int, flags: int | None = None) -> bytes:
+        try:
+            return super().recv(bufsiz, flags)
+        except SSL.ZeroReturnError:
+            client_closed, self._client_closed = self._client_closed, None
+            if client_closed is not None:
+                client_closed()
+            # There is no more to read; what is written goes on.
+            raise SSL.WantReadError from None
 
 
 def describe(connection: SSL.Connection) -> TLSInfo:
