@@ -12,6 +12,7 @@ from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide
 from elemta.delivery.delivery_record import settle_surely
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.settings import DeliverySettings
+from elemta.envelope import Envelope
 from elemta.errors import NoSender, SpoolError, UnknownMessage
 from elemta.message.notice import Notice, NoticeKind
 from elemta.outcome import Outcome, Status
@@ -170,7 +171,7 @@ async def content_for_notice(spool: NoticeSpool, queue_id: str) -> BinaryIO | No
         return None
 
 
-def tell_operator(message: QueuedMessage, error: Exception) -> None:
+def tell_operator(message: QueuedMessage | Envelope, error: Exception) -> None:
     """Log that a notice could not be built or queued."""
     if not isinstance(error, SpoolError | OSError):
         _log.failure(

@@ -17,6 +17,7 @@ from elemta.errors import MailboxUnknown, SpoolFull
 from elemta.message.header_reader import HeaderReader
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
+from elemta.net.expansion_notices import expansion_notice, queue_notice
 from elemta.net.login import LoginExchange
 from elemta.net.recipients import ExpandedAlias, FinalRecipients, RecipientCount, final_recipients
 from elemta.net.refusals import RefusalLimits
@@ -280,11 +281,13 @@ class SessionBackend:
         if not final.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
         submission = self._submission(transaction, writer.queue_id, final)
+        # Without its content, if no notice needs it.
+        head = submission.header_block + writer.head if final.wants_notice else b""
         committed = self._terms.spool.commit(writer, submission)
         self._writer = None
         self._committing = transaction
         return committed.addCallbacks(
-            self._queued, self._not_queued, callbackArgs=(submission, final.aliases)
+            self._queued, self._not_queued, callbackArgs=(submission, final.aliases, head)
         )
 
     def _submission(self, transaction: TransactionInfo, queue_id: str, final: FinalRecipients) -> Submission:
@@ -330,8 +333,8 @@ class SessionBackend:
         return routes.hold_reason(recipients) if routes is not None else None
 
     def _queued(
-        self, envelope: Envelope, submission: Submission, aliases: Sequence[ExpandedAlias]
-    ) -> Response:
+        self, envelope: Envelope, submission: Submission, aliases: Sequence[ExpandedAlias], head: bytes
+    ) -> MaybeDeferred[Response]:
         self._log_aliases(envelope, aliases)
         metrics, listener = self._terms.metrics, self._facts.listener
         metrics.messages_accepted.labels(listener).inc()
@@ -348,7 +351,14 @@ class SessionBackend:
             user=self._facts.user,
             held=submission.hold_reason,
         )
-        return Queued(envelope.queue_id)
+        queued = Queued(envelope.queue_id)
+        # What is on hold may never go to anyone.
+        notice = expansion_notice(envelope, aliases, self._terms.server.hostname) if head else None
+        if notice is None or submission.hold_reason is not None:
+            return queued
+        # Before the 250: a client that does not get it sends the message again, and the notice comes again.
+        noticed = Deferred.fromCoroutine(queue_notice(self._terms.spool, notice, head))
+        return noticed.addCallback(lambda _: queued)
 
     def _log_aliases(self, envelope: Envelope, aliases: Sequence[ExpandedAlias]) -> None:
         for alias in aliases[:_MOST_LOGGED]:

@@ -33,6 +33,11 @@ class FinalRecipients:
     aliases: tuple[ExpandedAlias, ...] = ()
     only_named: Address | None = None
 
+    @property
+    def wants_notice(self) -> bool:
+        """Whether a notice of an alias is wanted."""
+        return any(alias.wants_notice for alias in self.aliases)
+
 
 def final_recipients(domains: Domains, named: Iterable[Recipient], most: int) -> FinalRecipients | None:
     """Every mailbox once; None where there are more than ``most``.

@@ -151,3 +151,26 @@ def test_a_reload_reads_the_file_again_and_a_bad_one_changes_nothing(daemon: Dae
     assert [code for code, _ in rcpt(daemon, "new@example.test", "root@example.test")] == [250, 550]
     with daemon.client() as client, pytest.raises(smtplib.SMTPRecipientsRefused):
         client.sendmail("a@client.test", ["team@example.test"], MESSAGE)
+
+
+def test_a_sender_hears_once_that_the_mail_went_to_all_of_an_alias(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.ehlo()
+        client.mail("reader@example.test", ["ENVID=abc", "RET=HDRS"])
+        (daemon.spool / "mail/example.test/reader").mkdir(parents=True)
+        assert (
+            client.rcpt("team@example.test", ["NOTIFY=SUCCESS,FAILURE", "ORCPT=rfc822;list@client.test"])[0]
+            == 250
+        )
+        assert client.data(b"Subject: hello all\r\n\r\nx\r\n")[0] == 250
+    for local, domain in (("anna", "example.test"), ("bob", "example.test"), ("carl", "other.test")):
+        daemon.wait_for_mail(local, domain=domain)
+    (notice,) = daemon.wait_for_mail("reader")
+    text = notice.decode().replace("\r\n", "\n")
+    assert "Original-Recipient: rfc822; list@client.test\n" in text
+    assert "Final-Recipient: rfc822; team@example.test\nAction: expanded\nStatus: 2.0.0\n" in text
+    assert "Original-Envelope-Id: abc\n" in text
+    assert "Subject: hello all\n" in text
+    assert "anna@" not in text
+    daemon.stop()
+    assert len(daemon.mailbox("reader")) == 1
