@@ -352,7 +352,7 @@ class SessionBackend:
             held=submission.hold_reason,
         )
         queued = Queued(envelope.queue_id)
-        # What is on hold may never go to anyone.
+        # A message on hold may never be delivered.
         notice = expansion_notice(envelope, aliases, self._terms.server.hostname) if head else None
         if notice is None or submission.hold_reason is not None:
             return queued
