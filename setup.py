@@ -41,6 +41,8 @@ setup(
     ],
     extras_require={
         "argon2": ["argon2-cffi>=21.1"],
+        # What Debian 12 has: SPF, DKIM and ARC, the public suffix list, Ed25519.
+        "mail-auth": ["pyspf>=2.0.14", "dkimpy>=1.1.4", "publicsuffix2>=2.20191221", "PyNaCl>=1.5"],
         "test": [
             "pytest>=7.2",
             "pytest-twisted>=1.14",
@@ -50,6 +52,10 @@ setup(
             "hypothesis>=6.67",
             "flufl.bounce>=6.0",  # reads bounces as mailing lists do
             "argon2-cffi>=21.1",
+            "pyspf>=2.0.14",
+            "dkimpy>=1.1.4",
+            "publicsuffix2>=2.20191221",
+            "PyNaCl>=1.5",
             "setuptools>=70.1",  # the tests of packaging build without the network
             "PyYAML>=6.0",  # the tests of deployments read them
         ],

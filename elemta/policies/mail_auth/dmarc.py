@@ -1,0 +1,203 @@
+"""DMARC (RFC 7489): whether the author's domain stands behind a message, and what it asks for if not."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from email import policy
+from email.errors import MessageError
+from enum import Enum
+from pathlib import Path
+from typing import cast
+
+import idna
+from publicsuffix2 import PublicSuffixList
+
+from elemta.policies.mail_auth.dns_facts import DnsFacts, RecordType
+
+# Debian keeps the list up to date here; the library brings an older one.
+SYSTEM_SUFFIXES = Path("/usr/share/publicsuffix/public_suffix_list.dat")
+MAX_AUTHORS = 5
+MAX_FROM = 64 * 1024
+
+
+class Disposition(Enum):
+    """What a domain asks receivers to do with mail that fails."""
+
+    NONE = "none"
+    QUARANTINE = "quarantine"
+    REJECT = "reject"
+
+
+_SEVERITY = list(Disposition)
+
+
+@dataclass(frozen=True, slots=True)
+class DmarcCheck:
+    """The result in the words of RFC 7489 §11.2, and the disposition that holds for this message."""
+
+    result: str
+    text: str
+    domain: str = ""
+    policy: str = ""
+    disposition: Disposition = Disposition.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """The domains that SPF and DKIM vouch for, and whether an answer of theirs is missing."""
+
+    spf: str = ""
+    dkim: tuple[str, ...] = ()
+    unsure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    policy: Disposition
+    subdomains: Disposition
+    strict_dkim: bool
+    strict_spf: bool
+    percent: int
+
+
+class Suffixes:
+    """The public suffix list."""
+
+    def __init__(self, path: Path = SYSTEM_SUFFIXES) -> None:
+        self._list = PublicSuffixList(str(path) if path.exists() else None)
+
+    def organizational(self, domain: str) -> str:
+        """The organizational domain: one label more than the public suffix (RFC 7489 §3.2)."""
+        return cast(str | None, self._list.get_sld(domain, strict=False)) or domain
+
+
+def ascii_domain(domain: str) -> str:
+    """The domain in lower case and in ASCII, "" where it is none."""
+    domain = domain.rstrip(".").lower()
+    if not domain or domain.startswith("["):
+        return ""
+    try:
+        return domain if domain.isascii() else idna.encode(domain, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        return ""
+
+
+def author_domains(fields: Sequence[bytes]) -> tuple[str, ...]:
+    """The domains of all mailboxes in the From fields, each once; empty where they can't be read."""
+    domains: dict[str, None] = {}
+    for value in fields:
+        for domain in _domains_of(value):
+            if not domain:
+                return ()
+            domains[domain] = None
+    return tuple(domains)
+
+
+def _domains_of(value: bytes) -> list[str]:
+    if len(value) > MAX_FROM:
+        return [""]
+    words = re.sub(r"\r\n(?=[ \t])", "", value.decode("utf-8", "replace")).strip()
+    try:
+        # The parser of the standard library raises what it pleases on hostile octets.
+        addresses = policy.SMTPUTF8.header_factory("From", words).addresses
+        return [ascii_domain(address.domain or "") for address in addresses]
+    except (MessageError, ValueError, IndexError, AttributeError, TypeError, KeyError, RecursionError):
+        return [""]
+
+
+def check_dmarc(
+    authors: Sequence[str], seen: Authenticated, suffixes: Suffixes, sample: bytes, facts: DnsFacts
+) -> DmarcCheck:
+    """Check every author's domain; the most severe result counts (RFC 7489 §6.6.1).
+
+    ``sample`` names the message: of those that a policy with pct= does not reach it always tells the same.
+    """
+    if not authors:
+        return DmarcCheck("permerror", "the author can't be read from the From field")
+    if len(authors) > MAX_AUTHORS:
+        return DmarcCheck("permerror", f"more than {MAX_AUTHORS} domains in the From field")
+    checks = [_check_author(domain, seen, suffixes, sample, facts) for domain in authors]
+    order = ("fail", "temperror", "permerror", "none", "pass")
+    return min(checks, key=lambda check: (order.index(check.result), -_SEVERITY.index(check.disposition)))
+
+
+def _check_author(
+    domain: str, seen: Authenticated, suffixes: Suffixes, sample: bytes, facts: DnsFacts
+) -> DmarcCheck:
+    organizational = suffixes.organizational(domain)
+    record, inherited = None, False
+    for name in dict.fromkeys((domain, organizational)):  # RFC 7489 §6.6.3
+        fact = facts.get(f"_dmarc.{name}", RecordType.TXT)
+        if fact.trouble is not None:
+            return DmarcCheck("temperror", fact.trouble, domain)
+        records = [str(text) for text in fact.values if re.match(r"v\s*=\s*DMARC1\s*(;|$)", str(text))]
+        if len(records) == 1:
+            record, inherited = _parse(records[0]), name != domain
+            break
+        if len(records) > 1:
+            break  # RFC 7489 §6.6.3, 5: several records are as none
+    if record is None:
+        return DmarcCheck("none", "", domain)
+    return _judge(domain, record, inherited=inherited, seen=seen, suffixes=suffixes, sample=sample)
+
+
+def _judge(
+    domain: str, record: _Record, *, inherited: bool, seen: Authenticated, suffixes: Suffixes, sample: bytes
+) -> DmarcCheck:
+    asked = record.subdomains if inherited else record.policy
+    by_spf = bool(seen.spf) and _aligned(seen.spf, domain, record.strict_spf, suffixes)
+    by_dkim = any(_aligned(signer, domain, record.strict_dkim, suffixes) for signer in seen.dkim)
+    if by_spf or by_dkim:
+        return DmarcCheck("pass", "", domain, asked.value)
+    if seen.unsure:
+        return DmarcCheck("temperror", "SPF or DKIM could not be checked", domain, asked.value)
+    return DmarcCheck("fail", "", domain, asked.value, _sampled(asked, record.percent, sample))
+
+
+def _sampled(asked: Disposition, percent: int, sample: bytes) -> Disposition:
+    """RFC 7489 §6.6.4: the rest gets the next milder treatment."""
+    if zlib.crc32(sample) % 100 < percent:
+        return asked
+    return _SEVERITY[max(0, _SEVERITY.index(asked) - 1)]
+
+
+def _aligned(domain: str, author: str, strict: bool, suffixes: Suffixes) -> bool:
+    # RFC 7489 §3.1
+    domain = ascii_domain(domain)
+    if domain == author:
+        return True
+    return bool(domain) and not strict and suffixes.organizational(domain) == suffixes.organizational(author)
+
+
+def _parse(text: str) -> _Record | None:
+    """RFC 7489 §6.3; None where the record asks for nothing that can be understood."""
+    tags: dict[str, str] = {}
+    for part in text.split(";"):
+        key, equals, value = part.partition("=")
+        if equals:
+            tags.setdefault(key.strip().lower(), value.strip())
+    asked = _disposition(tags.get("p", ""))
+    if asked is None:
+        if "rua" not in tags:  # RFC 7489 §6.6.3, 6
+            return None
+        asked = Disposition.NONE
+    percent = tags.get("pct", "100")
+    return _Record(
+        policy=asked,
+        subdomains=_disposition(tags.get("sp", "")) or asked,
+        strict_dkim=tags.get("adkim", "r").lower() == "s",
+        strict_spf=tags.get("aspf", "r").lower() == "s",
+        percent=int(percent) if re.fullmatch(r"[0-9]{1,3}", percent) and int(percent) <= 100 else 100,
+    )
+
+
+def _disposition(word: str) -> Disposition | None:
+    return next((one for one in Disposition if one.value == word.lower()), None)
+
+
+def names_of(domains: Iterable[str]) -> tuple[str, ...]:
+    """Domains in ASCII, those that are none left out."""
+    return tuple(name for name in map(ascii_domain, domains) if name)

@@ -1,0 +1,81 @@
+"""SPF (RFC 7208), by pyspf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Any, cast
+
+import spf
+
+from elemta.policies.mail_auth.dns_facts import DnsFacts, RecordType
+
+MAX_VOID_LOOKUPS = 2  # RFC 7208 §4.6.4
+MAX_RESULT_TEXT = 250
+
+
+@dataclass(frozen=True, slots=True)
+class SPFQuestion:
+    """What is asked: the client's address, its HELO name, and the sender, "" for the null sender."""
+
+    client_ip: str
+    helo: str
+    sender: str
+    receiver: str
+
+
+@dataclass(frozen=True, slots=True)
+class SPFAnswer:
+    """The result in RFC 7208's words, and for people why."""
+
+    result: str
+    text: str
+
+
+class _Query(spf.query):  # type: ignore[misc]
+    """pyspf's evaluation over a table of answers."""
+
+    def __init__(self, question: SPFQuestion, facts: DnsFacts) -> None:
+        self._facts = facts
+        super().__init__(
+            i=question.client_ip,
+            s=question.sender,
+            h=question.helo,
+            receiver=question.receiver,
+            strict=True,
+        )
+
+    def dns(
+        self,
+        name: str,
+        qtype: str,
+        cnames: object = None,  # noqa: ARG002
+        ignore_void: bool = False,
+    ) -> list[Any]:
+        """The records as pyspf wants them. Aliases are followed by the resolver."""
+        name = str(name).rstrip(".")
+        if not name or any(not 0 < len(label) < 64 for label in name.split(".")) or len(name) > 253:
+            return []
+        fact = self._facts.get(name, RecordType(qtype))
+        if fact.trouble is not None:
+            raise spf.TempError("DNS " + fact.trouble)
+        if not fact.values and not ignore_void:
+            self.void_lookups += 1
+            if self.void_lookups > MAX_VOID_LOOKUPS:
+                raise spf.PermError(f"Void lookup limit of {MAX_VOID_LOOKUPS} exceeded")
+        return [_as_pyspf(value, qtype) for value in fact.values]
+
+
+def _as_pyspf(value: object, qtype: str) -> object:
+    if qtype == "AAAA":
+        return IPv6Address(cast(str, value)).packed
+    if qtype == "TXT":
+        return (cast(str, value).encode("utf-8", "surrogateescape"),)
+    return value
+
+
+def check_spf(question: SPFQuestion, facts: DnsFacts) -> SPFAnswer:
+    """Evaluate SPF of the sender, or of the HELO name where the sender is null (RFC 7208 §2.4)."""
+    query = _Query(question, facts)
+    result, _code, text = query.check()
+    return SPFAnswer(result, text[:MAX_RESULT_TEXT])

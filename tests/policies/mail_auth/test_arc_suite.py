@@ -1,0 +1,53 @@
+"""The test suite of ARC: chains to validate."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from pathlib import Path
+
+import dkim
+import pytest
+import yaml
+
+from elemta.errors import NoSuchDomain
+from elemta.policies.mail_auth.body_hash import hash_body
+from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
+from elemta.policies.mail_auth.signatures import check_arc, wanted_body_hashes
+
+ROOT = Path(__file__).parents[3]
+SUITE = Path(os.environ.get("ELEMTA_SUITES", ROOT / "../shared/suites")) / "arc-draft-validation-tests.yml"
+
+
+class Zone:
+    def __init__(self, records: dict[str, str]) -> None:
+        self.records = {name.lower(): value for name, value in records.items()}
+
+    async def lookup(self, name: str, kind: RecordType) -> tuple[object, ...]:
+        if kind is not RecordType.TXT or name.lower() not in self.records:
+            raise NoSuchDomain(name)
+        return (self.records[name.lower()],)
+
+
+def cases():
+    if not SUITE.exists():
+        return
+    for scenario in yaml.safe_load_all(SUITE.read_text("utf-8")):
+        for name, case in scenario["tests"].items():
+            yield pytest.param(scenario, case, id=f"{scenario['description']}-{name}")
+
+
+async def in_place(step):
+    return step()
+
+
+@pytest.mark.parametrize(("scenario", "case"), list(cases()))
+def test_a_chain_of_the_suite_is_what_the_suite_says(scenario, case):
+    message = case["message"].replace("\n", "\r\n").encode()
+    header, body = dkim.rfc822_parse(message)
+    bodies = hash_body(io.BytesIO(body), wanted_body_hashes(header))
+    zone = Zone(scenario.get("txt-records") or {})
+    chain = asyncio.run(evaluate(lambda facts: check_arc(header, bodies, facts), zone, in_place))
+    # Where a seal says that the chain was broken, the suite wants no result; RFC 8617 §5.2: fail.
+    assert chain.result == (case["cv"] or "Fail").lower(), chain

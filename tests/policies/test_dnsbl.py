@@ -1,0 +1,102 @@
+"""DNS lists of client addresses."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from elemta.policies.dnsbl import DnsblPlugin, DnsblResult, question_name
+from elemta.policy import CONTINUE, Quarantine, Reject, ResolverTrouble
+from elemta.policy.testing import PolicyTester, Zone
+
+ONE = {"zone": [{"name": "bl.example", "weight": 5}]}
+LISTED = {("1.2.0.192.bl.example", "A"): ["127.0.0.2"]}
+
+
+def policy(options=None, records=None, **how) -> PolicyTester:
+    return PolicyTester(DnsblPlugin(), options or ONE, resolver=Zone(records_of=records or {}), **how)
+
+
+def verdict(asked: PolicyTester) -> object:
+    assert asked.connected() == CONTINUE
+    asked.mail("a@example.org")
+    return asked.rcpt("b@example.com")
+
+
+@pytest.mark.parametrize(
+    ("ip", "name"),
+    [
+        ("192.0.2.1", "1.2.0.192.bl.example"),
+        ("::ffff:192.0.2.1", "1.2.0.192.bl.example"),
+        ("2001:db8::1", "1." + "0." * 23 + "8.b.d.0.1.0.0.2.bl.example"),
+    ],
+)
+def test_the_address_is_looked_up_backwards(ip, name):
+    assert question_name(ip_address(ip), "bl.example.") == name
+
+
+def test_a_client_that_is_listed_is_refused_at_rcpt_with_the_name_of_the_list():
+    asked = policy(records=LISTED)
+    found = verdict(asked)
+    assert isinstance(found, Reject)
+    assert (found.code, found.enhanced) == (554, "5.7.1")
+    assert "192.0.2.1" in found.text
+    assert "bl.example" in found.text
+    assert asked.session.results.get(DnsblResult) == DnsblResult(5, ("bl.example",))
+
+
+def test_a_client_that_is_not_listed_passes():
+    assert verdict(policy()) == CONTINUE
+
+
+@pytest.mark.parametrize("answer", [ResolverTrouble("no answer"), ["127.255.255.254"], ["198.51.100.7"], []])
+def test_a_list_that_does_not_answer_or_refuses_or_has_lost_its_domain_weighs_nothing(answer):
+    assert verdict(policy(records={("1.2.0.192.bl.example", "A"): answer})) == CONTINUE
+
+
+def test_weights_add_up_and_allow_lists_take_away():
+    zones = [
+        {"name": "one.example", "weight": 3},
+        {"name": "two.example", "weight": 3},
+        {"name": "good.example", "weight": -4},
+    ]
+    records = {(f"1.2.0.192.{name}.example", "A"): ["127.0.0.2"] for name in ("one", "two")}
+    options = {"zone": zones, "reject_at": 6}
+    assert isinstance(verdict(policy(options, records)), Reject)
+    records["1.2.0.192.good.example", "A"] = ["127.0.0.1"]
+    assert verdict(policy(options, records)) == CONTINUE
+
+
+@pytest.mark.parametrize(
+    ("answer", "listed"), [("127.0.0.4", True), ("127.0.0.9", True), ("127.0.0.20", False)]
+)
+def test_only_the_answers_that_are_named_count(answer, listed):
+    zone = {"name": "bl.example", "weight": 5, "answers": ["127.0.0.4", "127.0.0.8/29"]}
+    found = verdict(policy({"zone": [zone]}, {("1.2.0.192.bl.example", "A"): [answer]}))
+    assert isinstance(found, Reject) == listed
+
+
+def test_a_score_in_between_holds_the_message():
+    zone = {"name": "bl.example", "weight": 3}
+    found = verdict(policy({"zone": [zone], "quarantine_at": 3}, LISTED))
+    assert isinstance(found, Quarantine)
+
+
+def test_users_and_networks_of_ours_pass():
+    assert verdict(policy(records=LISTED, user="anna")) == CONTINUE
+    assert verdict(policy(records=LISTED, relay_from=["192.0.2.0/24"])) == CONTINUE
+    assert verdict(policy({**ONE, "exempt": ["192.0.2.1"]}, LISTED)) == CONTINUE
+
+
+def test_every_recipient_gets_the_same_answer_from_one_lookup():
+    asked = policy(records=LISTED)
+    assert isinstance(verdict(asked), Reject)
+    assert isinstance(asked.rcpt("c@example.com"), Reject)
+    assert asked.metrics.total("elemta_plugin_dnsbl_answers_total", "bl.example", "listed") == 1
+
+
+def test_a_client_that_leaves_ends_the_lookups():
+    asked = policy(records=LISTED)
+    asked.connected()
+    asked.disconnected()
