@@ -120,7 +120,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
     metrics = shared.metrics
     domains = Domains.from_config(config.domains)
     rules = rules_from_config(config.resources, config.limits, config.auth)
-    limiter = Limiter(rules, shared.fleet.store, metrics.limits, shared.runtime.wall)
+    limiter = Limiter(rules, shared.fleet.store, metrics.limits, shared.runtime.wall, domains.mailbox)
     services = Services(
         reactor=shared.runtime.reactor,
         limits=limiter,

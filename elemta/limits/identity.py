@@ -54,6 +54,14 @@ def address_identity(address: Address) -> str:
     return safe(f"{_lowered(address.local)}@{canonical_domain(address.domain)}")
 
 
+def null_sender_identity(recipient: Address) -> str:
+    """The null reverse-path towards one domain: ``<>@`` and the recipient's domain.
+
+    It stands for the notices of all hosts, and is no sender of its own.
+    """
+    return f"{_NULL_SENDER}@{domain_identity(recipient)}"
+
+
 def domain_identity(address: Address) -> str:
     """The domain of a mail address; that of the null reverse-path is ``<>``."""
     return safe(canonical_domain(address.domain)) if address else _NULL_SENDER
@@ -112,6 +120,11 @@ class Exceptions:
             ip = ip.ipv4_mapped
         return any(ip in network for network in self._networks)
 
+    def name(self, identity: str) -> bool:
+        """Whether an identity is exempt; ``<>`` exempts the null sender towards every domain."""
+        values = self.values
+        return identity in values or (_NULL_SENDER in values and identity.startswith(_NULL_SENDER))
+
 
 def _network(entry: str) -> IPv4Network | IPv6Network | None:
     try:
@@ -131,6 +144,8 @@ def _value_identities(entry: str) -> set[str]:
     if entry == _NULL_SENDER:
         return {_NULL_SENDER}
     local, at, domain = entry.rpartition("@")
+    if local == _NULL_SENDER:
+        return {null_sender_identity(Address("", domain))}
     if at:
         return {address_identity(Address(local, domain)), name_identity(entry)}
     return {host_identity(entry), name_identity(entry)}

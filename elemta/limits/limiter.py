@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twisted.logger import Logger
 
+from elemta.address import Address
 from elemta.config import Counts, Identity, Mode, OnExceed, Rate, WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.envelope import Recipient
@@ -114,11 +115,16 @@ class LimitState:
 _NOTHING = Charge()
 
 
+def _as_written(address: Address) -> Address:
+    return address
+
+
 class Limiter:
     """The limits of one configuration over a store, which outlives them: a reload makes a new limiter.
 
     Every method answers at once when the store does, and with a Deferred when the store does. ``wall`` gives
-    seconds since the epoch, which all nodes share; without it the store's own time does.
+    seconds since the epoch, which all nodes share; without it the store's own time does. ``mailbox`` gives
+    the mailbox that an address is: its spellings and tags count as one.
     """
 
     def __init__(
@@ -127,12 +133,17 @@ class Limiter:
         store: ILimitStore,
         metrics: LimitMetrics | None = None,
         wall: Callable[[], float] | None = None,
+        mailbox: Callable[[Address], Address] | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self._store = store
         self._metrics = metrics or LimitMetrics()
         self._by_name = {rule.name: rule for rule in rules}
         self._by_stage = {stage: tuple(rule for rule in rules if rule.stage is stage) for stage in Stage}
+        self._of_null_sender = {
+            stage: tuple(rule for rule in rules if rule.stage_of_null_sender is stage) for stage in Stage
+        }
+        self._mailbox = mailbox or _as_written
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
         self._of_refusals = tuple(rule for rule in rules if rule.counts is Counts.REFUSALS)
         self._departing = tuple(rule for rule in rules if rule.is_outbound)
@@ -147,7 +158,12 @@ class Limiter:
 
     def charges(self, stage: Stage) -> bool:
         """Whether any limit is charged at this stage."""
-        return bool(self._by_stage[stage])
+        return bool(self._by_stage[stage] or self._of_null_sender[stage])
+
+    def _rules(self, stage: Stage, transaction: TransactionLike | None) -> tuple[Rule, ...]:
+        if transaction is not None and not transaction.sender:
+            return self._of_null_sender[stage]
+        return self._by_stage[stage]
 
     def charge(
         self,
@@ -165,10 +181,10 @@ class Limiter:
         counted once only is not charged for them again. ``may_delay`` says that the caller will wait and
         ask once more where the refusal is one that delays.
         """
-        rules = self._by_stage[stage]
+        rules = self._rules(stage, transaction)
         if not rules:
             return _NOTHING
-        subject = Subject(session, transaction, recipient)
+        subject = Subject(session, transaction, recipient, self._mailbox)
         asked: list[Request] = []
         covered: list[Request] = []
         for rule in rules:
@@ -192,7 +208,7 @@ class Limiter:
 
         What counts messages or bytes is not charged for the keys in ``already``.
         """
-        subject = Subject(session, transaction, recipient)
+        subject = Subject(session, transaction, recipient, self._mailbox)
         asked = [
             request
             for rule in self.rules
@@ -209,6 +225,7 @@ class Limiter:
         """
         if not self._departing:
             return _NOTHING
+        departure = replace(departure, sender=self._mailbox(departure.sender))
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.outbound_requests(departure)]
         return run(self._acquire(asked, no=_WAITS)) if asked else _NOTHING
@@ -246,10 +263,13 @@ class Limiter:
         return bool(self._of_refusals)
 
     def ask_about_refusals(
-        self, session: SessionLike, transaction: TransactionLike | None = None
+        self,
+        session: SessionLike,
+        transaction: TransactionLike | None = None,
+        recipient: Recipient | None = None,
     ) -> MaybeDeferred[LimitRefusal | None]:
         """What the limits of refusals say of a client that asks for something. Charges nothing."""
-        subject = Subject(session, transaction)
+        subject = Subject(session, transaction, recipient, self._mailbox)
         asked = [
             request for rule in self._of_refusals if rule.spec.binding for request in rule.requests(subject)
         ]
@@ -275,13 +295,16 @@ class Limiter:
         return self._refused(full, began).refusal
 
     def charge_refusal(
-        self, session: SessionLike, transaction: TransactionLike | None = None
+        self,
+        session: SessionLike,
+        transaction: TransactionLike | None = None,
+        recipient: Recipient | None = None,
     ) -> MaybeDeferred[Charge]:
         """Charge a refusal for good, before the client gets it, all or none.
 
         A limit that refuses this is exceeded: then the client gets the limit's reply in place of the refusal.
         """
-        subject = Subject(session, transaction)
+        subject = Subject(session, transaction, recipient, self._mailbox)
         asked = [request for rule in self._of_refusals for request in rule.requests(subject)]
         return run(self._acquire(asked)) if asked else _NOTHING
 
@@ -296,8 +319,9 @@ class Limiter:
 
         Raises, or fails with, :class:`StoreUnavailable`.
         """
-        subject = Subject(session, transaction, recipient)
-        requests = [request for rule in self._by_stage[stage] for request in rule.requests(subject)]
+        subject = Subject(session, transaction, recipient, self._mailbox)
+        rules = self._rules(stage, transaction)
+        requests = [request for rule in rules for request in rule.requests(subject)]
         return run(self._peek(requests))
 
     def _peek(self, requests: Sequence[Request]) -> Steps[tuple[LimitState, ...]]:

@@ -16,6 +16,7 @@ from elemta.limits.identity import (
     joined,
     name_identity,
     network_identity,
+    null_sender_identity,
 )
 from elemta.limits.rules import Rule
 from elemta.limits.store import Request
@@ -89,6 +90,8 @@ def _mailbox(text: str) -> str | None:
     if not bare:
         return address_identity(NULL) if text else None
     local, at, domain = bare.rpartition("@")
+    if local == address_identity(NULL):
+        return null_sender_identity(Address("", domain))
     if not at or not local or not domain:
         return None
     quoted = len(local) > 1 and local.startswith('"') and local.endswith('"')
@@ -96,8 +99,8 @@ def _mailbox(text: str) -> str | None:
 
 
 def _domain(text: str) -> str | None:
-    if text == "<>":
-        return domain_identity(NULL)
+    if text == "<>" or text.startswith("<>@"):
+        return _mailbox(text)
     bare = text.removeprefix("@")
     return domain_identity(Address("", bare)) if bare and "@" not in bare else None
 

@@ -6,7 +6,7 @@ A rule is charged at the earliest stage where both what it counts and all that i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from elemta.address import NULL, Address
@@ -35,6 +35,7 @@ from elemta.limits.identity import (
     joined,
     name_identity,
     network_identity,
+    null_sender_identity,
 )
 from elemta.limits.known_logins import LoginHistory
 from elemta.limits.store import LimitSpec, Request
@@ -73,13 +74,26 @@ class TransactionLike(Protocol):
     def size(self) -> int: ...
 
 
+def _as_written(address: Address) -> Address:
+    return address
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The subject of a charge: the session, and what of a transaction there is at the stage."""
+    """The subject of a charge: the session, and what of a transaction there is at the stage.
+
+    ``mailbox`` gives the mailbox that an address is: another tag is no other identity.
+    """
 
     session: SessionLike
     transaction: TransactionLike | None = None
     recipient: Recipient | None = None
+    mailbox: Callable[[Address], Address] = _as_written
+
+    @property
+    def of_null_sender(self) -> bool:
+        """Whether it is about mail of the null sender."""
+        return self.transaction is not None and not self.transaction.sender
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +151,13 @@ class Rule:
         return tuple(Rate(bound.limit, bound.window / _MICROSECONDS) for bound in self.spec.bounds)
 
     @property
+    def stage_of_null_sender(self) -> Stage | None:
+        """The stage for mail of the null sender: a limit per sender counts it per recipient domain."""
+        if self.stage is Stage.MAIL and not _OF_SENDER.isdisjoint(self.per):
+            return Stage.RCPT
+        return self.stage
+
+    @property
     def once(self) -> bool:
         """Whether an identity is charged only once in a session or transaction, however often it is met.
 
@@ -156,7 +177,7 @@ class Rule:
             return []
         identities = [""]
         for identity in self.per:
-            parts = [part for part in _OUT[identity](departure) if part not in self.exceptions.values]
+            parts = [part for part in _OUT[identity](departure) if not self.exceptions.name(part)]
             identities = [joined((*filter(None, [so_far]), part)) for so_far in identities for part in parts]
         return [Request(self.spec, identity) for identity in dict.fromkeys(identities)]
 
@@ -176,17 +197,22 @@ class Rule:
         if self.exceptions and self.exceptions.cover(subject.session.client_ip):
             return ()
         about = subject.transaction
-        if self.stage is Stage.MESSAGE and about is not None and not _PER_RECIPIENT.isdisjoint(self.per):
-            each = (Subject(subject.session, about, recipient) for recipient in about.recipients)
+        if about is not None and subject.recipient is None and self._needs_recipient(subject):
+            each = (replace(subject, recipient=recipient) for recipient in about.recipients)
             return list(dict.fromkeys(found for one in each if (found := self._identity(one)) is not None))
         identity = self._identity(subject)
         return () if identity is None else (identity,)
+
+    def _needs_recipient(self, subject: Subject) -> bool:
+        return not _PER_RECIPIENT.isdisjoint(self.per) or (
+            subject.of_null_sender and not _OF_SENDER.isdisjoint(self.per)
+        )
 
     def _identity(self, subject: Subject) -> str | None:
         parts = []
         for identity in self.per:
             part = _PARTS[identity](subject)
-            if part is None or part in self.exceptions.values:
+            if part is None or self.exceptions.name(part):
                 return None
             parts.append(part)
         return parts[0] if len(parts) == 1 else joined(parts)
@@ -293,15 +319,27 @@ def _user(subject: Subject) -> str | None:
 
 
 def _sender(subject: Subject) -> str | None:
-    return None if subject.transaction is None else address_identity(subject.transaction.sender)
+    if subject.transaction is None:
+        return None
+    sender = subject.transaction.sender
+    return address_identity(subject.mailbox(sender)) if sender else _null_sender(subject)
 
 
 def _sender_domain(subject: Subject) -> str | None:
-    return None if subject.transaction is None else domain_identity(subject.transaction.sender)
+    if subject.transaction is None:
+        return None
+    sender = subject.transaction.sender
+    return domain_identity(sender) if sender else _null_sender(subject)
+
+
+def _null_sender(subject: Subject) -> str | None:
+    return None if subject.recipient is None else null_sender_identity(subject.recipient.address)
 
 
 def _recipient(subject: Subject) -> str | None:
-    return None if subject.recipient is None else address_identity(subject.recipient.address)
+    if subject.recipient is None:
+        return None
+    return address_identity(subject.mailbox(subject.recipient.address))
 
 
 def _recipient_domain(subject: Subject) -> str | None:
@@ -327,16 +365,29 @@ def _departing_user(departure: OutboundCharge) -> tuple[str, ...]:
     return () if departure.user is None else (name_identity(departure.user),)
 
 
+def _departing_null(departure: OutboundCharge) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(null_sender_identity(each.address) for each in departure.recipients))
+
+
+def _departing_sender(departure: OutboundCharge) -> tuple[str, ...]:
+    return (address_identity(departure.sender),) if departure.sender else _departing_null(departure)
+
+
+def _departing_sender_domain(departure: OutboundCharge) -> tuple[str, ...]:
+    return (domain_identity(departure.sender),) if departure.sender else _departing_null(departure)
+
+
 _OUT: dict[Identity, Callable[[OutboundCharge], Sequence[str]]] = {
     Identity.DESTINATION: lambda departure: (host_identity(departure.destination),),
-    Identity.SENDER: lambda departure: (address_identity(departure.sender),),
-    Identity.SENDER_DOMAIN: lambda departure: (domain_identity(departure.sender),),
+    Identity.SENDER: _departing_sender,
+    Identity.SENDER_DOMAIN: _departing_sender_domain,
     Identity.USER: _departing_user,
     Identity.RECIPIENT_DOMAIN: lambda departure: [
         domain_identity(each.address) for each in departure.recipients
     ],
 }
 _PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})
+_OF_SENDER = frozenset({Identity.SENDER, Identity.SENDER_DOMAIN})
 # What is never given back.
 _OF_SESSION = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.REFUSALS})
 _ORDER = tuple(Stage)

@@ -258,7 +258,7 @@ class ESMTPProtocol(ClientConnection):
     def _time_out(self, now: float) -> None:
         waiting = self._deadlines.waiting
         if self._paused_for and waiting in (TimeoutKind.COMMAND, TimeoutKind.MESSAGE):
-            self._deadlines.hold(now)
+            self._deadlines.hold(now, reading=False)
             return
         self._log_timeout(waiting.value)
         if waiting in (TimeoutKind.CLOSE, TimeoutKind.HANDSHAKE):
@@ -494,13 +494,14 @@ class ESMTPProtocol(ClientConnection):
 
     def _pause_reading(self, reason: str) -> None:
         if not self._paused_for and self._state is not ConnectionState.LOST:
+            self._deadlines.stop_reading(self._registry.seconds())
             self.transport.pauseProducing()
         self._paused_for.add(reason)
 
     def _resume_reading(self, reason: str) -> None:
         self._paused_for.discard(reason)
         if not self._paused_for and self._state not in ENDING:
-            self._deadlines.hold(self._registry.seconds())
+            self._deadlines.hold(self._registry.seconds(), reading=True)
             self.transport.resumeProducing()
 
 

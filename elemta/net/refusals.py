@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from elemta.deferred_value import Steps
+from elemta.envelope import Recipient
 from elemta.limits.limiter import Charge, LimitRefusal
 from elemta.net.context import ListenerContext
 from elemta.policy import Disconnect, ILimitPolicy, limit_verdict
@@ -41,7 +42,9 @@ class RefusalLimits:
         """The answer where the client was refused too often to be heard."""
         if question.stage not in _ASKED_AT:
             return None
-        asked = self._terms.limiter.ask_about_refusals(self._facts, _transaction(question))
+        asked = self._terms.limiter.ask_about_refusals(
+            self._facts, _transaction(question), _recipient(question)
+        )
         refusal: LimitRefusal | None = yield asked
         return None if refusal is None else self._answer(refusal, question.stage)
 
@@ -49,7 +52,9 @@ class RefusalLimits:
         """``answer``, charged where it refuses for good; another one where that exceeds a limit."""
         if not isinstance(answer, Refuse) or answer.by_limit or answer.reply.is_transient:
             return answer
-        charge: Charge = yield self._terms.limiter.charge_refusal(self._facts, _transaction(question))
+        charge: Charge = yield self._terms.limiter.charge_refusal(
+            self._facts, _transaction(question), _recipient(question)
+        )
         return answer if charge.refusal is None else self._answer(charge.refusal, question.stage)
 
     def _answer(self, refusal: LimitRefusal, stage: Stage) -> Refuse:
@@ -69,3 +74,7 @@ def _transaction(question: StageQuestion) -> TransactionInfo | None:
     if isinstance(question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
         return question.transaction
     return None
+
+
+def _recipient(question: StageQuestion) -> Recipient | None:
+    return question.recipient if isinstance(question, RcptQuestion) else None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import enum
 
-# Below this many octets per data_timeout a message counts as an attack, not as a slow line.
-# A shorter message has data_timeout as a whole.
-LEAST_OCTETS_PER_WINDOW = 64 * 1024
+# Below this many octets per second, on average, a message counts as an attack and not as a slow line.
+LEAST_PACE = 500.0
+# The seconds of a message for which its pace does not count.
+PACE_GRACE_SECONDS = 10.0
 
 HANDSHAKE_SECONDS = 30.0
 PROXY_HEADER_SECONDS = 5.0
@@ -31,14 +32,32 @@ class TimeoutKind(enum.Enum):
 
 
 class ConnectionTimeouts:
-    """The deadline of one connection. ``command`` and ``data`` are the configured seconds."""
+    """The deadline of one connection. ``command`` and ``data`` are the configured seconds.
 
-    __slots__ = ("_at", "_command", "_data", "_octets", "_unread_since", "waiting")
+    Within a message there are two bounds. A pause lasts ``data`` seconds at most. And all the time but that
+    of the longest pause counts for the pace of the message: one pause is an accident, many are an attack.
+    """
+
+    __slots__ = (
+        "_at",
+        "_began",
+        "_command",
+        "_data",
+        "_last",
+        "_longest_pause",
+        "_octets",
+        "_stopped_at",
+        "_unread_since",
+        "waiting",
+    )
 
     def __init__(self, command: float, data: float) -> None:
         self._command = command
         self._data = data
         self._octets = 0
+        self._began = self._last = self._longest_pause = 0.0
+        # When the server stopped reading; the clock of the message stands still since then.
+        self._stopped_at: float | None = None
         self._at = float("inf")
         self._unread_since: float | None = None
         self.waiting = TimeoutKind.COMMAND
@@ -47,6 +66,8 @@ class ConnectionTimeouts:
         """The connection waits for something new from now on."""
         self.waiting = waiting
         self._octets = 0
+        self._began = self._last = now
+        self._longest_pause = 0.0
         self._at = now + (self._command if waiting is TimeoutKind.COMMAND else self._seconds(waiting))
 
     def _seconds(self, waiting: TimeoutKind) -> float:
@@ -59,10 +80,12 @@ class ConnectionTimeouts:
         return ANSWER_SECONDS if waiting is TimeoutKind.ANSWER else CLOSING_SECONDS
 
     def received(self, octets: int, now: float) -> None:
-        """Octets of a message came. Only a window that was filled begins a new one."""
-        self._octets += octets
-        if self.waiting is TimeoutKind.MESSAGE and self._octets >= LEAST_OCTETS_PER_WINDOW:
-            self.wait(TimeoutKind.MESSAGE, now)
+        """Octets of a message came."""
+        if self.waiting is TimeoutKind.MESSAGE:
+            self._octets += octets
+            self._longest_pause = max(self._longest_pause, now - self._last)
+            self._last = now
+            self._at = now + self._data
 
     def unread(self, now: float) -> None:
         """The client does not take its replies from now on."""
@@ -71,12 +94,27 @@ class ConnectionTimeouts:
     def read_again(self) -> None:
         self._unread_since = None
 
-    def hold(self, now: float) -> None:
-        """The server did not read; the client gets its whole time again."""
+    def stop_reading(self, now: float) -> None:
+        """The server does not read from now on; that time is not the client's."""
+        self._stopped_at = now
+
+    def hold(self, now: float, *, reading: bool) -> None:
+        """The server did not read; the client gets its whole time again. ``reading``: it reads again."""
+        if self._stopped_at is not None:
+            stopped = max(0.0, now - max(self._stopped_at, self._began))
+            self._began += stopped
+            self._last += stopped
+        self._stopped_at = None if reading else now
         self._at = now + self._seconds(self.waiting)
 
     def has_passed(self, now: float) -> bool:
-        return now >= self._at
+        return now >= self._at or (self.waiting is TimeoutKind.MESSAGE and self._is_too_slow(now))
+
+    def _is_too_slow(self, now: float) -> bool:
+        if self._stopped_at is not None:
+            now = self._stopped_at
+        pause = max(self._longest_pause, now - self._last)
+        return now - self._began - pause >= PACE_GRACE_SECONDS + self._octets / LEAST_PACE
 
     def gave_up_reading(self, now: float) -> bool:
         return self._unread_since is not None and now >= self._unread_since + UNREAD_SECONDS

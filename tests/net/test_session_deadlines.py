@@ -105,12 +105,23 @@ def test_a_policy_that_takes_its_time_after_an_implicit_handshake_is_waited_for(
 def test_a_message_below_the_pace_ends_with_421_and_nothing_is_queued(place: Place) -> None:
     client = place.connect()
     assert client.envelope()[-1].startswith("354")
-    for _ in range(9):
-        place.pass_time(60)
+    for _ in range(11):
+        place.pass_time(1)
         assert client.send(b"x") == []
-    place.pass_time(60)
+    place.pass_time(1)
     assert client.said() == [TIMEOUT]
     assert place.policy.told == ["refused"]
+
+
+def test_a_small_data_timeout_ends_pauses_and_no_slow_message(place: Place) -> None:
+    place.server = replace(place.server, data_timeout=3.0)
+    client = place.connect()
+    assert client.envelope()[-1].startswith("354")
+    for _ in range(300):
+        place.pass_time(1)
+        assert client.send(b"x" * 508 + b"\r\n") == []
+    place.pass_time(4)
+    assert client.said() == [TIMEOUT]
 
 
 def test_a_chunk_that_is_only_read_to_be_refused_has_the_time_of_a_message(place: Place) -> None:

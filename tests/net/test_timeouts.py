@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from elemta.net.timeouts import LEAST_OCTETS_PER_WINDOW, UNREAD_SECONDS, ConnectionTimeouts, TimeoutKind
+import pytest
+
+from elemta.net.timeouts import UNREAD_SECONDS, ConnectionTimeouts, TimeoutKind
 
 
 def make() -> ConnectionTimeouts:
@@ -19,43 +21,85 @@ def test_a_command_has_its_whole_time_and_no_more() -> None:
 
 def test_octets_of_a_command_line_move_nothing() -> None:
     deadlines = make()
-    deadlines.received(LEAST_OCTETS_PER_WINDOW, 299.0)
+    deadlines.received(1_000_000, 299.0)
     assert deadlines.has_passed(300.0)
 
 
-def test_a_message_that_keeps_its_pace_may_take_for_ever() -> None:
-    deadlines = make()
+def message(data: float = 600.0) -> ConnectionTimeouts:
+    """A message that begins at 0."""
+    deadlines = ConnectionTimeouts(command=300.0, data=data)
     deadlines.wait(TimeoutKind.MESSAGE, 0.0)
-    for minute in range(1, 1000):
-        now = minute * 60.0
-        assert not deadlines.has_passed(now)
-        deadlines.received(LEAST_OCTETS_PER_WINDOW // 8, now)
+    return deadlines
 
 
-def test_a_message_below_the_pace_ends_at_the_first_window() -> None:
-    deadlines = make()
-    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
-    for second in range(599):
-        deadlines.received(100, float(second))
-    assert not deadlines.has_passed(599.9)
-    assert deadlines.has_passed(600.0)
+def drip(deadlines: ConnectionTimeouts, octets: int, every: float, until: float, begin: float = 0.0) -> float:
+    """Send so many octets again and again; gives the second at which a look once a second ends it."""
+    sent, now = begin, begin
+    while now < until:
+        now += 1.0
+        while sent + every <= now:
+            sent += every
+            deadlines.received(octets, sent)
+        if deadlines.has_passed(now):
+            return now
+    return until
 
 
-def test_the_octet_that_fills_a_window_begins_a_new_one() -> None:
-    deadlines = make()
-    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
-    deadlines.received(LEAST_OCTETS_PER_WINDOW - 1, 500.0)
-    assert deadlines.has_passed(600.0)
-    deadlines.received(1, 599.0)
-    assert not deadlines.has_passed(1198.9)
-    assert deadlines.has_passed(1199.0)
+@pytest.mark.parametrize("data", [1.5, 5.0, 600.0])
+@pytest.mark.parametrize(("octets", "every"), [(501, 1.0), (600, 1.0), (1000, 1.25), (75, 0.125)])
+def test_a_slow_and_steady_sender_is_never_cut_off(data: float, octets: int, every: float) -> None:
+    assert drip(message(data), octets, every, 20_000.0) == 20_000.0
+
+
+@pytest.mark.parametrize("data", [2.0, 600.0, 86_400.0])
+@pytest.mark.parametrize(
+    ("octets", "every", "end"),
+    [(1, 1.0, 12.0), (100, 1.0, 14.0), (250, 1.0, 22.0), (450, 1.0, 110.0), (1, 0.01, 14.0)],
+)
+def test_a_sender_below_the_pace_is_cut_off_whatever_data_timeout_is(
+    data: float, octets: int, every: float, end: float
+) -> None:
+    assert 10.0 < drip(message(data), octets, every, 1000.0) <= end
+
+
+@pytest.mark.parametrize("before", [0, 1, 5000, 10_000_000])
+def test_a_pause_lasts_as_long_as_data_timeout_and_no_longer(before: int) -> None:
+    deadlines = message(60.0)
+    deadlines.received(before, 1.0)
+    assert not deadlines.has_passed(60.9)
+    assert deadlines.has_passed(61.0)
+
+
+def test_one_pause_costs_nothing_and_the_next_counts_for_the_pace() -> None:
+    deadlines = message()
+    deadlines.received(1000, 590.0)
+    assert not deadlines.has_passed(601.9)
+    assert deadlines.has_passed(602.1)
+    deadlines = message()
+    deadlines.received(1000, 500.0)
+    assert drip(deadlines, 600, 1.0, 5000.0, begin=500.0) == 5000.0
+    assert not deadlines.has_passed(5400.0)
+    deadlines.received(1, 5400.0)
+    assert not deadlines.has_passed(5401.0)
+    deadlines.received(1, 5950.0)
+    assert not deadlines.has_passed(5951.0)
+
+
+def test_pauses_just_within_data_timeout_hold_a_connection_for_one_of_them_only() -> None:
+    assert drip(message(), 1, 599.0, 100_000.0) <= 599.0 + 12.0
 
 
 def test_a_pause_that_was_ours_is_not_the_clients() -> None:
-    deadlines = make()
-    deadlines.wait(TimeoutKind.MESSAGE, 0.0)
-    deadlines.hold(599.0)
-    assert not deadlines.has_passed(1198.0)
+    deadlines = message(60.0)
+    deadlines.received(1, 9.0)
+    deadlines.stop_reading(10.0)
+    assert not deadlines.has_passed(68.0)
+    deadlines.hold(70.0, reading=False)
+    deadlines.hold(129.0, reading=True)
+    assert not deadlines.has_passed(188.0)
+    assert deadlines.has_passed(189.0)
+    deadlines.received(1, 129.5)
+    assert drip(deadlines, 1, 1.0, 1000.0, begin=129.5) <= 129.5 + 12.0
 
 
 def test_a_client_that_does_not_read_is_given_up_after_minutes() -> None:
