@@ -1,6 +1,7 @@
 """Typed configuration: the schema once, reading with every fault, and what is generated from it."""
 
 from elemta.config.choices import (
+    AddressFamily,
     BareNewline,
     ChargeMessagesAt,
     Counts,
@@ -62,6 +63,7 @@ __all__ = [
     "DEFAULT_LISTENER",
     "DEFAULT_REFUSED_NETWORKS",
     "REQUIRED",
+    "AddressFamily",
     "AuthConfig",
     "BareNewline",
     "CertificateConfig",

@@ -41,6 +41,15 @@ class TLSVersion(enum.StrEnum):
     TLS_1_3 = "TLSv1.3"
 
 
+class AddressFamily(enum.StrEnum):
+    """Which addresses of a next hop are connected to, and in which order."""
+
+    ANY = "any"
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    PREFER_IPV4 = "prefer_ipv4"
+
+
 class Identity(enum.StrEnum):
     """The identities of a limit."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
-from elemta.config.choices import Counts, Identity, ListenerTLS, Role
+from elemta.config.choices import AddressFamily, Counts, Identity, ListenerTLS, Role
 from elemta.config.config import Config
 from elemta.config.faults import Faults
-from elemta.config.schema import LimitConfig
-from elemta.config.target import is_loopback, parse_route_target
-from elemta.config.values import did_you_mean
+from elemta.config.schema import LimitConfig, RouteConfig
+from elemta.config.target import TargetKind, is_loopback, parse_route_target
+from elemta.config.values import Address, did_you_mean
 from elemta.errors import Fault
 from elemta.route_tls import RouteTLS
 
@@ -231,6 +231,42 @@ def _policy_services(config: Config) -> Iterator[Fault]:
             yield _fault(config, f"policy_service[{number}].name", problem)
 
 
+def _ways_out(config: Config) -> Iterator[Fault]:
+    """Check what the routes say about connections: contradictions would keep all mail back."""
+    for number, route in enumerate(config.routes, start=1):
+        key, target = f"route[{number}]", parse_route_target(route.to)
+        yield from _sources(config, f"{key}.source", route)
+        if route.tls is RouteTLS.IMPLICIT and target.kind is TargetKind.MX:
+            problem = 'found "implicit": mail exchangers begin in the clear (RFC 5321 §4.5.4.2)'
+            yield _fault(config, f"{key}.tls", problem, 'did you mean "require"?')
+        if _is_of_other_family(target.host, route.address_family):
+            problem = f'found "{route.address_family}": {target.host} is not of this family'
+            yield _fault(config, f"{key}.address_family", problem)
+        for keyword in route.ignore_offers:
+            if keyword.upper() == "STARTTLS" and route.tls is RouteTLS.REQUIRE:
+                problem = f'found "{keyword}": tls = "require" needs it'
+                yield _fault(config, f"{key}.ignore_offers", problem)
+            if keyword.upper() == "AUTH" and route.credentials:
+                yield _fault(config, f"{key}.ignore_offers", f'found "{keyword}": credentials need it')
+
+
+def _sources(config: Config, key: str, route: RouteConfig) -> Iterator[Fault]:
+    first: dict[int, Address] = {}
+    for number, address in enumerate(route.source, start=1):
+        if address.version in first:
+            problem = f'found "{address}": {first[address.version]} is of IPv{address.version} already'
+            yield _fault(config, f"{key}[{number}]", problem, "one address of each family")
+        first.setdefault(address.version, address)
+
+
+def _is_of_other_family(host: str, family: AddressFamily) -> bool:
+    only = {AddressFamily.IPV4: 4, AddressFamily.IPV6: 6}.get(family)
+    try:
+        return only is not None and ip_address(host).version != only
+    except ValueError:
+        return False
+
+
 def _endpoints(config: Config) -> Iterator[Fault]:
     taken: dict[str, str] = {
         each.endpoint: f"listener[{n}].endpoint" for n, each in enumerate(config.listeners, start=1)
@@ -261,6 +297,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("policies",), _chain),
     (("policy", "listener"), _policy_listeners),
     (("route",), _routes),
+    (("route",), _ways_out),
     (("policy_service", "listener"), _policy_services),
     (("listener", "policy_service", "metrics", "console"), _endpoints),
 )

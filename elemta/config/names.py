@@ -11,6 +11,8 @@ from elemta.config.values import Unacceptable
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _GIVEN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _NODE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.:-]{0,253}[A-Za-z0-9])?")
+# RFC 5321 §4.1.1.1 ehlo-keyword
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _MAX_DOMAIN = 255
 # RFC 5322 §3.2.3 atext without letters and digits, and without % and !, which name a next hop
 _DELIMITERS = "+-_=#~*.&/$'^|{}?"
@@ -72,6 +74,18 @@ def check_delimiter(text: str) -> None:
     """Accept one character that may part a tag from a local-part, or nothing."""
     if text and text not in tuple(_DELIMITERS):
         raise Unacceptable(f'must be one of {" ".join(_DELIMITERS)}, or ""')
+
+
+def check_keyword(text: str) -> None:
+    """Accept a keyword as servers offer it in their answer to EHLO."""
+    if not _KEYWORD.fullmatch(text):
+        raise Unacceptable('must be an EHLO keyword such as "CHUNKING"')
+
+
+def check_source(address: IPv4Address | IPv6Address) -> None:
+    """Accept an address that a connection can come from."""
+    if address.is_unspecified or address.is_multicast:
+        raise Unacceptable("must be an address of this host")
 
 
 def _is_domain(text: str) -> bool:

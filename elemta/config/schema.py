@@ -7,6 +7,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from elemta.config.choices import (
+    AddressFamily,
     BareNewline,
     ChargeMessagesAt,
     Counts,
@@ -31,12 +32,14 @@ from elemta.config.names import (
     check_domain_or_any,
     check_given_name,
     check_hostname,
+    check_keyword,
     check_node_id,
+    check_source,
 )
 from elemta.config.setting import REQUIRED, setting
 from elemta.config.target import TARGET_WORDS, parse_route_target
 from elemta.config.valkey_url import check_key_prefix, check_valkey_url
-from elemta.config.values import Network, Rate, check_optional_rate
+from elemta.config.values import Address, Network, Rate, check_optional_rate
 from elemta.route_tls import RouteTLS
 
 DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
@@ -402,10 +405,33 @@ class RouteConfig:
         "only over TLS with a certificate that is valid for the host's name. implicit is require with TLS "
         "from the first byte, as on port 465.",
     )
+    ca: str = setting(
+        "",
+        "A PEM file with the authorities that this route trusts. Empty: those of the system.",
+        example="/etc/elemta/smarthost-ca.pem",
+    )
     credentials: str = setting(
         "",
         "A file with one line user:password, the login at an smtp:// or lmtp:// next hop. Empty: no login.",
         example="/etc/elemta/smarthost",
+    )
+    address_family: AddressFamily = setting(
+        AddressFamily.ANY,
+        "The addresses to connect to: any tries IPv6 first, prefer_ipv4 IPv4 first; ipv4 and ipv6 use no "
+        "others.",
+    )
+    source: tuple[Address, ...] = setting(
+        (),
+        "The addresses of this host to connect from, at most one IPv4 and one IPv6. Empty, or for a family "
+        "without one: as the system chooses.",
+        check=check_source,
+        example=("192.0.2.7",),
+    )
+    ignore_offers: tuple[str, ...] = setting(
+        (),
+        "EHLO keywords of these next hops that are not believed.",
+        check=check_keyword,
+        example=("CHUNKING",),
     )
     refuse_networks: tuple[Network, ...] = setting(
         DEFAULT_REFUSED_NETWORKS,

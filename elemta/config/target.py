@@ -6,13 +6,15 @@ import enum
 import os.path
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from elemta.config.names import is_host_name, is_remote_host
 from elemta.config.values import Unacceptable
 
+# Settings of whatever connects to an address.
+_OVER_TCP = ("ca", "address_family", "source", "ignore_offers")
 _PLACEHOLDERS = frozenset({"domain", "local"})
 
 
@@ -20,15 +22,16 @@ _PLACEHOLDERS = frozenset({"domain", "local"})
 class RouteTarget:
     """A route's target, taken apart.
 
-    ``host`` (a name or an IP address without brackets) and ``port`` are those of ``smtp`` and ``lmtp``;
-    ``path`` is the socket of ``lmtp+unix``, or the template of ``maildir`` with its ``{domain}`` and
-    ``{local}``.
+    ``host`` (a name or an IP address without brackets) and ``port`` are those of ``smtp`` and ``lmtp``, and
+    ``names_port`` says whether the text has the port; ``path`` is the socket of ``lmtp+unix``, or the
+    template of ``maildir`` with its ``{domain}`` and ``{local}``.
     """
 
     kind: TargetKind
     host: str = ""
     port: int = 0
     path: str = ""
+    names_port: bool = field(default=False, compare=False)
 
 
 def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:
@@ -51,7 +54,12 @@ def _parse_network_target(kind: TargetKind, text: str) -> RouteTarget:
         raise Unacceptable(
             f"must be like {example}, with a host name or an address and a port from 1 to 65535"
         )
-    return RouteTarget(kind, host=host, port=port if port is not None else _DEFAULT_PORTS[kind])
+    return RouteTarget(
+        kind,
+        host=host,
+        port=port if port is not None else _DEFAULT_PORTS[kind],
+        names_port=port is not None,
+    )
 
 
 def _parse_socket(kind: TargetKind, text: str) -> RouteTarget:
@@ -120,6 +128,7 @@ class TargetKind(enum.StrEnum):
         _parse_network_target,
         "elemta.delivery.smtp_transport",
         "tls",
+        *_OVER_TCP,
         "credentials",
     )
     LMTP = (
@@ -128,10 +137,25 @@ class TargetKind(enum.StrEnum):
         _parse_network_target,
         "elemta.delivery.smtp_transport",
         "tls",
+        *_OVER_TCP,
         "credentials",
     )
-    LMTP_UNIX = "lmtp+unix", "lmtp+unix:///PATH", _parse_socket, "elemta.delivery.smtp_transport"
-    MX = "mx", "mx:", _parse_bare, "elemta.delivery.mx_transport", "tls", "refuse_networks"
+    LMTP_UNIX = (
+        "lmtp+unix",
+        "lmtp+unix:///PATH",
+        _parse_socket,
+        "elemta.delivery.smtp_transport",
+        "ignore_offers",
+    )
+    MX = (
+        "mx",
+        "mx:",
+        _parse_bare,
+        "elemta.delivery.mx_transport",
+        "tls",
+        *_OVER_TCP,
+        "refuse_networks",
+    )
     MAILDIR = (
         "maildir",
         "maildir:/PATH/{domain}/{local}",

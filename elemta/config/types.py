@@ -9,12 +9,13 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from elemta.config.setting import SettingField, Words
 from elemta.config.values import (
+    ADDRESS_WORDS,
     DURATION_WORDS,
     NETWORK_WORDS,
     RATE_WORDS,
@@ -24,6 +25,7 @@ from elemta.config.values import (
     did_you_mean,
     format_duration,
     format_size,
+    parse_address,
     parse_duration,
     parse_network,
     parse_rate,
@@ -111,9 +113,9 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _is_network(annotation: Any) -> bool:
+def _consists_of(annotation: Any, *classes: type) -> bool:
     members = set(typing.get_args(annotation)) or {annotation}
-    return members <= {IPv4Network, IPv6Network}
+    return members <= set(classes)
 
 
 def _same(value: Any) -> Any:
@@ -256,8 +258,10 @@ _SIMPLE: Mapping[Any, SettingType] = {
 
 
 def _scalar(name: str, annotation: Any, about: Words) -> SettingType:
-    if _is_network(annotation):
+    if _consists_of(annotation, IPv4Network, IPv6Network):
         return SettingType(NETWORK_WORDS, "network", parse_network, str, _same)
+    if _consists_of(annotation, IPv4Address, IPv6Address):
+        return SettingType(ADDRESS_WORDS, "address", parse_address, str, _same)
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _enum(annotation, about)
     if annotation in _SIMPLE:
@@ -268,6 +272,6 @@ def _scalar(name: str, annotation: Any, about: Words) -> SettingType:
         return _text(about)
     raise TypeError(
         f"{name}: a setting can't have the type {annotation}; it can be str, int, float, bool, Path, "
-        "an Enum, a network, a Rate, or tuple[T, ...] or frozenset[T] of these; among a policy's options, "
-        "a dataclass of settings or tuple[T, ...] of one"
+        "an Enum, an address, a network, a Rate, or tuple[T, ...] or frozenset[T] of these; among a policy's "
+        "options, a dataclass of settings or tuple[T, ...] of one"
     )

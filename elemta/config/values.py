@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 SIZE_WORDS = 'a size such as "50MiB" or a number of bytes'
 DURATION_WORDS = 'a duration such as "5m" or a number of seconds'
+ADDRESS_WORDS = 'an IP address such as "192.0.2.7"'
 NETWORK_WORDS = 'a network such as "192.0.2.0/24" or an address'
 RATE_WORDS = 'a rate such as "100/1m", or a plain number such as "20"'
 
@@ -161,6 +163,18 @@ def parse_network(found: object) -> Network:
     if mapped is not None and network.prefixlen >= 96:
         return IPv4Network((mapped, network.prefixlen - 96))
     return network
+
+
+def parse_address(found: object) -> Address:
+    """An address such as ``"192.0.2.7"`` or ``"2001:db8::7"``."""
+    try:
+        address = ip_address(found.strip()) if isinstance(found, str) else None
+    except ValueError:
+        address = None
+    if address is None:
+        raise Unacceptable(f"must be {ADDRESS_WORDS}")
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address if mapped is None else mapped
 
 
 def parse_rate(found: object) -> Rate:

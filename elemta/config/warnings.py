@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from elemta.config.choices import EarlyTalkers, Identity, ListenerTLS, Role, Scope, TLSVersion
 from elemta.config.file_access import readable_secrets
-from elemta.config.schema import PoliciesConfig
-from elemta.config.target import is_loopback, parse_route_target
+from elemta.config.schema import PoliciesConfig, RouteConfig
+from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
 from elemta.errors import Fault
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from elemta.config.config import Config
 
 _ALONE = "without valkey_url each node counts for itself"
+_IMPLICIT_TLS_PORT = 465
+_USED_OFFERS = ("8BITMIME", "AUTH", "CHUNKING", "DSN", "PIPELINING", "SIZE", "SMTPUTF8", "STARTTLS")
 
 
 def without_effect(config: Config) -> Iterator[Fault]:
@@ -36,6 +38,7 @@ def cautions(config: Config) -> Iterator[Fault]:
         _no_limits_policy,
         _unusable_auth,
         _unproven_smarthosts,
+        _other_ports,
         _unreadable_valkey_files,
         readable_secrets,
     ):
@@ -116,6 +119,13 @@ def _routes(config: Config) -> Iterator[Fault]:
         kind = parse_route_target(route.to).kind
         if route.tls is not RouteTLS.NONE and "tls" not in kind.settings:
             yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}", never=True)
+        for name in ("address_family", "source", "ca"):
+            if name not in kind.settings:
+                yield from _given(config, f"{key}.{name}", f"{route.to} is no address", never=True)
+        if "ca" in kind.settings and not route.tls.is_verified:
+            problem = f'tls = "{route.tls}" verifies no certificate'
+            yield from _given(config, f"{key}.ca", problem, never=True)
+        yield from _ignored_offers(config, f"{key}.ignore_offers", route, kind)
         if "refuse_networks" not in kind.settings:
             yield from _given(config, f"{key}.refuse_networks", "it is for mx:", never=True)
         if "create_mailboxes" not in kind.settings:
@@ -126,6 +136,17 @@ def _routes(config: Config) -> Iterator[Fault]:
                 problem = f'has no effect for "{domain}": route[{earlier}] before it matches'
                 yield _note(config, f"{key}.domains", problem)
             seen.setdefault(domain.lower(), number)
+
+
+def _ignored_offers(config: Config, key: str, route: RouteConfig, kind: TargetKind) -> Iterator[Fault]:
+    if "ignore_offers" not in kind.settings:
+        yield from _given(config, key, f"{route.to} is no server", never=True)
+        return
+    for number, keyword in enumerate(route.ignore_offers, start=1):
+        if keyword.upper() not in _USED_OFFERS:
+            hint = did_you_mean(keyword.upper(), _USED_OFFERS)
+            problem = f'has no effect: Elemta does not use "{keyword}"'
+            yield _note(config, f"{key}[{number}]", problem, hint)
 
 
 def _console(config: Config) -> Iterator[Fault]:
@@ -186,6 +207,21 @@ def _unproven_smarthosts(config: Config) -> Iterator[Fault]:
         if route.credentials and unproven:
             problem = 'with tls = "may" any server that answers in the place of the host gets the password'
             yield _note(config, f"route[{number}].credentials", problem, 'set tls = "require"')
+
+
+def _other_ports(config: Config) -> Iterator[Fault]:
+    """Warn of a port at which TLS does not begin as the route says."""
+    for number, route in enumerate(config.routes, start=1):
+        target = parse_route_target(route.to)
+        if target.kind is not TargetKind.SMTP:
+            continue
+        # RFC 8314 §3.3: on port 465 servers wait for TLS and say nothing.
+        if target.port == _IMPLICIT_TLS_PORT and target.names_port and route.tls is not RouteTLS.IMPLICIT:
+            problem = f'servers expect TLS from the first byte on port 465, and tls is "{route.tls}"'
+            yield _note(config, f"route[{number}].to", problem, 'set tls = "implicit"')
+        if target.port in (25, 587) and target.names_port and route.tls is RouteTLS.IMPLICIT:
+            problem = f"servers begin in the clear on port {target.port}"
+            yield _note(config, f"route[{number}].tls", problem, 'did you mean "require", or port 465?')
 
 
 def _unreadable_valkey_files(config: Config) -> Iterator[Fault]:

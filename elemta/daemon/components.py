@@ -14,6 +14,7 @@ from elemta.auth import Authenticator
 from elemta.certificates import Certificate, certificate_cautions
 from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
+from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import DnsResolver
@@ -36,7 +37,7 @@ from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """What outlives a reload: the runtime, the counters of the limits, the metrics, what DNS said."""
+    """What outlives a reload: the runtime, counters of limits, metrics, what DNS and next hops said."""
 
     runtime: Runtime
     fleet: Membership
@@ -45,6 +46,7 @@ class SharedResources:
     plugin_metrics: PluginMetricsRegistry
     resolver: DnsResolver
     policy_backends: PolicyBackends
+    hop_memory: HopMemory
 
     @classmethod
     def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
@@ -61,6 +63,7 @@ class SharedResources:
             PluginMetricsRegistry(metrics.registry),
             DnsResolver(runtime, metrics=metrics.dns),
             PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store),
+            HopMemory(runtime.reactor.seconds),
         )
 
 

@@ -46,6 +46,7 @@ class Listeners:
         self._now = shared.runtime.wall
         self._certificate: ServerCertificate | None = None
         self.mailboxes = Mailboxes(shared.runtime)
+        self._hop_memory = shared.hop_memory
 
     def bind(self, config: Config, ready: Ready) -> None:
         """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""
@@ -123,6 +124,7 @@ class Listeners:
                 spool=spool,
                 mailboxes=self.mailboxes,
                 domains=components.domains,
+                hop_memory=self._hop_memory,
                 routes=routes,
                 metrics=self._metrics.net,
                 now=self._now,

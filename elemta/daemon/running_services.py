@@ -65,6 +65,7 @@ class DeliveryFactory:
             resolver=self._shared.resolver.deliveries,
             pace=self._pace,
             hooks=self._components.chain.delivery_hooks,
+            memory=self._shared.hop_memory,
         )
 
     def follow(

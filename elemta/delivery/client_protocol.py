@@ -4,89 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from math import inf
 from typing import BinaryIO, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import IPAddress
 from elemta.delivery.outbound_tls import OutboundHandshake, OutboundTLSRefused
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
 from elemta.outcome import Status
 from elemta.smtp.client import ClientSession, ClientSettings
-from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, TransactionDone
+from elemta.smtp.client_commands import ClientTransaction, Features
+from elemta.smtp.client_results import (
+    ContentWanted,
+    Hangup,
+    LoginRefused,
+    OfferRefused,
+    RecipientsLimited,
+    TransactionDone,
+)
 from elemta.smtp.events import Event, StartTLS
 from elemta.smtp.session_info import TLSInfo
-
-STANDSTILL_SECONDS = 1.0
-"""A timer that fires later than this was kept from firing."""
-
-READING_SECONDS = 0.05
-"""So long the reactor then has to read what has come."""
-
-
-class MovableDeadline:
-    """Calls something when a deadline passes. To move the deadline further away costs no timer.
-
-    A timer that fires late says nothing about the other side: this process was suspended, or had no time to
-    read what had come. Then that is read first.
-    """
-
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._at = inf
-        self._due = inf
-        self._late: Callable[[], None] | None = None
-        self._timer: IDelayedCall | None = None
-
-    def set(self, seconds: float | None, late: Callable[[], None]) -> None:
-        """Call ``late`` after so many seconds, in place of what was to be called before; None: never."""
-        self._late = late
-        self._at = inf if seconds is None else self._clock.seconds() + seconds
-        timer = self._timer
-        if seconds is None or (timer is not None and timer.getTime() <= self._at):
-            return
-        if timer is not None:
-            timer.cancel()
-        self._look_in(seconds)
-
-    def clear(self) -> None:
-        """There is no deadline for now."""
-        self._at = inf
-
-    def stop(self) -> None:
-        """There is none any more."""
-        self._at = inf
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look_in(self, seconds: float) -> None:
-        self._due = self._clock.seconds() + seconds
-        self._timer = self._clock.callLater(seconds, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        now = self._clock.seconds()
-        left = self._at - now
-        if left <= 0 and now - self._due > STANDSTILL_SECONDS:
-            self._look_in(READING_SECONDS)
-        elif left <= 0:
-            self._at = inf
-            if self._late is not None:
-                self._late()
-        elif left < inf:
-            self._look_in(left)
-
 
 _log = Logger()
 
@@ -122,6 +68,9 @@ class NextHopConnection(Protocol):
         self.served = 0
         self.tls_failed = False
         self.login_refused = False
+        #: What the next hop offered and refused, and how many recipients it takes (0: any number).
+        self.offers_refused: set[str] = set()
+        self.most_recipients = 0
         self._session = ClientSession(settings)
         self._handshake = handshake
         self._handshaking = False
@@ -142,6 +91,16 @@ class NextHopConnection(Protocol):
     def idle(self) -> bool:
         """Whether the next transaction may be sent."""
         return self._session.idle
+
+    @property
+    def features(self) -> Features:
+        """What the next hop offers, without what is not believed."""
+        return self._session.features
+
+    @property
+    def starttls_refused(self) -> bool:
+        """Whether the next hop offered STARTTLS and did not begin it."""
+        return self._session.starttls_refused
 
     @property
     def tls(self) -> TLSInfo | None:
@@ -282,6 +241,10 @@ class NextHopConnection(Protocol):
                 self._start_content()
             elif isinstance(event, StartTLS):
                 self._start_tls()
+            elif isinstance(event, OfferRefused):
+                self._note_refused(event)
+            elif isinstance(event, RecipientsLimited):
+                self.most_recipients = event.number
             elif isinstance(event, LoginRefused):
                 self._log_login_refused(event)
             elif isinstance(event, Hangup):
@@ -333,6 +296,15 @@ class NextHopConnection(Protocol):
             "TLS with a next hop failed", event="delivery.tls_failed", next_hop=self.name, reason=reason
         )
         self._act(self._session.tls_failed(reason))
+
+    def _note_refused(self, event: OfferRefused) -> None:
+        self.offers_refused.add(event.keyword)
+        _log.info(
+            "a next hop refuses what it offers",
+            event="delivery.offer_refused",
+            next_hop=self.name,
+            keyword=event.keyword,
+        )
 
     def _log_login_refused(self, event: LoginRefused) -> None:
         self.login_refused = True

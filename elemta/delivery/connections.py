@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twisted.logger import Logger
 
 from elemta.config import RouteTLS
 from elemta.delivery.client_protocol import NextHopConnection, OpenContent, Read
-from elemta.delivery.dialer import Dialer
+from elemta.delivery.dialer import Dialer, place_of
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError
+from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, all_local, of_route
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.pool import ConnectionPool, Gate, PooledConnection
@@ -19,11 +21,14 @@ from elemta.dns import AddressResolver
 from elemta.metrics import DeliveryMetrics
 from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, furthest
 from elemta.smtp.client_commands import ClientTransaction
+from elemta.smtp.client_results import TransactionDone
 
 _log = Logger()
 
 # Connections of one attempt on which a server was listened to: each may take all the time of its deadlines.
 _MOST_SESSIONS = 3
+# How often the same server is tried in another way: without BDAT, by IPv4.
+_MOST_OTHER_WAYS = 2
 _LONGEST_TEXT = 500
 
 
@@ -45,12 +50,13 @@ class Connections:
         gate: Gate | None = None,
         authorities: str = "",
         resolver: AddressResolver | None = None,
+        memory: HopMemory | None = None,
     ) -> None:
         self.metrics = metrics or DeliveryMetrics()
         #: Reads the content of a message in chunks.
         self.read = read
         self.pool = ConnectionPool(reactor, settings, self.metrics, gate)
-        self.dialling = Dialer(reactor, settings, read, authorities, resolver)
+        self.dialling = Dialer(reactor, settings, read, authorities, resolver, memory=memory)
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0
 
@@ -65,7 +71,8 @@ class Connections:
         """Send a transaction to the first candidate that takes it. Does not raise for anything of the peers.
 
         What the first server that answered for the message said makes the outcomes; those before it were not
-        to be had. ``open_content`` is called at most once.
+        to be had. That server may be tried once more, in another way, for recipients that it refused for
+        the way. ``open_content`` is called once for each envelope.
         """
         return await _Sending(self, hop, transaction, open_content).run()
 
@@ -110,6 +117,8 @@ class _Sending:
         self._open_content = open_content
         self._slot: ConnectionSlot | None = None
         self._sessions = 0
+        self._most_sessions = _MOST_SESSIONS
+        self._other_ways = 0
         self._abandoned = home.abandoned
         self._unreachable: list[str] = []
         self._faults: list[LocalFault] = []
@@ -163,10 +172,10 @@ class _Sending:
 
     @property
     def _is_over(self) -> bool:
-        return self._sessions >= _MOST_SESSIONS or self._abandoned != self._home.abandoned
+        return self._sessions >= self._most_sessions or self._abandoned != self._home.abandoned
 
     async def _with(self, candidate: Candidate) -> tuple[Outcome, ...] | None:
-        addresses = await self._dialling.addresses(candidate)
+        addresses = await self._dialling.addresses(candidate, self._hop.terms)
         while addresses and not self._is_over:
             tls = self._dialling.tls_for(self._hop, candidate)
             sent = await self._on(candidate, addresses, tls)
@@ -186,7 +195,7 @@ class _Sending:
         self._metrics.tls.labels("failed").inc()
         if sent is None and self._dialling.may_fall_back(self._hop) and not self._is_over:
             # RFC 7435 §3: where TLS is optional, a message goes rather in the clear than not at all.
-            self._dialling.remember_no_tls(candidate)
+            self._dialling.remember_no_tls(place_of(candidate))
             same = [connection.address] if connection.address is not None else []
             again = await self._dialling.connect(self._hop, candidate, same, RouteTLS.NONE)
             return await self._over(self._add(again, candidate.host, candidate.port))
@@ -217,6 +226,10 @@ class _Sending:
         done = await connection.send(self._transaction, self._open_content)
         sent = done.outcomes
         answered = furthest(sent) is ReachedStage.ANSWERED
+        self._remember(kept, answered=answered)
+        other_way = await self._other_way(kept, done) if answered else None
+        if other_way is not None:
+            return await self._by_other_way(kept, sent, *other_way)
         # What is wrong with our credentials is so with every address, and may lock the account.
         if answered or connection.login_refused:
             try:
@@ -232,6 +245,98 @@ class _Sending:
         self._slot = kept.take_slot()
         await kept.closed()
         return None
+
+    # The same server in another way
+
+    def _remember(self, kept: PooledConnection, *, answered: bool) -> None:
+        """Note what the server has shown of itself."""
+        connection, memory = kept.connection, self._dialling.memory
+        for keyword in sorted(connection.offers_refused):
+            memory.refuses(kept.place, keyword)
+        if connection.most_recipients:
+            memory.takes_recipients(kept.place, connection.most_recipients)
+        if connection.starttls_refused:
+            self._dialling.remember_no_tls(kept.place)
+        if answered:
+            memory.offers(kept.place, connection.features)
+            if self._hop.destination:
+                memory.domain_offers(self._hop.destination, connection.features)
+
+    async def _other_way(
+        self, kept: PooledConnection, done: TransactionDone
+    ) -> tuple[tuple[int, ...], list[IPAddress]] | None:
+        """The places of recipients that the server refused for the way of sending, and where to go then.
+
+        Of none of them it has the message: it said so.
+        """
+        address = kept.connection.address
+        if self._other_ways >= _MOST_OTHER_WAYS or self._abandoned != self._home.abandoned:
+            return None
+        if done.again:
+            return done.again, [] if address is None else [address]
+        if address is None or address.version != 6:
+            return None
+        refused = tuple(place for place, outcome in enumerate(done.outcomes) if _is_by_policy(outcome))
+        if not refused:
+            return None
+        four: list[IPAddress] = [each for each in await self._addresses_at(kept.place) if each.version == 4]
+        return (refused, four) if four else None
+
+    async def _addresses_at(self, place: Place) -> list[IPAddress]:
+        candidate = self._candidate_at(place)
+        try:
+            return [] if candidate is None else await self._dialling.addresses(candidate, self._hop.terms)
+        except NextHopUnreachableError:
+            return []
+
+    def _candidate_at(self, place: Place) -> Candidate | None:
+        return next((each for each in self._hop.candidates if place_of(each) == place), None)
+
+    async def _by_other_way(
+        self,
+        kept: PooledConnection,
+        sent: tuple[Outcome, ...],
+        places: tuple[int, ...],
+        addresses: list[IPAddress],
+    ) -> tuple[Outcome, ...]:
+        """Send it to these recipients over a new connection; the others keep their outcomes."""
+        self._slot = kept.take_slot()
+        kept.quit()
+        await kept.closed()
+        if self._slot is None:
+            return sent
+        self._other_ways += 1
+        self._most_sessions = self._sessions + 2
+        whole = self._transaction
+        self._transaction = replace(whole, recipients=tuple(whole.recipients[place] for place in places))
+        self._refusal = None
+        more = await self._at_same_server(kept.place, addresses) or self._refusal
+        self._transaction = whole
+        if more is None:
+            return sent
+        if all(each.version == 4 for each in addresses) and any(map(_is_delivered, more)):
+            self._note_family(kept)
+        by_place = dict(zip(places, more, strict=True))
+        return tuple(by_place.get(place, outcome) for place, outcome in enumerate(sent))
+
+    async def _at_same_server(self, place: Place, addresses: list[IPAddress]) -> tuple[Outcome, ...] | None:
+        candidate = self._candidate_at(place)
+        if candidate is None:
+            return await self._over_unix() if self._hop.path else None
+        try:
+            while addresses and not self._is_over:
+                tls = self._dialling.tls_for(self._hop, candidate)
+                sent = await self._on(candidate, addresses, tls)
+                if sent is not None:
+                    return sent
+        except NextHopUnreachableError:
+            self._metrics.connections.labels("failed").inc()
+        return None
+
+    def _note_family(self, kept: PooledConnection) -> None:
+        address = kept.connection.address
+        if address is not None and address.version == 6:
+            self._dialling.memory.took_by_ipv4(kept.place)
 
     def _nowhere(self) -> tuple[Outcome, ...]:
         """The result when no candidate was any good."""
@@ -253,6 +358,16 @@ class _Sending:
         return self._attempt.same_for_all(
             everyone, Status.DEFERRED, enhanced, text, reached=reached, local=local
         )
+
+
+def _is_delivered(outcome: Outcome) -> bool:
+    return outcome.status is Status.DELIVERED
+
+
+def _is_by_policy(outcome: Outcome) -> bool:
+    """Whether the server refused it for security or policy (RFC 3463 §3.8), as for an address of the client
+    without a name."""
+    return outcome.status is Status.FAILED and bool(outcome.code) and outcome.enhanced.startswith("5.7.")
 
 
 def _is_final(sent: tuple[Outcome, ...]) -> bool:

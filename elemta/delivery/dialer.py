@@ -8,8 +8,9 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 
 from elemta.bounded_map import BoundedMap
-from elemta.config import RouteTLS
+from elemta.config import AddressFamily, RouteTLS
 from elemta.delivery.client_protocol import NextHopConnection, Read
+from elemta.delivery.connection_terms import ConnectionTerms
 from elemta.delivery.happy_eyeballs import (
     HappyEyeballs,
     NextHopUnreachableError,
@@ -17,6 +18,7 @@ from elemta.delivery.happy_eyeballs import (
     connect_unix,
     look_up,
 )
+from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.outbound_tls import OutboundTLS
 from elemta.delivery.settings import DeliverySettings
@@ -36,6 +38,8 @@ class Dialer:
         read: Read,
         authorities: str,
         resolver: AddressResolver | None = None,
+        *,
+        memory: HopMemory | None = None,
     ) -> None:
         self._reactor = reactor
         self._names = SystemNames(
@@ -45,13 +49,16 @@ class Dialer:
         self._read = read
         self._tls = OutboundTLS(authorities)
         self._racing: dict[Deferred[NextHopConnection], None] = {}
-        self._no_tls: BoundedMap[tuple[str, int], float] = BoundedMap(_MOST_REMEMBERED)
-        self._silent: BoundedMap[tuple[str, int], float] = BoundedMap(_MOST_REMEMBERED)
+        self._no_tls: BoundedMap[Place, float] = BoundedMap(_MOST_REMEMBERED)
+        #: What next hops have shown of themselves.
+        self.memory = memory or HopMemory(reactor.seconds)
+        self._silent: BoundedMap[Place, float] = BoundedMap(_MOST_REMEMBERED)
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         self._settings = settings
         self._tls.forget()
         self._no_tls.clear()
+        self.memory.clear()
         self._silent.clear()
 
     def cancel(self) -> None:
@@ -59,12 +66,17 @@ class Dialer:
         for racing in list(self._racing):
             racing.cancel()
 
-    async def addresses(self, candidate: Candidate) -> list[IPAddress]:
+    async def addresses(self, candidate: Candidate, terms: ConnectionTerms) -> list[IPAddress]:
         """What to dial, in order; raises :class:`NextHopUnreachableError`."""
         found = candidate.addresses or await look_up(
             self._reactor, self._names, candidate.host, self._settings.connect_timeout
         )
-        return alternating(found)
+        allowed = terms.allowed(found)
+        if not allowed:
+            raise NextHopUnreachableError(f'it has no address that address_family = "{terms.family}" allows')
+        prefers = terms.family is AddressFamily.PREFER_IPV4
+        ipv4_first = prefers or self.memory.prefers_ipv4(place_of(candidate))
+        return alternating(allowed, ipv4_first=ipv4_first)
 
     async def connect(
         self, hop: NextHop, candidate: Candidate, addresses: list[IPAddress], tls: RouteTLS
@@ -72,7 +84,7 @@ class Dialer:
         """Connect to one of the addresses, which are used up; raises :class:`NextHopUnreachableError`."""
 
         def make(address: IPAddress) -> NextHopConnection:
-            return self._make(hop, _reached(candidate, address), candidate.host, tls, address)
+            return self._make(hop, _reached(candidate, address), place_of(candidate), tls, address)
 
         race = HappyEyeballs(
             self._reactor,
@@ -81,6 +93,7 @@ class Dialer:
             make,
             timeout=self._settings.connect_timeout,
             head_start=self._settings.head_start,
+            source=hop.terms.source_for,
         )
         racing = race.run()
         self._racing[racing] = None
@@ -90,21 +103,21 @@ class Dialer:
             raise NextHopUnreachableError("given up") from error
         except NextHopUnreachableError as error:
             if error.silent:
-                self._remember(self._silent, candidate, self._settings.silence_memory)
+                self._remember(self._silent, place_of(candidate), self._settings.silence_memory)
             raise
         finally:
             self._racing.pop(racing, None)
-        self._silent.pop((candidate.host, candidate.port), None)
+        self._silent.pop(place_of(candidate), None)
         return connection
 
     async def connect_unix(self, hop: NextHop) -> NextHopConnection:
         """Connect to the hop's socket; raises :class:`NextHopUnreachableError`."""
-        connection = self._make(hop, hop.path, "", RouteTLS.NONE, None)
+        connection = self._make(hop, hop.path, (hop.path, 0), RouteTLS.NONE, None)
         await connect_unix(self._reactor, hop.path, connection, self._settings.connect_timeout)
         return connection
 
     def _make(
-        self, hop: NextHop, name: str, host: str, tls: RouteTLS, address: IPAddress | None
+        self, hop: NextHop, name: str, place: Place, tls: RouteTLS, address: IPAddress | None
     ) -> NextHopConnection:
         settings = ClientSettings(
             self._settings.hostname,
@@ -113,10 +126,14 @@ class Dialer:
             tls=tls,
             credentials=hop.credentials,
             plaintext_login=address is None or address.is_loopback,
+            ignored=hop.terms.ignored | self.memory.refused(place),
+            most_recipients=self.memory.most_recipients(place),
         )
         handshake = None
         if tls is not RouteTLS.NONE:
-            handshake = self._tls.handshake(host, verified=tls.is_verified)
+            handshake = self._tls.handshake(
+                place[0], verified=tls.is_verified, authorities=hop.terms.authorities
+            )
         return NextHopConnection(
             self._reactor,
             settings,
@@ -141,7 +158,7 @@ class Dialer:
 
     def tls_for(self, hop: NextHop, candidate: Candidate) -> RouteTLS:
         """Whether to try TLS with a candidate: not where it is optional and has just failed."""
-        until = self._no_tls.get((candidate.host, candidate.port), 0.0)
+        until = self._no_tls.get(place_of(candidate), 0.0)
         if self.may_fall_back(hop) and until > self._reactor.seconds():
             return RouteTLS.NONE
         return hop.tls
@@ -150,14 +167,17 @@ class Dialer:
         """Whether the message may go in the clear where TLS fails: credentials never do."""
         return hop.tls is RouteTLS.MAY and hop.credentials is None
 
-    def remember_no_tls(self, candidate: Candidate) -> None:
+    def remember_no_tls(self, place: Place) -> None:
         """So that not each message pays for a handshake that fails."""
-        self._remember(self._no_tls, candidate, self._settings.no_tls_memory)
+        self._remember(self._no_tls, place, self._settings.no_tls_memory)
 
-    def _remember(
-        self, memory: BoundedMap[tuple[str, int], float], candidate: Candidate, seconds: float
-    ) -> None:
-        memory.keep((candidate.host, candidate.port), self._reactor.seconds() + seconds)
+    def _remember(self, memory: BoundedMap[Place, float], place: Place, seconds: float) -> None:
+        memory.keep(place, self._reactor.seconds() + seconds)
+
+
+def place_of(candidate: Candidate) -> Place:
+    """Where a candidate is, for what is remembered of it."""
+    return (candidate.host, candidate.port)
 
 
 def _reached(candidate: Candidate, address: IPAddress) -> str:

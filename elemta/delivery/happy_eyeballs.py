@@ -45,20 +45,24 @@ class NextHopUnreachableError(Exception):
         self.local = local
 
 
-def alternating(addresses: Sequence[IPAddress]) -> list[IPAddress]:
+def alternating(addresses: Sequence[IPAddress], *, ipv4_first: bool = False) -> list[IPAddress]:
     """The addresses in the order in which to try them: the kinds take turns, IPv6 first."""
     six = [address for address in addresses if isinstance(address, IPv6Address)]
     four = [address for address in addresses if isinstance(address, IPv4Address)]
     # RFC 8305 §4
-    mixed = chain.from_iterable(zip_longest(six, four))
+    mixed = chain.from_iterable(zip_longest(four, six) if ipv4_first else zip_longest(six, four))
     return [address for address in mixed if address is not None][:MOST_ADDRESSES]
+
+
+def _as_the_system_chooses(_: IPAddress) -> None:
+    return None
 
 
 class HappyEyeballs:
     """Connects to the first of some addresses that answers.
 
     ``addresses`` is what there is to try, in order; what was tried and what won is taken out of it, so
-    that another race can go on with the rest.
+    that another race can go on with the rest. ``source`` gives the address that a connection comes from.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class HappyEyeballs:
         *,
         timeout: float,
         head_start: float,
+        source: Callable[[IPAddress], tuple[str, int] | None] = _as_the_system_chooses,
     ) -> None:
         self._reactor = reactor
         self._addresses = addresses
@@ -78,6 +83,7 @@ class HappyEyeballs:
         self._make = make
         self._timeout = timeout
         self._head_start = head_start
+        self._source = source
         self._under_way: dict[IPAddress, Deferred[Any]] = {}
         self._errors: list[str] = []
         self._silent = False
@@ -100,7 +106,8 @@ class HappyEyeballs:
             return
         address = self._left.pop(0)
         kind = TCP6ClientEndpoint if address.version == 6 else TCP4ClientEndpoint
-        endpoint = kind(self._reactor, str(address), self._port, self._timeout)
+        source = self._source(address)
+        endpoint = kind(self._reactor, str(address), self._port, self._timeout, source)
         connecting = endpoint.connect(Factory.forProtocol(lambda: self._make(address)))
         self._under_way[address] = connecting
         if self._left:

@@ -106,13 +106,16 @@ def working(outcomes: Iterable[Outcome]) -> LocalFault:
     return works
 
 
-# RFC 3463 §3.5: no answer in time or a connection that was lost, and what makes no sense.
-_BROKEN_OFF = frozenset({"4.4.2", "4.5.0"})
+# RFC 3463 §3.5: no answer in time, or a connection that was lost.
+_BROKEN_OFF = "4.4.2"
+# RFC 5321 §3.8: the server is going away.
+_CLOSING = 421
 
 
 def broke_off(outcomes: Iterable[Outcome]) -> bool:
-    """Whether the next hop was there, but for no recipient was there any word of it that counts."""
+    """Whether the next hop was there, and for no recipient was there any word about it or the message."""
     return all(
-        outcome.status is Status.DEFERRED and not outcome.code and outcome.enhanced in _BROKEN_OFF
+        outcome.status is Status.DEFERRED
+        and (outcome.code == _CLOSING or (not outcome.code and outcome.enhanced == _BROKEN_OFF))
         for outcome in outcomes
     )

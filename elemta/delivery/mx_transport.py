@@ -65,6 +65,7 @@ def _hop(found: Exchangers, route: MxRoute, settings: DeliverySettings) -> NextH
         destination=found.domain,
         per_destination=route.max_connections,
         works=WORKS_BY_MX,
+        terms=route.terms,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
+from elemta.delivery.connection_terms import DEFAULT_TERMS, ConnectionTerms
 from elemta.delivery.local_faults import works_by_host
 from elemta.delivery.routes import NextHopRoute
 from elemta.outcome import LocalFault
@@ -34,7 +35,7 @@ class NextHop:
     ``name`` stands in outcomes where nothing was reached. ``route`` (the target as configured) is what
     ``max_connections`` is counted for; ``destination``, where it is not empty, has ``per_destination`` as its
     limit beside that (0: that of the settings). ``works`` is what an answer over a new connection shows to
-    work here; ``by_route`` says that a route names the hop itself.
+    work here; ``by_route`` says that a route names the hop itself. ``terms`` is how connections are made.
     """
 
     name: str
@@ -49,6 +50,7 @@ class NextHop:
     per_destination: int = 0
     works: LocalFault = LocalFault.NONE
     by_route: bool = False
+    terms: ConnectionTerms = DEFAULT_TERMS
 
 
 def hop_of(route: NextHopRoute) -> NextHop:
@@ -64,4 +66,5 @@ def hop_of(route: NextHopRoute) -> NextHop:
         route.max_connections,
         works=works_by_host(route.host),
         by_route=True,
+        terms=route.terms,
     )

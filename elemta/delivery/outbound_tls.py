@@ -14,6 +14,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.delivery.connection_terms import load_authorities
 from elemta.domains import canonical_domain
 from elemta.smtp.session_info import TLSInfo
 
@@ -42,19 +43,23 @@ class OutboundTLS:
     def __init__(self, authorities: str = "") -> None:
         self._authorities = authorities
         self._under_way: WeakKeyDictionary[SSL.Connection, OutboundHandshake] = WeakKeyDictionary()
-        self._contexts: dict[bool, SSL.Context] = {}
+        self._contexts: dict[tuple[bool, str], SSL.Context] = {}
 
-    def handshake(self, host: str, *, verified: bool) -> OutboundHandshake:
-        """A handshake with ``host``, a name or an address; ``verified``: only with a certificate of it."""
-        if verified not in self._contexts:
-            self._contexts[verified] = self._context(verified)
-        return OutboundHandshake(self._contexts[verified], self._under_way, host, verified=verified)
+    def handshake(self, host: str, *, verified: bool, authorities: str = "") -> OutboundHandshake:
+        """A handshake with ``host``, a name or an address; ``verified``: only with a certificate of it.
+
+        ``authorities`` are certificates in PEM to trust in place of the others.
+        """
+        key = (verified, authorities if verified else "")
+        if key not in self._contexts:
+            self._contexts[key] = self._context(*key)
+        return OutboundHandshake(self._contexts[key], self._under_way, host, verified=verified)
 
     def forget(self) -> None:
         """Read what is trusted anew for the next handshake."""
         self._contexts.clear()
 
-    def _context(self, verified: bool) -> SSL.Context:
+    def _context(self, verified: bool, authorities: str) -> SSL.Context:
         context = SSL.Context(SSL.TLS_METHOD)
         # RFC 8996 §2: nothing older than TLS 1.2, also where the other choice is no TLS at all
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -63,7 +68,9 @@ class OutboundTLS:
         if not verified:
             context.set_verify(SSL.VERIFY_NONE)
             return context
-        if self._authorities:
+        if authorities:
+            load_authorities(context.get_cert_store(), authorities)
+        elif self._authorities:
             context.load_verify_locations(self._authorities)
         else:
             context.set_default_verify_paths()

@@ -95,7 +95,7 @@ def _places(hop: NextHop) -> list[tuple[str, int]]:
 
 
 def _requirements(hop: NextHop) -> Terms:
-    return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials)
+    return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials, hop.terms)
 
 
 class Gate(Protocol):

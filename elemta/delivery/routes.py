@@ -19,10 +19,12 @@ from elemta.config import (
     Config,
     Network,
     RouteConfig,
+    RouteTarget,
     RouteTLS,
     TargetKind,
     parse_route_target,
 )
+from elemta.delivery.connection_terms import DEFAULT_TERMS, ConnectionTerms
 from elemta.delivery.transport import ConfiguredRoute, transport_of
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
@@ -30,6 +32,7 @@ from elemta.errors import ConfigError, Fault
 from elemta.smtp.sasl import Credentials
 
 _LONGEST = 4096
+_SUBMISSIONS = 465
 
 
 def read_credentials(path: str, key: str) -> Credentials:
@@ -172,14 +175,22 @@ class MxRoute(Route):
 
     tls: RouteTLS = RouteTLS.MAY
     refuse_networks: tuple[Network, ...] = DEFAULT_REFUSED_NETWORKS
+    terms: ConnectionTerms = DEFAULT_TERMS
     stays_in: ClassVar[str] = ""
     each_domain: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, configured: ConfiguredRoute) -> MxRoute:
-        """The route of a ``[[route]]``."""
+        """The route of a ``[[route]]``; its file of authorities is read here. ConfigError."""
         config = configured.config
-        return cls(config.to, configured.domains, config.max_connections, config.tls, config.refuse_networks)
+        return cls(
+            config.to,
+            configured.domains,
+            config.max_connections,
+            config.tls,
+            config.refuse_networks,
+            ConnectionTerms.of(config, configured.key),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +206,12 @@ class NextHopRoute(Route):
     lmtp: bool = False
     tls: RouteTLS = RouteTLS.MAY
     credentials: Credentials | None = None
+    terms: ConnectionTerms = DEFAULT_TERMS
     stays_in: ClassVar[str] = ""
 
     @classmethod
     def from_config(cls, configured: ConfiguredRoute) -> NextHopRoute:
-        """The route of a ``[[route]]``; its file of credentials is read here. ConfigError."""
+        """The route of a ``[[route]]``; its files are read here. ConfigError."""
         config, target = configured.config, configured.target
         credentials = None
         if config.credentials:
@@ -209,11 +221,12 @@ class NextHopRoute(Route):
             configured.domains,
             config.max_connections,
             target.host,
-            target.port,
+            _port(target, config.tls),
             target.path,
             target.kind is not TargetKind.SMTP,
             config.tls,
             credentials,
+            ConnectionTerms.of(config, configured.key),
         )
 
     @property
@@ -307,6 +320,12 @@ def route_of(
     if transport is None:
         return HoldRoute(config.to, configured.domains, config.max_connections)
     return transport.route(configured)
+
+
+def _port(target: RouteTarget, tls: RouteTLS) -> int:
+    # RFC 8314 §3.3: TLS from the first byte has a port of its own.
+    implicit = tls is RouteTLS.IMPLICIT and target.kind is TargetKind.SMTP
+    return _SUBMISSIONS if implicit and not target.names_port else target.port
 
 
 def _canonical_domains(domains: Iterable[str]) -> frozenset[str]:

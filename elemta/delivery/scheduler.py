@@ -16,6 +16,7 @@ from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
+from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
@@ -66,6 +67,7 @@ class DeliveryScheduler(Service):
         resolver: MailResolver | None = None,
         pace: OutboundLimiter | None = None,
         hooks: DeliveryHooks | None = None,
+        memory: HopMemory | None = None,
     ) -> None:
         self._runtime = runtime
         self._reactor = runtime.reactor
@@ -74,6 +76,7 @@ class DeliveryScheduler(Service):
         self._settings = settings
         self._metrics = metrics or DeliveryMetrics()
         self._resolver, self._limits, self._hooks = resolver, pace, hooks
+        self._memory = memory or HopMemory(runtime.reactor.seconds)
         self._ways = _ways(routes, settings, hooks)
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
@@ -119,6 +122,7 @@ class DeliveryScheduler(Service):
             resolver=self._resolver,
             hooks=self._hooks,
             pace=self._limits,
+            memory=self._memory,
         )
         self._attempts = AttemptRunner(
             self._time,

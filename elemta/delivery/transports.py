@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from elemta.delivery.connections import Connections
 from elemta.delivery.delivery_record import Taken
+from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
@@ -46,6 +47,7 @@ class Transports:
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
         pace: OutboundLimiter | None = None,
+        memory: HopMemory | None = None,
     ) -> None:
         self._settings = settings
         self._runtime = runtime
@@ -54,7 +56,7 @@ class Transports:
         self._metrics = metrics
         self._hooks = hooks
         self._connections = Connections(
-            runtime.reactor, settings, self._read, metrics, gate=pace, resolver=resolver
+            runtime.reactor, settings, self._read, metrics, gate=pace, resolver=resolver, memory=memory
         )
         self._transports = make_transports(
             TransportServices(runtime, pool, self._connections, settings, resolver)

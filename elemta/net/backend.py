@@ -128,13 +128,16 @@ class SessionBackend:
         # RFC 5321 §4.5.3.1.10
         if not self._recipient_count.admits(question.transaction, recipient):
             return Refuse(replies.TOO_MANY_RECIPIENTS, reason="an alias leads to too many mailboxes")
-        return then(self._ask_policies(question), self._look_for_mailbox, recipient)
+        return then(self._ask_policies(question), self._look_for_mailbox, question)
 
-    def _look_for_mailbox(self, answer: Response, recipient: Recipient) -> MaybeDeferred[Response]:
-        """Refuse a recipient where none of the mailboxes that get its mail is there."""
+    def _look_for_mailbox(self, answer: Response, question: RcptQuestion) -> MaybeDeferred[Response]:
+        """Refuse a recipient where none of the mailboxes that get its mail is there, or can be reached."""
         if not isinstance(answer, Proceed):
             return answer
+        recipient = question.recipient
         targets = self._terms.domains.expand(recipient.address, self._terms.session.max_recipients)
+        if self._is_not_taken(question.transaction.sender, targets):
+            return self._refuse_internationalized(recipient.address)
         if len(targets) == 1:
             return then(self._has_mailbox(targets[0]), self._answer_of_mailbox, recipient)
         return run(self._look_for_one(targets, recipient))
@@ -151,6 +154,29 @@ class SessionBackend:
             return self._refuse_unknown(recipient.address)
         self._recipient_count.accepted(recipient)
         return _PROCEED
+
+    def _is_not_taken(self, sender: Address, targets: Sequence[Address]) -> bool:
+        """Whether no next hop takes addresses beyond ASCII that it would get, as far as that is known."""
+        routes, memory = self._terms.routes, self._terms.hop_memory
+        if routes is None or memory is None or not targets:
+            return False
+        return all(
+            (each.needs_smtputf8 or sender.needs_smtputf8)
+            and memory.route_lacks_smtputf8(routes.route(each), each)
+            for each in targets
+        )
+
+    def _refuse_internationalized(self, address: Address) -> Response:
+        # RFC 6531 §3.2: it could only be returned later.
+        self._terms.metrics.messages_rejected.labels("rcpt", "smtputf8").inc()
+        _log.info(
+            "a recipient's next hop takes no internationalized addresses",
+            event="recipient.smtputf8_refused",
+            session_id=self._facts.id,
+            client_ip=str(self._facts.client_ip),
+            recipient=str(address),
+        )
+        return Refuse(replies.NEXT_HOP_WITHOUT_SMTPUTF8, reason="the next hop takes no SMTPUTF8")
 
     def _has_mailbox(self, address: Address) -> MaybeDeferred[bool]:
         """False where the recipient's route leads to a Maildir that is missing and stays so."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
+from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains
@@ -25,7 +26,8 @@ class ListenerContext:
     A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
     a policy chooses routes: then it is unknown before that what is held. ``mailboxes`` knows which
-    Maildirs exist; without it every recipient has one. ``domains`` has the aliases.
+    Maildirs exist; without it every recipient has one. ``domains`` has the aliases. ``hop_memory`` knows
+    what next hops do not take.
     """
 
     listener: ListenerConfig
@@ -41,6 +43,7 @@ class ListenerContext:
     now: Callable[[], float]
     mailboxes: Mailboxes | None = None
     domains: Domains = field(default_factory=lambda: Domains(frozenset()))
+    hop_memory: HopMemory | None = None
 
     @property
     def implicit_tls(self) -> bool:

@@ -77,6 +77,7 @@ UNKNOWN_PARAMETER = Reply.of(555, "5.5.4", "Parameter not recognized or not impl
 NOT_IMPLEMENTED = Reply.of(502, "5.5.1", "Command not implemented")
 # RFC 6531 §3.5
 NEEDS_SMTPUTF8 = Reply.of(553, "5.6.7", "Address needs SMTPUTF8")
+NEXT_HOP_WITHOUT_SMTPUTF8 = Reply.of(553, "5.6.7", "The next hop takes no internationalized addresses")
 
 # The command comes at the wrong time.
 

@@ -14,6 +14,7 @@ from elemta.errors import ConfigError
 
 Complaints = Callable[..., list[str]]
 
+ROUTE = '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:25"\n'
 LISTENER = '[[listener]]\nname = "mx"\nendpoint = "tcp:25"\n'
 LIMIT = '[[limit]]\nname = "a"\nper = ["ip"]\ncounts = "messages"\n'
 
@@ -376,12 +377,44 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             "(credentials are for smtp:// and lmtp:// next hops)",
             id="credentials for nobody",
         ),
+        pytest.param(
+            f'{ROUTE}source = ["192.0.2.7", "2001:db8::7", "192.0.2.8"]',
+            'route[1].source[3]: found "192.0.2.8": 192.0.2.7 is of IPv4 already (one address of each family)',
+            id="two sources of one family",
+        ),
+        pytest.param(
+            f'{ROUTE}source = ["2001:db8::7", "::1", "2001:db8::7"]',
+            'route[1].source[2]: found "::1": 2001:db8::7 is of IPv6 already (one address of each family)\n'
+            'route[1].source[3]: found "2001:db8::7": 2001:db8::7 is of IPv6 already (one address of each family)',
+            id="three sources of one family",
+        ),
+        pytest.param(
+            f'{ROUTE}ignore_offers = ["size", "starttls"]\ntls = "require"',
+            'route[1].ignore_offers: found "starttls": tls = "require" needs it',
+            id="TLS that is not believed",
+        ),
+        pytest.param(
+            f'{ROUTE}ignore_offers = ["AUTH"]\ntls = "require"\ncredentials = "/c"',
+            'route[1].ignore_offers: found "AUTH": credentials need it',
+            id="a login that is not believed",
+        ),
+        pytest.param(
+            '[[route]]\ndomains = ["*"]\nto = "mx:"\ntls = "implicit"',
+            'route[1].tls: found "implicit": mail exchangers begin in the clear (RFC 5321 §4.5.4.2) '
+            '(did you mean "require"?)',
+            id="implicit TLS with exchangers",
+        ),
+        pytest.param(
+            '[[route]]\ndomains = ["*"]\nto = "smtp://[2001:db8::1]:25"\naddress_family = "ipv4"',
+            'route[1].address_family: found "ipv4": 2001:db8::1 is not of this family',
+            id="an address of another family",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_a_fault(
     complaints: Complaints, text: str, complaint: str
 ) -> None:
-    assert complaints(text) == [f"elemta.toml: {complaint}"]
+    assert complaints(text) == [f"elemta.toml: {line}" for line in complaint.splitlines()]
 
 
 def test_all_faults_come_at_once_and_none_is_the_echo_of_another(complaints: Complaints) -> None:

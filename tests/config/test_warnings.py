@@ -15,6 +15,7 @@ Read = Callable[..., Config]
 
 LIMIT = '[[limit]]\nname = "a"\nper = ["sender"]\ncounts = "messages"\nrates = ["1/1m"]\n'
 VALKEY = '[resources]\nvalkey_url = "valkey://db.example"\n'
+BY_MX = '[[route]]\ndomains = ["*"]\nto = "mx:"\n'
 HOLD = '[[route]]\ndomains = ["*"]\nto = "hold:"\n'
 LISTENER = '[[listener]]\nname = "in"\nendpoint = "tcp:587"\n'
 
@@ -71,6 +72,21 @@ def test_the_defaults_say_nothing() -> None:
             "route[1].tls: has no effect: there is no TLS on the way to hold:",
         ),
         (f"{HOLD}create_mailboxes = true", "route[1].create_mailboxes: has no effect: it is for maildir:"),
+        (
+            f'{HOLD}address_family = "ipv4"',
+            "route[1].address_family: has no effect: hold: is no address",
+        ),
+        (f'{HOLD}source = ["192.0.2.7"]', "route[1].source: has no effect: hold: is no address"),
+        (f'{HOLD}ca = "/ca.pem"', "route[1].ca: has no effect: hold: is no address"),
+        (f'{HOLD}ignore_offers = ["SIZE"]', "route[1].ignore_offers: has no effect: hold: is no server"),
+        (
+            f'{BY_MX}ca = "/ca.pem"',
+            'route[1].ca: has no effect: tls = "may" verifies no certificate',
+        ),
+        (
+            f'{BY_MX}ignore_offers = ["chunkin", "size"]',
+            'route[1].ignore_offers[1]: has no effect: Elemta does not use "chunkin" (did you mean "CHUNKING"?)',
+        ),
         (f"{HOLD}refuse_networks = []", "route[1].refuse_networks: has no effect: it is for mx:"),
         (
             '[tls]\nminimum = "TLSv1.3"\nciphers = "HIGH"',
@@ -157,6 +173,18 @@ def test_a_setting_of_the_environment_is_told_with_its_variable() -> None:
         (
             '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:587"\ncredentials = "/c"',
             'route[1].credentials: with tls = "may" any server that answers in the place of the host gets the password (set tls = "require")',
+        ),
+        (
+            '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:465"\ntls = "require"',
+            'route[1].to: servers expect TLS from the first byte on port 465, and tls is "require" (set tls = "implicit")',
+        ),
+        (
+            '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:465"',
+            'route[1].to: servers expect TLS from the first byte on port 465, and tls is "may" (set tls = "implicit")',
+        ),
+        (
+            '[[route]]\ndomains = ["*"]\nto = "smtp://relay.example:587"\ntls = "implicit"',
+            'route[1].tls: servers begin in the clear on port 587 (did you mean "require", or port 465?)',
         ),
         (
             '[resources]\nvalkey_url = "valkeys://cache.example?ca=/nowhere/ca.pem"',

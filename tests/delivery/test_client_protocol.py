@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from elemta.delivery.client_protocol import READING_SECONDS, MovableDeadline
+from elemta.delivery.movable_deadline import READING_SECONDS, MovableDeadline
 
 
 class Watched:

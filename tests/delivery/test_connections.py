@@ -58,7 +58,8 @@ class Quay(Harbour):
 
 
 @pytest_twisted.async_yield_fixture
-async def quay() -> AsyncIterator[Quay]:
+async def quay(tmp_path: Path) -> AsyncIterator[Quay]:
+    """Its sockets end before ``tmp_path`` does, where some of them are."""
     quay = Quay()
     yield quay
     await quay.connections.stop()

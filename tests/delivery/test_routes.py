@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from elemta.address import Address
-from elemta.config import DEFAULT_REFUSED_NETWORKS, RouteConfig, RouteTLS, load
+from elemta.config import DEFAULT_REFUSED_NETWORKS, AddressFamily, RouteConfig, RouteTLS, load
 from elemta.delivery.maildir import maildir_path
 from elemta.delivery.routes import (
     HoldRoute,
@@ -230,3 +230,38 @@ def test_a_maildir_may_be_below_the_spool_directory_whatever_that_is(tmp_path: P
     strange = route_of(config_of("maildir:{spool}/{local}"), spool="/a{b}/c")
     assert isinstance(strange, MaildirRoute)
     assert maildir_path(strange.template, Address("bob", "example.com")) == "/a{b}/c/bob"
+
+
+@pytest.mark.parametrize(
+    ("to", "tls", "port"),
+    [
+        ("smtp://mail.example", "implicit", 465),
+        ("smtp://mail.example:4650", "implicit", 4650),
+        ("smtp://mail.example:25", "implicit", 25),
+        ("smtp://mail.example", "require", 25),
+        ("lmtp://mail.example", "implicit", 24),
+    ],
+)
+def test_tls_from_the_first_byte_has_a_port_of_its_own(tmp_path: Path, to: str, tls: str, port: int) -> None:
+    routes = table(tmp_path, f'[[route]]\ndomains = ["*"]\nto = "{to}"\ntls = "{tls}"\n')
+    route = routes.route(Address("x", "a.example"))
+    assert isinstance(route, NextHopRoute)
+    assert (route.port, route.tls.is_verified) == (port, True)
+
+
+def test_a_route_says_how_its_connections_are_made(tmp_path: Path) -> None:
+    text = '[[route]]\ndomains = ["*"]\nto = "{to}"\naddress_family = "prefer_ipv4"\n'
+    text += 'source = ["192.0.2.7", "2001:db8::7"]\nignore_offers = ["chunking", "Size"]\n'
+    for to in ("mx:", "smtp://mail.example:25"):
+        route = table(tmp_path, text.format(to=to)).route(Address("x", "a.example"))
+        assert isinstance(route, NextHopRoute | MxRoute)
+        assert route.terms.ignored == {"CHUNKING", "SIZE"}
+        assert route.terms.source_for(ip_address("198.51.100.1")) == ("192.0.2.7", 0)
+        assert route.terms.source_for(ip_address("2001:db8::1")) == ("2001:db8::7", 0)
+        assert route.terms.family is AddressFamily.PREFER_IPV4
+
+
+def test_authorities_that_cannot_be_used_are_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    text = '[[route]]\ndomains = ["*"]\nto = "mx:"\ntls = "require"\nca = "/nowhere/ca.pem"\n'
+    with pytest.raises(ConfigError, match=r"route\[1\]\.ca.*No such file"):
+        table(tmp_path, text)

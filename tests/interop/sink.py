@@ -29,7 +29,8 @@ class Taken:
 class Sink:
     """Listens while it is entered, on a free port of 127.0.0.1 unless a port is given; accepts everything.
 
-    With another ``greeting`` than 220 it says that, and closes.
+    With another ``greeting`` than 220 it says that, and closes. ``refusals`` are replies to commands that
+    begin so.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Sink:
         place: Place = HERE,
         address: tuple[str, int] = ("127.0.0.1", 0),
         greeting: str = "220 sink.test ESMTP",
+        refusals: dict[str, str] | None = None,
     ) -> None:
         self.taken: list[Taken] = []
         self.faults: list[str] = []
         self.connections = 0
         self.greeting = greeting
+        self.refusals = refusals or {}
         sink = self
 
         class Conversation(socketserver.BaseRequestHandler):
@@ -105,6 +108,12 @@ class _Session:
             return
         while (line := self._line()) is not None:
             verb = line[:4].upper()
+            refusal = next(
+                (self._sink.refusals[each] for each in self._sink.refusals if line.startswith(each)), ""
+            )
+            if refusal:
+                self._say(*refusal.split("\r\n"))
+                continue
             if verb == "EHLO":
                 self._say(*(f"250-{word}" for word in ("sink.test", *self._extensions)), "250 HELP")
             elif verb == "MAIL":
