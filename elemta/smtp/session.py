@@ -359,9 +359,16 @@ class ServerSession:
 
     def _execute(self, line: bytes) -> None:
         state = self._state
-        text = self._text_of(line)
-        if isinstance(text, Reply):
-            self._reject_unreadable(first_letters(line), text)
+        text, reply = None, replies.CONTROL_IN_COMMAND
+        if _CONTROL.search(line) is None:
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                reply = replies.NOT_UTF8
+        if text is None and not self._settings.strict:
+            text = lenient_grammar.text_of(line, state.kinds)
+        if text is None:
+            self._reject_unreadable(first_letters(line), reply)
             return
         verb, _, argument = text.partition(" ")
         if (not verb or argument[:1] == " ") and text and not self._settings.strict:
@@ -369,7 +376,10 @@ class ServerSession:
             forgive(state.kinds, Leniency.BLANKS)
             verb, _, argument = text.lstrip(" ").partition(" ")
             argument = argument.lstrip(" ")
-        verb = verb.upper()
+        self._perform(line, verb.upper(), argument)
+
+    def _perform(self, line: bytes, verb: str, argument: str) -> None:
+        state = self._state
         command = COMMANDS.get(verb)
         if state.rejected_at_connect and verb != "QUIT":
             # RFC 5321 §3.1
@@ -385,16 +395,6 @@ class ServerSession:
             # RFC 5321 §4.1.1: trailing white space is tolerated
             command.perform(state, argument.rstrip(" "))
             self._ends_group = command.ends_group and state.question is not None
-
-    def _text_of(self, line: bytes) -> str | Reply:
-        reply = replies.CONTROL_IN_COMMAND
-        if _CONTROL.search(line) is None:
-            try:
-                return line.decode("utf-8")
-            except UnicodeDecodeError:
-                reply = replies.NOT_UTF8
-        text = None if self._settings.strict else lenient_grammar.text_of(line, self._state.kinds)
-        return reply if text is None else text
 
     def _refuse_group(self, verb: str) -> None:
         self._state.reply_and_close(

@@ -15,6 +15,7 @@ from elemta.config import DomainsConfig
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.mailbox import MailboxKeys
+from elemta.smtp.path import parse_address
 
 LOCAL = ("d.example", "e.example")
 
@@ -117,6 +118,18 @@ def test_a_line_keeps_a_copy_where_it_names_its_own_address(tmp_path: Path) -> N
     assert expanded(domains, "anna+x@d.example") == ["anna+x@d.example", "archive+x@other.example"]
     assert expanded(domains, "anybody@e.example") == ["boss@e.example"]
     assert expanded(domains, "boss@e.example") == ["boss@e.example"]
+
+
+def test_a_target_with_dots_is_carried_as_it_was_written(tmp_path: Path) -> None:
+    domains = domains_of(
+        tmp_path, 'anna@d.example  user..name@mobile.example, "a..b"@q.example\n@e.example @mobile.example'
+    )
+    assert expanded(domains, "anna+x@d.example") == [
+        "user..name+x@mobile.example",
+        '"a..b+x"@q.example',
+    ]
+    moved = domains.expand(parse_address("b..c@e.example", []))
+    assert [str(each) for each in moved] == ["b..c@mobile.example"]
 
 
 def test_a_tag_never_makes_a_local_part_too_long_for_other_hosts(tmp_path: Path) -> None:

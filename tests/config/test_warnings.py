@@ -16,6 +16,15 @@ Read = Callable[..., Config]
 LIMIT = '[[limit]]\nname = "a"\nper = ["sender"]\ncounts = "messages"\nrates = ["1/1m"]\n'
 VALKEY = '[resources]\nvalkey_url = "valkey://db.example"\n'
 BY_MX = '[[route]]\ndomains = ["*"]\nto = "mx:"\n'
+EARLY = """
+[tls]
+certificate = "/dev/null"
+[[listener]]
+name = "a"
+endpoint = "tcp:0"
+tls = "implicit"
+early_talkers = "reject"
+"""
 HOLD = '[[route]]\ndomains = ["*"]\nto = "hold:"\n'
 LISTENER = '[[listener]]\nname = "in"\nendpoint = "tcp:587"\n'
 
@@ -88,6 +97,10 @@ def test_the_defaults_say_nothing() -> None:
             'route[1].ignore_offers[1]: has no effect: Elemta does not use "chunkin" (did you mean "CHUNKING"?)',
         ),
         (f"{HOLD}refuse_networks = []", "route[1].refuse_networks: has no effect: it is for mx:"),
+        (
+            EARLY,
+            "listener[1].early_talkers: has no effect: the TLS handshake comes before the greeting",
+        ),
         (
             '[tls]\nminimum = "TLSv1.3"\nciphers = "HIGH"',
             "tls.ciphers: has no effect: these are ciphers of TLS 1.2, which is off",

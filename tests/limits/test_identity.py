@@ -20,6 +20,7 @@ from elemta.limits.identity import (
     network_identity,
     safe,
 )
+from elemta.smtp.path import parse_address
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,11 @@ def test_mail_addresses_that_mean_the_same_are_counted_together() -> None:
         address_identity(Address("JANE", "example.com.")),
     }
     assert same == {"jane@example.com"}
+
+
+def test_quotes_around_dots_make_no_other_identity() -> None:
+    written = parse_address("Anna..x@B_1.test", [])
+    assert address_identity(written) == address_identity(parse_address('"anna..x"@b_1.test', []))
 
 
 def test_a_u_label_and_its_a_label_are_the_same_domain() -> None:
