@@ -318,17 +318,23 @@ def _user(subject: Subject) -> str | None:
     return None if user is None else name_identity(user)
 
 
+def _mail_from(transaction: TransactionLike) -> Address:
+    """The sender that the client gave: a policy may have set another one since."""
+    given: Address = getattr(transaction, "mail_from", transaction.sender)
+    return given
+
+
 def _sender(subject: Subject) -> str | None:
     if subject.transaction is None:
         return None
-    sender = subject.transaction.sender
+    sender = _mail_from(subject.transaction)
     return address_identity(subject.mailbox(sender)) if sender else _null_sender(subject)
 
 
 def _sender_domain(subject: Subject) -> str | None:
     if subject.transaction is None:
         return None
-    sender = subject.transaction.sender
+    sender = _mail_from(subject.transaction)
     return domain_identity(sender) if sender else _null_sender(subject)
 
 

@@ -21,7 +21,7 @@ from elemta.net.expansion_notices import expansion_notice, queue_notice
 from elemta.net.login import LoginExchange
 from elemta.net.recipients import ExpandedAlias, FinalRecipients, RecipientCount, final_recipients
 from elemta.net.refusals import RefusalLimits
-from elemta.policy import CONTINUE, ChainDecision, Disconnect, Message
+from elemta.policy import CONTINUE, ChainDecision, Discard, Disconnect, Message
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -134,13 +134,26 @@ class SessionBackend:
         """Refuse a recipient where none of the mailboxes that get its mail is there, or can be reached."""
         if not isinstance(answer, Proceed):
             return answer
-        recipient = question.recipient
+        recipient, replacement = question.recipient, question.transaction.replacement
+        if replacement is not None:
+            return self._look_for_replacement(replacement, question) if replacement else answer
         targets = self._terms.domains.expand(recipient.address, self._terms.session.max_recipients)
         if self._is_not_taken(question.transaction.sender, targets):
             return self._refuse_internationalized(recipient.address)
         if len(targets) == 1:
             return then(self._has_mailbox(targets[0]), self._answer_of_mailbox, recipient)
         return run(self._look_for_one(targets, recipient))
+
+    def _look_for_replacement(
+        self, replacement: Sequence[Recipient], question: RcptQuestion
+    ) -> MaybeDeferred[Response]:
+        most = self._terms.session.max_recipients
+        targets = [
+            target for each in replacement for target in self._terms.domains.expand(each.address, most)
+        ]
+        if self._is_not_taken(question.transaction.sender, targets):
+            return self._refuse_internationalized(question.recipient.address)
+        return run(self._look_for_one(targets, question.recipient))
 
     def _look_for_one(self, targets: Sequence[Address], recipient: Recipient) -> Steps[Response]:
         for each in targets:
@@ -250,8 +263,9 @@ class SessionBackend:
             return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
         return self._ask_policies(question)
 
-    def message_started(self, transaction: TransactionInfo) -> None:  # noqa: ARG002 - what every fact carries
+    def message_started(self, transaction: TransactionInfo) -> None:
         self._writer = self._terms.spool.begin()
+        transaction.queue_id = self._writer.queue_id
         self._header = HeaderReader()
 
     def message_data(self, data: bytes) -> MessageWriter | None:
@@ -298,6 +312,9 @@ class SessionBackend:
         return committed
 
     def _commit(self, transaction: TransactionInfo, writer: MessageWriter) -> MaybeDeferred[Response]:
+        discarded = self._policies.discarded_by(transaction)
+        if discarded is not None or (transaction.dropped and not transaction.recipients):
+            return self._discard(transaction, writer, discarded)
         final = final_recipients(
             self._terms.domains, transaction.recipients, self._terms.session.max_recipients
         )
@@ -315,6 +332,28 @@ class SessionBackend:
         return committed.addCallbacks(
             self._queued, self._not_queued, callbackArgs=(submission, final.aliases, head)
         )
+
+    def _discard(
+        self, transaction: TransactionInfo, writer: MessageWriter, decision: ChainDecision | None
+    ) -> Response:
+        """Accept a message, and store it nowhere: a policy said so, of it or of each of its recipients."""
+        self._writer = None
+        size = writer.size
+        writer.discard()
+        verdict = None if decision is None else decision.verdict
+        _log.info(
+            "message discarded",
+            event="message.discarded",
+            session_id=self._facts.id,
+            queue_id=writer.queue_id,
+            client_ip=str(self._facts.client_ip),
+            sender=str(transaction.sender),
+            recipient_count=len(transaction.recipients) + transaction.dropped,
+            size=size,
+            policy=None if decision is None else decision.policy,
+            reason=verdict.reason if isinstance(verdict, Discard) else "each recipient was discarded",
+        )
+        return Queued(writer.queue_id)
 
     def _submission(self, transaction: TransactionInfo, queue_id: str, final: FinalRecipients) -> Submission:
         facts = self._facts

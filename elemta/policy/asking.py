@@ -132,7 +132,7 @@ class ChainQuestion:
                 runner.answered_after_wait(call, self.parties(), took)
         view = self._view
         if view is not None:
-            view.writable = False
+            view.close()
         if verdict is CONTINUE or isinstance(verdict, Continue):
             return CONTINUE
         self._log_verdict(call, verdict)
@@ -165,7 +165,7 @@ class ChainQuestion:
         """The policy has answered or failed, and may not change the transaction any more."""
         view = self._view
         if view is not None:
-            view.writable = False
+            view.close()
             self._view = None
 
     # What a subclass says

@@ -19,7 +19,7 @@ from elemta.policy.interfaces import LoginOutcome
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
 from elemta.policy.results import Results
 from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
-from elemta.policy.verdicts import Accept, Disconnect, Quarantine, Verdict, name_of, reply_of
+from elemta.policy.verdicts import Accept, Discard, Disconnect, Quarantine, Verdict, name_of, reply_of
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.events import (
     DataQuestion,
@@ -54,7 +54,7 @@ class LoginQuestion(StageQuestion):
 class _TransactionViews:
     """The state of one transaction: each policy's view, what they published, the reasons to hold it."""
 
-    __slots__ = ("board", "client", "facts", "held", "relay", "results", "views")
+    __slots__ = ("board", "client", "discarded", "facts", "held", "relay", "results", "views")
 
     def __init__(
         self, facts: TransactionFacts, client: SessionInfo, relay: RelayPermission, results: Results
@@ -66,6 +66,7 @@ class _TransactionViews:
         self.board: dict[tuple[str, str], Any] = {}
         self.views: dict[PolicyRunner, Transaction] = {}
         self.held: list[str] = []
+        self.discarded: ChainDecision | None = None
 
     def of(self, runner: PolicyRunner) -> Transaction:
         view = self.views.get(runner)
@@ -96,6 +97,7 @@ class PolicySession(ChainQuestion):
     __slots__ = (
         "_board",
         "_calls",
+        "_discarded",
         "_ended",
         "_facts",
         "_gone",
@@ -135,6 +137,7 @@ class PolicySession(ChainQuestion):
         self._sessions: dict[PolicyRunner, Session] = {}
         self._transaction: _TransactionViews | None = None
         self._held: list[str] = []
+        self._discarded: ChainDecision | None = None
         # A StageQuestion. What a stage has beside it is read without a cast, once for each policy.
         self._question: Any = None
         self._message: Message | None = None
@@ -240,7 +243,9 @@ class PolicySession(ChainQuestion):
         self._view = view = self._views(question.transaction).of(runner)
         view.writable = True
         if stage is Stage.RCPT:
-            return session, view, question.recipient
+            view.asked = question.recipient
+            replacement = question.transaction.replacement
+            return session, view, replacement[0] if replacement else question.recipient
         if stage is Stage.MESSAGE:
             return session, view, self._message
         return session, view
@@ -250,21 +255,46 @@ class PolicySession(ChainQuestion):
         if isinstance(verdict, Quarantine):
             self._marks.append(decision)
             return None
-        if not isinstance(verdict, Accept):
+        if not isinstance(verdict, (Accept, Discard)):
             # A refusal: what was refused is no part of the message, so its marks count for nothing.
             return decision
         if self._asks_to_relay() and not call.runner.grants_relaying:
             self._accepted = self._accepted or decision
             return None
+        return self._settle(decision)
+
+    def _settle(self, decision: ChainDecision) -> ChainDecision:
+        """The question is decided, and not by a refusal."""
         self._hold()
+        if isinstance(decision.verdict, Discard):
+            self._discard(decision)
         return decision
+
+    def _discard(self, decision: ChainDecision) -> None:
+        question = self._question
+        if isinstance(question, RcptQuestion):
+            question.transaction.replacement = ()
+        elif question.stage in _SESSION_STAGES:
+            self._discarded = decision
+        else:
+            self._views(question.transaction).discarded = decision
+
+    def discarded_by(self, transaction: TransactionFacts) -> ChainDecision | None:
+        """The decision to discard the message of ``transaction``; None where it is to be stored."""
+        views = self._transaction
+        if views is not None and views.facts is transaction and views.discarded is not None:
+            return views.discarded
+        return self._discarded
 
     def _conclude(self) -> ChainDecision:
         if self._gone:
             return _GONE
         question = self._question
-        if isinstance(question, RcptQuestion) and not self._relay.allows(
-            self._facts, question.recipient.address
+        if (
+            isinstance(question, RcptQuestion)
+            # What replaces it was checked for each recipient.
+            and not question.transaction.replacement
+            and not self._relay.allows(self._facts, question.recipient.address)
         ):
             _log.info(
                 "a recipient was refused: the client may not relay",
@@ -276,15 +306,17 @@ class PolicySession(ChainQuestion):
             )
             # An unknown verdict is no reason to refuse for good.
             return ChainDecision(RELAY_UNKNOWN if self._grant_failed else RELAY_DENIED, MAY_RELAY)
-        self._hold()
         if self._accepted is not None:
-            return self._accepted
+            return self._settle(self._accepted)
+        self._hold()
         return self._marks[0] if self._marks else NO_OPINION
 
     def _asks_to_relay(self) -> bool:
         question = self._question
-        return isinstance(question, RcptQuestion) and self._relay.concerns(
-            self._facts, question.recipient.address
+        return (
+            isinstance(question, RcptQuestion)
+            and not question.transaction.replacement
+            and self._relay.concerns(self._facts, question.recipient.address)
         )
 
     def _hold(self) -> None:
@@ -335,6 +367,8 @@ class PolicySession(ChainQuestion):
             _log.info("a policy refused", reply=str(reply), **facts)
         elif isinstance(verdict, Quarantine):
             _log.info("a policy put the message on hold", reason=verdict.reason, **facts)
+        elif isinstance(verdict, Discard):
+            _log.info("a policy discarded what it was asked about", reason=verdict.reason, **facts)
         elif isinstance(verdict, Accept):
             _log.debug("a policy accepted", **facts)
 

@@ -53,7 +53,7 @@ from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.results import Results
 from elemta.policy.runner import as_deferred
 from elemta.policy.services import Limits, Services
-from elemta.policy.verdicts import CONTINUE, Verdict, reply_of, route_problem, verdict_problem
+from elemta.policy.verdicts import CONTINUE, Discard, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.path import parse_address
 from elemta.smtp.session_info import SessionInfo, TLSInfo
@@ -288,9 +288,14 @@ class PolicyTester:
         if isinstance(recipient, str):
             recipient = Recipient(parse_address(recipient, []))
         transaction = self.transaction
+        if self.transaction_facts is not None:
+            self.transaction_facts.replacement = None
         verdict = self._wait(self.ask(Stage.RCPT, recipient), wait)
-        if reply_of(verdict) is None and self.transaction_facts is not None:
-            self.transaction_facts.recipients.append(recipient)
+        facts = self.transaction_facts
+        if reply_of(verdict) is None and facts is not None:
+            if isinstance(verdict, Discard):
+                facts.replacement = ()
+            facts.recipients.extend((recipient,) if facts.replacement is None else facts.replacement)
         assert transaction is self._transaction  # noqa: S101 - asking begins no other one
         return verdict
 
@@ -375,6 +380,7 @@ class PolicyTester:
         if stage not in (Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH):
             view = self.transaction
             view.writable = True
+            view.asked = about if isinstance(about, Recipient) else None
             shown.append(view)
         if about is not None:
             shown.append(about)
@@ -385,7 +391,7 @@ class PolicyTester:
 
     def _judged(self, answer: object, view: Transaction | None) -> object:
         if view is not None:
-            view.writable = False
+            view.close()
         return answer if isinstance(answer, Failure) else _valid(answer, verdict_problem)
 
     def _tell(self, fact: str, *shown: object) -> Deferred[None]:

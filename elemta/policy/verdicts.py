@@ -69,6 +69,17 @@ class Quarantine(Verdict):
 
 
 @dataclass(frozen=True, slots=True)
+class Discard(Verdict):
+    """The client reads 250, and nothing is stored; ``reason`` is in the log.
+
+    At RCPT that recipient is dropped. At any other stage the message is, and at CONNECT, HELO or AUTH every
+    message of the session. A recipient to which the client may not relay is refused all the same.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RouteTo(Verdict):
     """In delivery: the recipient's route is ``target``, in any form of ``to`` in ``[[route]]``.
 
@@ -96,6 +107,7 @@ _NAMES: dict[type[Verdict], str] = {
     Reject: "reject",
     Disconnect: "disconnect",
     Quarantine: "quarantine",
+    Discard: "discard",
     RouteTo: "route",
     Hold: "hold",
 }
@@ -135,8 +147,9 @@ def verdict_problem(answer: object) -> str | None:
     """
     if isinstance(answer, Continue | Accept):
         return None
-    if isinstance(answer, Quarantine):
-        return None if isinstance(answer.reason, str) else "the reason of a Quarantine is not a text"
+    if isinstance(answer, (Quarantine, Discard)):
+        kind = type(answer).__name__
+        return None if isinstance(answer.reason, str) else f"the reason of a {kind} is not a text"
     if isinstance(answer, Defer):
         return _refusal_problem(answer, (4,))
     if isinstance(answer, Reject):

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
 from elemta.smtp.memory import EnvelopeMemory
+from elemta.smtp.recipient_index import RecipientIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,10 @@ class TransactionInfo:
     ``size`` is the declared size until the message arrives, then the octets received so far.
     ``added_headers`` are the fields that policies added, in order, name and value; ``added_octets`` is their
     length. ``added_recipient_octets`` is the memory of the recipients that policies added. ``memory`` counts
-    the whole envelope.
+    the whole envelope. ``replacement`` is what the recipient that is asked about becomes when it is accepted:
+    None itself, an empty tuple nothing at all. ``dropped`` counts the recipients that were accepted and
+    became nothing. ``mail_from`` is the sender that the client gave. ``queue_id`` is there from the beginning
+    of the message on.
     """
 
     sender: Address
@@ -52,3 +56,19 @@ class TransactionInfo:
     added_recipient_octets: int = 0
     memory: EnvelopeMemory = field(default_factory=EnvelopeMemory, repr=False)
     size: int = 0
+    max_recipients: int = 1000
+    replacement: tuple[Recipient, ...] | None = None
+    dropped: int = 0
+    queue_id: str = ""
+    mail_from: Address = field(init=False)
+    known_index: RecipientIndex | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.mail_from = self.sender
+
+    @property
+    def index(self) -> RecipientIndex:
+        """The index of the recipients, made when it is first needed."""
+        if self.known_index is None:
+            self.known_index = RecipientIndex(self.recipients)
+        return self.known_index

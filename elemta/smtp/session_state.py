@@ -89,7 +89,8 @@ class SessionState:
             return SessionPhase.READY if self.facts.helo else SessionPhase.GREETED
         if self.message is not None:
             return SessionPhase.CHUNKS
-        return SessionPhase.RCPT if transaction.recipients else SessionPhase.MAIL
+        accepted = transaction.recipients or transaction.dropped
+        return SessionPhase.RCPT if accepted else SessionPhase.MAIL
 
     # What is said
 

@@ -62,7 +62,13 @@ def ask_mail(session: SessionState, command: MailCommand) -> MailQuestion:
     memory = EnvelopeMemory(session.envelopes, session.settings.max_envelope)
     # No MAIL takes more than a small envelope, and that is always free.
     memory.take(memory_of_mail(sender, parameters))
-    transaction = TransactionInfo(sender, parameters, memory=memory, size=parameters.size or 0)
+    transaction = TransactionInfo(
+        sender,
+        parameters,
+        memory=memory,
+        size=parameters.size or 0,
+        max_recipients=session.settings.max_recipients,
+    )
     session.transaction = transaction
     session.transaction_failed = False
     return MailQuestion(session.facts, transaction)
@@ -86,7 +92,7 @@ def check_rcpt(session: SessionState, recipient: Recipient) -> Reply | None:
     if recipient.address.needs_smtputf8 and not transaction.parameters.smtputf8:
         return replies.NEEDS_SMTPUTF8
     # RFC 5321 §4.5.3.1.10
-    if len(transaction.recipients) >= session.settings.max_recipients:
+    if len(transaction.recipients) + transaction.dropped >= session.settings.max_recipients:
         return replies.TOO_MANY_RECIPIENTS
     octets = memory_of_recipient(recipient)
     shortage = transaction.memory.shortage(octets)
@@ -98,12 +104,28 @@ def check_rcpt(session: SessionState, recipient: Recipient) -> Reply | None:
 
 
 def ask_rcpt(session: SessionState, recipient: Recipient) -> RcptQuestion:
-    return RcptQuestion(session.facts, _current(session), recipient)
+    transaction = _current(session)
+    transaction.replacement = None
+    return RcptQuestion(session.facts, transaction, recipient)
 
 
 def recipient_accepted(session: SessionState, recipient: Recipient) -> None:
-    _current(session).recipients.append(recipient)
+    transaction = _current(session)
+    if transaction.replacement is None:
+        transaction.recipients.append(recipient)
+    else:
+        _replace_recipient(transaction, recipient)
     session.reply("RCPT", replies.RECIPIENT_OK)
+
+
+def _replace_recipient(transaction: TransactionInfo, recipient: Recipient) -> None:
+    """The recipient is accepted, and becomes others, or nothing."""
+    replacement, transaction.replacement = transaction.replacement or (), None
+    transaction.memory.give_back(memory_of_recipient(recipient))
+    for each in replacement:
+        transaction.memory.take(memory_of_recipient(each))
+    transaction.recipients.extend(replacement)
+    transaction.dropped += not replacement
 
 
 def recipient_refused(session: SessionState, recipient: Recipient, answer: Refuse) -> None:
