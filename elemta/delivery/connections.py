@@ -257,7 +257,8 @@ class _Sending:
             memory.takes_recipients(kept.place, connection.most_recipients)
         if connection.starttls_refused:
             self._dialling.remember_no_tls(kept.place)
-        if answered:
+        # What the route does not believe may be believed by another route to the same place.
+        if answered and not self._hop.terms.ignored:
             memory.offers(kept.place, connection.features)
             if self._hop.destination:
                 memory.domain_offers(self._hop.destination, connection.features)
@@ -274,7 +275,7 @@ class _Sending:
             return None
         if done.again:
             return done.again, [] if address is None else [address]
-        if address is None or address.version != 6:
+        if not _is_over_ipv6(kept):
             return None
         refused = tuple(place for place, outcome in enumerate(done.outcomes) if _is_by_policy(outcome))
         if not refused:
@@ -310,12 +311,14 @@ class _Sending:
         whole = self._transaction
         self._transaction = replace(whole, recipients=tuple(whole.recipients[place] for place in places))
         self._refusal = None
+        # What is tried is taken out of the list.
+        by_ipv4 = _is_over_ipv6(kept) and all(each.version == 4 for each in addresses)
         more = await self._at_same_server(kept.place, addresses) or self._refusal
         self._transaction = whole
         if more is None:
             return sent
-        if all(each.version == 4 for each in addresses) and any(map(_is_delivered, more)):
-            self._note_family(kept)
+        if by_ipv4 and any(each.status is Status.DELIVERED for each in more):
+            self._dialling.memory.took_by_ipv4(kept.place)
         by_place = dict(zip(places, more, strict=True))
         return tuple(by_place.get(place, outcome) for place, outcome in enumerate(sent))
 
@@ -332,11 +335,6 @@ class _Sending:
         except NextHopUnreachableError:
             self._metrics.connections.labels("failed").inc()
         return None
-
-    def _note_family(self, kept: PooledConnection) -> None:
-        address = kept.connection.address
-        if address is not None and address.version == 6:
-            self._dialling.memory.took_by_ipv4(kept.place)
 
     def _nowhere(self) -> tuple[Outcome, ...]:
         """The result when no candidate was any good."""
@@ -360,8 +358,9 @@ class _Sending:
         )
 
 
-def _is_delivered(outcome: Outcome) -> bool:
-    return outcome.status is Status.DELIVERED
+def _is_over_ipv6(kept: PooledConnection) -> bool:
+    address = kept.connection.address
+    return address is not None and address.version == 6
 
 
 def _is_by_policy(outcome: Outcome) -> bool:

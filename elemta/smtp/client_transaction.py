@@ -201,7 +201,7 @@ class TransactionExchange:
             unsent = results.postponed if self._was_full_at else ()
             for each in (index, *unsent):
                 results.answered(each, reply, "RCPT", Status.DEFERRED)
-        elif _may_be_unknown(reply) and "DSN" in offers_used(command.line, _address(results, index)):
+        elif reply.code in _NOT_KNOWN and "DSN" in offers_used(command.line, _address(results, index)):
             self._doubted.add("DSN")
             self._without_dsn.add(index)
             results.postpone(index, reply)
@@ -302,11 +302,6 @@ def _address(results: TransactionResults, index: int) -> Address:
     return results.transaction.recipients[index].address
 
 
-def _may_be_unknown(reply: Reply) -> bool:
-    """Whether a refusal may be about a parameter; with X.1.Y it is about the address (RFC 3463 §3.2)."""
-    return reply.code in _NOT_KNOWN and not reply.enhanced.startswith("5.1.")
-
-
 def _is_too_many(reply: Reply) -> bool:
     """Whether RCPT was refused since the envelope has as many recipients as the server takes."""
     if reply.code // 100 not in (4, 5):
@@ -322,7 +317,7 @@ def _says_only_that(reply: Reply) -> bool:
 
 def _blamed(command: SentCommand, reply: Reply, results: TransactionResults) -> frozenset[str]:
     """The keywords whose parameters may be why MAIL was refused, and without which the message can go."""
-    if not _may_be_unknown(reply):
+    if reply.code not in _NOT_KNOWN:
         return frozenset()
     transaction = results.transaction
     used = offers_used(command.line, transaction.sender)

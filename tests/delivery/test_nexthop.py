@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.delivery import DeliverySettings
-from elemta.delivery.client_protocol import READING_SECONDS, NextHopConnection
+from elemta.delivery.client_protocol import NextHopConnection
+from elemta.delivery.movable_deadline import READING_SECONDS
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status

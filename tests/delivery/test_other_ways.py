@@ -119,6 +119,26 @@ async def test_over_a_unix_socket_too(quay: Quay, tmp_path: Path) -> None:
     assert [outcome.status for outcome in sent] == [DELIVERED]
 
 
+@ensureDeferred
+async def test_another_way_over_ipv6_says_nothing_about_ipv4(quay: Quay) -> None:
+    six = SecureHop(offers=(b"CHUNKING",), replies={b"BDAT": b"502 what\r\n"})
+    port = await both(quay, six, four := SecureHop())
+    assert await quay.send(port, addresses=(SIX, FOUR)) == [DELIVERED]
+    quay.connections.pool.drain()
+    assert await quay.send(port, addresses=(SIX, FOUR)) == [DELIVERED]
+    assert (six.connections, four.connections) == (3, 0)
+
+
+@ensureDeferred
+async def test_without_bdat_and_then_by_ipv4(quay: Quay) -> None:
+    six = SecureHop(
+        offers=(b"CHUNKING",), replies={b"BDAT": b"502 what\r\n", b"DATA": b"550 5.7.25 no PTR record\r\n"}
+    )
+    port = await both(quay, six, four := SecureHop())
+    assert await quay.send(port, "ann", "bob", addresses=(SIX, FOUR)) == [DELIVERED, DELIVERED]
+    assert (six.connections, four.connections, len(four.messages)) == (2, 1, 1)
+
+
 # Parameters and keywords
 
 
