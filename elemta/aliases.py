@@ -185,6 +185,19 @@ class Aliases:
                 way = " → ".join(loop if len(loop) <= 8 else [*loop[:7], "…", loop[-1]])
                 yield _line_fault(path, line.number, f"leads into a loop: {way}")
 
+    def cautions(self, path: str, most: int) -> Iterator[Fault]:
+        """Lines that are allowed, and do nothing or can get no mail: a message has ``most`` recipients."""
+        for line in self.lines:
+            sample = line.sample
+            domain = sample.domain or min(self.keys.local, default="")
+            if not self.keys.is_local(domain):
+                yield _line_fault(path, line.number, f'"{line.left}" has no effect: the domain is not local')
+            elif len(self.expand(Address(sample.local, domain), most)) > most:
+                problem = (
+                    f'"{line.left}" leads to more than {most} mailboxes: each RCPT for it gets 452 4.5.3'
+                )
+                yield _line_fault(path, line.number, problem, "raise server.max_recipients")
+
     def _loop_behind(self, line: AliasLine, targets: Iterable[Address], done: set[_Step]) -> list[str]:
         """The addresses of a loop that mail by this line runs into; empty without one.
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from elemta.address import Address
 from elemta.address_files import read_lines, shortened, unquoted
 from elemta.aliases import Aliases, AliasLine, read_aliases
-from elemta.config import DomainsConfig, Network
+from elemta.config import Config, DomainsConfig, Network
 from elemta.errors import ConfigError, Fault
 from elemta.mailbox import MailboxKeys, canonical_domain, folded_address
 
@@ -76,6 +76,10 @@ class Domains:
         if faults:
             raise ConfigError(faults)
         return replace(domains, alias_lines=lines)
+
+    def cautions(self, config: Config) -> tuple[Fault, ...]:
+        """What is allowed in the files, and does not do what it seems to."""
+        return tuple(self.aliases.cautions(config.domains.aliases, config.server.max_recipients))
 
     def is_local(self, domain: str) -> bool:
         """Whether mail for the domain ends here; case, IDNA spelling and a trailing dot don't matter."""

@@ -18,15 +18,16 @@ def check(invocation: CommandContext) -> int:
     """``config check``: every fault, in the file itself and in what it names. Needs no daemon."""
     config = invocation.config()
     expiry, of_certificates = _of_certificates(config, invocation.runtime)
+    of_aliases, of_domains = _of_domains(config)
     faults = [
-        *_of_domains(config),
+        *of_domains,
         *of_certificates,
         *_of_checkers(config, invocation.runtime),
         *_of_chain(config),
     ]
     if faults:
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
-    notes = [*config.without_effect(), *config.cautions(), *expiry]
+    notes = [*config.without_effect(), *config.cautions(), *of_aliases, *expiry]
     if invocation.json:
         invocation.give({"ok": True, "config": config.source, "notes": [str(note) for note in notes]})
         return EX_OK
@@ -52,12 +53,12 @@ def show(invocation: CommandContext) -> int:
     return EX_OK
 
 
-def _of_domains(config: Config) -> tuple[Fault, ...]:
+def _of_domains(config: Config) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """The cautions and the faults of the files of recipients and aliases."""
     try:
-        Domains.from_config(config.domains)
+        return Domains.from_config(config.domains).cautions(config), ()
     except ConfigError as error:
-        return error.faults
-    return ()
+        return (), error.faults
 
 
 def _of_certificates(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:

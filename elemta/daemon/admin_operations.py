@@ -33,7 +33,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     """The calls of the admin API on one daemon and its open spools."""
 
     async def give_up(queue_id: str) -> ReturnedMessage:
-        settings = NoticeSettings.from_config(daemon.components.config)
+        settings = NoticeSettings.from_config(daemon.components.config, daemon.components.domains)
         spool = await adoptions.queue.of(queue_id)
         return await return_to_sender(spool, queue_id, settings, daemon.shared.runtime.wall)
 

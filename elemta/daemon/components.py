@@ -91,8 +91,12 @@ class Components:
         return () if self.tls is None else self.tls.certificates
 
     def cautions(self, now: float) -> tuple[Fault, ...]:
-        """What is allowed and dangerous, in the configuration and in the certificates that it names."""
-        return (*self.config.cautions(), *certificate_cautions(self.certificates, now))
+        """What is allowed and dangerous, in the configuration and in the files that it names."""
+        return (
+            *self.config.cautions(),
+            *self.domains.cautions(self.config),
+            *certificate_cautions(self.certificates, now),
+        )
 
     def session_settings(self, listener: ListenerConfig) -> SessionSettings:
         """The settings of the SMTP sessions of ``listener``."""
@@ -145,7 +149,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         authenticator=Authenticator.from_config(config.auth, shared.runtime, source=config.source),
         tls=load_context(config.tls, config.certificates),
         routes=routes_from_config(config, domains),
-        delivery=DeliverySettings.from_config(config, shared.runtime),
+        delivery=DeliverySettings.from_config(config, shared.runtime, domains),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from elemta.address import NULL, Address
 from elemta.config import Config
+from elemta.domains import Domains
 from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError, SpoolFull
 from elemta.message.dsn import Dsn, build_dsn, examine
@@ -37,25 +38,33 @@ _STATUS_CODE = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _EXPIRED = "5.4.7"
 
 
+def _itself(address: Address) -> tuple[Address, ...]:
+    return (address,)
+
+
 @dataclass(frozen=True, slots=True)
 class NoticeSettings:
     """``hostname`` is the reporting host. Durations are seconds from the receipt of a message.
 
     After ``warn_after`` a sender gets a notice that the message waits (0: never), after ``expire`` that it
     was given up. A failed message goes back whole only up to ``whole_limit`` octets, whatever the sender
-    asked for: the sender may be forged, and then another mailbox gets it.
+    asked for: the sender may be forged, and then another mailbox gets it. ``expand`` gives the addresses
+    that mail for an address goes to: a sender may be an alias of this host.
     """
 
     hostname: str
     warn_after: float = 14400.0
     expire: float = 432000.0
     whole_limit: int = 50 * 1024
+    expand: Callable[[Address], tuple[Address, ...]] = field(default=_itself, repr=False, compare=False)
 
     @classmethod
-    def from_config(cls, config: Config) -> NoticeSettings:
+    def from_config(cls, config: Config, domains: Domains) -> NoticeSettings:
         """What the configuration says about it."""
         spool = config.spool
-        return cls(config.server.hostname, spool.warn_after, spool.expire, spool.bounce_size_limit)
+        return cls(
+            config.server.hostname, spool.warn_after, spool.expire, spool.bounce_size_limit, domains.expand
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +206,7 @@ def _notice(
         now,
         envelope.received_at + settings.expire,
         kind is NoticeKind.FAILURE and _goes_back_whole(envelope, settings.whole_limit),
+        settings.expand(envelope.sender),
     )
 
 
@@ -331,7 +341,7 @@ def _submission(notice: Notice, dsn: Dsn) -> Submission:
     return Submission(
         # RFC 3461 §6.1: from <>, and no notice is sent about it.
         sender=NULL,
-        recipients=(Recipient(notice.envelope.sender, Notify.NEVER),),
+        recipients=tuple(Recipient(each, Notify.NEVER) for each in notice.to or (notice.envelope.sender,)),
         parameters=MailParameters(body=BodyType.EIGHT_BIT if dsn.eight_bit else None, smtputf8=dsn.smtputf8),
         client=Client(listener="bounce"),
         header_block=dsn.header,

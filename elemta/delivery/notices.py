@@ -52,7 +52,11 @@ class NotificationPlan:
 def notice_settings(settings: DeliverySettings) -> NoticeSettings:
     """What decides about notices."""
     return NoticeSettings(
-        settings.hostname, settings.warn_after, settings.retries.expire, settings.bounce_size_limit
+        settings.hostname,
+        settings.warn_after,
+        settings.retries.expire,
+        settings.bounce_size_limit,
+        settings.expand,
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
+from elemta.address import Address
 from elemta.config import Config
+from elemta.domains import Domains
 from elemta.runtime import SYSTEM_RANDOMNESS, Runtime
 from elemta.smtp.client import ClientTimeouts
 
@@ -50,6 +52,10 @@ class Retries:
         return min(self.after_failures(failures, now), now + longest)
 
 
+def _itself(address: Address) -> tuple[Address, ...]:
+    return (address,)
+
+
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
     """``hostname`` is this host's name for next hops and Maildir file names; durations are seconds.
@@ -59,7 +65,7 @@ class DeliverySettings:
     ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a transaction as a whole;
     ``poll`` is the longest time between two looks into the queue. After ``warn_after`` (0: never) a sender
     gets a notice that a message waits. A notice returns a failed message of up to ``bounce_size_limit``
-    octets whole.
+    octets whole. ``expand`` gives the addresses that mail for an address goes to, by the aliases.
 
     ``mx_port`` is where mail exchangers listen; ``own_names`` and ``own_addresses`` (with their ports) are
     what this host itself is called and takes mail at. Next hops that are named are looked up in the file
@@ -100,6 +106,7 @@ class DeliverySettings:
     deadlines: ClientTimeouts = field(default_factory=ClientTimeouts)
     hosts: str = "/etc/hosts"
     resolv_conf: str = "/etc/resolv.conf"
+    expand: Callable[[Address], tuple[Address, ...]] = field(default=_itself, repr=False, compare=False)
 
     @property
     def threads(self) -> int:
@@ -107,7 +114,7 @@ class DeliverySettings:
         return self.maildir_threads + self.read_threads
 
     @classmethod
-    def from_config(cls, config: Config, runtime: Runtime) -> DeliverySettings:
+    def from_config(cls, config: Config, runtime: Runtime, domains: Domains) -> DeliverySettings:
         """What the configuration says about it."""
         return cls(
             hostname=config.server.hostname,
@@ -116,4 +123,5 @@ class DeliverySettings:
             warn_after=config.spool.warn_after,
             bounce_size_limit=config.spool.bounce_size_limit,
             own_names=(config.server.hostname,),
+            expand=domains.expand,
         )

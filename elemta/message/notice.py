@@ -56,7 +56,8 @@ class Notice:
 
     ``hostname`` is the reporting host, ``envelope`` that of the message, ``at`` when this was decided
     and ``retry_until`` how long delivery is tried, both in seconds since the epoch. ``whole`` says whether
-    the message goes back whole or only its header.
+    the message goes back whole or only its header. ``to`` are the addresses that it goes to: those of the
+    sender's alias, or where it is empty, the sender.
     """
 
     kind: NoticeKind
@@ -66,3 +67,4 @@ class Notice:
     at: float
     retry_until: float
     whole: bool = False
+    to: tuple[Address, ...] = ()

@@ -418,8 +418,11 @@ class SessionBackend:
         )
         queued = Queued(envelope.queue_id)
         # A message on hold may never be delivered.
-        notice = expansion_notice(envelope, aliases, self._terms.server.hostname) if head else None
-        if notice is None or submission.hold_reason is not None:
+        if not head or submission.hold_reason is not None:
+            return queued
+        terms = self._terms
+        notice = expansion_notice(envelope, aliases, terms.server.hostname, terms.domains)
+        if notice is None:
             return queued
         # Before the 250: a client that does not get it sends the message again, and the notice comes again.
         noticed = Deferred.fromCoroutine(queue_notice(self._terms.spool, notice, head))

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from elemta.delivery.bounces import BounceSpool, submit
 from elemta.delivery.notices import tell_operator
+from elemta.domains import Domains
 from elemta.envelope import Envelope
 from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.net.recipients import ExpandedAlias
 
 
-def expansion_notice(envelope: Envelope, aliases: Sequence[ExpandedAlias], hostname: str) -> Notice | None:
+def expansion_notice(
+    envelope: Envelope, aliases: Sequence[ExpandedAlias], hostname: str, domains: Domains
+) -> Notice | None:
     """The notice of the aliases whose success the sender wants to hear of; None where there are none."""
     if not envelope.sender:
         return None
@@ -30,7 +33,10 @@ def expansion_notice(envelope: Envelope, aliases: Sequence[ExpandedAlias], hostn
         for alias in aliases
         if alias.wants_notice
     )
-    return Notice(NoticeKind.SUCCESS, hostname, envelope, reports, at, at) if reports else None
+    if not reports:
+        return None
+    to = domains.expand(envelope.sender)
+    return Notice(NoticeKind.SUCCESS, hostname, envelope, reports, at, at, to=to)
 
 
 async def queue_notice(spool: BounceSpool, notice: Notice, head: bytes) -> None:

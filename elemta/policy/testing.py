@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from elemta.address import NULL
-from elemta.config import read_policy
+from elemta.config import DomainsConfig, read_policy
 from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
 from elemta.limits import Limiter
@@ -118,6 +118,7 @@ def make_services(
             frozenset(local),
             None if mailboxes is None else frozenset(mailboxes),
             tuple(ip_network(network) for network in relay_from),
+            DomainsConfig().recipient_delimiter,
         ),
         metrics=metrics or RecordedMetrics(),
         log=Logger(namespace="elemta.policy", observer=cast(ILogObserver, log.append)),

@@ -404,3 +404,24 @@ def test_no_text_of_a_file_is_worse_than_a_fault(
         found, faults = (), error.faults
     assert all(fault.place == str(path) and fault.key.startswith("line ") for fault in faults)
     assert all(line.targets for line in found)
+
+
+MANY = """
+x@other.example  a@d.example
+list             a@x.example, b@x.example, c@x.example
+@other.example   @d.example
+more             list@d.example, e@x.example
+"""
+
+
+RAISE = "(raise server.max_recipients)"
+
+
+def test_lines_that_do_nothing_or_get_no_mail_are_told_as_cautions(tmp_path: Path) -> None:
+    path = str(tmp_path / "aliases")
+    found = [str(each) for each in domains_of(tmp_path, MANY).aliases.cautions(path, 3)]
+    assert found == [
+        f'{path}: line 2: "x@other.example" has no effect: the domain is not local',
+        f'{path}: line 4: "@other.example" has no effect: the domain is not local',
+        f'{path}: line 5: "more" leads to more than 3 mailboxes: each RCPT for it gets 452 4.5.3 {RAISE}',
+    ]

@@ -174,3 +174,16 @@ def test_a_sender_hears_once_that_the_mail_went_to_all_of_an_alias(daemon: Daemo
     assert "anna@" not in text
     daemon.stop()
     assert len(daemon.mailbox("reader")) == 1
+
+
+def test_a_notice_to_a_sender_that_is_an_alias_goes_where_its_mail_goes(daemon: Daemon) -> None:
+    (daemon.spool / "mail/example.test/gone").mkdir(parents=True)
+    with daemon.client() as client:
+        client.ehlo()
+        client.mail("root@example.test")
+        assert client.rcpt("gone@example.test")[0] == 250
+        (daemon.spool / "mail/example.test/gone").rmdir()
+        assert client.data(MESSAGE.encode())[0] == 250
+    notice = daemon.wait_for_mail("anna")[0]
+    assert b"To: <root@example.test>" in notice
+    assert b"Final-Recipient: rfc822; gone@example.test" in notice
