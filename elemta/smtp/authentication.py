@@ -27,8 +27,8 @@ class AuthCommand:
 
 
 def parse_auth(argument: str) -> AuthCommand | Reply:
-    words = argument.split(" ")
-    if not words[0] or len(words) > 2:
+    words = argument.split()
+    if not words or len(words) > 2:
         return replies.AUTH_SYNTAX
     return AuthCommand(words[0].upper(), words[1] if len(words) == 2 else None)
 
@@ -72,7 +72,8 @@ def take_response(session: SessionState, line: bytes | LineFault) -> None:
 
 
 def _respond(session: SessionState, encoded: bytes) -> None:
-    response = decode_response(encoded)
+    # Some clients send a blank behind it, which has one meaning.
+    response = decode_response(encoded.rstrip(b" \t"))
     if response is None or session.exchange is None:
         _fail(session, replies.AUTH_MALFORMED)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import unicodedata
 from dataclasses import dataclass
 
 from elemta.smtp import replies
@@ -39,11 +40,11 @@ class PlainMechanism:
 
     def respond(self, response: bytes) -> Step:
         parts = response.split(b"\0")
-        if len(parts) != 3 or not parts[2]:
+        if len(parts) != 3:
             return replies.AUTH_MALFORMED
         authorization, username, password = parts
         # RFC 4616 §2: acting for another user is not supported
-        if authorization and authorization != username:
+        if authorization and _folded(authorization) != _folded(username):
             return replies.AUTH_FAILED
         return _credentials(username, password)
 
@@ -86,6 +87,14 @@ def _credentials(username: bytes, password: bytes) -> Step:
         name = username.decode("utf-8")
     except UnicodeDecodeError:
         return replies.AUTH_MALFORMED
-    if not name or any(char < " " or char == "\x7f" for char in name) or b"\0" in password or not password:
+    if not name or any(char < " " or char == "\x7f" for char in name) or b"\0" in password:
         return replies.AUTH_MALFORMED
+    if not password:
+        # No user has an empty password, whatever a checker would say of it.
+        return replies.AUTH_FAILED
     return Credentials(name, password)
+
+
+def _folded(name: bytes) -> str:
+    """A user name in the form in which two are compared."""
+    return unicodedata.normalize("NFC", name.decode("utf-8", "backslashreplace").lower())
