@@ -15,6 +15,7 @@ from elemta.config.choices import (
     OnExceed,
     Role,
     Scope,
+    Senders,
     TLSVersion,
     WhenValkeyIsDown,
 )
@@ -42,6 +43,7 @@ from elemta.config.schema import (
     RouteConfig,
     ServerConfig,
     SpoolConfig,
+    SubmissionConfig,
     TLSConfig,
 )
 from elemta.config.setting import REQUIRED, setting
@@ -97,8 +99,10 @@ __all__ = [
     "RouteTLS",
     "RouteTarget",
     "Scope",
+    "Senders",
     "ServerConfig",
     "SpoolConfig",
+    "SubmissionConfig",
     "TLSConfig",
     "TLSVersion",
     "TargetKind",

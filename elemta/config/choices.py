@@ -26,6 +26,13 @@ class Role(enum.StrEnum):
     SUBMISSION = "submission"
 
 
+class Senders(enum.StrEnum):
+    """Which senders a user may name."""
+
+    OWN = "own"
+    ANY = "any"
+
+
 class ListenerTLS(enum.StrEnum):
     """How a listener uses TLS."""
 

@@ -21,6 +21,7 @@ from elemta.config.schema import (
     RouteConfig,
     ServerConfig,
     SpoolConfig,
+    SubmissionConfig,
     TLSConfig,
 )
 from elemta.errors import Fault
@@ -44,6 +45,7 @@ class Config:
     tls: TLSConfig
     certificates: tuple[CertificateConfig, ...]
     domains: DomainsConfig
+    submission: SubmissionConfig
     auth: AuthConfig
     resources: ResourcesConfig
     limits: tuple[LimitConfig, ...]

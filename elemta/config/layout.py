@@ -20,6 +20,7 @@ from elemta.config.schema import (
     RouteConfig,
     ServerConfig,
     SpoolConfig,
+    SubmissionConfig,
     TLSConfig,
 )
 
@@ -40,6 +41,7 @@ SECTIONS: Final = (
     Section("tls", "tls", TLSConfig),
     Section("certificate", "certificates", CertificateConfig, many=True),
     Section("domains", "domains", DomainsConfig),
+    Section("submission", "submission", SubmissionConfig),
     Section("auth", "auth", AuthConfig),
     Section("resources", "resources", ResourcesConfig),
     Section("limit", "limits", LimitConfig, many=True),

@@ -21,6 +21,7 @@ from elemta.config.choices import (
     OnExceed,
     Role,
     Scope,
+    Senders,
     TLSVersion,
     WhenValkeyIsDown,
 )
@@ -234,6 +235,30 @@ class DomainsConfig:
         "A file with one mapping a line: an address of a local domain, and the addresses that its mail goes "
         "to (docs/aliases.md). A reload reads it again.",
         example="/etc/elemta/aliases",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionConfig:
+    """The ``[submission]`` table: mail of users, of clients in relay_from, and of elemta-sendmail."""
+
+    add_missing: bool = setting(
+        True, "Whether a message without Date, Message-ID or From gets them; From is the envelope's sender."
+    )
+    remove_bcc: bool = setting(True, "Whether Bcc and Resent-Bcc fields are removed.")
+    senders: Senders = setting(
+        Senders.OWN,
+        "The senders that a user may name in MAIL FROM, From and Sender: own is the user's own addresses, "
+        "any is every address. Clients in relay_from may name any.",
+    )
+    sender_map: str = setting(
+        "",
+        "A file with further addresses that are a user's own: one user a line, then addresses or @domain, "
+        "with commas between (docs/submission.md). A reload reads it again.",
+        example="/etc/elemta/senders",
+    )
+    hide_client: bool = setting(
+        False, "Whether the Received field leaves out the address and the HELO name of the client."
     )
 
 

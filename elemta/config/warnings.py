@@ -6,7 +6,15 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from elemta.config.choices import EarlyTalkers, Identity, ListenerTLS, Role, Scope, TLSVersion
+from elemta.config.choices import (
+    EarlyTalkers,
+    Identity,
+    ListenerTLS,
+    Role,
+    Scope,
+    Senders,
+    TLSVersion,
+)
 from elemta.config.file_access import readable_secrets
 from elemta.config.schema import PoliciesConfig, RouteConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
@@ -25,7 +33,8 @@ _USED_OFFERS = ("8BITMIME", "AUTH", "CHUNKING", "DSN", "PIPELINING", "SIZE", "SM
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    for find in (_server, _listeners, _tls, _valkey, _limits, _policies, _routes, _console):
+    every = (_server, _listeners, _tls, _submission, _valkey, _limits, _policies, _routes, _console)
+    for find in every:
         yield from find(config)
 
 
@@ -73,6 +82,12 @@ def _tls(config: Config) -> Iterator[Fault]:
         for number, _ in enumerate(config.certificates, start=1):
             problem = "there is no TLS, as [tls] has no certificate for clients that ask for no name"
             yield from _given(config, f"certificate[{number}].certificate", problem, never=True)
+
+
+def _submission(config: Config) -> Iterator[Fault]:
+    if config.submission.senders is Senders.ANY:
+        problem = 'with senders = "any" users may name any sender'
+        yield from _given(config, "submission.sender_map", problem, never=True)
 
 
 def _valkey(config: Config) -> Iterator[Fault]:

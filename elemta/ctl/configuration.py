@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from elemta.auth.authenticator import load_checkers
+from elemta.auth.senders import SenderAddresses
 from elemta.config import Config, dump
 from elemta.config.values import nearest
 from elemta.ctl.context import CommandContext
@@ -21,6 +22,7 @@ def check(invocation: CommandContext) -> int:
     of_aliases, of_domains = _of_domains(config)
     faults = [
         *of_domains,
+        *_of_senders(config),
         *of_certificates,
         *_of_checkers(config, invocation.runtime),
         *_of_chain(config),
@@ -59,6 +61,14 @@ def _of_domains(config: Config) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
         return Domains.from_config(config.domains).cautions(config), ()
     except ConfigError as error:
         return (), error.faults
+
+
+def _of_senders(config: Config) -> tuple[Fault, ...]:
+    try:
+        SenderAddresses.from_config(config.submission, Domains(frozenset()))
+    except ConfigError as error:
+        return error.faults
+    return ()
 
 
 def _of_certificates(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:

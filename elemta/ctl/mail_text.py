@@ -70,7 +70,8 @@ def read_draft(options: SendmailOptions, stdin: BinaryIO, *, host: str, now: flo
         prefix = b"resent-" if resent else b""
         wanted = [prefix + name for name in _RECIPIENT_FIELDS]
         written += _addresses(field.value for field in fields if field.name in wanted)
-        fields = [field for field in fields if field.name != prefix + b"bcc"]
+    # RFC 5322 §3.6.3: recipients must not see blind copies.
+    fields = [field for field in fields if field.name not in (b"bcc", b"resent-bcc")]
     recipients = tuple(dict.fromkeys(_mailbox(address, host) for address in written))
     if not recipients:
         raise MailFault("the message names no recipient in To, Cc or Bcc")

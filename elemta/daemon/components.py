@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from twisted.logger import Logger
 
 from elemta.auth import Authenticator
+from elemta.auth.senders import SenderAddresses
 from elemta.certificates import Certificate, certificate_cautions
 from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
@@ -22,6 +23,7 @@ from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.limits import Limiter, MemoryStore, rules_from_config
 from elemta.metrics import Metrics
+from elemta.net.submission import SubmissionRules
 from elemta.net.tls import TLSContexts, load_context
 from elemta.ops.metrics import MetricsExporter
 from elemta.ops.plugin_metrics import PluginMetricsRegistry
@@ -79,6 +81,7 @@ class Components:
     tls: TLSContexts | None
     routes: tuple[Route, ...]
     delivery: DeliverySettings
+    submission: SubmissionRules
 
     @property
     def max_envelope(self) -> int:
@@ -150,6 +153,12 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         tls=load_context(config.tls, config.certificates),
         routes=routes_from_config(config, domains),
         delivery=DeliverySettings.from_config(config, shared.runtime, domains),
+        submission=SubmissionRules(
+            config.submission,
+            SenderAddresses.from_config(config.submission, domains),
+            config.server.hostname,
+            shared.runtime.wall,
+        ),
     )
 
 

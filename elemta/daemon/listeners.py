@@ -125,6 +125,7 @@ class Listeners:
                 mailboxes=self.mailboxes,
                 domains=components.domains,
                 hop_memory=self._hop_memory,
+                submission=components.submission,
                 routes=routes,
                 metrics=self._metrics.net,
                 now=self._now,

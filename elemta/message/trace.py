@@ -42,20 +42,31 @@ def protocol_name(*, esmtp: bool, tls: bool, auth: bool, smtputf8: bool, lmtp: b
 
 
 def received_field(
-    *, hostname: str, client: Client, protocol: str, queue_id: str, at: float, only_recipient: str | None
+    *,
+    hostname: str,
+    client: Client,
+    protocol: str,
+    queue_id: str,
+    at: float,
+    only_recipient: str | None,
+    hide_client: bool = False,
 ) -> bytes:
     """The Received field for a message that was just received (RFC 5321 §4.4), folded, ending in CRLF.
 
     ``protocol`` is from :func:`protocol_name`, ``at`` seconds since the epoch, ``only_recipient`` the
     address as it stands between ``<`` and ``>`` when the message has one recipient (None otherwise:
     RFC 5321 §7.2, blind copies). What the client chose is reduced to a safe alphabet and bounded.
-    The name of an authenticated user is not written.
+    The name of an authenticated user is not written, and with ``hide_client`` nothing of the client.
     """
     utf8 = protocol.startswith("UTF8")
-    lines = [f"Received: from {_client_name(client.helo, utf8)} ({_literal(client.ip)})"]
-    if client.tls:
-        lines.append(f"\t({_UNSAFE_IN_COMMENT.sub('', client.tls)[:_LONGEST_CLIENT_TEXT]})")
-    lines.append(f"\tby {hostname} (Elemta) with {protocol} id {_UNSAFE_IN_ATOM.sub('', queue_id)}")
+    own = f"by {hostname} (Elemta) with {protocol} id {_UNSAFE_IN_ATOM.sub('', queue_id)}"
+    if hide_client:
+        lines = [f"Received: {own}"]
+    else:
+        lines = [f"Received: from {_client_name(client.helo, utf8)} ({_literal(client.ip)})"]
+        if client.tls:
+            lines.append(f"\t({_UNSAFE_IN_COMMENT.sub('', client.tls)[:_LONGEST_CLIENT_TEXT]})")
+        lines.append(f"\t{own}")
     if only_recipient and _may_be_shown(only_recipient, utf8):
         lines.append(f"\tfor <{only_recipient}>")
     lines[-1] += ";"

@@ -21,6 +21,7 @@ from elemta.net.expansion_notices import expansion_notice, queue_notice
 from elemta.net.login import LoginExchange
 from elemta.net.recipients import ExpandedAlias, FinalRecipients, RecipientCount, final_recipients
 from elemta.net.refusals import RefusalLimits
+from elemta.net.submission import SubmissionRules, SubmittedHeader
 from elemta.policy import CONTINUE, ChainDecision, Discard, Disconnect, Message
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
@@ -70,6 +71,7 @@ class SessionBackend:
         self._policies = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
         self._header = HeaderReader()
+        self._submitted: SubmittedHeader | None = None
         self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
@@ -255,7 +257,18 @@ class SessionBackend:
 
     # Messages
 
+    def _submission_rules(self) -> SubmissionRules | None:
+        """What the mail of this client is subject to, where it is submitted."""
+        rules = self._terms.submission
+        if rules is None or not rules.concern(self._facts, self._terms.listener.role):
+            return None
+        return rules
+
     def _answer_mail(self, question: MailQuestion) -> MaybeDeferred[Response]:
+        rules = self._submission_rules()
+        refused = rules and rules.refuse_sender(self._facts, question.transaction.sender)
+        if refused:
+            return self._refuse_submission(refused, question.stage)
         spool = self._terms.spool
         if not spool.healthy:
             return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
@@ -263,10 +276,19 @@ class SessionBackend:
             return Refuse(replies.STORAGE_FULL, reason="the spool's disk is below minimum_free")
         return self._ask_policies(question)
 
+    def _refuse_submission(self, answer: Refuse, stage: Stage) -> Refuse:
+        self._terms.metrics.messages_rejected.labels(stage.value, "submission").inc()
+        return answer
+
     def message_started(self, transaction: TransactionInfo) -> None:
         self._writer = self._terms.spool.begin()
         transaction.queue_id = self._writer.queue_id
-        self._header = HeaderReader()
+        rules = self._submission_rules()
+        if rules is None:
+            self._submitted, self._header = None, HeaderReader()
+        else:
+            self._submitted = rules.message(self._facts, transaction.sender, self._writer.queue_id)
+            self._header = self._submitted.reader
 
     def message_data(self, data: bytes) -> MessageWriter | None:
         """Take the next octets; returns the writer when the disk is behind and reading should pause."""
@@ -285,6 +307,8 @@ class SessionBackend:
         head = writer.head
         if self._header.received > MAX_HOPS:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
+        if self._submitted is not None and self._submitted.refusal is not None:
+            return self._refuse_submission(self._submitted.refusal, question.stage)
         if writer.in_file or writer.failure is not None or self._terms.chain.asks(Stage.MESSAGE):
             return run(self._judge_message(question, writer, head))
         return self._commit(question.transaction, writer)
@@ -379,6 +403,7 @@ class SessionBackend:
             queue_id=queue_id,
             at=at,
             only_recipient=None if final.only_named is None else str(final.only_named),
+            hide_client=self._submitted is not None and self._submitted.hides_client,
         )
         added = b"".join(added_field(name, value) for name, value in transaction.added_headers)
         quarantined = self._policies.hold_reason(transaction)

@@ -13,6 +13,7 @@ from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains
 from elemta.limits import Limiter
 from elemta.metrics import NetMetrics
+from elemta.net.submission import SubmissionRules
 from elemta.net.tls import ServerCertificate
 from elemta.policy.chain import PolicyChain
 from elemta.smtp.session import SessionSettings
@@ -27,7 +28,7 @@ class ListenerContext:
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
     a policy chooses routes: then it is unknown before that what is held. ``mailboxes`` knows which
     Maildirs exist; without it every recipient has one. ``domains`` has the aliases. ``hop_memory`` knows
-    what next hops do not take.
+    what next hops do not take. Without ``submission`` no mail is submitted.
     """
 
     listener: ListenerConfig
@@ -42,6 +43,7 @@ class ListenerContext:
     metrics: NetMetrics
     now: Callable[[], float]
     mailboxes: Mailboxes | None = None
+    submission: SubmissionRules | None = None
     domains: Domains = field(default_factory=lambda: Domains(frozenset()))
     hop_memory: HopMemory | None = None
 

@@ -131,6 +131,9 @@ TOO_MUCH_PIPELINED = Reply.of(421, "4.7.0", "Too much input without waiting for 
 
 RELAY_DENIED = Reply.of(554, "5.7.1", "Relay access denied")
 NO_MAILBOX = Reply.of(550, "5.1.1", "No such mailbox")
+SENDER_NOT_OWN = Reply.of(553, "5.7.1", "You may not send as this address")
+AUTHOR_NOT_OWN = Reply.of(550, "5.7.1", "You may not send as an address in From or Sender")
+AUTHOR_UNREADABLE = Reply.of(550, "5.7.1", "The addresses in From or Sender cannot be read")
 LOCAL_TROUBLE = Reply.of(451, "4.3.0", "Local trouble, try again later")
 STORAGE_FULL = Reply.of(452, "4.3.1", "Insufficient storage, try again later")
 TIMEOUT = Reply.of(421, "4.4.2", "Timeout, closing connection")

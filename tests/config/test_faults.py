@@ -58,8 +58,8 @@ SERVER_KEYS = (
         pytest.param(
             "[resource]\nx = 1",
             "resource: unknown table (did you mean [resources]? known are [server], [[listener]], [tls], "
-            "[[certificate]], [domains], [auth], [resources], [[limit]], [policies], [[route]], [spool], "
-            "[metrics], [console], [[policy_service]], [logging], [policy.NAME])",
+            "[[certificate]], [domains], [submission], [auth], [resources], [[limit]], [policies], [[route]], "
+            "[spool], [metrics], [console], [[policy_service]], [logging], [policy.NAME])",
             id="unknown table",
         ),
         pytest.param(

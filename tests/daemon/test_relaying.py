@@ -160,6 +160,8 @@ def submission(make_daemon: MakeDaemon, tmp_path: Path) -> Iterator[tuple[Daemon
     certificate = make_certificate(tmp_path, "localhost")
     users = tmp_path / "users"
     users.touch(mode=0o600)
+    senders = tmp_path / "senders"
+    senders.write_text("app1  @app1.example.org\n")
     with Sink() as world, Store() as store:
         text = recipe(
             "submission",
@@ -167,6 +169,7 @@ def submission(make_daemon: MakeDaemon, tmp_path: Path) -> Iterator[tuple[Daemon
                 "/etc/elemta/tls/smtp.example.org.pem": str(certificate.certificate),
                 "/etc/elemta/tls/smtp.example.org.key": str(certificate.key),
                 "/etc/elemta/users": str(users),
+                "/etc/elemta/senders": str(senders),
                 "tcp:587": "tcp:0:interface=127.0.0.1",
                 "tcp:465": "tcp:0:interface=127.0.0.1",
                 "lmtp+unix:///run/dovecot/lmtp": f"lmtp://127.0.0.1:{store.port}",

@@ -102,6 +102,8 @@ def passage(tmp_path_factory: pytest.TempPathFactory, open_directory: Path) -> I
         with Sink("PIPELINING", "8BITMIME", "SIZE") as sink:
             node = Daemon(
                 tmp_path_factory.mktemp("corpus") / "node",
+                # Each sample is to arrive as it was sent.
+                "[submission]\nadd_missing = false\nremove_bcc = false\n"
                 f'[[route]]\ndomains = ["sink.test"]\nto = "smtp://127.0.0.1:{sink.port}"\n'
                 f'[[route]]\ndomains = ["dovecot.test"]\nto = "lmtp://127.0.0.1:{dovecot.port}"\n',
                 domains='relay_from = ["127.0.0.0/8"]',

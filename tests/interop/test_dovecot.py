@@ -71,6 +71,7 @@ def dovecot(open_directory: Path) -> Iterator[Dovecot]:
 def node(dovecot: Dovecot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     daemon = Daemon(
         tmp_path_factory.mktemp("lmtp") / "node",
+        "[submission]\nadd_missing = false\n"
         f'[[route]]\ndomains = ["tcp.test"]\nto = "lmtp://127.0.0.1:{dovecot.port}"\n'
         f'[[route]]\ndomains = ["unix.test"]\nto = "lmtp+unix://{dovecot.socket}"\n',
         domains='relay_from = ["127.0.0.0/8"]',
