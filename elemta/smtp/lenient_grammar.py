@@ -21,7 +21,8 @@ from elemta.smtp.replies import NEEDS_SMTPUTF8
 from elemta.smtp.reply import Reply
 from elemta.smtp.settings import SessionSettings
 
-_QUOTED_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# Quotes in pairs, and no TAB within them; possessive, so that no line takes more than one pass.
+_NO_TAB_IN_QUOTES = re.compile(rb'[^"]*+(?:"(?:[^"\\\t]|\\[^\t])*+"[^"]*+)*+')
 _CONTROL_BUT_TAB = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HELLO = re.compile(rb"[ \t]*(?:EHLO|HELO)[ \t]", re.IGNORECASE)
 
@@ -73,10 +74,8 @@ def text_of(line: bytes, kinds: Kinds) -> str | None:
 
 
 def _with_blanks(line: bytes) -> bytes | None:
-    """The line with a blank for each TAB; None where one is within quotes, and so part of an address."""
-    if b'"' in line and any(b"\t" in quoted for quoted in _QUOTED_STRING.findall(line)):
-        return None
-    return line.replace(b"\t", b" ")
+    """The line with a blank for each TAB; None where one may be within quotes, and so part of an address."""
+    return line.replace(b"\t", b" ") if _NO_TAB_IN_QUOTES.fullmatch(line) else None
 
 
 def read_helo_name(argument: str, kinds: Kinds) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import time
 
 import pytest
 from hypothesis import example, given
@@ -529,6 +530,41 @@ def test_any_octets_get_the_same_answer_however_they_are_cut(line: bytes, relaye
             told.send(piece)
         answers.append((told.said(), told.facts_told(), kinds_of(told)))
     assert answers[0] == answers[1]
+
+
+def outcome(told: Conversation) -> tuple[object, ...]:
+    asked = [event for event in told.events if isinstance(event, (MailQuestion, RcptQuestion, HeloQuestion))]
+    facts = [(type(event).__name__, event.session.helo) for event in asked]
+    transaction = told.session.transaction
+    envelope = transaction and (transaction.sender, transaction.parameters, transaction.recipients)
+    return told.said(), facts, envelope, told.closed
+
+
+lines = st.tuples(
+    st.sampled_from(
+        ["MAIL FROM:", "RCPT TO:", "EHLO ", "HELO ", "NOOP ", "RSET", "BDAT ", "VRFY ", "DATA", ""]
+    ),
+    framed | arguments,
+).map("".join)
+
+
+@given(lines, st.booleans())
+@example("BDAT 0 LAST", False)
+@example("EHLO [192.0.2.1]", False)
+@example("RCPT TO:<@x.test:a@b.test> NOTIFY=NEVER", True)
+def test_what_a_strict_listener_takes_every_listener_takes_in_the_same_way(text: str, relayer: bool) -> None:
+    line = text.replace("\n", "").encode()
+    strict = outcome(ask(line, relayer=relayer, strict=True))
+    if str(strict[0])[:1] in "23":
+        assert outcome(ask(line, relayer=relayer)) == strict
+
+
+def test_a_line_of_quotes_and_tabs_takes_one_pass() -> None:
+    kinds: Kinds = []
+    began = time.process_time()
+    for _ in range(100):
+        assert lenient_grammar.text_of(b'MAIL\t"' + b'\\"' * 1000, kinds) is None
+    assert time.process_time() - began < 0.5
 
 
 def test_a_plain_session_is_told_nothing_of_leniency() -> None:
