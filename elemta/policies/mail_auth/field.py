@@ -30,6 +30,9 @@ class Checks:
 def property_of(name: str, value: str) -> str:
     """``name=value``, quoted where the value is no token (RFC 8601 §2.2). Control characters go."""
     value = "".join(ch for ch in value if ch.isprintable())
+    if name == "smtp.helo":
+        # A HELO name may be beyond ASCII in any session; the field must not make the message need SMTPUTF8.
+        value = value.encode("ascii", "replace").decode("ascii")
     if _TOKEN.fullmatch(value):
         return f"{name}={value}"
     return f'{name}="{value.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34))}"'
