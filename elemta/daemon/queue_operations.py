@@ -18,12 +18,11 @@ from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Count, Text
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import unknown_message
 from elemta.spool.records import (
-    AttemptRecord,
     MessageRecord,
     MessageState,
     MessageSummary,
@@ -150,18 +149,50 @@ class RecipientDetails:
 
     @classmethod
     def of(cls, record: RecipientRecord) -> RecipientDetails:
+        outcome = record.outcome
         return cls(
             record.recipient.address,
             record.pending,
-            record.status,
-            record.code,
-            record.enhanced,
-            record.text,
-            record.route,
-            record.next_hop,
-            record.at,
+            outcome.status if outcome else None,
+            outcome.code if outcome else 0,
+            outcome.enhanced if outcome else "",
+            outcome.text if outcome else "",
+            outcome.route if outcome else "",
+            outcome.next_hop if outcome else "",
+            outcome.at if outcome else None,
             _notify(record.recipient),
             record.recipient.orcpt,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDetails:
+    """One attempt for one recipient; ``number`` counts the attempts of the message."""
+
+    number: int
+    recipient: Address
+    status: Status
+    code: int
+    enhanced: str
+    text: str
+    route: str
+    next_hop: str
+    at: float
+    seconds: float
+
+    @classmethod
+    def of(cls, number: int, outcome: Outcome) -> AttemptDetails:
+        return cls(
+            number,
+            outcome.recipient,
+            outcome.status,
+            outcome.code,
+            outcome.enhanced,
+            outcome.text,
+            outcome.route,
+            outcome.next_hop,
+            outcome.at,
+            outcome.seconds,
         )
 
 
@@ -180,7 +211,7 @@ class MessageDetails:
     client: Client
     parameters: MailParameters
     recipients: tuple[RecipientDetails, ...]
-    history: tuple[AttemptRecord, ...]
+    history: tuple[AttemptDetails, ...]
 
     @classmethod
     def of(cls, record: MessageRecord) -> MessageDetails:
@@ -197,7 +228,7 @@ class MessageDetails:
             client=envelope.client,
             parameters=envelope.parameters,
             recipients=tuple(RecipientDetails.of(each) for each in record.recipients),
-            history=record.history,
+            history=tuple(AttemptDetails.of(*each) for each in record.history),
         )
 
 

@@ -357,16 +357,9 @@ class ExpiryScanner:
         except UnknownMessage:
             return waiting
         for said in record.recipients:
-            if said.recipient == recipient and said.status is Status.DEFERRED and said.at is not None:
-                return replace(
-                    waiting,
-                    text=said.text,
-                    route=said.route,
-                    next_hop=said.next_hop,
-                    at=said.at,
-                    code=said.code,
-                    enhanced=said.enhanced,
-                )
+            last = said.outcome
+            if said.recipient == recipient and last is not None and last.status is Status.DEFERRED:
+                return last
         return waiting
 
 

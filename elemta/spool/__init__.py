@@ -4,7 +4,6 @@ from elemta.runtime.disk import Disk
 from elemta.spool.bodies import MessageWriter
 from elemta.spool.content import Content
 from elemta.spool.records import (
-    AttemptRecord,
     DestinationDue,
     HeldPart,
     HoldCause,
@@ -22,7 +21,6 @@ from elemta.spool.records import (
 from elemta.spool.spool import Spool
 
 __all__ = [
-    "AttemptRecord",
     "Content",
     "DestinationDue",
     "Disk",

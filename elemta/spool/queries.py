@@ -12,14 +12,13 @@ from twisted.logger import Logger
 from elemta.address import Address
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 from elemta.spool.content import Content
 from elemta.spool.damaged_rows import DAMAGE, reason_of
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import known_key, row_key, unknown_message
 from elemta.spool.reader import Reader
 from elemta.spool.records import (
-    AttemptRecord,
     Listing,
     MessageRecord,
     MessageState,
@@ -120,18 +119,19 @@ class Queries:
         said = {
             position: rest
             for position, *rest in self._reader.all(
-                "SELECT position, pending, status, code, enhanced, text, route, next_hop, at, owed"
+                "SELECT position, pending, owed, status, text, route, next_hop, at, code, enhanced"
                 " FROM recipient WHERE message_id = ?",
                 (key,),
             )
         }
         records = tuple(
-            _record(recipient, said.get(position)) for position, recipient in enumerate(recipients)
+            _record(message.queue_id, recipient, said.get(position))
+            for position, recipient in enumerate(recipients)
         )
         history = tuple(
-            AttemptRecord(number, recipients[position].address, Status(status), *rest)
-            for number, position, status, *rest in self._reader.all(
-                "SELECT number, position, status, code, enhanced, text, route, next_hop, at, seconds"
+            (number, _outcome(message.queue_id, recipients[position], *rest))
+            for number, position, *rest in self._reader.all(
+                "SELECT number, position, status, text, route, next_hop, at, seconds, code, enhanced"
                 " FROM attempt WHERE message_id = ? ORDER BY number",
                 (key,),
             )
@@ -139,13 +139,16 @@ class Queries:
         return MessageRecord(message, records, history, bool(row[-1]))
 
 
-def _record(recipient: Recipient, said: Sequence[Any] | None) -> RecipientRecord:
+def _record(queue_id: str, recipient: Recipient, said: Sequence[Any] | None) -> RecipientRecord:
     if said is None:
         return RecipientRecord(recipient, pending=True)
-    pending, status, code, enhanced, text, route, next_hop, at, owed = said
-    return RecipientRecord(
-        recipient, bool(pending), Status(status), code, enhanced, text, route, next_hop, at, bool(owed)
-    )
+    pending, owed, status, text, route, next_hop, at, code, enhanced = said
+    outcome = _outcome(queue_id, recipient, status, text, route, next_hop, at, 0.0, code, enhanced)
+    return RecipientRecord(recipient, bool(pending), outcome, bool(owed))
+
+
+def _outcome(queue_id: str, recipient: Recipient, status: str, *rest: Any) -> Outcome:
+    return Outcome(queue_id, recipient.address, Status(status), *rest)
 
 
 def _is_chosen(row: Sequence[Any], chosen: QueueFilter) -> bool:

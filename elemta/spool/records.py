@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Outcome
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -195,7 +195,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class RecipientRecord:
-    """One recipient and the last that became of it; ``status`` is None before the first attempt.
+    """One recipient and the last ``outcome``, which is None before the first attempt.
 
     ``pending`` says whether it still needs an attempt: a failed recipient of a held message does;
     ``owed`` that the sender has still to hear of the delivery.
@@ -203,30 +203,8 @@ class RecipientRecord:
 
     recipient: Recipient
     pending: bool
-    status: Status | None = None
-    code: int = 0
-    enhanced: str = ""
-    text: str = ""
-    route: str = ""
-    next_hop: str = ""
-    at: float | None = None
+    outcome: Outcome | None = None
     owed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """One delivery attempt for one recipient, as its outcome says."""
-
-    number: int
-    recipient: Address
-    status: Status
-    code: int
-    enhanced: str
-    text: str
-    route: str
-    next_hop: str
-    at: float
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +236,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class MessageRecord:
-    """Everything that the spool knows about a message but its content. ``history`` is oldest first."""
+    """Everything that the spool knows about a message but its content.
+
+    ``history`` are the outcomes of its attempts, the oldest first, each with the number of the attempt.
+    """
 
     message: QueuedMessage
     recipients: tuple[RecipientRecord, ...]
-    history: tuple[AttemptRecord, ...]
+    history: tuple[tuple[int, Outcome], ...]
     in_file: bool
 
     @property

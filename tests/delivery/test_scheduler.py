@@ -103,7 +103,9 @@ async def test_over_lmtp_each_recipient_has_an_outcome_of_its_own(post: Post, un
     record = await post.show(queue_id)
     assert record.message.state is MessageState.DEFERRED
     assert [str(recipient) for recipient in record.message.pending] == ["tom@example.com"]
-    assert (record.recipients[1].pending, record.recipients[1].enhanced) == (False, "5.1.1")
+    last = record.recipients[1].outcome
+    assert last is not None
+    assert (record.recipients[1].pending, last.enhanced) == (False, "5.1.1")
     (bounce,) = await post.bounces()
     assert "eve@example.com" in bounce
     assert "tom@example.com" not in bounce

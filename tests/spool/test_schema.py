@@ -64,7 +64,7 @@ async def test_a_version_1_spool_is_upgraded_with_its_mail(open_spool, version_1
     record = await spool.show(deferred)
     assert (record.message.state, record.message.attempts) == (MessageState.DEFERRED, 1)
     assert record.message.pending == recipients("eve")
-    assert [(said.status, said.text, said.at) for said in record.recipients] == [
+    assert [(last.status, last.text, last.at) for last in (said.outcome for said in record.recipients)] == [
         (Status.DELIVERED, "ok", 6.0),
         (Status.DEFERRED, "later", 7.0),
     ]

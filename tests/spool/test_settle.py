@@ -72,7 +72,7 @@ async def test_a_permanent_failure_with_a_reason_to_hold_keeps_who_did_not_get_i
     record = await spool.show(queue_id)
     assert (record.message.state, record.message.hold_reason) == (MessageState.HOLD, "550 from the next hop")
     assert record.message.pending == recipients("eve", "mallory")
-    assert [(r.status, r.pending) for r in record.recipients] == [
+    assert [(r.outcome.status, r.pending) for r in record.recipients] == [
         (DELIVERED, False),
         (FAILED, True),
         (DEFERRED, True),
@@ -203,7 +203,7 @@ async def test_a_permanent_failure_without_one_is_final(open_spool):
     await spool.settle(queue_id, _said(queue_id, bob=FAILED, eve=DEFERRED), retry_at=9.0, hold_reason=None)
     record = await spool.show(queue_id)
     assert record.message.pending == recipients("eve")
-    assert record.recipients[0].status is FAILED
+    assert record.recipients[0].outcome.status is FAILED
     assert not record.recipients[0].pending
     await spool.settle(queue_id, _said(queue_id, eve=FAILED), retry_at=None, hold_reason=None)
     with pytest.raises(UnknownMessage):
@@ -218,7 +218,7 @@ async def test_a_recipient_who_got_it_stays_so_whatever_is_said_later(open_spool
     await spool.settle(queue_id, _said(queue_id, bob=FAILED, eve=DEFERRED), retry_at=5.0, hold_reason="no")
     record = await spool.show(queue_id)
     assert record.message.pending == recipients("eve")
-    assert record.recipients[0].status is DELIVERED
+    assert record.recipients[0].outcome.status is DELIVERED
 
 
 @ensureDeferred
@@ -277,22 +277,22 @@ async def test_the_history_tells_each_attempt_and_keeps_the_last_ones(open_spool
         await spool.settle(queue_id, said, retry_at=1.0, hold_reason=None)
     record = await spool.show(queue_id)
     assert record.message.attempts == 4
-    assert [(attempt.number, attempt.text) for attempt in record.history] == [
+    assert [(number, attempt.text) for number, attempt in record.history] == [
         (4, "eve try 1"),
         (5, "bob try 2"),
         (6, "eve try 2"),
         (7, "bob try 3"),
         (8, "eve try 3"),
     ]
-    last = record.history[-1]
+    _, last = record.history[-1]
     assert (last.recipient.local, last.status, last.code, last.next_hop) == (
         "eve",
         DEFERRED,
         250,
         "hop[192.0.2.9]",
     )
-    assert record.recipients[0].text == "bob try 3"
-    assert record.recipients[0].at == 3.0
+    assert record.recipients[0].outcome.text == "bob try 3"
+    assert record.recipients[0].outcome.at == 3.0
 
 
 @ensureDeferred
@@ -302,7 +302,7 @@ async def test_text_that_is_not_text_does_not_keep_an_outcome_from_being_stored(
     said = [outcome(queue_id, "b\udcffb", DEFERRED, text="half \udcff, nul \x00, whole ü")]
     await spool.settle(queue_id, said, retry_at=1.0, hold_reason="why \udcff")
     record = await spool.show(queue_id)
-    assert record.recipients[0].text == "half \\udcff, nul \x00, whole ü"
+    assert record.recipients[0].outcome.text == "half \\udcff, nul \x00, whole ü"
     assert record.message.hold_reason == "why \\udcff"
     await spool.settle(queue_id, [outcome(queue_id, "b\udcffb", DELIVERED)], retry_at=None, hold_reason=None)
     assert await spool.list() == []
