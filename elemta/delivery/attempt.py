@@ -355,7 +355,7 @@ class AttemptRunner:
             message, outcomes, self._settings, now=now, retry_at=retry_at, unreadable=unreadable
         )
         again = now + self._settings.retries.delays[0]
-        recorded = await record(self._queue, message, plan, again)
+        recorded = await record(self._queue, message, outcomes, plan, again)
         if recorded.retry_at is not None:
             self._destinations.due_at(message.destination, recorded.retry_at)
 

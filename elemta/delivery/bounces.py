@@ -158,18 +158,8 @@ def _wants(notify: Notify | None, kind: NoticeKind) -> bool:
 
 def _report(kind: NoticeKind, recipient: Recipient, outcome: Outcome, *, expired: bool) -> RecipientReport:
     given_up = kind is NoticeKind.FAILURE and expired and outcome.status is Status.DEFERRED
-    return RecipientReport(
-        recipient.address,
-        _action(kind, outcome),
-        _EXPIRED if given_up else _status(kind, outcome),
-        outcome.text,
-        outcome.at,
-        outcome.code,
-        outcome.enhanced,
-        outcome.next_hop,
-        recipient.orcpt,
-        given_up,
-    )
+    status = _EXPIRED if given_up else _status(kind, outcome)
+    return RecipientReport(outcome, _action(kind, outcome), status, recipient.orcpt, given_up)
 
 
 def _action(kind: NoticeKind, outcome: Outcome) -> DsnAction:
@@ -287,7 +277,7 @@ async def _submit(
         about=notice.envelope.queue_id,
         kind=notice.kind.value,
         sender=str(notice.envelope.sender),
-        recipients=[str(report.address) for report in notice.recipients[:10]],
+        recipients=[str(report.outcome.recipient) for report in notice.recipients[:10]],
         count=len(notice.recipients),
     )
     return envelope

@@ -302,7 +302,7 @@ class ExpiryScanner:
         unreadable = await why_unreadable(self._queue, message)
         plan = decide_notifications(message, outcomes, self.settings, now=now, unreadable=unreadable)
         await tell(self._queue, message, plan.notices.to_send)
-        await _all(self._settle(part, plan) for part in parts)
+        await _all(self._settle(part, outcomes, plan) for part in parts)
         _log.info(
             "message given up",
             event="delivery.expired",
@@ -312,8 +312,8 @@ class ExpiryScanner:
             hold_reason=plan.hold_reason,
         )
 
-    async def _settle(self, part: QueuedMessage, plan: NotificationPlan) -> None:
-        mine = [outcome for outcome in plan.outcomes if _is_for(part, outcome)]
+    async def _settle(self, part: QueuedMessage, outcomes: Sequence[Outcome], plan: NotificationPlan) -> None:
+        mine = [outcome for outcome in plan.recorded(outcomes) if _is_for(part, outcome)]
         await self._queue.settle(
             part.queue_id,
             mine,

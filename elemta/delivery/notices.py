@@ -24,29 +24,36 @@ _LONGEST_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class NotificationPlan:
-    """What to put into the queue after an attempt: the notices first, then the outcomes.
+    """What follows from the outcomes of an attempt: the notices first, then how the outcomes are recorded.
 
+    ``ends_as`` is the status that all recipients get that were not delivered to; None: each its own.
     ``retry_at`` is for the recipients that are deferred, in seconds since the epoch; ``hold_reason`` for
     those that failed and whose sender gets no notice, or whose message can't be read; ``hold`` says
     which. ``warned``: the delay needs no further notice.
     """
 
-    outcomes: tuple[Outcome, ...]
     notices: Notices
+    ends_as: Status | None = None
     retry_at: float | None = None
     hold_reason: str | None = None
     warned: bool = False
     hold: HoldCause = HoldCause.UNDELIVERABLE
 
-    def without_notices(self, retry_at: float) -> NotificationPlan:
-        """The same where the notices could not be queued: no recipient fails before its notice is queued."""
-        outcomes = tuple(
-            replace(outcome, status=Status.DEFERRED) if outcome.status is Status.FAILED else outcome
-            for outcome in self.outcomes
+    def recorded(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+        """The outcomes as they are recorded."""
+        if self.ends_as is None:
+            return tuple(outcomes)
+        kept = (Status.DELIVERED, self.ends_as)
+        return tuple(
+            outcome if outcome.status in kept else replace(outcome, status=self.ends_as)
+            for outcome in outcomes
         )
-        again = any(outcome.status is Status.DEFERRED for outcome in outcomes)
+
+    def without_notices(self, outcomes: Sequence[Outcome], retry_at: float) -> NotificationPlan:
+        """The same where the notices could not be queued: no recipient fails before its notice is queued."""
+        again = any(outcome.status is not Status.DELIVERED for outcome in outcomes)
         held = self.hold_reason if self.hold is HoldCause.UNDELIVERABLE else None
-        return NotificationPlan(outcomes, Notices(), retry_at if again else None, held)
+        return NotificationPlan(Notices(), Status.DEFERRED, retry_at if again else None, held)
 
 
 def notice_settings(settings: DeliverySettings) -> NoticeSettings:
@@ -79,26 +86,21 @@ def decide_notifications(
     notices = decide(message, outcomes, now=now, settings=notice_settings(settings), warned=known)
     age = now - message.envelope.received_at
     expired = age >= settings.retries.expire
-    if expired:
-        outcomes = [_given_up(outcome) for outcome in outcomes]
-    deferred = any(outcome.status is Status.DEFERRED for outcome in outcomes)
+    deferred = not expired and any(outcome.status is Status.DEFERRED for outcome in outcomes)
+    ends_as = Status.FAILED if expired else None
     if not deferred:
         retry_at = None
     elif retry_at is None:
         retry_at = settings.retries.next_attempt(message.attempts + 1, message.envelope.received_at, now)
     late = deferred and 0 < settings.warn_after <= age
-    if unreadable is not None and notices.hold is None and expired and _any_failed(outcomes):
+    if unreadable is not None and notices.hold is None and expired and _any_left(outcomes):
         reason = f"it can't be read, and the sender got a notice: {unreadable}"[:_LONGEST_REASON]
-        return NotificationPlan(tuple(outcomes), notices, retry_at, reason, late, HoldCause.UNREADABLE)
-    return NotificationPlan(tuple(outcomes), notices, retry_at, notices.hold, late)
+        return NotificationPlan(notices, ends_as, retry_at, reason, late, HoldCause.UNREADABLE)
+    return NotificationPlan(notices, ends_as, retry_at, notices.hold, late)
 
 
-def _any_failed(outcomes: Sequence[Outcome]) -> bool:
-    return any(outcome.status is Status.FAILED for outcome in outcomes)
-
-
-def _given_up(outcome: Outcome) -> Outcome:
-    return replace(outcome, status=Status.FAILED) if outcome.status is Status.DEFERRED else outcome
+def _any_left(outcomes: Sequence[Outcome]) -> bool:
+    return any(outcome.status is not Status.DELIVERED for outcome in outcomes)
 
 
 _log = Logger()
@@ -112,9 +114,13 @@ class NoticeSpool(BounceSpool, Protocol):
 
 
 async def record(
-    queue: DeliveryQueue, message: QueuedMessage, plan: NotificationPlan, retry_at: float
+    queue: DeliveryQueue,
+    message: QueuedMessage,
+    outcomes: Sequence[Outcome],
+    plan: NotificationPlan,
+    retry_at: float,
 ) -> NotificationPlan:
-    """Put a conclusion into the queue, whole and durable; gives what was recorded in fact.
+    """Put outcomes and what follows from them into the queue; gives the plan that was followed in fact.
 
     The notices come first: a crash between them and the outcomes may tell a sender twice, but never not
     at all. Where one that tells of a failure can't be queued, its recipients are tried again at
@@ -126,7 +132,7 @@ async def record(
         await tell(queue, message, [notice for notice in notices if notice.kind is NoticeKind.FAILURE])
     except Exception as error:
         tell_operator(message, error)
-        plan = plan.without_notices(retry_at)
+        plan = plan.without_notices(outcomes, retry_at)
     else:
         try:
             await tell(
@@ -138,7 +144,7 @@ async def record(
     await settle_surely(
         queue,
         message,
-        plan.outcomes,
+        plan.recorded(outcomes),
         retry_at=plan.retry_at,
         hold_reason=plan.hold_reason,
         hold=plan.hold,

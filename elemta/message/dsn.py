@@ -18,6 +18,7 @@ from elemta.message.header_reader import header_size
 from elemta.message.headers import MAX_HEADER, Headers, read_headers
 from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.message.trace import date_time
+from elemta.outcome import Outcome
 
 _CHUNK = 64 * 1024
 _LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -236,31 +237,32 @@ def _message_block(notice: Notice) -> str:
 
 def _recipient_block(report: RecipientReport, notice: Notice, utf8: bool) -> str:
     """The fields about one recipient (RFC 3464 §2.3)."""
+    outcome = report.outcome
     fields = [
         _address_field("Original-Recipient", *_original_recipient(report.orcpt), utf8=utf8),
-        _address_field("Final-Recipient", "rfc822", str(report.address), utf8=utf8)
-        or f"Final-Recipient: rfc822; {_ascii(shown(report.address))}",
+        _address_field("Final-Recipient", "rfc822", str(outcome.recipient), utf8=utf8)
+        or f"Final-Recipient: rfc822; {_ascii(shown(outcome.recipient))}",
         f"Action: {report.action.value}",
         # RFC 3464 §2.3.4
         f"Status: {report.status}",
     ]
-    if report.code and (host := mta_name(report.next_hop)):
+    if outcome.code and (host := mta_name(outcome.next_hop)):
         # RFC 3464 §2.3.5: only a server that did report something.
         fields.append(f"Remote-MTA: dns; {host}")
-    fields += _diagnostic(report, utf8)
-    fields.append(f"Last-Attempt-Date: {date_time(report.at)}")
+    fields += _diagnostic(outcome, utf8)
+    fields.append(f"Last-Attempt-Date: {date_time(outcome.at)}")
     if report.action is DsnAction.DELAYED:
         # RFC 3464 §2.3.9: of no other action.
         fields.append(f"Will-Retry-Until: {date_time(notice.retry_until)}")
     return "".join(f"{field}\r\n" for field in fields if field)
 
 
-def _diagnostic(report: RecipientReport, utf8: bool) -> list[str]:
+def _diagnostic(outcome: Outcome, utf8: bool) -> list[str]:
     """The Diagnostic-Code field (RFC 3464 §2.3.6), folded: the type smtp is for what a server said."""
-    said = plain(f"{report.code} {report.enhanced} {report.text}" if report.code else report.text)
+    said = plain(f"{outcome.code} {outcome.enhanced} {outcome.text}" if outcome.code else outcome.text)
     if not said:
         return []
-    text = f"Diagnostic-Code: {'smtp' if report.code else 'x-elemta'}; {said if utf8 else _ascii(said)}"
+    text = f"Diagnostic-Code: {'smtp' if outcome.code else 'x-elemta'}; {said if utf8 else _ascii(said)}"
     lines = textwrap.wrap(text, WIDTH, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
     return ["\r\n".join(lines)]
 

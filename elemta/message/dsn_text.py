@@ -117,7 +117,7 @@ def mta_name(next_hop: str) -> str:
 def _opening(notice: Notice) -> str:
     """What happened, in the first sentence; then whether the sender has to do anything."""
     count = len(notice.recipients)
-    whom = shown(notice.recipients[0].address) if count == 1 else f"{count} recipients"
+    whom = shown(notice.recipients[0].outcome.recipient) if count == 1 else f"{count} recipients"
     if notice.kind is NoticeKind.DELAY:
         return (
             f"Your message to {whom} could not be delivered yet. You need not send it again: "
@@ -132,15 +132,16 @@ def _opening(notice: Notice) -> str:
 
 def _about(report: RecipientReport, notice: Notice) -> str:
     """One recipient: its address, what happened in plain words, the other side's reply, what to do."""
-    lines = [shown(report.address) + _written_to(report)]
+    outcome = report.outcome
+    lines = [shown(outcome.recipient) + _written_to(report)]
     said, advice = _words(report, notice)
     lines.append(paragraph(said, "    "))
-    host = mta_name(report.next_hop)
-    if report.code:
-        reply = plain(f"{report.code} {report.enhanced} {report.text}")
+    host = mta_name(outcome.next_hop)
+    if outcome.code:
+        reply = plain(f"{outcome.code} {outcome.enhanced} {outcome.text}")
         lines += [f"    The answer of {host or 'the mail system there'}:", paragraph(reply, "        ")]
-    elif report.text and notice.kind is not NoticeKind.SUCCESS:
-        lines += ["    What happened:", paragraph(plain(report.text), "        ")]
+    elif outcome.text and notice.kind is not NoticeKind.SUCCESS:
+        lines += ["    What happened:", paragraph(plain(outcome.text), "        ")]
     if advice:
         lines.append(paragraph(f"What you can do: {advice}", "    "))
     return "\n".join(lines)
@@ -149,7 +150,7 @@ def _about(report: RecipientReport, notice: Notice) -> str:
 def _written_to(report: RecipientReport) -> str:
     """The address that the sender knows, where the mail was for another one on its way here."""
     kind, _, original = (report.orcpt or "").partition(";")
-    if kind not in ("rfc822", "utf-8") or original.lower() == str(report.address).lower():
+    if kind not in ("rfc822", "utf-8") or original.lower() == str(report.outcome.recipient).lower():
         return ""
     return f"\n    (you wrote to {plain(original, _LONGEST_ADDRESS)})"
 
@@ -165,7 +166,7 @@ def _words(report: RecipientReport, notice: Notice) -> tuple[str, str]:
         return "It was handed on to a mail system that does not report what becomes of it.", ""
     if report.action is DsnAction.EXPANDED:
         return "It was handed on to the members of a list.", ""
-    said, advice = meaning(report.enhanced or ("4.0.0" if report.expired else report.status))
+    said, advice = meaning(report.outcome.enhanced or ("4.0.0" if report.expired else report.status))
     if report.action is DsnAction.DELAYED:
         return said, ""
     if report.expired:

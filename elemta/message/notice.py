@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elemta.address import Address
 from elemta.envelope import Envelope
+from elemta.outcome import Outcome
 
 
 class NoticeKind(enum.Enum):
@@ -29,23 +30,16 @@ class DsnAction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RecipientReport:
-    """What became of one recipient.
+    """What a notice says of one recipient: the last ``outcome``, as it was described where it happened.
 
-    ``status`` is the enhanced status code of the report, whose class goes with ``action``. ``code``,
-    ``enhanced`` and ``text`` are those of the last outcome: the remote's reply, or with code 0 what
-    happened here. ``next_hop`` is the server that was used, ``orcpt`` the original recipient with its
-    address type. ``at`` is the time of that attempt in seconds since the epoch. ``expired`` says that
-    the message was given up because its time was over.
+    ``status`` is the enhanced status code of the report, whose class goes with ``action``. ``orcpt`` is the
+    original recipient with its address type. ``expired`` says that the message was given up because its time
+    was over.
     """
 
-    address: Address
+    outcome: Outcome
     action: DsnAction
     status: str
-    text: str
-    at: float
-    code: int = 0
-    enhanced: str = ""
-    next_hop: str = ""
     orcpt: str | None = None
     expired: bool = False
 

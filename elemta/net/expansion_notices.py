@@ -11,6 +11,7 @@ from elemta.domains import Domains
 from elemta.envelope import Envelope
 from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
 from elemta.net.recipients import ExpandedAlias
+from elemta.outcome import Outcome, Status
 
 
 def expansion_notice(
@@ -22,13 +23,11 @@ def expansion_notice(
     at = envelope.received_at
     reports = tuple(
         RecipientReport(
-            alias.recipient.address,
+            Outcome(envelope.queue_id, alias.recipient.address, Status.DELIVERED, "", "", "", at),
             DsnAction.EXPANDED,
             # RFC 3463 §2: success, and nothing more to say
             "2.0.0",
-            "",
-            at,
-            orcpt=alias.recipient.orcpt,
+            alias.recipient.orcpt,
         )
         for alias in aliases
         if alias.wants_notice

@@ -173,7 +173,9 @@ def test_recipients_of_whom_the_same_is_to_be_said_share_a_notice() -> None:
         delivered(fay, final=True),
     ]
     found = decided(message(*people), outcomes, LATE)
-    assert [(each.kind, [report.address.local for report in each.recipients]) for each in found.to_send] == [
+    assert [
+        (each.kind, [report.outcome.recipient.local for report in each.recipients]) for each in found.to_send
+    ] == [
         (NoticeKind.FAILURE, ["ann", "dan"]),
         (NoticeKind.DELAY, ["bob", "eve"]),
         (NoticeKind.SUCCESS, ["cat", "fay"]),
@@ -199,7 +201,7 @@ def test_a_delay_is_told_once() -> None:
         settings=SETTINGS,
         warned={bob.address},
     )
-    assert [report.address for report in found.to_send[0].recipients] == [eve.address]
+    assert [report.outcome.recipient for report in found.to_send[0].recipients] == [eve.address]
     assert found.warned == (eve.address,)
 
 
@@ -228,7 +230,11 @@ def report_of(happened: Outcome, now: float = EARLY, notify: Notify | None = ALL
 def test_what_expired_has_its_own_status_and_the_last_answer() -> None:
     report = report_of(deferred("bob"), OVER)
     assert (report.status, report.expired) == ("5.4.7", True)
-    assert (report.code, report.enhanced, report.text) == (452, "4.2.2", "mailbox full")
+    assert (report.outcome.code, report.outcome.enhanced, report.outcome.text) == (
+        452,
+        "4.2.2",
+        "mailbox full",
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,13 +309,15 @@ def test_everybody_gets_at_most_one_notice_and_only_what_was_asked_for(
         NoticeKind.SUCCESS: Notify.SUCCESS,
     }
     for kind, report in told:
-        wishes = [each.notify for each in recipients if each.address == report.address]
+        wishes = [each.notify for each in recipients if each.address == report.outcome.recipient]
         assert any(kind is not NoticeKind.SUCCESS if wish is None else asked[kind] in wish for wish in wishes)
         assert (
             report.status[0]
             == {NoticeKind.FAILURE: "5", NoticeKind.DELAY: "4", NoticeKind.SUCCESS: "2"}[kind]
         )
-    assert set(found.warned) == {report.address for kind, report in told if kind is NoticeKind.DELAY}
+    assert set(found.warned) == {
+        report.outcome.recipient for kind, report in told if kind is NoticeKind.DELAY
+    }
 
 
 # Into the spool

@@ -90,8 +90,9 @@ async def test_a_part_whose_attempts_break_twice_is_held_shown_and_can_be_return
     (bob,) = record.recipients
     assert record.message.attempts == 2
     if broken == "conclusion":
-        assert bob.status is Status.DEFERRED
-        assert "greylisted" in bob.text
+        assert bob.outcome is not None
+        assert bob.outcome.status is Status.DEFERRED
+        assert "greylisted" in bob.outcome.text
     (held,) = await post.spool.held(time.time() + 1, 10)
     assert held.hold is HoldCause.FAULT
     if unreadable == "body":

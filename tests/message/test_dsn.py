@@ -23,6 +23,7 @@ from elemta.message.dsn import Dsn, build_dsn, examine
 from elemta.message.dsn_text import mta_name, span
 from elemta.message.header_reader import HeaderReader
 from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
+from elemta.outcome import Outcome, Status
 
 AT = 1_763_862_000.0
 DAY = 86400.0
@@ -37,16 +38,30 @@ MESSAGE = (
 )
 
 REFUSED = RecipientReport(
-    BOB,
+    Outcome(
+        "4A7BC",
+        BOB,
+        Status.FAILED,
+        "no such user (in reply to RCPT)",
+        "mx:",
+        "mail.example.com[192.0.2.9]:25",
+        AT + 2,
+        code=550,
+        enhanced="5.1.1",
+    ),
     DsnAction.FAILED,
     "5.1.1",
-    "no such user (in reply to RCPT)",
-    AT + 2,
-    550,
-    "5.1.1",
-    "mail.example.com[192.0.2.9]:25",
 )
-WAITING = replace(REFUSED, action=DsnAction.DELAYED, status="4.2.2", code=452, enhanced="4.2.2", text="full")
+
+
+def of_outcome(report: RecipientReport, **said: Any) -> RecipientReport:
+    """The report with other facts in its outcome."""
+    return replace(report, outcome=replace(report.outcome, **said))
+
+
+WAITING = of_outcome(
+    replace(REFUSED, action=DsnAction.DELAYED, status="4.2.2"), code=452, enhanced="4.2.2", text="full"
+)
 
 
 def envelope(sender: Address = ALICE, **parameters: Any) -> Envelope:
@@ -175,9 +190,8 @@ def test_a_failure_is_in_plain_words_with_the_answer_and_what_to_do() -> None:
 
 
 def test_what_expired_says_how_long_it_was_tried_and_what_the_last_trouble_was() -> None:
-    expired = replace(
-        REFUSED, status="5.4.7", enhanced="4.4.1", code=0, text="Connection refused", expired=True
-    )
+    said = of_outcome(REFUSED, enhanced="4.4.1", code=0, text="Connection refused")
+    expired = replace(said, status="5.4.7", expired=True)
     text = " ".join(human(built(replace(notice(expired), at=AT + 5 * DAY + 9))).split())
     assert "It was tried for 5 days. The last time: the recipient's mail system does not answer." in text
     assert "What happened: Connection refused" in text
@@ -212,7 +226,8 @@ def test_the_message_block_says_what_message_and_who_reports() -> None:
 
 
 def test_each_recipient_has_a_block_with_the_required_fields_and_what_is_known() -> None:
-    other = replace(WAITING, address=Address("carol", "example.com"), orcpt="rfc822;c@example.net")
+    carol = of_outcome(WAITING, recipient=Address("carol", "example.com"))
+    other = replace(carol, orcpt="rfc822;c@example.net")
     found = blocks(built(notice(REFUSED, replace(other, action=DsnAction.FAILED))))
     assert len(found) == 3
     assert dict(found[1].items()) == {
@@ -236,7 +251,7 @@ def test_only_a_delay_says_until_when_it_is_tried() -> None:
 
 
 def test_without_an_answer_no_host_is_quoted() -> None:
-    local = replace(REFUSED, code=0, text="no connection to mail.example.com:25", enhanced="4.4.1")
+    local = of_outcome(REFUSED, code=0, text="no connection to mail.example.com:25", enhanced="4.4.1")
     block = blocks(built(notice(local)))[1]
     assert block["Diagnostic-Code"] == "x-elemta; no connection to mail.example.com:25"
     assert "Remote-MTA" not in block
@@ -386,7 +401,9 @@ UTF8_MESSAGE = "From: josé@exámple.com\r\nSubject: größe\r\n\r\nx\r\n".encod
 
 def test_a_utf8_message_is_reported_in_utf8() -> None:
     about = notice(
-        replace(REFUSED, address=JOSE, orcpt="utf-8;josé+1@exámple.com"), sender=JOSE, smtputf8=True
+        replace(of_outcome(REFUSED, recipient=JOSE), orcpt="utf-8;josé+1@exámple.com"),
+        sender=JOSE,
+        smtputf8=True,
     )
     dsn = built(about, UTF8_MESSAGE)
     assert dsn.smtputf8
@@ -405,7 +422,7 @@ def test_a_utf8_message_is_reported_in_utf8() -> None:
 
 
 def test_towards_a_sender_without_utf8_addresses_are_spelled_in_ascii() -> None:
-    dsn = built(notice(replace(REFUSED, address=JOSE, orcpt="utf-8;josé+1@exámple.com")))
+    dsn = built(notice(replace(of_outcome(REFUSED, recipient=JOSE), orcpt="utf-8;josé+1@exámple.com")))
     assert not dsn.smtputf8
     block = blocks(dsn)[1]
     # RFC 6533 §3
@@ -490,9 +507,8 @@ def test_nothing_hostile_gets_out_of_its_field(
     kind: str,
 ) -> None:
     address = Address(local, domain)
-    report = replace(
-        REFUSED, address=address, text=reply, code=code, next_hop=hop, orcpt=kind + orcpt, enhanced=""
-    )
+    said = of_outcome(REFUSED, recipient=address, text=reply, code=code, next_hop=hop, enhanced="")
+    report = replace(said, orcpt=kind + orcpt)
     about = notice(report, sender=address, envid=envid, smtputf8=smtputf8)
     message = b"Subject: " + subject.encode("utf-8", "surrogatepass") + b"\r\n\r\n"
     dsn = built(about, message)

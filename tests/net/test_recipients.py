@@ -103,7 +103,7 @@ def test_of_several_addresses_success_is_told_once_for_the_alias(
     assert (notice is not None) is asked is final.wants_notice
     if notice is not None:
         (report,) = notice.recipients
-        assert (str(report.address), report.action, report.status) == (
+        assert (str(report.outcome.recipient), report.action, report.status) == (
             "two@d.example",
             DsnAction.EXPANDED,
             "2.0.0",
