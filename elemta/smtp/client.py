@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from elemta.outcome import ReachedStage
 from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_handshake import ClientHandshake
@@ -145,6 +146,9 @@ class ClientSession:
                     break
         except MalformedReplyError as error:
             self._note_starttls()
+            if state.awaits("MAIL") and state.results is not None:
+                # It is about this message, and no reason to leave the server alone.
+                state.results.reached = ReachedStage.ANSWERED
             what = "no reply to AUTH" if self._opening.secret else str(error)
             state.give_up(f"the next hop sent {what}", "4.5.0")
         return self._happened()

@@ -24,14 +24,14 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.delivery.connections import Connections
 from elemta.delivery.happy_eyeballs import HappyEyeballs, NextHopUnreachableError, look_up
-from elemta.delivery.local_faults import all_local, fault_of, lacking
+from elemta.delivery.local_faults import all_local, broke_off, fault_of, lacking
 from elemta.delivery.mx import find_exchangers
 from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import DnsResolver, MailExchanger
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
-from elemta.outcome import Attempt, LocalFault
+from elemta.outcome import Attempt, LocalFault, Status
 from elemta.runtime import Runtime
 from elemta.smtp.client_commands import ClientTransaction
 from tests.support.hops import open_content, reactor, read
@@ -234,3 +234,36 @@ async def test_name_servers_that_do_not_answer_may_be_a_fault_here() -> None:
 
 def test_of_nothing_that_failed_nothing_is_told() -> None:
     assert all_local([]) is NONE
+
+
+D, F, OK = Status.DEFERRED, Status.FAILED, Status.DELIVERED
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "counts"),
+    [
+        # A connection that was lost or stood still, and a server that goes away.
+        ([(D, 0, "4.4.2")], True),
+        ([(D, 421, "4.7.0")], True),
+        ([(D, 0, "4.4.2"), (D, 421, "")], True),
+        # Any reply about a message or a recipient, also one that makes no sense there.
+        ([(D, 0, "4.5.0")], False),
+        ([(D, 450, "4.2.1")], False),
+        ([(D, 451, "")], False),
+        ([(F, 571, "")], False),
+        ([(F, 591, "5.7.1")], False),
+        ([(D, 421, "4.7.0"), (F, 550, "5.1.1")], False),
+        ([(D, 0, "4.4.2"), (OK, 250, "2.0.0")], False),
+        # What went wrong here.
+        ([(D, 0, "4.3.0")], False),
+    ],
+)
+def test_only_what_says_nothing_of_the_message_counts_against_the_destination(
+    outcomes: list[tuple[Status, int, str]], counts: bool
+) -> None:
+    attempt = Attempt("Q", "smtp://hop:25")
+    made = [
+        attempt.outcome(Address("bob", "x.example"), status, code, enhanced, "words")
+        for status, code, enhanced in outcomes
+    ]
+    assert broke_off(made) is counts

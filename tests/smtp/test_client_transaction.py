@@ -203,6 +203,9 @@ def test_a_server_that_refuses_rset_is_left() -> None:
         ([GREETING, PIPE, b"421 busy\r\n"], ReachedStage.NOWHERE),
         ([GREETING, PIPE, b"450 no\r\n" + b"503 no\r\n" * 3], ReachedStage.ANSWERED),
         ([GREETING, PIPE, b"250 ok\r\n421 busy\r\n"], ReachedStage.ANSWERED),
+        ([GREETING, PIPE, b"999 what\r\n"], ReachedStage.ANSWERED),
+        ([GREETING, PIPE, b"354 what\r\n"], ReachedStage.ANSWERED),
+        ([GREETING, b"999 what\r\n"], ReachedStage.NOWHERE),
         ([GREETING, b"250-hop\r\n250 SIZE 1\r\n"], ReachedStage.ANSWERED),
     ],
 )
