@@ -45,7 +45,7 @@ At one, at the usual place.
 def failed() -> tuple[Recipient, Outcome, float]:
     """A next hop that refuses the recipient, two seconds after the message came."""
     at = RECEIVED_AT + 2
-    text = "<bob@example.com>: Recipient address rejected: User unknown (in reply to RCPT)"
+    text = "<bob@example.com>: Recipient address rejected: User unknown"
     next_hop = "mail.example.com[192.0.2.25]:25"
     outcome = Outcome("2CmXq07DRb3", BOB.address, Status.FAILED, text, "mx:", next_hop, at, 0.4, 550, "5.1.1")
     return BOB, outcome, at

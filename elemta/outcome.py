@@ -56,7 +56,7 @@ class Outcome:
     """The outcome of one attempt for one recipient.
 
     ``code`` and ``enhanced`` are the remote's; when there was no reply, ``code`` is 0 and ``enhanced``
-    says what happened here (RFC 3463; may be ""). ``text`` is the remote's reply or what happened
+    says what happened here (RFC 3463; may be ""). ``command`` is what the reply answers. ``text`` is the remote's reply or what happened
     locally, bounded and printable. ``next_hop`` names the host and
     address (or directory) that was talked to, ``route`` the route's target as configured.
     ``at`` is seconds since the epoch, ``seconds`` how long the attempt took.
@@ -83,6 +83,7 @@ class Outcome:
     dsn_passed_on: bool = False
     reached: ReachedStage = ReachedStage.ANSWERED
     local: LocalFault = LocalFault.NONE
+    command: str = ""
 
 
 Outcomes = Sequence[Outcome]
@@ -137,6 +138,7 @@ class Attempt:
         reached: ReachedStage = ReachedStage.ANSWERED,
         local: LocalFault | None = None,
         dsn_passed_on: bool = False,
+        command: str = "",
     ) -> Outcome:
         """What became of a recipient at this moment."""
         if local is None:
@@ -156,6 +158,7 @@ class Attempt:
             dsn_passed_on,
             reached,
             local,
+            command,
         )
 
     def same_for_all(

@@ -178,5 +178,6 @@ class Transports:
             code=outcome.code,
             enhanced=outcome.enhanced,
             reply=outcome.text,
+            command=outcome.command,
             seconds=round(outcome.seconds, 4),
         )

@@ -122,11 +122,18 @@ class TransactionResults:
         address = self.transaction.recipients[index].address
         # The enhanced code says what the first digit says; where that does not count it says nothing.
         enhanced = reply.enhanced if status is _STATUS.get(reply.code // 100) else ""
-        text = f"{reply.text[:_LONGEST_TEXT]} (in reply to {verb})".lstrip()
+        text = reply.text[:_LONGEST_TEXT]
         # RFC 3461 §5.2.1: a server that offers DSN takes over what was asked to be reported.
         dsn = self._dsn and status is Status.DELIVERED
         return self._attempt.outcome(
-            address, status, reply.code, enhanced, text, reached=self.reached, dsn_passed_on=dsn
+            address,
+            status,
+            reply.code,
+            enhanced,
+            text,
+            reached=self.reached,
+            dsn_passed_on=dsn,
+            command=verb,
         )
 
     def taken_at_first_sight(self, indices: Iterable[int]) -> None:

@@ -42,7 +42,7 @@ REFUSED = RecipientReport(
         "4A7BC",
         BOB,
         Status.FAILED,
-        "no such user (in reply to RCPT)",
+        "no such user",
         "mx:",
         "mail.example.com[192.0.2.9]:25",
         AT + 2,
@@ -181,7 +181,7 @@ def test_a_failure_is_in_plain_words_with_the_answer_and_what_to_do() -> None:
     text = human(built(notice()))
     for words in (
         "There is no such mailbox there.",
-        "The answer of mail.example.com:\n        550 5.1.1 no such user (in reply to RCPT)",
+        "The answer of mail.example.com:\n        550 5.1.1 no such user",
         "What you can do: Check the address for mistakes",
         "Subject: lunch",
         "Queue id: 4A7BC",
@@ -235,7 +235,7 @@ def test_each_recipient_has_a_block_with_the_required_fields_and_what_is_known()
         "Action": "failed",
         "Status": "5.1.1",
         "Remote-MTA": "dns; mail.example.com",
-        "Diagnostic-Code": "smtp; 550 5.1.1 no such user (in reply to RCPT)",
+        "Diagnostic-Code": "smtp; 550 5.1.1 no such user",
         "Last-Attempt-Date": "Sun, 23 Nov 2025 01:40:02 +0000",
     }
     assert found[2]["Original-Recipient"] == "rfc822; c@example.net"
