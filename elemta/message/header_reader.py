@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Collection
+from functools import lru_cache
 
 MAX_HELD = 16 * 1024
 """The most octets of one field that are kept back until its end is known."""
@@ -65,7 +66,7 @@ class HeaderReader:
     lower case, the field as it came, and whether that is all of it: one longer than :data:`MAX_HELD` is cut.
     ``at_end`` gives further fields, to stand behind the last one. With ``plain`` every reader finds the same
     fields: a line that is no field ends the header, too, and gets an empty line in front of it; white space
-    before a colon goes.
+    before a colon goes. ``host`` is this host's name: the Received fields that it wrote are counted apart.
     """
 
     def __init__(
@@ -76,9 +77,13 @@ class HeaderReader:
         found: FieldFound | None = None,
         at_end: Callable[[], bytes] | None = None,
         plain: bool = False,
+        host: str = "",
     ) -> None:
         #: How many Received fields the header has, so far.
         self.received = 0
+        #: How many of them this host wrote.
+        self.received_here = 0
+        self._here = _written_by(host) if host else None
         #: The octets of the header, as they were given, without the empty line.
         self.size = 0
         self._removed = frozenset(remove)
@@ -200,7 +205,8 @@ class HeaderReader:
             block = _OBSOLETE_NAME.sub(rb"\1:", block[:used])
         given = 0
         for start, end, name in self._sought_in(block):
-            self.received += name == RECEIVED
+            if name == RECEIVED:
+                self._count_received(block, start, end)
             if name in self._watched and self._found is not None:
                 self._found(name, block[start : min(end, start + MAX_HELD)], end - start <= MAX_HELD)
             if name in self._removed:
@@ -208,6 +214,11 @@ class HeaderReader:
                 given = end
         self._give(block[given:] if given else block)
         return used
+
+    def _count_received(self, block: bytes, start: int, end: int) -> None:
+        self.received += 1
+        if self._here is not None and self._here.search(block, start, min(end, start + MAX_HELD)):
+            self.received_here += 1
 
     def _sought_in(self, block: bytes) -> list[tuple[int, int, bytes]]:
         """Start, end and name of each field that matters here."""
@@ -231,7 +242,8 @@ class HeaderReader:
             self._end(empty_line=True)
             return 0
         name = field[1].lower() if field else b""
-        self.received += name == RECEIVED
+        if name == RECEIVED:
+            self._count_received(text, 0, len(text))
         if name in self._watched and self._found is not None:
             self._found(name, text[:MAX_HELD], False)
         self._drops = name in self._removed
@@ -259,3 +271,11 @@ def _end_of_last_field(text: bytes) -> int:
     while end >= 0 and text[end + 1] in b" \t":
         end = text.rfind(b"\n", 0, end)
     return end + 1
+
+
+@lru_cache(maxsize=16)
+def _written_by(host: str) -> re.Pattern[bytes]:
+    """Finds the clause of a Received field that names the host that wrote it (RFC 5321 §4.4, By-domain)."""
+    return re.compile(
+        rb"(?i)(?<=[ \t\n])by[ \t\r\n]+" + re.escape(host.encode()) + rb"(?=[ \t\r\n(;]|\.[ \t\r\n(;]|$)"
+    )

@@ -49,6 +49,8 @@ _log = Logger()
 
 # RFC 5321 §6.3 asks for a limit of at least 100 Received fields before a message is called a loop.
 MAX_HOPS = 100
+MAX_HOPS_HERE = 2
+"""Received fields that this host wrote: a message may come back twice, as from a filter, and no more."""
 
 _PROCEED = Proceed()
 
@@ -285,7 +287,7 @@ class SessionBackend:
         transaction.queue_id = self._writer.queue_id
         rules = self._submission_rules()
         if rules is None:
-            self._submitted, self._header = None, HeaderReader()
+            self._submitted, self._header = None, HeaderReader(host=self._terms.server.hostname)
         else:
             self._submitted = rules.message(self._facts, transaction.sender, self._writer.queue_id)
             self._header = self._submitted.reader
@@ -305,7 +307,7 @@ class SessionBackend:
         writer.write(self._header.finish())
         # All of the message was written, so this stays as it is.
         head = writer.head
-        if self._header.received > MAX_HOPS:
+        if self._header.received > MAX_HOPS or self._header.received_here > MAX_HOPS_HERE:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
         if self._submitted is not None and self._submitted.refusal is not None:
             return self._refuse_submission(self._submitted.refusal, question.stage)

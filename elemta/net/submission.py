@@ -81,6 +81,7 @@ class SubmittedHeader:
             at_end=self._missing if settings.add_missing else None,
             # What is added has one place, and what is checked one meaning.
             plain=settings.add_missing or user is not None,
+            host=rules.hostname,
         )
 
     def _found(self, name: bytes, field: bytes, whole: bool) -> None:
