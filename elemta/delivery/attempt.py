@@ -395,9 +395,11 @@ class AttemptRunner:
             _log.info("a destination is back", event="delivery.destination_reopened", destination=destination)
 
     def _block(self, destination: str, reason: Outcome, now: float) -> None:
-        failures = self._destinations.failures(destination) + 1
-        until = self._settings.retries.next_probe(failures, now)
-        self._destinations.block(destination, until, reason)
+        # An operator who tries it early, however often, does not move its back-off.
+        regular = self._destinations.regular_probe(destination, now)
+        failures = self._destinations.failures(destination) + (regular is None)
+        until = self._settings.retries.next_probe(failures, now) if regular is None else regular
+        self._destinations.block(destination, until, reason, early=regular is not None)
         _log.info(
             "a destination is down; its mail waits",
             event="delivery.destination_blocked",

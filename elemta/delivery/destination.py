@@ -31,6 +31,7 @@ class Destination:
     spool has more of it (a lower bound), ``shut_until`` when the next attempt may be made, ``failures`` how
     often in a row the destination was found down, and ``reason`` what was said then. ``back_until`` is not 0
     where it is tried before its time: what is deferred up to then is due, but for the parts ``tried`` since.
+    ``regular_probe`` is the time that it would have had, 0 where it is tried at its time.
     ``ring`` are the destinations that do like this one, and ``waiting`` is how many parts wait in memory.
     """
 
@@ -51,6 +52,7 @@ class Destination:
         "most",
         "name",
         "reason",
+        "regular_probe",
         "ring",
         "settled_meanwhile",
         "shut_until",
@@ -78,6 +80,7 @@ class Destination:
         self.known: set[Key] = set()
         self.settled_meanwhile: set[Key] = set()
         self.back_until = 0.0
+        self.regular_probe = 0.0
         self.tried: set[Key] = set()
         self._active: list[tuple[float, str, int, QueuedMessage]] = []
         self._deferred: list[tuple[float, str, int, QueuedMessage]] = []
@@ -112,6 +115,7 @@ class Destination:
         """What was put off since the destination is down does not wait for the end of that."""
         if self.failures:
             self.back_until = max(self.back_until, self.shut_until)
+            self.regular_probe = max(self.regular_probe, self.shut_until)
 
     def end_bringing_forward(self) -> None:
         """What is deferred waits for its time again."""

@@ -258,12 +258,23 @@ class Destinations(DestinationTable):
             return False
         return True
 
-    def block(self, name: str, until: float, reason: Outcome) -> None:
-        """Leave a destination alone until then; after that one part may probe it."""
+    def regular_probe(self, name: str, now: float) -> float | None:
+        """When a destination that is down has its next probe, where it is tried before that time now."""
+        destination = self.find(name)
+        if destination is None or not destination.failures or destination.regular_probe <= now:
+            return None
+        return destination.regular_probe
+
+    def block(self, name: str, until: float, reason: Outcome, *, early: bool = False) -> None:
+        """Leave a destination alone until then; after that one part may probe it.
+
+        ``early``: this was a probe before its time, which is not counted as one more failure.
+        """
         destination = self._destination(name)
         if not destination.failures:
             self._blocked += 1
-        destination.failures += 1
+        destination.failures += not early
+        destination.regular_probe = 0.0
         destination.epoch += 1
         if self._answered.pop(name, self) is None:
             self._answered_once.keep(name, None)
@@ -334,6 +345,7 @@ class Destinations(DestinationTable):
     def _open(self, destination: Destination) -> None:
         destination.bring_forward()
         destination.failures = 0
+        destination.regular_probe = 0.0
         destination.epoch += 1
         destination.shut_until, destination.reason = 0.0, None
         destination.due = 0.0

@@ -116,6 +116,7 @@ class RestingDestinations:
         destination.ring, destination.due, destination.shut_until = rest.ring, rest.due, rest.shut_until
         destination.failures, destination.broken_off = rest.failures, rest.broken_off
         destination.back_until, destination.reason = rest.back_until, rest.reason
+        destination.regular_probe = rest.back_until if rest.failures else 0.0
         return True
 
     def due_at(self, name: str, when: float) -> None:

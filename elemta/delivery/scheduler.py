@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.bounded_map import BoundedMap
 from elemta.delivery.attempt import AttemptRunner
 from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
@@ -38,6 +39,9 @@ _log = Logger()
 _LAST_WAIT = 5.0
 # Destinations that are made to be tried again in one turn of the reactor.
 _PROBED_AT_ONCE = 200
+# Commits of an operator's command about many messages that are no further apart are one command.
+_SAME_COMMAND = 2.0
+_MOST_COMMANDED = 10_000
 # Attempts that are started in one turn of the reactor, and at the end of another attempt: many may end in
 # one turn.
 _STARTED_AT_ONCE = 20
@@ -80,6 +84,7 @@ class DeliveryScheduler(Service):
         self._ways = _ways(routes, settings, hooks)
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
+        self._commanded: BoundedMap[str, float] = BoundedMap(_MOST_COMMANDED)
         self._notices = SuccessNotices(self._time, queue, settings)
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
@@ -236,8 +241,20 @@ class DeliveryScheduler(Service):
 
     def _became_due(self, destinations: Collection[str]) -> None:
         if self.running:
-            self._destinations.probe_now(destinations)
+            self._destinations.probe_now([name for name in destinations if self._is_new_command(name)])
             self._look_soon()
+
+    def _is_new_command(self, destination: str) -> bool:
+        """Whether a destination that is down was not probed for this command of an operator already.
+
+        A command about many messages comes in several commits, one close behind the other.
+        """
+        if not self._destinations.failures(destination):
+            return True
+        now = self._time.seconds()
+        last = self._commanded.get(destination)
+        self._commanded.keep(destination, now)
+        return last is None or now - last >= _SAME_COMMAND
 
     def _probe_some(self, destinations: list[str]) -> None:
         """Have destinations tried again, some in each turn of the reactor: there may be very many."""

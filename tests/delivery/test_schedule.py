@@ -274,6 +274,48 @@ async def test_an_operators_retry_probes_a_destination_and_if_it_is_back_all_its
 
 
 @ensureDeferred
+async def test_no_number_of_retries_moves_the_back_off_of_a_destination(post: Post) -> None:
+    route = await post.listen(Hop())
+    await post._ports.pop().stopListening()
+    post.settings = replace(post.settings, retries=Retries((30.0, 300.0, 3600.0), jitter=0.0))
+    delivery = post.start(route)
+    first = await post.send("bob@example.com")
+    await destination_is_blocked(post, route.target)
+    regular, attempts = _next_probe(delivery, route.target), len(post.observer.outcomes)
+    for _ in range(3):
+        # Each is a command of its own.
+        delivery._commanded.clear()
+        await post.spool.retry(first)
+        attempts += 1
+        await post.idle(attempts)
+        await destination_is_blocked(post, route.target)
+        assert delivery._destinations.failures(route.target) == 1
+        assert _next_probe(delivery, route.target) == pytest.approx(regular, abs=0.01)
+
+
+def _next_probe(delivery: DeliveryScheduler, name: str) -> float:
+    destinations = delivery._destinations
+    found = destinations.find(name) or destinations._resting.get(name)
+    assert found is not None
+    return found.shut_until
+
+
+@ensureDeferred
+async def test_a_command_about_many_messages_probes_a_dead_destination_once(post: Post) -> None:
+    route = await post.listen(Hop())
+    await post._ports.pop().stopListening()
+    post.settings = replace(post.settings, retries=Retries((30.0,), jitter=0.0))
+    post.start(route)
+    ids = [await post.send("bob@example.com") for _ in range(20)]
+    await destination_is_blocked(post, route.target)
+    attempts = len(post.observer.outcomes)
+    for queue_id in ids:
+        await post.spool.retry(queue_id)
+    await post.idle()
+    assert len(post.observer.outcomes) == attempts + 1
+
+
+@ensureDeferred
 async def test_mail_of_an_older_spool_finds_its_destinations(tmp_path: Path) -> None:
     spool = await Spool.open(SpoolSettings(tmp_path / "spool", minimum_free=0), runtime=Runtime.of(reactor))
     post = Post(tmp_path, spool)
