@@ -57,8 +57,8 @@ class Outcome:
 
     ``code`` and ``enhanced`` are the remote's; when there was no reply, ``code`` is 0 and ``enhanced``
     says what happened here (RFC 3463; may be ""). ``command`` is what the reply answers. ``text`` is the
-    remote's reply or what happened locally, bounded and printable. ``next_hop`` names the host and address (or
-    directory) that was talked to, ``route`` the route's target as configured.
+    remote's reply or what happened locally, bounded and printable. ``next_hop`` names the host and address
+    (or directory) that was talked to, ``route`` the route's target as configured.
     ``at`` is seconds since the epoch, ``seconds`` how long the attempt took.
 
     Of a delivered one, ``dsn_passed_on`` says that the next hop offers DSN and so reports by itself from

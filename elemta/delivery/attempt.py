@@ -395,7 +395,7 @@ class AttemptRunner:
             _log.info("a destination is back", event="delivery.destination_reopened", destination=destination)
 
     def _block(self, destination: str, reason: Outcome, now: float) -> None:
-        # An operator who tries it early, however often, does not move its back-off.
+        # A probe before its time, of an operator, does not move its back-off.
         regular = self._destinations.regular_probe(destination, now)
         failures = self._destinations.failures(destination) + (regular is None)
         until = self._settings.retries.next_probe(failures, now) if regular is None else regular
