@@ -13,7 +13,7 @@ from elemta.address import Address
 from elemta.deferred_value import MaybeDeferred, Steps, run, then
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
-from elemta.errors import MailboxUnknown, SpoolFull
+from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
 from elemta.message.header_reader import HeaderReader
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
@@ -23,6 +23,7 @@ from elemta.net.recipients import ExpandedAlias, FinalRecipients, RecipientCount
 from elemta.net.refusals import RefusalLimits
 from elemta.net.submission import SubmissionRules, SubmittedHeader
 from elemta.policy import CONTINUE, ChainDecision, Discard, Disconnect, Message
+from elemta.policy.message_view import MessageContent
 from elemta.policy.verdicts import reply_of
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -324,20 +325,64 @@ class SessionBackend:
         if writer.failure is not None:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
             return self._not_stored(writer.failure)
-        if self._terms.chain.asks(question.stage):
-            message = Message(writer.size, head, writer.open)
-            decision: ChainDecision = yield self._policies.ask(question, message)
-            answer = self._answer_of(decision, question.stage)
-            if not isinstance(answer, Proceed):
-                # The disk may have failed under a policy that reads the message.
-                return answer if writer.failure is None else self._not_stored(writer.failure)
+        if not self._terms.chain.asks(question.stage):
+            committed: Response = yield self._commit_if_awaited(question.transaction, writer)
+            return committed
+        content = self._content_for_policies(question.transaction, writer, head)
+        try:
+            answer: Response = yield from self._judge_content(question, writer, content)
+        finally:
+            content.close()
+        return answer
+
+    def _content_for_policies(
+        self, transaction: TransactionInfo, writer: MessageWriter, head: bytes
+    ) -> MessageContent:
+        utf8 = transaction.parameters.smtputf8
+        content = MessageContent(writer.size, head, writer.open, utf8=utf8)
+        content.header.ours = [added_field(name, value) for name, value in transaction.added_headers]
+        return content
+
+    def _judge_content(
+        self, question: MessageQuestion, writer: MessageWriter, content: MessageContent
+    ) -> Steps[Response]:
+        message = Message.of(content, observed=False)
+        decision: ChainDecision = yield self._policies.ask(question, message)
+        answer = self._answer_of(decision, question.stage)
+        if not isinstance(answer, Proceed):
+            # The disk may have failed under a policy that reads the message.
+            return answer if writer.failure is None else self._not_stored(writer.failure)
+        if content.is_rewritten and not writer.ended:
+            try:
+                writer = yield from self._rewrite(writer, content)
+            except SpoolError as error:
+                return self._not_stored(error)
+        committed: Response = yield self._commit_if_awaited(question.transaction, writer, content)
+        return committed
+
+    def _commit_if_awaited(
+        self, transaction: TransactionInfo, writer: MessageWriter, content: MessageContent | None = None
+    ) -> MaybeDeferred[Response]:
         if writer.ended:
             # The client left, or got 451 because this took too long.
             return Refuse(replies.LOCAL_TROUBLE, reason="the session no longer waits for this message")
-        committed: Response = yield self._commit(question.transaction, writer)
-        return committed
+        return self._commit(transaction, writer, content)
 
-    def _commit(self, transaction: TransactionInfo, writer: MessageWriter) -> MaybeDeferred[Response]:
+    def _rewrite(self, writer: MessageWriter, content: MessageContent) -> Steps[MessageWriter]:
+        """The message as policies changed it, once and as a whole."""
+        body, _ = content.open_body()
+        spool = self._terms.spool
+        rewriting = Deferred.fromCoroutine(spool.rewrite(writer, content.header.stored, body))
+        rewritten: MessageWriter = yield rewriting
+        if self._writer is writer:
+            self._writer = rewritten
+        else:
+            rewritten.discard()
+        return rewritten
+
+    def _commit(
+        self, transaction: TransactionInfo, writer: MessageWriter, content: MessageContent | None = None
+    ) -> MaybeDeferred[Response]:
         discarded = self._policies.discarded_by(transaction)
         if discarded is not None or (transaction.dropped and not transaction.recipients):
             return self._discard(transaction, writer, discarded)
@@ -349,7 +394,7 @@ class SessionBackend:
             return Refuse(replies.TOO_MANY_RECIPIENTS, reason="policies added too many recipients")
         if not final.recipients:
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
-        submission = self._submission(transaction, writer.queue_id, final)
+        submission = self._submission(transaction, writer.queue_id, final, content)
         # Without its content, if no notice needs it.
         head = submission.header_block + writer.head if final.wants_notice else b""
         committed = self._terms.spool.commit(writer, submission)
@@ -381,7 +426,13 @@ class SessionBackend:
         )
         return Queued(writer.queue_id)
 
-    def _submission(self, transaction: TransactionInfo, queue_id: str, final: FinalRecipients) -> Submission:
+    def _submission(
+        self,
+        transaction: TransactionInfo,
+        queue_id: str,
+        final: FinalRecipients,
+        content: MessageContent | None,
+    ) -> Submission:
         facts = self._facts
         recipients = final.recipients
         at = self._terms.now()
@@ -407,14 +458,17 @@ class SessionBackend:
             only_recipient=None if final.only_named is None else str(final.only_named),
             hide_client=self._submitted is not None and self._submitted.hides_client,
         )
-        added = b"".join(added_field(name, value) for name, value in transaction.added_headers)
+        if content is None:
+            block = [received, *(added_field(*field) for field in transaction.added_headers)]
+        else:
+            block = [*content.header.top, received, *content.header.ours]
         quarantined = self._policies.hold_reason(transaction)
         return Submission(
             sender=transaction.sender,
             recipients=recipients,
             parameters=transaction.parameters,
             client=client,
-            header_block=received + added,
+            header_block=b"".join(block),
             received_at=at,
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,

@@ -246,8 +246,9 @@ class PolicySession(ChainQuestion):
             view.asked = question.recipient
             replacement = question.transaction.replacement
             return session, view, replacement[0] if replacement else question.recipient
-        if stage is Stage.MESSAGE:
-            return session, view, self._message
+        if stage is Stage.MESSAGE and self._message is not None:
+            view.message = Message.of(self._message.content, observed=runner.observed)
+            return session, view, view.message
         return session, view
 
     def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision | None:

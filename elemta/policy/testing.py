@@ -219,6 +219,7 @@ class PolicyTester:
         self._transaction_board: dict[tuple[str, str], Any] = {}
         self.transaction_facts: TransactionFacts | None = None
         self._transaction: Transaction | None = None
+        self._message: Message | None = None
 
     @property
     def transaction(self) -> Transaction:
@@ -305,11 +306,19 @@ class PolicyTester:
 
     def message(self, content: bytes, *, wait: float = 0) -> Verdict:
         """Send a message."""
-        message = make_message(content)
+        message = self._message = make_message(content)
         self.transaction  # noqa: B018 - begins one where there is none
         if self.transaction_facts is not None:
             self.transaction_facts.size = len(content)
         return self._wait(self.ask(Stage.MESSAGE, message), wait)
+
+    @property
+    def edited_message(self) -> bytes:
+        """The message with what the policy made of it, as it would be stored behind our Received field."""
+        if self._message is None:
+            raise AssertionError("no message was sent")
+        with self._message.content.open() as file:
+            return file.read()
 
     def committed(self, *, wait: float = 0) -> None:
         """Tell the policy that the message is on stable storage; the transaction is over then."""
@@ -382,6 +391,8 @@ class PolicyTester:
             view = self.transaction
             view.writable = True
             view.asked = about if isinstance(about, Recipient) else None
+            if isinstance(about, Message):
+                about = view.message = Message.of(about.content, observed=False)
             shown.append(view)
         if about is not None:
             shown.append(about)

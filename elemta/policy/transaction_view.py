@@ -10,6 +10,7 @@ from elemta.address import NULL, Address
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import AddressSyntaxError, RelayNotGranted
 from elemta.message.trace import added_field
+from elemta.policy.message_view import Message
 from elemta.policy.notes import Notes
 from elemta.policy.results import Results
 from elemta.smtp.memory import memory_of_recipient
@@ -42,6 +43,7 @@ class Transaction:
         "_observed",
         "_policy",
         "asked",
+        "message",
         "results",
         "writable",
     )
@@ -63,6 +65,8 @@ class Transaction:
         self._may_receive = may_receive
         self._notes: Notes | None = None
         self.writable = False
+        self.message: Message | None = None
+        """The message that the policy is asked about."""
         self.asked: Recipient | None = None
         """The recipient of the RCPT that the policy is asked about."""
         self.results = Results() if results is None else results
@@ -128,7 +132,8 @@ class Transaction:
         (:data:`MAX_ADDED_HEADERS`) or octets in them (:data:`MAX_ADDED_OCTETS`).
         """
         self._check_writable()
-        octets = len(added_field(name, value))
+        field = added_field(name, value)
+        octets = len(field)
         facts = self._facts
         if len(facts.added_headers) >= MAX_ADDED_HEADERS:
             raise ValueError(f"more than {MAX_ADDED_HEADERS} added header fields")
@@ -138,6 +143,8 @@ class Transaction:
             facts.added_octets += octets
             facts.memory.take(octets)
             facts.added_headers.append((name, value.strip(" \t")))
+            if self.message is not None:
+                self.message.content.header.ours.append(field)
 
     def add_recipient(self, recipient: Recipient | Address | str) -> None:
         """Let the message go to one more recipient; no policy is asked about it.
@@ -208,6 +215,9 @@ class Transaction:
         """The policy has answered, and may not change the transaction any more."""
         self.writable = False
         self.asked = None
+        if self.message is not None:
+            self.message.close()
+            self.message = None
         self._settle()
 
     def _place_in_question(self, address: Address) -> Recipient | None:

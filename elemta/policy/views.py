@@ -6,11 +6,10 @@ made once per conversation, so that its notes are its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, BinaryIO
+from typing import Any
 
-from elemta.message.headers import Headers, read_headers
+from elemta.policy.message_view import Message
 from elemta.policy.notes import MAX_NOTES, Notes
 from elemta.policy.results import Results
 from elemta.policy.transaction_view import (
@@ -105,36 +104,3 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<session {self.id} of {self.client_ip} for {self._policy}>"
-
-
-class Message:
-    """A whole message as :class:`~elemta.message.header_reader.HeaderReader` gave it, without our fields.
-
-    ``size`` is its octets. ``head`` is the beginning of the message (at least its first 64 KiB, or all of
-    it) and ``opener`` opens it from its start; large messages are never held in memory.
-    """
-
-    __slots__ = ("_head", "_headers", "_opener", "size")
-
-    def __init__(self, size: int, head: bytes, opener: Callable[[], BinaryIO]) -> None:
-        self.size = size
-        self._head = head
-        self._headers: Headers | None = None
-        self._opener = opener
-
-    @property
-    def headers(self) -> Headers:
-        """The header fields, read with bounds: garbage gives fewer fields, never an error.
-
-        A message whose first line is no field has none: it begins with an empty line, and all of it is body.
-        """
-        if self._headers is None:
-            self._headers = read_headers(self._head)
-        return self._headers
-
-    def open(self) -> BinaryIO:
-        """The message as a binary file to read from, lines ending in CRLF; close it after use.
-
-        It is there while the policy is being asked. Reading a large one blocks: do it in a thread.
-        """
-        return self._opener()

@@ -225,6 +225,20 @@ class MessageWriter:
         self._release(self._held - self._held_by_disk)
         self._drop_file()
 
+    def give_way(self) -> Deferred[None]:
+        """Discard the message for another with its queue id; fires when no file of it is in the way.
+
+        What was opened before can still be read.
+        """
+        gone: Deferred[None] = Deferred()
+        file, self._file = self._file, None
+        self.discard()
+        if file is None:
+            gone.callback(None)
+            return gone
+        self._bodies.writers.pop(self, None)
+        return self._bodies.threads.call(file.abandon)
+
     def take(self) -> bytes:
         """The whole body of a message in memory; the writer takes no more. The memory stays counted."""
         self._ended = True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -18,6 +19,31 @@ from elemta.spool.queue_id import QueueIds, known_key
 from elemta.spool.queue_listeners import QueueListeners
 from elemta.spool.records import MessageState, Submission
 from elemta.spool.rows import encode_envelope
+
+_PIECE = 64 * 1024
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+class CrlfLines:
+    """Makes every line end CRLF, and leaves out NUL, in whatever pieces the octets come."""
+
+    def __init__(self) -> None:
+        self._ends_in_cr = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next octets; give those that can be stored now."""
+        if b"\0" in data:
+            data = data.replace(b"\0", b"")
+        if self._ends_in_cr:
+            data = b"\r" + data
+        self._ends_in_cr = data.endswith(b"\r")
+        if self._ends_in_cr:
+            data = data[:-1]
+        return _LINE_END.sub(b"\r\n", data)
+
+    def finish(self) -> bytes:
+        """The end has come."""
+        return b"\r\n" if self._ends_in_cr else b""
 
 
 class Intake:
@@ -46,6 +72,29 @@ class Intake:
     def begin(self) -> MessageWriter:
         """A writer for a new message, which has its queue id at once."""
         return MessageWriter(self._ids.next(), self._bodies)
+
+    async def rewrite(self, writer: MessageWriter, header: bytes, body: BinaryIO) -> MessageWriter:
+        """A writer with another content under the same queue id: ``header``, then the rest of ``body``.
+
+        A bare CR or LF in it becomes CRLF, and NUL goes. ``body`` is closed. SpoolError: ``body`` can't be
+        read.
+        """
+        rewritten = MessageWriter(writer.queue_id, self._bodies)
+        try:
+            await writer.give_way()
+            lines = CrlfLines()
+            rewritten.write(header)
+            while piece := await self._bodies.threads.call(body.read, _PIECE):
+                rewritten.write(lines.feed(piece))
+                if rewritten.congested:
+                    await rewritten.when_drained()
+            rewritten.write(lines.finish())
+        except (OSError, ValueError) as error:
+            rewritten.discard()
+            raise SpoolError(f"the changed message can't be read: {error}") from error
+        finally:
+            body.close()
+        return rewritten
 
     def commit(
         self, writer: MessageWriter, submission: Submission, pays: Payment | None, refused: SpoolError | None

@@ -229,6 +229,13 @@ class Spool:
         """A writer for a new message, which has its queue id at once."""
         return self._intake.begin()
 
+    async def rewrite(self, writer: MessageWriter, header: bytes, body: BinaryIO) -> MessageWriter:
+        """A writer with another content under the same queue id: ``header``, then the rest of ``body``.
+
+        ``writer`` is used up and ``body`` closed. SpoolError: ``body`` can't be read.
+        """
+        return await self._intake.rewrite(writer, header, body)
+
     def commit(
         self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
     ) -> Deferred[Envelope]:
