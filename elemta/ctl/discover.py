@@ -1,4 +1,4 @@
-"""The addresses on which the daemon of this host receives mail, for ``elemta-sendmail``."""
+"""What ``elemta-sendmail`` has to know of the daemon of this host: where it takes mail, what it completes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from elemta.config import Config, load
+from elemta.config import Config, SubmissionConfig, load
 from elemta.config.choices import ListenerTLS, Role
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG
 from elemta.errors import ConfigError
@@ -39,15 +39,25 @@ USUAL: Final = (ServerEndpoint("127.0.0.1", 25), ServerEndpoint("127.0.0.1", 252
 
 def places(environ: Mapping[str, str]) -> tuple[ServerEndpoint, ...]:
     """The addresses to hand in mail, in the order to try."""
+    config = _readable(environ)
+    return USUAL if config is None else tuple(dict.fromkeys(_of(config))) or USUAL
+
+
+def submission(environ: Mapping[str, str]) -> SubmissionConfig:
+    """What is done to mail before it is handed in; the defaults where the configuration can't be read."""
+    config = _readable(environ)
+    return SubmissionConfig() if config is None else config.submission
+
+
+def _readable(environ: Mapping[str, str]) -> Config | None:
     path = environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
     if not os.access(path, os.R_OK):
-        return USUAL
+        return None
     try:
-        config = load(path, {})
+        return load(path, {})
     except ConfigError:
         # The daemon may well run on with what it read before.
-        return USUAL
-    return tuple(dict.fromkeys(_of(config))) or USUAL
+        return None
 
 
 def _of(config: Config) -> Iterator[ServerEndpoint]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from elemta.config import SubmissionConfig
 from elemta.ctl.mail_options import SendmailOptions
 from elemta.errors import ElemtaError
 from elemta.smtp.path import parse_address
@@ -51,6 +52,7 @@ class Draft:
 
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:(.*(?:\r\n[ \t].*)*)\r\n")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_DEFAULTS: Final = SubmissionConfig()
 _RECIPIENT_FIELDS: Final = (b"to", b"cc", b"bcc")
 
 
@@ -61,7 +63,14 @@ class _Field:
     whole: bytes
 
 
-def read_draft(options: SendmailOptions, stdin: BinaryIO, *, host: str, now: float) -> Draft:
+def read_draft(
+    options: SendmailOptions,
+    stdin: BinaryIO,
+    *,
+    host: str,
+    now: float,
+    settings: SubmissionConfig = _DEFAULTS,
+) -> Draft:
     """Read a mail to its end; ``now`` dates it. Raises MailFault when it has no usable recipient."""
     fields, body = _divided(_LINE_END.sub(b"\r\n", _read(stdin, dots=options.dots)))
     resent = any(field.name.startswith(b"resent-") for field in fields)
@@ -71,21 +80,23 @@ def read_draft(options: SendmailOptions, stdin: BinaryIO, *, host: str, now: flo
         wanted = [prefix + name for name in _RECIPIENT_FIELDS]
         written += _addresses(field.value for field in fields if field.name in wanted)
     # RFC 5322 §3.6.3: recipients must not see blind copies.
-    fields = [field for field in fields if field.name not in (b"bcc", b"resent-bcc")]
+    if settings.remove_bcc:
+        fields = [field for field in fields if field.name not in (b"bcc", b"resent-bcc")]
     recipients = tuple(dict.fromkeys(_mailbox(address, host) for address in written))
     if not recipients:
         raise MailFault("the message names no recipient in To, Cc or Bcc")
     caller = _caller()
     sender = _sender(options, caller, host)
-    names = {field.name for field in fields}
     added = []
-    # RFC 6409 §8: a submission may add what a mail must have
-    if b"date" not in names:
-        added.append(f"Date: {email.utils.formatdate(now, localtime=True)}")
-    if b"from" not in names:
-        added.append(f"From: {_author(options, caller, sender, host)}")
-    if b"message-id" not in names:
-        added.append(f"Message-ID: {email.utils.make_msgid(domain=host)}")
+    if settings.add_missing:
+        names = {field.name for field in fields}
+        # RFC 6409 §8: a submission may add what a mail must have
+        if b"date" not in names:
+            added.append(f"Date: {email.utils.formatdate(now, localtime=True)}")
+        if b"from" not in names:
+            added.append(f"From: {_author(options, caller, sender, host)}")
+        if b"message-id" not in names:
+            added.append(f"Message-ID: {email.utils.make_msgid(domain=host)}")
     head = "".join(f"{line}\r\n" for line in added).encode() + b"".join(field.whole for field in fields)
     return Draft(host, sender, recipients, head + b"\r\n" + body)
 

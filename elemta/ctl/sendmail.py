@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl.discover import ServerEndpoint, own_name, places
+from elemta.ctl.discover import ServerEndpoint, own_name, places, submission
 from elemta.ctl.mail_options import SendmailMode, SendmailOptions, UsageFault, read_options
 from elemta.ctl.mail_text import Draft, MailFault, read_draft
 from elemta.runtime import ProcessRuntime
@@ -90,7 +90,8 @@ def _show_queue() -> NoReturn:
 
 
 def _submit(options: SendmailOptions, stdin: BinaryIO, environ: Mapping[str, str]) -> None:
-    draft = read_draft(options, stdin, host=own_name(), now=ProcessRuntime.of_system().wall())
+    now = ProcessRuntime.of_system().wall()
+    draft = read_draft(options, stdin, host=own_name(), now=now, settings=submission(environ))
     server = _connected(places(environ), draft)
     try:
         _send(server, options, draft)

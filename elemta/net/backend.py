@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.address import Address
+from elemta.address import NULL, Address
 from elemta.deferred_value import MaybeDeferred, Steps, run, then
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
@@ -75,6 +75,7 @@ class SessionBackend:
         self._writer: MessageWriter | None = None
         self._header = HeaderReader()
         self._submitted: SubmittedHeader | None = None
+        self._named_sender = NULL
         self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
@@ -268,8 +269,10 @@ class SessionBackend:
         return rules
 
     def _answer_mail(self, question: MailQuestion) -> MaybeDeferred[Response]:
+        # As the client named it: a policy may replace it.
+        self._named_sender = question.transaction.sender
         rules = self._submission_rules()
-        refused = rules and rules.refuse_sender(self._facts, question.transaction.sender)
+        refused = rules and rules.refuse_sender(self._facts, self._named_sender)
         if refused:
             return self._refuse_submission(refused, question.stage)
         spool = self._terms.spool
@@ -290,7 +293,7 @@ class SessionBackend:
         if rules is None:
             self._submitted, self._header = None, HeaderReader(host=self._terms.server.hostname)
         else:
-            self._submitted = rules.message(self._facts, transaction.sender, self._writer.queue_id)
+            self._submitted = rules.message(self._facts, self._named_sender, self._writer.queue_id)
             self._header = self._submitted.reader
 
     def message_data(self, data: bytes) -> MessageWriter | None:

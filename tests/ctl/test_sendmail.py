@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from elemta.ctl.discover import USUAL, ServerEndpoint, places
+from elemta.config import SubmissionConfig
+from elemta.ctl.discover import USUAL, ServerEndpoint, places, submission
 from elemta.ctl.mail_options import SendmailMode, UsageFault, read_options
 from elemta.ctl.mail_text import Draft, MailFault, read_draft
 from elemta.ctl.sendmail import main
@@ -249,3 +250,20 @@ def test_a_daemon_that_does_not_greet_is_one_that_is_down(tmp_path: Path, reply:
         status, _ = send(environ_for(tmp_path, server.getsockname()[1]), b"\nx\n", "a@example.test")
         thread.join()
     assert status == wanted
+
+
+@pytest.mark.parametrize("words", [("to@example.test",), ("-t", "to@example.test")])
+def test_blind_copies_stay_blind_unless_the_settings_say_otherwise(words: tuple[str, ...]) -> None:
+    text = b"Subject: x\nBCC: a@example.test,\n\tb@example.test\nResent-Bcc : c@example.test\n\nBcc: body\n"
+    assert b"bcc" not in draft(text, *words).content.partition(b"\r\n\r\n")[0].lower()
+    settings = SubmissionConfig(add_missing=False, remove_bcc=False)
+    options = read_options(["sendmail", *words])
+    kept = read_draft(options, io.BytesIO(text), host=HOST, now=0.0, settings=settings)
+    assert kept.content == text.replace(b"\n", b"\r\n")
+
+
+def test_the_settings_are_those_of_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text("[submission]\nadd_missing = false\n")
+    assert submission({"ELEMTA_CONFIG": str(config)}) == SubmissionConfig(add_missing=False)
+    assert submission({"ELEMTA_CONFIG": str(tmp_path / "none")}) == SubmissionConfig()

@@ -25,6 +25,7 @@ from elemta.net.context import ListenerContext
 from elemta.net.factory import ESMTPFactory
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.registry import ConnectionRegistry
+from elemta.net.submission import SubmissionRules
 from elemta.net.tls import ServerCertificate, load_context
 from elemta.policy import (
     CONTINUE,
@@ -235,6 +236,7 @@ class Place:
         self.listener = ListenerConfig(name="mx", endpoint="tcp:0")
         self.certificate = certificate
         self.clients: list[Client] = []
+        self.submission: SubmissionRules | None = None
 
     @property
     def factory(self) -> ESMTPFactory:
@@ -270,6 +272,7 @@ class Place:
             routes=RouteTable(()),
             metrics=self.metrics,
             now=lambda: 1_700_000_000.0,
+            submission=self.submission,
         )
         return factory
 

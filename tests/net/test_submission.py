@@ -5,10 +5,12 @@ from __future__ import annotations
 import email
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_twisted import ensureDeferred
 
 from elemta.address import NULL, Address
 from elemta.aliases import AliasLine
@@ -17,9 +19,11 @@ from elemta.config import Role, Senders, SubmissionConfig
 from elemta.domains import Domains
 from elemta.errors import ConfigError
 from elemta.net.submission import SubmissionRules
+from elemta.policy import CONTINUE
 from elemta.smtp import replies
 from elemta.smtp.path import parse_address
 from elemta.smtp.session_info import SessionInfo
+from tests.net.conftest import Place, Scripted, reply_of
 
 LOCAL = frozenset({"example.com", "bücher.example"})
 ALIASES = (
@@ -328,3 +332,45 @@ def test_what_is_taken_shows_no_reader_another_author(message: bytes) -> None:
         for line in header.replace(b"\r\n ", b" ").split(b"\r\n"):
             if line.lower().startswith((b"from", b"sender")):
                 assert b"boss" not in line
+
+
+# A session
+
+
+class Witness(Scripted):
+    """Replaces the sender, and notes what it is shown of the message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.content = b""
+
+    def mail(self, session: Any, transaction: Any) -> Any:
+        transaction.sender = Address("rewritten", "srs.example")
+        return CONTINUE
+
+    def message(self, session: Any, transaction: Any, message: Any) -> Any:
+        self.names = [name for name, _ in message.headers.items()]
+        with message.open() as content:
+            self.content = content.read()
+        return CONTINUE
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@ensureDeferred
+async def test_policies_see_a_submitted_message_as_it_will_be_sent(place: Place, size: int) -> None:
+    place.policy = witness = Witness()
+    place.submission = rules()
+    sent = place.connect("192.0.2.7")
+    sent.envelope()
+    body = b"x" * 70 + b"\r\n"
+    sent.send(b"Bcc: secret@example.com\r\nSubject: x\r\n\r\n" + body * (size // 72 + 1) + b".\r\n")
+    (reply,) = await reply_of(sent)
+    assert reply.startswith("250 "), reply
+    assert witness.names == ["Subject", "Date", "From", "Message-ID"]
+    with await place.spool.open_content(reply.split()[-1]) as content:
+        stored = content.read()
+    assert stored.endswith(b"\r\n" + witness.content)
+    assert b"secret" not in stored
+    # From is the sender that the client named, whatever a policy made of it.
+    assert b"rewritten" not in witness.content
