@@ -21,6 +21,7 @@ from tests.interop.dovecot import Dovecot
 from tests.interop.programs import missing, wait_until
 from tests.interop.sender import Sender, Way, repeated
 from tests.interop.sink import Sink
+from tests.message.test_header_reader import as_it_should_be_stored
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
 
@@ -35,7 +36,6 @@ _RECEIVED = (
     rb"\tby mx\.example\.test \(Elemta\) with ESMTP id ([\w-]+);\r\n\t" + _DATE + rb"\r\n"
 )
 # A field whose name fits a line, or the empty line that ends the header; mbox lines may come first.
-_FIRST_LINE = re.compile(rb"(?:>?From [^\r\n]*\r\n)*(?:[!-9;-~]{1,998}[ \t]*:|\r\n|\Z)")
 _AT_NEXT_HOP = re.compile(_RECEIVED)
 _IN_MAILDIR = re.compile(rb"Return-Path: <sender@client\.test>\r\n" + _RECEIVED)
 _IN_DOVECOT = re.compile(
@@ -170,8 +170,8 @@ def _strip(trace: re.Pattern[bytes], message: bytes) -> tuple[str, bytes | None]
 
 
 def _handed_on(sample: Sample) -> bytes:
-    """What arrives behind our fields: a message whose first line is no field stands behind an empty line."""
-    return sample.content if _FIRST_LINE.match(sample.content) else b"\r\n" + sample.content
+    """What arrives behind our fields: no Return-Path of the sample, and no line that is no field in front."""
+    return as_it_should_be_stored(sample.content)
 
 
 def _changed(found: Arrived, samples: list[Sample]) -> list[str]:

@@ -52,7 +52,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     )
     daemon = Daemon(
         directory / "node",
-        certificate.table + f'[auth]\ncheckers = ["elemta-users:{users}"]\n' + listeners,
+        certificate.table
+        + f'[auth]\ncheckers = ["elemta-users:{users}"]\n'
+        # The programs send as any address.
+        + '[submission]\nsenders = "any"\nadd_missing = false\n'
+        + listeners,
     )
     subprocess.run(
         [*_elemtactl(daemon), "user", "add", "alice", "--password-stdin"],

@@ -42,7 +42,8 @@ def stored(clients: bytes, pieces: int = 0, **options: object) -> bytes:
 def is_field(line: bytes) -> bool:
     name, colon, _ = line.partition(b":")
     name = name.rstrip(b" \t")
-    return bool(colon and name) and all(33 <= octet <= 126 for octet in name)
+    # A longer name is in no real message.
+    return bool(colon) and 0 < len(name) <= 15_000 and all(33 <= octet <= 126 for octet in name)
 
 
 def fields_and_rest(message: bytes) -> tuple[list[bytes], bytes]:
