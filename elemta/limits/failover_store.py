@@ -167,15 +167,15 @@ class FailoverStore:
             before = self._local.acquire(_own(requests))
             if not before.granted:
                 return before
-        answer = run(self._decide(requests, shared, before))
+        answer = run(self._decide(self._remote.acquire(shared), requests, before))
         # The caller may go away meanwhile, as when a policy's time is up.
         return detached(answer, self._take_back_unwanted, _log_unwanted)
 
     def _decide(
-        self, requests: Sequence[Request], shared: Sequence[Request], before: Decision
+        self, asked: MaybeDeferred[Decision], requests: Sequence[Request], before: Decision
     ) -> Steps[Decision]:
         try:
-            answer: Decision = yield self._remote.acquire(shared)
+            answer: Decision = yield asked
         except StoreUnavailable as error:
             return self.unanswered(requests, before, error)
         except Exception:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from elemta.address import Address
@@ -88,12 +89,12 @@ class Charge:
     @property
     def of_session(self) -> tuple[Receipt, ...]:
         """The receipts that belong to the connection: never refunded with a transaction."""
-        return tuple(receipt for receipt in self.receipts if receipt.request.spec.of_session)
+        return tuple([receipt for receipt in self.receipts if receipt.request.spec.of_session])
 
     @property
     def of_transaction(self) -> tuple[Receipt, ...]:
         """The receipts that are given back when the transaction comes to nothing."""
-        return tuple(receipt for receipt in self.receipts if not receipt.request.spec.of_session)
+        return tuple([receipt for receipt in self.receipts if not receipt.request.spec.of_session])
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class Limiter:
                 (covered if known else asked).append(request)
         if not asked:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
-        return run(self._acquire(asked, tuple(covered), _DELAYED if may_delay else _REFUSED))
+        return self._acquire(asked, tuple(covered), _DELAYED if may_delay else _REFUSED)
 
     def charge_counts(
         self,
@@ -216,7 +217,7 @@ class Limiter:
             for request in rule.requests(subject)
             if request.key not in already or rule.counts is Counts.RECIPIENTS
         ]
-        return run(self._acquire(asked)) if asked else _NOTHING
+        return self._acquire(asked) if asked else _NOTHING
 
     def charge_outbound(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
@@ -228,15 +229,17 @@ class Limiter:
         departure = replace(departure, sender=self._mailbox(departure.sender))
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.outbound_requests(departure)]
-        return run(self._acquire(asked, no=_WAITS)) if asked else _NOTHING
+        return self._acquire(asked, no=_WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
-        return run(self._give_back([one for one in receipts if not one.is_lease], self._store.refund))
+        due = [one for one in receipts if not one.is_lease and not one.settled]
+        return run(self._give_back(due, self._store.refund)) if due else None
 
     def release(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back the leases of open connections among these receipts, and nothing else."""
-        return run(self._give_back([one for one in receipts if one.is_lease], self._store.release))
+        due = [one for one in receipts if one.is_lease and not one.settled]
+        return run(self._give_back(due, self._store.release)) if due else None
 
     def charge_login(self, session: SessionLike, username: str) -> MaybeDeferred[Charge]:
         """Charge an attempt to log in as ``username`` in all limits of failed logins, all or none.
@@ -251,7 +254,8 @@ class Limiter:
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
         asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
-        return (yield from self._acquire(asked)) if asked else _NOTHING
+        charge: Charge = (yield self._acquire(asked)) if asked else _NOTHING
+        return charge
 
     def remember_login(self, session: SessionLike, username: str) -> None:
         """Note a good login."""
@@ -306,7 +310,7 @@ class Limiter:
         """
         subject = Subject(session, transaction, recipient, self._mailbox)
         asked = [request for rule in self._of_refusals for request in rule.requests(subject)]
-        return run(self._acquire(asked)) if asked else _NOTHING
+        return self._acquire(asked) if asked else _NOTHING
 
     def would(
         self,
@@ -352,17 +356,33 @@ class Limiter:
 
     def _acquire(
         self, asked: list[Request], covered: tuple[Request, ...] = (), no: str = _REFUSED
-    ) -> Steps[Charge]:
+    ) -> MaybeDeferred[Charge]:
         """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
         began = self._store.seconds()
         known = self._remembered(asked, began)
         if known:
             return self._refused(known, began, no)
         try:
-            answer: Decision = yield self._store.acquire(asked)
+            decision = self._store.acquire(asked)
         except StoreUnavailable:
             return Charge((), self._unavailable(asked, began), covered)
-        return self._charged(covered, began, no, answer)
+        if isinstance(decision, Decision):
+            return self._charged(covered, began, no, decision)
+        return run(self._charge_when_decided(decision, asked, covered, began, no))
+
+    def _charge_when_decided(
+        self,
+        decision: Deferred[Decision],
+        asked: list[Request],
+        covered: tuple[Request, ...],
+        began: float,
+        no: str,
+    ) -> Steps[Charge]:
+        try:
+            decided: Decision = yield decision
+        except StoreUnavailable:
+            return Charge((), self._unavailable(asked, began), covered)
+        return self._charged(covered, began, no, decided)
 
     def _remembered(self, asked: Sequence[Request], now: float) -> list[Denial]:
         if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
@@ -464,11 +484,8 @@ class Limiter:
         return refusal
 
     def _give_back(
-        self, receipts: Sequence[Receipt], how: Callable[[Sequence[Receipt]], MaybeDeferred[None]]
+        self, due: Sequence[Receipt], how: Callable[[Sequence[Receipt]], MaybeDeferred[None]]
     ) -> Steps[None]:
-        due = [receipt for receipt in receipts if not receipt.settled]
-        if not due:
-            return
         try:
             yield how(due)
         except StoreUnavailable as error:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -77,12 +77,12 @@ class ValkeyStore:
     def acquire(self, requests: Sequence[Request]) -> Deferred[Decision]:
         """A caller that cancels the Deferred does not want it any more: what is granted then is given back.
 
-        Raises ValkeyError when :data:`MOST_WAITING` decisions wait already.
+        Fails with ValkeyError when :data:`MOST_WAITING` decisions wait already.
         """
         if not requests:
             return succeed(Decision())
         if self._open >= MOST_WAITING:
-            raise self._valkey.overloaded("too many decisions are under way")
+            return fail(self._valkey.overloaded("too many decisions are under way"))
         by_tag: dict[str, Sequence[Request]] = (
             self._by_tag(requests) if self._valkey.clustered else {"": requests}
         )

@@ -125,12 +125,12 @@ class LimitsPolicy:
     def connected(self, session: Session) -> MaybeDeferred[Verdict]:
         if not self._limits.charges(Stage.CONNECT):
             return CONTINUE
-        return run(self._charge(_Charged(Stage.CONNECT, session, _ledger(session))))
+        return self._charge(_Charged(Stage.CONNECT, session, _ledger(session)))
 
     def helo(self, session: Session) -> MaybeDeferred[Verdict]:
         if not self._limits.charges(Stage.HELO):
             return CONTINUE
-        return run(self._charge(_Charged(Stage.HELO, session, _ledger(session))))
+        return self._charge(_Charged(Stage.HELO, session, _ledger(session)))
 
     def login(self, session: Session, username: str) -> MaybeDeferred[Verdict]:
         return run(self._charge_login(session, username))
@@ -146,7 +146,7 @@ class LimitsPolicy:
     def authenticated(self, session: Session) -> MaybeDeferred[Verdict]:
         if not self._limits.charges(Stage.AUTH):
             return CONTINUE
-        return run(self._charge(_Charged(Stage.AUTH, session, _ledger(session))))
+        return self._charge(_Charged(Stage.AUTH, session, _ledger(session)))
 
     def mail(self, session: Session, transaction: Transaction) -> MaybeDeferred[Verdict]:
         abandoned = _ledger(session).transaction
@@ -190,7 +190,7 @@ class LimitsPolicy:
         entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
         if entries is None:
             entries = ledger.transaction = transaction.notes[_LEDGER] = TransactionLedger()
-        return run(self._charge(_Charged(stage, session, ledger, transaction, recipient, entries)))
+        return self._charge(_Charged(stage, session, ledger, transaction, recipient, entries))
 
     def _charge_login(self, session: Session, username: str) -> Steps[Verdict]:
         ledger = _ledger(session)
@@ -203,20 +203,20 @@ class LimitsPolicy:
         ledger.login = charge.receipts
         return CONTINUE
 
-    def _charge(self, about: _Charged, *, again: bool = False) -> Steps[Verdict]:
+    def _charge(self, about: _Charged, *, again: bool = False) -> MaybeDeferred[Verdict]:
         may_delay = not again and self._delayed < MAX_DELAYED
-        asked = detached(
-            self._limits.charge(
-                about.stage,
-                about.session,
-                about.transaction,
-                about.recipient,
-                already=about.already,
-                may_delay=may_delay,
-            ),
-            self._give_back_unwanted,
-            self._log_unwanted,
+        asked = self._limits.charge(
+            about.stage,
+            about.session,
+            about.transaction,
+            about.recipient,
+            already=about.already,
+            may_delay=may_delay,
         )
+        asked = detached(asked, self._give_back_unwanted, self._log_unwanted)
+        return run(self._record(asked, about, may_delay))
+
+    def _record(self, asked: MaybeDeferred[Charge], about: _Charged, may_delay: bool) -> Steps[Verdict]:
         charge: Charge = yield asked
         if about.over:
             self._give_back(charge.receipts)
@@ -229,7 +229,8 @@ class LimitsPolicy:
             return CONTINUE
         if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
             yield from self._delay(refusal)
-            return CONTINUE if about.over else (yield from self._charge(about, again=True))
+            verdict: Verdict = CONTINUE if about.over else (yield self._charge(about, again=True))
+            return verdict
         return limit_verdict(refusal, about.stage)
 
     def _delay(self, refusal: LimitRefusal) -> Steps[None]:

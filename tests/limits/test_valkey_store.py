@@ -202,7 +202,7 @@ def test_only_so_many_decisions_wait_and_the_next_is_told_so_at_once(node: Node)
     node.clock.advance(0)
     waiting += [node.store.acquire([Request(MANY, str(number))]) for number in range(MOST_WAITING // 2)]
     with pytest.raises(ValkeyError) as refused:
-        node.store.acquire([Request(MANY, "a")])
+        result(node.store.acquire([Request(MANY, "a")]))
     assert refused.value.kind is ValkeyFailure.OVERLOADED
     assert not refused.value.maybe_done
     node.valkey.deliver()
