@@ -47,6 +47,10 @@ class MailParameters:
     auth: str | None = None
 
 
+NO_PARAMETERS = MailParameters()
+"""What nearly every MAIL has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipient:
     """One accepted or proposed recipient.
@@ -97,7 +101,7 @@ class Envelope:
     recipients: tuple[Recipient, ...]
     received_at: float
     size: int
-    parameters: MailParameters = MailParameters()
+    parameters: MailParameters = NO_PARAMETERS
     client: Client = Client()
 
     @property

@@ -100,9 +100,7 @@ class GroupCommit:
         self._pending.append(PendingOperation(operation, done, value))
         if not self._running and self._start_call is None:
             # At the end of this turn of the reactor: all that it still brings goes along.
-            start: Deferred[None] = Deferred()
-            start.addCallback(self._start).addErrback(self._broke)
-            self._start_call = self._reactor.callLater(0, start.callback, None)
+            self._start_call = self._reactor.callLater(0, self._start)
         return done
 
     def maintain(self) -> None:
@@ -113,7 +111,7 @@ class GroupCommit:
             self._schedule_reopen()
         if self.healthy and not self._closing and not self._running:
             try:
-                self._run([])
+                self._run_next()
             except Exception:
                 self._broke(Failure())
 
@@ -153,26 +151,21 @@ class GroupCommit:
                 return
         self._store.apply([])
 
-    def _start(self, _: None) -> None:
+    def _start(self) -> None:
         self._start_call = None
         if self._running:
             return
-        if self._pending:
-            self._run_next()
-        else:
+        if not self._pending:
             self._notify_idle()
+            return
+        try:
+            self._run_next()
+        except Exception:
+            self._broke(Failure())
 
     @property
     def _is_reopen_due(self) -> bool:
         return self._reopen_call is not None and self._reopen_call.active()
-
-    def _run_next(self) -> None:
-        entries = self._next_batch()
-        try:
-            self._run(entries)
-        except Exception:
-            self._pending = entries + self._pending
-            raise
 
     def _next_batch(self) -> list[PendingOperation]:
         pending = self._pending
@@ -185,21 +178,21 @@ class GroupCommit:
         self._pending = []
         return pending
 
-    def _run(self, entries: list[PendingOperation]) -> None:
-        self._running = True
-        maintain, self._maintenance_due = self._maintenance_due, False
-        late, self._late = self._late, []
-        self._unsettled += len(late)
-        self._at_work.append((entries, late))
-        done: Deferred[Batch] = Deferred()
-        done.addCallback(self._finished, entries, late).addErrback(self._broke)
-        self._threads.call(self._work, entries, late, maintain, done).addErrback(self._not_done, done)
-
-    def _not_done(self, failure: Failure, done: Deferred[Batch]) -> None:
-        if done.called:
-            _log.failure("tidying the queue database failed", failure, event="spool.thread_failed")
-        else:
-            done.errback(failure)
+    def _run_next(self) -> None:
+        """Hand what waits to the commit thread, at most a batch."""
+        entries = self._next_batch()
+        try:
+            self._running = True
+            maintain, self._maintenance_due = self._maintenance_due, False
+            late, self._late = self._late, []
+            self._unsettled += len(late)
+            self._at_work.append((entries, late))
+            done: Deferred[Batch] = Deferred()
+            done.addCallback(self._finished, entries, late).addErrback(self._broke)
+            self._threads.start(self._work, entries, late, maintain, done)
+        except Exception:
+            self._pending = entries + self._pending
+            raise
 
     def _broke(self, failure: Failure) -> None:
         """A fault of ours with a batch: it counts as a failure of the disk, since what is on it is unknown.
@@ -226,18 +219,28 @@ class GroupCommit:
         maintain: bool,
         done: Deferred[Batch],
     ) -> None:
-        """In the commit thread."""
-        batch = Batch([entry.operation for entry in entries])
+        """In the commit thread: carry out a batch, and say what became of it in one call of the reactor."""
         try:
-            if late:
-                self._store.keep(late)
-            if entries or self._store.unsettled:
-                batch = self._store.apply(batch.operations)
-        except Exception as error:
-            # A fault of ours. Callers must get an error, and the store has to start over.
-            _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
-            self._store.fail(batch, error)
+            batch = Batch([entry.operation for entry in entries])
+            try:
+                if late:
+                    self._store.keep(late)
+                if entries or self._store.unsettled:
+                    batch = self._store.apply(batch.operations)
+            except Exception as error:
+                # A fault of ours. Callers must get an error, and the store has to start over.
+                _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
+                self._store.fail(batch, error)
+        except BaseException:
+            self._reactor.callFromThread(done.errback, Failure())
+            return
         self._reactor.callFromThread(done.callback, batch)
+        try:
+            self._tidy(maintain)
+        except Exception:
+            _log.failure("tidying the queue database failed", event="spool.thread_failed")
+
+    def _tidy(self, maintain: bool) -> None:
         if maintain:
             doubt = self._store.maintain()
         elif self._store.wants_checkpoint:

@@ -17,7 +17,7 @@ from elemta.spool.group_commit import PendingOperation
 from elemta.spool.operations import Batch, NewMessage, Operation, Payment
 from elemta.spool.queue_id import QueueIds, known_key
 from elemta.spool.queue_listeners import QueueListeners
-from elemta.spool.records import MessageState, Submission
+from elemta.spool.records import MessageState, OwedNotice, Submission
 from elemta.spool.rows import encode_envelope
 
 _PIECE = 64 * 1024
@@ -47,9 +47,10 @@ class CrlfLines:
 
 
 class Intake:
-    """Gives writers for new messages, and commits what they took; ``submit`` puts an operation in a batch.
+    """The part of a spool that gives writers for new messages, and commits what they took.
 
-    A small body goes with its rows. A large one is synced in its file first.
+    ``submit`` puts an operation in a batch. A small body goes with its rows. A large one is synced in its
+    file first.
     """
 
     def __init__(
@@ -97,10 +98,16 @@ class Intake:
         return rewritten
 
     def commit(
-        self, writer: MessageWriter, submission: Submission, pays: Payment | None, refused: SpoolError | None
+        self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
     ) -> Deferred[Envelope]:
-        """See `Spool.commit`; ``refused`` is why nothing is taken now."""
-        refused = refused or _refusal(writer, submission)
+        """Take responsibility for a message; fires when it is on stable storage.
+
+        A notice ``pays`` for the deliveries that it tells of, in the same transaction; where those are not
+        owed any more it is not taken in: UnknownMessage.
+
+        SpoolFull: there is no space (452). SpoolError: local trouble (451). The writer is used up either way.
+        """
+        refused = self._refusal() or _problem_with(writer, submission)
         if refused is not None:
             writer.discard()
             return fail(refused)
@@ -126,7 +133,7 @@ class Intake:
             content=None if writer.in_file else writer.take(),
             parts=self._listeners.planned(submission),
             hold=submission.hold,
-            pays=pays,
+            pays=None if pays is None else payment(pays),
         )
         self._writers[operation] = writer
         if operation.content is not None:
@@ -141,7 +148,7 @@ class Intake:
         )
         return done
 
-    def conclude(self, entries: Iterable[PendingOperation], batch: Batch) -> None:
+    def _conclude_intake(self, entries: Iterable[PendingOperation], batch: Batch) -> None:
         """Let go of the writers of a batch, and tell of the active messages that are on stable storage."""
         for entry in entries:
             operation = entry.operation
@@ -156,7 +163,11 @@ class Intake:
                     self._recent.add(operation.queue_id, operation.header, operation.content)
                 self._listeners.notify_committed(operation, cast(Envelope, entry.value))
 
-    async def close(self) -> None:
+    def _refusal(self) -> SpoolError | None:
+        """Why nothing new is taken now."""
+        raise NotImplementedError
+
+    async def _close_intake(self) -> None:
         """Let bodies that sync get their place in a batch, and give up those that are still written."""
         while self._syncing:
             synced: Deferred[None] = Deferred()
@@ -183,7 +194,13 @@ class Intake:
             done.callback(None)
 
 
-def _refusal(writer: MessageWriter, submission: Submission) -> SpoolError | None:
+def payment(owed: OwedNotice) -> Payment:
+    """What a notice of these deliveries pays for."""
+    queue_id = owed.message.queue_id
+    return Payment(known_key(queue_id), queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
+
+
+def _problem_with(writer: MessageWriter, submission: Submission) -> SpoolError | None:
     if writer.ended:
         return SpoolError("the message is already committed or discarded")
     if not submission.recipients:

@@ -8,7 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from elemta.address import NULL, Address
-from elemta.envelope import BodyType, Client, Envelope, MailParameters, Notify, Recipient, Return
+from elemta.envelope import (
+    NO_PARAMETERS,
+    BodyType,
+    Client,
+    Envelope,
+    MailParameters,
+    Notify,
+    Recipient,
+    Return,
+)
 from elemta.spool.queue_id import row_key
 from elemta.spool.records import MessageState, QueuedMessage, Submission
 
@@ -47,7 +56,6 @@ FINISHED = (
     " WHERE r.message_id = m.id AND NOT r.pending)"
 )
 
-_NO_PARAMETERS = MailParameters()
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -59,7 +67,7 @@ def encode_envelope(submission: Submission) -> str:
         "to": [_recipient_parts(recipient) for recipient in submission.recipients],
         "client": (client.ip, client.helo, client.listener, client.session_id, client.user, client.tls),
     }
-    if submission.parameters != _NO_PARAMETERS:
+    if submission.parameters is not NO_PARAMETERS and submission.parameters != NO_PARAMETERS:
         value["mail"] = _parameter_parts(submission.parameters)
     return _encode(value)
 
@@ -131,7 +139,7 @@ def _recipient_of(parts: Sequence[Any]) -> Recipient:
 
 def _parameters_of(parts: Mapping[str, Any] | None) -> MailParameters:
     if not parts:
-        return _NO_PARAMETERS
+        return NO_PARAMETERS
     body = parts.get("body")
     ret = parts.get("ret")
     return MailParameters(

@@ -13,19 +13,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
-from elemta.envelope import Envelope
 from elemta.errors import SpoolError
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome
 from elemta.runtime import Runtime
 from elemta.runtime.disk import FreeSpace
-from elemta.spool.bodies import Bodies, MessageWriter
+from elemta.spool.bodies import Bodies
 from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.filters import QueueFilter
 from elemta.spool.group_commit import GroupCommit, PendingOperation
 from elemta.spool.holds import Holds
-from elemta.spool.intake import Intake
+from elemta.spool.intake import Intake, payment
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import (
     Assignment,
@@ -35,7 +34,6 @@ from elemta.spool.operations import (
     Operation,
     OperatorAction,
     OperatorChange,
-    Payment,
     QueueCounts,
 )
 from elemta.spool.partition import Partition
@@ -58,7 +56,6 @@ from elemta.spool.records import (
     QueuedMessage,
     SpoolSettings,
     SpoolStats,
-    Submission,
 )
 from elemta.spool.schedule import Schedule
 from elemta.spool.startup import Permit, take_up
@@ -71,7 +68,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Spool:
+class Spool(Intake):
     """One partition of the queue, owned by this process. Made by `open`; all is for the reactor thread.
 
     What a Deferred or coroutine of the spool confirms is on stable storage. Nothing that it gives out can be
@@ -105,8 +102,6 @@ class Spool:
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
         self._schedule = Schedule(self._reader)
-        self._recent = RecentContents(settings.recent)
-        self._bodies = Bodies(settings, partition.places, disk, threads.files, metrics, leftovers=leftovers)
         self._commits = GroupCommit(
             settings,
             runtime=runtime,
@@ -125,13 +120,12 @@ class Spool:
             now=now,
         )
         self._damaged = DamagedRows(self._commits.submit, now)
-        self._listeners = QueueListeners()
-        self._intake = Intake(
+        super().__init__(
             QueueIds(now, runtime.fast_randomness()),
-            self._bodies,
+            Bodies(settings, partition.places, disk, threads.files, metrics, leftovers=leftovers),
             self._commits.submit,
-            self._listeners,
-            self._recent,
+            QueueListeners(),
+            RecentContents(settings.recent),
         )
         self._closed = False
         self._refresh_call: IDelayedCall | None = self._reactor.callLater(settings.refresh, self._refresh)
@@ -189,7 +183,7 @@ class Spool:
         if self._closed:
             return
         self._closed = True
-        await self._intake.close()
+        await self._close_intake()
         if self._refresh_call is not None:
             self._refresh_call.cancel()
             self._refresh_call = None
@@ -223,31 +217,6 @@ class Spool:
         space = self._space
         return (
             self._store.reserve.held and space.free - size >= self.settings.minimum_free and space.files != 0
-        )
-
-    def begin(self) -> MessageWriter:
-        """A writer for a new message, which has its queue id at once."""
-        return self._intake.begin()
-
-    async def rewrite(self, writer: MessageWriter, header: bytes, body: BinaryIO) -> MessageWriter:
-        """A writer with another content under the same queue id: ``header``, then the rest of ``body``.
-
-        ``writer`` is used up and ``body`` closed. SpoolError: ``body`` can't be read.
-        """
-        return await self._intake.rewrite(writer, header, body)
-
-    def commit(
-        self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
-    ) -> Deferred[Envelope]:
-        """Take responsibility for a message; fires when it is on stable storage.
-
-        A notice ``pays`` for the deliveries that it tells of, in the same transaction; where those are not
-        owed any more it is not taken in: UnknownMessage.
-
-        SpoolFull: there is no space (452). SpoolError: local trouble (451). The writer is used up either way.
-        """
-        return self._intake.commit(
-            writer, submission, None if pays is None else _payment(pays), self._refusal()
         )
 
     def settle(
@@ -302,7 +271,7 @@ class Spool:
 
     async def write_off(self, owed: OwedNotice) -> None:
         """Drop the notices of these deliveries. UnknownMessage: that is so already; SpoolError."""
-        await self._commits.submit(_payment(owed))
+        await self._commits.submit(payment(owed))
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
         """Parts whose hold has an end and began at ``before`` or earlier, the oldest hold first."""
@@ -481,7 +450,7 @@ class Spool:
             self._threads.files.start(self._leftovers.remove, idle)
         if batch.ledger.undeliverable > 0 and not self._closed:
             self._holds.keep_share()
-        self._intake.conclude(entries, batch)
+        self._conclude_intake(entries, batch)
 
     def _retry_leftovers(self) -> None:
         if self._leftovers.waiting:
@@ -519,11 +488,6 @@ class Spool:
     ) -> list[MessageSummary]:
         """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
         return list((await self.find(QueueFilter(state), limit, after)).messages)
-
-
-def _payment(owed: OwedNotice) -> Payment:
-    queue_id = owed.message.queue_id
-    return Payment(known_key(queue_id), queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
 
 
 def _is_large(operation: Operation) -> bool:

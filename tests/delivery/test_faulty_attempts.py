@@ -214,6 +214,7 @@ async def test_a_spool_whose_threads_take_no_work_for_a_while_starts_over_and_cl
             raise MemoryError
 
         patch.setattr(threads, "call", fails)
+        patch.setattr(threads, "start", fails)
         with pytest.raises(SpoolError):
             await post.spool.settle(
                 queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None
