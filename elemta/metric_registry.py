@@ -60,6 +60,18 @@ class _Counter(Counter):
         self._value._value += amount
 
 
+class _Gauge(Gauge):
+    """A gauge that one thread moves."""
+
+    def inc(self, amount: float = 1) -> None:
+        """Add ``amount``, without a lock."""
+        self._value._value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        """Take ``amount`` away, without a lock."""
+        self._value._value -= amount
+
+
 class _Histogram(Histogram):
     """A histogram that one thread fills."""
 
@@ -185,7 +197,8 @@ class MetricRegistry(Collector):
     def gauge(self, name: str, words: str, *labels: str) -> Gauge | Labelled[Gauge]:
         """A number that goes up and down."""
         definition = MetricDefinition(name, MetricType.GAUGE, words, labels)
-        metric = self._counted(definition, Gauge(name, words, definition.all_labels, registry=None))
+        counted: Gauge = _Gauge(name, words, definition.all_labels, registry=None)
+        metric = self._counted(definition, counted)
         return metric if labels else metric.labels()
 
     @overload

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, formatEvent
@@ -21,6 +22,7 @@ from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
 from elemta.ops.log_writer import LogWriter, TextStream
+from elemta.runtime.fast_logger import FastLogger
 
 #: Characters of one value; a traceback may have four times as many.
 MAX_VALUE = 4096
@@ -121,6 +123,7 @@ class LogObserver:
         in_text = render_for_journald if self._journald else render_text
         self._render: Format = render_json if str(format) == "json" else in_text
         self._least = _RANKS[str(level)]
+        FastLogger.wants_debug = self._least == 0
 
     def reopen(self) -> None:
         """Go on in the file of the same name, after a rotation; OSError: in the old one."""
@@ -151,9 +154,10 @@ class LogObserver:
         for key, value in event.items():
             if key in _NOT_FIELDS or key.startswith("log_"):
                 continue
+            kind = type(value)
             if key in _NEVER_LOGGED:
                 record[key] = "[not logged]"
-            elif type(value) is int or (type(value) is str and len(value) <= MAX_VALUE):
+            elif value is None or kind is int or (kind is str and len(value) <= MAX_VALUE):
                 # Nearly every value, as it is: `_plain` would come to the same in ten times as long.
                 record[key] = value
             elif ours or isinstance(value, str | int | float):
@@ -192,7 +196,16 @@ _encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(
 
 def render_json(record: Record) -> str:
     """The record as one JSON object on one line."""
-    return _encode(record) + "\n"
+    # Nearly every value is a text, an integer or nothing: a third of the time of one call for the whole.
+    members = []
+    for key, value in record.items():
+        kind = type(value)
+        if kind is str:
+            value = encode_basestring_ascii(value)  # noqa: PLW2901
+        elif kind is not int:
+            value = "null" if value is None else _encode(value)  # noqa: PLW2901
+        members.append(f"{encode_basestring_ascii(key)}:{value}")
+    return "{" + ",".join(members) + "}\n"
 
 
 def render_text(record: Record) -> str:
