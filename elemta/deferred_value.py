@@ -15,7 +15,7 @@ it is for sequences that wait anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -68,9 +68,10 @@ def then(
     A Deferred that failed fails the result, or raises here where it has failed already. Cancelling is as in
     :func:`run`.
     """
-    if not isinstance(value, Deferred):
-        return step(value, *args, **kwargs)
-    return run(_step_later(value, step, *args, **kwargs))
+    # Deferred is an abstract base class, whose isinstance() takes ten times as long.
+    if Deferred not in type(value).__mro__:
+        return step(cast(V, value), *args, **kwargs)
+    return run(_step_later(cast("Deferred[V]", value), step, *args, **kwargs))
 
 
 def _step_later(
@@ -82,6 +83,13 @@ def _step_later(
     arrived: V = yield value
     result: T = yield step(arrived, *args, **kwargs)
     return result
+
+
+def fired_value(value: Deferred[T]) -> MaybeDeferred[T]:
+    """The value itself where the Deferred has fired with one, else the Deferred."""
+    if value.called and not value.paused and not isinstance(value.result, Failure):
+        return cast(T, value.result)
+    return value
 
 
 async def value_of(value: MaybeDeferred[T]) -> T:

@@ -94,7 +94,7 @@ class Domains:
 
         One address for each mailbox. Where there are more than ``most``, there are ``most + 1``.
         """
-        return self.aliases.expand(address, most)
+        return self.aliases.expand(address, most) if self.aliases.lines else (address,)
 
     def leads_to(self, address: Address, user: str) -> bool:
         """Whether mail for the address reaches a mailbox of the user, directly or by aliases.

@@ -35,6 +35,9 @@ _FIELDS = re.compile(rb"(?:[!-9;-~]{1,15000}+[ \t]{0,1000}+:[^\n]*+(?:\n|\Z)(?:[
 _OBSOLETE_NAME = re.compile(rb"(?:\A|(?<=\n))([!-9;-~]{1,15000}+)[ \t]{1,1000}+:")
 _EMPTY_LINE = re.compile(rb"\n(\r?\n)")
 
+# In one order, so that nothing depends on that of a set.
+_ALWAYS_SOUGHT = tuple(b"\n" + name for name in sorted({RECEIVED, *REMOVED}))
+
 FieldFound = Callable[[bytes, bytes, bool], None]
 
 
@@ -91,8 +94,11 @@ class HeaderReader:
         self._found = found
         self._at_end = at_end
         self._plain = plain
-        # In one order, so that nothing depends on that of a set.
-        self._sought = tuple(b"\n" + name for name in sorted({RECEIVED, *self._removed, *self._watched}))
+        self._sought = _ALWAYS_SOUGHT
+        if remove is not REMOVED or self._watched:
+            self._sought = tuple(
+                [b"\n" + name for name in sorted({RECEIVED, *self._removed, *self._watched})]
+            )
         self._state = _State.FIRST_LINE
         self._held = b""
         self._out: list[bytes] = []
@@ -108,7 +114,22 @@ class HeaderReader:
         """Take the next octets; gives those that can be stored now."""
         if self._state is _State.BODY:
             return data
+        if self._state is _State.FIRST_LINE and not self._held and self._is_ordinary(data):
+            self._state = _State.BODY
+            return data
         return self._read(self._held + data if self._held else data, final=False)
+
+    def _is_ordinary(self, text: bytes) -> bool:
+        """Whether a message begins with a whole header, and nothing in it is to be read or changed."""
+        size = None if self._plain or self._at_end is not None else header_size(text)
+        if size is None or _FIELD_START.match(text) is None:
+            return False
+        lowered = b"\n" + text[:size].lower()
+        for name in self._sought:
+            if name in lowered:
+                return False
+        self.size = size
+        return True
 
     def finish(self) -> bytes:
         """The message is over; gives what was kept back."""

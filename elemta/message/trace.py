@@ -58,20 +58,29 @@ def received_field(
     RFC 5321 §7.2, blind copies). What the client chose is reduced to a safe alphabet and bounded.
     The name of an authenticated user is not written, and with ``hide_client`` nothing of the client.
     """
-    utf8 = protocol.startswith("UTF8")
-    own = f"by {hostname} (Elemta) with {protocol} id {_UNSAFE_IN_ATOM.sub('', queue_id)}"
-    if hide_client:
-        lines = [f"Received: {own}"]
-    else:
-        lines = [f"Received: from {_client_name(client.helo, utf8)} ({_literal(client.ip)})"]
-        if client.tls:
-            lines.append(f"\t({_UNSAFE_IN_COMMENT.sub('', client.tls)[:_LONGEST_CLIENT_TEXT]})")
-        lines.append(f"\t{own}")
-    if only_recipient and _may_be_shown(only_recipient, utf8):
-        lines.append(f"\tfor <{only_recipient}>")
-    lines[-1] += ";"
-    lines.append(f"\t{date_time(at)}")
-    return ("\r\n".join(lines) + "\r\n").encode("utf-8")
+    way = _way(None if hide_client else (client.helo, client.ip, client.tls), hostname, protocol)
+    recipient = ""
+    if only_recipient and _may_be_shown(only_recipient, protocol.startswith("UTF8")):
+        recipient = f"\r\n\tfor <{only_recipient}>"
+    queue_id = _UNSAFE_IN_ATOM.sub("", queue_id)
+    return f"{way}{queue_id}{recipient};\r\n\t{date_time(at)}\r\n".encode()
+
+
+@lru_cache(maxsize=256)
+def _way(client: tuple[str, str, str | None] | None, hostname: str, protocol: str) -> str:
+    """The beginning of a Received field up to the queue id: the same for all messages of a session.
+
+    ``client`` is its HELO name, its address, and the version of TLS; None where it is hidden.
+    """
+    own = f"by {hostname} (Elemta) with {protocol} id "
+    if client is None:
+        return f"Received: {own}"
+    helo, ip, tls = client
+    lines = [f"Received: from {_client_name(helo, protocol.startswith('UTF8'))} ({_literal(ip)})"]
+    if tls:
+        lines.append(f"\t({_UNSAFE_IN_COMMENT.sub('', tls)[:_LONGEST_CLIENT_TEXT]})")
+    lines.append(f"\t{own}")
+    return "\r\n".join(lines)
 
 
 def return_path_field(sender: Address) -> bytes:

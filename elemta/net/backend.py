@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import NULL, Address
-from elemta.deferred_value import MaybeDeferred, Steps, run, then
+from elemta.deferred_value import MaybeDeferred, Steps, fired_value, run, then
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
@@ -25,6 +24,7 @@ from elemta.net.submission import SubmissionRules, SubmittedHeader
 from elemta.policy import CONTINUE, ChainDecision, Discard, Disconnect, Message
 from elemta.policy.message_view import MessageContent
 from elemta.policy.verdicts import reply_of
+from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
 from elemta.smtp.events import (
     AuthQuestion,
@@ -46,7 +46,7 @@ from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.spool import HoldCause, MessageWriter, Submission
 from elemta.stage import Stage
 
-_log = Logger()
+_log = FastLogger()
 
 # RFC 5321 §6.3 asks for a limit of at least 100 Received fields before a message is called a loop.
 MAX_HOPS = 100
@@ -73,13 +73,18 @@ class SessionBackend:
         self._health_check = health_check
         self._policies = terms.chain.open(facts)
         self._writer: MessageWriter | None = None
-        self._header = HeaderReader()
+        # Of the message that the writer takes
+        self._header: HeaderReader
         self._submitted: SubmittedHeader | None = None
         self._named_sender = NULL
         self._committing: TransactionInfo | None = None
         self._login: LoginExchange | None = None
+        self._client: Client | None = None
         self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
-        self._recipient_count = RecipientCount(terms.domains, terms.session.max_recipients)
+        # Without aliases a recipient is one mailbox, and the session has counted it.
+        self._recipient_count: RecipientCount | None = None
+        if terms.domains.aliases:
+            self._recipient_count = RecipientCount(terms.domains, terms.session.max_recipients)
 
     def answer(self, question: Question) -> MaybeDeferred[Response]:
         """The answer to ``question``; it never fails."""
@@ -93,14 +98,9 @@ class SessionBackend:
         except Exception:  # whatever it is, it is ours, and the client may try again
             return self._internal_error(Failure())
         # Nearly every answer is there at once.
-        return answer if isinstance(answer, Response) else run(self._answered(answer))
-
-    def _answered(self, answer: Deferred[Response]) -> Steps[Response]:
-        try:
-            arrived: Response = yield answer
-        except Exception:  # as above
-            return self._internal_error(Failure())
-        return arrived
+        if isinstance(answer, Response):
+            return answer
+        return fired_value(answer.addErrback(self._internal_error))
 
     def _answer_counted(self, question: Question, limits: RefusalLimits) -> Steps[Response]:
         """The answer to a client whose refusals are counted."""
@@ -130,9 +130,9 @@ class SessionBackend:
     # Recipients
 
     def _answer_recipient(self, question: RcptQuestion) -> MaybeDeferred[Response]:
-        recipient = question.recipient
+        recipient, count = question.recipient, self._recipient_count
         # RFC 5321 §4.5.3.1.10
-        if not self._recipient_count.admits(question.transaction, recipient):
+        if count is not None and not count.admits(question.transaction, recipient):
             return Refuse(replies.TOO_MANY_RECIPIENTS, reason="an alias leads to too many mailboxes")
         return then(self._ask_policies(question), self._look_for_mailbox, question)
 
@@ -171,7 +171,8 @@ class SessionBackend:
     def _answer_of_mailbox(self, exists: bool, recipient: Recipient) -> Response:
         if not exists:
             return self._refuse_unknown(recipient.address)
-        self._recipient_count.accepted(recipient)
+        if self._recipient_count is not None:
+            self._recipient_count.accepted(recipient)
         return _PROCEED
 
     def _is_not_taken(self, sender: Address, targets: Sequence[Address]) -> bool:
@@ -439,14 +440,7 @@ class SessionBackend:
         facts = self._facts
         recipients = final.recipients
         at = self._terms.now()
-        client = Client(
-            ip=str(facts.client_ip),
-            helo=facts.helo,
-            listener=facts.listener,
-            session_id=facts.id,
-            user=facts.user,
-            tls=facts.tls.version if facts.tls else None,
-        )
+        client = self._client_now()
         received = received_field(
             hostname=self._terms.server.hostname,
             client=client,
@@ -476,6 +470,21 @@ class SessionBackend:
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,
         )
+
+    def _client_now(self) -> Client:
+        """The client as it is now; the same object as long as nothing of it has changed."""
+        facts, known = self._facts, self._client
+        tls = facts.tls.version if facts.tls else None
+        if known is None or (known.helo, known.user, known.tls) != (facts.helo, facts.user, tls):
+            known = self._client = Client(
+                ip=str(facts.client_ip),
+                helo=facts.helo,
+                listener=facts.listener,
+                session_id=facts.id,
+                user=facts.user,
+                tls=tls,
+            )
+        return known
 
     def _held_by_routes(self, recipients: Sequence[Recipient]) -> str | None:
         routes = self._terms.routes

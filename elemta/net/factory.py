@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.internet.interfaces import IAddress
@@ -50,7 +51,8 @@ class ESMTPFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         ip, port = _peer(addr)
-        if any(ip in network for network in self.listener.proxy_protocol_from):
+        networks = self.listener.proxy_protocol_from
+        if networks and any(ip in network for network in networks):
             if not self._registry.has_capacity():
                 return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
             return ProxyPreamble(self.session_for, self._registry, ip, port)
@@ -106,6 +108,12 @@ def _peer(addr: IAddress | None) -> tuple[IPAddress, int]:
     host = getattr(addr, "host", None)
     if host is None:
         return _LOCAL, 0
+    return _ip_of(host), int(getattr(addr, "port", 0))
+
+
+# Clients come again, and to read an address takes as long as a command.
+@lru_cache(maxsize=1024)
+def _ip_of(host: str) -> IPAddress:
     ip = ip_address(host.partition("%")[0])
     mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return mapped or ip, int(getattr(addr, "port", 0))
+    return mapped or ip

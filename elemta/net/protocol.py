@@ -14,7 +14,6 @@ from twisted.internet.interfaces import (
     IUNIXTransport,
 )
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -32,6 +31,7 @@ from elemta.net.connection_state import (
 from elemta.net.context import ListenerContext
 from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
+from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
 from elemta.smtp.events import (
     Close,
@@ -53,7 +53,7 @@ from elemta.smtp.memory import SessionMemory
 from elemta.smtp.session import ServerSession
 from elemta.smtp.session_info import SessionInfo
 
-_log = Logger()
+_log = FastLogger()
 
 # Input that waits behind an open question; above it reading pauses. One read more may have come by then.
 MOST_WAITING_INPUT = 4 * 1024
@@ -189,14 +189,15 @@ class ESMTPProtocol(ClientConnection):
             self._count_input(0)
             self._registry.remove(self)
             self._count_closing()
-        _log.debug(
-            "connection closed",
-            event="session.closed",
-            session_id=self.facts.id,
-            client_ip=str(self.facts.client_ip),
-            reason=reason.getErrorMessage(),
-            seconds=round(self._registry.seconds() - self._opened_at, 3),
-        )
+        if _log.wants_debug:
+            _log.debug(
+                "connection closed",
+                event="session.closed",
+                session_id=self.facts.id,
+                client_ip=str(self.facts.client_ip),
+                reason=reason.getErrorMessage(),
+                seconds=round(self._registry.seconds() - self._opened_at, 3),
+            )
 
     def _handshake_failed(self, reason: Failure) -> None:
         self._terms.metrics.tls_connections.labels("failed").inc()
@@ -300,7 +301,7 @@ class ESMTPProtocol(ClientConnection):
                 answer = self._pause(question)
             else:
                 answer = self._backend.answer(question)
-            if isinstance(answer, Deferred):
+            if not isinstance(answer, Response):
                 # It has not fired yet: a value that is there comes as itself.
                 self._pending = answer
                 answer.addCallback(self._answered, answer)
@@ -415,10 +416,10 @@ class ESMTPProtocol(ClientConnection):
 
     def _expect(self) -> None:
         """What the connection waits for now, and until when."""
-        session = self._session
-        if session.question is not None:
+        session, state = self._session, self._session.state
+        if state.question is not None:
             waiting = TimeoutKind.ANSWER
-        elif session.receiving:
+        elif state.message is not None or state.chunk is not None:
             waiting = TimeoutKind.MESSAGE
         else:
             waiting = TimeoutKind.COMMAND
@@ -426,7 +427,7 @@ class ESMTPProtocol(ClientConnection):
         if self._has_replied or waiting is not self._deadlines.waiting:
             self._has_replied = False
             self._deadlines.wait(waiting, self._registry.seconds())
-        buffered = session.buffered
+        buffered = session.input.octets
         if buffered or self._input_memory:
             self._count_input(session.input_memory if buffered else 0)
         # A line whose rest is to come waits for nothing else, and must not stop the reading.
@@ -471,7 +472,8 @@ class ESMTPProtocol(ClientConnection):
         self._flush()
         self._change(ConnectionChange.CLOSE)
         self._deadlines.wait(TimeoutKind.CLOSE, self._registry.seconds())
-        _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
+        if _log.wants_debug:
+            _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
         if in_message and self.facts.tls is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from elemta.address import Address
@@ -39,12 +39,14 @@ class FinalRecipients:
         return any(alias.wants_notice for alias in self.aliases)
 
 
-def final_recipients(domains: Domains, named: Iterable[Recipient], most: int) -> FinalRecipients | None:
+def final_recipients(domains: Domains, named: Sequence[Recipient], most: int) -> FinalRecipients | None:
     """Every mailbox once; None where there are more than ``most``.
 
     RFC 5321 §4.1.1.3 lets a client name a mailbox twice; one copy is what it means. The first spelling
     counts, and one that the client named goes before one that an alias leads to.
     """
+    if len(named) == 1 and not domains.aliases.lines:
+        return FinalRecipients((named[0],), (), named[0].address)
     found: dict[Address, tuple[Recipient, bool]] = {}
     aliases: list[ExpandedAlias] = []
     # What was named, whatever its spelling: a mailbox, or where an alias leads

@@ -19,10 +19,6 @@ _ANY = frozenset(SessionPhase)
 _OUTSIDE_TRANSACTION = frozenset({SessionPhase.READY})
 
 
-def _nothing_to_check(session: SessionState, arguments: Any) -> Reply | None:  # noqa: ARG001
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """One row of the table; every function but ``parse`` gets the session's state and what ``parse`` made.
@@ -39,7 +35,7 @@ class Command:
     parse: Callable[[str, SessionSettings], Any]
     states: frozenset[SessionPhase]
     effect: Callable[[SessionState, Any], None]
-    check: Callable[[SessionState, Any], Reply | None] = _nothing_to_check
+    check: Callable[[SessionState, Any], Reply | None] | None = None
     question: Callable[[SessionState, Any], StageQuestion] | None = None
     refused: Callable[[SessionState, Any, Refuse], None] | None = None
     reject_as: Callable[[SessionState, Any, Reply], None] | None = None
@@ -65,7 +61,11 @@ class Command:
             # What stands behind AUTH is no matter for a log.
             session.report_forgiven(self.verb, argument if self.read_leniently is not None else "")
         state = session.phase
-        reply = self.check(session, arguments) if state in self.states else _out_of_sequence(self.verb, state)
+        reply = None
+        if state not in self.states:
+            reply = _out_of_sequence(self.verb, state)
+        elif self.check is not None:
+            reply = self.check(session, arguments)
         if reply is not None:
             self._reject(session, arguments, reply)
         elif self.question is None:
@@ -167,7 +167,7 @@ def _welcome(session: SessionState, greeting: _HeloExchange) -> None:
     _abandon_transaction(session)
     hostname = session.settings.hostname
     if greeting.hello.esmtp:
-        session.reply("EHLO", replies.hello(hostname, extensions(session)))
+        session.reply("EHLO", replies.hello(hostname, tuple(extensions(session))))
     else:
         session.reply("HELO", replies.hello(hostname))
 

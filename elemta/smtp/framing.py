@@ -55,6 +55,7 @@ class InputBuffer:
         "_offset",
         "_takes_bare_lf",
         "ended_bare",
+        "octets",
     )
 
     def __init__(self, *, takes_bare_lf: bool = False) -> None:
@@ -67,13 +68,11 @@ class InputBuffer:
         self._discarded = 0
         self._last_discarded = 0
         self._letters = b""
+        #: How many octets there are. It is looked at several times for each command.
+        self.octets = 0
 
     def __len__(self) -> int:
-        return len(self._block) - self._offset + len(self._held)
-
-    def __bool__(self) -> bool:
-        # What was used up is dropped, so a block that is there has something left.
-        return bool(self._block or self._held)
+        return self.octets
 
     @property
     def memory(self) -> int:
@@ -81,12 +80,14 @@ class InputBuffer:
         return self._block.__sizeof__() + self._held.__sizeof__()
 
     def feed(self, data: bytes) -> None:
+        self.octets += len(data)
         if not self._block and not self._held:
             self._block = data
         else:
             self._held += data
 
     def clear(self) -> None:
+        self.octets = 0
         self._block = b""
         self._offset = 0
         self._held.clear()
@@ -126,7 +127,7 @@ class InputBuffer:
             end = self._block.find(b"\n", self._offset)
         if end >= 0:
             return self._line(end, limit, discard_limit)
-        pending = len(self._block) - self._offset
+        pending = self.octets
         if pending and (self._discarded or pending > limit):
             self._note_letters(self._block[self._offset :])
             self._discarded += pending
@@ -159,6 +160,7 @@ class InputBuffer:
         return block[start : end - 1]
 
     def _use_up_to(self, offset: int) -> None:
+        self.octets -= offset - self._offset
         if offset < len(self._block):
             self._offset = offset
         else:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from elemta.envelope import BodyType, MailParameters, Notify, Return
+from elemta.envelope import NO_PARAMETERS, BodyType, MailParameters, Notify, Return
 from elemta.errors import AddressSyntaxError
 from elemta.smtp import replies
 from elemta.smtp.leniency import BINDING_PARAMETERS, Kinds, Leniency, forgive
@@ -60,7 +60,7 @@ def parse_mail_parameters(
     only, and unknown ones that match ``unknown``.
     """
     if not text:
-        return MailParameters()
+        return NO_PARAMETERS
     known = _MAIL if auth else _MAIL_WITHOUT_AUTH
     values = _parse(text, known, kinds, unknown)
     return values if isinstance(values, Reply) else MailParameters(**values)

@@ -5,22 +5,26 @@ Texts are generic and stable, since users' scripts read them; what is particular
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 from elemta.smtp.reply import Reply
 
 
+# Replies of every session: one object for each, with its octets.
+@lru_cache(maxsize=64)
 def greeting(hostname: str) -> Reply:
     # RFC 5321 §4.3.1
     return Reply.of(220, "", f"{hostname} ESMTP Elemta")
 
 
-def hello(hostname: str, keywords: Sequence[str] = ()) -> Reply:
+@lru_cache(maxsize=64)
+def hello(hostname: str, keywords: tuple[str, ...] = ()) -> Reply:
     """The reply to HELO, or with ``keywords`` to EHLO; neither has an enhanced code."""
     # RFC 2034 §4: the greeting and the reply to HELO and EHLO carry no enhanced status code.
     return Reply(250, "", (hostname, *keywords))
 
 
+@lru_cache(maxsize=64)
 def closing(hostname: str) -> Reply:
     return Reply.of(221, "2.0.0", f"{hostname} closing connection")
 

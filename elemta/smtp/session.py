@@ -16,6 +16,7 @@ in order after it and mean the same.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from elemta.smtp import authentication, lenient_grammar, replies, transaction_commands
 from elemta.smtp.commands import COMMANDS
@@ -57,8 +58,10 @@ class ServerSession:
         self, settings: SessionSettings, facts: SessionInfo, envelopes: MemoryBudget | None = None
     ) -> None:
         self._settings = settings
-        self._state = SessionState(settings, facts, envelopes or MemoryBudget())
-        self._input = InputBuffer(takes_bare_lf=not settings.strict)
+        #: The phase, the transaction, and what is said and asked.
+        self.state = SessionState(settings, facts, envelopes or MemoryBudget())
+        #: What the client sent and was not looked at yet.
+        self.input = InputBuffer(takes_bare_lf=not settings.strict)
         self._greeted = False
         self._talked_early = False
         self._ends_group = False
@@ -71,26 +74,26 @@ class ServerSession:
 
     @property
     def facts(self) -> SessionInfo:
-        return self._state.facts
+        return self.state.facts
 
     @property
     def transaction(self) -> TransactionInfo | None:
-        return self._state.transaction
+        return self.state.transaction
 
     @property
     def question(self) -> Question | None:
         """The question that waits for an answer."""
-        return self._state.question
+        return self.state.question
 
     @property
     def buffered(self) -> int:
         """Octets of input that were not looked at yet."""
-        return len(self._input)
+        return self.input.octets
 
     @property
     def input_memory(self) -> int:
         """The octets of memory that this input takes."""
-        return self._input.memory
+        return self.input.memory
 
     @property
     def receiving(self) -> bool:
@@ -98,24 +101,24 @@ class ServerSession:
 
         A chunk that is only read to be refused counts too.
         """
-        state = self._state
+        state = self.state
         return (state.message is not None or state.chunk is not None) and state.question is None
 
     @property
     def closed(self) -> bool:
-        return self._state.closed
+        return self.state.closed
 
     # What happens
 
     def open(self) -> list[Event]:
         """The connection stands, and with implicit TLS its handshake is done: ask whether it is accepted."""
-        if not self._state.closed:
-            self._state.ask(ConnectQuestion(self.facts), self._greet)
+        if not self.state.closed:
+            self.state.ask(ConnectQuestion(self.facts), self._greet)
         return self._events()
 
     def receive(self, data: bytes) -> list[Event]:
         """The client sent ``data``."""
-        state = self._state
+        state = self.state
         if state.closed or not data:
             return []
         if state.reading is ExpectedInput.HANDSHAKE:
@@ -124,28 +127,28 @@ class ServerSession:
             return self._events()
         if not self._greeted:
             self._talked_early = True
-        self._input.feed(data)
+        self.input.feed(data)
         if state.question is None and self._greeted and not (self.unread or self.held_up):
             return self._go_on()
         self.held_up |= self.unread
-        if len(self._input) > self._settings.max_pipelined:
+        if self.input.octets > self._settings.max_pipelined:
             state.reply_and_close("?", replies.TOO_MUCH_PIPELINED, "too much input behind an open question")
         return self._events()
 
     def answer(self, answer: Response) -> list[Event]:
         """The one answer to the open question; what was pipelined behind it goes on."""
-        state = self._state
+        state = self.state
         if state.closed:
             return []
         resume = state.resume
         if resume is None:
             raise RuntimeError("there is no question to answer")
-        if self._ends_group and self._input and isinstance(answer, Proceed):
+        if self._ends_group and self.input.octets and isinstance(answer, Proceed):
             self._refuse_group("DATA")
             return self._events()
         state.question = state.resume = None
         resume(answer)
-        if self._ends_group and self._input:
+        if self._ends_group and self.input.octets:
             # What is behind a refused DATA was meant as a message, or to be taken for one
             state.close("input behind DATA before its reply")
         self._ends_group = False
@@ -157,7 +160,7 @@ class ServerSession:
 
     def tls_started(self, info: TLSInfo) -> list[Event]:
         """The handshake that :class:`StartTLS` asked for is done: both sides begin anew (RFC 3207 §4.2)."""
-        state = self._state
+        state = self.state
         if state.reading is not ExpectedInput.HANDSHAKE:
             return []
         state.reset_after_tls()
@@ -167,7 +170,7 @@ class ServerSession:
 
     def shut(self, reply: Reply, reason: str) -> list[Event]:
         """The shell ends the session: ``reply`` is said, unless a TLS handshake is under way."""
-        state = self._state
+        state = self.state
         if state.closed:
             return []
         if state.reading is not ExpectedInput.HANDSHAKE:
@@ -177,35 +180,35 @@ class ServerSession:
 
     def lost(self) -> list[Event]:
         """The client is gone."""
-        state = self._state
+        state = self.state
         if state.closed:
             return []
         state.end_transaction(accepted=False)
         state.stop()
-        self._input.clear()
+        self.input.clear()
         return self._events()
 
     def take_output(self) -> bytes:
         """The replies since the last call, to be sent as they are."""
-        output = self._state.output
+        output = self.state.output
         if not output:
             return b""
         taken = output[0] if len(output) == 1 else b"".join(output)
         output.clear()
-        self._state.output_size = 0
+        self.state.output_size = 0
         return taken
 
     def _events(self) -> list[Event]:
-        state = self._state
+        state = self.state
         if state.closed:
-            self._input.clear()
+            self.input.clear()
         events, state.events = state.events, []
         return events
 
     # The greeting
 
     def _greet(self, answer: Response) -> None:
-        state = self._state
+        state = self.state
         self._greeted = True
         if isinstance(answer, Refuse):
             self._refuse_connection(answer)
@@ -226,14 +229,14 @@ class ServerSession:
         if self._talked_early:
             self._refuse_early_talker()
         else:
-            self._state.reply("", replies.greeting(self._settings.hostname))
+            self.state.reply("", replies.greeting(self._settings.hostname))
 
     def _refuse_early_talker(self) -> None:
         # RFC 5321 §4.3.1: a client waits for the greeting
-        self._state.reply_and_close("", replies.EARLY_TALKER, "early talker")
+        self.state.reply_and_close("", replies.EARLY_TALKER, "early talker")
 
     def _refuse_connection(self, answer: Refuse) -> None:
-        state = self._state
+        state = self.state
         reply = answer.reply
         reason = answer.reason or "refused"
         if reply.is_transient:
@@ -251,7 +254,7 @@ class ServerSession:
     # The input
 
     def _go_on(self) -> list[Event]:
-        state = self._state
+        state = self.state
         self.held_up = False
         while not state.closed:
             if self.unread or state.output_size > self._settings.max_output:
@@ -262,68 +265,60 @@ class ServerSession:
             if state.question is not None:
                 break
             reading = state.reading
-            if reading is ExpectedInput.COMMAND:
-                more = self._take_command()
-            elif reading is ExpectedInput.AUTH:
-                more = self._take_response()
-            elif reading is ExpectedInput.DATA:
-                more = self._take_data()
-            elif reading is ExpectedInput.CHUNK:
-                more = self._take_chunk()
-            else:
+            if not self.input.octets and reading is not ExpectedInput.CHUNK:
+                # Only a chunk may end without another octet.
                 break
-            if not more:
+            take = _TAKEN_BY.get(reading)
+            if take is None or not take(self):
                 break
         return self._events()
 
     def _take_data(self) -> bool:
-        block = self._input.block()
+        block = self.input.block()
         if not block:
             return False
-        self._input.consume(transaction_commands.take_data(self._state, block))
+        self.input.consume(transaction_commands.take_data(self.state, block))
         return True
 
     def _take_chunk(self) -> bool:
-        block = self._input.block()
-        chunk = self._state.chunk
+        block = self.input.block()
+        chunk = self.state.chunk
         if not block and chunk is not None and chunk.left:
             return False
-        self._input.consume(transaction_commands.take_chunk(self._state, block))
+        self.input.consume(transaction_commands.take_chunk(self.state, block))
         return True
 
     def _take_response(self) -> bool:
         settings = self._settings
-        line = self._input.take_line(settings.max_auth_line, settings.max_discarded_line)
+        line = self.input.take_line(settings.max_auth_line, settings.max_discarded_line)
         if line is None:
             return False
-        if self._input.ended_bare:
-            self._input.ended_bare = False
-            self._state.kinds.append(Leniency.BARE_LF)
-            self._state.report_forgiven("AUTH")
+        if self.input.ended_bare:
+            self.input.ended_bare = False
+            self.state.kinds.append(Leniency.BARE_LF)
+            self.state.report_forgiven("AUTH")
         if not self._close_for(line, "AUTH"):
-            authentication.take_response(self._state, line)
+            authentication.take_response(self.state, line)
         return True
 
     def _take_command(self) -> bool:
         settings = self._settings
-        if not self._input:
-            return False
-        if self._state.kinds:
+        if self.state.kinds:
             # Of a line that was refused in the end
-            self._state.kinds.clear()
-        if self._input.begins_with(_CLIENT_HELLO):
-            self._state.reply_and_close("?", replies.NOT_TLS_YET, "TLS on a plain port")
+            self.state.kinds.clear()
+        if self.input.begins_with(_CLIENT_HELLO):
+            self.state.reply_and_close("?", replies.NOT_TLS_YET, "TLS on a plain port")
             return True
-        line = self._input.take_line(settings.max_line, settings.max_discarded_line)
+        line = self.input.take_line(settings.max_line, settings.max_discarded_line)
         if line is None:
             return False
-        if self._input.ended_bare:
-            self._input.ended_bare = False
+        if self.input.ended_bare:
+            self.input.ended_bare = False
             line = self._line_of_bare_lf(line)
         if isinstance(line, bytes):
             self._execute(line)
         elif not self._close_for(line, "?"):
-            self._reject_unreadable(self._input.letters_of_long_line, replies.LINE_TOO_LONG)
+            self._reject_unreadable(self.input.letters_of_long_line, replies.LINE_TOO_LONG)
         return True
 
     def _line_of_bare_lf(self, line: bytes | LineFault) -> bytes | LineFault:
@@ -331,7 +326,7 @@ class ServerSession:
         if isinstance(line, bytes):
             if first_letters(line) == b"BDAT":
                 return LineFault.BARE_NEWLINE
-            self._state.kinds.append(Leniency.BARE_LF)
+            self.state.kinds.append(Leniency.BARE_LF)
         return line
 
     def _reject_unreadable(self, letters: bytes, reply: Reply) -> None:
@@ -340,25 +335,25 @@ class ServerSession:
         ``letters`` are the first letters of the line.
         """
         if letters == b"BDAT":
-            transaction_commands.end_at_unreadable_chunk(self._state)
-        elif letters == b"DATA" and self._input:
+            transaction_commands.end_at_unreadable_chunk(self.state)
+        elif letters == b"DATA" and self.input.octets:
             self._refuse_group("DATA")
         else:
-            self._state.protocol_error("?", reply)
+            self.state.protocol_error("?", reply)
 
     def _close_for(self, line: bytes | LineFault, verb: str) -> bool:
         """Close where the beginning of the next line is unknown."""
         if line is LineFault.BARE_NEWLINE:
             # RFC 5321 §2.3.8: what some reader takes for two lines is none here, nor is what follows
-            self._state.reply_and_close(verb, replies.BARE_NEWLINE_IN_COMMAND, "line ended by a bare LF")
+            self.state.reply_and_close(verb, replies.BARE_NEWLINE_IN_COMMAND, "line ended by a bare LF")
         elif line is LineFault.ENDLESS:
-            self._state.reply_and_close(verb, replies.TOO_LONG_A_LINE, "line without an end")
+            self.state.reply_and_close(verb, replies.TOO_LONG_A_LINE, "line without an end")
         else:
             return False
         return True
 
     def _execute(self, line: bytes) -> None:
-        state = self._state
+        state = self.state
         text, reply = None, replies.CONTROL_IN_COMMAND
         if _CONTROL.search(line) is None:
             try:
@@ -379,7 +374,7 @@ class ServerSession:
         self._perform(line, verb.upper(), argument)
 
     def _perform(self, line: bytes, verb: str, argument: str) -> None:
-        state = self._state
+        state = self.state
         command = COMMANDS.get(verb)
         if state.rejected_at_connect and verb != "QUIT":
             # RFC 5321 §3.1
@@ -389,7 +384,7 @@ class ServerSession:
                 state.reply_and_close("?", replies.NOT_HTTP, "HTTP on an SMTP port")
             else:
                 self._reject_unreadable(first_letters(line), replies.UNKNOWN_COMMAND)
-        elif command.ends_group and self._input:
+        elif command.ends_group and self.input.octets:
             self._refuse_group(verb)
         else:
             # RFC 5321 §4.1.1: trailing white space is tolerated
@@ -397,6 +392,12 @@ class ServerSession:
             self._ends_group = command.ends_group and state.question is not None
 
     def _refuse_group(self, verb: str) -> None:
-        self._state.reply_and_close(
-            verb, replies.IMPROPER_PIPELINING, f"input behind {verb} before its reply"
-        )
+        self.state.reply_and_close(verb, replies.IMPROPER_PIPELINING, f"input behind {verb} before its reply")
+
+
+_TAKEN_BY: dict[ExpectedInput, Callable[[ServerSession], bool]] = {
+    ExpectedInput.COMMAND: ServerSession._take_command,
+    ExpectedInput.AUTH: ServerSession._take_response,
+    ExpectedInput.DATA: ServerSession._take_data,
+    ExpectedInput.CHUNK: ServerSession._take_chunk,
+}

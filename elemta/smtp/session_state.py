@@ -49,6 +49,8 @@ class ExpectedInput(enum.Enum):
     HANDSHAKE = "a TLS handshake, which is not for us"
     NOTHING = "nothing"
 
+    __hash__ = object.__hash__
+
 
 class SessionState:
     """One session: its facts, its transaction, its output, and the counts of errors and refusals."""
@@ -97,19 +99,16 @@ class SessionState:
     def reply(self, verb: str, reply: Reply, reason: str = "") -> None:
         if self.held is not None:
             self._release_reply()
-        self._send(Replied(verb, reply, reason))
-
-    def _send(self, replied: Replied) -> None:
-        encoded = replied.reply.encode()
+        encoded = reply.encode()
         self.output.append(encoded)
         self.output_size += len(encoded)
-        self.events.append(replied)
+        self.events.append(Replied(verb, reply, reason))
 
     def _release_reply(self) -> None:
         """Send the reply that is held back, if there is one: nothing is ever sent before it."""
         held, self.held = self.held, None
         if held is not None:
-            self._send(held)
+            self.reply(held.verb, held.reply, held.reason)
 
     def pause(self) -> None:
         """Ask for the pause that the reply which is held back has to wait for."""

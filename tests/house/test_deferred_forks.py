@@ -11,7 +11,6 @@ FORK = re.compile(r"isinstance\([^()]*(?:\([^()]*\))?[^()]*\bDeferred\b")
 
 ALLOWED = {
     "deferred_value.py": "the driver",
-    "net/protocol.py": "reads no more input while an answer is out",
     "net/login.py": "cancels the policies' work when the client leaves",
     "policy_service/service.py": "answers in order, and does not wait where it need not",
     "policy/runner.py": "takes what a plugin returns: a verdict, a Deferred or a coroutine",

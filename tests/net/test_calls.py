@@ -1,0 +1,64 @@
+"""The Python functions of Elemta that run for a message: a figure that no busy machine changes.
+
+docs/performance.md has the figures of a whole daemon.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from pytest_twisted import ensureDeferred
+
+import elemta
+
+from .conftest import Client, Place, reply_of
+
+HERE = str(Path(elemta.__file__).parent)
+
+MOST = {
+    b"MAIL FROM:<a@client.test>\r\n": 57,
+    b"RCPT TO:<b@example.test>\r\n": 76,
+    b"DATA\r\n": 58,
+    b"Subject: x\r\n\r\nx\r\n.\r\n": 92,
+}
+"""The most functions for what a client sends, without any policy."""
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions of Elemta run in ``work()``."""
+    count = 0
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_filename.startswith(HERE)
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+async def connected(place: Place) -> Client:
+    """A client that has sent a message already: what is made once is there."""
+    place.chain_is_empty = True
+    client = place.connect()
+    client.envelope()
+    client.protocol.dataReceived(b"Subject: x\r\n\r\nx\r\n.\r\n")
+    await reply_of(client)
+    return client
+
+
+@ensureDeferred
+async def test_a_message_takes_few_calls(place: Place) -> None:
+    client = await connected(place)
+    taken = {}
+    for sent in MOST:
+        taken[sent] = calls(lambda sent=sent: client.protocol.dataReceived(sent))
+        (reply,) = await reply_of(client)
+        assert reply[:3] in ("250", "354")
+    assert {sent: count for sent, count in taken.items() if count > MOST[sent]} == {}, taken
