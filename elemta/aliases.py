@@ -23,9 +23,9 @@ from elemta.mailbox import MailboxKeys, canonical_domain, folded_address, folded
 
 # RFC 5321 §4.5.3.1.1: a tag is left out where the local-part would become longer than any host must take.
 _LONGEST_WITH_TAG = 64
-_REMEMBERED = 256
+_REMEMBERED = 1024
 # An expansion with more addresses than this is made anew each time.
-_MOST_REMEMBERED = 4096
+_MOST_REMEMBERED = 20_000
 # No character of a folded address
 _SAMPLE = "\x00"
 _NO_EQUIVALENT = "pipes, files and :include: have no equivalent: docs/aliases.md"
@@ -41,6 +41,11 @@ class AliasLine:
     number: int
     left: str
     targets: tuple[Address, ...]
+
+    @property
+    def keeps_local(self) -> bool:
+        """Whether the local-part of an address decides where its mail goes."""
+        return not all(target.local for target in self.targets)
 
     @property
     def sample(self) -> Address:
@@ -62,6 +67,9 @@ class _Match:
 _Step = tuple[int, str, str, str]
 """The application of a line to an address: number, local-part, domain, and the kind of its tag."""
 
+Way = tuple[int, str, str, str]
+"""Where an address leads: equal for two addresses that lead the same way, tags apart."""
+
 _ANY_TAG = "+"
 """The kind of a tag that no line names. All of them lead the same way."""
 
@@ -79,7 +87,7 @@ class Aliases:
         init=False, repr=False, compare=False, default_factory=dict
     )
     _named_tags: set[str] = field(init=False, repr=False, compare=False, default_factory=set)
-    _expanded: BoundedMap[tuple[str, int], tuple[Address, ...]] = field(
+    _expanded: BoundedMap[tuple[int, str, str, bool, str, int], tuple[Address, ...]] = field(
         init=False, repr=False, compare=False, default_factory=lambda: BoundedMap(_REMEMBERED)
     )
 
@@ -116,10 +124,41 @@ class Aliases:
         match = self._match(address)
         if match is None:
             return (address,)
-        key = f"{address.local}@{match.domain}", most
+        found = self._finals(match, address, most)
+        if self._kind(match.tag) != _ANY_TAG:
+            return found
+        placeholder = self.keys.delimiter + _SAMPLE
+        return tuple(_with_real_tag(each, placeholder, match.tag) for each in found)
+
+    def count(self, address: Address, most: int) -> int:
+        """How many addresses :meth:`expand` gives, which is found out in less time."""
+        match = self._match(address)
+        return 1 if match is None else len(self._finals(match, address, most))
+
+    def way(self, address: Address) -> Way | None:
+        """What is the same for all spellings and tags of an alias; None for an address that is none."""
+        match = self._match(address)
+        if match is None:
+            return None
+        kind = self._kind(match.tag)
+        local = (match.base, match.domain) if match.line.keeps_local else ("", "")
+        return match.line.number, *local, "" if kind == _ANY_TAG else kind
+
+    def _finals(self, match: _Match, address: Address, most: int) -> tuple[Address, ...]:
+        """Where a matched address leads; a placeholder stands for a tag that no line names.
+
+        So the result is the same for all tags, and is remembered. Without that a client could have a large
+        alias expanded for each of its commands.
+        """
+        kind, local = self._kind(match.tag), address.local
+        if kind == _ANY_TAG:
+            local = f"{self.keys.split_tag(local)[0]}{self.keys.delimiter}{_SAMPLE}"
+        # Quotes make no other address, but they are sent on.
+        named = (local, match.domain, address.unquoted) if match.line.keeps_local else ("", "", False)
+        key = match.line.number, *named, kind, most
         known = self._expanded.get(key)
         if known is None:
-            known = self._expand(address, most)
+            known = self._expand(replace(address, local=local), most)
             if len(known) <= _MOST_REMEMBERED:
                 self._expanded.keep(key, known)
         return known
@@ -139,9 +178,13 @@ class Aliases:
         return tuple(found.values())
 
     def _step(self, match: _Match) -> _Step:
-        tag = folded_local(match.tag)
-        kind = tag if not tag or tag in self._named_tags else _ANY_TAG
-        return match.line.number, match.base, match.domain, kind
+        return match.line.number, match.base, match.domain, self._kind(match.tag)
+
+    def _kind(self, tag: str) -> str:
+        if len(tag) < 2:
+            return ""
+        folded = folded_local(tag)
+        return folded if folded in self._named_tags else _ANY_TAG
 
     def _match(self, address: Address) -> _Match | None:
         by_left, domain = self._by_left, canonical_domain(address.domain)
@@ -251,6 +294,12 @@ def _with_tag(target: Address, tag: str) -> Address:
     if len(tag) < 2 or len((target.local + tag).encode("utf-8", "surrogatepass")) > _LONGEST_WITH_TAG:
         return target
     return replace(target, local=target.local + tag)
+
+
+def _with_real_tag(address: Address, placeholder: str, tag: str) -> Address:
+    if not address.local.endswith(placeholder):
+        return address
+    return _with_tag(replace(address, local=address.local.removesuffix(placeholder)), tag)
 
 
 # The file

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from elemta.address import Address
 from elemta.address_files import read_lines, shortened, unquoted
-from elemta.aliases import Aliases, AliasLine, read_aliases
+from elemta.aliases import Aliases, AliasLine, Way, read_aliases
 from elemta.config import Config, DomainsConfig, Network
 from elemta.errors import ConfigError, Fault
 from elemta.mailbox import MailboxKeys, canonical_domain, folded_address
@@ -95,6 +95,14 @@ class Domains:
         One address for each mailbox. Where there are more than ``most``, there are ``most + 1``.
         """
         return self.aliases.expand(address, most) if self.aliases.lines else (address,)
+
+    def count_targets(self, address: Address, most: int) -> int:
+        """How many addresses :meth:`expand` gives."""
+        return self.aliases.count(address, most)
+
+    def way(self, address: Address) -> Way | Address:
+        """What is equal for two addresses whose mail goes the same way, tags apart."""
+        return self.aliases.way(address) or self.mailbox(address)
 
     def leads_to(self, address: Address, user: str) -> bool:
         """Whether mail for the address reaches a mailbox of the user, directly or by aliases.

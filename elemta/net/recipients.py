@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from elemta.address import Address
+from elemta.aliases import Way
 from elemta.domains import Domains
 from elemta.envelope import Notify, Recipient
 from elemta.smtp.session_info import TransactionInfo
+
+# What a mailbox takes in a set: an address and its texts
+_MAILBOX = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +53,17 @@ def final_recipients(domains: Domains, named: Sequence[Recipient], most: int) ->
         return FinalRecipients((named[0],), (), named[0].address)
     found: dict[Address, tuple[Recipient, bool]] = {}
     aliases: list[ExpandedAlias] = []
-    # What was named, whatever its spelling: a mailbox, or where an alias leads
-    ways: dict[Address | tuple[Address, ...], Address] = {}
+    ways: dict[Way | Address, Address] = {}
     for recipient in named:
         address = recipient.address
-        targets = domains.expand(address, most)
-        if targets == (address,):
-            mailbox = domains.mailbox(address)
-            ways.setdefault(mailbox, address)
-            if not found.get(mailbox, (recipient, False))[1]:
-                found[mailbox] = recipient, True
-        elif targets not in ways:
-            ways[targets] = address
+        way = domains.way(address)
+        is_new = way not in ways
+        ways.setdefault(way, address)
+        if isinstance(way, Address):
+            if not found.get(way, (recipient, False))[1]:
+                found[way] = recipient, True
+        elif is_new:
+            targets = domains.expand(address, most)
             aliases.append(ExpandedAlias(recipient, targets))
             for each in _forwarded(recipient, targets):
                 found.setdefault(domains.mailbox(each.address), (each, False))
@@ -91,32 +94,67 @@ def _original(address: Address) -> str:
 class RecipientCount:
     """Counts the mailboxes of one transaction while its recipients are named, so that none is too many.
 
-    Recipients by an alias count as they are in the end. The count is at most too high, by mailboxes that were
-    named more than once; it is made exact before anything is refused.
+    Recipients by an alias count as they are in the end. First that is a sum, which is at most too high. When
+    it comes to ``most``, the mailboxes themselves are kept, so that each further command takes little time.
     """
 
     def __init__(self, domains: Domains, most: int) -> None:
         self._domains = domains
         self._most = most
         self._transaction: TransactionInfo | None = None
-        self._beyond = 0
+        self._named = 0
+        self._sum = 0
+        self._ways: set[Way] = set()
+        self._mailboxes: set[Address] | None = None
 
     def admits(self, transaction: TransactionInfo, recipient: Recipient) -> bool:
         """Whether the transaction can take one more recipient."""
-        if self._transaction is not transaction:
-            self._transaction, self._beyond = transaction, 0
-        new = self._count(recipient)
-        if len(transaction.recipients) + self._beyond + new <= self._most:
+        if not self._domains.aliases:
+            # As many as were named; the session counts them.
             return True
-        known = final_recipients(self._domains, transaction.recipients, self._most)
-        if known is not None:
-            self._beyond = len(known.recipients) - len(transaction.recipients)
-        both = (*transaction.recipients, recipient)
-        return final_recipients(self._domains, both, self._most) is not None
+        if self._transaction is not transaction or self._named != len(transaction.recipients):
+            self._begin(transaction)
+        way = self._domains.way(recipient.address)
+        if not isinstance(way, Address) and way in self._ways:
+            return True
+        new = self._domains.count_targets(recipient.address, self._most)
+        if self._mailboxes is None:
+            if self._sum + new <= self._most:
+                return True
+            self._keep_mailboxes(transaction)
+        known = self._mailboxes or set()
+        return len(known) + len(self._mailboxes_of(recipient) - known) <= self._most
 
     def accepted(self, recipient: Recipient) -> None:
         """The transaction takes it."""
-        self._beyond += self._count(recipient) - 1
+        if self._transaction is not None:
+            self._count(recipient)
 
-    def _count(self, recipient: Recipient) -> int:
-        return len(self._domains.expand(recipient.address, self._most))
+    def _begin(self, transaction: TransactionInfo) -> None:
+        """A new transaction, or one whose recipients a policy changed."""
+        self._transaction, self._named, self._sum = transaction, 0, 0
+        self._ways, self._mailboxes = set(), None
+        for recipient in transaction.recipients:
+            self._count(recipient)
+
+    def _count(self, recipient: Recipient) -> None:
+        self._named += 1
+        way = self._domains.way(recipient.address)
+        if isinstance(way, Address):
+            self._sum += 1
+        elif way not in self._ways:
+            self._ways.add(way)
+            self._sum += self._domains.count_targets(recipient.address, self._most)
+        else:
+            return
+        if self._mailboxes is not None:
+            self._mailboxes |= self._mailboxes_of(recipient)
+
+    def _keep_mailboxes(self, transaction: TransactionInfo) -> None:
+        final = final_recipients(self._domains, transaction.recipients, self._most)
+        known = () if final is None else final.recipients
+        self._mailboxes = {self._domains.mailbox(each.address) for each in known}
+        transaction.memory.take(len(self._mailboxes) * _MAILBOX)
+
+    def _mailboxes_of(self, recipient: Recipient) -> set[Address]:
+        return set(map(self._domains.mailbox, self._domains.expand(recipient.address, self._most)))

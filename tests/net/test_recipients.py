@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elemta.address import NULL, Address
-from elemta.aliases import AliasLine
+from elemta.aliases import Aliases, AliasLine
 from elemta.domains import Domains
 from elemta.envelope import Envelope, MailParameters, Notify, Recipient
 from elemta.message.notice import DsnAction
@@ -165,3 +165,41 @@ def test_the_count_begins_anew_with_each_transaction_and_knows_what_policies_rem
         assert not count.admits(transaction, two)
         transaction.recipients.clear()
         assert count.admits(transaction, two)
+
+
+def test_an_alias_named_with_another_tag_is_the_same_alias() -> None:
+    named = ["many+a@d.example", "MANY+b@D.example", "many@d.example"]
+    assert copies(*named) == copies("many+a@d.example")
+    assert copies("many+a@d.example")[0] == ("u0+a@other.example", None, "rfc822;many+a@d.example")
+
+
+def test_no_command_has_a_large_alias_expanded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expanded: list[Address] = []
+    whole = Aliases._expand
+
+    def counted(self: Aliases, address: Address, most: int) -> tuple[Address, ...]:
+        expanded.append(address)
+        return whole(self, address, most)
+
+    monkeypatch.setattr(Aliases, "_expand", counted)
+    people = tuple(address(f"u{number}@d.example") for number in range(900))
+    domains = Domains(
+        frozenset({"d.example", "e.example"}),
+        delimiter="+",
+        alias_lines=(AliasLine(1, "all", people), line(2, "@e.example", "all@d.example")),
+    )
+    count = RecipientCount(domains, 1000)
+    transaction = TransactionInfo(Address("a", "b.example"), MailParameters())
+    named = [f"all+{number}@d.example" for number in range(300)]
+    named += [f"x{number}+{number}@e.example" for number in range(300)]
+    named += [f"u{number}+{number}@d.example" for number in range(300)]
+    for each in named:
+        recipient = Recipient(address(each))
+        assert count.admits(transaction, recipient)
+        count.accepted(recipient)
+        transaction.recipients.append(recipient)
+    final = final_recipients(domains, transaction.recipients, 1000)
+    assert final is not None
+    assert len(final.recipients) == 900
+    # Once for each line, and whether there is a tag
+    assert len(expanded) <= 4
