@@ -17,6 +17,14 @@ from zope.interface import implementer
 
 from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import IPAddress
+from elemta.delivery.next_hop_state import (
+    ContentFlow,
+    FlowChange,
+    TLSChange,
+    TLSState,
+    next_flow,
+    next_tls,
+)
 from elemta.delivery.outbound_tls import OutboundHandshake, OutboundTLSRefused
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
@@ -66,23 +74,21 @@ class NextHopConnection(Protocol):
         self.name = name
         self.address = address
         self.served = 0
-        self.tls_failed = False
         self.login_refused = False
         #: What the next hop offered and refused, and how many recipients it takes (0: any number).
         self.offers_refused: set[str] = set()
         self.most_recipients = 0
         self._session = ClientSession(settings)
         self._handshake = handshake
-        self._handshaking = False
+        self._tls_state = TLSState.CLEAR
+        self._flow = ContentFlow.NONE
         self._lifetime = lifetime
         self._read = read
         self._settled: Deferred[TransactionDone] | None = None
         self._transaction: ClientTransaction | None = None
         self._open_content: OpenContent | None = None
         self._wire: Connection | None = None
-        self._paused = False
         self._may_go_on: Deferred[None] | None = None
-        self._producing = False
         self._deadline = MovableDeadline(clock)
         self._life = MovableDeadline(clock)
         self._awaited: tuple[int, float | None] = (-1, None)
@@ -106,6 +112,11 @@ class NextHopConnection(Protocol):
     def tls(self) -> TLSInfo | None:
         """What protects the connection; None: nothing."""
         return self._session.tls
+
+    @property
+    def tls_failed(self) -> bool:
+        """Whether there is no TLS with this server that works."""
+        return self._tls_state is TLSState.FAILED
 
     def send(self, transaction: ClientTransaction, open_content: OpenContent) -> Deferred[TransactionDone]:
         """Send a transaction; fires with what it came to, and fails only by a fault of ours."""
@@ -140,9 +151,9 @@ class NextHopConnection(Protocol):
         self._flush()
 
     def handshakeCompleted(self) -> None:
-        if self._wire is None or self._handshake is None or not self._handshaking:
+        if self._wire is None or self._handshake is None or self._tls_state is not TLSState.HANDSHAKE:
             return
-        self._handshaking = False
+        self._tls_change(TLSChange.DONE)
         try:
             info = self._handshake.check(cast(SSL.Connection, self._wire.getHandle()))
         except OutboundTLSRefused as error:
@@ -189,12 +200,13 @@ class NextHopConnection(Protocol):
 
     def _lost(self, reason: Failure | None) -> None:
         text = reason.getErrorMessage() if reason is not None else "closed"
-        if self._handshaking and self._handshake is not None and not self._session.closed:
-            self._handshaking = False
+        in_handshake = self._tls_state is TLSState.HANDSHAKE
+        if in_handshake and self._handshake is not None and not self._session.closed:
             self._tls_failed(self._handshake.reason(reason) if reason is not None else text)
         elif not self._session.closed:
             # A server that breaks off at the first words under TLS has no TLS that works.
-            self.tls_failed = self.tls is not None and not self._session.features.keywords
+            if self.tls is not None and not self._session.features.keywords:
+                self._tls_change(TLSChange.FAIL)
             self._act(self._session.lost(text))
         self._deadline.stop()
         self._life.stop()
@@ -203,10 +215,10 @@ class NextHopConnection(Protocol):
     # Back-pressure
 
     def pauseProducing(self) -> None:
-        self._paused = True
+        self._flow = next_flow(self._flow, FlowChange.PAUSE)
 
     def resumeProducing(self) -> None:
-        self._paused = False
+        self._flow = next_flow(self._flow, FlowChange.RESUME)
         self._go_on()
 
     def stopProducing(self) -> None:
@@ -220,7 +232,7 @@ class NextHopConnection(Protocol):
 
     @property
     def _is_kept(self) -> bool:
-        return not self._session.closed and (self._paused or self._session.congested)
+        return not self._session.closed and (self._flow is ContentFlow.PAUSED or self._session.congested)
 
     # The session speaks
 
@@ -264,7 +276,8 @@ class NextHopConnection(Protocol):
 
     def _settle(self, event: TransactionDone) -> None:
         # A server that ends at STARTTLS has no TLS that works either.
-        self.tls_failed = self.tls_failed or (self._session.closed and self._session.starttls_refused)
+        if self._session.closed and self._session.starttls_refused:
+            self._tls_change(TLSChange.FAIL)
         settled, self._settled = self._settled, None
         try:
             self.served += 1
@@ -287,11 +300,14 @@ class NextHopConnection(Protocol):
     def _start_tls(self) -> None:
         self._flush()
         if self._wire is not None and self._handshake is not None:
-            self._handshaking = True
+            self._tls_change(TLSChange.START)
             self._wire.startTLS(self._handshake)
 
+    def _tls_change(self, change: TLSChange) -> None:
+        self._tls_state = next_tls(self._tls_state, change)
+
     def _tls_failed(self, reason: str) -> None:
-        self.tls_failed = True
+        self._tls_change(TLSChange.FAIL)
         _log.warn(
             "TLS with a next hop failed", event="delivery.tls_failed", next_hop=self.name, reason=reason
         )
@@ -326,7 +342,8 @@ class NextHopConnection(Protocol):
     # Ends
 
     def _too_late(self) -> None:
-        self.tls_failed = self.tls_failed or self._handshaking
+        if self._tls_state is TLSState.HANDSHAKE:
+            self._tls_change(TLSChange.FAIL)
         self._act(self._session.timed_out())
 
     def _outlived(self) -> None:
@@ -359,7 +376,7 @@ class NextHopConnection(Protocol):
         content = await self._open_content()
         try:
             if self._wire is not None and not self._session.closed:
-                self._producing = True
+                self._flow = next_flow(self._flow, FlowChange.BEGIN)
                 self._wire.registerProducer(self, True)
             sent = 0
             stored = content.seek(0, os.SEEK_END)
@@ -390,6 +407,6 @@ class NextHopConnection(Protocol):
         self._flush()
 
     def _end_producing(self) -> None:
-        if self._producing and self._wire is not None:
-            self._producing = False
+        if self._flow in (ContentFlow.FLOWING, ContentFlow.PAUSED) and self._wire is not None:
+            self._flow = next_flow(self._flow, FlowChange.END)
             self._wire.unregisterProducer()

@@ -14,6 +14,14 @@ from twisted.python.failure import Failure
 from elemta.errors import SpoolError, SpoolFull
 from elemta.metrics import SpoolMetrics
 from elemta.runtime import OrderedWorker, Runtime
+from elemta.spool.commit_state import (
+    IN_BATCH,
+    IN_REOPENING,
+    TRUSTED,
+    CommitChange,
+    CommitState,
+    next_state,
+)
 from elemta.spool.disk import DiskFailure, failure_of, refusal
 from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, QueueCounts
 from elemta.spool.records import SpoolSettings
@@ -51,8 +59,10 @@ class GroupCommit:
         after_batch: Callable[[Sequence[PendingOperation], Batch], None],
         settled: Callable[[], None],
     ) -> None:
+        #: Whether the disk is trusted.
         self.healthy = True
         self.ledger = ledger
+        self._state = CommitState.IDLE
         self._settings = settings
         self._reactor = runtime.reactor
         self._threads = threads
@@ -61,12 +71,10 @@ class GroupCommit:
         self._after_batch = after_batch
         self._notify_settled = settled
         self._pending: list[PendingOperation] = []
-        self._running = False
         self._closing = False
         self._maintenance_due = False
         self._start_call: IDelayedCall | None = None
         self._reopen_call: IDelayedCall | None = None
-        self._reopening = False
         self._pause = settings.first_reopen
         self._late: list[DeliveryResult] = []
         self._unsettled = 0
@@ -98,7 +106,7 @@ class GroupCommit:
             self._conclude([PendingOperation(operation, done, value)], refused)
             return done
         self._pending.append(PendingOperation(operation, done, value))
-        if not self._running and self._start_call is None:
+        if self._state not in IN_BATCH and self._start_call is None:
             # At the end of this turn of the reactor: all that it still brings goes along.
             self._start_call = self._reactor.callLater(0, self._start)
         return done
@@ -106,10 +114,10 @@ class GroupCommit:
     def maintain(self) -> None:
         """Write what is left from a full disk, and tidy the log; to be called now and then."""
         self._maintenance_due = True
-        if not self.healthy and not self._reopening and not self._is_reopen_due:
+        if self._state not in (*TRUSTED, *IN_REOPENING) and not self._is_reopen_due:
             # A fault of ours ended the tries.
             self._schedule_reopen()
-        if self.healthy and not self._closing and not self._running:
+        if self._state is CommitState.IDLE and not self._closing:
             try:
                 self._run_next()
             except Exception:
@@ -121,7 +129,7 @@ class GroupCommit:
         if self._reopen_call is not None and self._reopen_call.active():
             self._reopen_call.cancel()
             self._reopen_call = None
-        while self._running or self._pending or self._reopening:
+        while self._pending or self._state in (*IN_BATCH, *IN_REOPENING):
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
             await idle
@@ -153,7 +161,7 @@ class GroupCommit:
 
     def _start(self) -> None:
         self._start_call = None
-        if self._running:
+        if self._state in IN_BATCH:
             return
         if not self._pending:
             self._notify_idle()
@@ -182,7 +190,7 @@ class GroupCommit:
         """Hand what waits to the commit thread, at most a batch."""
         entries = self._next_batch()
         try:
-            self._running = True
+            self._change(CommitChange.BEGIN)
             maintain, self._maintenance_due = self._maintenance_due, False
             late, self._late = self._late, []
             self._unsettled += len(late)
@@ -200,7 +208,8 @@ class GroupCommit:
         Callers get an error, settlements are written again, and new messages are taken back.
         """
         _log.failure("a batch failed in an unforeseen way", failure, event="spool.batch_failed")
-        self._running, self._start_call = False, None
+        self._change(CommitChange.END)
+        self._start_call = None
         at_work, self._at_work = self._at_work, []
         for entries, late in at_work:
             operations = [entry.operation for entry in entries if not entry.done.called]
@@ -251,7 +260,7 @@ class GroupCommit:
             self._reactor.callFromThread(self.distrust, doubt)
 
     def _finished(self, batch: Batch, entries: list[PendingOperation], late: list[DeliveryResult]) -> None:
-        self._running = False
+        self._change(CommitChange.END)
         was_settled = self.settled
         # What a fault kept the store from taking over.
         self._late += late
@@ -270,7 +279,7 @@ class GroupCommit:
         self._at_work = [each for each in self._at_work if each[0] is not entries]
         if self.settled and not was_settled:
             self._notify_settled()
-        if not self._running:
+        if self._state not in IN_BATCH:
             self._notify_idle()
 
     def _conclude(self, entries: list[PendingOperation], batch: Batch) -> None:
@@ -307,7 +316,7 @@ class GroupCommit:
         """Refuse everything until the disk has proved anew that it works."""
         if not self.healthy:
             return
-        self.healthy = False
+        self._change(CommitChange.FAIL)
         _log.critical(
             "the spool's disk failed; nothing is accepted until it is trusted again",
             event="spool.disk_failed",
@@ -332,7 +341,7 @@ class GroupCommit:
 
     def _reopen(self) -> None:
         self._reopen_call = None
-        self._reopening = True
+        self._change(CommitChange.REOPEN)
         late, self._late = self._late, []
         doubtful, self._doubtful = self._doubtful, []
         try:
@@ -348,8 +357,7 @@ class GroupCommit:
         self._doubtful[:0] = doubtful
 
     def _reopened(self, ledger: QueueCounts) -> None:
-        self._reopening = False
-        self.healthy = True
+        self._change(CommitChange.TRUST)
         self._pause = self._settings.first_reopen
         self.ledger = ledger
         # The thread that changes it has nothing to do at this moment.
@@ -364,10 +372,14 @@ class GroupCommit:
             self._notify_settled()
 
     def _still_broken(self, failure: Any) -> None:
-        self._reopening = self.healthy = False
+        self._change(CommitChange.FAIL)
         _log.error("the spool's disk still fails", event="spool.disk_still_fails", reason=str(failure.value))
         self._notify_idle()
         self._schedule_reopen()
+
+    def _change(self, change: CommitChange) -> None:
+        self._state = next_state(self._state, change)
+        self.healthy = self._state in TRUSTED
 
     def _notify_idle(self) -> None:
         idle, self._idle = self._idle, []
