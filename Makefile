@@ -13,7 +13,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -70,6 +70,9 @@ campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey
 
 multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, while parts fail; as root
 	@tests/multinode/run $(VENV)/bin/python $(ARGS)
+
+interop: $(VENV)/.test ## real senders and next hops, from Debian, npm and PyPI, and a table of what works; as root
+	@tests/interop/run $(VENV)/bin/python $(ARGS)
 
 house: $(VENV)/.test ## figures about the code: sizes, and the frames on the way of a message and of a limit
 	@$(VENV)/bin/python .ci/house $(ARGS)
