@@ -25,6 +25,7 @@ _PIPELINED = 50
 _PIPELINED_CHUNKS = 4
 # RFC 5321 §4.2.2, §4.2.4: a command, a parameter or its value is not known or not implemented.
 _NOT_KNOWN = frozenset({500, 501, 502, 504, 555})
+_BY_WORTH = ("SIZE", "DSN", "8BITMIME", "SMTPUTF8")
 # RFC 5321 §4.2.4, RFC 3030 §2: the server does not know BDAT after all, or not here.
 _NO_BDAT = frozenset({500, 502, 503})
 _STORAGE = re.compile(r"storage|space|disk|quota|full|size", re.IGNORECASE)
@@ -39,8 +40,10 @@ class TransactionExchange:
         self._encoder: ContentEncoder | ChunkEncoder = ContentEncoder()
         # The server may still hold an envelope that came to no end.
         self._left_open = False
-        # Keywords that the server may have refused: that shows when it accepts a command without them.
+        # Keywords that are left out for now, and the one that was left out last: it is what the server
+        # refuses if it accepts MAIL then.
         self._doubted: set[str] = set()
+        self._last_doubt = ""
         # MAIL was refused, and is sent again without what is doubted.
         self._restarting = False
         # Recipients that were refused when DSN parameters stood behind them.
@@ -73,8 +76,8 @@ class TransactionExchange:
 
     def open(self, results: TransactionResults) -> None:
         """Settle what can't go to this server; send the rest its envelope."""
-        self._doubted.clear()
         self._without_dsn.clear()
+        self._doubts_end("")
         self._full_at = self._was_full_at = 0
         self._open_envelope(results)
         self.advance()
@@ -173,16 +176,17 @@ class TransactionExchange:
             results.reached = ReachedStage.ANSWERED
         if reply.code // 100 == 2:
             self._left_open = True
-            self._confirm(self._doubted - {"DSN"} if self._without_dsn else self._doubted)
+            self._doubts_end(self._last_doubt)
             return
         # Without pipelining there is nothing to wait for; with it the answers to the rest are due.
         state.waiting.clear()
-        blamed = _blamed(command, reply, results) if results is not None else frozenset()
+        blamed = _blamed(command, reply, results) if results is not None else ""
         if blamed:
-            self._doubted |= blamed
+            self._doubted.add(blamed)
+            self._last_doubt = blamed
             self._restarting = True
         else:
-            self._doubted.clear()
+            self._doubts_end("")
             state.result_for_rest(reply, "MAIL")
 
     def rcpt_answered(self, command: SentCommand, reply: Reply) -> None:
@@ -212,7 +216,7 @@ class TransactionExchange:
         results.accept(index)
         self._full_at = 0
         if index in self._without_dsn:
-            self._confirm({"DSN"})
+            self._state.distrust("DSN")
         if self._was_full_at:
             # It took no more with the envelope before, and goes on with this one.
             self._state.limit_recipients(self._was_full_at)
@@ -228,11 +232,12 @@ class TransactionExchange:
             results.postpone(command.recipients[0])
             waiting.remove(command)
 
-    def _confirm(self, keywords: Iterable[str]) -> None:
-        """The server accepted a command without these."""
-        for keyword in sorted(keywords):
-            self._doubted.discard(keyword)
-            self._state.distrust(keyword)
+    def _doubts_end(self, culprit: str) -> None:
+        """MAIL has its answer: what was left out beside the culprit, if there is one, may be right."""
+        if culprit:
+            self._state.distrust(culprit)
+        self._last_doubt = ""
+        self._doubted = {"DSN"} if self._without_dsn else set()
 
     def data_answered(self, _: SentCommand, reply: Reply) -> None:
         state, results = self._state, self._state.results
@@ -315,10 +320,10 @@ def _says_only_that(reply: Reply) -> bool:
     return plain or reply.enhanced[1:] == ".5.3"
 
 
-def _blamed(command: SentCommand, reply: Reply, results: TransactionResults) -> frozenset[str]:
-    """The keywords whose parameters may be why MAIL was refused, and without which the message can go."""
+def _blamed(command: SentCommand, reply: Reply, results: TransactionResults) -> str:
+    """The keyword whose parameters may be why MAIL was refused, and without which the message can go."""
     if reply.code not in _NOT_KNOWN:
-        return frozenset()
+        return ""
     transaction = results.transaction
     used = offers_used(command.line, transaction.sender)
     needs = [_address(results, index).needs_smtputf8 for index in results.due]
@@ -327,6 +332,10 @@ def _blamed(command: SentCommand, reply: Reply, results: TransactionResults) -> 
     if transaction.utf8_header:
         # One of the two has to say that there are octets beyond ASCII in the header.
         used -= {"8BITMIME"}
-    # Where the reply names it, only that; and last what some recipients need.
-    named = used & named_offers(reply.text)
-    return named or (used - {"SMTPUTF8"} if any(needs) else used) or used
+    # First what the reply names, and last what costs most to be without. One at a time, so that nothing is
+    # blamed that the server knows.
+    for keywords in (used & named_offers(reply.text), used):
+        for keyword in _BY_WORTH:
+            if keyword in keywords:
+                return keyword
+    return ""

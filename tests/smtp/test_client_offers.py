@@ -198,9 +198,8 @@ def test_a_parameter_of_mail_that_is_offered_and_refused_is_left_out(
     talk = Talk(server)
     assert talk.statuses == [OK, OK, OK]
     assert server.delivered == [["r0@example.com", "r1@example.com", "r2@example.com"]]
-    assert keyword in talk.refused
+    assert talk.refused == [keyword]
     if says_which:
-        assert talk.refused == [keyword]
         assert not talk.done[-1].outcomes[0].dsn_passed_on or keyword != "DSN"
     # The next message of this connection does not try it again.
     asked = len(server.commands("MAIL"))
@@ -265,6 +264,19 @@ def test_a_message_is_not_sent_without_what_it_needs() -> None:
     talk = Talk(server, replace(MESSAGE, recipients=(jose, *people(1))))
     assert (talk.statuses, talk.done[-1].outcomes[0].enhanced) == ([F, OK], "5.6.7")
     assert server.delivered == [["r0@example.com"]]
+
+
+def test_two_parameters_that_are_refused_are_both_learnt_and_no_other() -> None:
+    server = Server([("MAIL .* (?:BODY|SIZE)=", "501 no")])
+    talk = Talk(server)
+    assert talk.statuses == [OK, OK, OK]
+    talk.another()
+    assert talk.statuses == [OK, OK, OK]
+    assert sorted(talk.refused) == ["8BITMIME", "SIZE"]
+    asked = len(server.commands("MAIL"))
+    talk.another()
+    assert server.commands("MAIL")[asked:] == ["MAIL FROM:<a@example.org> SMTPUTF8 RET=HDRS ENVID=e1"]
+    assert len(server.delivered) == 3
 
 
 # SMTPUTF8
