@@ -54,6 +54,17 @@ class SpoolFull(SpoolError):
     """There is no space on the spool's disk."""
 
 
+class NotSigned(SpoolError):
+    """A policy that signs failed, and its ``on_error`` keeps the message out of the queue.
+
+    ``refused``: the operator chose to refuse it for good.
+    """
+
+    def __init__(self, words: str, *, refused: bool = False) -> None:
+        super().__init__(words)
+        self.refused = refused
+
+
 class SpoolLocked(SpoolError):
     """Another process owns this partition of the spool; it is of ``node``, where that is known."""
 

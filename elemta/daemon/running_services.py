@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, DeferredList
@@ -18,14 +18,18 @@ from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.listeners import ListenAddress
 from elemta.daemon.spool_ownership import PartitionOwnership
+from elemta.deferred_value import MaybeDeferred
 from elemta.delivery import DeliveryScheduler
 from elemta.delivery.outbound_limits import OutboundLimiter
+from elemta.envelope import Envelope
 from elemta.metric_registry import LabelledValue
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.metrics import LoopLag
-from elemta.spool import Spool
+from elemta.policy.message_view import MessageContent
+from elemta.spool import MessageWriter, Spool, Submission
+from elemta.spool.content import Content
 
 
 class DeliveryFactory:
@@ -55,7 +59,26 @@ class DeliveryFactory:
         """For another node's; it is not started. The metrics do not show its destinations."""
         return self._from(spool)
 
+    # As the signer of each spool
+
+    @property
+    def signs(self) -> bool:
+        """Whether any policy signs what leaves."""
+        return self._components.chain.delivery_hooks.signs
+
+    def sign(self, envelope: Envelope, writer: MessageWriter, submission: Submission) -> MaybeDeferred[bytes]:
+        """Let the policies sign a message, which is whole but for their fields."""
+        block, size = submission.header_block, writer.size
+        content = MessageContent(
+            len(block) + size,
+            block + writer.head,
+            lambda: cast(BinaryIO, Content(block, writer.open(), size)),
+            utf8=submission.parameters.smtputf8,
+        )
+        return self._components.chain.delivery_hooks.sign(envelope, content)
+
     def _from(self, spool: Spool) -> DeliveryScheduler:
+        spool.signer = self
         return DeliveryScheduler(
             self._shared.runtime,
             spool,

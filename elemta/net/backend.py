@@ -12,7 +12,7 @@ from elemta.address import NULL, Address
 from elemta.deferred_value import MaybeDeferred, Steps, fired_value, run, then
 from elemta.delivery.routes import MaildirRoute
 from elemta.envelope import Client, Envelope, Recipient
-from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
+from elemta.errors import MailboxUnknown, NotSigned, SpoolError, SpoolFull
 from elemta.message.header_reader import HeaderReader
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
@@ -549,6 +549,8 @@ class SessionBackend:
             error=str(error),
         )
         reply = replies.STORAGE_FULL if isinstance(error, SpoolFull) else replies.LOCAL_TROUBLE
+        if isinstance(error, NotSigned) and error.refused:
+            reply = replies.REFUSED_BY_POLICY
         return Refuse(reply, reason=f"spool: {error}")
 
     def transaction_ended(self, transaction: TransactionInfo, accepted: bool) -> None:

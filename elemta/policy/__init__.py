@@ -47,10 +47,12 @@ from elemta.policy.interfaces import (
     IOutcomeObserver,
     IPolicyPlugin,
     IRcptPolicy,
+    ISigner,
     LoginOutcome,
     PolicyAnswer,
 )
 from elemta.policy.limit_replies import limit_verdict
+from elemta.policy.message_view import OutgoingMessage
 from elemta.policy.policy_resolver import Resolver
 from elemta.policy.policy_store import Store
 from elemta.policy.policy_threads import InThreads
@@ -136,6 +138,7 @@ __all__ = [
     "IOutcomeObserver",
     "IPolicyPlugin",
     "IRcptPolicy",
+    "ISigner",
     "InThreads",
     "LimitRefusal",
     "Limits",
@@ -152,6 +155,7 @@ __all__ = [
     "Notify",
     "OnError",
     "Outcome",
+    "OutgoingMessage",
     "PluginInfo",
     "PluginMetrics",
     "PolicyAnswer",

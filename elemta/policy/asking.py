@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -21,7 +21,6 @@ from elemta.policy.call_context import CallContext
 from elemta.policy.interfaces import FailureKind
 from elemta.policy.runner import SLOW, BegunCall, PolicyCall, PolicyFailure, begin, cancel
 from elemta.policy.verdicts import CONTINUE, Continue, Verdict, verdict_problem
-from elemta.policy.views import Transaction
 
 _log = Logger()
 
@@ -35,6 +34,12 @@ class ChainDecision:
 
 
 NO_OPINION = ChainDecision(CONTINUE, "")
+
+
+class ChangeableView(Protocol):
+    """What a policy may change while it is asked, and not after that."""
+
+    def close(self) -> None: ...
 
 
 class ChainQuestion:
@@ -55,7 +60,7 @@ class ChainQuestion:
         # An Accept that did not decide, because relaying is asked for and its policy may not grant it
         self._accepted: ChainDecision | None = None
         # What the policy that is asked now may change
-        self._view: Transaction | None = None
+        self._view: ChangeableView | None = None
 
     def _ask_each(self, calls: Iterator[PolicyCall]) -> MaybeDeferred[ChainDecision]:
         seconds = self._clock.seconds

@@ -19,6 +19,7 @@ from elemta.policy.runner import (
     calls_of,
     facts_of,
     route_of,
+    sign_of,
 )
 from elemta.policy.session import PolicySession
 from elemta.smtp.session_info import SessionInfo
@@ -72,6 +73,7 @@ class PolicyChain:
             [call for loaded, runner in self._runners if (call := route_of(runner, loaded.policy))],
             [call for loaded, runner in self._runners if (call := attempted_of(runner, loaded.policy))],
             clock,
+            [call for loaded, runner in self._runners if (call := sign_of(runner, loaded.policy))],
         )
 
     @property

@@ -13,13 +13,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from elemta.deferred_value import MaybeDeferred, then
 from elemta.envelope import Envelope, Recipient
+from elemta.errors import NotSigned
 from elemta.limits.identity import network_identity
 from elemta.outcome import Outcome
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
+from elemta.policy.message_view import MessageContent, OutgoingMessage
 from elemta.policy.runner import PolicyCall, PolicyFact, tell
-from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict, name_of, route_problem
+from elemta.policy.verdicts import Continue, Defer, Hold, Reject, RouteTo, Verdict, name_of, route_problem
 
 _log = Logger()
 
@@ -31,8 +34,13 @@ class DeliveryHooks:
     """
 
     def __init__(
-        self, asked: Sequence[PolicyCall], notified: Sequence[PolicyCall], clock: IReactorTime
+        self,
+        asked: Sequence[PolicyCall],
+        notified: Sequence[PolicyCall],
+        clock: IReactorTime,
+        signers: Sequence[PolicyCall] = (),
     ) -> None:
+        self._signers = tuple(signers)
         self._asked = tuple(asked)
         self._notified = tuple(notified)
         self._clock = clock
@@ -46,6 +54,19 @@ class DeliveryHooks:
     def tells(self) -> bool:
         """Whether any policy observes attempts."""
         return bool(self._notified)
+
+    @property
+    def signs(self) -> bool:
+        """Whether any policy signs what leaves."""
+        return bool(self._signers)
+
+    def sign(self, envelope: Envelope, content: MessageContent) -> MaybeDeferred[bytes]:
+        """Let the policies sign a message that is about to be stored; returns the fields to put on top.
+
+        Fails with NotSigned where a policy failed and its ``on_error`` says so.
+        """
+        asked = _SignQuestion(self._clock, envelope, content).ask(self._signers)
+        return then(asked, _fields_of, content)
 
     def route(self, envelope: Envelope, recipient: Recipient) -> ChainDecision | Deferred[ChainDecision]:
         """Ask for a recipient's route; the first policy with an opinion decides.
@@ -127,6 +148,55 @@ class _RouteQuestion(ChainQuestion):
             _log.info("a policy put a recipient on hold", reason=verdict.reason, **facts)
         elif isinstance(verdict, Defer):
             _log.info("a policy deferred a delivery", reason=verdict.text, **facts)
+
+
+class _SignQuestion(ChainQuestion):
+    """The question to the policies that sign, about one message."""
+
+    __slots__ = ("_content", "_envelope", "queue_id", "session_id")
+
+    def __init__(self, clock: IReactorTime, envelope: Envelope, content: MessageContent) -> None:
+        super().__init__(clock)
+        self._envelope = envelope
+        self._content = content
+        self.session_id = envelope.client.session_id
+        self.queue_id = envelope.queue_id
+
+    def ask(self, calls: Sequence[PolicyCall]) -> MaybeDeferred[ChainDecision]:
+        listener = self._envelope.client.listener
+        return self._ask_each(iter([call for call in calls if call.runner.serves(listener)]))
+
+    @property
+    def network(self) -> str:
+        return _network_of(self._envelope)
+
+    def parties(self) -> CallParties:
+        envelope = self._envelope
+        return CallParties(self.network, envelope.client.helo.lower() or None, envelope.sender.domain.lower())
+
+    def _problem(self, answer: object) -> str | None:
+        return None if isinstance(answer, Continue) else "a policy that signs returns nothing"
+
+    def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
+        view = OutgoingMessage(self._content, observed=call.runner.observed)
+        self._view = view
+        return self._envelope, view
+
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision:
+        return ChainDecision(verdict, call.runner.name)
+
+    def _conclude(self) -> ChainDecision:
+        return NO_OPINION
+
+    def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
+        """There is none but that of a failure, which was logged."""
+
+
+def _fields_of(decision: ChainDecision, content: MessageContent) -> bytes:
+    if not isinstance(decision.verdict, Continue):
+        refused = isinstance(decision.verdict, Reject)
+        raise NotSigned(f"the policy {decision.policy} could not sign it", refused=refused)
+    return b"".join(content.header.top)
 
 
 def _network_of(envelope: Envelope) -> str:

@@ -17,6 +17,7 @@ from zope.interface.interface import InterfaceClass
 
 from elemta.envelope import Envelope, Recipient
 from elemta.outcome import Outcome
+from elemta.policy.message_view import OutgoingMessage
 from elemta.policy.services import Services
 from elemta.policy.verdicts import Verdict
 from elemta.policy.views import Message, Session, Transaction
@@ -88,6 +89,21 @@ class IMessagePolicy(Interface):
 
     def message(session: Session, transaction: Transaction, message: Message) -> PolicyAnswer:
         """The client has sent ``message`` and waits for the reply."""
+
+
+class ISigner(Interface):
+    """Asked last of all about each message of ours that leaves.
+
+    That is accepted mail, after all policies, and our own notices, whose ``envelope.client.listener`` is
+    "bounce".
+    """
+
+    def sign(envelope: Envelope, message: OutgoingMessage) -> FactAnswer:
+        """Add header fields to the message, which is as it will be stored.
+
+        Where the policy fails, ``on_error`` says what becomes of the message: ``accept`` stores it without
+        the fields, ``defer`` and ``reject`` refuse it. A notice that is not stored is made again later.
+        """
 
 
 class IDeliveryPolicy(Interface):
@@ -208,6 +224,7 @@ OTHER_INTERFACES: tuple[InterfaceClass, ...] = (
     IDeliveryPolicy,
     IDeliveryObserver,
     ILifecycle,
+    ISigner,
 )
 
 

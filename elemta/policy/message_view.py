@@ -236,6 +236,37 @@ class Message:
             raise RuntimeError("a message can only be used by a policy that is being asked about it")
 
 
+class OutgoingMessage:
+    """A message as it will be stored, with our fields, for a policy that signs. It may only add fields."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, content: MessageContent, *, observed: bool) -> None:
+        self._message = Message.of(content, observed=observed)
+
+    @property
+    def size(self) -> int:
+        """The octets of the message."""
+        return self._message.size
+
+    @property
+    def headers(self) -> Headers:
+        """The header fields, read with bounds."""
+        return self._message.headers
+
+    def open(self) -> BinaryIO:
+        """The message as a binary file to read from, lines ending in CRLF; close it after use."""
+        return self._message.open()
+
+    def add_header(self, name: str, value: str) -> None:
+        """Add a field above all that is there, its octets as they are given."""
+        self._message.add_header(name, value)
+
+    def close(self) -> None:
+        """The policy has answered."""
+        self._message.close()
+
+
 class _Joined(io.RawIOBase):
     """A header and a body as one file. Seekable."""
 

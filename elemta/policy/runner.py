@@ -23,6 +23,7 @@ from elemta.policy.interfaces import (
     IDeliveryPolicy,
     ILoginObserver,
     IOutcomeObserver,
+    ISigner,
 )
 from elemta.policy.services import Services
 from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Hold, Reject, Verdict, name_of
@@ -48,6 +49,9 @@ _DEFERRED_GREETING = Disconnect("Local trouble, please try again later", code=42
 # RFC 4954 §6: 454 is a temporary authentication failure
 _DEFERRED_LOGIN = Defer("Local trouble, please try again later", code=454, enhanced="4.7.0")
 _REJECTED = Reject("Refused by local policy", code=554, enhanced="5.7.1")
+
+SIGN = "sign"
+"""The name, beside those of the stages, of the call that lets a policy sign."""
 
 ROUTE = "route"
 """The name, beside those of the stages, of the question for a recipient's route."""
@@ -373,6 +377,30 @@ def route_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
     if not IDeliveryPolicy.providedBy(policy):
         return None
     return PolicyCall(runner, policy.route, None, ROUTE, runner.breaker_at(ROUTE))
+
+
+def sign_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
+    """The call that lets ``policy`` sign; None where it does not."""
+    if not ISigner.providedBy(policy):
+        return None
+
+    def sign(*shown: Any) -> object:
+        answer = policy.sign(*shown)
+        begun = answer if isinstance(answer, Deferred) else None
+        if begun is not None:
+            return begun.addCallback(_signed)
+        return _signed_later(answer) if iscoroutine(answer) else _signed(answer)
+
+    return PolicyCall(runner, sign, None, SIGN, runner.breaker_at(SIGN))
+
+
+def _signed(answer: object) -> object:
+    """A policy that signs returns nothing."""
+    return CONTINUE if answer is None else answer
+
+
+async def _signed_later(answer: Any) -> object:
+    return _signed(await answer)
 
 
 def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:

@@ -46,6 +46,7 @@ from elemta.policy.doubles import (
     http_answer,
 )
 from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin, LoginOutcome
+from elemta.policy.message_view import OutgoingMessage
 from elemta.policy.policy_resolver import Resolver
 from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
@@ -351,17 +352,31 @@ class PolicyTester:
         result: Deferred[Any] = succeed(answer) if pending is None else pending
         return cast(Verdict, self._wait(result.addCallback(_valid, route_problem), wait))
 
+    def sign(self, content: bytes, envelope: Envelope | None = None, *, wait: float = 0) -> bytes:
+        """Let the policy sign a message; returns the fields that it put on top.
+
+        Without an envelope it is that of the transaction under way.
+        """
+        shared = make_message(content).content
+        view = OutgoingMessage(shared, observed=False)
+        about = envelope or self._envelope(None)
+        try:
+            self._wait(self._tell("sign", about, view), wait)
+        finally:
+            view.close()
+        return b"".join(shared.header.top)
+
     def attempted(self, outcome: Outcome, *, wait: float = 0) -> None:
         """Tell the policy of a delivery attempt."""
         self._wait(self._tell("attempted", outcome), wait)
 
-    def _envelope(self, recipient: Recipient) -> Envelope:
+    def _envelope(self, recipient: Recipient | None) -> Envelope:
         transaction, facts = self.transaction, self.facts
         others = tuple(known for known in transaction.recipients if known != recipient)
         return Envelope(
             queue_id="2CmXq07DRb3",
             sender=transaction.sender,
-            recipients=(*others, recipient),
+            recipients=others if recipient is None else (*others, recipient),
             received_at=1_800_000_000.0,
             size=transaction.size or 1000,
             parameters=transaction.parameters,

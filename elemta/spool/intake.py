@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, cast
+from dataclasses import replace
+from typing import Any, BinaryIO, Protocol, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
+from elemta.deferred_value import MaybeDeferred, value_of
 from elemta.envelope import Envelope
 from elemta.errors import SpoolError
 from elemta.spool.bodies import Bodies, MessageWriter
@@ -61,6 +63,8 @@ class Intake:
         listeners: QueueListeners,
         recent: RecentContents,
     ) -> None:
+        #: What signs each message before it is stored.
+        self.signer: MessageSigner | None = None
         self._ids = ids
         self._bodies = bodies
         self._submit = submit
@@ -107,19 +111,33 @@ class Intake:
 
         SpoolFull: there is no space (452). SpoolError: local trouble (451). The writer is used up either way.
         """
+        signer = self.signer
+        if signer is not None and signer.signs:
+            return Deferred.fromCoroutine(self._commit_signed(writer, submission, pays, signer))
+        return self._commit(writer, submission, pays)
+
+    async def _commit_signed(
+        self, writer: MessageWriter, submission: Submission, pays: OwedNotice | None, signer: MessageSigner
+    ) -> Envelope:
+        """Commit a message with the fields that policies put on top of it, last of all."""
+        try:
+            await writer.when_drained()
+            if writer.failure is None and not writer.ended:
+                fields = await value_of(signer.sign(envelope_of(writer, submission), writer, submission))
+                submission = replace(submission, header_block=fields + submission.header_block)
+            return await self._commit(writer, submission, pays)
+        except BaseException:
+            writer.discard()
+            raise
+
+    def _commit(
+        self, writer: MessageWriter, submission: Submission, pays: OwedNotice | None
+    ) -> Deferred[Envelope]:
         refused = self._refusal() or _problem_with(writer, submission)
         if refused is not None:
             writer.discard()
             return fail(refused)
-        envelope = Envelope(
-            queue_id=writer.queue_id,
-            sender=submission.sender,
-            recipients=submission.recipients,
-            received_at=submission.received_at,
-            size=len(submission.header_block) + writer.size,
-            parameters=submission.parameters,
-            client=submission.client,
-        )
+        envelope = envelope_of(writer, submission)
         operation = NewMessage(
             key=known_key(writer.queue_id),
             queue_id=writer.queue_id,
@@ -198,6 +216,30 @@ def payment(owed: OwedNotice) -> Payment:
     """What a notice of these deliveries pays for."""
     queue_id = owed.message.queue_id
     return Payment(known_key(queue_id), queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
+
+
+def envelope_of(writer: MessageWriter, submission: Submission) -> Envelope:
+    """The envelope of a message that is about to be stored."""
+    return Envelope(
+        queue_id=writer.queue_id,
+        sender=submission.sender,
+        recipients=submission.recipients,
+        received_at=submission.received_at,
+        size=len(submission.header_block) + writer.size,
+        parameters=submission.parameters,
+        client=submission.client,
+    )
+
+
+class MessageSigner(Protocol):
+    """What signs messages before they are stored."""
+
+    @property
+    def signs(self) -> bool:
+        """Whether anything signs now."""
+
+    def sign(self, envelope: Envelope, writer: MessageWriter, submission: Submission) -> MaybeDeferred[bytes]:
+        """The fields to put on top of a message. Fails with SpoolError where it must not be stored."""
 
 
 def _problem_with(writer: MessageWriter, submission: Submission) -> SpoolError | None:
