@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Callable, Iterable
 
-from elemta.message.header_reader import header_size
+from elemta.message.header_reader import header_size, plain_size
 
 # RFC 5322 §2.1.1: a line must have at most 998 octets, without its CRLF.
 _LONGEST_LINE = 998
@@ -145,12 +145,15 @@ class EditedHeader:
     @property
     def stored(self) -> bytes:
         """The client's fields with what stands behind them, as they are to be stored."""
-        return b"".join((*self.fields, *self.bottom))
+        header = b"".join(self.fields)
+        # In front of a line that is no field, where the header ends to some readers.
+        end = plain_size(header) if self.bottom else len(header)
+        return b"".join((header[:end], *self.bottom, header[end:]))
 
     @property
     def whole(self) -> bytes:
         """All fields in order, but for those that are ours."""
-        return b"".join((*self.top, *self.fields, *self.bottom))
+        return b"".join((*self.top, self.stored))
 
 
 def header_of(head: bytes, read: Callable[[], bytes]) -> bytes:

@@ -33,6 +33,7 @@ _FIELD_END = re.compile(rb"\n(?=[^ \t])")
 _LAST_FIELD_END = re.compile(rb"\n(?![ \t])")
 _FIELDS = re.compile(rb"(?:[!-9;-~]{1,15000}+[ \t]{0,1000}+:[^\n]*+(?:\n|\Z)(?:[ \t][^\n]*+(?:\n|\Z))*+)*+")
 _OBSOLETE_NAME = re.compile(rb"(?:\A|(?<=\n))([!-9;-~]{1,15000}+)[ \t]{1,1000}+:")
+_PLAIN_FIELDS = re.compile(rb"(?:[!-9;-~]{1,15000}+:[^\n]*+(?:\n|\Z)(?:[ \t][^\n]*+(?:\n|\Z))*+)*+")
 _EMPTY_LINE = re.compile(rb"\n(\r?\n)")
 
 # In one order, so that nothing depends on that of a set.
@@ -57,6 +58,12 @@ def header_size(text: bytes) -> int | None:
         return 0
     found = _EMPTY_LINE.search(text)
     return found.start(1) if found else None
+
+
+def plain_size(header: bytes) -> int:
+    """The octets of a header up to the first line that some readers take for no field, and for its end."""
+    fields = _PLAIN_FIELDS.match(header)
+    return fields.end() if fields else 0
 
 
 class HeaderReader:

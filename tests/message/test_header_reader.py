@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from elemta.envelope import Client
+from elemta.message.header_edits import EditedHeader
 from elemta.message.header_reader import MAX_HELD, HeaderReader, header_size
 from elemta.message.headers import read_headers
 from elemta.message.trace import added_field, received_field
@@ -351,3 +352,31 @@ def test_a_field_that_is_watched_for_is_given_whole(clients: bytes, pieces: int)
         if is_field(field) and name in (b"subject", b"x", b"from"):
             expected.append((name, field, True))
     assert seen == expected
+
+
+@given(MESSAGES, st.booleans())
+@example(b"A: 1\r\nwords\r\nB: 2\r\n\r\nbody\r\n", True)
+@example(b"A: 1\r\nX :y\r\n\r\nbody\r\n", True)
+def test_what_policies_add_at_either_end_is_a_field_to_every_reader(clients: bytes, changed: bool) -> None:
+    theirs = stored(clients)
+    size = header_size(theirs)
+    header = EditedHeader(lambda: theirs[:size])
+    if changed:
+        header.top.append(b"X-Top: t\r\n\tu\r\n")
+        header.bottom.append(b"X-Bottom: b\r\n\tc\r\n")
+    body = b"" if size is None else theirs[size:]
+    message = b"".join(header.top) + RECEIVED + header.stored + body
+    if not changed:
+        assert message == RECEIVED + theirs
+        return
+    names = ["X-Top", "Received"]
+    parsed, payload = fields_and_payload(message)
+    assert [name for name, _ in parsed][:2] == names
+    assert ("X-Bottom", "b\r\n\tc") in parsed
+    assert b"X-Bottom" not in payload
+    fields, rest = fields_and_rest(message)
+    assert fields[0] == b"X-Top: t\r\n\tu\r\n"
+    assert b"X-Bottom: b\r\n\tc\r\n" in fields
+    assert rest == body
+    fields.remove(b"X-Bottom: b\r\n\tc\r\n")
+    assert b"".join(fields[2:]) + rest == theirs

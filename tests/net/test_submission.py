@@ -374,3 +374,14 @@ async def test_policies_see_a_submitted_message_as_it_will_be_sent(place: Place,
     assert b"secret" not in stored
     # From is the sender that the client named, whatever a policy made of it.
     assert b"rewritten" not in witness.content
+
+
+@ensureDeferred
+async def test_submitted_mail_that_goes_round_is_a_loop_too(place: Place) -> None:
+    place.submission = rules()
+    hop = b"Received: from a.test by smtp.example.com; Mon, 1 Jan 2024 00:00:00 +0000\r\n"
+    for hops, reply in ((2, "250 "), (3, "554 5.4.6 ")):
+        sent = place.connect("192.0.2.7")
+        sent.envelope()
+        said = sent.send(hop * hops + b"\r\nx\r\n.\r\n") or await reply_of(sent)
+        assert said[0].startswith(reply)
