@@ -161,6 +161,8 @@ class Domains:
 
     def may_relay(self, ip: str | IPv4Address | IPv6Address) -> bool:
         """Whether a client at this address may send to any domain; False for what is no IP address."""
+        if not self.relay_from:
+            return False
         if isinstance(ip, str):
             try:
                 ip = ip_address(ip)
