@@ -138,6 +138,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         resolver=shared.resolver,
         metrics=shared.plugin_metrics,
         log=Logger(namespace="elemta.policies"),
+        wall=shared.runtime.wall,
         hostname=config.server.hostname,
         node_id=config.server.node_id,
         backends=shared.policy_backends,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -144,6 +144,10 @@ class _NoHttp:
         raise BackendError(f"there is no HTTP to {url}")
 
 
+def _no_wall() -> float:
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a policy may use.
@@ -158,6 +162,7 @@ class Services:
     - ``store`` for what is kept beyond a session, in the whole cluster.
     - ``connect`` for connections to a service of the policy's own.
     - ``http``, a client for HTTP and HTTPS.
+    - ``wall()``: seconds since the epoch, for what other hosts read. Measure with ``reactor``.
     - ``hostname`` and ``node_id`` as configured.
     """
 
@@ -171,6 +176,7 @@ class Services:
     store: Store = field(default_factory=lambda: MemoryStore(lambda: 0.0))
     connect: Connect = field(default_factory=lambda: _no_connections)
     http: HttpClient = field(default_factory=_NoHttp)
+    wall: Callable[[], float] = _no_wall
     hostname: str = "localhost"
     node_id: str = "localhost"
     backends: PolicyBackends | None = field(default=None, repr=False)

@@ -126,6 +126,7 @@ def make_services(
         resolver=resolver or Zone(),
         threads=threads or ThreadsDouble(),
         store=store or MemoryStore(clock.seconds),
+        wall=clock.seconds,
         connect=(
             connections
             if isinstance(connections, ScriptedConnections)

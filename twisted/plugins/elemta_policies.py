@@ -4,12 +4,22 @@ from elemta.policies.clamav import ClamAVPlugin
 from elemta.policies.dnsbl import DnsblPlugin
 from elemta.policies.greylist import GreylistPlugin
 from elemta.policies.limits import LimitsPlugin
+from elemta.policies.mail_auth import MailAuthPlugin
+from elemta.policies.milter import MilterPlugin
+from elemta.policies.policy_client import PolicyClientPlugin
 from elemta.policies.relay import RelayPlugin
 from elemta.policies.reverse_dns import ReverseDnsPlugin
+from elemta.policies.rspamd import RspamdPlugin
+from elemta.policies.srs import SrsPlugin
 
 clamav = ClamAVPlugin()
 dnsbl = DnsblPlugin()
 greylist = GreylistPlugin()
 limits = LimitsPlugin()
+mail_auth = MailAuthPlugin()
+milter = MilterPlugin()
+policy_client = PolicyClientPlugin()
 relay = RelayPlugin()
 reverse_dns = ReverseDnsPlugin()
+rspamd = RspamdPlugin()
+srs = SrsPlugin()

@@ -84,9 +84,9 @@ def _dmarc_method(check: DmarcCheck) -> str:
     return f"dmarc={check.result}{asked}{author}"
 
 
-def claims(value: bytes, authserv_id: str) -> bool:
+def claims(value: str, authserv_id: str) -> bool:
     """Whether a field that a client made claims to be ours, or can't be read: both go (RFC 8601 §5)."""
-    found = _authserv_id(value.decode("utf-8", "replace"))
+    found = _authserv_id(value)
     return found is None or found == _folded(authserv_id)
 
 

@@ -1,0 +1,191 @@
+"""The policy ``mail-auth``: the domains that stand behind a message."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import BinaryIO, TypeVar
+
+import dkim
+from zope.interface import implementer
+
+from elemta.policies.mail_auth import field as results_field
+from elemta.policies.mail_auth.body_hash import BodyHash, BodyHashKind, hash_body
+from elemta.policies.mail_auth.dmarc import (
+    Authenticated,
+    Disposition,
+    DmarcCheck,
+    Suffixes,
+    author_domains,
+    check_dmarc,
+)
+from elemta.policies.mail_auth.dns_facts import evaluate
+from elemta.policies.mail_auth.options import Enforcement, MailAuthOptions
+from elemta.policies.mail_auth.signatures import (
+    ChainCheck,
+    Header,
+    SignatureCheck,
+    check_arc,
+    check_dkim,
+    wanted_body_hashes,
+)
+from elemta.policies.mail_auth.spf import SPFAnswer
+from elemta.policies.mail_auth.spf_lookup import ResolverLookups, SPFLookup
+from elemta.policies.results import ARCResult, DKIMResult, DKIMSignature, DMARCResult, SPFResult
+from elemta.policy import (
+    CONTINUE,
+    IMessagePolicy,
+    Message,
+    Quarantine,
+    Reject,
+    Services,
+    Session,
+    Transaction,
+    Verdict,
+)
+
+MAX_HEADER = 1024 * 1024  # octets; what is longer has no signature that counts
+SPF_FAIL = Reject("SPF: the sender's domain does not allow this client", code=550, enhanced="5.7.23")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMessage:
+    """What is kept of a message: its header's fields, and the hashes of its body."""
+
+    header: Header
+    bodies: dict[BodyHashKind, BodyHash]
+
+
+def read_message(stream: BinaryIO) -> ReadMessage:
+    """Read a message once, in blocks. Blocks: call it in a thread."""
+    with stream:
+        raw = bytearray()
+        while line := stream.readline(MAX_HEADER):
+            if line == b"\r\n" or len(raw) > MAX_HEADER:
+                break
+            raw += line
+        header = _fields(bytes(raw))
+        return ReadMessage(header, hash_body(stream, wanted_body_hashes(header)))
+
+
+def _fields(raw: bytes) -> Header:
+    if len(raw) > MAX_HEADER:
+        return []
+    try:
+        fields, _ = dkim.rfc822_parse(raw)
+    except (dkim.DKIMException, IndexError):
+        return []  # a line that is no field: nothing in such a header can be signed
+    return [(name, value) for name, value in fields]
+
+
+@implementer(IMessagePolicy)
+class MailAuthPolicy:
+    """Checks SPF, DKIM, ARC and DMARC of each message once it is whole."""
+
+    def __init__(self, options: MailAuthOptions, services: Services) -> None:
+        self._options = options
+        self._services = services
+        self._id = options.authserv_id or services.hostname
+        self._lookups = ResolverLookups(services.resolver)
+        self._spf_lookup = SPFLookup(services)
+        self._suffixes = Suffixes()
+        self._exempt = options.exempt
+        self._trusted = {domain.lower() for domain in options.trusted_arc}
+        self._results = services.metrics.counter(
+            "results_total", "Results of checks, by method.", ("method", "result")
+        )
+
+    async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
+        message.remove_header(results_field.NAME, where=lambda value: results_field.claims(value, self._id))
+        if self._is_exempt(session):
+            return CONTINUE
+        read = await self._services.threads(read_message, message.open())
+        lookups = self._lookups
+        spf, spf_domain, spf_property = await self._spf(session, transaction)
+        signatures = await evaluate(
+            lambda facts: check_dkim(read.header, read.bodies, facts), lookups, self._in_thread
+        )
+        chain = await evaluate(
+            lambda facts: check_arc(read.header, read.bodies, facts), lookups, self._in_thread
+        )
+        seen = Authenticated(
+            spf=spf_domain if spf.result == "pass" else "",
+            dkim=tuple(one.domain for one in signatures if one.result == "pass"),
+            unsure=spf.result == "temperror" or any(one.result == "temperror" for one in signatures),
+        )
+        authors = author_domains([value for name, value in read.header if name.lower() == b"from"])
+        sample = (transaction.queue_id or session.id).encode()
+        dmarc = await evaluate(
+            lambda facts: check_dmarc(authors, seen, self._suffixes, sample, facts), lookups, self._in_thread
+        )
+        checks = results_field.Checks(spf, spf_property, signatures, chain, dmarc)
+        message.add_header(results_field.NAME, results_field.field_value(self._id, checks))
+        self._publish(transaction, spf_domain, checks)
+        return self._verdict(spf, chain, dmarc)
+
+    def _in_thread(self, step: Callable[[], Result]) -> Awaitable[Result]:
+        return self._services.threads(step)
+
+    def _is_exempt(self, session: Session) -> bool:
+        """Whether the client is one of ours, whose mail is not checked."""
+        ip = session.client_ip
+        return (
+            session.user is not None
+            or self._services.domains.may_relay(ip)
+            or any(ip in network for network in self._exempt)
+        )
+
+    async def _spf(self, session: Session, transaction: Transaction) -> tuple[SPFAnswer, str, str]:
+        answer = await self._spf_lookup.check(session, transaction)
+        sender = str(transaction.sender)
+        if sender:
+            domain = sender.rpartition("@")[2].lower()
+            return answer, domain, results_field.property_of("smtp.mailfrom", sender)
+        return answer, session.helo.lower(), results_field.property_of("smtp.helo", session.helo)
+
+    def _publish(self, transaction: Transaction, spf_domain: str, checks: results_field.Checks) -> None:
+        results = transaction.results
+        if checks.spf is not None:
+            results.publish(SPFResult(checks.spf.result, spf_domain, checks.spf.text))
+            self._count("spf", checks.spf.result)
+        results.publish(DKIMResult(tuple(map(_published, checks.dkim))))
+        for one in checks.dkim:
+            self._count("dkim", one.result)
+        results.publish(ARCResult(checks.arc.result, checks.arc.sealers, checks.arc.text))
+        self._count("arc", checks.arc.result)
+        results.publish(
+            DMARCResult(
+                checks.dmarc.result, checks.dmarc.domain, checks.dmarc.disposition.value, checks.dmarc.text
+            )
+        )
+        self._count("dmarc", checks.dmarc.result)
+
+    def _count(self, method: str, result: str) -> None:
+        self._results.labels(method, result).inc()
+
+    def _verdict(self, spf: SPFAnswer, chain: ChainCheck, dmarc: DmarcCheck) -> Verdict:
+        if self._options.spf_reject and spf.result == "fail":
+            return SPF_FAIL
+        if self._options.dmarc is not Enforcement.ENFORCE or dmarc.result != "fail":
+            return CONTINUE
+        if self._trusts(chain):
+            return CONTINUE
+        if dmarc.disposition is Disposition.REJECT:
+            return Reject(
+                f"DMARC: {dmarc.domain} does not stand behind this message", code=550, enhanced="5.7.26"
+            )
+        if dmarc.disposition is Disposition.QUARANTINE:
+            return Quarantine(f"DMARC: {dmarc.domain} asks to quarantine what fails")
+        return CONTINUE
+
+    def _trusts(self, chain: ChainCheck) -> bool:
+        """Whether the newest sealer is a trusted forwarder (RFC 8617 §7.2.1)."""
+        if chain.result != "pass" or not chain.sealers or chain.sealers[0] not in self._trusted:
+            return False
+        return "dmarc=fail" not in "".join(chain.newest_results.lower().split())
+
+
+def _published(one: SignatureCheck) -> DKIMSignature:
+    return DKIMSignature(one.result, one.domain, one.selector, one.identity, one.algorithm, one.text)

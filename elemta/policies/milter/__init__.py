@@ -1,0 +1,28 @@
+"""The policy ``milter``: any mail filter that speaks Sendmail's milter protocol, version 6."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+from elemta.policies.milter.options import MilterOptions
+from elemta.policy import IPolicyPlugin, Services
+
+if TYPE_CHECKING:
+    from elemta.policies.milter.policy import MilterPolicy
+
+
+@implementer(IPlugin, IPolicyPlugin)
+class MilterPlugin:
+    """Asks a milter."""
+
+    name = "milter"
+    contract = "2"
+    options = MilterOptions
+
+    def build(self, options: MilterOptions, services: Services) -> MilterPolicy:
+        from elemta.policies.milter.policy import MilterPolicy  # noqa: PLC0415 - costs what only this policy needs
+
+        return MilterPolicy(options, services)

@@ -1,0 +1,260 @@
+"""Tells a milter of each session, and does what it decides."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from typing import BinaryIO, cast
+
+from twisted.internet.defer import ensureDeferred
+from zope.interface import implementer
+
+from elemta.policies.milter.conversation import Conversation, negotiate
+from elemta.policies.milter.options import MilterOptions
+from elemta.policies.milter.protocol import (
+    AddHeader,
+    AddRecipient,
+    Answer,
+    ChangeHeader,
+    ChangeSender,
+    Decision,
+    DeleteRecipient,
+    Hold,
+    InsertHeader,
+    Modification,
+    ReplaceBody,
+    Stage,
+    connect_data,
+    text,
+)
+from elemta.policy import (
+    CONTINUE,
+    BackendError,
+    Defer,
+    Discard,
+    Disconnect,
+    IConnectPolicy,
+    IDataPolicy,
+    IHeloPolicy,
+    IMailPolicy,
+    IMessagePolicy,
+    IOutcomeObserver,
+    IRcptPolicy,
+    Message,
+    Quarantine,
+    Recipient,
+    Reject,
+    Services,
+    Session,
+    Transaction,
+    Verdict,
+)
+
+BLOCK = 256 * 1024
+MAX_LINE = 1024 * 1024
+IN_MEMORY = 1024 * 1024
+_REPLY = re.compile(r"([45][0-9][0-9])[ -](?:(([245])\.[0-9]{1,3}\.[0-9]{1,3})\s+)?(.*)", re.DOTALL)
+
+
+@implementer(
+    IConnectPolicy, IHeloPolicy, IMailPolicy, IRcptPolicy, IDataPolicy, IMessagePolicy, IOutcomeObserver
+)
+class MilterPolicy:
+    """Has one connection to the milter for each session."""
+
+    def __init__(self, options: MilterOptions, services: Services) -> None:
+        self._endpoint = options.endpoint
+        self._services = services
+        self._answers = services.metrics.counter(
+            "answers_total", "Decisions of the milter, by stage.", ("stage", "answer")
+        )
+
+    async def connected(self, session: Session) -> Verdict:
+        conversation = await self._open(session)
+        ip = session.client_ip
+        data = connect_data(
+            session.reverse_name or f"[{ip}]", str(ip), session.client_port, is_ipv6=ip.version == 6
+        )
+        macros = {"j": self._services.hostname, "{daemon_name}": session.listener, "v": "Elemta"}
+        return self._verdict(Stage.CONNECT, await conversation.tell(Stage.CONNECT, data, macros))
+
+    async def helo(self, session: Session) -> Verdict:
+        conversation = await self._of(session)
+        conversation.abort()
+        macros = {}
+        if session.tls is not None:
+            macros = {"{tls_version}": session.tls.version, "{cipher}": session.tls.cipher}
+        return self._verdict(Stage.HELO, await conversation.tell(Stage.HELO, text(session.helo), macros))
+
+    async def mail(self, session: Session, transaction: Transaction) -> Verdict:
+        conversation = await self._of(session)
+        conversation.abort()
+        sender = str(transaction.sender)
+        macros = {"i": transaction.queue_id or "", "{mail_addr}": sender}
+        if session.user is not None:
+            macros |= {"{auth_authen}": session.user, "{auth_type}": "PLAIN"}
+        decision = await conversation.tell(Stage.MAIL, text(f"<{sender}>"), macros)
+        return self._verdict(Stage.MAIL, decision)
+
+    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
+        conversation = await self._of(session)
+        address = str(recipient.address)
+        decision = await conversation.tell(Stage.RCPT, text(f"<{address}>"), {"{rcpt_addr}": address})
+        return self._verdict(Stage.RCPT, decision)
+
+    async def data(self, session: Session, transaction: Transaction) -> Verdict:
+        conversation = await self._of(session)
+        macros = {"i": transaction.queue_id or ""}
+        return self._verdict(Stage.DATA, await conversation.tell(Stage.DATA, b"", macros))
+
+    async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
+        conversation = await self._of(session)
+        with message.open() as file:
+            decision = await self._send(conversation, file)
+        if decision.answer not in (Answer.CONTINUE, Answer.SKIP):
+            conversation.abort()
+            return self._verdict(Stage.BODY, decision)
+        decision, changes = await conversation.end_message({"i": transaction.queue_id or ""})
+        conversation.settled = False
+        verdict = self._verdict(Stage.END_OF_MESSAGE, decision)
+        if verdict is not CONTINUE:
+            return verdict
+        return await self._change(transaction, message, changes)
+
+    def committed(self, session: Session, transaction: Transaction) -> None:
+        """Nothing to do."""
+
+    def refused(self, session: Session, transaction: Transaction) -> None:
+        """Nothing to do."""
+
+    def disconnected(self, session: Session) -> None:
+        conversation = session.notes.pop("conversation", None)
+        if conversation is not None:
+            ensureDeferred(conversation.quit()).addErrback(lambda _: None)
+
+    async def _open(self, session: Session) -> Conversation:
+        stream = await self._services.connect(self._endpoint)
+        try:
+            conversation = await negotiate(stream)
+        except BackendError:
+            await stream.close()
+            raise
+        session.notes["conversation"] = conversation
+        return conversation
+
+    async def _of(self, session: Session) -> Conversation:
+        """The session's connection; where it was lost the milter has missed what was before."""
+        conversation: Conversation | None = session.notes.get("conversation")
+        if conversation is None or conversation.stream.closed:
+            raise BackendError("the milter's connection was lost")
+        return conversation
+
+    async def _send(self, conversation: Conversation, file: BinaryIO) -> Decision:
+        fields = await self._services.threads(read_fields, file)
+        decision = await conversation.send_headers(fields)
+        while decision.answer is Answer.CONTINUE:
+            block = await self._services.threads(file.read, BLOCK)
+            if not block:
+                break
+            decision = await conversation.send_body(block)
+        return decision
+
+    def _verdict(self, stage: Stage, decision: Decision) -> Verdict:
+        self._answers.labels(stage.name.lower(), decision.answer.name.lower()).inc()
+        answer = decision.answer
+        if answer is Answer.REJECT:
+            return Reject("The mail was refused", code=550, enhanced="5.7.1")
+        if answer in (Answer.DEFER, Answer.CONNECTION_FAILED):
+            return Defer("Try again later", code=451, enhanced="4.7.1")
+        if answer is Answer.DISCARD:
+            return Discard("milter")
+        if answer is Answer.REPLY:
+            return reply_verdict(decision.reply)
+        return CONTINUE
+
+    async def _change(
+        self, transaction: Transaction, message: Message, changes: Sequence[Modification]
+    ) -> Verdict:
+        verdict: Verdict = CONTINUE
+        pieces = [change.piece for change in changes if isinstance(change, ReplaceBody)]
+        for change in changes:
+            if isinstance(change, ReplaceBody):
+                continue
+            if isinstance(change, Hold):
+                verdict = Quarantine(change.reason[:200] or "milter")
+            else:
+                self._apply(transaction, message, change)
+        if pieces:
+            message.replace_body(await self._services.threads(_new_body, pieces))
+        return verdict
+
+    def _apply(self, transaction: Transaction, message: Message, change: Modification) -> None:
+        match change:
+            case AddHeader(name, value):
+                message.add_header(name, value, at="bottom")
+            case InsertHeader(index, name, value):
+                message.add_header(name, value, at="top" if index <= 1 else "bottom")
+            case ChangeHeader(index, name, value):
+                _change_header(message, name, max(index, 1) - 1, value)
+            case ChangeSender(address):
+                transaction.sender = address
+            case AddRecipient(address):
+                transaction.add_recipient(address)
+            case DeleteRecipient(address):
+                _delete(transaction, address)
+
+
+def _new_body(pieces: Sequence[bytes]) -> BinaryIO:
+    """A body in a file. Blocks: call it in a thread."""
+    file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the message takes it
+    for piece in pieces:
+        file.write(piece)
+    file.seek(0)
+    return cast(BinaryIO, file)
+
+
+def _change_header(message: Message, name: str, index: int, value: str) -> None:
+    if not value.strip():
+        message.remove_header(name, index=index)
+    elif not message.replace_header(name, value, index=index):
+        message.add_header(name, value, at="bottom")
+
+
+def _delete(transaction: Transaction, address: str) -> None:
+    for recipient in transaction.recipients:
+        if str(recipient.address).lower() == address.lower():
+            transaction.remove_recipient(recipient)
+            return
+
+
+def reply_verdict(reply: str) -> Verdict:
+    """The verdict of a reply in a milter's words, such as "550 5.7.1 text"; its lines are joined."""
+    match = _REPLY.match(reply)
+    if match is None:
+        raise BackendError(f"the milter's reply can't be used: {reply[:80]!r}")
+    code, enhanced = int(match[1]), match[2]
+    lines = [re.sub(r"^[45][0-9][0-9][ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3}\s+)?", "", line) for line in
+             re.split(r"\r?\n", reply) if line]  # fmt: skip
+    words = "".join(char if char.isprintable() else "?" for char in " ".join(lines))[:400].strip()
+    if enhanced is None or enhanced[0] != str(code)[0]:
+        enhanced = f"{str(code)[0]}.7.1"
+    if code == 421:
+        return Disconnect(words or "Try again later", code=421, enhanced=enhanced)
+    if code < 500:
+        return Defer(words or "Try again later", code=code, enhanced=enhanced)
+    return Reject(words or "The mail was refused", code=code, enhanced=enhanced)
+
+
+def read_fields(file: BinaryIO) -> list[tuple[bytes, bytes]]:
+    """The fields of a header as they are, the file left at the body. Blocks: call it in a thread."""
+    fields: list[tuple[bytes, bytes]] = []
+    size = 0
+    while (line := file.readline(MAX_LINE)) not in (b"\r\n", b"") and size <= MAX_LINE:
+        size += len(line)
+        if line.startswith((b" ", b"\t")) and fields:
+            fields[-1] = (fields[-1][0], fields[-1][1] + line)
+        else:
+            name, _, value = line.partition(b":")
+            fields.append((name.rstrip(b" \t"), value))
+    return fields

@@ -1,0 +1,187 @@
+"""The policy mail-auth: results, the field, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+
+import dkim
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from elemta.policies.mail_auth import MailAuthPlugin
+from elemta.policies.mail_auth.field import claims, property_of
+from elemta.policies.results import ARCResult, DKIMResult, DMARCResult, SPFResult
+from elemta.policy import CONTINUE, Quarantine, Reject, ResolverTrouble
+from elemta.policy.testing import PolicyTester, Zone
+
+KEY = rsa.generate_private_key(65537, 2048)
+PRIVATE = KEY.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+PUBLIC = base64.b64encode(
+    KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+).decode()
+MESSAGE = b"From: Anna <anna@example.org>\r\nTo: b@example.com\r\nSubject: s\r\n\r\ntext\r\n"
+RECORDS = {
+    "example.org": ["v=spf1 ip4:192.0.2.1 -all"],
+    "_dmarc.example.org": ["v=DMARC1; p=reject"],
+    "s._domainkey.example.org": [f"v=DKIM1; k=rsa; p={PUBLIC}"],
+    "list.example": ["v=spf1 ip4:192.0.2.1 -all"],
+    "s._domainkey.list.example": [f"v=DKIM1; k=rsa; p={PUBLIC}"],
+}
+
+
+def signed(message: bytes = MESSAGE, domain: bytes = b"example.org") -> bytes:
+    return dkim.sign(message, b"s", domain, PRIVATE) + message
+
+
+class Asked:
+    """One message that was asked about."""
+
+    def __init__(self, message=MESSAGE, options=None, *, sender="anna@example.org", records=None, **how):
+        zone = Zone(texts_of={**RECORDS, **(records or {})})
+        self.policy = PolicyTester(MailAuthPlugin(), options, resolver=zone, **how)
+        self.policy.connected()
+        self.policy.helo("client.example.org")
+        self.policy.mail(sender)
+        self.policy.rcpt("b@example.com")
+        self.results = self.policy.transaction.results
+        self.verdict = self.policy.message(message)
+
+    @property
+    def fields(self) -> list[str]:
+        """All fields of this name, unfolded."""
+        header, _ = dkim.rfc822_parse(self.policy.edited_message)
+        found = [value.decode() for name, value in header if name.lower() == b"authentication-results"]
+        return [" ".join(value.split()) for value in found]
+
+    @property
+    def field(self) -> str:
+        (value,) = self.fields
+        return value
+
+
+def test_a_message_that_is_signed_and_sent_by_its_domain_passes_everything():
+    asked = Asked(signed())
+    assert asked.verdict == CONTINUE
+    assert asked.results.get(SPFResult).result == "pass"
+    assert asked.results.get(DKIMResult).domains == ("example.org",)
+    assert asked.results.get(ARCResult).result == "none"
+    assert asked.results.get(DMARCResult).result == "pass"
+    field = asked.field
+    assert field.startswith(
+        "mx.example.com; spf=pass smtp.mailfrom=anna@example.org; dkim=pass header.d=example.org"
+    )
+    assert "arc=none" in field
+    assert field.endswith("dmarc=pass (p=reject dis=none) header.from=example.org")
+
+
+def test_a_forged_message_is_reported_by_default_and_refused_where_it_is_enforced():
+    forged = {"sender": "x@other.example", "client_ip": "198.51.100.1"}
+    reported = Asked(**forged)
+    assert reported.verdict == CONTINUE
+    assert "dmarc=fail (p=reject dis=reject)" in reported.field
+    refused = Asked(options={"dmarc": "enforce"}, **forged)
+    assert isinstance(refused.verdict, Reject)
+    assert (refused.verdict.code, refused.verdict.enhanced) == (550, "5.7.26")
+
+
+def test_quarantine_is_a_mark_and_none_is_nothing():
+    how = {"sender": "x@other.example", "options": {"dmarc": "enforce"}}
+    records = {"_dmarc.example.org": ["v=DMARC1; p=quarantine"]}
+    assert isinstance(Asked(records=records, **how).verdict, Quarantine)
+    records = {"_dmarc.example.org": ["v=DMARC1; p=none"]}
+    assert Asked(records=records, **how).verdict == CONTINUE
+
+
+@pytest.mark.parametrize("name", ["_dmarc.example.org", "s._domainkey.example.org", "example.org"])
+def test_trouble_with_dns_never_refuses(name):
+    asked = Asked(
+        signed(),
+        {"dmarc": "enforce"},
+        client_ip="198.51.100.1",
+        records={name: ResolverTrouble("no answer")},
+    )
+    assert asked.verdict == CONTINUE
+    assert "temperror" in asked.field
+
+
+def test_an_spf_fail_is_refused_where_the_operator_says_so():
+    refused = Asked(options={"spf_reject": True}, client_ip="198.51.100.1")
+    assert isinstance(refused.verdict, Reject)
+    assert refused.verdict.enhanced == "5.7.23"
+
+
+def test_the_null_sender_s_spf_is_that_of_the_helo_name():
+    asked = Asked(sender="", records={"client.example.org": ["v=spf1 ip4:192.0.2.1 -all"]})
+    assert asked.results.get(SPFResult).domain == "client.example.org"
+    assert "spf=pass smtp.helo=client.example.org" in asked.field
+
+
+def test_fields_that_claim_our_name_are_removed_and_others_stay():
+    forged = (
+        b"Authentication-Results: mx.example.com; dmarc=pass header.from=bank.example\r\n"
+        b"authentication-results:\r\n\t(a comment (nested)) MX.Example.Com. ; spf=pass\r\n"
+        b'Authentication-Results: "mx.example.com" 1; spf=pass\r\n'
+        b"Authentication-Results: other.example; spf=fail\r\n"
+    )
+    asked = Asked(forged + MESSAGE)
+    ours, others = asked.fields
+    assert ours.startswith("mx.example.com; spf=pass")
+    assert others == "other.example; spf=fail"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["mx.example.com; spf=pass", "MX.EXAMPLE.COM;x", ' "mx.example.com"; x', "(c) mx.example.com", ""],
+)
+def test_any_spelling_of_our_name_is_ours(value):
+    assert claims(value, "mx.example.com")
+    assert not claims("other.example; spf=pass", "mx.example.com")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("a@b.example", "x=a@b.example"), ('a"b\\c@d', 'x="a\\"b\\\\c@d"'), ("a;b\r\nc", 'x="a;bc"')],
+)
+def test_a_value_can_not_end_its_field(value, written):
+    assert property_of("x", value) == written
+
+
+def test_users_and_networks_of_ours_are_not_checked_and_lose_forged_fields():
+    for how in ({"user": "anna"}, {"relay_from": ["192.0.2.0/24"]}):
+        asked = Asked(b"Authentication-Results: mx.example.com; spf=pass\r\n" + MESSAGE, **how)
+        assert asked.verdict == CONTINUE
+        assert asked.fields == []
+
+
+def sealed(domain: bytes = b"list.example") -> bytes:
+    field = b"Authentication-Results: list.example; spf=pass; dmarc=pass header.from=example.org\r\n"
+    return b"".join(dkim.arc_sign(field + MESSAGE, b"s", domain, PRIVATE, b"list.example")) + MESSAGE
+
+
+def test_a_trusted_forwarder_s_seal_excuses_a_failed_dmarc():
+    how = {"sender": "bounce@list.example"}
+    options = {"dmarc": "enforce", "trusted_arc": ["list.example"]}
+    asked = Asked(sealed(), options, **how)
+    assert asked.results.get(ARCResult) == ARCResult("pass", ("list.example",))
+    assert asked.verdict == CONTINUE
+    assert "dmarc=fail" in asked.field
+    assert isinstance(Asked(sealed(), {"dmarc": "enforce"}, **how).verdict, Reject)
+    other = {"dmarc": "enforce", "trusted_arc": ["other.example"]}
+    assert isinstance(Asked(sealed(), other, **how).verdict, Reject)
+    broken = sealed().replace(b"text\r\n", b"other text\r\n")
+    assert isinstance(Asked(broken, options, **how).verdict, Reject)
+
+
+@pytest.mark.parametrize(
+    "message", [b"\r\ntext\r\n", b"no header at all\r\n", b"From: \xff\xfe\r\n\r\n", b"x" * 5000]
+)
+def test_a_message_that_is_none_is_checked_without_an_error(message):
+    asked = Asked(message, {"dmarc": "enforce"})
+    assert asked.verdict == CONTINUE
+    assert "dkim=none" in asked.field

@@ -1,0 +1,281 @@
+"""Milters, scripted packet by packet."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elemta.policies.milter import MilterPlugin
+from elemta.policies.milter.protocol import MilterError, packet, read_answer, read_options
+from elemta.policy import CONTINUE, BackendError, Defer, Discard, Disconnect, Quarantine, Reject
+from elemta.policy.testing import PolicyTester
+
+ENDPOINT = "unix:/run/opendkim/opendkim.sock"
+MESSAGE = b"Subject:  two blanks\r\nX-A: 1\r\n folded\r\nX-A: 2\r\n\r\nbody\r\n" + b"line\r\n" * 20_000
+ALL = 0xFF
+
+
+class Milter:
+    """Answers each command as the test says; keeps what it was sent."""
+
+    def __init__(self, steps: int = 0, actions: int = ALL, version: int = 6, **answers: bytes | None) -> None:
+        self.options = struct.pack("!III", version, actions, steps)
+        self.steps, self.answers = steps, answers
+        self.heard: list[tuple[bytes, bytes]] = []
+        self._rest = b""
+
+    def __call__(self, data: bytes) -> bytes | None:
+        self._rest += data
+        answer = b""
+        while len(self._rest) >= 4:
+            (size,) = struct.unpack("!I", self._rest[:4])
+            if len(self._rest) < 4 + size:
+                break
+            command, content = self._rest[4:5], self._rest[5 : 4 + size]
+            self._rest = self._rest[4 + size :]
+            self.heard.append((command, content))
+            said = self._answer(command)
+            if said is None:
+                return None
+            answer += said
+        return answer
+
+    def _answer(self, command: bytes) -> bytes | None:
+        if command == b"O":
+            return packet(b"O", self.options)
+        if command in b"DAQ":
+            return b""
+        silent = {b"C": 0x1000, b"H": 0x2000, b"M": 0x4000, b"R": 0x8000, b"T": 0x10000, b"L": 0x80}
+        silent |= {b"N": 0x40000, b"B": 0x80000}
+        if self.steps & silent.get(command, 0):
+            return b""
+        return self.answers.get(command.decode(), packet(b"c"))
+
+    def commands(self) -> str:
+        return "".join(command.decode() for command, _ in self.heard)
+
+    def data(self, command: bytes) -> list[bytes]:
+        return [content for name, content in self.heard if name == command]
+
+
+def policy(milter: Callable[[bytes], bytes | None] | Exception, **how) -> PolicyTester:
+    return PolicyTester(MilterPlugin(), connections={ENDPOINT: milter}, **how)
+
+
+def conversation(asked: PolicyTester, message: bytes = MESSAGE) -> object:
+    """The first verdict that is not CONTINUE."""
+    steps = [
+        asked.connected,
+        asked.helo,
+        lambda: asked.mail("a@example.org"),
+        lambda: asked.rcpt("b@example.com"),
+        asked.data,
+        lambda: asked.message(message),
+    ]
+    for step in steps:
+        verdict = step()
+        if verdict != CONTINUE:
+            return verdict
+    return CONTINUE
+
+
+def test_a_milter_hears_the_whole_conversation_in_order():
+    milter = Milter()
+    asked = policy(milter)
+    assert conversation(asked) == CONTINUE
+    asked.disconnected()
+    order = milter.commands().replace("D", "")
+    assert order.startswith("OCHMRTLLLNB")
+    assert order.rstrip("B").endswith("EQ") or order.endswith("EQ")
+    assert milter.data(b"C") == [b"[192.0.2.1]\x004" + struct.pack("!H", 54321) + b"192.0.2.1\0"]
+    assert milter.data(b"M") == [b"<a@example.org>\0"]
+    assert milter.data(b"R") == [b"<b@example.com>\0"]
+    assert milter.data(b"L")[1] == b"X-A\x001\n folded\0"
+    assert b"".join(milter.data(b"B")) == MESSAGE.partition(b"\r\n\r\n")[2]
+    assert max(map(len, milter.data(b"B"))) <= 65535
+    assert asked.connections.open == 0
+
+
+def test_a_field_keeps_its_blanks_where_the_milter_asks_for_them():
+    plain, exact = Milter(), Milter(steps=0x100000)
+    conversation(policy(plain))
+    conversation(policy(exact))
+    assert plain.data(b"L")[0] == b"Subject\0 two blanks\0"
+    assert exact.data(b"L")[0] == b"Subject\0  two blanks\0"
+
+
+@pytest.mark.parametrize(
+    ("step", "missing"),
+    [(0x01, "C"), (0x02, "H"), (0x04, "M"), (0x08, "R"), (0x10, "B"), (0x20, "L"), (0x40, "N"), (0x200, "T")],
+)
+def test_what_the_milter_does_not_want_is_not_sent(step, missing):
+    milter = Milter(steps=step)
+    assert conversation(policy(milter)) == CONTINUE
+    assert missing not in milter.commands()
+    assert "E" in milter.commands()
+
+
+def test_what_the_milter_does_not_answer_is_not_waited_for():
+    milter = Milter(steps=0xFF080)
+    assert conversation(policy(milter)) == CONTINUE
+
+
+@pytest.mark.parametrize("stage", ["C", "H", "M", "R", "T", "L", "N", "B", "E"])
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (packet(b"r"), Reject),
+        (packet(b"t"), Defer),
+        (packet(b"d"), Discard),
+        (packet(b"y", b"550 5.7.9 not you\0"), Reject),
+        (packet(b"y", b"451-4.7.1 one\r\n451 4.7.1 two\0"), Defer),
+        (packet(b"y", b"421 4.3.2 later\0"), Disconnect),
+        (packet(b"f"), Defer),
+    ],
+)
+def test_a_decision_is_a_verdict_at_every_stage(stage, answer, kind):
+    verdict = conversation(policy(Milter(**{stage: answer})))
+    assert isinstance(verdict, kind)
+
+
+def test_a_reply_of_the_milter_s_is_given_to_the_client():
+    verdict = conversation(policy(Milter(R=packet(b"y", b"550 5.7.9 not you\0"))))
+    assert verdict == Reject("not you", code=550, enhanced="5.7.9")
+
+
+@pytest.mark.parametrize("stage", ["C", "H"])
+def test_a_session_that_is_accepted_is_told_no_more(stage):
+    milter = Milter(**{stage: packet(b"a")})
+    assert conversation(policy(milter)) == CONTINUE
+    assert "M" not in milter.commands()
+
+
+def test_a_message_that_is_accepted_is_told_no_more_and_the_next_one_is():
+    milter = Milter(R=packet(b"a"))
+    asked = policy(milter)
+    assert conversation(asked) == CONTINUE
+    assert "E" not in milter.commands()
+    asked.mail("c@example.org")
+    assert milter.data(b"M") == [b"<a@example.org>\0", b"<c@example.org>\0"]
+
+
+def test_a_body_that_is_skipped_is_not_sent_on():
+    milter = Milter(steps=0x400, B=packet(b"s"))
+    assert conversation(policy(milter)) == CONTINUE
+    assert len(milter.data(b"B")) == 1
+    assert "E" in milter.commands()
+
+
+def header_with(index: int, name: bytes, value: bytes) -> bytes:
+    return struct.pack("!I", index) + name + b"\0" + value + b"\0"
+
+
+def edited(*changes: bytes) -> tuple[PolicyTester, bytes, bytes]:
+    asked = policy(Milter(E=b"".join(changes) + packet(b"c")))
+    assert conversation(asked) == CONTINUE
+    header, _, body = asked.edited_message.partition(b"\r\n\r\n")
+    return asked, header, body
+
+
+def test_fields_are_added_inserted_changed_and_removed():
+    _, header, _ = edited(
+        packet(b"h", b"X-New\0at the end\n\tfolded\0"),
+        packet(b"i", header_with(0, b"X-Top", b"first")),
+        packet(b"m", header_with(2, b"X-A", b"changed")),
+        packet(b"m", header_with(1, b"X-A", b"")),
+        packet(b"m", header_with(1, b"X-Other", b"new")),
+    )
+    lines = header.split(b"\r\n")
+    assert lines[0] == b"X-Top: first"
+    assert b"X-New: at the end\r\n\tfolded" in header
+    assert b"X-Other: new" in header
+    assert header.count(b"X-A:") == 1
+
+
+def test_what_is_not_changed_keeps_its_octets():
+    _, header, body = edited(packet(b"i", header_with(0, b"X-Top", b"first")))
+    assert header + b"\r\n\r\n" + body == b"X-Top: first\r\n" + MESSAGE
+
+
+def test_the_body_is_replaced_by_all_pieces():
+    asked, _, body = edited(packet(b"b", b"one\r\n"), packet(b"p"), packet(b"b", b"two\r\n"))
+    assert body == b"one\r\ntwo\r\n"
+    asked._message.content.close()
+
+
+def test_sender_and_recipients_are_changed():
+    asked, _, _ = edited(
+        packet(b"e", b"<new@example.org>\0SIZE=1\0"),
+        packet(b"+", b"<c@example.com>\0"),
+        packet(b"2", b"<d@example.com>\0NOTIFY=NEVER\0"),
+        packet(b"-", b"<B@example.com>\0"),
+    )
+    transaction = asked.transaction
+    assert str(transaction.sender) == "new@example.org"
+    assert [str(one.address) for one in transaction.recipients] == ["c@example.com", "d@example.com"]
+
+
+def test_quarantine_marks_the_message():
+    asked = policy(Milter(E=packet(b"q", b"looks odd\0") + packet(b"c")))
+    assert conversation(asked) == Quarantine("looks odd")
+
+
+def test_a_change_that_was_not_announced_is_a_failure():
+    with pytest.raises(BackendError, match="did not announce"):
+        conversation(policy(Milter(actions=0, E=packet(b"h", b"X\0y\0") + packet(b"c"))))
+
+
+@pytest.mark.parametrize("stage", ["C", "H", "M", "R", "T", "L", "N", "B", "E"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"\0\0\0\0",
+        b"\xff\xff\xff\xffx",
+        packet(b"?"),
+        packet(b"y", b"no end"),
+        packet(b"y", b"250 fine\0"),
+        packet(b"h", b"X-A\0y\0"),
+    ],
+)
+def test_a_milter_that_dies_or_breaks_the_protocol_is_a_failure_of_the_policy(stage, answer):
+    if stage == "E" and answer == packet(b"h", b"X-A\0y\0"):
+        answer = packet(b"h", b"X A\0y\0")
+    with pytest.raises(BackendError):
+        conversation(policy(Milter(**{stage: answer})))
+
+
+@pytest.mark.parametrize(
+    "milter", [Milter(version=1), Milter(steps=0x800), BackendError("nothing listens"), lambda _: None]
+)
+def test_a_milter_that_does_not_negotiate_is_a_failure(milter):
+    with pytest.raises(BackendError):
+        policy(milter).connected()
+
+
+def test_a_message_that_is_given_up_is_aborted_and_the_connection_stays():
+    milter = Milter()
+    asked = policy(milter)
+    asked.connected()
+    asked.helo()
+    asked.mail("a@example.org")
+    asked.refused()
+    asked.mail("c@example.org")
+    assert milter.commands().replace("D", "") == "OCHMAM"
+
+
+@given(st.sampled_from(b"acrtdysfphimbe+2-qx?"), st.binary(max_size=60))
+def test_any_packet_is_an_answer_or_an_error(command, data):
+    with contextlib.suppress(MilterError):
+        read_answer(bytes([command]), data)
+
+
+@given(st.binary(max_size=40))
+def test_any_options_are_agreed_on_or_refused(data):
+    with contextlib.suppress(MilterError):
+        read_options(b"O", data)

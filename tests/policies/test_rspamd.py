@@ -1,0 +1,129 @@
+"""rspamd, scripted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from elemta.policies.rspamd import RspamdPlugin, RspamdResult
+from elemta.policy import CONTINUE, BackendError, Defer, Discard, Quarantine, Reject
+from elemta.policy.testing import PolicyTester, http_answer
+
+URL = "http://127.0.0.1:11333/checkv2"
+MESSAGE = b"Subject: Hello\r\nX-Spam: forged\r\nX-A: 1\r\nX-A: 2\r\n\r\ntext\r\n"
+
+
+def policy(said, status=200, options=None, **how) -> PolicyTester:
+    if not isinstance(said, Exception):
+        body = said if isinstance(said, bytes) else json.dumps(said).encode()
+        said = http_answer(status, body)
+    asked = PolicyTester(RspamdPlugin(), options, http={URL: said}, **how)
+    asked.helo("client.example.org")
+    asked.mail("a@example.org")
+    asked.rcpt("b@example.com")
+    asked.rcpt("c@example.com")
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ({"action": "no action"}, CONTINUE),
+        ({"action": "add header"}, CONTINUE),
+        ({"action": "rewrite subject"}, CONTINUE),
+        ({"action": "reject"}, Reject("The message looks like spam", code=554, enhanced="5.7.1")),
+        (
+            {"action": "reject", "messages": {"smtp_message": "Gtube pattern"}},
+            Reject("Gtube pattern", code=554, enhanced="5.7.1"),
+        ),
+        ({"action": "soft reject"}, Defer("Try again later", code=451, enhanced="4.7.1")),
+        ({"action": "greylist"}, Defer("Greylisted, try again later", code=451, enhanced="4.7.1")),
+        ({"action": "discard"}, Discard("rspamd")),
+        ({"action": "quarantine"}, Quarantine("rspamd")),
+    ],
+)
+def test_an_action_is_a_verdict(said, verdict):
+    assert policy(said).message(MESSAGE) == verdict
+
+
+def test_rspamd_hears_who_sends_what_and_to_whom():
+    asked = policy({"action": "no action"}, user="anna", reverse_name="client.example.org")
+    asked.message(MESSAGE)
+    (request,) = asked.http.requests
+    assert (request.method, request.url, request.body) == ("POST", URL, MESSAGE)
+    assert request.headers["IP"] == "192.0.2.1"
+    assert request.headers["Helo"] == "client.example.org"
+    assert request.headers["From"] == "<a@example.org>"
+    assert request.headers["Rcpt"] == "<b@example.com>, <c@example.com>"
+    assert request.headers["User"] == "anna"
+    assert request.headers["Hostname"] == "client.example.org"
+
+
+def test_its_header_changes_are_made():
+    asked = policy(
+        {
+            "action": "add header",
+            "score": 7.5,
+            "required_score": 15,
+            "symbols": {"BAYES": {}},
+            "milter": {
+                "remove_headers": {"X-Spam": 0, "X-A": 2},
+                "add_headers": {
+                    "X-Spamd-Result": {"value": "default: True\n\tSYMBOL(1)", "order": 0},
+                    "X-B": ["1", {"value": "2"}],
+                },
+            },
+        }
+    )
+    assert asked.message(MESSAGE) == CONTINUE
+    header = asked.edited_message.partition(b"\r\n\r\n")[0]
+    assert b"X-Spam: forged" not in header
+    assert b"X-Spam: Yes" in header
+    assert b"X-Spamd-Result: default: True\r\n\tSYMBOL(1)" in header
+    assert b"X-A: 1" in header
+    assert b"X-A: 2" not in header
+    assert header.count(b"X-B: ") == 2
+    result = asked.transaction.results.get(RspamdResult)
+    assert result == RspamdResult("add header", 7.5, 15.0, ("BAYES",))
+
+
+def test_a_subject_is_rewritten_in_ascii():
+    asked = policy({"action": "rewrite subject", "subject": "*** SPAM *** Grüße\r\nBcc: x@example.org"})
+    assert asked.message(MESSAGE) == CONTINUE
+    header = asked.edited_message.partition(b"\r\n\r\n")[0]
+    assert header.isascii()
+    assert b"\nBcc:" not in header
+    assert b"Subject: =?utf-8?" in header
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"no json",
+        b"[]",
+        b"{}",
+        {"action": "unheard of"},
+        b"[" * 100_000,
+        BackendError("nothing listens"),
+    ],
+)
+def test_an_answer_that_means_nothing_is_a_failure_of_the_policy(said):
+    with pytest.raises(BackendError):
+        policy(said).message(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "changes", [1, [], {"add_headers": [1]}, {"remove_headers": {"a": "x"}}, {"add_headers": {"X": {}}}]
+)
+def test_changes_that_mean_nothing_are_left_out(changes):
+    assert policy({"action": "no action", "milter": changes}).message(MESSAGE) == CONTINUE
+
+
+def test_another_status_is_a_failure_and_the_password_is_sent(tmp_path):
+    with pytest.raises(BackendError, match="status 500"):
+        policy(b"", status=500).message(MESSAGE)
+    (tmp_path / "password").write_text("secret\n")
+    asked = policy({"action": "no action"}, options={"password_file": str(tmp_path / "password")})
+    asked.message(MESSAGE)
+    assert asked.http.requests[0].headers["Password"] == "secret"

@@ -1,0 +1,128 @@
+"""The Sender Rewriting Scheme."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elemta.policies.srs import Rewriter, SrsError, SrsPlugin
+from elemta.policy import CONTINUE, Reject
+from elemta.policy.testing import PolicyTester
+
+DAY = 20_000
+LOCALS = st.from_regex(r"[a-zA-Z0-9.+=_-]{1,30}", fullmatch=True)
+DOMAINS = st.from_regex(r"[a-z]{1,10}(\.[a-z]{1,10}){1,2}", fullmatch=True)
+
+
+def rewriter(domain: str = "fwd.example", secrets=(b"secret",), day: int = DAY) -> Rewriter:
+    return Rewriter(domain, secrets, lambda: day)
+
+
+def local_of(address: str) -> str:
+    return address.rpartition("@")[0]
+
+
+@given(LOCALS, DOMAINS)
+def test_what_is_rewritten_leads_back(local, domain):
+    sender = f"{local}@{domain}"
+    made = rewriter().forward(sender)
+    if made == sender:
+        return  # ours already, or it looks rewritten
+    assert made.endswith("@fwd.example")
+    if made.startswith("SRS0="):
+        assert rewriter().reverse(local_of(made)) == sender
+        assert rewriter().reverse(local_of(made).lower()).lower() == sender.lower()
+
+
+def test_a_second_and_a_third_forwarder_do_not_make_it_longer_and_lead_back_to_the_first():
+    first = rewriter("one.example", [b"1"]).forward("anna@example.org")
+    second = rewriter("two.example", [b"2"]).forward(first)
+    third = rewriter("three.example", [b"3"]).forward(second)
+    assert second.startswith("SRS1=")
+    assert third.startswith("SRS1=")
+    assert len(third) <= len(second) + len("three.example")
+    back = rewriter("three.example", [b"3"]).reverse(local_of(third))
+    assert back == rewriter("two.example", [b"2"]).reverse(local_of(second)) == first
+    assert rewriter("one.example", [b"1"]).reverse(local_of(back)) == "anna@example.org"
+
+
+@pytest.mark.parametrize("days", [0, 1, 21])
+def test_an_address_holds_for_three_weeks(days):
+    made = rewriter().forward("anna@example.org")
+    assert rewriter(day=DAY + days).reverse(local_of(made)) == "anna@example.org"
+
+
+@pytest.mark.parametrize("days", [22, 100, -2, 1000])
+def test_an_address_that_is_too_old_or_of_the_future_is_refused(days):
+    made = rewriter().forward("anna@example.org")
+    with pytest.raises(SrsError):
+        rewriter(day=DAY + days).reverse(local_of(made))
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        "SRS0=AAAA=AA=example.org=anna",
+        "SRS0=AAA=AA=example.org=anna",
+        "SRS1=AAAA=one.example==AAAA=AA=example.org=anna",
+        "SRS0=",
+        "anna",
+        "SRS2=AAAA=AA=example.org=anna",
+    ],
+)
+def test_a_forged_address_is_refused(local):
+    with pytest.raises(SrsError):
+        rewriter().reverse(local)
+
+
+def test_an_old_secret_is_accepted_until_it_is_removed():
+    made = local_of(rewriter(secrets=[b"old"]).forward("anna@example.org"))
+    assert rewriter(secrets=[b"new", b"old"]).reverse(made) == "anna@example.org"
+    with pytest.raises(SrsError):
+        rewriter(secrets=[b"new"]).reverse(made)
+
+
+@pytest.fixture
+def secret(tmp_path):
+    file = tmp_path / "srs"
+    file.write_text("secret\n")
+    return str(file)
+
+
+def policy(secret, **how) -> PolicyTester:
+    options = {"domain": "fwd.example", "secret_file": secret}
+    return PolicyTester(SrsPlugin(), options, local=("example.com", "fwd.example"), may_relay=True, **how)
+
+
+def sent(asked: PolicyTester, sender: str, *recipients: str) -> str:
+    asked.mail(sender)
+    for recipient in recipients:
+        asked.rcpt(recipient)
+    assert asked.data() == CONTINUE
+    return str(asked.transaction.sender)
+
+
+def test_the_sender_of_what_is_forwarded_elsewhere_is_rewritten(secret):
+    assert sent(policy(secret), "a@example.org", "b@other.example").startswith("SRS0=")
+    assert sent(policy(secret), "a@example.org", "b@example.com") == "a@example.org"
+    assert sent(policy(secret), "", "b@other.example") == ""
+    assert sent(policy(secret), "a@example.com", "b@other.example") == "a@example.com"
+    assert sent(policy(secret, user="anna"), "a@example.org", "b@other.example") == "a@example.org"
+
+
+def test_a_bounce_goes_back_to_the_original_sender_and_a_forged_one_nowhere(secret):
+    made = sent(policy(secret), "a@example.org", "b@other.example")
+    asked = policy(secret)
+    asked.mail("")
+    assert asked.rcpt(made) == CONTINUE
+    assert [str(one.address) for one in asked.transaction.recipients] == ["a@example.org"]
+    refused = asked.rcpt("SRS0=AAAA=AA=example.org=x@fwd.example")
+    assert isinstance(refused, Reject)
+    assert asked.rcpt("b@example.com") == CONTINUE
+
+
+def test_a_file_without_a_secret_is_a_fault(tmp_path):
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ValueError, match="has no secret"):
+        policy(str(tmp_path / "empty"))
