@@ -65,6 +65,10 @@ def test_the_defaults_say_nothing() -> None:
             "limit[1].when_valkey_is_down: has no effect: each node counts this limit for itself anyway",
         ),
         (
+            '[submission]\nsenders = "any"\nsender_map = "/s"',
+            'submission.sender_map: has no effect: with senders = "any" users may name any sender',
+        ),
+        (
             LIMIT.replace('"sender"', '"destination"') + 'on_exceed = "reject"',
             "limit[1].on_exceed: has no effect: outbound mail waits",
         ),

@@ -181,6 +181,20 @@ def test_a_reload_reads_the_file_of_senders_again(node: Node) -> None:
     wait_until("the fault is logged", lambda: "senders: line 2" in node.daemon.output())
     with node.client() as client:
         assert outcome(client, "bob@example.test", b"From: bob@example.test\r\n\r\nx\r\n")[0] == 250
+    # Both checks find it, too.
+    checked = node.daemon.ctl("config", "check", check=False)
+    assert checked.returncode == 78
+    assert f"{node.senders}: line 2: " in checked.stdout + checked.stderr
+    started = subprocess.run(
+        [Path(sys.executable).with_name("twistd"), "elemta", "--config", node.daemon.config, "--check"],
+        cwd=node.daemon.directory,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert started.returncode == 78
+    assert f"{node.senders}: line 2: " in started.stderr
 
 
 def test_what_elemta_sendmail_hands_in_is_completed(node: Node) -> None:
