@@ -13,7 +13,7 @@ from elemta.address import Address
 from elemta.auth.senders import SenderAddresses
 from elemta.config import Role, Senders, SubmissionConfig
 from elemta.errors import AddressSyntaxError
-from elemta.message.header_reader import REMOVED, HeaderReader
+from elemta.message.header_reader import MAX_HELD, REMOVED, HeaderReader
 from elemta.message.mailboxes import read_mailboxes
 from elemta.message.trace import date_time
 from elemta.smtp import replies
@@ -22,6 +22,9 @@ from elemta.smtp.session_info import SessionInfo
 
 _BCC = frozenset({b"bcc", b"resent-bcc"})
 _AUTHORS = frozenset({b"from", b"sender"})
+MAX_AUTHORS = 100
+"""The most addresses in From and Sender that are looked up for one message."""
+
 _WATCHED = frozenset({b"date", b"from", b"message-id", b"sender"})
 
 
@@ -74,6 +77,9 @@ class SubmittedHeader:
         self._sender = sender
         self._queue_id = queue_id
         self._present: set[bytes] = set()
+        # Authors that were found to be the user's own, and the octets of their fields
+        self._own: set[Address] = set()
+        self._author_octets = 0
         self.reader = HeaderReader(
             remove=REMOVED | _BCC if settings.remove_bcc else REMOVED,
             watch=_WATCHED,
@@ -92,19 +98,24 @@ class SubmittedHeader:
     def _refuse_author(self, user: str, name: bytes, field: bytes, whole: bool) -> Refuse | None:
         """Why a field From or Sender keeps the message from being taken."""
         title = name.decode("ascii").capitalize()
-        if not whole:
-            return Refuse(replies.AUTHOR_UNREADABLE, reason=f"{title} is too long to be checked")
+        self._author_octets += len(field)
+        if not whole or self._author_octets > MAX_HELD:
+            return Refuse(replies.AUTHOR_UNREADABLE, reason="From and Sender are too long to be checked")
         try:
             addresses = read_mailboxes(field.partition(b":")[2])
         except AddressSyntaxError as error:
             return Refuse(replies.AUTHOR_UNREADABLE, reason=f"{title}: {error}")
         if not addresses:
             return Refuse(replies.AUTHOR_UNREADABLE, reason=f"{title} names no address")
-        for address in dict.fromkeys(addresses):
+        unknown = [address for address in dict.fromkeys(addresses) if address not in self._own]
+        if len(self._own) + len(unknown) > MAX_AUTHORS:
+            reason = f"From and Sender name more than {MAX_AUTHORS} addresses"
+            return Refuse(replies.AUTHOR_UNREADABLE, reason=reason)
+        for address in unknown:
             if not self._rules.senders.owns(user, address):
-                return Refuse(
-                    replies.AUTHOR_NOT_OWN, reason=f"{title}: {address} is not an address of {user}"
-                )
+                reason = f"{title}: {address} is not an address of {user}"
+                return Refuse(replies.AUTHOR_NOT_OWN, reason=reason)
+            self._own.add(address)
         return None
 
     def _missing(self) -> bytes:

@@ -18,7 +18,7 @@ from elemta.auth.senders import SenderAddresses, read_sender_map
 from elemta.config import Role, Senders, SubmissionConfig
 from elemta.domains import Domains
 from elemta.errors import ConfigError
-from elemta.net.submission import SubmissionRules
+from elemta.net.submission import MAX_AUTHORS, SubmissionRules
 from elemta.policy import CONTINUE
 from elemta.smtp import replies
 from elemta.smtp.path import parse_address
@@ -289,6 +289,17 @@ def test_the_author_of_a_user_is_the_users_own_in_every_spelling(
     assert submitted(message, add_missing=False, remove_bcc=False)[1] is refused
     assert submitted(message, user=None)[1] is None
     assert submitted(message, senders=Senders.ANY)[1] is None
+
+
+def test_only_so_many_authors_are_looked_up() -> None:
+    def header(count: int) -> bytes:
+        return b"".join(b"From: anna+%d@example.com\r\n" % number for number in range(count)) + b"\r\n"
+
+    assert submitted(header(MAX_AUTHORS))[1] is None
+    assert submitted(header(MAX_AUTHORS + 1))[1] is UNREADABLE
+    same = b"From: anna@example.com\r\n"
+    assert submitted(same * 500 + b"\r\n")[1] is None
+    assert submitted(same * 1000 + b"\r\n")[1] is UNREADABLE
 
 
 FIELDS = st.lists(
