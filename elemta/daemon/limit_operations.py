@@ -142,7 +142,8 @@ class LimitOperations:
     @route("GET", "/v1/limits/show")
     async def show(self, id_: _Identity) -> LimitListing:
         """How full the limits are for an identity; a limit's name may stand before it."""
-        requests = requests_for(self._rules, id_)
+        limiter = self._components().limiter
+        requests = requests_for(limiter.rules, id_, limiter.mailbox)
         usages = await self._fills(requests)
         refused = await self._refused([request.spec.name for request in requests])
         shown = [self._shown(usage, refused) for usage in usages]
@@ -180,7 +181,8 @@ class LimitOperations:
     async def _reset_all(self, identity: str) -> Sequence[LimitReset]:
         limiter = self._components().limiter
         # Open connections are facts, and stay.
-        requests = [each for each in requests_for(limiter.rules, identity) if each.spec.leases is None]
+        found = requests_for(limiter.rules, identity, limiter.mailbox)
+        requests = [each for each in found if each.spec.leases is None]
         used = {usage.request.key: any(usage.used) for usage in await self._fills(requests)}
         refused = await self._refused([request.spec.name for request in requests])
         done = []

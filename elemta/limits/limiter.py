@@ -144,7 +144,7 @@ class Limiter:
         self._of_null_sender = {
             stage: tuple(rule for rule in rules if rule.stage_of_null_sender is stage) for stage in Stage
         }
-        self._mailbox = mailbox or _as_written
+        self.mailbox = mailbox or _as_written
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
         self._of_refusals = tuple(rule for rule in rules if rule.counts is Counts.REFUSALS)
         self._departing = tuple(rule for rule in rules if rule.is_outbound)
@@ -185,7 +185,7 @@ class Limiter:
         rules = self._rules(stage, transaction)
         if not rules:
             return _NOTHING
-        subject = Subject(session, transaction, recipient, self._mailbox)
+        subject = Subject(session, transaction, recipient, self.mailbox)
         asked: list[Request] = []
         covered: list[Request] = []
         for rule in rules:
@@ -209,7 +209,7 @@ class Limiter:
 
         What counts messages or bytes is not charged for the keys in ``already``.
         """
-        subject = Subject(session, transaction, recipient, self._mailbox)
+        subject = Subject(session, transaction, recipient, self.mailbox)
         asked = [
             request
             for rule in self.rules
@@ -226,7 +226,7 @@ class Limiter:
         """
         if not self._departing:
             return _NOTHING
-        departure = replace(departure, sender=self._mailbox(departure.sender))
+        departure = replace(departure, sender=self.mailbox(departure.sender))
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in rule.outbound_requests(departure)]
         return self._acquire(asked, no=_WAITS) if asked else _NOTHING
@@ -273,7 +273,7 @@ class Limiter:
         recipient: Recipient | None = None,
     ) -> MaybeDeferred[LimitRefusal | None]:
         """What the limits of refusals say of a client that asks for something. Charges nothing."""
-        subject = Subject(session, transaction, recipient, self._mailbox)
+        subject = Subject(session, transaction, recipient, self.mailbox)
         asked = [
             request for rule in self._of_refusals if rule.spec.binding for request in rule.requests(subject)
         ]
@@ -308,7 +308,7 @@ class Limiter:
 
         A limit that refuses this is exceeded: then the client gets the limit's reply in place of the refusal.
         """
-        subject = Subject(session, transaction, recipient, self._mailbox)
+        subject = Subject(session, transaction, recipient, self.mailbox)
         asked = [request for rule in self._of_refusals for request in rule.requests(subject)]
         return self._acquire(asked) if asked else _NOTHING
 
@@ -323,7 +323,7 @@ class Limiter:
 
         Raises, or fails with, :class:`StoreUnavailable`.
         """
-        subject = Subject(session, transaction, recipient, self._mailbox)
+        subject = Subject(session, transaction, recipient, self.mailbox)
         rules = self._rules(stage, transaction)
         requests = [request for rule in rules for request in rule.requests(subject)]
         return run(self._peek(requests))

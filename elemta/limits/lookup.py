@@ -23,42 +23,55 @@ from elemta.limits.store import Request
 
 _JOINT = "|"
 _DIGEST = "#"
+_OF_A_MAILBOX = frozenset({Identity.SENDER, Identity.RECIPIENT})
 
 
-def requests_for(rules: Sequence[Rule], text: str) -> tuple[Request, ...]:
+Mailbox = Callable[[Address], Address]
+
+
+def _as_written(address: Address) -> Address:
+    return address
+
+
+def requests_for(rules: Sequence[Rule], text: str, mailbox: Mailbox = _as_written) -> tuple[Request, ...]:
     """What to ask about ``text``, in the order of the rules: at most one request a limit.
 
     ``text`` is an identity, spelt in any way that means the same, the parts of a combination joined by
     ``|``, or ``*`` for what is counted for all; or the same behind the name of a limit and a colon.
+    ``mailbox`` is that of the limiter: another tag means the same.
     """
     named = [rule for rule in rules if text.startswith(f"{rule.name}:")]
     if named:
         # Where one name begins with another and a colon, the longer one is meant.
         rule = max(named, key=lambda each: len(each.name))
-        found = tuple(_requests([rule], text[len(rule.name) + 1 :]))
+        found = tuple(_requests([rule], text[len(rule.name) + 1 :], mailbox))
         # A limit may be called "2001".
         if found or _ip(text) is None:
             return found
-    return tuple(_requests(rules, text))
+    return tuple(_requests(rules, text, mailbox))
 
 
-def _requests(rules: Sequence[Rule], text: str) -> Iterator[Request]:
+def _requests(rules: Sequence[Rule], text: str, mailbox: Mailbox) -> Iterator[Request]:
     for rule in rules:
-        identity = _identity(rule.per, text.strip())
+        identity = _identity(rule.per, text.strip(), mailbox)
         if identity is not None:
             yield Request(rule.spec, identity)
 
 
-def _identity(per: Sequence[Identity], text: str) -> str | None:
+def _identity(per: Sequence[Identity], text: str, mailbox: Mailbox) -> str | None:
     parts = text.split(_JOINT)
     if not per:
         return EVERYONE if text == EVERYONE else None
     if len(parts) != len(per):
         return None
-    found = [
-        _READ[kind](part) if part[:1] != _DIGEST else part for kind, part in zip(per, parts, strict=True)
-    ]
+    found = [_part(kind, part, mailbox) for kind, part in zip(per, parts, strict=True)]
     return None if None in found else joined(part for part in found if part is not None)
+
+
+def _part(kind: Identity, text: str, mailbox: Mailbox) -> str | None:
+    if text[:1] == _DIGEST:
+        return text
+    return _mailbox(text, mailbox) if kind in _OF_A_MAILBOX else _READ[kind](text)
 
 
 def _ip(text: str) -> str | None:
@@ -85,7 +98,7 @@ def _network_of(text: str, versions: Sequence[int]) -> str | None:
     return str(network) if same else None
 
 
-def _mailbox(text: str) -> str | None:
+def _mailbox(text: str, mailbox: Mailbox = _as_written) -> str | None:
     bare = text[1:-1] if text.startswith("<") and text.endswith(">") else text
     if not bare:
         return address_identity(NULL) if text else None
@@ -95,7 +108,7 @@ def _mailbox(text: str) -> str | None:
     if not at or not local or not domain:
         return None
     quoted = len(local) > 1 and local.startswith('"') and local.endswith('"')
-    return address_identity(Address(local[1:-1] if quoted else local, domain))
+    return address_identity(mailbox(Address(local[1:-1] if quoted else local, domain)))
 
 
 def _domain(text: str) -> str | None:

@@ -149,3 +149,11 @@ def test_another_tag_or_case_is_no_other_identity_of_a_local_mailbox() -> None:
     # At other domains a tag is only a part of a name.
     assert [client.mail(f"a+{number}@example.org") == CONTINUE for number in range(4)] == [True] * 4
     assert domains.mailbox(Address("a+1", "example.org")) == Address("a+1", "example.org")
+
+
+@pytest.mark.parametrize("text", ["Anna+x@example.com", "r:anna@EXAMPLE.com", "<anna+@example.com>"])
+def test_an_operator_finds_a_mailbox_by_any_of_its_tags(text: str) -> None:
+    domains = Domains(frozenset({"example.com"}), delimiter="+")
+    rules = rules_from_config(ResourcesConfig(), [limit("r", Counts.RECIPIENTS, Identity.RECIPIENT)])
+    (request,) = requests_for(rules, text, domains.mailbox)
+    assert request.identity == "anna@example.com"
