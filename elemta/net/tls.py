@@ -207,6 +207,9 @@ class _ServerConnection(SSL.Connection):
         try:
             return super().recv(bufsiz, flags)
         except SSL.ZeroReturnError:
+            if self.get_shutdown() & SSL.SENT_SHUTDOWN:
+                # We have closed our half, too: Twisted ends the connection.
+                raise
             client_closed, self._client_closed = self._client_closed, None
             if client_closed is not None:
                 client_closed()

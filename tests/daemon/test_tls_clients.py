@@ -219,3 +219,22 @@ def test_a_close_notify_right_behind_the_dot_gets_its_answer_and_one_message(
     daemon.wait_for_mail(recipient)
     assert len(daemon.mailbox(recipient)) == 1
     assert [line for line in answers if line.startswith("250 2.0.0")], answers
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("last", ["QUIT", "NOOP"])
+def test_behind_a_close_notify_the_daemon_closes_the_connection_at_once(
+    daemon: Daemon, last: str, version: ssl.TLSVersion
+) -> None:
+    """Whichever side closes TLS first; the deadline of a close is ten seconds."""
+    with daemon.socket("implicit", timeout=8) as sock:
+        client = Memory(sock, version)
+        client.tls.write(f"{last}\r\n".encode())
+        if last == "QUIT":
+            client.flush()
+            assert [line[:3] for line in client.lines_until_closed()] == ["220", "221"]
+        with contextlib.suppress(ssl.SSLError):
+            client.tls.unwrap()
+        client.flush()
+        while sock.recv(4096):
+            pass
