@@ -84,6 +84,7 @@ class Outcome:
     reached: ReachedStage = ReachedStage.ANSWERED
     local: LocalFault = LocalFault.NONE
     command: str = ""
+    reason: str = ""
 
 
 Outcomes = Sequence[Outcome]

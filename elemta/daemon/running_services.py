@@ -20,16 +20,28 @@ from elemta.daemon.listeners import ListenAddress
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.deferred_value import MaybeDeferred
 from elemta.delivery import DeliveryScheduler
+from elemta.delivery.delivery_record import tell_ended
 from elemta.delivery.outbound_limits import OutboundLimiter
-from elemta.envelope import Envelope
+from elemta.envelope import Envelope, Recipient
 from elemta.metric_registry import LabelledValue
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.metrics import LoopLag
+from elemta.outcome import Outcome, Status
 from elemta.policy.message_view import MessageContent
 from elemta.spool import MessageWriter, Spool, Submission
 from elemta.spool.content import Content
+from elemta.spool.records import QueuedMessage
+
+_DELETED = "removed by an operator"
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """What :func:`tell_ended` reads of a queue."""
+
+    observer: DeliveryFactory
 
 
 class DeliveryFactory:
@@ -77,8 +89,33 @@ class DeliveryFactory:
         )
         return self._components.chain.delivery_hooks.sign(envelope, content)
 
+    # As what hears of the end of deliveries
+
+    @property
+    def tells_end(self) -> bool:
+        """Whether any policy observes the end of deliveries."""
+        return self._components.chain.delivery_hooks.tells_end
+
+    def ended(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
+        """Tell the policies what came of a recipient."""
+        self._components.chain.delivery_hooks.ended(envelope, recipient, outcome)
+
+    def deleted(self, message: QueuedMessage) -> None:
+        """Tell the policies that an operator removed a message."""
+        at = self._shared.runtime.wall()
+        tell_ended(
+            _Observed(self),
+            message,
+            [
+                Outcome(message.queue_id, each.address, Status.FAILED, _DELETED, "", "", at)
+                for each in message.pending
+            ],
+            "deleted",
+        )
+
     def _from(self, spool: Spool) -> DeliveryScheduler:
         spool.signer = self
+        spool.observer = self
         return DeliveryScheduler(
             self._shared.runtime,
             spool,

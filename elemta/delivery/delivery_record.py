@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from twisted.logger import Logger
 
 from elemta.address import Address
 from elemta.delivery.queue import DeliveryQueue
-from elemta.envelope import Notify
+from elemta.envelope import Notify, Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
 from elemta.spool.records import HoldCause, QueuedMessage
@@ -91,7 +92,39 @@ async def settle_surely(
                 queue_id=message.queue_id,
             )
         else:
+            tell_ended(queue, message, _ended(outcomes, hold_reason))
             return
+
+
+def _ended(outcomes: Sequence[Outcome], hold_reason: str | None) -> Sequence[Outcome]:
+    """Those after which nothing more is tried: what is on hold may be released."""
+    if hold_reason is None:
+        return outcomes
+    return [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
+
+
+def tell_ended(queue: object, message: QueuedMessage, outcomes: Sequence[Outcome], reason: str = "") -> None:
+    """Tell the observers that nothing more is tried for these recipients, which is on stable storage.
+
+    ``reason`` is that of the failures where it is not ``failed``.
+    """
+    observer = getattr(queue, "observer", None)
+    if observer is None or not observer.tells_end:
+        return
+    known = {each.address: each for each in message.pending}
+    for outcome in outcomes:
+        if outcome.status is Status.DEFERRED:
+            continue
+        recipient = known.get(outcome.recipient) or Recipient(outcome.recipient)
+        why = "delivered" if outcome.status is Status.DELIVERED else outcome.reason or reason or "failed"
+        try:
+            observer.ended(message.envelope, recipient, replace(outcome, reason=why))
+        except Exception:
+            _log.failure(
+                "the end of a delivery could not be reported to a policy",
+                event="delivery.not_reported",
+                queue_id=message.queue_id,
+            )
 
 
 class DeliveredRecorder:

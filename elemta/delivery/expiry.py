@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.bounces import decide
+from elemta.delivery.delivery_record import tell_ended
 from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.faulty_parts import RecentFaults, hold_faulty
@@ -181,6 +182,7 @@ class ExpiryScanner:
                     sender=str(message.envelope.sender),
                 )
         await self._queue.end_hold(held, outcomes, "returned" if returned else "removed")
+        tell_ended(self._queue, message, outcomes, "expired")
 
     def _is_not_attempted(self, part: QueuedMessage, now: float) -> bool:
         """Whether no attempt for the part is under way or may begin now: its destination is down or it waits
@@ -322,6 +324,8 @@ class ExpiryScanner:
             hold_reason=plan.hold_reason,
             hold=plan.hold,
         )
+        if plan.hold_reason is None:
+            tell_ended(self._queue, part, mine)
 
     async def _together(
         self, parts: Sequence[QueuedMessage], now: float

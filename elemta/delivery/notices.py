@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 from twisted.logger import Logger
 
 from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide, log_left_out, submit
-from elemta.delivery.delivery_record import settle_surely
+from elemta.delivery.delivery_record import settle_surely, tell_ended
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Envelope
@@ -45,7 +45,11 @@ class NotificationPlan:
             return tuple(outcomes)
         kept = (Status.DELIVERED, self.ends_as)
         return tuple(
-            outcome if outcome.status in kept else replace(outcome, status=self.ends_as)
+            outcome
+            if outcome.status in kept
+            else replace(
+                outcome, status=self.ends_as, reason="expired" if self.ends_as is Status.FAILED else ""
+            )
             for outcome in outcomes
         )
 
@@ -246,4 +250,5 @@ async def _give_up(
     notices = decide(message, outcomes, now=now, settings=settings).to_send
     await tell(spool, message, notices)
     await spool.settle(message.queue_id, outcomes, retry_at=None, hold_reason=None)
+    tell_ended(spool, message, outcomes, "bounced")
     return ReturnedMessage(len(outcomes), len(notices))

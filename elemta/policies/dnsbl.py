@@ -95,7 +95,7 @@ class DnsblPolicy:
             return Quarantine(f"listed by {', '.join(found.zones)}")
         return CONTINUE
 
-    def committed(self, session: Session, transaction: Transaction) -> None:
+    def committed(self, session: Session, transaction: Transaction, queue_id: str) -> None:
         """Nothing to do."""
 
     def refused(self, session: Session, transaction: Transaction) -> None:

@@ -164,8 +164,8 @@ class LimitsPolicy:
         del message  # its size is the transaction's by now
         return self._of_transaction(Stage.MESSAGE, session, transaction)
 
-    def committed(self, session: Session, transaction: Transaction) -> MaybeDeferred[None]:
-        del session
+    def committed(self, session: Session, transaction: Transaction, queue_id: str) -> MaybeDeferred[None]:
+        del session, queue_id
         entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
         return None if entries is None else self._limits.refund(entries.committed(transaction.recipients))
 

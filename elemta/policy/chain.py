@@ -17,6 +17,7 @@ from elemta.policy.runner import (
     PolicyRunner,
     attempted_of,
     calls_of,
+    ended_of,
     facts_of,
     route_of,
     sign_of,
@@ -74,6 +75,7 @@ class PolicyChain:
             [call for loaded, runner in self._runners if (call := attempted_of(runner, loaded.policy))],
             clock,
             [call for loaded, runner in self._runners if (call := sign_of(runner, loaded.policy))],
+            [call for loaded, runner in self._runners if (call := ended_of(runner, loaded.policy))],
         )
 
     @property
@@ -117,7 +119,7 @@ class PolicyChain:
     def _calls_at(self, listener: str) -> _ListenerCalls:
         asked: dict[Stage, list[PolicyCall]] = {}
         notified: dict[str, list[PolicyCall]] = {
-            fact: [] for fact in ("committed", "refused", "disconnected", "login_ended")
+            fact: [] for fact in ("committed", "refused", "disconnected", "decided", "login_ended")
         }
         for loaded, runner in self._runners:
             if not runner.serves(listener):

@@ -39,7 +39,9 @@ class DeliveryHooks:
         notified: Sequence[PolicyCall],
         clock: IReactorTime,
         signers: Sequence[PolicyCall] = (),
+        ended: Sequence[PolicyCall] = (),
     ) -> None:
+        self._ended = tuple(ended)
         self._signers = tuple(signers)
         self._asked = tuple(asked)
         self._notified = tuple(notified)
@@ -54,6 +56,19 @@ class DeliveryHooks:
     def tells(self) -> bool:
         """Whether any policy observes attempts."""
         return bool(self._notified)
+
+    @property
+    def tells_end(self) -> bool:
+        """Whether any policy observes the end of deliveries."""
+        return bool(self._ended)
+
+    def ended(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
+        """Tell the policies that nothing more is tried for a recipient, without waiting for them."""
+        network, session_id = _network_of(envelope), envelope.client.session_id
+        for call in self._ended:
+            if call.runner.serves(envelope.client.listener):
+                shown = envelope, recipient, outcome
+                tell(call, PolicyFact(shown, network, session_id, envelope.queue_id), self._clock)
 
     @property
     def signs(self) -> bool:

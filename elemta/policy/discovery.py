@@ -26,9 +26,15 @@ from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.metrics import PolicyMetrics
 from elemta.policy.chain import PolicyChain
 from elemta.policy.contract import contract_problem
-from elemta.policy.interfaces import OTHER_INTERFACES, STAGE_INTERFACES, IPolicyPlugin
+from elemta.policy.interfaces import (
+    OTHER_INTERFACES,
+    STAGE_INTERFACES,
+    IFirstOutcomeObserver,
+    IOutcomeObserver,
+    IPolicyPlugin,
+)
 from elemta.policy.relay_permission import RelayPermission
-from elemta.policy.runner import LoadedPolicy
+from elemta.policy.runner import LoadedPolicy, takes
 from elemta.policy.services import Services
 
 if TYPE_CHECKING:
@@ -247,8 +253,12 @@ def problem_with(policy: object) -> str:
     interfaces = [interface for interface, _ in STAGE_INTERFACES.values()]
     provided = [each for each in (*interfaces, *OTHER_INTERFACES) if each.providedBy(policy)]
     for interface in provided:
+        wanted = interface
+        if interface is IOutcomeObserver and takes(getattr(policy, "committed", None), 2):
+            # That of version 1 of the contract gets no queue id.
+            wanted = IFirstOutcomeObserver
         try:
-            verifyObject(interface, policy)
+            verifyObject(wanted, policy, tentative=True)
         except Invalid as error:
             return f"it says that it provides {interface.__name__} but does not: {describe(error)}"
     if provided:

@@ -117,23 +117,46 @@ class IDeliveryPolicy(Interface):
 
 
 class IDeliveryObserver(Interface):
-    """Called after each delivery attempt: a fact."""
+    """Called after each delivery attempt, and at the end of a delivery: facts.
+
+    A policy may leave out ``ended``, which version 1 of the contract did not have:
+    ``ended(envelope, recipient, outcome)`` says that nothing more is tried for a recipient.
+    ``outcome.reason`` is ``delivered``, ``failed``, ``expired``, ``bounced`` or ``deleted``.
+    """
 
     def attempted(outcome: Outcome) -> FactAnswer:
         """An attempt for one recipient came to ``outcome``. It may not be recorded yet."""
 
 
 class IOutcomeObserver(Interface):
-    """Called when transactions and sessions end: facts, for refunds and counters."""
+    """Called when transactions and sessions end: facts, for refunds and counters.
 
-    def committed(session: Session, transaction: Transaction) -> FactAnswer:
-        """The message of ``transaction`` is on stable storage."""
+    A policy may leave out ``decided``, which version 1 of the contract did not have:
+    ``decided(session, policy, stage, verdict)`` is called when the policies of a stage have decided;
+    ``policy`` is the name of the one that did, "" where none had an opinion.
+    """
+
+    def committed(session: Session, transaction: Transaction, queue_id: str) -> FactAnswer:
+        """The message of ``transaction`` was accepted: it is on stable storage, or discarded.
+
+        A method without ``queue_id``, as in version 1 of the contract, is called without it.
+        """
 
     def refused(session: Session, transaction: Transaction) -> FactAnswer:
         """``transaction`` ended without a message: refused, reset, or its client went away."""
 
     def disconnected(session: Session) -> FactAnswer:
         """The session is over. Called once, last."""
+
+
+class IFirstOutcomeObserver(Interface):
+    """:class:`IOutcomeObserver` as it was in version 1 of the contract."""
+
+    def committed(session: Session, transaction: Transaction) -> FactAnswer: ...
+
+    def refused(session: Session, transaction: Transaction) -> FactAnswer: ...
+
+    def disconnected(session: Session) -> FactAnswer: ...
 
 
 class LoginOutcome(enum.Enum):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import iscoroutine
-from typing import Any, NamedTuple
+from inspect import iscoroutine, signature
+from typing import Any, NamedTuple, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -364,12 +364,32 @@ def facts_of(runner: PolicyRunner, policy: object) -> list[PolicyCall]:
     facts: tuple[str, ...] = ()
     if IOutcomeObserver.providedBy(policy):
         facts += ("committed", "refused", "disconnected")
+        if hasattr(policy, "decided"):
+            facts += ("decided",)
     if ILoginObserver.providedBy(policy):
         facts += ("login_ended",)
     # No session waits for a fact observer, so its breaker has nothing to save.
     return [
-        PolicyCall(runner, getattr(policy, fact), None, fact, PolicyBreaker(runner.timeout)) for fact in facts
+        PolicyCall(runner, _observing(policy, fact), None, fact, PolicyBreaker(runner.timeout))
+        for fact in facts
     ]
+
+
+def _observing(policy: object, fact: str) -> Callable[..., object]:
+    """The method of an observer; that of version 1 of the contract gets no queue id."""
+    method: Callable[..., object] = getattr(policy, fact)
+    if fact == "committed" and takes(method, 2) and not takes(method, 3):
+        return lambda session, transaction, _queue_id: method(session, transaction)
+    return method
+
+
+def takes(method: object, number: int) -> bool:
+    """Whether a method can be called with so many arguments."""
+    try:
+        signature(cast(Callable[..., object], method)).bind(*range(number))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def route_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
@@ -408,6 +428,15 @@ def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
     if not IDeliveryObserver.providedBy(policy):
         return None
     return PolicyCall(runner, policy.attempted, None, "attempted", PolicyBreaker(runner.timeout))
+
+
+def ended_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
+    """The call that tells ``policy`` of the end of deliveries; None where it does not observe it.
+
+    An observer of version 1 of the contract has no such method.
+    """
+    ended = getattr(policy, "ended", None) if IDeliveryObserver.providedBy(policy) else None
+    return None if ended is None else PolicyCall(runner, ended, None, "ended", PolicyBreaker(runner.timeout))
 
 
 class BegunCall(NamedTuple):

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.deferred_value import MaybeDeferred
+from elemta.deferred_value import MaybeDeferred, then
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
@@ -159,7 +159,16 @@ class PolicySession(ChainQuestion):
         """
         self._question, self._message = question, message
         self._marks, self._accepted, self._grant_failed = [], None, False
-        return self._ask_each(iter(() if self._gone else self._calls.get(question.stage, ())))
+        decision = self._ask_each(iter(() if self._gone else self._calls.get(question.stage, ())))
+        if self._notified["decided"]:
+            return then(decision, self._tell_decided, question.stage)
+        return decision
+
+    def _tell_decided(self, decision: ChainDecision, stage: Stage) -> ChainDecision:
+        for call in () if self._gone else self._notified["decided"]:
+            shown = self._session_of(call.runner), decision.policy, stage, decision.verdict
+            tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
+        return decision
 
     def ask_login(self, username: str) -> MaybeDeferred[ChainDecision]:
         """Ask whether the client may try to log in as ``username``, before its password is looked at."""
@@ -380,7 +389,9 @@ class PolicySession(ChainQuestion):
         if calls:
             views = self._views(transaction)
             for call in calls:
-                shown = self._session_of(call.runner), views.of(call.runner)
+                shown: tuple[Any, ...] = self._session_of(call.runner), views.of(call.runner)
+                if fact == "committed":
+                    shown += (transaction.queue_id,)
                 tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
         if self._transaction is not None and self._transaction.facts is transaction:
             self._transaction = self._message = None

@@ -52,7 +52,7 @@ from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.results import Results
-from elemta.policy.runner import as_deferred
+from elemta.policy.runner import as_deferred, takes
 from elemta.policy.services import Limits, Services
 from elemta.policy.verdicts import CONTINUE, Discard, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
@@ -324,7 +324,10 @@ class PolicyTester:
 
     def committed(self, *, wait: float = 0) -> None:
         """Tell the policy that the message is on stable storage; the transaction is over then."""
-        self._wait(self._tell("committed", self.session, self.transaction), wait)
+        shown: tuple[Any, ...] = self.session, self.transaction
+        if takes(getattr(self.policy, "committed", None), 3):
+            shown += (self.transaction.queue_id,)
+        self._wait(self._tell("committed", *shown), wait)
         self._end()
 
     def refused(self, *, wait: float = 0) -> None:
@@ -370,6 +373,19 @@ class PolicyTester:
     def attempted(self, outcome: Outcome, *, wait: float = 0) -> None:
         """Tell the policy of a delivery attempt."""
         self._wait(self._tell("attempted", outcome), wait)
+
+    def ended(
+        self,
+        recipient: str | Recipient,
+        outcome: Outcome,
+        envelope: Envelope | None = None,
+        *,
+        wait: float = 0,
+    ) -> None:
+        """Tell the policy that nothing more is tried for a recipient."""
+        if isinstance(recipient, str):
+            recipient = Recipient(parse_address(recipient))
+        self._wait(self._tell("ended", envelope or self._envelope(recipient), recipient, outcome), wait)
 
     def _envelope(self, recipient: Recipient | None) -> Envelope:
         transaction, facts = self.transaction, self.facts

@@ -11,15 +11,16 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from elemta.deferred_value import MaybeDeferred, value_of
-from elemta.envelope import Envelope
+from elemta.envelope import Envelope, Recipient
 from elemta.errors import SpoolError
+from elemta.outcome import Outcome
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.content import RecentContents
 from elemta.spool.group_commit import PendingOperation
 from elemta.spool.operations import Batch, NewMessage, Operation, Payment
 from elemta.spool.queue_id import QueueIds, known_key
 from elemta.spool.queue_listeners import QueueListeners
-from elemta.spool.records import MessageState, OwedNotice, Submission
+from elemta.spool.records import MessageState, OwedNotice, QueuedMessage, Submission
 from elemta.spool.rows import encode_envelope
 
 _PIECE = 64 * 1024
@@ -65,6 +66,8 @@ class Intake:
     ) -> None:
         #: What signs each message before it is stored.
         self.signer: MessageSigner | None = None
+        #: What hears of the end of deliveries.
+        self.observer: EndObserver | None = None
         self._ids = ids
         self._bodies = bodies
         self._submit = submit
@@ -229,6 +232,20 @@ def envelope_of(writer: MessageWriter, submission: Submission) -> Envelope:
         parameters=submission.parameters,
         client=submission.client,
     )
+
+
+class EndObserver(Protocol):
+    """What hears that nothing more is tried for a recipient."""
+
+    @property
+    def tells_end(self) -> bool:
+        """Whether anything listens now."""
+
+    def ended(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
+        """This came of a recipient, and is recorded."""
+
+    def deleted(self, message: QueuedMessage) -> None:
+        """An operator removed a message."""
 
 
 class MessageSigner(Protocol):

@@ -329,7 +329,13 @@ class Spool(Intake):
 
     async def delete(self, queue_id: str) -> None:
         """Remove a message for good, whatever its state. UnknownMessage; SpoolError."""
+        observer = self.observer
+        if observer is None or not observer.tells_end:
+            await self._change(queue_id, OperatorAction.DELETE)
+            return
+        message = (await self.show(queue_id)).message
         await self._change(queue_id, OperatorAction.DELETE)
+        observer.deleted(message)
 
     async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
         """Destinations by name from behind ``after`` on, and when something is due: 0.0 now, None if all

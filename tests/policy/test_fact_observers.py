@@ -4,8 +4,9 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
-from elemta.policy import ChainDecision, ChainSettings, IOutcomeObserver, IRcptPolicy, Reject
+from elemta.policy import CONTINUE, ChainDecision, ChainSettings, IOutcomeObserver, IRcptPolicy, Reject
 from elemta.policy.asking import NO_OPINION
+from elemta.policy.discovery import problem_with
 
 
 @implementer(IOutcomeObserver)
@@ -144,3 +145,66 @@ def test_one_that_only_observes_is_never_asked(stage, scripted):
     assert client.rcpt() == ChainDecision(Reject("no"), "p2")
     assert client.begin()
     assert stage.play(Watcher()).rcpt() == NO_OPINION
+
+
+# What version 2 of the contract adds
+
+
+@implementer(IOutcomeObserver, IRcptPolicy)
+class Second:
+    def __init__(self):
+        self.heard = []
+
+    def rcpt(self, session, transaction, recipient):
+        return CONTINUE
+
+    def committed(self, session, transaction, queue_id):
+        self.heard.append(("committed", queue_id))
+
+    def refused(self, session, transaction):
+        self.heard.append("refused")
+
+    def disconnected(self, session):
+        self.heard.append("disconnected")
+
+    def decided(self, session, policy, stage, verdict):
+        self.heard.append((policy, stage.value, verdict))
+
+
+def test_an_observer_hears_the_queue_id_and_what_was_decided(stage, scripted):
+    observer = Second()
+    refusal = Reject("no")
+    client = stage.play(observer, scripted(lambda *shown: refusal if len(shown) == 3 else CONTINUE))
+    client.mail()
+    client.rcpt()
+    client.transaction.queue_id = "2CmXq07DRb3"
+    client.talk.committed(client.transaction)
+    client.talk.disconnected()
+    assert observer.heard == [
+        ("", "mail", CONTINUE),
+        ("p2", "rcpt", refusal),
+        ("committed", "2CmXq07DRb3"),
+        "disconnected",
+    ]
+
+
+def test_an_observer_of_version_1_is_one_still(stage):
+    heard = []
+
+    @implementer(IOutcomeObserver)
+    class First:
+        def committed(self, session, transaction):
+            heard.append("committed")
+
+        def refused(self, session, transaction):
+            heard.append("refused")
+
+        def disconnected(self, session):
+            heard.append("disconnected")
+
+    assert problem_with(First()) == ""
+    client = stage.play(First())
+    client.talk.committed(client.transaction)
+    client.talk.disconnected()
+    assert heard == ["committed", "disconnected"]
+    assert problem_with(Second()) == ""

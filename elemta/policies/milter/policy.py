@@ -122,7 +122,7 @@ class MilterPolicy:
             return verdict
         return await self._change(transaction, message, changes)
 
-    def committed(self, session: Session, transaction: Transaction) -> None:
+    def committed(self, session: Session, transaction: Transaction, queue_id: str) -> None:
         """Nothing to do."""
 
     def refused(self, session: Session, transaction: Transaction) -> None:
