@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -92,12 +93,9 @@ class ClamAVPolicy:
     async def _ask(self, message: Message) -> str:
         stream = await self._services.connect(self._options.endpoint)
         try:
-            try:
+            # Past its limit clamd answers and closes before it has read all: the answer counts then.
+            with suppress(BackendError):
                 await self._send(stream, message.open())
-            except BackendError:
-                if stream.closed:
-                    raise
-            # Past its limit clamd answers and closes before it has read all.
             answer = await stream.read_until(b"\0", MAX_ANSWER)
             return answer.rstrip(b"\0").decode("utf-8", "replace")
         finally:

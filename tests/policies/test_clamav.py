@@ -1,4 +1,4 @@
-"""clamd, scripted; a real one is asked in tests/interop."""
+"""clamd, scripted; tests/policies/real asks a real one."""
 
 from __future__ import annotations
 
@@ -94,3 +94,15 @@ def test_a_clamd_that_fails_is_a_failure_of_the_policy(clamd):
     with pytest.raises(BackendError):
         asked.message(MESSAGE)
     assert asked.connections.open == 0
+
+
+def test_the_answer_counts_of_a_clamd_that_closes_before_it_has_read_all():
+    asked = policy([b"INSTREAM size limit exceeded. ERROR\0"])
+    assert asked.message(MESSAGE) == CONTINUE
+    found = policy([b"stream: Elemta.Test FOUND\0"]).message(MESSAGE)
+    assert isinstance(found, Reject)
+
+
+def test_a_clamd_that_closes_without_an_answer_is_a_failure():
+    with pytest.raises(BackendError):
+        policy([b"stream: O"]).message(MESSAGE)
