@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, limits, queue, spool, users
+from elemta.ctl import configuration, daemon, dkim, limits, queue, spool, users
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
     _add_limits(_group(commands, "limits", "the identities that are limited, by which limit, and until when"))
     _add_user(_group(commands, "user", "the users that may log in: edits the users file, needs no daemon"))
+    _add_dkim(_group(commands, "dkim", "keys for the policy dkim-sign; needs no daemon"))
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
     return top
@@ -242,6 +243,17 @@ def _add_user(commands: Any) -> None:
         if name == "add":
             added.add_argument("--password-stdin", action="store_true", help="read the first line of stdin")
             added.add_argument("--replace", action="store_true", help="set a new password for a known user")
+
+
+def _add_dkim(commands: Any) -> None:
+    made = _add(commands, "generate", dkim.generate, "write a new key, and print the record for DNS")
+    made.add_argument("domain", metavar="DOMAIN")
+    made.add_argument("--selector", default="elemta", help="where DNS has it (default: elemta)")
+    made.add_argument("--type", choices=dkim.KEY_TYPES, default="rsa", help="rsa (default) or ed25519")
+    made.add_argument(
+        "--bits", type=int, choices=(2048, 3072, 4096), default=dkim.RSA_BITS, help="of an RSA key (2048)"
+    )
+    made.add_argument("--file", metavar="PATH", help="the key file (default: DOMAIN.SELECTOR.key)")
 
 
 def _count(text: str) -> int:

@@ -17,9 +17,9 @@ NAMED = re.compile(r"`elemtactl\s+([^`]+)`|^\s*(?:[#$] )?(?:\S+/)?elemtactl ([^`
 
 
 def commands(of: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of each command below this one."""
+    """The words of each command below this one; a group may be a command, too."""
     groups = [action for action in of._actions if isinstance(action, argparse._SubParsersAction)]
-    if not groups:
+    if not groups or (before and not any(group.required for group in groups)):
         yield before
     for group in groups:
         for name, inner in group.choices.items():

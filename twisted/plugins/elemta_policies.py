@@ -1,6 +1,7 @@
 """The policies that come with Elemta, found like any plugin: only names, like any dropin."""
 
 from elemta.policies.clamav import ClamAVPlugin
+from elemta.policies.dkim_sign import DkimSignPlugin
 from elemta.policies.dnsbl import DnsblPlugin
 from elemta.policies.greylist import GreylistPlugin
 from elemta.policies.limits import LimitsPlugin
@@ -13,6 +14,7 @@ from elemta.policies.rspamd import RspamdPlugin
 from elemta.policies.srs import SrsPlugin
 
 clamav = ClamAVPlugin()
+dkim_sign = DkimSignPlugin()
 dnsbl = DnsblPlugin()
 greylist = GreylistPlugin()
 limits = LimitsPlugin()

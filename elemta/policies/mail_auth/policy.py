@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
-import dkim
 from zope.interface import implementer
 
 from elemta.policies.mail_auth import field as results_field
@@ -20,6 +19,7 @@ from elemta.policies.mail_auth.dmarc import (
     check_dmarc,
 )
 from elemta.policies.mail_auth.dns_facts import evaluate
+from elemta.policies.mail_auth.message_reader import read_header
 from elemta.policies.mail_auth.options import Enforcement, MailAuthOptions
 from elemta.policies.mail_auth.signatures import (
     ChainCheck,
@@ -44,7 +44,6 @@ from elemta.policy import (
     Verdict,
 )
 
-MAX_HEADER = 1024 * 1024  # octets; what is longer has no signature that counts
 SPF_FAIL = Reject("SPF: the sender's domain does not allow this client", code=550, enhanced="5.7.23")
 
 Result = TypeVar("Result")
@@ -61,23 +60,8 @@ class ReadMessage:
 def read_message(stream: BinaryIO) -> ReadMessage:
     """Read a message once, in blocks. Blocks: call it in a thread."""
     with stream:
-        raw = bytearray()
-        while line := stream.readline(MAX_HEADER):
-            if line == b"\r\n" or len(raw) > MAX_HEADER:
-                break
-            raw += line
-        header = _fields(bytes(raw))
+        header = read_header(stream)
         return ReadMessage(header, hash_body(stream, wanted_body_hashes(header)))
-
-
-def _fields(raw: bytes) -> Header:
-    if len(raw) > MAX_HEADER:
-        return []
-    try:
-        fields, _ = dkim.rfc822_parse(raw)
-    except (dkim.DKIMException, IndexError):
-        return []  # a line that is no field: nothing in such a header can be signed
-    return [(name, value) for name, value in fields]
 
 
 @implementer(IMessagePolicy)

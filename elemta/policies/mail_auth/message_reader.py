@@ -1,0 +1,28 @@
+"""Reads a message once: the fields of its header, with their octets."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import dkim
+
+from elemta.policies.mail_auth.signatures import Header
+
+MAX_HEADER = 1024 * 1024
+"""Octets. What is longer has no signature that counts."""
+
+
+def read_header(stream: BinaryIO) -> Header:
+    """The fields, the file left at the body; empty where they can't be read. Blocks: call it in a thread."""
+    raw = bytearray()
+    while line := stream.readline(MAX_HEADER):
+        if line == b"\r\n" or len(raw) > MAX_HEADER:
+            break
+        raw += line
+    if len(raw) > MAX_HEADER:
+        return []
+    try:
+        fields, _ = dkim.rfc822_parse(bytes(raw))
+    except (dkim.DKIMException, IndexError):
+        return []  # a line that is no field: nothing in such a header can be signed
+    return [(name, value) for name, value in fields]
