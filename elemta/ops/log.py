@@ -63,6 +63,7 @@ _NOT_FIELDS = frozenset(
         "log_time",
     ]
 )
+_OF_POLICIES = "elemta.policy."
 _NEVER_LOGGED = frozenset(["password", "passwd", "secret", "credentials", "authorization", "token"])
 _NOISE = (
     "Starting factory ",
@@ -150,7 +151,8 @@ class LogObserver:
             "node_id": self._node_id,
             "message": _message(event),
         }
-        ours = name is not None
+        # A policy's record has all that it was given, whether or not it has a name.
+        ours = name is not None or str(event.get("log_namespace")).startswith(_OF_POLICIES)
         for key, value in event.items():
             if key in _NOT_FIELDS or key.startswith("log_"):
                 continue

@@ -452,3 +452,23 @@ def test_logging_from_within_a_write_keeps_lines_whole(
     monkeypatch.setattr(os, "write", write_and_log)
     lines.write("first\n")
     assert os.read(read, 1000) == b"first\nfrom a destructor\n"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_policys_record_has_every_keyword_that_it_was_given(named: bool) -> None:
+    from ipaddress import ip_address
+
+    book = Book()
+    logger = Logger(namespace="elemta.policy.my-list", observer=book.observer)
+    given: dict[str, Any] = {
+        "zones": ["a.test", "b.test"],
+        "scores": {"a.test": 1.5, "none": None},
+        "nothing": None,
+        "client_ip": ip_address("192.0.2.1"),
+        "flag": False,
+        "number": 3,
+    }
+    logger.info("listed", **given, **({"event": "my-list.listed"} if named else {}))
+    (record,) = book.records
+    assert {key: record[key] for key in given} == {**given, "client_ip": "192.0.2.1"}
+    assert record["message"] == "listed"
