@@ -190,7 +190,7 @@ class GroupCommit:
         """Hand what waits to the commit thread, at most a batch."""
         entries = self._next_batch()
         try:
-            self._change(CommitChange.BEGIN)
+            self._state = next_state(self._state, CommitChange.BEGIN)
             maintain, self._maintenance_due = self._maintenance_due, False
             late, self._late = self._late, []
             self._unsettled += len(late)
@@ -260,7 +260,7 @@ class GroupCommit:
             self._reactor.callFromThread(self.distrust, doubt)
 
     def _finished(self, batch: Batch, entries: list[PendingOperation], late: list[DeliveryResult]) -> None:
-        self._change(CommitChange.END)
+        self._state = next_state(self._state, CommitChange.END)
         was_settled = self.settled
         # What a fault kept the store from taking over.
         self._late += late
