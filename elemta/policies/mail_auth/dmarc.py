@@ -71,7 +71,10 @@ class Suffixes:
 
     def organizational(self, domain: str) -> str:
         """The organizational domain: one label more than the public suffix (RFC 7489 §3.2)."""
-        return cast(str | None, self._list.get_sld(domain, strict=False)) or domain
+        known = cast(str | None, self._list.get_sld(domain, strict=True))
+        # Below a top-level domain that the list does not know the library says that domain itself. The list's
+        # own rule for it is "*": one label is the suffix.
+        return known or ".".join(domain.rsplit(".", 2)[-2:])
 
 
 def ascii_domain(domain: str) -> str:

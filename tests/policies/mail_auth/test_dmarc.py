@@ -154,3 +154,29 @@ def test_of_several_authors_the_most_severe_result_counts():
 )
 def test_the_authors_are_read_from_the_from_field_and_nowhere_else(fields, domains):
     assert author_domains(fields) == domains
+
+
+@pytest.mark.parametrize(
+    ("domain", "organizational"),
+    [
+        ("example.com", "example.com"),
+        ("a.b.example.com", "example.com"),
+        ("a.b.co.uk", "b.co.uk"),
+        ("co.uk", "co.uk"),
+        ("a.www.ck", "www.ck"),
+        ("b.a.foo.ck", "a.foo.ck"),
+        # A top-level domain that the list does not know: its suffix is one label.
+        ("one.unlisted", "one.unlisted"),
+        ("b.a.one.unlisted", "one.unlisted"),
+        ("unlisted", "unlisted"),
+    ],
+)
+def test_the_organizational_domain_is_one_label_more_than_the_suffix(domain: str, organizational: str):
+    assert SUFFIXES.organizational(domain) == organizational
+
+
+def test_domains_below_an_unlisted_top_level_domain_do_not_stand_for_each_other():
+    records = {"_dmarc.author.unlisted": "v=DMARC1; p=reject"}
+    seen = Authenticated("mallory.unlisted", ("mallory.unlisted",))
+    assert check(("author.unlisted",), seen, records).result == "fail"
+    assert check(("author.unlisted",), Authenticated("mail.author.unlisted"), records).result == "pass"
