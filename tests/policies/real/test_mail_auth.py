@@ -1,4 +1,4 @@
-"""The policy ``mail-auth`` in a daemon, with zones on a real name server and clients at addresses of their own."""
+"""The policy ``mail-auth`` in a daemon, with zones on a real name server and clients at other addresses."""
 
 from __future__ import annotations
 
