@@ -54,6 +54,7 @@ setup(
             "argon2-cffi>=21.1",
             "pyspf>=2.0.14",
             "dkimpy>=1.1.4",
+            "authres>=1.2",  # dkimpy needs it to seal, which a test does
             "publicsuffix2>=2.20191221",
             "PyNaCl>=1.5",
             "setuptools>=70.1",  # the tests of packaging build without the network
