@@ -175,6 +175,8 @@ class Transport:
 class _Datagrams(DatagramProtocol):
     """One question, and the packets that come from the server."""
 
+    noisy = False
+
     def __init__(self, query: dns.message.Message, wire: bytes, server: Nameserver) -> None:
         self._query = query
         self._wire = wire

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class GreylistPolicy:
         self._options = options
         self._services = services
         self._defer = Defer(
-            f"Greylisted, try again in {int(options.delay)} seconds", code=451, enhanced="4.7.1"
+            f"Greylisted, try again in {_in_words(options.delay)}", code=451, enhanced="4.7.1"
         )
         self._check_spf = spf_checker(services) if "spf" in options.pass_with else None
         self._decided = services.metrics.counter(
@@ -136,6 +137,11 @@ def spf_checker(services: Services) -> SPFChecker | None:
         return known.result if known is not None else (await lookup.check(session, transaction)).result
 
     return check
+
+
+def _in_words(seconds: float) -> str:
+    whole = math.ceil(seconds)
+    return "1 second" if whole == 1 else f"{whole} seconds"
 
 
 def network_of(ip: IPv4Address | IPv6Address) -> str:
