@@ -162,7 +162,8 @@ rspamd_config:register_symbol{
     callback = function(task)
         task:set_milter_reply({
             add_headers = {['X-Rspamd-Test'] = 'seen ' .. (task:get_helo() or 'no helo')
-                .. ' ' .. tostring(task:get_from_ip()), ['X-Rspamd-Rcpt'] =
+                .. ' ' .. tostring(task:get_from_ip()), ['X-Rspamd-Rcpts'] =
+                tostring(#(task:get_recipients('smtp') or {})), ['X-Rspamd-Rcpt'] =
                 ((task:get_recipients('smtp') or {})[1] or {}).addr or 'none'},
             remove_headers = {['X-Remove-Me'] = 0},
         })

@@ -115,6 +115,28 @@ def test_postfwd_sees_the_size_at_the_end_of_the_message(postfwd: Daemon) -> Non
     postfwd.wait_for_mail("small")
 
 
+@pytest.mark.servers
+def test_a_postfwd_that_was_started_again_is_asked_again(open_directory: Path) -> None:
+    postfwd = Postfwd(open_directory / "again", RULES)
+    postfwd.start()
+    daemon = Daemon(
+        open_directory / "asks-again",
+        f'[policies]\nchain = ["limits", "policy-client", "relay"]\n'
+        f'[policy.policy-client]\nendpoint = "{postfwd.endpoint}"\n',
+    )
+    daemon.start()
+    try:
+        assert at_rcpt(daemon, "fine@client.test")[0] == 250
+        postfwd.stop()
+        assert at_rcpt(daemon, "fine@client.test")[0] // 100 == 4
+        postfwd.start()
+        assert at_rcpt(daemon, "spam@client.test") == (554, "5.7.1 not from you")
+        assert at_rcpt(daemon, "fine@client.test")[0] == 250
+    finally:
+        daemon.stop()
+        postfwd.stop()
+
+
 SERVICE = """
 listener = []
 [server]

@@ -93,6 +93,18 @@ def test_a_clean_message_gets_the_fields_that_rspamd_adds_and_loses_those_that_i
     assert b"X-Spam: Yes" not in header
 
 
+def test_rspamd_learns_every_recipient(daemon: Daemon, listener: str) -> None:
+    recipients = [f"r{number}-{listener}@example.test" for number in range(3)]
+    content = (
+        b"From: Anna <anna@client.test>\r\nTo: r@example.test\r\nSubject: s\r\n"
+        b"Date: Mon, 1 Jan 2024 00:00:00 +0000\r\nMessage-ID: <2@client.test>\r\n\r\nHello\r\n"
+    )
+    with daemon.client(listener) as client:
+        client.sendmail("anna@client.test", recipients, content)
+    for number in range(3):
+        assert b"X-Rspamd-Rcpts: 3" in delivered(daemon, f"r{number}-{listener}")
+
+
 def test_the_action_add_header_marks_the_message(daemon: Daemon, listener: str) -> None:
     assert send(daemon, listener, f"marked-{listener}", "mark me")[0] == 250
     assert b"X-Spam: Yes" in delivered(daemon, f"marked-{listener}")
