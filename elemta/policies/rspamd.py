@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.greylist import network_of
 from elemta.policy import (
     CONTINUE,
     BackendError,
@@ -31,6 +33,8 @@ from elemta.policy import (
 
 MAX_FIELDS = 100  # header changes of one answer that are heeded
 MAX_TEXT = 200
+GREYLIST_DELAY = 300.0  # seconds, as in rspamd's own module
+GREYLIST_MEMORY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,27 @@ class RspamdPolicy:
         transaction.results.publish(_result(action, found))
         if action in _KEPT:
             self._edit(message, found, action)
+        if action == "greylist" and not await self._waits(session, transaction):
+            return CONTINUE
         return _verdict(action, found)
+
+    async def _waits(self, session: Session, transaction: Transaction) -> bool:
+        """Whether a message with the action ``greylist`` waits: once, and no client of ours does.
+
+        rspamd's own module keeps the time in Redis and says soft reject. The bare action comes from an rspamd
+        without it: it would come at each try, and the message would never arrive.
+        """
+        ip = session.client_ip
+        if session.user is not None or self._services.domains.may_relay(ip):
+            return False
+        recipients = sorted(str(one.address).lower() for one in transaction.recipients)
+        words = "\n".join((network_of(ip), str(transaction.sender).lower(), *recipients))
+        key = hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()
+        store = self._services.store
+        if await store.set(f"seen:{key}", b"1", ttl=GREYLIST_MEMORY, only_if_absent=True):
+            await store.set(f"wait:{key}", b"1", ttl=GREYLIST_DELAY)
+            return True
+        return await store.get(f"wait:{key}") is not None
 
     def _headers(self, session: Session, transaction: Transaction) -> dict[str, str]:
         headers = {

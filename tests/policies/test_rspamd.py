@@ -7,7 +7,8 @@ import json
 import pytest
 
 from elemta.policies.rspamd import RspamdPlugin, RspamdResult
-from elemta.policy import CONTINUE, BackendError, Defer, Discard, Quarantine, Reject
+from elemta.policy import CONTINUE, BackendError, Defer, Discard, Quarantine, Reject, StoreUnavailable
+from elemta.policy.doubles import UnavailableStore
 from elemta.policy.testing import PolicyTester, http_answer
 
 URL = "http://127.0.0.1:11333/checkv2"
@@ -127,3 +128,29 @@ def test_another_status_is_a_failure_and_the_password_is_sent(tmp_path):
     asked = policy({"action": "no action"}, options={"password_file": str(tmp_path / "password")})
     asked.message(MESSAGE)
     assert asked.http.requests[0].headers["Password"] == "secret"
+
+
+def send(asked: PolicyTester, recipient: str = "b@example.com") -> object:
+    asked.mail("a@example.org")
+    asked.rcpt(recipient)
+    return asked.message(MESSAGE)
+
+
+def test_the_action_greylist_lets_a_message_wait_once_and_not_for_ever():
+    asked = policy({"action": "greylist"})
+    assert isinstance(send(asked), Defer)
+    asked.clock.advance(299)
+    assert isinstance(send(asked), Defer)
+    asked.clock.advance(2)
+    assert send(asked) == CONTINUE
+    assert isinstance(send(asked, "c@example.com"), Defer)
+
+
+def test_a_user_of_ours_does_not_wait_where_rspamd_says_greylist():
+    assert policy({"action": "greylist"}, user="anna").message(MESSAGE) == CONTINUE
+
+
+def test_without_the_store_the_action_greylist_is_a_failure_of_the_policy():
+    with pytest.raises(StoreUnavailable):
+        policy({"action": "greylist"}, store=UnavailableStore()).message(MESSAGE)
+    assert policy({"action": "no action"}, store=UnavailableStore()).message(MESSAGE) == CONTINUE

@@ -124,7 +124,10 @@ def test_soft_reject_defers(daemon: Daemon, listener: str) -> None:
 
 
 def test_the_action_greylist_defers_over_http_and_rspamds_own_proxy_lets_it_pass(daemon: Daemon) -> None:
-    """In rspamd the action alone says that greylisting is due; its module makes a soft reject of it."""
+    """In rspamd the action alone says that greylisting is due; its module makes a soft reject of it.
+
+    Elemta keeps the time for the bare action, which no other part of rspamd does.
+    """
     code, text = send(daemon, "mx", "greylisted", "greylist me")
     assert (code, text[:5]) == (451, "4.7.1"), text
     assert daemon.mailbox("greylisted") == []
