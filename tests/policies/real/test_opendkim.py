@@ -5,6 +5,7 @@ CI does not install OpenDKIM; without it the tests are skipped, in CI too.
 
 from __future__ import annotations
 
+import smtplib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +93,21 @@ def test_messages_of_one_session_are_each_signed(signing: Signing) -> None:
     for delivered in signing.daemon.wait_for_mail("many", 4):
         message = delivered if b"\r\n" in delivered else delivered.replace(b"\n", b"\r\n")
         assert dkim.verify(message, dnsfunc=lambda *_, **__: signing.opendkim.record)
+
+
+def test_without_opendkim_mail_waits_and_a_session_after_it_came_back_is_signed(
+    signing: Signing,
+) -> None:
+    daemon, opendkim = signing.daemon, signing.opendkim
+    with daemon.client() as client:
+        client.ehlo()
+        opendkim.stop()
+        assert client.mail("anna@signed.test")[0] // 100 == 4
+    with pytest.raises((smtplib.SMTPException, OSError)) as refused, daemon.client() as client:
+        client.sendmail("anna@signed.test", ["back@example.test"], SIMPLE)
+    assert getattr(refused.value, "smtp_code", 400) // 100 == 4
+    opendkim.start()
+    with daemon.client() as client:
+        client.sendmail("anna@signed.test", ["back@example.test"], SIMPLE)
+    (message,) = daemon.wait_for_mail("back")
+    assert dkim.verify(message, dnsfunc=lambda *_, **__: opendkim.record)

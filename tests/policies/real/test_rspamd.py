@@ -5,6 +5,7 @@ CI does not install rspamd; without it the tests are skipped, in CI too.
 
 from __future__ import annotations
 
+import smtplib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +139,24 @@ def test_the_log_and_the_metric_say_what_rspamd_did(daemon: Daemon) -> None:
     before = daemon.metric(r'elemta_plugin_rspamd_actions_total\{.*action="reject"')
     send(daemon, "mx", "counted", "spam", f"{GTUBE}\r\n")
     assert daemon.metric(r'elemta_plugin_rspamd_actions_total\{.*action="reject"') == before + 1
+
+
+def test_without_rspamd_on_error_decides_and_a_new_rspamd_is_asked_again(
+    daemon: Daemon, rspamd: Rspamd, listener: str
+) -> None:
+    rspamd.stop()
+    try:
+        with daemon.client(listener) as client:
+            client.ehlo()
+            codes = [
+                client.mail("anna@client.test")[0],
+                client.rcpt(f"away-{listener}@example.test")[0],
+                client.data(b"Subject: clean\r\n\r\nHello\r\n")[0] if listener == "mx" else 0,
+            ]
+    except smtplib.SMTPResponseException as refused:  # the greeting, or DATA
+        codes = [refused.smtp_code]
+    finally:
+        rspamd.start()
+    assert any(code // 100 == 4 for code in codes), codes
+    assert send(daemon, listener, f"back-{listener}", "clean")[0] == 250
+    assert daemon.mailbox(f"away-{listener}") == []
