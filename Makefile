@@ -9,7 +9,7 @@ DEV := etc/elemta-dev.toml
 # What older Twisteds could break: some packages do not use Twisted, and kills, floods and outages are about our
 # own order of things.
 NEWEST_ONLY := smtp message config house monitoring multinode compose adoption durability mailout cluster \
-	spool/test_kill.py policy/test_example_package.py
+	policies spool/test_kill.py policy/test_example_package.py
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help

@@ -34,7 +34,7 @@ class Node:
             directory,
             f'[[route]]\ndomains = ["sink.test"]\nto = "smtp://127.0.0.1:{sink_port}"\n',
             spool=f'retry = ["{retry}"]\n' + spool,
-            domains='relay_from = ["127.0.0.0/8"]\n',
+            domains='relay_from = ["127.0.0.0/8"]\n[submission]\nadd_missing = false\n',
         )
         self.faults: list[str] = []
         self.starts = 0

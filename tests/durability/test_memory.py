@@ -90,7 +90,7 @@ def node(tmp_path: Path, sink: _Sink) -> Iterator[Daemon]:
     daemon = Daemon(
         tmp_path / "node",
         f'[[route]]\ndomains = ["sink.test"]\nto = "smtp://127.0.0.1:{sink.server_address[1]}"\n',
-        domains='relay_from = ["127.0.0.0/8"]\n',
+        domains='relay_from = ["127.0.0.0/8"]\n[submission]\nadd_missing = false\n',
     )
     yield daemon.start()
     daemon.kill()

@@ -50,7 +50,9 @@ def _kill_while_delivering(directory: Path, rounds: int, capsys: pytest.CaptureF
         offices = {GOOD: good, MOODY: moody, STRICT: strict, SENDERS: home}
         node = Node(directory / "node", accounts, good.port)
         node.daemon.configure(
-            _tables(offices), spool='retry = ["1s"]\n', domains='relay_from = ["127.0.0.0/8"]\n'
+            _tables(offices),
+            spool='retry = ["1s"]\n',
+            domains='relay_from = ["127.0.0.0/8"]\n[submission]\nadd_missing = false\n',
         )
         try:
             for number in range(1, rounds + 1):

@@ -161,7 +161,7 @@ class World:
         daemon = Daemon(
             self._directory / "node",
             f'[[listener]]\nname = "world"\nendpoint = "tcp:25:interface={host.four}"\n',
-            domains='relay_from = ["127.0.0.0/8"]',
+            domains='relay_from = ["127.0.0.0/8"]\n[submission]\nadd_missing = false\n',
             spool='retry = ["1s"]',
             place=host,
         )
