@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
     from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
 
     from elemta.runtime.disk import Disk
 
@@ -68,6 +69,9 @@ class OrderedWorker(Protocol):
 
     def start(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Do work that reports by itself; a failure of the report is logged."""
+
+    def start_or(self, failed: Callable[[Failure], object], work: Callable[[], object]) -> None:
+        """Do work that reports by itself; ``failed`` is called in the reactor's thread where it raises."""
 
     def stop(self) -> None:
         """Do what was asked for, and end the threads. Blocks."""

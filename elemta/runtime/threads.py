@@ -98,6 +98,9 @@ class _Ordered:
     def start(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         self._queue.put((partial(work, *args, **kwargs), None))
 
+    def start_or(self, failed: Callable[[Failure], object], work: Callable[[], object]) -> None:
+        self._queue.put((work, failed))
+
     def stop(self) -> None:
         for _ in self._threads:
             self._queue.put(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -197,10 +198,18 @@ class GroupCommit:
             self._at_work.append((entries, late))
             done: Deferred[Batch] = Deferred()
             done.addCallback(self._finished, entries, late).addErrback(self._broke)
-            self._threads.start(self._work, entries, late, maintain, done)
+            work = partial(self._work, entries, late, maintain, done)
+            self._threads.start_or(partial(self._not_done, done), work)
         except Exception:
             self._pending = entries + self._pending
             raise
+
+    def _not_done(self, done: Deferred[Batch], failure: Failure) -> None:
+        """The thread could not even begin, or failed behind its answer."""
+        if done.called:
+            _log.failure("tidying the queue database failed", failure, event="spool.thread_failed")
+        else:
+            done.errback(failure)
 
     def _broke(self, failure: Failure) -> None:
         """A fault of ours with a batch: it counts as a failure of the disk, since what is on it is unknown.
@@ -229,20 +238,16 @@ class GroupCommit:
         done: Deferred[Batch],
     ) -> None:
         """In the commit thread: carry out a batch, and say what became of it in one call of the reactor."""
+        batch = Batch([entry.operation for entry in entries])
         try:
-            batch = Batch([entry.operation for entry in entries])
-            try:
-                if late:
-                    self._store.keep(late)
-                if entries or self._store.unsettled:
-                    batch = self._store.apply(batch.operations)
-            except Exception as error:
-                # A fault of ours. Callers must get an error, and the store has to start over.
-                _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
-                self._store.fail(batch, error)
-        except BaseException:
-            self._reactor.callFromThread(done.errback, Failure())
-            return
+            if late:
+                self._store.keep(late)
+            if entries or self._store.unsettled:
+                batch = self._store.apply(batch.operations)
+        except Exception as error:
+            # A fault of ours. Callers must get an error, and the store has to start over.
+            _log.failure("a batch failed in an unforeseen way", event="spool.batch_failed")
+            self._store.fail(batch, error)
         self._reactor.callFromThread(done.callback, batch)
         try:
             self._tidy(maintain)

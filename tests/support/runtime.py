@@ -89,6 +89,15 @@ class SimulatedOrder(SimulatedWorkers):
     def start(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         self._soon(lambda: cast(None, work(*args, **kwargs)))
 
+    def start_or(self, failed: Callable[[Failure], object], work: Callable[[], object]) -> None:
+        def in_turn() -> None:
+            try:
+                work()
+            except BaseException:
+                failed(Failure())
+
+        self._soon(in_turn)
+
 
 class SimulatedThreads:
     """Makes threads that are none. ``pools`` are those that were made, by name."""
