@@ -109,7 +109,9 @@ class GroupCommit:
         self._pending.append(PendingOperation(operation, done, value))
         if self._state not in IN_BATCH and self._start_call is None:
             # At the end of this turn of the reactor: all that it still brings goes along.
-            self._start_call = self._reactor.callLater(0, self._start)
+            start: Deferred[None] = Deferred()
+            start.addCallback(self._start).addErrback(self._broke)
+            self._start_call = self._reactor.callLater(0, start.callback, None)
         return done
 
     def maintain(self) -> None:
@@ -160,17 +162,14 @@ class GroupCommit:
                 return
         self._store.apply([])
 
-    def _start(self) -> None:
+    def _start(self, _: None) -> None:
         self._start_call = None
         if self._state in IN_BATCH:
             return
-        if not self._pending:
-            self._notify_idle()
-            return
-        try:
+        if self._pending:
             self._run_next()
-        except Exception:
-            self._broke(Failure())
+        else:
+            self._notify_idle()
 
     @property
     def _is_reopen_due(self) -> bool:

@@ -215,6 +215,7 @@ async def test_a_spool_whose_threads_take_no_work_for_a_while_starts_over_and_cl
 
         patch.setattr(threads, "call", fails)
         patch.setattr(threads, "start", fails)
+        patch.setattr(threads, "start_or", fails)
         with pytest.raises(SpoolError):
             await post.spool.settle(
                 queue_id, [outcome(queue_id, "bob", Status.DELIVERED)], retry_at=None, hold_reason=None
