@@ -158,7 +158,7 @@ async def test_a_damaged_row_does_not_fail_a_walk_a_listing_a_start_or_the_end_o
 
 @pytest.mark.parametrize("how", [name for name in ALL if "positions" not in name])
 @ensureDeferred
-async def test_the_notices_owed_of_damaged_rows_are_dropped_by_one_commit_and_the_others_stay(
+async def test_notices_owed_of_damaged_rows_are_dropped_by_one_commit(
     open_spool: Any, events: list[Any], counted: Any, how: str
 ) -> None:
     spool = await open_spool()
