@@ -10,6 +10,8 @@ import io
 import sys
 from pathlib import Path
 
+from generated_file import write_or_check
+
 from elemta.address import Address
 from elemta.delivery.bounces import NoticeSettings, decide
 from elemta.envelope import Envelope, MailParameters, Recipient
@@ -93,15 +95,7 @@ def render(page: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    page = TARGET.read_text(encoding="utf-8")
-    text = render(page)
-    if arguments == ["--check"]:
-        if page != text:
-            sys.stderr.write("docs/delivery.md shows stale notices: run docs/generate_dsn.py\n")
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check({TARGET: render(TARGET.read_text(encoding="utf-8"))}, arguments)
 
 
 if __name__ == "__main__":

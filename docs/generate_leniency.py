@@ -10,6 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from generated_file import write_or_check
+
 from elemta.smtp.leniency import BINDING_PARAMETERS, FORGIVEN, Forgiven
 
 TARGET = Path(__file__).resolve().parent / "leniency.md"
@@ -70,20 +72,14 @@ def wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def page() -> str:
+def render() -> str:
+    """The text of docs/leniency.md."""
     binding = " and ".join(f"`{name.upper()}`" for name in sorted(BINDING_PARAMETERS))
     return HEAD + "\n".join(entry(row) for row in FORGIVEN) + TAIL.replace("{binding}", binding)
 
 
 def main(arguments: list[str]) -> int:
-    text = page()
-    if arguments == ["--check"]:
-        if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-            sys.stderr.write("docs/leniency.md is stale: run docs/generate_leniency.py\n")
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check({TARGET: render()}, arguments)
 
 
 if __name__ == "__main__":

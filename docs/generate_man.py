@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from generated_file import write_or_check
+
 from elemta import __version__
 from elemta.config.environment import ALIASES
 from elemta.config.reference import SettingEntry, described
@@ -340,17 +342,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
 
 
 def main(arguments: list[str]) -> int:
-    old = False
-    for name, render in GENERATED.items():
-        path, text = ROOT / name, render()
-        if arguments == ["--check"]:
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                sys.stderr.write(f"{name} is stale: run make generate\n")
-                old = True
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return 1 if old else 0
+    return write_or_check({ROOT / name: render() for name, render in GENERATED.items()}, arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from generated_file import write_or_check
+
 from elemta.metric_registry import MetricDefinition
 from elemta.metrics import Metrics
 
@@ -68,14 +70,7 @@ def render() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    text = render()
-    if arguments == ["--check"]:
-        if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-            sys.stderr.write("docs/metrics.md is stale: run make generate\n")
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check({TARGET: render()}, arguments)
 
 
 if __name__ == "__main__":

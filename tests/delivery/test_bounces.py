@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import email
 import email.policy
-import importlib.util
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from email.errors import CharsetError
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import pytest
@@ -28,6 +25,7 @@ from elemta.errors import SpoolError
 from elemta.message.notice import DsnAction, Notice, NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, QueuedMessage, Spool
+from tests.support.generators import generator
 from tests.support.post import Post
 
 ROOT = Path(__file__).parents[2]
@@ -462,24 +460,14 @@ async def test_a_notice_whose_making_fails_in_any_way_is_built_from_the_envelope
 # The page
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_dsn", ROOT / "docs" / "generate_dsn.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["generate_dsn"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_notices_that_the_page_shows_are_those_that_are_sent() -> None:
     page = (ROOT / "docs" / "delivery.md").read_text(encoding="utf-8")
-    assert generator().render(page) == page, "stale: run docs/generate_dsn.py"
+    assert generator("generate_dsn").render(page) == page, "stale: run docs/generate_dsn.py"
 
 
 @pytest.mark.parametrize("kind", [NoticeKind.FAILURE, NoticeKind.DELAY])
 def test_the_notices_that_the_page_shows_are_reports(kind: NoticeKind) -> None:
-    dsn: Any = email.message_from_bytes(generator().dsn(kind), policy=email.policy.default)
+    dsn: Any = email.message_from_bytes(generator("generate_dsn").dsn(kind), policy=email.policy.default)
     assert dsn.get_content_type() == "multipart/report"
     assert [dict(block.items()).get("Action") for block in list(dsn.iter_parts())[1].get_payload()] == [
         None,
