@@ -49,13 +49,6 @@ class Quay(Harbour):
     def sending(self, *ports: int, **terms: Any) -> Deferred[tuple[Outcome, ...]]:
         return Deferred.fromCoroutine(self.send(*ports, **terms))
 
-    async def closed_port(self) -> int:
-        """A port without a listener."""
-        other = Harbour()
-        port = await other.listen(SecureHop())
-        await other.close()
-        return port
-
 
 @pytest_twisted.async_yield_fixture
 async def quay(tmp_path: Path) -> AsyncIterator[Quay]:
@@ -170,7 +163,7 @@ async def test_new_settings_use_no_old_connection(quay: Quay) -> None:
 @ensureDeferred
 async def test_the_next_candidate_is_tried_when_one_cannot_be_connected_to(quay: Quay) -> None:
     hop = SecureHop()
-    sent = await quay.send(await quay.closed_port(), port := await quay.listen(hop))
+    sent = await quay.send(quay.closed_port(), port := await quay.listen(hop))
     assert (sent[0].status, sent[0].reached) == (DELIVERED, ReachedStage.ANSWERED)
     assert sent[0].next_hop == f"mx2.example[127.0.0.1]:{port}"
     assert quay.told == ["failed", "opened"]
@@ -229,7 +222,7 @@ async def test_only_when_every_candidate_says_that_it_never_takes_mail_it_has_fa
     assert (await quay.send(*never))[0].status is FAILED
     assert (await quay.send(never[0], later))[0].status is DEFERRED
     assert (await quay.send(later, never[0]))[0].status is DEFERRED
-    assert (await quay.send(never[0], await quay.closed_port()))[0].status is DEFERRED
+    assert (await quay.send(never[0], quay.closed_port()))[0].status is DEFERRED
 
 
 @ensureDeferred
@@ -242,7 +235,7 @@ async def test_a_bounded_number_of_servers_is_listened_to(quay: Quay) -> None:
 
 @ensureDeferred
 async def test_when_nobody_is_there_each_candidate_is_named(quay: Quay) -> None:
-    sent = await quay.send(await quay.closed_port(), await quay.closed_port())
+    sent = await quay.send(quay.closed_port(), quay.closed_port())
     (result,) = sent
     assert (result.status, result.enhanced, sent[0].reached) == (DEFERRED, "4.4.1", ReachedStage.NOWHERE)
     assert "mx1.example" in result.text
@@ -253,8 +246,7 @@ async def test_when_nobody_is_there_each_candidate_is_named(quay: Quay) -> None:
 @ensureDeferred
 async def test_the_other_address_of_a_host_is_tried_when_the_first_will_not_talk(quay: Quay) -> None:
     bad, good = SecureHop(replies={b"": b"421 busy\r\n"}), SecureHop()
-    port = await quay.listen(bad, "::1")
-    await quay.listen(good, "127.0.0.1", port)
+    port = await quay.listen_at_one_port({"::1": bad, "127.0.0.1": good})
     hop = NextHop("h", (Candidate("h", port, (LOCAL, ip_address("::1"))),), tls=RouteTLS.NONE)
     sent = await quay.connections.send(hop, message(), open_content)
     assert (sent[0].status, sent[0].next_hop) == (DELIVERED, f"h[127.0.0.1]:{port}")
@@ -311,7 +303,7 @@ async def test_a_host_that_did_not_answer_stands_behind_the_others_for_a_while(q
 
 @ensureDeferred
 async def test_a_host_that_refuses_keeps_its_place(quay: Quay) -> None:
-    closed, port = await quay.closed_port(), await quay.listen(SecureHop())
+    closed, port = quay.closed_port(), await quay.listen(SecureHop())
     await quay.send(closed, port)
     candidates = [Candidate(f"mx{n}.example", each, (LOCAL,)) for n, each in enumerate((closed, port), 1)]
     assert quay.connections.dialling.in_order(candidates) == candidates
@@ -378,7 +370,7 @@ async def test_who_waits_too_long_for_a_connection_is_deferred_and_nobody_is_bla
 @ensureDeferred
 async def test_a_connection_that_fails_gives_its_slot_back(quay: Quay) -> None:
     bad = await quay.listen(SecureHop(replies={b"": b"421 no\r\n"}))
-    closed = await quay.closed_port()
+    closed = quay.closed_port()
     for _ in range(3):
         await quay.send(bad, closed, max_connections=1)
     good = await quay.listen(SecureHop())

@@ -221,9 +221,7 @@ async def test_the_number_of_recipients_that_a_host_takes_is_remembered(quay: Qu
 
 async def both(quay: Quay, six: SecureHop, four: SecureHop) -> int:
     """A port at which one listens by IPv6 and the other by IPv4."""
-    port = await quay.listen(four)
-    await quay.listen(six, "::1", port)
-    return port
+    return await quay.listen_at_one_port({"127.0.0.1": four, "::1": six})
 
 
 @pytest.mark.parametrize("verb", [b"MAIL", b"RCPT", b"DATA", b"."])

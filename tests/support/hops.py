@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,7 @@ from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
@@ -25,6 +27,8 @@ from tests.support.certificates import CertificateFiles
 reactor: Any = _reactor
 CONTENT = b"Subject: x\r\n\r\n.hello\r\n"
 CLOSE = b"<close>"
+# Ports that are tried until one is free at several addresses.
+_TRIES = 50
 
 
 def message(*recipients: str, size: int = len(CONTENT)) -> ClientTransaction:
@@ -157,12 +161,40 @@ class Harbour:
 
     def __init__(self) -> None:
         self._ports: list[Any] = []
+        self._closed: list[socket.socket] = []
 
     async def listen(self, hop: Factory, address: str = "127.0.0.1", port: int = 0) -> int:
         endpoint = TCP6ServerEndpoint if ":" in address else TCP4ServerEndpoint
         listening = await endpoint(reactor, port, interface=address).listen(hop)
         self._ports.append(listening)
         return int(listening.getHost().port)
+
+    async def listen_at_one_port(self, hops: Mapping[str, Factory]) -> int:
+        """A port at which each of these addresses has its own hop.
+
+        A port that is free at one address may be taken at the next: then another one is looked for.
+        """
+        (first, hop), *others = hops.items()
+        for _ in range(_TRIES):
+            port = await self.listen(hop, first)
+            opened = 1
+            try:
+                for address, other in others:
+                    await self.listen(other, address, port)
+                    opened += 1
+            except CannotListenError:
+                for _ in range(opened):
+                    await maybeDeferred(self._ports.pop().stopListening)
+            else:
+                return port
+        raise AssertionError("no port is free at all of these addresses")
+
+    def closed_port(self) -> int:
+        """A port without a listener. It is bound, so that nothing else gets it meanwhile."""
+        closed = socket.socket()
+        self._closed.append(closed)
+        closed.bind(("127.0.0.1", 0))
+        return int(closed.getsockname()[1])
 
     async def listen_unix(self, hop: Factory, path: Path) -> str:
         self._ports.append(await UNIXServerEndpoint(reactor, str(path)).listen(hop))
@@ -171,6 +203,8 @@ class Harbour:
     async def close(self) -> None:
         for port in self._ports:
             await maybeDeferred(port.stopListening)
+        for closed in self._closed:
+            closed.close()
 
 
 async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
