@@ -198,6 +198,9 @@ class _ServerConnection(SSL.Connection):
         super().__init__(context, None)
 
     def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
+        if self._client_closed is None:
+            # RFC 8446 §6.1: what comes behind a close_notify is ignored. OpenSSL would keep all of it.
+            return len(buf)
         heard = self.heard
         if heard is not None and len(heard) < LONGEST_HELLO:
             heard += buf[: LONGEST_HELLO - len(heard)]

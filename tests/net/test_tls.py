@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from elemta.config import TLSConfig
 from elemta.errors import ConfigError
-from elemta.net.tls import load_context
+from elemta.net.tls import ServerCertificate, load_context
 from tests.support.certificates import CertificateFiles, make_certificate
 
 
@@ -76,3 +80,56 @@ def test_what_is_no_certificate_is_a_fault(files: CertificateFiles, content: byt
 def test_a_file_that_can_not_be_read_is_a_fault(files: CertificateFiles) -> None:
     files.key.unlink()
     assert "can't be read" in fault_of(files.certificate, files.key)
+
+
+def exchange(one: SSL.Connection, other: SSL.Connection) -> bool:
+    """Hand over what ``one`` has to say; whether that was anything."""
+    try:
+        return other.bio_write(one.bio_read(1 << 16)) > 0
+    except SSL.WantReadError:
+        return False
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_what_comes_behind_a_close_notify_takes_no_memory(files: CertificateFiles, version: int) -> None:
+    contexts = load_context(TLSConfig(str(files.certificate), str(files.key)))
+    assert contexts is not None
+    closed: list[None] = []
+    handshake = ServerCertificate(contexts).handshake(lambda: closed.append(None))
+    server = handshake.serverConnectionForTLS(TLSMemoryBIOProtocol(None, None))
+    server.set_accept_state()
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_max_proto_version(version)
+    client = SSL.Connection(context, None)
+    client.set_connect_state()
+    moved = True
+    while moved:
+        for side in (client, server):
+            with contextlib.suppress(SSL.WantReadError):
+                side.do_handshake()
+        moved = exchange(client, server) | exchange(server, client)
+    client.send(b"QUIT\r\n")
+    client.shutdown()
+    exchange(client, server)
+    assert server.recv(100) == b"QUIT\r\n"
+    with pytest.raises(SSL.WantReadError):
+        server.recv(100)
+    assert len(closed) == 1
+
+    before = resident_octets()
+    for _ in range(512):
+        assert server.bio_write(b"x" * 65536) == 65536
+        with pytest.raises(SSL.WantReadError):
+            server.recv(100)
+    assert resident_octets() - before < 8 << 20, "of 32 MiB"
+
+    server.send(b"221 bye\r\n")
+    exchange(server, client)
+    assert client.recv(100) == b"221 bye\r\n"
+    assert server.shutdown(), "the client's close_notify is known"
+    assert len(closed) == 1
+
+
+def resident_octets() -> int:
+    """The memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
