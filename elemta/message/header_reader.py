@@ -160,7 +160,7 @@ class HeaderReader:
     def _step(self, text: bytes, final: bool) -> int | None:
         """How many octets are done with; None where more must come."""
         if self._state is _State.FIRST_LINE:
-            return self._read_first_line(text, final)
+            return self._read_first_lines(text, final)
         if self._state is _State.HEADER:
             return self._read_fields(text, final)
         return self._read_long_field(text, final)
@@ -178,31 +178,41 @@ class HeaderReader:
 
     # The first line that stays
 
-    def _read_first_line(self, text: bytes, final: bool) -> int | None:
-        if field := _FIELD_START.match(text):
+    def _read_first_lines(self, text: bytes, final: bool) -> int | None:
+        """Read lines up to the first that stays: however many they are, each octet is copied once."""
+        at = 0
+        while self._state is _State.FIRST_LINE and at < len(text):
+            used = self._read_first_line(text, at, final)
+            if used is None:
+                return at or None
+            at += used
+        return at
+
+    def _read_first_line(self, text: bytes, at: int, final: bool) -> int | None:
+        if field := _FIELD_START.match(text, at):
             if field[1].lower() in self._removed:
-                return self._remove_first_field(text, field.end(), final)
+                return self._remove_first_field(text, at, field.end(), final)
             self._state = _State.HEADER
             return 0
-        if text.startswith(b"\r\n"):
+        if text.startswith(b"\r\n", at):
             self._state = _State.HEADER
             return 0
-        line_end = text.find(b"\n") + 1 or (len(text) if final else 0)
-        if not line_end and len(text) <= MAX_HELD:
+        line_end = text.find(b"\n", at) + 1 or (len(text) if final else 0)
+        if not line_end and len(text) - at <= MAX_HELD:
             return None
-        if line_end and _MBOX_LINE.match(text):
-            self._give(MAILBOX_LINE + text[:line_end])
-            return line_end
+        if line_end and _MBOX_LINE.match(text, at):
+            self._give(MAILBOX_LINE + text[at:line_end])
+            return line_end - at
         self._end(empty_line=True)
         return 0
 
-    def _remove_first_field(self, text: bytes, start: int, final: bool) -> int | None:
+    def _remove_first_field(self, text: bytes, at: int, start: int, final: bool) -> int | None:
         """The line behind it is the first then."""
         if end := _FIELD_END.search(text, start):
-            return end.end()
+            return end.end() - at
         if final:
-            return len(text)
-        if len(text) <= MAX_HELD:
+            return len(text) - at
+        if len(text) - at <= MAX_HELD:
             return None
         self._drops, self._after_long_field, self._state = True, self._state, _State.LONG_FIELD
         return 0
