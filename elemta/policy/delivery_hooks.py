@@ -20,9 +20,20 @@ from elemta.limits.identity import network_identity
 from elemta.outcome import Outcome
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
+from elemta.policy.call_context import CallContext
 from elemta.policy.message_view import MessageContent, OutgoingMessage
 from elemta.policy.runner import PolicyCall, PolicyFact, tell
-from elemta.policy.verdicts import Continue, Defer, Hold, Reject, RouteTo, Verdict, name_of, route_problem
+from elemta.policy.verdicts import (
+    CONTINUE,
+    Continue,
+    Defer,
+    Hold,
+    Reject,
+    RouteTo,
+    Verdict,
+    name_of,
+    route_problem,
+)
 
 _log = Logger()
 
@@ -106,25 +117,40 @@ class DeliveryHooks:
                 tell(call, PolicyFact((outcome,), network, session_id, outcome.queue_id), self._clock)
 
 
-class _RouteQuestion(ChainQuestion):
-    """The question for the route of one recipient of one message."""
+class _EnvelopeQuestion(ChainQuestion):
+    """A question about a message, to the policies of the listener that received it; the first decides."""
 
-    __slots__ = ("_envelope", "_recipient", "queue_id", "session_id")
+    __slots__ = ("_envelope", "queue_id", "session_id")
 
-    def __init__(self, clock: IReactorTime, envelope: Envelope, recipient: Recipient) -> None:
+    def __init__(self, clock: IReactorTime, envelope: Envelope) -> None:
         super().__init__(clock)
         self._envelope = envelope
-        self._recipient = recipient
         self.session_id = envelope.client.session_id
         self.queue_id = envelope.queue_id
 
-    def ask(self, calls: Sequence[PolicyCall]) -> ChainDecision | Deferred[ChainDecision]:
+    def ask(self, calls: Sequence[PolicyCall]) -> MaybeDeferred[ChainDecision]:
         listener = self._envelope.client.listener
         return self._ask_each(iter([call for call in calls if call.runner.serves(listener)]))
 
     @property
     def network(self) -> str:
         return _network_of(self._envelope)
+
+    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision:
+        return ChainDecision(verdict, call.runner.name)
+
+    def _conclude(self) -> ChainDecision:
+        return NO_OPINION
+
+
+class _RouteQuestion(_EnvelopeQuestion):
+    """The question for the route of one recipient of one message."""
+
+    __slots__ = ("_recipient",)
+
+    def __init__(self, clock: IReactorTime, envelope: Envelope, recipient: Recipient) -> None:
+        super().__init__(clock, envelope)
+        self._recipient = recipient
 
     def parties(self) -> CallParties:
         envelope = self._envelope
@@ -140,12 +166,6 @@ class _RouteQuestion(ChainQuestion):
 
     def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:  # noqa: ARG002
         return self._envelope, self._recipient
-
-    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision:
-        return ChainDecision(verdict, call.runner.name)
-
-    def _conclude(self) -> ChainDecision:
-        return NO_OPINION
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
         facts = {
@@ -165,29 +185,31 @@ class _RouteQuestion(ChainQuestion):
             _log.info("a policy deferred a delivery", reason=verdict.text, **facts)
 
 
-class _SignQuestion(ChainQuestion):
+class _SignQuestion(_EnvelopeQuestion):
     """The question to the policies that sign, about one message."""
 
-    __slots__ = ("_content", "_envelope", "queue_id", "session_id")
+    __slots__ = ("_content",)
 
     def __init__(self, clock: IReactorTime, envelope: Envelope, content: MessageContent) -> None:
-        super().__init__(clock)
-        self._envelope = envelope
+        super().__init__(clock, envelope)
         self._content = content
-        self.session_id = envelope.client.session_id
-        self.queue_id = envelope.queue_id
-
-    def ask(self, calls: Sequence[PolicyCall]) -> MaybeDeferred[ChainDecision]:
-        listener = self._envelope.client.listener
-        return self._ask_each(iter([call for call in calls if call.runner.serves(listener)]))
-
-    @property
-    def network(self) -> str:
-        return _network_of(self._envelope)
 
     def parties(self) -> CallParties:
         envelope = self._envelope
         return CallParties(self.network, envelope.client.helo.lower() or None, envelope.sender.domain.lower())
+
+    def judged(
+        self,
+        call: PolicyCall,
+        answer: object,
+        took: float,
+        *,
+        waited: bool = False,
+        context: CallContext | None = None,
+    ) -> Verdict:
+        """A policy that signs returns nothing, which counts as Continue."""
+        verdict = CONTINUE if answer is None else answer
+        return super().judged(call, verdict, took, waited=waited, context=context)
 
     def _problem(self, answer: object) -> str | None:
         return None if isinstance(answer, Continue) else "a policy that signs returns nothing"
@@ -196,12 +218,6 @@ class _SignQuestion(ChainQuestion):
         view = OutgoingMessage(self._content, observed=call.runner.observed)
         self._view = view
         return self._envelope, view
-
-    def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision:
-        return ChainDecision(verdict, call.runner.name)
-
-    def _conclude(self) -> ChainDecision:
-        return NO_OPINION
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
         """There is none but that of a failure, which was logged."""

@@ -403,24 +403,7 @@ def sign_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
     """The call that lets ``policy`` sign; None where it does not."""
     if not ISigner.providedBy(policy):
         return None
-
-    def sign(*shown: Any) -> object:
-        answer = policy.sign(*shown)
-        begun = answer if isinstance(answer, Deferred) else None
-        if begun is not None:
-            return begun.addCallback(_signed)
-        return _signed_later(answer) if iscoroutine(answer) else _signed(answer)
-
-    return PolicyCall(runner, sign, None, SIGN, runner.breaker_at(SIGN))
-
-
-def _signed(answer: object) -> object:
-    """A policy that signs returns nothing."""
-    return CONTINUE if answer is None else answer
-
-
-async def _signed_later(answer: Any) -> object:
-    return _signed(await answer)
+    return PolicyCall(runner, policy.sign, None, SIGN, runner.breaker_at(SIGN))
 
 
 def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:

@@ -1,12 +1,15 @@
 """Policies on the way out: the route that they choose, what they learn, and what their failures cost."""
 
+from io import BytesIO
+
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from zope.interface import implementer
 
 from elemta.address import Address
 from elemta.config import Mode, OnError
 from elemta.envelope import Client, Envelope, Recipient
+from elemta.errors import NotSigned
 from elemta.outcome import Outcome, Status
 from elemta.policy import (
     CONTINUE,
@@ -17,11 +20,13 @@ from elemta.policy import (
     Hold,
     IDeliveryObserver,
     IDeliveryPolicy,
+    ISigner,
     Quarantine,
     Reject,
     RouteTo,
 )
 from elemta.policy.asking import NO_OPINION
+from elemta.policy.message_view import MessageContent
 
 RECIPIENT = Recipient(Address("bob", "example.net"))
 ENVELOPE = Envelope(
@@ -234,3 +239,42 @@ def test_only_who_cares_for_the_listener_is_told(stage):
     stage.play(("in", inside, {"listeners": ("submission",)}), ("out", outside, {"listeners": ("mx",)}))
     stage.chain.delivery_hooks.attempted(OUTCOME, ENVELOPE)
     assert (inside.told, outside.told) == ([OUTCOME], [])
+
+
+@implementer(ISigner)
+class Signer:
+    """Adds a field, and answers with what it was made with; a callable is called."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def sign(self, envelope, message):
+        message.add_header("X-Signed", envelope.queue_id)
+        return self.answer() if callable(self.answer) else self.answer
+
+
+async def answering(answer):
+    return answer
+
+
+SIGNED = b"X-Signed: 2CmXq07DRb3\r\n"
+WAYS = {"at once": lambda answer: answer, "deferred": succeed, "coroutine": answering}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("answer", "fields"),
+    [(None, SIGNED), (CONTINUE, SIGNED), (Reject("no"), None), (Accept(), None), (b"field", None), (0, None)],
+)
+def test_a_policy_that_signs_answers_nothing_however_it_answers(stage, said, way, answer, fields):
+    """Signing has no verdicts: any answer but None and Continue is a failure of the policy."""
+    stage.play(Signer(lambda: WAYS[way](answer)))
+    content = MessageContent(20, b"Subject: hi\r\n\r\nhi\r\n\r\n", BytesIO)
+    if fields is not None:
+        assert said(stage.chain.delivery_hooks.sign(ENVELOPE, content)) == fields
+        assert stage.counted.asked_[0][:3] == ("p1", "sign", "continue")
+        return
+    with pytest.raises(NotSigned):
+        said(stage.chain.delivery_hooks.sign(ENVELOPE, content))
+    (event,) = stage.events("policy.failed")
+    assert (event["stage"], event["kind"]) == ("sign", "invalid")
