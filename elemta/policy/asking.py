@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 
 from elemta.deferred_value import MaybeDeferred, then
 from elemta.policy.breaker import CallParties
-from elemta.policy.call_context import CallContext
+from elemta.policy.call_context import BegunCall, CallContext, begin, cancel
 from elemta.policy.interfaces import FailureKind
-from elemta.policy.runner import SLOW, BegunCall, PolicyCall, PolicyFailure, begin, cancel
+from elemta.policy.runner import SLOW, PolicyCall, PolicyFailure
 from elemta.policy.verdicts import CONTINUE, Continue, Verdict, verdict_problem
 
 _log = Logger()

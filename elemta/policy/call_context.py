@@ -1,4 +1,4 @@
-"""What a service knows of the policy's call that uses it: how much time it has left, and why it failed.
+"""A policy's call that takes its time, and what a service knows of it: the time left, and why it failed.
 
 A call that is a coroutine has a :class:`CallContext`. A method that makes its own Deferred has none; its
 services take the policy's whole timeout.
@@ -7,6 +7,13 @@ services take the policy's whole timeout.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from inspect import iscoroutine
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+_log = Logger()
 
 MARGIN = 0.9
 """The share of the time left that one wait may take: a failure still reaches the policy in time."""
@@ -83,3 +90,40 @@ class BackendWait:
         if call is not None:
             call.waits_for_backend -= 1
             call.backend_failed = call.backend_failed or failed
+
+
+class BegunCall(NamedTuple):
+    """A call that takes its time. ``context`` is None for a Deferred that the policy made itself."""
+
+    answer: Deferred[Any]
+    context: CallContext | None
+
+
+def begin(answer: object, deadline: float) -> BegunCall | None:
+    """A call whose answer is a Deferred or a coroutine; else None.
+
+    Runs a coroutine's beginning; the services that it uses know ``deadline``, in the reactor's seconds.
+    """
+    if answer is None:
+        return None
+    if isinstance(answer, Deferred):
+        return BegunCall(answer, None)
+    if iscoroutine(answer):
+        context = CallContext(deadline)
+        with calling(context):
+            return BegunCall(Deferred.fromCoroutine(answer), context)
+    return None
+
+
+def as_deferred(answer: object, deadline: float) -> Deferred[Any] | None:
+    """``answer`` as a Deferred where it is one or is a coroutine, else None."""
+    begun = begin(answer, deadline)
+    return None if begun is None else begun.answer
+
+
+def cancel(answer: Deferred[Any], policy: str) -> None:
+    """Cancel the work of a policy."""
+    try:
+        answer.cancel()
+    except Exception:  # a canceller is a policy's code
+        _log.failure("a policy could not be cancelled", event="policy.cancel_failed", policy=policy)

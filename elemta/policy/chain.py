@@ -9,19 +9,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from elemta.metrics import PolicyMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.policy.policy_calls import attempted_of, calls_of, ended_of, facts_of, route_of, sign_of
 from elemta.policy.relay_permission import RelayPermission
-from elemta.policy.runner import (
-    ChainSettings,
-    LoadedPolicy,
-    PolicyCall,
-    PolicyRunner,
-    attempted_of,
-    calls_of,
-    ended_of,
-    facts_of,
-    route_of,
-    sign_of,
-)
+from elemta.policy.runner import ChainSettings, LoadedPolicy, PolicyCall, PolicyRunner
 from elemta.policy.session import PolicySession
 from elemta.smtp.session_info import SessionInfo
 from elemta.stage import Stage

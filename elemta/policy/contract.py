@@ -1,8 +1,11 @@
-"""The version of the plugin contract, and what a plugin may say of the version that it needs."""
+"""The version of the plugin contract, and how a plugin of another version is known."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from inspect import signature
+from typing import cast
 
 CONTRACT_VERSION = "2.0"
 """The version of the plugin contract, MAJOR.MINOR."""
@@ -22,3 +25,12 @@ def contract_problem(wanted: object) -> str:
     if (int(found[1]), int(found[2] or 0)) > (major, minor):
         return f"it needs contract {wanted}, and this Elemta has {CONTRACT_VERSION}: upgrade Elemta"
     return ""
+
+
+def takes(method: object, number: int) -> bool:
+    """Whether a method can be called with so many arguments."""
+    try:
+        signature(cast(Callable[..., object], method)).bind(*range(number))
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -22,7 +22,8 @@ from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
 from elemta.policy.call_context import CallContext
 from elemta.policy.message_view import MessageContent, OutgoingMessage
-from elemta.policy.runner import PolicyCall, PolicyFact, tell
+from elemta.policy.policy_fact import PolicyFact, tell
+from elemta.policy.runner import PolicyCall
 from elemta.policy.verdicts import (
     CONTINUE,
     Continue,

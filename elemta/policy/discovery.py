@@ -25,7 +25,7 @@ from elemta.config import OptionInfo, describe_options, read_policy
 from elemta.errors import ConfigError, Fault, PolicyUnavailable
 from elemta.metrics import PolicyMetrics
 from elemta.policy.chain import PolicyChain
-from elemta.policy.contract import contract_problem
+from elemta.policy.contract import contract_problem, takes
 from elemta.policy.interfaces import (
     OTHER_INTERFACES,
     STAGE_INTERFACES,
@@ -34,7 +34,7 @@ from elemta.policy.interfaces import (
     IPolicyPlugin,
 )
 from elemta.policy.relay_permission import RelayPermission
-from elemta.policy.runner import LoadedPolicy, takes
+from elemta.policy.runner import LoadedPolicy
 from elemta.policy.services import Services
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from twisted.python.failure import Failure
 
 from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.policy.backends import PolicyBackends
+from elemta.policy.call_context import as_deferred, cancel
 from elemta.policy.chain import PolicyChain
 from elemta.policy.interfaces import ILifecycle
-from elemta.policy.runner import LoadedPolicy, PolicyRunner, as_deferred, cancel
+from elemta.policy.runner import LoadedPolicy, PolicyRunner
 
 _log = Logger()
 

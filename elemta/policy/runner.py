@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import iscoroutine, signature
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -15,26 +13,14 @@ from twisted.python.failure import Failure
 from elemta.config import Mode, OnError, PolicyCommon
 from elemta.metrics import PolicyMetrics
 from elemta.policy.breaker import FAILURES, REST, CallParties, PolicyBreaker
-from elemta.policy.call_context import CallContext, calling
-from elemta.policy.interfaces import (
-    STAGE_INTERFACES,
-    FailureKind,
-    IDeliveryObserver,
-    IDeliveryPolicy,
-    ILoginObserver,
-    IOutcomeObserver,
-    ISigner,
-)
+from elemta.policy.call_context import CallContext
+from elemta.policy.interfaces import FailureKind
 from elemta.policy.services import Services
+from elemta.policy.unanswered_calls import MAX_OUTSTANDING, UnansweredCalls
 from elemta.policy.verdicts import CONTINUE, Defer, Disconnect, Hold, Reject, Verdict, name_of
 from elemta.stage import Stage
 
 _log = Logger()
-
-MAX_OUTSTANDING = 1000
-"""The most calls of one policy that may be unanswered, those that timed out and never ended included."""
-
-_SHARE = 20
 
 SLOW = 0.1
 """Seconds. A policy's method that blocks the reactor for longer is logged as a warning."""
@@ -49,9 +35,6 @@ _DEFERRED_GREETING = Disconnect("Local trouble, please try again later", code=42
 # RFC 4954 §6: 454 is a temporary authentication failure
 _DEFERRED_LOGIN = Defer("Local trouble, please try again later", code=454, enhanced="4.7.0")
 _REJECTED = Reject("Refused by local policy", code=554, enhanced="5.7.1")
-
-SIGN = "sign"
-"""The name, beside those of the stages, of the call that lets a policy sign."""
 
 ROUTE = "route"
 """The name, beside those of the stages, of the question for a recipient's route."""
@@ -100,58 +83,6 @@ class PolicyFailure:
         if self.failure is not None:
             return repr(self.failure.value)[:300]
         return self.problem or self.kind.value
-
-
-class UnansweredCalls:
-    """The calls of one policy that are not answered yet, at most ``most``.
-
-    From half of that on, one network may have a twentieth of it. A network that makes a policy slow leaves
-    the rest to others.
-    """
-
-    __slots__ = ("_by_network", "_most", "_total", "closed", "many")
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._total = 0
-        self._by_network: dict[str, int] = {}
-        self.many = False
-        self.closed = False
-
-    @property
-    def none(self) -> bool:
-        """Whether every call was answered."""
-        return not self._total
-
-    def close(self) -> None:
-        """Make no call until :meth:`open`."""
-        self.closed = self.many = True
-
-    def open(self) -> None:
-        self.closed = False
-        self.many = self._total * 2 >= self._most
-
-    def began(self, network: str) -> None:
-        self._total += 1
-        self._by_network[network] = self._by_network.get(network, 0) + 1
-        self.many = self.closed or self._total * 2 >= self._most
-
-    def ended(self, network: str) -> None:
-        self._total -= 1
-        left = self._by_network[network] - 1
-        if left:
-            self._by_network[network] = left
-        else:
-            del self._by_network[network]
-        self.many = self.closed or self._total * 2 >= self._most
-
-    def has_space(self, network: str) -> bool:
-        """Whether one more call about a client of ``network`` may be made."""
-        if self.closed:
-            return False
-        if self._total * 2 < self._most:
-            return True
-        return self._total < self._most and self._by_network.get(network, 0) < max(1, self._most // _SHARE)
 
 
 class PolicyRunner:
@@ -348,169 +279,3 @@ class PolicyCall:
     stage: Stage | None
     stage_name: str
     breaker: PolicyBreaker
-
-
-def calls_of(runner: PolicyRunner, policy: object) -> dict[Stage, PolicyCall]:
-    """The calls of ``policy`` by stage."""
-    return {
-        stage: PolicyCall(runner, getattr(policy, method), stage, stage.value, runner.breaker_at(stage.value))
-        for stage, (interface, method) in STAGE_INTERFACES.items()
-        if interface.providedBy(policy)
-    }
-
-
-def facts_of(runner: PolicyRunner, policy: object) -> list[PolicyCall]:
-    """The facts that ``policy`` observes."""
-    facts: tuple[str, ...] = ()
-    if IOutcomeObserver.providedBy(policy):
-        facts += ("committed", "refused", "disconnected")
-        if hasattr(policy, "decided"):
-            facts += ("decided",)
-    if ILoginObserver.providedBy(policy):
-        facts += ("login_ended",)
-    # No session waits for a fact observer, so its breaker has nothing to save.
-    return [
-        PolicyCall(runner, _observing(policy, fact), None, fact, PolicyBreaker(runner.timeout))
-        for fact in facts
-    ]
-
-
-def _observing(policy: object, fact: str) -> Callable[..., object]:
-    """The method of an observer; that of version 1 of the contract gets no queue id."""
-    method: Callable[..., object] = getattr(policy, fact)
-    if fact == "committed" and takes(method, 2) and not takes(method, 3):
-        return lambda session, transaction, _queue_id: method(session, transaction)
-    return method
-
-
-def takes(method: object, number: int) -> bool:
-    """Whether a method can be called with so many arguments."""
-    try:
-        signature(cast(Callable[..., object], method)).bind(*range(number))
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def route_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
-    """The call that asks ``policy`` for a route; None where it chooses none."""
-    if not IDeliveryPolicy.providedBy(policy):
-        return None
-    return PolicyCall(runner, policy.route, None, ROUTE, runner.breaker_at(ROUTE))
-
-
-def sign_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
-    """The call that lets ``policy`` sign; None where it does not."""
-    if not ISigner.providedBy(policy):
-        return None
-    return PolicyCall(runner, policy.sign, None, SIGN, runner.breaker_at(SIGN))
-
-
-def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
-    """The call that tells ``policy`` of delivery attempts; None where it does not observe them."""
-    if not IDeliveryObserver.providedBy(policy):
-        return None
-    return PolicyCall(runner, policy.attempted, None, "attempted", PolicyBreaker(runner.timeout))
-
-
-def ended_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
-    """The call that tells ``policy`` of the end of deliveries; None where it does not observe it.
-
-    An observer of version 1 of the contract has no such method.
-    """
-    ended = getattr(policy, "ended", None) if IDeliveryObserver.providedBy(policy) else None
-    return None if ended is None else PolicyCall(runner, ended, None, "ended", PolicyBreaker(runner.timeout))
-
-
-class BegunCall(NamedTuple):
-    """A call that takes its time. ``context`` is None for a Deferred that the policy made itself."""
-
-    answer: Deferred[Any]
-    context: CallContext | None
-
-
-def begin(answer: object, deadline: float) -> BegunCall | None:
-    """A call whose answer is a Deferred or a coroutine; else None.
-
-    Runs a coroutine's beginning; the services that it uses know ``deadline``, in the reactor's seconds.
-    """
-    if answer is None:
-        return None
-    if isinstance(answer, Deferred):
-        return BegunCall(answer, None)
-    if iscoroutine(answer):
-        context = CallContext(deadline)
-        with calling(context):
-            return BegunCall(Deferred.fromCoroutine(answer), context)
-    return None
-
-
-def as_deferred(answer: object, deadline: float) -> Deferred[Any] | None:
-    """``answer`` as a Deferred where it is one or is a coroutine, else None."""
-    begun = begin(answer, deadline)
-    return None if begun is None else begun.answer
-
-
-def cancel(answer: Deferred[Any], policy: str) -> None:
-    """Cancel the work of a policy."""
-    try:
-        answer.cancel()
-    except Exception:  # a canceller is a policy's code
-        _log.failure("a policy could not be cancelled", event="policy.cancel_failed", policy=policy)
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyFact:
-    """A fact for a policy: the arguments of the policy's method, and the parties that it is about.
-
-    ``network`` is that of the client that the fact is about.
-    """
-
-    shown: tuple[Any, ...]
-    network: str
-    session_id: str
-    queue_id: str = ""
-
-
-def tell(call: PolicyCall, fact: PolicyFact, clock: IReactorTime) -> None:
-    """Tell a policy a fact. No session waits for it; a failure is logged and counted.
-
-    What the policy does with it later ends with the policy's timeout.
-    """
-    runner = call.runner
-    if runner.facts.many and not runner.facts.has_space(fact.network):
-        runner.too_busy(call)
-        return
-    began = clock.seconds()
-
-    def failed(kind: FailureKind, failure: Failure | None = None) -> None:
-        reason = PolicyFailure(kind, clock.seconds() - began, failure)
-        runner.failed(call, reason, fact.session_id, fact.queue_id)
-
-    try:
-        pending = as_deferred(call.method(*fact.shown), began + runner.timeout)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # SystemExit too: a policy does not end the daemon
-        failed(FailureKind.ERROR, Failure())
-        return
-    if pending is None:
-        return
-    timed_out = False
-
-    def time_is_up() -> None:
-        nonlocal timed_out
-        timed_out = True
-        failed(FailureKind.TIMEOUT)
-        cancel(pending, runner.name)
-
-    def done(result: object) -> None:
-        runner.facts.ended(fact.network)
-        if deadline.active():
-            deadline.cancel()
-        if isinstance(result, Failure) and not (timed_out and result.check(CancelledError)):
-            failed(FailureKind.ERROR, result)
-
-    runner.facts.began(fact.network)
-    deadline = clock.callLater(runner.timeout, time_is_up)
-    pending.addBoth(done)

@@ -16,9 +16,10 @@ from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
 from elemta.policy.interfaces import LoginOutcome
+from elemta.policy.policy_fact import PolicyFact, tell
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
 from elemta.policy.results import Results
-from elemta.policy.runner import PolicyCall, PolicyFact, PolicyRunner, tell
+from elemta.policy.runner import PolicyCall, PolicyRunner
 from elemta.policy.verdicts import Accept, Discard, Disconnect, Quarantine, Verdict, name_of, reply_of
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.events import (

@@ -30,6 +30,8 @@ from elemta.limits import Limiter
 from elemta.limits import MemoryStore as LimitStore
 from elemta.message.header_reader import HeaderReader
 from elemta.outcome import Outcome
+from elemta.policy.call_context import as_deferred
+from elemta.policy.contract import takes
 from elemta.policy.discovery import problem_with
 from elemta.policy.doubles import (
     HttpRequest,
@@ -52,7 +54,6 @@ from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.results import Results
-from elemta.policy.runner import as_deferred, takes
 from elemta.policy.services import Limits, Services
 from elemta.policy.verdicts import CONTINUE, Discard, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction

@@ -19,7 +19,8 @@ from elemta.metrics import PolicyMetrics
 from elemta.outcome import Outcome, Status
 from elemta.policy import IDeliveryObserver
 from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.policy.runner import ChainSettings, LoadedPolicy, PolicyRunner, attempted_of, ended_of
+from elemta.policy.policy_calls import attempted_of, ended_of
+from elemta.policy.runner import ChainSettings, LoadedPolicy, PolicyRunner
 
 ANNA = Recipient(Address("anna", "example.org"), notify=Notify.FAILURE)
 BERT = Recipient(Address("bert", "example.org"))

@@ -13,7 +13,7 @@ ALLOWED = {
     "deferred_value.py": "the driver",
     "net/login.py": "cancels the policies' work when the client leaves",
     "policy_service/service.py": "answers in order, and does not wait where it need not",
-    "policy/runner.py": "takes what a plugin returns: a verdict, a Deferred or a coroutine",
+    "policy/call_context.py": "takes what a plugin returns: a verdict, a Deferred or a coroutine",
 }
 
 NOT_YET = ("delivery/", "spool/")
