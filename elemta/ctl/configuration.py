@@ -11,7 +11,7 @@ from elemta.ctl.daemon import waits_for_restart
 from elemta.ctl.exit_codes import EX_CONFIG, EX_OK, CommandFailed
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
-from elemta.policy.discovery import available_plugins
+from elemta.policy.discovery import available_plugins, policy_instance
 from elemta.runtime import ProcessRuntime
 
 
@@ -94,9 +94,14 @@ def _of_chain(config: Config) -> list[Fault]:
     if not config.policies.chain:
         return []
     usable = {plugin.name: plugin.error for plugin in available_plugins() if plugin.name}
-    faults = []
-    for index, name in enumerate(config.policies.chain, start=1):
-        key = f"policies.chain[{index}]"
+    faults: list[Fault] = []
+    for index, policy in enumerate(config.policies.chain, start=1):
+        try:
+            _, name = policy_instance(config, policy)
+        except ConfigError as error:
+            faults += error.faults
+            continue
+        key = f"policies.chain[{index}]" if name == policy else f"policy.{policy}.use"
         if name not in usable:
             near = nearest(name, usable)
             known = f"known: {', '.join(sorted(usable))}"

@@ -93,7 +93,7 @@ def load_chain(config: Config, services: Services, metrics: PolicyMetrics | None
     for index, name in enumerate(config.policies.chain):
         key = f"policies.chain[{index + 1}]"
         try:
-            table, wanted = _instance(config, name)
+            table, wanted = policy_instance(config, name)
             at = key if wanted == name else f"policy.{name}.use"
             found = _find_one(catalogue, wanted, Fault(config.source, at, ""))
             problem = _problem_with_place(found, name, config)
@@ -133,7 +133,7 @@ def available_plugins(chain: PolicyChain | None = None) -> list[PluginInfo]:
 
 def plugin_details(name: str, config: Config, chain: PolicyChain | None = None) -> PluginDetails | None:
     """All about a plugin, by its name or by that of a policy made of it; None where there is none."""
-    _, wanted = _instance(config, name)
+    _, wanted = policy_instance(config, name)
     infos = [info for info in available_plugins(chain) if info.name == wanted]
     found, _ = PluginCatalogue().find(wanted)
     if not infos:
@@ -150,7 +150,7 @@ def plugin_details(name: str, config: Config, chain: PolicyChain | None = None) 
     )
 
 
-def _instance(config: Config, name: str) -> tuple[Mapping[str, object], str]:
+def policy_instance(config: Config, name: str) -> tuple[Mapping[str, object], str]:
     """The table of a policy without ``use``, and the name of its plugin, which ``use`` may say."""
     table = dict(config.policy.get(name, {}))
     wanted = table.pop("use", name)

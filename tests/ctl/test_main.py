@@ -582,6 +582,21 @@ def test_what_the_file_names_is_checked_too(tmp_path: Path) -> None:
     assert "policies.chain[2]: no policy is called 'rellay' (did you mean relay?" in err
 
 
+def test_a_second_policy_of_a_plugin_is_no_fault_and_a_plugin_that_is_not_there_is_one(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "elemta.toml"
+    text = '[server]\nhostname = "mx1.example.org"\n[policies]\nchain = ["limits", "relay", "second"]\n'
+    for plugin, fault in [
+        ('"milter"', ""),
+        ('"miltre"', "policy.second.use: no policy is called 'miltre' (did you mean milter?"),
+        ("5", "policy.second.use: must be the name of a plugin"),
+    ]:
+        config.write_text(f"{text}[policy.second]\nuse = {plugin}\n")
+        code, _, err = run("config", "check", "--config", str(config))
+        assert (code, fault in err) == (78 if fault else 0, True)
+
+
 def test_a_configuration_that_was_named_and_is_not_there_is_a_fault(tmp_path: Path) -> None:
     code, _, err = run("config", "check", "--config", str(tmp_path / "absent.toml"))
     assert code == 78
