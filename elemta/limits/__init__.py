@@ -1,12 +1,7 @@
 """Limits: the rules of a configuration, the window that they are counted in, and where it is kept."""
 
-from elemta.limits.limiter import (
-    Charge,
-    Limiter,
-    LimitRefusal,
-    LimitState,
-    RefusalCause,
-)
+from elemta.limits.charge import Charge, LimitRefusal, LimitState, RefusalCause
+from elemta.limits.limiter import Limiter
 from elemta.limits.memory import MemoryStore
 from elemta.limits.rules import OutboundCharge, Rule, rules_from_config
 from elemta.limits.store import ILimitStore, Receipt

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.config import Counts, Identity, Mode, OnExceed, Rate, WhenValkeyIsDown
+from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
+from elemta.limits.charge import Charge, LimitRefusal, LimitState, RefusalCause
 from elemta.limits.known_logins import KnownLogins, LoginHistory
 from elemta.limits.refusals import RememberedRefusal, RememberedRefusals
 from elemta.limits.rules import LoginAttempt, OutboundCharge, Rule, SessionLike, Subject, TransactionLike
@@ -35,82 +35,6 @@ _REFUSED = "refused"
 # Outbound mail waits and is never refused.
 _DELAYED = "delayed"
 _WAITS = "throttled"
-
-
-class RefusalCause(enum.Enum):
-    """Why a limit refused."""
-
-    EXCEEDED = "exceeded"
-    IMPOSSIBLE = "impossible"
-    UNAVAILABLE = "unavailable"
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRefusal:
-    """A limit's refusal.
-
-    ``retry_after`` is the seconds until the same charge would pass if nothing else were charged;
-    infinite when the amount alone is more than the limit (``IMPOSSIBLE``), and a guess when the store
-    could not be asked (``UNAVAILABLE``) or when it depends on others closing their connections.
-    ``per`` and ``rates`` are those of the limit.
-    """
-
-    limit: str
-    action: OnExceed
-    retry_after: float
-    identity: str
-    counts: Counts
-    cause: RefusalCause = RefusalCause.EXCEEDED
-    per: tuple[Identity, ...] = ()
-    rates: tuple[Rate, ...] = ()
-
-    @property
-    def delays(self) -> bool:
-        """Whether the client is to wait in place of a reply."""
-        return self.action is OnExceed.DELAY and self.cause is RefusalCause.EXCEEDED
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What one stage was charged: receipts, or a refusal and nothing charged.
-
-    ``covered`` are the requests that were not charged because their key was among those charged already.
-    """
-
-    receipts: tuple[Receipt, ...] = ()
-    refusal: LimitRefusal | None = None
-    covered: tuple[Request, ...] = ()
-
-    @property
-    def covered_keys(self) -> frozenset[str]:
-        """The keys of what was not charged again."""
-        return frozenset(request.key for request in self.covered)
-
-    @property
-    def of_session(self) -> tuple[Receipt, ...]:
-        """The receipts that belong to the connection: never refunded with a transaction."""
-        return tuple([receipt for receipt in self.receipts if receipt.request.spec.of_session])
-
-    @property
-    def of_transaction(self) -> tuple[Receipt, ...]:
-        """The receipts that are given back when the transaction comes to nothing."""
-        return tuple([receipt for receipt in self.receipts if not receipt.request.spec.of_session])
-
-
-@dataclass(frozen=True, slots=True)
-class LimitState:
-    """How full a limit is for an identity, for a person to read."""
-
-    limit: str
-    mode: Mode
-    identity: str
-    used: tuple[int, ...]
-    allowed: tuple[int, ...]
-    retry_after: float
-
-    @property
-    def would_pass(self) -> bool:
-        return self.retry_after == 0
 
 
 _NOTHING = Charge()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elemta.deferred_value import Steps
 from elemta.envelope import Recipient
-from elemta.limits.limiter import Charge, LimitRefusal
+from elemta.limits import Charge, LimitRefusal
 from elemta.net.context import ListenerContext
 from elemta.policy import Disconnect, ILimitPolicy, limit_verdict
 from elemta.policy.verdicts import reply_of
