@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,11 +33,13 @@ LOCAL_TROUBLE = "DEFER_IF_PERMIT 4.3.0 Local trouble, try again later"
 _KINDS = {"DUNNO": "dunno", "DEFER_IF_PERMIT": "defer", "REJECT": "reject", "421": "disconnect"}
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IPushProducer)
 class PolicyServiceProtocol(Protocol):
     """One connection of Postfix's. It asks and waits; what it pipelines waits here, in order and bounded.
 
-    A client such as Exim says at once that it sends no more; it gets its answers, then the connection ends.
+    A client that does not read its answers gets no further ones; nothing is read from it meanwhile, and it is
+    closed after a while. A client such as Exim says at once that it sends no more; it gets its answers, then
+    the connection ends.
     """
 
     def __init__(self, factory: PolicyServiceFactory) -> None:
@@ -43,9 +51,28 @@ class PolicyServiceProtocol(Protocol):
         self._closed = False
         self._paused = False
         self._at_end = False
+        self._is_behind = False  # the client does not read its answers
 
     def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.registerProducer(self, True)
         self._owner.opened(self)
+
+    def pauseProducing(self) -> None:
+        self._is_behind = True
+        self._pause()
+        self._stop_deadline()
+        self._deadline = self._owner.reactor.callLater(REQUEST_SECONDS, self._give_up)
+
+    def resumeProducing(self) -> None:
+        self._is_behind = False
+        self._stop_deadline()
+        if not (self._answering or self._closed):
+            self._resume()
+            self._answer_all()
+
+    def stopProducing(self) -> None:
+        """The connection is lost; :meth:`connectionLost` follows."""
 
     def dataReceived(self, data: bytes) -> None:
         self._reader.receive(data)
@@ -70,11 +97,18 @@ class PolicyServiceProtocol(Protocol):
     def close(self) -> None:
         """Close without an answer: Postfix asks again elsewhere, or takes its default action."""
         transport: Any = self.transport
+        transport.unregisterProducer()
         transport.loseConnection()
+
+    def _give_up(self) -> None:
+        self._closed = True
+        transport: Any = self.transport
+        self._owner.refuse(str(transport.getPeer()), "the client does not read its answers")
+        transport.abortConnection()
 
     def _answer_all(self) -> None:
         """Answer every whole request; stop at one that has to wait for the limits."""
-        while not self._closed:
+        while not (self._closed or self._is_behind):
             try:
                 attributes = self._reader.next_request()
                 if attributes is None:
@@ -99,6 +133,8 @@ class PolicyServiceProtocol(Protocol):
             else:
                 self._observe(began)
                 self._send(decided)
+        if self._is_behind:
+            return
         self._watch_the_rest()
         if self._at_end and not self._closed:
             self.close()
@@ -109,7 +145,7 @@ class PolicyServiceProtocol(Protocol):
             return
         self._observe(began)
         self._send(action)
-        if not self._in_loop:
+        if not (self._in_loop or self._is_behind):
             self._resume()
             self._answer_all()
 
@@ -129,10 +165,14 @@ class PolicyServiceProtocol(Protocol):
         transport: Any = self.transport
         self._closed = True
         self._owner.refuse(str(transport.getPeer()), why)
-        transport.loseConnection()
+        self.close()
 
     def _pause_where_much_waits(self) -> None:
-        if len(self._reader) > MAX_REQUEST and not self._paused:
+        if len(self._reader) > MAX_REQUEST:
+            self._pause()
+
+    def _pause(self) -> None:
+        if not self._paused:
             transport: Any = self.transport
             self._paused = True
             transport.pauseProducing()

@@ -163,3 +163,26 @@ def test_open_connections_are_counted(world):
 
 def value_of(gauge) -> float:
     return gauge.labels("postfix")._value.get()
+
+
+def test_a_client_that_does_not_read_gets_no_more_answers_and_is_closed_in_time(world):
+    world.at_once = True
+    world.protocol.pauseProducing()
+    world.receive(request() * 3)
+    assert world.sent == b""
+    assert world.transport.producerState == "paused"
+    world.protocol.resumeProducing()
+    assert world.sent == b"action=DUNNO\n\n" * 3
+    assert world.transport.producerState == "producing"
+    world.protocol.pauseProducing()
+    world.clock.advance(REQUEST_SECONDS + 1)
+    assert world.transport.disconnecting
+
+
+def test_a_client_that_falls_behind_while_its_answer_is_made_goes_on_later(world):
+    world.receive(request(helo_name="one") + request(helo_name="two"))
+    world.protocol.pauseProducing()
+    world.waiting[0].callback("DUNNO")
+    assert world.asked == ["one"]
+    world.protocol.resumeProducing()
+    assert world.asked == ["one", "two"]
