@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
     IConnectPolicy,
@@ -76,7 +77,7 @@ class DnsblPolicy:
         )
 
     def connected(self, session: Session) -> Verdict:
-        if not self._is_exempt(session):
+        if not is_exempt(session, self._services.domains, self._options.exempt):
             session.notes["score"] = ensureDeferred(self._score(session.client_ip))
         return CONTINUE
 
@@ -107,10 +108,6 @@ class DnsblPolicy:
         if waiting is not None:
             waiting.addErrback(lambda _: None)
             waiting.cancel()
-
-    def _is_exempt(self, session: Session) -> bool:
-        ip = session.client_ip
-        return self._services.domains.may_relay(ip) or any(ip in net for net in self._options.exempt)
 
     async def _score(self, ip: IPv4Address | IPv6Address) -> DnsblResult:
         zones = self._options.zone

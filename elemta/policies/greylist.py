@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.own_clients import is_exempt
 from elemta.policies.results import DKIMResult, SPFResult
 from elemta.policy import (
     CONTINUE,
@@ -72,7 +73,7 @@ class GreylistPolicy:
         )
 
     async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
-        if self._is_exempt(session):
+        if is_exempt(session, self._services.domains, self._options.exempt):
             return self._count("exempt", CONTINUE)
         network, sender = network_of(session.client_ip), str(transaction.sender)
         store, options = self._services.store, self._options
@@ -93,7 +94,9 @@ class GreylistPolicy:
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:  # noqa: ARG002
         sender = str(transaction.sender)
-        if not self._is_exempt(session) and sender and self._vouched(transaction, sender):
+        if not sender or not self._vouched(transaction, sender):
+            return CONTINUE
+        if not is_exempt(session, self._services.domains, self._options.exempt):
             key = self._domain_key(network_of(session.client_ip), sender)
             await self._services.store.set(key, b"1", ttl=self._options.remember)
         return CONTINUE
@@ -106,14 +109,6 @@ class GreylistPolicy:
 
     def _domain_key(self, network: str, sender: str) -> str:
         return f"domain:{network}|{sender.rpartition('@')[2].lower()}"
-
-    def _is_exempt(self, session: Session) -> bool:
-        ip = session.client_ip
-        return (
-            session.user is not None
-            or self._services.domains.may_relay(ip)
-            or any(ip in network for network in self._options.exempt)
-        )
 
     def _count(self, decision: str, verdict: Verdict) -> Verdict:
         self._decided.labels(decision).inc()

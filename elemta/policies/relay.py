@@ -9,6 +9,7 @@ from __future__ import annotations
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
     RELAY_DENIED,
@@ -36,7 +37,7 @@ class RelayPolicy:
 
     def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         address, domains = recipient.address, self._domains
-        trusted = session.user is not None or domains.may_relay(session.client_ip)
+        trusted = is_exempt(session, domains)
         if not trusted and not domains.ends_here(address):
             return RELAY_DENIED
         if not domains.is_local(address.domain) or domains.has_mailbox(address):

@@ -9,6 +9,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
     Defer,
@@ -78,7 +79,7 @@ class ReverseDnsPolicy:
         )
 
     async def mail(self, session: Session, transaction: Transaction) -> Verdict:
-        if self._is_exempt(session):
+        if is_exempt(session, self._services.domains, self._options.exempt):
             return CONTINUE
         asked_names = ensureDeferred(self._names(session))
         asked_helo = ensureDeferred(self._knows(session.helo))
@@ -103,14 +104,6 @@ class ReverseDnsPolicy:
             if found is None:
                 unsure = UNSURE[subject]
         return unsure
-
-    def _is_exempt(self, session: Session) -> bool:
-        ip = session.client_ip
-        return (
-            session.user is not None
-            or self._services.domains.may_relay(ip)
-            or any(ip in network for network in self._options.exempt)
-        )
 
     async def _names(self, session: Session) -> tuple[tuple[str, ...], bool | None, bool | None]:
         """The client's names, whether there are any, and whether one leads back (RFC 8601 §2.7.3)."""

@@ -14,6 +14,8 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from elemta.policies.greylist import network_of
+from elemta.policies.own_clients import is_exempt
+from elemta.policies.secret_file import read_secrets
 from elemta.policy import (
     CONTINUE,
     BackendError,
@@ -63,7 +65,10 @@ class RspamdPolicy:
 
     def __init__(self, options: RspamdOptions, services: Services) -> None:
         self._url = options.url.rstrip("/") + "/checkv2"
-        self._password = _password(options.password_file)
+        self._password = ""
+        if options.password_file:
+            secret = read_secrets("password_file", Path(options.password_file))[0]
+            self._password = secret.decode("utf-8", "replace")
         self._services = services
         self._actions = services.metrics.counter("actions_total", "Messages by rspamd's action.", ("action",))
 
@@ -91,11 +96,10 @@ class RspamdPolicy:
         rspamd's own module keeps the time in Redis and says soft reject. The bare action comes from an rspamd
         without it: it would come at each try, and the message would never arrive.
         """
-        ip = session.client_ip
-        if session.user is not None or self._services.domains.may_relay(ip):
+        if is_exempt(session, self._services.domains):
             return False
         recipients = sorted(str(one.address).lower() for one in transaction.recipients)
-        words = "\n".join((network_of(ip), str(transaction.sender).lower(), *recipients))
+        words = "\n".join((network_of(session.client_ip), str(transaction.sender).lower(), *recipients))
         key = hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()
         store = self._services.store
         if await store.set(f"seen:{key}", b"1", ttl=GREYLIST_MEMORY, only_if_absent=True):
@@ -234,10 +238,6 @@ def _encoded(subject: str) -> str:
 
 def _line(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _password(file: str) -> str:
-    return Path(file).read_text("utf-8").strip() if file else ""
 
 
 @implementer(IPlugin, IPolicyPlugin)

@@ -17,6 +17,8 @@ from pathlib import Path
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.own_clients import is_exempt
+from elemta.policies.secret_file import read_secrets
 from elemta.policy import (
     CONTINUE,
     REQUIRED,
@@ -127,9 +129,7 @@ class SrsPolicy:
     """Sends bounces back at RCPT, and rewrites the sender before the message comes."""
 
     def __init__(self, options: SrsOptions, services: Services) -> None:
-        secrets = [line.strip() for line in options.secret_file.read_bytes().splitlines() if line.strip()]
-        if not secrets:
-            raise ValueError(f"{options.secret_file} has no secret")
+        secrets = read_secrets("secret_file", options.secret_file)
         self._domains = services.domains
         self._rewriter = Rewriter(options.domain, secrets, lambda: int(services.wall() // 86400))
 
@@ -147,7 +147,7 @@ class SrsPolicy:
     def data(self, session: Session, transaction: Transaction) -> Verdict:
         """Mail of our users keeps its sender."""
         sender = str(transaction.sender)
-        if session.user is not None or self._domains.may_relay(session.client_ip) or not sender:
+        if is_exempt(session, self._domains) or not sender:
             return CONTINUE
         if self._domains.is_local(transaction.sender.domain):
             return CONTINUE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from elemta.policies.dkim_sign.signing import load_key
+from elemta.policies.dkim_sign.signature import load_key
 from tests.ctl.test_main import run
 
 

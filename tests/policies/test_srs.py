@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.policies.srs import Rewriter, SrsError, SrsPlugin
-from elemta.policy import CONTINUE, Reject
+from elemta.policy import CONTINUE, ConfigError, Reject
 from elemta.policy.testing import PolicyTester
 
 DAY = 20_000
@@ -124,5 +124,5 @@ def test_a_bounce_goes_back_to_the_original_sender_and_a_forged_one_nowhere(secr
 
 def test_a_file_without_a_secret_is_a_fault(tmp_path):
     (tmp_path / "empty").write_text("\n")
-    with pytest.raises(ValueError, match="has no secret"):
+    with pytest.raises(ConfigError, match="has no secret"):
         policy(str(tmp_path / "empty"))

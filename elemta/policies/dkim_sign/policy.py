@@ -10,7 +10,7 @@ from typing import BinaryIO
 from zope.interface import implementer
 
 from elemta.policies.dkim_sign.options import DkimSignOptions
-from elemta.policies.dkim_sign.signing import (
+from elemta.policies.dkim_sign.signature import (
     Chain,
     Header,
     KeyFileFault,
@@ -27,7 +27,7 @@ from elemta.policy import ConfigError, Envelope, Fault, ISigner, OutgoingMessage
 
 NOTICES = "bounce"
 """The listener that the envelope of our own notices names."""
-_RELAXED = BodyHashKind(relaxed=True, algorithm="sha256", limit=None)
+_RELAXED = BodyHashKind(relaxed=True, limit=None)
 _ARC = (b"arc-seal", b"arc-message-signature", b"arc-authentication-results")
 _INSTANCE = re.compile(rb"(?:^|[;\s])i\s*=\s*([0-9]{1,2})\s*(?:;|$)")
 

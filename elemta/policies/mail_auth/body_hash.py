@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,10 +16,9 @@ _CRLF = b"\r\n"
 
 @dataclass(frozen=True, slots=True)
 class BodyHashKind:
-    """How a signature wants the body hashed: ``limit`` is its l= tag, in octets, or None for all."""
+    """How a signature wants the body hashed: ``limit`` is its l= tag, in octets, None for all."""
 
     relaxed: bool
-    algorithm: str
     limit: int | None
 
 
@@ -32,12 +31,13 @@ class BodyHash:
 
 
 class _Hasher:
-    """Hashes a body that comes in blocks. Empty lines at its end never count."""
+    """Hashes a body that comes in blocks, up to each limit at once. Empty lines at its end never count."""
 
-    def __init__(self, kind: BodyHashKind) -> None:
-        self._hash = hashlib.new(kind.algorithm)
-        self._relaxed = kind.relaxed
-        self._room = kind.limit
+    def __init__(self, *, relaxed: bool, limits: Iterable[int]) -> None:
+        self._hash = hashlib.sha256()
+        self._relaxed = relaxed
+        self._limits = sorted(limits)
+        self._digests: dict[int, bytes] = {}
         self._length = 0
         self._empty_lines = 0  # line ends that count only if something follows
         self._carry = b""  # the end of the last block: what it means depends on the next one
@@ -49,7 +49,8 @@ class _Hasher:
         self._text(kept)
         self._tail(data[len(kept) :])
 
-    def finish(self) -> BodyHash:
+    def finish(self) -> Callable[[int | None], BodyHash]:
+        """Gives the hash up to a limit."""
         rest, self._carry = self._carry, b""
         if self._relaxed:
             rest = rest.lstrip(b" ")  # RFC 6376 §3.4.4: blanks at the end of a line go
@@ -58,7 +59,9 @@ class _Hasher:
         # A body ends in a line end; a relaxed empty one stays empty (RFC 6376 §3.4.3, §3.4.4).
         if self._open_line or (not self._length and not self._relaxed):
             self._emit(_CRLF)
-        return BodyHash(self._hash.digest(), self._length)
+        whole = self._hash.digest()
+        digests, length = self._digests, self._length
+        return lambda limit: BodyHash(whole if limit is None else digests.get(limit, whole), length)
 
     def _text(self, text: bytes) -> None:
         if not text:
@@ -93,17 +96,26 @@ class _Hasher:
                 self._empty_lines -= some
 
     def _emit(self, data: bytes) -> None:
-        self._length += len(data)
-        if self._room is not None:
-            data = data[: self._room]
-            self._room -= len(data)
+        end = self._length + len(data)
+        while self._limits and self._limits[0] <= end:
+            limit = self._limits.pop(0)
+            cut = limit - self._length
+            self._hash.update(data[:cut])
+            self._digests[limit] = self._hash.digest()
+            self._length, data = limit, data[cut:]
         self._hash.update(data)
+        self._length = end
 
 
 def hash_body(body: BinaryIO, kinds: Iterable[BodyHashKind]) -> dict[BodyHashKind, BodyHash]:
     """Read ``body`` to its end and hash it in each of the ways at once. Blocks: call it in a thread."""
-    hashers = {kind: _Hasher(kind) for kind in kinds}
+    wanted = tuple(dict.fromkeys(kinds))
+    hashers: dict[bool, _Hasher] = {}
+    for relaxed in dict.fromkeys(kind.relaxed for kind in wanted):
+        limits = dict.fromkeys(kind.limit for kind in wanted if kind.relaxed is relaxed)
+        hashers[relaxed] = _Hasher(relaxed=relaxed, limits=[each for each in limits if each is not None])
     while hashers and (block := body.read(BLOCK)):
         for hasher in hashers.values():
             hasher.update(block)
-    return {kind: hasher.finish() for kind, hasher in hashers.items()}
+    found = {relaxed: hasher.finish() for relaxed, hasher in hashers.items()}
+    return {kind: found[kind.relaxed](kind.limit) for kind in wanted}

@@ -8,7 +8,7 @@ So a dead DNS zone holds up no other message.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -29,6 +29,10 @@ class RecordType(Enum):
     MX = "MX"
     PTR = "PTR"
     TXT = "TXT"
+
+
+Question = tuple[str, RecordType]
+"""A name in lower case, without a dot at its end, and a type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,8 @@ class MissingFact(Exception):
 class DnsFacts:
     """The answers that one evaluation has so far."""
 
-    known: dict[tuple[str, RecordType], DnsFact] = field(default_factory=dict)
-    missing: list[tuple[str, RecordType]] = field(default_factory=list)
+    known: dict[Question, DnsFact] = field(default_factory=dict)
+    missing: list[Question] = field(default_factory=list)
 
     def get(self, name: str, kind: RecordType) -> DnsFact:
         """The answer for ``name``, or :class:`MissingFact`."""
@@ -75,12 +79,15 @@ async def evaluate(
     lookups: Lookups,
     run: Callable[[Callable[[], Result]], Awaitable[Result]],
     facts: DnsFacts | None = None,
+    wanted: Iterable[Question] = (),
 ) -> Result:
     """Run ``step`` until it has every answer that it asks for; ``run`` calls it, usually in a thread.
 
+    ``wanted`` are asked before the first run: each further run does again what the ones before it did.
     After ``MAX_QUESTIONS`` answers every further one is trouble, so an evaluation always ends.
     """
     facts = DnsFacts() if facts is None else facts
+    await _fetch(lookups, facts, wanted)
     while True:
         facts.missing.clear()
         try:
@@ -91,11 +98,16 @@ async def evaluate(
             # A library may swallow the exception; what it made of that is not a result.
             if not facts.missing:
                 return result
-        for question in dict.fromkeys(facts.missing):
+        await _fetch(lookups, facts, facts.missing)
+
+
+async def _fetch(lookups: Lookups, facts: DnsFacts, questions: Iterable[Question]) -> None:
+    for question in dict.fromkeys(questions):
+        if question not in facts.known:
             facts.known[question] = await _ask(lookups, question, len(facts.known))
 
 
-async def _ask(lookups: Lookups, question: tuple[str, RecordType], asked: int) -> DnsFact:
+async def _ask(lookups: Lookups, question: Question, asked: int) -> DnsFact:
     if asked >= MAX_QUESTIONS:
         return DnsFact(trouble="too many questions for one message")
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from zope.interface import implementer
@@ -18,7 +19,7 @@ from elemta.policies.mail_auth.dmarc import (
     author_domains,
     check_dmarc,
 )
-from elemta.policies.mail_auth.dns_facts import evaluate
+from elemta.policies.mail_auth.dns_facts import DnsFacts, Question, evaluate
 from elemta.policies.mail_auth.message_reader import read_header
 from elemta.policies.mail_auth.options import Enforcement, MailAuthOptions
 from elemta.policies.mail_auth.signatures import (
@@ -28,9 +29,11 @@ from elemta.policies.mail_auth.signatures import (
     check_arc,
     check_dkim,
     wanted_body_hashes,
+    wanted_keys,
 )
 from elemta.policies.mail_auth.spf import SPFAnswer
 from elemta.policies.mail_auth.spf_lookup import ResolverLookups, SPFLookup
+from elemta.policies.own_clients import is_exempt
 from elemta.policies.results import ARCResult, DKIMResult, DKIMSignature, DMARCResult, SPFResult
 from elemta.policy import (
     CONTINUE,
@@ -75,7 +78,6 @@ class MailAuthPolicy:
         self._lookups = ResolverLookups(services.resolver)
         self._spf_lookup = SPFLookup(services)
         self._suffixes = Suffixes()
-        self._exempt = options.exempt
         self._trusted = {domain.lower() for domain in options.trusted_arc}
         self._results = services.metrics.counter(
             "results_total", "Results of checks, by method.", ("method", "result")
@@ -83,17 +85,13 @@ class MailAuthPolicy:
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
         message.remove_header(results_field.NAME, where=lambda value: results_field.claims(value, self._id))
-        if self._is_exempt(session):
+        if is_exempt(session, self._services.domains, self._options.exempt):
             return CONTINUE
         read = await self._services.threads(read_message, message.open())
-        lookups = self._lookups
+        facts, keys = DnsFacts(), wanted_keys(read.header)
         spf, spf_domain, spf_property = await self._spf(session, transaction)
-        signatures = await evaluate(
-            lambda facts: check_dkim(read.header, read.bodies, facts), lookups, self._in_thread
-        )
-        chain = await evaluate(
-            lambda facts: check_arc(read.header, read.bodies, facts), lookups, self._in_thread
-        )
+        signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts, keys)
+        chain = await self._evaluate(partial(check_arc, read.header, read.bodies), facts)
         seen = Authenticated(
             spf=spf_domain if spf.result == "pass" else "",
             dkim=tuple(one.domain for one in signatures if one.result == "pass"),
@@ -101,25 +99,16 @@ class MailAuthPolicy:
         )
         authors = author_domains([value for name, value in read.header if name.lower() == b"from"])
         sample = (transaction.queue_id or session.id).encode()
-        dmarc = await evaluate(
-            lambda facts: check_dmarc(authors, seen, self._suffixes, sample, facts), lookups, self._in_thread
-        )
+        dmarc = await self._evaluate(partial(check_dmarc, authors, seen, self._suffixes, sample), facts)
         checks = results_field.Checks(spf, spf_property, signatures, chain, dmarc)
         message.add_header(results_field.NAME, results_field.field_value(self._id, checks))
         self._publish(transaction, spf_domain, checks)
         return self._verdict(spf, chain, dmarc)
 
-    def _in_thread(self, step: Callable[[], Result]) -> Awaitable[Result]:
-        return self._services.threads(step)
-
-    def _is_exempt(self, session: Session) -> bool:
-        """Whether the client is one of ours, whose mail is not checked."""
-        ip = session.client_ip
-        return (
-            session.user is not None
-            or self._services.domains.may_relay(ip)
-            or any(ip in network for network in self._exempt)
-        )
+    async def _evaluate(
+        self, step: Callable[[DnsFacts], Result], facts: DnsFacts, wanted: Sequence[Question] = ()
+    ) -> Result:
+        return await evaluate(step, self._lookups, self._services.threads, facts, wanted)
 
     async def _spf(self, session: Session, transaction: Transaction) -> tuple[SPFAnswer, str, str]:
         answer = await self._spf_lookup.check(session, transaction)

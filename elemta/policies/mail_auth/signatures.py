@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from dkim.canonicalization import CanonicalizationPolicy, InvalidCanonicalizatio
 from dkim.util import InvalidTagValueList, parse_tag_value
 
 from elemta.policies.mail_auth.body_hash import BodyHash, BodyHashKind
-from elemta.policies.mail_auth.dns_facts import DnsFacts, RecordType
+from elemta.policies.mail_auth.dns_facts import DnsFacts, Question, RecordType
 
 MAX_SIGNATURES = 10
 MAX_SEALS = 50  # RFC 8617 §4.2.1
@@ -90,7 +90,7 @@ class _Checker:
         return bool(self.verify_sig_process(rest, include_headers, sig_header, dnsfunc))  # type: ignore[attr-defined]
 
     def _key(self, sig: dict[bytes, bytes], wanted: bytes) -> tuple[Any, int, bytes, bool]:
-        name = (sig[b"s"] + b"._domainkey." + sig[b"d"]).decode("utf-8", "replace")
+        name = _key_name(sig)
         fact = self._facts.get(name, RecordType.TXT)
         if fact.trouble is not None:
             raise KeyLookupTrouble(fact.trouble)
@@ -166,29 +166,46 @@ def body_hash_kind(sig: Mapping[bytes, bytes]) -> BodyHashKind:
     limit = sig.get(b"l")
     if limit is not None and not re.fullmatch(rb"[0-9]{1,76}", limit):
         raise dkim.MessageFormatError("l= is no number")
-    return BodyHashKind(
-        policy.body_algorithm.name == b"relaxed", "sha256", None if limit is None else int(limit)
-    )
+    return BodyHashKind(policy.body_algorithm.name == b"relaxed", None if limit is None else int(limit))
 
 
-def wanted_body_hashes(header: Header) -> set[BodyHashKind]:
+def wanted_body_hashes(header: Header) -> list[BodyHashKind]:
     """The hashes that the signatures of this header need, of a bounded number."""
-    kinds: set[BodyHashKind] = set()
-    signatures = [value for name, value in header if name.lower() == b"dkim-signature"][:MAX_SIGNATURES]
-    for value in signatures:
+    kinds: list[BodyHashKind] = []
+    for given, value in _signature_fields(header):
         try:
-            kinds.add(body_hash_kind(_tags(value)))
+            kinds.append(body_hash_kind({**given, **_tags(value)}))
         except dkim.DKIMException:
             continue  # its check says the same
-    for name, value in header:
-        if name.lower() == b"arc-message-signature":
-            try:
-                kinds.add(body_hash_kind({b"c": b"relaxed/relaxed", **_tags(value)}))
-            except dkim.DKIMException:
-                continue
-            if len(kinds) >= MAX_SIGNATURES + MAX_SEALS:
-                break
     return kinds
+
+
+def _signature_fields(header: Header) -> Iterable[tuple[dict[bytes, bytes], bytes]]:
+    """The fields that sign a body, each with the tags that it has where it names none."""
+    signatures = [value for name, value in header if name.lower() == b"dkim-signature"]
+    seals = [value for name, value in header if name.lower() == b"arc-message-signature"]
+    yield from (({}, value) for value in signatures[:MAX_SIGNATURES])
+    yield from (({b"c": b"relaxed/relaxed"}, value) for value in seals[:MAX_SEALS])
+
+
+def wanted_keys(header: Header) -> list[Question]:
+    """Where DNS has the keys of this header's signatures and seals, of a bounded number."""
+    signatures = [value for name, value in header if name.lower() == b"dkim-signature"][:MAX_SIGNATURES]
+    sealed = (b"arc-seal", b"arc-message-signature")
+    seals = [value for name, value in header if name.lower() in sealed][: 2 * MAX_SEALS]
+    keys: list[Question] = []
+    for value in (*signatures, *seals):
+        try:
+            tags = _tags(value)
+        except dkim.DKIMException:
+            continue  # its check says the same
+        if tags.get(b"s") and tags.get(b"d"):
+            keys.append((_key_name(tags).lower().rstrip("."), RecordType.TXT))
+    return keys
+
+
+def _key_name(tags: Mapping[bytes, bytes]) -> str:
+    return (tags[b"s"] + b"._domainkey." + tags[b"d"]).decode("utf-8", "replace")
 
 
 def check_dkim(header: Header, bodies: Bodies, facts: DnsFacts) -> tuple[SignatureCheck, ...]:

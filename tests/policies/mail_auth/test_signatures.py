@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import time
+from functools import partial
 
 import dkim
 import pytest
@@ -20,7 +21,12 @@ from cryptography.hazmat.primitives.serialization import (
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.policies.mail_auth.body_hash import hash_body
 from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
-from elemta.policies.mail_auth.signatures import MAX_SIGNATURES, check_dkim, wanted_body_hashes
+from elemta.policies.mail_auth.signatures import (
+    MAX_SIGNATURES,
+    check_dkim,
+    wanted_body_hashes,
+    wanted_keys,
+)
 
 HEADER = b"From: Anna <anna@example.org>\r\nTo: b@example.net\r\nSubject: Hello\r\nDate: now\r\n"
 BODY = b"One line  with blanks \r\n\r\nAnd another\r\n\r\n\r\n"
@@ -264,3 +270,22 @@ def test_a_field_that_is_no_signature_is_no_pass_and_no_error(keys, value):
 
 def test_a_message_without_a_signature_has_no_checks(keys):
     assert keys.check(MESSAGE) == ()
+
+
+def test_the_keys_of_many_signatures_are_there_before_the_first_check(keys):
+    private = keys.rsa()
+    message = MESSAGE
+    for number in range(MAX_SIGNATURES):
+        keys.records[f"s{number}._domainkey.example.org"] = keys.records["s._domainkey.example.org"]
+        message = dkim.sign(MESSAGE, b"s%d" % number, b"example.org", private) + message
+    header, body = dkim.rfc822_parse(message)
+    bodies, runs = hash_body(io.BytesIO(body), wanted_body_hashes(header)), []
+
+    async def counted(step):
+        runs.append(step)
+        return step()
+
+    checked = partial(check_dkim, header, bodies)
+    checks = asyncio.run(evaluate(checked, keys, counted, wanted=wanted_keys(header)))
+    assert [check.result for check in checks] == ["pass"] * MAX_SIGNATURES
+    assert len(runs) == 1
