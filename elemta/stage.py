@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import enum
+from elemta.fast_enum import FastEnum
 
 
-class Stage(enum.Enum):
+class Stage(FastEnum):
     """In their order. ``LOGIN`` is before a password is looked at, ``AUTH`` after good credentials."""
 
     CONNECT = "connect"
@@ -16,6 +16,3 @@ class Stage(enum.Enum):
     RCPT = "rcpt"
     DATA = "data"
     MESSAGE = "message"
-
-    # Members are single objects. The hash of `Enum` runs Python code at each look-up in a dictionary.
-    __hash__ = object.__hash__

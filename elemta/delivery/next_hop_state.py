@@ -1,14 +1,15 @@
 """The states of a connection to a next hop beside those of its session, and what leads from one to the next.
 
-docs/architecture.md has the diagrams. A change that a state does not know leaves it as it is.
+docs/architecture.md has the diagrams.
 """
 
 from __future__ import annotations
 
-import enum
+from elemta.fast_enum import FastEnum
+from elemta.state_table import state_table
 
 
-class TLSState(enum.Enum):
+class TLSState(FastEnum):
     """What has come of TLS with this server."""
 
     CLEAR = "in the clear"
@@ -17,7 +18,7 @@ class TLSState(enum.Enum):
     FAILED = "failed"
 
 
-class TLSChange(enum.Enum):
+class TLSChange(FastEnum):
     """What happens to TLS."""
 
     START = "start"
@@ -25,11 +26,8 @@ class TLSChange(enum.Enum):
     FAIL = "fail"
 
 
-class ContentFlow(enum.Enum):
+class ContentFlow(FastEnum):
     """Whether the transport takes content now."""
-
-    # It is looked up for every message, and the hash of Enum is a function in Python.
-    __hash__ = object.__hash__
 
     NONE = "no content is sent"
     HELD_BACK = "paused before the content begins"
@@ -37,11 +35,8 @@ class ContentFlow(enum.Enum):
     PAUSED = "paused by the transport"
 
 
-class FlowChange(enum.Enum):
+class FlowChange(FastEnum):
     """What happens to the content."""
-
-    # It is looked up for every message, and the hash of Enum is a function in Python.
-    __hash__ = object.__hash__
 
     BEGIN = "begin"
     PAUSE = "pause"
@@ -49,30 +44,26 @@ class FlowChange(enum.Enum):
     END = "end"
 
 
-_NEXT_TLS = {
-    (TLSState.CLEAR, TLSChange.START): TLSState.HANDSHAKE,
-    (TLSState.HANDSHAKE, TLSChange.DONE): TLSState.PROTECTED,
-    # Also without a handshake: a server that ends at STARTTLS has no TLS that works.
-    **{(state, TLSChange.FAIL): TLSState.FAILED for state in TLSState},
-}
+next_tls = state_table(
+    {
+        (TLSState.CLEAR, TLSChange.START): TLSState.HANDSHAKE,
+        (TLSState.HANDSHAKE, TLSChange.DONE): TLSState.PROTECTED,
+        # Also without a handshake: a server that ends at STARTTLS has no TLS that works.
+        **{(state, TLSChange.FAIL): TLSState.FAILED for state in TLSState},
+    }
+)
+"""What has come of TLS after a change."""
 
-_NEXT_FLOW = {
-    (ContentFlow.NONE, FlowChange.BEGIN): ContentFlow.FLOWING,
-    (ContentFlow.NONE, FlowChange.PAUSE): ContentFlow.HELD_BACK,
-    (ContentFlow.HELD_BACK, FlowChange.RESUME): ContentFlow.NONE,
-    (ContentFlow.HELD_BACK, FlowChange.BEGIN): ContentFlow.PAUSED,
-    (ContentFlow.FLOWING, FlowChange.PAUSE): ContentFlow.PAUSED,
-    (ContentFlow.FLOWING, FlowChange.END): ContentFlow.NONE,
-    (ContentFlow.PAUSED, FlowChange.RESUME): ContentFlow.FLOWING,
-    (ContentFlow.PAUSED, FlowChange.END): ContentFlow.NONE,
-}
-
-
-def next_tls(state: TLSState, change: TLSChange) -> TLSState:
-    """What has come of TLS after ``change``."""
-    return _NEXT_TLS.get((state, change), state)
-
-
-def next_flow(flow: ContentFlow, change: FlowChange) -> ContentFlow:
-    """The flow after ``change``."""
-    return _NEXT_FLOW.get((flow, change), flow)
+next_flow = state_table(
+    {
+        (ContentFlow.NONE, FlowChange.BEGIN): ContentFlow.FLOWING,
+        (ContentFlow.NONE, FlowChange.PAUSE): ContentFlow.HELD_BACK,
+        (ContentFlow.HELD_BACK, FlowChange.RESUME): ContentFlow.NONE,
+        (ContentFlow.HELD_BACK, FlowChange.BEGIN): ContentFlow.PAUSED,
+        (ContentFlow.FLOWING, FlowChange.PAUSE): ContentFlow.PAUSED,
+        (ContentFlow.FLOWING, FlowChange.END): ContentFlow.NONE,
+        (ContentFlow.PAUSED, FlowChange.RESUME): ContentFlow.FLOWING,
+        (ContentFlow.PAUSED, FlowChange.END): ContentFlow.NONE,
+    }
+)
+"""The flow after a change."""

@@ -1,16 +1,16 @@
 """The states of one client's connection, and what leads from one to the next.
 
-docs/architecture.md has the diagram. A change that a state does not know leaves it as it is. That a client
-has closed its half, that the daemon drains, and that reading is paused are no states: each of them may hold
-in any state.
+docs/architecture.md has the diagram. That a client has closed its half, that the daemon drains, and that
+reading is paused are no states: each of them may hold in any state.
 """
 
 from __future__ import annotations
 
-import enum
+from elemta.fast_enum import FastEnum
+from elemta.state_table import state_table
 
 
-class ConnectionState(enum.Enum):
+class ConnectionState(FastEnum):
     """What may be done with a connection."""
 
     OPEN = "open"
@@ -20,7 +20,7 @@ class ConnectionState(enum.Enum):
     LOST = "lost"
 
 
-class ConnectionChange(enum.Enum):
+class ConnectionChange(FastEnum):
     """What happens to a connection."""
 
     START_TLS = "start_tls"
@@ -38,16 +38,14 @@ CLOSING = (ConnectionState.CLOSING, ConnectionState.CLOSING_IN_HANDSHAKE)
 ENDING = (*CLOSING, ConnectionState.LOST)
 """Nothing is read any more, and nothing new is said."""
 
-_NEXT = {
-    (ConnectionState.OPEN, ConnectionChange.START_TLS): ConnectionState.HANDSHAKE,
-    (ConnectionState.OPEN, ConnectionChange.CLOSE): ConnectionState.CLOSING,
-    (ConnectionState.HANDSHAKE, ConnectionChange.TLS_STARTED): ConnectionState.OPEN,
-    (ConnectionState.HANDSHAKE, ConnectionChange.CLOSE): ConnectionState.CLOSING_IN_HANDSHAKE,
-    (ConnectionState.CLOSING_IN_HANDSHAKE, ConnectionChange.TLS_STARTED): ConnectionState.CLOSING,
-    **{(state, ConnectionChange.LOSE): ConnectionState.LOST for state in ConnectionState},
-}
-
-
-def next_state(state: ConnectionState, change: ConnectionChange) -> ConnectionState:
-    """The state after ``change``."""
-    return _NEXT.get((state, change), state)
+next_state = state_table(
+    {
+        (ConnectionState.OPEN, ConnectionChange.START_TLS): ConnectionState.HANDSHAKE,
+        (ConnectionState.OPEN, ConnectionChange.CLOSE): ConnectionState.CLOSING,
+        (ConnectionState.HANDSHAKE, ConnectionChange.TLS_STARTED): ConnectionState.OPEN,
+        (ConnectionState.HANDSHAKE, ConnectionChange.CLOSE): ConnectionState.CLOSING_IN_HANDSHAKE,
+        (ConnectionState.CLOSING_IN_HANDSHAKE, ConnectionChange.TLS_STARTED): ConnectionState.CLOSING,
+        **{(state, ConnectionChange.LOSE): ConnectionState.LOST for state in ConnectionState},
+    }
+)
+"""The state after a change."""

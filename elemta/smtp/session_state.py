@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 
+from elemta.fast_enum import FastEnum
 from elemta.smtp import replies
 from elemta.smtp.content import Chunk, ChunkedContent, DataContent
 from elemta.smtp.events import (
@@ -26,7 +26,7 @@ from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.smtp.settings import SessionSettings
 
 
-class SessionPhase(enum.Enum):
+class SessionPhase(FastEnum):
     """Which commands make sense now (RFC 5321 §4.1.4)."""
 
     GREETED = "before HELO or EHLO"
@@ -35,11 +35,8 @@ class SessionPhase(enum.Enum):
     RCPT = "a sender and recipients"
     CHUNKS = "between two chunks"
 
-    # As in `Stage`.
-    __hash__ = object.__hash__
 
-
-class ExpectedInput(enum.Enum):
+class ExpectedInput(FastEnum):
     """What the next octets from the client are."""
 
     COMMAND = "a command"
@@ -48,8 +45,6 @@ class ExpectedInput(enum.Enum):
     CHUNK = "a chunk"
     HANDSHAKE = "a TLS handshake, which is not for us"
     NOTHING = "nothing"
-
-    __hash__ = object.__hash__
 
 
 class SessionState:

@@ -1,19 +1,16 @@
 """The states of the group commit, and what leads from one to the next.
 
-docs/architecture.md has the diagram. A change that a state does not know leaves it as it is. That the spool
-is closing is no state: it may hold in any state.
+docs/architecture.md has the diagram. That the spool is closing is no state: it may hold in any state.
 """
 
 from __future__ import annotations
 
-import enum
+from elemta.fast_enum import FastEnum
+from elemta.state_table import state_table
 
 
-class CommitState(enum.Enum):
+class CommitState(FastEnum):
     """Whether the disk is trusted, and whether the commit thread has a batch."""
-
-    # It is looked up for every message, and the hash of Enum is a function in Python.
-    __hash__ = object.__hash__
 
     IDLE = "idle"
     COMMITTING = "committing"
@@ -23,11 +20,8 @@ class CommitState(enum.Enum):
     REOPENING_IN_BATCH = "to be reopened when its batch is over"
 
 
-class CommitChange(enum.Enum):
+class CommitChange(FastEnum):
     """What happens to the group commit."""
-
-    # It is looked up for every message, and the hash of Enum is a function in Python.
-    __hash__ = object.__hash__
 
     BEGIN = "a batch goes to the thread"
     END = "the batch is over"
@@ -45,24 +39,22 @@ IN_BATCH = (CommitState.COMMITTING, CommitState.DISTRUSTED_IN_BATCH, CommitState
 IN_REOPENING = (CommitState.REOPENING, CommitState.REOPENING_IN_BATCH)
 """The commit thread opens the store anew, or will do so behind its batch."""
 
-_NEXT = {
-    (CommitState.IDLE, CommitChange.BEGIN): CommitState.COMMITTING,
-    (CommitState.IDLE, CommitChange.FAIL): CommitState.DISTRUSTED,
-    (CommitState.COMMITTING, CommitChange.END): CommitState.IDLE,
-    (CommitState.COMMITTING, CommitChange.FAIL): CommitState.DISTRUSTED_IN_BATCH,
-    (CommitState.DISTRUSTED, CommitChange.BEGIN): CommitState.DISTRUSTED_IN_BATCH,
-    (CommitState.DISTRUSTED, CommitChange.REOPEN): CommitState.REOPENING,
-    (CommitState.DISTRUSTED_IN_BATCH, CommitChange.END): CommitState.DISTRUSTED,
-    (CommitState.DISTRUSTED_IN_BATCH, CommitChange.REOPEN): CommitState.REOPENING_IN_BATCH,
-    (CommitState.REOPENING, CommitChange.BEGIN): CommitState.REOPENING_IN_BATCH,
-    (CommitState.REOPENING, CommitChange.FAIL): CommitState.DISTRUSTED,
-    (CommitState.REOPENING, CommitChange.TRUST): CommitState.IDLE,
-    (CommitState.REOPENING_IN_BATCH, CommitChange.END): CommitState.REOPENING,
-    (CommitState.REOPENING_IN_BATCH, CommitChange.FAIL): CommitState.DISTRUSTED_IN_BATCH,
-    (CommitState.REOPENING_IN_BATCH, CommitChange.TRUST): CommitState.COMMITTING,
-}
-
-
-def next_state(state: CommitState, change: CommitChange) -> CommitState:
-    """The state after ``change``."""
-    return _NEXT.get((state, change), state)
+next_state = state_table(
+    {
+        (CommitState.IDLE, CommitChange.BEGIN): CommitState.COMMITTING,
+        (CommitState.IDLE, CommitChange.FAIL): CommitState.DISTRUSTED,
+        (CommitState.COMMITTING, CommitChange.END): CommitState.IDLE,
+        (CommitState.COMMITTING, CommitChange.FAIL): CommitState.DISTRUSTED_IN_BATCH,
+        (CommitState.DISTRUSTED, CommitChange.BEGIN): CommitState.DISTRUSTED_IN_BATCH,
+        (CommitState.DISTRUSTED, CommitChange.REOPEN): CommitState.REOPENING,
+        (CommitState.DISTRUSTED_IN_BATCH, CommitChange.END): CommitState.DISTRUSTED,
+        (CommitState.DISTRUSTED_IN_BATCH, CommitChange.REOPEN): CommitState.REOPENING_IN_BATCH,
+        (CommitState.REOPENING, CommitChange.BEGIN): CommitState.REOPENING_IN_BATCH,
+        (CommitState.REOPENING, CommitChange.FAIL): CommitState.DISTRUSTED,
+        (CommitState.REOPENING, CommitChange.TRUST): CommitState.IDLE,
+        (CommitState.REOPENING_IN_BATCH, CommitChange.END): CommitState.REOPENING,
+        (CommitState.REOPENING_IN_BATCH, CommitChange.FAIL): CommitState.DISTRUSTED_IN_BATCH,
+        (CommitState.REOPENING_IN_BATCH, CommitChange.TRUST): CommitState.COMMITTING,
+    }
+)
+"""The state after a change."""
