@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import replace
 
 from twisted.internet.defer import Deferred
@@ -127,7 +127,7 @@ class Limiter:
         transaction: TransactionLike,
         recipient: Recipient | None,
         *,
-        already: Collection[str] = (),
+        already: Container[str] = (),
     ) -> MaybeDeferred[Charge]:
         """Charge every limit that counts one of ``counts``, all or none, where there are no stages.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from elemta.bounded_map import BoundedMap
 from elemta.config import ChargeMessagesAt, Counts
@@ -14,9 +14,9 @@ from elemta.policy_service.requests import PolicyRequest
 from elemta.stage import Stage
 
 DUNNO = "DUNNO"
-MAX_INSTANCES = 100_000
-"""Messages whose charges are remembered, so that a second question about one is not charged again."""
-INSTANCE_SECONDS = 3600.0
+MAX_REMEMBERED = 200_000
+"""Charges of messages that are remembered, so that a second question about one is not charged again."""
+REMEMBERED_SECONDS = 3600.0
 
 _CONNECTION = frozenset({Counts.CONNECTIONS})
 _RECIPIENT = frozenset({Counts.RECIPIENTS})
@@ -37,57 +37,58 @@ _CHARGED = {
 """What each state of the protocol charges. The others charge nothing."""
 
 
-@dataclass(slots=True)
-class _Instance:
-    """What one message has been charged."""
-
-    began: float
-    keys: set[str] = field(default_factory=set)
-    answered: set[tuple[str, str]] = field(default_factory=set)
-
-
 class PolicyDecider:
     """Decides the requests of one service. ``limiter`` gives the limits that are in force now."""
 
     def __init__(self, charge_messages_at: ChargeMessagesAt, limiter: Callable[[], Limiter]) -> None:
         self.charge_messages_at = charge_messages_at
         self._limiter = limiter
-        self._instances: BoundedMap[str, _Instance] = BoundedMap(MAX_INSTANCES)
+        self._remembered: BoundedMap[bytes, float] = BoundedMap(MAX_REMEMBERED)
 
     def decide(self, request: PolicyRequest) -> MaybeDeferred[str]:
         """The action to answer with."""
         counts = _CHARGED[self.charge_messages_at].get(request.state, _NOTHING)
         if not counts:
             return DUNNO
-        instance = self._instance(request)
-        question = request.state, str(request.recipient.address) if request.recipient is not None else ""
-        if instance is not None and question in instance.answered:
-            return DUNNO
-        already = instance.keys if instance is not None else frozenset()
         limiter = self._limiter()
-        charged = limiter.charge_counts(counts, request, request, request.recipient, already=already)
-        return run(_decided(charged, instance, question))
-
-    def _instance(self, request: PolicyRequest) -> _Instance | None:
-        if not request.instance:
-            return None
-        now = self._limiter().seconds()
-        known = self._instances.get(request.instance)
-        if known is None or now - known.began > INSTANCE_SECONDS:
-            known = _Instance(now)
-            self._instances.keep(request.instance, known)
-        return known
+        charged = _ChargedBefore(self._remembered, request.instance, limiter.seconds())
+        recipient = request.recipient
+        question = f"{request.state} {recipient.address if recipient is not None else ''}"
+        if question in charged:
+            return DUNNO
+        charge = limiter.charge_counts(counts, request, request, recipient, already=charged)
+        return run(_decided(charge, charged, question))
 
 
-def _decided(
-    charged: MaybeDeferred[Charge], instance: _Instance | None, question: tuple[str, str]
-) -> Steps[str]:
+class _ChargedBefore:
+    """What one message was charged and which questions it was, where it has an instance."""
+
+    def __init__(self, remembered: BoundedMap[bytes, float], instance: str, now: float) -> None:
+        self._remembered = remembered
+        self._instance = instance
+        self._now = now
+
+    def __contains__(self, text: object) -> bool:
+        at = self._remembered.get(self._place(str(text))) if self._instance else None
+        return at is not None and self._now - at <= REMEMBERED_SECONDS
+
+    def add(self, text: str) -> None:
+        if self._instance:
+            self._remembered.keep(self._place(text), self._now)
+
+    def _place(self, text: str) -> bytes:
+        # A digest, since a client chose how long both are.
+        octets = f"{self._instance}\0{text}".encode("utf-8", "surrogateescape")
+        return blake2b(octets, digest_size=16).digest()
+
+
+def _decided(charged: MaybeDeferred[Charge], before: _ChargedBefore, question: str) -> Steps[str]:
     charge: Charge = yield charged
     if charge.refusal is not None:
         return _action(limit_verdict(charge.refusal, Stage.RCPT))
-    if instance is not None:
-        instance.answered.add(question)
-        instance.keys.update(receipt.key for receipt in charge.receipts)
+    before.add(question)
+    for receipt in charge.receipts:
+        before.add(receipt.key)
     return DUNNO
 
 

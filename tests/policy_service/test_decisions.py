@@ -18,7 +18,7 @@ from elemta.config import (
     ResourcesConfig,
 )
 from elemta.limits import Limiter, MemoryStore, rules_from_config
-from elemta.policy_service.decisions import DUNNO, INSTANCE_SECONDS, PolicyDecider
+from elemta.policy_service.decisions import DUNNO, REMEMBERED_SECONDS, PolicyDecider
 from elemta.policy_service.requests import policy_request
 from tests.support.runtime import runtime_of
 
@@ -135,16 +135,16 @@ def test_without_an_instance_each_question_is_charged():
 
 
 def test_an_instance_is_forgotten_in_time_and_their_number_is_bounded(monkeypatch):
-    monkeypatch.setattr("elemta.policy_service.decisions.MAX_INSTANCES", 10)
+    monkeypatch.setattr("elemta.policy_service.decisions.MAX_REMEMBERED", 10)
     world = World(limit(Counts.RECIPIENTS, Identity.SENDER, 1000))
     for number in range(100):
         world.ask(instance=number)
-    assert len(world.decider._instances) == 10
+    assert len(world.decider._remembered) == 10
     world.ask(instance=99)
-    world.clock.advance(INSTANCE_SECONDS + 1)
+    world.clock.advance(REMEMBERED_SECONDS + 1)
     small = World(limit(Counts.RECIPIENTS, Identity.SENDER, 1))
     small.ask(instance=1)
-    small.clock.advance(INSTANCE_SECONDS + 1)
+    small.clock.advance(REMEMBERED_SECONDS + 1)
     assert small.ask(instance=1) == DUNNO
     assert small.ask(instance=2) != DUNNO
 
