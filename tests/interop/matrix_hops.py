@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from tests.interop.exim import write_configuration
 from tests.interop.matrix_programs import CACHE, MountSpace, absent, find, need_root, unpacked
 from tests.interop.matrix_senders import PASSWORD, SENDER, SOURCES, written
 from tests.interop.matrix_table import CannotDo, NotRun
@@ -259,54 +260,6 @@ class PostfixHop:
         self._sasl.close()
 
 
-_EXIM = """
-exim_path = {exim}
-exim_user = nobody
-exim_group = nogroup
-never_users =
-deliver_drop_privilege = true
-primary_hostname = exim.test
-spool_directory = {directory}/spool
-log_file_path = {directory}/log/%slog
-pid_file_path = {directory}/exim.pid
-local_interfaces = 127.0.0.1.{port}
-daemon_smtp_ports = {port}
-host_lookup =
-rfc1413_query_timeout = 0s
-keep_environment =
-message_size_limit = 100M
-tls_advertise_hosts = *
-tls_certificate = {certificate}
-tls_privatekey = {key}
-dsn_advertise_hosts = *
-{utf8}
-acl_smtp_rcpt = all
-acl_smtp_data = all
-begin acl
-all:
-  accept
-begin routers
-box:
-  driver = accept
-  transport = box
-begin transports
-box:
-  driver = appendfile
-  maildir_format
-  directory = {directory}/mail
-  create_directory
-  user = nobody
-  group = nogroup
-begin authenticators
-plain:
-  driver = plaintext
-  public_name = PLAIN
-  server_prompts = :
-  server_condition = ${{if and{{{{eq{{$auth2}}{{alice}}}}{{eq{{$auth3}}{{correct horse}}}}}}}}
-  server_set_id = $auth2
-"""
-
-
 class EximHop(_Program):
     """Debian's Exim, unpacked."""
 
@@ -319,22 +272,14 @@ class EximHop(_Program):
         version = subprocess.run(
             [exim, "-C", "/dev/null", "-bV"], capture_output=True, text=True, check=False
         ).stdout
-        for name in ("spool", "log"):
-            (self.directory / name).mkdir()
-            shutil.chown(self.directory / name, "nobody", "nogroup")
         self._exim = exim
-        utf8 = "smtputf8_advertise_hosts = *" if re.search(r"\b(?i:i18n)\b", version) else ""
-        self._configuration = self.directory / "exim.conf"
-        self._configuration.write_text(
-            _EXIM.format(
-                exim=exim,
-                directory=self.directory,
-                port=self.port,
-                utf8=utf8,
-                certificate=self.certificate.certificate,
-                key=self.certificate.key,
-            )
+        settings = (
+            "message_size_limit = 100M\ndsn_advertise_hosts = *\ntls_advertise_hosts = *\n"
+            f"tls_certificate = {self.certificate.certificate}\ntls_privatekey = {self.certificate.key}\n"
         )
+        if re.search(r"\b(?i:i18n)\b", version):
+            settings += "smtputf8_advertise_hosts = *\n"
+        self._configuration = write_configuration(self.directory, exim, self.port, settings)
 
     def start(self) -> None:
         self.run(self._exim, "-C", str(self._configuration), "-bdf")

@@ -15,10 +15,10 @@ from typing import Protocol
 
 import pytest
 
+from tests.interop.exim import Exim
 from tests.interop.postfix import Postfix
 from tests.interop.programs import wait_until
 from tests.interop.sink import Sink
-from tests.mailout.exim import Exim
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
 

@@ -27,15 +27,15 @@ local_interfaces = 127.0.0.1.{port}
 daemon_smtp_ports = {port}
 host_lookup =
 rfc1413_query_timeout = 0s
-tls_advertise_hosts =
 keep_environment =
-chunking_advertise_hosts = {chunking}
-smtp_accept_max = 100
-smtp_accept_queue_per_connection = 0
-acl_smtp_rcpt = all
+acl_smtp_rcpt = acl_check_rcpt
 acl_smtp_data = all
+{settings}
 begin acl
 all:
+  accept
+acl_check_rcpt:
+{before_accept}
   accept
 begin routers
 box:
@@ -49,7 +49,34 @@ box:
   create_directory
   user = nobody
   group = nogroup
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  server_prompts = :
+  server_condition = ${{if and{{{{eq{{$auth2}}{{alice}}}}{{eq{{$auth3}}{{correct horse}}}}}}}}
+  server_set_id = $auth2
 """
+
+
+def write_configuration(
+    directory: Path, exim: str, port: int, settings: str, *, before_accept: str = ""
+) -> Path:
+    """A configuration that accepts everything into one Maildir, and where it was written.
+
+    ``settings`` are lines of the main section, ``before_accept`` statements of the ACL for RCPT. The user
+    ``alice`` may log in.
+    """
+    for name in ("spool", "log"):
+        (directory / name).mkdir()
+        shutil.chown(directory / name, "nobody", "nogroup")
+    path = directory / "exim.conf"
+    path.write_text(
+        _CONFIGURATION.format(
+            exim=exim, directory=directory, port=port, settings=settings, before_accept=before_accept
+        )
+    )
+    return path
 
 
 def exim_program() -> str:
@@ -69,21 +96,21 @@ def exim_program() -> str:
 class Exim:
     """One instance below ``directory``, which its user must be able to enter."""
 
-    def __init__(self, directory: Path, *, chunking: bool) -> None:
+    def __init__(self, directory: Path, *, chunking: bool = False, before_accept: str = "") -> None:
         need_root("Exim")
         self._exim = exim_program()
         self.directory = directory
         self.port = free_port()
         self._server = Server("Exim", directory / "output")
         directory.mkdir()
-        for name in ("spool", "log", "mail"):
-            (directory / name).mkdir()
-            shutil.chown(directory / name, "nobody", "nogroup")
-        self._configuration = directory / "exim.conf"
-        self._configuration.write_text(
-            _CONFIGURATION.format(
-                exim=self._exim, directory=directory, port=self.port, chunking="*" if chunking else ""
-            )
+        (directory / "mail").mkdir()
+        shutil.chown(directory / "mail", "nobody", "nogroup")
+        settings = (
+            f"tls_advertise_hosts =\nchunking_advertise_hosts = {'*' if chunking else ''}\n"
+            "smtp_accept_max = 100\nsmtp_accept_queue_per_connection = 0\n"
+        )
+        self._configuration = write_configuration(
+            directory, self._exim, self.port, settings, before_accept=before_accept
         )
 
     def start(self) -> Exim:
