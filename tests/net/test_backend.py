@@ -8,7 +8,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 
 from elemta.policy import CONTINUE
-from tests.net.conftest import Place, Scripted, reply_of
+from tests.net.conftest import MESSAGE, Place, Scripted, reply_of
 
 FORGERY = b"\t; dkim=pass header.d=bank.example\r\n"
 HOPS = b"Received: from a by b; now\r\n" * 101
@@ -82,3 +82,30 @@ async def test_the_policies_see_the_header_as_it_is_stored(place: Place) -> None
 @ensureDeferred
 async def test_what_is_body_to_every_reader_is_no_hop(place: Place, first: bytes) -> None:
     assert (await _spooled(place, first + HOPS)).endswith(first + HOPS)
+
+
+class Emptying(Scripted):
+    """Takes every recipient away, once the message is there."""
+
+    def message(self, session: Any, transaction: Any, message: Any) -> Any:
+        for recipient in transaction.recipients:
+            transaction.remove_recipient(recipient)
+        return CONTINUE
+
+
+@ensureDeferred
+async def test_a_message_that_is_refused_at_its_commit_is_discarded(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.policy = Emptying()
+    writers = []
+    begin = place.spool.begin
+    monkeypatch.setattr(place.spool, "begin", lambda: writers.append(begin()) or writers[-1])
+    client = place.connect()
+    client.envelope()
+    client.protocol.dataReceived(MESSAGE)
+    (reply,) = await reply_of(client)
+    assert reply.startswith("451 ")
+    assert [writer.ended for writer in writers] == [True]
+    assert (await place.spool.stats()).total == 0
+    assert place.policy.told == ["refused"]

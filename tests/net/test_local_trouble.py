@@ -16,7 +16,7 @@ from elemta.config import OnError
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import MaildirRoute, Placeholder, RouteTable
 from elemta.errors import MailboxUnknown, SpoolError, SpoolFull
-from elemta.net import backend
+from elemta.net import message_commit
 from elemta.net.factory import ESMTPFactory
 from elemta.policy import CONTINUE, Accept
 from elemta.runtime import Runtime
@@ -105,7 +105,11 @@ CASES: dict[str, tuple[Callable[[Scene], object], bytes, str]] = {
     "a commit fails oddly": (lambda s: s.patch_spool("commit", _failed(ValueError())), SMALL, TROUBLE),
     "a commit says no": (lambda s: s.patch_spool("commit", _failed(SpoolError("no"))), SMALL, TROUBLE),
     "a commit says full": (lambda s: s.patch_spool("commit", _failed(SpoolFull("no"))), SMALL, FULL),
-    "a field can't be made": (lambda s: s.patch.setattr(backend, "received_field", _bug), SMALL, TROUBLE),
+    "a field can't be made": (
+        lambda s: s.patch.setattr(message_commit, "received_field", _bug),
+        SMALL,
+        TROUBLE,
+    ),
     "routes fail": (lambda s: s.patch.setattr(RouteTable, "hold_reason", _bug), SMALL, TROUBLE),
     "mailboxes are not known": (lambda s: s.mailboxes(_failed(MailboxUnknown("?"))), SMALL, TROUBLE),
     "mailboxes raise": (lambda s: s.mailboxes(_raise(MailboxUnknown("?"))), SMALL, TROUBLE),
