@@ -1,0 +1,116 @@
+"""The Python of docs/plugins.md: each snippet runs as it stands there, and every name in it is there.
+
+tests/policy/test_example_package.py has the files of the package that the page opens with.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+from twisted.plugin import IPlugin
+from zope.interface import implementedBy, implementer
+from zope.interface.verify import verifyClass
+
+import elemta.policy
+import elemta.policy.testing
+from elemta.policies.greylist import GreylistPlugin
+from elemta.policy import CONTINUE, IPolicyPlugin, NoOptions, RouteTo
+from elemta.policy.testing import PolicyTester, make_services
+
+PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^(\*\*`[^`]+`\*\*\n\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SNIPPETS = {
+    f"line {PAGE[: found.start()].count(chr(10)) + 1}": found[2]
+    for found in BLOCK.finditer(PAGE)
+    if not found[1]
+}
+
+
+def names() -> dict[str, Any]:
+    """What an author has imported: the contract, and the two decorators that it is written with."""
+    exported = {
+        name: getattr(module, name)
+        for module in (elemta.policy, elemta.policy.testing)
+        for name in module.__all__
+    }
+    session = PolicyTester(GreylistPlugin()).session
+    others = {
+        "dataclass": dataclass,
+        "implementer": implementer,
+        "GreylistPlugin": GreylistPlugin,
+        "session": session,
+    }
+    return {**exported, **others, "__name__": "snippet"}
+
+
+def test_the_page_has_snippets() -> None:
+    assert len(SNIPPETS) >= 6
+
+
+def ran(text: str) -> dict[str, Any]:
+    """What a snippet leaves behind."""
+    space = names()
+    exec(compile(text, "docs/plugins.md", "exec", dont_inherit=True), space)
+    return space
+
+
+def policy_class(name: str) -> Any:
+    (text,) = (each for each in SNIPPETS.values() if f"class {name}:" in each)
+    return ran(text)[name]
+
+
+@pytest.mark.parametrize("place", SNIPPETS)
+def test_a_snippet_runs_and_every_name_in_it_is_there(place: str) -> None:
+    text = SNIPPETS[place]
+    space = ran(text)
+    # Functions are not called: what they name must be there all the same.
+    tree = ast.parse(text)
+    bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    bound |= {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    read = {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert read - bound - set(space) - set(dir(builtins)) == set()
+    # A policy of the page has the methods that its interfaces ask for.
+    for thing in [space[node.name] for node in tree.body if isinstance(node, ast.ClassDef)]:
+        for interface in implementedBy(thing):
+            assert verifyClass(interface, thing, tentative=True)
+
+
+def test_the_policy_with_a_life_hands_its_port_over_and_stops_where_it_never_started() -> None:
+    reactor = MemoryReactorClock()
+    services = make_services(reactor)
+    first, second, third = (policy_class("Listening")(None, services) for _ in range(3))
+    first.start(None)
+    second.start(first)
+    stopped: list[str] = []
+    second._port.stopListening = lambda: stopped.append("the port")
+    assert len(reactor.tcpServers) == 1
+    first.stop()
+    third.stop()
+    assert stopped == []
+    second.stop()
+    assert stopped == ["the port"]
+
+
+def test_the_delivery_policy_routes_the_mail_of_one_user() -> None:
+    @implementer(IPlugin, IPolicyPlugin)
+    class Plugin:
+        name = "newsletter"
+        options = NoOptions
+
+        def build(self, options: object, services: object) -> object:
+            return policy_class("NewsletterRoute")(options, services)
+
+    for user, target in (("newsletter", "smtp://bulk.example.net:587"), ("anna", "")):
+        tester = PolicyTester(Plugin(), user=user)
+        assert tester.route("someone@example.net") == (RouteTo(target) if target else CONTINUE)
