@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
+from elemta.metric_registry import _Counter, _Gauge, _Histogram
 from tests.support.deadline import pytest_runtest_teardown, pytest_timeout_set_timer
 
 __all__ = ["pytest_runtest_teardown", "pytest_timeout_set_timer"]
@@ -118,6 +120,41 @@ def _unhandled_errors() -> Iterator[list[LogEvent]]:
 def unhandled_errors(_unhandled_errors: list[LogEvent]) -> list[LogEvent]:
     """For a test that wants one: the errors not handled so far. The test clears what it expected."""
     return _unhandled_errors
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _elsewhere_counted() -> Iterator[list[str]]:
+    """The metrics of Elemta's own that another thread than the reactor's has counted: they take no lock."""
+    found: list[str] = []
+
+    def watched(method: Any) -> Any:
+        def count(metric: Any, *args: Any, **kwargs: Any) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                found.append(f"{metric._name} in {threading.current_thread().name}")
+            method(metric, *args, **kwargs)
+
+        return count
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, names in ((_Counter, ("inc",)), (_Gauge, ("inc", "dec")), (_Histogram, ("observe",))):
+            for name in names:
+                patch.setattr(kind, name, watched(getattr(kind, name)))
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _counted_by_the_reactor(_elsewhere_counted: list[str]) -> Iterator[None]:
+    """Fails a test in which another thread counted without a lock."""
+    _elsewhere_counted.clear()
+    yield
+    if _elsewhere_counted:
+        pytest.fail("counted without a lock: " + ", ".join(sorted(set(_elsewhere_counted))), pytrace=False)
+
+
+@pytest.fixture
+def elsewhere_counted(_elsewhere_counted: list[str]) -> list[str]:
+    """For a test that wants one: what another thread counted so far. The test clears what it expected."""
+    return _elsewhere_counted
 
 
 def _in_reactor(reactor: Any) -> set[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from threading import Lock
 from typing import Generic, TypeVar
 
 from prometheus_client import Counter, Histogram
@@ -33,6 +34,7 @@ class PluginMetric(Generic[_M]):
         self.definition = definition
         self._metric = metric
         self._known: set[tuple[str, ...]] = set()
+        self._lock = Lock()
 
     def check(self, values: tuple[str, ...]) -> None:
         """Raises ValueError where a label has no value."""
@@ -44,9 +46,11 @@ class PluginMetric(Generic[_M]):
         """What counts for these label values. Raises ValueError where some are missing."""
         self.check(values)
         if values not in self._known:
-            if len(self._known) >= MAX_CHILDREN:
-                values = ("other",) * len(values)
-            self._known.add(values)
+            # A plugin may count in any of its threads.
+            with self._lock:
+                if len(self._known) >= MAX_CHILDREN and values not in self._known:
+                    values = ("other",) * len(values)
+                self._known.add(values)
         return self._metric.labels(*values)
 
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 from prometheus_client import Counter, Histogram, generate_latest
@@ -292,6 +298,72 @@ def test_a_plugin_that_labels_by_what_clients_choose_has_a_bounded_number_of_chi
     )
 
 
+def in_threads(work: Callable[[int], object], number: int = 4) -> None:
+    """Do ``work`` in this many threads at once, which interrupt each other as often as they can."""
+    together = Barrier(number)
+
+    def begin(index: int) -> None:
+        together.wait(10)
+        work(index)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(number) as pool:
+            for done in [pool.submit(begin, index) for index in range(number)]:
+                done.result(60)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_plugin_that_counts_in_its_threads_loses_no_count() -> None:
+    metrics = Metrics("mx1")
+    plugins = PluginMetricsRegistry(metrics.registry)
+    counter = plugins.counter("elemta_plugin_geo_lookups_total", "Lookups.", ["outcome"])
+    histogram = plugins.histogram("elemta_plugin_geo_seconds", "Took.", buckets=[1, 10])
+
+    def work(_: int) -> None:
+        for _ in range(5000):
+            counter.labels("hit").inc()
+            histogram.observe(2)
+
+    in_threads(work)
+    assert value(metrics.registry, "elemta_plugin_geo_lookups_total", outcome="hit") == 20_000
+    assert value(metrics.registry, "elemta_plugin_geo_seconds_sum") == 40_000
+    assert value(metrics.registry, "elemta_plugin_geo_seconds_bucket", le="10.0") == 20_000
+
+
+def test_the_children_of_a_plugins_metric_are_bounded_whichever_threads_count() -> None:
+    class Switching(set[Any]):
+        """Lets other threads run between the look at its size and the next addition."""
+
+        def __len__(self) -> int:
+            size = super().__len__()
+            time.sleep(0.0001)
+            return size
+
+    plugins = PluginMetricsRegistry(MetricRegistry())
+    metric = plugins.counter("elemta_plugin_bad_seen_total", "Seen.", ["address"])._counter
+    metric._known = Switching()
+    in_threads(lambda index: [metric.child((f"{index}-{number}",)) for number in range(MAX_CHILDREN)])
+    assert set.__len__(metric._known) == MAX_CHILDREN + 1
+
+
+def test_a_counter_of_our_own_shows_its_exemplar_and_does_not_go_down() -> None:
+    registry = MetricRegistry("mx1")
+    counter = registry.counter("elemta_x_total", "X.")
+    histogram = registry.histogram("elemta_y_seconds", "Y.", (1.0,))
+    for exemplar in (None, {"session": "s1"}):
+        counter.inc(2, exemplar)
+        histogram.observe(0.5, exemplar)
+    with pytest.raises(ValueError, match="non-negative"):
+        counter.inc(-1)
+    assert value(registry, "elemta_x_total") == 4
+    assert value(registry, "elemta_y_seconds_count") == 2
+    shown = [sample.exemplar for family in registry.collect() for sample in family.samples]
+    assert [each.labels for each in shown if each is not None] == [{"session": "s1"}] * 2
+
+
 def test_a_plugin_is_told_what_it_declared_wrongly() -> None:
     plugins = PluginMetricsRegistry(MetricRegistry())
     counter = plugins.counter("elemta_plugin_x_total", "X.", ["kind"])
@@ -310,3 +382,11 @@ def test_a_plugin_is_told_what_it_declared_wrongly() -> None:
     for name in ("Elemta", "a-b", "", "node_id"):
         with pytest.raises(ValueError, match="name"):
             plugins.counter("elemta_plugin_z", "Z.", [name])
+
+
+def test_a_metric_of_our_own_that_another_thread_counts_is_found(elsewhere_counted: list[str]) -> None:
+    """So no test passes in which one is: tests/conftest.py looks at each."""
+    metrics = Metrics("mx1")
+    in_threads(lambda _: metrics.spool.commit_messages.observe(1), number=1)
+    assert [each.partition(" ")[0] for each in elsewhere_counted] == ["elemta_spool_commit_messages"]
+    elsewhere_counted.clear()
