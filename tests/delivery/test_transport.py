@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+import textwrap
 from collections.abc import Sequence
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from elemta.address import Address
-from elemta.config import RouteConfig, RouteTLS, TargetKind
+from elemta.config import RouteConfig, RouteTLS, TargetKind, target
 from elemta.delivery import DeliverySettings
 from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Route, route_of
-from elemta.delivery.transport import OutgoingMessage, Transport, transport_of
+from elemta.delivery.transport import ConfiguredRoute, OutgoingMessage, Transport, TransportKind, transport_of
 from elemta.delivery.transports import Transports
 from elemta.envelope import Envelope, Recipient
 from elemta.errors import SpoolError
 from elemta.metrics import DeliveryMetrics
-from elemta.outcome import Outcome, ReachedStage, Status
+from elemta.outcome import Attempt, Outcome, ReachedStage, Status
 from tests.support.runtime import simulated_runtime
 
 TARGETS = {
@@ -94,6 +99,52 @@ def test_what_a_transport_raises_defers_but_for_the_recipients_that_have_the_mes
         (Status.DEFERRED, "4.3.0", text)
     }
     assert [(address, each.status) for address, each in taken.items()] == [(BOB.address, Status.DELIVERED)]
+
+
+def test_the_transport_of_the_recipe_appends_to_mboxes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    row, text = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    # The row names the module, and its parser takes the form that it shows apart.
+    members: dict[str, Any] = {}
+    exec(textwrap.dedent(row), vars(target) | {"__builtins__": {}}, members)
+    scheme, form, parse, name = members["MBOX"]
+    path = f"{tmp_path}/{{domain}}/{{local}}"
+    assert form == "mbox:/PATH/{domain}/{local}"
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(text, name, "exec", dont_inherit=True), vars(module))
+    config = RouteConfig(domains=("*",), to=f"{scheme}:{path}")
+    registered: TransportKind = module.TRANSPORT  # type: ignore[attr-defined]
+    route = registered.route(ConfiguredRoute(config, parse(scheme, config.to), frozenset("*")))
+
+    (tmp_path / "example.com").mkdir()
+    (tmp_path / "example.com" / "eve").mkdir()  # no file, so that it cannot be written
+    content = b"Subject: s\r\n\r\nFrom here\r\n"
+    taken: dict[Address, Outcome] = {}
+    clock = Clock()
+    runtime = simulated_runtime(clock)
+    services: Any = SimpleNamespace(threads=runtime.threads.pool("test", 1))
+    attempt = Attempt("Q1", route.target, taken, wall=runtime.wall, monotonic=runtime.monotonic)
+    envelope = Envelope("Q1", Address("a", "example.org"), (BOB, EVE), 0.0, len(content))
+    message = OutgoingMessage(envelope, route, attempt, lambda: succeed(io.BytesIO(content)))
+    delivery = Deferred.fromCoroutine(registered.make(services).deliver(message, (BOB, EVE)))
+    done: list[Sequence[Outcome]] = []
+    delivery.addCallback(done.append)
+    for _ in range(4):  # a turn of the reactor for each call in a thread, and some to spare
+        clock.advance(0)
+    (outcomes,) = done
+    assert [each.status for each in outcomes] == [Status.DELIVERED, Status.DEFERRED]
+    assert [each.next_hop for each in outcomes] == [
+        f"{tmp_path}/example.com/{name}" for name in ("bob", "eve")
+    ]
+    assert list(taken) == [BOB.address]
+    written = (tmp_path / "example.com" / "bob").read_bytes()
+    assert written == (
+        b"From MAILER-DAEMON Thu Jan  1 00:00:00 1970\nReturn-Path: <a@example.org>\n"
+        b"Subject: s\n\n>From here\n\n"
+    )
 
 
 def _deliver(transport: Transport, taken: dict[Address, Outcome] | None = None) -> tuple[Outcome, ...]:
