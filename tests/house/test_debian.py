@@ -119,3 +119,19 @@ def test_every_point_of_the_boot_test_has_words_of_its_own() -> None:
     points = re.findall(r'^@point\(\s*"(.*)"', script, re.MULTILINE)
     assert len(points) > 20
     assert len(set(points)) == len(points)
+
+
+def test_every_page_to_which_an_installed_page_leads_is_installed() -> None:
+    installed = set()
+    for pattern in (ROOT / "debian/elemta.docs").read_text(encoding="utf-8").split():
+        for path in ROOT.glob(pattern):
+            installed |= set(path.rglob("*.md")) if path.is_dir() else {path}
+    assert len(installed) > 30
+    missing = set()
+    for page in installed:
+        for target in re.findall(r"\]\(([^)#:\s]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            path = (page.parent / target).resolve()
+            # What is beside docs/ is in the source only.
+            if path.is_relative_to(ROOT / "docs") and path not in installed:
+                missing.add(f"{page.relative_to(ROOT)}: {target}")
+    assert missing == set()
