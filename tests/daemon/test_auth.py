@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import smtplib
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,28 +28,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         + '[[listener]]\nname = "submission"\nendpoint = "tcp:0:interface=127.0.0.1"\nrole = "submission"\n'
         + '[[route]]\ndomains = ["*"]\nto = "hold:"\n',
     )
-    add_user(daemon, "alice", "correct horse")
+    daemon.add_user("alice", "correct horse")
     yield daemon.start()
     daemon.kill()
-
-
-def add_user(daemon: Daemon, name: str, password: str) -> None:
-    subprocess.run(
-        [
-            str(Path(sys.executable).with_name("elemtactl")),
-            "--config",
-            str(daemon.config),
-            "user",
-            "add",
-            name,
-            "--password-stdin",
-        ],
-        input=password + "\n",
-        text=True,
-        check=True,
-        timeout=90,
-        capture_output=True,
-    )
 
 
 def start_tls(client: smtplib.SMTP) -> None:
@@ -137,7 +116,7 @@ def test_a_limit_of_failed_logins_does_what_it_was_told(tmp_path: Path) -> None:
         '[[limit]]\nname = "guesses"\nper = ["ip"]\ncounts = "auth_failures"\nrates = ["1/1h"]\n'
         'on_exceed = "disconnect"\n',
     )
-    add_user(daemon, "alice", "correct horse")
+    daemon.add_user("alice", "correct horse")
     daemon.start()
     token = base64.b64encode(b"\0alice\0wrong").decode()
     try:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import smtplib
-import socket
 import socketserver
 import ssl
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 
 from elemta.config import Config, load
+from tests.interop.programs import free_port, wait_until
 from tests.interop.sink import Sink
 from tests.support.certificates import make_certificate
 from tests.support.daemon import Daemon
@@ -108,31 +105,6 @@ def node(make_daemon: MakeDaemon, name: str, text: str, **options: Any) -> Daemo
     return daemon
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait(true: Callable[[], object], words: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, words
-        time.sleep(0.02)
-
-
-def add_user(daemon: Daemon, name: str, password: str) -> None:
-    program = str(Path(sys.executable).with_name("elemtactl"))
-    subprocess.run(
-        [program, "--config", str(daemon.config), "user", "add", name, "--password-stdin"],
-        input=password + "\n",
-        text=True,
-        check=True,
-        timeout=90,
-        capture_output=True,
-    )
-
-
 def unproved() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -177,8 +149,8 @@ def submission(make_daemon: MakeDaemon, tmp_path: Path) -> Iterator[tuple[Daemon
         )
         text += f'[[route]]\ndomains = ["*"]\nto = "smtp://127.0.0.1:{world.port}"\n'
         daemon = node(make_daemon, "submission", text)
-        add_user(daemon, "alice", "correct horse")
-        add_user(daemon, "app1", "battery staple")
+        daemon.add_user("alice", "correct horse")
+        daemon.add_user("app1", "battery staple")
         yield daemon.start(), world, store
         daemon.kill()
 
@@ -199,7 +171,7 @@ def test_the_submission_server_takes_mail_of_its_users_and_brings_it_home_and_ab
     ) as client:
         client.login("alice", "correct horse")
         client.sendmail("alice@example.org", ["dave@far.example"], CONTENT)
-    wait(lambda: len(world.taken) == 2 and store.taken, "the mail did not arrive")
+    wait_until("the mail arrives", lambda: len(world.taken) == 2 and store.taken)
     assert sorted(world.by_recipient()) == ["bob@far.example", "dave@far.example"]
     assert [recipient for recipient, _ in store.taken] == ["carol@example.org"]
     assert daemon.metric(r"elemta_auth") == 2
@@ -225,7 +197,7 @@ def test_a_host_relays_through_a_smarthost_that_proved_its_name_and_took_its_pas
     host = node(make_daemon, "smarthost", text, environ=environ).start()
     with host.client("local") as client:
         client.sendmail("cron@app1.example.org", ["bob@far.example"], CONTENT)
-    wait(lambda: world.taken, f"nothing arrived:\n{host.output()[-3000:]}")
+    wait_until(f"something arrives:\n{host.output()[-3000:]}", lambda: world.taken)
     attempt = host.wait_for("delivery.attempted")
     assert (attempt["status"], attempt["route"]) == ("delivered", f"smtp://localhost:{port}")
     assert "battery staple" not in host.output()
@@ -279,9 +251,9 @@ def test_the_backup_mx_keeps_mail_until_the_primary_is_back(make_daemon: MakeDae
     assert backup.wait_for("delivery.attempted")["status"] == "deferred"
     with Sink(address=("127.0.0.1", port)) as primary:
         backup.ctl("queue", "retry", "--all")
-        wait(lambda: primary.taken, "the primary got nothing")
+        wait_until("the primary gets it", lambda: primary.taken)
         assert primary.taken[0].recipients == ("bob@example.org",)
-        wait(lambda: "no message" in backup.ctl("queue", "list").stdout, "the queue was not emptied")
+        wait_until("the queue is empty", lambda: "no message" in backup.ctl("queue", "list").stdout)
     assert not backup.records("bounce.queued")
 
 

@@ -24,7 +24,8 @@ import dkim
 import pytest
 
 from elemta.config import Config, load
-from tests.daemon.test_relaying import CONTENT, OWN_PLACES, Store, add_user, unproved, wait
+from tests.daemon.test_relaying import CONTENT, OWN_PLACES, Store, unproved
+from tests.interop.programs import wait_until
 from tests.interop.sink import Sink
 from tests.mailout.network import Host, Network
 from tests.support.certificates import make_certificate
@@ -191,7 +192,7 @@ def test_the_edge_takes_a_mail_and_brings_it_to_the_store(edge: Edge) -> None:
     content = b"From: a@sender.test\r\nSubject: hello\r\n\r\nhello\r\n"
     code, words = edge.send(edge.known, "a@sender.test", "bob@example.org", content)
     assert code == 250, words
-    wait(lambda: edge.store.taken, f"the store got nothing:\n{edge.daemon.output()[-3000:]}")
+    wait_until(f"the store gets it:\n{edge.daemon.output()[-3000:]}", lambda: edge.store.taken)
     recipient, taken = edge.store.taken[0]
     assert recipient == "bob@example.org"
     assert b"spf=pass" in taken
@@ -243,7 +244,7 @@ def test_the_submission_server_takes_mail_of_a_user_and_brings_it_on(tmp_path: P
         daemon = Daemon(tmp_path / "node")
         record = make_dkim_key(tmp_path / "dkim.key")
         configure(daemon, text)
-        add_user(daemon, "alice", "correct horse")
+        daemon.add_user("alice", "correct horse")
         daemon.start()
         try:
             with daemon.client("submission") as client:
@@ -252,7 +253,7 @@ def test_the_submission_server_takes_mail_of_a_user_and_brings_it_on(tmp_path: P
                     client.sendmail("alice@example.org", ["bob@far.example"], CONTENT)
                 client.login("alice", "correct horse")
                 client.sendmail("alice@example.org", ["bob@far.example", "carol@example.org"], own)
-            wait(lambda: world.taken and store.taken, "the mail did not arrive")
+            wait_until("the mail arrives", lambda: world.taken and store.taken)
             assert world.by_recipient().keys() == {"bob@far.example"}
             assert [recipient for recipient, _ in store.taken] == ["carol@example.org"]
             for content in (world.taken[0].content, store.taken[0][1].removesuffix(b".\r\n")):

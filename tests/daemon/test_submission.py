@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.test_auth import add_user
 from tests.interop.programs import wait_until
 from tests.support.certificates import make_certificate
 from tests.support.daemon import Daemon
@@ -46,7 +45,7 @@ class Node:
             + 'endpoint = "tcp:0:interface=127.0.0.1"\n',
             domains=f'aliases = "{aliases}"\n{domains}',
         )
-        add_user(self.daemon, "anna", "secret")
+        self.daemon.add_user("anna", "secret")
         self.daemon.start()
 
     def client(self, listener: str = "submission", *, login: bool = True) -> smtplib.SMTP:

@@ -112,7 +112,7 @@ def greets(port: int, host: str = "127.0.0.1", place: Place = HERE) -> bool:
         return False
 
 
-def wait_until(what: str, done: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(what: str, done: Callable[[], object], seconds: float = 60.0) -> None:
     """Waits for something that other processes do."""
     deadline = time.monotonic() + seconds
     while not done():

@@ -212,10 +212,13 @@ create_mailboxes = true
         address = ("127.0.0.1", self.port_of(listener))
         return self._place.call(lambda: socket.create_connection(address, timeout=timeout))
 
-    def ctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def ctl(
+        self, *arguments: str, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``elemtactl`` against this daemon."""
         done = subprocess.run(
             [str(Path(sys.executable).with_name("elemtactl")), "--config", str(self.config), *arguments],
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=90,
@@ -225,6 +228,10 @@ create_mailboxes = true
         if check and done.returncode != 0:
             raise DaemonFailed(f"elemtactl {arguments}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+    def add_user(self, name: str, password: str) -> None:
+        """Add a user to the file that the configuration names."""
+        self.ctl("user", "add", name, "--password-stdin", stdin=f"{password}\n")
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
