@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from elemta.config.redaction import shown
 from elemta.config.values import Unacceptable
 from elemta.errors import ConfigError, Fault
+
+_T = TypeVar("_T")
 
 
 class Faults:
@@ -50,7 +53,10 @@ class Faults:
             for fault in self._faults
         )
 
-    def raise_any(self) -> None:
-        """Raise ConfigError with all that was found, if anything was."""
+    def unless_any(self, read: _T | None) -> _T:
+        """What was read. Raises ConfigError with all that was found, if anything was."""
         if self._faults:
             raise ConfigError(self._faults)
+        if read is None:
+            raise RuntimeError(f"{self.place}: nothing was read, and no fault was noted")
+        return read

@@ -41,9 +41,7 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
     config = _read(document, tables, source, faults)
     if config is not None:
         check_together(config, faults)
-    faults.raise_any()
-    assert config is not None  # noqa: S101 - without a fault there is a configuration
-    return config
+    return faults.unless_any(config)
 
 
 def _read_document(path: str) -> dict[str, Any]:

@@ -63,8 +63,7 @@ def read_policy(
     values, complete = _read_settings(shape, table, key, faults)
     note_unknown_keys(table, [*own, *common], key, faults)
     options = _construct(shape, values, key, faults) if complete and not faults.within(key) else None
-    faults.raise_any()
-    assert options is not None  # noqa: S101 - without a fault there is an instance
+    options = faults.unless_any(options)
     return PolicyCommon(**common_values), options
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from elemta.config import load
+from elemta.config.faults import Faults
 from elemta.errors import ConfigError
 
 Complaints = Callable[..., list[str]]
@@ -530,3 +531,15 @@ def test_no_password_is_told(complaints: Complaints, text: str, secret: str) -> 
     (complaint,) = complaints(text)
     assert "found" in complaint
     assert secret not in complaint
+
+
+def test_what_was_read_is_returned_unless_there_is_a_fault() -> None:
+    """Also with ``python -O``, which leaves assertions out."""
+    faults = Faults("elemta.toml")
+    assert faults.unless_any("read") == "read"
+    with pytest.raises(RuntimeError, match=r"elemta\.toml"):
+        faults.unless_any(None)
+    faults.add("server.workers", "must be a number")
+    for read in (None, "read"):
+        with pytest.raises(ConfigError):
+            faults.unless_any(read)
