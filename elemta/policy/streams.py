@@ -92,7 +92,10 @@ class StreamConnector:
         finally:
             self._under_way -= 1
             wait.ended(failed=failed)
-        assert isinstance(protocol, StreamProtocol)  # noqa: S101 - the factory makes no other
+        if not isinstance(protocol, StreamProtocol):
+            # An endpoint that another package brings may give its own protocol around ours.
+            protocol.transport.loseConnection()
+            raise BackendError(f"{endpoint}: this kind of endpoint wraps the connection")
         self.open[protocol] = None
         protocol.ended = lambda: self.open.pop(protocol, None)
         if protocol.end is not None:

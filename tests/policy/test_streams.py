@@ -12,6 +12,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.protocols.policies import WrappingFactory
 
 from elemta.errors import BackendError
 from elemta.policy import streams
@@ -208,6 +209,21 @@ async def test_what_is_no_endpoint_is_an_error_of_its_own(text: str) -> None:
         client_endpoint(reactor, text)
     with pytest.raises(ValueError, match="no client endpoint"):
         await StreamConnector(reactor, 5.0)(text)
+
+
+@ensureDeferred
+async def test_a_connection_that_an_endpoint_wraps_is_closed_and_fails(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrapping:
+        def connect(self, factory: Any) -> Any:
+            return client_endpoint(reactor, service.endpoint).connect(WrappingFactory(factory))
+
+    monkeypatch.setattr(streams, "client_endpoint", lambda _reactor, _text: Wrapping())
+    with pytest.raises(BackendError, match="wraps"):
+        await service.connector(service.endpoint)
+    await until(lambda: len(service.peers) == 1 and service.peers[0].over)
+    assert not service.connector.open
 
 
 @ensureDeferred
