@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 
+from elemta.net import message_commit
+from elemta.net.recipients import FinalRecipients
 from elemta.policy import CONTINUE
 from tests.net.conftest import MESSAGE, Place, Scripted, reply_of
 
@@ -84,20 +86,15 @@ async def test_what_is_body_to_every_reader_is_no_hop(place: Place, first: bytes
     assert (await _spooled(place, first + HOPS)).endswith(first + HOPS)
 
 
-class Emptying(Scripted):
-    """Takes every recipient away, once the message is there."""
-
-    def message(self, session: Any, transaction: Any, message: Any) -> Any:
-        for recipient in transaction.recipients:
-            transaction.remove_recipient(recipient)
-        return CONTINUE
-
-
+@pytest.mark.parametrize(("final", "code"), [(None, "452 "), (FinalRecipients(()), "451 ")])
+@pytest.mark.parametrize("stage", ["none", "message"])
 @ensureDeferred
 async def test_a_message_that_is_refused_at_its_commit_is_discarded(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, final: FinalRecipients | None, code: str, stage: str
 ) -> None:
-    place.policy = Emptying()
+    """Whether policies are asked about the message or not."""
+    place.chain_is_empty = stage == "none"
+    monkeypatch.setattr(message_commit, "final_recipients", lambda *_: final)
     writers = []
     begin = place.spool.begin
     monkeypatch.setattr(place.spool, "begin", lambda: writers.append(begin()) or writers[-1])
@@ -105,7 +102,6 @@ async def test_a_message_that_is_refused_at_its_commit_is_discarded(
     client.envelope()
     client.protocol.dataReceived(MESSAGE)
     (reply,) = await reply_of(client)
-    assert reply.startswith("451 ")
+    assert reply.startswith(code)
     assert [writer.ended for writer in writers] == [True]
     assert (await place.spool.stats()).total == 0
-    assert place.policy.told == ["refused"]
