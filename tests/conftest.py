@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from elemta.metric_registry import _Counter, _Gauge, _Histogram
+from elemta.runtime.fast_logger import FastLogger
 from tests.support.deadline import pytest_runtest_teardown, pytest_timeout_set_timer
 
 __all__ = ["pytest_runtest_teardown", "pytest_timeout_set_timer"]
@@ -76,6 +77,12 @@ def pytest_collection_finish() -> None:
     # What was imported by now stays; a collection after a test then looks at that test's garbage only.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that a test makes says for the whole process whether records of connections are wanted."""
+    monkeypatch.setattr(FastLogger, "wants_debug", FastLogger.wants_debug)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from elemta.directwrite import unsent_memory, write_at_once
 from elemta.net import tls
 from elemta.net.backend import SessionBackend
+from elemta.net.connection_log import ConnectionLog
 from elemta.net.connection_state import (
     CLOSING,
     ENDING,
@@ -31,7 +32,6 @@ from elemta.net.connection_state import (
 from elemta.net.context import ListenerContext
 from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
-from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
 from elemta.smtp.events import (
     Close,
@@ -48,12 +48,9 @@ from elemta.smtp.events import (
     StartTLS,
     TransactionEnded,
 )
-from elemta.smtp.leniency import Leniency
 from elemta.smtp.memory import SessionMemory
 from elemta.smtp.session import ServerSession
 from elemta.smtp.session_info import SessionInfo
-
-_log = FastLogger()
 
 # Input that waits behind an open question; above it reading pauses. One read more may have come by then.
 MOST_WAITING_INPUT = 4 * 1024
@@ -64,7 +61,6 @@ READ_COMMANDS_BY_TLS = 8 * 1024
 # Octets of one read while a message comes.
 READ_MESSAGE = 64 * 1024
 READ_MESSAGE_BY_TLS = 32 * 1024
-_LONGEST_LOGGED = 512
 
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
@@ -86,6 +82,7 @@ class ESMTPProtocol(ClientConnection):
         self.health_check = health_check
         self._session = ServerSession(terms.session, facts, registry.envelopes)
         self._backend = SessionBackend(terms, facts, health_check=health_check)
+        self._log = ConnectionLog(registry, terms.metrics, facts, health_check=health_check)
         self._handshake: tls.ServerHandshake | None = None
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
         # The answer that the open question waits for
@@ -97,9 +94,6 @@ class ESMTPProtocol(ClientConnection):
         self._continuing = False
         # Whether a reply was sent since the last deadline was set.
         self._has_replied = False
-        self._opened_at = 0.0
-        # The kinds of leniency that stand in the log already.
-        self._logged_kinds: frozenset[Leniency] = frozenset()
         # What is counted in the registry for input that waits.
         self._input_memory = 0
 
@@ -109,32 +103,17 @@ class ESMTPProtocol(ClientConnection):
     # From the transport
 
     def connectionMade(self) -> None:
-        self._opened_at = self._registry.seconds()
         # A Unix socket of older Twisteds has the method, and raises.
         if hasattr(self.transport, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self.transport.bufferSize = READ_COMMANDS
         self.transport.registerProducer(self, True)
         self._registry.add(self)
-        self._count_opening()
+        self._log.opened()
         if self._terms.implicit_tls:
             self._start_tls()
         else:
             self._run(self._session.open())
-
-    def _count_opening(self) -> None:
-        metrics = self._terms.metrics
-        if self.health_check:
-            metrics.health_checks.labels(self.listener).inc()
-        else:
-            metrics.connections_opened.labels(self.listener).inc()
-            metrics.connections_open.labels(self.listener).inc()
-
-    def _count_closing(self) -> None:
-        if not self.health_check:
-            metrics = self._terms.metrics
-            metrics.connections_open.labels(self.listener).dec()
-            metrics.session_duration.labels(self.listener).observe(self._registry.seconds() - self._opened_at)
 
     def handshakeCompleted(self) -> None:
         self._change(ConnectionChange.TLS_STARTED)
@@ -180,7 +159,8 @@ class ESMTPProtocol(ClientConnection):
         if pending is not None and isinstance(self._session.question, PauseQuestion):
             pending.cancel()
         if handshake_failed:
-            self._handshake_failed(reason)
+            handshake, self._handshake = self._handshake, None
+            self._log.handshake_failed(b"" if handshake is None else handshake.heard, reason)
         try:
             self._act_on(self._session.lost())
             self._backend.disconnected()
@@ -188,24 +168,7 @@ class ESMTPProtocol(ClientConnection):
             # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
             self._count_input(0)
             self._registry.remove(self)
-            self._count_closing()
-        if _log.wants_debug:
-            _log.debug(
-                "connection closed",
-                event="session.closed",
-                session_id=self.facts.id,
-                client_ip=str(self.facts.client_ip),
-                reason=reason.getErrorMessage(),
-                seconds=round(self._registry.seconds() - self._opened_at, 3),
-            )
-
-    def _handshake_failed(self, reason: Failure) -> None:
-        self._terms.metrics.tls_connections.labels("failed").inc()
-        handshake, self._handshake = self._handshake, None
-        # A load balancer looks whether the port is open, every second or two.
-        if not self.health_check:
-            heard = b"" if handshake is None else handshake.heard
-            self._registry.handshake_log.failed(self.facts, heard, reason)
+            self._log.closed(reason)
 
     # From the transport as a consumer: the client does not read, or reads again
 
@@ -251,7 +214,7 @@ class ESMTPProtocol(ClientConnection):
     def check_deadline(self, now: float) -> None:
         """Called about once a second: act when the deadline has passed."""
         if self._deadlines.gave_up_reading(now):
-            self._log_timeout("the client does not read")
+            self._log.timed_out("the client does not read")
             self.abort()
         elif self._deadlines.has_passed(now):
             self._time_out(now)
@@ -261,7 +224,7 @@ class ESMTPProtocol(ClientConnection):
         if self._paused_for and waiting in (TimeoutKind.COMMAND, TimeoutKind.MESSAGE):
             self._deadlines.hold(now, reading=False)
             return
-        self._log_timeout(waiting.value)
+        self._log.timed_out(waiting.value)
         if waiting in (TimeoutKind.CLOSE, TimeoutKind.HANDSHAKE):
             self.abort()
         elif waiting is TimeoutKind.ANSWER:
@@ -277,15 +240,6 @@ class ESMTPProtocol(ClientConnection):
         if pending is self._pending and self._session.question is not None:
             self._pending = None
             self._run(self._session.answer(Refuse(replies.LOCAL_TROUBLE, reason="no answer in time")))
-
-    def _log_timeout(self, what: str) -> None:
-        _log.info(
-            "connection timed out",
-            event="session.timeout",
-            session_id=self.facts.id,
-            client_ip=str(self.facts.client_ip),
-            waiting_for=what,
-        )
 
     # The loop: events out of the session, answers into it
 
@@ -319,10 +273,12 @@ class ESMTPProtocol(ClientConnection):
         """Do what the session says; the question that it asks, which is always the last."""
         for event in events:
             action = _ACTIONS.get(type(event))
-            if action is None:
-                question: Question = event  # type: ignore[assignment]  # all that is no action
-                return question
-            action(self, event)
+            if action is not None:
+                action(self, event)
+            elif isinstance(event, Question):
+                return event
+            else:
+                raise TypeError(f"no action for {event!r}")
         return None
 
     def _may_go_on(self) -> bool:
@@ -375,38 +331,12 @@ class ESMTPProtocol(ClientConnection):
         self._has_replied = True
         if self.health_check:
             return
-        reply = event.reply
-        self._terms.metrics.replies.labels(event.verb, reply.code).inc()
-        if reply.code >= 400:
-            if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
-                self._terms.metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()
-            # What a policy refused stands in the log already, with the policy's name.
-            say = _log.debug if event.reason.startswith("policy ") else _log.info
-            say(
-                "command refused",
-                event="command.refused",
-                session_id=self.facts.id,
-                client_ip=str(self.facts.client_ip),
-                verb=event.verb,
-                reply=str(reply),
-                reason=event.reason,
-            )
+        self._terms.metrics.replies.labels(event.verb, event.reply.code).inc()
+        if event.reply.code >= 400:
+            self._log.refused(event)
 
     def _forgave(self, event: Forgave) -> None:
-        for kind in event.kinds:
-            self._terms.metrics.leniency.labels(kind.value).inc()
-            if kind in self._logged_kinds:
-                continue
-            self._logged_kinds |= {kind}
-            _log.info(
-                "something outside of the grammar was taken for what it can only mean",
-                event="command.forgiven",
-                session_id=self.facts.id,
-                client_ip=str(self.facts.client_ip),
-                kind=kind.value,
-                verb=event.verb,
-                text=event.text[:_LONGEST_LOGGED],
-            )
+        self._log.forgave(event)
 
     def _take(self, event: MessageData) -> None:
         behind = self._backend.message_data(event.data)
@@ -448,7 +378,7 @@ class ESMTPProtocol(ClientConnection):
         if output and self._state is not ConnectionState.LOST:
             write_at_once(self.transport, output)
 
-    def _start_tls_when_told(self, event: StartTLS) -> None:  # noqa: ARG002 - what every action takes
+    def _start_tls_when_told(self, _event: StartTLS) -> None:
         self._flush()
         self._start_tls()
 
@@ -472,8 +402,7 @@ class ESMTPProtocol(ClientConnection):
         self._flush()
         self._change(ConnectionChange.CLOSE)
         self._deadlines.wait(TimeoutKind.CLOSE, self._registry.seconds())
-        if _log.wants_debug:
-            _log.debug("closing connection", event="session.closing", session_id=self.facts.id, reason=reason)
+        self._log.closing(reason)
         self.transport.unregisterProducer()
         self.transport.resumeProducing()
         if in_message and self.facts.tls is None:

@@ -12,6 +12,7 @@ class FastLogger(Logger):
 
     Twisted looks for the level among all of them, which it sorts anew for each record. ``wants_debug`` says
     whether the log takes records of the level debug; what takes time to tell is not told where it does not.
+    It holds for the process, as its log does: the observer sets it, at the start and at each reload.
     """
 
     wants_debug = True

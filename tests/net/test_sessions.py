@@ -12,14 +12,38 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 
 from elemta.config import ListenerTLS
+from elemta.net import backend, protocol
 from elemta.net.factory import RefusalProtocol
 from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS
 from elemta.net.timeouts import CLOSING_SECONDS
 from elemta.policy import CONTINUE, Reject
+from elemta.smtp import events as session_events
+from elemta.smtp.events import Event, PauseQuestion, Question
 from elemta.spool import MessageState
 from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of, until
 
 SHUTTING_DOWN = "421 4.3.2 Service shutting down, try again later"
+
+
+# Events
+
+
+def kinds_of(base: type) -> set[type]:
+    """The classes of a session's events below a class that have none below them."""
+    named = {each for each in vars(session_events).values() if isinstance(each, type)}
+    below = {each for each in named if issubclass(each, base)}
+    return {each for each in below if not any(each in other.__bases__ for other in below)}
+
+
+def test_every_event_has_its_action_and_every_question_its_answer() -> None:
+    assert {*backend._ANSWERS, PauseQuestion} == kinds_of(Question)
+    assert set(protocol._ACTIONS) == kinds_of(Event) - kinds_of(Question)
+
+
+def test_what_is_neither_action_nor_question_is_taken_for_none(place: Place) -> None:
+    client = place.connect()
+    with pytest.raises(TypeError, match="no action for Event"):
+        client.protocol._run([Event()])
 
 
 # Answers

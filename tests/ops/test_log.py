@@ -28,6 +28,7 @@ from elemta.ops import log as module
 from elemta.ops.log import MAX_VALUE
 from elemta.ops.log_writer import LogWriter
 from elemta.outcome import Status
+from elemta.runtime.fast_logger import FastLogger
 
 observer = partial(module.observer, wall=time.time)
 
@@ -178,6 +179,17 @@ def test_level_and_format_can_be_changed_while_it_runs() -> None:
     logger.debug("after", event="a.b")
     (line,) = stream.getvalue().splitlines()
     assert line.endswith(" debug a.b after")
+
+
+def test_records_of_connections_follow_the_level_while_it_runs() -> None:
+    """A record that takes time to make is made only where the log takes it, from the next one on."""
+    log = observer("json", "info", "mx1", io.StringIO())
+    logger = FastLogger(observer=log)
+    wanted = [logger.wants_debug]
+    for level in ("debug", "warn", "debug"):
+        log.configure("json", level)
+        wanted.append(logger.wants_debug)
+    assert wanted == [False, True, False, True]
 
 
 def test_an_exception_is_one_field_with_its_traceback() -> None:

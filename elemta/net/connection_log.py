@@ -1,0 +1,116 @@
+"""What stands of one client's connection in the log and in the metrics."""
+
+from __future__ import annotations
+
+from twisted.python.failure import Failure
+
+from elemta.metrics import NetMetrics
+from elemta.net.registry import ConnectionRegistry
+from elemta.runtime.fast_logger import FastLogger
+from elemta.smtp import replies
+from elemta.smtp.events import Forgave, Replied
+from elemta.smtp.leniency import Leniency
+from elemta.smtp.session_info import SessionInfo
+
+_log = FastLogger()
+
+_LONGEST_LOGGED = 512
+
+
+class ConnectionLog:
+    """Counts and logs what happens to one connection.
+
+    Connections of a load balancer that only checks the port are counted apart, and hardly logged: they come
+    every second or two.
+    """
+
+    __slots__ = ("_facts", "_health_check", "_logged_kinds", "_metrics", "_opened_at", "_registry")
+
+    def __init__(
+        self, registry: ConnectionRegistry, metrics: NetMetrics, facts: SessionInfo, *, health_check: bool
+    ) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._facts = facts
+        self._health_check = health_check
+        self._opened_at = 0.0
+        # The kinds of leniency that stand in the log already.
+        self._logged_kinds: frozenset[Leniency] = frozenset()
+
+    def opened(self) -> None:
+        self._opened_at = self._registry.seconds()
+        if self._health_check:
+            self._metrics.health_checks.labels(self._facts.listener).inc()
+        else:
+            self._metrics.connections_opened.labels(self._facts.listener).inc()
+            self._metrics.connections_open.labels(self._facts.listener).inc()
+
+    def closing(self, reason: str) -> None:
+        if _log.wants_debug:
+            _log.debug(
+                "closing connection", event="session.closing", session_id=self._facts.id, reason=reason
+            )
+
+    def closed(self, reason: Failure) -> None:
+        seconds = self._registry.seconds() - self._opened_at
+        if not self._health_check:
+            self._metrics.connections_open.labels(self._facts.listener).dec()
+            self._metrics.session_duration.labels(self._facts.listener).observe(seconds)
+        if _log.wants_debug:
+            _log.debug(
+                "connection closed",
+                event="session.closed",
+                session_id=self._facts.id,
+                client_ip=str(self._facts.client_ip),
+                reason=reason.getErrorMessage(),
+                seconds=round(seconds, 3),
+            )
+
+    def handshake_failed(self, heard: bytes, reason: Failure) -> None:
+        """``heard`` is what the client sent first."""
+        self._metrics.tls_connections.labels("failed").inc()
+        if not self._health_check:
+            self._registry.handshake_log.failed(self._facts, heard, reason)
+
+    def refused(self, event: Replied) -> None:
+        """A command was refused."""
+        reply = event.reply
+        if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
+            self._metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()
+        # What a policy refused stands in the log already, with the policy's name.
+        say = _log.debug if event.reason.startswith("policy ") else _log.info
+        say(
+            "command refused",
+            event="command.refused",
+            session_id=self._facts.id,
+            client_ip=str(self._facts.client_ip),
+            verb=event.verb,
+            reply=str(reply),
+            reason=event.reason,
+        )
+
+    def forgave(self, event: Forgave) -> None:
+        """Something outside of the grammar was taken; each kind is logged once."""
+        for kind in event.kinds:
+            self._metrics.leniency.labels(kind.value).inc()
+            if kind in self._logged_kinds:
+                continue
+            self._logged_kinds |= {kind}
+            _log.info(
+                "something outside of the grammar was taken for what it can only mean",
+                event="command.forgiven",
+                session_id=self._facts.id,
+                client_ip=str(self._facts.client_ip),
+                kind=kind.value,
+                verb=event.verb,
+                text=event.text[:_LONGEST_LOGGED],
+            )
+
+    def timed_out(self, waiting_for: str) -> None:
+        _log.info(
+            "connection timed out",
+            event="session.timeout",
+            session_id=self._facts.id,
+            client_ip=str(self._facts.client_ip),
+            waiting_for=waiting_for,
+        )
