@@ -14,9 +14,9 @@ from twisted.python.failure import Failure
 
 from elemta.dns import MailExchanger
 from elemta.errors import BackendError, NoSuchDomain, StoreUnavailable
-from elemta.policy.call_context import BackendWait, seconds_left
-from elemta.policy.http_client import MAX_ANSWER, HttpAnswer, HttpHeaders, checked_url
-from elemta.policy.streams import Stream, StreamProtocol, open_stream, within
+from elemta.policy.call_context import seconds_left
+from elemta.policy.http_client import MAX_ANSWER, HttpAnswer, HttpHeaders, answer_within, checked_url
+from elemta.policy.streams import Stream, StreamProtocol, open_stream
 
 _T = TypeVar("_T")
 P = ParamSpec("P")
@@ -337,18 +337,17 @@ class ScriptedHttp:
         octets = body if isinstance(body, bytes) else body.read()
         request = HttpRequest(method, url, HttpHeaders(headers or {}), octets)
         self.requests.append(request)
-        script: Any = self.scripts.get(url, BackendError(f"there is no server at {url}"))
-        answering = maybeDeferred(script, request) if callable(script) else maybeDeferred(lambda: script)
         seconds = seconds_left(self._clock.seconds(), 5.0 if timeout is None else timeout)
-        wait, failed = BackendWait(), True
-        try:
-            answer: Any = await within(answering, seconds, self._clock, f"no answer from {url}")
-            if isinstance(answer, Exception):
-                raise answer
-            failed = answer.status >= 500
-        finally:
-            wait.ended(failed=failed)
+        asking = Deferred.fromCoroutine(self._ask(request, limit))
+        return await answer_within(asking, seconds, self._clock, f"no answer from {url}")
+
+    async def _ask(self, request: HttpRequest, limit: int) -> HttpAnswer:
+        script: Any = self.scripts.get(request.url, BackendError(f"there is no server at {request.url}"))
+        answer = await (maybeDeferred(script, request) if callable(script) else maybeDeferred(lambda: script))
+        if isinstance(answer, Exception):
+            raise answer
+        if not isinstance(answer, HttpAnswer):
+            raise TypeError(f"the script of {request.url} gives no HttpAnswer: {answer!r:.80}")
         if len(answer.body) > limit:
             raise BackendError(f"the answer has more than {limit} octets")
-        assert isinstance(answer, HttpAnswer)  # noqa: S101 - what the script of a test gives
         return answer

@@ -141,26 +141,18 @@ class AgentClient:
             raise BackendError(f"{MOST_REQUESTS} requests of this policy are under way already")
         seconds = seconds_left(self._reactor.seconds(), LONGEST if timeout is None else timeout)
         producer = None if body == b"" else self._producer(body)
-        wait, failed = BackendWait(), True
         self._under_way += 1
         try:
             asking = Deferred.fromCoroutine(
                 self._ask(method.encode("ascii"), url.encode("ascii"), sent, producer, limit)
             )
-            answer: HttpAnswer = await within(asking, seconds, self._reactor, f"no answer from {place}")
-            failed = answer.status >= 500
-        except CancelledError:
-            failed = False
-            raise
-        except BackendError:
+            return await answer_within(asking, seconds, self._reactor, f"no answer from {place}")
+        except (CancelledError, BackendError):
             raise
         except Exception as error:
             raise BackendError(f"{place}: {_reason(error)}") from error
-        else:
-            return answer
         finally:
             self._under_way -= 1
-            wait.ended(failed=failed)
 
     async def _ask(
         self, method: bytes, url: bytes, headers: Mapping[bytes, list[bytes]], producer: Any, limit: int
@@ -199,6 +191,21 @@ class AgentClient:
         if pool is not None:
             closed: Deferred[Any] = pool.closeCachedConnections()
             closed.addErrback(lambda _: None)
+
+
+async def answer_within(asking: Deferred[HttpAnswer], seconds: float, clock: Any, words: str) -> HttpAnswer:
+    """The answer of a policy's backend in time. A failure and a status of 500 or more count against it."""
+    wait, failed = BackendWait(), True
+    try:
+        answer: HttpAnswer = await within(asking, seconds, clock, words)
+        failed = answer.status >= 500
+    except CancelledError:
+        failed = False
+        raise
+    else:
+        return answer
+    finally:
+        wait.ended(failed=failed)
 
 
 def checked_url(url: str) -> str:

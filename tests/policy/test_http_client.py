@@ -10,13 +10,15 @@ import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import Clock
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from elemta.errors import BackendError
 from elemta.policy import http_client
 from elemta.policy.call_context import CallContext, calling
+from elemta.policy.doubles import ScriptedHttp, http_answer
 from elemta.policy.http_client import AgentClient, HttpHeaders, TimedClient
 from elemta.policy.policy_threads import PolicyThreads
 from elemta.runtime import Runtime
@@ -227,3 +229,27 @@ def test_headers_are_found_in_any_case() -> None:
     assert headers.get("none") is None
     assert list(headers) == ["content-type", "x"]
     assert len(headers) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "failed"),
+    [
+        (http_answer(200), False),
+        (http_answer(404), False),
+        (http_answer(503), True),
+        (http_answer(200, b"x" * 11), True),
+        (ConnectionRefusedError("gone"), True),
+        (CancelledError(), False),
+        (Deferred, True),
+    ],
+    ids=["200", "404", "503", "too large", "refused", "cancelled", "silent"],
+)
+def test_the_double_counts_the_failures_of_a_backend_as_the_client_does(script: Any, failed: bool) -> None:
+    clock, context = Clock(), CallContext(10.0)
+    scripted = ScriptedHttp(clock, {"http://a/": (lambda _: Deferred()) if script is Deferred else script})
+    with calling(context):
+        asking = Deferred.fromCoroutine(scripted.request("GET", "http://a/", limit=10))
+    asking.addErrback(lambda _: None)
+    clock.advance(10)
+    assert asking.called
+    assert (context.backend_failed, context.waits_for_backend) == (failed, 0)
