@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,34 @@ def test_plain_text_and_silence_in_place_of_a_handshake_are_records_too(daemon: 
         own = sock.getsockname()[1]
     record = daemon.wait_for("tls.handshake_failed", client_port=own)
     assert record["reason"] == "the client closed the connection, without a ClientHello"
+
+
+def test_the_page_has_the_reasons_that_clients_without_a_usable_protocol_have(daemon: Daemon) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tls.md").read_text(encoding="utf-8")
+    # A ClientHello whose newest version is TLS 1.1, as OpenSSL itself sends none any more.
+    old = client_hello_of_tls_1_1()
+    for sent, reason in [
+        (b"EHLO client.test\r\n", "wrong version number"),
+        (b"GET / HTTP/1.1\r\n\r\n", "http request"),
+        (old, "unsupported protocol"),
+    ]:
+        with daemon.socket("implicit") as sock:
+            own = sock.getsockname()[1]
+            sock.sendall(sent)
+            sock.settimeout(30)
+            while sock.recv(100):
+                pass
+        record = daemon.wait_for("tls.handshake_failed", client_port=own)
+        assert reason in record["reason"]
+        assert f"`{reason}`" in page
+
+
+def client_hello_of_tls_1_1() -> bytes:
+    suites = b"\xc0\x13\xc0\x14\x00\x2f"
+    body = b"\x03\x02" + bytes(32) + b"\x00" + struct.pack("!H", len(suites)) + suites + b"\x01\x00"
+    return (
+        b"\x16\x03\x01" + struct.pack("!H", len(body) + 4) + b"\x01\x00" + struct.pack("!H", len(body)) + body
+    )
 
 
 def test_a_client_that_does_not_trust_the_certificate_is_a_record_with_its_alert(daemon: Daemon) -> None:
