@@ -50,6 +50,21 @@ class Users:
         drawn = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), key=self._key, digest_size=8).digest()
         return self._impostors[int.from_bytes(drawn, "big") % len(self._impostors)]
 
+    def verify(self, name: str, password: bytes) -> str | None:
+        """The canonical user name when ``password`` is that user's, else None. Blocks.
+
+        Exactly one hash is computed whether or not the user exists.
+        """
+        try:
+            canonical = canonical_name(name)
+        except UnusableName:
+            canonical = ""
+        expected = self.hash_for(canonical)
+        matched = expected.matches(canonical_password(password[:MAX_PASSWORD_OCTETS]))
+        if matched and canonical in self.hashes and len(password) <= MAX_PASSWORD_OCTETS:
+            return canonical
+        return None
+
 
 def parse_users(text: str, place: str) -> dict[str, PasswordHash]:
     """The users in ``text``. Raises :class:`UsersFileError` that names ``place`` and every bad line."""
@@ -108,7 +123,7 @@ def read_text(path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Version:
+class FileVersion:
     """The attributes that differ between two versions of a file."""
 
     device: int
@@ -118,7 +133,8 @@ class _Version:
     size: int
 
     @classmethod
-    def of(cls, path: str) -> _Version | None:
+    def of(cls, path: str) -> FileVersion | None:
+        """The version that is there now; None where there is no file."""
         try:
             now = os.stat(path)
         except OSError:
@@ -138,7 +154,7 @@ class UsersFile:
         self.path = path
         self._runtime = runtime
         self._lock = threading.Lock()
-        self._version = _Version.of(path)
+        self._version = FileVersion.of(path)
         self._users = Users(read_users(path), runtime.randomness)
         self._looked_at = runtime.monotonic()
 
@@ -152,23 +168,11 @@ class UsersFile:
             return self._users
 
     def verify(self, name: str, password: bytes) -> str | None:
-        """The canonical user name when ``password`` is that user's, else None.
-
-        Exactly one hash is computed whether or not the user exists.
-        """
-        try:
-            canonical = canonical_name(name)
-        except UnusableName:
-            canonical = ""
-        users = self.users()
-        expected = users.hash_for(canonical)
-        matched = expected.matches(canonical_password(password[:MAX_PASSWORD_OCTETS]))
-        if matched and canonical in users.hashes and len(password) <= MAX_PASSWORD_OCTETS:
-            return canonical
-        return None
+        """The canonical user name when ``password`` is that user's, else None."""
+        return self.users().verify(name, password)
 
     def _refresh(self) -> None:
-        version = _Version.of(self.path)
+        version = FileVersion.of(self.path)
         if version == self._version:
             return
         # Taken before the reading: a change during it is then seen the next time.

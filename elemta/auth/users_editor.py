@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,19 +36,27 @@ def add_user(path: str, name: str, password: bytes, *, randomness: Randomness, r
     """
     canonical = canonical_name(name)
     secret = usable_password(password)
+    put_entry(
+        path, canonical, lambda: f"{canonical}:{new_hash(secret, randomness)}", header=HEADER, replace=replace
+    )
+    return canonical
+
+
+def put_entry(path: str, canonical: str, make: Callable[[], str], *, header: str, replace: bool) -> None:
+    """Put the line that ``make`` makes for this name into the file. A new file begins with ``header``.
+
+    Raises :class:`DuplicateUser` unless ``replace``, :class:`~elemta.errors.UsersFileError`, ``OSError``.
+    """
     with _locked(path):
-        text = _text_or_header(path)
-        lines = text.splitlines()
+        lines = (read_text(path) if os.path.lexists(path) else header).splitlines()
         place = _line_of(lines, canonical)
         if place is not None and not replace:
             raise DuplicateUser(f"{path}: user {canonical} is there already")
-        entry = f"{canonical}:{new_hash(secret, randomness)}"
         if place is None:
-            lines.append(entry)
+            lines.append(make())
         else:
-            lines[place] = entry
+            lines[place] = make()
         _write(path, lines)
-    return canonical
 
 
 def delete_user(path: str, name: str) -> str:
@@ -94,10 +102,6 @@ def _line_of(lines: Sequence[str], canonical: str) -> int | None:
         if name == canonical:
             return place
     return None
-
-
-def _text_or_header(path: str) -> str:
-    return read_text(path) if os.path.lexists(path) else HEADER
 
 
 @contextmanager

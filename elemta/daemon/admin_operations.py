@@ -23,6 +23,7 @@ from elemta.errors import Fault, SpoolError, StoreUnavailable
 from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.openapi import ApiOperations
 from elemta.policy import PluginInfo, available_plugins
 from elemta.policy.discovery import PluginDetails, plugin_details
 from elemta.spool.combined import CombinedQueue
@@ -37,12 +38,16 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         spool = await adoptions.queue.of(queue_id)
         return await return_to_sender(spool, queue_id, settings, daemon.shared.runtime.wall)
 
-    return CallTable(
+    api = ApiOperations()
+    calls = CallTable(
         DaemonOperations(daemon, adoptions.queue),
         QueueOperations(adoptions.queue, give_up),
         LimitOperations(lambda: daemon.components, daemon.fleet),
         SpoolOperations(adoptions),
+        api,
     )
+    api.calls = calls
+    return calls
 
 
 @dataclass(frozen=True, slots=True)

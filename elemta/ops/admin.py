@@ -1,4 +1,4 @@
-"""The admin API: JSON over HTTP, for ``elemtactl`` and all others that may open the daemon's socket.
+"""The admin API: JSON over HTTP, on the daemon's socket and on the listener of the console.
 
 What it can do is a :class:`~elemta.ops.admin_calls.CallTable`; ``docs/elemtactl.md`` lists the calls. An
 error is ``{"error": …, "hint": …}`` with a status that fits.
@@ -7,8 +7,11 @@ error is ``{"error": …, "hint": …}`` with a status that fits.
 from __future__ import annotations
 
 import json
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -19,26 +22,60 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from elemta.ops.admin_calls import CallTable
+from elemta.auth.roles import AccessRole, Caller
+from elemta.ops.admin_calls import MAX_BODY, CallTable
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Json, to_json
 
 _log = Logger()
 
-MAX_BODY = 64 * 1024
 DEADLINE_SECONDS = 30.0
 IDLE_SECONDS = 60
 
+_UCRED = struct.Struct("3i")
+
+
+Identify = Callable[["AdminRequest"], Awaitable[Caller]]
+"""The peer that makes a request. Raises :class:`~elemta.ops.admin_errors.AdminRefusal`."""
+
 
 class AdminRequest(Request):
-    """A request whose body is counted and dropped: no call takes one, and it must not fill memory."""
+    """A request with a bounded body, which is kept apart from Twisted's: it reads no form in it.
 
-    received_octets = 0
+    A client whose body is larger than ``max_body`` octets is disconnected.
+    """
+
+    max_body = MAX_BODY
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        Request.__init__(self, *args, **named)
+        self.received_octets = 0
+        self._body: list[bytes] = []
+
+    def gotLength(self, length: int | None) -> None:  # noqa: ARG002 - twisted.web's signature
+        # Twisted would make a temporary file for a large body; nothing is written to it here.
+        Request.gotLength(self, 0)
 
     def handleContentChunk(self, data: bytes) -> None:
         self.received_octets += len(data)
-        if self.received_octets > MAX_BODY and self.channel is not None:
+        if self.received_octets <= self.max_body:
+            self._body.append(data)
+            return
+        self._body.clear()
+        if self.channel is not None:
             self.channel.loseConnection()
+
+    @property
+    def body(self) -> bytes:
+        """The whole body. Raises :class:`AdminRefusal` for one that is too large."""
+        if self.received_octets > self.max_body:
+            problem = f"a body of more than {self.max_body} octets"
+            raise AdminRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, problem)
+        return b"".join(self._body)
+
+    @property
+    def content_type(self) -> str:
+        return self.getHeader("content-type") or ""
 
     def render(self, resrc: Resource) -> None:
         self.responseHeaders.removeHeader(b"server")
@@ -50,35 +87,36 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, calls: CallTable, clock: IReactorTime, deadline: float) -> None:
+    def __init__(self, calls: CallTable, clock: IReactorTime, deadline: float, identify: Identify) -> None:
         Resource.__init__(self)
         self._calls = calls
         self._clock = clock
         self._deadline = deadline
+        self._identify = identify
 
     def render(self, request: Request) -> int:
-        exchange = _Exchange(request)
-        method = request.method.decode("ascii", "replace")
-        answer = Deferred.fromCoroutine(self._answer(method, request.uri, cast(AdminRequest, request)))
+        exchange = Exchange(request)
+        answer = Deferred.fromCoroutine(self._answer(cast(AdminRequest, request)))
         answer.addTimeout(self._deadline, self._clock)
         answer.addCallback(exchange.send)
         answer.addErrback(self._refuse, exchange)
         return NOT_DONE_YET
 
-    async def _answer(self, method: str, uri: bytes, request: AdminRequest) -> Json:
-        if request.received_octets > MAX_BODY:
-            problem = f"a body of more than {MAX_BODY} octets"
-            raise AdminRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, problem)
-        return await self._calls.answer(method, uri.decode("ascii", "replace"))
+    async def _answer(self, request: AdminRequest) -> Json:
+        caller = await self._identify(request)
+        method, uri = request.method.decode("ascii", "replace"), request.uri.decode("ascii", "replace")
+        return await self._calls.answer(method, uri, request.body, request.content_type, caller)
 
-    def _refuse(self, failure: Failure, exchange: _Exchange) -> None:
+    def _refuse(self, failure: Failure, exchange: Exchange) -> None:
         refusal = refusal_of(failure.value)
+        if refusal.status is HTTPStatus.UNAUTHORIZED:
+            exchange.challenge()
         if refusal.status is HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.failure("an admin call failed", failure, event="admin.failed", path=exchange.path)
         exchange.send(to_json(refusal.content), refusal.status, allow=refusal.hint)
 
 
-class _Exchange:
+class Exchange:
     """One request and its one answer, unless the client went away before it."""
 
     def __init__(self, request: Request) -> None:
@@ -91,29 +129,45 @@ class _Exchange:
         # The call goes on: a message that was to be held is held.
         self._gone = True
 
+    def challenge(self) -> None:
+        """Say how credentials are given."""
+        # RFC 6750 §3
+        self._request.setHeader(b"www-authenticate", b'Bearer realm="elemta"')
+
     def send(self, content: Json, status: int = http.OK, allow: str = "") -> None:
+        body = json.dumps(content, ensure_ascii=True).encode("ascii") + b"\n"
+        more = ((b"allow", allow.encode("ascii")),) if status == http.NOT_ALLOWED else ()
+        self.send_octets(body, status, "application/json", more)
+
+    def send_octets(
+        self, body: bytes, status: int, content_type: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Answer with a document of another type."""
         if self._gone:
             return
-        body = json.dumps(content, ensure_ascii=True).encode("ascii") + b"\n"
         self._request.setResponseCode(status)
-        self._request.setHeader(b"content-type", b"application/json")
+        self._request.setHeader(b"content-type", content_type.encode("ascii"))
         self._request.setHeader(b"cache-control", b"no-store")
         self._request.setHeader(b"content-length", str(len(body)).encode("ascii"))
-        if status == http.NOT_ALLOWED:
-            self._request.setHeader(b"allow", allow.encode("ascii"))
+        for name, value in headers:
+            self._request.setHeader(name, value)
         self._request.write(body)
         self._request.finish()
 
 
 class AdminSite(Site):
-    """The factory to listen with: the admin API with these calls; ``deadline`` is seconds for one call."""
+    """The factory of the admin socket: these calls, for any peer that may open it.
+
+    ``deadline`` is seconds for one call.
+    """
 
     displayTracebacks = False
     requestFactory = AdminRequest
 
     def __init__(self, calls: CallTable, reactor: ReactorBase, *, deadline: float = DEADLINE_SECONDS) -> None:
-        resource = AdminResource(calls, reactor, deadline)
+        resource = AdminResource(calls, reactor, deadline, _peer)
         Site.__init__(self, resource, timeout=IDLE_SECONDS, reactor=reactor)
+        self.requestFactory = request_factory(calls.max_body)
 
     def log(self, request: http.Request) -> None:
         _log.debug(
@@ -123,3 +177,23 @@ class AdminSite(Site):
             path=request.path,
             status=request.code,
         )
+
+
+def request_factory(max_body: int) -> type[AdminRequest]:
+    """The class of requests whose bodies have up to so many octets."""
+    return type("AdminRequest", (AdminRequest,), {"max_body": max(max_body, MAX_BODY)})
+
+
+async def _peer(request: AdminRequest) -> Caller:
+    """The process at the other end of the Unix socket: it may do all that root may."""
+    return Caller(f"uid:{_peer_uid(request)}", AccessRole.OPERATOR)
+
+
+def _peer_uid(request: AdminRequest) -> str:
+    transport = getattr(request.channel, "transport", None)
+    handle = getattr(transport, "socket", None)
+    if handle is None:
+        return "unknown"
+    # unix(7): struct ucred has pid, uid and gid
+    found = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return str(_UCRED.unpack(found)[1])

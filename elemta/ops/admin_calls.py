@@ -11,6 +11,10 @@ A part of the path in braces and every other argument is a parameter. An argumen
 needed; one whose default is None is absent where its text is empty. An underscore at the end of an
 argument's name is not part of the parameter's (``from_``). The first line of the docstring is the
 sentence that describes the call.
+
+The parameters of a ``GET`` are in the query. Those of any other method are in the query, or are the keys of
+a JSON object in the body. An argument of the type :class:`~elemta.auth.roles.Caller` is no parameter: it is
+the peer that makes the call.
 """
 
 from __future__ import annotations
@@ -24,21 +28,54 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, unquote
 
-from elemta.ops.admin_errors import AdminRefusal
-from elemta.ops.admin_json import Choice, Json, ParameterKind, Text, to_json
+from elemta.auth.roles import LOCAL, AccessRole, Caller
+from elemta.ops import audit
+from elemta.ops.admin_errors import AdminRefusal, refusal_of
+from elemta.ops.admin_json import Choice, Json, ParameterKind, Text, parse_body, to_json, value_in_body
 
 F = TypeVar("F", bound=Callable[..., Awaitable[object]])
 
 _ROUTE = "admin_route"
 _MAX_TEXT = 4096
 _MAX_FIELDS = 16
+MAX_BODY = 64 * 1024
+"""The octets that the body of a call may have, unless the call says more."""
 
 
-def route(method: str, path: str) -> Callable[[F], F]:
-    """Declare a method of an operations class as an admin call; an override of it needs no declaration."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a method is called: HTTP method and path, the role that it needs, the octets of its body.
+
+    ``audited``: each call has a record in the audit log.
+    """
+
+    method: str
+    path: str
+    role: AccessRole
+    audited: bool
+    max_body: int
+
+
+def route(
+    method: str,
+    path: str,
+    *,
+    role: AccessRole | None = None,
+    audited: bool | None = None,
+    max_body: int = MAX_BODY,
+) -> Callable[[F], F]:
+    """Declare a method of an operations class as an admin call; an override of it needs no declaration.
+
+    ``role`` is by default viewer for a ``GET`` and operator for any other method. What needs an operator and
+    is no ``GET`` is audited, unless ``audited`` says otherwise.
+    """
+    reads = method == "GET"
+    needed = role or (AccessRole.VIEWER if reads else AccessRole.OPERATOR)
+    if audited is None:
+        audited = not reads and needed is AccessRole.OPERATOR
 
     def declare(operation: F) -> F:
-        vars(operation)[_ROUTE] = (method, path)
+        vars(operation)[_ROUTE] = Route(method, path, needed, audited, 0 if reads else max_body)
         return operation
 
     return declare
@@ -48,7 +85,8 @@ def route(method: str, path: str) -> Callable[[F], F]:
 class AdminParameter:
     """One parameter of a call: its name in a request and in the method, and what it takes.
 
-    ``default`` counts where it is not ``required``. One that is not ``in_path`` is in the query.
+    ``default`` counts where it is not ``required``. One that is not ``in_path`` is in the query, or in the
+    body of what is no ``GET``.
     """
 
     name: str
@@ -58,8 +96,11 @@ class AdminParameter:
     required: bool
     default: object = None
 
-    def value(self, given: Mapping[str, str]) -> object:
-        text = given.get(self.name)
+    def value(self, texts: Mapping[str, str], body: Mapping[str, Json]) -> object:
+        given = body.get(self.name)
+        if given is not None and given != "":
+            return value_in_body(self.kind, self.name, given)
+        text = texts.get(self.name)
         if not self.required and (text is None or (text == "" and self.default is None)):
             return self.default
         return self.kind.parse(self.name, text or "")
@@ -67,18 +108,35 @@ class AdminParameter:
 
 @dataclass(frozen=True, slots=True)
 class AdminCall:
-    """One call: HTTP method and path, parameters, the type of its result, and a sentence about it."""
+    """One call: its route, its parameters, the type of its result, and a sentence about it.
 
-    method: str
-    path: str
+    ``caller`` is the name of the argument that gets the :class:`~elemta.auth.roles.Caller`, or empty.
+    """
+
+    route: Route
     parameters: tuple[AdminParameter, ...]
     result: Any
     sentence: str
     operation: Callable[..., Awaitable[object]]
+    caller: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.route.method
+
+    @property
+    def path(self) -> str:
+        return self.route.path
 
     @property
     def segments(self) -> Sequence[str]:
         return self.path.split("/")
+
+    @property
+    def action(self) -> str:
+        """What the call does, in the audit log: ``queue.hold``, ``limits.reset``, ``queue.delete``."""
+        words = [each for each in self.segments[2:] if not each.startswith("{")]
+        return ".".join([*words, *(["delete"] if self.method == "DELETE" else [])])
 
     def match(self, segments: Sequence[str]) -> Mapping[str, str] | None:
         """The parts of a path that are parameters, or None where it is another path."""
@@ -92,18 +150,59 @@ class AdminCall:
                 return None
         return found
 
-    async def answer(self, parts: Mapping[str, str], query: Mapping[str, str]) -> Json:
+    async def answer(
+        self,
+        parts: Mapping[str, str],
+        query: Mapping[str, str],
+        body: Mapping[str, Json] | None = None,
+        caller: Caller = LOCAL,
+    ) -> Json:
         """Carry it out. Raises :class:`AdminRefusal`, or what the operation raises."""
+        body = body or {}
+        try:
+            result = await self._carry_out(parts, query, body, caller)
+        except Exception as error:
+            if self.route.audited:
+                refusal = refusal_of(error)
+                target = self._target(parts, {**query, **body})
+                audit.change_refused(
+                    caller, self.action, target, status=refusal.status, problem=refusal.error
+                )
+            raise
+        if self.route.audited:
+            audit.change_made(caller, self.action, self._target(parts, {**query, **body}))
+        return result
+
+    async def _carry_out(
+        self, parts: Mapping[str, str], query: Mapping[str, str], body: Mapping[str, Json], caller: Caller
+    ) -> Json:
+        if not caller.role.may(self.route.role):
+            hint = f"it needs the role {self.route.role.value}"
+            problem = f"the role {caller.role.value} may not do this"
+            raise AdminRefusal(HTTPStatus.FORBIDDEN, problem, hint)
         names = [parameter.name for parameter in self.parameters if not parameter.in_path]
-        for name in query:
+        for name in (*query, *body):
             # A misspelt filter must not mean "everything".
             if name not in names:
                 known = f"known: {', '.join(names)}" if names else "it takes none"
-                problem = f"unknown query parameter {name!r}"
-                raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, known)
-        given = {**query, **parts}
-        arguments = {each.argument: each.value(given) for each in self.parameters}
+                what = "query parameter" if name in query else "key"
+                raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"unknown {what} {name[:64]!r}", known)
+            if name in query and name in body:
+                raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} is in the query and in the body")
+        texts = {**query, **parts}
+        arguments = {each.argument: each.value(texts, body) for each in self.parameters}
+        if self.caller:
+            arguments[self.caller] = caller
         return to_json(await self.operation(**arguments))
+
+    def _target(self, parts: Mapping[str, str], given: Mapping[str, Json]) -> str:
+        """What a change is made to: the parts of the path, else the parameters in their order."""
+        if parts:
+            return " ".join(parts.values())
+        known = [each.name for each in self.parameters if each.name in given]
+        if len(known) == 1 and isinstance(given[known[0]], str):
+            return str(given[known[0]])
+        return " ".join(f"{name}={given[name]}" for name in known)
 
 
 class CallTable:
@@ -117,12 +216,25 @@ class CallTable:
         # A path without a parameter goes before one that would take it for a parameter's value.
         self._by_fit = sorted(self.calls, key=lambda call: [each.startswith("{") for each in call.segments])
 
-    async def answer(self, method: str, uri: str) -> Json:
+    @property
+    def max_body(self) -> int:
+        """The octets that the largest body of a call may have."""
+        return max((call.route.max_body for call in self.calls), default=0)
+
+    def has(self, method: str, path: str) -> bool:
+        """Whether there is a call with this method, and this path as it is declared."""
+        return any((call.method, call.path) == (method, path) for call in self.calls)
+
+    async def answer(
+        self, method: str, uri: str, body: bytes = b"", content_type: str = "", caller: Caller = LOCAL
+    ) -> Json:
         """What a request for ``uri`` is answered. Raises :class:`AdminRefusal`, or what the operations
         raise."""
         path, _, query = uri.partition("?")
         call, parts = self._find(method, path)
-        return await call.answer(parts, _query(query))
+        # A GET has no use for a body, and ignores one.
+        given = parse_body(body, content_type, call.route.max_body) if call.method != "GET" else {}
+        return await call.answer(parts, _query(query), given, caller)
 
     def _find(self, method: str, path: str) -> tuple[AdminCall, Mapping[str, str]]:
         if not path.startswith("/v1/"):
@@ -150,23 +262,22 @@ def _calls_of(operations: object) -> Iterator[AdminCall]:
             found = getattr(declared, _ROUTE, None)
             if found is not None and name not in seen:
                 seen.add(name)
-                method, path = found
-                yield _call(method, path, declared, getattr(operations, name))
+                yield _call(found, declared, getattr(operations, name))
 
 
 def _call(
-    method: str,
-    path: str,
-    declared: Callable[..., Awaitable[object]],
-    operation: Callable[..., Awaitable[object]],
+    route: Route, declared: Callable[..., Awaitable[object]], operation: Callable[..., Awaitable[object]]
 ) -> AdminCall:
     hints = get_type_hints(declared, include_extras=True)
     arguments = list(inspect.signature(declared).parameters.values())[1:]
-    parameters = tuple(_parameter(path, each, hints[each.name]) for each in arguments)
+    callers = [each.name for each in arguments if hints[each.name] is Caller]
+    parameters = tuple(
+        _parameter(route.path, each, hints[each.name]) for each in arguments if each.name not in callers
+    )
     sentence = (declared.__doc__ or "").strip().partition("\n")[0]
     if not sentence:
-        raise TypeError(f"{method} {path} has no docstring")
-    return AdminCall(method, path, parameters, hints["return"], sentence, operation)
+        raise TypeError(f"{route.method} {route.path} has no docstring")
+    return AdminCall(route, parameters, hints["return"], sentence, operation, "".join(callers))
 
 
 def _parameter(path: str, argument: inspect.Parameter, hint: object) -> AdminParameter:

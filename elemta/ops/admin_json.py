@@ -4,15 +4,17 @@ A result is a frozen dataclass, and its fields are the keys. Names and shapes ar
 them. Times are seconds since the epoch, durations seconds, sizes octets. Addresses are as between ``<``
 and ``>``, so the null reverse-path is ``""``.
 
-A parameter says what it takes by ``Annotated[type, kind]``; an enum needs no kind.
+A parameter says what it takes by ``Annotated[type, kind]``; an enum needs no kind. In the JSON object of a
+body it has the type that the schema of its kind names; in a query it is a text.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from http import HTTPStatus
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +26,9 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 MAX_COUNT = 1000
 """The most that one answer lists."""
+
+_ANY = r"(?s:.+)"
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def to_json(value: object) -> Json:
@@ -65,12 +70,13 @@ class Text:
 
     longest: int
     hint: str = ""
-    pattern: str = r"(?s:.+)"
+    pattern: str = _ANY
     problem: str = ""
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        return {"type": "string", "minLength": 1, "maxLength": self.longest}
+        own = {} if self.pattern == _ANY else {"pattern": f"^(?:{self.pattern})$"}
+        return {"type": "string", "minLength": 1, "maxLength": self.longest, **own}
 
     def parse(self, name: str, text: str) -> str:
         if len(text) > self.longest or not re.fullmatch(self.pattern, text):
@@ -114,3 +120,90 @@ class Choice:
             known = ", ".join(choice.value for choice in self.choices)
             problem = f"unknown {name} {text[:32]!r}"
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, f"known: {known}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Yes or no: ``true`` or ``false``."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "boolean"}
+
+    def parse(self, name: str, text: str) -> bool:
+        if text not in ("true", "false"):
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} {text[:16]!r} is neither true nor false")
+        return text == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Up to ``most`` texts, each as ``each`` has it; in a query with commas between them."""
+
+    each: Text
+    most: int
+    least: int = 1
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        items = dict(self.each.schema)
+        return {"type": "array", "items": items, "minItems": self.least, "maxItems": self.most}
+
+    def parse(self, name: str, text: str) -> tuple[str, ...]:
+        return self.take(name, [part for part in text.split(",") if part])
+
+    def take(self, name: str, values: Sequence[Json]) -> tuple[str, ...]:
+        """The value that a list stands for. Raises :class:`AdminRefusal`."""
+        if not self.least <= len(values) <= self.most:
+            problem = f"{name} has {len(values)} entries, not {self.least} to {self.most}"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem)
+        if not all(isinstance(value, str) for value in values):
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} is not a list of texts")
+        return tuple(self.each.parse(name, str(value)) for value in values)
+
+
+def value_in_body(kind: ParameterKind, name: str, given: Json) -> object:
+    """The value of a parameter from the JSON of a body. Raises :class:`AdminRefusal`."""
+    wanted = kind.schema["type"]
+    if wanted == "array" and isinstance(given, list) and isinstance(kind, Texts):
+        return kind.take(name, given)
+    if wanted == "boolean" and isinstance(given, bool):
+        return given
+    if wanted in ("integer", "number") and isinstance(given, int | float) and not isinstance(given, bool):
+        return kind.parse(name, str(given))
+    if wanted == "string" and isinstance(given, str):
+        return kind.parse(name, given)
+    article = "an" if wanted[0] in "ai" else "a"
+    raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} is not {article} {wanted}")
+
+
+def parse_body(body: bytes, content_type: str, longest: int) -> Mapping[str, Json]:
+    """The JSON object in a body; an empty body is an empty object. Raises :class:`AdminRefusal`."""
+    if not body:
+        return {}
+    if len(body) > longest:
+        problem = f"a body of more than {longest} octets"
+        raise AdminRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, problem)
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        hint = "Content-Type: application/json"
+        raise AdminRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is not JSON", hint)
+    try:
+        found = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "the body is malformed", "one JSON object") from None
+    if not isinstance(found, dict):
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "the body is not an object", "one JSON object")
+    if any(_has_surrogates(each) for each in (*found, *found.values())):
+        # Half a character can be neither stored nor logged.
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "the body has half a character")
+    return found
+
+
+def _refuse_constant(name: str) -> Json:
+    raise ValueError(name)
+
+
+def _has_surrogates(value: Json) -> bool:
+    if isinstance(value, list):
+        return any(_has_surrogates(each) for each in value)
+    return isinstance(value, str) and _SURROGATES.search(value) is not None

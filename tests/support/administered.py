@@ -24,6 +24,7 @@ from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault
 from elemta.ops.admin_calls import CallTable
+from elemta.ops.openapi import ApiOperations
 from elemta.policy.discovery import PluginInfo
 from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
@@ -48,12 +49,16 @@ class Administered:
 
     @property
     def calls(self) -> CallTable:
-        return CallTable(
+        api = ApiOperations()
+        calls = CallTable(
             _Operations(self, self.spool),
             QueueOperations(self.spool, self._give_up),
             self.limits,
             SpoolOperations(self.spools),
+            api,
         )
+        api.calls = calls
+        return calls
 
     @property
     def limits(self) -> LimitOperations:
