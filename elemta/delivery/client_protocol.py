@@ -175,7 +175,12 @@ class NextHopConnection(Protocol):
             events = self._session.receive(data)
         except Exception:
             # What the next hop took must not be sent again because of a fault of ours.
-            _log.failure("a reply could not be handled", event="delivery.reply_failed", next_hop=self.name)
+            _log.failure(
+                "a reply could not be handled",
+                event="delivery.reply_failed",
+                queue_id=self._queue_id,
+                next_hop=self.name,
+            )
             events = self._session.broken(data, unanswered)
         try:
             self._act(events)
@@ -332,10 +337,16 @@ class NextHopConnection(Protocol):
             reply=event.reply.text,
         )
 
+    @property
+    def _queue_id(self) -> str | None:
+        """The message that is under way; None between two."""
+        return None if self._transaction is None else self._transaction.attempt.queue_id
+
     def _log_internal_error(self) -> None:
         _log.failure(
             "a connection failed with an internal error",
             event="delivery.connection_failed",
+            queue_id=self._queue_id,
             next_hop=self.name,
         )
 
@@ -366,7 +377,12 @@ class NextHopConnection(Protocol):
 
     def _content_failed(self, failure: Failure) -> None:
         if failure.check(SpoolError, OSError) is None:
-            _log.failure("sending a message failed", failure, event="delivery.content_failed")
+            _log.failure(
+                "sending a message failed",
+                failure,
+                event="delivery.content_failed",
+                queue_id=self._queue_id,
+            )
         self.abandon(f"the message could not be read here: {failure.getErrorMessage()}")
 
     async def _send_content(self) -> None:

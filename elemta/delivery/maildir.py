@@ -92,13 +92,15 @@ def file_name(queue_id: str, recipient: Address, received_at: float, hostname: s
 class MaildirJob:
     """One message to be dropped; ``content`` must have ``size`` octets, and is closed when it was written.
 
-    ``done`` gets the place of each drop that is on stable storage, the moment it is.
+    ``done`` gets the place of each drop that is on stable storage, the moment it is. ``queue_id`` is for the
+    log.
     """
 
     content: BinaryIO
     size: int
     deliveries: Sequence[MaildirDelivery]
     done: set[int] = field(default_factory=set, compare=False)
+    queue_id: str = ""
 
 
 Errors = list[OSError | SpoolError | NoMailbox | None]
@@ -140,7 +142,10 @@ class MaildirWriter:
             except Exception as error:
                 # A fault with one drop is no trouble of the others in this thread.
                 _log.failure(
-                    "writing into a Maildir failed", event="maildir.internal_error", directory=drop.directory
+                    "writing into a Maildir failed",
+                    event="maildir.internal_error",
+                    queue_id=job.queue_id,
+                    directory=drop.directory,
                 )
                 errors.append(SpoolError(f"a fault inside Elemta: {error!r}"))
             else:

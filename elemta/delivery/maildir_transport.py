@@ -52,7 +52,7 @@ class MaildirTransport(Transport):
             )
             for recipient in recipients
         ]
-        job = MaildirJob(await message.open_content(), envelope.size, drops)
+        job = MaildirJob(await message.open_content(), envelope.size, drops, queue_id=envelope.queue_id)
         errors: Errors = []
         written: dict[int, Outcome] = {}
         try:

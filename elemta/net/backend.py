@@ -68,6 +68,8 @@ class SessionBackend:
         self._facts = facts
         self._health_check = health_check
         self._policies = terms.chain.open(facts)
+        #: The queue id of the message that the transaction has come to; "" before there is one.
+        self.queue_id = ""
         self._writer: MessageWriter | None = None
         # Of the message that the writer takes
         self._header: HeaderReader
@@ -178,6 +180,7 @@ class SessionBackend:
         return rules
 
     def _answer_mail(self, question: MailQuestion) -> MaybeDeferred[Response]:
+        self.queue_id = ""
         rules = self._submission_rules()
         refused = rules and rules.refuse_sender(self._facts, question.transaction.mail_from)
         if refused:
@@ -195,7 +198,7 @@ class SessionBackend:
 
     def message_started(self, transaction: TransactionInfo) -> None:
         self._writer = self._terms.spool.begin()
-        transaction.queue_id = self._writer.queue_id
+        self.queue_id = transaction.queue_id = self._writer.queue_id
         rules = self._submission_rules()
         if rules is None:
             self._submitted, self._header = None, HeaderReader(host=self._terms.server.hostname)
@@ -236,7 +239,7 @@ class SessionBackend:
             yield writer.when_drained()
         if writer.failure is not None:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
-            return self._commit.not_stored(writer.failure)
+            return self._commit.not_stored(writer.failure, writer.queue_id)
         if not self._terms.chain.asks(question.stage):
             committed: Response = yield self._commit_if_awaited(question.transaction, writer)
             return committed
@@ -263,12 +266,14 @@ class SessionBackend:
         answer = self._answer_of(decision, question.stage)
         if not isinstance(answer, Proceed):
             # The disk may have failed under a policy that reads the message.
-            return answer if writer.failure is None else self._commit.not_stored(writer.failure)
+            return (
+                answer if writer.failure is None else self._commit.not_stored(writer.failure, writer.queue_id)
+            )
         if content.is_rewritten and not writer.ended:
             try:
                 writer = yield from self._rewrite(writer, content)
             except SpoolError as error:
-                return self._commit.not_stored(error)
+                return self._commit.not_stored(error, writer.queue_id)
         committed: Response = yield self._commit_if_awaited(question.transaction, writer, content)
         return committed
 

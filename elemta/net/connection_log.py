@@ -15,6 +15,8 @@ from elemta.smtp.session_info import SessionInfo
 _log = FastLogger()
 
 _LONGEST_LOGGED = 512
+# What answers for a message: the end of its data, in either way.
+_ABOUT_A_MESSAGE = frozenset({".", "BDAT"})
 
 
 class ConnectionLog:
@@ -72,8 +74,8 @@ class ConnectionLog:
         if not self._health_check:
             self._registry.handshake_log.failed(self._facts, heard, reason)
 
-    def refused(self, event: Replied) -> None:
-        """A command was refused."""
+    def refused(self, event: Replied, queue_id: str) -> None:
+        """A command was refused; ``queue_id`` is that of the message that the transaction has come to."""
         reply = event.reply
         if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
             self._metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()
@@ -83,6 +85,7 @@ class ConnectionLog:
             "command refused",
             event="command.refused",
             session_id=self._facts.id,
+            queue_id=(queue_id if event.verb in _ABOUT_A_MESSAGE else "") or None,
             client_ip=str(self._facts.client_ip),
             verb=event.verb,
             reply=str(reply),

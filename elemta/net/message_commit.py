@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from elemta.deferred_value import MaybeDeferred
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import NotSigned, SpoolFull
+from elemta.message.summary import message_id_text, read_summary
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
 from elemta.net.expansion_notices import expansion_notice, queue_notice
@@ -27,6 +28,8 @@ _log = FastLogger()
 
 # Aliases of a message that stand in the log, and addresses of each.
 _MOST_LOGGED = 20
+# Recipients of a message that stand in the log.
+_MOST_RECIPIENTS = 10
 
 
 class MessageCommit:
@@ -66,7 +69,7 @@ class MessageCommit:
         if not final.recipients:
             writer.discard()
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
-        submission = self._submission(transaction, writer.queue_id, final, submitted, content)
+        submission = self._submission(transaction, writer, final, submitted, content)
         # Without its content, if no notice needs it.
         head = submission.header_block + writer.head if final.wants_notice else b""
         committed = self._terms.spool.commit(writer, submission)
@@ -99,7 +102,7 @@ class MessageCommit:
     def _submission(
         self,
         transaction: TransactionInfo,
-        queue_id: str,
+        writer: MessageWriter,
         final: FinalRecipients,
         submitted: SubmittedHeader | None,
         content: MessageContent | None,
@@ -117,7 +120,7 @@ class MessageCommit:
                 auth=facts.user is not None,
                 smtputf8=transaction.parameters.smtputf8,
             ),
-            queue_id=queue_id,
+            queue_id=writer.queue_id,
             at=at,
             only_recipient=None if final.only_named is None else str(final.only_named),
             hide_client=submitted is not None and submitted.hides_client,
@@ -127,15 +130,17 @@ class MessageCommit:
         else:
             block = [*content.header.top, received, *content.header.ours]
         quarantined = self._policies.hold_reason(transaction)
+        header_block = b"".join(block)
         return Submission(
             sender=transaction.sender,
             recipients=recipients,
             parameters=transaction.parameters,
             client=client,
-            header_block=b"".join(block),
+            header_block=header_block,
             received_at=at,
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,
+            summary=read_summary(writer.head, header_block),
         )
 
     def _client_now(self) -> Client:
@@ -170,8 +175,10 @@ class MessageCommit:
             session_id=self._facts.id,
             queue_id=envelope.queue_id,
             client_ip=submission.client.ip,
+            message_id=message_id_text(submission.summary.message_id) or None,
             sender=str(envelope.sender),
-            recipients=len(envelope.recipients),
+            recipients=[str(each.address) for each in envelope.recipients[:_MOST_RECIPIENTS]],
+            recipient_count=len(envelope.recipients),
             size=envelope.size,
             user=self._facts.user,
             held=submission.hold_reason,
@@ -204,16 +211,17 @@ class MessageCommit:
         if failure.check(CancelledError) is not None:
             # It may yet be committed, so it stays charged.
             return Refuse(replies.LOCAL_TROUBLE, reason="the commit takes too long")
-        self.committing = None
-        return self.not_stored(failure.value)
+        transaction, self.committing = self.committing, None
+        return self.not_stored(failure.value, "" if transaction is None else transaction.queue_id)
 
-    def not_stored(self, error: BaseException | None) -> Response:
+    def not_stored(self, error: BaseException | None, queue_id: str) -> Response:
         """The answer to a message that could not be stored."""
         self._terms.metrics.messages_deferred.labels("spool", "spool").inc()
         _log.error(
             "message could not be stored",
             event="message.not_stored",
             session_id=self._facts.id,
+            queue_id=queue_id,
             error=str(error),
         )
         reply = replies.STORAGE_FULL if isinstance(error, SpoolFull) else replies.LOCAL_TROUBLE

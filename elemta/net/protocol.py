@@ -333,7 +333,7 @@ class ESMTPProtocol(ClientConnection):
             return
         self._terms.metrics.replies.labels(event.verb, event.reply.code).inc()
         if event.reply.code >= 400:
-            self._log.refused(event)
+            self._log.refused(event, self._backend.queue_id)
 
     def _forgave(self, event: Forgave) -> None:
         self._log.forgave(event)

@@ -85,7 +85,12 @@ class ClamAVPolicy:
     def _refuse(self, transaction: Transaction, virus: str) -> Verdict:
         self._said(transaction, virus, "infected")
         name = re.sub(r"[^A-Za-z0-9._/-]", "?", virus)[:80]
-        self._services.log.info("a message carries {virus}", event="policy.virus_found", virus=name)
+        self._services.log.info(
+            "a message carries {virus}",
+            event="policy.virus_found",
+            queue_id=transaction.queue_id,
+            virus=name,
+        )
         if self._options.quarantine:
             return Quarantine(f"virus {name}")
         return Reject(f"The message carries a virus ({name})", code=554, enhanced="5.7.1")

@@ -368,7 +368,10 @@ class PolicySession(ChainQuestion):
             "client_ip": str(self._facts.client_ip),
         }
         if isinstance(self._question, (MailQuestion, RcptQuestion, DataQuestion, MessageQuestion)):
-            facts["sender"] = str(self._question.transaction.sender)
+            transaction = self._question.transaction
+            facts["sender"] = str(transaction.sender)
+            if transaction.queue_id:
+                facts["queue_id"] = transaction.queue_id
         if isinstance(self._question, RcptQuestion):
             facts["recipient"] = str(self._question.recipient)
         if call.runner.observed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
+from elemta.message.summary import NO_SUMMARY, HeaderSummary
 from elemta.outcome import Outcome
 
 _KIB = 1024
@@ -92,7 +93,7 @@ class Submission:
 
     ``header_block`` are the fields put in front of the body (trace and added fields, each ending in
     CRLF); ``received_at`` is seconds since the epoch. With a ``hold_reason`` the message goes to HOLD;
-    ``hold`` says what put it there.
+    ``hold`` says what put it there. ``summary`` is what names the message for people.
     """
 
     sender: Address
@@ -103,6 +104,7 @@ class Submission:
     received_at: float
     hold_reason: str | None = None
     hold: HoldCause = HoldCause.QUARANTINE
+    summary: HeaderSummary = NO_SUMMARY
 
 
 @dataclass(frozen=True, slots=True)

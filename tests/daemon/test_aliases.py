@@ -66,7 +66,7 @@ def test_each_mailbox_gets_one_copy_by_whatever_names_and_aliases(daemon: Daemon
         assert client.sendmail("a@client.test", named, MESSAGE) == {}
     for local, domain in (("anna", "example.test"), ("bob", "example.test"), ("carl", "other.test")):
         assert len(daemon.wait_for_mail(local, domain=domain)) == 1
-    assert daemon.records("message.accepted")[0]["recipients"] == 3
+    assert daemon.records("message.accepted")[0]["recipient_count"] == 3
     expanded = daemon.wait_for("recipient.expanded", recipient="team@example.test")
     assert expanded["targets"] == [
         "anna@example.test",
@@ -113,7 +113,7 @@ def test_the_recipient_that_would_be_too_many_is_refused_at_its_own_command(daem
         # The same mailbox again is no more.
         assert client.rcpt("dora+x@example.test")[0] == 250
         assert client.data(MESSAGE.encode())[0] == 250
-    assert daemon.records("message.accepted")[0]["recipients"] == 4
+    assert daemon.records("message.accepted")[0]["recipient_count"] == 4
 
 
 def test_an_address_without_a_mailbox_behind_it_is_refused(daemon: Daemon) -> None:

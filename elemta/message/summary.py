@@ -1,0 +1,81 @@
+"""What names a message for people: its Message-ID and its Subject, out of the first octets of it.
+
+Both are the sender's words. They are found and turned into text without parsing anything else, in time in
+proportion to what is read, and nothing here raises.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from elemta.message.encoded_words import decode_words
+
+LONGEST_SUBJECT = 100
+"""Characters of a Subject that are kept."""
+
+LONGEST_MESSAGE_ID = 256
+"""Characters of a Message-ID that are kept; one that is longer names nothing that a person searches for."""
+
+# Octets of a field that are read: a word of ten characters may take a hundred octets of an encoded word.
+_MOST_READ = 2000
+_END_OF_HEADER = b"\r\n\r\n"
+# RFC 5322 §4.5: obsolete syntax allows white space before the colon. §2.2.3: a line that begins with white
+# space continues the field.
+_VALUE = re.compile(rb"[ \t]{0,100}+:([^\n]*+(?:\n[ \t][^\n]*+){0,100})")
+_ID = re.compile(r"<[^<>]*>")
+
+
+class HeaderSummary(NamedTuple):
+    """The values of two fields as they came; empty where a message has none, cut where they are long."""
+
+    message_id: bytes
+    subject: bytes
+
+
+NO_SUMMARY = HeaderSummary(b"", b"")
+
+
+def read_summary(head: bytes, block: bytes = b"") -> HeaderSummary:
+    """The summary of a message: ``block`` are fields in front of it, ``head`` are its first octets."""
+    end = 0 if head.startswith(b"\r\n") else head.find(_END_OF_HEADER)
+    header = head if end < 0 else head[:end]
+    lowered = b"\n" + header.lower()
+    message_id = _value(header, lowered, b"\nmessage-id")
+    subject = _value(header, lowered, b"\nsubject")
+    if block and not (message_id and subject):
+        lowered = b"\n" + block.lower()
+        message_id = message_id or _value(block, lowered, b"\nmessage-id")
+        subject = subject or _value(block, lowered, b"\nsubject")
+    return HeaderSummary(message_id, subject)
+
+
+def _value(header: bytes, lowered: bytes, name: bytes) -> bytes:
+    # Lowered has a line feed more in front: the place of one in it is the place of the line behind it.
+    start = lowered.find(name)
+    while start >= 0:
+        found = _VALUE.match(header, start + len(name) - 1)
+        if found is not None:
+            return found[1][:_MOST_READ]
+        start = lowered.find(name, start + 1)
+    return b""
+
+
+def message_id_text(raw: bytes) -> str:
+    """A Message-ID with its angle brackets, where it has them (RFC 5322 §3.6.4); "" where there is none."""
+    text = " ".join(raw.decode("utf-8", "replace").split())
+    if not text:
+        return ""
+    found = _ID.search(text)
+    return (found[0] if found else text)[:LONGEST_MESSAGE_ID]
+
+
+def subject_text(raw: bytes) -> str:
+    """The beginning of a Subject as text on one line, encoded words decoded."""
+    text = raw.decode("utf-8", "replace")
+    if "=?" in text:
+        text = decode_words(text)
+    # Also a line end or a tab that an encoded word hid. Other controls are for the place that shows it.
+    text = " ".join(text.split())[:LONGEST_SUBJECT]
+    # Half of a surrogate pair, as UTF-7 may give, can't be stored.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
