@@ -85,6 +85,28 @@ def _step_later(
     return result
 
 
+def handled(
+    value: MaybeDeferred[V],
+    step: Callable[Concatenate[V, P], T],
+    failed: Callable[Concatenate[Failure, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> MaybeDeferred[T]:
+    """``step(value, …)`` now, or when the Deferred fires; the value itself where it has fired already.
+
+    ``failed`` gets the failure of a Deferred, and returns a value in its place, or raises. No other Deferred
+    is made: for what happens for each message and waits at one place.
+    """
+    if Deferred not in type(value).__mro__:
+        return step(cast(V, value), *args, **kwargs)
+    later = cast("Deferred[V]", value)
+    return fired_value(
+        later.addCallbacks(
+            step, failed, callbackArgs=args, callbackKeywords=kwargs, errbackArgs=args, errbackKeywords=kwargs
+        )
+    )
+
+
 def fired_value(value: Deferred[T]) -> MaybeDeferred[T]:
     """The value itself where the Deferred has fired with one, else the Deferred."""
     if value.called and not value.paused and not isinstance(value.result, Failure):

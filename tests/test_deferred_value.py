@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
+from elemta.deferred_value import MaybeDeferred, Steps, detached, handled, run, value_of
 
 
 class StepError(Exception):
@@ -288,3 +288,39 @@ def test_a_coroutine_waits_only_for_a_deferred() -> None:
     assert reached == [7]
     later.callback(1)
     assert reached == [7, 2]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
+@pytest.mark.parametrize("raises", [False, True], ids=["answers", "raises"])
+def test_what_is_handled_goes_through_one_step_whenever_it_arrives(
+    how: str, fails: bool, raises: bool
+) -> None:
+    later: list[tuple[Deferred[Any], Any]] = []
+
+    def step(value: int, more: str) -> str:
+        return end(f"step {value} {more}")
+
+    def failed(failure: Failure, more: str) -> str:
+        return end(f"failed {failure.value} {more}")
+
+    def end(text: str) -> str:
+        if raises:
+            raise StepError(text)
+        return text
+
+    fails = fails and how != "value"
+    text = f"{'failed' if fails else 'step'} 7 more"
+    if how == "value" and raises:
+        with pytest.raises(StepError, match=text):
+            handled(7, step, failed, "more")
+        return
+    found: object = handled(awaited(Step(how, fails, caught=False), 7, later), step, failed, "more")
+    for deferred, outcome in later:
+        deferred.callback(outcome)
+    if how == "later" or raises:
+        assert isinstance(found, Deferred)
+        results: list[Any] = []
+        found.addBoth(results.append)
+        (found,) = results
+    assert str(found.value if isinstance(found, Failure) else found) == text

@@ -142,9 +142,9 @@ class CounterTable:
         few = self._packed.get(identity)
         if few is not None:
             more = charged(few, now, request.amount, bounds)
-            if more is not None and newest and _exceeds(more, bounds):
-                more = pruned(more, now, bounds)
-            if more is not None and not (newest and _exceeds(more, bounds)):
+            if more is not None and newest:
+                more = _newest(more, now, bounds)
+            if more is not None:
                 self._packed.put(identity, more)
                 return self
             counter: WindowCounter = UnpackedCounter(few, bounds)
@@ -211,6 +211,14 @@ class CounterTable:
         horizon = now - lifetime(self._bounds)
         self._packed.sweep(count, lambda few: last(few) <= horizon)
         self._counters.sweep(count, lambda counter: counter.expires <= now)
+
+
+def _newest(few: bytes, now: int, bounds: tuple[Bound, ...]) -> bytes | None:
+    """Without what counts no more, where it is above a limit; None where it is above it even so."""
+    if not _exceeds(few, bounds):
+        return few
+    few = pruned(few, now, bounds)
+    return None if _exceeds(few, bounds) else few
 
 
 def _exceeds(few: bytes, bounds: tuple[Bound, ...]) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.deferred_value import MaybeDeferred, Steps, detached, run, value_of
+from elemta.deferred_value import MaybeDeferred, Steps, detached, handled, run, value_of
 from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLink
 from elemta.limits.local_fallback import LocalFallback
@@ -167,24 +167,13 @@ class FailoverStore:
             before = self._local.acquire(_own(requests))
             if not before.granted:
                 return before
-        answer = run(self._decide(self._remote.acquire(shared), requests, before))
+        answer = handled(self._remote.acquire(shared), self.decided, self._failed, requests, before)
         # The caller may go away meanwhile, as when a policy's time is up.
         return detached(answer, self._take_back_unwanted, _log_unwanted)
 
-    def _decide(
-        self, asked: MaybeDeferred[Decision], requests: Sequence[Request], before: Decision
-    ) -> Steps[Decision]:
-        try:
-            answer: Decision = yield asked
-        except StoreUnavailable as error:
-            return self.unanswered(requests, before, error)
-        except Exception:
-            self.take_back(before.receipts)
-            raise
-        return self.decided(before, answer)
-
-    def decided(self, before: Decision, answer: Decision) -> Decision:
+    def decided(self, answer: Decision, requests: Sequence[Request], before: Decision) -> Decision:
         """The shared store answered; ``before`` is what this node alone had granted of the same decision."""
+        del requests
         self._failover.succeeded()
         if not answer.granted:
             self.take_back(before.receipts)
@@ -194,6 +183,13 @@ class FailoverStore:
         if before is _NOTHING:
             return answer
         return Decision((*before.receipts, *answer.receipts), (*before.denials, *answer.denials))
+
+    def _failed(self, failure: Failure, requests: Sequence[Request], before: Decision) -> Decision:
+        error = cast(BaseException, failure.value)
+        if not isinstance(error, StoreUnavailable):
+            self.take_back(before.receipts)
+            raise error
+        return self.unanswered(requests, before, error)
 
     def unanswered(self, requests: Sequence[Request], before: Decision, error: BaseException) -> Decision:
         """It did not: the whole decision is made here. Raises StoreUnavailable where a limit is to defer."""
