@@ -64,7 +64,7 @@ class SharedResources:
             MetricsExporter(metrics),
             PluginMetricsRegistry(metrics.registry),
             DnsResolver(runtime, metrics=metrics.dns),
-            PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store),
+            PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store, runtime),
             HopMemory(runtime.reactor.seconds),
         )
 

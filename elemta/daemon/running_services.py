@@ -23,12 +23,14 @@ from elemta.delivery import DeliveryScheduler
 from elemta.delivery.delivery_record import tell_ended
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.envelope import Envelope, Recipient
+from elemta.errors import BackendError, SpoolError
 from elemta.metric_registry import LabelledValue
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.metrics import LoopLag
 from elemta.outcome import Outcome, Status
+from elemta.policy import QueuePage
 from elemta.policy.message_view import MessageContent
 from elemta.spool import MessageWriter, Spool, Submission
 from elemta.spool.content import Content
@@ -42,6 +44,21 @@ class _Observed:
     """What :func:`tell_ended` reads of a queue."""
 
     observer: DeliveryFactory
+
+
+class QueueForPolicies:
+    """A spool as policies see it."""
+
+    _PAGE = 1000
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    async def received_since(self, at: float, after: str | None = None) -> QueuePage:
+        try:
+            return QueuePage(*await self._spool.received_since(at, self._PAGE, after))
+        except SpoolError as error:
+            raise BackendError(f"the queue can't be read: {error}") from error
 
 
 class DeliveryFactory:
@@ -99,6 +116,17 @@ class DeliveryFactory:
     def ended(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
         """Tell the policies what came of a recipient."""
         self._components.chain.delivery_hooks.ended(envelope, recipient, outcome)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any policy keeps what came of recipients before that is recorded."""
+        return self._components.chain.delivery_hooks.keeps
+
+    def recording(
+        self, envelope: Envelope, recipient: Recipient, outcome: Outcome
+    ) -> Sequence[Deferred[None]]:
+        """Let the policies keep what came of a recipient."""
+        return self._components.chain.delivery_hooks.recording(envelope, recipient, outcome)
 
     def deleted(self, message: QueuedMessage) -> None:
         """Tell the policies that an operator removed a message."""

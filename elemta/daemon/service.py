@@ -24,7 +24,7 @@ from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components, SharedResources, needs_restart
 from elemta.daemon.listeners import Listeners
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
-from elemta.daemon.running_services import RunningServices
+from elemta.daemon.running_services import QueueForPolicies, RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
@@ -168,6 +168,7 @@ class Elemta(Service):
         try:
             # Before anything asks them: deliveries do as soon as the parts are open.
             self.shared.resolver.start()
+            self.shared.policy_backends.attach(spool.directory / "outbox", QueueForPolicies(spool))
             await value_of(run(self._start_policies()))
             # Unless a stop came meanwhile.
             if self.state is not DaemonState.STOPPING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from elemta.address import Address
@@ -69,6 +70,7 @@ async def settle_surely(
 
     SpoolError: they are not stored yet; the spool keeps them. To record an outcome twice changes nothing.
     """
+    await let_observers_keep(queue, message, _ended(outcomes, hold_reason))
     for left in reversed(range(_TRIES)):
         try:
             await queue.settle(
@@ -103,6 +105,43 @@ def _ended(outcomes: Sequence[Outcome], hold_reason: str | None) -> Sequence[Out
     return [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
 
 
+async def let_observers_keep(
+    queue: object, message: QueuedMessage, outcomes: Sequence[Outcome], reason: str = ""
+) -> None:
+    """Let the observers keep what came of these recipients, before it is recorded.
+
+    ``reason`` is that of the failures where it is not ``failed``. It never fails.
+    """
+    observer = getattr(queue, "observer", None)
+    if observer is None or not observer.keeps:
+        return
+    known = {each.address: each for each in message.pending}
+    waiting: list[Deferred[None]] = []
+    for outcome in outcomes:
+        recipient = known.get(outcome.recipient) or Recipient(outcome.recipient)
+        why = _reason_of(outcome, reason)
+        try:
+            waiting += observer.recording(message.envelope, recipient, replace(outcome, reason=why))
+        except Exception:
+            _log_not_reported(message)
+    for kept in waiting:
+        await kept
+
+
+def _reason_of(outcome: Outcome, failed: str) -> str:
+    if outcome.status is Status.FAILED:
+        return outcome.reason or failed or "failed"
+    return str(outcome.status.value)
+
+
+def _log_not_reported(message: QueuedMessage) -> None:
+    _log.failure(
+        "what came of a delivery could not be reported to a policy",
+        event="delivery.not_reported",
+        queue_id=message.queue_id,
+    )
+
+
 def tell_ended(queue: object, message: QueuedMessage, outcomes: Sequence[Outcome], reason: str = "") -> None:
     """Tell the observers that nothing more is tried for these recipients, which is on stable storage.
 
@@ -116,15 +155,11 @@ def tell_ended(queue: object, message: QueuedMessage, outcomes: Sequence[Outcome
         if outcome.status is Status.DEFERRED:
             continue
         recipient = known.get(outcome.recipient) or Recipient(outcome.recipient)
-        why = "delivered" if outcome.status is Status.DELIVERED else outcome.reason or reason or "failed"
+        why = _reason_of(outcome, reason)
         try:
             observer.ended(message.envelope, recipient, replace(outcome, reason=why))
         except Exception:
-            _log.failure(
-                "the end of a delivery could not be reported to a policy",
-                event="delivery.not_reported",
-                queue_id=message.queue_id,
-            )
+            _log_not_reported(message)
 
 
 class DeliveredRecorder:

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.bounces import decide
-from elemta.delivery.delivery_record import tell_ended
+from elemta.delivery.delivery_record import let_observers_keep, tell_ended
 from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.faulty_parts import RecentFaults, hold_faulty
@@ -181,6 +181,7 @@ class ExpiryScanner:
                     queue_id=message.queue_id,
                     sender=str(message.envelope.sender),
                 )
+        await let_observers_keep(self._queue, message, outcomes, "expired")
         await self._queue.end_hold(held, outcomes, "returned" if returned else "removed")
         tell_ended(self._queue, message, outcomes, "expired")
 
@@ -316,6 +317,8 @@ class ExpiryScanner:
 
     async def _settle(self, part: QueuedMessage, outcomes: Sequence[Outcome], plan: NotificationPlan) -> None:
         mine = [outcome for outcome in plan.recorded(outcomes) if _is_for(part, outcome)]
+        if plan.hold_reason is None:
+            await let_observers_keep(self._queue, part, mine)
         await self._queue.settle(
             part.queue_id,
             mine,

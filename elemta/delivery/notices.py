@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 from twisted.logger import Logger
 
 from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide, log_left_out, submit
-from elemta.delivery.delivery_record import settle_surely, tell_ended
+from elemta.delivery.delivery_record import let_observers_keep, settle_surely, tell_ended
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Envelope
@@ -249,6 +249,7 @@ async def _give_up(
     ]
     notices = decide(message, outcomes, now=now, settings=settings).to_send
     await tell(spool, message, notices)
+    await let_observers_keep(spool, message, outcomes, "bounced")
     await spool.settle(message.queue_id, outcomes, retry_at=None, hold_reason=None)
     tell_ended(spool, message, outcomes, "bounced")
     return ReturnedMessage(len(outcomes), len(notices))

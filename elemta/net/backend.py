@@ -89,11 +89,18 @@ class SessionBackend:
             else:
                 answer = run(self._answer_counted(question, self._refusal_limits))
         except Exception:  # whatever it is, it is ours, and the client may try again
-            return self._internal_error(Failure())
+            answer = self._internal_error(Failure())
+        tells = self._policies.tells_refusals and not self._health_check
         # Nearly every answer is there at once.
         if isinstance(answer, Response):
-            return answer
-        return fired_value(answer.addErrback(self._internal_error))
+            return self._tell_refusal(answer, question) if tells else answer
+        answer.addErrback(self._internal_error)
+        return fired_value(answer.addCallback(self._tell_refusal, question) if tells else answer)
+
+    def _tell_refusal(self, answer: Response, question: Question) -> Response:
+        if isinstance(answer, Refuse) and isinstance(question, StageQuestion):
+            self._policies.refused_at(question, answer.reply)
+        return answer
 
     def _answer_counted(self, question: Question, limits: RefusalLimits) -> Steps[Response]:
         """The answer to a client whose refusals are counted."""

@@ -53,6 +53,8 @@ from elemta.policy.interfaces import (
 )
 from elemta.policy.limit_replies import limit_verdict
 from elemta.policy.message_view import OutgoingMessage
+from elemta.policy.outbox import Outbox, QueuePage, QueueView
+from elemta.policy.outbox_record import OutboxRecord, OutboxStart
 from elemta.policy.policy_resolver import Resolver
 from elemta.policy.policy_store import Store
 from elemta.policy.policy_threads import InThreads
@@ -77,6 +79,7 @@ from elemta.policy.verdicts import (
     reply_of,
 )
 from elemta.policy.views import Message, Notes, Session, Transaction
+from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import TLSInfo
 from elemta.stage import Stage
 
@@ -154,6 +157,9 @@ __all__ = [
     "Notes",
     "Notify",
     "OnError",
+    "Outbox",
+    "OutboxRecord",
+    "OutboxStart",
     "Outcome",
     "OutgoingMessage",
     "PluginInfo",
@@ -162,11 +168,14 @@ __all__ = [
     "PolicyChain",
     "PolicySession",
     "Quarantine",
+    "QueuePage",
+    "QueueView",
     "Receipt",
     "Recipient",
     "Reject",
     "RelayNotGranted",
     "RelayPermission",
+    "Reply",
     "Resolver",
     "ResolverTrouble",
     "Results",

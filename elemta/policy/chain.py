@@ -9,7 +9,15 @@ from twisted.internet.interfaces import IReactorTime
 
 from elemta.metrics import PolicyMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.policy.policy_calls import attempted_of, calls_of, ended_of, facts_of, route_of, sign_of
+from elemta.policy.policy_calls import (
+    attempted_of,
+    calls_of,
+    ended_of,
+    facts_of,
+    recording_of,
+    route_of,
+    sign_of,
+)
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.runner import ChainSettings, LoadedPolicy, PolicyCall, PolicyRunner
 from elemta.policy.session import PolicySession
@@ -66,6 +74,9 @@ class PolicyChain:
             clock,
             [call for loaded, runner in self._runners if (call := sign_of(runner, loaded.policy))],
             [call for loaded, runner in self._runners if (call := ended_of(runner, loaded.policy))],
+            recording=[
+                call for loaded, runner in self._runners if (call := recording_of(runner, loaded.policy))
+            ],
         )
 
     @property
@@ -109,7 +120,8 @@ class PolicyChain:
     def _calls_at(self, listener: str) -> _ListenerCalls:
         asked: dict[Stage, list[PolicyCall]] = {}
         notified: dict[str, list[PolicyCall]] = {
-            fact: [] for fact in ("committed", "refused", "disconnected", "decided", "login_ended")
+            fact: []
+            for fact in ("committed", "refused", "refused_at", "disconnected", "decided", "login_ended")
         }
         for loaded, runner in self._runners:
             if not runner.serves(listener):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from inspect import signature
 from typing import cast
 
-CONTRACT_VERSION = "2.0"
+CONTRACT_VERSION = "2.1"
 """The version of the plugin contract, MAJOR.MINOR."""
 
 _VERSION = re.compile(r"([0-9]{1,4})(?:\.([0-9]{1,4}))?")

@@ -19,7 +19,7 @@ from elemta.errors import NotSigned
 from elemta.limits.identity import network_identity
 from elemta.outcome import Outcome
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
-from elemta.policy.breaker import CallParties
+from elemta.policy.breaker import REST, CallParties
 from elemta.policy.call_context import CallContext
 from elemta.policy.message_view import MessageContent, OutgoingMessage
 from elemta.policy.policy_fact import PolicyFact, tell
@@ -52,8 +52,13 @@ class DeliveryHooks:
         clock: IReactorTime,
         signers: Sequence[PolicyCall] = (),
         ended: Sequence[PolicyCall] = (),
+        *,
+        recording: Sequence[PolicyCall] = (),
     ) -> None:
         self._ended = tuple(ended)
+        self._recording = tuple(recording)
+        # Until when no record waits for a policy, by its name: it took its whole timeout.
+        self._not_awaited: dict[str, float] = {}
         self._signers = tuple(signers)
         self._asked = tuple(asked)
         self._notified = tuple(notified)
@@ -81,6 +86,43 @@ class DeliveryHooks:
             if call.runner.serves(envelope.client.listener):
                 shown = envelope, recipient, outcome
                 tell(call, PolicyFact(shown, network, session_id, envelope.queue_id), self._clock)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any policy keeps what is about to be recorded."""
+        return bool(self._recording)
+
+    def recording(
+        self, envelope: Envelope, recipient: Recipient, outcome: Outcome
+    ) -> Sequence[Deferred[None]]:
+        """Let the policies keep what is about to be recorded of a recipient.
+
+        The Deferreds fire when they have, or had the time for it, and never fail. A policy that did not have
+        it in time is not waited for until it has rested.
+        """
+        network, session_id = _network_of(envelope), envelope.client.session_id
+        waiting = []
+        for call in self._recording:
+            if call.runner.serves(envelope.client.listener):
+                shown = envelope, recipient, outcome
+                fact = PolicyFact(shown, network, session_id, envelope.queue_id)
+                done = self._tell_awaited(call, fact)
+                if done is not None:
+                    waiting.append(done)
+        return waiting
+
+    def _tell_awaited(self, call: PolicyCall, fact: PolicyFact) -> Deferred[None] | None:
+        name, done = call.runner.name, Deferred[None]()
+
+        def over(in_time: bool) -> None:
+            if not in_time:
+                self._not_awaited[name] = self._clock.seconds() + REST
+            if not done.called:
+                done.callback(None)
+
+        patient = self._clock.seconds() >= self._not_awaited.get(name, 0.0)
+        later = tell(call, fact, self._clock, over if patient else None)
+        return done if later and patient else None
 
     @property
     def signs(self) -> bool:

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred, execute, maybeDeferred
+from twisted.internet.defer import Deferred, execute, fail, maybeDeferred, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
 from elemta.dns import MailExchanger
+from elemta.envelope import Envelope
 from elemta.errors import BackendError, NoSuchDomain, StoreUnavailable
 from elemta.policy.call_context import seconds_left
 from elemta.policy.http_client import MAX_ANSWER, HttpAnswer, HttpHeaders, answer_within, checked_url
+from elemta.policy.outbox import QueuePage
+from elemta.policy.outbox_record import OutboxRecord, OutboxStart
 from elemta.policy.streams import Stream, StreamProtocol, open_stream
 
 _T = TypeVar("_T")
@@ -203,6 +206,79 @@ class UnavailableStore:
 
     async def delete(self, key: str) -> bool:
         raise StoreUnavailable(f"no answer about {key}")
+
+
+class MemoryOutbox:
+    """As ``services.outbox``, in memory. ``records`` are those that were not removed.
+
+    ``complete`` and ``at`` are what :meth:`start` says of an earlier run; ``finished`` is whether this one
+    ended in order. A test sets ``failure`` to make the disk fail, and ``dropped`` to what the next append
+    says.
+    """
+
+    def __init__(self, *records: bytes, complete: bool = True, at: float = 0.0) -> None:
+        self.records = [OutboxRecord(number, octets) for number, octets in enumerate(records, 1)]
+        self.complete, self.at = complete, at
+        self.finished = self.has_caught_up = False
+        self.failure: BackendError | None = None
+        self.dropped = 0
+        self._next = len(records) + 1
+
+    async def start(self) -> OutboxStart:
+        self._check()
+        return OutboxStart(len(self.records), self.complete, self.at)
+
+    async def caught_up(self) -> None:
+        self._check()
+        self.has_caught_up = True
+
+    def append(self, *records: bytes) -> Deferred[int]:
+        if self.failure is not None:
+            return fail(self.failure)
+        for octets in records:
+            self.records.append(OutboxRecord(self._next, octets))
+            self._next += 1
+        dropped, self.dropped = self.dropped, 0
+        return succeed(dropped)
+
+    async def read(self, most: int = 100, octets: int = 256 * 1024) -> Sequence[OutboxRecord]:
+        self._check()
+        found: list[OutboxRecord] = []
+        for record in self.records[:most]:
+            octets -= len(record.octets)
+            if found and octets < 0:
+                break
+            found.append(record)
+        return found
+
+    async def remove(self, number: int) -> None:
+        self._check()
+        self.records = [each for each in self.records if each.number > number]
+
+    async def finish(self) -> None:
+        self._check()
+        self.finished = True
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class ListedQueue:
+    """As ``services.queue``: the messages of a list, in pages of ``page``."""
+
+    def __init__(self, *envelopes: Envelope, page: int = 100) -> None:
+        self.envelopes = list(envelopes)
+        self._page = page
+
+    async def received_since(self, at: float, after: str | None = None) -> QueuePage:
+        ids = [each.queue_id for each in self.envelopes]
+        begin = 0 if after is None else ids.index(after) + 1
+        looked_at = self.envelopes[begin : begin + self._page]
+        more = begin + self._page < len(self.envelopes)
+        return QueuePage(
+            [each for each in looked_at if each.received_at >= at], looked_at[-1].queue_id if more else None
+        )
 
 
 StreamScript = Sequence[bytes] | Callable[[bytes], bytes | None] | Exception

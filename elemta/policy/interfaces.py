@@ -122,6 +122,12 @@ class IDeliveryObserver(Interface):
     A policy may leave out ``ended``, which version 1 of the contract did not have:
     ``ended(envelope, recipient, outcome)`` says that nothing more is tried for a recipient.
     ``outcome.reason`` is ``delivered``, ``failed``, ``expired``, ``bounced`` or ``deleted``.
+
+    ``recording`` came with version 2.1 and may be left out, too: ``recording(envelope, recipient, outcome)``
+    is called before what came of a recipient is recorded in the queue. The record waits until the policy is
+    done, at most the policy's timeout, so what the policy keeps here outlives a crash as the record does.
+    After a crash it may come twice for the same recipient, or say what never was recorded.
+    ``outcome.reason`` is that of ``ended``, or ``deferred``. It is not called for what an operator deletes.
     """
 
     def attempted(outcome: Outcome) -> FactAnswer:
@@ -134,6 +140,12 @@ class IOutcomeObserver(Interface):
     A policy may leave out ``decided``, which version 1 of the contract did not have:
     ``decided(session, policy, stage, verdict)`` is called when the policies of a stage have decided;
     ``policy`` is the name of the one that did, "" where none had an opinion.
+
+    ``refused_at`` came with version 2.1 and may be left out, too:
+    ``refused_at(session, stage, reply, transaction, recipient)`` is called when the client gets a reply that
+    refuses what it asked for at ``stage``, whatever the reason: a policy, a mailbox that is not there, or
+    trouble here. ``reply`` has ``code``, ``enhanced`` and ``text``. ``transaction`` is None before MAIL, and
+    ``recipient`` None at other stages than RCPT.
     """
 
     def committed(session: Session, transaction: Transaction, queue_id: str) -> FactAnswer:

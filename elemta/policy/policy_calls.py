@@ -49,8 +49,8 @@ def facts_of(runner: PolicyRunner, policy: object) -> list[PolicyCall]:
     facts: tuple[str, ...] = ()
     if IOutcomeObserver.providedBy(policy):
         facts += ("committed", "refused", "disconnected")
-        if hasattr(policy, "decided"):
-            facts += ("decided",)
+        # Those that later versions of the contract added.
+        facts += tuple(fact for fact in ("decided", "refused_at") if hasattr(policy, fact))
     if ILoginObserver.providedBy(policy):
         facts += ("login_ended",)
     # No session waits for a fact observer, so its breaker has nothing to save.
@@ -73,6 +73,14 @@ def attempted_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
     if not IDeliveryObserver.providedBy(policy):
         return None
     return PolicyCall(runner, policy.attempted, None, "attempted", PolicyBreaker(runner.timeout))
+
+
+def recording_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:
+    """The call that lets ``policy`` keep what is about to be recorded; None where it does not want to."""
+    method = getattr(policy, "recording", None) if IDeliveryObserver.providedBy(policy) else None
+    if method is None:
+        return None
+    return PolicyCall(runner, method, None, "recording", PolicyBreaker(runner.timeout))
 
 
 def ended_of(runner: PolicyRunner, policy: object) -> PolicyCall | None:

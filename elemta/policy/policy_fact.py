@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -27,37 +28,58 @@ class PolicyFact:
     queue_id: str = ""
 
 
-def tell(call: PolicyCall, fact: PolicyFact, clock: IReactorTime) -> None:
+def tell(
+    call: PolicyCall,
+    fact: PolicyFact,
+    clock: IReactorTime,
+    over: Callable[[bool], object] | None = None,
+) -> bool:
     """Tell a policy a fact. No session waits for it; a failure is logged and counted.
 
-    What the policy does with it later ends with the policy's timeout.
+    What the policy does with it later ends with the policy's timeout. Returns whether it does something
+    later: then ``over`` is called once at the end of that, with whether it came in time. A caller that waits
+    bounds the number of such calls itself, so a busy policy is called all the same.
     """
     runner = call.runner
-    if runner.facts.many and not runner.facts.has_space(fact.network):
+    facts = runner.facts
+    if facts.closed or (facts.many and over is None and not facts.has_space(fact.network)):
         runner.too_busy(call)
-        return
+        return False
     began = clock.seconds()
-
-    def failed(kind: FailureKind, failure: Failure | None = None) -> None:
-        reason = PolicyFailure(kind, clock.seconds() - began, failure)
-        runner.failed(call, reason, fact.session_id, fact.queue_id)
-
     try:
         pending = as_deferred(call.method(*fact.shown), began + runner.timeout)
     except KeyboardInterrupt:
         raise
     except BaseException:  # SystemExit too: a policy does not end the daemon
-        failed(FailureKind.ERROR, Failure())
-        return
+        failure = PolicyFailure(FailureKind.ERROR, clock.seconds() - began, Failure())
+        runner.failed(call, failure, fact.session_id, fact.queue_id)
+        return False
     if pending is None:
-        return
-    timed_out = False
+        return False
+    _follow(call, fact, clock, pending, over or _ignore)
+    return True
+
+
+def _follow(
+    call: PolicyCall,
+    fact: PolicyFact,
+    clock: IReactorTime,
+    pending: Deferred[Any],
+    over: Callable[[bool], object],
+) -> None:
+    """Count what a policy does with a fact until it is done, and end it with the policy's timeout."""
+    runner, began, timed_out = call.runner, clock.seconds(), False
+
+    def failed(kind: FailureKind, failure: Failure | None = None) -> None:
+        reason = PolicyFailure(kind, clock.seconds() - began, failure)
+        runner.failed(call, reason, fact.session_id, fact.queue_id)
 
     def time_is_up() -> None:
         nonlocal timed_out
         timed_out = True
         failed(FailureKind.TIMEOUT)
         cancel(pending, runner.name)
+        over(False)
 
     def done(result: object) -> None:
         runner.facts.ended(fact.network)
@@ -65,7 +87,13 @@ def tell(call: PolicyCall, fact: PolicyFact, clock: IReactorTime) -> None:
             deadline.cancel()
         if isinstance(result, Failure) and not (timed_out and result.check(CancelledError)):
             failed(FailureKind.ERROR, result)
+        if not timed_out:
+            over(True)
 
     runner.facts.began(fact.network)
     deadline = clock.callLater(runner.timeout, time_is_up)
     pending.addBoth(done)
+
+
+def _ignore(_: bool) -> None:
+    """Nothing waits for it."""

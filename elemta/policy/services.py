@@ -18,6 +18,7 @@ from elemta.errors import BackendError
 from elemta.limits import Charge, Receipt
 from elemta.policy.backends import DEFAULT_TIMEOUT, PolicyBackends
 from elemta.policy.http_client import HttpAnswer, HttpClient, TimedClient
+from elemta.policy.outbox import NoOutbox, NoQueue, Outbox, QueueView
 from elemta.policy.policy_resolver import NoResolver, PolicyResolver, Resolver
 from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
@@ -162,6 +163,8 @@ class Services:
     - ``store`` for what is kept beyond a session, in the whole cluster.
     - ``connect`` for connections to a service of the policy's own.
     - ``http``, a client for HTTP and HTTPS.
+    - ``outbox`` for what has to be sent on after a crash, too.
+    - ``queue``: the messages that this node has in its queue.
     - ``wall()``: seconds since the epoch, for what other hosts read. Measure with ``reactor``.
     - ``hostname`` and ``node_id`` as configured.
     """
@@ -176,6 +179,8 @@ class Services:
     store: Store = field(default_factory=lambda: MemoryStore(lambda: 0.0))
     connect: Connect = field(default_factory=lambda: _no_connections)
     http: HttpClient = field(default_factory=_NoHttp)
+    outbox: Outbox = field(default_factory=NoOutbox)
+    queue: QueueView = field(default_factory=NoQueue)
     wall: Callable[[], float] = _no_wall
     hostname: str = "localhost"
     node_id: str = "localhost"
@@ -199,6 +204,8 @@ class Services:
             threads=backends.threads,
             store=backends.store,
             http=TimedClient(backends.http, timeout),
+            outbox=backends.outbox,
+            queue=self.backends,
             connect=self.backends.connector(timeout),
         )
 

@@ -29,6 +29,7 @@ from elemta.smtp.events import (
     RcptQuestion,
     StageQuestion,
 )
+from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo
 from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
@@ -200,6 +201,22 @@ class PolicySession(ChainQuestion):
     def refused(self, transaction: TransactionFacts) -> None:
         """Tell the policies that observe it that the transaction ended without a message."""
         self._notify_of_transaction("refused", transaction)
+
+    @property
+    def tells_refusals(self) -> bool:
+        """Whether any policy observes the refusals of the session."""
+        return bool(self._notified["refused_at"])
+
+    def refused_at(self, question: StageQuestion, reply: Reply) -> None:
+        """Tell the policies that observe it that the client gets a reply that refuses."""
+        if self._gone:
+            return
+        transaction = None if question.stage in _SESSION_STAGES else getattr(question, "transaction", None)
+        recipient = question.recipient if isinstance(question, RcptQuestion) else None
+        for call in self._notified["refused_at"]:
+            view = None if transaction is None else self._views(transaction).of(call.runner)
+            shown = self._session_of(call.runner), question.stage, reply, view, recipient
+            tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
 
     def disconnected(self) -> None:
         """The session is over: give up what is being asked, and tell the policies that observe it."""

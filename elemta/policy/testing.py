@@ -36,6 +36,8 @@ from elemta.policy.discovery import problem_with
 from elemta.policy.doubles import (
     HttpRequest,
     HttpScript,
+    ListedQueue,
+    MemoryOutbox,
     RecordedMetric,
     RecordedMetrics,
     ScriptedConnections,
@@ -58,6 +60,7 @@ from elemta.policy.services import Limits, Services
 from elemta.policy.verdicts import CONTINUE, Discard, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.path import parse_address
+from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TLSInfo
 from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
 __all__ = [
     "HttpRequest",
     "HttpScript",
+    "ListedQueue",
+    "MemoryOutbox",
     "MemoryStore",
     "PolicyTester",
     "RecordedMetric",
@@ -104,6 +109,8 @@ def make_services(
     http: ScriptedHttp | Mapping[str, HttpScript] | None = None,
     hostname: str = "mx.example.com",
     node_id: str = "node-1",
+    outbox: MemoryOutbox | None = None,
+    queue: ListedQueue | None = None,
 ) -> Services:
     """Services for a test, with a clock that stands still.
 
@@ -136,6 +143,8 @@ def make_services(
         http=http if isinstance(http, ScriptedHttp) else ScriptedHttp(clock, http),
         hostname=hostname,
         node_id=node_id,
+        outbox=outbox or MemoryOutbox(),
+        queue=queue or ListedQueue(),
     )
 
 
@@ -152,7 +161,7 @@ class PolicyTester:
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
     :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from``, ``limits`` and ``resolver``
     are those of :func:`make_services`, as are ``threads``, ``store``, ``connections``, ``http``, ``hostname``
-    and ``node_id``. ``may_relay`` is whether ``[policies] may_relay`` names the policy.
+    ``node_id``, ``outbox`` and ``queue``. ``may_relay`` is whether ``[policies] may_relay`` names the policy.
     ``facts`` is the session that the policy sees; change it as you like.
 
     A method per stage asks and returns the verdict; where the policy is not asked at that stage it
@@ -182,11 +191,14 @@ class PolicyTester:
         http: Mapping[str, HttpScript] | None = None,
         hostname: str = "mx.example.com",
         node_id: str = "node-1",
+        outbox: MemoryOutbox | None = None,
+        queue: ListedQueue | None = None,
     ) -> None:
         verifyObject(IPolicyPlugin, plugin)
         self.clock: Clock = TestReactor()
         self.connections = ScriptedConnections(self.clock, connections)
         self.http = ScriptedHttp(self.clock, http)
+        self.outbox = outbox or MemoryOutbox()
         self.metrics = RecordedMetrics()
         self.logged: list[LogEvent] = []
         self.services = make_services(
@@ -204,6 +216,8 @@ class PolicyTester:
             http=self.http,
             hostname=hostname,
             node_id=node_id,
+            outbox=self.outbox,
+            queue=queue,
         )
         self.store = self.services.store
         self.common, parsed = read_policy(plugin.options, options or {}, "test", f"policy.{plugin.name}")
@@ -336,6 +350,15 @@ class PolicyTester:
         self._wait(self._tell("refused", self.session, self.transaction), wait)
         self._end()
 
+    def refused_at(
+        self, stage: Stage, reply: Reply, recipient: str | None = None, *, wait: float = 0
+    ) -> None:
+        """Tell the policy that the client gets a reply that refuses; from MAIL on in the transaction."""
+        early = stage in (Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH)
+        about = None if recipient is None else Recipient(parse_address(recipient, []))
+        transaction = None if early else self.transaction
+        self._wait(self._tell("refused_at", self.session, stage, reply, transaction, about), wait)
+
     def disconnected(self, *, wait: float = 0) -> None:
         self._wait(self._tell("disconnected", self.session), wait)
 
@@ -374,6 +397,19 @@ class PolicyTester:
     def attempted(self, outcome: Outcome, *, wait: float = 0) -> None:
         """Tell the policy of a delivery attempt."""
         self._wait(self._tell("attempted", outcome), wait)
+
+    def recording(
+        self,
+        recipient: str | Recipient,
+        outcome: Outcome,
+        envelope: Envelope | None = None,
+        *,
+        wait: float = 0,
+    ) -> None:
+        """Let the policy keep what came of a recipient, before the queue records it."""
+        if isinstance(recipient, str):
+            recipient = Recipient(parse_address(recipient))
+        self._wait(self._tell("recording", envelope or self._envelope(recipient), recipient, outcome), wait)
 
     def ended(
         self,

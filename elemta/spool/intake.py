@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -243,6 +243,15 @@ class EndObserver(Protocol):
 
     def ended(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
         """This came of a recipient, and is recorded."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything keeps what came of recipients before that is recorded."""
+
+    def recording(
+        self, envelope: Envelope, recipient: Recipient, outcome: Outcome
+    ) -> Sequence[Deferred[None]]:
+        """This came of a recipient and is recorded as soon as these fire, which never fail."""
 
     def deleted(self, message: QueuedMessage) -> None:
         """An operator removed a message."""

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.envelope import Recipient
+from elemta.envelope import Envelope, Recipient
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
 from elemta.spool.content import Content
@@ -85,6 +85,21 @@ class Queries:
             if not chosen.looks_inside or _is_chosen(row, chosen):
                 found.append(_summary(row))
         return Listing(tuple(found), place if len(rows) > most else None)
+
+    def received_since(self, at: float, limit: int, after: str | None) -> tuple[list[Envelope], str | None]:
+        """Envelopes of messages received at ``at`` or later, of so many messages from behind ``after`` on.
+
+        And the queue id to go on behind; None at the end. What can't be read is left out.
+        """
+        rows = self._rows(None, limit + 1, after)
+        found: list[Envelope] = []
+        for row in rows[:limit]:
+            try:
+                if row[3] >= at:
+                    found.append(message_of(row, ()).envelope)
+            except DAMAGE:
+                continue
+        return found, str(rows[limit - 1][0]) if len(rows) > limit else None
 
     def _rows(self, state: MessageState | None, limit: int, after: str | None) -> list[tuple[Any, ...]]:
         start = -1 if after is None else known_key(after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 
@@ -13,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
+from elemta.envelope import Envelope
 from elemta.errors import SpoolError
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome
@@ -193,6 +195,11 @@ class Spool(Intake):
         await self._threads.commit.call(self._store.close)
         self._threads.stop()
         self._partition.leave()
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the partition."""
+        return self._partition.places.directory
 
     @property
     def healthy(self) -> bool:
@@ -378,6 +385,12 @@ class Spool(Intake):
     async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing:
         """A page of the messages that a filter chooses, in the order of arrival; see `Listing`."""
         return await self._read(self._queries.find, chosen, limit, after)
+
+    async def received_since(
+        self, at: float, limit: int, after: str | None = None
+    ) -> tuple[list[Envelope], str | None]:
+        """Envelopes of messages received at ``at`` or later; see `Queries.received_since`."""
+        return await self._read(self._queries.received_since, at, limit, after)
 
     async def stats(self) -> SpoolStats:
         """The queue in numbers."""

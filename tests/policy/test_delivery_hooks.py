@@ -3,7 +3,7 @@
 from io import BytesIO
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from zope.interface import implementer
 
 from elemta.address import Address
@@ -278,3 +278,65 @@ def test_a_policy_that_signs_answers_nothing_however_it_answers(stage, said, way
         said(stage.chain.delivery_hooks.sign(ENVELOPE, content))
     (event,) = stage.events("policy.failed")
     assert (event["stage"], event["kind"]) == ("sign", "invalid")
+
+
+@implementer(IDeliveryObserver)
+class Keeper:
+    """Keeps results before they are recorded; ``answer`` is called for each."""
+
+    def __init__(self, answer):
+        self.kept = []
+        self._answer = answer
+
+    def attempted(self, outcome):
+        """Not of interest."""
+
+    def recording(self, envelope, recipient, outcome):
+        self.kept.append((envelope, recipient, outcome))
+        return self._answer()
+
+
+def record(stage):
+    return stage.chain.delivery_hooks.recording(ENVELOPE, RECIPIENT, OUTCOME)
+
+
+def test_a_record_waits_for_each_policy_that_keeps_it(stage):
+    waiting = Deferred()
+    stage.play(Keeper(lambda: waiting), Keeper(lambda: None), Listener())
+    assert stage.chain.delivery_hooks.keeps
+    (kept,) = record(stage)
+    assert not kept.called
+    waiting.callback(None)
+    assert kept.called
+
+
+@pytest.mark.parametrize("answer", [raising, lambda: fail(ValueError("boom")), lambda: answering("nonsense")])
+def test_a_policy_that_fails_to_keep_it_delays_no_record(stage, answer):
+    stage.play(Keeper(answer))
+    assert all(kept.called for kept in record(stage))
+
+
+def test_a_policy_that_never_keeps_it_is_not_waited_for_again_until_it_rested(stage):
+    stage.play(Keeper(Deferred), timeout=5.0)
+    (kept,) = record(stage)
+    stage.clock.advance(4.9)
+    assert not kept.called
+    stage.clock.advance(0.1)
+    assert kept.called
+    assert not record(stage)
+    stage.clock.advance(30.0)
+    assert len(record(stage)) == 1
+
+
+def test_a_busy_policy_is_called_all_the_same(stage):
+    keeper = Keeper(Deferred)
+    stage.play(keeper, terms=ChainSettings(max_outstanding=2))
+    for _ in range(5):
+        record(stage)
+    assert len(keeper.kept) == 5
+
+
+def test_without_such_a_policy_nothing_is_kept(stage):
+    stage.play(Listener())
+    assert not stage.chain.delivery_hooks.keeps
+    assert not record(stage)

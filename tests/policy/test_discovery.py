@@ -395,7 +395,7 @@ def plugin_with(attribute):
     return PLUGIN.replace('name = "NAME"', f'name = "NAME"\n        {attribute}')
 
 
-@pytest.mark.parametrize("contract", ["1", "1.0", "1.3", "2", "2.0"])
+@pytest.mark.parametrize("contract", ["1", "1.0", "1.3", "2", "2.0", "2.1"])
 def test_a_plugin_of_this_contract_or_an_older_one_is_loaded(site, start, contract):
     site(
         "word",
@@ -408,8 +408,8 @@ def test_a_plugin_of_this_contract_or_an_older_one_is_loaded(site, start, contra
 @pytest.mark.parametrize(
     ("contract", "reason"),
     [
-        ('"2.1"', "it needs contract 2.1, and this Elemta has 2.0"),
-        ('"3"', "it needs contract 3, and this Elemta has 2.0"),
+        ('"2.2"', "it needs contract 2.2, and this Elemta has 2.1"),
+        ('"3"', "it needs contract 3, and this Elemta has 2.1"),
         ('"99999999"', "its contract is no version"),
         ('"two"', "its contract is no version"),
         ("2", "its contract is no version"),

@@ -4,9 +4,23 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
-from elemta.policy import CONTINUE, ChainDecision, ChainSettings, IOutcomeObserver, IRcptPolicy, Reject
+from elemta.address import Address
+from elemta.envelope import Recipient
+from elemta.policy import (
+    CONTINUE,
+    ChainDecision,
+    ChainSettings,
+    IOutcomeObserver,
+    IRcptPolicy,
+    Reject,
+    Reply,
+    Stage,
+)
 from elemta.policy.asking import NO_OPINION
 from elemta.policy.discovery import problem_with
+from elemta.smtp.events import HeloQuestion, RcptQuestion
+
+BOB = Recipient(Address("bob", "example.com"))
 
 
 @implementer(IOutcomeObserver)
@@ -208,3 +222,35 @@ def test_an_observer_of_version_1_is_one_still(stage):
     client.talk.disconnected()
     assert heard == ["committed", "disconnected"]
     assert problem_with(Second()) == ""
+
+
+class Refusals(Watcher):
+    def refused_at(self, session, stage, reply, transaction, recipient):
+        return self._note("refused_at", session, stage, reply, transaction, recipient)
+
+
+def test_an_observer_hears_of_each_refusal_what_it_was_about(stage):
+    watcher = Refusals()
+    client = stage.play(watcher)
+    assert client.talk.tells_refusals
+    reply = Reply.of(550, "5.1.1", "no")
+    client.talk.refused_at(HeloQuestion(client.facts), reply)
+    client.talk.refused_at(RcptQuestion(client.facts, client.transaction, BOB), reply)
+    (_, session, early, _, no_transaction, no_recipient), (_, _, late, said, transaction, recipient) = (
+        watcher.told
+    )
+    assert (session.id, early, no_transaction, no_recipient) == (client.facts.id, Stage.HELO, None, None)
+    assert (late, said, recipient) == (Stage.RCPT, reply, BOB)
+    assert str(transaction.sender) == "sender@example.org"
+
+
+def test_nothing_is_told_of_refusals_behind_the_end_of_a_session(stage):
+    watcher = Refusals()
+    client = stage.play(watcher)
+    client.talk.disconnected()
+    client.talk.refused_at(HeloQuestion(client.facts), Reply.of(550, "5.1.1", "no"))
+    assert [fact for fact, *_ in watcher.told] == ["disconnected"]
+
+
+def test_without_such_an_observer_refusals_are_not_reported(stage):
+    assert not stage.play(Watcher()).talk.tells_refusals

@@ -12,6 +12,7 @@ from elemta.policies.relay import RelayPlugin
 from elemta.policies.reverse_dns import ReverseDnsPlugin
 from elemta.policies.rspamd import RspamdPlugin
 from elemta.policies.srs import SrsPlugin
+from elemta.policies.webhooks import WebhooksPlugin
 
 clamav = ClamAVPlugin()
 dkim_sign = DkimSignPlugin()
@@ -25,3 +26,4 @@ relay = RelayPlugin()
 reverse_dns = ReverseDnsPlugin()
 rspamd = RspamdPlugin()
 srs = SrsPlugin()
+webhooks = WebhooksPlugin()
