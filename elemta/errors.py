@@ -117,6 +117,13 @@ class StoreUnavailable(ElemtaError):
     """The store of the limits did not answer in time or at all."""
 
 
+class TooManyOverrides(ElemtaError):
+    """There are as many overrides of limits as there may be."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are {most} overrides already")
+
+
 class ValkeyFailure(enum.Enum):
     """Why a command to Valkey failed; the values are labels of a metric."""
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, dkim, limits, queue, spool, users
+from elemta.ctl import configuration, daemon, dkim, limits, overrides, queue, spool, users
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
@@ -210,6 +210,7 @@ def _add_spool(commands: Any) -> None:
 
 
 def _add_limits(commands: Any) -> None:
+    _add_overrides(commands)
     _add(commands, "list", limits.show_list, "the limits in force")
     top = _add(commands, "top", limits.top, "the identities that are refused now, and those nearest to it")
     top.add_argument("limit", nargs="?", metavar="LIMIT", help="of this limit only")
@@ -224,6 +225,18 @@ def _add_limits(commands: Any) -> None:
             metavar="ID",
             help="an IP address, a mail address, a user, a domain ...; or one limit's: LIMIT:ID",
         )
+
+
+def _add_overrides(commands: Any) -> None:
+    _add(commands, "overrides", overrides.show_list, "the overrides that hold: by whom, how long, and why")
+    made = _add(commands, "override", overrides.change, "let other rates hold for an identity, for a while")
+    made.add_argument("limit", metavar="NAME", help="the limit")
+    made.add_argument("id", metavar="ID", help="an identity as in limits show, or a network of addresses")
+    made.add_argument("--exempt", action="store_true", help="the limit does not count it at all")
+    made.add_argument("--rates", nargs="+", default=[], metavar="RATE", help="such as 500/1m 5000/1h")
+    made.add_argument("--for", dest="duration", metavar="DURATION", help="such as 1h")
+    made.add_argument("--note", metavar="TEXT", help="why, for other operators")
+    made.add_argument("--remove", action="store_true", help="end it now")
 
 
 def _add_user(commands: Any) -> None:

@@ -12,6 +12,7 @@ from elemta.config import ListenerTLS, dump
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.cluster import NodeStatus, ValkeyStatus, endpoints
 from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import Elemta
@@ -43,6 +44,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         DaemonOperations(daemon, adoptions.queue),
         QueueOperations(adoptions.queue, give_up),
         LimitOperations(lambda: daemon.components, daemon.fleet),
+        OverrideOperations(lambda: daemon.components, daemon.fleet),
         SpoolOperations(adoptions),
         api,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from elemta.limits import ILimitStore, MemoryStore
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
+from elemta.limits.override_registry import ClusterOverrides, LocalOverrides, OverrideRegistry
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
@@ -140,6 +141,10 @@ class Membership(Protocol):
     async def announce_reset(self, request: Request) -> None:
         """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
 
+    @property
+    def overrides(self) -> OverrideRegistry:
+        """The overrides of limits, and where they are made."""
+
     def policy_store(self, policy: str) -> Store:
         """Where a policy keeps what is shared with the other nodes."""
 
@@ -155,18 +160,19 @@ def endpoints(config: Config) -> str:
 class SingleNode:
     """A node that counts in its own memory, and knows no other."""
 
-    def __init__(self, store: ILimitStore, seconds: Callable[[], float] = lambda: 0.0) -> None:
-        self.store = store
-        self._seconds = seconds
+    def __init__(self, runtime: Runtime) -> None:
+        self.store: ILimitStore = MemoryStore(runtime)
+        self.overrides: OverrideRegistry = LocalOverrides(runtime)
+        self._seconds = runtime.monotonic
 
-    def start(self, member: LocalNode) -> None:
-        """There are no other nodes."""
+    def start(self, member: LocalNode) -> None:  # noqa: ARG002 - there are no other nodes
+        self.overrides.start()
 
     async def joined(self) -> None:
         """There are no other nodes."""
 
     async def stop(self) -> None:
-        """There are no other nodes."""
+        self.overrides.stop()
 
     def status(self) -> LimiterStatus:
         return LimiterStatus()
@@ -236,6 +242,7 @@ class ClusterMembership:
             nodes=self._nodes,
             metrics=metrics.limits,
         )
+        self.overrides: OverrideRegistry = ClusterOverrides(runtime, self._valkey, prefix)
         self._policy_stores = ValkeyStores(self._valkey, self.store, prefix)
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
@@ -247,6 +254,7 @@ class ClusterMembership:
         self._valkey.start()
         self.store.start()
         self._nodes.start()
+        self.overrides.start()
         if self.store.renewal is not None:
             self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
 
@@ -267,6 +275,7 @@ class ClusterMembership:
         if self._renewals.running:
             self._renewals.stop()
         self.store.stop()
+        self.overrides.stop()
         leaving = Deferred.fromCoroutine(self._leave()).addTimeout(_LEAVING, self._runtime.reactor)
         leaving.addErrback(lambda failure: failure.trap(OutOfTime, StoreUnavailable) and None)
         await leaving

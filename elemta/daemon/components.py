@@ -21,7 +21,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.dns import DnsResolver
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, rules_from_config
 from elemta.metrics import Metrics
 from elemta.net.submission import SubmissionRules
 from elemta.net.tls import TLSContexts, load_context
@@ -54,7 +54,7 @@ class SharedResources:
     def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
         """What the daemon begins with; nothing is opened and no thread started."""
         metrics = Metrics(config.server.node_id)
-        fleet: Membership = SingleNode(MemoryStore(runtime), runtime.monotonic)
+        fleet: Membership = SingleNode(runtime)
         if config.resources.valkey_url:
             fleet = ClusterMembership(runtime, config, metrics)
         return cls(
@@ -130,7 +130,14 @@ def build_components(config: Config, shared: SharedResources) -> Components:
     metrics = shared.metrics
     domains = Domains.from_config(config.domains)
     rules = rules_from_config(config.resources, config.limits, config.auth)
-    limiter = Limiter(rules, shared.fleet.store, metrics.limits, shared.runtime.wall, domains.mailbox)
+    limiter = Limiter(
+        rules,
+        shared.fleet.store,
+        metrics.limits,
+        shared.runtime.wall,
+        domains.mailbox,
+        overrides=shared.fleet.overrides.overrides,
+    )
     services = Services(
         reactor=shared.runtime.reactor,
         limits=limiter,

@@ -71,7 +71,7 @@ class CounterTable:
     An identity that was charged a few times has them packed (:mod:`elemta.limits.packed_log`), any other a
     counter."""
 
-    __slots__ = ("_bounds", "_counters", "_max_keys", "_packed", "_shared", "leases")
+    __slots__ = ("_bounds", "_counters", "_lifetime", "_max_keys", "_packed", "_shared", "leases")
 
     def __init__(self, max_keys: int) -> None:
         self._max_keys = max_keys
@@ -81,6 +81,8 @@ class CounterTable:
         self.leases: dict[str, int] = {}
         self._shared: dict[int, WindowCounter] = {}
         self._bounds: tuple[Bound, ...] = ()
+        # Of all the bounds there were: an identity with an override has others than the rest.
+        self._lifetime = 0
 
     def __len__(self) -> int:
         return len(self._packed) + len(self._counters)
@@ -192,7 +194,9 @@ class CounterTable:
         if counter is not None and counter.expires <= now:
             del self._shared[share(identity)]
             counter = None
-        self._bounds = bounds
+        if bounds is not self._bounds:
+            self._bounds = bounds
+            self._lifetime = max(self._lifetime, lifetime(bounds))
         self._sweep(now)
         if len(self) < self._max_keys:
             first = packed(now, request.amount) if counter is None else None
@@ -208,7 +212,7 @@ class CounterTable:
     def _sweep(self, now: int) -> None:
         """Drop what has expired, a few at a time: each new identity pays for looking at some old ones."""
         count = _SWEPT_WHEN_FULL if len(self) >= self._max_keys else _SWEPT_PER_KEY
-        horizon = now - lifetime(self._bounds)
+        horizon = now - self._lifetime
         self._packed.sweep(count, lambda few: last(few) <= horizon)
         self._counters.sweep(count, lambda counter: counter.expires <= now)
 

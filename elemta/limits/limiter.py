@@ -16,8 +16,17 @@ from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits.charge import Charge, LimitRefusal, LimitState, RefusalCause
 from elemta.limits.known_logins import KnownLogins, LoginHistory
+from elemta.limits.overrides import Overrides
 from elemta.limits.refusals import RememberedRefusal, RememberedRefusals
-from elemta.limits.rules import LoginAttempt, OutboundCharge, Rule, SessionLike, Subject, TransactionLike
+from elemta.limits.rules import (
+    LoginAttempt,
+    OutboundCharge,
+    Rule,
+    SessionLike,
+    Subject,
+    TransactionLike,
+    rates_of,
+)
 from elemta.limits.store import Decision, Denial, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
 from elemta.metrics import LimitMetrics
 from elemta.stage import Stage
@@ -49,7 +58,7 @@ class Limiter:
 
     Every method answers at once when the store does, and with a Deferred when the store does. ``wall`` gives
     seconds since the epoch, which all nodes share; without it the store's own time does. ``mailbox`` gives
-    the mailbox that an address is: its spellings and tags count as one.
+    the mailbox that an address is: its spellings and tags count as one. ``overrides`` outlive it, too.
     """
 
     def __init__(
@@ -59,6 +68,8 @@ class Limiter:
         metrics: LimitMetrics | None = None,
         wall: Callable[[], float] | None = None,
         mailbox: Callable[[Address], Address] | None = None,
+        *,
+        overrides: Overrides | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self._store = store
@@ -74,6 +85,8 @@ class Limiter:
         self._departing = tuple(rule for rule in rules if rule.is_outbound)
         self.known_logins = KnownLogins(store, store.seconds if wall is None else wall)
         self._refusals = RememberedRefusals()
+        self.overrides = Overrides(store.seconds) if overrides is None else overrides
+        self._generation = self.overrides.generation
         self._next_log: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
 
@@ -89,6 +102,19 @@ class Limiter:
         if transaction is not None and not transaction.sender:
             return self._of_null_sender[stage]
         return self._by_stage[stage]
+
+    def _requests(self, rule: Rule, subject: Subject) -> list[Request]:
+        """What to ask of the store, with the overrides that hold."""
+        requests = rule.requests(subject)
+        if not len(self.overrides):
+            return requests
+        return self.overrides.applied(rule, requests, subject.session.client_ip)
+
+    def _outbound_requests(self, rule: Rule, departure: OutboundCharge) -> list[Request]:
+        requests = rule.outbound_requests(departure)
+        if not len(self.overrides):
+            return requests
+        return self.overrides.applied(rule, requests, departure.client_ip)
 
     def charge(
         self,
@@ -113,7 +139,7 @@ class Limiter:
         asked: list[Request] = []
         covered: list[Request] = []
         for rule in rules:
-            for request in rule.requests(subject):
+            for request in self._requests(rule, subject):
                 known = already and rule.once and request.key in already
                 (covered if known else asked).append(request)
         if not asked:
@@ -138,7 +164,7 @@ class Limiter:
             request
             for rule in self.rules
             if rule.counts in counts and not rule.is_outbound
-            for request in rule.requests(subject)
+            for request in self._requests(rule, subject)
             if request.key not in already or rule.counts is Counts.RECIPIENTS
         ]
         return self._acquire(asked) if asked else _NOTHING
@@ -152,7 +178,7 @@ class Limiter:
             return _NOTHING
         departure = replace(departure, sender=self.mailbox(departure.sender))
         rules = [rule for rule in self._departing if rule.counts is counts]
-        asked = [request for rule in rules for request in rule.outbound_requests(departure)]
+        asked = [request for rule in rules for request in self._outbound_requests(rule, departure)]
         return self._acquire(asked, no=_WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
@@ -177,7 +203,7 @@ class Limiter:
         standing: LoginHistory = yield self.known_logins.standing(username, session.client_ip)
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
-        asked = [request for rule in rules for request in rule.requests(Subject(attempt))]
+        asked = [request for rule in rules for request in self._requests(rule, Subject(attempt))]
         charge: Charge = (yield self._acquire(asked)) if asked else _NOTHING
         return charge
 
@@ -199,7 +225,10 @@ class Limiter:
         """What the limits of refusals say of a client that asks for something. Charges nothing."""
         subject = Subject(session, transaction, recipient, self.mailbox)
         asked = [
-            request for rule in self._of_refusals if rule.spec.binding for request in rule.requests(subject)
+            request
+            for rule in self._of_refusals
+            if rule.spec.binding
+            for request in self._requests(rule, subject)
         ]
         if not asked:
             return None
@@ -233,7 +262,7 @@ class Limiter:
         A limit that refuses this is exceeded: then the client gets the limit's reply in place of the refusal.
         """
         subject = Subject(session, transaction, recipient, self.mailbox)
-        asked = [request for rule in self._of_refusals for request in rule.requests(subject)]
+        asked = [request for rule in self._of_refusals for request in self._requests(rule, subject)]
         return self._acquire(asked) if asked else _NOTHING
 
     def would(
@@ -249,7 +278,7 @@ class Limiter:
         """
         subject = Subject(session, transaction, recipient, self.mailbox)
         rules = self._rules(stage, transaction)
-        requests = [request for rule in rules for request in rule.requests(subject)]
+        requests = [request for rule in rules for request in self._requests(rule, subject)]
         return run(self._peek(requests))
 
     def _peek(self, requests: Sequence[Request]) -> Steps[tuple[LimitState, ...]]:
@@ -276,6 +305,7 @@ class Limiter:
 
     def refused(self, count: int = 100) -> tuple[RememberedRefusal, ...]:
         """The identities that this node refuses now, the latest first."""
+        self._follow_overrides()
         return self._refusals.latest(count, self._store.seconds())
 
     def _acquire(
@@ -308,7 +338,14 @@ class Limiter:
             return Charge((), self._unavailable(asked, began), covered)
         return self._charged(covered, began, no, decided)
 
+    def _follow_overrides(self) -> None:
+        """Where other rates hold, ask anew: what was refused may pass."""
+        if self._generation != self.overrides.generation:
+            self._generation = self.overrides.generation
+            self._refusals.clear()
+
     def _remembered(self, asked: Sequence[Request], now: float) -> list[Denial]:
+        self._follow_overrides()
         if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
             # What can never pass is refused permanently, even while less than it is refused for now.
             return []
@@ -367,7 +404,7 @@ class Limiter:
             rule.counts,
             cause,
             rule.per,
-            rule.rates,
+            rates_of(request.spec),
         )
 
     def _observe(self, denial: Denial, seconds: float) -> None:

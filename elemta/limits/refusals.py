@@ -72,3 +72,7 @@ class RememberedRefusals:
     def forget(self, key: str) -> None:
         """Something was given back for this key: it may pass earlier."""
         self._known.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()

@@ -146,9 +146,7 @@ class Rule:
     @property
     def rates(self) -> tuple[Rate, ...]:
         """Its rates as a configuration has them."""
-        if self.spec.leases is not None:
-            return (Rate(self.spec.leases),)
-        return tuple(Rate(bound.limit, bound.window / _MICROSECONDS) for bound in self.spec.bounds)
+        return rates_of(self.spec)
 
     @property
     def stage_of_null_sender(self) -> Stage | None:
@@ -229,6 +227,13 @@ def rules_from_config(
     return (*_built_in(resources), *guesses, *(_rule(limit) for limit in limits))
 
 
+def rates_of(spec: LimitSpec) -> tuple[Rate, ...]:
+    """The rates of a limit, or those of an override of it, as a configuration has them."""
+    if spec.leases is not None:
+        return (Rate(spec.leases),)
+    return tuple(Rate(bound.limit, bound.window / _MICROSECONDS) for bound in spec.bounds)
+
+
 def stage_of(counts: Counts, per: Sequence[Identity]) -> Stage | None:
     """The earliest stage where what is counted and all identities are known; None if it is no stage."""
     if counts in (Counts.AUTH_FAILURES, Counts.REFUSALS) or Identity.DESTINATION in per:
@@ -269,7 +274,7 @@ def _guesses(auth: AuthConfig) -> Iterator[Rule]:
 
 
 def _guess_rule(name: str, rate: Rate, per: tuple[Identity, ...], standings: frozenset[LoginHistory]) -> Rule:
-    spec = LimitSpec(name, (_bound(name, rate, weighted=False),))
+    spec = LimitSpec(name, (bound_of(name, rate, weighted=False),))
     return Rule(spec, per, Counts.AUTH_FAILURES, None, standings=standings)
 
 
@@ -278,7 +283,7 @@ def _rule(limit: LimitConfig) -> Rule:
     weighted = limit.counts is Counts.BYTES
     spec = LimitSpec(
         name=limit.name,
-        bounds=() if leases else tuple(_bound(limit.name, rate, weighted=weighted) for rate in limit.rates),
+        bounds=() if leases else tuple(bound_of(limit.name, rate, weighted=weighted) for rate in limit.rates),
         leases=min(rate.limit for rate in limit.rates) if leases else None,
         binding=limit.mode is Mode.ENFORCE,
         cluster=limit.scope is Scope.CLUSTER,
@@ -297,7 +302,11 @@ def _rule(limit: LimitConfig) -> Rule:
     )
 
 
-def _bound(name: str, rate: Rate, *, weighted: bool) -> Bound:
+def bound_of(name: str, rate: Rate, *, weighted: bool) -> Bound:
+    """The bound of a rate of the limit ``name``; ``weighted`` for amounts such as bytes.
+
+    Raises :class:`~elemta.errors.ConfigError` where the rate has no window.
+    """
     if rate.seconds is None:
         problem = f'found "{rate}": must have a window, such as "{rate}/1m"'
         raise ConfigError([Fault("configuration", f"limit {name}: rates", problem)])

@@ -13,6 +13,7 @@ from elemta.errors import (
     SpoolError,
     SpoolLocked,
     StoreUnavailable,
+    TooManyOverrides,
     UnknownMessage,
 )
 
@@ -39,6 +40,12 @@ def refusal_of(error: BaseException | None) -> AdminRefusal:
     return _about_the_request(error) or _about_the_daemon(error)
 
 
+_IN_THEIR_WORDS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
+    (NoSpool, HTTPStatus.NOT_FOUND, "spool list shows which it has"),
+    (TooManyOverrides, HTTPStatus.CONFLICT, "remove one, or wait until one has ended"),
+)
+
+
 def _about_the_request(error: BaseException | None) -> AdminRefusal | None:
     if isinstance(error, UnknownMessage):
         return AdminRefusal(
@@ -55,8 +62,9 @@ def _about_the_request(error: BaseException | None) -> AdminRefusal | None:
     if isinstance(error, SpoolLocked):
         hint = "nothing was changed; it can be adopted when its owner is gone"
         return AdminRefusal(HTTPStatus.CONFLICT, str(error), hint, owner=error.node)
-    if isinstance(error, NoSpool):
-        return AdminRefusal(HTTPStatus.NOT_FOUND, str(error), "spool list shows which it has")
+    for kind, status, hint in _IN_THEIR_WORDS:
+        if isinstance(error, kind):
+            return AdminRefusal(status, str(error), hint)
     return None
 
 

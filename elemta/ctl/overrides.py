@@ -1,0 +1,75 @@
+"""``limits override`` and ``limits overrides``: other rates for one identity, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_OK, EX_USAGE, CommandFailed
+from elemta.ctl.text import Column, age
+
+_OVERRIDES = (
+    Column("LIMIT", flexible=True),
+    Column("IDENTITY", flexible=True),
+    Column("RATES", flexible=True),
+    Column("FOR", spare=1),
+    Column("BY", flexible=True, spare=2),
+    Column("WHY", flexible=True, spare=3),
+)
+
+
+def show_list(invocation: CommandContext) -> int:
+    answer = invocation.client().get("limits", "overrides")
+    if invocation.json:
+        invocation.give(answer)
+    elif answer["overrides"]:
+        invocation.give_table(_OVERRIDES, [_row(each) for each in answer["overrides"]])
+    else:
+        invocation.say("no override")
+    return EX_OK
+
+
+def _row(override: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        override["limit"],
+        override["identity"],
+        _rates(override),
+        age(override["left"] + 0.999),
+        override["author"],
+        override["note"],
+    )
+
+
+def _rates(override: Mapping[str, Any]) -> str:
+    return "exempt" if override["exempt"] else " ".join(override["rates"])
+
+
+def change(invocation: CommandContext) -> int:
+    """Make an override, or remove it."""
+    args = invocation.args
+    if args.remove:
+        if args.exempt or args.rates or args.duration or args.note:
+            raise CommandFailed(EX_USAGE, "--remove goes with no other option")
+        answer = invocation.client().call("DELETE", "limits", "overrides", limit=args.limit, identity=args.id)
+        return _give(invocation, answer, f"{args.limit}: {args.id} has the limit's own rates again")
+    if bool(args.rates) == args.exempt:
+        raise CommandFailed(EX_USAGE, "name either --exempt or --rates")
+    if not args.duration:
+        raise CommandFailed(EX_USAGE, "name how long it holds: --for DURATION, such as --for 1h")
+    query = {"rates": ",".join(args.rates)} if args.rates else {"exempt": "true"}
+    if args.note:
+        query["note"] = args.note
+    answer = invocation.client().post(
+        "limits", "overrides", limit=args.limit, identity=args.id, **{"for": args.duration}, **query
+    )
+    words = f"{answer['limit']}: {answer['identity']} {_rates(answer)} for {age(answer['left'] + 0.999)}"
+    return _give(invocation, answer, words)
+
+
+def _give(invocation: CommandContext, answer: Mapping[str, Any], words: str) -> int:
+    if invocation.json:
+        invocation.give(answer)
+    else:
+        invocation.say(words)
+    return EX_OK

@@ -1,0 +1,227 @@
+"""Where overrides are made and kept: in Valkey for all nodes, or in this node's memory.
+
+- ``{prefix}override``: a hash with a field ``LIMIT:IDENTITY`` for each override. It expires with the last.
+- ``{prefix}override:version``: a number that is another after each change. On a Valkey Cluster both names
+  have the hash tag ``{override}``, so that one script can change both.
+
+Each node asks for the version every second, and for the overrides when it is another. While Valkey does not
+answer, what was last known holds. A Valkey that has lost its data gets it back from the first node that
+notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import StoreUnavailable, TooManyOverrides
+from elemta.limits.overrides import Override, Overrides
+from elemta.runtime import Runtime
+from elemta.valkey import Script, ScriptRunner
+
+_log = Logger()
+
+LOOK_SECONDS = 1.0
+"""Seconds between two looks at the version."""
+
+MAX_OVERRIDES = 1000
+"""So many may hold at a time."""
+
+_DEADLINE = 1.0
+_SCRIPT = Script.of_package("elemta.limits", "scripts/overrides.lua")
+
+
+class SharedClock:
+    """Seconds since the epoch as Valkey has them, or as this node has where there is no Valkey.
+
+    It goes on with the monotonic clock: a time of day that is set ends no override.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._monotonic = runtime.monotonic
+        self._offset = runtime.wall() - runtime.monotonic()
+
+    def seconds(self) -> float:
+        return self._monotonic() + self._offset
+
+    def follow(self, seconds: float) -> None:
+        """Go on from this time."""
+        self._offset = seconds - self._monotonic()
+
+
+class OverrideRegistry(Protocol):
+    """Makes and removes overrides; ``overrides`` are those that this node knows."""
+
+    @property
+    def overrides(self) -> Overrides: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    async def put(self, override: Override, seconds: float) -> Override:
+        """Make it hold for so long, in place of one for the same identity.
+
+        Returns it with its times. Raises StoreUnavailable, or :class:`~elemta.errors.TooManyOverrides`.
+        """
+
+    async def remove(self, limit: str, identity: str) -> bool:
+        """End it; whether there was one. Raises StoreUnavailable."""
+
+
+class LocalOverrides:
+    """Overrides of a node that counts in its own memory."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._clock = SharedClock(runtime)
+        self.overrides = Overrides(self._clock.seconds)
+        self._sweep = LoopingCall(self.overrides.drop_ended)
+        self._sweep.clock = runtime.reactor
+
+    def start(self) -> None:
+        self._sweep.start(LOOK_SECONDS)
+
+    def stop(self) -> None:
+        if self._sweep.running:
+            self._sweep.stop()
+
+    async def put(self, override: Override, seconds: float) -> Override:
+        now = self._clock.seconds()
+        override = replace(override, until=now + seconds, made_at=now)
+        others = [each for each in self.overrides.in_force() if each.key != override.key]
+        if len(others) >= MAX_OVERRIDES:
+            raise TooManyOverrides(MAX_OVERRIDES)
+        self.overrides.replace([*others, override])
+        return override
+
+    async def remove(self, limit: str, identity: str) -> bool:
+        before = self.overrides.in_force()
+        others = [each for each in before if each.key != f"{limit}:{identity}"]
+        self.overrides.replace(others)
+        return len(others) != len(before)
+
+
+class ValkeyCommands(ScriptRunner, Protocol):
+    """The part of :class:`elemta.valkey.Valkey` that is used."""
+
+    clustered: bool
+
+    @property
+    def up(self) -> bool: ...
+
+    def on_change(self, callback: Callable[[bool], None]) -> None: ...
+
+    def command(
+        self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None
+    ) -> Deferred[Any]: ...
+
+
+class ClusterOverrides:
+    """Overrides that all nodes of a Valkey share."""
+
+    def __init__(self, runtime: Runtime, valkey: ValkeyCommands, prefix: str) -> None:
+        self._valkey = valkey
+        self._clock = SharedClock(runtime)
+        self.overrides = Overrides(self._clock.seconds)
+        name = f"{prefix}{{override}}" if valkey.clustered and "{" not in prefix else f"{prefix}override"
+        self._keys = [name.encode(), f"{name}:version".encode()]
+        self._version: int | None = None
+        self._looks = LoopingCall(self._look_soon)
+        self._looks.clock = runtime.reactor
+        self._look: Deferred[None] | None = None
+
+    def start(self) -> None:
+        self._valkey.on_change(self._link_changed)
+        self._looks.start(LOOK_SECONDS)
+
+    def stop(self) -> None:
+        if self._looks.running:
+            self._looks.stop()
+        if self._look is not None:
+            self._look.cancel()
+
+    async def put(self, override: Override, seconds: float) -> Override:
+        now = self._clock.seconds()
+        # The script says until when by Valkey's clock: this one may be late.
+        made = replace(override, until=now + seconds, made_at=now)
+        life = max(1, round(seconds * 1000))
+        if await self._change("set", MAX_OVERRIDES, override.key, life, made.to_json()) < 0:
+            raise TooManyOverrides(MAX_OVERRIDES)
+        return self.overrides.named(override.limit, override.identity) or made
+
+    async def remove(self, limit: str, identity: str) -> bool:
+        return await self._change("remove", f"{limit}:{identity}") > 0
+
+    # Looks
+
+    def _link_changed(self, up: bool) -> None:
+        if up and self._looks.running:
+            # What Valkey says now may be older, or nothing.
+            self._version = None
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Never waited for: a slow one is as good as none, and the next comes at its time."""
+        self.overrides.drop_ended()
+        if self._look is None and self._valkey.up:
+            self._look = ensureDeferred(self._look_now())
+            self._look.addBoth(self._look_ended)
+
+    def _look_ended(self, result: object) -> None:
+        self._look = None
+        if isinstance(result, Failure) and result.check(CancelledError) is None:
+            _log.failure("overrides could not be read", result, event="limits.overrides_failed")
+
+    async def _look_now(self) -> None:
+        try:
+            version = await self._valkey.command("GET", self._keys[1], key=self._keys[1], deadline=_DEADLINE)
+            if version is None and self.overrides.in_force():
+                await self._restore()
+            elif (int(version) if version is not None else 0) != self._version:
+                await self._change("look")
+        except StoreUnavailable:
+            _log.debug("overrides were not read", event="limits.overrides_not_read")
+
+    async def _restore(self) -> None:
+        now, known = self._clock.seconds(), self.overrides.in_force()
+        words: list[str | int] = [self._version or 0]
+        for each in known:
+            words += [each.key, max(1, round((each.until - now) * 1000)), each.to_json()]
+        if await self._change("restore", *words):
+            _log.warn(
+                "Valkey had lost its overrides of limits; this node wrote them again",
+                event="limits.overrides_restored",
+                count=len(known),
+            )
+
+    async def _change(self, *words: str | int) -> int:
+        """Run the script, and know what holds then. Raises StoreUnavailable."""
+        reply = await self._valkey.run(_SCRIPT, self._keys, words, deadline=_DEADLINE)
+        now, version, changed, *flat = reply
+        self._clock.follow(int(now) / 1000)
+        before = self._version
+        self._version = int(version)
+        self.overrides.replace(_read(flat))
+        if before is not None and before != self._version:
+            _log.info(
+                "other overrides of limits hold",
+                event="limits.overrides_changed",
+                version=self._version,
+                count=len(self.overrides),
+            )
+        return int(changed)
+
+
+def _read(flat: Sequence[bytes]) -> Iterator[Override]:
+    """The overrides of fields and values, without what another version writes in another way."""
+    for value in flat[1::2]:
+        till, _, text = value.decode("utf-8", "replace").partition(" ")
+        override = Override.of_json(text)
+        if override is not None and till.isdigit():
+            yield replace(override, until=int(till) / 1000)
