@@ -85,10 +85,17 @@ def _fill(fill: Mapping[str, Any]) -> Sequence[str]:
     return (
         fill["limit"],
         fill["identity"],
-        ", ".join(_bound(bound) for bound in fill["bounds"]),
+        ", ".join(_bound(bound) for bound in fill["bounds"]) + _override(fill),
         _passes(fill),
         " ".join(fill["refused_by"]),
     )
+
+
+def _override(fill: Mapping[str, Any]) -> str:
+    words = fill.get("override")
+    if not words:
+        return ""
+    return " (exempt)" if words == "exempt" else " (override)"
 
 
 def _bound(bound: Mapping[str, Any]) -> str:

@@ -228,7 +228,7 @@ def _add_limits(commands: Any) -> None:
 
 
 def _add_overrides(commands: Any) -> None:
-    _add(commands, "overrides", overrides.show_list, "the overrides that hold: by whom, how long, and why")
+    _add(commands, "overrides", overrides.show_list, "the overrides that hold, with author, end and note")
     made = _add(commands, "override", overrides.change, "let other rates hold for an identity, for a while")
     made.add_argument("limit", metavar="NAME", help="the limit")
     made.add_argument("id", metavar="ID", help="an identity as in limits show, or a network of addresses")

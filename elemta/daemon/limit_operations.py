@@ -5,20 +5,21 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated
 
 from twisted.logger import Logger
 
-from elemta.config import Rate, Scope
+from elemta.config import Scope
 from elemta.daemon.cluster import Membership, RemoteRefusal
 from elemta.daemon.components import Components
 from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits import Rule
 from elemta.limits.lookup import requests_for
-from elemta.limits.store import Ranking, Request, Usage
+from elemta.limits.overrides import Override, client_of
+from elemta.limits.store import LimitSpec, Ranking, Request, Usage
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Count, Text
@@ -60,6 +61,7 @@ class LimitFill:
 
     ``retry_after`` is the seconds until one more would pass: 0 when it would pass now. ``refused_by`` are
     the nodes that refuse this identity now without asking, because they know until when they must.
+    ``override`` has the rates of the override that holds, or ``exempt``; ``bounds`` are those then.
     """
 
     limit: str
@@ -69,6 +71,7 @@ class LimitFill:
     bounds: tuple[BoundFill, ...]
     retry_after: float
     refused_by: tuple[str, ...] = ()
+    override: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class LimitOperations:
             raise AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}")
         rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.spec, count)) for rule in rules]
         usages = {usage.request.key: usage for ranking in rankings for usage in ranking.usages}
+        usages |= await self._overridden([usage.request for usage in usages.values()])
         refused = await self._refused([rule.name for rule in rules])
         # What another node refuses by itself is in no counter that this one can see.
         missing = self._requests_of(refused, known=usages)
@@ -143,7 +147,8 @@ class LimitOperations:
     async def show(self, id_: _Identity) -> LimitListing:
         """How full the limits are for an identity; a limit's name may stand before it."""
         limiter = self._components().limiter
-        requests = requests_for(limiter.rules, id_, limiter.mailbox)
+        found = requests_for(limiter.rules, id_, limiter.mailbox)
+        requests = [self._with_override(request) for request in found]
         usages = await self._fills(requests)
         refused = await self._refused([request.spec.name for request in requests])
         shown = [self._shown(usage, refused) for usage in usages]
@@ -152,6 +157,24 @@ class LimitOperations:
             self._counted_in,
             complete=len(usages) == len(requests),
         )
+
+    def _override(self, request: Request) -> Override | None:
+        return self._components().limiter.overrides.of(
+            request.spec.name, request.identity, client_of(request.identity)
+        )
+
+    def _with_override(self, request: Request) -> Request:
+        """The request with the rates that hold for it now; an exempt one is counted by nothing."""
+        override = self._override(request)
+        if override is None or override.exempt:
+            return request
+        rule = next(rule for rule in self._rules if rule.name == request.spec.name)
+        return replace(request, spec=self._components().limiter.overrides.spec(rule, override))
+
+    async def _overridden(self, requests: Sequence[Request]) -> Mapping[str, Usage]:
+        """Those of the requests for which other rates hold, as full as they are then."""
+        others = [other for each in requests if (other := self._with_override(each)) is not each]
+        return {usage.request.key: usage for usage in await self._fills(others)}
 
     async def _fills(self, requests: Sequence[Request]) -> Sequence[Usage]:
         """How full these are, without those that are unknown while Valkey is away."""
@@ -220,7 +243,7 @@ class LimitOperations:
     def _requests_of(self, refused: _NodesByKey, known: Mapping[str, Usage]) -> list[Request]:
         by_name = {rule.name: rule for rule in self._rules}
         return [
-            Request(by_name[refusals[0].limit].spec, refusals[0].identity)
+            self._with_override(Request(by_name[refusals[0].limit].spec, refusals[0].identity))
             for key, refusals in refused.items()
             if key not in known
         ]
@@ -229,15 +252,19 @@ class LimitOperations:
         spec = usage.request.spec
         rule = next(rule for rule in self._rules if rule.spec.name == spec.name)
         by = refused.get(usage.request.key, ())
+        override = self._override(usage.request)
         wait = math.inf if usage.wait is None else usage.wait / _MICROSECONDS
+        if override is not None and override.exempt:
+            wait = 0.0
         return LimitFill(
             limit=spec.name,
             identity=usage.request.identity,
             counts=rule.counts.value,
             mode=rule.mode.value,
-            bounds=_bounds(rule, usage.used),
+            bounds=_bounds(spec, usage.used),
             retry_after=max([wait, *(refusal.wait for refusal in by)]),
             refused_by=tuple(refusal.node_id for refusal in by),
+            override=_words(override),
         )
 
 
@@ -246,25 +273,28 @@ def _urgency(usage: LimitFill) -> tuple[bool, float]:
     return usage.retry_after > 0, max((bound.used / bound.limit for bound in usage.bounds), default=0.0)
 
 
-def _bounds(rule: Rule, used: Sequence[int]) -> tuple[BoundFill, ...]:
-    if rule.spec.leases is not None:
-        return (BoundFill(used[0], rule.spec.leases, None),)
+def _words(override: Override | None) -> str:
+    if override is None:
+        return ""
+    return "exempt" if override.exempt else " ".join(override.rates)
+
+
+def _bounds(spec: LimitSpec, used: Sequence[int]) -> tuple[BoundFill, ...]:
+    if spec.leases is not None:
+        return (BoundFill(used[0], spec.leases, None),)
     return tuple(
         BoundFill(count, bound.limit, bound.window / _MICROSECONDS)
-        for count, bound in zip(used, rule.spec.bounds, strict=True)
+        for count, bound in zip(used, spec.bounds, strict=True)
     )
 
 
 def _spec(rule: Rule) -> LimitTerms:
     spec = rule.spec
-    rates = [Rate(bound.limit, bound.window / _MICROSECONDS) for bound in spec.bounds]
-    if spec.leases is not None:
-        rates = [Rate(spec.leases)]
     return LimitTerms(
         name=rule.name,
         per=tuple(identity.value for identity in rule.per),
         counts=rule.counts.value,
-        rates=tuple(str(rate) for rate in rates),
+        rates=tuple(str(rate) for rate in rule.rates),
         scope=(Scope.CLUSTER if spec.cluster else Scope.NODE).value,
         on_exceed=rule.on_exceed.value,
         when_valkey_is_down=rule.when_valkey_is_down.value,

@@ -82,7 +82,7 @@ class OverrideOperations:
 
     @route("GET", "/v1/limits/overrides")
     async def in_force(self) -> OverrideListing:
-        """The overrides of limits that hold now: for what, by whom, until when, and why."""
+        """The overrides of limits that hold now: for what, with author, end and note."""
         overrides = self._fleet.overrides.overrides
         return OverrideListing(tuple(self._shown(each) for each in overrides.in_force()))
 

@@ -108,6 +108,14 @@ def check_rates(rule: Rule, rates: Sequence[str]) -> None:
             raise Unacceptable(f'"{text}" must be a number: {rule.name} counts {rule.counts.value}')
 
 
+def client_of(identity: str) -> IPAddress | None:
+    """An address of the clients that an identity stands for; None where it stands for something else."""
+    try:
+        return ip_network(identity).network_address
+    except ValueError:
+        return None
+
+
 def takes_networks(rule: Rule) -> bool:
     """Whether an override of this limit can be for a network of clients."""
     return not _OF_ADDRESSES.isdisjoint(rule.per)

@@ -11,6 +11,7 @@ ELEMTA = Path(__file__).parents[2] / "elemta"
 # What these are about is no message: a session before it has one, a connection, a disk, the daemon.
 OTHER_SUBJECTS = (
     "admin.",
+    "audit.",
     "auth.",
     "command.forgiven",
     "config.",
@@ -61,6 +62,7 @@ OTHER_SUBJECTS = (
     "policy.cancel_failed",
     "policy.chain_not_stopped",
     "policy.not_started",
+    "policy.outbox_",
     "policy.slow",
     "policy.start_failed",
     "policy.stop_failed",
@@ -91,6 +93,8 @@ OTHER_SUBJECTS = (
     "spool.space_",
     "spool.thread_failed",
     "spool.upgraded",
+    # Many events at a time.
+    "webhook.",
 )
 
 

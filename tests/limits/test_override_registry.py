@@ -1,4 +1,4 @@
-"""Overrides that nodes share, on a real Valkey: who knows which, and when Valkey is away, late or empty."""
+"""Overrides that nodes share, on a real Valkey that is there, away or empty."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_an_override_ends_by_itself_on_every_node_and_in_valkey(fleet: Fle
     assert fleet.server.command("PTTL", f"{PREFIX}override:version") > 80_000_000
     fleet.clock.advance(30)
     assert known(one) == known(two) == ["ip:192.0.2.2"]
-    # The time of day of a node that is set changes nothing: Valkey says until when, and a steady clock counts.
+    # A node's time of day that is set changes nothing: Valkey says until when, a steady clock counts.
     fleet.clock.advance(60)
     assert known(one) == known(two) == []
 

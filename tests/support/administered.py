@@ -17,6 +17,7 @@ from elemta.daemon.admin_operations import (
     PluginListing,
 )
 from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.spool_operations import SpoolOperations
@@ -54,6 +55,7 @@ class Administered:
             _Operations(self, self.spool),
             QueueOperations(self.spool, self._give_up),
             self.limits,
+            OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
             api,
         )

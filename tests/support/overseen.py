@@ -14,7 +14,9 @@ from elemta.config import Counts, Identity, LimitConfig, Mode, Rate, ResourcesCo
 from elemta.daemon.cluster import LimiterStatus, NodeStatus, RemoteRefusal, ValkeyStatus
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits.override_registry import LocalOverrides
 from elemta.limits.store import Request
+from elemta.runtime import Runtime
 from elemta.smtp.events import Stage
 
 RULES = rules_from_config(
@@ -34,7 +36,8 @@ class Overseen:
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = MemoryStore(self.clock)
-        self.limiter = Limiter(RULES, self.store)
+        self.overrides = LocalOverrides(Runtime.of(self.clock))
+        self.limiter = Limiter(RULES, self.store, overrides=self.overrides.overrides)
         self.oversight = LimitOperations(lambda: self, self)  # type: ignore[arg-type, return-value]
         self.elsewhere: list[RemoteRefusal] = []
         self.told: list[Request] = []
