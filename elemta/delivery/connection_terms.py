@@ -26,13 +26,15 @@ class ConnectionTerms:
     """What a ``[[route]]`` says about its connections.
 
     ``authorities`` are certificates in PEM, empty for those of the system; ``ignored`` are keywords in upper
-    case.
+    case. ``chosen`` says that a policy chose how some mail goes: what fails for that says nothing about the
+    destination.
     """
 
     authorities: str = field(default="", repr=False)
     family: AddressFamily = AddressFamily.ANY
     source: tuple[IPAddress, ...] = ()
     ignored: frozenset[str] = frozenset()
+    chosen: bool = False
 
     @classmethod
     def of(cls, config: RouteConfig, key: str) -> ConnectionTerms:

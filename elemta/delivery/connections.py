@@ -123,6 +123,7 @@ class _Sending:
         self._unreachable: list[str] = []
         self._faults: list[LocalFault] = []
         self._refusal: tuple[Outcome, ...] | None = None
+        self._is_ours = False
 
     async def run(self) -> tuple[Outcome, ...]:
         try:
@@ -134,10 +135,20 @@ class _Sending:
         # The wait for a connection does not count.
         self._attempt.begin()
         try:
-            return await self._with_claimed(claimed)
+            sent = await self._with_claimed(claimed)
+            return self._excuse_destination(sent) if self._hop.terms.chosen else sent
         finally:
             if self._slot is not None:
                 self._pool.release(self._slot)
+
+    def _excuse_destination(self, sent: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
+        """What failed for the way that a policy chose is this mail's trouble: the destination is up."""
+        return tuple(
+            replace(outcome, reached=ReachedStage.ANSWERED, local=LocalFault.NONE)
+            if outcome.reached is ReachedStage.NOWHERE and (self._is_ours or _is_about_terms(outcome))
+            else outcome
+            for outcome in sent
+        )
 
     async def _with_claimed(self, claimed: PooledConnection | ConnectionSlot) -> tuple[Outcome, ...]:
         if isinstance(claimed, ConnectionSlot):
@@ -162,6 +173,8 @@ class _Sending:
             except NextHopUnreachableError as error:
                 self._unreachable.append(f"{candidate.host}: {error}")
                 self._faults.append(error.local)
+                cant_bind = bool(self._hop.terms.source) and LocalFault.SOCKETS in error.local
+                self._is_ours = self._is_ours or cant_bind or error.by_terms
                 self._metrics.connections.labels("failed").inc()
                 continue
             if sent is not None:
@@ -367,6 +380,11 @@ def _is_by_policy(outcome: Outcome) -> bool:
     """Whether the server refused it for security or policy (RFC 3463 §3.8), as for an address of the client
     without a name."""
     return outcome.status is Status.FAILED and bool(outcome.code) and outcome.enhanced.startswith("5.7.")
+
+
+def _is_about_terms(outcome: Outcome) -> bool:
+    """Whether the server was there, and TLS or the login did not come about (RFC 3463 §3.8)."""
+    return not outcome.code and outcome.enhanced.startswith("4.7.")
 
 
 def _is_final(sent: tuple[Outcome, ...]) -> bool:

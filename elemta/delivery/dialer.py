@@ -73,7 +73,8 @@ class Dialer:
         )
         allowed = terms.allowed(found)
         if not allowed:
-            raise NextHopUnreachableError(f'it has no address that address_family = "{terms.family}" allows')
+            text = f'it has no address that address_family = "{terms.family}" allows'
+            raise NextHopUnreachableError(text, by_terms=True)
         prefers = terms.family is AddressFamily.PREFER_IPV4
         ipv4_first = prefers or self.memory.prefers_ipv4(place_of(candidate))
         return alternating(allowed, ipv4_first=ipv4_first)

@@ -36,13 +36,21 @@ Make = Callable[[IPAddress], NextHopConnection]
 class NextHopUnreachableError(Exception):
     """No connection could be made. The text says why not; ``silent``: for some address nothing answered.
 
-    ``local`` is what may be wrong on this side.
+    ``local`` is what may be wrong on this side, and ``by_terms`` says that the route itself allows none.
     """
 
-    def __init__(self, text: str, *, silent: bool = False, local: LocalFault = LocalFault.NONE) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        silent: bool = False,
+        local: LocalFault = LocalFault.NONE,
+        by_terms: bool = False,
+    ) -> None:
         super().__init__(text)
         self.silent = silent
         self.local = local
+        self.by_terms = by_terms
 
 
 def alternating(addresses: Sequence[IPAddress], *, ipv4_first: bool = False) -> list[IPAddress]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred
 
 from elemta.bounded_map import BoundedMap
-from elemta.config import RouteConfig
-from elemta.delivery.routes import ANY, HELD, LOCAL, HoldRoute, MaildirRoute, Route, RouteTable, route_of
+from elemta.delivery.routes import ANY, HELD, LOCAL, HoldRoute, MaildirRoute, Route, RouteTable, chosen_route
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Envelope, Recipient
 from elemta.policy.delivery_hooks import DeliveryHooks
+from elemta.policy.route_choice import RouteChoice
 from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict
 from elemta.spool.records import PlannedPart, QueuedMessage, Submission
 
@@ -31,8 +31,8 @@ class WaitRoute(Route):
 class RouteChooser:
     """Asks the policies for a recipient's route. The answers are values, so that equal ones go together.
 
-    A target that a ``[[route]]`` has too is that route: its TLS, credentials and number of connections hold.
-    Any other has the defaults of a ``[[route]]``.
+    A target that a ``[[route]]`` has too is that route, but for what the policy itself says. Any other has
+    the defaults of a ``[[route]]``.
     """
 
     def __init__(self, hooks: DeliveryHooks, routes: Sequence[Route]) -> None:
@@ -40,7 +40,7 @@ class RouteChooser:
         self._configured: dict[str, Route] = {}
         for route in routes:
             self._configured.setdefault(route.target, route)
-        self._chosen: dict[str, Route] = {}
+        self._chosen: dict[RouteChoice, Route] = {}
         of_maildirs = (route.domains_named for route in routes if isinstance(route, MaildirRoute))
         self._domains = next(of_maildirs, None)
 
@@ -53,22 +53,24 @@ class RouteChooser:
 
     def _route(self, verdict: Verdict) -> Route | None:
         if isinstance(verdict, RouteTo):
-            return self._to(verdict.target)
+            # The hooks have checked it.
+            return self._to(verdict.choice())
         if isinstance(verdict, Hold):
             return HoldRoute("hold:", _EVERYWHERE, reason=verdict.reason)
         if isinstance(verdict, Defer):
             return WaitRoute("", _EVERYWHERE, reason=verdict.text, enhanced=verdict.enhanced)
         return None
 
-    def _to(self, target: str) -> Route:
-        route = self._configured.get(target) or self._chosen.get(target)
+    def _to(self, choice: RouteChoice) -> Route:
+        configured = self._configured.get(choice.target)
+        if configured is not None and choice.names_target_only:
+            return configured
+        route = self._chosen.get(choice)
         if route is None:
-            # The hooks have checked the target; a policy may choose a new one for every message.
+            # A policy may choose a new one for every message.
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
-            route = self._chosen[target] = route_of(
-                RouteConfig(domains=(ANY,), to=target), domains_named=self._domains
-            )
+            route = self._chosen[choice] = chosen_route(choice, configured, self._domains)
         return route
 
 

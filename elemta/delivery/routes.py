@@ -9,7 +9,7 @@ import enum
 import os.path
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +29,7 @@ from elemta.delivery.transport import ConfiguredRoute, transport_of
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault
+from elemta.policy.route_choice import RouteChoice
 from elemta.smtp.sasl import Credentials
 
 _LONGEST = 4096
@@ -320,6 +321,31 @@ def route_of(
     if transport is None:
         return HoldRoute(config.to, configured.domains, config.max_connections)
     return transport.route(configured)
+
+
+def chosen_route(
+    choice: RouteChoice, configured: Route | None = None, domains_named: Domains | None = None
+) -> Route:
+    """The route that a policy chose.
+
+    What the choice does not say is as in ``configured``, the ``[[route]]`` with the same target, else the
+    default of a ``[[route]]``.
+    """
+    route = configured or route_of(RouteConfig(domains=(ANY,), to=choice.target), domains_named=domains_named)
+    if choice.names_target_only or not isinstance(route, NextHopRoute | MxRoute):
+        return route
+    terms = replace(
+        route.terms,
+        family=route.terms.family if choice.family is None else choice.family,
+        source=route.terms.source if choice.source is None else choice.source,
+        chosen=True,
+    )
+    tls = route.tls if choice.tls is None else choice.tls
+    if isinstance(route, MxRoute):
+        return replace(route, tls=tls, terms=terms)
+    port = _port(parse_route_target(choice.target), tls)
+    credentials = choice.credentials or route.credentials
+    return replace(route, tls=tls, terms=terms, port=port, credentials=credentials)
 
 
 def _port(target: RouteTarget, tls: RouteTLS) -> int:

@@ -6,9 +6,10 @@ A ``Quarantine`` is not decisive: it marks, and the policies after it are asked.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from elemta.config import parse_target
+from elemta.policy.route_choice import RouteChoice, SourceAddress, read_choice
 from elemta.smtp.reply import Reply
 
 
@@ -83,10 +84,21 @@ class Discard(Verdict):
 class RouteTo(Verdict):
     """In delivery: the recipient's route is ``target``, in any form of ``to`` in ``[[route]]``.
 
-    Where a ``[[route]]`` has the same ``to``, its TLS, credentials and number of connections apply.
+    The others are as ``[[route]]`` has them: ``tls`` is none, may, require or implicit; ``source`` an address
+    of this host to connect from, or one of each family; ``address_family`` any, ipv4, ipv6 or prefer_ipv4.
+    ``credentials`` are a pair of user and password, or a text ``user:password``, for AUTH at the next hop.
+    None is what the ``[[route]]`` with the same ``to`` has, else the default of a route.
     """
 
     target: str
+    tls: str | None = None
+    source: SourceAddress | Sequence[SourceAddress] | None = None
+    credentials: Sequence[str] | None = field(default=None, repr=False)
+    address_family: str | None = None
+
+    def choice(self) -> RouteChoice:
+        """What it says, read and checked; ValueError, without the credentials, where that is impossible."""
+        return read_choice(self.target, self.tls, self.source, self.credentials, self.address_family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +180,15 @@ def route_problem(answer: object) -> str | None:
     if isinstance(answer, Defer):
         return _refusal_problem(answer, (4,))
     if isinstance(answer, RouteTo):
-        return _target_problem(answer.target)
+        return _choice_problem(answer)
     return _NO_VERDICT if answer is None else f"no choice of a route but {type(answer).__name__}"
 
 
-def _target_problem(target: object) -> str | None:
-    if not isinstance(target, str):
-        return "the target of a RouteTo is not a text"
+def _choice_problem(answer: RouteTo) -> str | None:
     try:
-        parse_target(target)
+        answer.choice()
     except ValueError as error:
-        return f"RouteTo with the target {target[:200]!r}: {error}"
+        return str(error)
     return None
 
 

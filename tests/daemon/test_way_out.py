@@ -43,6 +43,7 @@ class Chooser:
     def route(self, envelope, recipient):
         answers = {
             "side": lambda: RouteTo(self._options.side),
+            "login": lambda: RouteTo(self._options.side, credentials=("anna", "open-sesame")),
             "held": lambda: Hold("by the policy"),
             "later": lambda: Defer("the policy waits"),
             "hangs": Deferred,
@@ -130,6 +131,19 @@ def test_a_policy_chooses_the_route_of_each_recipient_and_hears_of_attempts(
     until(lambda: node.metric(delivered) == 3, node.get("/metrics"))
     chosen = node.wait_for("policy.route", verdict="route")
     assert (chosen["policy"], chosen["recipient"]) == ("chooser", "side@far.example")
+
+
+def test_a_login_that_a_policy_chose_in_vain_keeps_no_other_mail_of_its_next_hop_waiting(
+    node: Daemon, sinks: tuple[Sink, Sink]
+) -> None:
+    _, side = sinks
+    # The sink offers no AUTH.
+    send(node, "login")
+    node.wait_for("delivery.attempted", recipient="login@far.example", status="deferred", enhanced="4.7.4")
+    send(node, "side")
+    until(lambda: side.taken, node.output())
+    assert side.by_recipient().keys() == {"side@far.example"}
+    assert "sesame" not in node.output() + show(node)
 
 
 def test_a_policy_that_fails_on_the_way_out_costs_a_wait_and_other_mail_goes(
