@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
-
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
@@ -15,14 +12,12 @@ from elemta.net.context import ListenerContext
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
 from elemta.net.registry import ConnectionRegistry, IPAddress
+from elemta.net.socket_address import address_of
 from elemta.smtp import replies
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo
 
 _log = Logger()
-
-# A Unix socket's clients are on this host, and are counted and allowed as such.
-_LOCAL = IPv4Address("127.0.0.1")
 
 
 class RefusalProtocol(Protocol):
@@ -50,7 +45,7 @@ class ESMTPFactory(Factory):
         self.context: ListenerContext | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        ip, port = _peer(addr)
+        ip, port = address_of(addr)
         networks = self.listener.proxy_protocol_from
         if networks and any(ip in network for network in networks):
             if not self._registry.has_capacity():
@@ -64,8 +59,13 @@ class ESMTPFactory(Factory):
         name = self.listener.name
         return sum(connection.listener == name for connection in self._registry.connections)
 
-    def session_for(self, ip: IPAddress, port: int, health_check: bool) -> Protocol:
-        """The protocol for a client whose address is known: a session, or a refusal."""
+    def session_for(
+        self, ip: IPAddress, port: int, health_check: bool, server: tuple[IPAddress, int] | None = None
+    ) -> Protocol:
+        """The protocol for a client whose address is known: a session, or a refusal.
+
+        ``server`` is where the client connected; None: where its transport ends.
+        """
         closed_with = self._registry.closed_with
         if self.context is None or closed_with is not None:
             if health_check:
@@ -76,8 +76,14 @@ class ESMTPFactory(Factory):
         if self.context.implicit_tls and not (health_check or self._registry.has_handshake_capacity(ip)):
             return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip", ip)
         facts = SessionInfo(
-            id=self._registry.next_session_id(), client_ip=ip, client_port=port, listener=self.listener.name
+            id=self._registry.next_session_id(),
+            client_ip=ip,
+            client_port=port,
+            listener=self.listener.name,
+            hostname=self.context.server.hostname,
         )
+        if server is not None:
+            facts.server_ip, facts.server_port = server
         return ESMTPProtocol(self._registry, self.context, facts, health_check=health_check)
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
@@ -102,18 +108,3 @@ class ESMTPFactory(Factory):
     def _refusal_protocol(self, reply: Reply) -> RefusalProtocol:
         # Plain text would be noise to a client that expects a handshake.
         return RefusalProtocol(None if self.listener.tls is ListenerTLS.IMPLICIT else reply)
-
-
-def _peer(addr: IAddress | None) -> tuple[IPAddress, int]:
-    host = getattr(addr, "host", None)
-    if host is None:
-        return _LOCAL, 0
-    return _ip_of(host), int(getattr(addr, "port", 0))
-
-
-# Clients come again, and to read an address takes as long as a command.
-@lru_cache(maxsize=1024)
-def _ip_of(host: str) -> IPAddress:
-    ip = ip_address(host.partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return mapped or ip

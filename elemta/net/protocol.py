@@ -31,6 +31,7 @@ from elemta.net.connection_state import (
 )
 from elemta.net.context import ListenerContext
 from elemta.net.registry import ClientConnection, ConnectionRegistry
+from elemta.net.socket_address import address_of
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
 from elemta.smtp import replies
 from elemta.smtp.events import (
@@ -108,6 +109,8 @@ class ESMTPProtocol(ClientConnection):
             self.transport.setTcpNoDelay(True)
         self.transport.bufferSize = READ_COMMANDS
         self.transport.registerProducer(self, True)
+        if not self.facts.server_port:
+            self.facts.server_ip, self.facts.server_port = address_of(self.transport.getHost())
         self._registry.add(self)
         self._log.opened()
         if self._terms.implicit_tls:

@@ -21,8 +21,9 @@ _DRAIN_SECONDS = 1.0
 _READ = 16 * 1024
 
 
-SessionMaker = Callable[[IPAddress, int, bool], Protocol]
-"""Makes the session when the client's address and port are known, and whether it is a health check."""
+SessionMaker = Callable[[IPAddress, int, bool, tuple[IPAddress, int] | None], Protocol]
+"""Makes the session when the client's address and port are known, whether it is a health check, and where the
+client connected, if the header says so."""
 
 
 class ProxyPreamble(ClientConnection):
@@ -89,7 +90,7 @@ class ProxyPreamble(ClientConnection):
         self._done = True
         self._registry.remove(self)
         ip, port = result.source or self._peer
-        session = self._session_for(ip, port, result.local)
+        session = self._session_for(ip, port, result.local, result.destination)
         self.transport.protocol = session
         session.makeConnection(self.transport)
         if result.rest:

@@ -12,10 +12,10 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from elemta.policies.own_clients import is_exempt
-from elemta.policies.results import DKIMResult, SPFResult
 from elemta.policy import (
     CONTINUE,
     Defer,
+    DKIMResult,
     IMessagePolicy,
     IPolicyPlugin,
     IRcptPolicy,
@@ -23,6 +23,7 @@ from elemta.policy import (
     Recipient,
     Services,
     Session,
+    SPFResult,
     Transaction,
     Verdict,
     setting,

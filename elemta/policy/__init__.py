@@ -24,6 +24,7 @@ from elemta.limits import Charge, LimitRefusal, Receipt
 from elemta.message.headers import Headers
 from elemta.outcome import Outcome, Status
 from elemta.policy.asking import ChainDecision
+from elemta.policy.auth_results import ARCResult, DKIMResult, DKIMSignature, DMARCResult, SPFResult
 from elemta.policy.chain import PolicyChain
 from elemta.policy.contract import CONTRACT_VERSION
 from elemta.policy.delivery_hooks import DeliveryHooks
@@ -96,6 +97,7 @@ __all__ = [
     "NULL_MX",
     "RELAY_DENIED",
     "REQUIRED",
+    "ARCResult",
     "Accept",
     "Address",
     "AddressSyntaxError",
@@ -110,6 +112,9 @@ __all__ = [
     "Continue",
     "Conversation",
     "Counter",
+    "DKIMResult",
+    "DKIMSignature",
+    "DMARCResult",
     "Decision",
     "Defer",
     "DeliveryHooks",
@@ -180,6 +185,7 @@ __all__ = [
     "ResolverTrouble",
     "Results",
     "RouteTo",
+    "SPFResult",
     "Services",
     "Session",
     "Stage",

@@ -184,6 +184,8 @@ class PolicyTester:
         user: str | None = None,
         tls: TLSInfo | None = None,
         reverse_name: str | None = None,
+        server_ip: str = "192.0.2.25",
+        server_port: int = 25,
         may_relay: bool = False,
         threads: InThreads | None = None,
         store: Store | None = None,
@@ -229,7 +231,16 @@ class PolicyTester:
         if problem:
             raise AssertionError(problem)
         self.facts = SessionInfo(
-            "session-1", ip_address(client_ip), 54321, listener, tls=tls, user=user, reverse_name=reverse_name
+            "session-1",
+            ip_address(client_ip),
+            54321,
+            listener,
+            tls=tls,
+            user=user,
+            reverse_name=reverse_name,
+            server_ip=ip_address(server_ip),
+            server_port=server_port,
+            hostname=hostname,
         )
         self._session_board: dict[tuple[str, str], Any] = {}
         self.session = Session(self.facts, self.name, self._session_board)

@@ -66,6 +66,24 @@ class Session:
         return self._facts.client_port
 
     @property
+    def server_ip(self) -> IPv4Address | IPv6Address:
+        """The address that the client connected to: behind a load balancer what its PROXY header says.
+
+        127.0.0.1 at a Unix socket.
+        """
+        return self._facts.server_ip
+
+    @property
+    def server_port(self) -> int:
+        """The port that the client connected to; 0 at a Unix socket."""
+        return self._facts.server_port
+
+    @property
+    def hostname(self) -> str:
+        """Our name, as the client reads it in the greeting."""
+        return self._facts.hostname
+
+    @property
     def listener(self) -> str:
         """The name of the listener that the client came in by."""
         return self._facts.listener

@@ -35,7 +35,8 @@ class ProxyResult:
 
     ``local``: the proxy speaks for itself (a health check), and there is no ``source``. ``source`` is the
     client's address and port, IPv4-mapped addresses as IPv4; None as well where the proxy does not know
-    it (UNKNOWN, a Unix socket). ``tls_server_name`` is the server name that the client asked the proxy for,
+    it (UNKNOWN, a Unix socket). ``destination`` is where the client connected, known where ``source`` is.
+    ``tls_server_name`` is the server name that the client asked the proxy for,
     ``tls`` whether the client's connection to the proxy had TLS. ``rest`` are octets behind the header.
     """
 
@@ -44,6 +45,7 @@ class ProxyResult:
     tls_server_name: str | None
     tls: bool
     rest: bytes
+    destination: tuple[IPAddress, int] | None = None
 
 
 class ProxyHeader:
@@ -92,7 +94,8 @@ class ProxyHeader:
         # The specification's §2.1: whatever is behind UNKNOWN is ignored
         if words[1] == b"UNKNOWN":
             return ProxyResult(local=False, source=None, tls_server_name=None, tls=False, rest=rest)
-        return ProxyResult(local=False, source=_v1_source(words), tls_server_name=None, tls=False, rest=rest)
+        source, destination = _v1_addresses(words)
+        return ProxyResult(False, source, None, False, rest, destination)
 
     def _parse_v2(self) -> ProxyResult | None:
         buffer = self._buffer
@@ -114,10 +117,11 @@ class ProxyHeader:
         if size < taken:
             raise ProxyHeaderError("a version 2 header is too short for its addresses")
         server_name, tls = _read_tlvs(body[taken:])
-        return ProxyResult(False, _v2_source(family, body), server_name, tls, rest)
+        source, destination = _v2_addresses(family, body)
+        return ProxyResult(False, source, server_name, tls, rest, destination)
 
 
-def _v1_source(words: list[bytes]) -> tuple[IPAddress, int]:
+def _v1_addresses(words: list[bytes]) -> tuple[tuple[IPAddress, int], tuple[IPAddress, int]]:
     if len(words) != 6:
         raise ProxyHeaderError("a version 1 header has six words")
     family: type[IPv4Address] | type[IPv6Address]
@@ -130,12 +134,12 @@ def _v1_source(words: list[bytes]) -> tuple[IPAddress, int]:
     if not all(_PORT.fullmatch(port) and int(port) <= 65535 for port in words[4:]):
         raise ProxyHeaderError("a bad port in a version 1 header")
     try:
-        source, _ = (family(word.decode("ascii")) for word in words[2:4])
+        source, destination = (family(word.decode("ascii")) for word in words[2:4])
     except ValueError as error:
         raise ProxyHeaderError("a bad address in a version 1 header") from error
     if "%" in str(source):
         raise ProxyHeaderError("a bad address in a version 1 header")
-    return _unmapped(source), int(words[4])
+    return (_unmapped(source), int(words[4])), (_unmapped(destination), int(words[5]))
 
 
 def _check_v2_start(buffer: bytes) -> None:
@@ -145,13 +149,18 @@ def _check_v2_start(buffer: bytes) -> None:
         raise ProxyHeaderError("an unknown address family")
 
 
-def _v2_source(family: int, body: bytes) -> tuple[IPAddress, int] | None:
+def _v2_addresses(
+    family: int, body: bytes
+) -> tuple[tuple[IPAddress, int] | None, tuple[IPAddress, int] | None]:
     if family == _V2_TCP4:
-        return IPv4Address(body[0:4]), int.from_bytes(body[8:10], "big")
+        four, ports = (IPv4Address(body[0:4]), IPv4Address(body[4:8])), (body[8:10], body[10:12])
+        return (four[0], int.from_bytes(ports[0], "big")), (four[1], int.from_bytes(ports[1], "big"))
     if family == _V2_TCP6:
-        return _unmapped(IPv6Address(body[0:16])), int.from_bytes(body[32:34], "big")
+        six, ports = (IPv6Address(body[0:16]), IPv6Address(body[16:32])), (body[32:34], body[34:36])
+        source = _unmapped(six[0]), int.from_bytes(ports[0], "big")
+        return source, (_unmapped(six[1]), int.from_bytes(ports[1], "big"))
     # UNSPEC, datagrams and Unix sockets: the client is not known
-    return None
+    return None, None
 
 
 def _read_tlvs(octets: bytes) -> tuple[str | None, bool]:

@@ -20,9 +20,17 @@ class TLSInfo:
     server_name: str | None = None
 
 
+LOOPBACK = IPv4Address("127.0.0.1")
+"""The address of both ends of a Unix socket."""
+
+
 @dataclass(slots=True)
 class SessionInfo:
-    """One connection, from accept to close. IPv4-mapped client addresses are kept as IPv4."""
+    """One connection, from accept to close. IPv4-mapped addresses are kept as IPv4.
+
+    ``server_ip`` and ``server_port`` are where the client connected; the port is 0 at a Unix socket and until
+    it is known. ``hostname`` is our name in the greeting.
+    """
 
     id: str
     client_ip: IPv4Address | IPv6Address
@@ -33,6 +41,9 @@ class SessionInfo:
     tls: TLSInfo | None = None
     user: str | None = None
     reverse_name: str | None = None
+    server_ip: IPv4Address | IPv6Address = LOOPBACK
+    server_port: int = 0
+    hostname: str = ""
 
 
 @dataclass(slots=True, eq=False)

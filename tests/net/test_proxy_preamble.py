@@ -38,6 +38,9 @@ def test_nothing_is_said_before_the_header_and_the_session_is_the_clients(place:
     session = session_of(client)
     assert isinstance(session, ESMTPProtocol)
     assert str(session.facts.client_ip) == "203.0.113.9"
+    # Where the client connected, which is the load balancer.
+    assert (str(session.facts.server_ip), session.facts.server_port) == ("198.51.100.1", 25)
+    assert session.facts.hostname == "mx.test"
     assert list(place.registry.connections) == [session]
     client.protocol = session
 

@@ -43,6 +43,8 @@ def read(data: bytes, behind: bytes = b"EHLO x\r\n") -> ProxyResult:
         whole.tls_server_name,
         whole.tls,
     )
+    assert result.destination == whole.destination
+    assert (result.destination is None) == (result.source is None)
     with pytest.raises(ProxyHeaderError):
         header.feed(b"x")
     return whole
@@ -198,5 +200,8 @@ def test_every_source_travels(address, port: int) -> None:
     expected = getattr(address, "ipv4_mapped", None) or address
     text = f"PROXY TCP{address.version} {address} {other} {port} 25\r\n".encode()
     assert read(text).source == (expected, port)
+    assert read(text).destination == (ip_address(other), 25)
     family = 0x21 if address.version == 6 else 0x11
     assert read(v2(0x21, family, addresses(str(address), other, port))).source == (expected, port)
+    # The other way round it is where the client connected.
+    assert read(v2(0x21, family, addresses(other, str(address), 25, port))).destination == (expected, port)

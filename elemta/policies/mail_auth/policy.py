@@ -34,15 +34,19 @@ from elemta.policies.mail_auth.signatures import (
 from elemta.policies.mail_auth.spf import SPFAnswer
 from elemta.policies.mail_auth.spf_lookup import ResolverLookups, SPFLookup
 from elemta.policies.own_clients import is_exempt
-from elemta.policies.results import ARCResult, DKIMResult, DKIMSignature, DMARCResult, SPFResult
 from elemta.policy import (
     CONTINUE,
+    ARCResult,
+    DKIMResult,
+    DKIMSignature,
+    DMARCResult,
     IMessagePolicy,
     Message,
     Quarantine,
     Reject,
     Services,
     Session,
+    SPFResult,
     Transaction,
     Verdict,
 )
