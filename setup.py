@@ -28,7 +28,15 @@ setup(
     package_dir={"": "."},
     # twisted/ and twisted/plugins/ have no __init__.py on purpose: one would shadow Twisted's own.
     packages=[*find_packages(include=["elemta", "elemta.*"]), "twisted.plugins"],
-    package_data={"elemta": ["py.typed", "limits/scripts/*.lua", "daemon/scripts/*.lua"]},
+    package_data={
+        "elemta": [
+            "py.typed",
+            "limits/scripts/*.lua",
+            "daemon/scripts/*.lua",
+            "console/templates/*",
+            "console/static/*",
+        ]
+    },
     install_requires=[
         "twisted[tls]>=22.4",
         "zope.interface>=5.5",
@@ -38,6 +46,7 @@ setup(
         "toml>=0.10.2",
         "idna>=3.3",
         "dnspython>=2.3",
+        "jinja2>=3.1",
     ],
     extras_require={
         "argon2": ["argon2-cffi>=21.1"],

@@ -8,6 +8,7 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
 from zope.interface import Interface, implementer
 
+from elemta.auth.accounts import AccountsFile
 from elemta.auth.users import UsersFile
 from elemta.runtime import ProcessRuntime
 from elemta.runtime.threads import call_in_reactor_thread_pool
@@ -22,6 +23,22 @@ class IBlockingChecker(Interface):
 
     def verify(username: str, password: bytes) -> str | None:
         """The canonical name of the user whose password this is, or None. An exception is local trouble."""
+
+
+@implementer(ICredentialsChecker, IBlockingChecker)
+class AccountsChecker:
+    """Checks names and passwords of the console's users, for Elemta's own threads only."""
+
+    credentialInterfaces = (IUsernamePassword,)
+
+    def __init__(self, file: AccountsFile) -> None:
+        self._file = file
+
+    def verify(self, username: str, password: bytes) -> str | None:
+        return self._file.verify(username, password)
+
+    def requestAvatarId(self, credentials: IUsernamePassword) -> Deferred[bytes | tuple[()]]:  # noqa: ARG002
+        raise UnauthorizedLogin
 
 
 @implementer(ICredentialsChecker, IBlockingChecker)

@@ -33,7 +33,7 @@ _USED_OFFERS = ("8BITMIME", "AUTH", "CHUNKING", "DSN", "PIPELINING", "SIZE", "SM
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    every = (_server, _listeners, _tls, _submission, _valkey, _limits, _policies, _routes, _console)
+    every = (_server, _listeners, _tls, _submission, _valkey, _limits, _policies, _routes)
     for find in every:
         yield from find(config)
 
@@ -162,12 +162,6 @@ def _ignored_offers(config: Config, key: str, route: RouteConfig, kind: TargetKi
             hint = did_you_mean(keyword.upper(), _USED_OFFERS)
             problem = f'has no effect: Elemta does not use "{keyword}"'
             yield _note(config, f"{key}[{number}]", problem, hint)
-
-
-def _console(config: Config) -> Iterator[Fault]:
-    for name in ("endpoint", "users"):
-        if config.console.endpoint:
-            yield from _given(config, f"console.{name}", "the web console comes with a later version")
 
 
 def _localhost(config: Config) -> Iterator[Fault]:

@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
     _add_limits(_group(commands, "limits", "the identities that are limited, by which limit, and until when"))
     _add_user(_group(commands, "user", "the users that may log in: edits the users file, needs no daemon"))
+    _add_token(_group(commands, "token", "the tokens of the console's API: edits the file, needs no daemon"))
     _add_dkim(_group(commands, "dkim", "keys for the policy dkim-sign; needs no daemon"))
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
@@ -251,11 +252,38 @@ def _add_user(commands: Any) -> None:
             metavar="PATH",
             help="the users file (default: the first elemta-users: in [auth] checkers)",
         )
+        added.add_argument(
+            "--console", action="store_true", help="the users of the console, in the file of [console] users"
+        )
         if name != "list":
             added.add_argument("name", metavar="NAME")
         if name == "add":
             added.add_argument("--password-stdin", action="store_true", help="read the first line of stdin")
             added.add_argument("--replace", action="store_true", help="set a new password for a known user")
+            added.add_argument(
+                "--role",
+                choices=("viewer", "operator"),
+                help="of a user of the console: reads, or changes, too",
+            )
+
+
+def _add_token(commands: Any) -> None:
+    for name, command, words in (
+        ("add", users.add_console_token, "make a token and print it, once"),
+        ("delete", users.delete_console_token, "remove a token"),
+        ("list", users.show_console_tokens, "names and roles"),
+    ):
+        added = _add(commands, name, command, words)
+        added.add_argument("--file", metavar="PATH", help="the file (default: [console] users)")
+        if name != "list":
+            added.add_argument("name", metavar="NAME")
+        if name == "add":
+            added.add_argument(
+                "--role",
+                choices=("viewer", "operator", "limiter"),
+                required=True,
+                help="reads; changes, too; or asks limits for another server and nothing else",
+            )
 
 
 def _add_dkim(commands: Any) -> None:

@@ -1,11 +1,16 @@
-"""``user``: the users that may log in. Works on the users file itself, with or without a daemon."""
+"""``user`` and ``token``: the users that may log in, and the users and tokens of the console.
+
+They work on the files themselves, with or without a daemon.
+"""
 
 from __future__ import annotations
 
 import getpass
 import os
 
+from elemta.auth.accounts import Account, add_account, add_token, delete_account, read_accounts
 from elemta.auth.names import UnusableName, canonical_name
+from elemta.auth.roles import AccessRole
 from elemta.auth.users_editor import (
     DuplicateUser,
     NoSuchUser,
@@ -23,20 +28,24 @@ CHECKER = "elemta-users:"
 MAX_STDIN = 64 * 1024
 
 _USERS = (Column("USER", flexible=True), Column("SCHEME"))
+_ACCOUNTS = (Column("USER", flexible=True), Column("ROLE"), Column("SCHEME"))
+_TOKENS = (Column("TOKEN", flexible=True), Column("ROLE"))
 
 
 def add(invocation: CommandContext) -> int:
     args = invocation.args
     path = _file(invocation)
+    randomness = invocation.runtime.randomness
+    if bool(args.role) != args.console:
+        raise CommandFailed(EX_USAGE, "--console needs --role, and --role needs --console")
     try:
         canonical_name(args.name)
-        name = add_user(
-            path,
-            args.name,
-            _password(invocation),
-            randomness=invocation.runtime.randomness,
-            replace=args.replace,
-        )
+        password = _password(invocation)
+        if args.console:
+            role = AccessRole(args.role)
+            name = add_account(path, args.name, role, password, randomness=randomness, replace=args.replace)
+        else:
+            name = add_user(path, args.name, password, randomness=randomness, replace=args.replace)
     except ValueError as error:
         raise CommandFailed(EX_USAGE, str(error)) from error
     except DuplicateUser as error:
@@ -49,7 +58,10 @@ def add(invocation: CommandContext) -> int:
 def delete(invocation: CommandContext) -> int:
     path = _file(invocation)
     try:
-        name = delete_user(path, invocation.args.name)
+        if invocation.args.console:
+            name = delete_account(path, invocation.args.name, token=False)
+        else:
+            name = delete_user(path, invocation.args.name)
     except UnusableName as error:
         raise CommandFailed(EX_USAGE, str(error)) from error
     except NoSuchUser as error:
@@ -61,6 +73,8 @@ def delete(invocation: CommandContext) -> int:
 
 def show_list(invocation: CommandContext) -> int:
     path = _file(invocation)
+    if invocation.args.console:
+        return _show_accounts(invocation, path)
     try:
         users = list_users(path)
     except (UsersFileError, OSError) as error:
@@ -77,6 +91,77 @@ def show_list(invocation: CommandContext) -> int:
     return EX_OK
 
 
+def _show_accounts(invocation: CommandContext, path: str) -> int:
+    users = [each for each in _accounts(path) if not each.digest]
+    if invocation.json:
+        listed = [{"name": each.name, "role": each.role.value, "scheme": each.scheme} for each in users]
+        invocation.give({"file": path, "users": listed})
+    elif users:
+        invocation.give_table(_ACCOUNTS, [(each.name, each.role.value, each.scheme) for each in users])
+    else:
+        invocation.say("no user")
+    return EX_OK
+
+
+def add_console_token(invocation: CommandContext) -> int:
+    """``token add``: the only time that the token is shown."""
+    args, path = invocation.args, _console_file(invocation)
+    role = AccessRole(args.role)
+    try:
+        text = add_token(path, args.name, role, randomness=invocation.runtime.randomness)
+    except UnusableName as error:
+        raise CommandFailed(EX_USAGE, str(error)) from error
+    except DuplicateUser as error:
+        raise CommandFailed(EX_FAILED, str(error), "token delete removes it") from error
+    except (UsersFileError, OSError) as error:
+        raise _file_trouble(path, error) from error
+    if invocation.json:
+        invocation.give({"name": args.name, "role": role.value, "file": path, "token": text})
+    else:
+        invocation.say(text)
+        invocation.note(f"keep it: it is not shown again; {path} has only its digest")
+    return EX_OK
+
+
+def delete_console_token(invocation: CommandContext) -> int:
+    path = _console_file(invocation)
+    try:
+        name = delete_account(path, invocation.args.name, token=True)
+    except UnusableName as error:
+        raise CommandFailed(EX_USAGE, str(error)) from error
+    except NoSuchUser as error:
+        raise CommandFailed(EX_FAILED, str(error)) from error
+    except (UsersFileError, OSError) as error:
+        raise _file_trouble(path, error) from error
+    return _done(invocation, name, path, "deleted")
+
+
+def show_console_tokens(invocation: CommandContext) -> int:
+    path = _console_file(invocation)
+    tokens = [each for each in _accounts(path) if each.digest]
+    if invocation.json:
+        listed = [{"name": each.name, "role": each.role.value} for each in tokens]
+        invocation.give({"file": path, "tokens": listed})
+    elif tokens:
+        invocation.give_table(_TOKENS, [(each.name, each.role.value) for each in tokens])
+    else:
+        invocation.say("no token")
+    return EX_OK
+
+
+def _accounts(path: str) -> list[Account]:
+    if not os.path.lexists(path):
+        return []
+    try:
+        return sorted(read_accounts(path), key=lambda each: each.name)
+    except (UsersFileError, OSError) as error:
+        raise _file_trouble(path, error, writing=False) from error
+
+
+def _console_file(invocation: CommandContext) -> str:
+    return str(invocation.args.file or invocation.config().console.users)
+
+
 def _done(invocation: CommandContext, name: str, path: str, done: str) -> int:
     if invocation.json:
         invocation.give({"name": name, "file": path, "done": done})
@@ -88,6 +173,8 @@ def _done(invocation: CommandContext, name: str, path: str, done: str) -> int:
 def _file(invocation: CommandContext) -> str:
     if invocation.args.file:
         return str(invocation.args.file)
+    if invocation.args.console:
+        return _console_file(invocation)
     config = invocation.config()
     for checker in config.auth.checkers:
         if checker.startswith(CHECKER):

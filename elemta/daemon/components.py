@@ -129,7 +129,8 @@ def build_components(config: Config, shared: SharedResources) -> Components:
     """
     metrics = shared.metrics
     domains = Domains.from_config(config.domains)
-    rules = rules_from_config(config.resources, config.limits, config.auth)
+    logins = bool(config.auth.checkers or config.console.endpoint)
+    rules = rules_from_config(config.resources, config.limits, config.auth if logins else None)
     limiter = Limiter(
         rules,
         shared.fleet.store,
@@ -207,5 +208,7 @@ def needs_restart(old: Components, new: Components) -> tuple[str, ...]:
             for name in ("valkey_url", "valkey_key_prefix", "valkey_deadline")
         },
         "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
+        "console.endpoint": before.console.endpoint != after.console.endpoint,
+        "console.users": before.console.users != after.console.users,
     }
     return tuple(key for key, differs in changed.items() if differs)

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from elemta.certificates import Certificate
 from elemta.config import Config
+from elemta.console.site import ConsoleSite
 from elemta.daemon.components import Components, SharedResources
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
@@ -27,7 +28,7 @@ ListenAddress = tuple[IPv4Address | IPv6Address, int]
 class Listeners:
     """Bound while the process may still do so, opened when the daemon can serve them.
 
-    ``listeners`` receive mail, ``others`` are for monitoring and administration.
+    ``smtp`` receive mail; ``monitoring`` and ``console`` are for monitoring and administration.
     """
 
     def __init__(self, shared: SharedResources, max_connections: int) -> None:
@@ -37,6 +38,8 @@ class Listeners:
         self.policy_services: list[Listener] = []
         self.policy_factories: dict[str, PolicyServiceFactory] = {}
         self.monitoring: list[Listener] = []
+        self.console: list[Listener] = []
+        self.console_site = ConsoleSite(shared.runtime.reactor)
         self.factories: dict[str, ESMTPFactory] = {}
         self._certificates: tuple[Certificate, ...] = ()
         shared.metrics.net.certificate_not_after.poll_labelled(self._expiry_of_certificates)
@@ -54,6 +57,8 @@ class Listeners:
         if config.metrics.endpoint:
             site = metrics_site(self._exporter, ready, self._reactor)
             self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
+        if config.console.endpoint:
+            self.console.append(Listener("console", config.console.endpoint, self.console_site))
         for listener in config.listeners:
             factory = ESMTPFactory(self.registry, listener, self._metrics.net)
             self.factories[listener.name] = factory
@@ -62,7 +67,7 @@ class Listeners:
             asked = PolicyServiceFactory(service, self._metrics.policy_service, self._reactor)
             self.policy_factories[service.name] = asked
             self.policy_services.append(Listener(service.name, service.endpoint, asked))
-        listeners = (*self.smtp, *self.policy_services, *self.monitoring)
+        listeners = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
         take_inherited_sockets(listeners, self._reactor)
         for bound in listeners:
             bound.bind(self._reactor)
@@ -74,14 +79,15 @@ class Listeners:
 
     def open(self) -> None:
         """Open all listeners."""
-        for listener in (*self.smtp, *self.policy_services):
+        for listener in (*self.smtp, *self.policy_services, *self.console):
             listener.accept()
         self.registry.closed_with = None
 
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""
         self.registry.drain()
-        for listener in (*self.smtp, *self.policy_services, *self.monitoring):
+        await self.console_site.close()
+        for listener in (*self.smtp, *self.policy_services, *self.monitoring, *self.console):
             await listener.close()
         for factory in self.policy_factories.values():
             factory.close_connections()

@@ -188,6 +188,7 @@ class RunningServices:
     delivery: DeliveryScheduler
     adoptions: AdoptionRegistry
     admin: AdminSocket
+    calls: CallTable
     loops: tuple[LoopingCall, ...]
     lag: LoopLag
 
@@ -209,11 +210,8 @@ class RunningServices:
         delivering = DeliveryFactory(shared, components, places)
         delivery = delivering.from_own(spool)
         adoptions = AdoptionRegistry(shared.runtime, spool, environment(delivering.from_adopted))
-        admin = AdminSocket(
-            Path(spool.settings.directory) / SOCKET_NAME,
-            AdminSite(admin_calls(adoptions), reactor),
-            reactor,
-        )
+        calls = admin_calls(adoptions)
+        admin = AdminSocket(Path(spool.settings.directory) / SOCKET_NAME, AdminSite(calls, reactor), reactor)
         admin.open()
         components.authenticator.start()
         shared.resolver.start()
@@ -230,6 +228,7 @@ class RunningServices:
             delivery=delivery,
             adoptions=adoptions,
             admin=admin,
+            calls=calls,
             loops=loops,
             lag=lag,
         )

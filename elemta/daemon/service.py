@@ -22,6 +22,7 @@ from elemta.daemon.adoption import SpoolOpener
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components, SharedResources, needs_restart
+from elemta.daemon.console import open_console
 from elemta.daemon.listeners import Listeners
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
 from elemta.daemon.running_services import QueueForPolicies, RunningServices
@@ -181,6 +182,14 @@ class Elemta(Service):
         if self.parts is None:
             return
         self.listeners.set_context(self.components, spool)
+        if self.config.console.endpoint:
+            await open_console(
+                self.listeners.console_site,
+                self.parts.calls,
+                self.config,
+                lambda: self.components.limiter,
+                self.shared.runtime,
+            )
         self.listeners.open()
         self.state = DaemonState.SERVING
         self._notifier.ready("serving")
@@ -213,6 +222,7 @@ class Elemta(Service):
             listeners=[f"{listener.name} {listener.address}" for listener in self.listeners.smtp],
             policy_services=[f"{each.name} {each.address}" for each in self.listeners.policy_services],
             metrics=[listener.address for listener in self.listeners.monitoring],
+            console=[listener.address for listener in self.listeners.console],
             spool=self.config.spool.directory,
             policies=list(self.config.policies.chain),
         )

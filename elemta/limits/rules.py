@@ -219,11 +219,13 @@ class Rule:
 def rules_from_config(
     resources: ResourcesConfig, limits: Sequence[LimitConfig], auth: AuthConfig | None = None
 ) -> tuple[Rule, ...]:
-    """The limits of ``[resources]``, of ``[auth]`` where there is a checker, and those of ``[[limit]]``.
+    """The limits of ``[resources]``, of ``[auth]`` where it is given, and those of ``[[limit]]``.
+
+    ``auth`` is for a configuration in which users log in, to submit mail or to the console.
 
     The configuration has checked that names are not taken and that rates fit what is counted.
     """
-    guesses = _guesses(auth) if auth is not None and auth.checkers else ()
+    guesses = _guesses(auth) if auth is not None else ()
     return (*_built_in(resources), *guesses, *(_rule(limit) for limit in limits))
 
 

@@ -117,14 +117,6 @@ def test_the_defaults_say_nothing() -> None:
             '[[route]]\ndomains = ["a.example", "A.example"]\nto = "hold:"',
             'route[1].domains: has no effect for "A.example": route[1] before it matches',
         ),
-        (
-            '[console]\nusers = "/etc/users"',
-            "console.users: has no effect yet: the web console comes with a later version",
-        ),
-        (
-            '[console]\nendpoint = "tcp:1"',
-            "console.endpoint: has no effect yet: the web console comes with a later version",
-        ),
     ],
 )
 def test_a_setting_without_effect_is_told_with_the_reason(read: Read, text: str, note: str) -> None:
@@ -146,6 +138,7 @@ def test_a_setting_without_effect_is_told_with_the_reason(read: Read, text: str,
         f'{HOLD}tls = "none"',
         f'[domains]\nrelay_from = ["192.0.2.0/24"]\n{HOLD}',
         '[console]\nendpoint = ""',
+        '[console]\nendpoint = "tcp:1"\nusers = "/etc/users"',
         '[[route]]\ndomains = ["a.example"]\nto = "mx:"',
         '[domains]\nrelay_from = ["192.0.2.0/24"]',
         '[spool]\nwarn_after = "1h"',

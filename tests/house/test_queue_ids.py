@@ -16,6 +16,7 @@ OTHER_SUBJECTS = (
     "command.forgiven",
     "config.",
     "connection.",
+    "console.",
     "daemon.",
     "descriptors.",
     "dns.",

@@ -1,0 +1,56 @@
+"""What the forms of the pages change. Each gives the path of the page that comes next."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+from elemta.console.views import ACTIONS, QUEUE_FILTERS, matching
+from elemta.console.visit import Page, Visit, segment
+from elemta.ops.admin_errors import AdminRefusal
+
+# One call takes so many ids.
+_TOGETHER = 200
+
+
+async def act_on_message(visit: Visit) -> Page | str:
+    """Hold, release, retry, bounce or delete one message."""
+    queue_id, action = visit.parts["id"], visit.parts["action"]
+    _known(action)
+    path = f"/v1/queue/{segment(queue_id)}"
+    if action == "delete":
+        await visit.delete(path)
+        return f"/queue?{urlencode({'done': action})}"
+    reason = {"reason": visit.form.get("reason", "")} if action == "hold" else {}
+    await visit.post(f"{path}/{action}", reason)
+    return f"/messages/{segment(queue_id)}?{urlencode({'done': action})}"
+
+
+async def act_on_filter(visit: Visit) -> Page | str:
+    """The same for all messages that the filters let through."""
+    action = visit.form.get("action", "")
+    _known(action)
+    filters = {name: visit.form[name] for name in QUEUE_FILTERS if visit.form.get(name)}
+    ids, _ = await matching(visit, filters)
+    done, refused = 0, []
+    for start in range(0, len(ids), _TOGETHER):
+        chosen = ",".join(ids[start : start + _TOGETHER])
+        answer = await visit.post(f"/v1/queue/{action}", {"ids": chosen})
+        for result in answer["results"]:
+            if "error" in result:
+                refused.append(result)
+            else:
+                done += 1
+    return Page("acted.html", {"action": action, "count": done, "refused": refused[:100]})
+
+
+async def reset_limit(visit: Visit) -> Page | str:
+    """Forget what was counted for an identity."""
+    limit, identity = visit.form.get("limit", ""), visit.form.get("identity", "")
+    await visit.post("/v1/limits/reset", {"id": f"{limit}:{identity}" if limit else identity})
+    return f"/limits?{urlencode({'done': 'reset'})}"
+
+
+def _known(action: str) -> None:
+    if action not in ACTIONS:
+        raise AdminRefusal(HTTPStatus.NOT_FOUND, "unknown action", f"known: {', '.join(ACTIONS)}")
