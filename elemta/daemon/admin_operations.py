@@ -10,6 +10,7 @@ from http import HTTPStatus
 from elemta import __version__
 from elemta.config import ListenerTLS, dump
 from elemta.daemon.adoption_registry import AdoptionRegistry
+from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.cluster import NodeStatus, ValkeyStatus, endpoints
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
@@ -45,6 +46,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         QueueOperations(adoptions.queue, give_up),
         LimitOperations(lambda: daemon.components, daemon.fleet),
         OverrideOperations(lambda: daemon.components, daemon.fleet),
+        CheckOperations(lambda: daemon.components.limiter),
         SpoolOperations(adoptions),
         api,
     )

@@ -157,17 +157,30 @@ class Limiter:
     ) -> MaybeDeferred[Charge]:
         """Charge every limit that counts one of ``counts``, all or none, where there are no stages.
 
-        What counts messages or bytes is not charged for the keys in ``already``.
+        What counts messages or bytes is not charged for the keys in ``already``. Without a ``recipient`` it
+        is about all of the transaction's.
         """
         subject = Subject(session, transaction, recipient, self.mailbox)
         asked = [
             request
             for rule in self.rules
             if rule.counts in counts and not rule.is_outbound
-            for request in self._requests(rule, subject)
+            for request in self._counted(rule, subject)
             if request.key not in already or rule.counts is Counts.RECIPIENTS
         ]
         return self._acquire(asked) if asked else _NOTHING
+
+    def _counted(self, rule: Rule, subject: Subject) -> list[Request]:
+        """What to ask of the store, of each key the amount for all recipients together."""
+        about = subject.transaction
+        if rule.counts is not Counts.RECIPIENTS or subject.recipient is not None or about is None:
+            return self._requests(rule, subject)
+        found: dict[str, Request] = {}
+        for recipient in about.recipients:
+            for one in self._requests(rule, replace(subject, recipient=recipient)):
+                known = found.get(one.key)
+                found[one.key] = one if known is None else replace(one, amount=known.amount + one.amount)
+        return list(found.values())
 
     def charge_outbound(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.

@@ -16,6 +16,7 @@ from elemta.daemon.admin_operations import (
     NodeListing,
     PluginListing,
 )
+from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations
@@ -55,6 +56,7 @@ class Administered:
             _Operations(self, self.spool),
             QueueOperations(self.spool, self._give_up),
             self.limits,
+            CheckOperations(lambda: self.overseen.limiter),
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
             api,

@@ -1,0 +1,141 @@
+"""The admin call that asks the limits for another server: ``POST /v1/limits/check``."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import IPv4Address, ip_address
+from typing import Annotated
+
+from elemta.address import NULL, Address
+from elemta.auth.roles import AccessRole
+from elemta.config import Counts
+from elemta.deferred_value import value_of
+from elemta.envelope import Recipient
+from elemta.limits import Limiter
+from elemta.limits.identity import IPAddress
+from elemta.ops.admin_calls import route
+from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_json import Count, Text, Texts
+from elemta.policy import limit_verdict
+from elemta.stage import Stage
+
+LISTENER = "check"
+"""What a limit ``per = ["listener"]`` counts these under."""
+
+MAX_RECIPIENTS = 1000
+NO_ADDRESS = IPv4Address("0.0.0.0")
+_ANY = r"(?s:.*)"
+_Words = Annotated[str, Text(512, "", _ANY)]
+_Recipients = Annotated[tuple[str, ...], Texts(Text(512, "an address"), MAX_RECIPIENTS, 0)]
+
+
+class CheckStage(enum.Enum):
+    """What happened at the other server: the counts that it is charged."""
+
+    CONNECT = "connect"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    MESSAGE = "message"
+
+
+_COUNTED = {
+    CheckStage.CONNECT: frozenset({Counts.CONNECTIONS}),
+    CheckStage.MAIL: frozenset({Counts.MESSAGES}),
+    CheckStage.RCPT: frozenset({Counts.RECIPIENTS}),
+    CheckStage.MESSAGE: frozenset({Counts.MESSAGES, Counts.BYTES}),
+}
+_STAGES = {
+    CheckStage.CONNECT: Stage.CONNECT,
+    CheckStage.MAIL: Stage.MAIL,
+    CheckStage.RCPT: Stage.RCPT,
+    CheckStage.MESSAGE: Stage.MESSAGE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitCheck:
+    """What the limits say. Where nothing refuses, the others are empty, and ``retry_after`` is 0.
+
+    ``limit`` refuses, by what it counted for ``identity``; it passes after ``retry_after`` seconds (null:
+    never), and ``text`` is for the client.
+    """
+
+    admitted: bool
+    limit: str = ""
+    identity: str = ""
+    retry_after: float = 0.0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A session and a transaction of another server, as far as limits read them."""
+
+    client_ip: IPAddress
+    helo: str
+    user: str | None
+    sender: Address
+    recipients: tuple[Recipient, ...]
+    size: int
+    listener: str = LISTENER
+
+
+class CheckOperations:
+    """Charges the limits in force for what another server is about to take."""
+
+    def __init__(self, limiter: Callable[[], Limiter]) -> None:
+        self._limiter = limiter
+
+    @route("POST", "/v1/limits/check", role=AccessRole.LIMITER)
+    async def check(
+        self,
+        *,
+        stage: CheckStage,
+        ip: _Words = "",
+        helo: _Words = "",
+        user: _Words = "",
+        sender: _Words = "",
+        recipients: _Recipients = (),
+        size: Annotated[int, Count(0, 2**53)] = 0,
+    ) -> LimitCheck:
+        """Charge all limits for a stage of a session at another server, or none where one refuses."""
+        asked = _Asked(_address(ip), helo, user or None, _mailbox(sender), _recipients(recipients), size)
+        only = asked.recipients[0] if len(asked.recipients) == 1 else None
+        charge = await value_of(self._limiter().charge_counts(_COUNTED[stage], asked, asked, only))
+        refusal = charge.refusal
+        if refusal is None:
+            return LimitCheck(admitted=True)
+        return LimitCheck(
+            admitted=False,
+            limit=refusal.limit,
+            identity=refusal.identity,
+            retry_after=refusal.retry_after,
+            text=getattr(limit_verdict(refusal, _STAGES[stage]), "text", ""),
+        )
+
+
+def _address(text: str) -> IPAddress:
+    if not text:
+        return NO_ADDRESS
+    try:
+        return ip_address(text.partition("%")[0])
+    except ValueError as error:
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"ip: {error}", "an address without a port") from None
+
+
+def _mailbox(text: str) -> Address:
+    """An address with or without brackets; what has no ``@`` is a local part."""
+    bare = text.strip()
+    if bare.startswith("<") and bare.endswith(">"):
+        bare = bare[1:-1]
+    local, at, domain = bare.rpartition("@")
+    if not bare:
+        return NULL
+    return Address(local, domain.lower().rstrip(".")) if at else Address(bare, "")
+
+
+def _recipients(texts: tuple[str, ...]) -> tuple[Recipient, ...]:
+    return tuple(Recipient(_mailbox(text)) for text in texts)
