@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -21,8 +21,11 @@ from elemta.policy.call_context import BegunCall, CallContext, begin, cancel
 from elemta.policy.interfaces import FailureKind
 from elemta.policy.runner import SLOW, PolicyCall, PolicyFailure
 from elemta.policy.verdicts import CONTINUE, Continue, Verdict, verdict_problem
+from elemta.policy.views import Message
 
 _log = Logger()
+
+Q = TypeVar("Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,12 @@ class ChangeableView(Protocol):
     def close(self) -> None: ...
 
 
-class ChainQuestion:
+class ChainQuestion(Generic[Q]):
     """The order of a chain and the failures of its policies.
 
-    A subclass gives what a policy is called with and what a verdict decides. It asks one policy at a time
-    and calls :meth:`_ask_each` with those that are left.
+    A subclass says which policies are asked, what they are called with and what a verdict decides. One
+    question is asked at a time. No failure of a policy raises here: it counts for the policy's ``on_error``
+    verdict.
     """
 
     __slots__ = ("_accepted", "_clock", "_pending", "_view")
@@ -62,7 +66,18 @@ class ChainQuestion:
         # What the policy that is asked now may change
         self._view: ChangeableView | None = None
 
-    def _ask_each(self, calls: Iterator[PolicyCall]) -> MaybeDeferred[ChainDecision]:
+    def ask(
+        self, question: Q, message: Message | None = None, *, left: Iterator[PolicyCall] | None = None
+    ) -> MaybeDeferred[ChainDecision]:
+        """Ask the policies of a question in their order; the first decisive verdict wins.
+
+        ``message`` is given at the stage MESSAGE. ``left`` are the policies that are left, where a question
+        goes on.
+
+        Returns the decision itself when every policy answered at once. The Deferred fails only when it is
+        cancelled, which gives the question up. It never fires after :meth:`give_up`.
+        """
+        calls = self._calls_for(question, message) if left is None else left
         seconds = self._clock.seconds
         for call in calls:
             runner = call.runner
@@ -86,20 +101,20 @@ class ChainQuestion:
                         runner.blocked(call, took)
                     if later is not None:
                         self._pending = _PendingAnswer(self, call, later, began, self._clock)
-                        return then(self._pending.verdict, self._go_on, call, calls)
+                        return then(self._pending.verdict, self._go_on, question, call, calls)
                     verdict = self.judged(call, answer, took)
             decision = None if verdict is CONTINUE else self._decide(call, verdict)
             if decision is not None:
-                return decision
-        return self._conclude()
+                return self._decided(decision)
+        return self._decided(self._conclude())
 
     def _go_on(
-        self, verdict: Verdict, call: PolicyCall, calls: Iterator[PolicyCall]
+        self, verdict: Verdict, question: Q, call: PolicyCall, calls: Iterator[PolicyCall]
     ) -> MaybeDeferred[ChainDecision]:
         """A policy's verdict came late: it decides, or the policies after it are asked."""
         self._pending = None
         decision = None if verdict is CONTINUE else self._decide(call, verdict)
-        return self._ask_each(calls) if decision is None else decision
+        return self.ask(question, left=calls) if decision is None else self._decided(decision)
 
     def _begin(self, call: PolicyCall, answer: object, began: float) -> BegunCall | None:
         """Begin to wait for an answer; None where it is no Deferred and no coroutine."""
@@ -175,6 +190,14 @@ class ChainQuestion:
 
     # What a subclass says
 
+    def _calls_for(self, question: Q, message: Message | None) -> Iterator[PolicyCall]:
+        """Begin a question: the policies that are asked, in their order."""
+        raise NotImplementedError
+
+    def _decided(self, decision: ChainDecision) -> ChainDecision:
+        """The question is decided: tell the policies that observe it."""
+        return decision
+
     def _note_missing_verdict(self, call: PolicyCall) -> None:
         """What the policy itself would have answered is not known."""
 
@@ -229,7 +252,7 @@ class _PendingAnswer:
 
     def __init__(
         self,
-        question: ChainQuestion,
+        question: ChainQuestion[Any],
         call: PolicyCall,
         begun: BegunCall,
         began: float,

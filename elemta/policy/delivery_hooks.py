@@ -5,7 +5,7 @@ They are those of the chain, with the same deadlines, breakers and bounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -35,6 +35,7 @@ from elemta.policy.verdicts import (
     name_of,
     route_problem,
 )
+from elemta.policy.views import Message
 
 _log = Logger()
 
@@ -160,7 +161,7 @@ class DeliveryHooks:
                 tell(call, PolicyFact((outcome,), network, session_id, outcome.queue_id), self._clock)
 
 
-class _EnvelopeQuestion(ChainQuestion):
+class _EnvelopeQuestion(ChainQuestion[Sequence[PolicyCall]]):
     """A question about a message, to the policies of the listener that received it; the first decides."""
 
     __slots__ = ("_envelope", "queue_id", "session_id")
@@ -171,9 +172,10 @@ class _EnvelopeQuestion(ChainQuestion):
         self.session_id = envelope.client.session_id
         self.queue_id = envelope.queue_id
 
-    def ask(self, calls: Sequence[PolicyCall]) -> MaybeDeferred[ChainDecision]:
+    def _calls_for(self, question: Sequence[PolicyCall], message: Message | None) -> Iterator[PolicyCall]:
+        del message  # a signer gets a view of it
         listener = self._envelope.client.listener
-        return self._ask_each(iter([call for call in calls if call.runner.serves(listener)]))
+        return iter([call for call in question if call.runner.serves(listener)])
 
     @property
     def network(self) -> str:

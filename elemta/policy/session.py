@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elemta.address import Address
-from elemta.deferred_value import MaybeDeferred, then
+from elemta.deferred_value import MaybeDeferred
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
@@ -89,11 +89,11 @@ class _TransactionViews:
         return granted or self.relay.allows(self.client, recipient)
 
 
-class PolicySession(ChainQuestion):
+class PolicySession(ChainQuestion[StageQuestion]):
     """The policies of one session. Made by :meth:`elemta.policy.chain.PolicyChain.open`.
 
-    One question is asked at a time. No failure of a policy raises here: it counts for the policy's
-    ``on_error`` verdict.
+    At RCPT, a recipient that the client may not relay to is refused after all policies, whatever they
+    answered. No decision comes after :meth:`disconnected`.
     """
 
     __slots__ = (
@@ -149,28 +149,6 @@ class PolicySession(ChainQuestion):
         self._grant_failed = False
         self._gone = False
         self._network = ""
-
-    def ask(self, question: StageQuestion, message: Message | None = None) -> MaybeDeferred[ChainDecision]:
-        """Ask the policies of the question's stage in their order; the first decisive verdict wins.
-
-        At RCPT, a recipient that the client may not relay to is refused after all policies, whatever they
-        answered. ``message`` is given at the stage MESSAGE.
-
-        Returns the decision itself when every policy answered at once. The Deferred fails only when it is
-        cancelled, which gives the question up. It never fires after :meth:`disconnected`.
-        """
-        self._question, self._message = question, message
-        self._marks, self._accepted, self._grant_failed = [], None, False
-        decision = self._ask_each(iter(() if self._gone else self._calls.get(question.stage, ())))
-        if self._notified["decided"]:
-            return then(decision, self._tell_decided, question.stage)
-        return decision
-
-    def _tell_decided(self, decision: ChainDecision, stage: Stage) -> ChainDecision:
-        for call in () if self._gone else self._notified["decided"]:
-            shown = self._session_of(call.runner), decision.policy, stage, decision.verdict
-            tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
-        return decision
 
     def ask_login(self, username: str) -> MaybeDeferred[ChainDecision]:
         """Ask whether the client may try to log in as ``username``, before its password is looked at."""
@@ -236,6 +214,17 @@ class PolicySession(ChainQuestion):
         self.give_up()
 
     # What ChainQuestion asks for
+
+    def _calls_for(self, question: StageQuestion, message: Message | None) -> Iterator[PolicyCall]:
+        self._question, self._message = question, message
+        self._marks, self._accepted, self._grant_failed = [], None, False
+        return iter(() if self._gone else self._calls.get(question.stage, ()))
+
+    def _decided(self, decision: ChainDecision) -> ChainDecision:
+        for call in () if self._gone else self._notified["decided"]:
+            shown = self._session_of(call.runner), decision.policy, self._question.stage, decision.verdict
+            tell(call, PolicyFact(shown, self.network, self.session_id), self._clock)
+        return decision
 
     @property
     def network(self) -> str:
