@@ -13,12 +13,11 @@ from pathlib import Path
 from generated_file import write_or_check
 
 from elemta.address import Address
-from elemta.delivery.bounces import NoticeSettings, decide
+from elemta.delivery.bounces import notices_for
 from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.message.dsn import build_dsn, examine
-from elemta.message.notice import NoticeKind
+from elemta.message.notice import NoticeKind, NoticeSettings
 from elemta.outcome import Outcome, Status
-from elemta.spool import MessageState, QueuedMessage
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "delivery.md"
@@ -71,11 +70,12 @@ def dsn(kind: NoticeKind) -> bytes:
     envelope = Envelope(
         "2CmXq07DRb3", sender, (BOB, CAROL), RECEIVED_AT, len(MESSAGE), MailParameters(envid="lunch-1")
     )
-    message = QueuedMessage(envelope, MessageState.ACTIVE, 1, (recipient,), at)
-    (notice,) = decide(message, [outcome], now=at, settings=NoticeSettings("mx1.example.org")).to_send
+    settings = NoticeSettings("mx1.example.org")
+    (notice,) = notices_for(envelope, [recipient], [outcome], now=at, settings=settings)
     built = build_dsn(
         notice,
-        examine(io.BytesIO(MESSAGE), whole=notice.whole),
+        settings,
+        examine(io.BytesIO(MESSAGE), whole=settings.returns_whole(notice)),
         queue_id="2CmXqLx5Tk1" if kind is NoticeKind.FAILURE else "2CmXv9Qe8w2",
         boundary="d41f7c0a5be86329",
     )

@@ -19,9 +19,9 @@ from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import Elemta
 from elemta.daemon.spool_operations import SpoolOperations
 from elemta.deferred_value import value_of
-from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault, SpoolError, StoreUnavailable
+from elemta.message.notice import NoticeSettings
 from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal

@@ -24,7 +24,7 @@ from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.faulty_parts import LONGEST_REASON, RecentFaults, hold_faulty
 from elemta.delivery.local_faults import broke_off, lacking, working
-from elemta.delivery.notices import decide_notifications, record
+from elemta.delivery.notices import follow_up, record
 from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled, log_not_released
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.router import Router, SortedRecipients, moved
@@ -351,11 +351,9 @@ class AttemptRunner:
         if self._expiry.tells(message):
             message = replace(message, warned=True)
         unreadable = await why_unreadable(self._queue, message) if self._is_too_old(message) else None
-        plan = decide_notifications(
-            message, outcomes, self._settings, now=now, retry_at=retry_at, unreadable=unreadable
-        )
-        again = now + self._settings.retries.delays[0]
-        recorded = await record(self._queue, message, outcomes, plan, again)
+        settings = self._settings
+        following = follow_up(message, outcomes, settings, now=now, retry_at=retry_at, unreadable=unreadable)
+        recorded = await record(self._queue, message, outcomes, following, settings, now=now)
         if recorded.retry_at is not None:
             self._destinations.due_at(message.destination, recorded.retry_at)
 

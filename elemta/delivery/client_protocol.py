@@ -28,7 +28,7 @@ from elemta.delivery.next_hop_state import (
 from elemta.delivery.outbound_tls import OutboundHandshake, OutboundTLSRefused
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_results import (
@@ -84,7 +84,7 @@ class NextHopConnection(Protocol):
         self._flow = ContentFlow.NONE
         self._lifetime = lifetime
         self._read = read
-        self._settled: Deferred[TransactionDone] | None = None
+        self._settled: Deferred[tuple[Outcome, ...]] | None = None
         self._transaction: ClientTransaction | None = None
         self._open_content: OpenContent | None = None
         self._wire: Connection | None = None
@@ -97,6 +97,11 @@ class NextHopConnection(Protocol):
     def idle(self) -> bool:
         """Whether the next transaction may be sent."""
         return self._session.idle
+
+    @property
+    def again(self) -> tuple[int, ...]:
+        """The places of recipients of the last transaction that may be sent in another way."""
+        return self._session.again
 
     @property
     def features(self) -> Features:
@@ -118,8 +123,10 @@ class NextHopConnection(Protocol):
         """Whether there is no TLS with this server that works."""
         return self._tls_state is TLSState.FAILED
 
-    def send(self, transaction: ClientTransaction, open_content: OpenContent) -> Deferred[TransactionDone]:
-        """Send a transaction; fires with what it came to, and fails only by a fault of ours."""
+    def send(
+        self, transaction: ClientTransaction, open_content: OpenContent
+    ) -> Deferred[tuple[Outcome, ...]]:
+        """Send a transaction; fires with what became of its recipients. It fails only by a fault of ours."""
         self._transaction, self._open_content = transaction, open_content
         settled = self._settled = Deferred()
         self._life.set(self._lifetime, self._outlived)
@@ -242,15 +249,15 @@ class NextHopConnection(Protocol):
     # The session speaks
 
     def _act(self, events: list[Event]) -> None:
-        settled = next((event for event in events if isinstance(event, TransactionDone)), None)
+        done = any(isinstance(event, TransactionDone) for event in events)
         try:
             self._follow(events)
         except Exception:
             self._log_internal_error()
             self.cut()
-        if settled is not None:
+        if done:
             # Last of all: the caller that waits for it may send again, or close.
-            self._settle(settled)
+            self._settle(self._session.outcomes)
 
     def _follow(self, events: list[Event]) -> None:
         for event in events:
@@ -279,7 +286,7 @@ class NextHopConnection(Protocol):
             self._awaited = awaited
             self._deadline.set(awaited[1], self._too_late)
 
-    def _settle(self, event: TransactionDone) -> None:
+    def _settle(self, outcomes: tuple[Outcome, ...]) -> None:
         # A server that ends at STARTTLS has no TLS that works either.
         if self._session.closed and self._session.starttls_refused:
             self._tls_change(TLSChange.FAIL)
@@ -289,18 +296,14 @@ class NextHopConnection(Protocol):
             self._life.clear()
         finally:
             if settled is not None:
-                settled.callback(event)
+                settled.callback(outcomes)
 
     def _end_unsettled(self) -> None:
         """End the wait for a transaction whose result was lost by a fault of ours."""
         if self._settled is not None and self._transaction is not None:
             text = "a fault inside Elemta; the log has it"
             everyone = [each.address for each in self._transaction.recipients]
-            self._settle(
-                TransactionDone(
-                    self._transaction.attempt.same_for_all(everyone, Status.DEFERRED, "4.3.0", text)
-                )
-            )
+            self._settle(self._transaction.attempt.same_for_all(everyone, Status.DEFERRED, "4.3.0", text))
 
     def _start_tls(self) -> None:
         self._flush()

@@ -21,7 +21,6 @@ from elemta.dns import AddressResolver
 from elemta.metrics import DeliveryMetrics
 from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, furthest
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_results import TransactionDone
 
 _log = Logger()
 
@@ -236,11 +235,10 @@ class _Sending:
         attempt = self._attempt
         attempt.next_hop = connection.name
         attempt.works = ON_A_KEPT_CONNECTION[self._hop.works] if reused else self._hop.works
-        done = await connection.send(self._transaction, self._open_content)
-        sent = done.outcomes
+        sent = await connection.send(self._transaction, self._open_content)
         answered = furthest(sent) is ReachedStage.ANSWERED
         self._remember(kept, answered=answered)
-        other_way = await self._other_way(kept, done) if answered else None
+        other_way = await self._other_way(kept, sent) if answered else None
         if other_way is not None:
             return await self._by_other_way(kept, sent, *other_way)
         # What is wrong with our credentials is so with every address, and may lock the account.
@@ -277,7 +275,7 @@ class _Sending:
                 memory.domain_offers(self._hop.destination, connection.features)
 
     async def _other_way(
-        self, kept: PooledConnection, done: TransactionDone
+        self, kept: PooledConnection, sent: tuple[Outcome, ...]
     ) -> tuple[tuple[int, ...], list[IPAddress]] | None:
         """The places of recipients that the server refused for the way of sending, and where to go then.
 
@@ -286,11 +284,12 @@ class _Sending:
         address = kept.connection.address
         if self._other_ways >= _MOST_OTHER_WAYS or self._abandoned != self._home.abandoned:
             return None
-        if done.again:
-            return done.again, [] if address is None else [address]
+        again = kept.connection.again
+        if again:
+            return again, [] if address is None else [address]
         if not _is_over_ipv6(kept):
             return None
-        refused = tuple(place for place, outcome in enumerate(done.outcomes) if _is_by_policy(outcome))
+        refused = tuple(place for place, outcome in enumerate(sent) if _is_by_policy(outcome))
         if not refused:
             return None
         four: list[IPAddress] = [each for each in await self._addresses_at(kept.place) if each.version == 4]

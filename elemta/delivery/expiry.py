@@ -13,12 +13,11 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.delivery.bounces import decide
 from elemta.delivery.delivery_record import let_observers_keep, tell_ended
 from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.faulty_parts import RecentFaults, hold_faulty
-from elemta.delivery.notices import NotificationPlan, decide_notifications, notice_settings, tell
+from elemta.delivery.notices import FollowUp, follow_up, notice_settings, notices_of, tell
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Recipient
@@ -168,10 +167,8 @@ class ExpiryScanner:
         ]
         returned = False
         if held.hold.tells_sender:
-            notices = decide(message, outcomes, now=now, settings=notice_settings(self.settings)).to_send
             try:
-                await tell(self._queue, message, notices)
-                returned = bool(notices)
+                returned = await self._tell(message, outcomes, now)
             except Exception as error:
                 if not self._is_second_fault(message.queue_id, error):
                     raise
@@ -295,39 +292,45 @@ class ExpiryScanner:
 
     async def _send_delay_notice(self, parts: Sequence[QueuedMessage], now: float) -> None:
         message, outcomes = await self._together(parts, now)
-        plan = decide_notifications(message, outcomes, self.settings, now=now, retry_at=now)
-        await tell(self._queue, message, plan.notices.to_send)
+        await self._tell(message, outcomes, now)
         await self._queue.settle(message.queue_id, (), retry_at=None, hold_reason=None, warned=True)
 
     async def _give_up(self, parts: Sequence[QueuedMessage], now: float) -> None:
         """Tell the sender once, whatever the number of destinations, then record each part."""
         message, outcomes = await self._together(parts, now)
         unreadable = await why_unreadable(self._queue, message)
-        plan = decide_notifications(message, outcomes, self.settings, now=now, unreadable=unreadable)
-        await tell(self._queue, message, plan.notices.to_send)
-        await _all(self._settle(part, outcomes, plan) for part in parts)
+        following = follow_up(message, outcomes, self.settings, now=now, unreadable=unreadable)
+        await self._tell(message, outcomes, now)
+        await _all(self._settle(part, outcomes, following) for part in parts)
         _log.info(
             "message given up",
             event="delivery.expired",
             queue_id=message.queue_id,
             recipients=len(outcomes),
             reason=outcomes[0].text if outcomes else "",
-            hold_reason=plan.hold_reason,
+            hold_reason=following.hold_reason,
         )
 
-    async def _settle(self, part: QueuedMessage, outcomes: Sequence[Outcome], plan: NotificationPlan) -> None:
-        mine = [outcome for outcome in plan.recorded(outcomes) if _is_for(part, outcome)]
-        if plan.hold_reason is None:
+    async def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome], now: float) -> bool:
+        """Queue the notices that follow; whether there are any."""
+        settings = notice_settings(self.settings)
+        notices = notices_of(message, outcomes, settings, now)
+        await tell(self._queue, notices, settings)
+        return bool(notices)
+
+    async def _settle(self, part: QueuedMessage, outcomes: Sequence[Outcome], following: FollowUp) -> None:
+        mine = [outcome for outcome in following.recorded(outcomes) if _is_for(part, outcome)]
+        if following.hold_reason is None:
             await let_observers_keep(self._queue, part, mine)
         await self._queue.settle(
             part.queue_id,
             mine,
             part=part.part,
             retry_at=None,
-            hold_reason=plan.hold_reason,
-            hold=plan.hold,
+            hold_reason=following.hold_reason,
+            hold=following.hold,
         )
-        if plan.hold_reason is None:
+        if following.hold_reason is None:
             tell_ended(self._queue, part, mine)
 
     async def _together(

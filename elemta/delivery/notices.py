@@ -1,4 +1,4 @@
-"""What follows from an attempt: which notices the sender gets, queued before the outcomes are recorded."""
+"""What follows from an attempt: the notices for the sender are queued before the outcomes are recorded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import BinaryIO, Protocol
 
 from twisted.logger import Logger
 
-from elemta.delivery.bounces import BounceSpool, Notices, NoticeSettings, decide, log_left_out, submit
+from elemta.delivery.bounces import BounceSpool, log_left_out, notices_for, submit, undeliverable_reason
 from elemta.delivery.delivery_record import let_observers_keep, settle_surely, tell_ended
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Envelope
 from elemta.errors import NoSender, SpoolError, UnknownMessage
-from elemta.message.notice import Notice, NoticeKind
+from elemta.message.notice import Notice, NoticeKind, NoticeSettings
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool
 from elemta.spool.records import HoldCause, QueuedMessage
@@ -23,8 +23,8 @@ _LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
-class NotificationPlan:
-    """What follows from the outcomes of an attempt: the notices first, then how the outcomes are recorded.
+class FollowUp:
+    """How the outcomes of an attempt are recorded, and what becomes of the recipients that are left.
 
     ``ends_as`` is the status that all recipients get that were not delivered to; None: each its own.
     ``retry_at`` is for the recipients that are deferred, in seconds since the epoch; ``hold_reason`` for
@@ -32,7 +32,6 @@ class NotificationPlan:
     which. ``warned``: the delay needs no further notice.
     """
 
-    notices: Notices
     ends_as: Status | None = None
     retry_at: float | None = None
     hold_reason: str | None = None
@@ -53,11 +52,10 @@ class NotificationPlan:
             for outcome in outcomes
         )
 
-    def without_notices(self, outcomes: Sequence[Outcome], retry_at: float) -> NotificationPlan:
+    def without_notices(self, outcomes: Sequence[Outcome], retry_at: float) -> FollowUp:
         """The same where the notices could not be queued: no recipient fails before its notice is queued."""
-        again = any(outcome.status is not Status.DELIVERED for outcome in outcomes)
         held = self.hold_reason if self.hold is HoldCause.UNDELIVERABLE else None
-        return NotificationPlan(Notices(), Status.DEFERRED, retry_at if again else None, held)
+        return FollowUp(Status.DEFERRED, retry_at if _any_left(outcomes) else None, held)
 
 
 def notice_settings(settings: DeliverySettings) -> NoticeSettings:
@@ -71,7 +69,7 @@ def notice_settings(settings: DeliverySettings) -> NoticeSettings:
     )
 
 
-def decide_notifications(
+def follow_up(
     message: QueuedMessage,
     outcomes: Sequence[Outcome],
     settings: DeliverySettings,
@@ -79,28 +77,37 @@ def decide_notifications(
     now: float,
     retry_at: float | None = None,
     unreadable: str | None = None,
-) -> NotificationPlan:
-    """Draw the conclusion of an attempt at ``now``.
+) -> FollowUp:
+    """What follows for the message from an attempt at ``now``.
 
     ``retry_at`` is the time of the next one where the destination decides it, else the message's own
     schedule does. At ``expire`` after its receipt what is deferred has failed. A message that can't be read
     then, for the reason ``unreadable``, is kept on hold for a while once the notice to its sender is queued.
     """
-    known = [recipient.address for recipient in message.pending] if message.warned else ()
-    notices = decide(message, outcomes, now=now, settings=notice_settings(settings), warned=known)
-    age = now - message.envelope.received_at
+    envelope = message.envelope
+    age = now - envelope.received_at
     expired = age >= settings.retries.expire
+    held = undeliverable_reason(envelope, message.pending, outcomes, expired=expired)
     deferred = not expired and any(outcome.status is Status.DEFERRED for outcome in outcomes)
     ends_as = Status.FAILED if expired else None
     if not deferred:
         retry_at = None
     elif retry_at is None:
-        retry_at = settings.retries.next_attempt(message.attempts + 1, message.envelope.received_at, now)
+        retry_at = settings.retries.next_attempt(message.attempts + 1, envelope.received_at, now)
     late = deferred and 0 < settings.warn_after <= age
-    if unreadable is not None and notices.hold is None and expired and _any_left(outcomes):
+    if unreadable is not None and held is None and expired and _any_left(outcomes):
         reason = f"it can't be read, and the sender got a notice: {unreadable}"[:_LONGEST_REASON]
-        return NotificationPlan(notices, ends_as, retry_at, reason, late, HoldCause.UNREADABLE)
-    return NotificationPlan(notices, ends_as, retry_at, notices.hold, late)
+        return FollowUp(ends_as, retry_at, reason, late, HoldCause.UNREADABLE)
+    return FollowUp(ends_as, retry_at, held, late)
+
+
+def notices_of(
+    message: QueuedMessage, outcomes: Sequence[Outcome], settings: NoticeSettings, now: float
+) -> tuple[Notice, ...]:
+    """The notices that follow for the sender of a queued message."""
+    pending = message.pending
+    known = [recipient.address for recipient in pending] if message.warned else ()
+    return notices_for(message.envelope, pending, outcomes, now=now, settings=settings, warned=known)
 
 
 def _any_left(outcomes: Sequence[Outcome]) -> bool:
@@ -121,57 +128,58 @@ async def record(
     queue: DeliveryQueue,
     message: QueuedMessage,
     outcomes: Sequence[Outcome],
-    plan: NotificationPlan,
-    retry_at: float,
-) -> NotificationPlan:
-    """Put outcomes and what follows from them into the queue; gives the plan that was followed in fact.
+    following: FollowUp,
+    settings: DeliverySettings,
+    *,
+    now: float,
+) -> FollowUp:
+    """Put outcomes and what follows from them into the queue; gives the follow-up that was recorded in fact.
 
     The notices come first: a crash between them and the outcomes may tell a sender twice, but never not
-    at all. Where one that tells of a failure can't be queued, its recipients are tried again at
-    ``retry_at``. What was delivered is not recorded here: that was recorded before any report of it.
+    at all. Where one that tells of a failure can't be queued, its recipients are tried again after the first
+    delay. What was delivered is not recorded here: that was recorded before any report of it.
     SpoolError: the outcomes are not stored yet.
     """
-    notices = plan.notices.to_send
+    about = notice_settings(settings)
+    notices = notices_of(message, outcomes, about, now)
     try:
-        await tell(queue, message, [notice for notice in notices if notice.kind is NoticeKind.FAILURE])
+        await tell(queue, [notice for notice in notices if notice.kind is NoticeKind.FAILURE], about)
     except Exception as error:
         tell_operator(message, error)
-        plan = plan.without_notices(outcomes, retry_at)
+        following = following.without_notices(outcomes, now + settings.retries.delays[0])
     else:
         try:
-            await tell(
-                queue, message, [notice for notice in notices if notice.kind is not NoticeKind.FAILURE]
-            )
+            await tell(queue, [notice for notice in notices if notice.kind is not NoticeKind.FAILURE], about)
         except Exception as error:
             tell_operator(message, error)
-            plan = replace(plan, warned=False)
+            following = replace(following, warned=False)
     await settle_surely(
         queue,
         message,
-        plan.recorded(outcomes),
-        retry_at=plan.retry_at,
-        hold_reason=plan.hold_reason,
-        hold=plan.hold,
-        warned=plan.warned,
+        following.recorded(outcomes),
+        retry_at=following.retry_at,
+        hold_reason=following.hold_reason,
+        hold=following.hold,
+        warned=following.warned,
     )
-    if plan.hold_reason is not None:
+    if following.hold_reason is not None:
         _log.warn(
             "message put on hold",
             event="delivery.held",
             queue_id=message.queue_id,
             sender=str(message.envelope.sender),
-            reason=plan.hold_reason,
+            reason=following.hold_reason,
         )
-    return plan
+    return following
 
 
-async def tell(spool: NoticeSpool, message: QueuedMessage, notices: Iterable[Notice]) -> None:
+async def tell(spool: NoticeSpool, notices: Iterable[Notice], settings: NoticeSettings) -> None:
     """Put notices about a message into the queue: from the envelope alone, if the message can't be read.
 
     UnknownMessage: it is gone, and there is nothing to tell. SpoolFull, SpoolError: not all are queued.
     """
     for notice in notices:
-        await submit(spool, notice, await content_for_notice(spool, message.queue_id))
+        await submit(spool, notice, settings, await content_for_notice(spool, notice.envelope.queue_id))
 
 
 async def content_for_notice(spool: NoticeSpool, queue_id: str) -> BinaryIO | None:
@@ -247,8 +255,8 @@ async def _give_up(
         Outcome(message.queue_id, one.address, Status.FAILED, _RETURNED, "", "", now, enhanced="5.0.0")
         for one in message.pending
     ]
-    notices = decide(message, outcomes, now=now, settings=settings).to_send
-    await tell(spool, message, notices)
+    notices = notices_of(message, outcomes, settings, now)
+    await tell(spool, notices, settings)
     await let_observers_keep(spool, message, outcomes, "bounced")
     await spool.settle(message.queue_id, outcomes, retry_at=None, hold_reason=None)
     tell_ended(spool, message, outcomes, "bounced")

@@ -14,13 +14,13 @@ from twisted.internet.defer import Deferred
 from elemta.address import Address
 from elemta.delivery.bounces import BounceSpool
 from elemta.errors import SpoolError, UnknownMessage
+from elemta.message.notice import Notice
 from elemta.outcome import Outcome
 from elemta.spool.records import (
     DestinationDue,
     HeldPart,
     HoldCause,
     MessageRecord,
-    OwedNotice,
     Page,
     Plan,
     PlannedPart,
@@ -80,10 +80,10 @@ class DeliveryQueue(BounceSpool, Protocol):
     ) -> Deferred[None]:
         """Record an attempt; fires when that is durable."""
 
-    async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
+    async def owed(self, after: str | None, limit: int) -> list[Notice]:
         """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
 
-    async def write_off(self, owed: OwedNotice) -> None:
+    async def write_off(self, owed: Notice) -> None:
         """Drop the notices of these deliveries."""
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:

@@ -8,16 +8,17 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from elemta.delivery.bounces import decide, submit
+from elemta.delivery.bounces import notices_for, paired, submit
 from elemta.delivery.delivery_record import owes
 from elemta.delivery.faulty_parts import RecentFaults
 from elemta.delivery.notices import content_for_notice, notice_settings, tell_operator
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.settings import DeliverySettings
 from elemta.errors import UnknownMessage
+from elemta.message.notice import Notice, NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.runtime import SteadyWall
-from elemta.spool.records import OwedNotice, QueuedMessage
+from elemta.spool.records import QueuedMessage
 
 _log = Logger()
 
@@ -46,9 +47,14 @@ class SuccessNotices:
         try:
             owed = owes(message, delivered)
             if owed:
-                outcomes = tuple(each for each in delivered if each.recipient in owed)
-                pending = tuple(each for each in message.pending if each.address in owed)
-                await self._send(OwedNotice(replace(message, pending=pending), outcomes))
+                found = [
+                    (recipient, outcome)
+                    for recipient, outcome in paired(message.pending, delivered)
+                    if recipient.address in owed
+                ]
+                recipients, outcomes = zip(*found, strict=True)
+                now = self._clock.seconds()
+                await self._send(Notice(NoticeKind.SUCCESS, message.envelope, recipients, outcomes, now))
         except Exception as error:
             # The spool knows what is owed, so the next look finds it.
             tell_operator(message, error)
@@ -58,16 +64,15 @@ class SuccessNotices:
         after: str | None = None
         while goes_on():
             page = await self._queue.owed(after, _PAGE)
-            due = [each for each in page if not self._faults.is_left_alone(each.message.queue_id, now)]
+            due = [each for each in page if not self._faults.is_left_alone(each.envelope.queue_id, now)]
             await gatherResults([Deferred.fromCoroutine(self._send(owed)) for owed in due])
             if len(page) < _PAGE:
                 return
-            after = page[-1].message.queue_id
+            after = page[-1].envelope.queue_id
 
-    async def _send(self, owed: OwedNotice) -> None:
+    async def _send(self, owed: Notice) -> None:
         """Queue the notice. Does not raise but for a fault in the handling of what went wrong."""
-        message = owed.message
-        queue_id = message.queue_id
+        queue_id = owed.envelope.queue_id
         if queue_id in self._sending:
             return
         self._sending.add(queue_id)
@@ -76,36 +81,37 @@ class SuccessNotices:
         except UnknownMessage:
             pass  # an operator removed it, or its notice was sent
         except Exception as error:
-            tell_operator(message, error)
+            tell_operator(owed.envelope, error)
             await self._failed(owed)
         else:
             self._faults.forget(queue_id)
         finally:
             self._sending.discard(queue_id)
 
-    async def _queue_notice(self, owed: OwedNotice) -> None:
-        settings, message = notice_settings(self.settings), owed.message
+    async def _queue_notice(self, owed: Notice) -> None:
+        settings, now = notice_settings(self.settings), self._clock.seconds()
+        envelope, recipients = owed.envelope, owed.recipients
         delivered = [replace(each, status=Status.DELIVERED, dsn_passed_on=False) for each in owed.outcomes]
-        notices = decide(message, delivered, now=self._clock.seconds(), settings=settings).to_send
+        notices = notices_for(envelope, recipients, delivered, now=now, settings=settings)
         if not notices:
             await self._queue.write_off(owed)
             return
-        content = await content_for_notice(self._queue, message.queue_id)
-        await submit(self._queue, notices[0], content, pays=owed)
+        content = await content_for_notice(self._queue, envelope.queue_id)
+        await submit(self._queue, notices[0], settings, content, pays=owed)
 
-    async def _failed(self, owed: OwedNotice) -> None:
-        now, message = self._clock.seconds(), owed.message
-        self._faults.note(message.queue_id, now + self.settings.retries.delays[0])
-        delivered_at = max([message.envelope.received_at, *(each.at for each in owed.outcomes)])
+    async def _failed(self, owed: Notice) -> None:
+        now, envelope = self._clock.seconds(), owed.envelope
+        self._faults.note(envelope.queue_id, now + self.settings.retries.delays[0])
+        delivered_at = max([envelope.received_at, *(each.at for each in owed.outcomes)])
         if now < delivered_at + self.settings.retries.expire or not self._queue.healthy:
             return
         _log.error(
             "a sender gets no notice of a delivery: it could not be queued for too long",
             event="bounce.written_off",
-            queue_id=message.queue_id,
-            sender=str(message.envelope.sender),
+            queue_id=envelope.queue_id,
+            sender=str(envelope.sender),
         )
         try:
             await self._queue.write_off(owed)
         except Exception as error:
-            tell_operator(message, error)
+            tell_operator(envelope, error)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from elemta.address import Address
+from elemta.envelope import Recipient
 from elemta.message.dsn_text import WIDTH, explanation, mta_name, plain, shown
 from elemta.message.header_reader import header_size
 from elemta.message.headers import MAX_HEADER, Headers, read_headers
-from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
+from elemta.message.notice import DsnAction, Notice, NoticeKind, NoticeSettings
 from elemta.message.trace import date_time
 from elemta.outcome import Outcome
 
@@ -136,7 +137,9 @@ class _Part:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-def build_dsn(notice: Notice, original: Original | None, *, queue_id: str, boundary: str) -> Dsn:
+def build_dsn(
+    notice: Notice, settings: NoticeSettings, original: Original | None, *, queue_id: str, boundary: str
+) -> Dsn:
     """The DSN that carries a notice.
 
     ``original`` is the examined message; None gives a DSN without it, for one that can't be read any
@@ -145,11 +148,17 @@ def build_dsn(notice: Notice, original: Original | None, *, queue_id: str, bound
     """
     fields = read_headers(original.header) if original else Headers()
     may_utf8 = notice.envelope.smtputf8 or notice.envelope.sender.needs_smtputf8
-    parts = [_text_part(notice, fields.get("Subject")), _status_part(notice, utf8=may_utf8)]
+    parts = [
+        _text_part(notice, settings, fields.get("Subject")),
+        _status_part(notice, settings, utf8=may_utf8),
+    ]
+    whole = settings.returns_whole(notice)
     if original is not None:
-        parts.append(_returned_part(notice, original, utf8=may_utf8))
+        parts.append(_returned_part(notice, original, whole=whole, utf8=may_utf8))
     eight_bit = any(part.eight_bit for part in parts)
-    header = _header(notice, fields, queue_id=queue_id, boundary=boundary, eight_bit=eight_bit)
+    header = _header(
+        notice, settings.hostname, fields, queue_id=queue_id, boundary=boundary, eight_bit=eight_bit
+    )
     # RFC 2046 §5.1.1: the line end before a delimiter belongs to the delimiter.
     delimiter = f"\r\n--=_{boundary}\r\n".encode("ascii")
     before = b"".join(delimiter + part.head + part.body for part in parts)
@@ -159,17 +168,19 @@ def build_dsn(notice: Notice, original: Original | None, *, queue_id: str, bound
         not header.isascii() or any(part.kind.startswith("message/global") for part in parts),
         before,
         f"\r\n--=_{boundary}--\r\n".encode("ascii"),
-        original.content if original and notice.whole else None,
+        original.content if original and whole else None,
     )
 
 
-def _header(notice: Notice, original: Headers, *, queue_id: str, boundary: str, eight_bit: bool) -> bytes:
+def _header(
+    notice: Notice, hostname: str, original: Headers, *, queue_id: str, boundary: str, eight_bit: bool
+) -> bytes:
     lines = [
-        f"From: Mail Delivery System <MAILER-DAEMON@{notice.hostname}>",
+        f"From: Mail Delivery System <MAILER-DAEMON@{hostname}>",
         f"To: {_to(notice.envelope.sender)}",
         f"Subject: {_subject(notice)}",
         f"Date: {date_time(notice.at)}",
-        f"Message-ID: <{queue_id}@{notice.hostname}>",
+        f"Message-ID: <{queue_id}@{hostname}>",
     ]
     answered = original.get("Message-ID")
     if answered and original.count("Message-ID") == 1 and _MESSAGE_ID.fullmatch(answered):
@@ -189,7 +200,7 @@ def _header(notice: Notice, original: Headers, *, queue_id: str, boundary: str, 
 
 def _subject(notice: Notice) -> str:
     if notice.kind is NoticeKind.SUCCESS and any(
-        each.action is not DsnAction.DELIVERED for each in notice.recipients
+        notice.action(outcome) is not DsnAction.DELIVERED for outcome in notice.outcomes
     ):
         return _RELAYED
     return _SUBJECTS[notice.kind]
@@ -200,17 +211,20 @@ def _to(sender: Address) -> str:
     return f"<{text}>" if len(text.encode()) <= _LONGEST_FIELD else "undisclosed-recipients:;"
 
 
-def _text_part(notice: Notice, subject: str | None) -> _Part:
-    text = explanation(notice, subject).replace("\n", "\r\n")
+def _text_part(notice: Notice, settings: NoticeSettings, subject: str | None) -> _Part:
+    text = explanation(notice, settings, subject).replace("\n", "\r\n")
     charset = "us-ascii" if text.isascii() else "utf-8"
     return _Part(f"text/plain; charset={charset}", "Notice", not text.isascii(), text.encode())
 
 
-def _status_part(notice: Notice, *, utf8: bool) -> _Part:
+def _status_part(notice: Notice, settings: NoticeSettings, *, utf8: bool) -> _Part:
     """The part for programs; ``utf8``: it may be in UTF-8, and is where that says more."""
     blocks = [
-        _message_block(notice),
-        *(_recipient_block(report, notice, utf8) for report in notice.recipients),
+        _message_block(notice, settings.hostname),
+        *(
+            _recipient_block(recipient, outcome, notice, settings, utf8)
+            for recipient, outcome in zip(notice.recipients, notice.outcomes, strict=True)
+        ),
     ]
     text = "\r\n".join(blocks)
     if text.isascii():
@@ -220,7 +234,7 @@ def _status_part(notice: Notice, *, utf8: bool) -> _Part:
     return _Part("message/global-delivery-status", "Delivery report", True, text.encode())
 
 
-def _message_block(notice: Notice) -> str:
+def _message_block(notice: Notice, hostname: str) -> str:
     """The fields about the message as a whole (RFC 3464 §2.2)."""
     envelope = notice.envelope
     fields = []
@@ -228,32 +242,34 @@ def _message_block(notice: Notice) -> str:
         # RFC 3461 §6.3: as it was before it became xtext; its case and blanks are the client's.
         fields.append(f"Original-Envelope-Id: {_ascii(envelope.parameters.envid)[:_LONGEST_FIELD]}")
     fields += [
-        f"Reporting-MTA: dns; {notice.hostname}",
+        f"Reporting-MTA: dns; {hostname}",
         f"Arrival-Date: {date_time(envelope.received_at)}",
         f"X-Elemta-Queue-Id: {plain(envelope.queue_id)}",
     ]
     return "\r\n".join(fields) + "\r\n"
 
 
-def _recipient_block(report: RecipientReport, notice: Notice, utf8: bool) -> str:
+def _recipient_block(
+    recipient: Recipient, outcome: Outcome, notice: Notice, settings: NoticeSettings, utf8: bool
+) -> str:
     """The fields about one recipient (RFC 3464 §2.3)."""
-    outcome = report.outcome
+    action = notice.action(outcome)
     fields = [
-        _address_field("Original-Recipient", *_original_recipient(report.orcpt), utf8=utf8),
+        _address_field("Original-Recipient", *_original_recipient(recipient.orcpt), utf8=utf8),
         _address_field("Final-Recipient", "rfc822", str(outcome.recipient), utf8=utf8)
         or f"Final-Recipient: rfc822; {_ascii(shown(outcome.recipient))}",
-        f"Action: {report.action.value}",
+        f"Action: {action.value}",
         # RFC 3464 §2.3.4
-        f"Status: {report.status}",
+        f"Status: {notice.status(outcome)}",
     ]
     if outcome.code and (host := mta_name(outcome.next_hop)):
         # RFC 3464 §2.3.5: only a server that did report something.
         fields.append(f"Remote-MTA: dns; {host}")
     fields += _diagnostic(outcome, utf8)
     fields.append(f"Last-Attempt-Date: {date_time(outcome.at)}")
-    if report.action is DsnAction.DELAYED:
+    if action is DsnAction.DELAYED:
         # RFC 3464 §2.3.9: of no other action.
-        fields.append(f"Will-Retry-Until: {date_time(notice.retry_until)}")
+        fields.append(f"Will-Retry-Until: {date_time(settings.retry_until(notice))}")
     return "".join(f"{field}\r\n" for field in fields if field)
 
 
@@ -284,10 +300,10 @@ def _address_field(name: str, kind: str, address: str, *, utf8: bool) -> str:
     return field if len(field.encode()) <= _LONGEST_FIELD else ""
 
 
-def _returned_part(notice: Notice, original: Original, *, utf8: bool) -> _Part:
+def _returned_part(notice: Notice, original: Original, *, whole: bool, utf8: bool) -> _Part:
     """The third part; its octets where it is only the header, else they follow its head."""
     utf8_header = utf8 and original.utf8_header
-    if notice.whole:
+    if whole:
         # RFC 6533 §4.2
         kind, body = "message/global" if utf8_header else "message/rfc822", b""
     else:

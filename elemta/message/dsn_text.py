@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import textwrap
+from functools import partial
 from ipaddress import ip_address
 
 from elemta.address import Address
+from elemta.envelope import Recipient
 from elemta.message.encoded_words import decode_words
-from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
+from elemta.message.notice import DsnAction, Notice, NoticeKind, NoticeSettings
 from elemta.message.trace import date_time
+from elemta.outcome import Outcome
 
 WIDTH = 76
 _LONGEST_TEXT = 1000
@@ -87,14 +90,14 @@ def meaning(status: str) -> tuple[str, str]:
     return _MEANINGS.get(detail) or _UNKNOWN.get(kind, _UNKNOWN["5"])
 
 
-def explanation(notice: Notice, subject: str | None) -> str:
+def explanation(notice: Notice, settings: NoticeSettings, subject: str | None) -> str:
     """The first part of the DSN, in lines of a readable length that end in LF.
 
     ``subject`` is the value of the message's Subject field, None where it has none.
     """
-    parts = [paragraph(_opening(notice))]
-    parts += [_about(report, notice) for report in notice.recipients]
-    parts.append(_closing(notice, subject_of(subject)))
+    parts = [paragraph(_opening(notice, settings))]
+    parts += map(partial(_about, notice), notice.recipients, notice.outcomes)
+    parts.append(_closing(notice, settings.hostname, subject_of(subject)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,27 +117,26 @@ def mta_name(next_hop: str) -> str:
     return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"
 
 
-def _opening(notice: Notice) -> str:
+def _opening(notice: Notice, settings: NoticeSettings) -> str:
     """What happened, in the first sentence; then whether the sender has to do anything."""
     count = len(notice.recipients)
-    whom = shown(notice.recipients[0].outcome.recipient) if count == 1 else f"{count} recipients"
+    whom = shown(notice.recipients[0].address) if count == 1 else f"{count} recipients"
     if notice.kind is NoticeKind.DELAY:
         return (
             f"Your message to {whom} could not be delivered yet. You need not send it again: "
-            f"it is tried again by itself until {_moment(notice.retry_until)}."
+            f"it is tried again by itself until {_moment(settings.retry_until(notice))}."
         )
     if notice.kind is NoticeKind.SUCCESS:
-        if all(report.action is DsnAction.DELIVERED for report in notice.recipients):
+        if all(notice.action(outcome) is DsnAction.DELIVERED for outcome in notice.outcomes):
             return f"Your message to {whom} was delivered."
         return f"Your message to {whom} was handed on."
     return f"Your message to {whom} could not be delivered, and will not be tried again."
 
 
-def _about(report: RecipientReport, notice: Notice) -> str:
+def _about(notice: Notice, recipient: Recipient, outcome: Outcome) -> str:
     """One recipient: its address, what happened in plain words, the other side's reply, what to do."""
-    outcome = report.outcome
-    lines = [shown(outcome.recipient) + _written_to(report)]
-    said, advice = _words(report, notice)
+    lines = [shown(recipient.address) + _written_to(recipient)]
+    said, advice = _words(notice, outcome)
     lines.append(paragraph(said, "    "))
     host = mta_name(outcome.next_hop)
     if outcome.code:
@@ -147,10 +149,10 @@ def _about(report: RecipientReport, notice: Notice) -> str:
     return "\n".join(lines)
 
 
-def _written_to(report: RecipientReport) -> str:
+def _written_to(recipient: Recipient) -> str:
     """The address that the sender knows, where the mail was for another one on its way here."""
-    kind, _, original = (report.orcpt or "").partition(";")
-    if kind not in ("rfc822", "utf-8") or original.lower() == str(report.outcome.recipient).lower():
+    kind, _, original = (recipient.orcpt or "").partition(";")
+    if kind not in ("rfc822", "utf-8") or original.lower() == str(recipient).lower():
         return ""
     return f"\n    (you wrote to {plain(original, _LONGEST_ADDRESS)})"
 
@@ -159,34 +161,35 @@ def _moment(at: float) -> str:
     return date_time(at).replace("+0000", "UTC")
 
 
-def _words(report: RecipientReport, notice: Notice) -> tuple[str, str]:
-    if report.action is DsnAction.DELIVERED:
+def _words(notice: Notice, outcome: Outcome) -> tuple[str, str]:
+    action, expired = notice.action(outcome), notice.has_expired(outcome)
+    if action is DsnAction.DELIVERED:
         return "It is in the mailbox.", ""
-    if report.action is DsnAction.RELAYED:
+    if action is DsnAction.RELAYED:
         return "It was handed on to a mail system that does not report what becomes of it.", ""
-    if report.action is DsnAction.EXPANDED:
+    if action is DsnAction.EXPANDED:
         return "It was handed on to the members of a list.", ""
-    said, advice = meaning(report.outcome.enhanced or ("4.0.0" if report.expired else report.status))
-    if report.action is DsnAction.DELAYED:
+    said, advice = meaning(outcome.enhanced or ("4.0.0" if expired else notice.status(outcome)))
+    if action is DsnAction.DELAYED:
         return said, ""
-    if report.expired:
+    if expired:
         waited = span(notice.at - notice.envelope.received_at)
         return f"It was tried for {waited}. The last time: {said[0].lower()}{said[1:]}", advice
     return said, advice
 
 
-def _closing(notice: Notice, subject: str) -> str:
+def _closing(notice: Notice, hostname: str, subject: str) -> str:
     envelope = notice.envelope
     lines = ["Your message:"]
     if subject:
         lines.append(paragraph(f"Subject: {subject}", "    "))
-    lines.append(f"    Taken in by {notice.hostname}: {_moment(envelope.received_at)}")
+    lines.append(f"    Taken in by {hostname}: {_moment(envelope.received_at)}")
     lines.append(f"    Queue id: {plain(envelope.queue_id)}")
     lines.append("")
     lines.append(
         paragraph(
             "This notice is only about the recipients named above. It was written by the mail system at "
-            f"{notice.hostname}; its administrator will ask for the queue id."
+            f"{hostname}; its administrator will ask for the queue id."
         )
     )
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from elemta.deferred_value import MaybeDeferred
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import NotSigned, SpoolFull
+from elemta.message.notice import NoticeSettings
 from elemta.message.summary import message_id_text, read_summary
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
@@ -188,11 +189,12 @@ class MessageCommit:
         if not head or submission.hold_reason is not None:
             return queued
         terms = self._terms
-        notice = expansion_notice(envelope, aliases, terms.server.hostname, terms.domains)
+        notice = expansion_notice(envelope, aliases)
         if notice is None:
             return queued
         # Before the 250: a client that does not get it sends the message again, and the notice comes again.
-        noticed = Deferred.fromCoroutine(queue_notice(self._terms.spool, notice, head))
+        settings = NoticeSettings(terms.server.hostname, expand=terms.domains.expand)
+        noticed = Deferred.fromCoroutine(queue_notice(terms.spool, notice, settings, head))
         return noticed.addCallback(lambda _: queued)
 
     def _log_aliases(self, envelope: Envelope, aliases: Sequence[ExpandedAlias]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from elemta.outcome import ReachedStage
+from elemta.outcome import Outcome, ReachedStage
 from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_handshake import ClientHandshake
@@ -87,6 +87,19 @@ class ClientSession:
         return self._state.phase is ClientPhase.READY and self._state.results is None
 
     @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What the last transaction came to: one for each recipient, in the order they were given."""
+        return self._state.outcomes
+
+    @property
+    def again(self) -> tuple[int, ...]:
+        """The places of recipients that were deferred for a command that the server offered and refused.
+
+        It has nothing of the message, and over a new connection it may take it without the command.
+        """
+        return self._state.again
+
+    @property
     def congested(self) -> bool:
         """Whether no more content may be given now."""
         return self._mailing.congested
@@ -124,7 +137,7 @@ class ClientSession:
         opening = state.phase in (ClientPhase.OPENING, ClientPhase.HANDSHAKE)
         if state.results is not None or not (opening or self.idle):
             raise RuntimeError("a transaction is under way or the session is over")
-        state.results = TransactionResults(transaction)
+        state.results, state.outcomes, state.again = TransactionResults(transaction), (), ()
         if not opening:
             self._mailing.open(state.results)
         return self._happened()

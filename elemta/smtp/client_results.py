@@ -238,14 +238,7 @@ class RecipientsLimited(Event):
 
 @dataclass(frozen=True, slots=True)
 class TransactionDone(Event):
-    """A fact: the transaction is over; one outcome for each recipient, in the order they were given.
-
-    ``again`` are the places of those that are deferred, and that the server refused only for a command that
-    it offered: it has nothing of the message, and over a new connection it may take it without.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    again: tuple[int, ...] = ()
+    """A fact: the transaction is over; the session's ``outcomes`` say what it came to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import enum
 from collections import deque
 from dataclasses import dataclass
 
-from elemta.outcome import Status
+from elemta.outcome import Outcome, Status
 from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import Features
 from elemta.smtp.client_replies import ReplyReader
@@ -65,6 +65,9 @@ class ClientState:
         #: The server offered STARTTLS, and would not begin it.
         self.starttls_refused = False
         self.results: TransactionResults | None = None
+        # What the last transaction came to
+        self.outcomes: tuple[Outcome, ...] = ()
+        self.again: tuple[int, ...] = ()
         self.events: list[Event] = []
         self.output: list[bytes] = []
         self.waiting: deque[SentCommand] = deque()
@@ -116,7 +119,8 @@ class ClientState:
         results, self.results = self.results, None
         if results is not None:
             self.phase = ClientPhase.READY
-            self.events.append(TransactionDone(results.in_order(), results.again))
+            self.outcomes, self.again = results.in_order(), results.again
+            self.events.append(TransactionDone())
 
     # Ends of the session
 

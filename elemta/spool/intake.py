@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from elemta.deferred_value import MaybeDeferred, value_of
 from elemta.envelope import Envelope, Recipient
 from elemta.errors import SpoolError
+from elemta.message.notice import Notice
 from elemta.outcome import Outcome
 from elemta.spool.bodies import Bodies, MessageWriter
 from elemta.spool.content import RecentContents
@@ -20,7 +21,7 @@ from elemta.spool.group_commit import PendingOperation
 from elemta.spool.operations import Batch, NewMessage, Operation, Payment
 from elemta.spool.queue_id import QueueIds, known_key
 from elemta.spool.queue_listeners import QueueListeners
-from elemta.spool.records import MessageState, OwedNotice, QueuedMessage, Submission
+from elemta.spool.records import MessageState, QueuedMessage, Submission
 from elemta.spool.rows import encode_envelope
 
 _PIECE = 64 * 1024
@@ -105,7 +106,7 @@ class Intake:
         return rewritten
 
     def commit(
-        self, writer: MessageWriter, submission: Submission, *, pays: OwedNotice | None = None
+        self, writer: MessageWriter, submission: Submission, *, pays: Notice | None = None
     ) -> Deferred[Envelope]:
         """Take responsibility for a message; fires when it is on stable storage.
 
@@ -120,7 +121,7 @@ class Intake:
         return self._commit(writer, submission, pays)
 
     async def _commit_signed(
-        self, writer: MessageWriter, submission: Submission, pays: OwedNotice | None, signer: MessageSigner
+        self, writer: MessageWriter, submission: Submission, pays: Notice | None, signer: MessageSigner
     ) -> Envelope:
         """Commit a message with the fields that policies put on top of it, last of all."""
         try:
@@ -134,7 +135,7 @@ class Intake:
             raise
 
     def _commit(
-        self, writer: MessageWriter, submission: Submission, pays: OwedNotice | None
+        self, writer: MessageWriter, submission: Submission, pays: Notice | None
     ) -> Deferred[Envelope]:
         refused = self._refusal() or _problem_with(writer, submission)
         if refused is not None:
@@ -215,9 +216,9 @@ class Intake:
             done.callback(None)
 
 
-def payment(owed: OwedNotice) -> Payment:
-    """What a notice of these deliveries pays for."""
-    queue_id = owed.message.queue_id
+def payment(owed: Notice) -> Payment:
+    """What a notice of deliveries pays for."""
+    queue_id = owed.envelope.queue_id
     return Payment(known_key(queue_id), queue_id, frozenset(outcome.recipient for outcome in owed.outcomes))
 
 

@@ -163,17 +163,6 @@ class HeldPart:
 
 
 @dataclass(frozen=True, slots=True)
-class OwedNotice:
-    """Deliveries that are recorded and whose notice to the sender is still to be sent.
-
-    The ``pending`` of the message are the recipients that they went to.
-    """
-
-    message: QueuedMessage
-    outcomes: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class DestinationDue:
     """What is due in a destination: some parts in their order, and when more will be (None: nothing else
     waits)."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from elemta.envelope import Recipient
+from elemta.message.notice import Notice, NoticeKind
 from elemta.outcome import Outcome, Status
 from elemta.spool.damaged_rows import Found, read_rows
 from elemta.spool.parts import OWED_FINAL
 from elemta.spool.queue_id import known_key, row_key
 from elemta.spool.reader import Reader
-from elemta.spool.records import DestinationDue, HeldPart, HoldCause, MessageState, OwedNotice, Page
+from elemta.spool.records import DestinationDue, HeldPart, HoldCause, MessageState, Page
 from elemta.spool.rows import (
     FINISHED,
     MESSAGE_COLUMNS,
@@ -112,13 +112,13 @@ class Schedule:
             for destination, active, due in json.loads(text)
         ]
 
-    def owed(self, after: str | None, limit: int) -> Found[list[OwedNotice]]:
-        """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
+    def owed(self, after: str | None, limit: int) -> Found[list[Notice]]:
+        """What senders have still to hear of deliveries, from behind the message with a queue id on."""
         rows = self._reader.all(_OWED, (-1 if after is None else known_key(after), limit))
         found, damaged = read_rows(rows, self._owed_of)
         return Found(found, tuple(damaged))
 
-    def _owed_of(self, row: Sequence[Any]) -> OwedNotice:
+    def _owed_of(self, row: Sequence[Any]) -> Notice:
         message = whole_of(row)
         pending: list[Recipient] = []
         outcomes: list[Outcome] = []
@@ -141,7 +141,8 @@ class Schedule:
                     final=owed == OWED_FINAL,
                 )
             )
-        return OwedNotice(replace(message, pending=tuple(pending)), tuple(outcomes))
+        envelope = message.envelope
+        return Notice(NoticeKind.SUCCESS, envelope, tuple(pending), tuple(outcomes), envelope.received_at)
 
     def due(
         self,

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.envelope import Envelope
 from elemta.errors import SpoolError
+from elemta.message.notice import Notice
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome
 from elemta.runtime import Runtime
@@ -51,7 +52,6 @@ from elemta.spool.records import (
     MessageRecord,
     MessageState,
     MessageSummary,
-    OwedNotice,
     Page,
     Plan,
     PlannedPart,
@@ -269,14 +269,14 @@ class Spool(Intake):
         )
         return cast("Deferred[None]", self._commits.submit(settlement))
 
-    async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
-        """Messages of whose deliveries a sender has still to hear, from behind a queue id on."""
+    async def owed(self, after: str | None, limit: int) -> list[Notice]:
+        """What senders have still to hear of deliveries, from behind the message with a queue id on."""
         found = await self._read(self._schedule.owed, after, limit)
         if found.damaged:
             await self._damaged.write_off(found.damaged)
         return found.value
 
-    async def write_off(self, owed: OwedNotice) -> None:
+    async def write_off(self, owed: Notice) -> None:
         """Drop the notices of these deliveries. UnknownMessage: that is so already; SpoolError."""
         await self._commits.submit(payment(owed))
 

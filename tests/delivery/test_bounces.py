@@ -19,10 +19,10 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.address import NULL, Address
-from elemta.delivery.bounces import Notices, NoticeSettings, decide, submit
+from elemta.delivery.bounces import notices_for, submit, undeliverable_reason
 from elemta.envelope import BodyType, Envelope, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError
-from elemta.message.notice import DsnAction, Notice, NoticeKind
+from elemta.message.notice import DsnAction, Notice, NoticeKind, NoticeSettings
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, QueuedMessage, Spool
 from tests.support.generators import generator
@@ -70,9 +70,20 @@ def delivered(who: Recipient | str, **how: bool) -> Outcome:
 
 
 def decided(
-    queued: QueuedMessage, outcomes: Sequence[Outcome], now: float = EARLY, **settings: Any
-) -> Notices:
-    return decide(queued, outcomes, now=now, settings=replace(SETTINGS, **settings))
+    queued: QueuedMessage, outcomes: Sequence[Outcome], now: float = EARLY, **how: Any
+) -> tuple[Notice, ...]:
+    warned = how.pop("warned", ())
+    settings = replace(SETTINGS, **how)
+    envelope, people = queued.envelope, queued.pending
+    return notices_for(envelope, people, outcomes, now=now, settings=settings, warned=warned)
+
+
+def hold_reason(queued: QueuedMessage, outcomes: Sequence[Outcome], now: float = EARLY) -> str | None:
+    return undeliverable_reason(queued.envelope, queued.pending, outcomes, expired=now >= OVER)
+
+
+def actions(notices: Sequence[Notice]) -> list[DsnAction]:
+    return [notice.action(outcome) for notice in notices for outcome in notice.outcomes]
 
 
 # The table
@@ -127,12 +138,8 @@ def test_who_asked_for_it_is_told(notify: Notify | None, name: str, action: DsnA
     happened, now = OUTCOMES[name]
     bob = person("bob", notify)
     found = decided(message(bob), [happened(bob)], now)
-    assert [report.action for each in found.to_send for report in each.recipients] == (
-        [] if action is None else [action]
-    )
-    assert found.warned == ((bob.address,) if action is DsnAction.DELAYED else ())
-    assert found.hold is None
-    assert found.held == ()
+    assert actions(found) == ([] if action is None else [action])
+    assert hold_reason(message(bob), [happened(bob)], now) is None
 
 
 @pytest.mark.parametrize("notify", TABLE)
@@ -140,20 +147,17 @@ def test_who_asked_for_it_is_told(notify: Notify | None, name: str, action: DsnA
 def test_nobody_is_told_of_a_message_from_nobody(notify: Notify | None, name: str) -> None:
     happened, now = OUTCOMES[name]
     bob = person("bob", notify)
-    found = decided(message(bob, sender=NULL), [happened(bob)], now)
-    assert found.to_send == ()
-    assert found.warned == ()
+    about = message(bob, sender=NULL)
+    assert decided(about, [happened(bob)], now) == ()
     fails = name in ("failed", "deferred at the end", "failed at the end")
-    assert (found.hold is not None) is fails
-    assert found.held == ((bob.address,) if fails else ())
+    assert (hold_reason(about, [happened(bob)], now) is not None) is fails
 
 
 def test_what_is_held_says_why() -> None:
-    found = decided(message(person("bob"), person("eve"), sender=NULL), [refused("bob"), deferred("eve")])
-    assert found.hold == (
+    about = message(person("bob"), person("eve"), sender=NULL)
+    assert hold_reason(about, [refused("bob"), deferred("eve")]) == (
         "undeliverable, and the sender <> gets no notice: bob@example.com 550 5.1.1 no such user"
     )
-    assert found.held == (person("bob").address,)
 
 
 # More than one
@@ -171,9 +175,7 @@ def test_recipients_of_whom_the_same_is_to_be_said_share_a_notice() -> None:
         delivered(fay, final=True),
     ]
     found = decided(message(*people), outcomes, LATE)
-    assert [
-        (each.kind, [report.outcome.recipient.local for report in each.recipients]) for each in found.to_send
-    ] == [
+    assert [(each.kind, [one.recipient.local for one in each.outcomes]) for each in found] == [
         (NoticeKind.FAILURE, ["ann", "dan"]),
         (NoticeKind.DELAY, ["bob", "eve"]),
         (NoticeKind.SUCCESS, ["cat", "fay"]),
@@ -183,56 +185,46 @@ def test_recipients_of_whom_the_same_is_to_be_said_share_a_notice() -> None:
 def test_an_address_that_was_named_twice_has_both_its_wishes() -> None:
     quiet, loud = person("bob", Notify.NEVER), person("bob", None, "rfc822;b@example.net")
     found = decided(message(quiet, loud), [refused("bob"), refused("bob")])
-    assert [report.orcpt for report in found.to_send[0].recipients] == ["rfc822;b@example.net"]
+    assert [recipient.orcpt for recipient in found[0].recipients] == ["rfc822;b@example.net"]
 
 
 def test_of_somebody_who_is_not_pending_nothing_is_said() -> None:
-    assert decided(message(person("bob")), [refused("eve")]) == Notices()
+    assert decided(message(person("bob")), [refused("eve")]) == ()
 
 
 def test_a_delay_is_told_once() -> None:
     bob, eve = person("bob"), person("eve")
-    found = decide(
-        message(bob, eve),
-        [deferred(bob), deferred(eve)],
-        now=LATE + HOUR,
-        settings=SETTINGS,
-        warned={bob.address},
-    )
-    assert [report.outcome.recipient for report in found.to_send[0].recipients] == [eve.address]
-    assert found.warned == (eve.address,)
+    found = decided(message(bob, eve), [deferred(bob), deferred(eve)], LATE + HOUR, warned={bob.address})
+    assert [(each.kind, each.recipients) for each in found] == [(NoticeKind.DELAY, (eve,))]
 
 
 def test_who_was_warned_is_told_of_the_failure_all_the_same() -> None:
     bob = person("bob")
-    found = decide(message(bob), [deferred(bob)], now=OVER, settings=SETTINGS, warned={bob.address})
-    assert [each.kind for each in found.to_send] == [NoticeKind.FAILURE]
+    found = decided(message(bob), [deferred(bob)], OVER, warned={bob.address})
+    assert [each.kind for each in found] == [NoticeKind.FAILURE]
 
 
 def test_without_a_time_for_it_no_delay_is_told() -> None:
-    assert decided(message(person("bob")), [deferred("bob")], OVER - 1, warn_after=0.0) == Notices()
+    assert decided(message(person("bob")), [deferred("bob")], OVER - 1, warn_after=0.0) == ()
 
 
 def test_a_clock_that_was_set_back_tells_nothing_early() -> None:
-    assert decided(message(person("bob")), [deferred("bob")], RECEIVED - DAY) == Notices()
+    assert decided(message(person("bob")), [deferred("bob")], RECEIVED - DAY) == ()
 
 
 # What a report says
 
 
-def report_of(happened: Outcome, now: float = EARLY, notify: Notify | None = ALL) -> Any:
-    (notice,) = decided(message(person("bob", notify)), [happened], now).to_send
-    return notice.recipients[0]
+def notice_of(happened: Outcome, now: float = EARLY, notify: Notify | None = ALL) -> Notice:
+    (notice,) = decided(message(person("bob", notify)), [happened], now)
+    return notice
 
 
 def test_what_expired_has_its_own_status_and_the_last_answer() -> None:
-    report = report_of(deferred("bob"), OVER)
-    assert (report.status, report.expired) == ("5.4.7", True)
-    assert (report.outcome.code, report.outcome.enhanced, report.outcome.text) == (
-        452,
-        "4.2.2",
-        "mailbox full",
-    )
+    notice = notice_of(deferred("bob"), OVER)
+    (last,) = notice.outcomes
+    assert (notice.status(last), notice.has_expired(last)) == ("5.4.7", True)
+    assert last == deferred("bob")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +242,7 @@ def test_what_expired_has_its_own_status_and_the_last_answer() -> None:
     ],
 )
 def test_the_status_goes_with_what_is_reported(happened: Outcome, now: float, status: str) -> None:
-    assert report_of(happened, now).status == status
+    assert notice_of(happened, now).status(happened) == status
 
 
 @pytest.mark.parametrize(
@@ -267,14 +259,14 @@ def test_the_status_goes_with_what_is_reported(happened: Outcome, now: float, st
 def test_a_failure_returns_what_was_asked_for_up_to_a_size(
     ret: Return | None, size: int, whole: bool
 ) -> None:
-    found = decided(message(person("bob"), size=size, ret=ret), [refused("bob")])
-    assert found.to_send[0].whole is whole
+    (notice,) = decided(message(person("bob"), size=size, ret=ret), [refused("bob")])
+    assert SETTINGS.returns_whole(notice) is whole
 
 
 @pytest.mark.parametrize(("happened", "now"), [(deferred("bob"), LATE), (delivered("bob"), EARLY)])
 def test_other_notices_return_the_header_only(happened: Outcome, now: float) -> None:
-    found = decided(message(person("bob", ALL), ret=Return.FULL), [happened], now)
-    assert not found.to_send[0].whole
+    (notice,) = decided(message(person("bob", ALL), ret=Return.FULL), [happened], now)
+    assert not SETTINGS.returns_whole(notice)
 
 
 STATUSES = st.sampled_from(list(Status))
@@ -297,25 +289,23 @@ def test_everybody_gets_at_most_one_notice_and_only_what_was_asked_for(
         for who, (_, _, status, final, passed) in zip(recipients, people, strict=True)
     ]
     found = decided(message(*recipients, sender=NULL if null else ALICE), outcomes, now)
-    told = [(each.kind, report) for each in found.to_send for report in each.recipients]
+    told = [
+        (each, who, what) for each in found for who, what in zip(each.recipients, each.outcomes, strict=True)
+    ]
     assert len(told) <= len(people)
     assert not (null and told)
-    assert len({each.kind for each in found.to_send}) == len(found.to_send)
+    assert len({each.kind for each in found}) == len(found)
     asked = {
         NoticeKind.FAILURE: Notify.FAILURE,
         NoticeKind.DELAY: Notify.DELAY,
         NoticeKind.SUCCESS: Notify.SUCCESS,
     }
-    for kind, report in told:
-        wishes = [each.notify for each in recipients if each.address == report.outcome.recipient]
-        assert any(kind is not NoticeKind.SUCCESS if wish is None else asked[kind] in wish for wish in wishes)
-        assert (
-            report.status[0]
-            == {NoticeKind.FAILURE: "5", NoticeKind.DELAY: "4", NoticeKind.SUCCESS: "2"}[kind]
-        )
-    assert set(found.warned) == {
-        report.outcome.recipient for kind, report in told if kind is NoticeKind.DELAY
-    }
+    classes = {NoticeKind.FAILURE: "5", NoticeKind.DELAY: "4", NoticeKind.SUCCESS: "2"}
+    for notice, who, what in told:
+        wish, kind = who.notify, notice.kind
+        assert who.address == what.recipient
+        assert kind is not NoticeKind.SUCCESS if wish is None else asked[kind] in wish
+        assert notice.status(what)[0] == classes[kind]
 
 
 # Into the spool
@@ -333,7 +323,7 @@ ORIGINAL = b"Received: from a by b; now\r\nMessage-ID: <1@example.org>\r\nSubjec
 
 
 def failure(**parameters: Any) -> Notice:
-    return decided(message(person("bob"), **parameters), [refused("bob")]).to_send[0]
+    return decided(message(person("bob"), **parameters), [refused("bob")])[0]
 
 
 async def content(spool: Spool, queue_id: str) -> bytes:
@@ -344,7 +334,7 @@ async def content(spool: Spool, queue_id: str) -> bytes:
 @ensureDeferred
 async def test_the_dsn_is_in_the_queue_from_nobody_to_the_sender(post: Post, events: list[LogEvent]) -> None:
     original = io.BytesIO(ORIGINAL)
-    envelope = await submit(post.spool, failure(envid="E1", ret=Return.FULL), original)
+    envelope = await submit(post.spool, failure(envid="E1", ret=Return.FULL), SETTINGS, original)
     assert original.closed
     record = await post.spool.show(envelope.queue_id)
     assert record.message.state is MessageState.ACTIVE
@@ -371,17 +361,17 @@ async def test_the_dsn_is_in_the_queue_from_nobody_to_the_sender(post: Post, eve
 
 @ensureDeferred
 async def test_a_dsn_that_fails_leads_to_no_other(post: Post) -> None:
-    envelope = await submit(post.spool, failure(), io.BytesIO(ORIGINAL))
+    envelope = await submit(post.spool, failure(), SETTINGS, io.BytesIO(ORIGINAL))
     queued = (await post.spool.show(envelope.queue_id)).message
-    found = decided(queued, [outcome(Recipient(ALICE), Status.FAILED, 550, "5.1.1", "no")])
-    assert found.to_send == ()
-    assert found.held == (ALICE,)
+    failed = [outcome(Recipient(ALICE), Status.FAILED, 550, "5.1.1", "no")]
+    assert decided(queued, failed) == ()
+    assert str(ALICE) in (hold_reason(queued, failed) or "")
 
 
 @ensureDeferred
 async def test_a_large_message_with_eight_bit_octets_comes_back_whole(post: Post) -> None:
     original = ORIGINAL + b"gr\xc3\xbc\xc3\x9fe " * 300_000 + b"\r\n"
-    envelope = await submit(post.spool, failure(ret=Return.FULL), io.BytesIO(original))
+    envelope = await submit(post.spool, failure(ret=Return.FULL), SETTINGS, io.BytesIO(original))
     assert envelope.parameters == MailParameters(body=BodyType.EIGHT_BIT)
     assert original in await content(post.spool, envelope.queue_id)
 
@@ -389,21 +379,21 @@ async def test_a_large_message_with_eight_bit_octets_comes_back_whole(post: Post
 @ensureDeferred
 async def test_an_internationalised_sender_is_answered_by_smtputf8(post: Post) -> None:
     sender = Address("josé", "exámple.org")
-    envelope = await submit(post.spool, failure(sender=sender, smtputf8=True), io.BytesIO(ORIGINAL))
+    envelope = await submit(post.spool, failure(sender=sender, smtputf8=True), SETTINGS, io.BytesIO(ORIGINAL))
     assert envelope.parameters == MailParameters(body=BodyType.EIGHT_BIT, smtputf8=True)
     assert envelope.recipients == (Recipient(sender, Notify.NEVER),)
 
 
 @ensureDeferred
 async def test_the_message_of_the_spool_can_be_returned(post: Post) -> None:
-    first = await submit(post.spool, failure(), io.BytesIO(ORIGINAL))
-    second = await submit(post.spool, failure(), await post.spool.open_content(first.queue_id))
+    first = await submit(post.spool, failure(), SETTINGS, io.BytesIO(ORIGINAL))
+    second = await submit(post.spool, failure(), SETTINGS, await post.spool.open_content(first.queue_id))
     assert await content(post.spool, first.queue_id) in await content(post.spool, second.queue_id)
 
 
 @ensureDeferred
 async def test_a_notice_goes_out_without_a_message_that_can_not_be_read(post: Post) -> None:
-    envelope = await submit(post.spool, failure(), None)
+    envelope = await submit(post.spool, failure(), SETTINGS, None)
     dsn: Any = email.message_from_bytes(
         await content(post.spool, envelope.queue_id), policy=email.policy.default
     )
@@ -430,7 +420,7 @@ async def test_a_notice_about_a_message_that_breaks_on_the_way_is_built_from_its
     post: Post, good: int
 ) -> None:
     broken: BinaryIO = Broken(ORIGINAL + b"x" * 200_000, good)
-    envelope = await submit(post.spool, failure(ret=Return.FULL), broken)
+    envelope = await submit(post.spool, failure(ret=Return.FULL), SETTINGS, broken)
     assert broken.closed
     dsn: Any = email.message_from_bytes(
         await content(post.spool, envelope.queue_id), policy=email.policy.default
@@ -452,7 +442,7 @@ async def test_a_notice_whose_making_fails_in_any_way_is_built_from_the_envelope
         raise trouble
 
     monkeypatch.setattr("elemta.delivery.bounces.examine", fails)
-    envelope = await submit(post.spool, failure(), io.BytesIO(ORIGINAL))
+    envelope = await submit(post.spool, failure(), SETTINGS, io.BytesIO(ORIGINAL))
     assert (await post.show(envelope.queue_id)).message.state is MessageState.ACTIVE
     assert (await post.spool.stats()).total == 1
 

@@ -12,7 +12,7 @@ from zope.interface import implementer
 from elemta.address import Address
 from elemta.config import PolicyCommon
 from elemta.delivery.delivery_record import settle_surely
-from elemta.delivery.notices import NotificationPlan
+from elemta.delivery.notices import FollowUp
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
 from elemta.errors import SpoolError
 from elemta.metrics import PolicyMetrics
@@ -114,10 +114,8 @@ async def test_an_observer_of_version_1_and_a_queue_without_one_are_told_nothing
 
 
 def test_what_is_given_up_by_age_is_expired_and_what_a_host_refused_then_is_not() -> None:
-    from elemta.delivery.bounces import Notices
-
-    plan = NotificationPlan(Notices(), Status.FAILED, None, None)
+    following = FollowUp(Status.FAILED)
     deferred, failed, delivered = (
         outcome(ANNA, status) for status in (Status.DEFERRED, Status.FAILED, Status.DELIVERED)
     )
-    assert [each.reason for each in plan.recorded([deferred, failed, delivered])] == ["expired", "", ""]
+    assert [each.reason for each in following.recorded([deferred, failed, delivered])] == ["expired", "", ""]

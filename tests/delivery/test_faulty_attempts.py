@@ -19,11 +19,12 @@ from elemta.delivery import Retries
 from elemta.delivery.notices import notice_settings, return_to_sender
 from elemta.envelope import Client, Envelope, MailParameters, Notify
 from elemta.errors import SpoolError, UnknownMessage
+from elemta.message.notice import Notice
 from elemta.outcome import Status
 from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 from elemta.spool.group_commit import GroupCommit
-from elemta.spool.records import HoldCause, OwedNotice
+from elemta.spool.records import HoldCause
 from elemta.spool.writer import QueueWriter
 from tests.spool.mail import outcome
 from tests.support.post import BODY, TRACE, Hop, Post, files, reactor, recipient
@@ -51,7 +52,7 @@ async def post(tmp_path: Path) -> AsyncIterator[Post]:
     await made.spool.close()
 
 
-async def delivered_and_owed(post: Post) -> OwedNotice:
+async def delivered_and_owed(post: Post) -> Notice:
     """A delivery that is recorded, and whose notice the sender asked for."""
     writer = post.spool.begin()
     writer.write(BODY)
@@ -75,7 +76,7 @@ async def test_a_part_whose_attempts_break_twice_is_held_shown_and_can_be_return
     def fails(*_: object, **__: object) -> None:
         raise ValueError("odd words")
 
-    place = "decide_notifications" if broken == "conclusion" else "rest_of"
+    place = "follow_up" if broken == "conclusion" else "rest_of"
     monkeypatch.setattr(f"elemta.delivery.attempt.{place}", fails)
     if broken == "attempt":
         monkeypatch.setattr("elemta.delivery.attempt.Outcome", fails)

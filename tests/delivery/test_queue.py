@@ -19,11 +19,11 @@ from twisted.internet.task import deferLater
 from elemta.address import Address
 from elemta.delivery import Retries
 from elemta.delivery import bounces as bounces_module
-from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.notices import return_to_sender
 from elemta.envelope import MailParameters, Return
+from elemta.message.notice import NoticeSettings
 from elemta.outcome import Outcome, Status
 from elemta.spool import MessageState, Spool, SpoolSettings
 from tests.support.post import Hop, Post, reactor

@@ -80,7 +80,7 @@ TROUBLES: dict[str, Break] = {
     "the disk fails": commits_fail_with(SpoolError("EIO")),
     "it is too large": broken("elemta.delivery.bounces._write", SpoolFull("too large")),
     **{f"making it: {error!r}": broken("elemta.delivery.bounces.build_dsn", error) for error in ERRORS},
-    **{f"deciding: {error!r}": broken(f"{NOTICES}decide", error) for error in ERRORS},
+    **{f"deciding: {error!r}": broken(f"{NOTICES}notices_for", error) for error in ERRORS},
     **{f"submitting: {error!r}": broken(f"{NOTICES}submit", error) for error in ERRORS},
     **{f"sending: {error!r}": broken(f"{NOTICES}SuccessNotices._send", error) for error in ERRORS},
 }

@@ -10,9 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_delivery_result_is_described_once_and_passes_three_types_to_the_queue() -> None:
+def test_a_delivery_result_is_described_once_and_passes_three_types_to_the_queue_and_the_notice() -> None:
     command = [sys.executable, str(ROOT / ".ci" / "house"), "--static", "--json"]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=90).stdout
     details = json.loads(output)["details"]
     assert details["types that describe a delivery result"] == ["Outcome"]
-    assert details["types from the reply to the queue"] == ["DeliveryResult", "Outcome", "TransactionDone"]
+    types = details["types from the reply to the queue and the DSN"]
+    assert types == ["DeliveryResult", "Notice", "Outcome"]

@@ -9,7 +9,9 @@ import email.utils
 import io
 import re
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from secrets import token_hex
 from typing import Any
 
@@ -22,7 +24,7 @@ from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.message.dsn import Dsn, build_dsn, examine
 from elemta.message.dsn_text import mta_name, span
 from elemta.message.header_reader import HeaderReader
-from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
+from elemta.message.notice import Notice, NoticeKind, NoticeSettings
 from elemta.outcome import Outcome, Status
 
 AT = 1_763_862_000.0
@@ -37,31 +39,20 @@ MESSAGE = (
     b"At one?\r\n"
 )
 
-REFUSED = RecipientReport(
-    Outcome(
-        "4A7BC",
-        BOB,
-        Status.FAILED,
-        "no such user",
-        "mx:",
-        "mail.example.com[192.0.2.9]:25",
-        AT + 2,
-        code=550,
-        enhanced="5.1.1",
-    ),
-    DsnAction.FAILED,
-    "5.1.1",
+SETTINGS = NoticeSettings("mx.example.org")
+REFUSED = Outcome(
+    "4A7BC",
+    BOB,
+    Status.FAILED,
+    "no such user",
+    "mx:",
+    "mail.example.com[192.0.2.9]:25",
+    AT + 2,
+    code=550,
+    enhanced="5.1.1",
 )
-
-
-def of_outcome(report: RecipientReport, **said: Any) -> RecipientReport:
-    """The report with other facts in its outcome."""
-    return replace(report, outcome=replace(report.outcome, **said))
-
-
-WAITING = of_outcome(
-    replace(REFUSED, action=DsnAction.DELAYED, status="4.2.2"), code=452, enhanced="4.2.2", text="full"
-)
+WAITING = replace(REFUSED, status=Status.DEFERRED, code=452, enhanced="4.2.2", text="full")
+TAKEN = replace(REFUSED, status=Status.DELIVERED, code=250, enhanced="2.0.0", text="ok")
 
 
 def envelope(sender: Address = ALICE, **parameters: Any) -> Envelope:
@@ -69,15 +60,20 @@ def envelope(sender: Address = ALICE, **parameters: Any) -> Envelope:
 
 
 def notice(
-    *reports: RecipientReport, kind: NoticeKind = NoticeKind.FAILURE, whole: bool = False, **of: Any
+    *outcomes: Outcome, kind: NoticeKind = NoticeKind.FAILURE, orcpts: Sequence[str | None] = (), **of: Any
 ) -> Notice:
-    about = of.pop("envelope", None) or envelope(**of)
-    return Notice(kind, "mx.example.org", about, reports or (REFUSED,), AT + 60, AT + 5 * DAY, whole)
+    """A notice of these outcomes; ``orcpts`` are the original recipients."""
+    outcomes = outcomes or (REFUSED,)
+    recipients = tuple(
+        Recipient(outcome.recipient, None, orcpt) for outcome, orcpt in zip_longest(outcomes, orcpts)
+    )
+    return Notice(kind, envelope(**of), recipients, outcomes, AT + 60)
 
 
-def built(about: Notice, message: bytes | None = MESSAGE) -> Dsn:
-    original = None if message is None else examine(io.BytesIO(message), whole=about.whole)
-    return build_dsn(about, original, queue_id="5ZZ", boundary=token_hex(16))
+def built(about: Notice, message: bytes | None = MESSAGE, *, whole: bool = False) -> Dsn:
+    settings = replace(SETTINGS, whole_limit=len(MESSAGE) if whole else -1)
+    original = None if message is None else examine(io.BytesIO(message), whole=whole)
+    return build_dsn(about, settings, original, queue_id="5ZZ", boundary=token_hex(16))
 
 
 def octets(dsn: Dsn) -> bytes:
@@ -147,18 +143,16 @@ def test_an_identifier_that_is_none_is_not_answered_to(field: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "action", "subject"),
+    ("kind", "outcome", "subject"),
     [
-        (NoticeKind.FAILURE, DsnAction.FAILED, "Undelivered mail"),
-        (NoticeKind.DELAY, DsnAction.DELAYED, "Delayed mail"),
-        (NoticeKind.SUCCESS, DsnAction.DELIVERED, "Delivered mail"),
-        (NoticeKind.SUCCESS, DsnAction.RELAYED, "Relayed mail"),
+        (NoticeKind.FAILURE, REFUSED, "Undelivered mail"),
+        (NoticeKind.DELAY, WAITING, "Delayed mail"),
+        (NoticeKind.SUCCESS, replace(TAKEN, final=True), "Delivered mail"),
+        (NoticeKind.SUCCESS, TAKEN, "Relayed mail"),
     ],
 )
-def test_the_subject_says_what_happened(kind: NoticeKind, action: DsnAction, subject: str) -> None:
-    assert parsed(built(notice(replace(REFUSED, action=action), kind=kind)))["Subject"].startswith(
-        subject + ":"
-    )
+def test_the_subject_says_what_happened(kind: NoticeKind, outcome: Outcome, subject: str) -> None:
+    assert parsed(built(notice(outcome, kind=kind)))["Subject"].startswith(subject + ":")
 
 
 # For people
@@ -171,7 +165,7 @@ def test_the_first_sentence_says_what_happened_to_whom() -> None:
         "Your message to bob@example.com could not be delivered yet. You need not\nsend it again"
     )
     assert "until Fri, 28 Nov 2025 01:40:00 UTC." in " ".join(waiting.split())
-    delivered = replace(REFUSED, action=DsnAction.DELIVERED)
+    delivered = replace(TAKEN, final=True)
     assert human(built(notice(delivered, kind=NoticeKind.SUCCESS))).startswith(
         "Your message to bob@example.com was delivered."
     )
@@ -190,8 +184,7 @@ def test_a_failure_is_in_plain_words_with_the_answer_and_what_to_do() -> None:
 
 
 def test_what_expired_says_how_long_it_was_tried_and_what_the_last_trouble_was() -> None:
-    said = of_outcome(REFUSED, enhanced="4.4.1", code=0, text="Connection refused")
-    expired = replace(said, status="5.4.7", expired=True)
+    expired = replace(WAITING, enhanced="4.4.1", code=0, text="Connection refused")
     text = " ".join(human(built(replace(notice(expired), at=AT + 5 * DAY + 9))).split())
     assert "It was tried for 5 days. The last time: the recipient's mail system does not answer." in text
     assert "What happened: Connection refused" in text
@@ -202,10 +195,8 @@ def test_a_delay_asks_for_nothing() -> None:
 
 
 def test_the_address_that_the_sender_wrote_to_is_named_where_it_is_another() -> None:
-    assert "you wrote to" not in human(built(notice(replace(REFUSED, orcpt="rfc822;Bob@example.com"))))
-    assert "(you wrote to team@example.net)" in human(
-        built(notice(replace(REFUSED, orcpt="rfc822;team@example.net")))
-    )
+    assert "you wrote to" not in human(built(notice(orcpts=["rfc822;Bob@example.com"])))
+    assert "(you wrote to team@example.net)" in human(built(notice(orcpts=["rfc822;team@example.net"])))
 
 
 def test_an_encoded_subject_is_read_and_a_broken_one_is_shown() -> None:
@@ -226,9 +217,8 @@ def test_the_message_block_says_what_message_and_who_reports() -> None:
 
 
 def test_each_recipient_has_a_block_with_the_required_fields_and_what_is_known() -> None:
-    carol = of_outcome(WAITING, recipient=Address("carol", "example.com"))
-    other = replace(carol, orcpt="rfc822;c@example.net")
-    found = blocks(built(notice(REFUSED, replace(other, action=DsnAction.FAILED))))
+    carol = replace(REFUSED, recipient=Address("carol", "example.com"))
+    found = blocks(built(notice(REFUSED, carol, orcpts=[None, "rfc822;c@example.net"])))
     assert len(found) == 3
     assert dict(found[1].items()) == {
         "Final-Recipient": "rfc822; bob@example.com",
@@ -251,7 +241,7 @@ def test_only_a_delay_says_until_when_it_is_tried() -> None:
 
 
 def test_without_an_answer_no_host_is_quoted() -> None:
-    local = of_outcome(REFUSED, code=0, text="no connection to mail.example.com:25", enhanced="4.4.1")
+    local = replace(REFUSED, code=0, text="no connection to mail.example.com:25", enhanced="4.4.1")
     block = blocks(built(notice(local)))[1]
     assert block["Diagnostic-Code"] == "x-elemta; no connection to mail.example.com:25"
     assert "Remote-MTA" not in block
@@ -286,9 +276,9 @@ def test_the_remote_host_is_named_as_the_internet_knows_it(next_hop: str, name: 
 
 def test_the_whole_message_goes_back_octet_for_octet() -> None:
     message = MESSAGE + b".dots\r\n--=_x\r\n\r\nlast line without an end"
-    returned = parts(built(notice(whole=True), message))[2]
+    returned = parts(built(notice(), message, whole=True))[2]
     assert returned.get_content_type() == "message/rfc822"
-    raw = octets(built(notice(whole=True), message))
+    raw = octets(built(notice(), message, whole=True))
     assert raw.count(message) == 1
     assert returned.get_content()["Subject"] == "lunch"
 
@@ -345,7 +335,7 @@ def test_the_header_is_found_and_put_into_lines_that_can_be_sent(message: bytes,
 @pytest.mark.parametrize("whole", [False, True])
 def test_eight_bit_octets_are_declared_where_they_are(whole: bool) -> None:
     body = MESSAGE + b"x" * 200_000 + b"\r\ngr\xfc\xdfe\r\n"
-    dsn = built(notice(whole=whole), body)
+    dsn = built(notice(), body, whole=whole)
     assert dsn.eight_bit is whole
     assert parsed(dsn)["Content-Transfer-Encoding"] == ("8bit" if whole else "7bit")
     assert parts(dsn)[2]["Content-Transfer-Encoding"] == ("8bit" if whole else "7bit")
@@ -377,9 +367,10 @@ def test_a_large_message_is_never_held_in_memory() -> None:
             self.at += len(piece)
             return piece
 
-    about = notice(whole=True)
+    about = notice()
     tracemalloc.start()
-    dsn = build_dsn(about, examine(Large(), whole=True), queue_id="5ZZ", boundary="b")  # type: ignore[arg-type]
+    original = examine(Large(), whole=True)  # type: ignore[arg-type]
+    dsn = build_dsn(about, SETTINGS, original, queue_id="5ZZ", boundary="b")
     total = sum(len(chunk) for chunk in dsn.chunks())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -400,11 +391,8 @@ UTF8_MESSAGE = "From: josé@exámple.com\r\nSubject: größe\r\n\r\nx\r\n".encod
 
 
 def test_a_utf8_message_is_reported_in_utf8() -> None:
-    about = notice(
-        replace(of_outcome(REFUSED, recipient=JOSE), orcpt="utf-8;josé+1@exámple.com"),
-        sender=JOSE,
-        smtputf8=True,
-    )
+    refused = replace(REFUSED, recipient=JOSE)
+    about = notice(refused, orcpts=["utf-8;josé+1@exámple.com"], sender=JOSE, smtputf8=True)
     dsn = built(about, UTF8_MESSAGE)
     assert dsn.smtputf8
     assert dsn.eight_bit
@@ -418,11 +406,11 @@ def test_a_utf8_message_is_reported_in_utf8() -> None:
     assert block["Final-Recipient"] == "utf-8; josé@exámple.com"
     assert block["Original-Recipient"] == "utf-8; josé+1@exámple.com"
     assert "To: <josé@exámple.com>\r\n".encode() in dsn.header
-    assert parts(built(replace(about, whole=True), UTF8_MESSAGE))[2].get_content_type() == "message/global"
+    assert parts(built(about, UTF8_MESSAGE, whole=True))[2].get_content_type() == "message/global"
 
 
 def test_towards_a_sender_without_utf8_addresses_are_spelled_in_ascii() -> None:
-    dsn = built(notice(replace(of_outcome(REFUSED, recipient=JOSE), orcpt="utf-8;josé+1@exámple.com")))
+    dsn = built(notice(replace(REFUSED, recipient=JOSE), orcpts=["utf-8;josé+1@exámple.com"]))
     assert not dsn.smtputf8
     block = blocks(dsn)[1]
     # RFC 6533 §3
@@ -507,9 +495,8 @@ def test_nothing_hostile_gets_out_of_its_field(
     kind: str,
 ) -> None:
     address = Address(local, domain)
-    said = of_outcome(REFUSED, recipient=address, text=reply, code=code, next_hop=hop, enhanced="")
-    report = replace(said, orcpt=kind + orcpt)
-    about = notice(report, sender=address, envid=envid, smtputf8=smtputf8)
+    said = replace(REFUSED, recipient=address, text=reply, code=code, next_hop=hop, enhanced="")
+    about = notice(said, orcpts=[kind + orcpt], sender=address, envid=envid, smtputf8=smtputf8)
     message = b"Subject: " + subject.encode("utf-8", "surrogatepass") + b"\r\n\r\n"
     dsn = built(about, message)
     raw = octets(dsn)
@@ -554,7 +541,7 @@ def blocks_of(raw: bytes) -> list[Any]:
 @settings(max_examples=100, deadline=None)
 @given(message=st.binary(max_size=600), whole=st.booleans(), smtputf8=st.booleans())
 def test_any_message_can_be_returned(message: bytes, whole: bool, smtputf8: bool) -> None:
-    dsn = built(notice(whole=whole, smtputf8=smtputf8), message)
+    dsn = built(notice(smtputf8=smtputf8), message, whole=whole)
     found = email.message_from_bytes(octets(dsn), policy=email.policy.compat32).get_payload()
     assert [part.get_content_maintype() for part in found][:2] == ["text", "message"]
     assert len(found) == 3

@@ -98,18 +98,18 @@ def test_of_several_addresses_success_is_told_once_for_the_alias(
     final = final_recipients(DOMAINS, [named], 100)
     assert final is not None
     envelope = Envelope("Q1", address("a@client.example"), final.recipients, 1.0, 1)
-    notice = expansion_notice(envelope, final.aliases, "mx.example", DOMAINS)
+    notice = expansion_notice(envelope, final.aliases)
     asked = notify is not None and Notify.SUCCESS in notify
     assert (notice is not None) is asked is final.wants_notice
     if notice is not None:
-        (report,) = notice.recipients
-        assert (str(report.outcome.recipient), report.action, report.status) == (
+        (outcome,) = notice.outcomes
+        assert (str(outcome.recipient), notice.action(outcome), notice.status(outcome)) == (
             "two@d.example",
             DsnAction.EXPANDED,
             "2.0.0",
         )
     from_null = Envelope("Q1", NULL, final.recipients, 1.0, 1)
-    assert expansion_notice(from_null, final.aliases, "mx.example", DOMAINS) is None
+    assert expansion_notice(from_null, final.aliases) is None
 
 
 def test_what_the_client_names_itself_keeps_its_own_requests() -> None:

@@ -17,7 +17,7 @@ from elemta.delivery.bounces import submit
 from elemta.envelope import Client as Sender
 from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.errors import NotSigned
-from elemta.message.notice import DsnAction, Notice, NoticeKind, RecipientReport
+from elemta.message.notice import Notice, NoticeKind, NoticeSettings
 from elemta.outcome import Outcome, Status
 from elemta.policy import ISigner, LoadedPolicy, PolicyChain
 from tests.net.conftest import MESSAGE, Place, reply_of
@@ -160,18 +160,17 @@ async def test_a_signer_of_other_listeners_is_not_asked(place: Place) -> None:
 
 def notice() -> Notice:
     sender = Address("anna", "example.org")
-    recipient = Address("x", "y.test")
-    about = Envelope("2CmXq07DRb3", sender, (Recipient(recipient),), 1.0, 10, MailParameters(), Sender())
-    outcome = Outcome("2CmXq07DRb3", recipient, Status.FAILED, "no", "mx:", "y.test", 2.0, code=550)
-    reports = (RecipientReport(outcome, DsnAction.FAILED, "5.1.1"),)
-    return Notice(NoticeKind.FAILURE, "mx.test", about, reports, 2.0, 3.0, to=())
+    recipient = Recipient(Address("x", "y.test"))
+    about = Envelope("2CmXq07DRb3", sender, (recipient,), 1.0, 10, MailParameters(), Sender())
+    outcome = Outcome("2CmXq07DRb3", recipient.address, Status.FAILED, "no", "mx:", "y.test", 2.0, code=550)
+    return Notice(NoticeKind.FAILURE, about, (recipient,), (outcome,), 2.0)
 
 
 @ensureDeferred
 async def test_our_notices_are_signed_too(place: Place) -> None:
     signer = Digest()
     signer_of(place, signer)
-    envelope = await submit(place.spool, notice(), None)
+    envelope = await submit(place.spool, notice(), NoticeSettings("mx.test"), None)
     with await place.spool.open_content(envelope.queue_id) as file:
         content = file.read()
     line, _, rest = content.partition(b"\r\n")
@@ -184,8 +183,8 @@ async def test_our_notices_are_signed_too(place: Place) -> None:
 async def test_a_notice_that_is_not_signed_is_not_lost_but_made_again(place: Place) -> None:
     signer_of(place, Digest(answer=lambda _: 1 // 0))
     with pytest.raises(NotSigned):
-        await submit(place.spool, notice(), None)
+        await submit(place.spool, notice(), NoticeSettings("mx.test"), None)
     assert (await place.spool.stats()).total == 0
     signer_of(place, Digest())
-    await submit(place.spool, notice(), None)
+    await submit(place.spool, notice(), NoticeSettings("mx.test"), None)
     assert (await place.spool.stats()).total == 1

@@ -45,7 +45,7 @@ class Talk:
                 self.session.end_content()
             elif isinstance(event, TransactionDone):
                 assert not self.results, "settled twice"
-                self.results = event.outcomes
+                self.results = self.session.outcomes
             elif isinstance(event, Hangup):
                 self.hangup = event.reason
         if output := self.session.take_output():
@@ -357,7 +357,8 @@ def test_content_that_cannot_be_read_is_never_ended() -> None:
     session.content(b"half of it\r\n")
     settled, _ = session.abandon("the message could not be read")
     assert isinstance(settled, TransactionDone)
-    assert (settled.outcomes[0].status, settled.outcomes[0].text) == (D, "the message could not be read")
+    (outcome,) = session.outcomes
+    assert (outcome.status, outcome.text) == (D, "the message could not be read")
     session.end_content()
     assert not session.take_output().endswith(b"\r\n.\r\n")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
-from elemta.outcome import ReachedStage, Status, furthest
+from elemta.outcome import Outcome, ReachedStage, Status, furthest
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.smtp.client_content import ChunkEncoder
@@ -35,7 +35,7 @@ class Talk:
         self.session = ClientSession(ClientSettings("client.example", lmtp=lmtp))
         self.content = content or [b".hi\r\n"]
         self.sent: list[bytes] = []
-        self.settled: list[TransactionDone] = []
+        self.settled: list[tuple[Outcome, ...]] = []
         self.hangup = ""
         self.start()
 
@@ -51,7 +51,7 @@ class Talk:
                     self.session.content(chunk)
                 self.session.end_content()
             elif isinstance(event, TransactionDone):
-                self.settled.append(event)
+                self.settled.append(self.session.outcomes)
             elif isinstance(event, Hangup):
                 self.hangup = event.reason
         if output := self.session.take_output():
@@ -64,11 +64,11 @@ class Talk:
 
     @property
     def reached(self) -> ReachedStage:
-        return furthest(self.settled[-1].outcomes)
+        return furthest(self.settled[-1])
 
     @property
     def statuses(self) -> list[Status]:
-        return [result.status for result in self.settled[-1].outcomes]
+        return [result.status for result in self.settled[-1]]
 
 
 # CHUNKING
@@ -225,6 +225,6 @@ def test_a_lost_connection_is_told_apart_by_whether_the_server_had_answered() ->
 def test_the_result_says_whether_the_server_reports_from_here_on() -> None:
     talk = Talk().hear(GREETING, b"250-hop\r\n250-PIPELINING\r\n250 DSN\r\n")
     talk.hear(b"250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n", OK)
-    assert [result.dsn_passed_on for result in talk.settled[-1].outcomes] == [True, False]
+    assert [result.dsn_passed_on for result in talk.settled[-1]] == [True, False]
     talk = Talk().hear(GREETING, PIPE, OK * 3 + b"354 go\r\n", OK)
-    assert [result.dsn_passed_on for result in talk.settled[-1].outcomes] == [False, False]
+    assert [result.dsn_passed_on for result in talk.settled[-1]] == [False, False]

@@ -22,9 +22,9 @@ from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.spool_operations import SpoolOperations
-from elemta.delivery.bounces import NoticeSettings
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault
+from elemta.message.notice import NoticeSettings
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.openapi import ApiOperations
 from elemta.policy.discovery import PluginInfo

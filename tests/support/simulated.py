@@ -19,10 +19,11 @@ from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.routes import MxRoute
 from elemta.envelope import Envelope, Recipient
 from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.message.notice import Notice
 from elemta.outcome import LocalFault, Outcome, ReachedStage, Status
 from elemta.spool import DestinationDue, HeldPart, HoldCause, MessageState, QueuedMessage
 from elemta.spool.content import Content
-from elemta.spool.records import OwedNotice, Page, Submission
+from elemta.spool.records import Page, Submission
 from tests.support.runtime import SimulatedReactor, simulated_runtime
 
 START = 1_700_000_000.0
@@ -125,7 +126,7 @@ class MemoryQueue:
         ]
         return Page(tuple(sorted(old, key=lambda each: each.queue_id)), -1, False)
 
-    async def owed(self, after: str | None, limit: int) -> list[OwedNotice]:
+    async def owed(self, after: str | None, limit: int) -> list[Notice]:
         return []
 
     async def held(self, before: float, limit: int) -> list[HeldPart]:
@@ -138,7 +139,7 @@ class MemoryQueue:
         return Writer()
 
     def commit(
-        self, writer: Writer, submission: Submission, *, pays: OwedNotice | None = None
+        self, writer: Writer, submission: Submission, *, pays: Notice | None = None
     ) -> Deferred[Envelope]:
         self.notices.append((self.clock.seconds(), writer.text.decode()))
         return succeed(Envelope(writer.queue_id, submission.sender, submission.recipients, 0.0, 1))
