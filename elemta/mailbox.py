@@ -12,6 +12,8 @@ from elemta.address import Address
 _MAX_DOMAIN = 255
 
 
+# A few domains are in nearly every message, and each is asked for several times.
+@functools.lru_cache(maxsize=4096)
 def canonical_domain(domain: str) -> str:
     """The one form of all spellings of a domain: lower case, A-labels, no trailing dot.
 
@@ -20,11 +22,6 @@ def canonical_domain(domain: str) -> str:
     """
     if domain.isascii() and not domain.endswith((".", "]")):
         return domain.lower()
-    return _canonical(domain)
-
-
-@functools.lru_cache(maxsize=4096)
-def _canonical(domain: str) -> str:
     name = domain.removesuffix(".").lower()
     if name.startswith("[") and name.endswith("]"):
         return _canonical_literal(name)

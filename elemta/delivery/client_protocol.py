@@ -249,7 +249,9 @@ class NextHopConnection(Protocol):
     # The session speaks
 
     def _act(self, events: list[Event]) -> None:
-        done = any(isinstance(event, TransactionDone) for event in events)
+        done = False
+        for event in events:
+            done = done or type(event) is TransactionDone
         try:
             self._follow(events)
         except Exception:

@@ -79,7 +79,7 @@ class ClientSession:
     @property
     def closed(self) -> bool:
         """Whether the session is over and takes nothing more."""
-        return self._state.closed
+        return self._state.phase is ClientPhase.CLOSED
 
     @property
     def idle(self) -> bool:
@@ -145,7 +145,7 @@ class ClientSession:
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the server."""
         state = self._state
-        if state.closed:
+        if state.phase is ClientPhase.CLOSED:
             return []
         if state.phase is ClientPhase.HANDSHAKE and state.settings.tls is RouteTLS.IMPLICIT:
             state.give_up("the next hop spoke in the clear before TLS", "4.7.0")
@@ -155,7 +155,7 @@ class ClientSession:
         try:
             for reply in state.reader.feed(data):
                 self._take(reply)
-                if state.closed:
+                if self.closed:
                     break
         except MalformedReplyError as error:
             self._note_starttls()

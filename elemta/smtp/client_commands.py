@@ -60,7 +60,7 @@ class Features:
 
     def without(self, keywords: Collection[str]) -> Features:
         """These without some that are not believed."""
-        if not any(keyword in self.keywords for keyword in keywords):
+        if not keywords or not any(keyword in self.keywords for keyword in keywords):
             return self
         return Features({each: text for each, text in self.keywords.items() if each not in keywords})
 

@@ -37,7 +37,9 @@ class TransactionResults:
     @property
     def complete(self) -> bool:
         """Whether no recipient waits for an answer to this envelope."""
-        return not self.due
+        # A recipient may be in both.
+        known = len(self._results) + len(self._postponed)
+        return known >= len(self.transaction.recipients) and not self.due
 
     @property
     def pending(self) -> list[int]:

@@ -54,7 +54,7 @@ class Wire:
 
     def send(self, transaction: ClientTransaction) -> None:
         sent = self.connection.send(transaction, self._open)
-        sent.addCallback(lambda done: self.results.append(done.outcomes))
+        sent.addCallback(self.results.append)
 
     async def _open(self) -> BinaryIO:
         if self.fails is not None:

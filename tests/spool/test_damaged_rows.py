@@ -172,9 +172,9 @@ async def test_notices_owed_of_damaged_rows_are_dropped_by_one_commit(
     batches = []
     apply = spool._store.apply
     spool._store.apply = lambda operations: batches.append(len(operations)) or apply(operations)  # type: ignore
-    assert [owed.message.queue_id for owed in await spool.owed(None, 4)] == ids[:2]
+    assert [owed.envelope.queue_id for owed in await spool.owed(None, 4)] == ids[:2]
     assert batches == [2]
-    assert [owed.message.queue_id for owed in await spool.owed(None, 4)] == ids[:2]
+    assert [owed.envelope.queue_id for owed in await spool.owed(None, 4)] == ids[:2]
     dropped = [event["row"] for event in events if event.get("event") == "spool.owed_unreadable"]
     assert dropped == [row_key(queue_id) for queue_id in ids[2:]]
     assert spool.healthy
