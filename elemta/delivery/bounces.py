@@ -68,7 +68,7 @@ def notices_for(
 def undeliverable_reason(
     envelope: Envelope, recipients: Sequence[Recipient], outcomes: Sequence[Outcome], *, expired: bool
 ) -> str | None:
-    """Why a message from ``<>`` goes on hold: recipients that failed, of which there is no notice.
+    """Why a message from ``<>`` goes on hold: recipients that failed. There is no notice of them.
 
     They stay with the message for the operator. None where there are none.
     """
