@@ -97,10 +97,12 @@ $(VENV)/.run: $(PACKAGING)
 
 $(VENV)/.test: $(PACKAGING)
 	@.ci/venv $(VENV) -e '.[test]'
+	@.ci/suites $(VENV)
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.check: $(PACKAGING)
 	@.ci/venv $(VENV) -e '.[test,check]'
+	@.ci/suites $(VENV)
 	@touch $@ $(VENV)/.run $(VENV)/.test
 
 # Twisted 22.4 needs the standard library's cgi module, which Python 3.13 no longer has.

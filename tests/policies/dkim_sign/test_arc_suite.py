@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
-from pathlib import Path
 
 import dkim
 import pytest
@@ -16,14 +14,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from elemta.policies.dkim_sign.signature import Chain, SigningKey, arc_set
 from elemta.policies.mail_auth.body_hash import BodyHashKind, hash_body
 from elemta.policies.mail_auth.field import own_results
+from tests.support.suites import suite_file
 
-ROOT = Path(__file__).parents[3]
-SUITE = Path(os.environ.get("ELEMTA_SUITES", ROOT / "../shared/suites")) / "arc-draft-sign-tests.yml"
+SUITE = suite_file("arc-draft-sign-tests.yml")
 ARC = (b"arc-seal", b"arc-message-signature", b"arc-authentication-results")
 
 
 def cases():
-    if not SUITE.exists():
+    if SUITE is None:
         return
     for scenario in yaml.safe_load_all(SUITE.read_text("utf-8")):
         for name, case in scenario["tests"].items():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
-from pathlib import Path
 
 import dkim
 import pytest
@@ -15,9 +13,9 @@ from elemta.errors import NoSuchDomain
 from elemta.policies.mail_auth.body_hash import hash_body
 from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
 from elemta.policies.mail_auth.signatures import check_arc, wanted_body_hashes
+from tests.support.suites import suite_file
 
-ROOT = Path(__file__).parents[3]
-SUITE = Path(os.environ.get("ELEMTA_SUITES", ROOT / "../shared/suites")) / "arc-draft-validation-tests.yml"
+SUITE = suite_file("arc-draft-validation-tests.yml")
 
 
 class Zone:
@@ -31,7 +29,7 @@ class Zone:
 
 
 def cases():
-    if not SUITE.exists():
+    if SUITE is None:
         return
     for scenario in yaml.safe_load_all(SUITE.read_text("utf-8")):
         for name, case in scenario["tests"].items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,9 +10,10 @@ import yaml
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
 from elemta.policies.mail_auth.spf import SPFQuestion, check_spf
+from tests.interop.programs import missing
+from tests.support.suites import suite_file
 
-ROOT = Path(__file__).parents[3]
-SUITE = Path(os.environ.get("ELEMTA_SUITES", ROOT / "../shared/suites")) / "rfc7208-tests.yml"
+SUITE = suite_file("rfc7208-tests.yml")
 
 
 class Zone:
@@ -57,11 +56,17 @@ class Zone:
 
 
 def cases():
-    if not SUITE.exists():
+    if SUITE is None:
         return
     for scenario in yaml.safe_load_all(SUITE.read_text("utf-8")):
         for name, case in scenario["tests"].items():
             yield pytest.param(scenario, case, id=f"{scenario['description']}-{name}")
+
+
+def test_the_suite_is_there():
+    if SUITE is None:
+        missing("the test suite of RFC 7208 is not here: .ci/suites gets it")
+    assert len(list(cases())) == 203
 
 
 async def in_place(step):
