@@ -8,22 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-from tests.interop.programs import Server, free_port, wait_until
-
-_BEYOND_PATH = ("/usr/sbin", "/sbin")
-
-
-def filter_program(name: str) -> str:
-    """The path of a filter; without it the test is skipped, in CI too, which installs no filters."""
-    path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_BEYOND_PATH)))
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
+from tests.interop.programs import Server, free_port, program, wait_until
 
 
 def listens(port: int) -> bool:
@@ -41,7 +30,7 @@ class Clamd:
     def __init__(
         self, directory: Path, *, patterns: dict[str, bytes], hashes: Sequence[str] = (), more: str = ""
     ) -> None:
-        self._program = filter_program("clamd")
+        self._program = program("clamd")
         self._directory = directory
         database = directory / "database"
         database.mkdir(parents=True)
@@ -80,7 +69,7 @@ class OpenDKIM:
     """OpenDKIM as a milter that signs what comes from this host."""
 
     def __init__(self, directory: Path, *, domain: str, selector: str, canonicalization: str) -> None:
-        self._program = filter_program("opendkim")
+        self._program = program("opendkim")
         directory.mkdir(parents=True)
         self._directory = directory
         self.port = free_port()
@@ -176,7 +165,7 @@ class Rspamd:
     """rspamd with Debian's rules, without those that ask the network, and with rules of the test's own."""
 
     def __init__(self, directory: Path) -> None:
-        self._program = filter_program("rspamd")
+        self._program = program("rspamd")
         directory.mkdir(parents=True)
         self._directory = directory
         self.port, self.milter_port = free_port(), free_port()
@@ -224,7 +213,7 @@ class Postfwd:
     """postfwd with rules of the test's own."""
 
     def __init__(self, directory: Path, rules: str) -> None:
-        self._program = filter_program("postfwd1")
+        self._program = program("postfwd1")
         directory.mkdir(parents=True)
         self._rules = directory / "postfwd.cf"
         self._rules.write_text(rules)
@@ -248,3 +237,136 @@ class Postfwd:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             os.kill(int(self._pid_file.read_text()), signal.SIGTERM)
         wait_until("postfwd ends", lambda: not listens(self.port))
+
+
+_SPAM_RULES = """
+body GTUBE_OF_TEST /XJS\\*C4JDBQADN1\\.NSBN3\\*2IDNEN\\*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL\\*C\\.34X/
+describe GTUBE_OF_TEST the test pattern
+score GTUBE_OF_TEST 1000
+header MARKED_BY_TEST Subject =~ /mark me/
+describe MARKED_BY_TEST a subject that the test chose
+score MARKED_BY_TEST 7
+required_score 5
+report_safe 1
+rewrite_header Subject [SPAM]
+add_header spam Flag _YESNOCAPS_
+add_header all Level _STARS(*)_
+add_header all Status "_YESNO_, score=_SCORE_ required=_REQD_ tests=_TESTS_ version=_VERSION_"
+report _SUMMARY_
+use_bayes 0
+"""
+
+
+class SpamAssassin:
+    """spamd with rules of the test's own, and spamass-milter, which asks it through spamc."""
+
+    def __init__(self, directory: Path) -> None:
+        self._spamd, self._milter = program("spamd"), program("spamass-milter")
+        program("spamc")
+        self._directory = directory
+        for name in ("rules", "site"):
+            (directory / name).mkdir(parents=True)
+        (directory / "rules" / "10_test.cf").write_text(_SPAM_RULES)
+        (directory / "site" / "init.pre").write_text("loadplugin Mail::SpamAssassin::Plugin::Check\n")
+        self.port = free_port()
+        self.socket = directory / "milter.sock"
+        self.endpoint = f"unix:{self.socket}"
+        self._servers = Server("spamd", directory / "spamd.log"), Server("milter", directory / "milter.log")
+
+    def start(self) -> SpamAssassin:
+        rules, site = self._directory / "rules", self._directory / "site"
+        command = [
+            self._spamd, "--local", "--nouser-config", "--max-children=1", "--listen=127.0.0.1",
+            f"--port={self.port}", f"--configpath={rules}", f"--siteconfigpath={site}",
+            f"--helper-home-dir={self._directory}", "--syslog=stderr",
+            f"--pidfile={self._directory / 'spamd.pid'}",
+        ]  # fmt: skip
+        if os.geteuid() == 0:
+            shutil.chown(self._directory, "nobody")
+            command.append("--username=nobody")
+        self._servers[0].run(*command, ready=lambda: listens(self.port))
+        self.start_milter()
+        return self
+
+    def start_milter(self) -> None:
+        spamc = ("--", "-d", "127.0.0.1", "-p", str(self.port), "-s", "10000000")
+        self._servers[1].run(
+            self._milter, "-p", str(self.socket), "-r", "15", *spamc, ready=self.socket.is_socket
+        )
+
+    def stop_milter(self) -> None:
+        self._servers[1].stop()
+        self.socket.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        self.stop_milter()
+        self._servers[0].stop()
+
+
+# Debian's program, told of another name server than the host's.
+_POLICYD_SPF = """
+import sys
+import DNS
+DNS.DiscoverNameServers = lambda: None
+DNS.defaults["server"], DNS.defaults["port"] = ["{host}"], {port}
+from spf_engine.policyd_spf import main
+sys.argv = ["policyd-spf", "{configuration}"]
+sys.exit(main())
+"""
+_POLICYD_SPF_CONFIGURATION = """
+debugLevel = 0
+HELO_reject = Fail
+Mail_From_reject = Fail
+PermError_reject = True
+TempError_Defer = True
+skip_addresses = 192.0.2.255/32
+"""
+
+
+class PolicydSpf:
+    """policyd-spf, one process for each connection, as Postfix's spawn(8) runs it."""
+
+    def __init__(self, directory: Path, nameserver: tuple[str, int]) -> None:
+        program("policyd-spf")
+        directory.mkdir(parents=True)
+        configuration = directory / "policyd-spf.conf"
+        configuration.write_text(_POLICYD_SPF_CONFIGURATION)
+        host, port = nameserver
+        script = directory / "policyd_spf.py"
+        script.write_text(_POLICYD_SPF.format(host=host, port=port, configuration=configuration))
+        # Debian's own Python, which has the program's modules.
+        self._command = ("/usr/bin/python3", str(script))
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp:host=127.0.0.1:port={self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self) -> PolicydSpf:
+        self._thread.start()
+        return self
+
+    @property
+    def started(self) -> int:
+        """How many connections there were."""
+        return len(self._running)
+
+    def stop(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+        self.kill_all()
+
+    def kill_all(self) -> None:
+        """End every process at once."""
+        for process in self._running:
+            process.kill()
+            process.wait()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                self._running.append(subprocess.Popen(self._command, stdin=connection, stdout=connection))

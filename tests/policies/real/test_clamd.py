@@ -1,7 +1,4 @@
-"""The policy ``clamav`` and Debian's clamd, with signatures of the test's own.
-
-CI does not install clamd; without it the tests are skipped, in CI too.
-"""
+"""The policy ``clamav`` and Debian's clamd, with signatures of the test's own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The policy ``milter`` and Debian's OpenDKIM: its signatures hold after the delivery.
-
-CI does not install OpenDKIM; without it the tests are skipped, in CI too.
-"""
+"""The policy ``milter`` and Debian's OpenDKIM: its signatures hold after the delivery."""
 
 from __future__ import annotations
 

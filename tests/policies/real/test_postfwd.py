@@ -1,7 +1,4 @@
-"""The policy ``policy-client``, Debian's postfwd, and Elemta's own policy service.
-
-CI does not install postfwd; without it its tests are skipped, in CI too.
-"""
+"""The policy ``policy-client``, Debian's postfwd, and Elemta's own policy service."""
 
 from __future__ import annotations
 

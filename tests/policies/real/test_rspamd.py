@@ -1,7 +1,4 @@
-"""Debian's rspamd, asked by the policy ``rspamd`` over HTTP and by the policy ``milter`` through its proxy.
-
-CI does not install rspamd; without it the tests are skipped, in CI too.
-"""
+"""Debian's rspamd, asked by the policy ``rspamd`` over HTTP and by ``milter`` through its proxy."""
 
 from __future__ import annotations
 

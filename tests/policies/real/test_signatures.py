@@ -1,7 +1,4 @@
-"""The policy ``dkim-sign``: Debian's OpenDKIM verifies its signatures after two relays.
-
-CI does not install OpenDKIM; without it the tests are skipped, in CI too.
-"""
+"""The policy ``dkim-sign``: Debian's OpenDKIM verifies its signatures after two relays."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.policies.real.programs import filter_program
+from tests.interop.programs import program
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.servers
@@ -33,7 +30,7 @@ BODIES = {
 @pytest.fixture(scope="module")
 def keys(open_directory: Path) -> Path:
     """OpenDKIM's file of public keys, from the records that the command printed."""
-    filter_program("opendkim")
+    program("opendkim")
     lines = []
     signer = Daemon(open_directory / "keys")
     for selector in ("one", "two"):
@@ -77,7 +74,7 @@ def verified(message: bytes, keys: Path, directory: Path) -> list[str]:
     path.write_bytes(message)
     configuration = directory / "opendkim.conf"
     configuration.write_text(f"Mode v\nTestPublicKeys {keys}\nSocket inet:0@127.0.0.1\nSyslog no\n")
-    command = [filter_program("opendkim"), "-x", str(configuration), "-t", str(path), "-vv"]
+    command = [program("opendkim"), "-x", str(configuration), "-t", str(path), "-vv"]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=90).stdout
     return sorted(re.findall(r"dkim=pass[^;]*header\.s=(\S+)", said.replace("\n\t", " ")))
 
