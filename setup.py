@@ -50,6 +50,8 @@ setup(
     ],
     extras_require={
         "argon2": ["argon2-cffi>=21.1"],
+        # For rspamd and webhooks, whose HTTP client needs nothing beside the core.
+        "http": [],
         # What Debian 12 has: SPF, DKIM and ARC, the public suffix list, Ed25519.
         "mail-auth": ["pyspf>=2.0.14", "dkimpy>=1.1.4", "publicsuffix2>=2.20191221", "PyNaCl>=1.5"],
         "test": [

@@ -33,6 +33,15 @@ def test_every_dependency_of_the_program_is_one_of_the_package() -> None:
         assert f"python3-{name}" in control
 
 
+def test_the_libraries_of_an_extra_are_in_a_package_of_its_own() -> None:
+    """Nothing that only some policies need comes with the daemon."""
+    control = (ROOT / "debian/control").read_text(encoding="utf-8")
+    packages = {text.split()[1]: text for text in control.split("\n\n") if text.startswith("Package:")}
+    libraries = {"python3-spf", "python3-dkim", "python3-publicsuffix2", "python3-nacl"}
+    assert {name for name in libraries if name in packages["elemta-mail-auth"]} == libraries
+    assert {name for name in libraries if name in packages["elemta"]} == set()
+
+
 def test_the_source_of_txredisapi_is_pinned_by_its_hash() -> None:
     pinned = (ROOT / "packaging/txredisapi/requirements.txt").read_text(encoding="utf-8")
     (version,) = re.findall(r"^txredisapi==(\S+) --hash=sha256:[0-9a-f]{64}$", pinned, re.MULTILINE)
