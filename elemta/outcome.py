@@ -100,10 +100,21 @@ class Attempt:
     A transport says where the attempt is: ``next_hop`` is the host in use, ``final`` whether a message that
     it takes is where its recipient reads it, ``works`` what its answers show to work here. ``taken`` gets the
     outcome of each recipient that has the message, the moment that is known: it counts, whatever fails
-    after that.
+    after that. ``began_at`` is in seconds since the epoch.
     """
 
-    __slots__ = ("_began", "_monotonic", "_wall", "final", "next_hop", "queue_id", "route", "taken", "works")
+    __slots__ = (
+        "_began",
+        "_monotonic",
+        "_wall",
+        "began_at",
+        "final",
+        "next_hop",
+        "queue_id",
+        "route",
+        "taken",
+        "works",
+    )
 
     def __init__(
         self,
@@ -123,6 +134,7 @@ class Attempt:
         self._wall = wall
         self._monotonic = monotonic
         self._began = monotonic()
+        self.began_at = wall()
 
     def begin(self) -> None:
         """What it waited for until now is no part of how long it takes."""

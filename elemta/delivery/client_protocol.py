@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import BinaryIO, cast
 
 from OpenSSL import SSL
@@ -196,11 +197,12 @@ class NextHopConnection(Protocol):
             self.cut()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        # Whatever breaks: no attempt may wait for a connection that is gone.
-        try:
-            self._lost(reason)
-        except Exception:
-            self._log_internal_error()
+        # Whatever breaks: no attempt may wait for a connection that is gone, and no timer keeps it.
+        for end in (partial(self._lost, reason), self._deadline.stop, self._life.stop, self._go_on):
+            try:
+                end()
+            except Exception:
+                self._log_internal_error()
         try:
             self._end_unsettled()
         except Exception:
@@ -220,9 +222,6 @@ class NextHopConnection(Protocol):
             if self.tls is not None and not self._session.features.keywords:
                 self._tls_change(TLSChange.FAIL)
             self._act(self._session.lost(text))
-        self._deadline.stop()
-        self._life.stop()
-        self._go_on()
 
     # Back-pressure
 

@@ -140,13 +140,24 @@ class TransactionResults:
 
     def taken_at_first_sight(self, indices: Iterable[int]) -> None:
         """The server took the message for these; nothing more could be made of its words."""
+        attempt = self._attempt
+        text = "taken by the next hop; the rest of its answer was lost here"
         for index in indices:
             address = self.transaction.recipients[index].address
-            text = "taken by the next hop; the rest of its answer was lost here"
-            outcome = self._attempt.outcome(
-                address, Status.DELIVERED, 0, "2.0.0", text, dsn_passed_on=self._dsn
+            # Not by a function of ours: it may be the one that broke, and would break again.
+            outcome = Outcome(
+                attempt.queue_id,
+                address,
+                Status.DELIVERED,
+                text,
+                attempt.route,
+                attempt.next_hop,
+                attempt.began_at,
+                enhanced="2.0.0",
+                final=attempt.final,
+                dsn_passed_on=self._dsn,
             )
-            self._attempt.taken.setdefault(address, outcome)
+            attempt.taken.setdefault(address, outcome)
             self._results.setdefault(index, outcome)
 
     def decided_here(self, indices: Iterable[int], status: Status, enhanced: str, text: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent
 
 from elemta.delivery import Retries, queue_scans
 from elemta.delivery.routes import Route
@@ -45,6 +48,10 @@ NAMES = (
 )
 PATIENCE = 4.0
 RETRY = 0.03
+# How long a fault stays that stays: several retry periods.
+STAYS = 5 * RETRY
+# What every fault to order says.
+ORDERED = "ordered in "
 # What the reactor calls: a fault there is to the next hop and to us as if the connection had been lost.
 OUTERMOST = {("delivery/client_protocol.py", "NextHopConnection.dataReceived")}
 
@@ -228,10 +235,10 @@ async def run_table(
     at = place
     started = time.monotonic()
     for count, name in enumerate(called):
-        print("--", name, flush=True)
         for which in kinds(count):
             for deferred in (False, True) if name in deferring else (False,):
-                fault = Fault(name, KINDS[which](f"in {name}"), 10**6 if stays else 1, deferred=deferred)
+                error = partial(KINDS[which], f"{ORDERED}{name}")
+                fault = Fault(name, error, 10**6 if stays else 1, deferred=deferred)
                 if not fault.possible:
                     continue
                 said = await meet(at, fault, stays=stays)
@@ -239,13 +246,14 @@ async def run_table(
                 if said:
                     print("WRONG", said, "fired", fault.fired, flush=True)
                     wrong.append(f"{name} {NAMES[which]} deferred={deferred}: {said}, fired {fault.fired}")
-                if said or stays:
+                # What a fault left on hold is no part of the next one.
+                if said or await at.waiting():
                     if at is not place:
                         await close(at)
                     at = await make(tmp_path / f"again{count}-{which}-{deferred}")
     if at is not place:
         await close(at)
-    print(len(called), met, time.monotonic() - started)
+    print(f"{len(called)} functions, {met} faults met in {time.monotonic() - started:.0f} s")
     assert not wrong, "\n".join(wrong)
     assert met > 60
 
@@ -256,14 +264,20 @@ async def test_a_fault_on_the_way_to_the_record_sends_nothing_twice(place: Place
 
 
 @pytest.mark.campaign
-@ensureDeferred
-async def test_a_fault_that_stays_sends_few_copies(place: Place, tmp_path: Path) -> None:
-    await run_table(place, tmp_path, lambda count: [count % len(KINDS)], stays=8 * RETRY)
-
-
-@pytest.mark.campaign
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=NAMES)
-@pytest.mark.parametrize("stays", [0.0, 8 * RETRY], ids=["once", "stays"])
+@pytest.mark.parametrize("stays", [0.0, STAYS], ids=["once", "stays"])
 @ensureDeferred
-async def test_every_fault_of_every_kind(place: Place, tmp_path: Path, kind: int, stays: float) -> None:
+async def test_every_fault_of_every_kind(
+    place: Place, tmp_path: Path, kind: int, stays: float, unhandled_errors: list[LogEvent]
+) -> None:
     await run_table(place, tmp_path, lambda _: [kind], stays=stays)
+    if stays:
+        # Where what handles faults is itself broken for so long, nothing is left that could handle them.
+        gc.collect()
+        unhandled_errors[:] = [event for event in unhandled_errors if not is_ordered(event)]
+
+
+def is_ordered(event: LogEvent) -> bool:
+    """Whether an unhandled error is a fault to order, or the line that Twisted puts before one."""
+    failure = event.get("log_failure")
+    return failure is None or ORDERED in str(failure.value)

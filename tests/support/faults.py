@@ -78,10 +78,13 @@ class Observed:
 class Fault:
     """Calls of one function raise while this is ``armed``: so many of them. ``fired`` is how many did.
 
-    With ``deferred`` they give a Deferred that failed.
+    With ``deferred`` they give a Deferred that failed. Each raises an ``error`` of its own: one that is
+    raised again has a longer traceback each time.
     """
 
-    def __init__(self, name: Name, error: Exception, times: int = 1, *, deferred: bool = False) -> None:
+    def __init__(
+        self, name: Name, error: Callable[[], Exception], times: int = 1, *, deferred: bool = False
+    ) -> None:
         self.name, self.error, self.times = name, error, times
         self.armed = False
         self.fired = 0
@@ -112,10 +115,10 @@ class Fault:
         if self.armed and self.fired < self.times:
             self.fired += 1
             if self._is_coroutine:
-                return _raise_later(self.error)
+                return _raise_later(self.error())
             if self._deferred:
-                return fail(self.error)
-            raise self.error
+                return fail(self.error())
+            raise self.error()
         return self._original(*args, **kwargs)
 
     def end(self) -> None:
