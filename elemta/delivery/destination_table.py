@@ -124,9 +124,12 @@ class DestinationTable:
         destination = self._destinations.get(message.destination)
         return destination is not None and (destination.loading or message.key in destination.known)
 
-    def names(self) -> list[str]:
-        """The destinations whose state is known, beyond the time when something is due."""
-        return [*self._destinations, *self._resting]
+    def names(self) -> tuple[str, ...]:
+        """The destinations whose state is known, beyond the time when something is due.
+
+        It is kept for a while, so it is a tuple: the collector of garbage looks at one of strings once.
+        """
+        return (*self._destinations, *self._resting)
 
     def is_answering(self, name: str) -> bool:
         """Whether the destination answered before and was not found down since."""

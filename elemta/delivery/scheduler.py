@@ -256,17 +256,17 @@ class DeliveryScheduler(Service):
         self._commanded.keep(destination, now)
         return last is None or now - last >= _SAME_COMMAND
 
-    def _probe_some(self, destinations: list[str]) -> None:
+    def _probe_some(self, destinations: tuple[str, ...], start: int = 0) -> None:
         """Have destinations tried again, some in each turn of the reactor: there may be very many."""
-        some = [destinations.pop() for _ in range(min(_PROBED_AT_ONCE, len(destinations)))]
-        self._destinations.probe_now(some)
-        if destinations:
-            self._reactor.callLater(0, self._probe_on, destinations)
+        end = start + _PROBED_AT_ONCE
+        self._destinations.probe_now(destinations[start:end])
+        if end < len(destinations):
+            self._reactor.callLater(0, self._probe_on, destinations, end)
         self._look_soon()
 
-    def _probe_on(self, destinations: list[str]) -> None:
+    def _probe_on(self, destinations: tuple[str, ...], start: int) -> None:
         if self.running:
-            self._probe_some(destinations)
+            self._probe_some(destinations, start)
 
     def _probe_early(self, destinations: Collection[str]) -> None:
         if self.running:

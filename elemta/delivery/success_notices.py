@@ -65,7 +65,8 @@ class SuccessNotices:
         while goes_on():
             page = await self._queue.owed(after, _PAGE)
             due = [each for each in page if not self._faults.is_left_alone(each.envelope.queue_id, now)]
-            await gatherResults([Deferred.fromCoroutine(self._send(owed)) for owed in due])
+            sending = [Deferred.fromCoroutine(self._send(owed)) for owed in due]
+            await gatherResults(sending, consumeErrors=True)
             if len(page) < _PAGE:
                 return
             after = page[-1].envelope.queue_id

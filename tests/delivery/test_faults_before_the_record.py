@@ -52,8 +52,13 @@ RETRY = 0.03
 STAYS = 5 * RETRY
 # What every fault to order says.
 ORDERED = "ordered in "
-# What the reactor calls: a fault there is to the next hop and to us as if the connection had been lost.
-OUTERMOST = {("delivery/client_protocol.py", "NextHopConnection.dataReceived")}
+# What the reactor calls: a fault there is to the next hop and to us as if the connection had been lost. The
+# others are called by a timer, on a busy machine each time.
+OUTERMOST = {
+    ("delivery/client_protocol.py", "NextHopConnection.dataReceived"),
+    ("delivery/scheduler.py", "DeliveryScheduler._watch"),
+    ("delivery/queue_scans.py", "AgeScan.go_on"),
+}
 
 
 class WatchedHop(Hop):

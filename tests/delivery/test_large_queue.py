@@ -187,9 +187,7 @@ async def _deliver(
             await deferLater(reactor, seconds)
         await until(lambda: hop.messages and destinations.blocked, 60.0)
         blocked, grown = destinations.blocked, resident() - small
-        # A reload, too: most of a longest turn is a whole collection of garbage. That looks at what belongs
-        # to the attempts under way, and at the lists of times.
-        with watched(turns, "reload", bounded=False):
+        with watched(turns, "reload"):
             delivery.reconfigure(delivery.routes, settings)
             await deferLater(reactor, max(1.0, seconds / 4))
         grown = max(grown, resident() - small)

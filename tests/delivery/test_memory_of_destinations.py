@@ -71,8 +71,8 @@ def test_a_destination_takes_no_more_than_its_share_of_200_mib_whatever_its_stat
     down = each(octets, size)
     # A reload has them all probed.
     names = destinations.names()
-    while names:
-        destinations.probe_now([names.pop() for _ in range(min(500, len(names)))])
+    for start in range(0, size, 500):
+        destinations.probe_now(names[start : start + 500])
     del names
     assert not destinations._destinations
     probed = each(octets, size)
