@@ -25,6 +25,7 @@ _RESERVED_LIMIT_NAMES = {
     "guesses-per-network": "guesses_per_network of [auth]",
     "guesses-per-known-client": "guesses_per_user of [auth]",
     "node": "the nodes of the cluster",
+    "nodepast": "the nodes that are gone",
     "spool": "the owners of spools",
 }
 _OF_A_MESSAGE = frozenset(

@@ -25,7 +25,8 @@ _CERTIFICATES = (
     Column("DAYS LEFT", right=True),
 )
 _NODES = (
-    Column("NODE", flexible=True),
+    Column("NODE", whole=True),
+    Column("STATE"),
     Column("HOST", flexible=True, spare=2),
     Column("VERSION", spare=3),
     Column("UP", right=True, spare=1),
@@ -139,7 +140,8 @@ def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def nodes(invocation: CommandContext) -> int:
-    answer = invocation.client().get("nodes")
+    wanted = {"all": "true"} if invocation.args.all else {}
+    answer = invocation.client().get("nodes", **wanted)
     if invocation.json:
         invocation.give(answer)
     else:
@@ -152,11 +154,12 @@ def nodes(invocation: CommandContext) -> int:
 def _node(node: Mapping[str, Any]) -> Sequence[str]:
     return (
         f"{node['node_id']} (this)" if node["this"] else node["node_id"],
+        f"gone ({'left' if node['left'] else 'lost'})" if node["state"] == "gone" else node["state"],
         node["hostname"],
         node["version"],
         age(node["uptime"]),
         str(node["sessions"]),
-        str(node["queue"]),
+        str(node["queued"]),
         node["mode"],
         "now" if node["this"] else f"{age(node['seen_ago'])} ago",
     )

@@ -84,13 +84,15 @@ def age(seconds: float) -> str:
 class Column:
     """A column: its title, whether numbers stand in it, whether it may be cut to fit the terminal.
 
-    Where cutting is not enough, columns with a ``spare`` above 0 are left out, the highest first.
+    Where cutting is not enough, columns with a ``spare`` above 0 are left out, the highest first. What is in
+    a ``whole`` column is never cut: a line is longer than the terminal is wide where it has to be.
     """
 
     title: str
     right: bool = False
     flexible: bool = False
     spare: int = 0
+    whole: bool = False
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
@@ -146,4 +148,5 @@ def _line(columns: Sequence[Column], values: Sequence[str], widths: Sequence[int
         fill = " " * (space - cells(text))
         parts.append(fill + text if column.right else text + fill)
     line = GAP.join(parts).rstrip()
-    return line if width is None else cut(line, width)
+    whole = any(column.whole for column in columns)
+    return line if width is None or whole else cut(line, width)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Annotated
 
 from elemta import __version__
 from elemta.config import ListenerTLS, dump
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
-from elemta.daemon.cluster import NodeStatus, ValkeyStatus, endpoints
+from elemta.daemon.cluster import NodeLife, NodeStatus, ValkeyStatus, endpoints
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
@@ -25,6 +26,7 @@ from elemta.message.notice import NoticeSettings
 from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_json import Flag
 from elemta.ops.openapi import ApiOperations
 from elemta.policy import PluginInfo, available_plugins
 from elemta.policy.discovery import PluginDetails, plugin_details
@@ -136,7 +138,7 @@ class DaemonStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeListing:
-    """Nodes by name. Not ``complete`` while Valkey is away: then it is this one alone."""
+    """Nodes by name, those that live first. Not ``complete`` while Valkey is away: then it is this one."""
 
     nodes: tuple[NodeStatus, ...]
     complete: bool
@@ -202,8 +204,8 @@ class DaemonOperations:
         )
 
     @route("GET", "/v1/nodes")
-    async def nodes(self) -> NodeListing:
-        """The nodes of the cluster that are alive."""
+    async def nodes(self, all_: Annotated[bool, Flag()] = False) -> NodeListing:
+        """The nodes of the cluster that are alive; ``all``: those of the last week that are gone, too."""
         daemon = self._daemon
         config = daemon.components.config
         own = NodeStatus(
@@ -218,12 +220,17 @@ class DaemonOperations:
             sessions=daemon.sessions,
             queue=daemon.queued,
             mode=daemon.fleet.status().mode,
+            state=NodeLife.DRAINING if daemon.draining else NodeLife.SERVING,
+            last_seen_at=self._now(),
+            queued=daemon.queued,
         )
         try:
             others = await daemon.fleet.others()
+            gone = await daemon.fleet.gone() if all_ else ()
         except StoreUnavailable:
             return NodeListing((own,), complete=False)
-        return NodeListing(tuple(sorted((own, *others), key=lambda node: node.node_id)), complete=True)
+        live = sorted((own, *others), key=lambda node: node.node_id)
+        return NodeListing((*live, *gone), complete=True)
 
     @route("GET", "/v1/plugins")
     async def plugins(self) -> PluginListing:

@@ -76,11 +76,22 @@ class LimiterStatus:
     valkey: ValkeyStatus | None = None
 
 
+class NodeLife(enum.Enum):
+    """What a node of the cluster does."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A node of the cluster, as it described itself ``seen_ago`` seconds ago.
+    """A node of the cluster, as it described itself ``seen_ago`` seconds ago, at ``last_seen_at``.
 
-    ``this`` is the node that was asked; ``mode`` as in :class:`LimiterStatus`; ``queue`` are messages.
+    ``this`` is the node that was asked; ``mode`` as in :class:`LimiterStatus`. ``queued`` are messages, and
+    ``queue`` is the same number under its former name. A node that is ``gone`` had these sessions and
+    messages; it ``left`` where it stopped in order. ``limits_version`` is that of the pushed limits that are
+    in force there; 0 where its own configuration's are.
     """
 
     node_id: str
@@ -94,6 +105,11 @@ class NodeStatus:
     sessions: int
     queue: int
     mode: str
+    state: NodeLife = NodeLife.SERVING
+    last_seen_at: float = 0.0
+    queued: int = 0
+    limits_version: int = 0
+    left: bool = False
 
 
 class LocalNode(Protocol):
@@ -106,6 +122,10 @@ class LocalNode(Protocol):
     @property
     def queued(self) -> int:
         """Messages in the queue, as of the last few seconds."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new session."""
 
     def refused(self) -> Sequence[RememberedRefusal]:
         """The identities that this node refuses from memory."""
@@ -134,6 +154,9 @@ class Membership(Protocol):
 
     async def others(self) -> Sequence[NodeStatus]:
         """The other nodes that live. Raises StoreUnavailable."""
+
+    async def gone(self) -> Sequence[NodeStatus]:
+        """The nodes that left or died in the last week. Raises StoreUnavailable."""
 
     async def refusals(self) -> Sequence[RemoteRefusal]:
         """What other nodes refuse by themselves now; nothing where they can't be asked."""
@@ -178,6 +201,9 @@ class SingleNode:
         return LimiterStatus()
 
     async def others(self) -> Sequence[NodeStatus]:
+        return ()
+
+    async def gone(self) -> Sequence[NodeStatus]:
         return ()
 
     async def refusals(self) -> Sequence[RemoteRefusal]:
@@ -301,6 +327,10 @@ class ClusterMembership:
     async def others(self) -> Sequence[NodeStatus]:
         return [_status(node, self._runtime.wall()) for node in await self._nodes.list() if not node.this]
 
+    async def gone(self) -> Sequence[NodeStatus]:
+        live = [self._node_id, *(node.node_id for node in await self._nodes.list())]
+        return [_status(node, self._runtime.wall()) for node in await self._nodes.list_gone(live)]
+
     async def refusals(self) -> Sequence[RemoteRefusal]:
         try:
             nodes = await self._nodes.list()
@@ -336,7 +366,10 @@ class ClusterMembership:
         if self._member is None:
             return NodeState()
         member = self._member
-        return NodeState(member.sessions, member.queued, self.store.mode.value, tuple(member.refused()))
+        refused = tuple(member.refused())
+        return NodeState(
+            member.sessions, member.queued, self.store.mode.value, refused, draining=member.draining
+        )
 
     def _renew(self) -> Any:
         return run(self._renew_leases())
@@ -356,6 +389,7 @@ def _values(kind: type[enum.Enum]) -> list[str]:
 
 
 def _status(node: NodeInfo, now: float) -> NodeStatus:
+    serving = NodeLife.DRAINING if node.state.draining else NodeLife.SERVING
     return NodeStatus(
         node_id=node.node_id,
         this=node.this,
@@ -363,11 +397,16 @@ def _status(node: NodeInfo, now: float) -> NodeStatus:
         version=node.about.version,
         address=node.about.address,
         started_at=node.about.started_at,
-        uptime=max(0.0, now - node.about.started_at),
+        uptime=max(0.0, now - node.age - node.about.started_at),
         seen_ago=max(0.0, node.age),
         sessions=node.state.sessions,
         queue=node.state.queue,
         mode=node.state.mode,
+        state=NodeLife.GONE if node.gone else serving,
+        last_seen_at=now - max(0.0, node.age),
+        queued=node.state.queue,
+        limits_version=node.state.limits_version,
+        left=node.left,
     )
 
 

@@ -274,6 +274,11 @@ class Elemta(Service):
     def sessions(self) -> int:
         return len(self.listeners.registry.connections)
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new session, and serves those that are open."""
+        return self.state in (DaemonState.DRAINING, DaemonState.STOPPING)
+
     def refused(self) -> Sequence[RememberedRefusal]:
         return self.components.limiter.refused()
 

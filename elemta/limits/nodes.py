@@ -5,14 +5,15 @@ All ages are by the clock of Valkey; the clocks of two nodes are never compared.
 
 - ``{prefix}nodes``: a sorted set with one member ``NODE_ID/BOOT`` for each process.
 - ``{prefix}node:NODE_ID``: a hash of what it says of itself.
+- ``{prefix}nodes_past``, ``{prefix}nodepast:NODE_ID``: kept for a week (:mod:`elemta.limits.past_nodes`).
 - ``{prefix}resets``: a sorted set of the resets of the last minute, which every node looks through.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
+from elemta.limits.past_nodes import KEPT_SECONDS, REGISTER, PastNodes
 from elemta.limits.refusals import RememberedRefusal
 from elemta.runtime import Runtime
 from elemta.valkey import Script, ScriptRunner
@@ -44,7 +46,6 @@ MAX_PUBLISHED = 100
 _DEADLINE = 1.0
 _DUPLICATE_LOG_INTERVAL = 600.0
 _BEAT = Script.of_package("elemta.limits", "scripts/beat.lua")
-_REGISTER = Script.of_package("elemta.limits", "scripts/register.lua")
 _LEAVE = Script.of_package("elemta.limits", "scripts/leave.lua")
 _MICROSECONDS = 1_000_000
 
@@ -76,23 +77,34 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """What a heartbeat says; ``queue`` counts messages, ``refused`` has the identities refused now."""
+    """What a heartbeat says; ``queue`` counts messages, ``refused`` has the identities refused now.
+
+    ``draining``: the node takes no new session. ``limits_version`` is that of the pushed limits in force
+    there; 0 where its own configuration's are.
+    """
 
     sessions: int = 0
     queue: int = 0
     mode: str = ""
     refused: tuple[RememberedRefusal, ...] = ()
+    draining: bool = False
+    limits_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A node as it described itself ``age`` seconds ago. ``this`` is the one that was asked."""
+    """A node as it described itself ``age`` seconds ago. ``this`` is the one that was asked.
+
+    One that is ``gone`` gives no sign of life any more; it ``left`` where it stopped in order.
+    """
 
     node_id: str
     about: About
     state: NodeState
     age: float
     this: bool = False
+    gone: bool = False
+    left: bool = False
 
 
 class Nodes:
@@ -128,6 +140,7 @@ class Nodes:
         self._heartbeats = LoopingCall(self._heartbeat)
         self._heartbeats.clock = self._clock
         self._heartbeat_due: Deferred[None] | None = None
+        self._past = PastNodes(self, node_id, self._clock.seconds)
 
     @property
     def live(self) -> int:
@@ -146,10 +159,11 @@ class Nodes:
         if self._heartbeat_due is not None:
             self._heartbeat_due.cancel()
         try:
+            # In this order: another node that misses this one looks for why.
+            await self._valkey.run(_LEAVE, self._own_keys(), [self._boot], deadline=_DEADLINE)
             await self._valkey.command(
                 "ZREM", self._key("nodes"), self._member, key=self._key("nodes"), deadline=_DEADLINE
             )
-            await self._valkey.run(_LEAVE, [self._node_key(self.node_id)], [self._boot], deadline=_DEADLINE)
         except StoreUnavailable:
             _log.debug(
                 "this node could not leave the list of nodes; its entry expires by itself",
@@ -159,15 +173,27 @@ class Nodes:
     async def list(self) -> tuple[NodeInfo, ...]:
         """The nodes that live, by name. Raises StoreUnavailable."""
         index = self._key("nodes")
-        since = f"({self._past(await self._server_time(index), TIME_TO_LIVE)}"
-        members = await self._ask("ZRANGEBYSCORE", index, since, "+inf", "LIMIT", 0, 1000)
+        since = f"({_before(await self._server_time(index), TIME_TO_LIVE)}"
+        members = await self.ask("ZRANGEBYSCORE", index, since, "+inf", "LIMIT", 0, 1000)
         found = []
-        for node_id in sorted({member.decode().rpartition("/")[0] for member in members}):
+        for node_id in _names_of(members):
             key = self._node_key(node_id)
             now = await self._server_time(key)
-            flat = await self._ask("HGETALL", key)
+            flat = await self.ask("HGETALL", key)
             if flat:
                 found.append(_node(node_id, dict(zip(flat[::2], flat[1::2], strict=True)), now, self.node_id))
+        return tuple(found)
+
+    async def list_gone(self, live: Collection[str]) -> tuple[NodeInfo, ...]:
+        """The nodes of the last week that are not among the ``live`` ones, by name. StoreUnavailable."""
+        found = []
+        for node_id in sorted(await self._past.names()):
+            if node_id in live:
+                continue
+            now = await self._server_time(self.past_key(node_id))
+            fields = await self._past.last_words(node_id)
+            if fields:
+                found.append(replace(_node(node_id, fields, now, self.node_id), gone=True))
         return tuple(found)
 
     def on_reset(self, callback: Callable[[str, str], object]) -> None:
@@ -180,7 +206,7 @@ class Nodes:
         entry = f"{self._boot}/{self._announced} {limit}:{identity}"
         kept = int(RESETS_KEPT * 1000)
         return self._valkey.run(
-            _REGISTER, [self._key("resets")], [kept, entry], deadline=_DEADLINE
+            REGISTER, [self._key("resets")], [kept, entry], deadline=_DEADLINE
         ).addCallback(lambda _: None)
 
     # Signs of life
@@ -207,20 +233,27 @@ class Nodes:
         try:
             ttl = int(TIME_TO_LIVE * 1000)
             now, *members = await self._valkey.run(
-                _REGISTER, [self._key("nodes")], [ttl, self._member], deadline=_DEADLINE
+                REGISTER, [self._key("nodes")], [ttl, self._member], deadline=_DEADLINE
             )
-            self._count(len(members))
-            fields: list[str | int | bytes] = [ttl, self._boot, *_fields(self._about, self._state())]
-            before = await self._valkey.run(_BEAT, [self._node_key(self.node_id)], fields, deadline=_DEADLINE)
+            settled = self._count(len(members))
+            kept = int(KEPT_SECONDS * 1000)
+            fields: list[str | int | bytes] = [ttl, kept, self._boot, *_fields(self._about, self._state())]
+            before = await self._valkey.run(_BEAT, self._own_keys(), fields, deadline=_DEADLINE)
             self._check_name(before)
             await self._hear_resets(now.decode())
+            await self._past.note_own()
+            await self._past.watch(_names_of(members), settled=settled)
         except StoreUnavailable:
             _log.debug("a heartbeat could not be written", event="nodes.heartbeat_failed")
 
-    def _count(self, found: int) -> None:
-        """A Valkey that came back empty does not know all yet: fewer are believed when they had the time."""
+    def _count(self, found: int) -> bool:
+        """A Valkey that came back empty does not know all yet: fewer are believed when they had the time.
+
+        Returns whether they had it.
+        """
         settled = self._clock.seconds() >= self._settled_at
         self._live = max(1, found) if settled else max(self._live, found)
+        return settled
 
     def _check_name(self, before: bytes | None) -> None:
         """Log it when another daemon writes under this node's name, but not this node's own past."""
@@ -241,7 +274,7 @@ class Nodes:
             # What was reset before this node began it does not remember.
             self._heard_until = now
             return
-        flat = await self._ask(
+        flat = await self.ask(
             "ZRANGEBYSCORE",
             self._key("resets"),
             f"({self._heard_until}",
@@ -272,15 +305,39 @@ class Nodes:
     def _node_key(self, node_id: str) -> bytes:
         return self._key(f"node:{{{node_id}}}" if self._valkey.clustered else f"node:{node_id}")
 
+    def _own_keys(self) -> Sequence[bytes]:
+        return self._node_key(self.node_id), self.past_key(self.node_id)
+
+    def index_key(self) -> bytes:
+        """The names of the nodes of the last week."""
+        return self._key("nodes_past")
+
+    def past_key(self, node_id: str) -> bytes:
+        """What a node last said of itself; on Valkey Cluster beside what it says now."""
+        return self._key(f"nodepast:{{{node_id}}}" if self._valkey.clustered else f"nodepast:{node_id}")
+
+    async def register(self, key: bytes, milliseconds: int, member: str) -> Sequence[bytes]:
+        """Write a member into a sorted set by time; returns all that are good now. StoreUnavailable."""
+        reply = await self._valkey.run(REGISTER, [key], [milliseconds, member], deadline=_DEADLINE)
+        members: Sequence[bytes] = reply[1:]
+        return members
+
     async def _server_time(self, key: bytes) -> int:
         seconds, micros = await self._valkey.command("TIME", key=key, deadline=_DEADLINE)
         return int(seconds) * _MICROSECONDS + int(micros)
 
-    async def _ask(self, verb: str, key: bytes, *words: str | int) -> Any:
+    async def ask(self, verb: str, key: bytes, *words: str | int) -> Any:
+        """The answer to a command on one key. StoreUnavailable."""
         return await self._valkey.command(verb, key, *words, key=key, deadline=_DEADLINE)
 
-    def _past(self, now: int, seconds: float) -> int:
-        return now - int(seconds * _MICROSECONDS)
+
+def _before(now: int, seconds: float) -> int:
+    return now - int(seconds * _MICROSECONDS)
+
+
+def _names_of(members: Iterable[bytes]) -> list[str]:
+    """The names of the nodes whose processes these are, in order."""
+    return sorted({member.decode("utf-8", "replace").rpartition("/")[0] for member in members})
 
 
 def _fields(about: About, state: NodeState) -> list[str]:
@@ -293,12 +350,14 @@ def _fields(about: About, state: NodeState) -> list[str]:
         "sessions": str(state.sessions),
         "queue": str(state.queue),
         "mode": state.mode,
+        "draining": "1" if state.draining else "",
+        "limits_version": str(state.limits_version),
         "refused": json.dumps(refused),
     }
     return [word for pair in fields.items() for word in pair]
 
 
-def _node(node_id: str, fields: dict[bytes, bytes], now: int, asked: str) -> NodeInfo:
+def _node(node_id: str, fields: Mapping[bytes, bytes], now: int, asked: str) -> NodeInfo:
     """What a hash says; whatever another version does not write is empty."""
 
     def text(name: str, default: str = "") -> str:
@@ -307,8 +366,15 @@ def _node(node_id: str, fields: dict[bytes, bytes], now: int, asked: str) -> Nod
     age = max(0.0, (now - _number(text("seen"))) / _MICROSECONDS)
     about = About(text("version"), text("hostname"), text("address"), _number(text("started_at")))
     refused = tuple(_refused(text("refused", "[]"), age))
-    state = NodeState(int(_number(text("sessions"))), int(_number(text("queue"))), text("mode"), refused)
-    return NodeInfo(node_id, about, state, age, node_id == asked)
+    state = NodeState(
+        int(_number(text("sessions"))),
+        int(_number(text("queue"))),
+        text("mode"),
+        refused,
+        draining=bool(text("draining")),
+        limits_version=int(_number(text("limits_version"))),
+    )
+    return NodeInfo(node_id, about, state, age, node_id == asked, left=bool(text("left")))
 
 
 def _number(text: str) -> float:

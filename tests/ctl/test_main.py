@@ -9,7 +9,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from twisted.internet.threads import deferToThread
 from elemta.address import NULL, Address
 from elemta.ctl.client import AdminClient
 from elemta.ctl.main import main
+from elemta.daemon.cluster import NodeLife
 from elemta.daemon.reload import ReloadReport
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
@@ -655,13 +656,41 @@ async def test_the_nodes_are_shown_with_what_they_do(daemon: Daemon) -> None:
     code, out, _ = await daemon.ctl("nodes")
     assert code == 0
     heads, values = (line.split() for line in out.splitlines())
-    assert heads == ["NODE", "HOST", "VERSION", "UP", "SESSIONS", "QUEUE", "LIMITS", "SEEN"]
-    assert values[:3] == ["mx2", "mx2.example.org", "0.1.0"]
+    assert heads == ["NODE", "STATE", "HOST", "VERSION", "UP", "SESSIONS", "QUEUE", "LIMITS", "SEEN"]
+    assert values[:4] == ["mx2", "serving", "mx2.example.org", "0.1.0"]
     assert values[-5:-2] == ["7", "11", "cluster"]
     assert (await daemon.json("nodes"))["nodes"][0]["node_id"] == "mx2"
     daemon.overseen.away = True
     _, _, err = await daemon.ctl("nodes")
     assert "other nodes can't be seen" in err
+
+
+@ensureDeferred
+async def test_nodes_that_are_gone_are_shown_when_asked_for_and_no_name_is_cut(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (known,) = await daemon.overseen.others()
+    long = "mx-" + 40 * "x" + ".example.org"
+    daemon.overseen.ended = [
+        replace(known, node_id=long, state=NodeLife.GONE, queued=5, seen_ago=7200.0),
+        replace(known, node_id="mx4", state=NodeLife.GONE, left=True),
+    ]
+    _, out, _ = await daemon.ctl("nodes")
+    assert long not in out
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr("elemta.ctl.context.CommandContext.width", property(lambda _: 40))
+    _, out, _ = await daemon.ctl("nodes", "--all")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["NODE", "mx2", long, "mx4"]
+    assert "gone (lost)" in lines[2]
+    assert lines[2].endswith("2h ago")
+    assert "gone (left)" in lines[3]
+    shown = (await daemon.json("nodes", "--all"))["nodes"]
+    assert [(node["state"], node["queued"], node["limits_version"]) for node in shown] == [
+        ("serving", 11, 0),
+        ("gone", 5, 0),
+        ("gone", 11, 0),
+    ]
 
 
 @ensureDeferred

@@ -15,6 +15,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import HEARTBEAT, MAX_PUBLISHED, TIME_TO_LIVE, About, Nodes, NodeState
+from elemta.limits.past_nodes import KEPT_SECONDS
 from elemta.limits.refusals import RememberedRefusal
 from elemta.runtime import Runtime
 from elemta.valkey import Valkey
@@ -176,8 +177,11 @@ async def test_everything_a_node_writes_ends_with_it(fleet: Fleet) -> None:
     one = await fleet.add("one")
     await one.announce_reset("ip", "192.0.2.1")
     keys = sorted(fleet.server.command("KEYS", "*"))
-    assert keys == [b"t:node:one", b"t:nodes", b"t:resets"]
-    assert all(0 < fleet.server.command("PTTL", key) <= 60_000 for key in keys)
+    assert keys == [b"t:node:one", b"t:nodepast:one", b"t:nodes", b"t:nodes_past", b"t:resets"]
+    week = int(KEPT_SECONDS * 1000)
+    for key in keys:
+        left = fleet.server.command("PTTL", key)
+        assert 0 < left <= (week if b"past" in key else 60_000)
 
 
 @ensureDeferred
@@ -268,3 +272,74 @@ async def test_a_node_that_writes_in_another_way_hides_neither_itself_nor_others
     assert set(listed) == {"mx1", "mx2"}
     assert listed["mx2"].state.sessions == 0
     assert listed["mx2"].state.refused == ()
+
+
+def _silence(fleet: Fleet, node_id: str) -> None:
+    """Let a node die: its heart stops, and its last sign of life is too old."""
+    for nodes in fleet.nodes:
+        if nodes.node_id == node_id:
+            nodes._heartbeats.stop()
+    fleet.age(node_id, TIME_TO_LIVE + 1)
+
+
+@ensureDeferred
+async def test_a_node_that_dies_is_logged_once_by_each_other_and_listed_with_what_it_held(
+    fleet: Fleet, errors: Callable[[str], list[LogEvent]]
+) -> None:
+    fleet.states["two"] = NodeState(sessions=7, queue=9, mode="cluster", limits_version=4)
+    one, _two, _three = [await fleet.add(name) for name in ("one", "two", "three")]
+    await fleet.beat()
+    assert errors("nodes.lost") == []
+    assert sorted(event["name"] for event in errors("nodes.joined")) == ["three", "three", "two"]
+    _silence(fleet, "two")
+    for _ in range(3):
+        await fleet.beat()
+    told = errors("nodes.lost")
+    assert [(event["name"], event["queued"], event["sessions"]) for event in told] == [("two", 9, 7)] * 2
+    live = [node.node_id for node in await one.list()]
+    assert live == ["one", "three"]
+    (gone,) = await one.list_gone(live)
+    assert (gone.node_id, gone.gone, gone.left) == ("two", True, False)
+    assert (gone.state.sessions, gone.state.queue, gone.state.limits_version) == (7, 9, 4)
+    assert gone.about.version == "1.0"
+    assert gone.age >= 0
+    # It comes back, as another process.
+    await fleet.add("two")
+    await fleet.beat()
+    assert [event["name"] for event in errors("nodes.returned")] == ["two", "two"]
+    assert await one.list_gone([node.node_id for node in await one.list()]) == ()
+    assert len(errors("nodes.lost")) == 2
+
+
+@ensureDeferred
+async def test_a_node_that_stops_in_order_has_left(
+    fleet: Fleet, errors: Callable[[str], list[LogEvent]]
+) -> None:
+    fleet.states["two"] = NodeState(queue=2, draining=True)
+    one, two = await fleet.add("one"), await fleet.add("two")
+    await fleet.beat()
+    assert [node.state.draining for node in await one.list()] == [False, True]
+    await two.stop()
+    await fleet.beat()
+    assert [event["name"] for event in errors("nodes.left")] == ["two"]
+    assert errors("nodes.lost") == []
+    (gone,) = await one.list_gone(["one"])
+    assert (gone.node_id, gone.left, gone.state.queue) == ("two", True, 2)
+
+
+@ensureDeferred
+async def test_a_valkey_that_lost_its_memory_makes_no_node_gone(
+    fleet: Fleet, errors: Callable[[str], list[LogEvent]]
+) -> None:
+    one, _two = await fleet.add("one"), await fleet.add("two")
+    await fleet.beat()
+    fleet.server.kill()
+    await until(lambda: not any(valkey.up for valkey in fleet.valkeys))
+    fleet.server.start()
+    await until(lambda: all(valkey.up for valkey in fleet.valkeys))
+    await fleet.quiet()
+    for _ in range(5):
+        await fleet.beat()
+    assert errors("nodes.lost") == []
+    assert errors("nodes.joined") == [event for event in errors("nodes.joined") if event["name"] == "two"][:1]
+    assert await one.list_gone(["one", "two"]) == ()

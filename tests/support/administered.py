@@ -135,9 +135,10 @@ class _Operations(DaemonOperations):
     async def status(self) -> DaemonStatus:
         return replace(await super().status(), version="0.1.0", pid=42)
 
-    async def nodes(self) -> NodeListing:
+    async def nodes(self, all_: bool = False) -> NodeListing:
         overseen = self._daemon.overseen
-        return NodeListing(tuple(await overseen.others()), complete=not overseen.away)
+        gone = await overseen.gone() if all_ else ()
+        return NodeListing((*await overseen.others(), *gone), complete=not overseen.away)
 
     async def plugins(self) -> PluginListing:
         if self._daemon.broken:

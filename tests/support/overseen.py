@@ -43,6 +43,7 @@ class Overseen:
         self.told: list[Request] = []
         self.mode = "memory"
         self.away = False
+        self.ended: list[NodeStatus] = []
 
     def connect(self, ip: str, times: int = 1) -> None:
         session: Any = SimpleNamespace(client_ip=ip_address(ip), listener="mx", helo="", user=None)
@@ -79,8 +80,13 @@ class Overseen:
                 sessions=7,
                 queue=11,
                 mode="cluster",
+                last_seen_at=time.time() - 1.0,
+                queued=11,
             )
         ]
+
+    async def gone(self) -> Sequence[NodeStatus]:
+        return self.ended
 
     async def refusals(self) -> Sequence[RemoteRefusal]:
         return self.elsewhere
