@@ -186,3 +186,7 @@ class ResolverTrouble(ElemtaError):
 
 class PolicyRequestError(ElemtaError):
     """A client of the policy service sent what is no request."""
+
+
+class ExplanationFailed(ElemtaError):
+    """What would happen can't be said now."""

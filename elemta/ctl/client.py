@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -52,11 +52,17 @@ class AdminClient:
         Raises :class:`DaemonRefused`, or :class:`CommandFailed` when nothing listens, no answer comes in
         time, or the socket may not be opened.
         """
-        target = "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
-        if query:
-            target += "?" + urlencode(query)
+        target = "?".join((_path_of(segments), urlencode(query))) if query else _path_of(segments)
+        return self._call(method, target)
+
+    def send(self, *segments: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a POST whose parameters are in the body. Raises as :meth:`call`."""
+        return self._call("POST", _path_of(segments), json.dumps(body).encode("ascii"))
+
+    def _call(self, method: str, target: str, sent: bytes | None = None) -> dict[str, Any]:
+        headers = {} if sent is None else {"Content-Type": "application/json"}
         try:
-            self._connection.request(method, target)
+            self._connection.request(method, target, sent, headers)
             response = self._connection.getresponse()
             body = response.read(MAX_ANSWER + 1)
         except PermissionError as error:
@@ -99,6 +105,10 @@ class AdminClient:
         if status != http.client.OK:
             raise DaemonRefused(status, content)
         return content
+
+
+def _path_of(segments: Sequence[str]) -> str:
+    return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -85,7 +85,7 @@ def _fill(fill: Mapping[str, Any]) -> Sequence[str]:
     return (
         fill["limit"],
         fill["identity"],
-        ", ".join(_bound(bound) for bound in fill["bounds"]) + _override(fill),
+        ", ".join(bound_in_words(bound) for bound in fill["bounds"]) + _override(fill),
         _passes(fill),
         " ".join(fill["refused_by"]),
     )
@@ -98,7 +98,8 @@ def _override(fill: Mapping[str, Any]) -> str:
     return " (exempt)" if words == "exempt" else " (override)"
 
 
-def _bound(bound: Mapping[str, Any]) -> str:
+def bound_in_words(bound: Mapping[str, Any]) -> str:
+    """How full a limit's bound is: ``3/100 in 1m``."""
     window = bound["window"]
     return f"{bound['used']}/{bound['limit']}" + ("" if window is None else f" in {format_duration(window)}")
 

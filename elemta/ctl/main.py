@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, dkim, limits, overrides, queue, spool, users
+from elemta.ctl import configuration, daemon, dkim, explain, limits, overrides, queue, spool, users
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     _add_user(_group(commands, "user", "the users that may log in: edits the users file, needs no daemon"))
     _add_token(_group(commands, "token", "the tokens of the console's API: edits the file, needs no daemon"))
     _add_dkim(_group(commands, "dkim", "keys for the policy dkim-sign; needs no daemon"))
+    _add_explain(commands)
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
     return top
@@ -239,6 +240,26 @@ def _add_overrides(commands: Any) -> None:
     made.add_argument("--for", dest="duration", metavar="DURATION", help="such as 1h")
     made.add_argument("--note", metavar="TEXT", help="why, for other operators")
     made.add_argument("--remove", action="store_true", help="end it now")
+
+
+def _add_explain(commands: Any) -> None:
+    words = "what would happen to a client and its message; changes and counts nothing"
+    added = _add(commands, "explain", explain.explain, words)
+    added.add_argument("--ip", required=True, metavar="ADDRESS", help="the client's address")
+    added.add_argument("--listener", metavar="NAME", help="where it connects (default: the first)")
+    added.add_argument("--helo", metavar="NAME", help="the name that it says (default: its address)")
+    added.add_argument("--user", metavar="NAME", help="the user that it has logged in as")
+    added.add_argument("--from", dest="sender", metavar="ADDRESS", help="the sender; <> for bounces")
+    added.add_argument(
+        "--to",
+        dest="recipients",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ADDRESS",
+        help="the recipients",
+    )
+    added.add_argument("--message", metavar="FILE", help="the message with its header; - for stdin")
 
 
 def _add_user(commands: Any) -> None:

@@ -13,6 +13,8 @@ from elemta.config import ListenerTLS, dump
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.cluster import NodeLife, NodeStatus, ValkeyStatus, endpoints
+from elemta.daemon.explain_operations import ExplainOperations
+from elemta.daemon.explainer import Explainer
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
@@ -50,6 +52,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         OverrideOperations(lambda: daemon.components, daemon.fleet),
         CheckOperations(lambda: daemon.components.limiter),
         SpoolOperations(adoptions),
+        ExplainOperations(Explainer(daemon)),
         api,
     )
     api.calls = calls

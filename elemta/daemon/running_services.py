@@ -31,12 +31,27 @@ from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.metrics import LoopLag
 from elemta.outcome import Outcome, Status
 from elemta.policy import QueuePage
+from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.message_view import MessageContent
 from elemta.spool import MessageWriter, Spool, Submission
 from elemta.spool.content import Content
 from elemta.spool.records import QueuedMessage
 
 _DELETED = "removed by an operator"
+
+
+def sign_by(
+    hooks: DeliveryHooks, envelope: Envelope, writer: MessageWriter, submission: Submission
+) -> MaybeDeferred[bytes]:
+    """Let the policies of a chain sign a message that is about to be stored."""
+    block, size = submission.header_block, writer.size
+    content = MessageContent(
+        len(block) + size,
+        block + writer.head,
+        lambda: cast(BinaryIO, Content(block, writer.open(), size)),
+        utf8=submission.parameters.smtputf8,
+    )
+    return hooks.sign(envelope, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +112,7 @@ class DeliveryFactory:
 
     def sign(self, envelope: Envelope, writer: MessageWriter, submission: Submission) -> MaybeDeferred[bytes]:
         """Let the policies sign a message, which is whole but for their fields."""
-        block, size = submission.header_block, writer.size
-        content = MessageContent(
-            len(block) + size,
-            block + writer.head,
-            lambda: cast(BinaryIO, Content(block, writer.open(), size)),
-            utf8=submission.parameters.smtputf8,
-        )
-        return self._components.chain.delivery_hooks.sign(envelope, content)
+        return sign_by(self._components.chain.delivery_hooks, envelope, writer, submission)
 
     # As what hears of the end of deliveries
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 
 from elemta.address import Address
@@ -20,6 +21,19 @@ MOST_WAITING = 4000
 _MOST_WITH_TURNS = 10_000
 # Destinations that are remembered as answering, though no mail for them waits.
 _MOST_ANSWERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationOutlook:
+    """Whether a destination is ``open``: attempts are made now.
+
+    Else ``last_error`` is what was said when it was found down, and ``next_attempt_at`` when it is tried
+    again, in seconds since the epoch.
+    """
+
+    open: bool = True
+    last_error: str = ""
+    next_attempt_at: float | None = None
 
 
 class DestinationTable:
@@ -77,6 +91,14 @@ class DestinationTable:
         """The outcome when the destination was found down last."""
         destination = self._state(name)
         return None if destination is None else destination.reason
+
+    def outlook(self, name: str, now: float) -> DestinationOutlook:
+        """What an attempt in this destination has before it."""
+        destination = self._state(name)
+        if destination is None or not destination.is_shut(now):
+            return DestinationOutlook()
+        reason = destination.reason
+        return DestinationOutlook(False, "" if reason is None else reason.text, destination.shut_until)
 
     def turn(self, name: str, sender: Address, now: float) -> float:
         """The place in a destination's line for a new part of this sender's."""

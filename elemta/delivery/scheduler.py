@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from elemta.bounded_map import BoundedMap
 from elemta.delivery.attempt import AttemptRunner
 from elemta.delivery.destination import Key
+from elemta.delivery.destination_table import DestinationOutlook
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
@@ -157,6 +158,10 @@ class DeliveryScheduler(Service):
         """How many destinations with mail may be tried now, and how many are blocked, for the metrics."""
         blocked = self._destinations.blocked
         return [(("open",), len(self._destinations) - blocked), (("blocked",), blocked)]
+
+    def destination_outlook(self, name: str) -> DestinationOutlook:
+        """Whether a destination may be tried now, and what is known where it may not."""
+        return self._destinations.outlook(name, self._time.seconds())
 
     def reconfigure(
         self, routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None = None

@@ -118,6 +118,19 @@ class CounterTable:
         counter = self._known(request) if few is None else UnpackedCounter(few, bounds)
         return (0,) * len(bounds) if counter is None else counter.used(now)
 
+    def copy_of(self, request: Request) -> WindowCounter:
+        """A counter of the caller's own with what counts for the request."""
+        bounds = request.spec.bounds
+        few = self._packed.get(request.identity)
+        if few is not None:
+            return UnpackedCounter(few, bounds)
+        counter = self._counters.get(request.identity)
+        if counter is None and self._shared:
+            counter = self._shared.get(share(request.identity))
+        copied = WindowCounter(bounds) if counter is None else counter.copy()
+        _rebind(copied, bounds)
+        return copied
+
     def fullest(self, count: int, now: int, bounds: tuple[Bound, ...]) -> list[str]:
         """The identities that are nearest to their limit."""
         full = [(fullness(few, now, bounds), identity) for identity, few in self._packed.items()]

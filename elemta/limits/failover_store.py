@@ -28,7 +28,7 @@ from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLi
 from elemta.limits.local_fallback import LocalFallback
 from elemta.limits.memory import MemoryStore
 from elemta.limits.pending_returns import PendingReturns, ReturnStore, quietly
-from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
+from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
 from elemta.limits.window import Bound
 from elemta.metrics import LimitMetrics
 
@@ -52,6 +52,8 @@ class RemoteStore(ReturnStore, Protocol):
     def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]: ...
 
     def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]: ...
+
+    def snapshot(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Snapshot, ...]]: ...
 
     def reset(self, spec: LimitSpec, identity: str) -> MaybeDeferred[bool]: ...
 
@@ -291,6 +293,28 @@ class FailoverStore:
             return self._fallback.peek(requests)
         self._failover.succeeded()
         known = {usage.request.key: usage for usage in (*there, *self._local.peek(_own(requests)))}
+        return tuple(known[request.key] for request in requests)
+
+    def snapshot(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Snapshot, ...]]:
+        shared = [request for request in requests if request.spec.cluster]
+        if not shared:
+            return self._local.snapshot(requests)
+        if not self._failover.cluster:
+            return self._fallback.snapshot(requests)
+        return run(self._snapshot(requests, shared))
+
+    def _snapshot(
+        self, requests: Sequence[Request], shared: Sequence[Request]
+    ) -> Steps[tuple[Snapshot, ...]]:
+        try:
+            there: Sequence[Snapshot] = yield from self._ask(lambda: self._remote.snapshot(shared))
+        except StoreUnavailable:
+            return self._fallback.snapshot(requests)
+        self._failover.succeeded()
+        for each in there:
+            # What only this node counts is decided before the shared store is asked.
+            each.turn = 1
+        known = {each.request.key: each for each in (*there, *self._local.snapshot(_own(requests)))}
         return tuple(known[request.key] for request in requests)
 
     def reset(self, spec: LimitSpec, identity: str) -> MaybeDeferred[bool]:

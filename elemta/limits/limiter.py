@@ -94,6 +94,11 @@ class Limiter:
         """The store's steady time."""
         return self._store.seconds()
 
+    @property
+    def remembered_refusals(self) -> RememberedRefusals:
+        """What is refused without asking the store."""
+        return self._refusals
+
     def charges(self, stage: Stage) -> bool:
         """Whether any limit is charged at this stage."""
         return bool(self._by_stage[stage] or self._of_null_sender[stage])

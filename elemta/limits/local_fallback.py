@@ -8,7 +8,7 @@ from dataclasses import replace
 from elemta.config import WhenValkeyIsDown
 from elemta.errors import StoreUnavailable
 from elemta.limits.memory import MemoryStore
-from elemta.limits.store import Decision, Denial, LimitSpec, Ranking, Receipt, Request, Usage
+from elemta.limits.store import Decision, Denial, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
 
 _ROOM = 1000
 
@@ -115,7 +115,20 @@ class LocalFallback:
         if spec.when_down is WhenValkeyIsDown.ALLOW:
             return Usage(request, self._local.peek([request])[0].used, 0)
         (usage,) = self._local.peek([self._share(request)])
-        return Usage(usage.request, usage.used, _wait_locally(usage.wait, request))
+        return Usage(usage.request, usage.used, wait_alone(usage.wait, request))
+
+    def snapshot(self, requests: Sequence[Request]) -> tuple[Snapshot, ...]:
+        """What this node alone would decide each by."""
+        found = []
+        for request in requests:
+            when_down = request.spec.when_down if request.spec.cluster else None
+            share = self._share(request) if request.spec.cluster else request
+            (copied,) = self._local.snapshot([share])
+            copied.allowed = when_down is WhenValkeyIsDown.ALLOW
+            copied.unavailable = when_down is WhenValkeyIsDown.DEFER
+            copied.alone = request.spec.cluster
+            found.append(copied)
+        return tuple(found)
 
     def top(self, spec: LimitSpec, count: int) -> Ranking:
         """What this node knows by itself; that is never complete."""
@@ -127,10 +140,10 @@ def _provisional(denial: Denial, whole: dict[str, Request]) -> Denial:
     request = whole[denial.request.key]
     if not request.spec.cluster:
         return denial
-    return Denial(request, _wait_locally(denial.wait, request), provisional=True)
+    return Denial(request, wait_alone(denial.wait, request), provisional=True)
 
 
-def _wait_locally(wait: int | None, request: Request) -> int | None:
+def wait_alone(wait: int | None, request: Request) -> int | None:
     """What is more than this node's share, though not more than the limit, is not impossible."""
     if wait is not None or not request.spec.cluster:
         return wait

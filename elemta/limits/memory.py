@@ -24,6 +24,7 @@ from elemta.limits.store import (
     Ranking,
     Receipt,
     Request,
+    Snapshot,
     Usage,
 )
 from elemta.limits.window import WindowCounter
@@ -105,6 +106,15 @@ class MemoryStore:
     def peek(self, requests: Sequence[Request]) -> tuple[Usage, ...]:
         now = self._now()
         return tuple(self._usage(request, now) for request in requests)
+
+    def snapshot(self, requests: Sequence[Request]) -> tuple[Snapshot, ...]:
+        now = self._now()
+        found = []
+        for request in requests:
+            table = self._table(request.spec)
+            leases = table.leases.get(request.identity, 0)
+            found.append(Snapshot(request, now, table.copy_of(request), leases))
+        return tuple(found)
 
     def reset(self, spec: LimitSpec, identity: str) -> bool:
         return self.forget(spec.name, identity)

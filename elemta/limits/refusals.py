@@ -41,6 +41,11 @@ class RememberedRefusals:
     def __len__(self) -> int:
         return len(self._known)
 
+    def follow(self, other: RememberedRefusals) -> None:
+        """Remember what ``other`` remembers now."""
+        for key, entry in other._known.items():
+            self._known.keep(key, entry)
+
     def remember(self, request: Request, until: float, ask_from: float | None = None) -> None:
         """This request would be refused before ``until``, and so would every larger one for the same key.
 

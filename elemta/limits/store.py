@@ -19,7 +19,7 @@ from zope.interface import Attribute, Interface
 
 from elemta.config import WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred
-from elemta.limits.window import Bound
+from elemta.limits.window import Bound, WindowCounter
 
 T = TypeVar("T")
 # What delivery calls MaybeDeferred.
@@ -128,6 +128,26 @@ class Usage:
     wait: int | None
 
 
+@dataclass(slots=True, eq=False)
+class Snapshot:
+    """What a store knows of a request's key, for a caller that goes on counting in a copy.
+
+    ``request`` is as the store decides it: while the shared store is away, with this node's share. ``now`` is
+    the time of the store in microseconds, ``counter`` a copy, and ``leases`` are those that are held.
+    Requests of a lower ``turn`` are decided first. One that is ``allowed`` passes and is not counted, one
+    that is ``unavailable`` can't be decided. ``alone``: this node decides by itself.
+    """
+
+    request: Request
+    now: int
+    counter: WindowCounter
+    leases: int = 0
+    turn: int = 0
+    allowed: bool = False
+    unavailable: bool = False
+    alone: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """The fullest keys of a limit, fullest first. Not ``complete`` when not all could be looked at."""
@@ -161,6 +181,9 @@ class ILimitStore(Interface):
 
     def peek(requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]:
         """How full the keys of these requests are, and whether each would pass by itself. Charges nothing."""
+
+    def snapshot(requests: Sequence[Request]) -> MaybeDeferred[tuple[Snapshot, ...]]:
+        """Copies of what counts for these requests, in their order. Changes nothing."""
 
     def reset(spec: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for one key; False when nothing is. Leases stay: they are facts."""

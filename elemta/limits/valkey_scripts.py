@@ -23,7 +23,8 @@ ACQUIRE = _script("", "acquire")
 CANCEL = _script(" flags=allow-oom", "takeback", "cancel")
 RETURN = _script(" flags=allow-oom", "takeback", "return")
 RENEW = _script(" flags=allow-oom", "renew")
-PEEK = _script(" flags=no-writes,allow-oom", "peek")
+PEEK = _script(" flags=no-writes,allow-oom", "look", "peek")
+SERIES = _script(" flags=no-writes,allow-oom", "look", "series")
 
 
 @dataclass(frozen=True, slots=True)

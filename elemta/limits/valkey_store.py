@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.errors import StoreUnavailable, ValkeyError
-from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
+from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
 from elemta.limits.valkey_calls import AcquireCall, QueuedDecision, in_calls
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE, Lease, Leases, new_boot
 from elemta.limits.valkey_returns import Cancellations, Handover, PendingReturn, Returns, TimerClock
@@ -258,6 +258,9 @@ class ValkeyStore:
 
     def peek(self, requests: Sequence[Request]) -> Deferred[tuple[Usage, ...]]:
         return Deferred.fromCoroutine(self._views.peek(requests))
+
+    def snapshot(self, requests: Sequence[Request]) -> Deferred[tuple[Snapshot, ...]]:
+        return Deferred.fromCoroutine(self._views.snapshot(requests))
 
     def top(self, spec: LimitSpec, count: int) -> Deferred[Ranking]:
         """Looks at a bounded number of keys and says whether there were more: for people only."""

@@ -9,10 +9,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from elemta.errors import StoreUnavailable
-from elemta.limits.store import LimitSpec, Ranking, Request, Usage
+from elemta.limits.store import LimitSpec, Ranking, Request, Snapshot, Usage
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE
-from elemta.limits.valkey_scripts import PEEK, Definitions, Keys
-from elemta.valkey import Valkey
+from elemta.limits.valkey_scripts import PEEK, SERIES, Definitions, Keys
+from elemta.limits.window import WindowCounter
+from elemta.valkey import Script, Valkey
 
 LOOKED_AT = 20_000
 """How many keys ``top`` looks at before it gives up on the others."""
@@ -49,6 +50,30 @@ class Views:
                 raise trouble
         return tuple(usages[place] for place in range(len(requests)))
 
+    async def snapshot(self, requests: Sequence[Request]) -> tuple[Snapshot, ...]:
+        """Copies of what counts for each request, in order. Fails with StoreUnavailable."""
+        found: dict[int, Snapshot] = {}
+        for places in self._calls(requests):
+            some = [requests[place] for place in places]
+            reply = await self._send(some, None, SERIES)
+            found.update(zip(places, self._copies(some, reply), strict=True))
+        return tuple(found[place] for place in range(len(requests)))
+
+    def _copies(self, requests: Sequence[Request], reply: list[int]) -> list[Snapshot]:
+        numbers = iter(reply)
+        now, copies = next(numbers), []
+        for request in requests:
+            bounds = request.spec.bounds
+            charges: list[list[tuple[int, int]]] = [[] for _ in bounds]
+            leases = 0
+            if request.spec.leases is not None:
+                leases = next(numbers)
+            else:
+                for place in self._definitions.of(request.spec).order:
+                    charges[place] = [(next(numbers), next(numbers)) for _ in range(next(numbers))]
+            copies.append(Snapshot(request, now, WindowCounter.of_charges(bounds, charges), leases))
+        return copies
+
     async def top(self, spec: LimitSpec, count: int) -> Ranking:
         """The fullest keys of a limit, among :data:`LOOKED_AT` of them. Fails with StoreUnavailable."""
         found = await self._valkey.scan(match=self._keys.pattern(spec), count=512, limit=LOOKED_AT)
@@ -66,14 +91,16 @@ class Views:
             for start in range(0, len(places), _AT_ONCE):
                 yield places[start : start + _AT_ONCE]
 
-    def _send(self, requests: Sequence[Request], deadline: float | None) -> Deferred[Any]:
+    def _send(
+        self, requests: Sequence[Request], deadline: float | None, script: Script = PEEK
+    ) -> Deferred[Any]:
         words: dict[bytes, int] = {}
         program: list[int] = []
         for request in requests:
             definition = self._definitions.of(request.spec)
             program += (words.setdefault(definition.words, len(words) + 1), request.amount)
         keys = [self._keys.of(request) for request in requests]
-        return self._valkey.run(PEEK, keys, [" ".join(map(str, program)), *words], deadline=deadline)
+        return self._valkey.run(script, keys, [" ".join(map(str, program)), *words], deadline=deadline)
 
     def _fills(self, requests: Sequence[Request], reply: list[int]) -> list[Usage]:
         usages, place = [], 0

@@ -150,6 +150,17 @@ class WindowCounter:
         self.bounds = bounds
         self._series = tuple(Series(bound) for bound in bounds)
 
+    @classmethod
+    def of_charges(
+        cls, bounds: tuple[Bound, ...], charges: Sequence[Sequence[tuple[int, int]]]
+    ) -> WindowCounter:
+        """A counter with these charges, for each bound its own: the time and the amount of each."""
+        counter = cls(bounds)
+        for series, known in zip(counter._series, charges, strict=True):
+            for at, amount in known:
+                series.add(at, amount)
+        return counter
+
     def copy(self) -> WindowCounter:
         twin = WindowCounter(self.bounds)
         twin._series = tuple(series.carried(series.bound) for series in self._series)

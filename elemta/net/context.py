@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
 
 from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
+from elemta.delivery.bounces import BounceSpool
 from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
@@ -17,7 +19,21 @@ from elemta.net.submission import SubmissionRules
 from elemta.net.tls import ServerCertificate
 from elemta.policy.chain import PolicyChain
 from elemta.smtp.session import SessionSettings
-from elemta.spool import Spool
+from elemta.spool import MessageWriter
+
+
+class MessageStore(BounceSpool, Protocol):
+    """Where sessions put messages: the part of :class:`elemta.spool.Spool` that they use."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the disk is trusted."""
+
+    def has_space(self, size: int = 0) -> bool:
+        """Whether a message of this size leaves enough space."""
+
+    async def rewrite(self, writer: MessageWriter, header: bytes, body: BinaryIO) -> MessageWriter:
+        """A writer with another content under the same queue id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +54,7 @@ class ListenerContext:
     limiter: Limiter
     authenticator: Authenticator
     certificate: ServerCertificate | None
-    spool: Spool
+    spool: MessageStore
     routes: RouteTable | None
     metrics: NetMetrics
     now: Callable[[], float]

@@ -66,15 +66,12 @@ class ESMTPFactory(Factory):
 
         ``server`` is where the client connected; None: where its transport ends.
         """
-        closed_with = self._registry.closed_with
-        if self.context is None or closed_with is not None:
-            if health_check:
-                return self._refuse_health_check(closed_with or replies.STARTING)
-            return self._refuse(closed_with or replies.STARTING, "closed", ip)
-        if not self._registry.has_capacity():
-            return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections", ip)
-        if self.context.implicit_tls and not (health_check or self._registry.has_handshake_capacity(ip)):
-            return self._refuse(replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip", ip)
+        refused = self.why_refused(ip, health_check=health_check)
+        if self.context is None or refused is not None:
+            reply, reason = refused or (replies.STARTING, "closed")
+            if health_check and reason == "closed":
+                return self._refuse_health_check(reply)
+            return self._refuse(reply, reason, ip)
         facts = SessionInfo(
             id=self._registry.next_session_id(),
             client_ip=ip,
@@ -85,6 +82,17 @@ class ESMTPFactory(Factory):
         if server is not None:
             facts.server_ip, facts.server_port = server
         return ESMTPProtocol(self._registry, self.context, facts, health_check=health_check)
+
+    def why_refused(self, ip: IPAddress, *, health_check: bool = False) -> tuple[Reply, str] | None:
+        """The reply in place of a session, and why; None where a client gets one."""
+        closed_with = self._registry.closed_with
+        if self.context is None or closed_with is not None:
+            return closed_with or replies.STARTING, "closed"
+        if not self._registry.has_capacity():
+            return replies.TOO_MANY_CONNECTIONS, "max_connections"
+        if self.context.implicit_tls and not (health_check or self._registry.has_handshake_capacity(ip)):
+            return replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip"
+        return None
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
         self._metrics.connections_refused.labels(self.listener.name, reason).inc()

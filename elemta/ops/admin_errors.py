@@ -7,6 +7,7 @@ from http import HTTPStatus
 from twisted.internet.defer import TimeoutError as OutOfTime
 
 from elemta.errors import (
+    ExplanationFailed,
     MessageOnHold,
     NoSender,
     NoSpool,
@@ -74,6 +75,8 @@ def _about_the_daemon(error: BaseException | None) -> AdminRefusal:
         return AdminRefusal(unavailable, f"the limits could not be asked: {error}", "see the log")
     if isinstance(error, SpoolError):
         return AdminRefusal(unavailable, f"the spool could not do it: {error}", "see the log")
+    if isinstance(error, ExplanationFailed):
+        return AdminRefusal(unavailable, str(error), "see the log")
     if isinstance(error, OutOfTime):
         return AdminRefusal(HTTPStatus.GATEWAY_TIMEOUT, "no answer in time", "it may still be carried out")
     return AdminRefusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error", "see the log")

@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from elemta.ops.log_writer import LogWriter, TextStream
 from elemta.runtime.fast_logger import FastLogger
+from elemta.smtp.session_info import EXPLAINED
 
 #: Characters of one value; a traceback may have four times as many.
 MAX_VALUE = 4096
@@ -132,7 +133,7 @@ class LogObserver:
 
     def __call__(self, event: LogEvent) -> None:
         level = _level(event)
-        if _RANKS[level] >= self._least:
+        if _RANKS[level] >= self._least and not _is_explained(event):
             self._lines.write(self._line(event, level))
 
     def _line(self, event: LogEvent, level: str) -> str:
@@ -191,6 +192,12 @@ class LogObserver:
         record = self._plain_record("warn", "log.lines_lost", "the log's reader did not take these lines")
         record["count"] = count
         return (_PRIORITIES["warn"] if self._journald else "") + self._render(record)
+
+
+def _is_explained(event: LogEvent) -> bool:
+    """Whether it is about a conversation that was never held."""
+    session_id = event.get("session_id")
+    return type(session_id) is str and session_id.startswith(EXPLAINED)
 
 
 _encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":")).encode

@@ -56,8 +56,9 @@ class PolicyChain:
         self._calls: dict[str, _ListenerCalls] = {}
         metrics = metrics or PolicyMetrics()
         settings = settings or ChainSettings()
-        self._relay = relay or RelayPermission()
-        granting = self._relay.granted_by
+        self.relay = relay or RelayPermission()
+        """Which clients may relay."""
+        granting = self.relay.granted_by
         self._runners = [
             (
                 loaded,
@@ -99,7 +100,7 @@ class PolicyChain:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)
         self.sessions += 1
         return PolicySession(
-            facts, calls.asked, calls.notified, self._clock, self._relay, ended=self._session_ended
+            facts, calls.asked, calls.notified, self._clock, self.relay, ended=self._session_ended
         )
 
     def _session_ended(self) -> None:

@@ -217,6 +217,7 @@ class _RouteQuestion(_EnvelopeQuestion):
             "event": "policy.route",
             "policy": call.runner.name,
             "verdict": name_of(verdict),
+            "session_id": self.session_id,
             "queue_id": self._envelope.queue_id,
             "recipient": str(self._recipient),
         }

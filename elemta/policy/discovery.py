@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,8 @@ def _load(found: FoundPlugin, place: _Place, config: Config, services: Services)
     problem = problem_with(policy)
     if problem:
         raise _unavailable(config, key, name, problem, found)
-    return LoadedPolicy(name, policy, common, found.origin, own, found.name)
+    build = partial(found.plugin.build, options)
+    return LoadedPolicy(name, policy, common, found.origin, own, found.name, build)
 
 
 def _find_one(catalogue: PluginCatalogue, name: str, at: Fault) -> FoundPlugin:

@@ -44,7 +44,8 @@ ROUTE = "route"
 class LoadedPolicy:
     """A policy that was found, verified and built. ``common`` are the settings that every policy takes.
 
-    ``plugin`` is the name of the plugin that it was made of, which ``use`` may have said.
+    ``plugin`` is the name of the plugin that it was made of, which ``use`` may have said. ``build`` makes
+    another of it, with other services.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LoadedPolicy:
     origin: str = ""
     services: Services | None = None
     plugin: str = ""
+    build: Callable[[Services], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

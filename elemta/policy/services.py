@@ -17,6 +17,7 @@ from elemta.envelope import Recipient
 from elemta.errors import BackendError
 from elemta.limits import Charge, Receipt
 from elemta.policy.backends import DEFAULT_TIMEOUT, PolicyBackends
+from elemta.policy.explained_services import SwitchedLog, SwitchedMetric, SwitchedStore
 from elemta.policy.http_client import HttpAnswer, HttpClient, TimedClient
 from elemta.policy.outbox import NoOutbox, NoQueue, Outbox, QueueView
 from elemta.policy.policy_resolver import NoResolver, PolicyResolver, Resolver
@@ -119,12 +120,12 @@ class PrefixedMetrics:
         self._registry = registry
 
     def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
-        return self._registry.counter(self._full(name), words, labels)
+        return SwitchedMetric(self._registry.counter(self._full(name), words, labels))
 
     def histogram(
         self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
     ) -> Histogram:
-        return self._registry.histogram(self._full(name), words, labels, buckets)
+        return SwitchedMetric(self._registry.histogram(self._full(name), words, labels, buckets))
 
     def _full(self, name: str) -> str:
         if not METRIC_NAME.fullmatch(name):
@@ -191,7 +192,7 @@ class Services:
         own = replace(
             self,
             metrics=PrefixedMetrics(name, self.metrics),
-            log=Logger(namespace=f"elemta.policy.{name}", observer=self.log.observer),
+            log=Logger(namespace=f"elemta.policy.{name}", observer=SwitchedLog(self.log.observer)),
         )
         if isinstance(self.resolver, SharedResolver):
             resolver = PolicyResolver(self.resolver.of_user(name), self.reactor, max(timeout, LONGEST_LOOKUP))
@@ -202,7 +203,7 @@ class Services:
         return replace(
             own,
             threads=backends.threads,
-            store=backends.store,
+            store=SwitchedStore(name, backends.store),
             http=TimedClient(backends.http, timeout),
             outbox=backends.outbox,
             queue=self.backends,

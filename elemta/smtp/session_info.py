@@ -10,6 +10,9 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.smtp.memory import EnvelopeMemory
 from elemta.smtp.recipient_index import RecipientIndex
 
+EXPLAINED = "explain-"
+"""How the ids of sessions begin that are only explained: nothing of them is logged."""
+
 
 @dataclass(frozen=True, slots=True)
 class TLSInfo:

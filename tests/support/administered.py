@@ -17,6 +17,8 @@ from elemta.daemon.admin_operations import (
     PluginListing,
 )
 from elemta.daemon.check_operations import CheckOperations
+from elemta.daemon.explain_operations import ExplainOperations
+from elemta.daemon.explainer import Explainer
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations
@@ -59,6 +61,7 @@ class Administered:
             CheckOperations(lambda: self.overseen.limiter),
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
+            ExplainOperations(Explainer(self)),  # type: ignore[arg-type]
             api,
         )
         api.calls = calls
