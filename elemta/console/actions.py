@@ -5,12 +5,13 @@ from __future__ import annotations
 from http import HTTPStatus
 from urllib.parse import urlencode
 
-from elemta.console.views import ACTIONS, QUEUE_FILTERS, matching
+from elemta.console.mail_views import ACTIONS, known_filters, matching
 from elemta.console.visit import Page, Visit, segment
 from elemta.ops.admin_errors import AdminRefusal
 
 # One call takes so many ids.
 _TOGETHER = 200
+DESTINATION_ACTIONS = ("probe", "pause", "resume")
 
 
 async def act_on_message(visit: Visit) -> Page | str:
@@ -30,7 +31,7 @@ async def act_on_filter(visit: Visit) -> Page | str:
     """The same for all messages that the filters let through."""
     action = visit.form.get("action", "")
     _known(action)
-    filters = {name: visit.form[name] for name in QUEUE_FILTERS if visit.form.get(name)}
+    filters = {name: visit.form[name] for name in known_filters(visit) if visit.form.get(name)}
     ids, _ = await matching(visit, filters)
     done, refused = 0, []
     for start in range(0, len(ids), _TOGETHER):
@@ -49,6 +50,31 @@ async def reset_limit(visit: Visit) -> Page | str:
     limit, identity = visit.form.get("limit", ""), visit.form.get("identity", "")
     await visit.post("/v1/limits/reset", {"id": f"{limit}:{identity}" if limit else identity})
     return f"/limits?{urlencode({'done': 'reset'})}"
+
+
+async def override_limit(visit: Visit) -> Page | str:
+    """Let other rates hold for an identity, or none, for a while."""
+    given = {name: visit.form.get(name, "").strip() for name in ("limit", "identity", "for", "note")}
+    rates = ",".join(visit.form.get("rates", "").replace(",", " ").split())
+    terms = {"rates": rates} if rates else {"exempt": "true"}
+    await visit.post("/v1/limits/overrides", {**given, **terms})
+    return f"/limits?{urlencode({'done': 'override'})}"
+
+
+async def remove_override(visit: Visit) -> Page | str:
+    """End an override."""
+    given = {name: visit.form.get(name, "") for name in ("limit", "identity")}
+    await visit.delete("/v1/limits/overrides", given)
+    return f"/limits?{urlencode({'done': 'removed'})}"
+
+
+async def act_on_destination(visit: Visit) -> Page | str:
+    """Probe, pause or resume one destination."""
+    name, action = visit.form.get("name", ""), visit.parts["action"]
+    if action not in DESTINATION_ACTIONS:
+        raise AdminRefusal(HTTPStatus.NOT_FOUND, "unknown action", f"known: {', '.join(DESTINATION_ACTIONS)}")
+    await visit.post(f"/v1/destinations/{segment(name)}/{action}")
+    return f"/destinations?{urlencode({'done': action})}"
 
 
 def _known(action: str) -> None:

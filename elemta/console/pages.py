@@ -9,47 +9,54 @@ from urllib.parse import unquote
 
 from elemta import __version__
 from elemta.auth.roles import AccessRole, Caller
-from elemta.console import actions, views
+from elemta.console import actions, limit_views, mail_views, views
 from elemta.console.access import ConsoleAccess, LoginRefused
 from elemta.console.rendering import Renderer
 from elemta.console.visit import Answer, Page, Visit, fields, session_cookie
 from elemta.ops import audit
 from elemta.ops.admin import AdminRequest
 from elemta.ops.admin_calls import CallTable
-from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_errors import AdminRefusal, refusal_of
 
 Handler = Callable[[Visit], Awaitable[Page | str]]
 """Gives a page, or the path of another one."""
 
 # Path, title, and the call without which there is no such page; in the order of the menu.
 MENU = (
-    ("/", "Overview", "/v1/status"),
-    ("/find", "Find", "/v1/find"),
-    ("/queue", "Queue", "/v1/queue"),
-    ("/destinations", "Destinations", "/v1/destinations"),
-    ("/refused", "Refused", "/v1/refused"),
-    ("/limits", "Limits", "/v1/limits/top"),
-    ("/fleet", "Fleet", "/v1/nodes"),
-    ("/sessions", "Sessions", "/v1/sessions"),
-    ("/policies", "Policies", "/v1/plugins"),
-    ("/explain", "Explain", "/v1/explain"),
-    ("/configuration", "Configuration", "/v1/config"),
+    ("/", "Overview", "GET", "/v1/status"),
+    ("/find", "Find", "GET", "/v1/find"),
+    ("/queue", "Queue", "GET", "/v1/queue"),
+    ("/destinations", "Destinations", "GET", "/v1/destinations"),
+    ("/limits", "Limits", "GET", "/v1/limits/top"),
+    ("/fleet", "Fleet", "GET", "/v1/nodes"),
+    ("/sessions", "Sessions", "GET", "/v1/sessions"),
+    ("/policies", "Policies", "GET", "/v1/plugins"),
+    ("/explain", "Explain", "POST", "/v1/explain"),
+    ("/configuration", "Configuration", "GET", "/v1/config"),
 )
 
 READ: Mapping[str, Handler] = {
     "/": views.overview,
-    "/queue": views.queue,
-    "/queue/act": views.confirm,
-    "/messages/{id}": views.message,
-    "/limits": views.limits,
+    "/find": mail_views.find,
+    "/queue": mail_views.queue,
+    "/queue/act": mail_views.confirm,
+    "/messages/{id}": mail_views.message,
+    "/messages/{id}/content": mail_views.content,
+    "/destinations": mail_views.destinations,
+    "/limits": limit_views.limits,
     "/fleet": views.fleet,
+    "/sessions": views.sessions,
     "/policies": views.policies,
+    "/explain": limit_views.explain,
     "/configuration": views.configuration,
 }
 CHANGE: Mapping[str, Handler] = {
     "/queue/act": actions.act_on_filter,
     "/messages/{id}/{action}": actions.act_on_message,
+    "/destinations/{action}": actions.act_on_destination,
     "/limits/reset": actions.reset_limit,
+    "/limits/override": actions.override_limit,
+    "/limits/override/remove": actions.remove_override,
 }
 
 
@@ -60,7 +67,7 @@ class Pages:
         self._calls = calls
         self._access = access
         self._renderer = renderer
-        self._menu = tuple((path, title) for path, title, call in MENU if calls.has("GET", call))
+        self._menu = tuple((path, title) for path, title, method, call in MENU if calls.has(method, call))
 
     async def answer(self, request: AdminRequest) -> Answer:
         """The answer to a request for a page. Raises :class:`AdminRefusal`."""
@@ -75,6 +82,15 @@ class Pages:
             return Answer.redirect("/login")
         if not caller.role.may(AccessRole.VIEWER):
             raise AdminRefusal(HTTPStatus.FORBIDDEN, f"the role {caller.role.value} has no pages")
+        try:
+            return await self._answer_caller(request, method, path, caller)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.status is HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            return self.error(refusal, caller)
+
+    async def _answer_caller(self, request: AdminRequest, method: str, path: str, caller: Caller) -> Answer:
         form = _form(request) if method == "POST" else {}
         if method == "POST" and caller.csrf is not None:
             self._access.check_csrf(request, request.getHeader("x-csrf-token") or form.get("csrf", ""))
@@ -94,10 +110,7 @@ class Pages:
         if handler is None:
             raise AdminRefusal(HTTPStatus.NOT_FOUND, "there is no such page", "the menu has all pages")
         visit = Visit(self._calls, caller, path, fields(query), form, parts)
-        try:
-            found = await handler(visit)
-        except AdminRefusal as refusal:
-            return self.error(refusal, caller)
+        found = await handler(visit)
         if isinstance(found, str):
             return Answer.redirect(found)
         return self._answer(found, caller, path)

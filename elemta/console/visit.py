@@ -64,6 +64,11 @@ class Visit:
         """Whether the caller may change something."""
         return self.caller.role.may(AccessRole.OPERATOR)
 
+    def takes(self, method: str, path: str, name: str) -> bool:
+        """Whether there is such a call, and it takes a parameter of this name."""
+        calls = [call for call in self.calls.calls if (call.method, call.path) == (method, path)]
+        return any(each.name == name for call in calls for each in call.parameters)
+
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         """What the API says to this caller. Raises :class:`AdminRefusal`, or what the operation raises."""
         return await self._ask("GET", path, query)
@@ -72,9 +77,9 @@ class Visit:
         """Have a change made."""
         return await self._ask("POST", path, query)
 
-    async def delete(self, path: str) -> Any:
+    async def delete(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         """Have something removed."""
-        return await self._ask("DELETE", path, None)
+        return await self._ask("DELETE", path, query)
 
     async def _ask(self, method: str, path: str, query: Mapping[str, str] | None) -> Json:
         given = {name: value for name, value in (query or {}).items() if value}

@@ -20,6 +20,7 @@ from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import Elemta
+from elemta.daemon.session_operations import SessionOperations
 from elemta.daemon.spool_operations import SpoolOperations
 from elemta.deferred_value import value_of
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
@@ -53,6 +54,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         CheckOperations(lambda: daemon.components.limiter),
         SpoolOperations(adoptions),
         ExplainOperations(Explainer(daemon)),
+        SessionOperations(daemon.listeners.registry),
         api,
     )
     api.calls = calls

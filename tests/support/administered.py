@@ -23,15 +23,18 @@ from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
+from elemta.daemon.session_operations import SessionOperations
 from elemta.daemon.spool_operations import SpoolOperations
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault
 from elemta.message.notice import NoticeSettings
+from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.openapi import ApiOperations
 from elemta.policy.discovery import PluginInfo
 from tests.support.adopted import Adopted
 from tests.support.overseen import Overseen
+from tests.support.runtime import simulated_runtime
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Administered:
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
             ExplainOperations(Explainer(self)),  # type: ignore[arg-type]
+            SessionOperations(ConnectionRegistry(simulated_runtime(), 10)),
             api,
         )
         api.calls = calls

@@ -1,0 +1,133 @@
+"""The pages about mail: the queue, one message, what is found, and destinations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode
+
+from elemta.console.visit import Page, Visit, segment
+from elemta.ops.admin_errors import AdminRefusal, refusal_of
+
+PAGE_ROWS = "100"
+# What a page acts on at once.
+MOST_TOGETHER = 1000
+QUEUE_FILTERS = ("state", "from", "to")
+MORE_FILTERS = ("destination", "reason", "older_than")
+ACTIONS = ("hold", "release", "retry", "bounce", "delete")
+
+
+async def queue(visit: Visit) -> Page:
+    """A page of the queue; its filters are in the URL."""
+    filters = _filters(visit, visit.query)
+    page = await visit.get(
+        "/v1/queue", {**filters, "limit": PAGE_ROWS, "after": visit.query.get("after", "")}
+    )
+    stats = await visit.get("/v1/queue/stats")
+    following = urlencode({**filters, "after": page["next"]}) if page["next"] else ""
+    values = {
+        "messages": page["messages"],
+        "stats": stats,
+        "filters": {name: filters.get(name, "") for name in known_filters(visit)},
+        "following": following,
+        "done": visit.query.get("done", ""),
+        "actions": ACTIONS,
+        "extra": known_filters(visit)[len(QUEUE_FILTERS) :],
+    }
+    return Page("queue.html", values)
+
+
+def known_filters(visit: Visit) -> tuple[str, ...]:
+    """The filters that the listing of the queue takes."""
+    more = tuple(name for name in MORE_FILTERS if visit.takes("GET", "/v1/queue", name))
+    return (*QUEUE_FILTERS, *more)
+
+
+def _filters(visit: Visit, given: Mapping[str, str]) -> dict[str, str]:
+    return {name: given[name].strip() for name in known_filters(visit) if given.get(name, "").strip()}
+
+
+async def matching(visit: Visit, filters: Mapping[str, str]) -> tuple[list[str], bool]:
+    """The ids of messages that filters let through, and whether these are all."""
+    ids: list[str] = []
+    after = ""
+    while True:
+        page = await visit.get("/v1/queue", {**filters, "limit": "1000", "after": after})
+        ids += [message["queue_id"] for message in page["messages"]]
+        if page["next"] is None or len(ids) >= MOST_TOGETHER:
+            complete = page["next"] is None and len(ids) <= MOST_TOGETHER
+            return ids[:MOST_TOGETHER], complete
+        after = page["next"]
+
+
+async def confirm(visit: Visit) -> Page:
+    """How many messages an action would change, before it does."""
+    action = visit.query.get("action", "")
+    if action not in ACTIONS:
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "unknown action", f"known: {', '.join(ACTIONS)}")
+    filters = _filters(visit, visit.query)
+    ids, complete = await matching(visit, filters)
+    values = {"action": action, "filters": filters, "count": len(ids), "complete": complete}
+    return Page("confirm.html", values)
+
+
+async def message(visit: Visit) -> Page:
+    """One message: where it came from, where it goes, what was tried, and how it ended."""
+    queue_id = visit.parts["id"]
+    life = await _life(visit, queue_id)
+    try:
+        record = await visit.get(f"/v1/queue/{segment(queue_id)}")
+    except Exception as error:
+        # It may be gone from the queue, and is in the history then.
+        if life is None or refusal_of(error).status is not HTTPStatus.NOT_FOUND:
+            raise
+        record = None
+    values = {
+        "queue_id": queue_id,
+        "message": record,
+        "life": life,
+        "done": visit.query.get("done", ""),
+        "actions": ACTIONS,
+        "readable": visit.calls.has("GET", "/v1/queue/{queue_id}/content"),
+    }
+    return Page("message.html", values)
+
+
+async def _life(visit: Visit, queue_id: str) -> Any:
+    """What the history has of a message; None where it has nothing."""
+    if not visit.calls.has("GET", "/v1/find"):
+        return None
+    found = await visit.get("/v1/find", {"text": queue_id})
+    own = [each for each in found["messages"] if each["queue_id"] == queue_id.upper()]
+    return own[0] if own else None
+
+
+async def content(visit: Visit) -> Page:
+    """The header of a message, or all of it, as text."""
+    queue_id = visit.parts["id"]
+    whole = visit.query.get("whole", "") == "1"
+    query = {"headers": "false" if whole else "true", "offset": visit.query.get("offset", "")}
+    found = await visit.get(f"/v1/queue/{segment(queue_id)}/content", query)
+    return Page("content.html", {"content": found, "whole": whole})
+
+
+async def find(visit: Visit) -> Page | str:
+    """What became of messages, by anything that a person knows of them."""
+    text = visit.query.get("text", "").strip()
+    found: Any = {"messages": [], "next": None}
+    if text:
+        found = await visit.get("/v1/find", {"text": text, "after": visit.query.get("after", "")})
+    following = urlencode({"text": text, "after": found["next"]}) if found["next"] else ""
+    return Page("find.html", {"text": text, "messages": found["messages"], "following": following})
+
+
+async def destinations(visit: Visit) -> Page:
+    """Where mail waits, since when, why, and what paces it."""
+    found = await visit.get("/v1/destinations", {"limit": PAGE_ROWS, "after": visit.query.get("after", "")})
+    following = urlencode({"after": found["next"]}) if found.get("next") else ""
+    rows = found["destinations"]
+    return Page(
+        "destinations.html",
+        {"destinations": rows, "following": following, "done": visit.query.get("done", "")},
+    )
