@@ -21,7 +21,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from servers import DOMAIN, BenchError, ElemtaServer, PostfixServer, Server, checkout_server
+from servers import (
+    DOMAIN,
+    BenchError,
+    ElemtaServer,
+    PostfixServer,
+    Server,
+    changed_server,
+    checkout_server,
+)
 
 WARM_UP = 100
 TIE = 1.3
@@ -223,7 +231,8 @@ def _number(row: Mapping[str, object], key: str, digits: int) -> str:
 def run(bench: Bench) -> int:
     """The benchmark as a command; its exit status."""
     options = _arguments(bench)
-    reason = _why_not(bench, options.without_postfix or options.beside is not None)
+    alone = options.without_postfix or options.beside is not None or options.beside_settings
+    reason = _why_not(bench, bool(alone))
     if reason is not None:
         print(f"bench/{bench.name}: {reason}", file=sys.stderr)
         return 2
@@ -251,6 +260,8 @@ def _kinds(options: argparse.Namespace) -> list[type[Server]]:
     """The servers that take turns, this Elemta first."""
     if options.beside is not None:
         return [ElemtaServer, checkout_server(options.beside)]
+    if options.beside_settings:
+        return [ElemtaServer, changed_server(options.beside_settings)]
     return [ElemtaServer] if options.without_postfix else [ElemtaServer, PostfixServer]
 
 
@@ -292,6 +303,12 @@ def _arguments(bench: Bench) -> argparse.Namespace:
         type=Path,
         metavar="CHECKOUT",
         help="measure beside the Elemta of another checkout, not Postfix",
+    )
+    parser.add_argument(
+        "--beside-settings",
+        action="append",
+        metavar="TABLE.KEY=VALUE",
+        help="measure beside this Elemta with another setting, not Postfix; may be given several times",
     )
     parser.add_argument("--json", action="store_true", help="machine, rows and every run as JSON")
     return parser.parse_args()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,6 +83,7 @@ class Server(ABC):
 class ElemtaServer(Server):
     name = "Elemta"
     python = Path(sys.executable)
+    environment: Mapping[str, str] = {}
 
     def configuration(self) -> str:
         """Its elemta.toml."""
@@ -117,6 +119,7 @@ endpoint = ""
             self._process = subprocess.Popen(
                 [str(self.python), str(twistd), "-n", "--pidfile=", "elemta", "--config", str(config)],
                 cwd=self.directory,
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -156,6 +159,23 @@ def checkout_server(checkout: Path) -> type[ElemtaServer]:
         python = interpreter
 
     return CheckoutServer
+
+
+def changed_server(settings: Sequence[str]) -> type[ElemtaServer]:
+    """This Elemta with other settings, each as ``table.key=value``."""
+    variables = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        table, dot, name = key.partition(".")
+        if not (equals and dot and name.isidentifier()):
+            raise BenchError(f"{setting!r} is not TABLE.KEY=VALUE")
+        variables[f"ELEMTA_{table}_{name}".upper()] = value
+
+    class ChangedServer(ElemtaServer):
+        name = f"Elemta with {', '.join(settings)}"
+        environment = variables
+
+    return ChangedServer
 
 
 class PostfixServer(Server):

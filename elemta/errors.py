@@ -81,6 +81,14 @@ class SpoolFormatError(SpoolError):
     """The spool on disk was written by a newer Elemta, or is not a spool."""
 
 
+class HistoryError(ElemtaError):
+    """The history of messages can't be read or written: no mail depends on it."""
+
+
+class UnknownPlace(HistoryError):
+    """There is no such place in the history to go on behind."""
+
+
 class NoMailbox(ElemtaError):
     """A recipient has no Maildir, and none may be made for it."""
 

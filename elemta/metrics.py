@@ -250,6 +250,28 @@ class SpoolMetrics:
         self.failures = new.counter("elemta_spool_failures_total", "Failed disk operations, by kind.", "kind")
 
 
+class HistoryMetrics:
+    """The history of messages: what it has, and what it could not keep."""
+
+    def __init__(self, registry: MetricRegistry | None = None) -> None:
+        new = registry or MetricRegistry()
+        self.messages = new.reported_gauge("elemta_history_messages", "Messages in the history.")
+        self.octets = new.reported_gauge(
+            "elemta_history_bytes", "Space that the history takes on the spool's disk."
+        )
+        self.oldest_age = new.reported_gauge(
+            "elemta_history_oldest_age_seconds",
+            "Age of the oldest part of the history; 0 when there is none.",
+        )
+        self.dropped = new.counter(
+            "elemta_history_dropped_total",
+            "What the history does not have: events that could not be written (disk), came faster than they "
+            "are written (backlog) or can't be kept (fault), and messages and events for which there is no "
+            "space (space).",
+            "reason",
+        )
+
+
 class DeliveryMetrics:
     """Delivery attempts, and the connections that they take."""
 
@@ -349,6 +371,7 @@ class Metrics:
         self.limits = LimitMetrics(new)
         self.valkey = ValkeyMetrics(new)
         self.spool = SpoolMetrics(new)
+        self.history = HistoryMetrics(new)
         self.delivery = DeliveryMetrics(new)
         self.dns = DnsMetrics(new)
         self.policy_service = PolicyServiceMetrics(new)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, dkim, explain, limits, overrides, queue, spool, users
+from elemta.ctl import configuration, daemon, dkim, explain, find, limits, overrides, queue, spool, users
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
@@ -110,6 +110,15 @@ def parser() -> argparse.ArgumentParser:
     nodes.add_argument("--all", action="store_true", help="those of the last week that left or died, too")
     _add_config(_group(commands, "config", "the configuration"))
     _add_plugins(commands)
+    found = _add(
+        commands, "find", find.find, "what became of messages: by id, address, IP address or next hop's id"
+    )
+    found.add_argument(
+        "text", metavar="TEXT", help="a queue id, a Message-ID, an address, a client's IP, a next hop's id"
+    )
+    found.add_argument(
+        "--limit", type=_count, default=20, metavar="N", help="at most N, the newest (default 20; 0: all)"
+    )
     _add_queue(_group(commands, "queue", "the messages that wait"))
     _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
     _add_limits(_group(commands, "limits", "the identities that are limited, by which limit, and until when"))

@@ -15,6 +15,7 @@ from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.cluster import NodeLife, NodeStatus, ValkeyStatus, endpoints
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
+from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
@@ -49,6 +50,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     calls = CallTable(
         DaemonOperations(daemon, adoptions.queue),
         QueueOperations(adoptions.queue, give_up),
+        FindOperations(adoptions.queue.own, lambda: adoptions.spools, daemon.config.server.node_id),
         LimitOperations(lambda: daemon.components, daemon.fleet),
         OverrideOperations(lambda: daemon.components, daemon.fleet),
         CheckOperations(lambda: daemon.components.limiter),

@@ -323,10 +323,12 @@ class SpoolOpener:
             node=self._config.server.node_id,
             how=how,
             minimum_free=self._config.spool.minimum_free,
+            keep_history=self._config.spool.history,
         )
         return await Spool.open(
             settings,
             runtime=self._shared.runtime,
             metrics=self._shared.metrics.spool,
+            history_metrics=self._shared.metrics.history,
             permit=permit,
         )

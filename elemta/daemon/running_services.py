@@ -24,6 +24,7 @@ from elemta.delivery.delivery_record import tell_ended
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.envelope import Envelope, Recipient
 from elemta.errors import BackendError, SpoolError
+from elemta.history.history import MessageHistory
 from elemta.metric_registry import LabelledValue
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_calls import CallTable
@@ -241,6 +242,10 @@ class RunningServices:
             lag=lag,
         )
         shared.exporter.watch_spool(adoptions.queue.stats)
+        kept = shared.metrics.history
+        kept.messages.poll(lambda: float(sum(each.messages for each in running.histories)))
+        kept.octets.poll(lambda: float(sum(each.octets for each in running.histories)))
+        kept.oldest_age.poll(lambda: max((each.oldest_age for each in running.histories), default=0.0))
         shared.metrics.policy.breaker_open.poll_labelled(running._breaker_states)
         adoptions.start()
         return running
@@ -248,6 +253,8 @@ class RunningServices:
     def follow(self, components: Components, places: Sequence[ListenAddress]) -> None:
         """Go on under another assembly."""
         previous, self.components = self.components, components
+        for history in self.histories:
+            history.keep = components.config.spool.history
         components.authenticator.start()
         self.delivery_factory.follow(components, places, (self.delivery, *self.adoptions.deliveries))
         # A session that began under the old terms may still ask the old checkers.
@@ -271,6 +278,12 @@ class RunningServices:
         await self.shared.resolver.stop()
         await self.spool.close()
         await self.ownership.leave()
+
+    @property
+    def histories(self) -> Sequence[MessageHistory]:
+        """Those of the own spool and of adopted ones."""
+        spools = (self.spool, *self.adoptions.spools)
+        return [spool.history for spool in spools if spool.history is not None]
 
     def _breaker_states(self) -> list[LabelledValue]:
         breakers = self.components.chain.open_breakers()

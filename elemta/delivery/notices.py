@@ -252,7 +252,17 @@ async def _give_up(
 ) -> ReturnedMessage:
     # RFC 3463 §3.1 X.0.0: nothing more can be said.
     outcomes = [
-        Outcome(message.queue_id, one.address, Status.FAILED, _RETURNED, "", "", now, enhanced="5.0.0")
+        Outcome(
+            message.queue_id,
+            one.address,
+            Status.FAILED,
+            _RETURNED,
+            "",
+            "",
+            now,
+            enhanced="5.0.0",
+            reason="bounced",
+        )
         for one in message.pending
     ]
     notices = notices_of(message, outcomes, settings, now)

@@ -24,16 +24,18 @@ _END_OF_HEADER = b"\r\n\r\n"
 # space continues the field.
 _VALUE = re.compile(rb"[ \t]{0,100}+:([^\n]*+(?:\n[ \t][^\n]*+){0,100})")
 _ID = re.compile(r"<[^<>]*>")
+_PLAIN_ID = re.compile(r"<[!-;=?-~]{1,200}>")
 
 
 class HeaderSummary(NamedTuple):
-    """The values of two fields as they came; empty where a message has none, cut where they are long."""
+    """The Message-ID as text, and the Subject as it came, which `subject_text` makes text of; both may be
+    empty."""
 
-    message_id: bytes
+    message_id: str
     subject: bytes
 
 
-NO_SUMMARY = HeaderSummary(b"", b"")
+NO_SUMMARY = HeaderSummary("", b"")
 
 
 def read_summary(head: bytes, block: bytes = b"") -> HeaderSummary:
@@ -47,7 +49,7 @@ def read_summary(head: bytes, block: bytes = b"") -> HeaderSummary:
         lowered = b"\n" + block.lower()
         message_id = message_id or _value(block, lowered, b"\nmessage-id")
         subject = subject or _value(block, lowered, b"\nsubject")
-    return HeaderSummary(message_id, subject)
+    return HeaderSummary(message_id_text(message_id), subject)
 
 
 def _value(header: bytes, lowered: bytes, name: bytes) -> bytes:
@@ -63,9 +65,10 @@ def _value(header: bytes, lowered: bytes, name: bytes) -> bytes:
 
 def message_id_text(raw: bytes) -> str:
     """A Message-ID with its angle brackets, where it has them (RFC 5322 §3.6.4); "" where there is none."""
-    text = " ".join(raw.decode("utf-8", "replace").split())
-    if not text:
-        return ""
+    text = raw.decode("utf-8", "replace").strip()
+    if _PLAIN_ID.fullmatch(text) is not None or not text:
+        return text
+    text = " ".join(text.split())
     found = _ID.search(text)
     return (found[0] if found else text)[:LONGEST_MESSAGE_ID]
 

@@ -19,7 +19,7 @@ from elemta.net.submission import SubmissionRules
 from elemta.net.tls import ServerCertificate
 from elemta.policy.chain import PolicyChain
 from elemta.smtp.session import SessionSettings
-from elemta.spool import MessageWriter
+from elemta.spool import MessageWriter, Submission
 
 
 class MessageStore(BounceSpool, Protocol):
@@ -34,6 +34,9 @@ class MessageStore(BounceSpool, Protocol):
 
     async def rewrite(self, writer: MessageWriter, header: bytes, body: BinaryIO) -> MessageWriter:
         """A writer with another content under the same queue id."""
+
+    def keep_discarded(self, queue_id: str, size: int, submission: Submission) -> None:
+        """Note a message that was accepted and is stored nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

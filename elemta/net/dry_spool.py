@@ -37,6 +37,9 @@ class DrySpool:
     def healthy(self) -> bool:
         return self._real.healthy
 
+    def keep_discarded(self, queue_id: str, size: int, submission: Submission) -> None:
+        """Nothing is accepted."""
+
     def has_space(self, size: int = 0) -> bool:
         return self._real.has_space(size)
 

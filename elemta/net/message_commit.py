@@ -11,7 +11,7 @@ from elemta.deferred_value import MaybeDeferred
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import NotSigned, SpoolFull
 from elemta.message.notice import NoticeSettings
-from elemta.message.summary import message_id_text, read_summary
+from elemta.message.summary import read_summary
 from elemta.message.trace import added_field, protocol_name, received_field
 from elemta.net.context import ListenerContext
 from elemta.net.expansion_notices import expansion_notice, queue_notice
@@ -84,6 +84,7 @@ class MessageCommit:
     ) -> Response:
         """Accept a message, and store it nowhere: a policy said so, of it or of each of its recipients."""
         size = writer.size
+        self._keep_discarded(transaction, writer)
         writer.discard()
         verdict = None if decision is None else decision.verdict
         _log.info(
@@ -99,6 +100,20 @@ class MessageCommit:
             reason=verdict.reason if isinstance(verdict, Discard) else "each recipient was discarded",
         )
         return Queued(writer.queue_id)
+
+    def _keep_discarded(self, transaction: TransactionInfo, writer: MessageWriter) -> None:
+        """The history has it all the same: the client was given its queue id."""
+        submission = Submission(
+            sender=transaction.sender,
+            recipients=tuple(transaction.recipients),
+            parameters=transaction.parameters,
+            client=self._client_now(),
+            header_block=b"",
+            received_at=self._terms.now(),
+            summary=read_summary(writer.head),
+            verdicts=self._policies.verdicts(transaction),
+        )
+        self._terms.spool.keep_discarded(writer.queue_id, writer.size, submission)
 
     def _submission(
         self,
@@ -142,6 +157,7 @@ class MessageCommit:
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,
             summary=read_summary(writer.head, header_block),
+            verdicts=self._policies.verdicts(transaction),
         )
 
     def _client_now(self) -> Client:
@@ -176,7 +192,7 @@ class MessageCommit:
             session_id=self._facts.id,
             queue_id=envelope.queue_id,
             client_ip=submission.client.ip,
-            message_id=message_id_text(submission.summary.message_id) or None,
+            message_id=submission.summary.message_id or None,
             sender=str(envelope.sender),
             recipients=[str(each.address) for each in envelope.recipients[:_MOST_RECIPIENTS]],
             recipient_count=len(envelope.recipients),

@@ -8,6 +8,7 @@ from twisted.internet.defer import TimeoutError as OutOfTime
 
 from elemta.errors import (
     ExplanationFailed,
+    HistoryError,
     MessageOnHold,
     NoSender,
     NoSpool,
@@ -77,6 +78,8 @@ def _about_the_daemon(error: BaseException | None) -> AdminRefusal:
         return AdminRefusal(unavailable, f"the spool could not do it: {error}", "see the log")
     if isinstance(error, ExplanationFailed):
         return AdminRefusal(unavailable, str(error), "see the log")
+    if isinstance(error, HistoryError):
+        return AdminRefusal(unavailable, f"the history can't be read: {error}", "see the log")
     if isinstance(error, OutOfTime):
         return AdminRefusal(HTTPStatus.GATEWAY_TIMEOUT, "no answer in time", "it may still be carried out")
     return AdminRefusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error", "see the log")

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from elemta.address import Address
 from elemta.deferred_value import MaybeDeferred
+from elemta.history.events import VerdictNote
 from elemta.limits.identity import network_identity
 from elemta.policy.asking import NO_OPINION, ChainDecision, ChainQuestion
 from elemta.policy.breaker import CallParties
@@ -42,6 +43,9 @@ _GONE = ChainDecision(Disconnect("The connection is closed", code=421, enhanced=
 # Reasons to hold one message, or all of one session.
 _MOST_REASONS = 100
 
+# Verdicts on one message, or on one session, that the history has.
+_MOST_NOTED = 20
+
 _SESSION_STAGES = frozenset({Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH})
 
 
@@ -56,7 +60,7 @@ class LoginQuestion(StageQuestion):
 class _TransactionViews:
     """The state of one transaction: each policy's view, what they published, the reasons to hold it."""
 
-    __slots__ = ("board", "client", "discarded", "facts", "held", "relay", "results", "views")
+    __slots__ = ("board", "client", "discarded", "facts", "held", "noted", "relay", "results", "views")
 
     def __init__(
         self, facts: TransactionFacts, client: SessionInfo, relay: RelayPermission, results: Results
@@ -68,6 +72,7 @@ class _TransactionViews:
         self.board: dict[tuple[str, str], Any] = {}
         self.views: dict[PolicyRunner, Transaction] = {}
         self.held: list[str] = []
+        self.noted: list[VerdictNote] = []
         self.discarded: ChainDecision | None = None
 
     def of(self, runner: PolicyRunner) -> Transaction:
@@ -108,6 +113,7 @@ class PolicySession(ChainQuestion[StageQuestion]):
         "_marks",
         "_message",
         "_network",
+        "_noted",
         "_notified",
         "_question",
         "_relay",
@@ -139,6 +145,7 @@ class PolicySession(ChainQuestion[StageQuestion]):
         self._sessions: dict[PolicyRunner, Session] = {}
         self._transaction: _TransactionViews | None = None
         self._held: list[str] = []
+        self._noted: list[VerdictNote] = []
         self._discarded: ChainDecision | None = None
         # A StageQuestion. What a stage has beside it is read without a cast, once for each policy.
         self._question: Any = None
@@ -383,6 +390,8 @@ class PolicySession(ChainQuestion[StageQuestion]):
         if call.runner.observed:
             facts["mode"] = "observe"
         reply = reply_of(verdict)
+        reason = getattr(verdict, "reason", "") if reply is None else str(reply)
+        self._note_verdict(call, verdict, facts, reason)
         if reply is not None:
             _log.info("a policy refused", reply=str(reply), **facts)
         elif isinstance(verdict, Quarantine):
@@ -391,6 +400,32 @@ class PolicySession(ChainQuestion[StageQuestion]):
             _log.info("a policy discarded what it was asked about", reason=verdict.reason, **facts)
         elif isinstance(verdict, Accept):
             _log.debug("a policy accepted", **facts)
+
+    def _note_verdict(
+        self, call: PolicyCall, verdict: Verdict, facts: Mapping[str, Any], reason: str
+    ) -> None:
+        """Keep it for the history of the message that it is about."""
+        question = self._question
+        noted = self._noted
+        if question.stage not in _SESSION_STAGES:
+            noted = self._views(question.transaction).noted
+        if len(noted) < _MOST_NOTED:
+            noted.append(
+                VerdictNote(
+                    call.stage_name,
+                    call.runner.name,
+                    name_of(verdict),
+                    reason,
+                    facts.get("recipient", ""),
+                    call.runner.observed,
+                )
+            )
+
+    def verdicts(self, transaction: TransactionFacts) -> tuple[VerdictNote, ...]:
+        """What policies said of the message of ``transaction``, and of the session before it."""
+        views = self._transaction
+        own = views.noted if views is not None and views.facts is transaction else ()
+        return (*self._noted, *own) if self._noted or own else ()
 
     # Telling
 

@@ -156,6 +156,7 @@ class Intake:
             parts=self._listeners.planned(submission),
             hold=submission.hold,
             pays=None if pays is None else payment(pays),
+            submission=submission,
         )
         self._writers[operation] = writer
         if operation.content is not None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from elemta.address import Address
 from elemta.errors import SpoolError
+from elemta.history.events import Place
 from elemta.outcome import Outcome
-from elemta.spool.records import HoldCause, MessageState, PlannedPart
+from elemta.spool.records import HoldCause, MessageState, PlannedPart, Submission
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +31,8 @@ class Payment:
 class NewMessage:
     """A message to take in. ``content`` is None where the body is in a file: synced, not yet renamed.
 
-    A notice ``pays`` for what it tells of; it is taken in only where that is still owed.
+    A notice ``pays`` for what it tells of; it is taken in only where that is still owed. ``submission`` is
+    what it was made of, for the history.
     """
 
     key: int
@@ -46,6 +48,7 @@ class NewMessage:
     parts: Sequence[PlannedPart]
     hold: HoldCause = HoldCause.OPERATOR
     pays: Payment | None = None
+    submission: Submission | None = None
 
     @property
     def cost(self) -> int:
@@ -65,6 +68,9 @@ class DeliveryResult:
     puts on hold what goes there, and ``at`` when. One that ``ends_hold`` counts only while the part is on a
     hold that has an end; else it is ``skipped``. Of the recipients in ``owes`` that are delivered the sender
     has still to hear: the message stays for that until a `Payment`.
+
+    Once carried out, ``recorded`` are the outcomes that counted, each with the positions of its recipient,
+    and ``before`` is how many outcomes the message had.
     """
 
     key: int
@@ -80,6 +86,8 @@ class DeliveryResult:
     ends_hold: bool = False
     skipped: bool = False
     owes: Collection[Address] = ()
+    recorded: Sequence[Place] = ()
+    before: int = 0
 
     @property
     def cost(self) -> int:
@@ -130,7 +138,7 @@ class OperatorChange:
     """An operator's wish for one message. ``at`` is the time of a next attempt, ``reason`` that of a hold.
 
     A hold without one keeps the reason of a message that is held already.
-    ``woken`` gets the destinations in which something is due by it.
+    ``woken`` gets the destinations in which something is due by it. ``by`` is the operator, for the history.
     """
 
     key: int
@@ -139,6 +147,7 @@ class OperatorChange:
     at: float
     reason: str | None
     woken: set[str] = field(default_factory=set)
+    by: str = ""
 
     @property
     def cost(self) -> int:
@@ -181,7 +190,8 @@ class Batch:
 
     ``errors`` has an entry for each operation that was not done; ``freed`` are queue ids whose body file may
     go now that the transaction is on disk; ``broken`` is the failure after which nothing is trusted;
-    ``unsettled`` how many settlements are left that could not be written.
+    ``unsettled`` how many settlements are left that could not be written; ``gone`` the keys of messages of
+    which nothing is left.
     """
 
     operations: list[Operation]
@@ -191,6 +201,7 @@ class Batch:
     seconds: float = 0.0
     broken: BaseException | None = None
     unsettled: int = 0
+    gone: list[int] = field(default_factory=list)
 
     def open(self) -> list[Operation]:
         """The operations that nothing has gone wrong with yet."""
@@ -202,6 +213,7 @@ class Batch:
         """Forget what was done: it was undone."""
         self.ledger = QueueCounts()
         self.freed.clear()
+        self.gone.clear()
 
     def refuse(self, operations: Iterable[Operation], error: SpoolError) -> None:
         for operation in operations:

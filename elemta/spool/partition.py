@@ -33,6 +33,11 @@ class Places:
     directory: Path
 
     @property
+    def history(self) -> Path:
+        """The directory of what became of messages, made with the first of it."""
+        return self.directory / "history"
+
+    @property
     def lock(self) -> Path:
         return self.directory / "lock"
 

@@ -149,6 +149,8 @@ def storable(text: str) -> str:
 
 def settle(message: StoredMessage, settlement: DeliveryResult) -> None:
     """Note the outcomes of an attempt, and let what is left of the part wait or stay on hold."""
+    settlement.recorded = recorded = []
+    settlement.before = message.attempt
     settlement.skipped = settlement.ends_hold and not _has_end(message, settlement.part)
     if settlement.skipped:
         return
@@ -163,8 +165,11 @@ def settle(message: StoredMessage, settlement: DeliveryResult) -> None:
                 queue_id=message.queue_id,
                 recipient=str(outcome.recipient),
             )
-        for position in positions:
+        counted = [place for place in positions if place not in message.finished]
+        for position in counted:
             _record(message, position, outcome, keep_failed=keep_failed, owes=settlement.owes)
+        if counted:
+            recorded.append((outcome, counted))
         if outcome.status is Status.DEFERRED and settlement.retry_at is not None:
             wait.update(positions)
     for part in list(message.parts):
@@ -212,8 +217,6 @@ def _hold(message: StoredMessage, part: Part, positions: list[int], settlement: 
 def _record(
     message: StoredMessage, position: int, outcome: Outcome, *, keep_failed: bool, owes: Collection[Address]
 ) -> None:
-    if position in message.finished:
-        return
     status = outcome.status
     finished = status is Status.DELIVERED or (status is Status.FAILED and not keep_failed)
     if finished:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
+from elemta.history.events import VerdictNote
 from elemta.message.summary import NO_SUMMARY, HeaderSummary
 from elemta.outcome import Outcome
 
@@ -65,7 +66,8 @@ class SpoolSettings:
     beyond ``congestion`` unwritten bytes; all writers together keep to ``memory``. One transaction takes at
     most ``batch_operations`` and ``batch_bytes``. Up to ``recent`` bytes of small messages stay in memory
     until a first attempt. ``history`` is the number of attempts kept for a message. ``reserve`` is kept aside
-    for emptying the queue of a full disk; half of it bounds the database's log.
+    for emptying the queue of a full disk; half of it bounds the database's log. What became of messages is
+    kept for ``keep_history`` after their end; with 0 what was kept goes, None leaves it alone.
     """
 
     directory: Path
@@ -80,6 +82,7 @@ class SpoolSettings:
     batch_operations: int = 1000
     batch_bytes: int = 16 * _MIB
     history: int = 50
+    keep_history: float | None = None
     reserve: int = 16 * _MIB
     file_threads: int = 4
     refresh: float = 5.0
@@ -93,7 +96,8 @@ class Submission:
 
     ``header_block`` are the fields put in front of the body (trace and added fields, each ending in
     CRLF); ``received_at`` is seconds since the epoch. With a ``hold_reason`` the message goes to HOLD;
-    ``hold`` says what put it there. ``summary`` is what names the message for people.
+    ``hold`` says what put it there. ``summary`` is what names the message for people, ``verdicts`` what
+    policies said of it.
     """
 
     sender: Address
@@ -105,6 +109,7 @@ class Submission:
     hold_reason: str | None = None
     hold: HoldCause = HoldCause.QUARANTINE
     summary: HeaderSummary = NO_SUMMARY
+    verdicts: tuple[VerdictNote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from twisted.python.failure import Failure
 from elemta.address import Address
 from elemta.envelope import Envelope
 from elemta.errors import SpoolError
+from elemta.history.history import MessageHistory
 from elemta.message.notice import Notice
-from elemta.metrics import SpoolMetrics
+from elemta.metrics import HistoryMetrics, SpoolMetrics
 from elemta.outcome import Outcome
 from elemta.runtime import Runtime
 from elemta.runtime.disk import FreeSpace
@@ -26,6 +27,7 @@ from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.filters import QueueFilter
 from elemta.spool.group_commit import GroupCommit, PendingOperation
+from elemta.spool.history_feed import allowance, feed, history_of, keep_discarded
 from elemta.spool.holds import Holds
 from elemta.spool.intake import Intake, payment
 from elemta.spool.leftovers import Leftovers
@@ -58,6 +60,7 @@ from elemta.spool.records import (
     QueuedMessage,
     SpoolSettings,
     SpoolStats,
+    Submission,
 )
 from elemta.spool.schedule import Schedule
 from elemta.spool.startup import Permit, take_up
@@ -89,9 +92,12 @@ class Spool(Intake):
         leftovers: Leftovers,
         ledger: QueueCounts,
         space: FreeSpace,
+        history: MessageHistory | None = None,
     ) -> None:
         now = runtime.wall
         self.settings = settings
+        #: What became of messages; None where the settings name none.
+        self.history = history
         self._runtime = runtime
         self._now = now
         self._reactor = runtime.reactor
@@ -131,7 +137,9 @@ class Spool(Intake):
         )
         self._closed = False
         self._refresh_call: IDelayedCall | None = self._reactor.callLater(settings.refresh, self._refresh)
-        self._holds.look(space)
+        if history is not None:
+            history.open()
+        self._look(space)
         if store.start_failure is not None:
             self._commits.distrust(store.start_failure)
 
@@ -142,6 +150,7 @@ class Spool(Intake):
         *,
         runtime: Runtime,
         metrics: SpoolMetrics | None = None,
+        history_metrics: HistoryMetrics | None = None,
         permit: Permit | None = None,
     ) -> Spool:
         """Take the partition, upgrade its format, clean up after a crash, and count.
@@ -160,6 +169,9 @@ class Spool(Intake):
         except BaseException:
             threads.stop()
             raise
+        history = history_of(settings, partition.places, runtime, history_metrics)
+        if history is not None:
+            await threads.read.call(history.prepare)
         _log.info(
             "the spool is open",
             event="spool.opened",
@@ -178,6 +190,7 @@ class Spool(Intake):
             leftovers=leftovers,
             ledger=ledger,
             space=space,
+            history=history,
         )
 
     async def close(self) -> None:
@@ -190,6 +203,8 @@ class Spool(Intake):
             self._refresh_call.cancel()
             self._refresh_call = None
         await self._commits.close()
+        if self.history is not None:
+            await self.history.close()
         self._retry_leftovers()
         await self._threads.read.call(self._reader.close)
         await self._threads.commit.call(self._store.close)
@@ -225,6 +240,10 @@ class Spool(Intake):
         return (
             self._store.reserve.held and space.free - size >= self.settings.minimum_free and space.files != 0
         )
+
+    def keep_discarded(self, queue_id: str, size: int, submission: Submission) -> None:
+        """Note in the history a message that was accepted and is stored nowhere."""
+        keep_discarded(self.history, queue_id, size, submission)
 
     def settle(
         self,
@@ -460,6 +479,8 @@ class Spool(Intake):
         return await self._threads.read.call(work, *args, **kwargs)
 
     def _after_batch(self, entries: Sequence[PendingOperation], batch: Batch) -> None:
+        if self.history is not None:
+            feed(self.history, batch, self._now())
         places = self._partition.places
         # The rows of what was freed are gone for good, so the files may go. What was refused is not done with
         # under its own name before the store knows that no row of it is on disk, which is the store's care.
@@ -490,8 +511,14 @@ class Spool(Intake):
     def _refreshed(self, space: FreeSpace) -> None:
         self._space = space
         if not self._closed:
-            self._holds.look(space)
+            self._look(space)
             self._refresh_call = self._reactor.callLater(self.settings.refresh, self._refresh)
+
+    def _look(self, space: FreeSpace) -> None:
+        """Let what may take only its share of the disk know how that is now."""
+        self._holds.look(space)
+        if self.history is not None:
+            self.history.tidy(allowance(self.history, space, self.settings.minimum_free))
 
     def _refresh_failed(self, failure: Failure) -> None:
         _log.error(

@@ -310,6 +310,7 @@ def _write_back(
             too_old.append((message.key, message.attempt - history))
     if gone:
         remove(connection, gone)
+        batch.gone.extend(gone)
     if left:
         connection.execute(_REMOVE_PARTS, (json.dumps(left),))
     _write_rows(connection, _UPDATE, updates)

@@ -366,6 +366,7 @@ class QueueWriter:
         batch.errors.update(one.errors if error is None else {operation: error})
         batch.ledger.add(one.ledger)
         batch.freed.extend(one.freed)
+        batch.gone.extend(one.gone)
 
     def _tried(self, connection: sqlite3.Connection, operation: Operation) -> tuple[Batch, SpoolError | None]:
         """One operation carried out, or undone for a reason of its own, which is given; raises any other."""

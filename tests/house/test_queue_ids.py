@@ -22,6 +22,8 @@ OTHER_SUBJECTS = (
     "dns.",
     "limit.",
     "limits.",
+    # The history as such.
+    "history.",
     "http.",
     "listener.",
     "log.",

@@ -22,6 +22,8 @@ import elemta.spool
 from elemta.outcome import Status
 from elemta.spool import Disk, HoldCause, MessageState, Spool, SpoolSettings
 from elemta.spool.filters import QueueFilter
+from elemta.spool.history_feed import QueueForHistory
+from elemta.spool.partition import Places
 from elemta.spool.records import PlannedPart
 from tests.spool.large import fill
 from tests.spool.mail import outcome, put, submission, written
@@ -136,6 +138,11 @@ def statements(large: Path) -> Any:
             await everything(spool)
         finally:
             await spool.close()
+        view = QueueForHistory(Places(large / "p0"), disk)
+        view.look()
+        view.queued([1, 2])
+        view.accepted_after(-1, 10)
+        view.close()
         # It needs a failure of the disk.
         disk.seen["SELECT 1 FROM body WHERE id = ?"] = (1,)
         return disk, sqlite3.connect(large / "p0" / "queue.db")

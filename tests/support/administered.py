@@ -19,6 +19,7 @@ from elemta.daemon.admin_operations import (
 from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
+from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.queue_operations import QueueOperations
@@ -60,6 +61,7 @@ class Administered:
         calls = CallTable(
             _Operations(self, self.spool),
             QueueOperations(self.spool, self._give_up),
+            FindOperations(self.spool, list, "mx1"),
             self.limits,
             CheckOperations(lambda: self.overseen.limiter),
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]

@@ -133,6 +133,13 @@ class SpoolConfig:
         minimum=0,
         maximum=2**50,
     )
+    history: float = setting(
+        7 * DAY,
+        "The time for which it can be found what became of a message, after its end; 0: not at all.",
+        unit="seconds",
+        minimum=0,
+        maximum=10 * 366 * DAY,
+    )
     bounce_size_limit: int = setting(
         50 * KIB,
         "The size up to which a DSN returns the whole message, whatever RET says. Of a larger message it "

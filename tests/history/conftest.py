@@ -1,0 +1,5 @@
+"""Spools with a history."""
+
+from tests.spool.conftest import counted, events, open_spool
+
+__all__ = ["counted", "events", "open_spool"]
