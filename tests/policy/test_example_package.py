@@ -1,4 +1,4 @@
-"""The plugin package that the documentation opens with is built, installed and run, found in both ways."""
+"""The packages of docs/examples are built, installed and run, found in both ways, by pip and as .deb."""
 
 import os
 import re
@@ -41,12 +41,10 @@ for plugin in available_plugins(chain):
 """
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def installed(request, tmp_path_factory):
+def install(name, place):
     """A fresh directory with nothing but the package in it, as pip installed it."""
-    place = tmp_path_factory.mktemp(request.param)
     source = place / "source"
-    shutil.copytree(EXAMPLES / request.param, source)
+    shutil.copytree(EXAMPLES / name, source)
     pip = [
         sys.executable,
         "-m",
@@ -60,7 +58,12 @@ def installed(request, tmp_path_factory):
     pip += ["--disable-pip-version-check", "--target", str(place / "site"), str(source)]
     result = subprocess.run(pip, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return request.param, place / "site"
+    return place / "site"
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def installed(request, tmp_path_factory):
+    return request.param, install(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def run(site, *arguments):
@@ -116,23 +119,159 @@ def test_the_second_package_has_the_same_policy():
     assert first.read_text() == second.read_text()
 
 
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="Debian's dpkg-deb makes the package")
+def test_the_debian_package_is_built_and_its_policy_runs(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(EXAMPLES / "refuse-future", source)
+    # As in a network without an index, with the tools of these tests.
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    built = subprocess.run(
+        ["sh", "build-deb"], cwd=source, env=environ, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert built.returncode == 0, built.stderr
+    (package,) = source.glob("*.deb")
+    assert package.name == "elemta-refuse-future_1.0_all.deb"
+    subprocess.run(["dpkg-deb", "-x", str(package), str(tmp_path / "root")], check=True)
+    site = tmp_path / "root/usr/lib/python3/dist-packages"
+    file = tmp_path / "elemta.toml"
+    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["refuse-future", "relay"]\n')
+    result = run(site, "-c", ASK, str(file), "future-boss@example.com", "boss@example.com")
+    assert result.stdout.splitlines()[:2] == [
+        "future-boss@example.com refuse-future 550 5.1.1 no such mailbox yet",
+        "boss@example.com - accepted",
+    ], result.stderr
+
+
+def test_the_first_policy_runs_without_a_package(tmp_path):
+    site = tmp_path / "first"
+    shutil.copytree(EXAMPLES / "first", site)
+    file = tmp_path / "elemta.toml"
+    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["limits", "first", "relay"]\n')
+    result = run(site, "-c", ASK, str(file), "future-boss@example.com", "boss@example.com")
+    assert result.stdout.splitlines() == [
+        "future-boss@example.com first 550 5.7.1 no such mailbox yet",
+        "boss@example.com - accepted",
+    ], result.stderr
+
+
+def test_the_first_policy_is_as_short_as_it_is_said_to_be():
+    (file,) = (EXAMPLES / "first" / "twisted" / "plugins").glob("*.py")
+    assert len([line for line in file.read_text().splitlines() if line.strip()]) <= 15
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    return install("recipes", tmp_path_factory.mktemp("recipes"))
+
+
+CHAIN = """
+[domains]
+local = ["example.com"]
+[policies]
+chain = [
+    "limits", "country", "by-country", "traps", "ask-service", "relay", "tag-subject", "stamp",
+    "counter-port", "report-failures", "customer-route", "keep-deliveries",
+]
+[policy.by-country]
+hold = ["AQ"]
+[policy.traps]
+addresses = ["trap@example.com"]
+[policy.ask-service]
+url = "http://127.0.0.1:1/"
+[policy.stamp]
+secret_file = "FILE"
+[policy.counter-port]
+port = 0
+[policy.report-failures]
+url = "http://127.0.0.1:1/"
+[[policy.customer-route.customer]]
+user = "anna"
+relay = "smtp://relay.example.net:587"
+login_file = "FILE"
+"""
+
+
+def test_one_chain_has_all_recipes_and_they_are_asked(recipes, tmp_path):
+    file, secret = tmp_path / "elemta.toml", tmp_path / "secret"
+    secret.write_text("anna:sesame\n")
+    file.write_text(CHAIN.replace("FILE", str(secret)))
+    result = run(recipes, "-c", ASK, str(file), "trap@example.com", "boss@example.org")
+    assert result.stdout.splitlines()[:2] == [
+        "trap@example.com traps 550 5.1.1 no such mailbox",
+        "boss@example.org relay 554 5.7.1 Relay access denied",
+    ], result.stderr
+
+
+def test_the_recipes_own_tests_pass(recipes, tmp_path):
+    tests = tmp_path / "tests"
+    shutil.copytree(EXAMPLES / "recipes" / "tests", tests)
+    result = run(
+        recipes, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tests)
+    )
+    assert result.returncode == 0, result.stdout
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed
+    assert int(passed[1]) >= 10
+
+
 def shown_files():
     """What docs/plugins.md shows as files: a bold line with the path, then a fenced block."""
     text = (ROOT / "docs" / "plugins.md").read_text()
     return re.findall(r"^\*\*`([^`]+)`\*\*\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_documentation_opens_with_the_whole_package_word_for_word():
+def shown_parts():
+    """And as parts of files."""
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    part = r"^From \[`([^`]+)`\]\(examples/\1\):\n\n```python\n(.*?)^```$"
+    return re.findall(part, text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_documentation_shows_every_example_word_for_word():
     shown = dict(shown_files())
     files = {
         path.relative_to(EXAMPLES).as_posix()
-        for variant in VARIANTS
-        for path in (EXAMPLES / variant).rglob("*")
+        for path in EXAMPLES.rglob("*")
         if path.is_file() and path.suffix in {".py", ".toml"} and "__pycache__" not in path.parts
     }
-    assert set(shown) == files - {"refuse-future-dropin/refuse_future.py"}
     for name, content in shown.items():
         assert content == (EXAMPLES / name).read_text(), name
+    for name, content in shown_parts():
+        assert content in (EXAMPLES / name).read_text(), name
+    # The second test file of the recipes is for the examples, and not for the reader.
+    unseen = {
+        "refuse-future-dropin/refuse_future.py",
+        "recipes/pyproject.toml",
+        "recipes/tests/test_others.py",
+    }
+    assert files - set(shown) - {name for name, _ in shown_parts()} == unseen
+
+
+def test_a_policy_of_version_1_runs_unchanged():
+    """Its code and its tests are those of the documentation of version 1, without a change."""
+    place = Path(__file__).parent / "version_1"
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(place)]
+    result = run(place, "-m", "pytest", *options, str(place / "refuse_future_checks.py"))
+    assert result.returncode == 0, result.stdout
+    assert "3 passed" in result.stdout
+
+
+def test_a_dropin_package_of_version_1_runs_unchanged(tmp_path):
+    shutil.copy(Path(__file__).parent / "version_1" / "refuse_future.py", tmp_path)
+    shutil.copytree(EXAMPLES / "refuse-future-dropin" / "twisted", tmp_path / "twisted")
+    file = tmp_path / "elemta.toml"
+    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["refuse-future", "relay"]\n')
+    result = run(tmp_path, "-c", ASK, str(file), "future-boss@example.com", "boss@example.com")
+    assert result.stdout.splitlines()[:2] == [
+        "future-boss@example.com refuse-future 550 5.1.1 no such mailbox yet",
+        "boss@example.com - accepted",
+    ], result.stderr
 
 
 def test_everything_that_the_documentation_names_as_exported_is_exported():

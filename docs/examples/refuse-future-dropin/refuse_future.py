@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
-from elemta.policy import CONTINUE, IPolicyPlugin, IRcptPolicy, Reject, setting
+from elemta.policy import (
+    CONTINUE,
+    IPolicyPlugin,
+    IRcptPolicy,
+    Recipient,
+    Reject,
+    Services,
+    Session,
+    Transaction,
+    Verdict,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -19,12 +30,12 @@ class RefuseFutureOptions:
 class RefuseFuture:
     """The policy: asked at each RCPT."""
 
-    def __init__(self, options, services):
+    def __init__(self, options: RefuseFutureOptions, services: Services) -> None:
         self._prefix = options.prefix
         self._log = services.log
         self._refused = services.metrics.counter("refused_total", "Recipients that do not exist yet.")
 
-    def rcpt(self, session, transaction, recipient):
+    def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
         if recipient.local.lower().startswith(self._prefix):
             self._refused.inc()
             self._log.info("a mailbox of the future", session_id=session.id, recipient=str(recipient))
@@ -39,5 +50,5 @@ class RefuseFuturePlugin:
     name = "refuse-future"
     options = RefuseFutureOptions
 
-    def build(self, options, services):
+    def build(self, options: RefuseFutureOptions, services: Services) -> RefuseFuture:
         return RefuseFuture(options, services)
