@@ -106,37 +106,23 @@ class Intake:
         return rewritten
 
     def commit(
-        self, writer: MessageWriter, submission: Submission, *, pays: Notice | None = None
+        self,
+        writer: MessageWriter,
+        submission: Submission,
+        *,
+        pays: Notice | None = None,
+        signed: bool = False,
     ) -> Deferred[Envelope]:
         """Take responsibility for a message; fires when it is on stable storage.
 
         A notice ``pays`` for the deliveries that it tells of, in the same transaction; where those are not
-        owed any more it is not taken in: UnknownMessage.
+        owed any more it is not taken in: UnknownMessage. ``signed``: the policies that sign were asked.
 
         SpoolFull: there is no space (452). SpoolError: local trouble (451). The writer is used up either way.
         """
         signer = self.signer
-        if signer is not None and signer.signs:
+        if signer is not None and signer.signs and not signed:
             return Deferred.fromCoroutine(self._commit_signed(writer, submission, pays, signer))
-        return self._commit(writer, submission, pays)
-
-    async def _commit_signed(
-        self, writer: MessageWriter, submission: Submission, pays: Notice | None, signer: MessageSigner
-    ) -> Envelope:
-        """Commit a message with the fields that policies put on top of it, last of all."""
-        try:
-            await writer.when_drained()
-            if writer.failure is None and not writer.ended:
-                fields = await value_of(signer.sign(envelope_of(writer, submission), writer, submission))
-                submission = replace(submission, header_block=fields + submission.header_block)
-            return await self._commit(writer, submission, pays)
-        except BaseException:
-            writer.discard()
-            raise
-
-    def _commit(
-        self, writer: MessageWriter, submission: Submission, pays: Notice | None
-    ) -> Deferred[Envelope]:
         refused = self._refusal() or _problem_with(writer, submission)
         if refused is not None:
             writer.discard()
@@ -170,6 +156,20 @@ class Intake:
             errbackArgs=(operation, done),
         )
         return done
+
+    async def _commit_signed(
+        self, writer: MessageWriter, submission: Submission, pays: Notice | None, signer: MessageSigner
+    ) -> Envelope:
+        """Commit a message with the fields that policies put on top of it, last of all."""
+        try:
+            await writer.when_drained()
+            if writer.failure is None and not writer.ended:
+                fields = await value_of(signer.sign(envelope_of(writer, submission), writer, submission))
+                submission = replace(submission, header_block=fields + submission.header_block)
+            return await self.commit(writer, submission, pays=pays, signed=True)
+        except BaseException:
+            writer.discard()
+            raise
 
     def _conclude_intake(self, entries: Iterable[PendingOperation], batch: Batch) -> None:
         """Let go of the writers of a batch, and tell of the active messages that are on stable storage."""
