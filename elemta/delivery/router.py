@@ -185,3 +185,9 @@ def moved(
 def _positions(envelope: Envelope, recipients: Iterable[Recipient]) -> list[int]:
     wanted = frozenset(recipients)
     return [place for place, recipient in enumerate(envelope.recipients) if recipient in wanted]
+
+
+def router_of(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Router:
+    """The router for these routes, and for the policies that choose routes."""
+    choose = RouteChooser(hooks, routes) if hooks is not None and hooks.asks else None
+    return Router(RouteTable(routes), settings, choose)

@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.bounded_map import BoundedMap
 from elemta.delivery.attempt import AttemptRunner
+from elemta.delivery.commanded_probes import CommandedProbes
 from elemta.delivery.destination import Key
 from elemta.delivery.destination_table import DestinationOutlook
 from elemta.delivery.destinations import Destinations
@@ -23,11 +23,12 @@ from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.queue_scans import AgeScan, DestinationListing, log_not_read
-from elemta.delivery.router import RouteChooser, Router
-from elemta.delivery.routes import Route, RouteTable
+from elemta.delivery.router import router_of
+from elemta.delivery.routes import Route
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
+from elemta.delivery.under_way import PartsUnderWay, log_not_recorded
 from elemta.errors import SpoolError
 from elemta.metric_registry import LabelledValue
 from elemta.metrics import DeliveryMetrics
@@ -38,11 +39,6 @@ from elemta.spool.records import MessageState, PlannedPart, QueuedMessage, Submi
 _log = Logger()
 
 _LAST_WAIT = 5.0
-# Destinations that are made to be tried again in one turn of the reactor.
-_PROBED_AT_ONCE = 200
-# Commits of an operator's command about many messages that are no further apart are one command.
-_SAME_COMMAND = 2.0
-_MOST_COMMANDED = 10_000
 # Attempts that are started in one turn of the reactor, and at the end of another attempt: many may end in
 # one turn.
 _STARTED_AT_ONCE = 20
@@ -82,10 +78,12 @@ class DeliveryScheduler(Service):
         self._metrics = metrics or DeliveryMetrics()
         self._resolver, self._limits, self._hooks = resolver, pace, hooks
         self._memory = memory or HopMemory(runtime.reactor.seconds)
-        self._ways = _ways(routes, settings, hooks)
+        self._ways = router_of(routes, settings, hooks)
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
-        self._commanded: BoundedMap[str, float] = BoundedMap(_MOST_COMMANDED)
+        self._probes = CommandedProbes(
+            runtime.reactor, self._time, self._destinations, lambda: bool(self.running), self._look_soon
+        )
         self._notices = SuccessNotices(self._time, queue, settings)
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
@@ -102,7 +100,7 @@ class DeliveryScheduler(Service):
             poll=settings.poll,
         )
         self._begin_anew()
-        self._under_way: dict[Key, QueuedMessage] = {}
+        self._under_way = PartsUnderWay(runtime.reactor)
         self._set_aside: dict[Key, tuple[QueuedMessage, float]] = {}
         #: Whether a fault of ours may have spoiled what is known here of the queue.
         self._doubtful = False
@@ -114,7 +112,6 @@ class DeliveryScheduler(Service):
         self._fill_call: IDelayedCall | None = None
         self._watch_call: IDelayedCall | None = None
         self._subscribed = False
-        self._empty: Deferred[None] | None = None
 
     def _begin_anew(self) -> None:
         """What is used up by a stop: threads, connections and what waits for them."""
@@ -168,7 +165,7 @@ class DeliveryScheduler(Service):
     ) -> None:
         """Use these for every attempt from now on; destinations that were down are tried again."""
         self._settings, self._hooks = settings, hooks
-        self._ways = _ways(routes, settings, hooks)
+        self._ways = router_of(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
         self._expiry.settings = self._notices.settings = settings
         self._age_scan.poll = settings.poll
@@ -176,7 +173,7 @@ class DeliveryScheduler(Service):
         self._pool.resize(settings.threads)
         self._destinations.places = settings.max_messages
         self._early_probes.clear()
-        self._probe_some(self._destinations.names())
+        self._probes.of_all()
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -189,7 +186,7 @@ class DeliveryScheduler(Service):
             self._subscribed = True
             self._queue.on_committed(self._committed)
             self._queue.on_due(self._became_due)
-            self._queue.on_settled(self._settled_again)
+            self._queue.on_settled(self._look_soon)
         self._listing.start_anew()
         self._expiry.started(self._time.seconds())
         self._watch()
@@ -201,7 +198,7 @@ class DeliveryScheduler(Service):
                 timer.cancel()
         self._fill_call = None
         await self._age_scan.stop()
-        if not await self._wait_until_empty(grace):
+        if not await self._under_way.wait_until_empty(grace):
             _log.warn(
                 "deliveries were cut off; their messages stay in the queue",
                 event="delivery.abandoned",
@@ -209,7 +206,7 @@ class DeliveryScheduler(Service):
             )
             self._attempts.abandoned = True
             self._transports.abandon()
-            await self._wait_until_empty(_LAST_WAIT)
+            await self._under_way.wait_until_empty(_LAST_WAIT)
         await self._transports.stop()
         self._early_probes.clear()
         self._destinations.drop_all()
@@ -246,32 +243,8 @@ class DeliveryScheduler(Service):
 
     def _became_due(self, destinations: Collection[str]) -> None:
         if self.running:
-            self._destinations.probe_now([name for name in destinations if self._is_new_command(name)])
+            self._probes.of_command(destinations)
             self._look_soon()
-
-    def _is_new_command(self, destination: str) -> bool:
-        """Whether a destination that is down was not probed for this command of an operator already.
-
-        A command about many messages comes in several commits, one close behind the other.
-        """
-        if not self._destinations.failures(destination):
-            return True
-        now = self._time.seconds()
-        last = self._commanded.get(destination)
-        self._commanded.keep(destination, now)
-        return last is None or now - last >= _SAME_COMMAND
-
-    def _probe_some(self, destinations: tuple[str, ...], start: int = 0) -> None:
-        """Have destinations tried again, some in each turn of the reactor: there may be very many."""
-        end = start + _PROBED_AT_ONCE
-        self._destinations.probe_now(destinations[start:end])
-        if end < len(destinations):
-            self._reactor.callLater(0, self._probe_on, destinations, end)
-        self._look_soon()
-
-    def _probe_on(self, destinations: tuple[str, ...], start: int) -> None:
-        if self.running:
-            self._probe_some(destinations, start)
 
     def _probe_early(self, destinations: Collection[str]) -> None:
         if self.running:
@@ -298,10 +271,6 @@ class DeliveryScheduler(Service):
                     under_way=len(self._under_way),
                 )
         return settled
-
-    def _settled_again(self) -> None:
-        if self.running:
-            self._look_soon()
 
     # What is due
 
@@ -457,7 +426,7 @@ class DeliveryScheduler(Service):
             # there as due, and is not, however long that takes. After a fault of ours it waits a while.
             delay = self._settings.retries.delays[0] if self._queue.settled else 0.0
             self._set_aside[key] = message, self._time.seconds() + delay
-            _log_not_recorded(Failure(), message.queue_id)
+            log_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.
             self._under_way.pop(key, None)
@@ -468,48 +437,11 @@ class DeliveryScheduler(Service):
         self._under_way.pop(key, None)
         self._set_aside.pop(key, None)
         self._broke(failure)
-        self._notify_empty()
+        self._under_way.notify_empty()
 
     def _ended(self, message: QueuedMessage, key: Key) -> None:
         self._expiry.attempted(message)
         self._destinations.finished(message, known=key in self._set_aside)
-        self._notify_empty()
+        self._under_way.notify_empty()
         if self.running:
             self._fill(_STARTED_AT_AN_END)
-
-    def _notify_empty(self) -> None:
-        if self._empty is not None and not self._under_way:
-            empty, self._empty = self._empty, None
-            empty.callback(None)
-
-    async def _wait_until_empty(self, seconds: float) -> bool:
-        """Whether nothing is under way any more, at the latest after so many seconds."""
-        if not self._under_way:
-            return True
-        empty = self._empty = Deferred()
-        late = self._reactor.callLater(seconds, lambda: None if empty.called else empty.callback(None))
-        await empty
-        self._empty = None
-        if late.active():
-            late.cancel()
-        return not self._under_way
-
-
-def _ways(routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None) -> Router:
-    choose = RouteChooser(hooks, routes) if hooks is not None and hooks.asks else None
-    return Router(RouteTable(routes), settings, choose)
-
-
-def _log_not_recorded(failure: Failure, queue_id: str) -> None:
-    if failure.check(SpoolError) is None:
-        _log.failure(
-            "an attempt could not be recorded", failure, event="delivery.not_recorded", queue_id=queue_id
-        )
-    else:
-        # The disk's failure itself is logged once, by the spool.
-        _log.error(
-            "an attempt could not be recorded yet",
-            event="delivery.not_recorded",
-            queue_id=queue_id,
-            reason=failure.getErrorMessage(),
-        )

@@ -11,24 +11,19 @@ Time stands still until :attr:`PolicyTester.clock` is advanced. Errors of the po
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Collection, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, Logger
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from elemta.address import NULL
-from elemta.config import DomainsConfig, read_policy
-from elemta.domains import Domains
-from elemta.envelope import Client, Envelope, MailParameters, Recipient
-from elemta.limits import Limiter
-from elemta.limits import MemoryStore as LimitStore
-from elemta.message.header_reader import HeaderReader
+from elemta.config import read_policy
+from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.outcome import Outcome
 from elemta.policy.call_context import as_deferred
 from elemta.policy.contract import takes
@@ -56,7 +51,8 @@ from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
 from elemta.policy.relay_permission import RelayPermission
 from elemta.policy.results import Results
-from elemta.policy.services import Limits, Services
+from elemta.policy.service_doubles import make_envelope, make_message, make_services
+from elemta.policy.services import Limits
 from elemta.policy.verdicts import CONTINUE, Discard, Verdict, reply_of, route_problem, verdict_problem
 from elemta.policy.views import Message, Session, Transaction
 from elemta.smtp.path import parse_address
@@ -66,7 +62,7 @@ from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
 
 if TYPE_CHECKING:
-    from twisted.internet.base import ReactorBase
+    pass
 
 __all__ = [
     "HttpRequest",
@@ -91,68 +87,6 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-
-
-def make_services(
-    clock: Clock | None = None,
-    *,
-    local: Collection[str] = ("example.com",),
-    mailboxes: Collection[str] | None = None,
-    relay_from: Collection[str] = (),
-    limits: Limits | None = None,
-    metrics: RecordedMetrics | None = None,
-    logged: list[LogEvent] | None = None,
-    resolver: Resolver | None = None,
-    threads: InThreads | None = None,
-    store: Store | None = None,
-    connections: ScriptedConnections | Mapping[str, StreamScript] | None = None,
-    http: ScriptedHttp | Mapping[str, HttpScript] | None = None,
-    hostname: str = "mx.example.com",
-    node_id: str = "node-1",
-    outbox: MemoryOutbox | None = None,
-    queue: ListedQueue | None = None,
-) -> Services:
-    """Services for a test, with a clock that stands still.
-
-    Local domains, mailboxes (None: every address at a local domain) and networks that may relay are real. No
-    limits and an empty DNS unless some are given. Threads do their work at once, the store is in memory, and
-    ``connections`` and ``http`` are scripts by endpoint and by URL.
-    """
-    clock = clock or TestReactor()
-    log = logged if logged is not None else []
-    return Services(
-        reactor=cast("ReactorBase", clock),
-        limits=limits or Limiter((), LimitStore(clock)),
-        domains=Domains(
-            frozenset(local),
-            None if mailboxes is None else frozenset(mailboxes),
-            tuple(ip_network(network) for network in relay_from),
-            DomainsConfig().recipient_delimiter,
-        ),
-        metrics=metrics or RecordedMetrics(),
-        log=Logger(namespace="elemta.policy", observer=cast(ILogObserver, log.append)),
-        resolver=resolver or Zone(),
-        threads=threads or ThreadsDouble(),
-        store=store or MemoryStore(clock.seconds),
-        wall=clock.seconds,
-        connect=(
-            connections
-            if isinstance(connections, ScriptedConnections)
-            else ScriptedConnections(clock, connections)
-        ),
-        http=http if isinstance(http, ScriptedHttp) else ScriptedHttp(clock, http),
-        hostname=hostname,
-        node_id=node_id,
-        outbox=outbox or MemoryOutbox(),
-        queue=queue or ListedQueue(),
-    )
-
-
-def make_message(content: bytes) -> Message:
-    """A message as a policy sees it, from the octets that a client sends (lines ending in CRLF)."""
-    header = HeaderReader()
-    content = header.feed(content) + header.finish()
-    return Message(len(content), content[: 64 * 1024], lambda: io.BytesIO(content))
 
 
 class PolicyTester:
@@ -436,24 +370,7 @@ class PolicyTester:
         self._wait(self._tell("ended", envelope or self._envelope(recipient), recipient, outcome), wait)
 
     def _envelope(self, recipient: Recipient | None) -> Envelope:
-        transaction, facts = self.transaction, self.facts
-        others = tuple(known for known in transaction.recipients if known != recipient)
-        return Envelope(
-            queue_id="2CmXq07DRb3",
-            sender=transaction.sender,
-            recipients=others if recipient is None else (*others, recipient),
-            received_at=1_800_000_000.0,
-            size=transaction.size or 1000,
-            parameters=transaction.parameters,
-            client=Client(
-                str(facts.client_ip),
-                facts.helo,
-                facts.listener,
-                facts.id,
-                facts.user,
-                facts.tls.version if facts.tls else None,
-            ),
-        )
+        return make_envelope(self.transaction, self.facts, recipient)
 
     def ask(self, stage: Stage, about: Recipient | Message | str | None = None) -> Deferred[Verdict]:
         """Ask at ``stage``; the verdict is in a Deferred.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import BinaryIO, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
@@ -14,7 +12,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
-from elemta.envelope import Envelope
 from elemta.errors import SpoolError
 from elemta.history.history import MessageHistory
 from elemta.message.notice import Notice
@@ -24,19 +21,18 @@ from elemta.runtime import Runtime
 from elemta.runtime.disk import FreeSpace
 from elemta.spool.bodies import Bodies
 from elemta.spool.content import RecentContents
-from elemta.spool.damaged_rows import DamagedRows, Found
-from elemta.spool.filters import QueueFilter
+from elemta.spool.damaged_rows import DamagedRows
 from elemta.spool.group_commit import GroupCommit, PendingOperation
 from elemta.spool.history_feed import allowance, feed, history_of, keep_discarded
 from elemta.spool.holds import Holds
 from elemta.spool.intake import Intake, payment
 from elemta.spool.leftovers import Leftovers
+from elemta.spool.lookups import QueueLookups
 from elemta.spool.operations import (
     Assignment,
     Batch,
     DeliveryResult,
     NewMessage,
-    Operation,
     OperatorAction,
     OperatorChange,
     QueueCounts,
@@ -47,14 +43,9 @@ from elemta.spool.queue_id import QueueIds, known_key, row_key, unknown_message
 from elemta.spool.queue_listeners import QueueListeners
 from elemta.spool.reader import Reader
 from elemta.spool.records import (
-    DestinationDue,
     HeldPart,
     HoldCause,
-    Listing,
-    MessageRecord,
     MessageState,
-    MessageSummary,
-    Page,
     Plan,
     PlannedPart,
     QueuedMessage,
@@ -73,7 +64,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Spool(Intake):
+class Spool(QueueLookups, Intake):
     """One partition of the queue, owned by this process. Made by `open`; all is for the reactor thread.
 
     What a Deferred or coroutine of the spool confirms is on stable storage. Nothing that it gives out can be
@@ -288,24 +279,9 @@ class Spool(Intake):
         )
         return cast("Deferred[None]", self._commits.submit(settlement))
 
-    async def owed(self, after: str | None, limit: int) -> list[Notice]:
-        """What senders have still to hear of deliveries, from behind the message with a queue id on."""
-        found = await self._read(self._schedule.owed, after, limit)
-        if found.damaged:
-            await self._damaged.write_off(found.damaged)
-        return found.value
-
     async def write_off(self, owed: Notice) -> None:
         """Drop the notices of these deliveries. UnknownMessage: that is so already; SpoolError."""
         await self._commits.submit(payment(owed))
-
-    async def held(self, before: float, limit: int) -> list[HeldPart]:
-        """Parts whose hold has an end and began at ``before`` or earlier, the oldest hold first."""
-        return await self._find(self._schedule.held, before, limit)
-
-    async def undeliverable(self, limit: int) -> list[HeldPart]:
-        """Undeliverable notices on hold, the oldest hold first."""
-        return await self._find(self._schedule.undeliverable, limit)
 
     async def end_hold(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
         """Let a part on hold go; see `Holds.end`. SpoolError."""
@@ -363,54 +339,6 @@ class Spool(Intake):
         await self._change(queue_id, OperatorAction.DELETE)
         observer.deleted(message)
 
-    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
-        """Destinations by name from behind ``after`` on, and when something is due: 0.0 now, None if all
-        is held."""
-        return await self._read(self._schedule.destinations, after, limit)
-
-    async def due(
-        self,
-        now: float,
-        wanted: Mapping[str, int],
-        excluding: Mapping[str, Collection[tuple[str, int]]] = MappingProxyType({}),
-        until: Mapping[str, float] = MappingProxyType({}),
-    ) -> list[DestinationDue]:
-        """For each of the destinations at most so many parts to attempt now; see `Schedule.due`."""
-        found = await self._read(self._schedule.due, now, wanted, excluding, until)
-        if not found.damaged or await self._damaged.put_on_hold(found.damaged):
-            return found.value
-        # Those that can't be put on hold still stand before the others.
-        later = now + self.settings.refresh
-        return [
-            replace(destination, next_due=later) if destination.next_due == now else destination
-            for destination in found.value
-        ]
-
-    async def older(
-        self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
-    ) -> Page:
-        """Parts that wait, of messages received at ``before`` or earlier; see `Schedule.older`."""
-        return await self._find(self._schedule.older, before, after, limit, unwarned=unwarned)
-
-    async def open_content(self, queue_id: str) -> BinaryIO:
-        """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
-        recent = self._recent.find(queue_id)
-        return cast(BinaryIO, recent or await self._read(self._queries.content, queue_id))
-
-    async def show(self, queue_id: str) -> MessageRecord:
-        """All that is known of a message but its content. UnknownMessage."""
-        return await self._read(self._queries.show, queue_id)
-
-    async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing:
-        """A page of the messages that a filter chooses, in the order of arrival; see `Listing`."""
-        return await self._read(self._queries.find, chosen, limit, after)
-
-    async def received_since(
-        self, at: float, limit: int, after: str | None = None
-    ) -> tuple[list[Envelope], str | None]:
-        """Envelopes of messages received at ``at`` or later; see `Queries.received_since`."""
-        return await self._read(self._queries.received_since, at, limit, after)
-
     async def stats(self) -> SpoolStats:
         """The queue in numbers."""
         oldest = await self._read(self._queries.oldest)
@@ -466,18 +394,6 @@ class Spool(Intake):
         if change.woken:
             self._listeners.notify_due(change.woken)
 
-    async def _find(self, work: Callable[P, Found[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Read something; what can't be read on the way is put on hold before the answer is given."""
-        found = await self._read(work, *args, **kwargs)
-        if found.damaged:
-            await self._damaged.put_on_hold(found.damaged)
-        return found.value
-
-    async def _read(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._closed:
-            raise SpoolError("the spool is closed")
-        return await self._threads.read.call(work, *args, **kwargs)
-
     def _after_batch(self, entries: Sequence[PendingOperation], batch: Batch) -> None:
         if self.history is not None:
             feed(self.history, batch, self._now())
@@ -485,7 +401,9 @@ class Spool(Intake):
         # The rows of what was freed are gone for good, so the files may go. What was refused is not done with
         # under its own name before the store knows that no row of it is on disk, which is the store's care.
         idle = [places.body(queue_id) for queue_id in batch.freed]
-        idle += [places.unfinished_body(each.queue_id) for each in batch.errors if _is_large(each)]
+        for each in batch.errors:
+            if isinstance(each, NewMessage) and each.content is None:
+                idle.append(places.unfinished_body(each.queue_id))
         if idle:
             self._threads.files.start(self._leftovers.remove, idle)
         if batch.ledger.undeliverable > 0 and not self._closed:
@@ -527,15 +445,3 @@ class Spool(Intake):
             reason=str(failure.value),
         )
         self._refreshed(FreeSpace(0, None))
-
-    # Last, because from here on the name means this method.
-    async def list(
-        self, state: MessageState | None = None, limit: int = 100, after: str | None = None
-    ) -> list[MessageSummary]:
-        """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
-        return list((await self.find(QueueFilter(state), limit, after)).messages)
-
-
-def _is_large(operation: Operation) -> bool:
-    """Whether it takes in a message whose body is in a file."""
-    return isinstance(operation, NewMessage) and operation.content is None

@@ -1,0 +1,69 @@
+"""Destinations that an operator or a reload has tried again before their time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from twisted.internet.interfaces import IReactorTime
+
+from elemta.bounded_map import BoundedMap
+from elemta.delivery.destinations import Destinations
+from elemta.runtime import SteadyWall
+
+# Destinations that are made to be tried again in one turn of the reactor.
+_PROBED_AT_ONCE = 200
+# Commits of an operator's command about many messages that are no further apart are one command.
+_SAME_COMMAND = 2.0
+_MOST_COMMANDED = 10_000
+
+
+class CommandedProbes:
+    """Has destinations tried again. ``look_soon`` has the queue looked into for them."""
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        clock: SteadyWall,
+        destinations: Destinations,
+        runs: Callable[[], bool],
+        look_soon: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._destinations = destinations
+        self._runs = runs
+        self._look_soon = look_soon
+        #: When a command last had a destination tried that was down.
+        self.commanded: BoundedMap[str, float] = BoundedMap(_MOST_COMMANDED)
+
+    def of_command(self, destinations: Collection[str]) -> None:
+        """An operator made something due in these."""
+        self._destinations.probe_now([name for name in destinations if self._is_new_command(name)])
+
+    def of_all(self) -> None:
+        """Routes or settings are new: try all of them again."""
+        self._probe_some(self._destinations.names())
+
+    def _is_new_command(self, destination: str) -> bool:
+        """Whether a destination that is down was not probed for this command of an operator already.
+
+        A command about many messages comes in several commits, one close behind the other.
+        """
+        if not self._destinations.failures(destination):
+            return True
+        now = self._clock.seconds()
+        last = self.commanded.get(destination)
+        self.commanded.keep(destination, now)
+        return last is None or now - last >= _SAME_COMMAND
+
+    def _probe_some(self, destinations: tuple[str, ...], start: int = 0) -> None:
+        """Have destinations tried again, some in each turn of the reactor: there may be very many."""
+        end = start + _PROBED_AT_ONCE
+        self._destinations.probe_now(destinations[start:end])
+        if end < len(destinations):
+            self._reactor.callLater(0, self._probe_on, destinations, end)
+        self._look_soon()
+
+    def _probe_on(self, destinations: tuple[str, ...], start: int) -> None:
+        if self._runs():
+            self._probe_some(destinations, start)

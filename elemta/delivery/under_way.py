@@ -1,0 +1,57 @@
+"""The parts whose attempt is under way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.delivery.destination import Key
+from elemta.errors import SpoolError
+from elemta.spool.records import QueuedMessage
+
+_log = Logger()
+
+
+class PartsUnderWay(dict[Key, QueuedMessage]):
+    """The parts by key, and the wait for their end."""
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._empty: Deferred[None] | None = None
+
+    def notify_empty(self) -> None:
+        if self._empty is not None and not self:
+            empty, self._empty = self._empty, None
+            empty.callback(None)
+
+    async def wait_until_empty(self, seconds: float) -> bool:
+        """Whether nothing is under way any more, at the latest after so many seconds."""
+        if not self:
+            return True
+        empty = self._empty = Deferred()
+        late = self._reactor.callLater(seconds, lambda: None if empty.called else empty.callback(None))
+        await empty
+        self._empty = None
+        if late.active():
+            late.cancel()
+        return not self
+
+
+def log_not_recorded(failure: Failure, queue_id: str) -> None:
+    """Log that what came of an attempt is not on stable storage yet."""
+    if failure.check(SpoolError) is None:
+        _log.failure(
+            "an attempt could not be recorded", failure, event="delivery.not_recorded", queue_id=queue_id
+        )
+    else:
+        # The disk's failure itself is logged once, by the spool.
+        _log.error(
+            "an attempt could not be recorded yet",
+            event="delivery.not_recorded",
+            queue_id=queue_id,
+            reason=failure.getErrorMessage(),
+        )

@@ -1,0 +1,128 @@
+"""What can be read of the queue: the part of the spool that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import BinaryIO, ParamSpec, TypeVar, cast
+
+from elemta.envelope import Envelope
+from elemta.errors import SpoolError
+from elemta.message.notice import Notice
+from elemta.spool.content import RecentContents
+from elemta.spool.damaged_rows import DamagedRows, Found
+from elemta.spool.filters import QueueFilter
+from elemta.spool.queries import Queries
+from elemta.spool.records import (
+    DestinationDue,
+    HeldPart,
+    Listing,
+    MessageRecord,
+    MessageState,
+    MessageSummary,
+    Page,
+    SpoolSettings,
+)
+from elemta.spool.schedule import Schedule
+from elemta.spool.threads import SpoolThreads
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class QueueLookups:
+    """Reads in the threads of the spool. A row that can't be read is put on hold and left out.
+
+    A subclass sets the attributes.
+    """
+
+    settings: SpoolSettings
+    _threads: SpoolThreads
+    _queries: Queries
+    _schedule: Schedule
+    _damaged: DamagedRows
+    _recent: RecentContents
+    _closed: bool
+
+    async def owed(self, after: str | None, limit: int) -> list[Notice]:
+        """What senders have still to hear of deliveries, from behind the message with a queue id on."""
+        found = await self._read(self._schedule.owed, after, limit)
+        if found.damaged:
+            await self._damaged.write_off(found.damaged)
+        return found.value
+
+    async def held(self, before: float, limit: int) -> list[HeldPart]:
+        """Parts whose hold has an end and began at ``before`` or earlier, the oldest hold first."""
+        return await self._find(self._schedule.held, before, limit)
+
+    async def undeliverable(self, limit: int) -> list[HeldPart]:
+        """Undeliverable notices on hold, the oldest hold first."""
+        return await self._find(self._schedule.undeliverable, limit)
+
+    async def destinations(self, after: str | None, limit: int) -> list[tuple[str, float | None]]:
+        """Destinations by name from behind ``after`` on, and when something is due: 0.0 now, None if all
+        is held."""
+        return await self._read(self._schedule.destinations, after, limit)
+
+    async def due(
+        self,
+        now: float,
+        wanted: Mapping[str, int],
+        excluding: Mapping[str, Collection[tuple[str, int]]] = MappingProxyType({}),
+        until: Mapping[str, float] = MappingProxyType({}),
+    ) -> list[DestinationDue]:
+        """For each of the destinations at most so many parts to attempt now; see `Schedule.due`."""
+        found = await self._read(self._schedule.due, now, wanted, excluding, until)
+        if not found.damaged or await self._damaged.put_on_hold(found.damaged):
+            return found.value
+        # Those that can't be put on hold still stand before the others.
+        later = now + self.settings.refresh
+        return [
+            replace(destination, next_due=later) if destination.next_due == now else destination
+            for destination in found.value
+        ]
+
+    async def older(
+        self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
+    ) -> Page:
+        """Parts that wait, of messages received at ``before`` or earlier; see `Schedule.older`."""
+        return await self._find(self._schedule.older, before, after, limit, unwarned=unwarned)
+
+    async def open_content(self, queue_id: str) -> BinaryIO:
+        """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
+        recent = self._recent.find(queue_id)
+        return cast(BinaryIO, recent or await self._read(self._queries.content, queue_id))
+
+    async def show(self, queue_id: str) -> MessageRecord:
+        """All that is known of a message but its content. UnknownMessage."""
+        return await self._read(self._queries.show, queue_id)
+
+    async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing:
+        """A page of the messages that a filter chooses, in the order of arrival; see `Listing`."""
+        return await self._read(self._queries.find, chosen, limit, after)
+
+    async def received_since(
+        self, at: float, limit: int, after: str | None = None
+    ) -> tuple[list[Envelope], str | None]:
+        """Envelopes of messages received at ``at`` or later; see `Queries.received_since`."""
+        return await self._read(self._queries.received_since, at, limit, after)
+
+    async def _find(self, work: Callable[P, Found[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Read something; what can't be read on the way is put on hold before the answer is given."""
+        found = await self._read(work, *args, **kwargs)
+        if found.damaged:
+            await self._damaged.put_on_hold(found.damaged)
+        return found.value
+
+    async def _read(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._closed:
+            raise SpoolError("the spool is closed")
+        return await self._threads.read.call(work, *args, **kwargs)
+
+    # Last, because from here on the name means this method.
+    async def list(
+        self, state: MessageState | None = None, limit: int = 100, after: str | None = None
+    ) -> list[MessageSummary]:
+        """A page of the queue in the order of arrival, from behind the queue id ``after`` on."""
+        return list((await self.find(QueueFilter(state), limit, after)).messages)
