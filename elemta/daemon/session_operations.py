@@ -1,62 +1,78 @@
-"""The admin call about open SMTP sessions."""
+"""The admin calls about clients: the sessions that are open, and what was refused lately."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from typing import Annotated
 
-from elemta.net.protocol import ESMTPProtocol
+from elemta.net.live_sessions import LiveSession
+from elemta.net.recent_refusals import MOST_REFUSALS, ClientRefusal
 from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import route
+from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Count
 
-
-@dataclass(frozen=True, slots=True)
-class SessionEntry:
-    """One open session: ``helo`` and ``user`` are empty and null until the client has said them."""
-
-    session_id: str
-    listener: str
-    client_ip: str
-    client_port: int
-    helo: str
-    user: str | None
-    tls: str
-    reverse_name: str | None
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class SessionListing:
-    """The oldest open sessions of this node, and how many there are in total."""
+    """The longest open sessions of this node, and how many there are in all."""
 
-    sessions: tuple[SessionEntry, ...]
+    sessions: tuple[LiveSession, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalListing:
+    """What this node refused lately, the newest first.
+
+    The last 1,000 refusals are kept. ``total`` counts all since the start.
+    """
+
+    refused: tuple[ClientRefusal, ...]
     total: int
 
 
 class SessionOperations:
-    """Shows the sessions in ``registry``."""
+    """Shows the clients of one node."""
 
     def __init__(self, registry: ConnectionRegistry) -> None:
         self._registry = registry
 
     @route("GET", "/v1/sessions")
-    async def list(self, limit: Annotated[int, Count()] = 100) -> SessionListing:
-        """The open SMTP sessions of this node, the oldest first."""
-        known = (each for each in self._registry.connections if isinstance(each, ESMTPProtocol))
-        found = tuple(_entry(each) for each in islice(known, limit))
-        return SessionListing(found, len(self._registry.connections))
+    async def sessions(
+        self, client: str | None = None, limit: Annotated[int, Count()] = 100
+    ) -> SessionListing:
+        """The open sessions, the oldest first; of one address or network, or of all clients."""
+        wanted = None if client is None else network_of_text(client)
+        connections = self._registry.connections
+        open_now = (each.describe() for each in connections if wanted is None or each.client_ip in wanted)
+        found = islice((each for each in open_now if each is not None), limit)
+        return SessionListing(tuple(found), len(connections))
+
+    @route("GET", "/v1/refused")
+    async def refused(
+        self,
+        policy: str | None = None,
+        limit: str | None = None,
+        client: str | None = None,
+        count: Annotated[int, Count(1, MOST_REFUSALS)] = 100,
+    ) -> RefusalListing:
+        """What was refused lately, with the reply: by a policy, by a limit, of a client, or all."""
+        refusals = self._registry.refusals
+        wanted = None if client is None else network_of_text(client)
+        found = refusals.latest(policy=policy, limit=limit, client=wanted)
+        return RefusalListing(tuple(islice(found, count)), refusals.total)
 
 
-def _entry(connection: ESMTPProtocol) -> SessionEntry:
-    facts = connection.facts
-    return SessionEntry(
-        facts.id,
-        facts.listener,
-        str(facts.client_ip),
-        facts.client_port,
-        facts.helo,
-        facts.user,
-        f"{facts.tls.version} {facts.tls.cipher}" if facts.tls else "",
-        facts.reverse_name,
-    )
+def network_of_text(text: str) -> Network:
+    """An address or a network as an operator types it. Raises :class:`AdminRefusal`."""
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        problem = f"{text[:64]!r} is no IP address and no network"
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, "such as 192.0.2.7 or 2001:db8::/48") from None

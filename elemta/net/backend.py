@@ -70,6 +70,8 @@ class SessionBackend:
         self._policies = terms.chain.open(facts)
         #: The queue id of the message that the transaction has come to; "" before there is one.
         self.queue_id = ""
+        #: The last question, unless a password is in it.
+        self.asked: Question | None = None
         self._writer: MessageWriter | None = None
         # Of the message that the writer takes
         self._header: HeaderReader
@@ -81,6 +83,7 @@ class SessionBackend:
 
     def answer(self, question: Question) -> MaybeDeferred[Response]:
         """The answer to ``question``; it never fails."""
+        self.asked = None if type(question) is CredentialsQuestion else question
         try:
             if self._health_check:
                 answer = self._answer_health_check(question)

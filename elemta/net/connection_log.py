@@ -8,7 +8,7 @@ from elemta.metrics import NetMetrics
 from elemta.net.registry import ConnectionRegistry
 from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
-from elemta.smtp.events import Forgave, Replied
+from elemta.smtp.events import Forgave, Question, Replied
 from elemta.smtp.leniency import Leniency
 from elemta.smtp.session_info import SessionInfo
 
@@ -54,7 +54,7 @@ class ConnectionLog:
             )
 
     def closed(self, reason: Failure) -> None:
-        seconds = self._registry.seconds() - self._opened_at
+        seconds = self.seconds
         if not self._health_check:
             self._metrics.connections_open.labels(self._facts.listener).dec()
             self._metrics.session_duration.labels(self._facts.listener).observe(seconds)
@@ -74,8 +74,17 @@ class ConnectionLog:
         if not self._health_check:
             self._registry.handshake_log.failed(self._facts, heard, reason)
 
-    def refused(self, event: Replied, queue_id: str) -> None:
-        """A command was refused; ``queue_id`` is that of the message that the transaction has come to."""
+    @property
+    def seconds(self) -> float:
+        """How long the connection is open."""
+        return self._registry.seconds() - self._opened_at
+
+    def refused(self, event: Replied, queue_id: str, asked: Question | None) -> None:
+        """A command was refused; ``queue_id`` is that of the message that the transaction has come to.
+
+        ``asked`` is the last question about the session.
+        """
+        self._registry.refusals.refused(self._facts, event, asked)
         reply = event.reply
         if reply is replies.ENVELOPE_FULL or reply is replies.ENVELOPES_FULL:
             self._metrics.messages_deferred.labels(event.verb.lower(), "memory").inc()

@@ -96,6 +96,7 @@ class ESMTPFactory(Factory):
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
         self._metrics.connections_refused.labels(self.listener.name, reason).inc()
+        self._registry.refusals.no_session(str(ip), self.listener.name, reply, reason)
         _log.info(
             "connection refused",
             event="connection.refused",

@@ -30,6 +30,7 @@ from elemta.net.connection_state import (
     next_state,
 )
 from elemta.net.context import ListenerContext
+from elemta.net.live_sessions import LiveSession
 from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.socket_address import address_of
 from elemta.net.timeouts import ConnectionTimeouts, TimeoutKind
@@ -197,6 +198,10 @@ class ESMTPProtocol(ClientConnection):
         """Whether a TLS handshake is under way."""
         return self._state in IN_HANDSHAKE
 
+    def describe(self) -> LiveSession:
+        """What the session does now."""
+        return LiveSession.of(self._session, self._log.seconds, self._deadlines.waiting.value)
+
     @property
     def memory(self) -> SessionMemory:
         """The memory that this session takes beyond that of an idle one."""
@@ -336,7 +341,7 @@ class ESMTPProtocol(ClientConnection):
             return
         self._terms.metrics.replies.labels(event.verb, event.reply.code).inc()
         if event.reply.code >= 400:
-            self._log.refused(event, self._backend.queue_id)
+            self._log.refused(event, self._backend.queue_id, self._backend.asked)
 
     def _forgave(self, event: Forgave) -> None:
         self._log.forgave(event)

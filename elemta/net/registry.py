@@ -15,6 +15,8 @@ from twisted.logger import Logger
 
 from elemta.limits.identity import ip_identity
 from elemta.net.handshake_log import HandshakeLog
+from elemta.net.live_sessions import LiveSession
+from elemta.net.recent_refusals import RecentRefusals
 from elemta.runtime import Runtime
 from elemta.smtp import replies
 from elemta.smtp.memory import MemoryBudget, SessionMemory
@@ -48,6 +50,10 @@ class ClientConnection(Protocol):
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
         return False
+
+    def describe(self) -> LiveSession | None:
+        """What the session does now; None where there is none yet."""
+        return None
 
     @property
     def memory(self) -> SessionMemory:
@@ -88,6 +94,7 @@ class ConnectionRegistry:
         self._looked_at = 0.0
         self._stood_still = 0.0
         self.handshake_log = HandshakeLog(self.seconds)
+        self.refusals = RecentRefusals(runtime.wall)
 
     def seconds(self) -> float:
         """The clock of sessions. It stands still while this process does: that time is no client's."""
