@@ -304,6 +304,12 @@ class PolicyTester:
         transaction = None if early else self.transaction
         self._wait(self._tell("refused_at", self.session, stage, reply, transaction, about), wait)
 
+    def decided(
+        self, stage: Stage, verdict: Verdict = CONTINUE, policy: str = "", *, wait: float = 0
+    ) -> None:
+        """Tell the policy what the policies of a stage decided; ``policy`` is the name of the one that did."""
+        self._wait(self._tell("decided", self.session, policy, stage, verdict), wait)
+
     def disconnected(self, *, wait: float = 0) -> None:
         self._wait(self._tell("disconnected", self.session), wait)
 

@@ -108,6 +108,35 @@ def test_a_policy_is_asked_as_the_daemon_asks_it():
     assert tester.session.notes["committed"] == ["someone@example.com"]
 
 
+@implementer(IOutcomeObserver)
+class Deciding:
+    def decided(self, session, policy, stage, verdict):
+        session.notes["decided"] = (policy, stage, verdict)
+
+    def committed(self, session, transaction, queue_id): ...
+
+    def refused(self, session, transaction): ...
+
+    def disconnected(self, session): ...
+
+
+@implementer(IPlugin, IPolicyPlugin)
+class DecidingPlugin:
+    name = "deciding"
+    options = NoOptions
+
+    def build(self, options, services):
+        return Deciding()
+
+
+def test_an_observer_hears_what_the_policies_of_a_stage_decided():
+    tester = PolicyTester(DecidingPlugin())
+    tester.decided(Stage.RCPT, Reject("no"), "relay")
+    assert tester.session.notes["decided"] == ("relay", Stage.RCPT, Reject("no"))
+    # A policy that does not care is one all the same.
+    PolicyTester(EverythingPlugin()).decided(Stage.RCPT)
+
+
 def test_metrics_and_log_of_a_policy_can_be_looked_at():
     tester = PolicyTester(EverythingPlugin())
     tester.rcpt("someone@example.com")
