@@ -307,7 +307,7 @@ class PolicyTester:
     def decided(
         self, stage: Stage, verdict: Verdict = CONTINUE, policy: str = "", *, wait: float = 0
     ) -> None:
-        """Tell the policy what the policies of a stage decided; ``policy`` is the name of the one that did."""
+        """Tell the policy what those of a stage decided; ``policy`` is the name of the one that did."""
         self._wait(self._tell("decided", self.session, policy, stage, verdict), wait)
 
     def disconnected(self, *, wait: float = 0) -> None:

@@ -144,12 +144,11 @@ class ScriptedNameserver:
     ``asked`` is what it heard: over what, the name, and whether with EDNS.
     """
 
-    def __init__(self, answer: Answer, host: str = "127.0.0.1") -> None:
+    def __init__(self, answer: Answer, host: str = "127.0.0.1", port: int = 0) -> None:
         self._answer = answer
         self.asked: list[tuple[str, str, bool]] = []
         self.faults: list[Exception] = []
-        port = free_dns_port()
-        self.address = (host, port)
+        self.address = (host, port or free_dns_port())
         self._udp = socket.socket(type=socket.SOCK_DGRAM)
         self._udp.bind(self.address)
         self._tcp = socket.create_server(self.address)
