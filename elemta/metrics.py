@@ -215,14 +215,17 @@ class SpoolMetrics:
     def __init__(self, registry: MetricRegistry | None = None) -> None:
         new = registry or MetricRegistry()
         self.messages = new.reported_gauge(
-            "elemta_spool_messages", "Messages in the spool, by state.", "state"
+            "elemta_spool_messages",
+            "Messages in the spool, by state: active (never tried), deferred, hold, quarantine, and "
+            "undeliverable (notices that failed and whose sender is <>).",
+            "state",
         )
         self.octets = new.reported_gauge(
             "elemta_spool_bytes", "Octets of the messages in the spool, by state.", "state"
         )
         self.oldest_age = new.reported_gauge(
             "elemta_spool_oldest_message_age_seconds",
-            "Age of the oldest message in the spool; 0 when it is empty.",
+            "Age of the oldest message in the spool that is no undeliverable notice; 0 where there is none.",
         )
         self.free = new.reported_gauge("elemta_spool_free_bytes", "Free space on the spool's disk.")
         self.healthy = new.reported_gauge(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from elemta.config import Config, load
+from elemta.config.spool_directory import spool_directory
 from elemta.ctl.client import AdminClient
 from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, CommandFailed
 from elemta.ctl.text import Column, safe, table
@@ -74,8 +75,21 @@ class CommandContext:
         return client
 
     def _usual_socket(self) -> str:
-        config = self.config("it says where the daemon's socket is; --socket PATH says it too")
-        return str(Path(config.spool.directory) / SOCKET_NAME)
+        """The socket in the spool directory: other faults of the configuration don't matter for that."""
+        path = self.config_path
+        environ = {name: value for name, value in self.environ.items() if name != CONFIG_VARIABLE}
+        try:
+            directory = spool_directory(path, environ)
+        except PermissionError as error:
+            hint = "it says where the daemon's socket is; --socket PATH says it too"
+            raise CommandFailed(EX_NOPERM, f"permission denied: {path}", hint) from error
+        except OSError as error:
+            raise CommandFailed(
+                EX_CONFIG,
+                f"{path} can't be read: {error.strerror or error}",
+                "it says where the daemon's socket is; --socket PATH says it too",
+            ) from error
+        return str(Path(directory) / SOCKET_NAME)
 
     # Output
 
@@ -83,6 +97,20 @@ class CommandContext:
         """Lines to standard output, without control characters."""
         for line in lines:
             self.stdout.write(safe(line) + "\n")
+
+    def give_octets(self, octets: bytes) -> None:
+        """Octets to standard output, unchanged; on a terminal without what could drive it."""
+        if self.stdout.isatty():
+            for line in octets.decode("utf-8", "replace").splitlines(keepends=True):
+                end = "\n" if line.endswith("\n") else ""
+                self.stdout.write(safe(line.rstrip("\r\n").expandtabs()) + end)
+            return
+        binary = getattr(self.stdout, "buffer", None)
+        if binary is None:
+            self.stdout.write(octets.decode("utf-8", "surrogateescape"))
+        else:
+            self.stdout.flush()
+            binary.write(octets)
 
     def note(self, line: str) -> None:
         """A line to standard error."""

@@ -12,22 +12,22 @@ from elemta.ctl.text import Column, age, size
 from elemta.errors import Fault
 
 _LISTENERS = (
-    Column("LISTENER", flexible=True),
+    Column("LISTENER"),
     Column("ROLE"),
     Column("TLS", flexible=True),
-    Column("ADDRESS", flexible=True),
+    Column("ADDRESS", spare=1, folds=True),
     Column("OPEN", right=True),
 )
 _CERTIFICATES = (
-    Column("CERTIFICATE", flexible=True),
-    Column("NAMES", flexible=True),
+    Column("CERTIFICATE"),
+    Column("NAMES", spare=1, folds=True),
     Column("KEY"),
     Column("DAYS LEFT", right=True),
 )
 _NODES = (
     Column("NODE", whole=True),
     Column("STATE"),
-    Column("HOST", flexible=True, spare=2),
+    Column("HOST", spare=2, folds=True),
     Column("VERSION", spare=3),
     Column("UP", right=True, spare=1),
     Column("SESSIONS", right=True),
@@ -42,11 +42,15 @@ _OPTIONS = (
     Column("MEANING", flexible=True),
 )
 _PLUGINS = (
-    Column("NAME", flexible=True),
+    Column("NAME"),
     Column("CHAIN"),
     Column("FROM", flexible=True),
     Column("ABOUT", flexible=True),
 )
+
+
+# States that are shown where a message is in them.
+_SELDOM = ("quarantine", "undeliverable")
 
 
 def status(invocation: CommandContext) -> int:
@@ -108,7 +112,11 @@ def spool_lines(spool: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("spool", spool["directory"])] if "directory" in spool else []
     if "error" in spool:
         return [*lines, ("", f"not healthy: {spool['error']}")]
-    states = ", ".join(f"{count['messages']} {state}" for state, count in spool["states"].items())
+    states = ", ".join(
+        f"{count['messages']} {state}"
+        for state, count in spool["states"].items()
+        if count["messages"] or state not in _SELDOM
+    )
     total = spool["total"]
     oldest = f", oldest {age(spool['oldest_age'])}" if total["messages"] else ""
     messages = "message" if total["messages"] == 1 else "messages"
@@ -210,7 +218,16 @@ def drain(invocation: CommandContext) -> int:
     if invocation.json:
         invocation.give(answer)
     else:
-        invocation.say("draining: no new session; open ones end after their message; restart to serve again")
+        invocation.say("draining: no new session; open ones end after their message; undrain ends it")
+    return EX_OK
+
+
+def undrain(invocation: CommandContext) -> int:
+    answer = invocation.client().post("undrain")
+    if invocation.json:
+        invocation.give(answer)
+    else:
+        invocation.say("serving: new sessions are taken again")
     return EX_OK
 
 

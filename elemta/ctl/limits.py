@@ -11,22 +11,24 @@ from elemta.ctl.exit_codes import EX_OK
 from elemta.ctl.text import Column, age
 
 _LIMITS = (
-    Column("LIMIT", flexible=True),
+    Column("LIMIT"),
     Column("COUNTS"),
-    Column("PER", flexible=True),
-    Column("RATES", flexible=True),
+    Column("PER", spare=5, folds=True),
+    Column("RATES", spare=6, folds=True),
     Column("SCOPE", spare=2),
     Column("THEN", spare=1),
     Column("VALKEY DOWN", spare=4),
     Column("MODE", spare=3),
 )
 _FILLS = (
-    Column("LIMIT", flexible=True),
-    Column("IDENTITY", flexible=True),
-    Column("USED", flexible=True),
+    Column("LIMIT"),
+    Column("IDENTITY", spare=1, folds=True),
+    Column("USED", spare=2, folds=True),
     Column("PASSES"),
-    Column("REFUSED BY", flexible=True, spare=1),
+    Column("REFUSED BY", spare=3, folds=True),
 )
+_CLEAR = "\x1b[H\x1b[2J"
+WATCH_SECONDS = 2.0
 
 
 def show_list(invocation: CommandContext) -> int:
@@ -56,8 +58,17 @@ def _limit(limit: Mapping[str, Any]) -> Sequence[str]:
 def top(invocation: CommandContext) -> int:
     args = invocation.args
     query = {"limit": args.limit} if args.limit else {}
-    answer = invocation.client().get("limits", "top", count=str(args.count), **query)
-    return _give(invocation, answer, "nothing is counted")
+    client = invocation.client()
+    while True:
+        answer = client.get("limits", "top", count=str(args.count), **query)
+        if args.watch and not invocation.json and invocation.stdout.isatty():
+            invocation.stdout.write(_CLEAR)
+        done = _give(invocation, answer, "nothing is counted")
+        if not args.watch:
+            return done
+        invocation.stdout.flush()
+        # Until the operator interrupts it.
+        invocation.runtime.sleep(WATCH_SECONDS)
 
 
 def show(invocation: CommandContext) -> int:
@@ -75,8 +86,9 @@ def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -
     else:
         invocation.say(nothing)
     if answer["counted_in"] == "local":
-        invocation.note("Valkey is away: this is what this node counts by itself")
-    if not answer["complete"]:
+        invocation.say(*_shares(answer["limits"]))
+        invocation.note("Valkey is away: what other nodes count is not known")
+    elif not answer["complete"]:
         invocation.note("there is more than could be looked at")
     return EX_OK
 
@@ -98,10 +110,22 @@ def _override(fill: Mapping[str, Any]) -> str:
     return " (exempt)" if words == "exempt" else " (override)"
 
 
+def _shares(fills: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each limit: how much of it this node admits by itself."""
+    lines = {}
+    for fill in fills:
+        divided = [bound for bound in fill["bounds"] if bound["share"] is not None]
+        parts = [f"{bound['share']} of {bound['limit']}" for bound in divided]
+        share = f", share {', '.join(parts)}" if parts else ""
+        lines[fill["limit"]] = f"{fill['limit']}: as seen by this node alone{share}"
+    return list(lines.values())
+
+
 def bound_in_words(bound: Mapping[str, Any]) -> str:
     """How full a limit's bound is: ``3/100 in 1m``."""
     window = bound["window"]
-    return f"{bound['used']}/{bound['limit']}" + ("" if window is None else f" in {format_duration(window)}")
+    most = bound["limit"] if bound.get("share") is None else bound["share"]
+    return f"{bound['used']}/{most}" + ("" if window is None else f" in {format_duration(window)}")
 
 
 def _passes(fill: Mapping[str, Any]) -> str:

@@ -10,7 +10,19 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
-from elemta.ctl import configuration, daemon, dkim, explain, find, limits, overrides, queue, spool, users
+from elemta.ctl import (
+    configuration,
+    daemon,
+    destinations,
+    dkim,
+    explain,
+    find,
+    limits,
+    overrides,
+    queue,
+    spool,
+    users,
+)
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
@@ -120,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
         "--limit", type=_count, default=20, metavar="N", help="at most N, the newest (default 20; 0: all)"
     )
     _add_queue(_group(commands, "queue", "the messages that wait"))
+    _add_destinations(commands)
     _add_spool(_group(commands, "spool", "the spools that are delivered from, those of dead nodes too"))
     _add_limits(_group(commands, "limits", "the identities that are limited, by which limit, and until when"))
     _add_user(_group(commands, "user", "the users that may log in: edits the users file, needs no daemon"))
@@ -128,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
+    _add(commands, "undrain", daemon.undrain, "end a drain: take new sessions again")
     return top
 
 
@@ -185,6 +199,9 @@ def _add_queue(commands: Any) -> None:
     )
     shown = _add(commands, "show", queue.show, "all about a message: client, recipients, attempts")
     shown.add_argument("ids", nargs="+", metavar="ID")
+    content = _add(commands, "cat", queue.cat, "a message as it is sent on")
+    content.add_argument("id", metavar="ID")
+    content.add_argument("--headers", action="store_true", help="the header alone")
     for action, words in (
         ("retry", "attempt deferred messages now"),
         ("hold", "keep messages from being delivered"),
@@ -195,20 +212,42 @@ def _add_queue(commands: Any) -> None:
         added = _add(commands, action, queue.change, words)
         added.set_defaults(action=action)
         added.add_argument("ids", nargs="*", metavar="ID")
-        added.add_argument("--all", action="store_true", help="all that match the filters")
+        added.add_argument("--all", action="store_true", help="all messages, or all that match the filters")
         _add_filters(added)
         if action == "hold":
-            added.add_argument("--reason", metavar="TEXT", help="shown in the listing")
-        if action in ("bounce", "delete"):
-            added.add_argument("--yes", action="store_true", help="do not ask")
+            about = "the reason to show (of messages that are named, --reason is this, too)"
+            added.add_argument("--note", metavar="TEXT", help=about)
+        added.add_argument("--yes", action="store_true", help="do not ask")
     _add(commands, "stats", queue.stats, "the queue in numbers")
 
 
 def _add_filters(added: argparse.ArgumentParser) -> None:
-    filters = added.add_argument_group("filters", "PATTERN is an address, @domain, <>, or has * and ? in it.")
-    filters.add_argument("--state", choices=("active", "deferred", "hold"))
-    filters.add_argument("--from", dest="sender", metavar="PATTERN")
-    filters.add_argument("--to", dest="recipient", metavar="PATTERN")
+    filters = added.add_argument_group(
+        "filters",
+        "TEXT is a part of what is looked for, whatever its case; in < and > it is the whole, so <> is the "
+        "null sender; with * and ? in it, it is a pattern for the whole.",
+    )
+    filters.add_argument("--state", choices=queue.STATES)
+    filters.add_argument("--from", dest="sender", metavar="TEXT", help="in the sender")
+    filters.add_argument("--to", dest="recipient", metavar="TEXT", help="in a recipient")
+    filters.add_argument("--destination", metavar="TEXT", help="in the name of a destination")
+    filters.add_argument("--reason", dest="why", metavar="TEXT", help="in the reason for which it waits")
+    filters.add_argument("--older-than", metavar="DURATION", help="received so long ago, such as 2h")
+
+
+def _add_destinations(commands: Any) -> None:
+    words = "the destinations that mail waits for: how many, since when, why, and the next attempt"
+    listing = _add(commands, "destinations", destinations.show_list, words)
+    below = listing.add_subparsers(metavar="COMMAND", title="commands")
+    _add(below, "list", destinations.show_list, words)
+    for action, about in (
+        ("probe", "make one attempt now; the back-off of one that is down does not change"),
+        ("pause", "attempt nothing there until it is resumed, also after a restart"),
+        ("resume", "end a pause"),
+    ):
+        added = _add(below, action, destinations.change, about)
+        added.set_defaults(action=action)
+        added.add_argument("name", metavar="NAME", help="as in the list: a domain, or the target of a route")
 
 
 def _add_spool(commands: Any) -> None:
@@ -226,6 +265,7 @@ def _add_limits(commands: Any) -> None:
     _add(commands, "list", limits.show_list, "the limits in force")
     top = _add(commands, "top", limits.top, "the identities that are refused now, and those nearest to it")
     top.add_argument("limit", nargs="?", metavar="LIMIT", help="of this limit only")
+    top.add_argument("--watch", action="store_true", help="again every two seconds, until interrupted")
     top.add_argument("--count", type=_count, default=20, metavar="N", help="at most N (default 20)")
     for name, command, words in (
         ("show", limits.show, "how full the limits are for an identity"),

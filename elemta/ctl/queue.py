@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
@@ -14,33 +15,43 @@ from elemta.ctl.daemon import spool_lines
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column, age, safe, size
 
-PAGE = 1000
+PAGE = 500
 # Messages that one call changes; the daemon takes no more.
 TOGETHER = 200
 
 _MESSAGES = (
     Column("ID"),
     Column("STATE"),
-    Column("SIZE", right=True, spare=3),
+    Column("SIZE", right=True, spare=5),
     Column("AGE", right=True, spare=1),
-    Column("RCPT", right=True, spare=2),
-    Column("FROM", flexible=True),
-    Column("NEXT", flexible=True),
+    Column("RCPT", right=True, spare=4),
+    Column("NEXT", right=True),
+    Column("FROM", spare=2, folds=True),
+    Column("TO", spare=3, folds=True),
+    Column("DESTINATION", spare=6, folds=True),
+    Column("REASON", spare=7, folds=True),
 )
-# What "--all" means where no --state says otherwise: those that the action makes a difference to.
+STATES = ("active", "deferred", "hold", "quarantine", "undeliverable")
+# What an action is for where no --state says otherwise: the messages that it makes a difference to.
 _STATES_OF_ALL: Mapping[str, Sequence[str]] = {
     "retry": ("deferred",),
-    "release": ("hold",),
+    "release": ("hold", "quarantine", "undeliverable"),
     "hold": ("active", "deferred"),
     "bounce": ("",),
     "delete": ("",),
 }
+_FILTERS = ("state", "sender", "recipient", "destination", "why", "older_than")
 _DONE = {"retry": "retried", "release": "released", "hold": "held", "delete": "deleted", "bounce": "returned"}
-# Those that can't be undone, and what is asked before.
-_FINAL = {
+# What is asked before, and what is said where the answer is no.
+_QUESTIONS = {
     "delete": ("Delete {} for good, without telling the sender?", "deleted"),
     "bounce": ("Return {} to the sender, as mail that could not be delivered?", "returned"),
+    "retry": ("Attempt {} now?", "retried"),
+    "release": ("Deliver {} now?", "released"),
+    "hold": ("Keep {} from being delivered?", "held"),
 }
+# Those that can't be undone: these ask about messages that are named, too.
+_FINAL = ("delete", "bounce")
 
 
 def show_list(invocation: CommandContext) -> int:
@@ -73,16 +84,39 @@ def _row(message: Mapping[str, Any], now: float) -> Sequence[str]:
         size(message["size"]),
         age(now - message["received_at"]),
         f"{message['pending']}/{message['recipients']}",
-        f"<{message['sender']}>",
         _next(message, now),
+        f"<{message['sender']}>",
+        _recipients(message),
+        message["destination"],
+        message["reason"],
     )
 
 
+def _recipients(message: Mapping[str, Any]) -> str:
+    if message["recipient"] is None:
+        return ""
+    others = message["pending"] - 1
+    return f"<{message['recipient']}>" + (f" and {others} more" if others > 0 else "")
+
+
 def _next(message: Mapping[str, Any], now: float) -> str:
-    if message["state"] == "hold":
-        return str(message["hold_reason"] or "")
-    wait = message["next_attempt_at"] - now
-    return f"in {age(wait)}" if wait >= 1 else "now"
+    at = message["next_attempt_at"]
+    if at is None:
+        return "-"
+    return f"in {age(at - now)}" if at - now >= 1 else "now"
+
+
+def cat(invocation: CommandContext) -> int:
+    """``queue cat``: the octets of a message, as it is sent on."""
+    client, args = invocation.client(), invocation.args
+    offset: int | None = 0
+    while offset is not None:
+        page = client.get(
+            "queue", args.id, "content", offset=str(offset), headers="true" if args.headers else "false"
+        )
+        invocation.give_octets(page["content"].encode(page["charset"]))
+        offset = page["next"]
+    return EX_OK
 
 
 def show(invocation: CommandContext) -> int:
@@ -118,18 +152,29 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
         "user": client["user"] or "",
         "tls": client["tls"] or "",
         "attempts": str(record["attempts"]),
-        "next": "" if record["state"] == "hold" else _next(record, now),
+        "next": "" if record["next_attempt_at"] is None else _next(record, now),
     }
     invocation.say(*(f"{name:<10}{value}" for name, value in said.items() if value))
     for recipient in record["recipients"]:
         status = recipient["status"] or ("no result yet" if record["attempts"] else "not tried yet")
         done = "" if recipient["pending"] else ", done"
         invocation.say(f"to        <{recipient['address']}> {status}{done}{_words(recipient)}")
+        if recipient["pending"]:
+            invocation.say(f"          {_standing(recipient, now)}")
     for attempt in record["history"]:
         invocation.say(
             f"tried     {_moment(attempt['at'])} #{attempt['number']} <{attempt['recipient']}> "
             f"{attempt['status']}{_by(attempt)}{_words(attempt)}"
         )
+
+
+def _standing(recipient: Mapping[str, Any], now: float) -> str:
+    """How a recipient that is left stands: its state, where its mail goes, when it is tried, and why then."""
+    at = recipient["next_attempt_at"]
+    when = "" if at is None else f", next {_next(recipient, now)}"
+    destination = f", by {recipient['destination']}" if recipient["destination"] else ""
+    why = f": {recipient['reason']}" if recipient["reason"] else ""
+    return f"{recipient['state']}{destination}{when}{why}"
 
 
 def _by(attempt: Mapping[str, Any]) -> str:
@@ -165,14 +210,19 @@ def stats(invocation: CommandContext) -> int:
 def change(invocation: CommandContext) -> int:
     """``queue retry|hold|release|bounce|delete``: on the ids that were given, or on all that match."""
     args = invocation.args
-    _check_choice(args)
+    many = _chooses_many(args)
     client = invocation.client()
-    ids = args.ids or [
-        message["queue_id"]
-        for message in _matching(client, args, (args.state,) if args.state else _STATES_OF_ALL[args.action])
-    ]
-    if args.action in _FINAL and ids and not args.yes:
-        _confirm(invocation, ids)
+    if many:
+        _check_confirmable(invocation)
+        states = (args.state,) if args.state else _STATES_OF_ALL[args.action]
+        found = list(_matching(client, args, states))
+        ids = [message["queue_id"] for message in found]
+        if ids and not args.yes:
+            _confirm(invocation, _counted(found))
+    else:
+        ids = args.ids
+        if args.action in _FINAL and not args.yes and invocation.stdin.isatty():
+            _confirm(invocation, safe(ids[0]) if len(ids) == 1 else f"{len(ids)} messages")
     results = [
         result
         for start in range(0, len(ids), TOGETHER)
@@ -181,18 +231,40 @@ def change(invocation: CommandContext) -> int:
     return _report(invocation, results)
 
 
-def _check_choice(args: argparse.Namespace) -> None:
-    if bool(args.ids) == args.all:
-        raise CommandFailed(EX_USAGE, "give queue ids, or --all")
-    if args.ids and (args.state or args.sender or args.recipient):
-        raise CommandFailed(EX_USAGE, "--state, --from and --to choose among --all, not among given ids")
+def _chooses_many(args: argparse.Namespace) -> bool:
+    """Whether filters choose the messages; for ``hold`` of named ones ``--reason`` is what to note."""
+    if args.action == "hold" and args.ids and args.why:
+        args.note, args.why = args.note or args.why, None
+    filters = any(getattr(args, name) is not None for name in _FILTERS)
+    if args.ids and (args.all or filters):
+        raise CommandFailed(EX_USAGE, "filters and --all choose messages; they do not go with given ids")
+    if not args.ids and not args.all and not filters:
+        raise CommandFailed(EX_USAGE, "give queue ids, filters, or --all")
+    return not args.ids
+
+
+def _check_confirmable(invocation: CommandContext) -> None:
+    if not invocation.args.yes and not invocation.stdin.isatty():
+        raise CommandFailed(
+            EX_USAGE,
+            f"{invocation.args.action} of many messages without a terminal needs --yes",
+            "queue list with the same filters shows which they are",
+        )
+
+
+def _counted(messages: Sequence[Mapping[str, Any]]) -> str:
+    """How many, and in which states."""
+    states = Counter(message["state"] for message in messages)
+    by_state = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    what = "1 message" if len(messages) == 1 else f"{len(messages)} messages"
+    return f"{what} ({by_state})"
 
 
 def _change_together(
     client: AdminClient, args: argparse.Namespace, ids: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """One call for many messages."""
-    more = {"reason": args.reason} if args.action == "hold" and args.reason else {}
+    more = {"reason": args.note} if args.action == "hold" and args.note else {}
     for result in client.post("queue", args.action, ids=",".join(ids), **more)["results"]:
         if "error" in result:
             yield _refused(args, result["queue_id"], result["status"], result["error"], result["hint"])
@@ -203,7 +275,7 @@ def _change_together(
 
 def _refused(args: argparse.Namespace, queue_id: str, status: int, problem: str, hint: str) -> dict[str, Any]:
     # What was delivered or held between the listing and now is not a failure of "all".
-    gone = args.all and status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+    gone = not args.ids and status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
     return {"queue_id": queue_id, "ok": gone, "error": problem, "hint": hint}
 
 
@@ -233,14 +305,8 @@ def _failure(result: Mapping[str, Any]) -> str:
     return f"{result['queue_id']}: {result['error']}{hint}"
 
 
-def _confirm(invocation: CommandContext, ids: Sequence[str]) -> None:
-    action = invocation.args.action
-    if not invocation.stdin.isatty():
-        if invocation.args.all:
-            raise CommandFailed(EX_USAGE, f"{action} --all without a terminal needs --yes")
-        return
-    question, done = _FINAL[action]
-    what = safe(ids[0]) if len(ids) == 1 else f"{len(ids)} messages"
+def _confirm(invocation: CommandContext, what: str) -> None:
+    question, done = _QUESTIONS[invocation.args.action]
     invocation.stderr.write(f"{question.format(what)} [y/N] ")
     invocation.stderr.flush()
     if invocation.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -250,8 +316,15 @@ def _confirm(invocation: CommandContext, ids: Sequence[str]) -> None:
 def _matching(
     client: AdminClient, args: argparse.Namespace, states: Sequence[str]
 ) -> Iterator[Mapping[str, Any]]:
-    """The messages in one of ``states`` ("" for any) that ``--from`` and ``--to`` let through."""
-    chosen = {name: value for name, value in (("from", args.sender), ("to", args.recipient)) if value}
+    """The messages in one of ``states`` ("" for any) that the filters let through."""
+    filters = {
+        "from": args.sender,
+        "to": args.recipient,
+        "destination": args.destination,
+        "reason": args.why,
+        "older_than": args.older_than,
+    }
+    chosen = {name: value for name, value in filters.items() if value is not None}
     for state in states:
         yield from _pages(client, {**chosen, **({"state": state} if state else {})})
 

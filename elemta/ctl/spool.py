@@ -11,10 +11,10 @@ from elemta.ctl.exit_codes import EX_OK
 from elemta.ctl.text import Column
 
 _SPOOLS = (
-    Column("SPOOL", flexible=True),
+    Column("SPOOL"),
     Column("STATE"),
     Column("QUEUE", right=True),
-    Column("WHY", flexible=True),
+    Column("WHY", spare=1, folds=True),
 )
 
 

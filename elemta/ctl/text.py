@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 ELLIPSIS = "…"
 GAP = "  "
+INDENT = "    "
 MIN_WIDTH = 8
 
 
@@ -84,8 +85,10 @@ def age(seconds: float) -> str:
 class Column:
     """A column: its title, whether numbers stand in it, whether it may be cut to fit the terminal.
 
-    Where cutting is not enough, columns with a ``spare`` above 0 are left out, the highest first. What is in
-    a ``whole`` column is never cut: a line is longer than the terminal is wide where it has to be.
+    Where cutting is not enough, columns with a ``spare`` above 0 are left out, the highest first. Those that
+    ``folds`` are not lost then: their values stand whole below the line. What people copy, such as ids and
+    addresses, is in columns that are not flexible, or that fold. A ``whole`` column is never cut: a
+    line is longer than the terminal is wide where it has to be.
     """
 
     title: str
@@ -93,6 +96,7 @@ class Column:
     flexible: bool = False
     spare: int = 0
     whole: bool = False
+    folds: bool = False
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
@@ -102,14 +106,30 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int |
         max([cells(column.title), *(cells(row[index]) for row in shown)])
         for index, column in enumerate(columns)
     ]
-    kept = list(range(len(columns))) if width is None else _kept(columns, widths, width)
-    columns = [columns[index] for index in kept]
+    everything = range(len(columns))
+    kept = list(everything) if width is None else _kept(columns, widths, width)
+    folded = [index for index in everything if columns[index].folds and index not in kept]
+    in_line = [columns[index] for index in kept]
     widths = [widths[index] for index in kept]
     if width is not None:
-        widths = _fitting(columns, widths, width)
-    titles = [column.title for column in columns]
-    rows_kept = ([row[index] for index in kept] for row in shown)
-    return [_line(columns, values, widths, width) for values in (titles, *rows_kept)]
+        widths = _fitting(in_line, widths, width)
+    lines = [_line(in_line, [column.title for column in in_line], widths, width)]
+    for row in shown:
+        lines.append(_line(in_line, [row[index] for index in kept], widths, width))
+        named = [f"{columns[index].title.lower()} {row[index]}" for index in folded if row[index]]
+        lines += _below(named, width or 0)
+    return lines
+
+
+def _below(values: Sequence[str], width: int) -> list[str]:
+    """Values in lines of their own, several in one where that fits; none of them is broken."""
+    lines: list[str] = []
+    for value in values:
+        if lines and cells(lines[-1]) + len(GAP) + cells(value) <= width:
+            lines[-1] += GAP + value
+        else:
+            lines.append(INDENT + value)
+    return lines
 
 
 def _kept(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
@@ -148,5 +168,6 @@ def _line(columns: Sequence[Column], values: Sequence[str], widths: Sequence[int
         fill = " " * (space - cells(text))
         parts.append(fill + text if column.right else text + fill)
     line = GAP.join(parts).rstrip()
-    whole = any(column.whole for column in columns)
+    # What may not be cut is wrapped by the terminal.
+    whole = any(column.whole for column in columns) or not any(column.flexible for column in columns)
     return line if width is None or whole else cut(line, width)

@@ -13,12 +13,14 @@ from elemta.config import ListenerTLS, dump
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.cluster import NodeLife, NodeStatus, ValkeyStatus, endpoints
+from elemta.daemon.destination_operations import Delivering, DestinationOperations
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
-from elemta.daemon.queue_operations import QueueOperations, QueueSize, QueueStats
+from elemta.daemon.queue_answers import QueueSize, QueueStats
+from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import Elemta
 from elemta.daemon.session_operations import SessionOperations
@@ -46,11 +48,18 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         spool = await adoptions.queue.of(queue_id)
         return await return_to_sender(spool, queue_id, settings, daemon.shared.runtime.wall)
 
+    def delivering() -> Delivering:
+        if daemon.parts is None:
+            raise SpoolError("the daemon is starting or stopping")
+        return daemon.parts
+
+    now = daemon.shared.runtime.wall
     api = ApiOperations()
     calls = CallTable(
         DaemonOperations(daemon, adoptions.queue),
-        QueueOperations(adoptions.queue, give_up),
+        QueueOperations(adoptions.queue, give_up, now),
         FindOperations(adoptions.queue.own, lambda: adoptions.spools, daemon.config.server.node_id),
+        DestinationOperations(adoptions.queue, delivering, now),
         LimitOperations(lambda: daemon.components, daemon.fleet),
         OverrideOperations(lambda: daemon.components, daemon.fleet),
         CheckOperations(lambda: daemon.components.limiter),
@@ -168,7 +177,7 @@ class ConfigInForce:
 
 @dataclass(frozen=True, slots=True)
 class DrainResult:
-    """The state of the daemon after a drain."""
+    """The state of the daemon after a drain, or after its end."""
 
     state: str
 
@@ -280,6 +289,15 @@ class DaemonOperations:
         self._daemon.drain()
         return DrainResult(self._daemon.state_name)
 
+    @route("POST", "/v1/undrain")
+    async def undrain(self) -> DrainResult:
+        """End a drain: take new sessions again."""
+        if self._daemon.state_name not in ("draining", "serving"):
+            problem = f"the daemon is {self._daemon.state_name}"
+            raise AdminRefusal(HTTPStatus.CONFLICT, problem, "only a drain can be ended")
+        self._daemon.undrain()
+        return DrainResult(self._daemon.state_name)
+
     def _now(self) -> float:
         return self._daemon.shared.runtime.wall()
 
@@ -305,7 +323,7 @@ class DaemonOperations:
 
     async def _spool_status(self, directory: str) -> OwnSpoolStatus | FailedSpoolStatus:
         try:
-            stats = QueueStats.of(await self._queue.stats())
+            stats = QueueStats.of(await self._queue.stats(as_listed=True))
         except SpoolError as error:
             # The status is what one asks for when the disk has failed.
             return FailedSpoolStatus(directory, healthy=False, error=str(error))

@@ -20,6 +20,7 @@ from elemta.config import ListenerTLS
 from elemta.daemon.explanation import ExplainedRoute, ExplainedStage, Explanation, stage_of
 from elemta.daemon.running_services import sign_by
 from elemta.daemon.service import Elemta
+from elemta.delivery.destination_status import DestinationState
 from elemta.delivery.router import RouteChooser, WaitRoute
 from elemta.delivery.routes import Route, RouteTable
 from elemta.envelope import Client, Envelope, Recipient
@@ -224,13 +225,13 @@ class Explainer:
             return ExplainedRoute(address, "", "", "", route.reason, None)
         destination = route.destination(recipient)
         parts = self._daemon.parts
-        if route.stays_in or parts is None:
+        if route.hold_reason or parts is None:
             return ExplainedRoute(address, route.target, destination, "", route.hold_reason, None)
-        outlook = parts.delivery.destination_outlook(destination)
-        state = "open" if outlook.open else "blocked"
-        return ExplainedRoute(
-            address, route.target, destination, state, outlook.last_error, outlook.next_attempt_at
-        )
+        status = parts.delivery.waits.status(destination)
+        if route.stays_in and status.state is DestinationState.OPEN:
+            return ExplainedRoute(address, route.target, destination, "", "", None)
+        reason = status.error or (f"limit {status.paced_by}" if status.paced_by else "")
+        return ExplainedRoute(address, route.target, destination, status.state.value, reason, status.until)
 
 
 async def _converse(

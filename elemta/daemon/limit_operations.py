@@ -11,12 +11,13 @@ from typing import Annotated
 
 from twisted.logger import Logger
 
-from elemta.config import Scope
+from elemta.config import Scope, WhenValkeyIsDown
 from elemta.daemon.cluster import Membership, RemoteRefusal
 from elemta.daemon.components import Components
 from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits import Rule
+from elemta.limits.local_fallback import share_of
 from elemta.limits.lookup import requests_for
 from elemta.limits.overrides import Override, client_of
 from elemta.limits.store import LimitSpec, Ranking, Request, Usage
@@ -48,11 +49,16 @@ class LimitTerms:
 
 @dataclass(frozen=True, slots=True)
 class BoundFill:
-    """``used`` of ``limit`` in the last ``window`` seconds, or open now where that is None."""
+    """``used`` of ``limit`` in the last ``window`` seconds, or open now where that is None.
+
+    ``share`` is the part of the limit that this node admits while it counts alone; None while it does not,
+    and for a limit that lets everything or nothing pass then.
+    """
 
     used: int
     limit: int
     window: float | None
+    share: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +238,12 @@ class LimitOperations:
     def _counted_in(self) -> str:
         return self._fleet.status().mode
 
+    def _nodes_alone(self, rule: Rule) -> int | None:
+        """Among how many nodes a limit is divided now; None where it is not."""
+        status = self._fleet.status()
+        divided = rule.spec.cluster and rule.when_valkey_is_down is WhenValkeyIsDown.LOCAL
+        return status.live_nodes if status.mode == "local" and divided else None
+
     async def _refused(self, names: Sequence[str]) -> _NodesByKey:
         """What nodes refuse now without asking, by the limit and the identity."""
         found: dict[str, list[RemoteRefusal]] = {}
@@ -261,7 +273,7 @@ class LimitOperations:
             identity=usage.request.identity,
             counts=rule.counts.value,
             mode=rule.mode.value,
-            bounds=_bounds(spec, usage.used),
+            bounds=_bounds(spec, usage.used, self._nodes_alone(rule)),
             retry_after=max([wait, *(refusal.wait for refusal in by)]),
             refused_by=tuple(refusal.node_id for refusal in by),
             override=_words(override),
@@ -270,7 +282,8 @@ class LimitOperations:
 
 def _urgency(usage: LimitFill) -> tuple[bool, float]:
     """Identities that are refused come first, then those nearest to it."""
-    return usage.retry_after > 0, max((bound.used / bound.limit for bound in usage.bounds), default=0.0)
+    fills = (bound.used / (bound.share or bound.limit) for bound in usage.bounds)
+    return usage.retry_after > 0, max(fills, default=0.0)
 
 
 def _words(override: Override | None) -> str:
@@ -279,12 +292,15 @@ def _words(override: Override | None) -> str:
     return "exempt" if override.exempt else " ".join(override.rates)
 
 
-def _bounds(spec: LimitSpec, used: Sequence[int]) -> tuple[BoundFill, ...]:
+def _bounds(spec: LimitSpec, used: Sequence[int], nodes: int | None) -> tuple[BoundFill, ...]:
+    def bound(count: int, limit: int, window: float | None) -> BoundFill:
+        return BoundFill(count, limit, window, None if nodes is None else share_of(limit, nodes))
+
     if spec.leases is not None:
-        return (BoundFill(used[0], spec.leases, None),)
+        return (bound(used[0], spec.leases, None),)
     return tuple(
-        BoundFill(count, bound.limit, bound.window / _MICROSECONDS)
-        for count, bound in zip(used, spec.bounds, strict=True)
+        bound(count, each.limit, each.window / _MICROSECONDS)
+        for count, each in zip(used, spec.bounds, strict=True)
     )
 
 

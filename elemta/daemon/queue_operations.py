@@ -6,35 +6,35 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.address import Address
+from elemta.config.values import Unacceptable, parse_duration
+from elemta.daemon.queue_answers import MessageDetails, QueueEntry, QueuePage, QueueStats
 from elemta.delivery.notices import ReturnedMessage
-from elemta.envelope import Client, MailParameters, Notify, Recipient
+from elemta.message.header_reader import header_size
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
-from elemta.ops.admin_json import Count, Text
-from elemta.outcome import Outcome, Status
+from elemta.ops.admin_json import Count, Flag, Text
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import unknown_message
-from elemta.spool.records import (
-    MessageRecord,
-    MessageState,
-    MessageSummary,
-    RecipientRecord,
-    SpoolStats,
-)
+from elemta.spool.records import MessageState
 
 _log = Logger()
 
 # Those of one call about many fit the line of a request.
 MOST_IDS = 200
 MAX_REASON = 200
+# Octets of a message that one call reads: as JSON they are built in a turn of the reactor.
+MOST_OCTETS = 256 * 1024
+# Headers are looked for so far into a message.
+_LONGEST_HEADER = 4 * 1024 * 1024
+_LARGEST = 10**9
+_LONGEST_PATTERN = 1000
 # Each may have a notice in memory.
 _RETURNS_AT_ONCE = 20
 
@@ -57,179 +57,27 @@ class QueueIdList:
         return ids
 
 
+@dataclass(frozen=True, slots=True)
+class Age:
+    """A duration, such as ``2h``, or seconds."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+    def parse(self, name: str, text: str) -> float:
+        try:
+            return parse_duration(text)
+        except Unacceptable as error:
+            hint = "a number of seconds, or such as 90s, 5m, 2h, 5d"
+            raise AdminRefusal(
+                HTTPStatus.BAD_REQUEST, f"{name} {text[:32]!r} is no duration", hint
+            ) from error
+
+
+_Pattern = Annotated[str, Text(_LONGEST_PATTERN)]
 _Ids = Annotated[Sequence[str], QueueIdList()]
 _Reason = Annotated[str, Text(MAX_REASON, problem=f"a reason of more than {MAX_REASON} characters")]
-
-
-@dataclass(frozen=True, slots=True)
-class QueueSize:
-    """How many messages, and how large they are together."""
-
-    messages: int
-    octets: int
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStats:
-    """The queue in numbers, and its disk: whether it can be trusted, and what is free on it."""
-
-    healthy: bool
-    free: int
-    oldest_age: float
-    total: QueueSize
-    states: Mapping[MessageState, QueueSize]
-
-    @classmethod
-    def of(cls, stats: SpoolStats) -> QueueStats:
-        return cls(
-            healthy=stats.healthy,
-            free=stats.free,
-            oldest_age=stats.oldest_age,
-            total=QueueSize(stats.total, stats.total_octets),
-            states={
-                state: QueueSize(count, stats.octets.get(state, 0)) for state, count in stats.messages.items()
-            },
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
-    """One message in the listing; a held one has no next attempt."""
-
-    queue_id: str
-    state: MessageState
-    sender: Address
-    recipients: int
-    pending: int
-    size: int
-    received_at: float
-    next_attempt_at: float | None
-    attempts: int
-    hold_reason: str | None
-
-    @classmethod
-    def of(cls, summary: MessageSummary) -> QueueEntry:
-        return cls(
-            summary.queue_id,
-            summary.state,
-            summary.sender,
-            summary.recipients,
-            summary.pending,
-            summary.size,
-            summary.received_at,
-            _next_attempt(summary.state, summary.next_attempt_at),
-            summary.attempts,
-            summary.hold_reason,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePage:
-    """A page of the listing; ``next`` is the ``after`` of the next one, None at the end."""
-
-    messages: tuple[QueueEntry, ...]
-    next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RecipientDetails:
-    """One recipient of a message, and its last outcome."""
-
-    address: Address
-    pending: bool
-    status: Status | None
-    code: int
-    enhanced: str
-    text: str
-    route: str
-    next_hop: str
-    at: float | None
-    notify: tuple[str, ...] | None
-    orcpt: str | None
-
-    @classmethod
-    def of(cls, record: RecipientRecord) -> RecipientDetails:
-        outcome = record.outcome
-        return cls(
-            record.recipient.address,
-            record.pending,
-            outcome.status if outcome else None,
-            outcome.code if outcome else 0,
-            outcome.enhanced if outcome else "",
-            outcome.text if outcome else "",
-            outcome.route if outcome else "",
-            outcome.next_hop if outcome else "",
-            outcome.at if outcome else None,
-            _notify(record.recipient),
-            record.recipient.orcpt,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptDetails:
-    """One attempt for one recipient; ``number`` counts the attempts of the message."""
-
-    number: int
-    recipient: Address
-    status: Status
-    code: int
-    enhanced: str
-    text: str
-    route: str
-    next_hop: str
-    at: float
-    seconds: float
-
-    @classmethod
-    def of(cls, number: int, outcome: Outcome) -> AttemptDetails:
-        return cls(
-            number,
-            outcome.recipient,
-            outcome.status,
-            outcome.code,
-            outcome.enhanced,
-            outcome.text,
-            outcome.route,
-            outcome.next_hop,
-            outcome.at,
-            outcome.seconds,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class MessageDetails:
-    """One message with its client, recipients and attempts."""
-
-    queue_id: str
-    state: MessageState
-    hold_reason: str | None
-    sender: Address
-    size: int
-    received_at: float
-    next_attempt_at: float | None
-    attempts: int
-    client: Client
-    parameters: MailParameters
-    recipients: tuple[RecipientDetails, ...]
-    history: tuple[AttemptDetails, ...]
-
-    @classmethod
-    def of(cls, record: MessageRecord) -> MessageDetails:
-        message, envelope = record.message, record.envelope
-        return cls(
-            queue_id=record.queue_id,
-            state=message.state,
-            hold_reason=message.hold_reason,
-            sender=envelope.sender,
-            size=envelope.size,
-            received_at=envelope.received_at,
-            next_attempt_at=_next_attempt(message.state, message.next_attempt_at),
-            attempts=message.attempts,
-            client=envelope.client,
-            parameters=envelope.parameters,
-            recipients=tuple(RecipientDetails.of(each) for each in record.recipients),
-            history=tuple(AttemptDetails.of(*each) for each in record.history),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,38 +115,102 @@ class QueueResults:
     results: tuple[QueueChange | QueueReturn | QueueRefusal, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MessageContent:
+    """Some octets of a message, or of its header, from ``offset`` on; ``size`` is that of all of it.
+
+    ``content`` is text in the ``charset``: ``utf-8`` where the octets are that, else ``latin-1``, in which
+    each character stands for one octet. ``next`` is the offset of the rest, None at the end.
+    """
+
+    queue_id: str
+    size: int
+    offset: int
+    content: str
+    charset: str
+    next: int | None
+
+    @classmethod
+    def of(cls, queue_id: str, size: int, offset: int, octets: bytes) -> MessageContent:
+        try:
+            charset, text = "utf-8", octets.decode("utf-8")
+        except UnicodeDecodeError:
+            charset, text = "latin-1", octets.decode("latin-1")
+        end = offset + len(octets)
+        return cls(queue_id, size, offset, text, charset, end if octets and end < size else None)
+
+
+def _read(content: BinaryIO, headers: bool, offset: int, limit: int) -> tuple[int, bytes]:
+    """The size of a message or of its header, and some octets of it. In a thread; closes it."""
+    with content:
+        size = content.seek(0, 2)
+        if headers:
+            content.seek(0)
+            found = header_size(content.read(_LONGEST_HEADER))
+            size = min(size, _LONGEST_HEADER) if found is None else found
+        content.seek(min(offset, size))
+        return size, content.read(max(0, min(limit, size - offset)))
+
+
 class QueueOperations:
-    """Shows and changes the messages in ``queue``; ``return_to_sender`` gives one up with a notice."""
+    """Shows and changes the messages in ``queue``.
+
+    ``return_to_sender`` gives one up with a notice; ``now`` gives seconds since the epoch.
+    """
 
     def __init__(
-        self, queue: CombinedQueue, return_to_sender: Callable[[str], Awaitable[ReturnedMessage]]
+        self,
+        queue: CombinedQueue,
+        return_to_sender: Callable[[str], Awaitable[ReturnedMessage]],
+        now: Callable[[], float],
     ) -> None:
         self._queue = queue
+        self._now = now
         self._return_to_sender = return_to_sender
 
     @route("GET", "/v1/queue")
     async def list(
         self,
+        *,
         state: MessageState | None = None,
-        from_: str | None = None,
-        to: str | None = None,
+        from_: _Pattern | None = None,
+        to: _Pattern | None = None,
+        destination: _Pattern | None = None,
+        reason: _Pattern | None = None,
+        older_than: Annotated[float, Age()] | None = None,
         limit: Annotated[int, Count()] = 100,
         after: str | None = None,
     ) -> QueuePage:
         """The messages in the order of their arrival, page by page."""
-        chosen = QueueFilter(state, from_, to)
+        received_by = None if older_than is None else self._now() - older_than
+        chosen = QueueFilter(state, from_, to, destination, reason, received_by)
         page = await self._queue.find(chosen, limit=limit, after=after.upper() if after else None)
         return QueuePage(tuple(QueueEntry.of(each) for each in page.messages), page.after)
 
     @route("GET", "/v1/queue/stats")
     async def stats(self) -> QueueStats:
         """The queue in numbers."""
-        return QueueStats.of(await self._queue.stats())
+        return QueueStats.of(await self._queue.stats(as_listed=True))
 
     @route("GET", "/v1/queue/{queue_id}")
     async def show(self, queue_id: str) -> MessageDetails:
         """One message with its client, recipients and attempts."""
         return MessageDetails.of(await self._queue.show(_known(queue_id)))
+
+    @route("GET", "/v1/queue/{queue_id}/content", audited=True)
+    async def content(
+        self,
+        queue_id: str,
+        headers: Annotated[bool, Flag()] = False,
+        offset: Annotated[int, Count(0, _LARGEST)] = 0,
+        limit: Annotated[int, Count(1, MOST_OCTETS)] = MOST_OCTETS,
+    ) -> MessageContent:
+        """A message as it is sent on, or its header alone, some octets at a time."""
+        known = _known(queue_id)
+        spool = await self._queue.of(known)
+        content = await spool.open_content(known)
+        size, octets = await spool.in_disk_thread(_read, content, headers, offset, limit)
+        return MessageContent.of(known, size, offset, octets)
 
     @route("DELETE", "/v1/queue/{queue_id}")
     async def delete(self, queue_id: str) -> QueueChange:
@@ -404,15 +316,3 @@ def _known(text: str) -> str:
     if not _QUEUE_ID.fullmatch(queue_id):
         raise unknown_message(text[:64])
     return queue_id
-
-
-def _next_attempt(state: MessageState, at: float) -> float | None:
-    return None if state is MessageState.HOLD else at
-
-
-def _notify(recipient: Recipient) -> tuple[str, ...] | None:
-    if recipient.notify is None:
-        return None
-    # RFC 3461 §4.1: NEVER stands alone
-    flags = tuple(flag.name for flag in Notify if flag in recipient.notify and flag.name)
-    return flags or ("NEVER",)

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from elemta.daemon.adoption import AdoptionEnvironment
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.components import Components, SharedResources
+from elemta.daemon.destination_pauses import DestinationPauses
 from elemta.daemon.listeners import ListenAddress
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.deferred_value import MaybeDeferred
@@ -80,7 +81,8 @@ class QueueForPolicies:
 class DeliveryFactory:
     """Makes deliveries from spools under the assembly of the moment.
 
-    ``places`` are the addresses and ports where this host takes mail itself.
+    ``places`` are the addresses and ports where this host takes mail itself; ``pauses`` are the destinations
+    to which nothing is delivered.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class DeliveryFactory:
         shared: SharedResources,
         components: Components,
         places: Sequence[tuple[IPv4Address | IPv6Address, int]],
+        pauses: DestinationPauses,
     ) -> None:
         self._shared = shared
+        self._pauses = pauses
         self._components = components
         self._settings = replace(components.delivery, own_addresses=tuple(places))
         self._pace = OutboundLimiter(components.limiter)
@@ -153,7 +157,7 @@ class DeliveryFactory:
     def _from(self, spool: Spool) -> DeliveryScheduler:
         spool.signer = self
         spool.observer = self
-        return DeliveryScheduler(
+        delivery = DeliveryScheduler(
             self._shared.runtime,
             spool,
             self._components.routes,
@@ -164,6 +168,9 @@ class DeliveryFactory:
             hooks=self._components.chain.delivery_hooks,
             memory=self._shared.hop_memory,
         )
+        delivery.pause(self._pauses.names)
+        spool.waits = delivery.waits
+        return delivery
 
     def follow(
         self,
@@ -196,6 +203,7 @@ class RunningServices:
     delivery_factory: DeliveryFactory
     delivery: DeliveryScheduler
     adoptions: AdoptionRegistry
+    pauses: DestinationPauses
     admin: AdminSocket
     calls: CallTable
     loops: tuple[LoopingCall, ...]
@@ -216,11 +224,14 @@ class RunningServices:
     ) -> RunningServices:
         """Open everything beside the spool, in order; ``places`` are where this host takes mail itself."""
         reactor = shared.runtime.reactor
-        delivering = DeliveryFactory(shared, components, places)
+        root = Path(spool.settings.directory)
+        pauses = DestinationPauses(root, shared.runtime.disk, spool.in_disk_thread)
+        pauses.read()
+        delivering = DeliveryFactory(shared, components, places, pauses)
         delivery = delivering.from_own(spool)
         adoptions = AdoptionRegistry(shared.runtime, spool, environment(delivering.from_adopted))
         calls = admin_calls(adoptions)
-        admin = AdminSocket(Path(spool.settings.directory) / SOCKET_NAME, AdminSite(calls, reactor), reactor)
+        admin = AdminSocket(root / SOCKET_NAME, AdminSite(calls, reactor), reactor)
         admin.open()
         components.authenticator.start()
         shared.resolver.start()
@@ -236,6 +247,7 @@ class RunningServices:
             delivery_factory=delivering,
             delivery=delivery,
             adoptions=adoptions,
+            pauses=pauses,
             admin=admin,
             calls=calls,
             loops=loops,
@@ -249,6 +261,11 @@ class RunningServices:
         shared.metrics.policy.breaker_open.poll_labelled(running._breaker_states)
         adoptions.start()
         return running
+
+    @property
+    def deliveries(self) -> Sequence[DeliveryScheduler]:
+        """From the node's own spool, and from those that it adopted."""
+        return (self.delivery, *self.adoptions.deliveries)
 
     def follow(self, components: Components, places: Sequence[ListenAddress]) -> None:
         """Go on under another assembly."""

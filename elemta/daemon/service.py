@@ -345,6 +345,13 @@ class Elemta(Service):
             _log.info("draining", event="daemon.draining", sessions=self.sessions)
             registry.drain()
 
+    def undrain(self) -> None:
+        """End a drain: take new sessions again."""
+        if self.state is DaemonState.DRAINING:
+            self.state = DaemonState.SERVING
+            _log.info("serving again", event="daemon.undrained", sessions=self.sessions)
+            self.listeners.registry.undrain()
+
     async def _stop(self) -> None:
         grace = self.config.server.shutdown_grace
         self.state = DaemonState.STOPPING

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.bounded_map import BoundedMap
 from elemta.delivery.delivery_record import (
     DeliveredRecorder,
     Taken,
@@ -42,6 +44,7 @@ _log = Logger()
 
 # How long a destination waits when there was no connection to be had for it.
 _NOTHING_FREE = 5.0
+_MOST_THROTTLED = 10_000
 
 T = TypeVar("T")
 
@@ -64,6 +67,8 @@ class AttemptRunner:
         notices: SuccessNotices,
     ) -> None:
         self.abandoned = False
+        #: Parts that wait for a limit which not all mail to their destination waits for, and until when.
+        self.throttled: BoundedMap[Key, tuple[str, float]] = BoundedMap(_MOST_THROTTLED)
         self._clock = clock
         self._queue = queue
         self._destinations = destinations
@@ -252,6 +257,7 @@ class AttemptRunner:
             self._limits.acquire(destination, message.envelope, everyone)
         )
         if isinstance(answer, Permit):
+            self.throttled.pop(message.key, None)
             return answer
         now = self._clock.seconds()
         until = now + answer.seconds
@@ -265,6 +271,7 @@ class AttemptRunner:
         elif not answer.whole_destination:
             # Not beyond its end: what waits for a limit expires like other mail.
             until = min(until, self._end(message))
+            self.throttled.keep(message.key, (answer.limit, until))
             await self._queue.settle(
                 message.queue_id, (), part=message.part, retry_at=until, hold_reason=None, attempted=False
             )
@@ -380,7 +387,10 @@ class AttemptRunner:
             self._block(destination, carried[0], now)
             self._early_probes.failed(destination, lacking(carried), started, answered_before=answered_before)
         found = self._destinations.find(destination)
-        return found.shut_until if found is not None and found.failures else None
+        if found is None or not found.failures:
+            return None
+        # While an operator has paused the destination, its back-off goes on.
+        return found.shut_until if found.shut_until < inf else found.regular_probe
 
     def _note_answer(self, destination: str, carried: Sequence[Outcome], now: float) -> None:
         works = working(carried)

@@ -113,7 +113,7 @@ class Destination:
 
     def bring_forward(self) -> None:
         """What was put off since the destination is down does not wait for the end of that."""
-        if self.failures:
+        if self.failures and self.shut_until < inf:
             self.back_until = max(self.back_until, self.shut_until)
             self.regular_probe = max(self.regular_probe, self.shut_until)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import chain, islice
 from math import inf
 
 from elemta.address import Address
@@ -23,29 +23,18 @@ _MOST_WITH_TURNS = 10_000
 _MOST_ANSWERED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class DestinationOutlook:
-    """Whether a destination is ``open``: attempts are made now.
-
-    Else ``last_error`` is what was said when it was found down, and ``next_attempt_at`` when it is tried
-    again, in seconds since the epoch.
-    """
-
-    open: bool = True
-    last_error: str = ""
-    next_attempt_at: float | None = None
-
-
 class DestinationTable:
     """Finds destinations, makes them, and lets them go when nothing of them is in memory any more.
 
     ``limit`` says how many parts of a destination may be under way, None where it leads to no destination;
-    then ``places`` is the limit, which is how many may be under way in all destinations together.
+    then ``places`` is the limit, which is how many may be under way in all destinations together. Nothing is
+    attempted in those that ``paused`` names; `Destinations.pause` and `Destinations.resume` change it.
     """
 
     def __init__(self, limit: Callable[[str], int | None], places: int) -> None:
         self._limit = limit
         self.places = places
+        self.paused: dict[str, None] = {}
         self._destinations: dict[str, Destination] = {}
         self._known, self._unknown, self._failing = rings = tuple(Ring(each) for each in Standing)
         self._rings = rings
@@ -74,6 +63,13 @@ class DestinationTable:
         """How many destinations were found down and are not back."""
         return self._blocked
 
+    @property
+    def paused_with_mail(self) -> int:
+        """How many of the paused destinations are among those that count."""
+        return sum(
+            1 for name in self.paused if self._state(name) is not None or self._quiet_until(name) < inf
+        )
+
     def find(self, name: str) -> Destination | None:
         """The destination, while something of it is in memory."""
         return self._destinations.get(name)
@@ -92,14 +88,6 @@ class DestinationTable:
         destination = self._state(name)
         return None if destination is None else destination.reason
 
-    def outlook(self, name: str, now: float) -> DestinationOutlook:
-        """What an attempt in this destination has before it."""
-        destination = self._state(name)
-        if destination is None or not destination.is_shut(now):
-            return DestinationOutlook()
-        reason = destination.reason
-        return DestinationOutlook(False, "" if reason is None else reason.text, destination.shut_until)
-
     def turn(self, name: str, sender: Address, now: float) -> float:
         """The place in a destination's line for a new part of this sender's."""
         destination = self._destinations.get(name)
@@ -111,8 +99,23 @@ class DestinationTable:
 
     def is_shut(self, name: str, now: float) -> bool:
         """Whether nothing in this destination is attempted now."""
+        if name in self.paused:
+            return True
         destination = self._state(name)
         return destination is not None and destination.is_shut(now)
+
+    def shut_until(self, name: str) -> float:
+        """Up to when nothing in this destination is attempted; 0.0 where it may be, or is not known."""
+        destination = self._state(name)
+        return 0.0 if destination is None else destination.shut_until
+
+    def shut(self, now: float, most: int) -> list[str]:
+        """Destinations in which nothing is attempted now: some of them, where there are very many."""
+        names = chain(islice(self._destinations, most), islice(self._resting, most))
+        return [
+            *self.paused,
+            *(name for name in names if name not in self.paused and self.is_shut(name, now)),
+        ]
 
     def is_known(self, message: QueuedMessage) -> bool:
         """Whether the part waits in memory or is under way."""
@@ -126,6 +129,8 @@ class DestinationTable:
 
     def is_due(self, name: str, now: float) -> bool:
         """Whether the destination is open, and the spool has something for it that could be attempted now."""
+        if name in self.paused:
+            return False
         destination = self._state(name)
         if destination is None:
             return self._quiet_until(name) <= now
@@ -181,6 +186,8 @@ class DestinationTable:
             for each in (self._known, self._unknown):
                 each.wakes.discard(name)
             self._schedule(destination)
+        if name in self.paused:
+            destination.shut_until = inf
         return destination
 
     def _first_ring(self, name: str) -> Ring:

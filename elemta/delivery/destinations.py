@@ -280,6 +280,9 @@ class Destinations(DestinationTable):
             self._answered_once.keep(name, None)
         destination.end_bringing_forward()
         destination.shut_until, destination.reason = until, reason
+        if name in self.paused:
+            # The back-off goes on as it would without the pause.
+            destination.shut_until, destination.regular_probe = inf, until
         destination.window = min(FIRST_WINDOW, destination.most)
         destination.broken_off = 0
         destination.ring.waiting -= destination.waiting
@@ -290,6 +293,8 @@ class Destinations(DestinationTable):
     def probe_now(self, names: Iterable[str]) -> None:
         """Let the next attempts in these destinations be made now, whatever was known of them."""
         for name in names:
+            if name in self.paused:
+                continue
             if name in self._resting:
                 self._resting.bring_forward(name)
                 continue
@@ -308,12 +313,40 @@ class Destinations(DestinationTable):
         Their state is unknown now: so they use the space and the places of unknown destinations.
         """
         for destination in [self._destination(name) for name in names]:
-            if destination.failures and destination.shut_until and not destination.under_way:
+            down = destination.failures and destination.shut_until and not destination.under_way
+            if down and destination.name not in self.paused:
                 destination.bring_forward()
                 destination.shut_until = destination.due = 0.0
                 self._move(destination, self._unknown)
                 self._schedule(destination)
             self._tidy(destination)
+
+    def probe(self, name: str, now: float) -> None:
+        """Let one attempt be made in a destination now, also where all of its mail waits for a later time."""
+        destination = self._destination(name)
+        if not destination.failures and now < destination.due < inf:
+            destination.back_until = max(destination.back_until, destination.due)
+        self._tidy(destination)
+        self.probe_now([name])
+
+    def pause(self, name: str) -> None:
+        """Attempt nothing more in a destination; what is under way goes on."""
+        if name in self.paused:
+            return
+        destination = self._destination(name)
+        # The back-off of one that is down goes on after the pause.
+        destination.bring_forward()
+        self.paused[name] = None
+        destination.shut_until = inf
+        self._schedule(destination)
+        self._tidy(destination)
+
+    def resume(self, name: str, now: float) -> None:
+        """End a pause: what is due is attempted, and one in any case, as a probe."""
+        if name in self.paused:
+            del self.paused[name]
+            self._destination(name).shut_until = 0.0
+            self.probe(name, now)
 
     def start_over(self, under_way: Iterable[QueuedMessage], aside: Iterable[QueuedMessage]) -> None:
         """Forget everything that waits, but not what is under way, nor what must not be taken up yet."""
@@ -347,7 +380,8 @@ class Destinations(DestinationTable):
         destination.failures = 0
         destination.regular_probe = 0.0
         destination.epoch += 1
-        destination.shut_until, destination.reason = 0.0, None
+        destination.shut_until = inf if destination.name in self.paused else 0.0
+        destination.reason = None
         destination.due = 0.0
         self._blocked -= 1
         self._move(destination, self._known)

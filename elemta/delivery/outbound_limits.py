@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.bounded_map import BoundedMap
 from elemta.config import Counts, Identity
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.limits import Charge, Limiter, OutboundCharge, Receipt, RefusalCause
@@ -21,6 +22,8 @@ _log = Logger()
 
 LOG_INTERVAL = 10.0
 """Seconds between two lines of the log about the same limit."""
+
+_MOST_PACED = 10_000
 
 LOOK_AGAIN = 1.0
 """Seconds after which to ask again for a connection: when another node closes one is unknown."""
@@ -62,6 +65,8 @@ class OutboundLimiter:
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
         self._next_log: dict[str, float] = {}
+        # The limit that all mail to a destination waits for, and until when.
+        self._paced: BoundedMap[str, tuple[str, float]] = BoundedMap(_MOST_PACED)
 
     @property
     def limiter(self) -> Limiter:
@@ -119,8 +124,26 @@ class OutboundLimiter:
         if refusal.counts is Counts.OPEN_CONNECTIONS and refusal.cause is RefusalCause.EXCEEDED:
             seconds = min(seconds, LOOK_AGAIN)
         wait = Throttled(seconds, refusal.limit, refusal.limit in self._whole_destination_limits())
+        if wait.whole_destination:
+            self._paced.keep(destination, (wait.limit, self.limiter.seconds() + wait.seconds))
         self._tell(wait, destination)
         return wait
+
+    def paced(self, destination: str) -> tuple[str, float] | None:
+        """The limit that all mail to a destination waits for now, and for how many seconds at most."""
+        found = self._paced.get(destination)
+        if found is None:
+            return None
+        limit, until = found
+        left = until - self.limiter.seconds()
+        if left <= 0:
+            del self._paced[destination]
+            return None
+        return limit, left
+
+    def all_paced(self) -> list[str]:
+        """The destinations whose mail waits for a limit now."""
+        return [name for name in list(self._paced) if self.paced(name) is not None]
 
     def _whole_destination_limits(self) -> set[str]:
         return {rule.name for rule in self.limiter.rules if rule.per == (Identity.DESTINATION,)}

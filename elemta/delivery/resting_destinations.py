@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,9 @@ class RestingDestinations:
                 reason.final,
                 reason.dsn_passed_on,
             )
+        if destination.shut_until == inf:
+            # It is paused; what waits comes forward when that ends.
+            destination.back_until = max(destination.back_until, destination.regular_probe)
         self._keep(destination.name, destination)
 
     def give_back(self, destination: Destination) -> bool:
@@ -129,7 +133,8 @@ class RestingDestinations:
         """Let one at rest be tried now; what was put off while it was down is due, too."""
         rest = self.get(name)
         if rest is not None:
-            back_until = max(rest.back_until, rest.shut_until) if rest.failures else rest.back_until
+            down = rest.failures and rest.shut_until < inf
+            back_until = max(rest.back_until, rest.shut_until) if down else rest.back_until
             self._change(name, replace(rest, due=0.0, shut_until=0.0, back_until=back_until))
 
     def clear(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
+from elemta.address import Address
 from elemta.bounded_map import BoundedMap
 from elemta.delivery.routes import ANY, HELD, LOCAL, HoldRoute, MaildirRoute, Route, RouteTable, chosen_route
 from elemta.delivery.settings import DeliverySettings
+from elemta.domains import canonical_domain
 from elemta.envelope import Envelope, Recipient
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.route_choice import RouteChoice
@@ -17,6 +20,8 @@ from elemta.policy.verdicts import Defer, Hold, RouteTo, Verdict
 from elemta.spool.records import PlannedPart, QueuedMessage, Submission
 
 _REMEMBERED = 4096
+# A name of RFC 1035 §3.1, or an address literal.
+_DOMAIN = re.compile(r"[^\s/:@\[\]]{1,255}|\[[^\s/@\[\]]{1,100}\]")
 _EVERYWHERE = frozenset({ANY})
 
 
@@ -108,12 +113,45 @@ class Router:
         self._limits = {
             route.target: route.max_connections for route in routes.routes if not route.each_domain
         }
+        self._hops = {
+            route.target: route.next_hop for route in reversed(routes.routes) if not route.each_domain
+        }
 
     def limit(self, destination: str) -> int | None:
         """How many parts of a destination may be under way; None for one that ends here."""
         if destination in (UNKNOWN, HELD, LOCAL):
             return None
         return self._limits.get(destination, self._by_domain)
+
+    def limited_as(self, destination: str) -> str:
+        """What the limits on the way out call a destination."""
+        return self._hops.get(destination, destination)
+
+    def destinations_of(self, limited_as: str) -> list[str]:
+        """The destinations that the limits on the way out call so."""
+        return [target for target, hop in self._hops.items() if hop == limited_as] or [limited_as]
+
+    def destination_of(self, name: str) -> str | None:
+        """The destination of a domain's mail, or of a route's target, where that has the name; else None."""
+        if name == LOCAL:
+            return name
+        if name in self._hops:
+            of_target = next(route for route in self.routes.routes if route.target == name)
+            return None if of_target.hold_reason else of_target.stays_in or name
+        domain = canonical_domain(name)
+        if not _DOMAIN.fullmatch(domain):
+            return None
+        recipient = Recipient(Address("postmaster", domain))
+        destination = self.routes.route(recipient.address).destination(recipient)
+        return destination if destination == domain else None
+
+    def target_of(self, destination: str) -> str:
+        """The target of the route by which mail for a destination goes; the destination where it is none."""
+        if destination in self._hops or destination in (UNKNOWN, HELD):
+            return destination
+        if destination == LOCAL:
+            return next(route.target for route in self.routes.routes if route.stays_in == LOCAL)
+        return self.routes.route(Address("postmaster", destination)).target
 
     def plan(self, submission: Submission, turn: Callable[[str], float]) -> tuple[PlannedPart, ...]:
         """The parts of a new message by destination; ``turn`` gives the place of each in its destination.

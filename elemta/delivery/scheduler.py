@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from elemta.delivery.attempt import AttemptRunner
 from elemta.delivery.commanded_probes import CommandedProbes
 from elemta.delivery.destination import Key
-from elemta.delivery.destination_table import DestinationOutlook
+from elemta.delivery.destination_waits import DestinationWaits
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
@@ -85,6 +85,15 @@ class DeliveryScheduler(Service):
             runtime.reactor, self._time, self._destinations, lambda: bool(self.running), self._look_soon
         )
         self._notices = SuccessNotices(self._time, queue, settings)
+        #: What mail waits for, for operators.
+        self.waits = DestinationWaits(
+            self._time,
+            self._destinations,
+            ways=lambda: self._ways,
+            attempts=lambda: self._attempts,
+            under_way=lambda: self._under_way,
+            pace=pace,
+        )
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
         )
@@ -152,13 +161,40 @@ class DeliveryScheduler(Service):
         return len(self._under_way)
 
     def destination_states(self) -> list[LabelledValue]:
-        """How many destinations with mail may be tried now, and how many are blocked, for the metrics."""
-        blocked = self._destinations.blocked
-        return [(("open",), len(self._destinations) - blocked), (("blocked",), blocked)]
+        """How many destinations with mail may be tried now, and how many are blocked or paused, for the
+        metrics."""
+        destinations = self._destinations
+        blocked, paused = destinations.blocked, len(destinations.paused)
+        # One that is paused and blocked counts as paused.
+        blocked -= sum(1 for name in destinations.paused if destinations.failures(name))
+        open_now = len(destinations) - blocked - destinations.paused_with_mail
+        return [(("open",), open_now), (("blocked",), blocked), (("paused",), paused)]
 
-    def destination_outlook(self, name: str) -> DestinationOutlook:
-        """Whether a destination may be tried now, and what is known where it may not."""
-        return self._destinations.outlook(name, self._time.seconds())
+    def destination_of(self, name: str) -> str | None:
+        """The destination that an operator means by a name: a domain, or a route's target; None where mail
+        goes to none of that name."""
+        return self._ways.destination_of(name)
+
+    def route_of(self, destination: str) -> str:
+        """The target of the route by which mail for a destination goes."""
+        return self._ways.target_of(destination)
+
+    def pause(self, destinations: Collection[str]) -> None:
+        """Attempt nothing in these destinations until :meth:`resume`; what is under way goes on."""
+        for name in destinations:
+            self._destinations.pause(name)
+
+    def resume(self, destination: str) -> None:
+        """End the pause of a destination."""
+        self._destinations.resume(destination, self._time.seconds())
+        if self.running:
+            self._look_soon()
+
+    def probe(self, destination: str) -> None:
+        """Have one attempt made in a destination now, without a change of its back-off."""
+        if self.running:
+            self._destinations.probe(destination, self._time.seconds())
+            self._look_soon()
 
     def reconfigure(
         self, routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None = None

@@ -40,12 +40,13 @@ class Shares:
 
 
 def _share(spec: LimitSpec, nodes: int) -> LimitSpec:
-    bounds = tuple(replace(bound, limit=_part(bound.limit, nodes)) for bound in spec.bounds)
-    leases = None if spec.leases is None else _part(spec.leases, nodes)
+    bounds = tuple(replace(bound, limit=share_of(bound.limit, nodes)) for bound in spec.bounds)
+    leases = None if spec.leases is None else share_of(spec.leases, nodes)
     return replace(spec, bounds=bounds, leases=leases)
 
 
-def _part(limit: int, nodes: int) -> int:
+def share_of(limit: int, nodes: int) -> int:
+    """What one of so many nodes may admit of a limit."""
     return max(1, limit // nodes) if limit else 0
 
 

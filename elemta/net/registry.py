@@ -171,6 +171,10 @@ class ConnectionRegistry:
         for connection in tuple(self.connections):
             connection.drain()
 
+    def undrain(self) -> None:
+        """Take new sessions again; those that a drain has told to end still end."""
+        self.closed_with = None
+
     def call_when_empty(self, callback: Callable[[], None]) -> None:
         if self.connections:
             self._when_empty.append(callback)

@@ -108,6 +108,10 @@ class ProcessRuntime:
         """The monotonic clock, for what takes anything with ``seconds()``."""
         return self.monotonic()
 
+    def sleep(self, seconds: float) -> None:
+        """Wait. For a command: in a daemon nothing may block."""
+        time.sleep(seconds)
+
     def token(self, octets: int) -> str:
         """So many random octets, in hexadecimal."""
         return self.randomness.randbytes(octets).hex()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Awaitable, Callable, Sequence
+from functools import reduce
 from typing import TypeVar
 
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.spool.filters import QueueFilter
-from elemta.spool.records import Listing, MessageRecord, MessageState, SpoolStats
+from elemta.spool.records import DestinationMail, Listing, MessageRecord, MessageState, SpoolStats
 from elemta.spool.spool import Spool
 
 R = TypeVar("R")
@@ -73,10 +74,32 @@ class CombinedQueue:
             place = in_order[limit - 1].queue_id
         return Listing(tuple(in_order[:limit]), place)
 
-    async def stats(self) -> SpoolStats:
+    async def listed_destinations(
+        self, after: str | None, limit: int
+    ) -> tuple[list[DestinationMail], str | None]:
+        """Destinations that mail waits for, by name, and the name to go on behind; None at the end."""
+        pages = [
+            await self.own.listed_destinations(after, limit),
+            *await self._of_others(lambda spool: spool.listed_destinations(after, limit)),
+        ]
+        # Behind the end of a full page, its spool may have some before those of another one.
+        place = min((page[-1].name for page in pages if len(page) == limit), default=None)
+        found: dict[str, DestinationMail] = {}
+        for mail in (each for page in pages for each in page if place is None or each.name <= place):
+            other = found.get(mail.name)
+            found[mail.name] = _together(other, mail)
+        return sorted(found.values(), key=lambda mail: mail.name), place
+
+    async def destination(self, name: str) -> DestinationMail | None:
+        """The mail that waits for one destination; None where there is none."""
+        own = await self.own.destination(name)
+        found = [own, *await self._of_others(lambda spool: spool.destination(name))]
+        return reduce(_together, (mail for mail in found if mail is not None), None)
+
+    async def stats(self, *, as_listed: bool = False) -> SpoolStats:
         """The queue in numbers; what is said of the disk is said of the own spool's."""
-        own = await self.own.stats()
-        each = [own, *await self._of_others(Spool.stats)]
+        own = await self.own.stats(as_listed=as_listed)
+        each = [own, *await self._of_others(lambda spool: spool.stats(as_listed=as_listed))]
         return SpoolStats(
             messages={state: sum(stats.messages[state] for stats in each) for state in MessageState},
             octets={state: sum(stats.octets[state] for stats in each) for state in MessageState},
@@ -109,3 +132,17 @@ class CombinedQueue:
                 if spool in self._others():
                     raise
         return found
+
+
+def _together(one: DestinationMail | None, other: DestinationMail) -> DestinationMail:
+    """What two spools have for one destination."""
+    if one is None:
+        return other
+    return DestinationMail(
+        one.name,
+        one.messages + other.messages,
+        one.active or other.active,
+        min(one.oldest_at, other.oldest_at),
+        min((each.due for each in (one, other) if each.due is not None), default=None),
+        one.last_error or other.last_error,
+    )

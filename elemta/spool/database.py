@@ -10,10 +10,11 @@ from elemta.errors import SpoolError, SpoolFormatError
 from elemta.runtime.disk import Disk
 from elemta.spool.leftovers import Leftovers
 from elemta.spool.operations import QueueCounts
-from elemta.spool.partition import TEMPORARY, Places
+from elemta.spool.partition import Places
 from elemta.spool.parts import ROWS_OF_MESSAGE, ROWS_OF_RECIPIENT
 from elemta.spool.queue_id import row_key
-from elemta.spool.records import HoldCause
+from elemta.spool.record_file import TEMPORARY
+from elemta.spool.records import HoldCause, MessageState
 from elemta.spool.rows import STATE_CODES, STATE_INDEXES
 from elemta.spool.schema import VERSION, format_of, upgrade
 
@@ -33,6 +34,17 @@ _COUNT = {
     state: f"SELECT count(*), coalesce(sum(size), 0) FROM message INDEXED BY {index}"  # noqa: S608
     f" WHERE state = {STATE_CODES[state]}"
     for state, index in STATE_INDEXES.items()
+}
+# Those of the held ones that operators see as a state of their own; see `records.state_on_hold`.
+_ON_HOLD = (
+    "SELECT count(*), coalesce(sum(m.size), 0) FROM"
+    " (SELECT DISTINCT message_id FROM part INDEXED BY part_held WHERE hold = {0}"
+    " AND held_at IS NOT NULL) held CROSS JOIN message m ON m.id = held.message_id WHERE m.state = 2"
+)
+_NOTHING_ELSE = " AND NOT EXISTS (SELECT 1 FROM part p WHERE p.message_id = m.id AND p.hold <> {0})"
+_COUNT_ON_HOLD = {
+    MessageState.QUARANTINE: _ON_HOLD.format(HoldCause.QUARANTINE.value),
+    MessageState.UNDELIVERABLE: (_ON_HOLD + _NOTHING_ELSE).format(HoldCause.UNDELIVERABLE.value),
 }
 _UNDELIVERABLE = (
     f"SELECT coalesce(sum(m.size + {ROWS_OF_MESSAGE}"  # noqa: S608 - numbers of ours
@@ -80,6 +92,12 @@ def count(connection: sqlite3.Connection) -> QueueCounts:
         messages, octets = connection.execute(statement).fetchone()
         ledger.messages[state] = messages
         ledger.octets[state] = octets
+    for state, statement in _COUNT_ON_HOLD.items():
+        messages, octets = connection.execute(statement).fetchone()
+        ledger.messages[state] = messages
+        ledger.octets[state] = octets
+        ledger.messages[MessageState.HOLD] -= messages
+        ledger.octets[MessageState.HOLD] -= octets
     ledger.undeliverable = connection.execute(_UNDELIVERABLE).fetchone()[0]
     return ledger
 

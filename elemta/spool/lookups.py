@@ -14,8 +14,10 @@ from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queries import Queries
+from elemta.spool.queue_listing import QueueListing, seen
 from elemta.spool.records import (
     DestinationDue,
+    DestinationMail,
     HeldPart,
     Listing,
     MessageRecord,
@@ -26,6 +28,10 @@ from elemta.spool.records import (
 )
 from elemta.spool.schedule import Schedule
 from elemta.spool.threads import SpoolThreads
+from elemta.spool.waits import NO_WAITS, Waits, with_views
+
+# A page of a filter looks at so many times `queue_listing.LOOKED_AT` messages, others being served between.
+_QUESTIONS_FOR_A_PAGE = 20
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,12 +40,15 @@ R = TypeVar("R")
 class QueueLookups:
     """Reads in the threads of the spool. A row that can't be read is put on hold and left out.
 
-    A subclass sets the attributes.
+    A subclass sets the attributes. ``waits`` is what delivery knows of mail that waits, once there is a
+    delivery.
     """
 
+    waits: Waits | None
     settings: SpoolSettings
     _threads: SpoolThreads
     _queries: Queries
+    _listing: QueueListing
     _schedule: Schedule
     _damaged: DamagedRows
     _recent: RecentContents
@@ -96,11 +105,30 @@ class QueueLookups:
 
     async def show(self, queue_id: str) -> MessageRecord:
         """All that is known of a message but its content. UnknownMessage."""
-        return await self._read(self._queries.show, queue_id)
+        record = await self._read(self._queries.show, queue_id)
+        return with_views(record, self.waits)
 
     async def find(self, chosen: QueueFilter, limit: int = 100, after: str | None = None) -> Listing:
         """A page of the messages that a filter chooses, in the order of arrival; see `Listing`."""
-        return await self._read(self._queries.find, chosen, limit, after)
+        waits = self.waits
+        asks = waits is not None and (chosen.state is not None or chosen.reason is not None)
+        known = waits.known_waits() if waits is not None and asks else NO_WAITS
+        found: list[MessageSummary] = []
+        for _ in range(_QUESTIONS_FOR_A_PAGE):
+            some, after = await self._read(self._listing.find, chosen, known, limit - len(found), after)
+            lines = (seen(summary, parts, waits, chosen) for summary, parts in some)
+            found += [line for line in lines if line is not None]
+            if after is None or len(found) >= limit:
+                break
+        return Listing(tuple(found), after)
+
+    async def listed_destinations(self, after: str | None, limit: int) -> list[DestinationMail]:
+        """The destinations that mail waits for, in the order of their names, from behind one on."""
+        return await self._read(self._listing.destinations, after, limit)
+
+    async def destination(self, name: str) -> DestinationMail | None:
+        """The mail that waits for one destination; None where there is none."""
+        return await self._read(self._listing.destination, name)
 
     async def received_since(
         self, at: float, limit: int, after: str | None = None

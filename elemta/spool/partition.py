@@ -6,7 +6,6 @@ The record of the spools that this one's node has adopted, kept beside its own p
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -16,8 +15,7 @@ from pathlib import Path
 from elemta.errors import SpoolError, SpoolLocked
 from elemta.runtime import Runtime
 from elemta.runtime.disk import Disk
-
-TEMPORARY = "tmp."
+from elemta.spool.record_file import TEMPORARY, RecordFile
 
 _DIRECTORY = re.compile(r"p(0|[1-9][0-9]{0,3})")
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -187,42 +185,16 @@ def _place_of(descriptor: int) -> str:
     return f"{kernel}:{status.st_dev:x}:{status.st_ino:x}"
 
 
-RECORD = "adopted"
-
-
 class AdoptedSpools:
     """``DIR/adopted``: a JSON list of directories. Its calls block; SpoolError where the disk fails."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
-        self._root = root
-        self._disk = disk or Disk()
+        self._record = RecordFile(root, "adopted", disk)
 
     def read(self) -> tuple[Path, ...]:
         """The directories that were written last; none where there is no record."""
-        path = self._root / RECORD
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return ()
-        except (OSError, ValueError) as error:
-            raise SpoolError(f"{path} can't be read: {error}") from error
-        if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
-            raise SpoolError(f"{path} is no list of directories")
-        return tuple(Path(each) for each in content)
+        return tuple(map(Path, self._record.read()))
 
     def write(self, directories: Iterable[Path]) -> None:
         """Replace the record, whole or not at all; it is durable when this returns."""
-        path, unfinished = self._root / RECORD, self._root / (TEMPORARY + RECORD)
-        text = json.dumps([str(directory) for directory in directories], indent=2)
-        try:
-            unfinished.unlink(missing_ok=True)
-            descriptor = self._disk.create(unfinished)
-            try:
-                self._disk.write(descriptor, [text.encode("utf-8", "surrogateescape"), b"\n"])
-                self._disk.sync_file(descriptor)
-            finally:
-                self._disk.close(descriptor)
-            self._disk.rename(unfinished, path)
-            self._disk.sync_directory(self._root)
-        except OSError as error:
-            raise SpoolError(f"{path} can't be written: {error}") from error
+        self._record.write(map(str, directories))

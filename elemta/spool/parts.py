@@ -13,7 +13,7 @@ from elemta.errors import MessageOnHold, SpoolError, UnknownMessage
 from elemta.outcome import Outcome, Status
 from elemta.spool.operations import Assignment, DeliveryResult, OperatorAction, OperatorChange, Payment
 from elemta.spool.queue_id import unknown_message
-from elemta.spool.records import HoldCause, MessageState
+from elemta.spool.records import HoldCause, MessageState, state_on_hold
 
 _log = Logger()
 
@@ -89,6 +89,13 @@ class StoredMessage:
             for place, parts in enumerate(self.recipients):
                 self._places.setdefault((parts[0], parts[1]), []).append(place)
         return self._places.get((address.local, address.domain), [])
+
+    @property
+    def seen_as(self) -> MessageState:
+        """The state as operators see it."""
+        if self.state is not MessageState.HOLD:
+            return self.state
+        return state_on_hold([part.hold for part in self.parts if not part.gone])
 
     @property
     def undeliverable(self) -> int:

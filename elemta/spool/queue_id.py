@@ -55,6 +55,12 @@ def known_key(queue_id: str) -> int:
     return key
 
 
+def place_of(key: int) -> str:
+    """The last queue id with this row key, which no message needs to have: a place in the listing."""
+    digits = [_ALPHABET[key >> shift & 31] for shift in range(5 * (_KEY_LENGTH - 1), -1, -5)]
+    return "".join(digits) + _ALPHABET[-1] * (_LENGTH - _KEY_LENGTH)
+
+
 def row_key(queue_id: str) -> int | None:
     """The key of a message's row, 60 bits; None for text that can't be a queue id."""
     if len(queue_id) != _LENGTH or _KEY.match(queue_id) is None:

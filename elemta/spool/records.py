@@ -21,12 +21,17 @@ class MessageState(enum.Enum):
     """Where a queued message stands.
 
     ACTIVE: to be delivered as soon as possible. DEFERRED: an attempt failed for now, the next has a
-    time. HOLD: kept, visible, and not delivered until an operator releases it.
+    time. HOLD: kept, visible, and not delivered until an operator releases it. Delivery knows these three.
+
+    Operators see two kinds of HOLD as states of their own. QUARANTINE: a policy's verdict put it there.
+    UNDELIVERABLE: it failed, and its sender is <>, so that nothing is left to be done about it.
     """
 
     ACTIVE = "active"
     DEFERRED = "deferred"
     HOLD = "hold"
+    QUARANTINE = "quarantine"
+    UNDELIVERABLE = "undeliverable"
 
 
 class HoldCause(enum.Enum):
@@ -54,6 +59,15 @@ class HoldCause(enum.Enum):
     def tells_sender(self) -> bool:
         """Whether the sender hears of it when the hold ends."""
         return self in (HoldCause.ROUTE, HoldCause.FAULT)
+
+
+def state_on_hold(causes: Sequence[HoldCause]) -> MessageState:
+    """How operators see a message on hold, by what put each of its parts there."""
+    if HoldCause.QUARANTINE in causes:
+        return MessageState.QUARANTINE
+    if causes and all(cause is HoldCause.UNDELIVERABLE for cause in causes):
+        return MessageState.UNDELIVERABLE
+    return MessageState.HOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +121,7 @@ class Submission:
     header_block: bytes
     received_at: float
     hold_reason: str | None = None
-    hold: HoldCause = HoldCause.QUARANTINE
+    hold: HoldCause = HoldCause.OPERATOR
     summary: HeaderSummary = NO_SUMMARY
     verdicts: tuple[VerdictNote, ...] = ()
 
@@ -178,6 +192,20 @@ class DestinationDue:
 
 
 @dataclass(frozen=True, slots=True)
+class DestinationMail:
+    """The mail that waits for a destination: how many messages, whether some were never tried, when the
+    oldest came in, when the first of the others is due (None: there is none), and the words of the last
+    outcome of one of these."""
+
+    name: str
+    messages: int
+    active: bool
+    oldest_at: float
+    due: float | None
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A page of a walk through the queue in the order of arrival.
 
@@ -204,8 +232,46 @@ class RecipientRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part as the spool has it.
+
+    ``turn`` is as in :class:`QueuedMessage`; ``positions`` are its recipients' in the envelope, None for all
+    of them; ``reason`` are the words of the last outcome of one of them that is not done, if there is any.
+    """
+
+    number: int
+    destination: str
+    state: MessageState
+    turn: float
+    hold: HoldCause = HoldCause.OPERATOR
+    positions: tuple[int, ...] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartView:
+    """A part as operators see it.
+
+    ``reason`` says why it waits or is held. ``next_attempt_at`` is None where no attempt is planned: on hold,
+    or until an operator says so.
+    """
+
+    number: int
+    destination: str
+    state: MessageState
+    next_attempt_at: float | None
+    reason: str
+    positions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MessageSummary:
-    """A line of the queue listing. ``size`` is octets as sent on; times are seconds since the epoch."""
+    """A line of the queue listing. ``size`` is octets as sent on; times are seconds since the epoch.
+
+    ``state`` is as operators see it, and so are ``next_attempt_at``, ``reason`` and ``destination``, which
+    are those of the part that says how the message stands. ``recipient`` is one that is not done: of those
+    that a filter chose, if there is one.
+    """
 
     queue_id: str
     state: MessageState
@@ -214,9 +280,12 @@ class MessageSummary:
     pending: int
     size: int
     received_at: float
-    next_attempt_at: float
+    next_attempt_at: float | None
     attempts: int
     hold_reason: str | None = None
+    recipient: Address | None = None
+    destination: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +304,17 @@ class MessageRecord:
     """Everything that the spool knows about a message but its content.
 
     ``history`` are the outcomes of its attempts, the oldest first, each with the number of the attempt.
+    ``stored`` are its parts, and ``parts`` the same as operators see them; so is ``state``, while that of
+    ``message`` is as delivery sees it.
     """
 
     message: QueuedMessage
     recipients: tuple[RecipientRecord, ...]
     history: tuple[tuple[int, Outcome], ...]
     in_file: bool
+    stored: tuple[StoredPart, ...] = ()
+    parts: tuple[PartView, ...] = ()
+    state: MessageState = MessageState.HOLD
 
     @property
     def envelope(self) -> Envelope:
@@ -253,9 +327,10 @@ class MessageRecord:
 
 @dataclass(frozen=True, slots=True)
 class SpoolStats:
-    """The queue in numbers: messages and octets by state, the oldest message's age in seconds (0.0: empty),
-    free bytes on the disk, and whether the disk can be trusted right now. ``undeliverable`` is the space that
-    undeliverable notices on hold take, in octets."""
+    """The queue in numbers: messages and octets by state as operators see it, free bytes on the disk, and
+    whether the disk can be trusted right now. ``oldest_age`` is the age in seconds of the oldest message that
+    is no undeliverable notice (0.0: there is none). ``undeliverable`` is the space that undeliverable notices
+    on hold take, in octets."""
 
     messages: Mapping[MessageState, int]
     octets: Mapping[MessageState, int]

@@ -41,6 +41,7 @@ from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queue_id import QueueIds, known_key, row_key, unknown_message
 from elemta.spool.queue_listeners import QueueListeners
+from elemta.spool.queue_listing import QueueListing
 from elemta.spool.reader import Reader
 from elemta.spool.records import (
     HeldPart,
@@ -56,6 +57,7 @@ from elemta.spool.records import (
 from elemta.spool.schedule import Schedule
 from elemta.spool.startup import Permit, take_up
 from elemta.spool.threads import SpoolThreads
+from elemta.spool.waits import NO_WAITS
 from elemta.spool.writer import QueueWriter
 
 _log = Logger()
@@ -100,6 +102,10 @@ class Spool(QueueLookups, Intake):
         self._space = space
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
+        self._listing = QueueListing(self._reader)
+        self.waits = None
+        # Messages on hold before this place are undeliverable notices, since so many changes.
+        self._held_from = self._changes_of_holds = 0
         self._schedule = Schedule(self._reader)
         self._commits = GroupCommit(
             settings,
@@ -170,6 +176,8 @@ class Spool(QueueLookups, Intake):
             active=ledger.messages[MessageState.ACTIVE],
             deferred=ledger.messages[MessageState.DEFERRED],
             hold=ledger.messages[MessageState.HOLD],
+            quarantine=ledger.messages[MessageState.QUARANTINE],
+            undeliverable=ledger.messages[MessageState.UNDELIVERABLE],
         )
         return cls(
             settings,
@@ -339,13 +347,26 @@ class Spool(QueueLookups, Intake):
         await self._change(queue_id, OperatorAction.DELETE)
         observer.deleted(message)
 
-    async def stats(self) -> SpoolStats:
-        """The queue in numbers."""
-        oldest = await self._read(self._queries.oldest)
-        ledger = self._commits.ledger
+    async def stats(self, *, as_listed: bool = False) -> SpoolStats:
+        """The queue in numbers; ``as_listed`` takes a look at each message that was never tried, as one that
+        waits for its destination is not active."""
+        ledger, changes = self._commits.ledger, self._changes_of_holds
+        oldest, held_from = await self._read(self._listing.oldest, self._held_from)
+        if self._changes_of_holds == changes:
+            self._held_from = held_from
+        messages = {state: ledger.messages[state] for state in MessageState}
+        octets = {state: ledger.octets[state] for state in MessageState}
+        waits = self.waits
+        known = waits.known_waits() if waits is not None and as_listed else NO_WAITS
+        if known.destinations:
+            moving, size = await self._read(self._listing.still_moving, known)
+            for numbers, active in ((messages, moving), (octets, size)):
+                others = max(0, numbers[MessageState.ACTIVE] - active)
+                numbers[MessageState.DEFERRED] += others
+                numbers[MessageState.ACTIVE] -= others
         return SpoolStats(
-            messages={state: ledger.messages[state] for state in MessageState},
-            octets={state: ledger.octets[state] for state in MessageState},
+            messages=messages,
+            octets=octets,
             oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
             free=self._space.free,
             healthy=self.healthy,
@@ -406,6 +427,9 @@ class Spool(QueueLookups, Intake):
                 idle.append(places.unfinished_body(each.queue_id))
         if idle:
             self._threads.files.start(self._leftovers.remove, idle)
+        if MessageState.HOLD in batch.ledger.messages or MessageState.QUARANTINE in batch.ledger.messages:
+            self._held_from = 0
+            self._changes_of_holds += 1
         if batch.ledger.undeliverable > 0 and not self._closed:
             self._holds.keep_share()
         self._conclude_intake(entries, batch)

@@ -23,7 +23,7 @@ from elemta.spool.operations import (
     QueueCounts,
 )
 from elemta.spool.parts import Part, StoredMessage, assign, change, pay, settle, storable
-from elemta.spool.records import HoldCause, MessageState
+from elemta.spool.records import HoldCause, MessageState, state_on_hold
 from elemta.spool.rows import STATE_CODES, state_of
 
 _MESSAGE = (
@@ -175,7 +175,8 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
                 held.append((*row, message.hold.value, message.received_at))
             else:
                 parts.append(row)
-        ledger.enter(message.state, message.size)
+        on_hold = message.state is MessageState.HOLD
+        ledger.enter(state_on_hold([message.hold]) if on_hold else message.state, message.size)
     _write_rows(connection, _MESSAGE, messages)
     _write_rows(connection, _BODY, bodies)
     _write_rows(connection, _NEW_PART, parts)
@@ -226,6 +227,7 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Stor
             set(owed),
             pending_unread=None if readable else pending,
         )
+        queued.found = queued.seen_as
         queued.found_undeliverable = queued.undeliverable
     return found
 
@@ -289,7 +291,7 @@ def _write_back(
             if message.in_file:
                 batch.freed.append(message.queue_id)
             continue
-        batch.ledger.enter(message.state, message.size)
+        batch.ledger.enter(message.seen_as, message.size)
         batch.ledger.undeliverable += message.undeliverable
         updates.append(
             (

@@ -26,11 +26,11 @@ OVERVIEW = Dashboard(
                 stat(
                     "In the queue",
                     "Messages that wait for delivery or for their next attempt, without those on hold.",
-                    gauge("elemta_spool_messages", where=', state!="hold"'),
+                    gauge("elemta_spool_messages", where=', state=~"active|deferred"'),
                 ),
                 stat(
                     "Oldest message",
-                    "Age of the oldest message in any queue, held ones included.",
+                    "Age of the oldest message in any queue: held ones included, undeliverable notices not.",
                     gauge("elemta_spool_oldest_message_age_seconds", how="max"),
                     "s",
                 ),
@@ -180,7 +180,7 @@ OVERVIEW = Dashboard(
                 ),
                 Panel(
                     "Oldest message, by node",
-                    "Held ones included.",
+                    "Held ones included, undeliverable notices not.",
                     (Query(gauge("elemta_spool_oldest_message_age_seconds", "node_id", how="max"), BY_NODE),),
                     "s",
                 ),

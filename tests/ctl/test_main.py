@@ -24,6 +24,7 @@ from elemta.ctl.client import AdminClient
 from elemta.ctl.main import main
 from elemta.daemon.cluster import NodeLife
 from elemta.daemon.reload import ReloadReport
+from elemta.delivery.destination_status import DestinationState, DestinationStatus
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.ops.admin import AdminSite
@@ -32,7 +33,7 @@ from elemta.outcome import Outcome
 from elemta.outcome import Status as Came
 from elemta.policy.discovery import PluginInfo
 from elemta.runtime import Runtime
-from elemta.spool import MessageState, Spool, SpoolSettings, Submission
+from elemta.spool import HoldCause, MessageState, PlannedPart, Spool, SpoolSettings, Submission
 from tests.support.administered import Administered
 
 EVIL = "\x1b]0;owned\x07"
@@ -67,12 +68,21 @@ class Daemon(Administered):
         _, out, _ = await self.ctl("--json", *argv, **more)
         return json.loads(out)
 
-    async def queue(self, sender: Address = NULL, *to: str, helo: str = "c", hold: str | None = None) -> str:
+    async def queue(
+        self,
+        sender: Address = NULL,
+        *to: str,
+        helo: str = "c",
+        hold: str | None = None,
+        cause: HoldCause = HoldCause.OPERATOR,
+    ) -> str:
         writer = self.spool.begin()
         writer.write(b"Subject: hello\r\n\r\nhello\r\n")
         recipients = tuple(Recipient(Address(*each.split("@"))) for each in to or ("anna@example.com",))
         client = Client(ip="192.0.2.1", helo=helo, listener="mx", session_id="s1")
-        submission = Submission(sender, recipients, MailParameters(), client, b"X: y\r\n", time.time(), hold)
+        submission = Submission(
+            sender, recipients, MailParameters(), client, b"X: y\r\n", time.time(), hold, cause
+        )
         return (await self.spool.commit(writer, submission)).queue_id
 
     async def state_of(self, queue_id: str) -> MessageState:
@@ -157,6 +167,9 @@ async def test_drain_drains(daemon: Daemon) -> None:
     assert "draining" in out
     assert daemon.state_name == "draining"
     assert "no: draining" in (await daemon.ctl("status"))[1]
+    code, out, _ = await daemon.ctl("undrain")
+    assert (code, daemon.state_name) == (0, "serving")
+    assert "serving" in out
 
 
 @ensureDeferred
@@ -180,19 +193,22 @@ async def test_what_waits_for_a_restart_is_told_after_the_reload_too(daemon: Dae
 
 
 @ensureDeferred
-async def test_the_list_is_a_table_that_fits_the_terminal(daemon: Daemon, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "56")
-    queue_id = await daemon.queue(Address("x" * 60, "example.net"))
+async def test_the_list_cuts_nothing_that_one_must_copy(daemon: Daemon, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    sender, to = "x" * 60 + "@example.net", "y" * 50 + "@" + "z" * 60 + ".example"
+    queue_id = await daemon.queue(Address(*sender.split("@")), to)
+    short = await daemon.queue(Address("a", "b.test"), "c@d.test", hold="looks odd " * 20)
     code, out, _ = await daemon.ctl("queue", "list", terminal=True)
     assert code == 0
+    assert "…" not in out
     lines = out.splitlines()
-    assert all(len(line) <= 56 for line in lines)
-    assert lines[0].split() == ["ID", "STATE", "AGE", "RCPT", "FROM", "NEXT"]
-    assert lines[1].startswith(queue_id)
-    assert "…" in lines[1]
-    assert lines[1].endswith("now")
+    assert lines[0].split()[:2] == ["ID", "STATE"]
+    assert lines[0].split()[-1] == "NEXT"
+    for text in (queue_id, short, f"<{sender}>", f"<{to}>", "<a@b.test>", "<c@d.test>", "looks odd " * 19):
+        assert text in out
+    assert next(line for line in lines if line.startswith(queue_id)).endswith("now")
     _, piped, _ = await daemon.ctl("queue", "list")
-    assert "x" * 60 in piped
+    assert len(piped.splitlines()) == 3
 
 
 @ensureDeferred
@@ -329,12 +345,12 @@ async def test_retrying_a_held_message_says_to_release_it(daemon: Daemon) -> Non
 async def test_all_means_all_that_the_filters_let_through(daemon: Daemon) -> None:
     held = [await daemon.queue(hold="odd") for _ in range(2)]
     other = await daemon.queue(Address("x", "example.net"), hold="odd")
-    code, out, _ = await daemon.ctl("queue", "release", "--all", "--from", "<>")
+    code, out, _ = await daemon.ctl("queue", "release", "--yes", "--from", "<>")
     assert code == 0
     assert len(out.splitlines()) == 2
     assert [await daemon.state_of(each) for each in held] == [MessageState.ACTIVE] * 2
     assert await daemon.state_of(other) is MessageState.HOLD
-    assert (await daemon.ctl("queue", "hold", "--all"))[0] == 0
+    assert (await daemon.ctl("queue", "hold", "--all", "--yes"))[0] == 0
     assert {await daemon.state_of(each) for each in held} == {MessageState.HOLD}
 
 
@@ -407,9 +423,8 @@ async def test_all_is_one_call_for_each_page_of_messages(
 
     monkeypatch.setattr(AdminClient, "call", noting)
     monkeypatch.setattr("elemta.ctl.queue.TOGETHER", 3)
-    yes = ["--yes"] if action in ("bounce", "delete") else []
     state = ["--state", "active"] if action == "retry" else []
-    done = await daemon.json("queue", action, "--all", *state, *yes)
+    done = await daemon.json("queue", action, "--all", *state, "--yes")
     assert [result["queue_id"] for result in done["results"]] == ids
     assert all(result["ok"] for result in done["results"])
     assert calls == [("queue", action)] * 2
@@ -419,10 +434,87 @@ async def test_all_is_one_call_for_each_page_of_messages(
 async def test_a_script_that_returns_everything_has_to_say_yes(daemon: Daemon) -> None:
     queue_id = await daemon.queue(Address("jane", "example.org"))
     code, _, err = await daemon.ctl("queue", "bounce", "--all")
-    assert (code, "bounce --all without a terminal needs --yes" in err) == (2, True)
+    assert (code, "bounce of many messages without a terminal needs --yes" in err) == (2, True)
     assert await daemon.ids() == [queue_id]
     done = await daemon.json("queue", "bounce", "--all", "--yes")
     assert done["results"] == [{"queue_id": queue_id, "ok": True, "done": "returned", "notices": 1}]
+
+
+@pytest.mark.parametrize("action", ["retry", "hold", "release", "bounce", "delete"])
+@pytest.mark.parametrize("choice", [("--all",), ("--from", "X@"), ("--reason", "ODD"), ("--state", "hold")])
+@ensureDeferred
+async def test_what_acts_on_many_counts_them_and_asks(
+    daemon: Daemon, action: str, choice: tuple[str, ...]
+) -> None:
+    ids = [await daemon.queue(Address("x", "y.test"), hold="looks odd") for _ in range(2)]
+    ids.append(await daemon.queue(Address("x", "y.test"), hold="looks odd"))
+    words = ("queue", action, *choice, *(["--state", "hold"] if "--state" not in choice else []))
+    code, out, err = await daemon.ctl(*words)
+    assert (code, out) == (2, "")
+    assert f"{action} of many messages without a terminal needs --yes" in err
+    code, out, err = await daemon.ctl(*words, terminal=True, stdin="n\n")
+    assert (code, out) == (1, "")
+    assert "3 messages (3 hold)" in err
+    assert [await daemon.state_of(each) for each in ids] == [MessageState.HOLD] * 3
+
+
+@ensureDeferred
+async def test_filters_go_by_reason_and_age_and_fit_a_part_of_the_text(daemon: Daemon) -> None:
+    held = await daemon.queue(Address("anna", "example.net"), hold="Looks ODD to me")
+    tried = await daemon.queue(Address("joanna", "example.net"), "bob@dest.test")
+    came = Outcome(
+        tried, Address("bob", "dest.test"), Came.DEFERRED, "Try Later", "mx:", "hop", time.time(), code=451
+    )
+    await daemon.spool.settle(tried, [came], retry_at=time.time() + 300, hold_reason=None)
+
+    async def chosen(*filters: str) -> list[str]:
+        return [each["queue_id"] for each in (await daemon.json("queue", "list", *filters))["messages"]]
+
+    assert await chosen("--reason", "odd TO") == [held]
+    assert await chosen("--reason", "451 try") == [tried]
+    assert await chosen("--reason", "*odd*me") == [held]
+    assert await chosen("--from", "ANNA@example") == [held, tried]
+    assert await chosen("--from", "<anna@example.net>") == [held]
+    assert await chosen("--older-than", "0s", "--to", "DEST") == [tried]
+    assert await chosen("--older-than", "1h") == []
+    assert await chosen("--destination", "nowhere") == []
+    (line,) = (await daemon.json("queue", "list", "--state", "deferred"))["messages"]
+    assert (line["recipient"], line["reason"]) == ("bob@dest.test", "451 Try Later")
+    assert (await daemon.ctl("queue", "list", "--older-than", "soon"))[0] == 1
+    assert (await daemon.ctl("queue", "list", "--state", "gone"))[0] == 2
+
+
+@ensureDeferred
+async def test_quarantine_and_undeliverable_notices_are_states_of_their_own(daemon: Daemon) -> None:
+    kept = await daemon.queue(hold="kept")
+    spam = await daemon.queue(Address("a", "b.test"), hold="spam", cause=HoldCause.QUARANTINE)
+    notice = await daemon.queue(NULL)
+    await daemon.spool.settle(notice, (), retry_at=None, hold_reason="550 no", hold=HoldCause.UNDELIVERABLE)
+    for state, queue_id in (("hold", kept), ("quarantine", spam), ("undeliverable", notice)):
+        (line,) = (await daemon.json("queue", "list", "--state", state))["messages"]
+        assert (line["queue_id"], line["state"], line["next_attempt_at"]) == (queue_id, state, None)
+        (record,) = (await daemon.json("queue", "show", queue_id))["messages"]
+        assert (record["state"], record["recipients"][0]["state"]) == (state, state)
+    _, out, _ = await daemon.ctl("queue", "stats")
+    assert "3 messages (0 active, 0 deferred, 1 hold, 1 quarantine, 1 undeliverable)" in out
+
+
+@ensureDeferred
+async def test_the_content_of_a_message_is_given_as_it_is(daemon: Daemon, monkeypatch) -> None:
+    monkeypatch.setattr("elemta.daemon.queue_operations.MOST_OCTETS", 100)
+    writer = daemon.spool.begin()
+    writer.write(b"Subject: \xff\r\n\r\n" + bytes(range(128, 256)) * 5 + "ä\r\n".encode() * 100)
+    client = Client(ip="192.0.2.1", helo="c", listener="mx", session_id="s1")
+    given = (Recipient(Address("a", "b.test")),)
+    message = Submission(NULL, given, MailParameters(), client, b"X: y\r\n", time.time())
+    queue_id = (await daemon.spool.commit(writer, message)).queue_id
+    content = await daemon.spool.open_content(queue_id)
+    code, out, _ = await daemon.ctl("queue", "cat", queue_id)
+    assert (code, out.encode("utf-8", "surrogateescape")) == (0, content.read())
+    code, out, _ = await daemon.ctl("queue", "cat", queue_id, "--headers")
+    assert (code, out.encode("utf-8", "surrogateescape")) == (0, b"X: y\r\nSubject: \xff\r\n")
+    assert (await daemon.ctl("queue", "cat", "NOSUCH"))[0] == 1
+    content.close()
 
 
 @pytest.mark.parametrize(
@@ -449,6 +541,99 @@ async def test_the_queue_in_numbers(daemon: Daemon) -> None:
     assert code == 0
     assert "1 message (1 active, 0 deferred, 0 hold)" in out
     assert (await daemon.json("queue", "stats"))["total"]["messages"] == 1
+
+
+# Destinations
+
+
+@ensureDeferred
+async def test_destinations_are_listed_with_what_waits_for_them_and_why(daemon: Daemon, monkeypatch) -> None:
+    target = "smtp://" + "h" * 60 + ".test:25"
+    monkeypatch.setenv("COLUMNS", "80")
+    daemon.spool.use_plan(lambda given: [PlannedPart(target, given.received_at)])
+    await daemon.queue(NULL, "a@b.test")
+    daemon.spool.use_plan(lambda given: [PlannedPart("example.org", given.received_at)])
+    for _ in range(2):
+        await daemon.queue(NULL, "a@example.org")
+    daemon.destined.pauses.names.append("empty.test")
+    until = time.time() + 90.5
+    daemon.destined.said = {
+        target: DestinationStatus(DestinationState.BLOCKED, f"refused {EVIL}", until),
+        "example.org": DestinationStatus(DestinationState.WAITING, "", until, "gently"),
+    }
+    code, out, _ = await daemon.ctl("destinations", terminal=True)
+    assert code == 0
+    assert target in out
+    assert "…" not in out
+    assert "\x1b" not in out
+    assert out == (await daemon.ctl("destinations", "list", terminal=True))[1]
+    found = (await daemon.json("destinations", "list"))["destinations"]
+    assert [list(each) for each in found] == [
+        [
+            "name",
+            "route",
+            "waiting",
+            "oldest_at",
+            "state",
+            "last_error",
+            "next_attempt_at",
+            "paced_by",
+        ]
+    ] * 3
+    assert [(each["name"], each["state"], each["waiting"]) for each in found] == [
+        ("example.org", "waiting", 2),
+        (target, "blocked", 1),
+        ("empty.test", "paused", 0),
+    ]
+    assert (found[0]["paced_by"], found[1]["paced_by"]) == ("gently", None)
+    assert found[1]["next_attempt_at"] == until
+    assert found[2]["next_attempt_at"] is None
+    chosen = await daemon.json("queue", "list", "--destination", "EXAMPLE.org")
+    assert len(chosen["messages"]) == 2
+
+
+@ensureDeferred
+async def test_a_destination_is_paused_probed_and_resumed_by_its_name(daemon: Daemon) -> None:
+    target = "smtp://hop.test:25"
+    assert (await daemon.ctl("destinations", "probe", target))[0] == 0
+    code, out, _ = await daemon.ctl("destinations", "pause", target)
+    assert (code, out) == (0, f"{target}: paused; 0 messages wait\n")
+    code, _, err = await daemon.ctl("destinations", "probe", target)
+    assert (code, "resume it instead" in err) == (1, True)
+    assert (await daemon.json("destinations", "resume", target))["state"] == "open"
+    assert daemon.destined.asked == [("probe", target), ("pause", target), ("resume", target)]
+    assert (await daemon.ctl("destinations", "resume", target))[0] == 1
+    code, _, err = await daemon.ctl("destinations", "pause", "no/such")
+    assert (code, "there is no destination no/such" in err) == (1, True)
+    assert (await daemon.ctl("destinations", "pause"))[0] == 2
+
+
+BROKEN = {
+    "another setting": "[server]\nhostnam = 5\n",
+    "no TOML": '[server]\nhostname = "unterminated\n',
+    "a certificate that is not there": '[tls]\ncertificate = "/absent"\nprivate_key = "/absent"\n',
+    "a table twice": '[server]\nhostname = "a.test"\n[server]\nworkers = 1\n',
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("last", [False, True])
+@ensureDeferred
+async def test_a_broken_configuration_keeps_nobody_from_the_daemon(
+    daemon: Daemon, tmp_path: Path, fault: str, last: bool
+) -> None:
+    config = tmp_path / "elemta.toml"
+    spool = f'[spool]\ndirectory = "{tmp_path}/spool" # here\n'
+    config.write_text(fault + spool if last else spool + fault)
+    for command in (("status",), ("drain",), ("undrain",), ("queue", "list")):
+        code, _, err = await deferToThread(run, "--config", str(config), *command)
+        assert (code, err) == (0, "")
+    config.write_bytes(config.read_bytes() + b"# \xff\n")
+    assert (await deferToThread(run, "--config", str(config), "status"))[0] == 0
+    config.unlink()
+    code, _, err = await deferToThread(run, "--config", str(config), "status")
+    assert (code, "--socket" in err) == (78, True)
+    assert (await daemon.ctl("status", ELEMTA_CONFIG=str(config)))[0] == 0
 
 
 # Without a daemon
@@ -680,7 +865,8 @@ async def test_nodes_that_are_gone_are_shown_when_asked_for_and_no_name_is_cut(
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
     monkeypatch.setattr("elemta.ctl.context.CommandContext.width", property(lambda _: 40))
     _, out, _ = await daemon.ctl("nodes", "--all")
-    lines = out.splitlines()
+    lines = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert "host mx2.example.org" in out
     assert [line.split()[0] for line in lines] == ["NODE", "mx2", long, "mx4"]
     assert "gone (lost)" in lines[2]
     assert lines[2].endswith("2h ago")
@@ -717,8 +903,12 @@ async def test_who_is_limited_is_shown_with_how_full_and_until_when(daemon: Daem
 @ensureDeferred
 async def test_while_valkey_is_away_who_looks_is_told_whose_count_it_is(daemon: Daemon) -> None:
     daemon.overseen.mode = "local"
-    _, _, err = await daemon.ctl("limits", "top")
+    daemon.overseen.connect("192.0.2.1", 2)
+    _, out, err = await daemon.ctl("limits", "top", "ip")
     assert "Valkey is away" in err
+    assert "more" not in err
+    assert "2/1 in 1m" in out
+    assert "ip: as seen by this node alone, share 1 of 3" in out
 
 
 @ensureDeferred

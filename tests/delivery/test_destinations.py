@@ -133,7 +133,8 @@ class Scheduled:
             self.destinations.block(destination, self.now + wait, reason())
         found = self.destinations.find(destination)
         assert found is not None
-        self.defer(message, found.shut_until if found.failures else self.now + 3600.0)
+        until = found.shut_until if found.shut_until < inf else found.regular_probe
+        self.defer(message, until if found.failures else self.now + 3600.0)
         return blocked
 
 
@@ -587,3 +588,76 @@ def test_a_sender_with_little_mail_passes_what_a_flood_left_in_the_spool() -> No
         scheduled.deliver(under_way.pop(0))
         under_way += scheduled.take_all()
     assert len(scheduled.taken) - begun <= 2
+
+
+# Pauses
+
+
+def test_nothing_is_attempted_in_a_paused_destination_until_it_is_resumed() -> None:
+    world = Scheduled()
+    before = world.send("x")
+    world.destinations.pause("x")
+    after, other = world.send("x"), world.send("y")
+    assert world.take_all() == [other]
+    assert world.destinations.is_shut("x", world.now)
+    world.now += 1e6
+    world.destinations.probe_now(["x"])
+    world.destinations.probe_early(["x"])
+    assert world.take_all() == []
+    world.destinations.resume("x", world.now)
+    assert world.take_all() == [before, after]
+
+
+def test_a_pause_before_any_mail_holds_what_comes_later_and_after_a_new_start() -> None:
+    world = Scheduled()
+    world.destinations.pause("x")
+    held = [world.send("x") for _ in range(3)]
+    assert world.take_all() == []
+    world.destinations.start_over([], [])
+    world.destinations.due_at("x", 0.0)
+    assert world.take_all() == []
+    world.destinations.resume("x", world.now)
+    assert set(world.take_all()) <= set(held)
+    assert world.taken
+
+
+def test_what_is_under_way_when_its_destination_is_paused_ends_and_nothing_follows() -> None:
+    world = Scheduled()
+    messages = [world.send("x") for _ in range(10)]
+    under_way = world.take_all()
+    world.destinations.pause("x")
+    for message in under_way:
+        world.deliver(message)
+    assert world.take_all() == []
+    world.destinations.resume("x", world.now)
+    assert world.take() in messages
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_pause_does_not_move_the_back_off_of_a_destination_that_is_down(before: bool) -> None:
+    world = Scheduled()
+    first = world.send("x")
+    epoch = world.destinations.epoch("x")
+    assert world.take() is first
+    if before:
+        world.destinations.pause("x")
+    world.find_down(first, epoch, world.now, wait=500.0)
+    if not before:
+        world.destinations.pause("x")
+    world.now += 100.0
+    assert world.take_all() == []
+    world.destinations.resume("x", world.now)
+    assert world.take() is not None
+    assert world.destinations.regular_probe("x", world.now) == pytest.approx(1500.0)
+
+
+def test_a_probe_tries_one_message_that_waits_for_a_later_time() -> None:
+    world = Scheduled()
+    message, other = world.send("x"), world.send("x")
+    for taken, until in ((world.take(), 5000.0), (world.take(), 6000.0)):
+        assert taken is not None
+        world.defer(taken, until)
+    assert world.take_all() == []
+    world.destinations.probe("x", world.now)
+    assert [each.key for each in world.take_all()] == [message.key]
+    assert other.key not in world.under_way

@@ -116,7 +116,7 @@ async def test_the_status_tells_the_daemon_its_listeners_and_its_queue(
 @ensureDeferred
 async def test_the_status_answers_when_the_disk_does_not(daemon: Daemon, tmp_path: Path, monkeypatch) -> None:
     class Broken:
-        async def stats(self) -> None:
+        async def stats(self, *, as_listed: bool) -> None:
             raise SpoolError("disk on fire")
 
     monkeypatch.setattr(daemon, "spool", Broken())
@@ -366,7 +366,7 @@ async def test_a_panic_is_500_without_a_word_of_the_inside(daemon: Daemon, tmp_p
 @ensureDeferred
 async def test_a_call_that_takes_too_long_is_504(tmp_path: Path) -> None:
     class Stuck:
-        def stats(self) -> Deferred[None]:
+        def stats(self, *, as_listed: bool) -> Deferred[None]:
             reactor.callLater(0, asked.callback, None)
             return Deferred()
 
@@ -529,8 +529,8 @@ async def test_who_is_refused_comes_first_among_those_who_are_counted(daemon: Da
     daemon.overseen.connect("198.51.100.1", 5)
     _, answer = await ask(tmp_path, "GET", "/v1/limits/top?limit=ip")
     assert [(each["identity"], each["bounds"]) for each in answer["limits"]] == [
-        ("198.51.100.1", [{"used": 3, "limit": 3, "window": 60.0}]),
-        ("192.0.2.1", [{"used": 2, "limit": 3, "window": 60.0}]),
+        ("198.51.100.1", [{"used": 3, "limit": 3, "window": 60.0, "share": None}]),
+        ("192.0.2.1", [{"used": 2, "limit": 3, "window": 60.0, "share": None}]),
     ]
     assert [each["retry_after"] for each in answer["limits"]] == [60.0, 0.0]
     assert (answer["counted_in"], answer["complete"]) == ("memory", True)

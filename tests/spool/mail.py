@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
 from elemta.metrics import SpoolMetrics
 from elemta.outcome import Outcome, Status
-from elemta.spool import Disk, MessageWriter, QueuedMessage, Spool, Submission
+from elemta.spool import Disk, HoldCause, MessageWriter, QueuedMessage, Spool, Submission
 from tests.support.metrics import record
 
 SENDER = Address("alice", "example.org")
@@ -47,8 +48,15 @@ def written(spool: Spool, *pieces: bytes) -> MessageWriter:
     return writer
 
 
-async def put(spool: Spool, body: bytes, *names: str, hold_reason: str | None = None) -> Envelope:
-    return await spool.commit(written(spool, body), submission(*names, hold_reason=hold_reason))
+async def put(
+    spool: Spool,
+    body: bytes,
+    *names: str,
+    hold_reason: str | None = None,
+    hold: HoldCause = HoldCause.OPERATOR,
+) -> Envelope:
+    message = replace(submission(*names, hold_reason=hold_reason), hold=hold)
+    return await spool.commit(written(spool, body), message)
 
 
 async def due(

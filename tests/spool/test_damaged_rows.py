@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ async def test_a_damaged_row_is_held_with_its_reason_and_the_others_are_due(
     assert [message.queue_id for message in found.messages] == [first, last]
     assert len(told(events)) == 1
     assert spool.healthy
-    assert spool.messages == {MessageState.ACTIVE: 2, MessageState.DEFERRED: 0, MessageState.HOLD: 1}
+    assert +Counter(spool.messages) == {MessageState.ACTIVE: 2, MessageState.HOLD: 1}
     assert (await put(spool, b"new")).queue_id
 
 
@@ -149,7 +150,11 @@ async def test_a_damaged_row_does_not_fail_a_walk_a_listing_a_start_or_the_end_o
     damage(spool.settings.directory, notices[0], how)
     await spool.close()
     again = await open_spool()
-    assert again.messages == {MessageState.ACTIVE: 2, MessageState.DEFERRED: 0, MessageState.HOLD: 3}
+    assert +Counter(again.messages) == {
+        MessageState.ACTIVE: 2,
+        MessageState.HOLD: 1,
+        MessageState.UNDELIVERABLE: 2,
+    }
     held = await again.held(time.time() + 1, 10)
     assert [each.message.queue_id for each in held] == [notices[1]]
     assert len(told(events)) == 2

@@ -156,7 +156,7 @@ async def test_an_operator_who_is_faster_wins(open_spool: Any, counted: Counted,
 async def test_holds_and_what_they_take_are_known_after_a_restart(open_spool: Any) -> None:
     spool = await open_spool(disk=SmallDisk(total=1000 * MIB, free=500 * MIB))
     ids = [await fail_notice(spool, b"y" * size, "ann", "bob") for size in (10, 100_000)]
-    quarantined = await put(spool, b"x", hold_reason="spam")
+    quarantined = await put(spool, b"x", hold_reason="spam", hold=HoldCause.QUARANTINE)
     before = (await spool.stats()).undeliverable
     assert before > 100_000
     held = await spool.held(time.time() + 1, 10)

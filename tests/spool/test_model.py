@@ -20,9 +20,11 @@ from elemta.spool.operations import Assignment, DeliveryResult, NewMessage, Oper
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queue_id import QueueIds, row_key
+from elemta.spool.queue_listing import QueueListing
 from elemta.spool.reader import Reader
 from elemta.spool.rows import encode_envelope
 from elemta.spool.schedule import Schedule
+from elemta.spool.waits import NO_WAITS
 from elemta.spool.writer import QueueWriter
 from tests.spool.mail import outcome, submission
 from tests.support.runtime import simulated_runtime
@@ -94,6 +96,7 @@ class Queue(RuleBasedStateMachine):
         self.ledger = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)
+        self.listing = QueueListing(self.reader)
         self.schedule = Schedule(self.reader)
 
     def stop(self) -> None:
@@ -275,7 +278,8 @@ class Queue(RuleBasedStateMachine):
     def agrees(self) -> None:
         if self.waiting:
             return
-        lines = {line.queue_id: line for line in self.queries.find(QueueFilter(), 1000, None).messages}
+        listed, _ = self.listing.find(QueueFilter(), NO_WAITS, 1000, None)
+        lines = {line.queue_id: line for line, _ in listed}
         assert lines.keys() == self.model.keys()
         for queue_id, message in self.model.items():
             line = lines[queue_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import Counter
 from random import Random
 
 import pytest
@@ -16,6 +17,8 @@ from elemta.spool import MessageState
 from elemta.spool.queue_id import QueueIds, row_key
 from elemta.spool.schema import _STEPS, VERSION, VERSION_1, upgrade
 from tests.spool.mail import outcome, put, read, recipients
+
+STORED = (MessageState.ACTIVE, MessageState.DEFERRED, MessageState.HOLD)
 
 
 @pytest.fixture
@@ -98,11 +101,11 @@ async def test_a_spool_of_every_older_version_is_upgraded_in_place(open_spool, v
     connection.close()
     spool = await open_spool()
     stats = await spool.stats()
-    assert stats.messages == dict.fromkeys(MessageState, 1)
-    assert stats.octets == {
-        state: len(body) + 3 for state, (_, body) in zip(MessageState, version_1, strict=True)
+    assert +Counter(stats.messages) == dict.fromkeys(STORED, 1)
+    assert +Counter(stats.octets) == {
+        state: len(body) + 3 for state, (_, body) in zip(STORED, version_1, strict=True)
     }
-    for state, (queue_id, body) in zip(MessageState, version_1, strict=True):
+    for state, (queue_id, body) in zip(STORED, version_1, strict=True):
         assert [line.queue_id for line in await spool.list(state)] == [queue_id]
         assert await read(spool, queue_id) == b"H\r\n" + body
     assert await spool.destinations(None, 10) == [("", 0.0)]

@@ -17,6 +17,7 @@ from elemta.daemon.admin_operations import (
     PluginListing,
 )
 from elemta.daemon.check_operations import CheckOperations
+from elemta.daemon.destination_operations import DestinationOperations
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
@@ -33,7 +34,9 @@ from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.openapi import ApiOperations
 from elemta.policy.discovery import PluginInfo
+from elemta.spool.combined import CombinedQueue
 from tests.support.adopted import Adopted
+from tests.support.destined import Destined
 from tests.support.overseen import Overseen
 from tests.support.runtime import simulated_runtime
 
@@ -46,6 +49,7 @@ class Administered:
     state_name: str = "serving"
     reloaded: ReloadReport = field(default_factory=ReloadReport)
     overseen: Overseen = field(default_factory=Overseen)
+    destined: Destined = field(default_factory=Destined)
     spools: Adopted = field(default_factory=Adopted)
     installed: tuple[PluginInfo, ...] = ()
     toml: str = ""
@@ -57,11 +61,12 @@ class Administered:
 
     @property
     def calls(self) -> CallTable:
-        api = ApiOperations()
+        api, queue = ApiOperations(), CombinedQueue(self.spool, lambda: ())
         calls = CallTable(
             _Operations(self, self.spool),
-            QueueOperations(self.spool, self._give_up),
+            QueueOperations(queue, self._give_up, time.time),
             FindOperations(self.spool, list, "mx1"),
+            DestinationOperations(queue, lambda: self.destined, time.time),  # type: ignore[arg-type, return-value]
             self.limits,
             CheckOperations(lambda: self.overseen.limiter),
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
@@ -134,6 +139,9 @@ class Administered:
 
     def drain(self) -> None:
         self.state_name = "draining"
+
+    def undrain(self) -> None:
+        self.state_name = "serving"
 
 
 class _Operations(DaemonOperations):

@@ -1,0 +1,76 @@
+"""``destinations``: where mail waits, why, and what is done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from elemta.ctl.client import AdminClient
+from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_OK
+from elemta.ctl.text import Column, age
+
+_PAGE = 500
+_DESTINATIONS = (
+    Column("NAME"),
+    Column("STATE"),
+    Column("WAITING", right=True),
+    Column("OLDEST", right=True),
+    Column("NEXT", right=True),
+    Column("ROUTE", spare=3, folds=True),
+    Column("LIMIT", spare=1, folds=True),
+    Column("LAST ERROR", spare=2, folds=True),
+)
+
+
+def show_list(invocation: CommandContext) -> int:
+    found = sorted(destinations(invocation.client()), key=lambda each: -each["waiting"])
+    if invocation.json:
+        invocation.give({"destinations": found})
+    elif found:
+        now = invocation.runtime.wall()
+        invocation.give_table(_DESTINATIONS, [_row(each, now) for each in found])
+    else:
+        invocation.say("no mail waits")
+    return EX_OK
+
+
+def destinations(client: AdminClient) -> Iterator[Mapping[str, Any]]:
+    """All destinations, page by page."""
+    after: str | None = None
+    while True:
+        page = client.get("destinations", limit=str(_PAGE), **({"after": after} if after else {}))
+        yield from page["destinations"]
+        after = page["next"]
+        if after is None:
+            return
+
+
+def _row(destination: Mapping[str, Any], now: float) -> Sequence[str]:
+    oldest, at = destination["oldest_at"], destination["next_attempt_at"]
+    return (
+        destination["name"],
+        destination["state"],
+        str(destination["waiting"]),
+        "" if oldest is None else age(now - oldest),
+        "-" if at is None else f"in {age(at - now)}" if at - now >= 1 else "now",
+        "" if destination["route"] == destination["name"] else destination["route"],
+        destination["paced_by"] or "",
+        destination["last_error"],
+    )
+
+
+_DONE = {"probe": "one attempt is made now", "pause": "paused", "resume": "resumed"}
+
+
+def change(invocation: CommandContext) -> int:
+    """``destinations probe|pause|resume NAME``."""
+    action = invocation.args.action
+    answer = invocation.client().post("destinations", invocation.args.name, action)
+    if invocation.json:
+        invocation.give(answer)
+        return EX_OK
+    waiting = answer["waiting"]
+    messages = "message waits" if waiting == 1 else "messages wait"
+    invocation.say(f"{answer['name']}: {_DONE[action]}; {waiting} {messages}")
+    return EX_OK
