@@ -13,7 +13,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode interop house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode api-test interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -70,6 +70,12 @@ campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey
 
 multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, while parts fail; as root
 	@tests/multinode/run $(VENV)/bin/python $(ARGS)
+
+api-test: $(VENV)/.test .venv-schemathesis/bin/schemathesis ## asks a daemon all that its openapi.json describes (schemathesis)
+	@PYTHONPATH=. $(VENV)/bin/python tests/console/run_schemathesis.py $(CURDIR)/.venv-schemathesis/bin/schemathesis $(ARGS)
+
+.venv-schemathesis/bin/schemathesis:
+	@.ci/venv .venv-schemathesis 'schemathesis>=4.32'
 
 interop: $(VENV)/.test ## real senders and next hops, from Debian, npm and PyPI, and a table of what works; as root
 	@tests/interop/run $(VENV)/bin/python $(ARGS)

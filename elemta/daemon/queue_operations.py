@@ -47,7 +47,7 @@ class QueueIdList:
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        return {"type": "string", "pattern": f"^[0-9A-Za-z]+(,[0-9A-Za-z]+){{0,{MOST_IDS - 1}}}$"}
+        return {"type": "string", "pattern": f"^,*[^,]+(,+[^,]+){{0,{MOST_IDS - 1}}},*$"}
 
     def parse(self, name: str, text: str) -> tuple[str, ...]:
         ids = tuple(queue_id for queue_id in text.split(",") if queue_id)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -36,7 +36,8 @@ from elemta.ops.admin_json import Choice, Json, ParameterKind, Text, parse_body,
 F = TypeVar("F", bound=Callable[..., Awaitable[object]])
 
 _ROUTE = "admin_route"
-_MAX_TEXT = 4096
+# A character has up to 12 octets in a URI, and Twisted reads no line of more than 16 KiB.
+_MAX_TEXT = 1000
 _MAX_FIELDS = 16
 MAX_BODY = 64 * 1024
 """The octets that the body of a call may have, unless the call says more."""
@@ -283,11 +284,14 @@ def _call(
 def _parameter(path: str, argument: inspect.Parameter, hint: object) -> AdminParameter:
     name = argument.name.rstrip("_")
     required = argument.default is inspect.Parameter.empty
+    in_path, kind = f"{{{name}}}" in path, _kind(hint)
+    if in_path and isinstance(kind, Text):
+        kind = replace(kind, longest=min(kind.longest, _MAX_TEXT))
     return AdminParameter(
         name,
         argument.name,
-        in_path=f"{{{name}}}" in path,
-        kind=_kind(hint),
+        in_path=in_path,
+        kind=kind,
         required=required,
         default=None if required else argument.default,
     )

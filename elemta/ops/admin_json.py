@@ -75,8 +75,9 @@ class Text:
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        own = {} if self.pattern == _ANY else {"pattern": f"^(?:{self.pattern})$"}
-        return {"type": "string", "minLength": 1, "maxLength": self.longest, **own}
+        own = {} if self.pattern.startswith("(?s:") else {"pattern": f"^(?:{self.pattern})$"}
+        least = 0 if re.fullmatch(self.pattern, "") else 1
+        return {"type": "string", "minLength": least, "maxLength": self.longest, **own}
 
     def parse(self, name: str, text: str) -> str:
         if len(text) > self.longest or not re.fullmatch(self.pattern, text):

@@ -145,7 +145,7 @@ def _operation(call: AdminCall, components: dict[str, Schema]) -> Schema:
 def _object(parameters: Sequence[AdminParameter]) -> Schema:
     found: Schema = {
         "type": "object",
-        "properties": {each.name: _with_default(each) for each in parameters},
+        "properties": {each.name: _with_default(each, nothing=("", None)) for each in parameters},
         "additionalProperties": False,
     }
     required = [each.name for each in parameters if each.required]
@@ -159,18 +159,23 @@ def _parameter(parameter: AdminParameter) -> Schema:
         "required": parameter.required or parameter.in_path,
         "schema": _with_default(parameter),
     }
-    if found["schema"]["type"] == "array":
+    if parameter.kind.schema["type"] == "array":
         # With commas between the values
         found |= {"style": "form", "explode": False}
     return found
 
 
-def _with_default(parameter: AdminParameter) -> Schema:
+def _with_default(parameter: AdminParameter, nothing: Sequence[str | None] = ("",)) -> Schema:
+    """What a parameter takes; ``nothing`` are the values that are the same as no parameter."""
     schema = dict(parameter.kind.schema)
+    if parameter.required:
+        return schema
     default = parameter.default
+    if default is None or default == "":
+        return {"anyOf": [schema, {"enum": list(nothing)}]}
     default = default.value if isinstance(default, enum.Enum) else default
     simple = isinstance(default, str | int | float | bool)
-    return {**schema, "default": default} if simple and not parameter.required else schema
+    return {**schema, "default": default} if simple else schema
 
 
 def _error(status: HTTPStatus) -> Schema:

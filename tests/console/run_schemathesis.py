@@ -1,0 +1,69 @@
+"""Lets schemathesis ask a daemon all that its openapi.json describes: without credentials, and by role.
+
+python tests/console/run_schemathesis.py SCHEMATHESIS [MAX_EXAMPLES]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from tests.support.console import TOKENS, accounts
+from tests.support.daemon import Daemon
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+)
+# A list that is too long may be too large as well.
+CONFIG = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 422, 503]
+"""
+# The one does not end, and the others end the daemon, or read what is not there.
+LEFT_OUT = "/v1/(events|drain|undrain|reload|spools.*)$"
+
+
+def main(arguments: list[str]) -> int:
+    program, examples = arguments[0], (arguments[1:] or ["10"])[0]
+    with tempfile.TemporaryDirectory() as top:
+        Path(top, "schemathesis.toml").write_text(CONFIG)
+        users = Path(top, "console-users")
+        users.write_text(accounts())
+        daemon = Daemon(Path(top, "node"))
+        console = f'[console]\nendpoint = "tcp:0:interface=127.0.0.1"\nusers = "{users}"'
+        text = daemon.config.read_text()
+        daemon.config.write_text(text.replace('[console]\nendpoint = ""', console))
+        daemon.start()
+        try:
+            base = "http://" + daemon.wait_for("daemon.ready")["console"][0]
+            asked = urllib.request.Request(f"{base}/v1/openapi.json")
+            asked.add_header("Authorization", f"Bearer {TOKENS['viewer']}")
+            with urllib.request.urlopen(asked) as answer:
+                Path(top, "openapi.json").write_bytes(answer.read())
+            codes = [ask(program, examples, top, base, token) for token in ("", *TOKENS.values())]
+        finally:
+            daemon.kill()
+    return max(codes)
+
+
+def ask(program: str, examples: str, top: str, base: str, token: str) -> int:
+    credentials = ["--header", f"Authorization: Bearer {token}"] if token else []
+    command = [
+        *(program, "run", f"{top}/openapi.json", "--url", base, *credentials),
+        *("--exclude-path-regex", LEFT_OUT, "--max-examples", examples, "--phases", "coverage,fuzzing"),
+        *("--checks", ",".join(CHECKS)),
+    ]
+    sys.stdout.write(f"as {token or 'a client without credentials'}\n")
+    sys.stdout.flush()
+    return subprocess.run(command, cwd=top, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
