@@ -84,7 +84,9 @@ class PolicyClientPolicy:
         """Ask over a kept connection, or a new one where the daemon closed that meanwhile."""
         while self._idle:
             stream = self._idle.pop()
-            if stream.closed:
+            if stream.closed or stream.unread:
+                # What came without a question must not become the answer about another client.
+                await stream.close()
                 continue
             try:
                 return await self._ask_over(stream, question)

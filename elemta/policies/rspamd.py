@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.header import Header
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,10 @@ class RspamdPolicy:
     def _edit(self, message: Message, found: Mapping[str, Any], action: str) -> None:
         changes = found.get("milter")
         if isinstance(changes, Mapping):
-            for name, index in _removed(changes.get("remove_headers")):
+            # Each looks at the whole header.
+            for name, index in islice(_removed(changes.get("remove_headers")), MAX_FIELDS):
                 _remove(message, name, index)
-            for name, value in _added(changes.get("add_headers")):
+            for name, value in islice(_added(changes.get("add_headers")), MAX_FIELDS):
                 message.add_header(name, value)
         if action == "add header":
             message.add_header("X-Spam", "Yes")

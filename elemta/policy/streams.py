@@ -52,6 +52,10 @@ class Stream(Protocol):
     def closed(self) -> bool:
         """Whether nothing can be read or written any more."""
 
+    @property
+    def unread(self) -> int:
+        """Octets that arrived and were not read: before a question, what no question asked for."""
+
 
 class Connect(Protocol):
     """``services.connect``: opens a :class:`Stream`."""
@@ -245,6 +249,10 @@ class _Stream:
     @property
     def closed(self) -> bool:
         return self._closing or self._protocol.end is not None
+
+    @property
+    def unread(self) -> int:
+        return len(self._protocol.buffer)
 
     def write(self, data: bytes) -> None:
         protocol = self._protocol

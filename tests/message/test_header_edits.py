@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +94,34 @@ def test_a_header_is_split_without_losing_an_octet() -> None:
     header = b"A: 1\r\n\tfold\r\nno field\r\nB : 2\r\n\r\n"
     assert b"".join(split_header(header)) == header
     assert value_of(b"A: 1\r\n\tfold\r\n") == "1\tfold"
+
+
+def line_by_line(header: bytes) -> list[bytes]:
+    """What :func:`split_header` says, in the slow way."""
+    fields: list[bytes] = []
+    for line in re.findall(rb"[^\n]*\n|[^\n]+\Z", header):
+        if fields and not re.match(rb"[!-9;-~]+[ \t]*:", line):
+            fields[-1] += line
+        else:
+            fields.append(line)
+    return fields
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"A: 1", b" fold", b"\tfold", b"no field", b"", b"b :x", b"c\t: ", b": none", b"d:\r"]
+        )
+    )
+)
+def test_a_header_is_split_as_line_by_line(lines):
+    header = b"".join(line + b"\r\n" for line in lines)
+    assert split_header(header) == line_by_line(header)
+
+
+def test_a_field_of_very_many_lines_is_read_soon():
+    # Put together line by line it took minutes.
+    header = b"X: y\r\n" + b" z\r\n" * 200_000
+    began = time.monotonic()
+    assert split_header(header) == [header]
+    assert time.monotonic() - began < 10

@@ -98,3 +98,13 @@ def test_no_value_can_write_an_attribute_of_its_own():
     asked.mail("a@example.org")
     asked.rcpt("b@example.com")
     assert attributes(asked.connections.written[0][0])["sasl_username"] == ""
+
+
+def test_an_answer_without_a_question_is_no_answer_about_the_next_client():
+    answers = [b"action=DUNNO\n\naction=REJECT stale\n\n", b"action=DUNNO\n\n"]
+    first = PolicyTester(PolicyClientPlugin(), connections={ENDPOINT: answers})
+    first.mail("a@example.org")
+    assert first.rcpt("b@example.com") == CONTINUE
+    first.connections.scripts[ENDPOINT] = [b"action=DUNNO\n\n"]
+    assert first.rcpt("c@example.com") == CONTINUE
+    assert first.connections.open == 1

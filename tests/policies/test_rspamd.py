@@ -154,3 +154,10 @@ def test_without_the_store_the_action_greylist_is_a_failure_of_the_policy():
     with pytest.raises(StoreUnavailable):
         policy({"action": "greylist"}, store=UnavailableStore()).message(MESSAGE)
     assert policy({"action": "no action"}, store=UnavailableStore()).message(MESSAGE) == CONTINUE
+
+
+def test_changes_beyond_all_measure_are_bounded():
+    fields = {f"X-{number}": [str(count) for count in range(100)] for number in range(100)}
+    asked = policy({"action": "no action", "milter": {"add_headers": fields}})
+    assert asked.message(MESSAGE) == CONTINUE
+    assert asked.edited_message.count(b"\r\nX-") <= 103

@@ -81,6 +81,8 @@ class DkimSignPolicy:
         """The fields to add, the topmost first. Blocks: it is called in a thread."""
         with file:
             header = read_header(file)
+            if header is None:
+                return []  # no verifier reads as much
             digest = hash_body(file, [_RELAXED])[_RELAXED].digest
         read = _Read(header, digest)
         return self._signatures(read, now, notice=notice) if is_ours else self._seal(read, now)

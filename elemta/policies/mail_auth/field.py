@@ -13,7 +13,6 @@ from elemta.policies.mail_auth.spf import SPFAnswer
 NAME = "Authentication-Results"
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~@/-]+")
 _NOT_IN_COMMENT = re.compile(r"[^ !#-'*-\[\]-~]")
-_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,28 @@ def _folded(name: str) -> str:
 
 def _authserv_id(text: str) -> str | None:
     text = text.replace("\r\n", "")
-    for _ in range(20):  # comments nest
-        text, count = _COMMENT.subn(" ", text)
-        if not count:
-            break
-    name = re.match(r'"((?:[^"\\]|\\.)*)"|([^\s;]+)', text.strip())
+    name = _NAME.match(text, _behind_comments(text))
     if name is None:
         return None
     return _folded(name[2] if name[1] is None else re.sub(r"\\(.)", r"\1", name[1]))
+
+
+_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"|([^\s;("]+)')
+
+
+def _behind_comments(text: str) -> int:
+    """The place of the first character that is neither a blank nor in a comment; comments nest (RFC 5322
+    §3.2.2). Looks at each character once: a client writes the text."""
+    depth = at = 0
+    while at < len(text):
+        char = text[at]
+        if char == "(":
+            depth += 1
+        elif depth and char == ")":
+            depth -= 1
+        elif depth and char == "\\":
+            at += 1
+        elif not depth and not char.isspace():
+            return at
+        at += 1
+    return len(text)

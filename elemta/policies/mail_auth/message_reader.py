@@ -9,18 +9,24 @@ import dkim
 from elemta.policies.mail_auth.signatures import Header
 
 MAX_HEADER = 1024 * 1024
-"""Octets. What is longer has no signature that counts."""
+"""Octets of a header."""
+
+MAX_FIELDS = 20_000
+"""Fields of a header."""
 
 
-def read_header(stream: BinaryIO) -> Header:
-    """The fields, the file left at the body; empty where they can't be read. Blocks: call it in a thread."""
+def read_header(stream: BinaryIO) -> Header | None:
+    """The fields, the file left at the body; empty where they can't be read, None where there are too many.
+
+    Blocks: call it in a thread.
+    """
     raw = bytearray()
     while line := stream.readline(MAX_HEADER):
         if line == b"\r\n" or len(raw) > MAX_HEADER:
             break
         raw += line
-    if len(raw) > MAX_HEADER:
-        return []
+    if len(raw) > MAX_HEADER or raw.count(b"\n") > MAX_FIELDS:
+        return None
     try:
         fields, _ = dkim.rfc822_parse(bytes(raw))
     except (dkim.DKIMException, IndexError):

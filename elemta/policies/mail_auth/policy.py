@@ -51,6 +51,8 @@ from elemta.policy import (
     Verdict,
 )
 
+# What was not read can't be checked, and it may hold an Authentication-Results field that claims to be ours.
+TOO_LONG = Reject("The header of the message is too long", code=552, enhanced="5.3.4")
 SPF_FAIL = Reject("SPF: the sender's domain does not allow this client", code=550, enhanced="5.7.23")
 
 Result = TypeVar("Result")
@@ -58,17 +60,24 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ReadMessage:
-    """What is kept of a message: its header's fields, and the hashes of its body."""
+    """What is kept of a message: its header's fields, the hashes of its body, the names of its keys, and the
+    domains of its authors."""
 
     header: Header
     bodies: dict[BodyHashKind, BodyHash]
+    keys: Sequence[Question]
+    authors: tuple[str, ...]
 
 
-def read_message(stream: BinaryIO) -> ReadMessage:
-    """Read a message once, in blocks. Blocks: call it in a thread."""
+def read_message(stream: BinaryIO) -> ReadMessage | None:
+    """Read a message once, in blocks; None where its header is too long. Blocks: call it in a thread."""
     with stream:
         header = read_header(stream)
-        return ReadMessage(header, hash_body(stream, wanted_body_hashes(header)))
+        if header is None:
+            return None
+        bodies = hash_body(stream, wanted_body_hashes(header))
+    authors = author_domains([value for name, value in header if name.lower() == b"from"])
+    return ReadMessage(header, bodies, wanted_keys(header), authors)
 
 
 @implementer(IMessagePolicy)
@@ -88,22 +97,28 @@ class MailAuthPolicy:
         )
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
-        message.remove_header(results_field.NAME, where=lambda value: results_field.claims(value, self._id))
+        try:
+            message.remove_header(
+                results_field.NAME, where=lambda value: results_field.claims(value, self._id)
+            )
+        except ValueError:  # the header is too long to be changed
+            return TOO_LONG
         if is_exempt(session, self._services.domains, self._options.exempt):
             return CONTINUE
         read = await self._services.threads(read_message, message.open())
-        facts, keys = DnsFacts(), wanted_keys(read.header)
+        if read is None:
+            return TOO_LONG
+        facts = DnsFacts()
         spf, spf_domain, spf_property = await self._spf(session, transaction)
-        signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts, keys)
+        signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts, read.keys)
         chain = await self._evaluate(partial(check_arc, read.header, read.bodies), facts)
         seen = Authenticated(
             spf=spf_domain if spf.result == "pass" else "",
             dkim=tuple(one.domain for one in signatures if one.result == "pass"),
             unsure=spf.result == "temperror" or any(one.result == "temperror" for one in signatures),
         )
-        authors = author_domains([value for name, value in read.header if name.lower() == b"from"])
         sample = (transaction.queue_id or session.id).encode()
-        dmarc = await self._evaluate(partial(check_dmarc, authors, seen, self._suffixes, sample), facts)
+        dmarc = await self._evaluate(partial(check_dmarc, read.authors, seen, self._suffixes, sample), facts)
         checks = results_field.Checks(spf, spf_property, signatures, chain, dmarc)
         message.add_header(results_field.NAME, results_field.field_value(self._id, checks))
         self._publish(transaction, spf_domain, checks)

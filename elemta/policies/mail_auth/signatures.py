@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import dkim
@@ -23,6 +24,9 @@ from elemta.policies.mail_auth.dns_facts import DnsFacts, Question, RecordType
 
 MAX_SIGNATURES = 10
 MAX_SEALS = 50  # RFC 8617 §4.2.1
+MAX_SIGNATURE = 32 * 1024  # octets of one field; a signature with all that z= may copy is far shorter
+MAX_SET_OCTETS = 256 * 1024  # of all ARC fields: each seal covers all those before it
+MAX_COMPARISONS = 200_000  # of names in h= with fields; 50 names and 100 fields are 5,000
 MIN_RSA_BITS, MAX_RSA_BITS = 1024, 4096  # RFC 8301 §3.2
 MAX_EXPONENT = 1 << 33
 MAX_KEY_RECORD = 4096  # characters: a key of 4,096 bits takes 740
@@ -80,6 +84,8 @@ class _Checker:
         self, sig: dict[bytes, bytes], include_headers: Any, sig_header: Any, dnsfunc: Any
     ) -> bool:
         """Check one signature. Raises :class:`KeyLookupTrouble` or a ``DKIMException``."""
+        if len(include_headers) * len(self.headers) > MAX_COMPARISONS:
+            raise dkim.MessageFormatError("h= and the header are too long")
         wanted = ALGORITHMS.get(sig[b"a"])
         if wanted is None:
             raise UnacceptableSignature("the algorithm is obsolete: " + sig[b"a"].decode("ascii", "replace"))
@@ -134,6 +140,8 @@ class _ARC(_Checker, dkim.ARC):  # type: ignore[misc]
 
 
 def _tags(value: bytes) -> dict[bytes, bytes]:
+    if len(value) > MAX_SIGNATURE:
+        raise dkim.MessageFormatError("the list of tags is too long")
     try:
         return dict(parse_tag_value(value))
     except InvalidTagValueList as error:
@@ -216,6 +224,9 @@ def check_dkim(header: Header, bodies: Bodies, facts: DnsFacts) -> tuple[Signatu
 
 
 def _check_one(header: Header, bodies: Bodies, facts: DnsFacts, index: int) -> SignatureCheck:
+    values = (value for name, value in header if name.lower() == b"dkim-signature")
+    if len(next(islice(values, index, None))) > MAX_SIGNATURE:
+        return SignatureCheck("permerror", "the signature is too long")
     checker = _DKIM()
     checker.use(header, facts, bodies)
 
@@ -287,4 +298,6 @@ def _structure_problem(header: Header) -> str:
     fields = [value for name, value in header if name.lower() in dkim.ARC.ARC_HEADERS]
     if len(fields) > 3 * MAX_SEALS:
         return "the chain is longer than 50 sets"
+    if sum(map(len, fields)) > MAX_SET_OCTETS:
+        return "the sets of the chain are too long"
     return ""

@@ -26,7 +26,8 @@ from elemta.policies.milter.protocol import (
 )
 from elemta.policy import BackendError, Stream
 
-MAX_MODIFICATIONS = 10_000
+MAX_MODIFICATIONS = 2_000
+MAX_PROGRESS = 10_000  # packets that say "still at work", about one question
 MAX_NEW_BODY = 64 * 1024 * 1024
 GO_ON = Decision(Answer.CONTINUE)
 
@@ -54,6 +55,15 @@ class Conversation:
         decision, _ = await self._answer(may_change=False)
         return self._note(stage, decision)
 
+    @property
+    def answers_headers(self) -> bool:
+        """Whether the milter answers each field, and so each is sent on its own."""
+        return Stage.HEADER.is_answered(self.agreed.steps)
+
+    def wants(self, stage: Stage) -> bool:
+        """Whether the milter wants to hear of this stage of the message."""
+        return not self.settled and not self.settled_for_session and stage.is_sent(self.agreed.steps)
+
     async def send_headers(self, fields: Iterable[tuple[bytes, bytes]]) -> Decision:
         """All fields, then the end of the header."""
         for name, value in fields:
@@ -62,6 +72,12 @@ class Conversation:
                 break
             if decision is not GO_ON and decision.answer is not Answer.CONTINUE:
                 return decision
+        return await self.tell(Stage.END_OF_HEADERS, b"")
+
+    async def send_packets(self, packets: bytes) -> Decision:
+        """The fields as packets that the milter does not answer, then the end of the header."""
+        self.stream.write(packets)
+        await self.stream.drain()
         return await self.tell(Stage.END_OF_HEADERS, b"")
 
     async def send_body(self, block: bytes) -> Decision:
@@ -116,7 +132,7 @@ class Conversation:
 
     async def _answer(self, *, may_change: bool) -> tuple[Decision, list[Modification]]:
         changes: list[Modification] = []
-        size = 0
+        size = progress = 0
         while True:
             command, data = await read_packet(self.stream)
             try:
@@ -126,6 +142,9 @@ class Conversation:
             if isinstance(said, Decision):
                 return said, changes
             if isinstance(said, Progress):
+                progress += 1
+                if progress > MAX_PROGRESS:
+                    raise BackendError("the milter says too often that it is still at work")
                 continue
             if not may_change:
                 raise BackendError("the milter changes a message that is not there yet")

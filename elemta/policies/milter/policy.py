@@ -26,6 +26,7 @@ from elemta.policies.milter.protocol import (
     ReplaceBody,
     Stage,
     connect_data,
+    header_packets,
     text,
 )
 from elemta.policy import (
@@ -152,7 +153,14 @@ class MilterPolicy:
 
     async def _send(self, conversation: Conversation, file: BinaryIO) -> Decision:
         fields = await self._services.threads(read_fields, file)
-        decision = await conversation.send_headers(fields)
+        if not conversation.wants(Stage.HEADER):
+            decision = await conversation.tell(Stage.END_OF_HEADERS, b"")
+        elif conversation.answers_headers:
+            decision = await conversation.send_headers(fields)
+        else:
+            # In one piece: a header may have very many fields, and nothing waits between them.
+            packets = await self._services.threads(header_packets, fields, conversation.agreed.steps)
+            decision = await conversation.send_packets(packets)
         while decision.answer is Answer.CONTINUE:
             block = await self._services.threads(file.read, BLOCK)
             if not block:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 
@@ -257,6 +258,11 @@ def header_data(name: bytes, value: bytes, steps: Step) -> bytes:
     if not steps & Step.LEADING_SPACE:
         value = value.removeprefix(b" ")
     return name.replace(b"\0", b"") + b"\0" + value.replace(b"\0", b"") + b"\0"
+
+
+def header_packets(fields: Iterable[tuple[bytes, bytes]], steps: Step) -> bytes:
+    """A packet for each field."""
+    return b"".join(packet(Stage.HEADER.command, header_data(name, value, steps)) for name, value in fields)
 
 
 def _strings(data: bytes, least: int) -> list[bytes]:

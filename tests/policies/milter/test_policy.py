@@ -250,6 +250,20 @@ def test_a_milter_that_dies_or_breaks_the_protocol_is_a_failure_of_the_policy(st
         conversation(policy(Milter(**{stage: answer})))
 
 
+def test_a_milter_that_is_at_work_for_ever_is_a_failure():
+    with pytest.raises(BackendError, match="still at work"):
+        conversation(policy(Milter(E=packet(b"p") * 20_000 + packet(b"c"))))
+
+
+def test_very_many_fields_that_are_not_answered_go_out_in_one_piece():
+    milter = Milter(steps=0x80)
+    message = b"".join(b"X-%d: y\r\n" % number for number in range(5000)) + b"\r\ntext\r\n"
+    asked = policy(milter)
+    assert conversation(asked, message) == CONTINUE
+    assert len(milter.data(b"L")) == 5000
+    assert len(asked.connections.written[0]) < 50
+
+
 @pytest.mark.parametrize(
     "milter", [Milter(version=1), Milter(steps=0x800), BackendError("nothing listens"), lambda _: None]
 )
