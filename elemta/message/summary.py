@@ -24,7 +24,8 @@ _END_OF_HEADER = b"\r\n\r\n"
 # space continues the field.
 _VALUE = re.compile(rb"[ \t]{0,100}+:([^\n]*+(?:\n[ \t][^\n]*+){0,100})")
 _ID = re.compile(r"<[^<>]*>")
-_PLAIN_ID = re.compile(r"<[!-;=?-~]{1,200}>")
+_PLAIN_ID = re.compile(rb"[ \t\r\n]*+(<[!-;=?-~]{1,200}+>)[ \t\r\n]*+")
+_NAMES = (b"\nmessage-id", b"\nsubject")
 
 
 class HeaderSummary(NamedTuple):
@@ -42,19 +43,35 @@ def read_summary(head: bytes, block: bytes = b"") -> HeaderSummary:
     """The summary of a message: ``block`` are fields in front of it, ``head`` are its first octets."""
     end = 0 if head.startswith(b"\r\n") else head.find(_END_OF_HEADER)
     header = head if end < 0 else head[:end]
+    # A line feed more in front: the place of one in it is the place of the line behind it in the header.
     lowered = b"\n" + header.lower()
-    message_id = _value(header, lowered, b"\nmessage-id")
-    subject = _value(header, lowered, b"\nsubject")
-    if block and not (message_id and subject):
-        lowered = b"\n" + block.lower()
-        message_id = message_id or _value(block, lowered, b"\nmessage-id")
-        subject = subject or _value(block, lowered, b"\nsubject")
-    return HeaderSummary(message_id_text(message_id), subject)
+    found = []
+    for name in _NAMES:
+        start = lowered.find(name)
+        # Nearly always the first that begins so is the field.
+        value = _VALUE.match(header, start + len(name) - 1) if start >= 0 else None
+        if value is not None:
+            found.append(value[1][:_MOST_READ])
+        else:
+            found.append(_other_value(header, lowered, name, start, block))
+    plain = _PLAIN_ID.fullmatch(found[0])
+    if plain is not None:
+        return HeaderSummary(plain[1].decode("ascii"), found[1])
+    return HeaderSummary(message_id_text(found[0]) if found[0] else "", found[1])
 
 
-def _value(header: bytes, lowered: bytes, name: bytes) -> bytes:
-    # Lowered has a line feed more in front: the place of one in it is the place of the line behind it.
+def _other_value(header: bytes, lowered: bytes, name: bytes, start: int, block: bytes) -> bytes:
+    """The value of a field that is not where it mostly is: further down, or in front of the message."""
+    found = _later_value(header, lowered, name, start) if start >= 0 else b""
+    if found or not block:
+        return found
+    lowered = b"\n" + block.lower()
     start = lowered.find(name)
+    return _later_value(block, lowered, name, start) if start >= 0 else b""
+
+
+def _later_value(header: bytes, lowered: bytes, name: bytes, start: int) -> bytes:
+    """The value of the first field of this name from a place on; empty where there is none."""
     while start >= 0:
         found = _VALUE.match(header, start + len(name) - 1)
         if found is not None:
@@ -65,10 +82,9 @@ def _value(header: bytes, lowered: bytes, name: bytes) -> bytes:
 
 def message_id_text(raw: bytes) -> str:
     """A Message-ID with its angle brackets, where it has them (RFC 5322 §3.6.4); "" where there is none."""
-    text = raw.decode("utf-8", "replace").strip()
-    if _PLAIN_ID.fullmatch(text) is not None or not text:
-        return text
-    text = " ".join(text.split())
+    text = " ".join(raw.decode("utf-8", "replace").split())
+    if not text:
+        return ""
     found = _ID.search(text)
     return (found[0] if found else text)[:LONGEST_MESSAGE_ID]
 

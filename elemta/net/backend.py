@@ -237,7 +237,7 @@ class SessionBackend:
             return self._refuse_submission(self._submitted.refusal, question.stage)
         if writer.in_file or writer.failure is not None or self._terms.chain.asks(Stage.MESSAGE):
             return run(self._judge_message(question, writer, head))
-        answer = self._commit.start(question.transaction, writer, self._submitted)
+        answer = self._commit.start(question.transaction, writer, self._submitted, head=head)
         self._writer = None
         return answer
 

@@ -55,8 +55,13 @@ class MessageCommit:
         writer: MessageWriter,
         submitted: SubmittedHeader | None,
         content: MessageContent | None = None,
+        *,
+        head: bytes | None = None,
     ) -> MaybeDeferred[Response]:
-        """Store the message, and answer for it. The writer is used up, unless this raises."""
+        """Store the message, and answer for it. The writer is used up, unless this raises.
+
+        ``head`` is that of the writer, where it is known.
+        """
         discarded = self._policies.discarded_by(transaction)
         if discarded is not None or (transaction.dropped and not transaction.recipients):
             return self._discard(transaction, writer, discarded)
@@ -70,9 +75,13 @@ class MessageCommit:
         if not final.recipients:
             writer.discard()
             return Refuse(replies.LOCAL_TROUBLE, reason="policies removed every recipient")
-        submission = self._submission(transaction, writer, final, submitted, content)
+        if head is None:
+            head = writer.head
+        submission = self._submission(
+            transaction, writer.queue_id, head, final, submitted=submitted, content=content
+        )
         # Without its content, if no notice needs it.
-        head = submission.header_block + writer.head if final.wants_notice else b""
+        head = submission.header_block + head if final.wants_notice else b""
         committed = self._terms.spool.commit(writer, submission)
         self.committing = transaction
         return committed.addCallbacks(
@@ -118,8 +127,10 @@ class MessageCommit:
     def _submission(
         self,
         transaction: TransactionInfo,
-        writer: MessageWriter,
+        queue_id: str,
+        head: bytes,
         final: FinalRecipients,
+        *,
         submitted: SubmittedHeader | None,
         content: MessageContent | None,
     ) -> Submission:
@@ -136,7 +147,7 @@ class MessageCommit:
                 auth=facts.user is not None,
                 smtputf8=transaction.parameters.smtputf8,
             ),
-            queue_id=writer.queue_id,
+            queue_id=queue_id,
             at=at,
             only_recipient=None if final.only_named is None else str(final.only_named),
             hide_client=submitted is not None and submitted.hides_client,
@@ -156,7 +167,7 @@ class MessageCommit:
             received_at=at,
             hold_reason=quarantined or self._held_by_routes(recipients),
             hold=HoldCause.QUARANTINE if quarantined else HoldCause.ROUTE,
-            summary=read_summary(writer.head, header_block),
+            summary=read_summary(head, header_block),
             verdicts=self._policies.verdicts(transaction),
         )
 
