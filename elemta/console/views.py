@@ -45,12 +45,24 @@ def _attention(status: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[tupl
 async def fleet(visit: Visit) -> Page:
     """The nodes."""
     every = {"all": "true"} if visit.takes("GET", "/v1/nodes", "all") else {}
-    return Page("fleet.html", {"listing": await visit.get("/v1/nodes", every)})
+    listing = await visit.get("/v1/nodes", every)
+    gone = sum(node["state"] == "gone" for node in listing["nodes"])
+    return Page("fleet.html", {"listing": listing, "gone": gone})
 
 
 async def sessions(visit: Visit) -> Page:
     """The open sessions of this node."""
-    return Page("sessions.html", {"listing": await visit.get("/v1/sessions", {"limit": "500"})})
+    client = visit.query.get("client", "").strip()
+    listing = await visit.get("/v1/sessions", {"limit": "500", "client": client})
+    return Page("sessions.html", {"listing": listing, "client": client})
+
+
+async def refused(visit: Visit) -> Page:
+    """What this node refused lately, with the reply."""
+    filters = {name: visit.query.get(name, "").strip() for name in ("policy", "limit", "client")}
+    listing = await visit.get("/v1/refused", {**filters, "count": "200"})
+    explains = visit.calls.has("POST", "/v1/explain")
+    return Page("refused.html", {"listing": listing, "filters": filters, "explains": explains})
 
 
 async def policies(visit: Visit) -> Page:
