@@ -224,7 +224,10 @@ class _RouteQuestion(_EnvelopeQuestion):
         if call.runner.observed:
             facts["mode"] = "observe"
         if isinstance(verdict, RouteTo):
-            _log.info("a policy chose a route", target=verdict.target, **facts)
+            # Not the credentials.
+            said = {name: getattr(verdict, name) for name in ("tls", "source", "address_family")}
+            shown = {name: str(value) for name, value in said.items() if value is not None}
+            _log.info("a policy chose a route", target=verdict.target, **shown, **facts)
         elif isinstance(verdict, Hold):
             _log.info("a policy put a recipient on hold", reason=verdict.reason, **facts)
         elif isinstance(verdict, Defer):

@@ -110,6 +110,15 @@ def test_a_choice_is_logged_with_its_policy_and_the_message(stage):
     assert (event["policy"], event["target"], event["queue_id"]) == ("p1", "mx:", "2CmXq07DRb3")
 
 
+def test_what_a_policy_says_of_a_route_is_logged_but_for_the_credentials(stage):
+    ask(stage, Router(RouteTo("smtp://127.0.0.1", tls="may", credentials=("anna", "sesame"))))
+    (event,) = stage.events("policy.route")
+    assert (event["target"], event["tls"]) == ("smtp://127.0.0.1", "may")
+    assert "source" not in event
+    assert "sesame" not in str(event)
+    assert "anna" not in str(event)
+
+
 def test_an_answer_that_comes_later_counts_like_one_at_once(stage, said):
     later = Deferred()
     decision = ask(stage, Router(later), Router(Hold("second")))
