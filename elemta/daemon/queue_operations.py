@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO
 
@@ -12,6 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.auth.roles import Caller
 from elemta.config.values import Unacceptable, parse_duration
 from elemta.daemon.queue_answers import MessageDetails, QueueEntry, QueuePage, QueueStats
 from elemta.delivery.notices import ReturnedMessage
@@ -213,24 +215,24 @@ class QueueOperations:
         return MessageContent.of(known, size, offset, octets)
 
     @route("DELETE", "/v1/queue/{queue_id}")
-    async def delete(self, queue_id: str) -> QueueChange:
+    async def delete(self, queue_id: str, caller: Caller) -> QueueChange:
         """Remove a message for good, without a notice."""
-        return await _change(queue_id, self._queue.delete, "deleted")
+        return await _change(queue_id, partial(self._queue.delete, by=caller.actor), "deleted")
 
     @route("POST", "/v1/queue/{queue_id}/hold")
-    async def hold(self, queue_id: str, reason: _Reason | None = None) -> QueueChange:
+    async def hold(self, queue_id: str, caller: Caller, reason: _Reason | None = None) -> QueueChange:
         """Keep a message from being delivered; without a reason a held one keeps the reason that it has."""
-        return await _change(queue_id, lambda known: self._queue.hold(known, reason), "held")
+        return await _change(queue_id, partial(self._queue.hold, reason=reason, by=caller.actor), "held")
 
     @route("POST", "/v1/queue/{queue_id}/release")
-    async def release(self, queue_id: str) -> QueueChange:
+    async def release(self, queue_id: str, caller: Caller) -> QueueChange:
         """Deliver a held message now."""
-        return await _change(queue_id, self._queue.release, "released")
+        return await _change(queue_id, partial(self._queue.release, by=caller.actor), "released")
 
     @route("POST", "/v1/queue/{queue_id}/retry")
-    async def retry(self, queue_id: str) -> QueueChange:
+    async def retry(self, queue_id: str, caller: Caller) -> QueueChange:
         """Attempt a deferred message now."""
-        return await _change(queue_id, self._queue.retry, "to be retried")
+        return await _change(queue_id, partial(self._queue.retry, by=caller.actor), "to be retried")
 
     @route("POST", "/v1/queue/{queue_id}/bounce")
     async def bounce(self, queue_id: str) -> QueueReturn:
@@ -241,24 +243,24 @@ class QueueOperations:
         return QueueReturn(change.queue_id, change.done, returned.recipients, returned.notices)
 
     @route("POST", "/v1/queue/delete")
-    async def delete_many(self, ids: _Ids) -> QueueResults:
+    async def delete_many(self, ids: _Ids, caller: Caller) -> QueueResults:
         """Remove messages for good, without a notice."""
-        return await _each(ids, self.delete)
+        return await _each(ids, partial(self.delete, caller=caller))
 
     @route("POST", "/v1/queue/hold")
-    async def hold_many(self, ids: _Ids, reason: _Reason | None = None) -> QueueResults:
+    async def hold_many(self, ids: _Ids, caller: Caller, reason: _Reason | None = None) -> QueueResults:
         """Keep messages from being delivered."""
-        return await _each(ids, lambda queue_id: self.hold(queue_id, reason))
+        return await _each(ids, partial(self.hold, caller=caller, reason=reason))
 
     @route("POST", "/v1/queue/release")
-    async def release_many(self, ids: _Ids) -> QueueResults:
+    async def release_many(self, ids: _Ids, caller: Caller) -> QueueResults:
         """Deliver held messages now."""
-        return await _each(ids, self.release)
+        return await _each(ids, partial(self.release, caller=caller))
 
     @route("POST", "/v1/queue/retry")
-    async def retry_many(self, ids: _Ids) -> QueueResults:
+    async def retry_many(self, ids: _Ids, caller: Caller) -> QueueResults:
         """Attempt deferred messages now."""
-        return await _each(ids, self.retry)
+        return await _each(ids, partial(self.retry, caller=caller))
 
     @route("POST", "/v1/queue/bounce")
     async def bounce_many(self, ids: _Ids) -> QueueResults:

@@ -29,24 +29,24 @@ class CombinedQueue:
         """All that is known of a message but its content. UnknownMessage."""
         return await self._where_it_is(lambda spool: spool.show(queue_id))
 
-    async def hold(self, queue_id: str, reason: str | None = None) -> None:
+    async def hold(self, queue_id: str, reason: str | None = None, *, by: str = "") -> None:
         """Keep a message from being delivered; without a reason a held one keeps the one that it has.
 
         UnknownMessage.
         """
-        await self._where_it_is(lambda spool: spool.hold(queue_id, reason))
+        await self._where_it_is(lambda spool: spool.hold(queue_id, reason, by=by))
 
-    async def release(self, queue_id: str) -> None:
+    async def release(self, queue_id: str, *, by: str = "") -> None:
         """Deliver a held message now. UnknownMessage."""
-        await self._where_it_is(lambda spool: spool.release(queue_id))
+        await self._where_it_is(lambda spool: spool.release(queue_id, by=by))
 
-    async def retry(self, queue_id: str) -> None:
+    async def retry(self, queue_id: str, *, by: str = "") -> None:
         """Attempt a deferred message now. UnknownMessage."""
-        await self._where_it_is(lambda spool: spool.retry(queue_id))
+        await self._where_it_is(lambda spool: spool.retry(queue_id, by=by))
 
-    async def delete(self, queue_id: str) -> None:
+    async def delete(self, queue_id: str, *, by: str = "") -> None:
         """Remove a message for good. UnknownMessage."""
-        await self._where_it_is(lambda spool: spool.delete(queue_id))
+        await self._where_it_is(lambda spool: spool.delete(queue_id, by=by))
 
     async def of(self, queue_id: str) -> Spool:
         """The spool that has a message. UnknownMessage."""

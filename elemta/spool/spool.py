@@ -322,29 +322,29 @@ class Spool(QueueLookups, Intake):
             return fail(unknown_message(queue_id))
         return cast("Deferred[None]", self._commits.submit(Assignment(key, queue_id, part, tuple(ways))))
 
-    async def hold(self, queue_id: str, reason: str | None = None) -> None:
+    async def hold(self, queue_id: str, reason: str | None = None, *, by: str = "") -> None:
         """Keep a message from being delivered; without a reason a held one keeps the one that it has.
 
-        UnknownMessage; SpoolError.
+        Here and in what follows ``by`` is the operator, for the history. UnknownMessage; SpoolError.
         """
-        await self._change(queue_id, OperatorAction.HOLD, reason)
+        await self._change(queue_id, OperatorAction.HOLD, by, reason)
 
-    async def release(self, queue_id: str) -> None:
+    async def release(self, queue_id: str, *, by: str = "") -> None:
         """Deliver a held message now; no effect on one that is not held. UnknownMessage; SpoolError."""
-        await self._change(queue_id, OperatorAction.RELEASE)
+        await self._change(queue_id, OperatorAction.RELEASE, by)
 
-    async def retry(self, queue_id: str) -> None:
+    async def retry(self, queue_id: str, *, by: str = "") -> None:
         """Attempt a deferred message now. UnknownMessage; SpoolError, also for a message on hold."""
-        await self._change(queue_id, OperatorAction.RETRY)
+        await self._change(queue_id, OperatorAction.RETRY, by)
 
-    async def delete(self, queue_id: str) -> None:
+    async def delete(self, queue_id: str, *, by: str = "") -> None:
         """Remove a message for good, whatever its state. UnknownMessage; SpoolError."""
         observer = self.observer
         if observer is None or not observer.tells_end:
-            await self._change(queue_id, OperatorAction.DELETE)
+            await self._change(queue_id, OperatorAction.DELETE, by)
             return
         message = (await self.show(queue_id)).message
-        await self._change(queue_id, OperatorAction.DELETE)
+        await self._change(queue_id, OperatorAction.DELETE, by)
         observer.deleted(message)
 
     async def stats(self, *, as_listed: bool = False) -> SpoolStats:
@@ -408,8 +408,10 @@ class Spool(QueueLookups, Intake):
             return SpoolError("the spool's disk failed and is not yet trusted again")
         return None
 
-    async def _change(self, queue_id: str, action: OperatorAction, reason: str | None = None) -> None:
-        change = OperatorChange(known_key(queue_id), queue_id, action, self._now(), reason)
+    async def _change(
+        self, queue_id: str, action: OperatorAction, by: str, reason: str | None = None
+    ) -> None:
+        change = OperatorChange(known_key(queue_id), queue_id, action, self._now(), reason, by=by)
         await self._commits.submit(change)
         self._recent.discard(queue_id)
         if change.woken:

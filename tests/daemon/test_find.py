@@ -84,6 +84,7 @@ def test_the_life_of_a_message_is_found_and_outlives_a_kill(make_daemon: Callabl
     daemon.ctl("queue", "delete", "--yes", late)
     (life,) = found(daemon, late)
     assert (life["state"], life["recipients"][0]["status"]) == ("ended", "deleted")
+    assert life["changes"][-1]["by"].startswith("uid:")
     (life,) = found(daemon, "anna@example.test")
     assert life["recipients"][0]["status"] == "delivered"
     assert daemon.metric(r"elemta_history_messages\{.*\}") == 2
