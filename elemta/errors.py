@@ -132,6 +132,13 @@ class TooManyOverrides(ElemtaError):
         super().__init__(f"there are {most} overrides already")
 
 
+class PushedMeanwhile(ElemtaError):
+    """Another set of limits was pushed since the one that this was to take the place of."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version {version} was pushed meanwhile")
+
+
 class ValkeyFailure(enum.Enum):
     """Why a command to Valkey failed; the values are labels of a metric."""
 

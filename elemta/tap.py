@@ -58,7 +58,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
     from elemta.daemon.admin_operations import admin_calls
-    from elemta.daemon.components import SharedResources, build_components
+    from elemta.daemon.components import SharedResources, build_at_start
     from elemta.daemon.service import Elemta
     from elemta.runtime import Runtime
 
@@ -68,7 +68,7 @@ def makeService(options: Options) -> IService:
     try:
         config = load(options["config"], os.environ)
         shared = SharedResources.from_config(config, runtime)
-        components = build_components(config, shared)
+        components = build_at_start(config, shared)
     except (ConfigError, PolicyUnavailable) as error:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
         raise SystemExit(EX_CONFIG) from None

@@ -21,7 +21,7 @@ from elemta.config.choices import (
 )
 from elemta.config.config import Config
 from elemta.config.dumper import dump
-from elemta.config.loader import load
+from elemta.config.loader import load, load_limits
 from elemta.config.options import OptionInfo, describe_options
 from elemta.config.reader import NoOptions, read_policy
 from elemta.config.reference import render_markdown, render_sample
@@ -33,6 +33,7 @@ from elemta.config.schema import (
     ConsoleConfig,
     DomainsConfig,
     LimitConfig,
+    LimitSharingConfig,
     ListenerConfig,
     LoggingConfig,
     MetricsConfig,
@@ -77,6 +78,7 @@ __all__ = [
     "EarlyTalkers",
     "Identity",
     "LimitConfig",
+    "LimitSharingConfig",
     "ListenerConfig",
     "ListenerTLS",
     "LogFormat",
@@ -113,6 +115,7 @@ __all__ = [
     "format_duration",
     "format_size",
     "load",
+    "load_limits",
     "parse_duration",
     "parse_network",
     "parse_rate",

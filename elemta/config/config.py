@@ -12,6 +12,7 @@ from elemta.config.schema import (
     ConsoleConfig,
     DomainsConfig,
     LimitConfig,
+    LimitSharingConfig,
     ListenerConfig,
     LoggingConfig,
     MetricsConfig,
@@ -49,6 +50,7 @@ class Config:
     auth: AuthConfig
     resources: ResourcesConfig
     limits: tuple[LimitConfig, ...]
+    limit_sharing: LimitSharingConfig
     policies: PoliciesConfig
     policy: Mapping[str, Mapping[str, object]] = field(hash=False)
     routes: tuple[RouteConfig, ...]

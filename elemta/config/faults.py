@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from elemta.config.redaction import shown
@@ -38,6 +38,9 @@ class Faults:
     def add_variable(self, name: str, problem: str, hint: str = "") -> None:
         """Note what is wrong with an environment variable that sets no key."""
         self._faults.append(Fault(name, "", problem, hint))
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self._faults)
 
     def extend(self, faults: Iterable[Fault]) -> None:
         self._faults.extend(faults)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import socket
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from elemta.config.faults import Faults
 from elemta.config.layout import SECTIONS, Section
 from elemta.config.names import is_host_name
 from elemta.config.reader import homes_of, read_policy_common, read_table
-from elemta.config.schema import DEFAULT_LISTENER
+from elemta.config.schema import DEFAULT_LISTENER, LimitConfig
 from elemta.config.values import nearest
 from elemta.errors import ConfigError, Fault
 
@@ -44,10 +44,35 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
     return faults.unless_any(config)
 
 
+def load_limits(text: str, source: str, base: Config) -> tuple[LimitConfig, ...]:
+    """The ``[[limit]]`` tables of a text that has nothing else, as they would be beside ``base``'s others.
+
+    Raises ConfigError with every fault that was found.
+    """
+    document = _parsed(source, lambda: text)
+    faults = Faults(source)
+    for name in document:
+        if name != "limit":
+            faults.add(name, "must not be here", "a set of limits has [[limit]] tables and nothing else")
+    known = {"limit": document["limit"]} if "limit" in document else {}
+    read = _read(known, _tables(known, (), faults), source, faults)
+    if read is not None:
+        both = base.explicit | {key for key in read.explicit if key.startswith("limit[")}
+        config = dataclasses.replace(base, limits=read.limits, source=source, explicit=both, environment={})
+        # What is between other settings was checked with them.
+        others = Faults(source)
+        check_together(config, others)
+        faults.extend(fault for fault in others if fault.key.startswith("limit["))
+    return faults.unless_any(None if read is None else read.limits)
+
+
 def _read_document(path: str) -> dict[str, Any]:
+    return _parsed(path, lambda: Path(path).read_bytes().decode("utf-8-sig"))
+
+
+def _parsed(path: str, text: Callable[[], str]) -> dict[str, Any]:
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text)
+        return tomllib.loads(text())
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         fault = Fault(path, "", f"is not UTF-8: byte 0x{error.object[error.start]:02x} in line {line}")

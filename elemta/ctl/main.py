@@ -19,6 +19,7 @@ from elemta.ctl import (
     find,
     limits,
     overrides,
+    pushed_limits,
     queue,
     spool,
     users,
@@ -262,6 +263,7 @@ def _add_spool(commands: Any) -> None:
 
 def _add_limits(commands: Any) -> None:
     _add_overrides(commands)
+    _add_pushes(commands)
     _add(commands, "list", limits.show_list, "the limits in force")
     top = _add(commands, "top", limits.top, "the identities that are refused now, and those nearest to it")
     top.add_argument("limit", nargs="?", metavar="LIMIT", help="of this limit only")
@@ -277,6 +279,24 @@ def _add_limits(commands: Any) -> None:
             metavar="ID",
             help="an IP address, a mail address, a user, a domain ...; or one limit's: LIMIT:ID",
         )
+
+
+def _add_pushes(commands: Any) -> None:
+    pushed = _add(
+        commands, "push", pushed_limits.push, "let the [[limit]] tables of a file hold in the fleet"
+    )
+    pushed.add_argument("file", metavar="FILE", help="a TOML file with [[limit]] tables; - is standard input")
+    back = _add(commands, "rollback", pushed_limits.rollback, "push an earlier version again, as a new one")
+    back.add_argument(
+        "version", type=_count, metavar="N", help="from limits history; 0: the files' own limits"
+    )
+    for added in (pushed, back):
+        added.add_argument(
+            "--dry-run", action="store_true", help="show what would change, and change nothing"
+        )
+        added.add_argument("--yes", action="store_true", help="do not ask")
+        added.add_argument("--note", metavar="TEXT", help="why, for other operators")
+    _add(commands, "history", pushed_limits.history, "the sets of limits that were pushed, the last first")
 
 
 def _add_overrides(commands: Any) -> None:

@@ -19,6 +19,7 @@ from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
+from elemta.daemon.push_operations import PushOperations
 from elemta.daemon.queue_answers import QueueSize, QueueStats
 from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
@@ -62,6 +63,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         DestinationOperations(adoptions.queue, delivering, now),
         LimitOperations(lambda: daemon.components, daemon.fleet),
         OverrideOperations(lambda: daemon.components, daemon.fleet),
+        PushOperations(lambda: daemon.components, daemon.fleet),
         CheckOperations(lambda: daemon.components.limiter),
         SpoolOperations(adoptions),
         ExplainOperations(Explainer(daemon)),

@@ -26,6 +26,7 @@ from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.override_registry import ClusterOverrides, LocalOverrides, OverrideRegistry
+from elemta.limits.push_registry import KeptVersion, PushRegistry
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
@@ -130,6 +131,9 @@ class LocalNode(Protocol):
     def refused(self) -> Sequence[RememberedRefusal]:
         """The identities that this node refuses from memory."""
 
+    async def take_limits(self) -> None:
+        """Put the pushed limits of the fleet into force. Raises :class:`~elemta.errors.ConfigError`."""
+
     def forget(self, limit: str, identity: str) -> None:
         """Another node has reset a limit for an identity: ask anew."""
 
@@ -168,6 +172,10 @@ class Membership(Protocol):
     def overrides(self) -> OverrideRegistry:
         """The overrides of limits, and where they are made."""
 
+    @property
+    def pushed(self) -> PushRegistry | None:
+        """The limits that were pushed to the fleet; None where there is no Valkey."""
+
     def policy_store(self, policy: str) -> Store:
         """Where a policy keeps what is shared with the other nodes."""
 
@@ -186,6 +194,7 @@ class SingleNode:
     def __init__(self, runtime: Runtime) -> None:
         self.store: ILimitStore = MemoryStore(runtime)
         self.overrides: OverrideRegistry = LocalOverrides(runtime)
+        self.pushed: PushRegistry | None = None
         self._seconds = runtime.monotonic
 
     def start(self, member: LocalNode) -> None:  # noqa: ARG002 - there are no other nodes
@@ -269,6 +278,8 @@ class ClusterMembership:
             metrics=metrics.limits,
         )
         self.overrides: OverrideRegistry = ClusterOverrides(runtime, self._valkey, prefix)
+        self._pushed = PushRegistry(runtime, self._valkey, prefix, KeptVersion(config.spool.directory))
+        self.pushed: PushRegistry | None = self._pushed
         self._policy_stores = ValkeyStores(self._valkey, self.store, prefix)
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
@@ -281,6 +292,7 @@ class ClusterMembership:
         self.store.start()
         self._nodes.start()
         self.overrides.start()
+        self._pushed.start(member.take_limits)
         if self.store.renewal is not None:
             self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
 
@@ -302,6 +314,7 @@ class ClusterMembership:
             self._renewals.stop()
         self.store.stop()
         self.overrides.stop()
+        self._pushed.stop()
         leaving = Deferred.fromCoroutine(self._leave()).addTimeout(_LEAVING, self._runtime.reactor)
         leaving.addErrback(lambda failure: failure.trap(OutOfTime, StoreUnavailable) and None)
         await leaving

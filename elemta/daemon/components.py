@@ -22,6 +22,7 @@ from elemta.dns import DnsResolver
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.limits import Limiter, rules_from_config
+from elemta.limits.pushed import with_pushed
 from elemta.metrics import Metrics
 from elemta.net.submission import SubmissionRules
 from elemta.net.tls import TLSContexts, load_context
@@ -71,9 +72,13 @@ class SharedResources:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The parts that one configuration comes to."""
+    """The parts that one configuration comes to.
+
+    ``own_config`` is that configuration before pushed limits took the place of its own.
+    """
 
     config: Config
+    own_config: Config
     domains: Domains
     chain: PolicyChain
     limiter: Limiter
@@ -127,6 +132,8 @@ def build_components(config: Config, shared: SharedResources) -> Components:
 
     Raises :class:`~elemta.errors.ConfigError` or :class:`~elemta.errors.PolicyUnavailable`.
     """
+    own_config, pushed = config, shared.fleet.pushed
+    config = with_pushed(config, None if pushed is None else pushed.in_force)
     metrics = shared.metrics
     domains = Domains.from_config(config.domains)
     logins = bool(config.auth.checkers or config.console.endpoint)
@@ -155,6 +162,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
     _check_timeouts(config, chain)
     return Components(
         config=config,
+        own_config=own_config,
         domains=domains,
         chain=chain,
         limiter=limiter,
@@ -169,6 +177,18 @@ def build_components(config: Config, shared: SharedResources) -> Components:
             shared.runtime.wall,
         ),
     )
+
+
+def build_at_start(config: Config, shared: SharedResources) -> Components:
+    """As :func:`build_components`; where kept limits of the fleet do not fit, without them."""
+    try:
+        return build_components(config, shared)
+    except ConfigError as error:
+        pushed = shared.fleet.pushed
+        if pushed is None or pushed.in_force is None:
+            raise
+        pushed.give_up(error)
+        return build_components(config, shared)
 
 
 def _check_timeouts(config: Config, chain: PolicyChain) -> None:

@@ -68,6 +68,17 @@ class ConfigReloader:
         _log.info("reloaded", event="config.reloaded", config=components.config.source, needs_restart=waiting)
         return ReloadReport(needs_restart=waiting)
 
+    def rebuild(self, config: Config) -> Steps[None]:
+        """Put ``config`` into force with the pushed limits as they are now, and read nothing again.
+
+        Raises ConfigError, and then nothing was changed.
+        """
+        try:
+            components = build_components(config, self._shared)
+        except PolicyUnavailable as error:
+            raise ConfigError([Fault(config.source, "policies.chain", str(error))]) from error
+        yield from self._put_into_force(components)
+
     def _renew_log(self, config: Config) -> None:
         """Level and format as they are set now, in a new file where the old one was rotated away."""
         if self._log_observer is None:

@@ -312,6 +312,17 @@ class Elemta(Service):
         finally:
             self._changing.release()
 
+    async def take_limits(self) -> None:
+        await value_of(run(self._take_limits()))
+
+    def _take_limits(self) -> Steps[None]:
+        yield self._changing.acquire()
+        try:
+            if self.state is not DaemonState.STOPPING:
+                yield from self._reloading.rebuild(self.components.own_config)
+        finally:
+            self._changing.release()
+
     def _start_policies(self) -> Steps[None]:
         """Start the policies of the configuration that the daemon begins with."""
         yield self._changing.acquire()

@@ -11,29 +11,24 @@ notices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from elemta.errors import StoreUnavailable, TooManyOverrides
+from elemta.errors import TooManyOverrides
 from elemta.limits.overrides import Override, Overrides
+from elemta.limits.version_watch import DEADLINE, LOOK_SECONDS, ValkeyCommands, VersionWatch, shared_keys
 from elemta.runtime import Runtime
-from elemta.valkey import Script, ScriptRunner
+from elemta.valkey import Script
 
 _log = Logger()
-
-LOOK_SECONDS = 1.0
-"""Seconds between two looks at the version."""
 
 MAX_OVERRIDES = 1000
 """So many may hold at a time."""
 
-_DEADLINE = 1.0
 _SCRIPT = Script.of_package("elemta.limits", "scripts/overrides.lua")
 
 
@@ -107,21 +102,6 @@ class LocalOverrides:
         return len(others) != len(before)
 
 
-class ValkeyCommands(ScriptRunner, Protocol):
-    """The part of :class:`elemta.valkey.Valkey` that is used."""
-
-    clustered: bool
-
-    @property
-    def up(self) -> bool: ...
-
-    def on_change(self, callback: Callable[[bool], None]) -> None: ...
-
-    def command(
-        self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None
-    ) -> Deferred[Any]: ...
-
-
 class ClusterOverrides:
     """Overrides that all nodes of a Valkey share."""
 
@@ -129,22 +109,22 @@ class ClusterOverrides:
         self._valkey = valkey
         self._clock = SharedClock(runtime)
         self.overrides = Overrides(self._clock.seconds)
-        name = f"{prefix}{{override}}" if valkey.clustered and "{" not in prefix else f"{prefix}override"
-        self._keys = [name.encode(), f"{name}:version".encode()]
+        self._keys = shared_keys(prefix, "override", clustered=valkey.clustered)
         self._version: int | None = None
-        self._looks = LoopingCall(self._look_soon)
-        self._looks.clock = runtime.reactor
-        self._look: Deferred[None] | None = None
+        self._watch = VersionWatch(
+            runtime,
+            valkey,
+            self._keys[1],
+            self._look,
+            before=self.overrides.drop_ended,
+            reconnected=self._forget_version,
+        )
 
     def start(self) -> None:
-        self._valkey.on_change(self._link_changed)
-        self._looks.start(LOOK_SECONDS)
+        self._watch.start()
 
     def stop(self) -> None:
-        if self._looks.running:
-            self._looks.stop()
-        if self._look is not None:
-            self._look.cancel()
+        self._watch.stop()
 
     async def put(self, override: Override, seconds: float) -> Override:
         now = self._clock.seconds()
@@ -160,33 +140,14 @@ class ClusterOverrides:
 
     # Looks
 
-    def _link_changed(self, up: bool) -> None:
-        if up and self._looks.running:
-            # What Valkey says now may be older, or nothing.
-            self._version = None
-            self._look_soon()
+    def _forget_version(self) -> None:
+        self._version = None
 
-    def _look_soon(self) -> None:
-        """Never waited for: a slow one is as good as none, and the next comes at its time."""
-        self.overrides.drop_ended()
-        if self._look is None and self._valkey.up:
-            self._look = ensureDeferred(self._look_now())
-            self._look.addBoth(self._look_ended)
-
-    def _look_ended(self, result: object) -> None:
-        self._look = None
-        if isinstance(result, Failure) and result.check(CancelledError) is None:
-            _log.failure("overrides could not be read", result, event="limits.overrides_failed")
-
-    async def _look_now(self) -> None:
-        try:
-            version = await self._valkey.command("GET", self._keys[1], key=self._keys[1], deadline=_DEADLINE)
-            if version is None and self.overrides.in_force():
-                await self._restore()
-            elif (int(version) if version is not None else 0) != self._version:
-                await self._change("look")
-        except StoreUnavailable:
-            _log.debug("overrides were not read", event="limits.overrides_not_read")
+    async def _look(self, version: int | None) -> None:
+        if version is None and self.overrides.in_force():
+            await self._restore()
+        elif (version or 0) != self._version:
+            await self._change("look")
 
     async def _restore(self) -> None:
         now, known = self._clock.seconds(), self.overrides.in_force()
@@ -202,7 +163,7 @@ class ClusterOverrides:
 
     async def _change(self, *words: str | int) -> int:
         """Run the script, and know what holds then. Raises StoreUnavailable."""
-        reply = await self._valkey.run(_SCRIPT, self._keys, words, deadline=_DEADLINE)
+        reply = await self._valkey.run(_SCRIPT, self._keys, words, deadline=DEADLINE)
         now, version, changed, *flat = reply
         self._clock.follow(int(now) / 1000)
         before = self._version

@@ -12,6 +12,7 @@ from elemta.errors import (
     MessageOnHold,
     NoSender,
     NoSpool,
+    PushedMeanwhile,
     SpoolError,
     SpoolLocked,
     StoreUnavailable,
@@ -44,6 +45,7 @@ def refusal_of(error: BaseException | None) -> AdminRefusal:
 
 _IN_THEIR_WORDS: tuple[tuple[type[Exception], HTTPStatus, str], ...] = (
     (NoSpool, HTTPStatus.NOT_FOUND, "spool list shows which it has"),
+    (PushedMeanwhile, HTTPStatus.CONFLICT, "look at what it changed, and push again"),
     (TooManyOverrides, HTTPStatus.CONFLICT, "remove one, or wait until one has ended"),
 )
 

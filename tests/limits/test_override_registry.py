@@ -13,8 +13,9 @@ from twisted.internet.task import Clock
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable, TooManyOverrides
 from elemta.limits import override_registry
-from elemta.limits.override_registry import LOOK_SECONDS, ClusterOverrides, LocalOverrides
+from elemta.limits.override_registry import ClusterOverrides, LocalOverrides
 from elemta.limits.overrides import Override
+from elemta.limits.version_watch import LOOK_SECONDS
 from elemta.runtime import Runtime
 from elemta.valkey import Valkey
 from tests.support.valkey import ValkeyServer
@@ -63,7 +64,7 @@ class Fleet:
         await self.quiet()
 
     async def quiet(self) -> None:
-        await until(lambda: all(node._look is None for node in self.nodes))
+        await until(lambda: all(node._watch.under_way is None for node in self.nodes))
 
 
 @pytest_twisted.async_yield_fixture

@@ -3,6 +3,7 @@
 from elemta.config.schema.delivery import DEFAULT_REFUSED_NETWORKS, RouteConfig, SpoolConfig
 from elemta.config.schema.limits import (
     LimitConfig,
+    LimitSharingConfig,
     PoliciesConfig,
     PolicyCommon,
     PolicyServiceConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "ConsoleConfig",
     "DomainsConfig",
     "LimitConfig",
+    "LimitSharingConfig",
     "ListenerConfig",
     "LoggingConfig",
     "MetricsConfig",

@@ -101,6 +101,17 @@ class LimitConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitSharingConfig:
+    """The ``[limits]`` table: the limits that ``elemtactl limits push`` gives to the whole fleet."""
+
+    shared: bool = setting(
+        True,
+        "Limits that were pushed to the fleet hold in place of this file's [[limit]] tables; false: only "
+        "this file's do. Without valkey_url there is no fleet.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PoliciesConfig:
     """The ``[policies]`` table: the policies that are called at every stage."""
 

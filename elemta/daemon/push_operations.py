@@ -1,0 +1,235 @@
+"""The admin calls about limits as shared data: push a set of them to the fleet, its history, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated
+
+from twisted.logger import Logger
+
+from elemta.auth.roles import Caller
+from elemta.config import LimitConfig, load_limits
+from elemta.daemon.cluster import Membership
+from elemta.daemon.components import Components
+from elemta.deferred_value import value_of
+from elemta.errors import ConfigError
+from elemta.limits import Rule, rules_from_config
+from elemta.limits.push_registry import PushRegistry
+from elemta.limits.pushed import MAX_TEXT, PushedLimits
+from elemta.limits.store import Request
+from elemta.ops.admin_calls import route
+from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_json import Count, Flag, Text
+
+_log = Logger()
+
+SOURCE = "the pushed limits"
+LOOKED_AT = 200
+"""So many of the fullest identities of a limit are looked at, for what other rates would refuse."""
+
+SHOWN = 100
+_ANY = r"(?s:.*)"
+_Note = Annotated[str, Text(500, "why", _ANY)]
+_Number = Annotated[int, Count(0, 2**31)]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedThen:
+    """An identity that passes now, and would be refused with the pushed rates."""
+
+    limit: str
+    identity: str
+    used: tuple[int, ...]
+    rates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What a push changed, or would change: names of limits, and identities that it refuses.
+
+    ``version`` is the one that was made; 0 where nothing was (``dry_run``). ``base`` is the one before.
+    ``complete`` is False where not all identities could be looked at.
+    """
+
+    version: int
+    base: int
+    dry_run: bool
+    limits: int
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    refused_then: tuple[RefusedThen, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PushedVersion:
+    """A version. ``limits`` has the names of its limits; null where each node's own file holds.
+
+    ``in_force`` tells whether this node runs it.
+    """
+
+    version: int
+    author: str
+    note: str
+    made_at: float
+    limits: tuple[str, ...] | None
+    in_force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PushHistory:
+    """The versions that are kept, the last first: ``running`` is this node's, ``version`` the fleet's."""
+
+    versions: tuple[PushedVersion, ...]
+    version: int
+    running: int
+
+
+class PushOperations:
+    """Gives the whole fleet other limits, after a look at what they change."""
+
+    def __init__(self, components: Callable[[], Components], fleet: Membership) -> None:
+        self._components = components
+        self._fleet = fleet
+
+    @route("POST", "/v1/limits/push", max_body=2 * MAX_TEXT)
+    async def push(
+        self,
+        *,
+        toml: Annotated[str, Text(MAX_TEXT, "the [[limit]] tables", _ANY)],
+        caller: Caller,
+        dry_run: Annotated[bool, Flag()] = False,
+        base: Annotated[int | None, Count(0, 2**31)] = None,
+        note: _Note = "",
+    ) -> PushReport:
+        """Let these [[limit]] tables hold in the whole fleet, in place of those of the files."""
+        return await self._push(PushedLimits(0, toml, caller.actor, note), base, dry_run=dry_run)
+
+    @route("POST", "/v1/limits/rollback")
+    async def rollback(
+        self,
+        *,
+        version: _Number,
+        caller: Caller,
+        dry_run: Annotated[bool, Flag()] = False,
+        base: Annotated[int | None, Count(0, 2**31)] = None,
+        note: _Note = "",
+    ) -> PushReport:
+        """Push the limits of an earlier version again, as a new one; 0: those of each node's own file."""
+        registry = self._registry
+        found = PushedLimits(0, None) if version == 0 else await registry.get(version)
+        if found is None:
+            problem = f"version {version} is not kept"
+            raise AdminRefusal(HTTPStatus.NOT_FOUND, problem, "limits history lists those that are")
+        words = note or f"rollback to version {version}"
+        return await self._push(PushedLimits(0, found.toml, caller.actor, words), base, dry_run=dry_run)
+
+    @route("GET", "/v1/limits/history")
+    async def history(self) -> PushHistory:
+        """The versions that were pushed to the fleet, with author, note and names of limits."""
+        registry = self._registry
+        versions = await registry.history()
+        shown = tuple(
+            PushedVersion(
+                each.version,
+                each.author,
+                each.note,
+                each.made_at,
+                self._names(each),
+                each.version == registry.version,
+            )
+            for each in versions
+        )
+        return PushHistory(shown, await registry.current(), registry.version)
+
+    @property
+    def _registry(self) -> PushRegistry:
+        registry = self._fleet.pushed
+        if registry is None:
+            problem = "there is no fleet to push to: no valkey_url is configured"
+            raise AdminRefusal(
+                HTTPStatus.CONFLICT, problem, "change the [[limit]] tables of the file, and reload"
+            )
+        return registry
+
+    def _names(self, pushed: PushedLimits) -> tuple[str, ...] | None:
+        if pushed.toml is None:
+            return None
+        try:
+            limits = load_limits(pushed.toml, pushed.source, self._components().own_config)
+        except ConfigError:
+            return ()
+        return tuple(limit.name for limit in limits)
+
+    async def _push(self, pushed: PushedLimits, base: int | None, *, dry_run: bool) -> PushReport:
+        registry = self._registry
+        before = await registry.current() if base is None else base
+        new = self._rules(pushed)
+        old = {rule.name: rule for rule in self._components().limiter.rules}
+        changed = [rule for rule in new if rule.name in old and rule != old[rule.name]]
+        added = [rule.name for rule in new if rule.name not in old]
+        names = {rule.name for rule in new}
+        refused, complete = await self._refused_then(changed, old)
+        made = pushed if dry_run else await registry.push(pushed, before)
+        if not dry_run:
+            _log.info(
+                "an operator pushed limits to the fleet",
+                event="admin.limits_pushed",
+                version=made.version,
+                limits=len(self._own(pushed)),
+            )
+        return PushReport(
+            version=made.version,
+            base=before,
+            dry_run=dry_run,
+            limits=len(self._own(pushed)),
+            added=tuple(added),
+            removed=tuple(name for name in old if name not in names),
+            changed=tuple(rule.name for rule in changed),
+            refused_then=tuple(refused[:SHOWN]),
+            complete=complete and len(refused) <= SHOWN,
+        )
+
+    def _own(self, pushed: PushedLimits) -> tuple[LimitConfig, ...]:
+        """The limits of a version; those of this node's file where it has none of its own."""
+        own = self._components().own_config
+        try:
+            return own.limits if pushed.toml is None else load_limits(pushed.toml, SOURCE, own)
+        except ConfigError as error:
+            raise AdminRefusal(
+                HTTPStatus.BAD_REQUEST,
+                "these limits can't be used; nothing was changed",
+                "correct the faults and push again",
+                faults=error.faults,
+            ) from None
+
+    def _rules(self, pushed: PushedLimits) -> tuple[Rule, ...]:
+        own = self._components().own_config
+        return rules_from_config(own.resources, self._own(pushed), own.auth)
+
+    async def _refused_then(
+        self, changed: Sequence[Rule], old: dict[str, Rule]
+    ) -> tuple[list[RefusedThen], bool]:
+        """The identities that the changed rules would refuse now, by the live counts."""
+        found: list[RefusedThen] = []
+        complete = True
+        for rule in changed:
+            before = old[rule.name]
+            if (rule.per, rule.counts) != (before.per, before.counts) or not rule.spec.binding:
+                continue
+            ranking = await value_of(self._fleet.store.top(before.spec, LOOKED_AT))
+            complete = complete and ranking.complete and len(ranking.usages) < LOOKED_AT
+            now = {usage.request.identity: usage.wait == 0 for usage in ranking.usages}
+            requests = [Request(rule.spec, identity) for identity in now]
+            then = await value_of(self._fleet.store.peek(requests)) if requests else ()
+            found += [
+                RefusedThen(
+                    rule.name, usage.request.identity, usage.used, tuple(str(rate) for rate in rule.rates)
+                )
+                for usage in then
+                if usage.wait != 0 and now[usage.request.identity]
+            ]
+        return found, complete

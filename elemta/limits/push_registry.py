@@ -1,0 +1,220 @@
+"""Where pushed limits are kept: in Valkey for all nodes, and in a file for a start without it.
+
+- ``{prefix}pushed``: a hash of the last versions, each a JSON document under its number.
+- ``{prefix}pushed:version``: the number of the one in force. On a Valkey Cluster both names have the hash tag
+  ``{pushed}``. Neither expires: a fleet must not fall back to its files by itself.
+
+Each node looks at the number every second, takes another version as a whole, and goes on with its own where
+it can't. While Valkey does not answer, what was taken last holds. A Valkey that has lost its data gets the
+version in force back from the first node that notices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from twisted.logger import Logger
+
+from elemta.errors import ConfigError, PushedMeanwhile
+from elemta.limits.pushed import MAX_TEXT, PushedLimits
+from elemta.limits.version_watch import DEADLINE, ValkeyCommands, VersionWatch, shared_keys
+from elemta.runtime import Runtime, WorkerPool
+from elemta.valkey import Script
+
+_log = Logger()
+
+FILE_NAME = "pushed-limits.json"
+VERSIONS_KEPT = 50
+_SCRIPT = Script.of_package("elemta.limits", "scripts/pushed.lua")
+
+Apply = Callable[[], Awaitable[None]]
+
+
+class KeptVersion:
+    """The version that was taken last, in a file of the spool directory. All methods block."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.path = Path(directory) / FILE_NAME
+
+    def read(self) -> PushedLimits | None:
+        """None where there is none that can be read, which the log says."""
+        try:
+            with self.path.open("rb") as file:
+                text = file.read(4 * MAX_TEXT).decode("utf-8")
+            version = json.loads(text)["version"]
+            return PushedLimits.of_json(version, text) if isinstance(version, int) else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            _log.warn(
+                "the limits that were pushed last can't be read; the file's own hold until Valkey answers",
+                event="limits.push_not_read",
+                path=str(self.path),
+                error=str(error),
+            )
+            return None
+
+    def write(self, pushed: PushedLimits) -> None:
+        """A failure is logged: then a start without Valkey has what was there before."""
+        text = json.dumps({"version": pushed.version, **json.loads(pushed.to_json())}, ensure_ascii=False)
+        unfinished = self.path.with_suffix(".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(unfinished, flags, 0o600), "wb") as file:
+                file.write(text.encode("utf-8", "replace"))
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.rename(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            _log.error(
+                "the pushed limits could not be kept for a start without Valkey",
+                event="limits.push_not_kept",
+                path=str(self.path),
+                error=str(error),
+            )
+
+
+class PushRegistry:
+    """The pushed limits that this node has in force, and those of the fleet.
+
+    ``apply``, given at the start, puts :attr:`in_force` into force, or raises ConfigError.
+    """
+
+    def __init__(self, runtime: Runtime, valkey: ValkeyCommands, prefix: str, kept: KeptVersion) -> None:
+        self._valkey = valkey
+        self._wall = runtime.wall
+        self._kept = kept
+        self._keys = shared_keys(prefix, "pushed", clustered=valkey.clustered)
+        self.in_force: PushedLimits | None = kept.read()
+        # What the fleet has, whether this node could take it or not.
+        self._known = self.in_force
+        self._apply: Apply | None = None
+        self._pool: WorkerPool = runtime.threads.pool("elemta-pushed-limits", 1)
+        self._watch = VersionWatch(
+            runtime, valkey, self._keys[1], self._look, before=_nothing, reconnected=_nothing
+        )
+
+    @property
+    def version(self) -> int:
+        """The version in force on this node; 0 where its own file holds and none was pushed."""
+        return 0 if self.in_force is None else self.in_force.version
+
+    def give_up(self, error: ConfigError) -> None:
+        """The version that was kept can't hold beside this configuration: its own limits do."""
+        self._refused(self.in_force, error, None)
+        self.in_force = None
+
+    def start(self, apply: Apply) -> None:
+        """Take what the fleet has, from now on."""
+        self._apply = apply
+        self._watch.start()
+
+    def stop(self) -> None:
+        self._watch.stop()
+        self._pool.leave()
+
+    async def push(self, pushed: PushedLimits, base: int) -> PushedLimits:
+        """Make it the fleet's next version, in place of version ``base``; this node takes it at once.
+
+        Raises StoreUnavailable, or :class:`~elemta.errors.PushedMeanwhile`.
+        """
+        pushed = replace(pushed, made_at=self._wall())
+        version, changed, *_ = await self._run("push", VERSIONS_KEPT, base, pushed.to_json())
+        if int(changed) < 0:
+            raise PushedMeanwhile(int(version))
+        made = replace(pushed, version=int(version))
+        await self._take(made)
+        return made
+
+    async def current(self) -> int:
+        """The fleet's version, whichever this node runs. Raises StoreUnavailable."""
+        version, *_ = await self._run("look")
+        return int(version)
+
+    async def history(self) -> Sequence[PushedLimits]:
+        """The versions that are kept, the last first. Raises StoreUnavailable."""
+        _, _, *flat = await self._run("history")
+        return tuple(_read(flat))
+
+    async def get(self, version: int) -> PushedLimits | None:
+        """One version that is kept. Raises StoreUnavailable."""
+        _, _, text = await self._run("get", version)
+        return PushedLimits.of_json(version, text.decode("utf-8", "replace"))
+
+    # Looks
+
+    async def _look(self, version: int | None) -> None:
+        known = self._known
+        if version is None:
+            if known is not None:
+                await self._restore(known)
+        elif known is None or version != known.version:
+            found, _, text = await self._run("look")
+            pushed = PushedLimits.of_json(int(found), text.decode("utf-8", "replace"))
+            await self._take(pushed or PushedLimits(int(found), "unknown = true"))
+
+    async def _restore(self, known: PushedLimits) -> None:
+        _, changed, *_ = await self._run("restore", known.version, known.to_json())
+        if int(changed) > 0:
+            _log.warn(
+                "Valkey had lost the pushed limits; this node wrote them again",
+                event="limits.push_restored",
+                version=known.version,
+            )
+
+    async def _take(self, pushed: PushedLimits) -> None:
+        """Put it into force, or go on with what holds."""
+        if self._apply is None or pushed == self._known:
+            return
+        before, self._known = self.in_force, pushed
+        self.in_force = pushed
+        try:
+            await self._apply()
+        except ConfigError as error:
+            self.in_force = before
+            self._refused(pushed, error, before)
+            return
+        except BaseException:
+            # An internal error, or the daemon stops: the next look tries again.
+            self.in_force, self._known = before, before
+            raise
+        _log.info(
+            "the limits that were pushed to the fleet hold here",
+            event="limits.push_taken",
+            version=pushed.version,
+            author=pushed.author,
+            note=pushed.note,
+        )
+        await self._pool.call(self._kept.write, pushed)
+
+    def _refused(self, pushed: PushedLimits | None, error: ConfigError, kept: PushedLimits | None) -> None:
+        _log.error(
+            "this node can't take the limits that were pushed to the fleet, and keeps its own",
+            event="limits.push_refused",
+            version=0 if pushed is None else pushed.version,
+            kept=0 if kept is None else kept.version,
+            faults=[str(fault) for fault in error.faults],
+        )
+
+    async def _run(self, *words: str | int) -> Sequence[bytes]:
+        reply: Sequence[bytes] = await self._valkey.run(_SCRIPT, self._keys, words, deadline=DEADLINE)
+        return reply
+
+
+def _nothing() -> None:
+    return None
+
+
+def _read(flat: Sequence[bytes]) -> Iterator[PushedLimits]:
+    """The versions of numbers and documents, without what another version of Elemta wrote in another way."""
+    for number, text in zip(flat[::2], flat[1::2], strict=True):
+        pushed = PushedLimits.of_json(int(number), text.decode("utf-8", "replace"))
+        if pushed is not None:
+            yield pushed
