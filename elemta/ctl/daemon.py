@@ -168,7 +168,7 @@ def _node(node: Mapping[str, Any]) -> Sequence[str]:
         age(node["uptime"]),
         str(node["sessions"]),
         str(node["queued"]),
-        node["mode"],
+        f"{node['mode']} v{node['limits_version']}" if node.get("limits_version") else node["mode"],
         "now" if node["this"] else f"{age(node['seen_ago'])} ago",
     )
 

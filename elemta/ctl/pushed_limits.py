@@ -54,13 +54,13 @@ def _change(invocation: CommandContext, path: Sequence[str], body: dict[str, Any
     if args.note:
         body["note"] = args.note
     asks = not (args.yes or args.dry_run)
-    if asks and (args.json or not invocation.stdin.isatty()):
+    if asks and (invocation.json or not invocation.stdin.isatty()):
         raise CommandFailed(EX_USAGE, f"limits {path[-1]} without a terminal needs --yes, or --dry-run")
     report = _send(invocation, path, {**body, "dry_run": True}, file)
-    if args.json and args.dry_run:
+    if invocation.json and args.dry_run:
         invocation.give(report)
         return EX_OK
-    if not args.json:
+    if not invocation.json:
         _say(invocation, report)
     if args.dry_run:
         return EX_OK
@@ -69,7 +69,7 @@ def _change(invocation: CommandContext, path: Sequence[str], body: dict[str, Any
         return EX_FAILED
     # In place of the version that was looked at, and of no other.
     made = _send(invocation, path, {**body, "base": report["base"]}, file)
-    if args.json:
+    if invocation.json:
         invocation.give(made)
     else:
         invocation.say(f"version {made['version']} holds in the fleet")

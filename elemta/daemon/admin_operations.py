@@ -241,6 +241,7 @@ class DaemonOperations:
             state=NodeLife.DRAINING if daemon.draining else NodeLife.SERVING,
             last_seen_at=self._now(),
             queued=daemon.queued,
+            limits_version=0 if daemon.fleet.pushed is None else daemon.fleet.pushed.version,
         )
         try:
             others = await daemon.fleet.others()

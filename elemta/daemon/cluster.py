@@ -381,7 +381,12 @@ class ClusterMembership:
         member = self._member
         refused = tuple(member.refused())
         return NodeState(
-            member.sessions, member.queued, self.store.mode.value, refused, draining=member.draining
+            member.sessions,
+            member.queued,
+            self.store.mode.value,
+            refused,
+            draining=member.draining,
+            limits_version=self._pushed.version,
         )
 
     def _renew(self) -> Any:

@@ -15,7 +15,7 @@ from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components
 from elemta.deferred_value import value_of
 from elemta.errors import ConfigError
-from elemta.limits import Rule, rules_from_config
+from elemta.limits import rules_from_config
 from elemta.limits.push_registry import PushRegistry
 from elemta.limits.pushed import MAX_TEXT, PushedLimits
 from elemta.limits.store import Request
@@ -167,28 +167,26 @@ class PushOperations:
     async def _push(self, pushed: PushedLimits, base: int | None, *, dry_run: bool) -> PushReport:
         registry = self._registry
         before = await registry.current() if base is None else base
-        new = self._rules(pushed)
-        old = {rule.name: rule for rule in self._components().limiter.rules}
-        changed = [rule for rule in new if rule.name in old and rule != old[rule.name]]
-        added = [rule.name for rule in new if rule.name not in old]
-        names = {rule.name for rule in new}
-        refused, complete = await self._refused_then(changed, old)
+        new = {limit.name: limit for limit in self._own(pushed)}
+        old = {limit.name: limit for limit in self._components().config.limits}
+        changed = [name for name, limit in new.items() if name in old and limit != old[name]]
+        refused, complete = await self._refused_then(changed, pushed)
         made = pushed if dry_run else await registry.push(pushed, before)
         if not dry_run:
             _log.info(
                 "an operator pushed limits to the fleet",
                 event="admin.limits_pushed",
                 version=made.version,
-                limits=len(self._own(pushed)),
+                limits=len(new),
             )
         return PushReport(
             version=made.version,
             base=before,
             dry_run=dry_run,
-            limits=len(self._own(pushed)),
-            added=tuple(added),
-            removed=tuple(name for name in old if name not in names),
-            changed=tuple(rule.name for rule in changed),
+            limits=len(new),
+            added=tuple(name for name in new if name not in old),
+            removed=tuple(name for name in old if name not in new),
+            changed=tuple(changed),
             refused_then=tuple(refused[:SHOWN]),
             complete=complete and len(refused) <= SHOWN,
         )
@@ -206,18 +204,17 @@ class PushOperations:
                 faults=error.faults,
             ) from None
 
-    def _rules(self, pushed: PushedLimits) -> tuple[Rule, ...]:
-        own = self._components().own_config
-        return rules_from_config(own.resources, self._own(pushed), own.auth)
-
     async def _refused_then(
-        self, changed: Sequence[Rule], old: dict[str, Rule]
+        self, changed: Sequence[str], pushed: PushedLimits
     ) -> tuple[list[RefusedThen], bool]:
-        """The identities that the changed rules would refuse now, by the live counts."""
+        """The identities that the changed limits would refuse now, by the live counts."""
+        own = self._components().own_config
+        new = {rule.name: rule for rule in rules_from_config(own.resources, self._own(pushed))}
+        old = {rule.name: rule for rule in self._components().limiter.rules}
         found: list[RefusedThen] = []
         complete = True
-        for rule in changed:
-            before = old[rule.name]
+        for name in changed:
+            rule, before = new[name], old[name]
             if (rule.per, rule.counts) != (before.per, before.counts) or not rule.spec.binding:
                 continue
             ranking = await value_of(self._fleet.store.top(before.spec, LOOKED_AT))
@@ -226,9 +223,7 @@ class PushOperations:
             requests = [Request(rule.spec, identity) for identity in now]
             then = await value_of(self._fleet.store.peek(requests)) if requests else ()
             found += [
-                RefusedThen(
-                    rule.name, usage.request.identity, usage.used, tuple(str(rate) for rate in rule.rates)
-                )
+                RefusedThen(name, usage.request.identity, usage.used, tuple(map(str, rule.rates)))
                 for usage in then
                 if usage.wait != 0 and now[usage.request.identity]
             ]

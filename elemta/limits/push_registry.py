@@ -114,6 +114,7 @@ class PushRegistry:
     def start(self, apply: Apply) -> None:
         """Take what the fleet has, from now on."""
         self._apply = apply
+        self._pool.start()
         self._watch.start()
 
     def stop(self) -> None:

@@ -59,7 +59,7 @@ SERVER_KEYS = (
         pytest.param(
             "[resource]\nx = 1",
             "resource: unknown table (did you mean [resources]? known are [server], [[listener]], [tls], "
-            "[[certificate]], [domains], [submission], [auth], [resources], [[limit]], [policies], [[route]], "
+            "[[certificate]], [domains], [submission], [auth], [resources], [[limit]], [limits], [policies], [[route]], "
             "[spool], [metrics], [console], [[policy_service]], [logging], [policy.NAME])",
             id="unknown table",
         ),

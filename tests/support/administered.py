@@ -23,6 +23,7 @@ from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
+from elemta.daemon.push_operations import PushOperations
 from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.session_operations import SessionOperations
@@ -68,6 +69,7 @@ class Administered:
             FindOperations(self.spool, list, "mx1"),
             DestinationOperations(queue, lambda: self.destined, time.time),  # type: ignore[arg-type, return-value]
             self.limits,
+            PushOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             CheckOperations(lambda: self.overseen.limiter),
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
