@@ -22,6 +22,7 @@ from elemta.ctl import (
     pushed_limits,
     queue,
     spool,
+    trace,
     users,
 )
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
@@ -140,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     _add_token(_group(commands, "token", "the tokens of the console's API: edits the file, needs no daemon"))
     _add_dkim(_group(commands, "dkim", "keys for the policy dkim-sign; needs no daemon"))
     _add_explain(commands)
+    _add_trace(commands)
     _add(commands, "reload", daemon.reload, "read the configuration again; a bad one changes nothing")
     _add(commands, "drain", daemon.drain, "take no new session; open ones end after their message")
     _add(commands, "undrain", daemon.undrain, "end a drain: take new sessions again")
@@ -329,6 +331,13 @@ def _add_explain(commands: Any) -> None:
         help="the recipients",
     )
     added.add_argument("--message", metavar="FILE", help="the message with its header; - for stdin")
+
+
+def _add_trace(commands: Any) -> None:
+    added = _add(commands, "trace", trace.trace, "live conversations with clients and next hops")
+    added.add_argument("--ip", metavar="NET", help="those of this address or network only")
+    added.add_argument("--to", metavar="DOMAIN", help="those with a recipient in this domain only")
+    added.add_argument("--one", action="store_true", help="end with the first conversation")
 
 
 def _add_user(commands: Any) -> None:

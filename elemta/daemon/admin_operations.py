@@ -26,6 +26,7 @@ from elemta.daemon.reload import ReloadReport
 from elemta.daemon.service import Elemta
 from elemta.daemon.session_operations import SessionOperations
 from elemta.daemon.spool_operations import SpoolOperations
+from elemta.daemon.trace_operations import TraceOperations
 from elemta.deferred_value import value_of
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault, SpoolError, StoreUnavailable
@@ -68,6 +69,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         SpoolOperations(adoptions),
         ExplainOperations(Explainer(daemon)),
         SessionOperations(daemon.listeners.registry),
+        TraceOperations(daemon.shared.runtime, daemon.shared.trace, daemon.listeners.registry),
         api,
     )
     api.calls = calls

@@ -14,6 +14,7 @@ from elemta.auth import Authenticator
 from elemta.auth.senders import SenderAddresses
 from elemta.certificates import Certificate, certificate_cautions
 from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, ListenerTLS, OnExceed, Role
+from elemta.conversation_trace import ConversationTrace
 from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
 from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.routes import Route, routes_from_config
@@ -50,6 +51,7 @@ class SharedResources:
     resolver: DnsResolver
     policy_backends: PolicyBackends
     hop_memory: HopMemory
+    trace: ConversationTrace
 
     @classmethod
     def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
@@ -67,6 +69,7 @@ class SharedResources:
             DnsResolver(runtime, metrics=metrics.dns),
             PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store, runtime),
             HopMemory(runtime.reactor.seconds),
+            ConversationTrace(runtime.wall, runtime.monotonic),
         )
 
 

@@ -95,7 +95,7 @@ class DeliveryFactory:
         self._shared = shared
         self._pauses = pauses
         self._components = components
-        self._settings = replace(components.delivery, own_addresses=tuple(places))
+        self._settings = replace(components.delivery, own_addresses=tuple(places), trace=self._shared.trace)
         self._pace = OutboundLimiter(components.limiter)
 
     def from_own(self, spool: Spool) -> DeliveryScheduler:
@@ -180,7 +180,7 @@ class DeliveryFactory:
     ) -> None:
         """Go on under another assembly, these deliveries too."""
         self._components = components
-        self._settings = replace(components.delivery, own_addresses=tuple(places))
+        self._settings = replace(components.delivery, own_addresses=tuple(places), trace=self._shared.trace)
         self._pace.limiter = components.limiter
         for delivery in deliveries:
             delivery.reconfigure(components.routes, self._settings, components.chain.delivery_hooks)

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.conversation_trace import ConversationTrace
 from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import IPAddress
 from elemta.delivery.next_hop_state import (
@@ -70,6 +71,7 @@ class NextHopConnection(Protocol):
         address: IPAddress | None = None,
         lifetime: float,
         read: Read,
+        trace: ConversationTrace | None = None,
     ) -> None:
         self.closed: Deferred[None] = Deferred()
         self.name = name
@@ -80,6 +82,7 @@ class NextHopConnection(Protocol):
         self.offers_refused: set[str] = set()
         self.most_recipients = 0
         self._session = ClientSession(settings)
+        self._trace = trace
         self._handshake = handshake
         self._tls_state = TLSState.CLEAR
         self._flow = ContentFlow.NONE
@@ -129,6 +132,9 @@ class NextHopConnection(Protocol):
     ) -> Deferred[tuple[Outcome, ...]]:
         """Send a transaction; fires with what became of its recipients. It fails only by a fault of ours."""
         self._transaction, self._open_content = transaction, open_content
+        if self._trace is not None and self._trace.watches and self._session.trace is None:
+            name = self._queue_id or ""
+            self._session.follow(self._trace.conversation("out", name, self.address, self.name))
         settled = self._settled = Deferred()
         self._life.set(self._lifetime, self._outlived)
         self._act(self._session.start(transaction))
@@ -210,6 +216,8 @@ class NextHopConnection(Protocol):
             if settled is not None and not settled.called:
                 settled.errback(Failure())
         finally:
+            if self._session.trace is not None:
+                self._session.trace.ended()
             self.closed.callback(None)
 
     def _lost(self, reason: Failure | None) -> None:

@@ -143,6 +143,7 @@ class Dialer:
             address=address,
             lifetime=self._settings.lifetime,
             read=self._read,
+            trace=self._settings.trace,
         )
 
     # Hosts that do not answer

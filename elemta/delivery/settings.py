@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from elemta.address import Address
 from elemta.config import Config
+from elemta.conversation_trace import ConversationTrace
 from elemta.domains import Domains
 from elemta.runtime import SYSTEM_RANDOMNESS, Runtime
 from elemta.smtp.client import ClientTimeouts
@@ -65,7 +66,8 @@ class DeliverySettings:
     ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a transaction as a whole;
     ``poll`` is the longest time between two looks into the queue. After ``warn_after`` (0: never) a sender
     gets a notice that a message waits. A notice returns a failed message of up to ``bounce_size_limit``
-    octets whole. ``expand`` gives the addresses that mail for an address goes to, by the aliases.
+    octets whole. ``expand`` gives the addresses that mail for an address goes to, by the aliases. ``trace``
+    has the watches that conversations with next hops are shown to.
 
     ``mx_port`` is where mail exchangers listen; ``own_names`` and ``own_addresses`` (with their ports) are
     what this host itself is called and takes mail at. Next hops that are named are looked up in the file
@@ -107,6 +109,7 @@ class DeliverySettings:
     hosts: str = "/etc/hosts"
     resolv_conf: str = "/etc/resolv.conf"
     expand: Callable[[Address], tuple[Address, ...]] = field(default=_itself, repr=False, compare=False)
+    trace: ConversationTrace | None = field(default=None, repr=False, compare=False)
 
     @property
     def threads(self) -> int:

@@ -114,6 +114,8 @@ class ESMTPProtocol(ClientConnection):
             self.facts.server_ip, self.facts.server_port = address_of(self.transport.getHost())
         self._registry.add(self)
         self._log.opened()
+        if self._registry.trace.watches:
+            self.follow()
         if self._terms.implicit_tls:
             self._start_tls()
         else:
@@ -168,6 +170,8 @@ class ESMTPProtocol(ClientConnection):
         try:
             self._act_on(self._session.lost())
             self._backend.disconnected()
+            if self._session.state.trace is not None:
+                self._session.state.trace.ended()
         finally:
             # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
             self._count_input(0)
@@ -197,6 +201,12 @@ class ESMTPProtocol(ClientConnection):
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
         return self._state in IN_HANDSHAKE
+
+    def follow(self) -> None:
+        """Something watches: show it this conversation from now on."""
+        if self._session.state.trace is None and not self.health_check:
+            ip = self.facts.client_ip
+            self._session.state.trace = self._registry.trace.conversation("in", self.facts.id, ip, str(ip))
 
     def describe(self) -> LiveSession:
         """What the session does now."""

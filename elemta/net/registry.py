@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
+from elemta.conversation_trace import ConversationTrace
 from elemta.limits.identity import ip_identity
 from elemta.net.handshake_log import HandshakeLog
 from elemta.net.live_sessions import LiveSession
@@ -50,6 +51,9 @@ class ClientConnection(Protocol):
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
         return False
+
+    def follow(self) -> None:
+        """Something watches: show it this conversation from now on."""
 
     def describe(self) -> LiveSession | None:
         """What the session does now; None where there is none yet."""
@@ -95,6 +99,7 @@ class ConnectionRegistry:
         self._stood_still = 0.0
         self.handshake_log = HandshakeLog(self.seconds)
         self.refusals = RecentRefusals(runtime.wall)
+        self.trace = ConversationTrace(runtime.wall, runtime.monotonic)
 
     def seconds(self) -> float:
         """The clock of sessions. It stands still while this process does: that time is no client's."""

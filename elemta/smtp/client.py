@@ -21,6 +21,7 @@ from elemta.smtp.client_transaction import TransactionExchange
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import TLSInfo
+from elemta.smtp.traced import Trace
 
 __all__ = ["ClientSession", "ClientSettings", "ClientTimeouts"]
 
@@ -124,6 +125,15 @@ class ClientSession:
         if not state.sent or state.phase is ClientPhase.CLOSED:
             return None
         return float(getattr(deadlines, _DEADLINES[state.sent[0].verb]))
+
+    @property
+    def trace(self) -> Trace | None:
+        """What follows the conversation."""
+        return self._state.trace
+
+    def follow(self, trace: Trace | None) -> None:
+        """Let a watcher see what is said from now on."""
+        self._state.trace = trace
 
     def take_output(self) -> bytes:
         """All bytes to send since the last call."""
@@ -247,6 +257,8 @@ class ClientSession:
         state.progress += 1
         if self._opening.secret:
             reply = self._opening.without_secrets(reply)
+        if state.trace is not None:
+            state.trace.said(False, str(reply))
         if self._answerable == 0:
             self._unsolicited(reply)
             return

@@ -21,6 +21,7 @@ from elemta.smtp.client_settings import ClientSettings
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import TLSInfo
+from elemta.smtp.traced import Trace, shown_line
 
 
 class ClientPhase(enum.Enum):
@@ -73,6 +74,8 @@ class ClientState:
         self.waiting: deque[SentCommand] = deque()
         self.sent: deque[SentCommand] = deque([SentCommand("")])
         self.progress = 0
+        #: Gets each command and reply as a watcher may see it, while something watches.
+        self.trace: Trace | None = None
 
     @property
     def closed(self) -> bool:
@@ -103,6 +106,14 @@ class ClientState:
         """Say a command; its reply is awaited."""
         self.output.append(command.line)
         self.sent.append(command)
+        if self.trace is not None:
+            self._show(self.trace, command)
+
+    def _show(self, trace: Trace, command: SentCommand) -> None:
+        text, domain = shown_line(command.verb, command.line)
+        if domain is not None:
+            trace.recipient(domain)
+        trace.said(True, text)
 
     # Recipients without a result
 

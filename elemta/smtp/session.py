@@ -36,6 +36,7 @@ from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TLSInfo, TransactionInfo
 from elemta.smtp.session_state import ExpectedInput, SessionState
 from elemta.smtp.settings import SessionSettings
+from elemta.smtp.traced import HIDDEN, Trace, domain_in, shown_command
 
 __all__ = ["ServerSession", "SessionSettings"]
 
@@ -297,6 +298,8 @@ class ServerSession:
             self.input.ended_bare = False
             self.state.kinds.append(Leniency.BARE_LF)
             self.state.report_forgiven("AUTH")
+        if self.state.trace is not None:
+            self.state.trace.said(True, HIDDEN)
         if not self._close_for(line, "AUTH"):
             authentication.take_response(self.state, line)
         return True
@@ -318,6 +321,7 @@ class ServerSession:
         if isinstance(line, bytes):
             self._execute(line)
         elif not self._close_for(line, "?"):
+            self._hide_line()
             self._reject_unreadable(self.input.letters_of_long_line, replies.LINE_TOO_LONG)
         return True
 
@@ -363,6 +367,7 @@ class ServerSession:
         if text is None and not self._settings.strict:
             text = lenient_grammar.text_of(line, state.kinds)
         if text is None:
+            self._hide_line()
             self._reject_unreadable(first_letters(line), reply)
             return
         verb, _, argument = text.partition(" ")
@@ -376,6 +381,8 @@ class ServerSession:
     def _perform(self, line: bytes, verb: str, argument: str) -> None:
         state = self.state
         command = COMMANDS.get(verb)
+        if state.trace is not None:
+            self._show(state.trace, verb, argument)
         if state.rejected_at_connect and verb != "QUIT":
             # RFC 5321 §3.1
             self._reject_unreadable(first_letters(line), replies.SERVICE_REFUSED)
@@ -390,6 +397,16 @@ class ServerSession:
             # RFC 5321 §4.1.1: trailing white space is tolerated
             command.perform(state, argument.rstrip(" "))
             self._ends_group = command.ends_group and state.question is not None
+
+    def _show(self, trace: Trace, verb: str, argument: str) -> None:
+        domain = domain_in(verb, argument)
+        if domain is not None:
+            trace.recipient(domain)
+        trace.said(True, shown_command(verb, argument, known=verb in COMMANDS))
+
+    def _hide_line(self) -> None:
+        if self.state.trace is not None:
+            self.state.trace.said(True, HIDDEN)
 
     def _refuse_group(self, verb: str) -> None:
         self.state.reply_and_close(verb, replies.IMPROPER_PIPELINING, f"input behind {verb} before its reply")

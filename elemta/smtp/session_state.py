@@ -24,6 +24,7 @@ from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Mechanism
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.smtp.settings import SessionSettings
+from elemta.smtp.traced import Trace
 
 
 class SessionPhase(FastEnum):
@@ -78,6 +79,8 @@ class SessionState:
         self._refusals = 0
         #: The reply that is held back until a :meth:`pause` is over.
         self.held: Replied | None = None
+        #: Gets each command and reply as a watcher may see it, while something watches.
+        self.trace: Trace | None = None
 
     @property
     def phase(self) -> SessionPhase:
@@ -98,6 +101,8 @@ class SessionState:
         self.output.append(encoded)
         self.output_size += len(encoded)
         self.events.append(Replied(verb, reply, reason))
+        if self.trace is not None:
+            self.trace.said(False, str(reply))
 
     def _release_reply(self) -> None:
         """Send the reply that is held back, if there is one: nothing is ever sent before it."""

@@ -28,6 +28,7 @@ from elemta.daemon.queue_operations import QueueOperations
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.session_operations import SessionOperations
 from elemta.daemon.spool_operations import SpoolOperations
+from elemta.daemon.trace_operations import TraceOperations
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault
 from elemta.message.notice import NoticeSettings
@@ -63,6 +64,7 @@ class Administered:
     @property
     def calls(self) -> CallTable:
         api, queue = ApiOperations(), CombinedQueue(self.spool, lambda: ())
+        registry = ConnectionRegistry(simulated_runtime(), 10)
         calls = CallTable(
             _Operations(self, self.spool),
             QueueOperations(queue, self._give_up, time.time),
@@ -74,7 +76,8 @@ class Administered:
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
             ExplainOperations(Explainer(self)),  # type: ignore[arg-type]
-            SessionOperations(ConnectionRegistry(simulated_runtime(), 10)),
+            SessionOperations(registry),
+            TraceOperations(simulated_runtime(), registry.trace, registry),
             api,
         )
         api.calls = calls
