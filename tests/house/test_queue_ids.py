@@ -19,6 +19,7 @@ OTHER_SUBJECTS = (
     "console.",
     "daemon.",
     "descriptors.",
+    "destination.",
     "dns.",
     "limit.",
     "limits.",
