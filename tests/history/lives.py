@@ -21,6 +21,27 @@ def address(text: str) -> Address:
     return Address(local, domain.lower())
 
 
+def submission(
+    *recipients: str,
+    head: bytes = HEAD,
+    sender: str = "Anna@Client.test",
+    ip: str = "192.0.2.7",
+    user: str | None = None,
+    **more: Any,
+) -> Submission:
+    """What a session says of a message."""
+    return Submission(
+        sender=address(sender),
+        recipients=tuple(Recipient(address(each)) for each in recipients or ("bob@example.test",)),
+        parameters=MailParameters(),
+        client=Client(ip=ip, helo="client.test", listener="mx", session_id="S1", user=user),
+        header_block=b"Received: from x\r\n",
+        received_at=AT,
+        summary=read_summary(head),
+        **more,
+    )
+
+
 async def take(
     spool: Spool,
     *recipients: str,
@@ -33,17 +54,8 @@ async def take(
     """A message that the spool accepts; its queue id."""
     writer = spool.begin()
     writer.write(head + b"text\r\n")
-    submission = Submission(
-        sender=address(sender),
-        recipients=tuple(Recipient(address(each)) for each in recipients or ("bob@example.test",)),
-        parameters=MailParameters(),
-        client=Client(ip=ip, helo="client.test", listener="mx", session_id="S1", user=user),
-        header_block=b"Received: from x\r\n",
-        received_at=AT,
-        summary=read_summary(head),
-        **more,
-    )
-    envelope = await spool.commit(writer, submission)
+    made = submission(*recipients, head=head, sender=sender, ip=ip, user=user, **more)
+    envelope = await spool.commit(writer, made)
     return envelope.queue_id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,7 +15,9 @@ from elemta.errors import UnknownPlace
 from elemta.history.events import VerdictNote
 from elemta.outcome import Status
 from elemta.spool import HoldCause, Spool
-from tests.history.lives import HEAD, KEEP, find, outcome, settle, take
+from elemta.spool.message_search import MessageSearch
+from tests.history.lives import HEAD, KEEP, find, outcome, settle, submission, take
+from tests.support.waiting import pause
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
 
@@ -251,3 +254,57 @@ async def test_what_is_found_equals_what_happened(open_spool: Any, seed: int) ->
                 life.spool = spool
     for life in lives:
         await life.check()
+
+
+@ensureDeferred
+async def test_a_discarded_message_is_found_by_the_id_that_its_client_got(open_spool: Any) -> None:
+    spool = await open_spool(keep_history=KEEP)
+    queue_id = spool.begin().queue_id
+    note = VerdictNote("message", "trap", "discard", "spamtrap")
+    spool.keep_discarded(queue_id, 1000, submission("bob@example.test", verdicts=(note,)))
+    for text in (queue_id, "bob@example.test", "one@client.test"):
+        (life,) = (await find(spool, text)).messages
+        assert (life.queue_id, life.state, life.size) == (queue_id, "ended", 1000)
+        assert [each.status for each in life.recipients] == ["discarded"]
+        assert life.verdicts[0].reason == "spamtrap"
+
+
+@ensureDeferred
+async def test_adopted_spools_are_searched_behind_the_own_one(open_spool: Any, tmp_path: Path) -> None:
+    own = await open_spool(keep_history=KEEP, node="mx1")
+    other = await open_spool(tmp_path / "other", keep_history=KEEP, node="mx2")
+    ids = [await take(spool) for spool in (own, own, own, other, other)]
+    search = MessageSearch(own, lambda: [other])
+    seen: list[tuple[str, str]] = []
+    after = None
+    for _ in range(10):
+        page = await search.find("anna@client.test", 2, after)
+        seen += [(life.node_id, life.queue_id) for life in page.messages]
+        after = page.next
+        if after is None:
+            break
+    nodes = ["mx1"] * 3 + ["mx2"] * 2
+    assert seen == list(zip(nodes, [*ids[2::-1], *ids[:2:-1]], strict=True))
+
+
+@ensureDeferred
+async def test_what_was_queued_before_there_was_a_history_is_found(open_spool: Any) -> None:
+    spool = await open_spool()
+    queue_id = await take(spool, "bob@example.test", "eve@example.test")
+    said = [outcome(queue_id, "eve@example.test", DEFERRED, "later")]
+    await settle(spool, queue_id, outcome(queue_id, "bob@example.test", DELIVERED, "as 4Xyz1"), *said)
+    large = await take(spool, head=HEAD.replace(b"One", b"Two") + b"x" * 100_000)
+    await spool.close()
+    spool = await open_spool(keep_history=KEEP)
+    for _ in range(200):
+        page = await find(spool, "two@client.test")
+        if page.messages:
+            break
+        # Steps are some milliseconds apart.
+        await pause(0.01)
+    assert [life.queue_id for life in page.messages] == [large]
+    (life,) = (await find(spool, "one@client.test")).messages
+    assert (life.subject, life.state) == ("café", "deferred")
+    assert [each.status for each in life.recipients] == ["delivered", "pending"]
+    assert [each.status for each in life.attempts] == ["delivered", "deferred"]
+    assert [each.queue_id for each in (await find(spool, "4xyz1")).messages] == [queue_id]

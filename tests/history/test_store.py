@@ -335,3 +335,13 @@ def test_what_can_not_be_kept_does_not_keep_others_from_it(place: Place) -> None
     place.store.write([broken, accepted(2, place.wall())])
     assert place.dropped == {"fault": 1}
     assert place.known(2) is not None
+
+
+def test_a_kill_loses_nothing_that_was_written(place: Place) -> None:
+    place.accept(1)
+    place.deliver(1)
+    # Neither closed nor synced, as a process leaves it that is killed.
+    place.opened()
+    place.accept(2)
+    assert (place.known(1).state, place.known(2).queue_id) == ("ended", "Q2")
+    assert len(place.store.segments) == 1
