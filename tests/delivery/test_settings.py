@@ -31,3 +31,11 @@ def test_what_failed_together_does_not_come_back_together() -> None:
 def test_the_next_attempt_is_always_later(attempts: int, received_at: float, now: float) -> None:
     at = RETRIES.next_attempt(attempts, received_at, now)
     assert at is None or at > now or at == received_at + RETRIES.expire
+
+
+@given(st.integers(0, 10**6), st.floats(0, 2e9), st.lists(st.floats(1.0, 10**6), min_size=1, max_size=6))
+def test_a_destination_is_probed_within_ten_minutes_however_long_it_is_down(
+    failures: int, now: float, delays: list[float]
+) -> None:
+    for retries in (Retries(), Retries(tuple(sorted(delays)))):
+        assert now < retries.next_probe(failures, now) <= now + 600.0
