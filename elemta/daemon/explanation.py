@@ -106,8 +106,8 @@ class ExplainedStage:
 class ExplainedRoute:
     """The way of one mailbox that would get the message.
 
-    ``route`` is the target, ``destination`` where it waits, ``state`` ``open`` or ``blocked``, and empty for
-    mail that stays on this host. ``next_attempt_at`` is in seconds since the epoch.
+    ``route`` is the target, ``destination`` where it waits, ``state`` that of the destination, and empty
+    for mail that stays on this host. ``next_attempt_at`` is in seconds since the epoch.
     """
 
     recipient: str
