@@ -226,9 +226,13 @@ class ConsoleAccess:
             )
             text = "The password can't be checked now. Try again in a moment."
             raise LoginRefused(HTTPStatus.SERVICE_UNAVAILABLE, text) from None
-        _log_login(actor, ip, "good")
+        _log_login(actor, ip, "good", self._role_of(actor))
         cookie, _ = self.sessions.begin(actor, proof)
         return cookie
+
+    def _role_of(self, actor: str) -> str:
+        account = self._accounts.accounts.users.get(actor)
+        return AccessRole.OPERATOR.value if account is None else account.role.value
 
     async def _verify(self, username: str, password: bytes, ip: IPAddress) -> tuple[str, str]:
         """The actor, and what proved it."""
@@ -286,12 +290,12 @@ def _too_many(refusal: LimitRefusal) -> LoginRefused:
     return LoginRefused(HTTPStatus.TOO_MANY_REQUESTS, text, refusal.retry_after)
 
 
-def _log_login(user: str, ip: IPAddress, outcome: str) -> None:
+def _log_login(user: str, ip: IPAddress, outcome: str, role: str = "") -> None:
     _log.info(
         "a client tried to log in to the console",
         event="audit.login_attempted",
         actor=user[:255],
-        role="",
+        role=role,
         action="login",
         target="console",
         client_ip=str(ip),
