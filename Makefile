@@ -6,10 +6,10 @@ PYTEST := bin/python -m pytest
 # Half of the time is spent waiting, so a process more than two cores. ARGS="-n 0 …" is one after the other.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 DEV := etc/elemta-dev.toml
-# What older Twisteds could break: some packages do not use Twisted, and kills, floods and outages are about our
-# own order of things.
+# What older Twisteds could break: some packages use nothing of Twisted but Deferreds, and kills, floods and
+# outages are about our own order of things.
 NEWEST_ONLY := smtp message config house monitoring multinode compose adoption durability mailout cluster \
-	policies spool/test_kill.py policy/test_example_package.py
+	policies spool limits policy/test_example_package.py
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
