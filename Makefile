@@ -13,7 +13,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-window campaign multinode api-test interop house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-policies bench-window campaign multinode api-test interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -61,6 +61,9 @@ bench-limits: $(VENV)/.test ## decisions a second through Valkey, their CPU and 
 
 bench-fleet: $(VENV)/.test ## messages a second through 1, 2, 3 nodes on one Valkey, and larger fleets simulated
 	$(VENV)/bin/python bench/fleet $(ARGS)
+
+bench-policies: $(VENV)/.test ## the CPU of each bundled policy and of the ready set-ups for a message; as root
+	$(VENV)/bin/python bench/policies $(ARGS)
 
 bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit a rate; octets of a key
 	$(VENV)/bin/python bench/window_accuracy $(ARGS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import smtplib
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -186,3 +188,50 @@ def test_trouble_with_dns_is_temperror_and_refuses_nothing(world: World) -> None
     field = world.results("trouble")
     assert "spf=temperror" in field
     assert "dmarc=temperror" in field
+
+
+def lag(daemon: Daemon) -> tuple[float, float]:
+    """How often the lag of the event loop was measured, and how often it was over 50 ms."""
+    name = "elemta_event_loop_lag_seconds"
+    count = daemon.metric(f"{name}_count")
+    return count, count - daemon.metric(rf'{name}_bucket{{.*le="0\.05"')
+
+
+@pytest.mark.campaign
+def test_the_event_loop_does_not_lag_at_200_messages_a_second_with_three_signatures_each(
+    world: World,
+) -> None:
+    """On a machine that does nothing else."""
+    seconds, clients, rate = 20, 8, 200
+    plain = message("author.test")
+    signed = world.keys.sign(world.keys.sign(world.keys.sign(plain, "rsa"), "ed"), "rsa")
+    assert signed.count(b"DKIM-Signature:") == 3
+    count_before, over_before = lag(world.daemon)
+    late: list[float] = []
+    begin = time.monotonic() + 1
+
+    def client(number: int) -> None:
+        connection = world.sender.call(
+            lambda: smtplib.SMTP(SERVER, 25, local_hostname="client.test", timeout=60)
+        )
+        with connection:
+            for turn in range(seconds * rate // clients):
+                due = begin + (turn * clients + number) / rate
+                time.sleep(max(0.0, due - time.monotonic()))
+                connection.sendmail("anna@author.test", [f"lag{number}@example.test"], signed)
+            late.append(time.monotonic() - begin - seconds)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    passed = world.daemon.metric('elemta_plugin_mail_auth_results_total.*method="dkim".*result="pass"')
+    count, over = lag(world.daemon)
+    measured, exceeded = count - count_before, over - over_before
+    said = f"{measured:.0f} measurements of the lag, {exceeded:.0f} over 50 ms"
+    print(f"{said}; the last client was {max(late):.1f} s late")
+    assert passed >= 3 * seconds * rate
+    # The load was there: the daemon kept up with it.
+    assert max(late) < 2
+    assert exceeded <= measured / 200
