@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.config import AddressFamily, RouteConfig, RouteTLS
@@ -239,6 +240,24 @@ async def test_a_connection_with_ones_credentials_never_carries_other_mail(quay:
     told = quay.told()
     assert "sesame" not in told
     assert base64.b64encode(b"\0anna\0a-sesame").decode() not in told
+
+
+@ensureDeferred
+async def test_a_connection_that_rests_with_one_login_gives_way_to_another(quay: Quay) -> None:
+    hop = LoginHop(Secured(quay.files))
+    target = f"smtp://127.0.0.1:{await quay.listen(hop)}"
+    only_one = route_of(RouteConfig(domains=("*",), to=target, max_connections=1))
+    for user in "abcab":
+        outcome = await quay.send(RouteTo(target, credentials=(user, "x")), only_one)
+        assert outcome.status is Status.DELIVERED
+        assert quay.connections.open == 1
+    at_once = [
+        Deferred.fromCoroutine(quay.send(RouteTo(target, credentials=(user, "x")), only_one))
+        for user in "abcab"
+    ]
+    for each in at_once:
+        assert (await each).status is Status.DELIVERED
+    assert sorted(hop.logins) == sorted("abcab" * 2)
 
 
 @ensureDeferred
