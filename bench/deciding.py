@@ -19,7 +19,7 @@ from valkeys import ValkeyServer
 
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.limits.failover_store import FailoverStore
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.metric_registry import MetricRegistry
 from elemta.metrics import ValkeyMetrics
@@ -59,7 +59,7 @@ async def store(reactor: Any, server: ValkeyServer) -> AsyncIterator[tuple[Failo
     """The store as a daemon has it, and its connection."""
     async with connected(reactor, server) as valkey:
         shared = ValkeyStore(valkey, prefix=PREFIX, node_id=NODE, runtime=Runtime.of(reactor))
-        counted = FailoverStore(reactor, valkey, shared, MemoryStore(Runtime.of(reactor)), nodes=OneNode())
+        counted = FailoverStore(reactor, valkey, shared, LocalStore(Runtime.of(reactor)), nodes=OneNode())
         counted.start()
         try:
             if not await counted.joined(PATIENCE):

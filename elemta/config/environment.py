@@ -58,7 +58,7 @@ def variables() -> dict[str, Variable]:
 
 
 @dataclass(frozen=True, slots=True)
-class Override:
+class EnvironmentOverride:
     """A key whose value is from the environment; ``value`` is what TOML would have held."""
 
     variable: str
@@ -67,14 +67,14 @@ class Override:
     value: object
 
 
-def read_environment(environ: Mapping[str, str], faults: Faults) -> tuple[Override, ...]:
+def read_environment(environ: Mapping[str, str], faults: Faults) -> tuple[EnvironmentOverride, ...]:
     """The overrides of an environment; a variable that looks like one and isn't is a fault.
 
     Variables that begin with ``ELEMTA_`` and neither name a table nor are near to a known name are left
     alone: other programs and Kubernetes set such.
     """
     known = variables()
-    overrides: dict[str, Override] = {}
+    overrides: dict[str, EnvironmentOverride] = {}
     for alias, name in ALIASES.items():
         if environ.get(alias):
             overrides[name] = _override(known[name], alias, environ[alias])
@@ -86,8 +86,8 @@ def read_environment(environ: Mapping[str, str], faults: Faults) -> tuple[Overri
     return tuple(overrides.values())
 
 
-def _override(variable: Variable, name: str, text: str) -> Override:
-    return Override(name, variable.table, variable.key, variable.kind.from_text(text))
+def _override(variable: Variable, name: str, text: str) -> EnvironmentOverride:
+    return EnvironmentOverride(name, variable.table, variable.key, variable.kind.from_text(text))
 
 
 def _note_unknown(name: str, known: Mapping[str, Variable], faults: Faults) -> None:

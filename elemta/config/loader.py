@@ -12,7 +12,7 @@ from typing import Any
 
 from elemta.config.config import DEFAULTS, Config
 from elemta.config.crosschecks import check_together
-from elemta.config.environment import Override, read_environment
+from elemta.config.environment import EnvironmentOverride, read_environment
 from elemta.config.faults import Faults
 from elemta.config.layout import SECTIONS, Section
 from elemta.config.names import is_host_name
@@ -94,7 +94,9 @@ def _syntax_problem(text: str) -> str:
     return f"is not TOML, {position['where']}: {text[: position.start()]}"
 
 
-def _tables(document: Document, overrides: tuple[Override, ...], faults: Faults) -> dict[str, list[Document]]:
+def _tables(
+    document: Document, overrides: tuple[EnvironmentOverride, ...], faults: Faults
+) -> dict[str, list[Document]]:
     """The tables of each section, one or many, with the environment's values laid over the file's."""
     known = {section.table: section for section in SECTIONS}
     tables: dict[str, list[Document]] = {section.table: [] for section in SECTIONS}

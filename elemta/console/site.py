@@ -26,9 +26,9 @@ from elemta.console.visit import Answer
 from elemta.ops.admin import (
     DEADLINE_SECONDS,
     IDLE_SECONDS,
+    AdminExchange,
     AdminRequest,
     AdminResource,
-    Exchange,
     request_factory,
 )
 from elemta.ops.admin_calls import CallTable
@@ -160,7 +160,7 @@ class _Parts:
         return self._later(request, self._page(request))
 
     def _later(self, request: AdminRequest, answering: Awaitable[Answer | None]) -> int:
-        exchange = Exchange(request)
+        exchange = AdminExchange(request)
         answer = Deferred.fromCoroutine(cast(Any, answering))
         answer.addTimeout(DEADLINE_SECONDS, self.clock)
         answer.addErrback(self._failed, request)

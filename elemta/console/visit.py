@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from elemta.auth.roles import AccessRole, Caller
 from elemta.console.access import COOKIE
-from elemta.ops.admin import Exchange
+from elemta.ops.admin import AdminExchange
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Json
@@ -34,7 +34,7 @@ class Answer:
         # RFC 9110 §15.4.4
         return cls(HTTPStatus.SEE_OTHER, headers=((b"location", path.encode("ascii", "replace")), *headers))
 
-    def send(self, exchange: Exchange) -> None:
+    def send(self, exchange: AdminExchange) -> None:
         """Send it, unless the client left."""
         exchange.send_octets(self.body, self.status, self.content_type, self.headers)
 

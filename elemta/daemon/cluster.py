@@ -21,7 +21,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
 from elemta.errors import StoreUnavailable
-from elemta.limits import ILimitStore, MemoryStore
+from elemta.limits import ILimitStore, LocalStore
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
@@ -192,7 +192,7 @@ class SingleNode:
     """A node that counts in its own memory, and knows no other."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.store: ILimitStore = MemoryStore(runtime)
+        self.store: ILimitStore = LocalStore(runtime)
         self.overrides: OverrideRegistry = LocalOverrides(runtime)
         self.pushed: PushRegistry | None = None
         self._seconds = runtime.monotonic
@@ -273,7 +273,7 @@ class ClusterMembership:
             reactor,
             self._valkey,
             self._remote,
-            MemoryStore(runtime),
+            LocalStore(runtime),
             nodes=self._nodes,
             metrics=metrics.limits,
         )

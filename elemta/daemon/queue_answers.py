@@ -92,7 +92,7 @@ class QueueEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class QueuePage:
+class MessagePage:
     """A page of the listing; ``next`` is the ``after`` of the next one, None at the end."""
 
     messages: tuple[QueueEntry, ...]

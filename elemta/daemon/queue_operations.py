@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from elemta.auth.roles import Caller
 from elemta.config.values import Unacceptable, parse_duration
-from elemta.daemon.queue_answers import MessageDetails, QueueEntry, QueuePage, QueueStats
+from elemta.daemon.queue_answers import MessageDetails, MessagePage, QueueEntry, QueueStats
 from elemta.delivery.notices import ReturnedMessage
 from elemta.message.header_reader import header_size
 from elemta.ops.admin_calls import route
@@ -118,7 +118,7 @@ class QueueResults:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageContent:
+class QueuedContent:
     """Some octets of a message, or of its header, from ``offset`` on; ``size`` is that of all of it.
 
     ``content`` is text in the ``charset``: ``utf-8`` where the octets are that, else ``latin-1``, in which
@@ -133,7 +133,7 @@ class MessageContent:
     next: int | None
 
     @classmethod
-    def of(cls, queue_id: str, size: int, offset: int, octets: bytes) -> MessageContent:
+    def of(cls, queue_id: str, size: int, offset: int, octets: bytes) -> QueuedContent:
         try:
             charset, text = "utf-8", octets.decode("utf-8")
         except UnicodeDecodeError:
@@ -182,12 +182,12 @@ class QueueOperations:
         older_than: Annotated[float, Age()] | None = None,
         limit: Annotated[int, Count()] = 100,
         after: str | None = None,
-    ) -> QueuePage:
+    ) -> MessagePage:
         """The messages in the order of their arrival, page by page."""
         received_by = None if older_than is None else self._now() - older_than
         chosen = QueueFilter(state, from_, to, destination, reason, received_by)
         page = await self._queue.find(chosen, limit=limit, after=after.upper() if after else None)
-        return QueuePage(tuple(QueueEntry.of(each) for each in page.messages), page.after)
+        return MessagePage(tuple(QueueEntry.of(each) for each in page.messages), page.after)
 
     @route("GET", "/v1/queue/stats")
     async def stats(self) -> QueueStats:
@@ -206,13 +206,13 @@ class QueueOperations:
         headers: Annotated[bool, Flag()] = False,
         offset: Annotated[int, Count(0, _LARGEST)] = 0,
         limit: Annotated[int, Count(1, MOST_OCTETS)] = MOST_OCTETS,
-    ) -> MessageContent:
+    ) -> QueuedContent:
         """A message as it is sent on, or its header alone, some octets at a time."""
         known = _known(queue_id)
         spool = await self._queue.of(known)
         content = await spool.open_content(known)
         size, octets = await spool.in_disk_thread(_read, content, headers, offset, limit)
-        return MessageContent.of(known, size, offset, octets)
+        return QueuedContent.of(known, size, offset, octets)
 
     @route("DELETE", "/v1/queue/{queue_id}")
     async def delete(self, queue_id: str, caller: Caller) -> QueueChange:

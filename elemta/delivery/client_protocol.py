@@ -35,8 +35,8 @@ from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction, Features
 from elemta.smtp.client_results import (
     ContentWanted,
+    CredentialsRefused,
     Hangup,
-    LoginRefused,
     OfferRefused,
     RecipientsLimited,
     TransactionDone,
@@ -278,7 +278,7 @@ class NextHopConnection(Protocol):
                 self._note_refused(event)
             elif isinstance(event, RecipientsLimited):
                 self.most_recipients = event.number
-            elif isinstance(event, LoginRefused):
+            elif isinstance(event, CredentialsRefused):
                 self._log_login_refused(event)
             elif isinstance(event, Hangup):
                 self._hang_up()
@@ -339,7 +339,7 @@ class NextHopConnection(Protocol):
             keyword=event.keyword,
         )
 
-    def _log_login_refused(self, event: LoginRefused) -> None:
+    def _log_login_refused(self, event: CredentialsRefused) -> None:
         self.login_refused = True
         _log.error(
             "a next hop did not take the credentials of its route",

@@ -23,7 +23,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Recipient
 from elemta.errors import SpoolFull, UnknownMessage
 from elemta.outcome import Outcome, Status
-from elemta.spool.records import HeldPart, Page, QueuedMessage
+from elemta.spool.records import ArrivalPage, HeldPart, QueuedMessage
 
 _log = Logger()
 
@@ -209,7 +209,7 @@ class ExpiryScanner:
         if goes_on():
             self._notified_up_to = page.after
 
-    async def _notify_page(self, place: int, now: float, goes_on: Callable[[], bool]) -> Page:
+    async def _notify_page(self, place: int, now: float, goes_on: Callable[[], bool]) -> ArrivalPage:
         self._again.discard(place)
         self._attempted.clear()
         page = await self._queue.older(now - self.settings.warn_after, place, _PAGE, unwarned=True)

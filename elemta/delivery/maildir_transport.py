@@ -15,7 +15,7 @@ from elemta.delivery.maildir import (
 )
 from elemta.delivery.routes import MaildirRoute
 from elemta.delivery.settings import DeliverySettings
-from elemta.delivery.transport import OutgoingMessage, Transport, TransportKind, TransportServices
+from elemta.delivery.transport import MessageToDeliver, Transport, TransportKind, TransportServices
 from elemta.envelope import Recipient
 from elemta.errors import NoMailbox, SpoolError
 from elemta.message.trace import return_path_field
@@ -37,7 +37,7 @@ class MaildirTransport(Transport):
         self._threads.threads = settings.maildir_threads
 
     async def deliver(
-        self, message: OutgoingMessage[MaildirRoute], recipients: Sequence[Recipient]
+        self, message: MessageToDeliver[MaildirRoute], recipients: Sequence[Recipient]
     ) -> Sequence[Outcome]:
         attempt, envelope, route = message.attempt, message.envelope, message.route
         attempt.final = True

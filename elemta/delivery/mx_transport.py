@@ -10,7 +10,7 @@ from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.routes import MxRoute
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.smtp_transport import send
-from elemta.delivery.transport import OutgoingMessage, Transport, TransportKind, TransportServices
+from elemta.delivery.transport import MessageToDeliver, Transport, TransportKind, TransportServices
 from elemta.domains import canonical_domain
 from elemta.envelope import Recipient
 from elemta.outcome import Outcome, ReachedStage, Status
@@ -29,7 +29,7 @@ class MxTransport(Transport):
         self._settings = settings
 
     async def deliver(
-        self, message: OutgoingMessage[MxRoute], recipients: Sequence[Recipient]
+        self, message: MessageToDeliver[MxRoute], recipients: Sequence[Recipient]
     ) -> Sequence[Outcome]:
         attempt, route, settings = message.attempt, message.route, self._settings
         if self._resolver is None:

@@ -17,11 +17,11 @@ from elemta.errors import SpoolError, UnknownMessage
 from elemta.message.notice import Notice
 from elemta.outcome import Outcome
 from elemta.spool.records import (
+    ArrivalPage,
     DestinationDue,
     HeldPart,
     HoldCause,
     MessageRecord,
-    Page,
     Plan,
     PlannedPart,
     QueuedMessage,
@@ -56,7 +56,7 @@ class DeliveryQueue(BounceSpool, Protocol):
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
-    ) -> Page:
+    ) -> ArrivalPage:
         """Parts that wait, of messages received at ``before`` or earlier."""
 
     async def show(self, queue_id: str) -> MessageRecord:

@@ -24,7 +24,7 @@ _DESTINATIONS_AT_ONCE = 1000
 _LIST_DESTINATIONS_EVERY = 300.0
 
 
-class DestinationListing:
+class DestinationScan:
     """Learns which destinations there are; from then on every change is reported.
 
     ``listed`` is called after each whole listing. It ends early once ``runs`` says no.

@@ -22,7 +22,7 @@ from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
-from elemta.delivery.queue_scans import AgeScan, DestinationListing, log_not_read
+from elemta.delivery.queue_scans import AgeScan, DestinationScan, log_not_read
 from elemta.delivery.router import router_of
 from elemta.delivery.routes import Route
 from elemta.delivery.settings import DeliverySettings
@@ -97,9 +97,7 @@ class DeliveryScheduler(Service):
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
         )
-        self._listing = DestinationListing(
-            queue, self._destinations, lambda: bool(self.running), self._listed
-        )
+        self._listing = DestinationScan(queue, self._destinations, lambda: bool(self.running), self._listed)
         self._age_scan = AgeScan(
             runtime.reactor,
             self._time,

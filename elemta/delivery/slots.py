@@ -37,7 +37,7 @@ class _Waiter(Generic[T]):
 
 
 @dataclass(slots=True)
-class _Line(Generic[T]):
+class _WaitingLine(Generic[T]):
     """One route: how many connections it may have and has, and the waiting deliveries, by destination."""
 
     most: int
@@ -55,7 +55,7 @@ class ConnectionSlots(Generic[T]):
     def __init__(self, clock: IReactorTime, per_destination: int) -> None:
         self.per_destination = per_destination
         self._clock = clock
-        self._lines: dict[str, _Line[T]] = {}
+        self._lines: dict[str, _WaitingLine[T]] = {}
         self._taken: Counter[tuple[str, str]] = Counter()
         self._kept_back: dict[tuple[str, str], IDelayedCall] = {}
         self._granted: deque[tuple[Deferred[ConnectionSlot | T], ConnectionSlot | T]] = deque()
@@ -80,7 +80,7 @@ class ConnectionSlots(Generic[T]):
         """
         if self._over:
             return fail(NoSlotError(self._over))
-        line = self._lines.setdefault(route, _Line(most, 0))
+        line = self._lines.setdefault(route, _WaitingLine(most, 0))
         line.most, line.per_destination = most, per_destination
         waiter: _Waiter[T] = _Waiter(destination, usable, Deferred())
         line.waiting.setdefault(destination, deque()).append(waiter)
@@ -179,7 +179,7 @@ class ConnectionSlots(Generic[T]):
             del self._lines[route]
         self._hand_out()
 
-    def _grant(self, line: _Line[T], waiter: _Waiter[T], what: ConnectionSlot | T) -> None:
+    def _grant(self, line: _WaitingLine[T], waiter: _Waiter[T], what: ConnectionSlot | T) -> None:
         self._forget(line, waiter)
         self._granted.append((waiter.granted, what))
 
@@ -195,7 +195,7 @@ class ConnectionSlots(Generic[T]):
         finally:
             self._handing_out = False
 
-    def _refuse(self, line: _Line[T], waiter: _Waiter[T], text: str) -> None:
+    def _refuse(self, line: _WaitingLine[T], waiter: _Waiter[T], text: str) -> None:
         self._forget(line, waiter)
         waiter.granted.errback(NoSlotError(text))
 
@@ -203,7 +203,7 @@ class ConnectionSlots(Generic[T]):
         text = f"no connection was free within {seconds:g} s: all that are allowed are busy"
         self._refuse(self._lines[route], waiter, text)
 
-    def _forget(self, line: _Line[T], waiter: _Waiter[T]) -> None:
+    def _forget(self, line: _WaitingLine[T], waiter: _Waiter[T]) -> None:
         if waiter.timer is not None and waiter.timer.active():
             waiter.timer.cancel()
         waiters = line.waiting[waiter.destination]

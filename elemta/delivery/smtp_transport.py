@@ -8,7 +8,7 @@ from typing import Any
 from elemta.delivery.connections import Connections
 from elemta.delivery.next_hop import NextHop, hop_of
 from elemta.delivery.routes import NextHopRoute
-from elemta.delivery.transport import OutgoingMessage, Transport, TransportKind, TransportServices
+from elemta.delivery.transport import MessageToDeliver, Transport, TransportKind, TransportServices
 from elemta.envelope import Recipient
 from elemta.message.header_reader import header_size
 from elemta.outcome import Outcome
@@ -22,13 +22,13 @@ class SmtpTransport(Transport):
         self._connections = services.connections
 
     async def deliver(
-        self, message: OutgoingMessage[NextHopRoute], recipients: Sequence[Recipient]
+        self, message: MessageToDeliver[NextHopRoute], recipients: Sequence[Recipient]
     ) -> Sequence[Outcome]:
         return await send(self._connections, message, recipients, hop_of(message.route))
 
 
 async def send(
-    connections: Connections, message: OutgoingMessage[Any], recipients: Sequence[Recipient], hop: NextHop
+    connections: Connections, message: MessageToDeliver[Any], recipients: Sequence[Recipient], hop: NextHop
 ) -> tuple[Outcome, ...]:
     """Send a message to a next hop."""
     envelope = message.envelope

@@ -28,7 +28,7 @@ R_co = TypeVar("R_co", bound="Route", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class OutgoingMessage(Generic[R_co]):
+class MessageToDeliver(Generic[R_co]):
     """One message on its way out over one route.
 
     ``attempt`` makes the outcomes. ``open_content`` gives the message as it is sent on, which the
@@ -57,7 +57,7 @@ class Transport(Protocol):
     """Delivers the messages of all routes of its kind."""
 
     async def deliver(
-        self, message: OutgoingMessage[Any], recipients: Sequence[Recipient]
+        self, message: MessageToDeliver[Any], recipients: Sequence[Recipient]
     ) -> Sequence[Outcome]:
         """Try each of these recipients once: one outcome for each, in order.
 

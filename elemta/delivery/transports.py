@@ -18,7 +18,7 @@ from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.routes import Route
 from elemta.delivery.settings import DeliverySettings
-from elemta.delivery.transport import OutgoingMessage, TransportServices, make_transports
+from elemta.delivery.transport import MessageToDeliver, TransportServices, make_transports
 from elemta.envelope import Recipient
 from elemta.errors import SpoolError
 from elemta.metrics import DeliveryMetrics
@@ -120,7 +120,7 @@ class Transports:
         )
         attempt.next_hop = route.next_hop
         try:
-            outgoing = OutgoingMessage(
+            outgoing = MessageToDeliver(
                 message.envelope, route, attempt, partial(self._queue.open_content, queue_id)
             )
             return tuple(await self._transports[type(route)].deliver(outgoing, recipients))

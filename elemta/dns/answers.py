@@ -69,7 +69,7 @@ class DnsQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DNSAnswer:
     """The records, in the order of the answer; they are good for ``ttl`` seconds."""
 
     records: tuple[Record, ...]
@@ -98,4 +98,4 @@ class LookupFailure:
     local: bool = False
 
 
-Result = Answer | NoData | LookupFailure
+Result = DNSAnswer | NoData | LookupFailure

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from sys import getsizeof
 
-from elemta.dns.answers import Answer, DnsQuestion, MailExchanger, NoData, Record, Result
+from elemta.dns.answers import DNSAnswer, DnsQuestion, MailExchanger, NoData, Record, Result
 from elemta.dns.settings import ResolverSettings
 
 _ENTRY_BYTES = 512
@@ -66,7 +66,7 @@ class Cache:
 
     def _lifetime(self, result: Result) -> float:
         settings = self._settings
-        if isinstance(result, Answer):
+        if isinstance(result, DNSAnswer):
             return max(settings.min_ttl, min(result.ttl, settings.max_ttl))
         if isinstance(result, NoData):
             # RFC 2308 §5
@@ -78,7 +78,7 @@ class Cache:
 
 def _size(question: DnsQuestion, result: Result) -> int:
     """About how many bytes of memory an entry takes."""
-    records = result.records if isinstance(result, Answer) else ()
+    records = result.records if isinstance(result, DNSAnswer) else ()
     texts = sum(map(_size_of_text, records))
     return _ENTRY_BYTES + len(question.name) + _RECORD_BYTES * len(records) + texts
 

@@ -17,8 +17,8 @@ import dns.rdatatype
 
 from elemta.dns.answers import (
     NULL_MX,
-    Answer,
     AnyType,
+    DNSAnswer,
     DnsQuestion,
     LookupFailure,
     MailExchanger,
@@ -30,7 +30,7 @@ from elemta.dns.answers import (
 )
 from elemta.dns.names import host_name, to_dns
 from elemta.dns.servers import Nameserver, Nameservers
-from elemta.dns.transport import PAYLOAD, NoAnswer, ServerFailed, Transport
+from elemta.dns.transport import PAYLOAD, DNSTransport, NoAnswer, ServerFailed
 from elemta.runtime import Runtime
 
 # Seconds for an answer: in the first round over the servers, the second, and all that follow.
@@ -45,7 +45,7 @@ _USABLE = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})
 class Lookup:
     """Asks the servers in turn, until one has an answer or the time is over."""
 
-    def __init__(self, servers: Nameservers, exchange: Transport, runtime: Runtime) -> None:
+    def __init__(self, servers: Nameservers, exchange: DNSTransport, runtime: Runtime) -> None:
         self._servers = servers
         self._exchange = exchange
         self._seconds = runtime.monotonic
@@ -142,7 +142,7 @@ def read_answer(answer: dns.message.QueryMessage, kind: AnyType) -> Result | Ali
     except dns.exception.DNSException:
         return LookupFailure("an answer with a loop of aliases, or one that contradicts itself")
     if chain.answer is not None:
-        return Answer(_records(chain.answer, kind), float(chain.minimum_ttl))
+        return DNSAnswer(_records(chain.answer, kind), float(chain.minimum_ttl))
     # RFC 2308 §2.1, §2.2
     denied = _has(answer, dns.rdatatype.SOA)
     if answer.rcode() == dns.rcode.NXDOMAIN:
@@ -169,8 +169,8 @@ def _has(answer: dns.message.QueryMessage, rdtype: dns.rdatatype.RdataType) -> b
 
 
 def _not_longer(result: Result, ttl: float) -> Result:
-    if isinstance(result, Answer):
-        return Answer(result.records, min(result.ttl, ttl))
+    if isinstance(result, DNSAnswer):
+        return DNSAnswer(result.records, min(result.ttl, ttl))
     if isinstance(result, NoData) and result.ttl is not None:
         return NoData(result.name_exists, min(result.ttl, ttl))
     return result

@@ -9,7 +9,7 @@ from typing import cast
 from twisted.internet.defer import Deferred
 
 from elemta.dns.answers import (
-    Answer,
+    DNSAnswer,
     DnsQuestion,
     IPAddress,
     LookupFailure,
@@ -54,7 +54,7 @@ class Questions:
         """
         question = DnsQuestion(canonical_name(domain), RecordType.MX)
         result = await self._ask(question, timeout)
-        if isinstance(result, Answer) and not result.records:
+        if isinstance(result, DNSAnswer) and not result.records:
             # Not the same as none: then it would be its own exchanger.
             raise NoSuchDomain(f"the MX records of {question.name} name no possible host")
         return cast(tuple[MailExchanger, ...], _records(question, result))
@@ -76,7 +76,7 @@ class Questions:
                 if not lookup.called:
                     lookup.addErrback(lambda _: None)
                     lookup.cancel()
-        found = [record for result in results if isinstance(result, Answer) for record in result.records]
+        found = [record for result in results if isinstance(result, DNSAnswer) for record in result.records]
         if not found:
             for question, result in zip(questions, results, strict=True):
                 # Where one kind is only empty, the name exists, whatever is said about the other.
@@ -108,7 +108,7 @@ class Questions:
 
 def _records(question: DnsQuestion, result: Result) -> tuple[Record, ...]:
     """The records of a result, or what it says instead as an error."""
-    if isinstance(result, Answer):
+    if isinstance(result, DNSAnswer):
         return result.records
     if isinstance(result, LookupFailure):
         raise ResolverTrouble(f"looking up {question}: {result.text}", local=result.local)

@@ -11,14 +11,14 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.dns.answers import Answer, DnsQuestion, LookupFailure, OtherType, Result
+from elemta.dns.answers import DNSAnswer, DnsQuestion, LookupFailure, OtherType, Result
 from elemta.dns.cache import Cache
 from elemta.dns.lookup import Lookup
 from elemta.dns.lookup_table import LookupTable, UnderWay
 from elemta.dns.questions import Questions
 from elemta.dns.servers import RESOLV_CONF, Nameserver, Nameservers
 from elemta.dns.settings import ResolverSettings
-from elemta.dns.transport import Transport
+from elemta.dns.transport import DNSTransport
 from elemta.metrics import DnsMetrics
 from elemta.runtime import Runtime
 
@@ -32,7 +32,7 @@ _ASKING = 0.95
 class _Running:
     """What there is between start and stop."""
 
-    exchange: Transport
+    exchange: DNSTransport
     lookup: Lookup
 
 
@@ -80,7 +80,7 @@ class DnsResolver(Questions):
     def start(self) -> None:
         """Begin to ask. After the fork of twistd, never before."""
         if self._running is None:
-            exchange = Transport(self._runtime)
+            exchange = DNSTransport(self._runtime)
             self._running = _Running(exchange, Lookup(self._servers, exchange, self._runtime))
 
     async def stop(self) -> None:
@@ -214,7 +214,7 @@ def _fired(result: Result) -> Deferred[Result]:
 
 
 def _outcome(result: Result) -> str:
-    if isinstance(result, Answer):
+    if isinstance(result, DNSAnswer):
         return "answered"
     if isinstance(result, LookupFailure):
         return "failed"

@@ -64,7 +64,7 @@ class ResolverReactor(Protocol):
     def seconds(self) -> float: ...
 
 
-class Transport:
+class DNSTransport:
     """Asks servers. ``until`` is a point of the reactor's time. :meth:`close` ends it."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -118,7 +118,7 @@ class Transport:
         kind = TCP6ClientEndpoint if ":" in server.address else TCP4ClientEndpoint
         # Its own timeout is longer than any of ours.
         endpoint = kind(self._reactor, server.address, server.port, timeout=60)
-        stream = _Stream()
+        stream = _DNSStream()
         try:
             await self._within(endpoint.connect(Factory.forProtocol(lambda: stream)), until)
         except ConnectError as error:
@@ -221,7 +221,7 @@ class _Datagrams(DatagramProtocol):
         return self._query.is_response(head)
 
 
-class _Stream(StreamProtocol):
+class _DNSStream(StreamProtocol):
     """One answer over TCP, with its length before it (RFC 1035 §4.2.2)."""
 
     def __init__(self) -> None:

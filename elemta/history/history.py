@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from elemta.errors import HistoryError
 from elemta.history.events import HistoryEvent
 from elemta.history.finder import FoundLives, HistoryFinder, Sought
-from elemta.history.store import HistoryStore, QueueView
+from elemta.history.store import HistoryStore, SpoolOutcomes
 from elemta.metrics import HistoryMetrics
 from elemta.runtime import OrderedWorker, Runtime
 
@@ -48,7 +48,7 @@ class MessageHistory:
         keep: float,
         *,
         runtime: Runtime,
-        queue: QueueView,
+        queue: SpoolOutcomes,
         metrics: HistoryMetrics,
     ) -> None:
         self.keep = keep

@@ -37,7 +37,7 @@ _LEAST_ALLOWANCE = 1024 * 1024
 _OVERLAP = 60_000_000 << 9
 
 
-class QueueView(Protocol):
+class SpoolOutcomes(Protocol):
     """What the history asks of the queue, in its own thread. HistoryError: the queue can't be read."""
 
     def queued(self, messages: Collection[int]) -> set[int]:
@@ -75,7 +75,7 @@ class HistoryStore:
         directory: Path,
         node: str,
         runtime: Runtime,
-        queue: QueueView,
+        queue: SpoolOutcomes,
         dropped: Callable[[str, int], None],
     ) -> None:
         self.segments: tuple[KnownSegment, ...] = ()

@@ -2,7 +2,7 @@
 
 from elemta.limits.charge import Charge, LimitRefusal, LimitState, RefusalCause
 from elemta.limits.limiter import Limiter
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.rules import OutboundCharge, Rule, rules_from_config
 from elemta.limits.store import ILimitStore, Receipt
 
@@ -12,7 +12,7 @@ __all__ = [
     "LimitRefusal",
     "LimitState",
     "Limiter",
-    "MemoryStore",
+    "LocalStore",
     "OutboundCharge",
     "Receipt",
     "RefusalCause",

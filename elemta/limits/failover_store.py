@@ -26,7 +26,7 @@ from elemta.deferred_value import MaybeDeferred, Steps, detached, handled, run, 
 from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLink
 from elemta.limits.local_fallback import LocalFallback
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.pending_returns import PendingReturns, ReturnStore, quietly
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
 from elemta.limits.window import Bound
@@ -86,7 +86,7 @@ class FailoverStore:
         clock: IReactorTime,
         link: StoreLink,
         remote: RemoteStore,
-        local: MemoryStore,
+        local: LocalStore,
         *,
         nodes: ClusterNodes,
         metrics: LimitMetrics | None = None,

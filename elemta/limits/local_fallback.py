@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from elemta.config import WhenValkeyIsDown
 from elemta.errors import StoreUnavailable
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.store import Decision, Denial, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
 
 _ROOM = 1000
@@ -63,7 +63,7 @@ class LocalFallback:
     """
 
     def __init__(
-        self, local: MemoryStore, live: Callable[[], int], grant_lease: Callable[[Receipt], object]
+        self, local: LocalStore, live: Callable[[], int], grant_lease: Callable[[Receipt], object]
     ) -> None:
         self._local = local
         self._live = live

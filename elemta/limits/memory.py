@@ -35,7 +35,7 @@ _MICROSECONDS = 1_000_000
 
 
 @implementer(ILimitStore)
-class MemoryStore:
+class LocalStore:
     """Limits counted by this process alone; gone when it ends.
 
     ``clock`` is anything whose ``seconds()`` only go forward: the time of day may be put forward, and then a

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.interfaces import IReactorTime
@@ -27,7 +27,7 @@ from elemta.errors import StoreUnavailable
 from elemta.limits.past_nodes import KEPT_SECONDS, REGISTER, PastNodes
 from elemta.limits.refusals import RememberedRefusal
 from elemta.runtime import Runtime
-from elemta.valkey import Script, ScriptRunner
+from elemta.valkey import Script, ValkeyCommands
 
 _log = Logger()
 
@@ -48,21 +48,6 @@ _DUPLICATE_LOG_INTERVAL = 600.0
 _BEAT = Script.of_package("elemta.limits", "scripts/beat.lua")
 _LEAVE = Script.of_package("elemta.limits", "scripts/leave.lua")
 _MICROSECONDS = 1_000_000
-
-
-class ValkeyCommands(ScriptRunner, Protocol):
-    """The part of :class:`elemta.valkey.Valkey` that is used."""
-
-    clustered: bool
-
-    @property
-    def up(self) -> bool: ...
-
-    def on_change(self, callback: Callable[[bool], None]) -> None: ...
-
-    def command(
-        self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None
-    ) -> Deferred[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

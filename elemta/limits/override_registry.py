@@ -20,9 +20,9 @@ from twisted.logger import Logger
 
 from elemta.errors import TooManyOverrides
 from elemta.limits.overrides import Override, Overrides
-from elemta.limits.version_watch import DEADLINE, LOOK_SECONDS, ValkeyCommands, VersionWatch, shared_keys
+from elemta.limits.version_watch import DEADLINE, LOOK_SECONDS, VersionWatch, shared_keys
 from elemta.runtime import Runtime
-from elemta.valkey import Script
+from elemta.valkey import Script, ValkeyCommands
 
 _log = Logger()
 

@@ -22,9 +22,9 @@ from twisted.logger import Logger
 
 from elemta.errors import ConfigError, PushedMeanwhile
 from elemta.limits.pushed import MAX_TEXT, PushedLimits
-from elemta.limits.version_watch import DEADLINE, ValkeyCommands, VersionWatch, shared_keys
+from elemta.limits.version_watch import DEADLINE, VersionWatch, shared_keys
 from elemta.runtime import Runtime, WorkerPool
-from elemta.valkey import Script
+from elemta.valkey import Script, ValkeyCommands
 
 _log = Logger()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
@@ -12,7 +11,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
 from elemta.runtime import Runtime
-from elemta.valkey import ScriptRunner
+from elemta.valkey import ValkeyCommands
 
 _log = Logger()
 
@@ -21,21 +20,6 @@ LOOK_SECONDS = 1.0
 
 DEADLINE = 1.0
 """Seconds that a look, or a change, may take."""
-
-
-class ValkeyCommands(ScriptRunner, Protocol):
-    """The part of :class:`elemta.valkey.Valkey` that is used."""
-
-    clustered: bool
-
-    @property
-    def up(self) -> bool: ...
-
-    def on_change(self, callback: Callable[[bool], None]) -> None: ...
-
-    def command(
-        self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None
-    ) -> Deferred[Any]: ...
 
 
 def shared_keys(prefix: str, name: str, *, clustered: bool) -> list[bytes]:

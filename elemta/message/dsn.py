@@ -119,7 +119,7 @@ class Dsn:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _DsnPart:
     """One part of the multipart: its type, what mail readers call it, whether it is 8-bit, its octets."""
 
     kind: str
@@ -211,13 +211,13 @@ def _to(sender: Address) -> str:
     return f"<{text}>" if len(text.encode()) <= _LONGEST_FIELD else "undisclosed-recipients:;"
 
 
-def _text_part(notice: Notice, settings: NoticeSettings, subject: str | None) -> _Part:
+def _text_part(notice: Notice, settings: NoticeSettings, subject: str | None) -> _DsnPart:
     text = explanation(notice, settings, subject).replace("\n", "\r\n")
     charset = "us-ascii" if text.isascii() else "utf-8"
-    return _Part(f"text/plain; charset={charset}", "Notice", not text.isascii(), text.encode())
+    return _DsnPart(f"text/plain; charset={charset}", "Notice", not text.isascii(), text.encode())
 
 
-def _status_part(notice: Notice, settings: NoticeSettings, *, utf8: bool) -> _Part:
+def _status_part(notice: Notice, settings: NoticeSettings, *, utf8: bool) -> _DsnPart:
     """The part for programs; ``utf8``: it may be in UTF-8, and is where that says more."""
     blocks = [
         _message_block(notice, settings.hostname),
@@ -229,9 +229,9 @@ def _status_part(notice: Notice, settings: NoticeSettings, *, utf8: bool) -> _Pa
     text = "\r\n".join(blocks)
     if text.isascii():
         # RFC 6533 §4.4: what ASCII can say goes by the traditional type.
-        return _Part("message/delivery-status", "Delivery report", False, text.encode("ascii"))
+        return _DsnPart("message/delivery-status", "Delivery report", False, text.encode("ascii"))
     # RFC 6533 §4.1
-    return _Part("message/global-delivery-status", "Delivery report", True, text.encode())
+    return _DsnPart("message/global-delivery-status", "Delivery report", True, text.encode())
 
 
 def _message_block(notice: Notice, hostname: str) -> str:
@@ -300,7 +300,7 @@ def _address_field(name: str, kind: str, address: str, *, utf8: bool) -> str:
     return field if len(field.encode()) <= _LONGEST_FIELD else ""
 
 
-def _returned_part(notice: Notice, original: Original, *, whole: bool, utf8: bool) -> _Part:
+def _returned_part(notice: Notice, original: Original, *, whole: bool, utf8: bool) -> _DsnPart:
     """The third part; its octets where it is only the header, else they follow its head."""
     utf8_header = utf8 and original.utf8_header
     if whole:
@@ -309,7 +309,7 @@ def _returned_part(notice: Notice, original: Original, *, whole: bool, utf8: boo
     else:
         # RFC 6522 §4, RFC 6533 §4.3
         kind, body = "message/global-headers" if utf8_header else "text/rfc822-headers", original.header
-    return _Part(kind, _RETURNED[notice.kind], original.eight_bit, body)
+    return _DsnPart(kind, _RETURNED[notice.kind], original.eight_bit, body)
 
 
 def _unitext(text: str) -> str:

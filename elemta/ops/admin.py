@@ -95,7 +95,7 @@ class AdminResource(Resource):
         self._identify = identify
 
     def render(self, request: Request) -> int:
-        exchange = Exchange(request)
+        exchange = AdminExchange(request)
         answer = Deferred.fromCoroutine(self._answer(cast(AdminRequest, request)))
         answer.addTimeout(self._deadline, self._clock)
         answer.addCallback(exchange.send)
@@ -107,7 +107,7 @@ class AdminResource(Resource):
         method, uri = request.method.decode("ascii", "replace"), request.uri.decode("ascii", "replace")
         return await self._calls.answer(method, uri, request.body, request.content_type, caller)
 
-    def _refuse(self, failure: Failure, exchange: Exchange) -> None:
+    def _refuse(self, failure: Failure, exchange: AdminExchange) -> None:
         refusal = refusal_of(failure.value)
         if refusal.status is HTTPStatus.UNAUTHORIZED:
             exchange.challenge()
@@ -116,7 +116,7 @@ class AdminResource(Resource):
         exchange.send(to_json(refusal.content), refusal.status, allow=refusal.hint)
 
 
-class Exchange:
+class AdminExchange:
     """One request and its one answer, unless the client went away before it."""
 
     def __init__(self, request: Request) -> None:

@@ -44,7 +44,7 @@ MAX_BODY = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class CallRoute:
     """How a method is called: HTTP method and path, the role that it needs, the octets of its body.
 
     ``audited``: each call has a record in the audit log.
@@ -76,7 +76,7 @@ def route(
         audited = not reads and needed is AccessRole.OPERATOR
 
     def declare(operation: F) -> F:
-        vars(operation)[_ROUTE] = Route(method, path, needed, audited, 0 if reads else max_body)
+        vars(operation)[_ROUTE] = CallRoute(method, path, needed, audited, 0 if reads else max_body)
         return operation
 
     return declare
@@ -114,7 +114,7 @@ class AdminCall:
     ``caller`` is the name of the argument that gets the :class:`~elemta.auth.roles.Caller`, or empty.
     """
 
-    route: Route
+    route: CallRoute
     parameters: tuple[AdminParameter, ...]
     result: Any
     sentence: str
@@ -267,7 +267,7 @@ def _calls_of(operations: object) -> Iterator[AdminCall]:
 
 
 def _call(
-    route: Route, declared: Callable[..., Awaitable[object]], operation: Callable[..., Awaitable[object]]
+    route: CallRoute, declared: Callable[..., Awaitable[object]], operation: Callable[..., Awaitable[object]]
 ) -> AdminCall:
     hints = get_type_hints(declared, include_extras=True)
     arguments = list(inspect.signature(declared).parameters.values())[1:]

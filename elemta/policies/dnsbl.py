@@ -35,7 +35,7 @@ LOOKUP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Zone:
+class ListZone:
     """One [[policy.dnsbl.zone]]."""
 
     name: str = setting("", "Domain of the list, such as zen.spamhaus.org.", not_empty=True)
@@ -49,7 +49,7 @@ class Zone:
 class DnsblOptions:
     """The keys of [policy.dnsbl]."""
 
-    zone: tuple[Zone, ...] = setting((), "The lists.")
+    zone: tuple[ListZone, ...] = setting((), "The lists.")
     reject_at: int = setting(5, "Recipients of clients with this score or a higher one are refused.")
     quarantine_at: int = setting(
         0, "Mail of clients with this score or a higher one is held; 0 = never.", minimum=0
@@ -116,7 +116,7 @@ class DnsblPolicy:
         listed = [zone for zone, (fine, found) in zip(zones, results, strict=True) if fine and found]
         return DnsblResult(sum(zone.weight for zone in listed), tuple(zone.name for zone in listed))
 
-    async def _listed(self, zone: Zone, ip: IPv4Address | IPv6Address) -> bool:
+    async def _listed(self, zone: ListZone, ip: IPv4Address | IPv6Address) -> bool:
         try:
             records = await self._services.resolver.records(
                 question_name(ip, zone.name), "A", timeout=LOOKUP_SECONDS
@@ -151,7 +151,7 @@ async def _shared(result: Deferred[DnsblResult]) -> DnsblResult:
     return await mine
 
 
-def _counts(answer: IPv4Address | IPv6Address, zone: Zone) -> bool:
+def _counts(answer: IPv4Address | IPv6Address, zone: ListZone) -> bool:
     if zone.answers == DEFAULT_ANSWERS and answer in REFUSED:
         return False
     return any(answer in network for network in zone.answers)

@@ -100,7 +100,7 @@ def load_chain(config: Config, services: Services, metrics: PolicyMetrics | None
             problem = _problem_with_place(found, name, config)
             if problem:
                 raise _unavailable(config, key, name, problem, found)
-            loaded.append(_load(found, _Place(name, table, key), config, services))
+            loaded.append(_load(found, _PluginPlace(name, table, key), config, services))
         except PolicyUnavailable as error:
             unavailable.extend(error.faults)
         except ConfigError as error:
@@ -187,7 +187,7 @@ def _plugin_of(config: Config, name: str) -> object:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _PluginPlace:
     """A policy in the configuration: its name, its table without ``use``, and its key in the chain."""
 
     name: str
@@ -195,7 +195,7 @@ class _Place:
     key: str
 
 
-def _load(found: FoundPlugin, place: _Place, config: Config, services: Services) -> LoadedPolicy:
+def _load(found: FoundPlugin, place: _PluginPlace, config: Config, services: Services) -> LoadedPolicy:
     name, key = place.name, place.key
     try:
         common, options = read_policy(found.plugin.options, place.table, config.source, f"policy.{name}")

@@ -13,8 +13,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger
 from elemta.config import DomainsConfig
 from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, Recipient
-from elemta.limits import Limiter
-from elemta.limits import MemoryStore as LimitStore
+from elemta.limits import Limiter, LocalStore
 from elemta.message.header_reader import HeaderReader
 from elemta.policy.doubles import (
     HttpScript,
@@ -68,7 +67,7 @@ def make_services(
     log = logged if logged is not None else []
     return Services(
         reactor=cast("ReactorBase", clock),
-        limits=limits or Limiter((), LimitStore(clock)),
+        limits=limits or Limiter((), LocalStore(clock)),
         domains=Domains(
             frozenset(local),
             None if mailboxes is None else frozenset(mailboxes),

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from elemta.route_tls import RouteTLS
 from elemta.smtp.client_commands import Features
-from elemta.smtp.client_results import LoginRefused
+from elemta.smtp.client_results import CredentialsRefused
 from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
 from elemta.smtp.events import StartTLS
 from elemta.smtp.reply import Reply
@@ -169,7 +169,7 @@ class ClientHandshake:
             self._begin_login(credentials)
         elif reply.code >= 400:
             # Bad credentials are for our operator to correct, and say nothing about the message.
-            state.events.append(LoginRefused(reply))
+            state.events.append(CredentialsRefused(reply))
             state.abort(f"the next hop did not take the credentials of this route: {reply}", "4.7.8")
         else:
             state.unexpected_reply(reply, "AUTH")

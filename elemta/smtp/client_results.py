@@ -229,7 +229,7 @@ class ContentWanted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LoginRefused(Event):
+class CredentialsRefused(Event):
     """A fact: the server did not take the credentials. Its reply is for the operator's log."""
 
     reply: Reply

@@ -4,13 +4,13 @@ from elemta.runtime.disk import Disk
 from elemta.spool.bodies import MessageWriter
 from elemta.spool.content import Content
 from elemta.spool.records import (
+    ArrivalPage,
     DestinationDue,
     HeldPart,
     HoldCause,
     MessageRecord,
     MessageState,
     MessageSummary,
-    Page,
     PlannedPart,
     QueuedMessage,
     RecipientRecord,
@@ -21,6 +21,7 @@ from elemta.spool.records import (
 from elemta.spool.spool import Spool
 
 __all__ = [
+    "ArrivalPage",
     "Content",
     "DestinationDue",
     "Disk",
@@ -30,7 +31,6 @@ __all__ = [
     "MessageState",
     "MessageSummary",
     "MessageWriter",
-    "Page",
     "PlannedPart",
     "QueuedMessage",
     "RecipientRecord",

@@ -16,6 +16,7 @@ from elemta.spool.filters import QueueFilter
 from elemta.spool.queries import Queries
 from elemta.spool.queue_listing import QueueListing, seen
 from elemta.spool.records import (
+    ArrivalPage,
     DestinationDue,
     DestinationMail,
     HeldPart,
@@ -23,7 +24,6 @@ from elemta.spool.records import (
     MessageRecord,
     MessageState,
     MessageSummary,
-    Page,
     SpoolSettings,
 )
 from elemta.spool.schedule import Schedule
@@ -94,7 +94,7 @@ class QueueLookups:
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
-    ) -> Page:
+    ) -> ArrivalPage:
         """Parts that wait, of messages received at ``before`` or earlier; see `Schedule.older`."""
         return await self._find(self._schedule.older, before, after, limit, unwarned=unwarned)
 

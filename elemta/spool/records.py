@@ -206,7 +206,7 @@ class DestinationMail:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ArrivalPage:
     """A page of a walk through the queue in the order of arrival.
 
     ``after`` is the place to go on behind, ``more`` whether there is something to go on with now.

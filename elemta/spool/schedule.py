@@ -17,7 +17,7 @@ from elemta.spool.damaged_rows import Found, read_rows
 from elemta.spool.parts import OWED_FINAL
 from elemta.spool.queue_id import known_key, row_key
 from elemta.spool.reader import Reader
-from elemta.spool.records import DestinationDue, HeldPart, HoldCause, MessageState, Page
+from elemta.spool.records import ArrivalPage, DestinationDue, HeldPart, HoldCause, MessageState
 from elemta.spool.rows import (
     FINISHED,
     MESSAGE_COLUMNS,
@@ -185,7 +185,7 @@ class Schedule:
         messages, damaged = read_rows(taken, part_of)
         return Found(DestinationDue(destination, tuple(messages), next_due), tuple(damaged))
 
-    def older(self, before: float, after: int, limit: int, *, unwarned: bool) -> Found[Page]:
+    def older(self, before: float, after: int, limit: int, *, unwarned: bool) -> Found[ArrivalPage]:
         """Parts that wait, of messages received at ``before`` or earlier, in the order of arrival.
 
         ``limit`` bounds the messages that are looked at, from behind the place ``after`` on. With
@@ -203,7 +203,7 @@ class Schedule:
             place = key
         messages, damaged = read_rows(rows, part_of)
         more = len(walked) == limit and place == walked[-1][0]
-        return Found(Page(tuple(messages), place, more), tuple(damaged))
+        return Found(ArrivalPage(tuple(messages), place, more), tuple(damaged))
 
     def held(self, before: float, limit: int) -> Found[list[HeldPart]]:
         """Parts whose hold has an end and began then or earlier, the oldest hold first."""

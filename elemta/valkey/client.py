@@ -85,6 +85,21 @@ class ScriptRunner(Protocol):
     ) -> Deferred[Any]: ...
 
 
+class ValkeyCommands(ScriptRunner, Protocol):
+    """The part of :class:`Valkey` that nodes and overrides need: scripts, commands, and whether it is up."""
+
+    clustered: bool
+
+    @property
+    def up(self) -> bool: ...
+
+    def on_change(self, callback: Callable[[bool], None]) -> None: ...
+
+    def command(
+        self, *words: bytes | str | int, key: bytes | None = None, deadline: float | None = None
+    ) -> Deferred[Any]: ...
+
+
 class Valkey:
     """Valkey behind a URL: one server, Sentinels with a primary, or a cluster. One for a daemon.
 

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from elemta.auth.roles import AccessRole, Caller
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.daemon.check_operations import CheckOperations
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal
 
@@ -33,7 +33,7 @@ class Server:
     def __init__(self, counts: Counts, *per: Identity, limit: int = 3) -> None:
         rule = LimitConfig(name="mine", per=per, counts=counts, rates=(Rate(limit, 60.0),))
         resources = ResourcesConfig(max_requests_per_window=0)
-        self.limiter = Limiter(rules_from_config(resources, (rule,)), MemoryStore(Clock()))
+        self.limiter = Limiter(rules_from_config(resources, (rule,)), LocalStore(Clock()))
         self.calls = CallTable(CheckOperations(lambda: self.limiter))
         (self.call,) = self.calls.calls
 

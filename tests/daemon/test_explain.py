@@ -21,7 +21,7 @@ from elemta.ctl.client import AdminClient
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
 from elemta.daemon.service import DaemonState, Elemta
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.ops.admin_calls import CallTable
 from tests.support.daemon import Daemon
 from tests.support.metrics import samples
@@ -162,7 +162,7 @@ class World:
         """All counters, entries of policies, metrics, and messages."""
         shared = self.daemon.shared
         store = shared.fleet.store
-        assert isinstance(store, MemoryStore)
+        assert isinstance(store, LocalStore)
         now = self.clock.seconds()
         tables = {name: _table(table, int(now * 1_000_000)) for name, table in store._tables.items()}
         entries = {

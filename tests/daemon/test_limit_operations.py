@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig, WhenValkeyIsDown
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.errors import StoreUnavailable
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.limits.store import Request
 from tests.support.remote import Node, pass_time, used
 
@@ -39,7 +39,7 @@ SHARED, STRICT = (rule.spec for rule in RULES if rule.name in ("shared", "strict
 @ensureDeferred
 async def test_a_reset_without_valkey_forgets_on_this_node_beside_a_limit_that_defers_and_says_so() -> None:
     clock = Clock()
-    node = Node(clock, MemoryStore(clock))
+    node = Node(clock, LocalStore(clock))
     node.ask(Request(SHARED, JANE), Request(STRICT, JANE))
     assert [used(node.local, terms, JANE) for terms in (SHARED, STRICT)] == [1, 1]
     node.lose()

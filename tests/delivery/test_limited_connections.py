@@ -21,7 +21,7 @@ from elemta.delivery.outbound_limits import OutboundLimiter, Permit, Throttled
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.envelope import MailParameters, Recipient
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.runtime import ProcessRuntime
 from elemta.smtp.client_commands import ClientTransaction
@@ -39,7 +39,7 @@ async def read(content: BinaryIO) -> bytes:
     return content.read(65536)
 
 
-def pace(most: int, store: MemoryStore) -> OutboundLimiter:
+def pace(most: int, store: LocalStore) -> OutboundLimiter:
     limit = LimitConfig("lines", (Identity.DESTINATION,), Counts.OPEN_CONNECTIONS, (Rate(most),))
     return OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), (limit,)), store))
 
@@ -47,7 +47,7 @@ def pace(most: int, store: MemoryStore) -> OutboundLimiter:
 class Node:
     """One node of a fleet: connections of its own, limits in a store that it shares."""
 
-    def __init__(self, port: int, most: int, store: MemoryStore, wait: float = 10.0) -> None:
+    def __init__(self, port: int, most: int, store: LocalStore, wait: float = 10.0) -> None:
         settings = DeliverySettings("me.example", keep_idle=0.2, connection_wait=wait)
         self.pace = pace(most, store)
         self.connections = Connections(reactor, settings, read, gate=self.pace)
@@ -75,7 +75,7 @@ async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
 ) -> None:
     server = Server()
     port = (await post.listen(server)).port
-    store = MemoryStore(ProcessRuntime.of_system())
+    store = LocalStore(ProcessRuntime.of_system())
     nodes += [Node(port, 2, store) for _ in range(3)]
     sent = await gatherResults([node.send() for _ in range(10) for node in nodes])
     assert [each[0].status for each in sent] == [Status.DELIVERED] * 30
@@ -90,7 +90,7 @@ async def test_a_limit_that_can_not_be_given_back_takes_no_connection_for_good(
 ) -> None:
     server = Server({".": b"250 ok\r\n"})
     nodes.append(
-        Node((await post.listen(server)).port, 100, MemoryStore(ProcessRuntime.of_system()), wait=1.0)
+        Node((await post.listen(server)).port, 100, LocalStore(ProcessRuntime.of_system()), wait=1.0)
     )
     node = nodes[0]
     node.hop = replace(node.hop, per_destination=1)
@@ -118,7 +118,7 @@ async def test_a_connection_that_is_gone_makes_room_at_once(
     monkeypatch.setattr("elemta.delivery.outbound_limits.LOOK_AGAIN", 9.0)
     server = Server({"MAIL": [b"421 not now\r\n"] * 4 + [b"250 ok\r\n"] * 4})
     port = (await post.listen(server)).port
-    nodes.append(Node(port, 1, MemoryStore(ProcessRuntime.of_system())))
+    nodes.append(Node(port, 1, LocalStore(ProcessRuntime.of_system())))
     started = reactor.seconds()
     sent = await gatherResults([nodes[0].send() for _ in range(6)])
     assert sum(each[0].status is Status.DELIVERED for each in sent) >= 2
@@ -131,7 +131,7 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
     post: Post, nodes: list[Node]
 ) -> None:
     port = (await post.listen(Server())).port
-    store = MemoryStore(ProcessRuntime.of_system())
+    store = LocalStore(ProcessRuntime.of_system())
     elsewhere = pace(1, store)
     taken = elsewhere.connect("big.example")
     assert isinstance(taken, Permit)
@@ -145,7 +145,7 @@ async def test_who_gets_no_connection_in_time_is_told_that_none_was_free(
 
 @ensureDeferred
 async def test_a_connection_that_never_came_to_be_is_given_back(post: Post, nodes: list[Node]) -> None:
-    store = MemoryStore(ProcessRuntime.of_system())
+    store = LocalStore(ProcessRuntime.of_system())
     nodes.append(Node(1, 1, store))
     for _ in range(2):
         sent = await nodes[0].send()

@@ -25,7 +25,7 @@ from elemta.config import (
 from elemta.delivery.outbound_limits import FREE, LOG_INTERVAL, LOOK_AGAIN, OutboundLimiter, Permit, Throttled
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits import ILimitStore, Limiter, MemoryStore, rules_from_config
+from elemta.limits import ILimitStore, Limiter, LocalStore, rules_from_config
 from elemta.limits.store import Decision, Receipt, Request
 from elemta.metrics import LimitMetrics
 from elemta.smtp.events import Stage
@@ -58,10 +58,10 @@ class Node:
     """One node's pace; several can share a store."""
 
     def __init__(
-        self, *limits: LimitConfig, clock: Clock | None = None, store: MemoryStore | None = None
+        self, *limits: LimitConfig, clock: Clock | None = None, store: LocalStore | None = None
     ) -> None:
         self.clock = clock or Clock()
-        self.store = store or MemoryStore(self.clock)
+        self.store = store or LocalStore(self.clock)
         self.limiter = Limiter(rules_from_config(ResourcesConfig(), limits), self.store)
         self.pace = OutboundLimiter(self.limiter)
 
@@ -83,7 +83,7 @@ class Node:
 
 
 def test_without_such_a_limit_everything_goes_and_the_store_is_not_asked() -> None:
-    class Unasked(MemoryStore):
+    class Unasked(LocalStore):
         def acquire(self, requests: Sequence[Request]) -> Decision:
             raise AssertionError(f"asked for {requests}")
 
@@ -119,7 +119,7 @@ def test_other_destinations_have_counts_of_their_own_and_one_has_one_in_any_spel
 
 def test_a_fleet_keeps_the_limit_together() -> None:
     clock = Clock()
-    store = MemoryStore(clock)
+    store = LocalStore(clock)
     nodes = [Node(limit(rates=(Rate(3, 60.0),)), clock=clock, store=store) for _ in range(3)]
     gone = [node.ask() for _ in range(4) for node in nodes]
     assert sum(isinstance(answer, Permit) for answer in gone) == 3
@@ -259,7 +259,7 @@ def test_what_waits_is_no_refusal_in_the_metrics() -> None:
     told = record(metrics, "checks")
     clock = Clock()
     limits = rules_from_config(ResourcesConfig(), (limit(rates=(Rate(1, 60.0),)),))
-    pace = OutboundLimiter(Limiter(limits, MemoryStore(clock), metrics))
+    pace = OutboundLimiter(Limiter(limits, LocalStore(clock), metrics))
     for _ in range(3):
         pace.acquire(BIG, envelope(), ())
     assert told == [("pace", "admitted"), ("pace", "throttled"), ("pace", "throttled")]
@@ -285,7 +285,7 @@ def test_that_mail_waits_is_told_now_and_then() -> None:
 
 
 @implementer(ILimitStore)
-class RemoteStore(MemoryStore):
+class RemoteStore(LocalStore):
     """Answers later, or fails: what a store across a network does."""
 
     def __init__(self, clock: Clock) -> None:
@@ -329,7 +329,7 @@ def test_a_store_that_answers_later_makes_mail_wait_for_the_answer_only() -> Non
 
 @pytest.mark.parametrize(("when_down", "goes"), [("local", True), ("allow", True), ("defer", False)])
 def test_a_store_that_is_away_costs_what_the_operator_chose(when_down: str, goes: bool) -> None:
-    class Away(MemoryStore):
+    class Away(LocalStore):
         def acquire(self, requests: Sequence[Request]) -> Decision:
             raise StoreUnavailable("away")
 

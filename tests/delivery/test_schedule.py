@@ -26,7 +26,7 @@ from elemta.delivery.routes import HoldRoute, MxRoute, NextHopRoute, Route
 from elemta.dns import MailExchanger
 from elemta.envelope import Envelope, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble, SpoolError
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.outcome import Outcome, Status
 from elemta.policy import (
     CONTINUE,
@@ -367,7 +367,7 @@ async def test_a_recipient_is_not_given_up_before_its_notice_is_stored(
 async def test_a_destination_over_its_pace_waits_and_the_others_do_not(post: Post) -> None:
     limit = LimitConfig("pace", (Identity.DESTINATION,), Counts.MESSAGES, (Rate(3, 1.0),))
     pace = OutboundLimiter(
-        Limiter(rules_from_config(ResourcesConfig(), (limit,)), MemoryStore(ProcessRuntime.of_system()))
+        Limiter(rules_from_config(ResourcesConfig(), (limit,)), LocalStore(ProcessRuntime.of_system()))
     )
     slow, quick = Hop(), Hop()
     routes = (to(await post.listen(slow), "slow.example"), to(await post.listen(quick), "quick.example"))

@@ -19,7 +19,13 @@ from elemta.address import Address
 from elemta.config import RouteConfig, RouteTLS, TargetKind, target
 from elemta.delivery import DeliverySettings
 from elemta.delivery.routes import HoldRoute, MaildirRoute, MxRoute, NextHopRoute, Route, route_of
-from elemta.delivery.transport import ConfiguredRoute, OutgoingMessage, Transport, TransportKind, transport_of
+from elemta.delivery.transport import (
+    ConfiguredRoute,
+    MessageToDeliver,
+    Transport,
+    TransportKind,
+    transport_of,
+)
 from elemta.delivery.transports import Transports
 from elemta.envelope import Envelope, Recipient
 from elemta.errors import SpoolError
@@ -58,7 +64,7 @@ def test_mail_that_stays_on_this_host_has_no_limits_on_the_way_out(kind: TargetK
 def test_a_new_transport_is_a_class_with_one_method() -> None:
     class Printer(Transport):
         async def deliver(
-            self, message: OutgoingMessage[Any], recipients: Sequence[Recipient]
+            self, message: MessageToDeliver[Any], recipients: Sequence[Recipient]
         ) -> Sequence[Outcome]:
             return message.attempt.same_for_all(
                 [each.address for each in recipients], Status.DELIVERED, "2.0.0", "printed"
@@ -87,7 +93,7 @@ def test_what_a_transport_raises_defers_but_for_the_recipients_that_have_the_mes
 ) -> None:
     class Broken(Transport):
         async def deliver(
-            self, message: OutgoingMessage[Any], recipients: Sequence[Recipient]
+            self, message: MessageToDeliver[Any], recipients: Sequence[Recipient]
         ) -> Sequence[Outcome]:
             bob = recipients[0].address
             message.attempt.taken[bob] = message.attempt.outcome(bob, Status.DELIVERED, 0, "2.0.0", "")
@@ -128,7 +134,7 @@ def test_the_transport_of_the_recipe_appends_to_mboxes(
     services: Any = SimpleNamespace(threads=runtime.threads.pool("test", 1))
     attempt = Attempt("Q1", route.target, taken, wall=runtime.wall, monotonic=runtime.monotonic)
     envelope = Envelope("Q1", Address("a", "example.org"), (BOB, EVE), 0.0, len(content))
-    message = OutgoingMessage(envelope, route, attempt, lambda: succeed(io.BytesIO(content)))
+    message = MessageToDeliver(envelope, route, attempt, lambda: succeed(io.BytesIO(content)))
     delivery = Deferred.fromCoroutine(registered.make(services).deliver(message, (BOB, EVE)))
     done: list[Sequence[Outcome]] = []
     delivery.addCallback(done.append)

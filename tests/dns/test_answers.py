@@ -9,7 +9,7 @@ import dns.name
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from elemta.dns.answers import Answer, LookupFailure, NoData, RecordType, Result
+from elemta.dns.answers import DNSAnswer, LookupFailure, NoData, RecordType, Result
 from elemta.dns.lookup import Alias, read_answer
 from elemta.dns.transport import ServerFailed, parsed
 from tests.support.nameservers import reply
@@ -50,7 +50,7 @@ def test_an_alias_without_its_target_is_to_be_asked_for() -> None:
 
 def test_the_shortest_ttl_of_a_chain_holds() -> None:
     chain = ("a.test. 60 IN CNAME b.test.", "b.test. 30 IN CNAME c.test.", "c.test. 90 IN TXT x")
-    assert read(*chain, kind="TXT") == Answer(("x",), 30)
+    assert read(*chain, kind="TXT") == DNSAnswer(("x",), 30)
 
 
 def test_records_of_other_names_and_types_are_not_taken() -> None:
@@ -77,4 +77,4 @@ def survive(data: bytes) -> None:
         _QUERY.is_response(answer)
         for kind in RecordType:
             with contextlib.suppress(AttributeError):  # of records of another kind than was asked for
-                assert isinstance(read_answer(answer, kind), Answer | NoData | LookupFailure | Alias)
+                assert isinstance(read_answer(answer, kind), DNSAnswer | NoData | LookupFailure | Alias)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from elemta.dns.answers import (
-    Answer,
+    DNSAnswer,
     DnsQuestion,
     LookupFailure,
     MailExchanger,
@@ -33,9 +33,9 @@ _QUESTION = DnsQuestion("host.test", RecordType.TXT)
 @pytest.mark.parametrize(
     ("result", "seconds"),
     [
-        (Answer(("x",), 60), 60),
-        (Answer(("x",), 0), 5),
-        (Answer(("x",), 10**9), 3600),
+        (DNSAnswer(("x",), 60), 60),
+        (DNSAnswer(("x",), 0), 5),
+        (DNSAnswer(("x",), 10**9), 3600),
         (NoData(name_exists=False, ttl=120), 120),
         (NoData(name_exists=True, ttl=120), 120),
         (NoData(name_exists=True, ttl=1), 5),
@@ -66,16 +66,16 @@ def test_a_clock_that_is_put_back_makes_nothing_last_longer() -> None:
     clock = Clock()
     clock.advance(10_000)
     cache = Cache(_SETTINGS, clock.seconds)
-    cache.put(_QUESTION, Answer(("x",), 60))
+    cache.put(_QUESTION, DNSAnswer(("x",), 60))
     clock.rightNow = 50
     assert cache.get(_QUESTION) is None
 
 
 def test_what_was_used_last_stays_when_room_is_needed() -> None:
     cache = Cache(_SETTINGS, Clock().seconds)
-    cache.put(_QUESTION, Answer(("x",), 60))
+    cache.put(_QUESTION, DNSAnswer(("x",), 60))
     for number in range(1000):
-        cache.put(DnsQuestion(f"{number}.test", RecordType.TXT), Answer(("y" * 100,), 60))
+        cache.put(DnsQuestion(f"{number}.test", RecordType.TXT), DNSAnswer(("y" * 100,), 60))
         assert cache.get(_QUESTION) is not None
         assert cache.size <= 100_000
     assert 20 < len(cache) < 200
@@ -83,7 +83,7 @@ def test_what_was_used_last_stays_when_room_is_needed() -> None:
 
 def test_a_result_too_large_for_the_cache_is_not_kept() -> None:
     cache = Cache(_SETTINGS, Clock().seconds)
-    cache.put(_QUESTION, Answer(("x" * 100_000,), 60))
+    cache.put(_QUESTION, DNSAnswer(("x" * 100_000,), 60))
     assert len(cache) == cache.size == 0
 
 
@@ -97,7 +97,7 @@ def test_the_size_is_that_of_what_is_kept_whatever_happens(steps: list[tuple[int
     clock = Clock()
     cache = Cache(_SETTINGS, clock.seconds)
     for name, length, ttl, passing in steps:
-        cache.put(DnsQuestion(f"{name}.test", RecordType.TXT), Answer(("x" * length,), ttl))
+        cache.put(DnsQuestion(f"{name}.test", RecordType.TXT), DNSAnswer(("x" * length,), ttl))
         clock.advance(passing)
         cache.get(DnsQuestion(f"{passing % 10}.test", RecordType.TXT))
         assert 0 <= cache.size <= 100_000
@@ -121,7 +121,7 @@ def test_the_cache_takes_no_more_memory_than_it_counts(kind: str) -> None:
     try:
         for number in range(100):
             records = tuple(RECORDS[kind](each) for each in range(200))
-            cache.put(DnsQuestion(f"d{number}.{LONG}", RecordType.MX), Answer(records, 300))
+            cache.put(DnsQuestion(f"d{number}.{LONG}", RecordType.MX), DNSAnswer(records, 300))
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0]
     finally:

@@ -16,7 +16,7 @@ from elemta.config import WhenValkeyIsDown
 from elemta.errors import StoreUnavailable
 from elemta.limits.failover import JOINING, BreakerState
 from elemta.limits.local_fallback import Shares
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.pending_returns import MAX_PENDING
 from elemta.limits.store import LEASE_SECONDS, Decision, LimitSpec, Request
 from elemta.limits.window import Bound
@@ -40,8 +40,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def server(clock: Clock) -> MemoryStore:
-    return MemoryStore(clock)
+def server(clock: Clock) -> LocalStore:
+    return LocalStore(clock)
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def modes(events: list[LogEvent]) -> list[str]:
 # While the shared store answers
 
 
-def test_nodes_count_together(clock: Clock, server: MemoryStore) -> None:
+def test_nodes_count_together(clock: Clock, server: LocalStore) -> None:
     nodes = [Node(clock, server, name, live=3) for name in "abc"]
     granted = [nodes[number % 3].ask(one(RATE)).granted for number in range(12)]
     assert granted == [True] * 9 + [False] * 3
     assert all(node.mode == "cluster" for node in nodes)
 
 
-def test_what_the_node_alone_refuses_the_shared_store_is_not_asked(clock: Clock, server: MemoryStore) -> None:
+def test_what_the_node_alone_refuses_the_shared_store_is_not_asked(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     full = LimitSpec("here", (Bound.of(0, MINUTE),), cluster=False)
     asked = node.remote.asked("acquire")
@@ -74,7 +74,7 @@ def test_what_the_node_alone_refuses_the_shared_store_is_not_asked(clock: Clock,
     assert node.remote.asked("acquire") == asked
 
 
-def test_what_the_shared_store_refuses_is_not_charged_here_either(clock: Clock, server: MemoryStore) -> None:
+def test_what_the_shared_store_refuses_is_not_charged_here_either(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     full = LimitSpec("full", (Bound.of(0, MINUTE),))
     own_lease = LimitSpec("own", leases=5, cluster=False)
@@ -86,7 +86,7 @@ def test_what_the_shared_store_refuses_is_not_charged_here_either(clock: Clock, 
     assert used(node.local, full, "jane") == 0
 
 
-def test_what_is_only_observed_is_charged_beside_what_binds(clock: Clock, server: MemoryStore) -> None:
+def test_what_is_only_observed_is_charged_beside_what_binds(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     watched = LimitSpec("watched", (Bound.of(0, MINUTE),), binding=False)
     watched_here = LimitSpec("watched-here", (Bound.of(0, MINUTE),), binding=False, cluster=False)
@@ -96,7 +96,7 @@ def test_what_is_only_observed_is_charged_beside_what_binds(clock: Clock, server
     assert {short.request.spec.name for short in answer.denials} == {"watched", "watched-here"}
 
 
-def test_what_is_given_back_is_given_back_in_both_places(clock: Clock, server: MemoryStore) -> None:
+def test_what_is_given_back_is_given_back_in_both_places(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     answer = node.ask(one(RATE), one(OPEN), one(HERE))
     assert [used(store, RATE, "jane") for store in (server, node.local)] == [1, 1]
@@ -109,7 +109,7 @@ def test_what_is_given_back_is_given_back_in_both_places(clock: Clock, server: M
 
 @pytest.mark.parametrize("network", [Network.UP, Network.SILENT])
 def test_a_client_that_goes_away_meanwhile_is_charged_nothing(
-    clock: Clock, server: MemoryStore, network: Network
+    clock: Clock, server: LocalStore, network: Network
 ) -> None:
     node = Node(clock, server, live=3)
     node.remote.network = network
@@ -125,7 +125,7 @@ def test_a_client_that_goes_away_meanwhile_is_charged_nothing(
 
 
 def test_an_error_of_our_own_is_no_outage_and_leaves_nothing_charged(
-    clock: Clock, server: MemoryStore
+    clock: Clock, server: LocalStore
 ) -> None:
     node = Node(clock, server)
 
@@ -153,7 +153,7 @@ def test_an_error_of_our_own_is_no_outage_and_leaves_nothing_charged(
 # When it does not
 
 
-def test_a_call_that_fails_is_decided_here_at_its_deadline(clock: Clock, server: MemoryStore) -> None:
+def test_a_call_that_fails_is_decided_here_at_its_deadline(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=3)
     node.remote.network = Network.SILENT
     got: list[Decision] = []
@@ -168,7 +168,7 @@ def test_a_call_that_fails_is_decided_here_at_its_deadline(clock: Clock, server:
     assert node.mode == "cluster"
 
 
-def test_after_three_failures_nothing_is_asked_and_nothing_waits(clock: Clock, server: MemoryStore) -> None:
+def test_after_three_failures_nothing_is_asked_and_nothing_waits(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=3)
     node.remote.network = Network.SILENT
     for _ in range(3):
@@ -189,14 +189,14 @@ def test_after_three_failures_nothing_is_asked_and_nothing_waits(clock: Clock, s
     assert len(node.remote.calls) == asked
 
 
-def test_a_lost_connection_is_enough(clock: Clock, server: MemoryStore) -> None:
+def test_a_lost_connection_is_enough(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     node.link.set(False)
     assert node.mode == "local"
     assert isinstance(node.store.acquire([one(RATE)]), Decision)
 
 
-def test_the_share_begins_with_what_this_node_admitted(clock: Clock, server: MemoryStore) -> None:
+def test_the_share_begins_with_what_this_node_admitted(clock: Clock, server: LocalStore) -> None:
     little, much, none = (Node(clock, server, name, live=3) for name in ("a", "b", "c"))
     assert little.ask(one(RATE)).granted
     assert all(much.ask(one(RATE)).granted for _ in range(5))
@@ -208,7 +208,7 @@ def test_the_share_begins_with_what_this_node_admitted(clock: Clock, server: Mem
     assert admitted == {"a": 2, "b": 0, "c": 3}
 
 
-def test_the_share_rolls_like_the_limit(clock: Clock, server: MemoryStore) -> None:
+def test_the_share_rolls_like_the_limit(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=3)
     node.ask(one(RATE))
     clock.advance(20)
@@ -234,7 +234,7 @@ def test_even_the_smallest_share_is_one_but_nothing_is_no_share_of_nothing() -> 
     assert [bound.limit for bound in shares.of(terms, 2).bounds] == [1, 0, 150]
 
 
-def test_open_connections_have_a_share_of_those_that_are_held(clock: Clock, server: MemoryStore) -> None:
+def test_open_connections_have_a_share_of_those_that_are_held(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=3)
     held = [node.ask(one(OPEN)) for _ in range(5)]
     node.lose()
@@ -243,7 +243,7 @@ def test_open_connections_have_a_share_of_those_that_are_held(clock: Clock, serv
     assert [node.ask(one(OPEN)).granted for _ in range(2)] == [True, False]
 
 
-def test_a_limit_that_allows_lets_all_pass_and_charges_nothing(clock: Clock, server: MemoryStore) -> None:
+def test_a_limit_that_allows_lets_all_pass_and_charges_nothing(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     node.ask(one(ALLOW))
     node.lose()
@@ -253,7 +253,7 @@ def test_a_limit_that_allows_lets_all_pass_and_charges_nothing(clock: Clock, ser
     assert (fill.used, fill.wait) == ((1,), 0)
 
 
-def test_a_limit_that_defers_says_so_and_charges_nobody(clock: Clock, server: MemoryStore) -> None:
+def test_a_limit_that_defers_says_so_and_charges_nobody(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     node.lose()
     with pytest.raises(StoreUnavailable):
@@ -263,7 +263,7 @@ def test_a_limit_that_defers_says_so_and_charges_nobody(clock: Clock, server: Me
     assert [used(node.local, terms, "jane") for terms in (HERE, RATE, DEFER)] == [0, 0, 0]
 
 
-def test_a_limit_that_defers_says_so_for_a_call_that_fails(clock: Clock, server: MemoryStore) -> None:
+def test_a_limit_that_defers_says_so_for_a_call_that_fails(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     node.remote.network = Network.SILENT
     got: list[Any] = []
@@ -275,14 +275,14 @@ def test_a_limit_that_defers_says_so_for_a_call_that_fails(clock: Clock, server:
     assert used(node.local, HERE, "jane") == 0
 
 
-def test_a_limit_that_is_only_observed_defers_nobody(clock: Clock, server: MemoryStore) -> None:
+def test_a_limit_that_is_only_observed_defers_nobody(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     node.lose()
     watched = LimitSpec("w", (Bound.of(1, MINUTE),), binding=False, when_down=WhenValkeyIsDown.DEFER)
     assert node.ask(one(watched)).granted
 
 
-def test_what_is_more_than_the_share_is_not_refused_for_good(clock: Clock, server: MemoryStore) -> None:
+def test_what_is_more_than_the_share_is_not_refused_for_good(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=3)
     node.lose()
     size = LimitSpec("bytes", (Bound.of(900, MINUTE, weighted=True),))
@@ -293,7 +293,7 @@ def test_what_is_more_than_the_share_is_not_refused_for_good(clock: Clock, serve
     assert short.wait is None
 
 
-def test_what_this_node_says_alone_is_not_to_be_remembered(clock: Clock, server: MemoryStore) -> None:
+def test_what_this_node_says_alone_is_not_to_be_remembered(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=9)
     node.lose()
     assert node.ask(one(RATE), one(HERE)).granted
@@ -307,7 +307,7 @@ def test_what_this_node_says_alone_is_not_to_be_remembered(clock: Clock, server:
 
 
 def test_it_begins_alone_and_joins_when_the_connection_is_there(
-    clock: Clock, server: MemoryStore, events: list[LogEvent]
+    clock: Clock, server: LocalStore, events: list[LogEvent]
 ) -> None:
     node = Node(clock, server, up=False)
     joined: list[bool] = []
@@ -322,7 +322,7 @@ def test_it_begins_alone_and_joins_when_the_connection_is_there(
     assert modes(events) == ["local", "cluster"]
 
 
-def test_who_waits_for_the_cluster_waits_no_longer_than_he_says(clock: Clock, server: MemoryStore) -> None:
+def test_who_waits_for_the_cluster_waits_no_longer_than_he_says(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, up=False)
     joined: list[bool] = []
     node.store.joined(0.5).addCallback(joined.append)
@@ -330,7 +330,7 @@ def test_who_waits_for_the_cluster_waits_no_longer_than_he_says(clock: Clock, se
     assert joined == [False]
 
 
-def test_the_way_back_takes_two_good_probes(clock: Clock, server: MemoryStore) -> None:
+def test_the_way_back_takes_two_good_probes(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     clock.advance(60)
     node.lose(Network.SILENT)
@@ -348,7 +348,7 @@ def test_the_way_back_takes_two_good_probes(clock: Clock, server: MemoryStore) -
     assert list(dict.fromkeys(states))[-2:] == [BreakerState.HALF_OPEN, BreakerState.CLOSED]
 
 
-def test_there_is_one_line_for_each_change(clock: Clock, server: MemoryStore, events: list[LogEvent]) -> None:
+def test_there_is_one_line_for_each_change(clock: Clock, server: LocalStore, events: list[LogEvent]) -> None:
     node = Node(clock, server, live=3)
     for _ in range(3):
         clock.advance(60)
@@ -363,7 +363,7 @@ def test_there_is_one_line_for_each_change(clock: Clock, server: MemoryStore, ev
     assert away[0]["reason"] == "the connection is lost"
 
 
-def test_a_store_that_takes_no_charges_is_not_back(clock: Clock, server: MemoryStore) -> None:
+def test_a_store_that_takes_no_charges_is_not_back(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
 
     def full(requests: Any) -> Any:
@@ -388,7 +388,7 @@ def _failed(clock: Clock) -> Deferred[Any]:
 
 
 def test_what_was_given_back_meanwhile_is_given_back_when_it_returns(
-    clock: Clock, server: MemoryStore
+    clock: Clock, server: LocalStore
 ) -> None:
     node = Node(clock, server)
     before = [node.ask(one(RATE), one(OPEN)) for _ in range(5)]
@@ -402,7 +402,7 @@ def test_what_was_given_back_meanwhile_is_given_back_when_it_returns(
 
 
 def test_connections_that_were_opened_meanwhile_count_before_anybody_asks(
-    clock: Clock, server: MemoryStore
+    clock: Clock, server: LocalStore
 ) -> None:
     node, other = Node(clock, server, "a", live=2), Node(clock, server, "b", live=2)
     node.lose()
@@ -418,7 +418,7 @@ def test_connections_that_were_opened_meanwhile_count_before_anybody_asks(
 
 
 def test_a_connection_let_in_after_a_single_failure_is_told_with_the_next_renewal(
-    clock: Clock, server: MemoryStore
+    clock: Clock, server: LocalStore
 ) -> None:
     node = Node(clock, server, live=2)
     node.remote.network = Network.SILENT
@@ -434,7 +434,7 @@ def test_a_connection_let_in_after_a_single_failure_is_told_with_the_next_renewa
     assert (used(server, OPEN, "jane"), used(node.local, OPEN, "jane")) == (0, 0)
 
 
-def test_what_happens_during_the_way_back_is_told_too(clock: Clock, server: MemoryStore) -> None:
+def test_what_happens_during_the_way_back_is_told_too(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server, live=2)
     before = node.ask(one(OPEN), one(RATE))
     clock.advance(60)
@@ -459,7 +459,7 @@ def test_what_happens_during_the_way_back_is_told_too(clock: Clock, server: Memo
     assert used(server, OPEN, "jane") == 0
 
 
-def test_what_is_owed_is_bounded_and_no_lease_is_forgotten(clock: Clock, server: MemoryStore) -> None:
+def test_what_is_owed_is_bounded_and_no_lease_is_forgotten(clock: Clock, server: LocalStore) -> None:
     node = Node(clock, server)
     wide = LimitSpec("wide", (Bound.of(10**9, MINUTE, weighted=True),))
     leases = [node.ask(Request(OPEN, str(number))) for number in range(3)]
@@ -482,7 +482,7 @@ def test_what_is_owed_is_bounded_and_no_lease_is_forgotten(clock: Clock, server:
 # For people
 
 
-def test_how_full_a_limit_is_comes_from_where_it_is_counted(clock: Clock, server: MemoryStore) -> None:
+def test_how_full_a_limit_is_comes_from_where_it_is_counted(clock: Clock, server: LocalStore) -> None:
     node, other = Node(clock, server, "a", live=2), Node(clock, server, "b", live=2)
     for each in (node, other, other):
         each.ask(one(RATE), one(HERE))
@@ -500,7 +500,7 @@ def test_how_full_a_limit_is_comes_from_where_it_is_counted(clock: Clock, server
     assert ranking.usages[0].request.spec.bounds[0].limit == 4
 
 
-def test_a_reset_reaches_every_node(clock: Clock, server: MemoryStore) -> None:
+def test_a_reset_reaches_every_node(clock: Clock, server: LocalStore) -> None:
     node, other = Node(clock, server, "a", live=2), Node(clock, server, "b", live=2)
     for each in (node, other):
         each.ask(one(RATE))
@@ -535,7 +535,7 @@ steps = st.lists(
 @given(steps)
 def test_whatever_happens_nothing_stays_behind(steps: list[tuple[str, int, int]]) -> None:
     clock = Clock()
-    server = MemoryStore(clock)
+    server = LocalStore(clock)
     nodes = [Node(clock, server, name, live=3) for name in "abc"]
     kept: list[tuple[Node, Decision]] = []
     for word, which, number in steps:

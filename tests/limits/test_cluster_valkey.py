@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.limits.failover_store import FailoverStore
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
@@ -50,7 +50,7 @@ class Member:
             Runtime.of(reactor), self.valkey, prefix=PREFIX, node_id=node_id, about=about, state=NodeState
         )
         self.store = FailoverStore(
-            reactor, self.valkey, self.remote, MemoryStore(ProcessRuntime.of_system()), nodes=self.nodes
+            reactor, self.valkey, self.remote, LocalStore(ProcessRuntime.of_system()), nodes=self.nodes
         )
         self.valkey.start()
         self.store.start()

@@ -7,14 +7,14 @@ from ipaddress import ip_address
 
 from twisted.internet.task import Clock
 
-from elemta.limits import MemoryStore
+from elemta.limits import LocalStore
 from elemta.limits.known_logins import KNOWN_SECONDS, STRANGER_SECONDS, KnownLogins, LoginHistory
 from elemta.limits.store import Request, Usage
 
 OFFICE, NEIGHBOUR = ip_address("192.0.2.10"), ip_address("192.0.2.11")
 
 
-class PeekedStore(MemoryStore):
+class PeekedStore(LocalStore):
     """Counts how often it was asked."""
 
     peeks = 0
@@ -44,7 +44,7 @@ def test_the_store_is_asked_once_about_a_login() -> None:
 
 def test_a_login_counts_at_once_at_a_new_address() -> None:
     clock = Clock()
-    logins = KnownLogins(MemoryStore(clock), clock.seconds)
+    logins = KnownLogins(LocalStore(clock), clock.seconds)
     assert logins.standing("anna", OFFICE) is LoginHistory.STRANGER
     logins.remember("anna", OFFICE)
     assert logins.standing("anna", OFFICE) is LoginHistory.KNOWN_ADDRESS

@@ -27,7 +27,7 @@ from elemta.config import (
 )
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits import Charge, Limiter, MemoryStore, RefusalCause, rules_from_config
+from elemta.limits import Charge, Limiter, LocalStore, RefusalCause, rules_from_config
 from elemta.limits.limiter import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED
 from elemta.limits.refusals import RememberedRefusals
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Request
@@ -60,7 +60,7 @@ class Counted(LimitMetrics):
         self.seen = record(self, "checks")
 
 
-class CountingStore(MemoryStore):
+class CountingStore(LocalStore):
     """How often it was asked."""
 
     asked = 0
@@ -76,7 +76,7 @@ class LateStore:
 
     renewal = None
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: LocalStore) -> None:
         self._store = store
         self.pending: list[Callable[[], None]] = []
         self.down = False
@@ -100,7 +100,7 @@ class LateStore:
             each()
 
 
-class DownStore(MemoryStore):
+class DownStore(LocalStore):
     """Knows at once that there is no answer to be had, as an open breaker does."""
 
     def acquire(self, requests: Sequence[Request]) -> Decision:
@@ -120,7 +120,7 @@ def limit(
 
 def limiter(clock: Clock, *limits: LimitConfig, store: Any = None, metrics: Counted | None = None) -> Limiter:
     rules = rules_from_config(ResourcesConfig(max_requests_per_window=0, max_connections_per_ip=1000), limits)
-    return Limiter(rules, MemoryStore(clock) if store is None else store, metrics)
+    return Limiter(rules, LocalStore(clock) if store is None else store, metrics)
 
 
 def now(answer: Charge | Deferred[Charge]) -> Charge:
@@ -130,7 +130,7 @@ def now(answer: Charge | Deferred[Charge]) -> Charge:
 
 def test_connections_over_the_rate_are_refused_with_name_and_exact_time() -> None:
     clock = Clock()
-    one = Limiter(rules_from_config(ResourcesConfig(max_requests_per_window=3), []), MemoryStore(clock))
+    one = Limiter(rules_from_config(ResourcesConfig(max_requests_per_window=3), []), LocalStore(clock))
     for _ in range(3):
         assert now(one.charge(Stage.CONNECT, Session())).refusal is None
         clock.advance(5)
@@ -279,7 +279,7 @@ def test_what_is_counted_once_is_not_charged_again_for_the_same_key() -> None:
 def test_leases_are_released_and_rates_stay() -> None:
     clock = Clock()
     rules = rules_from_config(ResourcesConfig(max_connections_per_ip=2, max_requests_per_window=3), [])
-    one = Limiter(rules, MemoryStore(clock))
+    one = Limiter(rules, LocalStore(clock))
     charges = [now(one.charge(Stage.CONNECT, Session())) for _ in range(2)]
     refusal = now(one.charge(Stage.CONNECT, Session())).refusal
     assert refusal is not None
@@ -296,7 +296,7 @@ def test_leases_are_released_and_rates_stay() -> None:
 def test_a_flood_over_open_connections_asks_rarely_and_at_once_when_one_closes_here() -> None:
     clock = Clock()
 
-    class Counting(MemoryStore):
+    class Counting(LocalStore):
         asked = 0
 
         def acquire(self, requests: Sequence[Request]) -> Decision:
@@ -439,7 +439,7 @@ def test_looking_charges_nothing() -> None:
 
 def test_a_store_that_answers_later_gives_the_same_answers_later() -> None:
     clock, counted = Clock(), Counted()
-    store = LateStore(MemoryStore(clock))
+    store = LateStore(LocalStore(clock))
     one = limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1m"]), store=store, metrics=counted)
     got: list[Charge] = []
     for _ in range(2):
@@ -468,7 +468,7 @@ def test_a_store_that_answers_later_gives_the_same_answers_later() -> None:
 
 def test_what_another_node_gives_back_is_noticed_within_a_second() -> None:
     clock = Clock()
-    store = MemoryStore(clock)
+    store = LocalStore(clock)
     held, mine = (limiter(clock, limit("m", Counts.MESSAGES, rates=["1/1h"]), store=store) for _ in range(2))
     charge = held.charge(Stage.MAIL, Session(), Transaction())
     assert isinstance(charge, Charge)
@@ -488,7 +488,7 @@ def test_what_another_node_gives_back_is_noticed_within_a_second() -> None:
 @pytest.mark.parametrize("words", list(WhenValkeyIsDown))
 def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown, at_once: bool) -> None:
     clock, counted = Clock(), Counted()
-    late = LateStore(MemoryStore(clock))
+    late = LateStore(LocalStore(clock))
     late.down = True
     store = DownStore(clock) if at_once else late
     one = limiter(
@@ -517,7 +517,7 @@ def test_without_its_store_a_limit_does_what_it_was_told(words: WhenValkeyIsDown
 
 
 def test_an_error_that_is_not_the_stores_absence_is_not_hidden() -> None:
-    class BrokenStore(MemoryStore):
+    class BrokenStore(LocalStore):
         def acquire(self, requests: Sequence[Request]) -> Decision:
             raise ZeroDivisionError
 

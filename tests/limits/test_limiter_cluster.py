@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from elemta.address import NULL, Address
 from elemta.config import Counts, Identity, LimitConfig, Mode, OnExceed, Rate, ResourcesConfig, Scope
 from elemta.envelope import Recipient
-from elemta.limits import Charge, Limiter, MemoryStore, OutboundCharge, rules_from_config
+from elemta.limits import Charge, Limiter, LocalStore, OutboundCharge, rules_from_config
 from elemta.smtp.events import Stage
 from tests.support.remote import LATENCY, Node, pass_time
 
@@ -98,7 +98,7 @@ class Side:
     def __init__(self, limits: Sequence[LimitConfig], *, cluster: bool) -> None:
         self.clock = Clock()
         self.latency = LATENCY if cluster else 0.0
-        here = MemoryStore(self.clock)
+        here = LocalStore(self.clock)
         store: Any = Node(self.clock, here, live=3).store if cluster else here
         if not cluster:
             pass_time(self.clock, 0.01)

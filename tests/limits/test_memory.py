@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from elemta.limits.counter_table import SHARED_COUNTERS, share
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.store import LEASE_SECONDS, ILimitStore, LimitSpec, Request
 from elemta.limits.window import Bound, WindowCounter
 from elemta.runtime import ProcessRuntime
@@ -25,17 +25,17 @@ def rate(
     return LimitSpec(name, (Bound.of(limit, seconds * SECOND, weighted=weighted),), binding=binding)
 
 
-def used(store: MemoryStore, terms: LimitSpec, identity: str = "a") -> int:
+def used(store: LocalStore, terms: LimitSpec, identity: str = "a") -> int:
     (fill,) = store.peek([Request(terms, identity)])
     return fill.used[0]
 
 
 def test_it_is_a_limit_store() -> None:
-    assert verifyObject(ILimitStore, MemoryStore(ProcessRuntime.of_system()))
+    assert verifyObject(ILimitStore, LocalStore(ProcessRuntime.of_system()))
 
 
 def test_a_full_limit_leaves_the_others_uncharged() -> None:
-    store, full, roomy = MemoryStore(ProcessRuntime.of_system()), rate("full", 1), rate("roomy", 5)
+    store, full, roomy = LocalStore(ProcessRuntime.of_system()), rate("full", 1), rate("roomy", 5)
     assert store.acquire([Request(roomy, "a"), Request(full, "a")]).granted
     for _ in range(1000):
         answer = store.acquire([Request(roomy, "a"), Request(full, "a")])
@@ -47,7 +47,7 @@ def test_a_full_limit_leaves_the_others_uncharged() -> None:
 
 def test_a_refusal_tells_of_every_limit_that_falls_short_and_how_long() -> None:
     clock = Clock()
-    store, short, long = MemoryStore(clock), rate("short", 1, 10), rate("long", 1, 60)
+    store, short, long = LocalStore(clock), rate("short", 1, 10), rate("long", 1, 60)
     store.acquire([Request(short, "a"), Request(long, "a")])
     clock.advance(4)
     answer = store.acquire([Request(short, "a"), Request(long, "a")])
@@ -56,7 +56,7 @@ def test_a_refusal_tells_of_every_limit_that_falls_short_and_how_long() -> None:
 
 def test_a_refused_flood_does_not_prolong_the_refusal() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock), rate("r", 2, 10)
+    store, terms = LocalStore(clock), rate("r", 2, 10)
     for _ in range(2):
         store.acquire([Request(terms, "a")])
     for _ in range(99):
@@ -68,7 +68,7 @@ def test_a_refused_flood_does_not_prolong_the_refusal() -> None:
 
 def test_what_is_only_observed_refuses_nothing_and_is_counted_while_it_fits() -> None:
     store, watched, enforced = (
-        MemoryStore(ProcessRuntime.of_system()),
+        LocalStore(ProcessRuntime.of_system()),
         rate("watched", 1, binding=False),
         rate("enforced", 3),
     )
@@ -80,7 +80,7 @@ def test_what_is_only_observed_refuses_nothing_and_is_counted_while_it_fits() ->
 
 def test_what_is_only_observed_is_not_charged_beside_a_refusal() -> None:
     store, watched, enforced = (
-        MemoryStore(ProcessRuntime.of_system()),
+        LocalStore(ProcessRuntime.of_system()),
         rate("watched", 10, binding=False),
         rate("enforced", 1),
     )
@@ -91,7 +91,7 @@ def test_what_is_only_observed_is_not_charged_beside_a_refusal() -> None:
 
 def test_a_receipt_is_good_for_one_refund() -> None:
     for weighted in (False, True):
-        store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 10, weighted=weighted)
+        store, terms = LocalStore(ProcessRuntime.of_system()), rate("r", 10, weighted=weighted)
         first = store.acquire([Request(terms, "a", 3)]).receipts
         store.acquire([Request(terms, "a", 4)])
         store.refund(first)
@@ -100,7 +100,7 @@ def test_a_receipt_is_good_for_one_refund() -> None:
 
 
 def test_a_refund_after_a_reset_takes_nothing_from_what_came_after_it() -> None:
-    store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 10, weighted=True)
+    store, terms = LocalStore(ProcessRuntime.of_system()), rate("r", 10, weighted=True)
     before = store.acquire([Request(terms, "a", 3)]).receipts
     assert store.reset(terms, "a") is True
     store.acquire([Request(terms, "a", 4)])
@@ -109,7 +109,7 @@ def test_a_refund_after_a_reset_takes_nothing_from_what_came_after_it() -> None:
 
 
 def test_a_reset_opens_a_full_limit_and_says_whether_there_was_anything() -> None:
-    store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 1)
+    store, terms = LocalStore(ProcessRuntime.of_system()), rate("r", 1)
     assert store.reset(terms, "a") is False
     store.acquire([Request(terms, "a")])
     assert store.reset(terms, "a") is True
@@ -118,7 +118,7 @@ def test_a_reset_opens_a_full_limit_and_says_whether_there_was_anything() -> Non
 
 def test_leases_are_held_until_they_are_released_once() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock), LimitSpec("open", leases=2)
+    store, terms = LocalStore(clock), LimitSpec("open", leases=2)
     one, two = (store.acquire([Request(terms, "a")]) for _ in range(2))
     clock.advance(3600)
     refused = store.acquire([Request(terms, "a")])
@@ -134,20 +134,20 @@ def test_leases_are_held_until_they_are_released_once() -> None:
 
 
 def test_a_lease_that_is_refused_leaves_the_rate_beside_it_uncharged() -> None:
-    store, held, counted = MemoryStore(ProcessRuntime.of_system()), LimitSpec("open", leases=1), rate("r", 9)
+    store, held, counted = LocalStore(ProcessRuntime.of_system()), LimitSpec("open", leases=1), rate("r", 9)
     store.acquire([Request(counted, "a"), Request(held, "a")])
     assert not store.acquire([Request(counted, "a"), Request(held, "a")]).granted
     assert used(store, counted) == 1
 
 
 def test_a_limit_of_nothing_never_passes() -> None:
-    store = MemoryStore(ProcessRuntime.of_system())
+    store = LocalStore(ProcessRuntime.of_system())
     for terms in (rate("r", 0), LimitSpec("open", leases=0)):
         assert store.acquire([Request(terms, "a")]).denials[0].wait is None
 
 
 def test_the_fullest_come_first() -> None:
-    store, terms = MemoryStore(ProcessRuntime.of_system()), rate("r", 10)
+    store, terms = LocalStore(ProcessRuntime.of_system()), rate("r", 10)
     for identity, times in (("a", 2), ("b", 7), ("c", 4)):
         for _ in range(times):
             store.acquire([Request(terms, identity)])
@@ -158,7 +158,7 @@ def test_the_fullest_come_first() -> None:
 
 
 def test_other_numbers_for_a_limit_keep_what_was_counted() -> None:
-    store = MemoryStore(ProcessRuntime.of_system())
+    store = LocalStore(ProcessRuntime.of_system())
     for _ in range(100):
         store.acquire([Request(rate("r", 100), "a")])
     assert not store.acquire([Request(rate("r", 100), "a")]).granted
@@ -168,7 +168,7 @@ def test_other_numbers_for_a_limit_keep_what_was_counted() -> None:
 
 def test_a_flood_of_identities_does_not_reset_a_victim() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock, max_keys=100), rate("r", 3, 600)
+    store, terms = LocalStore(clock, max_keys=100), rate("r", 3, 600)
     for _ in range(3):
         store.acquire([Request(terms, "victim")])
     for number in range(5000):
@@ -181,7 +181,7 @@ def test_a_flood_of_identities_does_not_reset_a_victim() -> None:
 
 def test_what_has_expired_makes_room_for_others() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock, max_keys=100), rate("r", 3, 10)
+    store, terms = LocalStore(clock, max_keys=100), rate("r", 3, 10)
     for number in range(100):
         store.acquire([Request(terms, f"old{number}")])
     clock.advance(11)
@@ -194,7 +194,7 @@ def test_what_has_expired_makes_room_for_others() -> None:
 
 def test_who_finds_room_again_starts_with_what_was_used_while_sharing() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock, max_keys=1), rate("r", 3, 60)
+    store, terms = LocalStore(clock, max_keys=1), rate("r", 3, 60)
     store.acquire([Request(terms, "first")])
     clock.advance(30)
     for _ in range(3):
@@ -213,7 +213,7 @@ def test_who_finds_room_again_starts_with_what_was_used_while_sharing() -> None:
 
 def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock, max_keys=1), rate("r", 3, 60)
+    store, terms = LocalStore(clock, max_keys=1), rate("r", 3, 60)
     store.acquire([Request(terms, "first")])
     clock.advance(30)
     for _ in range(2):
@@ -225,7 +225,7 @@ def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
 
 
 def test_the_room_of_one_limit_is_not_taken_by_another() -> None:
-    store, senders, addresses = MemoryStore(Clock(), max_keys=10), rate("senders", 5), rate("addresses", 5)
+    store, senders, addresses = LocalStore(Clock(), max_keys=10), rate("senders", 5), rate("addresses", 5)
     for number in range(1000):
         store.acquire([Request(senders, f"s{number}")])
     store.acquire([Request(addresses, "a")])
@@ -242,7 +242,7 @@ def test_every_identity_is_bound_also_where_there_is_no_room_for_it(
 ) -> None:
     clock = Clock()
     clock.advance(1_000_000)
-    store, terms = MemoryStore(clock, max_keys=max_keys), rate("r", 3, 60, weighted=weighted)
+    store, terms = LocalStore(clock, max_keys=max_keys), rate("r", 3, 60, weighted=weighted)
     admitted: dict[str, list[float]] = defaultdict(list)
     for step, identity, give_back in sequence:
         clock.advance(step)
@@ -267,7 +267,7 @@ def test_what_is_only_recorded_answers_as_if_all_had_been_kept(
 ) -> None:
     clock = Clock()
     clock.advance(1_000_000)
-    store, terms = MemoryStore(clock), rate("r", limit, 60, weighted=weighted)
+    store, terms = LocalStore(clock), rate("r", limit, 60, weighted=weighted)
     everything = WindowCounter(terms.bounds)
     for step, amount in sequence:
         clock.advance(step)
@@ -286,7 +286,7 @@ def test_what_is_only_recorded_answers_as_if_all_had_been_kept(
 
 def test_what_is_only_recorded_takes_no_more_room_than_the_limit() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock, max_keys=1), rate("r", 5)
+    store, terms = LocalStore(clock, max_keys=1), rate("r", 5)
     for number in range(50_000):
         store.record(Request(terms, str(number)))
         clock.advance(0.0001)

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from elemta.config import Counts, Identity, ResourcesConfig
 from elemta.config.values import Unacceptable
 from elemta.limits.limiter import Limiter
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.overrides import Override, Overrides, check_rates
 from elemta.limits.rules import rules_from_config
 from elemta.stage import Stage
@@ -35,7 +35,7 @@ class Node:
         self.overrides = Overrides(self.clock.seconds)
         defaults = {"max_requests_per_window": 0, "max_connections_per_ip": 0}
         rules = rules_from_config(ResourcesConfig(**{**defaults, **resources}), limits)
-        self.limiter = Limiter(rules, MemoryStore(self.clock), overrides=self.overrides)
+        self.limiter = Limiter(rules, LocalStore(self.clock), overrides=self.overrides)
 
     def override(self, limit: str, identity: str, *rates: str, seconds: float = DAY) -> None:
         until = self.clock.seconds() + seconds

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from elemta.limits import packed_log
 from elemta.limits.counter_table import RotatingDict
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.store import LimitSpec, Receipt, Request
 from elemta.limits.window import Bound, WindowCounter
 
@@ -38,7 +38,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self.clock.advance(1000)
-        self.store = MemoryStore(self.clock)
+        self.store = LocalStore(self.clock)
         self.counter = WindowCounter(self.terms.bounds)
         self.receipts: list[Receipt] = []
         self.others = 0
@@ -123,7 +123,7 @@ def test_packed_charges_are_kept_in_order_whatever_the_clock_did(
 
 def test_who_was_charged_a_few_times_is_nothing_to_look_through_for_garbage() -> None:
     clock = Clock()
-    store, terms = MemoryStore(clock), LimitSpec("r", (Bound.of(100, 3600 * SECOND),))
+    store, terms = LocalStore(clock), LimitSpec("r", (Bound.of(100, 3600 * SECOND),))
     requests = [Request(terms, str(number)) for number in range(2_000)]
     gc.collect()
     before = len(gc.get_objects())

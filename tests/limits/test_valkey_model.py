@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.store import Decision, LimitSpec, Receipt, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound, WindowCounter
@@ -52,7 +52,7 @@ class Side:
         self.reactor = Clock()
         self.clock = ExactClock(now)
         self.real = ValkeyStore(valkey, prefix="t:", node_id="n", runtime=Runtime.of(self.reactor))  # type: ignore[arg-type]
-        self.model = MemoryStore(self.clock)
+        self.model = LocalStore(self.clock)
 
     def at(self, now: int) -> None:
         self.clock.now = now

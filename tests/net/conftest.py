@@ -19,7 +19,7 @@ from elemta.auth import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, OnError, PolicyCommon, ServerConfig, TLSConfig
 from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains
-from elemta.limits import Limiter, MemoryStore
+from elemta.limits import Limiter, LocalStore
 from elemta.metrics import NetMetrics
 from elemta.net.context import ListenerContext
 from elemta.net.factory import ESMTPFactory
@@ -265,7 +265,7 @@ class Place:
                 max_idle_commands=1_000_000,
             ),
             chain=chain,
-            limiter=Limiter((), MemoryStore(self.clock)),
+            limiter=Limiter((), LocalStore(self.clock)),
             authenticator=Authenticator((), Runtime.of(reactor)),  # type: ignore[arg-type]
             certificate=self.certificate,
             spool=self.spool,

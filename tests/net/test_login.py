@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from elemta.auth import Authenticator
 from elemta.config import AuthConfig, PolicyCommon, ResourcesConfig
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.net.context import ListenerContext
 from elemta.net.login import LoginExchange
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
@@ -85,7 +85,7 @@ class Node:
     def __init__(
         self,
         place: Place,
-        store: MemoryStore,
+        store: LocalStore,
         clock: Clock,
         more: dict[str, object] | None = None,
         **auth: str,
@@ -146,12 +146,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(clock: Clock) -> MemoryStore:
-    return MemoryStore(clock)
+def store(clock: Clock) -> LocalStore:
+    return LocalStore(clock)
 
 
 @pytest.fixture
-def node(place: Place, store: MemoryStore, clock: Clock) -> Node:
+def node(place: Place, store: LocalStore, clock: Clock) -> Node:
     return Node(place, store, clock)
 
 
@@ -209,7 +209,7 @@ def test_what_nobody_waits_for_when_its_turn_comes_is_not_looked_at(node: Node) 
 
 
 def test_a_client_that_leaves_while_the_store_is_asked_made_no_attempt(
-    node: Node, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, events: list[LogEvent]
+    node: Node, store: LocalStore, monkeypatch: pytest.MonkeyPatch, events: list[LogEvent]
 ) -> None:
     asked: list[Deferred[Any]] = []
 
@@ -225,7 +225,7 @@ def test_a_client_that_leaves_while_the_store_is_asked_made_no_attempt(
     assert [event for event in events if event.get("event") == "auth.attempted"] == []
 
 
-def test_the_limit_is_that_of_the_fleet(place: Place, store: MemoryStore, clock: Clock) -> None:
+def test_the_limit_is_that_of_the_fleet(place: Place, store: LocalStore, clock: Clock) -> None:
     nodes = [Node(place, store, clock) for _ in range(3)]
     for number in range(60):
         nodes[number % 3].begin("anna", b"guess", ELSEWHERE)
@@ -253,7 +253,7 @@ def test_guesses_of_many_names_from_one_network_have_a_limit_of_their_own(node: 
     assert "guesses-per-network" in told
 
 
-def test_an_empty_setting_is_no_limit(place: Place, store: MemoryStore, clock: Clock) -> None:
+def test_an_empty_setting_is_no_limit(place: Place, store: LocalStore, clock: Clock) -> None:
     node = Node(place, store, clock, guesses_per_user="", guesses_per_network="")
     for _ in range(100):
         node.begin("anna", b"guess", ELSEWHERE)
@@ -306,7 +306,7 @@ def test_at_a_new_address_of_its_network_a_user_is_exempt_from_guesses_at_others
 
 
 def test_where_a_user_logged_in_is_known_in_the_fleet_and_for_weeks(
-    place: Place, store: MemoryStore, clock: Clock
+    place: Place, store: LocalStore, clock: Clock
 ) -> None:
     one, other = Node(place, store, clock), Node(place, store, clock)
     assert one.good("anna")
@@ -371,7 +371,7 @@ def guard() -> Guard:
 
 
 @pytest.fixture
-def guarded(place: Place, store: MemoryStore, clock: Clock, guard: Guard) -> Node:
+def guarded(place: Place, store: LocalStore, clock: Clock, guard: Guard) -> Node:
     return Node(place, store, clock, more={"guard": guard}, guesses_per_user="1/15m")
 
 
@@ -410,9 +410,7 @@ def test_a_client_that_leaves_while_a_policy_is_asked_frees_its_turn_and_its_cha
     assert answers == [Authenticated("anna")]
 
 
-def test_without_the_policy_limits_no_login_is_limited(
-    place: Place, store: MemoryStore, clock: Clock
-) -> None:
+def test_without_the_policy_limits_no_login_is_limited(place: Place, store: LocalStore, clock: Clock) -> None:
     node = Node(place, store, clock)
     node.terms = replace(node.terms, chain=PolicyChain((), clock))  # type: ignore[arg-type]
     for _ in range(30):

@@ -9,7 +9,7 @@ import pytest
 
 from elemta.config import Counts, Identity, LimitConfig, Mode, OnExceed, PolicyCommon, Rate, ResourcesConfig
 from elemta.domains import Domains
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.net.factory import ESMTPFactory
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
 from elemta.policy import CONTINUE, Defer, Disconnect, LoadedPolicy, PolicyChain, Reject
@@ -103,7 +103,7 @@ def limit(name: str = "harvest", rate: str = "3/60", **more: object) -> LimitCon
 class Node:
     """One node under limits; ``store`` is shared by the nodes of a fleet."""
 
-    def __init__(self, place: Place, store: MemoryStore, limits: Sequence[LimitConfig]) -> None:
+    def __init__(self, place: Place, store: LocalStore, limits: Sequence[LimitConfig]) -> None:
         resources = ResourcesConfig(max_requests_per_window=0, max_connections_per_ip=100)
         limiter = Limiter(rules_from_config(resources, limits), store)
         services = make_services(place.clock, limits=limiter)
@@ -126,7 +126,7 @@ class Node:
 
 
 def nodes(place: Place, count: int, *limits: LimitConfig) -> list[Node]:
-    store = MemoryStore(place.clock)
+    store = LocalStore(place.clock)
     return [Node(place, store, limits) for _ in range(count)]
 
 

@@ -25,7 +25,7 @@ from elemta.config import (
 from elemta.domains import Domains
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits import Limiter, LimitRefusal, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LimitRefusal, LocalStore, rules_from_config
 from elemta.limits.known_logins import LoginHistory
 from elemta.limits.store import Decision, Request
 from elemta.policies import limits as limits_module
@@ -68,9 +68,9 @@ TOO_MANY_MESSAGES = "Too many messages (limit m, 1 per minute), try again in 60 
 class Harness:
     """One node's limits, with as many clients as a test wants."""
 
-    def __init__(self, *limits: LimitConfig, store: MemoryStore | None = None, **resources: int) -> None:
+    def __init__(self, *limits: LimitConfig, store: LocalStore | None = None, **resources: int) -> None:
         self.clock = store.clock if isinstance(store, LateStore) else Clock()
-        self.store = store or MemoryStore(self.clock)
+        self.store = store or LocalStore(self.clock)
         settings = {"max_requests_per_window": 0, "max_connections_per_ip": 1000, **resources}
         self.limiter = Limiter(rules_from_config(ResourcesConfig(**settings), limits), self.store)
         services = make_services(self.clock, limits=self.limiter)
@@ -88,7 +88,7 @@ class Harness:
         return top[0].used[0] if top else 0
 
 
-class LateStore(MemoryStore):
+class LateStore(LocalStore):
     """Answers when the test says so."""
 
     def __init__(self) -> None:
@@ -526,7 +526,7 @@ def test_a_store_that_answers_later_is_waited_for() -> None:
 
 @pytest.mark.parametrize("action", list(OnExceed))
 def test_a_store_that_is_away_is_never_a_permanent_refusal(action: OnExceed) -> None:
-    class DownStore(MemoryStore):
+    class DownStore(LocalStore):
         def acquire(self, requests: Sequence[Request]) -> Decision:
             raise StoreUnavailable("away")
 

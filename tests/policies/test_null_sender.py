@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elemta.address import Address
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.domains import Domains
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.limits.lookup import requests_for
 from elemta.policies.limits import LimitsPlugin
 from elemta.policy import CONTINUE, Verdict
@@ -134,7 +134,7 @@ def test_another_tag_or_case_is_no_other_identity_of_a_local_mailbox() -> None:
     limits = [limit("r", Counts.RECIPIENTS, Identity.RECIPIENT), limit("s", Counts.MESSAGES, Identity.SENDER)]
     settings_ = ResourcesConfig(max_requests_per_window=0)
     limiter = Limiter(
-        rules_from_config(settings_, limits), MemoryStore(harness.clock), mailbox=domains.mailbox
+        rules_from_config(settings_, limits), LocalStore(harness.clock), mailbox=domains.mailbox
     )
     client = PolicyTester(LimitsPlugin(), limits=limiter)
     verdicts: list[Verdict] = [client.mail("x@example.org")]

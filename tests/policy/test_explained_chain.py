@@ -15,7 +15,7 @@ from elemta.address import Address
 from elemta.config import PolicyCommon
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import ExplanationFailed
-from elemta.limits import Limiter, MemoryStore
+from elemta.limits import Limiter, LocalStore
 from elemta.policy import (
     CONTINUE,
     Defer,
@@ -94,7 +94,7 @@ class World:
 
         loaded = LoadedPolicy("counting", build(own), PolicyCommon(), "", own, "counting", build)
         self.chain = PolicyChain([loaded], self.reactor)
-        self.limiter = Limiter((), MemoryStore(self.reactor))
+        self.limiter = Limiter((), LocalStore(self.reactor))
 
     @property
     def left_behind(self) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
-from elemta.limits import MemoryStore as LimitStore
+from elemta.limits import LocalStore as LimitStore
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.valkey_store import ValkeyStore

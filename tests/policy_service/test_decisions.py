@@ -17,7 +17,7 @@ from elemta.config import (
     Rate,
     ResourcesConfig,
 )
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.policy_service.decisions import DUNNO, REMEMBERED_SECONDS, PolicyDecider
 from elemta.policy_service.requests import policy_request
 from tests.support.runtime import runtime_of
@@ -31,7 +31,7 @@ class World:
     def __init__(self, *limits: LimitConfig, at=ChargeMessagesAt.END_OF_MESSAGE, resources=NO_OTHERS) -> None:
         self.clock = Clock()
         rules = rules_from_config(resources, limits)
-        self.limiter = Limiter(rules, MemoryStore(runtime_of(self.clock)))
+        self.limiter = Limiter(rules, LocalStore(runtime_of(self.clock)))
         self.decider = PolicyDecider(at, lambda: self.limiter)
 
     def ask(self, state: str = "RCPT", **attributes: object) -> str:

@@ -9,7 +9,7 @@ from twisted.internet.testing import StringTransport
 
 from elemta.config import PolicyServiceConfig, ResourcesConfig
 from elemta.errors import StoreUnavailable
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.metrics import PolicyServiceMetrics
 from elemta.policy_service.requests import MAX_REQUEST
 from elemta.policy_service.service import LOCAL_TROUBLE, REQUEST_SECONDS, PolicyServiceFactory
@@ -31,9 +31,7 @@ class World:
         metrics = PolicyServiceMetrics()
         self.factory = PolicyServiceFactory(CONFIG, metrics, self.clock)
         rules = rules_from_config(ResourcesConfig(), ())
-        self.factory.set_limits(
-            Limiter(rules, MemoryStore(runtime_of(self.clock))), CONFIG.charge_messages_at
-        )
+        self.factory.set_limits(Limiter(rules, LocalStore(runtime_of(self.clock))), CONFIG.charge_messages_at)
         self.waiting: list[Deferred[str]] = []
         self.asked: list[str] = []
         self.at_once = False

@@ -15,7 +15,7 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction
-from elemta.smtp.client_results import ContentWanted, Hangup, LoginRefused, TransactionDone
+from elemta.smtp.client_results import ContentWanted, CredentialsRefused, Hangup, TransactionDone
 from elemta.smtp.events import Event, StartTLS
 from elemta.smtp.sasl import Credentials
 from elemta.smtp.session_info import TLSInfo
@@ -43,7 +43,7 @@ class Talk:
     sent: list[bytes] = field(default_factory=list)
     settled: list[tuple[Outcome, ...]] = field(default_factory=list)
     handshakes: int = 0
-    refused: list[LoginRefused] = field(default_factory=list)
+    refused: list[CredentialsRefused] = field(default_factory=list)
     hangup: str = ""
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Talk:
                 self.settled.append(self.session.outcomes)
             elif isinstance(event, Hangup):
                 self.hangup = event.reason
-            elif isinstance(event, LoginRefused):
+            elif isinstance(event, CredentialsRefused):
                 self.refused.append(event)
         if output := self.session.take_output():
             self.sent.append(output)

@@ -22,7 +22,7 @@ from elemta.config import AuthConfig, ResourcesConfig
 from elemta.console.access import ConsoleAccess
 from elemta.console.first_token import FirstToken
 from elemta.console.site import ConsoleSite
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.ops.admin_calls import CallTable
 from tests.support.runtime import simulated_runtime
 
@@ -87,7 +87,7 @@ class Console:
         self.path = self.directory / "console-users"
         if self.file:
             self.path.write_text(self.file)
-        self.limiter = Limiter(rules_from_config(ResourcesConfig(), (), self.auth), MemoryStore(self.clock))
+        self.limiter = Limiter(rules_from_config(ResourcesConfig(), (), self.auth), LocalStore(self.clock))
         self.accounts = AccountsFile(str(self.path), self.runtime)
         self.access = ConsoleAccess(
             self.runtime,

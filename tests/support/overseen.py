@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from elemta.config import Counts, Identity, LimitConfig, Mode, Rate, ResourcesConfig
 from elemta.daemon.cluster import LimiterStatus, NodeStatus, RemoteRefusal, ValkeyStatus
 from elemta.daemon.limit_operations import LimitOperations
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.limits.override_registry import LocalOverrides
 from elemta.limits.store import Request
 from elemta.runtime import Runtime
@@ -35,7 +35,7 @@ class Overseen:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.store = MemoryStore(self.clock)
+        self.store = LocalStore(self.clock)
         self.overrides = LocalOverrides(Runtime.of(self.clock))
         self.limiter = Limiter(RULES, self.store, overrides=self.overrides.overrides)
         self.oversight = LimitOperations(lambda: self, self)  # type: ignore[arg-type, return-value]

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from elemta.errors import StoreUnavailable
 from elemta.limits.failover_store import FailoverStore
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.store import LEASE_SECONDS, Decision, LimitSpec, Receipt, Request
 from elemta.metrics import LimitMetrics
 from tests.support.metrics import record
@@ -53,7 +53,7 @@ class ScriptedRemote:
 
     renewal: float | None = 3.0
 
-    def __init__(self, clock: Clock, server: MemoryStore) -> None:
+    def __init__(self, clock: Clock, server: LocalStore) -> None:
         self.clock = clock
         self.server = server
         self.network = Network.UP
@@ -139,12 +139,12 @@ class Node:
     """A node with its store, in the mode ``cluster`` unless told otherwise."""
 
     def __init__(
-        self, clock: Clock, server: MemoryStore, name: str = "a", live: int = 1, *, up: bool = True
+        self, clock: Clock, server: LocalStore, name: str = "a", live: int = 1, *, up: bool = True
     ) -> None:
         self.clock = clock
         self.link = ScriptedLink(up=up)
         self.remote = ScriptedRemote(clock, server)
-        self.local = MemoryStore(clock)
+        self.local = LocalStore(clock)
         self.fleet = ScriptedFleet(name, live)
         self.metrics = LimitMetrics()
         self.modes = record(self.metrics, "mode_changes")
@@ -198,6 +198,6 @@ def pass_time(clock: Clock, seconds: float) -> None:
     clock.advance(end - clock.seconds())
 
 
-def used(server: MemoryStore, terms: LimitSpec, identity: str) -> int:
+def used(server: LocalStore, terms: LimitSpec, identity: str) -> int:
     """What counts there against the first bound, or the leases."""
     return server.peek([Request(terms, identity)])[0].used[0]

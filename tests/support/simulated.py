@@ -18,12 +18,12 @@ from elemta.delivery.local_faults import WORKS_BY_MX
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.routes import MxRoute
 from elemta.envelope import Envelope, Recipient
-from elemta.limits import Limiter, MemoryStore, rules_from_config
+from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.message.notice import Notice
 from elemta.outcome import LocalFault, Outcome, ReachedStage, Status
 from elemta.spool import DestinationDue, HeldPart, HoldCause, MessageState, QueuedMessage
 from elemta.spool.content import Content
-from elemta.spool.records import Page, Submission
+from elemta.spool.records import ArrivalPage, Submission
 from tests.support.runtime import SimulatedReactor, simulated_runtime
 
 START = 1_700_000_000.0
@@ -118,13 +118,13 @@ class MemoryQueue:
 
     async def older(
         self, before: float, after: int = -1, limit: int = 500, *, unwarned: bool = False
-    ) -> Page:
+    ) -> ArrivalPage:
         old = [
             each
             for each in self.messages
             if each.envelope.received_at <= before and not (unwarned and each.warned)
         ]
-        return Page(tuple(sorted(old, key=lambda each: each.queue_id)), -1, False)
+        return ArrivalPage(tuple(sorted(old, key=lambda each: each.queue_id)), -1, False)
 
     async def owed(self, after: str | None, limit: int) -> list[Notice]:
         return []
@@ -237,7 +237,7 @@ class Simulation:
         self.clock = SimulatedReactor()
         self.clock.advance(START)
         runtime = simulated_runtime(self.clock)
-        store = MemoryStore(self.clock)
+        store = LocalStore(self.clock)
         self.pace = OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), limits), store))
         self.queue = MemoryQueue(self.clock)
         self.network = network

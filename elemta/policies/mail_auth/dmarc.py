@@ -15,7 +15,7 @@ from typing import cast
 import idna
 from publicsuffix2 import PublicSuffixList
 
-from elemta.policies.mail_auth.dns_facts import DnsFacts, RecordType
+from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType
 
 # Debian keeps the list up to date here; the library brings an older one.
 SYSTEM_SUFFIXES = Path("/usr/share/publicsuffix/public_suffix_list.dat")
@@ -46,7 +46,7 @@ class DmarcCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Authenticated:
+class VouchedDomains:
     """The domains that SPF and DKIM vouch for, and whether an answer of theirs is missing."""
 
     spf: str = ""
@@ -112,7 +112,7 @@ def _domains_of(value: bytes) -> list[str]:
 
 
 def check_dmarc(
-    authors: Sequence[str], seen: Authenticated, suffixes: Suffixes, sample: bytes, facts: DnsFacts
+    authors: Sequence[str], seen: VouchedDomains, suffixes: Suffixes, sample: bytes, facts: DnsFacts
 ) -> DmarcCheck:
     """Check every author's domain; the most severe result counts (RFC 7489 §6.6.1).
 
@@ -128,12 +128,12 @@ def check_dmarc(
 
 
 def _check_author(
-    domain: str, seen: Authenticated, suffixes: Suffixes, sample: bytes, facts: DnsFacts
+    domain: str, seen: VouchedDomains, suffixes: Suffixes, sample: bytes, facts: DnsFacts
 ) -> DmarcCheck:
     organizational = suffixes.organizational(domain)
     record, inherited = None, False
     for name in dict.fromkeys((domain, organizational)):  # RFC 7489 §6.6.3
-        fact = facts.get(f"_dmarc.{name}", RecordType.TXT)
+        fact = facts.get(f"_dmarc.{name}", FactType.TXT)
         if fact.trouble is not None:
             return DmarcCheck("temperror", fact.trouble, domain)
         records = [str(text) for text in fact.values if re.match(r"v\s*=\s*DMARC1\s*(;|$)", str(text))]
@@ -148,7 +148,7 @@ def _check_author(
 
 
 def _judge(
-    domain: str, record: _Record, *, inherited: bool, seen: Authenticated, suffixes: Suffixes, sample: bytes
+    domain: str, record: _Record, *, inherited: bool, seen: VouchedDomains, suffixes: Suffixes, sample: bytes
 ) -> DmarcCheck:
     asked = record.subdomains if inherited else record.policy
     by_spf = bool(seen.spf) and _aligned(seen.spf, domain, record.strict_spf, suffixes)

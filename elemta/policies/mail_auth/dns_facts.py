@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 MAX_QUESTIONS = 160
 
 
-class RecordType(Enum):
+class FactType(Enum):
     """The types of records that the evaluations ask for."""
 
     A = "A"
@@ -31,7 +31,7 @@ class RecordType(Enum):
     TXT = "TXT"
 
 
-Question = tuple[str, RecordType]
+Question = tuple[str, FactType]
 """A name in lower case, without a dot at its end, and a type."""
 
 
@@ -49,7 +49,7 @@ class DnsFact:
 class Lookups(Protocol):
     """Asks DNS. Raises :class:`NoSuchDomain` and :class:`ResolverTrouble` as a policy's resolver does."""
 
-    async def lookup(self, name: str, kind: RecordType) -> tuple[object, ...]:
+    async def lookup(self, name: str, kind: FactType) -> tuple[object, ...]:
         """The values of the records, the aliases (CNAME) followed."""
 
 
@@ -64,7 +64,7 @@ class DnsFacts:
     known: dict[Question, DnsFact] = field(default_factory=dict)
     missing: list[Question] = field(default_factory=list)
 
-    def get(self, name: str, kind: RecordType) -> DnsFact:
+    def get(self, name: str, kind: FactType) -> DnsFact:
         """The answer for ``name``, or :class:`MissingFact`."""
         question = name.lower().rstrip("."), kind
         fact = self.known.get(question)

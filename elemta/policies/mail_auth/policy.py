@@ -12,10 +12,10 @@ from zope.interface import implementer
 from elemta.policies.mail_auth import field as results_field
 from elemta.policies.mail_auth.body_hash import BodyHash, BodyHashKind, hash_body
 from elemta.policies.mail_auth.dmarc import (
-    Authenticated,
     Disposition,
     DmarcCheck,
     Suffixes,
+    VouchedDomains,
     author_domains,
     check_dmarc,
 )
@@ -112,7 +112,7 @@ class MailAuthPolicy:
         spf, spf_domain, spf_property = await self._spf(session, transaction)
         signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts, read.keys)
         chain = await self._evaluate(partial(check_arc, read.header, read.bodies), facts)
-        seen = Authenticated(
+        seen = VouchedDomains(
             spf=spf_domain if spf.result == "pass" else "",
             dkim=tuple(one.domain for one in signatures if one.result == "pass"),
             unsure=spf.result == "temperror" or any(one.result == "temperror" for one in signatures),

@@ -20,7 +20,7 @@ from dkim.canonicalization import CanonicalizationPolicy, InvalidCanonicalizatio
 from dkim.util import InvalidTagValueList, parse_tag_value
 
 from elemta.policies.mail_auth.body_hash import BodyHash, BodyHashKind
-from elemta.policies.mail_auth.dns_facts import DnsFacts, Question, RecordType
+from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType, Question
 
 MAX_SIGNATURES = 10
 MAX_SEALS = 50  # RFC 8617 §4.2.1
@@ -97,7 +97,7 @@ class _Checker:
 
     def _key(self, sig: dict[bytes, bytes], wanted: bytes) -> tuple[Any, int, bytes, bool]:
         name = _key_name(sig)
-        fact = self._facts.get(name, RecordType.TXT)
+        fact = self._facts.get(name, FactType.TXT)
         if fact.trouble is not None:
             raise KeyLookupTrouble(fact.trouble)
         # RFC 6376 §3.6.2.2: several records are undefined; the first is taken.
@@ -208,7 +208,7 @@ def wanted_keys(header: Header) -> list[Question]:
         except dkim.DKIMException:
             continue  # its check says the same
         if tags.get(b"s") and tags.get(b"d"):
-            keys.append((_key_name(tags).lower().rstrip("."), RecordType.TXT))
+            keys.append((_key_name(tags).lower().rstrip("."), FactType.TXT))
     return keys
 
 

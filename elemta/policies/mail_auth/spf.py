@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import spf
 
-from elemta.policies.mail_auth.dns_facts import DnsFacts, RecordType
+from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType
 
 MAX_VOID_LOOKUPS = 2  # RFC 7208 §4.6.4
 MAX_RESULT_TEXT = 250
@@ -32,7 +32,7 @@ class SPFAnswer:
     text: str
 
 
-class _Query(spf.query):  # type: ignore[misc]
+class _SpfQuery(spf.query):  # type: ignore[misc]
     """pyspf's evaluation over a table of answers."""
 
     def __init__(self, question: SPFQuestion, facts: DnsFacts) -> None:
@@ -56,7 +56,7 @@ class _Query(spf.query):  # type: ignore[misc]
         name = str(name).rstrip(".")
         if not name or any(not 0 < len(label) < 64 for label in name.split(".")) or len(name) > 253:
             return []
-        fact = self._facts.get(name, RecordType(qtype))
+        fact = self._facts.get(name, FactType(qtype))
         if fact.trouble is not None:
             raise spf.TempError("DNS " + fact.trouble)
         if not fact.values and not ignore_void:
@@ -76,6 +76,6 @@ def _as_pyspf(value: object, qtype: str) -> object:
 
 def check_spf(question: SPFQuestion, facts: DnsFacts) -> SPFAnswer:
     """Evaluate SPF of the sender, or of the HELO name where the sender is null (RFC 7208 §2.4)."""
-    query = _Query(question, facts)
+    query = _SpfQuery(question, facts)
     result, _code, text = query.check()
     return SPFAnswer(result, text[:MAX_RESULT_TEXT])

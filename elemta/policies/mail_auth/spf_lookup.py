@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
+from elemta.policies.mail_auth.dns_facts import FactType, evaluate
 from elemta.policies.mail_auth.spf import SPFAnswer, SPFQuestion, check_spf
 from elemta.policy import Resolver, Services, Session, Transaction
 
@@ -13,14 +13,14 @@ class ResolverLookups:
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
 
-    async def lookup(self, name: str, kind: RecordType) -> tuple[object, ...]:
-        if kind is RecordType.TXT:
+    async def lookup(self, name: str, kind: FactType) -> tuple[object, ...]:
+        if kind is FactType.TXT:
             return await self._resolver.text(name)
         records = await self._resolver.records(name, kind.value)
-        if kind is RecordType.MX:
+        if kind is FactType.MX:
             pairs = (record.split(None, 1) for record in records)
             return tuple((int(preference), host.rstrip(".")) for preference, host in pairs)
-        if kind is RecordType.PTR:
+        if kind is FactType.PTR:
             return tuple(record.rstrip(".") for record in records)
         return tuple(records)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from elemta.policies.milter.protocol import (
     BODY_CHUNK,
-    Answer,
-    Decision,
+    MilterAnswer,
+    MilterDecision,
     MilterError,
+    MilterStage,
     Modification,
     Negotiated,
     Progress,
-    Stage,
     Step,
     header_data,
     is_allowed,
@@ -29,7 +29,7 @@ from elemta.policy import BackendError, Stream
 MAX_MODIFICATIONS = 2_000
 MAX_PROGRESS = 10_000  # packets that say "still at work", about one question
 MAX_NEW_BODY = 64 * 1024 * 1024
-GO_ON = Decision(Answer.CONTINUE)
+GO_ON = MilterDecision(MilterAnswer.CONTINUE)
 
 
 @dataclass(slots=True)
@@ -43,7 +43,9 @@ class Conversation:
     settled_for_session: bool = False
     recipients: int = field(default=0)
 
-    async def tell(self, stage: Stage, data: bytes, macros: dict[str, str] | None = None) -> Decision:
+    async def tell(
+        self, stage: MilterStage, data: bytes, macros: dict[str, str] | None = None
+    ) -> MilterDecision:
         """Send a stage where the milter wants it, and wait for its answer where it gives one."""
         if not self._goes_on(stage):
             return GO_ON
@@ -58,43 +60,43 @@ class Conversation:
     @property
     def answers_headers(self) -> bool:
         """Whether the milter answers each field, and so each is sent on its own."""
-        return Stage.HEADER.is_answered(self.agreed.steps)
+        return MilterStage.HEADER.is_answered(self.agreed.steps)
 
-    def wants(self, stage: Stage) -> bool:
+    def wants(self, stage: MilterStage) -> bool:
         """Whether the milter wants to hear of this stage of the message."""
         return not self.settled and not self.settled_for_session and stage.is_sent(self.agreed.steps)
 
-    async def send_headers(self, fields: Iterable[tuple[bytes, bytes]]) -> Decision:
+    async def send_headers(self, fields: Iterable[tuple[bytes, bytes]]) -> MilterDecision:
         """All fields, then the end of the header."""
         for name, value in fields:
-            decision = await self.tell(Stage.HEADER, header_data(name, value, self.agreed.steps))
-            if decision.answer is Answer.SKIP:
+            decision = await self.tell(MilterStage.HEADER, header_data(name, value, self.agreed.steps))
+            if decision.answer is MilterAnswer.SKIP:
                 break
-            if decision is not GO_ON and decision.answer is not Answer.CONTINUE:
+            if decision is not GO_ON and decision.answer is not MilterAnswer.CONTINUE:
                 return decision
-        return await self.tell(Stage.END_OF_HEADERS, b"")
+        return await self.tell(MilterStage.END_OF_HEADERS, b"")
 
-    async def send_packets(self, packets: bytes) -> Decision:
+    async def send_packets(self, packets: bytes) -> MilterDecision:
         """The fields as packets that the milter does not answer, then the end of the header."""
         self.stream.write(packets)
         await self.stream.drain()
-        return await self.tell(Stage.END_OF_HEADERS, b"")
+        return await self.tell(MilterStage.END_OF_HEADERS, b"")
 
-    async def send_body(self, block: bytes) -> Decision:
+    async def send_body(self, block: bytes) -> MilterDecision:
         """One block of the body, in pieces that the protocol takes."""
         for at in range(0, len(block), BODY_CHUNK):
-            decision = await self.tell(Stage.BODY, block[at : at + BODY_CHUNK])
-            if decision.answer is not Answer.CONTINUE:
+            decision = await self.tell(MilterStage.BODY, block[at : at + BODY_CHUNK])
+            if decision.answer is not MilterAnswer.CONTINUE:
                 return decision
             await self.stream.drain()
         return GO_ON
 
-    async def end_message(self, macros: dict[str, str]) -> tuple[Decision, list[Modification]]:
+    async def end_message(self, macros: dict[str, str]) -> tuple[MilterDecision, list[Modification]]:
         """The end of the message: what the milter decides, and what it changes."""
         if self.settled or self.settled_for_session:
             return GO_ON, []
-        self.stream.write(macros_packet(Stage.END_OF_MESSAGE, macros))
-        self.stream.write(packet(Stage.END_OF_MESSAGE.command))
+        self.stream.write(macros_packet(MilterStage.END_OF_MESSAGE, macros))
+        self.stream.write(packet(MilterStage.END_OF_MESSAGE.command))
         decision, changes = await self._answer(may_change=True)
         self.in_message = False
         return decision, changes
@@ -110,27 +112,27 @@ class Conversation:
             self.stream.write(packet(b"Q"))
         await self.stream.close()
 
-    def _goes_on(self, stage: Stage) -> bool:
+    def _goes_on(self, stage: MilterStage) -> bool:
         if self.settled_for_session or self.settled or not stage.is_sent(self.agreed.steps):
             return False
-        if stage is Stage.DATA and self.agreed.version < 4:
+        if stage is MilterStage.DATA and self.agreed.version < 4:
             return False
-        if stage is Stage.MAIL:
+        if stage is MilterStage.MAIL:
             self.in_message = True
         return True
 
-    def _note(self, stage: Stage, decision: Decision) -> Decision:
-        if decision.answer is Answer.ACCEPT:
-            if stage in (Stage.CONNECT, Stage.HELO):
+    def _note(self, stage: MilterStage, decision: MilterDecision) -> MilterDecision:
+        if decision.answer is MilterAnswer.ACCEPT:
+            if stage in (MilterStage.CONNECT, MilterStage.HELO):
                 self.settled_for_session = True
             else:
                 self.settled = True
             return GO_ON
-        if decision.answer is Answer.SKIP and not self.agreed.steps & Step.SKIP:
+        if decision.answer is MilterAnswer.SKIP and not self.agreed.steps & Step.SKIP:
             raise BackendError("the milter skips, which it did not announce")
         return decision
 
-    async def _answer(self, *, may_change: bool) -> tuple[Decision, list[Modification]]:
+    async def _answer(self, *, may_change: bool) -> tuple[MilterDecision, list[Modification]]:
         changes: list[Modification] = []
         size = progress = 0
         while True:
@@ -139,7 +141,7 @@ class Conversation:
                 said = read_answer(command, data)
             except MilterError as error:
                 raise BackendError(f"the milter sent {error}") from error
-            if isinstance(said, Decision):
+            if isinstance(said, MilterDecision):
                 return said, changes
             if isinstance(said, Progress):
                 progress += 1

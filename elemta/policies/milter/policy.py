@@ -15,16 +15,16 @@ from elemta.policies.milter.options import MilterOptions
 from elemta.policies.milter.protocol import (
     AddHeader,
     AddRecipient,
-    Answer,
     ChangeHeader,
     ChangeSender,
-    Decision,
     DeleteRecipient,
-    Hold,
     InsertHeader,
+    MilterAnswer,
+    MilterDecision,
+    MilterHold,
+    MilterStage,
     Modification,
     ReplaceBody,
-    Stage,
     connect_data,
     header_packets,
     text,
@@ -78,7 +78,7 @@ class MilterPolicy:
             session.reverse_name or f"[{ip}]", str(ip), session.client_port, is_ipv6=ip.version == 6
         )
         macros = {"j": self._services.hostname, "{daemon_name}": session.listener, "v": "Elemta"}
-        return self._verdict(Stage.CONNECT, await conversation.tell(Stage.CONNECT, data, macros))
+        return self._verdict(MilterStage.CONNECT, await conversation.tell(MilterStage.CONNECT, data, macros))
 
     async def helo(self, session: Session) -> Verdict:
         conversation = await self._of(session)
@@ -86,7 +86,9 @@ class MilterPolicy:
         macros = {}
         if session.tls is not None:
             macros = {"{tls_version}": session.tls.version, "{cipher}": session.tls.cipher}
-        return self._verdict(Stage.HELO, await conversation.tell(Stage.HELO, text(session.helo), macros))
+        return self._verdict(
+            MilterStage.HELO, await conversation.tell(MilterStage.HELO, text(session.helo), macros)
+        )
 
     async def mail(self, session: Session, transaction: Transaction) -> Verdict:
         conversation = await self._of(session)
@@ -95,30 +97,30 @@ class MilterPolicy:
         macros = {"i": transaction.queue_id or "", "{mail_addr}": sender}
         if session.user is not None:
             macros |= {"{auth_authen}": session.user, "{auth_type}": "PLAIN"}
-        decision = await conversation.tell(Stage.MAIL, text(f"<{sender}>"), macros)
-        return self._verdict(Stage.MAIL, decision)
+        decision = await conversation.tell(MilterStage.MAIL, text(f"<{sender}>"), macros)
+        return self._verdict(MilterStage.MAIL, decision)
 
     async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         conversation = await self._of(session)
         address = str(recipient.address)
-        decision = await conversation.tell(Stage.RCPT, text(f"<{address}>"), {"{rcpt_addr}": address})
-        return self._verdict(Stage.RCPT, decision)
+        decision = await conversation.tell(MilterStage.RCPT, text(f"<{address}>"), {"{rcpt_addr}": address})
+        return self._verdict(MilterStage.RCPT, decision)
 
     async def data(self, session: Session, transaction: Transaction) -> Verdict:
         conversation = await self._of(session)
         macros = {"i": transaction.queue_id or ""}
-        return self._verdict(Stage.DATA, await conversation.tell(Stage.DATA, b"", macros))
+        return self._verdict(MilterStage.DATA, await conversation.tell(MilterStage.DATA, b"", macros))
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
         conversation = await self._of(session)
         with message.open() as file:
             decision = await self._send(conversation, file)
-        if decision.answer not in (Answer.CONTINUE, Answer.SKIP):
+        if decision.answer not in (MilterAnswer.CONTINUE, MilterAnswer.SKIP):
             conversation.abort()
-            return self._verdict(Stage.BODY, decision)
+            return self._verdict(MilterStage.BODY, decision)
         decision, changes = await conversation.end_message({"i": transaction.queue_id or ""})
         conversation.settled = False
-        verdict = self._verdict(Stage.END_OF_MESSAGE, decision)
+        verdict = self._verdict(MilterStage.END_OF_MESSAGE, decision)
         if verdict is not CONTINUE:
             return verdict
         return await self._change(transaction, message, changes)
@@ -151,33 +153,33 @@ class MilterPolicy:
             raise BackendError("the milter's connection was lost")
         return conversation
 
-    async def _send(self, conversation: Conversation, file: BinaryIO) -> Decision:
+    async def _send(self, conversation: Conversation, file: BinaryIO) -> MilterDecision:
         fields = await self._services.threads(read_fields, file)
-        if not conversation.wants(Stage.HEADER):
-            decision = await conversation.tell(Stage.END_OF_HEADERS, b"")
+        if not conversation.wants(MilterStage.HEADER):
+            decision = await conversation.tell(MilterStage.END_OF_HEADERS, b"")
         elif conversation.answers_headers:
             decision = await conversation.send_headers(fields)
         else:
             # In one piece: a header may have very many fields, and nothing waits between them.
             packets = await self._services.threads(header_packets, fields, conversation.agreed.steps)
             decision = await conversation.send_packets(packets)
-        while decision.answer is Answer.CONTINUE:
+        while decision.answer is MilterAnswer.CONTINUE:
             block = await self._services.threads(file.read, BLOCK)
             if not block:
                 break
             decision = await conversation.send_body(block)
         return decision
 
-    def _verdict(self, stage: Stage, decision: Decision) -> Verdict:
+    def _verdict(self, stage: MilterStage, decision: MilterDecision) -> Verdict:
         self._answers.labels(stage.name.lower(), decision.answer.name.lower()).inc()
         answer = decision.answer
-        if answer is Answer.REJECT:
+        if answer is MilterAnswer.REJECT:
             return Reject("The mail was refused", code=550, enhanced="5.7.1")
-        if answer in (Answer.DEFER, Answer.CONNECTION_FAILED):
+        if answer in (MilterAnswer.DEFER, MilterAnswer.CONNECTION_FAILED):
             return Defer("Try again later", code=451, enhanced="4.7.1")
-        if answer is Answer.DISCARD:
+        if answer is MilterAnswer.DISCARD:
             return Discard("milter")
-        if answer is Answer.REPLY:
+        if answer is MilterAnswer.REPLY:
             return reply_verdict(decision.reply)
         return CONTINUE
 
@@ -189,7 +191,7 @@ class MilterPolicy:
         for change in changes:
             if isinstance(change, ReplaceBody):
                 continue
-            if isinstance(change, Hold):
+            if isinstance(change, MilterHold):
                 verdict = Quarantine(change.reason[:200] or "milter")
             else:
                 self._apply(transaction, message, change)

@@ -67,7 +67,7 @@ class Step(IntFlag):
 OFFERED_STEPS = Step(0x1FFFFF) & ~Step.REJECTED_RECIPIENTS
 
 
-class Stage(Enum):
+class MilterStage(Enum):
     """The stages of a conversation: command, what suppresses it, what suppresses its answer."""
 
     CONNECT = (b"C", Step.NO_CONNECT, Step.NO_ANSWER_CONNECT)
@@ -91,7 +91,7 @@ class Stage(Enum):
         return not steps & self.value[2]
 
 
-class Answer(Enum):
+class MilterAnswer(Enum):
     """What a milter decides."""
 
     CONTINUE = b"c"
@@ -105,10 +105,10 @@ class Answer(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class MilterDecision:
     """An answer; ``reply`` is the text of :attr:`Answer.REPLY`."""
 
-    answer: Answer
+    answer: MilterAnswer
     reply: str = ""
 
 
@@ -170,7 +170,7 @@ class DeleteRecipient:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class MilterHold:
     """Put the message into quarantine."""
 
     reason: str
@@ -189,7 +189,7 @@ Modification = (
     | ChangeSender
     | AddRecipient
     | DeleteRecipient
-    | Hold
+    | MilterHold
 )
 
 _NEEDED_ACTION = {
@@ -200,7 +200,7 @@ _NEEDED_ACTION = {
     ChangeSender: Action.CHANGE_SENDER,
     AddRecipient: Action.ADD_RECIPIENT | Action.ADD_RECIPIENT_ARGUMENTS,
     DeleteRecipient: Action.DELETE_RECIPIENT,
-    Hold: Action.QUARANTINE,
+    MilterHold: Action.QUARANTINE,
 }
 
 
@@ -242,7 +242,7 @@ def read_options(command: bytes, data: bytes) -> Negotiated:
     return Negotiated(version, Action(actions & 0xFF), Step(steps))
 
 
-def macros_packet(stage: Stage, macros: dict[str, str]) -> bytes:
+def macros_packet(stage: MilterStage, macros: dict[str, str]) -> bytes:
     data = b"".join(text(name) + text(value) for name, value in macros.items() if value)
     return packet(b"D", stage.command + data)
 
@@ -262,7 +262,9 @@ def header_data(name: bytes, value: bytes, steps: Step) -> bytes:
 
 def header_packets(fields: Iterable[tuple[bytes, bytes]], steps: Step) -> bytes:
     """A packet for each field."""
-    return b"".join(packet(Stage.HEADER.command, header_data(name, value, steps)) for name, value in fields)
+    return b"".join(
+        packet(MilterStage.HEADER.command, header_data(name, value, steps)) for name, value in fields
+    )
 
 
 def _strings(data: bytes, least: int) -> list[bytes]:
@@ -300,14 +302,14 @@ def _address(data: bytes) -> str:
 
 def read_answer(  # noqa: PLR0911, C901 - one case for each packet of the protocol
     command: bytes, data: bytes
-) -> Decision | Modification | Progress:
+) -> MilterDecision | Modification | Progress:
     """What a packet of the milter says. Raises :class:`MilterError`."""
     if command == b"p":
         return Progress()
     if command == b"y":
-        return Decision(Answer.REPLY, _strings(data, 1)[0].decode("utf-8", "replace"))
+        return MilterDecision(MilterAnswer.REPLY, _strings(data, 1)[0].decode("utf-8", "replace"))
     if command in _ANSWERS:
-        return Decision(_ANSWERS[command])
+        return MilterDecision(_ANSWERS[command])
     if command == b"h":
         name, value = _strings(data, 2)[:2]
         return AddHeader(_name(name), _value(value))
@@ -324,8 +326,8 @@ def read_answer(  # noqa: PLR0911, C901 - one case for each packet of the protoc
     if command == b"-":
         return DeleteRecipient(_address(data))
     if command == b"q":
-        return Hold(_strings(data, 1)[0].decode("utf-8", "replace"))
+        return MilterHold(_strings(data, 1)[0].decode("utf-8", "replace"))
     raise MilterError(f"an unknown packet {command!r}")
 
 
-_ANSWERS = {answer.value: answer for answer in Answer if answer is not Answer.REPLY}
+_ANSWERS = {answer.value: answer for answer in MilterAnswer if answer is not MilterAnswer.REPLY}

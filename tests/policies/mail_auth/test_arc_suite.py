@@ -11,7 +11,7 @@ import yaml
 
 from elemta.errors import NoSuchDomain
 from elemta.policies.mail_auth.body_hash import hash_body
-from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
+from elemta.policies.mail_auth.dns_facts import FactType, evaluate
 from elemta.policies.mail_auth.signatures import check_arc, wanted_body_hashes
 from tests.support.suites import suite_file
 
@@ -22,8 +22,8 @@ class Zone:
     def __init__(self, records: dict[str, str]) -> None:
         self.records = {name.lower(): value for name, value in records.items()}
 
-    async def lookup(self, name: str, kind: RecordType) -> tuple[object, ...]:
-        if kind is not RecordType.TXT or name.lower() not in self.records:
+    async def lookup(self, name: str, kind: FactType) -> tuple[object, ...]:
+        if kind is not FactType.TXT or name.lower() not in self.records:
             raise NoSuchDomain(name)
         return (self.records[name.lower()],)
 

@@ -8,9 +8,9 @@ import pytest
 
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.policies.mail_auth.dmarc import (
-    Authenticated,
     Disposition,
     Suffixes,
+    VouchedDomains,
     author_domains,
     check_dmarc,
 )
@@ -64,14 +64,14 @@ REJECT = {"_dmarc.example.org": "v=DMARC1; p=reject"}
     ],
 )
 def test_alignment_is_by_organizational_domain_or_strict(author, spf, dkim, record, result):
-    found = check((author,), Authenticated(spf, dkim), {"_dmarc.example.org": f"v=DMARC1; {record}"})
+    found = check((author,), VouchedDomains(spf, dkim), {"_dmarc.example.org": f"v=DMARC1; {record}"})
     assert found.result == result
 
 
 def test_domains_below_another_suffix_are_not_aligned():
     records = {"_dmarc.one.co.uk": "v=DMARC1; p=reject"}
-    assert check(("one.co.uk",), Authenticated("two.co.uk"), records).result == "fail"
-    assert check(("one.co.uk",), Authenticated("mail.one.co.uk"), records).result == "pass"
+    assert check(("one.co.uk",), VouchedDomains("two.co.uk"), records).result == "fail"
+    assert check(("one.co.uk",), VouchedDomains("mail.one.co.uk"), records).result == "pass"
 
 
 @pytest.mark.parametrize(
@@ -86,30 +86,30 @@ def test_domains_below_another_suffix_are_not_aligned():
     ],
 )
 def test_a_domain_below_takes_the_policy_of_its_organization(record, disposition):
-    found = check(("a.b.example.org",), Authenticated(), {"_dmarc.example.org": f"v=DMARC1; {record}"})
+    found = check(("a.b.example.org",), VouchedDomains(), {"_dmarc.example.org": f"v=DMARC1; {record}"})
     assert (found.result, found.disposition) == ("fail", disposition)
 
 
 def test_a_record_of_its_own_goes_before_that_of_the_organization():
     records = REJECT | {"_dmarc.a.example.org": "v=DMARC1; p=none"}
-    assert check(("a.example.org",), Authenticated(), records).disposition is Disposition.NONE
+    assert check(("a.example.org",), VouchedDomains(), records).disposition is Disposition.NONE
 
 
 @pytest.mark.parametrize("record", [("v=DMARC1; p=reject", "v=DMARC1; p=none"), "v=spf1 -all", "DMARC1", ()])
 def test_none_or_several_records_are_as_none(record):
-    assert check(("example.org",), Authenticated(), {"_dmarc.example.org": record}).result == "none"
+    assert check(("example.org",), VouchedDomains(), {"_dmarc.example.org": record}).result == "none"
 
 
 def test_other_texts_beside_the_record_do_no_harm():
     records = {"_dmarc.example.org": ("something", "v=DMARC1; p=reject")}
-    assert check(("example.org",), Authenticated(), records).result == "fail"
+    assert check(("example.org",), VouchedDomains(), records).result == "fail"
 
 
 def test_a_share_of_messages_gets_the_milder_treatment_and_each_always_the_same():
     records = {"_dmarc.example.org": "v=DMARC1; p=reject; pct=25"}
 
     def disposition(n):
-        return check(("example.org",), Authenticated(), records, b"%d" % n).disposition
+        return check(("example.org",), VouchedDomains(), records, b"%d" % n).disposition
 
     found = [disposition(n) for n in range(1000)]
     assert found == [disposition(n) for n in range(1000)]
@@ -118,14 +118,14 @@ def test_a_share_of_messages_gets_the_milder_treatment_and_each_always_the_same(
 
 
 def test_trouble_with_dns_is_a_result_of_its_own_and_no_failure():
-    found = check(("example.org",), Authenticated(), {"_dmarc.example.org": ResolverTrouble("no answer")})
+    found = check(("example.org",), VouchedDomains(), {"_dmarc.example.org": ResolverTrouble("no answer")})
     assert (found.result, found.disposition) == ("temperror", Disposition.NONE)
-    assert check(("example.org",), Authenticated(unsure=True), REJECT).result == "temperror"
-    assert check(("example.org",), Authenticated("example.org", unsure=True), REJECT).result == "pass"
+    assert check(("example.org",), VouchedDomains(unsure=True), REJECT).result == "temperror"
+    assert check(("example.org",), VouchedDomains("example.org", unsure=True), REJECT).result == "pass"
 
 
 def test_of_several_authors_the_most_severe_result_counts():
-    seen = Authenticated("example.com")
+    seen = VouchedDomains("example.com")
     assert check(("example.com", "example.org"), seen, REJECT).disposition is Disposition.REJECT
     assert check((), seen, REJECT).result == "permerror"
     assert check(tuple(f"d{n}.example" for n in range(6)), seen, REJECT).result == "permerror"
@@ -177,6 +177,6 @@ def test_the_organizational_domain_is_one_label_more_than_the_suffix(domain: str
 
 def test_domains_below_an_unlisted_top_level_domain_do_not_stand_for_each_other():
     records = {"_dmarc.author.unlisted": "v=DMARC1; p=reject"}
-    seen = Authenticated("mallory.unlisted", ("mallory.unlisted",))
+    seen = VouchedDomains("mallory.unlisted", ("mallory.unlisted",))
     assert check(("author.unlisted",), seen, records).result == "fail"
-    assert check(("author.unlisted",), Authenticated("mail.author.unlisted"), records).result == "pass"
+    assert check(("author.unlisted",), VouchedDomains("mail.author.unlisted"), records).result == "pass"

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.policies.mail_auth.body_hash import hash_body
-from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
+from elemta.policies.mail_auth.dns_facts import FactType, evaluate
 from elemta.policies.mail_auth.signatures import (
     MAX_SIGNATURES,
     check_dkim,
@@ -41,8 +41,8 @@ class Keys:
     def __init__(self) -> None:
         self.records: dict[str, str | Exception] = {}
 
-    async def lookup(self, name: str, kind: RecordType) -> tuple[object, ...]:
-        assert kind is RecordType.TXT
+    async def lookup(self, name: str, kind: FactType) -> tuple[object, ...]:
+        assert kind is FactType.TXT
         record = self.records.get(name)
         if record is None:
             raise NoSuchDomain(name)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from elemta.errors import NoSuchDomain, ResolverTrouble
-from elemta.policies.mail_auth.dns_facts import RecordType, evaluate
+from elemta.policies.mail_auth.dns_facts import FactType, evaluate
 from elemta.policies.mail_auth.spf import SPFQuestion, check_spf
 from tests.interop.programs import missing
 from tests.support.suites import suite_file
@@ -22,7 +22,7 @@ class Zone:
     def __init__(self, data: dict[str, list]) -> None:
         self.records = {name.lower(): entries for name, entries in data.items()}
 
-    async def lookup(self, name: str, kind: RecordType, depth: int = 0) -> tuple[object, ...]:
+    async def lookup(self, name: str, kind: FactType, depth: int = 0) -> tuple[object, ...]:
         if name.lower() not in self.records:
             if name.startswith("error."):
                 raise ResolverTrouble("no answer in time")
@@ -45,9 +45,9 @@ class Zone:
                 raise ResolverTrouble("no answer in time")
             if value == "NONE":
                 continue
-            if kind is RecordType.TXT:
+            if kind is FactType.TXT:
                 value = value if isinstance(value, str) else "".join(value)
-            if kind is RecordType.MX:
+            if kind is FactType.MX:
                 value = tuple(value)
             values.append(value)
         if silent and not values:
