@@ -43,6 +43,9 @@ MAX_MESSAGE = 1024 * 1024
 
 MAX_RECIPIENTS = 1000
 
+MOST_AT_ONCE = 8
+"""Explanations that are made at a time: each asks the backends of policies."""
+
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _LINE_END = re.compile(rb"\r?\n")
 _NUMBERS = count(1)
@@ -136,6 +139,7 @@ class Explainer:
 
     def __init__(self, daemon: Elemta) -> None:
         self._daemon = daemon
+        self._under_way = 0
 
     def factory(self, listener: str | None) -> ESMTPFactory:
         """The listener of this name, or the first. Raises :class:`AdminRefusal`."""
@@ -151,6 +155,9 @@ class Explainer:
 
         Raises AdminRefusal, or ExplanationFailed where a policy can't be built.
         """
+        if self._under_way >= MOST_AT_ONCE:
+            problem = "too many explanations are under way"
+            raise AdminRefusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, "try again in a moment")
         factory = self.factory(listener)
         refused, context = factory.why_refused(client.ip), factory.context
         if refused is not None or context is None:
@@ -158,9 +165,11 @@ class Explainer:
         shared = self._daemon.shared
         limiter = ExplainingLimiter(context.limiter, shared.fleet.store, shared.runtime.wall)
         chain = ExplainedChain(context.chain, limiter, shared.runtime.reactor)
+        self._under_way += 1
         try:
             return await self._hold(client, context, chain, limiter)
         finally:
+            self._under_way -= 1
             chain.close()
 
     async def _hold(

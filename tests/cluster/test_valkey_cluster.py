@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from elemta.ctl.client import AdminClient
 from tests.cluster.checks import (
     TABLES,
     check_four_hundred,
@@ -50,6 +51,21 @@ def test_of_400_connections_counted_in_a_valkey_cluster_exactly_100_are_greeted(
     fleet: Fleet, cluster: Cluster
 ) -> None:
     check_four_hundred(fleet, cluster.primaries, "127.0.0.1", "ip:{127.0.0.1}", window=WINDOW)
+
+
+@pytest.mark.parametrize("fleet", ["2s"], indirect=True)
+def test_nodes_are_listed_and_a_client_is_explained_by_what_a_valkey_cluster_counts(fleet: Fleet) -> None:
+    asked = AdminClient(str(fleet.nodes[0].spool / "admin.sock"))
+    until(lambda: len(asked.get("nodes", all="true")["nodes"]) == 3, "three nodes")
+    assert {each["state"] for each in asked.get("nodes", all="true")["nodes"]} == {"serving"}
+    client = new_client()
+    burst(fleet.ports(), [client] * 7)
+    explained = asked.send("explain", body={"ip": client})
+    asked.close()
+    limits = {each["limit"]: each for each in explained["stages"][0]["limits"]}
+    # The window is three seconds.
+    assert limits["ip"]["bounds"][0]["used"] <= 7
+    assert limits["ip"]["passes"] is True
 
 
 @pytest.mark.parametrize("fleet", ["2s"], indirect=True)
