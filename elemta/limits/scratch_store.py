@@ -76,6 +76,9 @@ class ScratchStore:
                 return Decision((), tuple(denials), granted=False)
         receipts = []
         for request, copy in both:
+            if copy.of.allowed and request.spec.leases is None:
+                # It passes, and is not counted.
+                continue
             if request.spec.binding or (wait := self._wait(request, copy)) == 0:
                 receipts.append(self._charge(request, copy))
             else:
@@ -110,7 +113,7 @@ class ScratchStore:
         now = copy.now(self.seconds())
         if request.spec.leases is not None:
             copy.of.leases += request.amount
-        elif not copy.of.allowed:
+        else:
             copy.of.counter.charge(now, request.amount)
         return Receipt(request, now, copy)
 
