@@ -96,14 +96,14 @@ class ConsoleAccess:
         Raises :class:`AdminRefusal`: 400 for a Host that is not this one, 403 for an Origin that is not.
         A name of another domain may lead here (DNS rebinding); an address is no name.
         """
-        hosts = request.requestHeaders.getRawHeaders("host", [])
-        host = hosts[0] if len(hosts) == 1 else ""
+        hosts = request.requestHeaders.getRawHeaders(b"host", [])
+        host = hosts[0].decode("latin-1") if len(hosts) == 1 else ""
         if not self._is_own(host):
             problem = "the Host of the request is no name of this host"
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, "use [server] hostname, or an address")
-        for origin in request.requestHeaders.getRawHeaders("origin", []):
+        for origin in request.requestHeaders.getRawHeaders(b"origin", []):
             # RFC 6454 §6.1; the scheme is another one where a proxy ends TLS.
-            if origin.partition("://")[2].lower() != host.lower():
+            if origin.decode("latin-1").partition("://")[2].lower() != host.lower():
                 raise AdminRefusal(HTTPStatus.FORBIDDEN, "the Origin of the request is another site")
 
     def _is_own(self, host: str) -> bool:
@@ -128,13 +128,13 @@ class ConsoleAccess:
             hint = "Authorization: Bearer TOKEN, or a session of the console"
             raise AdminRefusal(HTTPStatus.UNAUTHORIZED, "no valid credentials", hint)
         if caller.csrf is not None and request.method not in _READING:
-            self.check_csrf(request, request.getHeader("x-csrf-token") or "")
+            self.check_csrf(request, request.header(b"x-csrf-token") or "")
         return caller
 
     async def caller(self, request: AdminRequest) -> Caller | None:
         """The caller by its token or its session; None without valid ones."""
         accounts = await self._look()
-        authorization = request.getHeader("authorization")
+        authorization = request.header(b"authorization")
         if authorization is not None:
             return self._of_token(authorization, accounts)
         session = self.session(request)
@@ -145,13 +145,13 @@ class ConsoleAccess:
         cookie = request.getCookie(COOKIE)
         if cookie is None:
             return None
-        used = used and request.getHeader("x-refresh") is None
+        used = used and request.header(b"x-refresh") is None
         return self.sessions.find(cookie.decode("ascii", "replace"), used=used)
 
     def still_valid(self, request: AdminRequest) -> bool:
         """Whether the credentials of an earlier request still are, by the accounts as they were last read."""
         accounts = self._accounts.accounts
-        authorization = request.getHeader("authorization")
+        authorization = request.header(b"authorization")
         if authorization is not None:
             return self._of_token(authorization, accounts) is not None
         session = self.session(request, used=False)

@@ -95,7 +95,7 @@ class Pages:
     async def _answer_caller(self, request: AdminRequest, method: str, path: str, caller: Caller) -> Answer:
         form = _form(request) if method == "POST" else {}
         if method == "POST" and caller.csrf is not None:
-            self._access.check_csrf(request, request.getHeader("x-csrf-token") or form.get("csrf", ""))
+            self._access.check_csrf(request, request.header(b"x-csrf-token") or form.get("csrf", ""))
         if path == "/logout":
             return self._logout(request, method, caller)
         return await self._visit(request, method, caller, form)
@@ -158,7 +158,7 @@ class Pages:
 
 def _is_secure(request: AdminRequest) -> bool:
     """Whether the browser speaks TLS, to this listener or to a proxy before it."""
-    forwarded = request.getHeader("x-forwarded-proto") or ""
+    forwarded = request.header(b"x-forwarded-proto") or ""
     return bool(request.isSecure()) or forwarded.strip().lower() == "https"
 
 

@@ -75,7 +75,15 @@ class AdminRequest(Request):
 
     @property
     def content_type(self) -> str:
-        return self.getHeader("content-type") or ""
+        return self.header(b"content-type") or ""
+
+    def header(self, name: bytes) -> str | None:
+        """The last field of this name, each octet as one character; None where there is none.
+
+        Twisted raises for what is not UTF-8.
+        """
+        values = self.requestHeaders.getRawHeaders(name)
+        return values[-1].decode("latin-1") if values else None
 
     def render(self, resrc: Resource) -> None:
         self.responseHeaders.removeHeader(b"server")

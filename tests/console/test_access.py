@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 
 from elemta.config import AuthConfig
 from elemta.console.pages import CHANGE, MENU, READ
@@ -122,6 +124,20 @@ def test_every_answer_forbids_scripts_and_frames_of_others(console: Console) -> 
         assert "default-src 'none'" in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    "name", ["authorization", "cookie", "origin", "host", "content-type", "x-csrf-token", "x-forwarded-proto"]
+)
+def test_octets_that_are_no_text_are_no_fault_of_the_console(console: Console, name: str) -> None:
+    host = "" if name == "host" else "host: localhost\r\n"
+    for line in ("GET / ", "POST /v1/drain ", "POST /login ", "GET /v1/session "):
+        head = f"{line}HTTP/1.1\r\n{host}{name}: \udcff=\udcfe\r\ncontent-length: 3\r\n\r\na=b"
+        transport = console.connect(head.encode("ascii", "surrogateescape"))
+        for _ in range(20):
+            console.clock.advance(0)
+        transport.protocol.connectionLost(Failure(ConnectionDone()))
+        assert transport.value().split()[1] in (b"303", b"400", b"401", b"403", b"415"), line
 
 
 # Sessions
