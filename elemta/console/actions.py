@@ -12,6 +12,7 @@ from elemta.ops.admin_errors import AdminRefusal
 # One call takes so many ids.
 _TOGETHER = 200
 DESTINATION_ACTIONS = ("probe", "pause", "resume")
+DAEMON_ACTIONS = ("reload", "drain", "undrain")
 
 
 async def act_on_message(visit: Visit) -> Page | str:
@@ -50,6 +51,15 @@ async def reset_limit(visit: Visit) -> Page | str:
     limit, identity = visit.form.get("limit", ""), visit.form.get("identity", "")
     await visit.post("/v1/limits/reset", {"id": f"{limit}:{identity}" if limit else identity})
     return f"/limits?{urlencode({'done': 'reset'})}"
+
+
+async def act_on_daemon(visit: Visit) -> Page | str:
+    """Read the configuration again, or drain this node, or end that."""
+    action = visit.parts["action"]
+    if action not in DAEMON_ACTIONS:
+        raise AdminRefusal(HTTPStatus.NOT_FOUND, "unknown action", f"known: {', '.join(DAEMON_ACTIONS)}")
+    await visit.post(f"/v1/{action}")
+    return f"/?{urlencode({'done': action})}"
 
 
 async def override_limit(visit: Visit) -> Page | str:

@@ -17,6 +17,7 @@ from elemta.ops import audit
 from elemta.ops.admin import AdminRequest
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
+from elemta.ops.admin_json import to_json
 
 Handler = Callable[[Visit], Awaitable[Page | str]]
 """Gives a page, or the path of another one."""
@@ -56,6 +57,7 @@ CHANGE: Mapping[str, Handler] = {
     "/queue/act": actions.act_on_filter,
     "/messages/{id}/{action}": actions.act_on_message,
     "/destinations/{action}": actions.act_on_destination,
+    "/daemon/{action}": actions.act_on_daemon,
     "/limits/reset": actions.reset_limit,
     "/limits/override": actions.override_limit,
     "/limits/override/remove": actions.remove_override,
@@ -131,7 +133,12 @@ class Pages:
 
     def error(self, refusal: AdminRefusal, caller: Caller | None = None) -> Answer:
         """A page that says why there is no other."""
-        values = {"title": refusal.status.phrase, "problem": refusal.error, "hint": refusal.hint}
+        values = {
+            "title": refusal.status.phrase,
+            "problem": refusal.error,
+            "hint": refusal.hint,
+            "faults": to_json(refusal.more.get("faults", ())),
+        }
         return self._answer(Page("error.html", values, refusal.status), caller, "")
 
     async def _login(self, request: AdminRequest, method: str) -> Answer:

@@ -16,7 +16,14 @@ async def overview(visit: Visit) -> Page:
     refused = [each for each in top["limits"] if each["retry_after"] != 0 and each["mode"] == "enforce"]
     return Page(
         "overview.html",
-        {"status": status, "nodes": nodes, "refused": refused, "attention": tuple(_attention(status, nodes))},
+        {
+            "status": status,
+            "nodes": nodes,
+            "refused": refused,
+            "attention": tuple(_attention(status, nodes)),
+            "done": visit.query.get("done", ""),
+            "undrains": visit.calls.has("POST", "/v1/undrain"),
+        },
     )
 
 

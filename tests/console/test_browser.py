@@ -145,6 +145,24 @@ def test_an_action_on_a_filter_shows_the_count_first(shown: Shown) -> None:
     shown.check()
 
 
+def test_a_node_is_reloaded_drained_and_back(shown: Shown) -> None:
+    shown.open("/")
+    shown.browser.click("form[action='/daemon/reload'] button")
+    shown.browser.wait_for("was read again")
+    for action, words in (("drain", "takes no new session"), ("undrain", "takes sessions again")):
+        if action == "drain":
+            shown.browser.click(".actions summary")
+        shown.browser.click(f"form[action='/daemon/{action}'] button")
+        shown.browser.wait_for(words)
+    text = shown.daemon.config.read_text()
+    shown.daemon.config.write_text(text + "\n[nonsense]\n")
+    shown.open("/")
+    shown.browser.click("form[action='/daemon/reload'] button")
+    shown.browser.wait_for("nonsense")
+    shown.daemon.config.write_text(text)
+    shown.check()
+
+
 def test_a_live_page_renews_itself(shown: Shown) -> None:
     shown.open("/sessions")
     shown.browser.run("document.querySelector('h1').textContent = 'stale'")
