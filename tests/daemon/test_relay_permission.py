@@ -82,7 +82,7 @@ def test_what_a_policy_holds_or_accepts_is_relayed_for_no_stranger_and_released_
     assert (local[:3], message[:3]) == ("250", "250")
     (held,) = json.loads(node.ctl("--json", "queue", "list").stdout)["messages"]
     shown = json.loads(node.ctl("--json", "queue", "show", held["queue_id"]).stdout)["messages"][0]
-    assert (shown["state"], shown["hold_reason"]) == ("hold", "everything is odd")
+    assert (shown["state"], shown["hold_reason"]) == ("quarantine", "everything is odd")
     assert [each["address"] for each in shown["recipients"]] == ["someone@example.test"]
     node.ctl("queue", "release", held["queue_id"])
     node.wait_for_mail("someone")

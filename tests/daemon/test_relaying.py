@@ -250,7 +250,7 @@ def test_the_backup_mx_keeps_mail_until_the_primary_is_back(make_daemon: MakeDae
             assert refused.value.recipients[stranger][0] == code
     assert backup.wait_for("delivery.attempted")["status"] == "deferred"
     with Sink(address=("127.0.0.1", port)) as primary:
-        backup.ctl("queue", "retry", "--all")
+        backup.ctl("queue", "retry", "--all", "--yes")
         wait_until("the primary gets it", lambda: primary.taken)
         assert primary.taken[0].recipients == ("bob@example.org",)
         wait_until("the queue is empty", lambda: "no message" in backup.ctl("queue", "list").stdout)
