@@ -51,10 +51,7 @@ class CommandContext:
     @property
     def config_path(self) -> str | None:
         """The configuration that was named, else the usual one if it is there, else None: the defaults."""
-        named = getattr(self.args, "config", None) or self.environ.get(CONFIG_VARIABLE)
-        if named:
-            return str(named)
-        return DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None
+        return config_path(getattr(self.args, "config", None), self.environ)
 
     def config(self, hint: str = "") -> Config:
         """The configuration. Raises CommandFailed with every fault, or ``hint`` where it may not be read."""
@@ -70,26 +67,9 @@ class CommandContext:
     def client(self) -> AdminClient:
         """The daemon's admin API; nothing is opened yet."""
         named = getattr(self.args, "socket", None)
-        client = AdminClient(named or self._usual_socket())
+        client = AdminClient(named or usual_socket(self.config_path, self.environ))
         self.closing.callback(client.close)
         return client
-
-    def _usual_socket(self) -> str:
-        """The socket in the spool directory: other faults of the configuration don't matter for that."""
-        path = self.config_path
-        environ = {name: value for name, value in self.environ.items() if name != CONFIG_VARIABLE}
-        try:
-            directory = spool_directory(path, environ)
-        except PermissionError as error:
-            hint = "it says where the daemon's socket is; --socket PATH says it too"
-            raise CommandFailed(EX_NOPERM, f"permission denied: {path}", hint) from error
-        except OSError as error:
-            raise CommandFailed(
-                EX_CONFIG,
-                f"{path} can't be read: {error.strerror or error}",
-                "it says where the daemon's socket is; --socket PATH says it too",
-            ) from error
-        return str(Path(directory) / SOCKET_NAME)
 
     # Output
 
@@ -123,3 +103,25 @@ class CommandContext:
     def give_table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """A table to standard output."""
         self.say(*table(columns, rows, self.width))
+
+
+def config_path(named: str | None, environ: Mapping[str, str]) -> str | None:
+    """The configuration that was named, else the usual one if it is there, else None: the defaults."""
+    named = named or environ.get(CONFIG_VARIABLE)
+    if named:
+        return named
+    return DEFAULT_CONFIG if Path(DEFAULT_CONFIG).exists() else None
+
+
+def usual_socket(path: str | None, environ: Mapping[str, str]) -> str:
+    """The socket in the spool directory: other faults of the configuration don't matter for that."""
+    hint = "it says where the daemon's socket is; --socket PATH says it too"
+    without = {name: value for name, value in environ.items() if name != CONFIG_VARIABLE}
+    try:
+        directory = spool_directory(path, without)
+    except PermissionError as error:
+        raise CommandFailed(EX_NOPERM, f"permission denied: {path}", hint) from error
+    except OSError as error:
+        problem = f"{path} can't be read: {error.strerror or error}"
+        raise CommandFailed(EX_CONFIG, problem, hint) from error
+    return str(Path(directory) / SOCKET_NAME)

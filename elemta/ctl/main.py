@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TextIO
 
 from elemta import __version__
 from elemta.ctl import (
+    completion,
     configuration,
     daemon,
     destinations,
@@ -25,8 +26,9 @@ from elemta.ctl import (
     trace,
     users,
 )
-from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext
-from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_USAGE, CommandFailed
+from elemta.ctl.client import AdminClient
+from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext, config_path, usual_socket
+from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import safe
 from elemta.runtime import ProcessRuntime
 
@@ -48,6 +50,8 @@ def main(
     runtime: ProcessRuntime | None = None,
 ) -> int:
     """Run one command line without the program's name; the exit code."""
+    if argv and argv[0] == completion.COMMAND:
+        return _complete(argv[1:], stdout, environ)
     try:
         with redirect_stdout(stdout), redirect_stderr(stderr):
             args = parser().parse_args(list(argv))
@@ -57,6 +61,17 @@ def main(
         source = stdin if stdin is not None else sys.stdin
         world = runtime or ProcessRuntime.of_system()
         return _run(args.command, CommandContext(args, source, stdout, stderr, environ, closing, world))
+
+
+def _complete(words: Sequence[str], stdout: TextIO, environ: Mapping[str, str]) -> int:
+    def client(config: str | None, socket: str | None) -> AdminClient:
+        return AdminClient(socket or usual_socket(config_path(config, environ), environ), completion.SECONDS)
+
+    for word in completion.candidates(words, parser(), client):
+        # What has to be written out can't be typed, either.
+        if safe(word) == word and " " not in word:
+            stdout.write(f"{word}\n")
+    return EX_OK
 
 
 def _run(command: Command, invocation: CommandContext) -> int:
