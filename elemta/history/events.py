@@ -136,6 +136,8 @@ class Attempted:
 
     def text(self) -> str:
         """The event as JSON: an object for each reply, with commas between them."""
+        if len(self.recorded) == 1 and self.held is None:
+            return self._reply(self.recorded, cut=False)
         groups: dict[tuple[object, ...], list[Place]] = {}
         for place in self.recorded:
             outcome = place[0]

@@ -15,9 +15,10 @@ MOST_WORDS = 1100
 
 _LONGEST_WORD = 1000
 _MOST_IDS = 8
+_DIGIT = re.compile(r"[0-9]")
+_SHORTEST_ID, _LONGEST_ID = 4, 200
 # What a next hop may call a message: letters, digits and signs between blanks, brackets or an equals sign.
-_TOKEN = re.compile(r"[^\s<>()\[\],;:=\"']{4,200}")
-_DIGIT = re.compile(r"\d")
+_BLANKS = str.maketrans("<>()[],;:=\"'", " " * 12)
 # RFC 3463 §2
 _ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 # Postfix and Elemta; Exim; Exchange; sendmail and OpenSMTPD; Haraka, Amazon, Dovecot's "… Saved".
@@ -58,10 +59,18 @@ def normal(text: str) -> str:
 
 def words_of_reply(text: str) -> list[str]:
     """The words of a next hop's reply by which it may call the message, in lower case."""
-    found = [remote] if (remote := remote_id(text).lower()) else []
-    for match in _TOKEN.finditer(text):
-        token = match[0].strip(".").lower()
-        if _DIGIT.search(token) and not _ENHANCED.fullmatch(token) and token not in found:
+    found: list[str] = []
+    before = ""
+    for part in text.lower().translate(_BLANKS).split():
+        token = part.strip(".")
+        # Nearly all ids have a digit in them; those of Postfix may have none.
+        named = before == "as" or (
+            len(token) >= _SHORTEST_ID and not token.isalpha() and _DIGIT.search(token) is not None
+        )
+        before = token
+        if not named or not 0 < len(token) <= _LONGEST_ID or token in found:
+            continue
+        if token[1:2] != "." or _ENHANCED.fullmatch(token) is None:
             found.append(token)
             if len(found) >= _MOST_IDS:
                 break
