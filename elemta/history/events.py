@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from elemta.address import Address
 from elemta.envelope import Client, Recipient
-from elemta.history.words import MOST_WORDS, normal, words_of_reply
+from elemta.history.words import MOST_WORDS, keys_of, normal, words_of_reply
 from elemta.mailbox import canonical_domain
 from elemta.message.summary import HeaderSummary, subject_text
 from elemta.outcome import Outcome, Status
@@ -241,6 +241,24 @@ class Ended:
 
 
 HistoryEvent = Accepted | Attempted | Changed | Ended
+
+HistoryEntry = tuple[int, float, bool, bool, str, tuple[int, ...]]
+"""An event as it is handed to the thread that writes: the key of its message, its time, whether that ended,
+whether it is new, JSON, and the keys of its words. The garbage collector has nothing to do with it."""
+
+
+def entry_of(event: HistoryEvent) -> HistoryEntry:
+    """What is written of an event."""
+    keys = tuple(keys_of(event.words()))
+    return event.key, event.at, event.ended, event.is_new, event.text(), keys
+
+
+def joined(one: HistoryEntry, other: HistoryEntry) -> HistoryEntry:
+    """Two events of one message as one entry."""
+    key, at, ended, new, data, keys = one
+    _, later, ends, began, text, more = other
+    data = f"{data},{text}" if data and text else data or text
+    return key, max(at, later), ended or ends, new or began, data, tuple({*keys, *more})
 
 
 def word_of(address: Address) -> str:

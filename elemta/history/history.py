@@ -1,8 +1,8 @@
 """The history of messages as the rest of Elemta sees it: what happens is noted at once, and written later.
 
-The reactor's thread only puts events in a list. A thread of the history's own writes them, about once a
-second, in one transaction. So a crash loses the last second of history. Nothing waits for it: where the disk
-fails or is behind, events are dropped, and counted.
+The reactor's thread puts what is to be written in a list. A thread of the history's own writes it, about
+once a second, in one transaction. So a crash loses the last second of history. Nothing waits for it: where
+the disk fails or is behind, events are dropped, and counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import HistoryError
-from elemta.history.events import HistoryEvent
+from elemta.history.events import HistoryEntry, HistoryEvent, entry_of
 from elemta.history.finder import FoundLives, HistoryFinder, Sought
 from elemta.history.store import HistoryStore, SpoolOutcomes
 from elemta.metrics import HistoryMetrics
@@ -29,7 +29,8 @@ TOGETHER = 500
 """Events that are written with one transaction."""
 
 MOST_WAITING = 20_000
-"""Events that wait at most; beyond that they are dropped."""
+MOST_OCTETS = 16 * 1024 * 1024
+"""Events, and octets of them, that wait at most; beyond that they are dropped."""
 
 # Between two steps of what is done little by little.
 _STEP_PAUSE = 0.02
@@ -58,7 +59,8 @@ class MessageHistory:
         self._runtime = runtime
         self._store = HistoryStore(directory, node, runtime, queue, self._drop)
         self._finder = HistoryFinder(runtime.disk)
-        self._waiting: list[HistoryEvent] = []
+        self._waiting: list[HistoryEntry] = []
+        self._octets = 0
         self._writer: OrderedWorker | None = None
         self._reader: OrderedWorker | None = None
         self._allowance: int | None = None
@@ -105,10 +107,21 @@ class MessageHistory:
         if self.keep <= 0 or self._closed:
             return
         waiting = self._waiting
-        if len(waiting) >= MOST_WAITING:
+        if len(waiting) >= MOST_WAITING or self._octets >= MOST_OCTETS:
             self._metrics.dropped.labels("backlog").inc()
             return
-        waiting.append(event)
+        try:
+            if event.is_kept:
+                entry = entry_of(event)
+                self._octets += len(entry[4])
+                waiting.append(entry)
+        except Exception:
+            _log.failure(
+                "an event can't be kept in the history",
+                event="history.internal_error",
+                queue_id=event.queue_id,
+            )
+            self._metrics.dropped.labels("fault").inc()
         if len(waiting) >= TOGETHER and not self._writing:
             self._write()
         elif self._call is None:
@@ -154,17 +167,17 @@ class MessageHistory:
         """Hand what waits to the thread."""
         if not self._waiting or self._writer is None:
             return
-        events, self._waiting = self._waiting, []
+        entries, self._waiting, self._octets = self._waiting, [], 0
         if self._call is not None:
             self._call.cancel()
             self._call = None
         self._writing += 1
-        self._writer.call(self._write_in_pieces, events).addBoth(self._written)
+        self._writer.call(self._write_in_pieces, entries).addBoth(self._written)
 
-    def _write_in_pieces(self, events: list[HistoryEvent]) -> None:
+    def _write_in_pieces(self, entries: list[HistoryEntry]) -> None:
         """In the thread."""
-        for start in range(0, len(events), TOGETHER):
-            self._store.write(events[start : start + TOGETHER])
+        for start in range(0, len(entries), TOGETHER):
+            self._store.write(entries[start : start + TOGETHER])
 
     def _written(self, result: Failure | None) -> None:
         self._writing -= 1

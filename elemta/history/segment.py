@@ -42,13 +42,9 @@ _UNENDED = """SELECT DISTINCT message FROM record WHERE message > ? AND message 
     (SELECT message FROM record WHERE ended) ORDER BY message LIMIT ?"""
 
 
-class HistoryRow(NamedTuple):
-    """A record: what happened to a message up to ``at``, as JSON objects with commas between them."""
-
-    message: int
-    at: float
-    ended: bool
-    data: str
+HistoryRow = tuple[int, float, bool, str]
+"""A record: the key of a message, the time of what happened to it last, whether it ended with that, and all
+of that as JSON objects with commas between them."""
 
 
 class FoundRow(NamedTuple):
@@ -142,21 +138,19 @@ class HistorySegment:
     def append(self, rows: Sequence[HistoryRow], keys: Sequence[Collection[int]], messages: int) -> None:
         """Write records, each with the keys of its words, at once; ``messages`` of them are new."""
         first, figures = self._next, self.figures
-        values = [
-            (number, row.message, row.at, int(row.ended), row.data) for number, row in enumerate(rows, first)
-        ]
         packed = [key << _NUMBER_BITS | number for number, each in enumerate(keys, first) for key in each]
-        newest = max([figures.newest, *(row.at for row in rows)])
+        newest = max([figures.newest, *[row[1] for row in rows]])
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 # Statements that take many rows: at each step of one, Python's lock is given up and won back.
-                for start in range(0, len(values), _CHUNK):
-                    part = values[start : start + _CHUNK]
-                    marks = ",".join(["(?,?,?,?,?)"] * len(part))
+                for start in range(0, len(rows), _CHUNK):
+                    part = rows[start : start + _CHUNK]
+                    # Numbers follow each other by themselves.
+                    marks = ",".join(["(?,?,?,?)"] * len(part))
                     connection.execute(
-                        f"INSERT INTO record VALUES {marks}",  # noqa: S608 - marks only
+                        f"INSERT INTO record (message, at, ended, data) VALUES {marks}",  # noqa: S608
                         [value for row in part for value in row],
                     )
                 connection.execute("INSERT INTO fresh SELECT value FROM json_each(?)", (str(packed),))

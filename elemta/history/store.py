@@ -16,10 +16,10 @@ from typing import Protocol
 from twisted.logger import Logger
 
 from elemta.errors import HistoryError
-from elemta.history.events import HistoryEvent
+from elemta.history.events import HistoryEntry, HistoryEvent, entry_of, joined
 from elemta.history.lives import words_of_data
 from elemta.history.retention import PARTS, Overdue, last_times, patience
-from elemta.history.segment import HistoryRow, HistorySegment, SegmentFigures
+from elemta.history.segment import HistorySegment, SegmentFigures
 from elemta.history.words import MOST_WORDS, keys_of
 from elemta.runtime import Runtime
 
@@ -60,11 +60,6 @@ class KnownSegment:
     number: int
     path: Path
     figures: SegmentFigures
-
-
-_Record = tuple[float, bool, bool, str, Sequence[str]]
-"""What is known of one message until it is written: the time of the last event, whether it ended, whether it
-is new, its events as JSON, its words."""
 
 
 class HistoryStore:
@@ -148,37 +143,25 @@ class HistoryStore:
 
     # Writing
 
-    def write(self, events: Sequence[HistoryEvent]) -> None:
+    def write(self, entries: Sequence[HistoryEntry]) -> None:
         """Write down what happened, a record for each message."""
-        if not events:
+        if not entries:
             return
         if self._full:
-            self._dropped("space", len(events))
+            self._dropped("space", len(entries))
             return
-        records: dict[int, _Record] = {}
-        for event in events:
-            try:
-                if event.is_kept:
-                    _add(records, event)
-            except Exception:
-                _log.failure(
-                    "an event can't be kept in the history",
-                    event="history.internal_error",
-                    queue_id=event.queue_id,
-                )
-                self._dropped("fault", 1)
-        if records:
-            self._append(records, len(events))
-
-    def _append(self, records: dict[int, _Record], events: int) -> None:
-        rows = [HistoryRow(key, at, ended, data) for key, (at, ended, _, data, _) in records.items()]
-        keys = [keys_of(words) for _, _, _, _, words in records.values()]
+        records: dict[int, HistoryEntry] = {}
+        for entry in entries:
+            known = records.get(entry[0])
+            records[entry[0]] = entry if known is None else joined(known, entry)
+        rows = [(key, at, ended, data) for key, at, ended, _, data, _ in records.values()]
         try:
             current = self._current or self._begin()
-            current.append(rows, keys, sum(new for _, _, new, _, _ in records.values()))
+            messages = sum([entry[3] for entry in records.values()])
+            current.append(rows, [entry[5] for entry in records.values()], messages)
         except HistoryError as error:
             self._fail(error)
-            self._dropped("disk", events)
+            self._dropped("disk", len(entries))
             return
         if self._failed:
             self._failed = False
@@ -290,7 +273,7 @@ class HistoryStore:
         assert self._missing_after is not None  # noqa: S101 - it was just looked at
         events, self._missing_after = self._queue.accepted_after(self._missing_after, _TOGETHER)
         known = self._known_in(self.segments[-2:], {event.key for event in events})
-        self.write([event for event in events if event.key not in known])
+        self.write([entry_of(event) for event in events if event.key not in known])
 
     def _known_in(self, segments: Iterable[KnownSegment], messages: Collection[int]) -> set[int]:
         known: set[int] = set()
@@ -362,8 +345,8 @@ class HistoryStore:
         if rows:
             current = self._current or self._begin()
             current.append(
-                [HistoryRow(row.message, row.at, row.ended, row.data) for row in rows],
-                [keys_of(words_of_data(row.data)[:MOST_WORDS]) for row in rows],
+                [(row.message, row.at, row.ended, row.data) for row in rows],
+                [tuple(keys_of(words_of_data(row.data)[:MOST_WORDS])) for row in rows],
                 sum('"k":"accepted"' in row.data for row in rows),
             )
         self._carried = messages[-1]
@@ -400,15 +383,3 @@ class HistoryStore:
             segment.close()
         except HistoryError as error:
             _log.error("a part of the history can't be closed", event="history.failed", reason=str(error))
-
-
-def _add(records: dict[int, _Record], event: HistoryEvent) -> None:
-    text, words = event.text(), event.words()
-    known = records.get(event.key)
-    if known is None:
-        records[event.key] = event.at, event.ended, event.is_new, text, words
-        return
-    at, ended, new, data, others = known
-    data = f"{data},{text}" if data and text else data or text
-    ended, new = ended or event.ended, new or event.is_new
-    records[event.key] = max(at, event.at), ended, new, data, [*others, *words]

@@ -308,3 +308,11 @@ async def test_what_was_queued_before_there_was_a_history_is_found(open_spool: A
     assert [each.status for each in life.recipients] == ["delivered", "pending"]
     assert [each.status for each in life.attempts] == ["delivered", "deferred"]
     assert [each.queue_id for each in (await find(spool, "4xyz1")).messages] == [queue_id]
+
+
+@ensureDeferred
+async def test_what_can_not_be_kept_does_not_keep_others_from_it(open_spool: Any) -> None:
+    spool = await open_spool(keep_history=KEEP)
+    await take(spool, verdicts=("no note",))
+    queue_id = await take(spool)
+    assert [life.queue_id for life in (await find(spool, "anna@client.test")).messages] == [queue_id]

@@ -31,7 +31,7 @@ def test_any_of_a_million_messages_is_found_in_less_than_100_ms(tmp_path: Path) 
     place = Place(tmp_path)
     for start in range(0, MESSAGES, TOGETHER):
         events = [event for key in range(start, start + TOGETHER) for event in named(key << 19, place.wall())]
-        place.store.write(events)
+        place.write(*events)
         place.clock.advance(0.25)
         place.tidy()
     assert sum(each.figures.messages for each in place.store.segments) == MESSAGES
