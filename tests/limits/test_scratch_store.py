@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from elemta.config import WhenValkeyIsDown
 from elemta.errors import StoreUnavailable
 from elemta.limits.local_fallback import LocalFallback
-from elemta.limits.memory import MemoryStore
+from elemta.limits.memory import LocalStore
 from elemta.limits.scratch_store import ScratchStore
 from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.window import Bound
@@ -34,7 +34,7 @@ DEFERS = LimitSpec("defers", (Bound.of(2, 60 * SECOND),), when_down=WhenValkeyIs
 class Alone:
     """The decisions of one of three nodes that Valkey does not answer, as a store."""
 
-    def __init__(self, local: MemoryStore) -> None:
+    def __init__(self, local: LocalStore) -> None:
         self._fallback = LocalFallback(local, lambda: 3, lambda _: None)
         self.seconds = local.seconds
         self.acquire = self._fallback.acquire
@@ -58,15 +58,15 @@ def attempt(store: Any, requests: Sequence[Request]) -> Any:
         return "unavailable"
 
 
-@pytest.mark.parametrize("kind", [MemoryStore, Alone], ids=["memory", "alone"])
+@pytest.mark.parametrize("kind", [LocalStore, Alone], ids=["memory", "alone"])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_conversation_on_a_copy_is_decided_as_it_would_be_and_the_store_is_as_it_was(
     kind: Any, seed: int
 ) -> None:
     chance, clock = Random(seed), Clock()
     clock.advance(1_000_000.123457)
-    local = MemoryStore(clock)
-    real = local if kind is MemoryStore else Alone(local)
+    local = LocalStore(clock)
+    real = local if kind is LocalStore else Alone(local)
     outcomes: dict[str, int] = {}
     for _ in range(150):
         clock.advance(chance.choice((0.0, 0.3, 1.0, 4.0, 20.0)))
@@ -98,7 +98,7 @@ def _requests(chance: Random, alone: bool) -> list[Request]:
     ]
 
 
-def _state(local: MemoryStore, clock: Clock) -> Any:
+def _state(local: LocalStore, clock: Clock) -> Any:
     now = int(clock.seconds() * SECOND)
     return {
         name: (
@@ -113,7 +113,7 @@ def _state(local: MemoryStore, clock: Clock) -> Any:
 
 def test_what_was_charged_on_a_copy_can_be_given_back_there() -> None:
     clock = Clock()
-    real = MemoryStore(clock)
+    real = LocalStore(clock)
     scratch = ScratchStore(real)
     wanted = [Request(SPECS[0], "a"), Request(SPECS[3], "a")]
     charged = scratch.acquire(wanted)
