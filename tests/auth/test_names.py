@@ -33,7 +33,7 @@ def test_a_name_that_could_break_a_line_or_a_log_is_nobody(name: str) -> None:
         canonical_name(name)
 
 
-def test_a_name_of_255_octets_is_somebody_and_one_of_256_is_nobody() -> None:
+def test_a_name_of_255_octets_is_a_user_and_one_of_256_is_none() -> None:
     assert canonical_name("a" * 255) == "a" * 255
     with pytest.raises(UnusableName):
         canonical_name("a" * 256)

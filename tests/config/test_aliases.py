@@ -133,8 +133,8 @@ def test_a_target_with_dots_is_carried_as_it_was_written(tmp_path: Path) -> None
 
 
 def test_a_tag_never_makes_a_local_part_too_long_for_other_hosts(tmp_path: Path) -> None:
-    domains = domains_of(tmp_path, "anna@d.example  somebody@other.example")
-    assert expanded(domains, f"anna+{'x' * 80}@d.example") == ["somebody@other.example"]
+    domains = domains_of(tmp_path, "anna@d.example  carol@other.example")
+    assert expanded(domains, f"anna+{'x' * 80}@d.example") == ["carol@other.example"]
 
 
 def test_without_a_delimiter_there_are_no_tags(tmp_path: Path) -> None:
@@ -248,11 +248,11 @@ def test_many_ways_to_the_same_lines_take_no_longer_than_the_file_is_long(tmp_pa
 @pytest.mark.parametrize(
     "named",
     [
-        "victim%other.example@d.example",
+        "target%other.example@d.example",
         "anna+x%other.example@d.example",
-        "anna+victim@other.example@d.example",
-        "other.example!victim@e.example",
-        "anna+@other.example:victim@d.example",
+        "anna+target@other.example@d.example",
+        "other.example!target@e.example",
+        "anna+@other.example:target@d.example",
         "anna+\uff20other.example@d.example",
     ],
 )

@@ -206,7 +206,7 @@ def test_a_directory_that_is_not_there_is_a_plain_error(tmp_path: Path) -> None:
     assert "No such file" in err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
 @pytest.mark.parametrize("command", [("add", "berta", "--password-stdin"), ("delete", "anna"), ("list",)])
 def test_who_may_not_change_or_read_the_file_gets_permission_denied(command: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as name:

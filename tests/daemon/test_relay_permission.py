@@ -77,7 +77,7 @@ def test_what_a_policy_holds_or_accepts_is_relayed_for_no_stranger_and_released_
     make_daemon: MakeDaemon, plugins: dict[str, str], policies: str
 ) -> None:
     node = make_daemon(f"[policies]\n{policies}\n", environ=plugins).start()
-    foreign, local, message = lead(node, "victim@foreign.test", "someone@example.test")
+    foreign, local, message = lead(node, "target@foreign.test", "someone@example.test")
     assert foreign == "554 5.7.1 Relay access denied"
     assert (local[:3], message[:3]) == ("250", "250")
     (held,) = json.loads(node.ctl("--json", "queue", "list").stdout)["messages"]

@@ -41,7 +41,7 @@ def test_a_start_that_fails_after_the_spool_is_open_ends_and_is_worth_another_tr
 ) -> None:
     daemon = make_daemon()
     daemon.spool.mkdir(parents=True)
-    (daemon.spool / "admin.sock").write_text("somebody's file")
+    (daemon.spool / "admin.sock").write_text("another file")
     assert daemon.launch().wait(timeout=90) == 75
     assert "there is something that is no socket" in daemon.records("daemon.start_failed")[0]["error"]
     assert not daemon.records("daemon.ready")
@@ -111,7 +111,7 @@ def test_in_the_background_a_port_that_is_taken_is_told_to_who_started_it(make_d
     background.wait_until_gone()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_privileges_are_given_up_after_the_sockets_are_bound(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon()
     nobody = 65534

@@ -188,7 +188,7 @@ def test_an_address_that_was_named_twice_has_both_its_wishes() -> None:
     assert [recipient.orcpt for recipient in found[0].recipients] == ["rfc822;b@example.net"]
 
 
-def test_of_somebody_who_is_not_pending_nothing_is_said() -> None:
+def test_of_a_recipient_that_is_not_pending_nothing_is_said() -> None:
     assert decided(message(person("bob")), [refused("eve")]) == ()
 
 

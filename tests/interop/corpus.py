@@ -164,7 +164,7 @@ _ODD_HEADS = (
     b"Subject: \t ",
     b":empty name",
     b"no colon at all",
-    b"From somebody Mon Jan  1 00:00:00 2024",
+    b"From someone Mon Jan  1 00:00:00 2024",
     b">From: quoted",
     b" begins with a fold",
     b"\tbegins with a tab\r\nSubject: x",

@@ -61,7 +61,7 @@ def test_a_domain_is_meant_with_and_without_its_at_sign() -> None:
     assert "domain:example.org" in meant("example.org")
 
 
-def test_the_null_sender_is_somebody() -> None:
+def test_the_null_sender_has_an_identity() -> None:
     assert {"sender:<>", "domain:<>"} <= set(meant("<>"))
 
 

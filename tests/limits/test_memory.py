@@ -166,15 +166,15 @@ def test_other_numbers_for_a_limit_keep_what_was_counted() -> None:
     assert not store.acquire([Request(rate("r", 50), "a")]).granted
 
 
-def test_a_flood_of_identities_does_not_reset_a_victim() -> None:
+def test_a_flood_of_identities_does_not_reset_another_client() -> None:
     clock = Clock()
     store, terms = LocalStore(clock, max_keys=100), rate("r", 3, 600)
     for _ in range(3):
-        store.acquire([Request(terms, "victim")])
+        store.acquire([Request(terms, "client")])
     for number in range(5000):
         clock.advance(0.01)
         store.acquire([Request(terms, f"flood{number}")])
-    assert not store.acquire([Request(terms, "victim")]).granted
+    assert not store.acquire([Request(terms, "client")]).granted
     assert store.size(terms) == 100
     assert store._table(terms).shared <= SHARED_COUNTERS
 

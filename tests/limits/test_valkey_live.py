@@ -156,11 +156,11 @@ async def test_on_a_cluster_a_thousand_refusals_leave_the_other_limit_as_it_was(
     full = LimitSpec("full", (Bound.of(1, 3600 * SECOND),))
     for terms, who in ((IP, "192.0.2.1"), (MANY, "sender@example.org")):
         await store.acquire([Request(terms, who, 3)])
-    assert (await store.acquire([Request(full, "somebody")])).granted
+    assert (await store.acquire([Request(full, "client-7")])).granted
     requests = [
         Request(IP, "192.0.2.1"),
         Request(MANY, "sender@example.org"),
-        Request(full, "somebody"),
+        Request(full, "client-7"),
         Request(CONNECTIONS, "192.0.2.1"),
     ]
     for _ in range(20):
@@ -171,7 +171,7 @@ async def test_on_a_cluster_a_thousand_refusals_leave_the_other_limit_as_it_was(
         keys = [
             (IP, "192.0.2.1"),
             (MANY, "sender@example.org"),
-            (full, "somebody"),
+            (full, "client-7"),
             (CONNECTIONS, "192.0.2.1"),
         ]
         return [await used(store, *key) for key in keys] == [3, 3, 1, 0]

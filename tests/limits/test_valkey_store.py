@@ -433,7 +433,7 @@ def test_what_was_not_sent_needs_no_cancellation(node: Node) -> None:
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_what_is_granted_to_somebody_who_has_gone_is_given_back(
+def test_what_is_granted_to_a_caller_that_has_gone_is_given_back(
     server: ValkeyServer, clustered: bool
 ) -> None:
     valkey = TimedValkey(server, clustered=clustered, now=START)

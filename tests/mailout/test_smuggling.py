@@ -48,7 +48,7 @@ REFUSED = {
 # By BDAT a message may hold even the end of one that is sent by DATA (RFC 3030 §3).
 BY_BDAT = {**VARIANTS, "crlf dot crlf": b"\r\n.\r\n"}
 
-SMUGGLED = b"MAIL FROM:<evil@client.test>\r\nRCPT TO:<victim@far.test>\r\nDATA\r\nSubject: evil\r\n\r\n"
+SMUGGLED = b"MAIL FROM:<evil@client.test>\r\nRCPT TO:<target@far.test>\r\nDATA\r\nSubject: evil\r\n\r\n"
 
 
 class NextHop(Protocol):
@@ -69,12 +69,12 @@ class NextHop(Protocol):
 class _Postfix:
     def __init__(self, directory: Path, *, chunking: bool) -> None:
         more = "" if chunking else "smtpd_discard_ehlo_keywords = chunking\n"
-        self._postfix = Postfix.with_mailboxes(directory, "far.test", ["box", "victim"], more=more).start()
+        self._postfix = Postfix.with_mailboxes(directory, "far.test", ["box", "target"], more=more).start()
         self.port = self._postfix.port
         self.stop = self._postfix.stop
 
     def messages(self) -> list[bytes]:
-        return self._postfix.mailbox("box") + self._postfix.mailbox("victim")
+        return self._postfix.mailbox("box") + self._postfix.mailbox("target")
 
     def ways(self) -> set[str]:
         partings = [line for line in self._postfix.log().splitlines() if " disconnect from " in line]

@@ -116,7 +116,7 @@ def test_with_every_packet_to_valkey_dropped_each_node_takes_its_share_and_nobod
         began = time.monotonic()
         with topology.valkey_cut_off():
             local = topology.wait_for_mode("local")
-            taken = send_through_doors(topology, newcomer, VISITS * 3 // 2)
+            taken = send_through_listeners(topology, newcomer, VISITS * 3 // 2)
             crowd.wait_for(scale.letters)
             ended = time.monotonic()
         back = topology.wait_for_mode("cluster")
@@ -125,7 +125,7 @@ def test_with_every_packet_to_valkey_dropped_each_node_takes_its_share_and_nobod
     silence = crowd.longest_silence(began, ended)
     # Each node takes its share of the limit, which is of the whole fleet again afterwards.
     assert taken == dict.fromkeys(NODES, SHARE)
-    again = send_through_doors(topology, after, VISITS * 3 // 2)
+    again = send_through_listeners(topology, after, VISITS * 3 // 2)
     assert sum(again.values()) == VISITS
     assert int(topology.valkey.command("ZCARD", f"{PREFIX}visits:{after}")) == VISITS
     topology.wait_until_delivered()
@@ -143,7 +143,7 @@ def test_with_every_packet_to_valkey_dropped_each_node_takes_its_share_and_nobod
     )
 
 
-def send_through_doors(topology: Topology, client: str, count: int) -> dict[str, int]:
+def send_through_listeners(topology: Topology, client: str, count: int) -> dict[str, int]:
     """Connections of this client to each node in turn; how many each has taken a message from."""
     for number in range(count):
         send_one(topology.listeners()[number % len(NODES)], new_letter(client))

@@ -47,8 +47,8 @@ name = "smtp"
 endpoint = "tcp:25:interface={address}"
 proxy_protocol_from = ["198.51.100.{balancer}", "198.51.100.{nginx}"]
 [[listener]]
-name = "door"
-endpoint = "tcp:{door}:interface={address}"
+name = "extra"
+endpoint = "tcp:{extra}:interface={address}"
 [[limit]]
 name = "visits"
 per = ["ip"]
@@ -279,7 +279,7 @@ class Topology:
                 address=address_of(NODES[name]),
                 balancer=BALANCER,
                 nginx=NGINX,
-                door=2525 + number,
+                extra=2525 + number,
                 visits=VISITS,
                 mails=MAILS,
                 domain=MAIL_DOMAIN,

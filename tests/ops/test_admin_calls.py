@@ -90,12 +90,12 @@ def test_a_program_reads_path_parameters_result_and_sentence_of_a_call() -> None
 @pytest.mark.parametrize(
     ("uri", "answer"),
     [
-        ("/v1/paint/door", {"name": "door", "colour": None, "coats": 2, "from_where": None}),
+        ("/v1/paint/fence", {"name": "fence", "colour": None, "coats": 2, "from_where": None}),
         (
-            "/v1/paint/a%20door?colour=blue&coats=9&from=above",
-            {"name": "a door", "colour": "blue", "coats": 9, "from_where": "above"},
+            "/v1/paint/a%20fence?colour=blue&coats=9&from=above",
+            {"name": "a fence", "colour": "blue", "coats": 9, "from_where": "above"},
         ),
-        ("/v1/paint/door?colour=&from=", {"name": "door", "colour": None, "coats": 2, "from_where": None}),
+        ("/v1/paint/fence?colour=&from=", {"name": "fence", "colour": None, "coats": 2, "from_where": None}),
         # A path without a parameter goes first, whatever the order of the methods.
         ("/v1/paint/all?with=brush", {"name": "all", "colour": None, "coats": 0, "from_where": "brush"}),
     ],
@@ -110,14 +110,14 @@ async def test_parameters_come_from_the_path_and_the_query_by_their_types(
 @pytest.mark.parametrize(
     ("uri", "error", "hint"),
     [
-        ("/v1/paint/door?colour=green", "unknown colour 'green'", "known: red, blue"),
-        ("/v1/paint/door?coats=10", "coats '10' is not a number from 1 to 9", ""),
-        ("/v1/paint/door?coats=", "coats '' is not a number from 1 to 9", ""),
-        ("/v1/paint/door?from=beneath", "from is missing or too long", "a place"),
+        ("/v1/paint/fence?colour=green", "unknown colour 'green'", "known: red, blue"),
+        ("/v1/paint/fence?coats=10", "coats '10' is not a number from 1 to 9", ""),
+        ("/v1/paint/fence?coats=", "coats '' is not a number from 1 to 9", ""),
+        ("/v1/paint/fence?from=beneath", "from is missing or too long", "a place"),
         ("/v1/paint/all", "with is missing or too long", "a tool"),
         ("/v1/paint/all?with=", "with is missing or too long", "a tool"),
-        ("/v1/paint/door?name=x", "unknown query parameter 'name'", "known: colour, coats, from"),
-        ("/v1/paint/door?colour", "the query is malformed", "NAME=VALUE&NAME=VALUE"),
+        ("/v1/paint/fence?name=x", "unknown query parameter 'name'", "known: colour, coats, from"),
+        ("/v1/paint/fence?colour", "the query is malformed", "NAME=VALUE&NAME=VALUE"),
     ],
 )
 @ensureDeferred
@@ -133,9 +133,9 @@ async def test_a_parameter_that_is_not_understood_is_400_with_what_it_takes(
 async def test_an_override_is_the_same_call() -> None:
     calls = CallTable(PaintingTwice())
     assert [call.path for call in calls.calls] == ["/v1/paint/{name}", "/v1/paint/all"]
-    answer = await calls.answer("GET", "/v1/paint/door")
+    answer = await calls.answer("GET", "/v1/paint/fence")
     assert isinstance(answer, dict)
-    assert answer["name"] == "twice door"
+    assert answer["name"] == "twice fence"
 
 
 def test_two_calls_with_one_path_are_refused() -> None:
@@ -166,8 +166,8 @@ def test_a_call_without_a_sentence_or_with_an_unbounded_number_is_refused(operat
     ("value", "json"),
     [
         (
-            Painted("door", Colour.RED, 1, None),
-            {"name": "door", "colour": "red", "coats": 1, "from_where": None},
+            Painted("fence", Colour.RED, 1, None),
+            {"name": "fence", "colour": "red", "coats": 1, "from_where": None},
         ),
         ((Address("anna", "example.org"), NULL), ["anna@example.org", ""]),
         ({Colour.RED: (1, 2.5), "x": True}, {"red": [1, 2.5], "x": True}),

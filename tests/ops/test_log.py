@@ -228,7 +228,7 @@ def test_a_value_is_bounded() -> None:
     assert len(record["many"]) == 100
 
 
-def test_a_secret_that_somebody_passes_by_mistake_is_not_written() -> None:
+def test_a_secret_that_is_passed_by_mistake_is_not_written() -> None:
     book = Book()
     book.logger.info("login", event="login", user="u", password=b"hunter2", secret="hunter2")
     assert "hunter2" not in book.lines[0]

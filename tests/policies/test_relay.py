@@ -56,41 +56,41 @@ def test_a_domain_that_only_looks_local_is_foreign(domain):
 @pytest.mark.parametrize(
     "path",
     [
-        "victim%example.org@example.com",
-        "example.org!victim@example.com",
-        "a!b!victim@example.com",
-        "victim%example.org%example.net@example.com",
-        '"victim@example.org"@example.com',
-        r'"victim\@example.org"@example.com',
-        '"@example.org:victim@example.net"@example.com',
-        '"example.org::victim"@example.com',
-        "victim\uff05example.org@example.com",
-        "victim\uff20example.org@example.com",
+        "target%example.org@example.com",
+        "example.org!target@example.com",
+        "a!b!target@example.com",
+        "target%example.org%example.net@example.com",
+        '"target@example.org"@example.com',
+        r'"target\@example.org"@example.com',
+        '"@example.org:target@example.net"@example.com',
+        '"example.org::target"@example.com',
+        "target\uff05example.org@example.com",
+        "target\uff20example.org@example.com",
         "postmaster%example.org@example.com",
-        "@relay.example.net:victim%example.org@example.com",
+        "@relay.example.net:target%example.org@example.com",
     ],
 )
 def test_a_local_part_that_names_a_next_hop_is_relaying(path):
     assert rcpt(rehearse(), path) == DENIED
     assert rcpt(rehearse(mailboxes=["@example.com"]), path) == DENIED
-    assert rcpt(rehearse(mailboxes=["victim@example.com"]), path) == DENIED
+    assert rcpt(rehearse(mailboxes=["target@example.com"]), path) == DENIED
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "@example.com:victim@example.org",
-        "@example.com,@example.net:victim@example.org",
-        "victim@example.org.",
-        "victim@[127.0.0.1]",
-        "victim@[192.0.2.1]",
-        "victim@[IPv6:::1]",
-        "victim@[IPv6:::ffff:127.0.0.1]",
-        '"victim"@example.org',
+        "@example.com:target@example.org",
+        "@example.com,@example.net:target@example.org",
+        "target@example.org.",
+        "target@[127.0.0.1]",
+        "target@[192.0.2.1]",
+        "target@[IPv6:::1]",
+        "target@[IPv6:::ffff:127.0.0.1]",
+        '"target"@example.org',
         '""@example.org'.replace('""', '" "'),
-        "victim%example.com@example.org",
-        '"victim@example.com"@example.org',
-        "example.com!victim@example.org",
+        "target%example.com@example.org",
+        '"target@example.com"@example.org',
+        "example.com!target@example.org",
     ],
 )
 def test_no_form_of_a_foreign_address_is_taken_for_local(path):
@@ -135,7 +135,7 @@ def test_postmaster_exists_whether_listed_or_not():
 @pytest.mark.parametrize("listener", ["mx", "submission"])
 def test_a_user_may_send_anywhere_on_any_listener(listener):
     tester = rehearse(user="alice", listener=listener)
-    for path in ("someone@example.org", "victim@[192.0.2.9]", "a%b@example.org", "a%b@example.com"):
+    for path in ("someone@example.org", "target@[192.0.2.9]", "a%b@example.org", "a%b@example.com"):
         assert rcpt(tester, path) == CONTINUE
 
 

@@ -248,9 +248,9 @@ def test_chaos_costs_its_own_session_its_own_verdict_and_no_other_anything(
         LoadedPolicy("last", Last(last), PolicyCommon()),
     ]
     stage.chain = PolicyChain(loaded, stage.clock, stage.counted, relay=LOCAL)
-    victim, honest = Client(stage.chain, ip="198.51.100.1"), Client(stage.chain, ip="203.0.113.1")
+    affected, honest = Client(stage.chain, ip="198.51.100.1"), Client(stage.chain, ip="203.0.113.1")
     answers: list[Any] = []
-    asked = ask(victim, stage_name)
+    asked = ask(affected, stage_name)
     for _ in range(20):
         # At once, whatever the other waits for.
         decision = ask(honest, stage_name)
@@ -263,9 +263,9 @@ def test_chaos_costs_its_own_session_its_own_verdict_and_no_other_anything(
     reply = reply_of(asked.verdict)
     assert reply is not None
     assert reply.code // 100 == (5 if what is edits_nonsense and asked.verdict == last else 4)
-    victim.talk.login_ended("anna", LoginOutcome.BAD)
-    victim.talk.refused(victim.transaction)
-    victim.talk.disconnected()
+    affected.talk.login_ended("anna", LoginOutcome.BAD)
+    affected.talk.refused(affected.transaction)
+    affected.talk.disconnected()
     assert ask(honest, stage_name).verdict == last
     honest.talk.committed(honest.transaction)
     honest.talk.disconnected()
@@ -302,7 +302,7 @@ def envelope(sender: str) -> Envelope:
     return Envelope("Q1", Address(sender, "example.org"), (RECIPIENT,), 1.0, 1000, client=client)
 
 
-VICTIM, HONEST = envelope("victim"), envelope("honest")
+AFFECTED, HONEST = envelope("affected"), envelope("honest")
 
 
 @implementer(IDeliveryPolicy, IDeliveryObserver, ISigner)
@@ -313,10 +313,10 @@ class ChaosOut:
         self.what = what
 
     def route(self, envelope: Any, recipient: Any) -> Any:
-        return self.what(envelope) if envelope is VICTIM else CONTINUE
+        return self.what(envelope) if envelope is AFFECTED else CONTINUE
 
     def sign(self, envelope: Any, message: Any) -> Any:
-        return self.what(message) if envelope is VICTIM else None
+        return self.what(message) if envelope is AFFECTED else None
 
     def attempted(self, outcome: Any) -> Any:
         return self.what(outcome)
@@ -367,17 +367,17 @@ def test_chaos_on_the_way_out_costs_no_other_mail_its_route_and_no_observer_its_
     ]
     hooks = PolicyChain(loaded, stage.clock, stage.counted, relay=LOCAL).delivery_hooks
     routed, signed = (
-        Answers(hooks.route(VICTIM, RECIPIENT)),
-        Answers(maybeDeferred(hooks.sign, VICTIM, content())),
+        Answers(hooks.route(AFFECTED, RECIPIENT)),
+        Answers(maybeDeferred(hooks.sign, AFFECTED, content())),
     )
     for _ in range(20):
         decision = hooks.route(HONEST, RECIPIENT)
         assert not isinstance(decision, Deferred)
         assert decision.verdict == RouteTo("smtp://relay.example.net:25")
     assert hooks.sign(HONEST, content()) == b"X-Signed: yes\r\n"
-    hooks.attempted(OUTCOME, VICTIM)
-    waiting = hooks.recording(VICTIM, RECIPIENT, OUTCOME)
-    hooks.ended(VICTIM, RECIPIENT, OUTCOME)
+    hooks.attempted(OUTCOME, AFFECTED)
+    waiting = hooks.recording(AFFECTED, RECIPIENT, OUTCOME)
+    hooks.ended(AFFECTED, RECIPIENT, OUTCOME)
     assert good.heard == ["attempted", "recording", "ended"]
     stage.clock.advance(5.0)
     # The record waits for the timeout, and no longer.

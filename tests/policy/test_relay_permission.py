@@ -138,11 +138,11 @@ chains = st.permutations(["a", "b", "c", "srs", None]).flatmap(
 addresses = st.sampled_from(
     [
         Address("someone", "example.com"),
-        Address("victim", "example.org"),
-        Address("victim%example.org", "example.com"),
-        Address("victim\uff20example.org", "example.com"),
-        Address("victim", "sub.example.com"),
-        Address("victim", "[127.0.0.1]"),
+        Address("target", "example.org"),
+        Address("target%example.org", "example.com"),
+        Address("target\uff20example.org", "example.com"),
+        Address("target", "sub.example.com"),
+        Address("target", "[127.0.0.1]"),
     ]
 )
 
@@ -275,7 +275,7 @@ def test_an_acceptance_settles_a_recipient_that_is_not_relayed_to() -> None:
 def test_a_recipient_that_a_policy_quarantined_and_nobody_may_relay_to_is_on_no_message() -> None:
     quarantine = (verdict_at_rcpt("quarantine"), PolicyCommon())
     session = Conversed(["a", None], [quarantine, (None, PolicyCommon())], {"relay"})
-    session.lead([Address("victim", "example.org"), Address("someone", "example.com")])
+    session.lead([Address("target", "example.org"), Address("someone", "example.com")])
     assert [str(recipient) for recipient in session.transaction.recipients] == ["someone@example.com"]
     assert session.talk.hold_reason(session.transaction) == "odd"
 
@@ -331,7 +331,7 @@ def _add(
     [
         ("archive@example.com", {}, True),
         ("archive@example.org", {}, False),
-        ("victim%example.org@example.com", {}, False),
+        ("target%example.org@example.com", {}, False),
         (Recipient(Address("archive", "example.org")), {}, False),
         ("archive@[127.0.0.1]", {}, False),
         ("archive@example.org", {"user": "anna"}, True),

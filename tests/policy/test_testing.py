@@ -95,7 +95,7 @@ def test_a_policy_is_asked_as_the_daemon_asks_it():
     tester = PolicyTester(EverythingPlugin(), user="alice", client_ip="2001:db8::1")
     assert tester.session.user == "alice"
     assert str(tester.session.client_ip) == "2001:db8::1"
-    assert tester.helo("somebody") == CONTINUE
+    assert tester.helo("client") == CONTINUE
     assert tester.mail("", MailParameters(size=7)) == CONTINUE
     assert not tester.transaction.sender
     assert tester.transaction.size == 7

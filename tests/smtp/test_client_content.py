@@ -72,7 +72,7 @@ def test_byte_by_byte_is_the_same_as_whole(message: bytes) -> None:
     ],
 )  # fmt: skip
 def test_no_variant_of_the_end_of_data_leaves_as_one(variant: bytes) -> None:
-    message = b"one" + variant + b"MAIL FROM:<evil@example.org>\r\nRCPT TO:<victim@example.org>\r\nDATA\r\n"
+    message = b"one" + variant + b"MAIL FROM:<evil@example.org>\r\nRCPT TO:<target@example.org>\r\nDATA\r\n"
     for chunks in ([message], [message[i : i + 1] for i in range(len(message))]):
         wire = encoded(chunks)
         assert strictly_received(wire) == (canonical(message), b"")

@@ -40,7 +40,7 @@ LONE_DOTS = [
     (r"a\rb", r"\n.\r"),
     (r"\x00", r"\n.\n"),
 ]
-SMUGGLED = r"MAIL FROM:<evil@b.test>\r\nRCPT TO:<victim@home.test>\r\nDATA\r\n"
+SMUGGLED = r"MAIL FROM:<evil@b.test>\r\nRCPT TO:<target@home.test>\r\nDATA\r\n"
 
 
 @pytest.mark.parametrize("strict", [False, True])

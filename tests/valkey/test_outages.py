@@ -88,7 +88,7 @@ async def test_a_full_memory_is_told_apart_and_ends_by_itself(connect: Any) -> N
 
 
 @ensureDeferred
-async def test_a_script_of_somebody_that_does_not_end_is_told_apart(connect: Any) -> None:
+async def test_a_foreign_script_that_does_not_end_is_told_apart(connect: Any) -> None:
     with ValkeyServer(busy_reply_threshold=20) as server:
         valkey = await connect(server.url)
         spinning = server.talk()

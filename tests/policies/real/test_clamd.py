@@ -104,10 +104,10 @@ def attachment(content: bytes) -> bytes:
     ids=["in the text", "in an attachment", "an attachment by its hash", "behind many blocks"],
 )  # fmt: skip
 def test_clamd_finds_a_virus_and_the_message_is_refused(daemon: Daemon, content: bytes, virus: str) -> None:
-    code, text = send(daemon, content, "victim")
+    code, text = send(daemon, content, "target")
     assert (code, text[:5]) == (554, "5.7.1")
     assert virus in text
-    assert daemon.mailbox("victim") == []
+    assert daemon.mailbox("target") == []
 
 
 def test_a_clean_message_passes_as_it_is(daemon: Daemon) -> None:
