@@ -12,6 +12,7 @@ from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType
 
 MAX_VOID_LOOKUPS = 2  # RFC 7208 §4.6.4
 MAX_RESULT_TEXT = 250
+MAX_RECORD = 8 * 1024  # characters; RFC 7208 §3.4 wants 450, and each evaluation reads all records again
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,14 @@ class _SpfQuery(spf.query):  # type: ignore[misc]
             self.void_lookups += 1
             if self.void_lookups > MAX_VOID_LOOKUPS:
                 raise spf.PermError(f"Void lookup limit of {MAX_VOID_LOOKUPS} exceeded")
+        if qtype == "TXT" and any(_is_too_long(value) for value in fact.values):
+            raise spf.PermError("an SPF record is too long")
         return [_as_pyspf(value, qtype) for value in fact.values]
+
+
+def _is_too_long(value: object) -> bool:
+    text = cast(str, value)
+    return len(text) > MAX_RECORD and text[:6].lower() == "v=spf1"
 
 
 def _as_pyspf(value: object, qtype: str) -> object:

@@ -13,7 +13,7 @@ import pytest
 
 from elemta.policies.mail_auth import MailAuthPlugin
 from elemta.policies.mail_auth.field import claims
-from elemta.policy import CONTINUE, DKIMResult, DMARCResult, Reject
+from elemta.policy import CONTINUE, DKIMResult, DMARCResult, Reject, SPFResult
 from elemta.policy.testing import PolicyTester, Zone
 
 SECONDS = 20.0
@@ -49,8 +49,8 @@ def chain(sets: int, padding: int = 0) -> bytes:
     return b"".join(arc_set(number, padding) for number in range(sets, 0, -1))
 
 
-def ask(content: bytes):
-    asked = PolicyTester(MailAuthPlugin(), {"timeout": "60s"}, resolver=ZONE)
+def ask(content: bytes, zone: Zone = ZONE):
+    asked = PolicyTester(MailAuthPlugin(), {"timeout": "60s"}, resolver=zone)
     asked.helo("x.test")
     asked.mail("a@x.test")
     asked.rcpt("b@example.com")
@@ -139,3 +139,30 @@ def test_only_ten_signatures_are_looked_at():
 )
 def test_a_field_that_claims_our_name_or_can_not_be_read_is_ours(value: str, ours: bool):
     assert claims(value, "mx.example.com") is ours
+
+
+MECHANISMS = "ip4:10.0.0.1 "
+RECORDS = {
+    "long": "v=spf1 " + MECHANISMS * 4900 + "-all",
+    "terms": "v=spf1 " + "zzz=1 " * 10_000 + "-all",
+    "itself": "v=spf1 include:x.test -all",
+    "redirected": "v=spf1 redirect=x.test",
+    "void": "v=spf1 a:1.x.test a:2.x.test a:3.x.test -all",
+    "lookups": "v=spf1 " + " ".join(f"a:{number}.known.test" for number in range(11)) + " -all",
+}
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=list(RECORDS))
+def test_an_spf_record_that_is_made_to_cost_time_is_an_error(record: str):
+    addresses = {f"{number}.known.test": ["10.0.0.1"] for number in range(11)}
+    zone = Zone(texts_of={"x.test": [record]}, addresses_of=addresses)
+    asked, _ = ask(FROM + BODY, zone)
+    assert asked.transaction.results.get(SPFResult).result == "permerror"
+
+
+def test_many_spf_records_as_long_as_may_be_are_read_soon():
+    long = "v=spf1 " + MECHANISMS * 620
+    includes = " ".join(f"include:{number}.x.test" for number in range(9))
+    texts = {f"{number}.x.test": [f"{long}?all"] for number in range(9)}
+    asked, _ = ask(FROM + BODY, Zone(texts_of={**texts, "x.test": [f"v=spf1 {includes} -all"]}))
+    assert asked.transaction.results.get(SPFResult).result == "fail"
