@@ -23,7 +23,7 @@ from elemta.delivery.routes import HoldRoute
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.errors import SpoolFull
 from elemta.runtime import Runtime
-from elemta.spool import HoldCause, Spool, SpoolSettings, Submission
+from elemta.spool import HoldCause, MessageState, Spool, SpoolSettings, Submission
 from tests.support.post import Hop, Post, reactor, recipient
 
 EXPIRE = 100_000.0
@@ -186,7 +186,7 @@ async def test_a_notice_that_fails_is_held_and_gone_after_its_time(post: Post) -
     queue_id = await post.send("bob@example.com")
     await post.idle()
     (line,) = await post.spool.list()
-    assert (line.queue_id, line.state.value) == (queue_id, "hold")
+    assert (line.queue_id, line.state) == (queue_id, MessageState.UNDELIVERABLE)
     while await post.spool.list():
         await deferLater(reactor, 0.05)
     assert len(hop.heard) == 3 or len(hop.heard) == 4

@@ -52,7 +52,12 @@ def simulate(request: pytest.FixtureRequest) -> Callable[..., Simulation]:
 
 @pytest.mark.parametrize(
     ("minutes", "kind"),
-    [(25, kind) for kind in OUTAGES] + [(90, "unreachable"), (300, "unreachable"), (300, "silent")],
+    [
+        *((25, kind) for kind in OUTAGES),
+        (90, "unreachable"),
+        pytest.param(300, "unreachable", marks=pytest.mark.campaign),
+        pytest.param(300, "silent", marks=pytest.mark.campaign),
+    ],
 )
 def test_after_an_outage_each_destination_gets_mail_a_minute_after_the_first_one(
     simulate: Callable[..., Simulation], minutes: int, kind: str
