@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 
+from elemta.delivery.notices import return_to_sender
 from elemta.errors import UnknownPlace
 from elemta.history.events import VerdictNote
+from elemta.message.notice import NoticeSettings
 from elemta.outcome import Status
 from elemta.spool import HoldCause, Spool
 from elemta.spool.message_search import MessageSearch
-from tests.history.lives import HEAD, KEEP, find, outcome, settle, submission, take
+from tests.history.lives import AT, HEAD, KEEP, find, outcome, settle, submission, take
 from tests.support.waiting import pause
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
@@ -316,3 +318,17 @@ async def test_what_can_not_be_kept_does_not_keep_others_from_it(open_spool: Any
     await take(spool, verdicts=("no note",))
     queue_id = await take(spool)
     assert [life.queue_id for life in (await find(spool, "anna@client.test")).messages] == [queue_id]
+
+
+@ensureDeferred
+async def test_a_bounced_message_and_the_notice_about_it_are_found(open_spool: Any) -> None:
+    spool = await open_spool(keep_history=KEEP)
+    queue_id = await take(spool)
+    await return_to_sender(spool, queue_id, NoticeSettings("mx1.example.test"), lambda: AT + 60)
+    (life,) = (await find(spool, queue_id)).messages
+    assert (life.state, life.recipients[0].status) == ("ended", "bounced")
+    notice, first = (await find(spool, "anna@client.test")).messages
+    assert first.queue_id == queue_id
+    assert (notice.sender, notice.state, notice.client.listener) == ("", "active", "bounce")
+    assert notice.subject
+    assert [each.queue_id for each in (await find(spool, notice.message_id)).messages] == [notice.queue_id]
