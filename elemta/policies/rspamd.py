@@ -35,6 +35,7 @@ from elemta.policy import (
 )
 
 MAX_FIELDS = 100  # header changes of one answer that are heeded
+MAX_ANSWER = 1024 * 1024  # octets: it is parsed in the reactor's thread
 MAX_TEXT = 200
 GREYLIST_DELAY = 300.0  # seconds, as in rspamd's own module
 GREYLIST_MEMORY = 86_400.0
@@ -75,7 +76,11 @@ class RspamdPolicy:
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
         answer = await self._services.http.request(
-            "POST", self._url, headers=self._headers(session, transaction), body=message.open()
+            "POST",
+            self._url,
+            headers=self._headers(session, transaction),
+            body=message.open(),
+            limit=MAX_ANSWER,
         )
         if answer.status != 200:
             raise BackendError(f"rspamd answered with status {answer.status}")

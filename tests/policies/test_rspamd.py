@@ -161,3 +161,9 @@ def test_changes_beyond_all_measure_are_bounded():
     asked = policy({"action": "no action", "milter": {"add_headers": fields}})
     assert asked.message(MESSAGE) == CONTINUE
     assert asked.edited_message.count(b"\r\nX-") <= 103
+
+
+def test_an_answer_beyond_all_measure_is_a_failure_of_the_policy():
+    said = b'{"action": "no action", "x": "' + b"x" * 1024 * 1024 + b'"}'
+    with pytest.raises(BackendError, match="more than"):
+        policy(said).message(MESSAGE)
