@@ -27,6 +27,8 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 MAX_COUNT = 1000
 """The most that one answer lists."""
 
+# Of 2**64; more is no number here.
+_MOST_DIGITS = 20
 _ANY = r"(?s:.+)"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -98,7 +100,8 @@ class Count:
         return {"type": "integer", "minimum": self.least, "maximum": self.most}
 
     def parse(self, name: str, text: str) -> int:
-        if not (text.isascii() and text.isdigit() and self.least <= int(text[:9]) <= self.most):
+        plain = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+        if not (plain and self.least <= int(text) <= self.most):
             problem = f"{name} {text[:16]!r} is not a number from {self.least} to {self.most}"
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem)
         return int(text)
@@ -171,7 +174,9 @@ def value_in_body(kind: ParameterKind, name: str, given: Json) -> object:
     if wanted == "boolean" and isinstance(given, bool):
         return given
     if wanted in ("integer", "number") and isinstance(given, int | float) and not isinstance(given, bool):
-        return kind.parse(name, str(given))
+        # In JSON 2.0 is an integer.
+        whole = isinstance(given, float) and given.is_integer()
+        return kind.parse(name, str(int(given) if whole else given))
     if wanted == "string" and isinstance(given, str):
         return kind.parse(name, given)
     article = "an" if wanted[0] in "ai" else "a"

@@ -70,6 +70,7 @@ async def post(body: object, *, uri: str = "/v1/parcels/x", content_type: str = 
     ("body", "query", "answer"),
     [
         ({"weight": 2}, "", {"weight": 2, "stamps": [], "fragile": False}),
+        ({"weight": 2.0}, "", {"weight": 2, "stamps": [], "fragile": False}),
         (
             {"weight": 2, "stamps": ["red", "blue"], "fragile": True},
             "",
@@ -99,6 +100,8 @@ async def test_parameters_come_from_the_body_by_their_types(
         ({"weight": True}, 400, "weight is not an integer"),
         ({"weight": 2.5}, 400, "weight '2.5' is not a number from 1 to 9"),
         ({"weight": 10}, 400, "weight '10' is not a number from 1 to 9"),
+        ({"weight": 5_000_000_000}, 400, "weight '5000000000' is not a number from 1 to 9"),
+        ({"weight": 10**30}, 400, "weight '1000000000000000' is not a number from 1 to 9"),
         ({"weight": [2]}, 400, "weight is not an integer"),
         ({"weight": 2, "fragile": "true"}, 400, "fragile is not a boolean"),
         ({"weight": 2, "stamps": "red"}, 400, "stamps is not an array"),
@@ -194,3 +197,11 @@ async def test_each_change_and_each_refusal_of_one_is_audited() -> None:
         },
         {"event": "audit.change_refused", **anna, "action": "parcels", "target": "nowhere", "status": 404},
     ]
+
+
+@pytest.mark.parametrize("text", ["9007199254740993", "9" * 21, "0" * 30, "-1", "1.0", "", "٣"])
+def test_a_number_beyond_its_bound_is_refused_however_long_it_is(text: str) -> None:
+    count = Count(0, 2**53)
+    assert count.parse("size", "9007199254740992") == 2**53
+    with pytest.raises(AdminRefusal):
+        count.parse("size", text)
