@@ -64,6 +64,7 @@ class MessageHistory:
         self._writer: OrderedWorker | None = None
         self._reader: OrderedWorker | None = None
         self._allowance: int | None = None
+        self._spared = 0
         self._call: IDelayedCall | None = None
         self._step_call: IDelayedCall | None = None
         self._writing = 0
@@ -127,9 +128,12 @@ class MessageHistory:
         elif self._call is None:
             self._call = self._reactor.callLater(INTERVAL, self._is_time)
 
-    def tidy(self, allowance: int | None) -> None:
-        """Do what is due; ``allowance`` is the space that the history may take, None where unknown."""
-        self._allowance = allowance
+    def tidy(self, allowance: int | None, spared: int = 0) -> None:
+        """Do what is due; ``allowance`` is the space that the history may take, None where unknown.
+
+        What is there stays up to ``spared`` octets.
+        """
+        self._allowance, self._spared = allowance, spared
         if not self._stepping and not self._closed:
             self._step()
 
@@ -191,7 +195,7 @@ class MessageHistory:
         if self._writer is None:
             return
         self._stepping = True
-        self._writer.call(self._store.step, self.keep, self._allowance).addBoth(self._stepped)
+        self._writer.call(self._store.step, self.keep, self._allowance, self._spared).addBoth(self._stepped)
 
     def _stepped(self, more: bool | Failure) -> None:
         self._stepping = False

@@ -205,14 +205,14 @@ class HistoryStore:
 
     # Tidiness
 
-    def step(self, keep: float, allowance: int | None) -> bool:
+    def step(self, keep: float, allowance: int | None, spared: int = 0) -> bool:
         """Do a little of what there is to do; whether there is more.
 
         ``keep`` is how many seconds history is kept, ``allowance`` the octets that it may take (None:
-        unknown).
+        unknown). What is there stays up to ``spared`` octets, though nothing is added where less is allowed.
         """
         try:
-            return self._step(keep, allowance)
+            return self._step(keep, allowance, spared)
         except HistoryError as error:
             self._fail(error)
         except OSError as error:
@@ -221,11 +221,11 @@ class HistoryStore:
             _log.failure("the history could not be tidied", event="history.internal_error", queue_id=None)
         return False
 
-    def _step(self, keep: float, allowance: int | None) -> bool:
+    def _step(self, keep: float, allowance: int | None, spared: int) -> bool:
         if keep <= 0:
             return self._erase()
         self._measure()
-        if self._keep_allowance(allowance):
+        if self._keep_allowance(allowance, spared):
             return True
         if self._missing_after is not None:
             self._look_for_missing()
@@ -251,11 +251,11 @@ class HistoryStore:
             )
             current.figures.octets = octets
 
-    def _keep_allowance(self, allowance: int | None) -> bool:
+    def _keep_allowance(self, allowance: int | None, spared: int) -> bool:
         """Let the oldest go where all take too much of the disk; whether one went."""
         self._full = allowance is not None and allowance < _LEAST_ALLOWANCE
         taken = sum(each.figures.octets for each in self.segments)
-        if allowance is None or taken <= allowance or not self.segments:
+        if allowance is None or taken <= max(allowance, spared) or not self.segments:
             return False
         oldest = self.segments[0]
         _log.warn(
@@ -301,7 +301,7 @@ class HistoryStore:
         age = abs(self._wall() - figures.opened_at)
         current = self._current or self._begin()
         large = current.records >= MOST_RECORDS or (
-            allowance is not None and figures.octets > allowance // PARTS
+            allowance is not None and figures.octets > max(allowance, _LEAST_ALLOWANCE) // PARTS
         )
         if current.records and (large or age >= keep / PARTS):
             self._end_current()

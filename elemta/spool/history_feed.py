@@ -31,6 +31,7 @@ _log = Logger()
 
 # The part of the disk that the history may take, as 1 in so many.
 _SHARE = 10
+_SPARED = 64 * 1024 * 1024
 _QUEUED = """SELECT m.id, m.queue_id, m.received_at, m.size, m.in_file, m.envelope, m.hold_reason, b.header,
     substr(b.content, 1, ?) FROM message m LEFT JOIN body b ON b.id = m.id
     WHERE m.id > ? ORDER BY m.id LIMIT ?"""
@@ -54,6 +55,11 @@ def history_of(
         queue=QueueForHistory(places, runtime.disk),
         metrics=metrics or HistoryMetrics(),
     )
+
+
+def spared(space: FreeSpace) -> int:
+    """The history that stays though the disk is full: so little that to remove it would help no mail."""
+    return 0 if space.total is None else min(_SPARED, space.total // 100)
 
 
 def allowance(history: MessageHistory, space: FreeSpace, minimum_free: int) -> int | None:

@@ -23,7 +23,7 @@ from elemta.spool.bodies import Bodies
 from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows
 from elemta.spool.group_commit import GroupCommit, PendingOperation
-from elemta.spool.history_feed import allowance, feed, history_of, keep_discarded
+from elemta.spool.history_feed import allowance, feed, history_of, keep_discarded, spared
 from elemta.spool.holds import Holds
 from elemta.spool.intake import Intake, payment
 from elemta.spool.leftovers import Leftovers
@@ -462,7 +462,8 @@ class Spool(QueueLookups, Intake):
         """Let what may take only its share of the disk know how that is now."""
         self._holds.look(space)
         if self.history is not None:
-            self.history.tidy(allowance(self.history, space, self.settings.minimum_free))
+            may = allowance(self.history, space, self.settings.minimum_free)
+            self.history.tidy(may, spared(space))
 
     def _refresh_failed(self, failure: Failure) -> None:
         _log.error(

@@ -62,6 +62,7 @@ class Place:
         self.directory = directory / "history"
         self.runtime = simulated_runtime(self.clock, wall=self.wall, disk=disk)
         self.allowance: int | None = None
+        self.spared = 0
         self.store = self.opened()
 
     def wall(self) -> float:
@@ -77,7 +78,7 @@ class Place:
         self.dropped[reason] += events
 
     def tidy(self, keep: float = KEEP) -> None:
-        while self.store.step(keep, self.allowance):
+        while self.store.step(keep, self.allowance, self.spared):
             pass
 
     def days(self, days: float) -> None:
@@ -244,6 +245,18 @@ def test_history_keeps_to_its_share_of_the_disk(place: Place) -> None:
     place.tidy()
     place.accept(30_000)
     assert not list(place.directory.iterdir())
+
+
+def test_a_little_history_outlives_a_disk_that_others_fill(place: Place) -> None:
+    place.accept(1)
+    place.allowance, place.spared = 0, 1024 * 1024
+    place.tidy()
+    place.accept(2)
+    assert place.dropped == {"space": 1}
+    place.allowance = None
+    place.tidy()
+    place.accept(3)
+    assert (place.known(1) is not None, place.known(2), place.known(3) is not None) == (True, None, True)
 
 
 def test_zero_removes_what_is_there(place: Place) -> None:
