@@ -901,6 +901,27 @@ async def test_who_is_limited_is_shown_with_how_full_and_until_when(daemon: Daem
 
 
 @ensureDeferred
+async def test_the_board_of_limits_is_shown_until_it_is_interrupted(daemon: Daemon, monkeypatch) -> None:
+    slept: list[float] = []
+
+    def sleep(_: object, seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("elemta.runtime.ProcessRuntime.sleep", sleep)
+    daemon.overseen.connect("192.0.2.1", 2)
+    code, out, _ = await daemon.ctl("limits", "top", "ip", "--watch", terminal=True)
+    assert (code, slept) == (130, [2.0] * 3)
+    assert out.count("192.0.2.1") == 3
+    assert out.startswith("\x1b[H")
+    slept.clear()
+    _, out, _ = await daemon.ctl("--json", "limits", "top", "--watch")
+    assert "\x1b" not in out
+    assert out.count('"counted_in"') == 3
+
+
+@ensureDeferred
 async def test_while_valkey_is_away_who_looks_is_told_whose_count_it_is(daemon: Daemon) -> None:
     daemon.overseen.mode = "local"
     daemon.overseen.connect("192.0.2.1", 2)
