@@ -127,6 +127,8 @@ def test_no_event_is_lost_by_kill_9(daemon: Daemon, receiver: HookReceiver):
             thread.join()
     receiver.status = lambda: 200
     daemon.start()
+    # What the last run may not have written is made anew from the queue.
+    daemon.wait_for("webhook.events_derived")
 
     def missing(kind: str) -> set[str]:
         return set(accepted) - {event["queue_id"] for event in receiver.of_type(kind)}
