@@ -30,7 +30,7 @@ def candidates(words: Sequence[str], top: argparse.ArgumentParser, client: Conne
     ``client`` gives the daemon by the values of ``--config`` and ``--socket``.
     """
     *before, last = words or [""]
-    place = _Place(top)
+    place = _WordPlace(top)
     for word in before:
         place.take(word)
     known = list(place.words())
@@ -42,7 +42,7 @@ def candidates(words: Sequence[str], top: argparse.ArgumentParser, client: Conne
     return [word for word in dict.fromkeys(known) if word.startswith(last) and word]
 
 
-class _Place:
+class _WordPlace:
     """Where a command line has come to."""
 
     def __init__(self, top: argparse.ArgumentParser) -> None:
