@@ -19,8 +19,8 @@ HELD = 150.0
 ROUND = 5.0
 LEASE = 35.0
 SESSIONS = 3
-#: Of a busy machine. With a Valkey that hangs a check takes 50 ms.
-GREETING = 2.5
+#: The best of a few, for a busy machine. With a Valkey that hangs a check takes 50 ms, and a fault stays.
+GREETING, GREETINGS = 2.5, 4
 
 
 class Stepped:
@@ -67,10 +67,13 @@ class Stepped:
         return sum(self._valkey.command("ZCARD", key) for key in keys)
 
     def look(self, *, valkey_answers: bool) -> None:
-        began = time.monotonic()
-        with Wire(self.daemon.socket(timeout=30)) as one_more:
-            assert one_more.reply().startswith("220")
-            assert time.monotonic() - began < GREETING
+        took = []
+        while not took or (took[-1] >= GREETING and len(took) < GREETINGS):
+            began = time.monotonic()
+            with Wire(self.daemon.socket(timeout=30)) as one_more:
+                assert one_more.reply().startswith("220")
+                took.append(time.monotonic() - began)
+        assert min(took) < GREETING, took
         for session in self.sessions:
             assert session.command("NOOP").startswith("250")
         if valkey_answers:
