@@ -249,8 +249,7 @@ whether it is new, JSON, and the keys of its words. The garbage collector has no
 
 def entry_of(event: HistoryEvent) -> HistoryEntry:
     """What is written of an event."""
-    keys = tuple(keys_of(event.words()))
-    return event.key, event.at, event.ended, event.is_new, event.text(), keys
+    return event.key, event.at, event.ended, event.is_new, event.text(), keys_of(event.words())
 
 
 def joined(one: HistoryEntry, other: HistoryEntry) -> HistoryEntry:
@@ -258,7 +257,7 @@ def joined(one: HistoryEntry, other: HistoryEntry) -> HistoryEntry:
     key, at, ended, new, data, keys = one
     _, later, ends, began, text, more = other
     data = f"{data},{text}" if data and text else data or text
-    return key, max(at, later), ended or ends, new or began, data, tuple({*keys, *more})
+    return key, max(at, later), ended or ends, new or began, data, tuple(dict.fromkeys((*keys, *more)))
 
 
 def word_of(address: Address) -> str:

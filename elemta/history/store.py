@@ -346,7 +346,7 @@ class HistoryStore:
             current = self._current or self._begin()
             current.append(
                 [(row.message, row.at, row.ended, row.data) for row in rows],
-                [tuple(keys_of(words_of_data(row.data)[:MOST_WORDS])) for row in rows],
+                [keys_of(words_of_data(row.data)[:MOST_WORDS]) for row in rows],
                 sum('"k":"accepted"' in row.data for row in rows),
             )
         self._carried = messages[-1]

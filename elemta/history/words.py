@@ -86,6 +86,6 @@ def remote_id(text: str) -> str:
     return ""
 
 
-def keys_of(words: Iterable[str]) -> set[int]:
-    """The keys of these words."""
-    return {crc32(word.encode("utf-8", "surrogatepass")) for word in words}
+def keys_of(words: Iterable[str]) -> tuple[int, ...]:
+    """The keys of these words, each once."""
+    return tuple(dict.fromkeys([crc32(word.encode("utf-8", "surrogatepass")) for word in words]))
