@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from elemta.delivery.destination import Key
@@ -13,6 +13,7 @@ from elemta.delivery.router import Router
 from elemta.outcome import Outcome
 from elemta.runtime import SteadyWall
 from elemta.spool.queue_id import row_key
+from elemta.spool.records import QueuedMessage
 from elemta.spool.waits import KnownWaits, Wait
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ _NO_CONNECTION = "it waits for a free connection"
 class DestinationWaits:
     """Tells how destinations do, and what each part waits for; the spool's `Waits`.
 
-    ``ways`` and ``attempts`` give what is in use at the moment, ``under_way`` the parts that are attempted.
+    ``ways`` and ``attempts`` give what is in use at the moment, ``under_way`` the parts that are attempted;
+    ``is_kept_from`` says whether these wait for a connection that a limit does not let be made.
     """
 
     def __init__(
@@ -38,7 +40,8 @@ class DestinationWaits:
         *,
         ways: Callable[[], Router],
         attempts: Callable[[], AttemptRunner],
-        under_way: Callable[[], Collection[Key]],
+        under_way: Callable[[], Mapping[Key, QueuedMessage]],
+        is_kept_from: Callable[[str], bool],
         pace: OutboundLimiter | None,
     ) -> None:
         self._clock = clock
@@ -46,6 +49,7 @@ class DestinationWaits:
         self._ways = ways
         self._attempts = attempts
         self._under_way = under_way
+        self._is_kept_from = is_kept_from
         self._limits = pace
 
     def status(self, name: str) -> DestinationStatus:
@@ -67,7 +71,7 @@ class DestinationWaits:
 
     def wait(self, destination: str, part: Key) -> Wait | None:
         """Why a part in this destination is not attempted now; None where it may be, or is."""
-        if part in self._under_way():
+        if part in self._under_way() and not self._is_kept_from(destination):
             return None
         limit, until = self._attempts().throttled.get(part, ("", 0.0))
         status = self.status(destination)
@@ -95,7 +99,12 @@ class DestinationWaits:
                 for part, key in keys.items()
                 if key is not None and throttled[part][1] > now
             },
-            [key for queue_id, _ in self._under_way() if (key := row_key(queue_id)) is not None],
+            [
+                key
+                for message in self._under_way().values()
+                if (key := row_key(message.queue_id)) is not None
+                and not self._is_kept_from(message.destination)
+            ],
         )
 
     def _why(self, name: str) -> str:

@@ -132,6 +132,10 @@ class ConnectionPool:
     def resting(self) -> int:
         return sum(kept.resting for kept in self._open)
 
+    def is_kept_from(self, name: str) -> bool:
+        """Whether a limit lets no connection be made now for a route or destination that has none."""
+        return self._slots.is_kept_from(name)
+
     async def claim(self, hop: NextHop) -> PooledConnection | ConnectionSlot:
         """A connection that leads to the hop, or the right to make one.
 

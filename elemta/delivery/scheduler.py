@@ -92,6 +92,7 @@ class DeliveryScheduler(Service):
             ways=lambda: self._ways,
             attempts=lambda: self._attempts,
             under_way=lambda: self._under_way,
+            is_kept_from=self._is_kept_from,
             pace=pace,
         )
         self._early_probes = EarlyProbes(
@@ -279,6 +280,10 @@ class DeliveryScheduler(Service):
         if self.running:
             self._probes.of_command(destinations)
             self._look_soon()
+
+    def _is_kept_from(self, destination: str) -> bool:
+        """Whether all attempts in a destination wait for a limit on open connections."""
+        return self._transports.is_kept_from(destination)
 
     def _probe_early(self, destinations: Collection[str]) -> None:
         if self.running:

@@ -97,6 +97,11 @@ class ConnectionSlots(Generic[T]):
         """Whether the destination alone has all the connections that it may have."""
         return not self._has_capacity(route, destination)
 
+    def is_kept_from(self, name: str) -> bool:
+        """Whether a limit lets no connection be made now for a route or destination that has none."""
+        kept = any(name in place for place in self._kept_back)
+        return kept and not any(name in place for place in self._taken)
+
     def release(self, slot: ConnectionSlot) -> None:
         """A connection is gone."""
         self._free(slot)

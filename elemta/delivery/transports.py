@@ -62,6 +62,10 @@ class Transports:
             TransportServices(runtime, pool, self._connections, settings, resolver)
         )
 
+    def is_kept_from(self, destination: str) -> bool:
+        """Whether all attempts in a destination wait for a limit on open connections."""
+        return self._connections.pool.is_kept_from(destination)
+
     async def deliver(
         self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
     ) -> tuple[Outcome, ...]:

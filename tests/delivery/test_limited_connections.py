@@ -25,8 +25,8 @@ from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.runtime import ProcessRuntime
 from elemta.smtp.client_commands import ClientTransaction
+from tests.support.post import STALL, Post, reactor
 from tests.support.post import Hop as Server
-from tests.support.post import Post, reactor
 
 CONTENT = b"Subject: x\r\n\r\nhello\r\n"
 
@@ -81,6 +81,25 @@ async def test_a_fleet_never_has_more_connections_open_than_the_limit_says(
     assert [each[0].status for each in sent] == [Status.DELIVERED] * 30
     assert len(server.messages) == 30
     assert server.most_sessions == 2
+
+
+@ensureDeferred
+async def test_a_node_that_gets_no_connection_knows_that_it_waits_for_the_limit(
+    post: Post, nodes: list[Node]
+) -> None:
+    server = Server({".": STALL})
+    port = (await post.listen(server)).port
+    store = LocalStore(ProcessRuntime.of_system())
+    nodes += [Node(port, 1, store) for _ in range(2)]
+    busy, kept = nodes
+    busy.send().addErrback(lambda _: None)
+    await post.until(lambda: server.most_sessions == 1)
+    kept.send().addErrback(lambda _: None)
+    await post.until(lambda: kept.pace.paced("big.example") is not None)
+    assert kept.connections.pool.is_kept_from("big.example")
+    assert not kept.connections.pool.is_kept_from("small.example")
+    assert not busy.connections.pool.is_kept_from("big.example")
+    assert kept.pace.all_paced() == ["big.example"]
 
 
 @pytest.mark.parametrize("later", [False, True])
