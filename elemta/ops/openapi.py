@@ -145,7 +145,7 @@ def _operation(call: AdminCall, components: dict[str, Schema]) -> Schema:
 def _object(parameters: Sequence[AdminParameter]) -> Schema:
     found: Schema = {
         "type": "object",
-        "properties": {each.name: _with_default(each, nothing=("", None)) for each in parameters},
+        "properties": {each.name: _with_default(each, in_body=True) for each in parameters},
         "additionalProperties": False,
     }
     required = [each.name for each in parameters if each.required]
@@ -165,17 +165,18 @@ def _parameter(parameter: AdminParameter) -> Schema:
     return found
 
 
-def _with_default(parameter: AdminParameter, nothing: Sequence[str | None] = ("",)) -> Schema:
-    """What a parameter takes; ``nothing`` are the values that are the same as no parameter."""
+def _with_default(parameter: AdminParameter, *, in_body: bool = False) -> Schema:
+    """What a parameter takes, with what is the same as no parameter: an empty text, and null in a body."""
     schema = dict(parameter.kind.schema)
     if parameter.required:
         return schema
     default = parameter.default
-    if default is None or default == "":
-        return {"anyOf": [schema, {"enum": list(nothing)}]}
     default = default.value if isinstance(default, enum.Enum) else default
-    simple = isinstance(default, str | int | float | bool)
-    return {**schema, "default": default} if simple else schema
+    if in_body:
+        return {"anyOf": [schema, {"enum": ["", None]}]}
+    if default is None or default == "":
+        return {"anyOf": [schema, {"enum": [""]}]}
+    return {**schema, "default": default} if isinstance(default, str | int | float | bool) else schema
 
 
 def _error(status: HTTPStatus) -> Schema:
