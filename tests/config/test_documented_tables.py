@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 TABLES = re.compile(r"^( *)```toml\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 TEXTS = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILES = re.compile(r'"(?:elemta-users:)?(/(?:etc/elemta|run/credentials)/[^"]+)"')
-FOREIGN = {"refuse-future", "customers"}
-"""The policies of the pages that are not Elemta's: tests/policy/test_example_package.py has the first."""
+FOREIGN = {"first", "refuse-future", "customers"}
+"""The policies of the pages that are not Elemta's; tests/policy/test_example_package.py runs them."""
 
 
 def shown() -> dict[str, str]:
