@@ -9,7 +9,7 @@ DEV := etc/elemta-dev.toml
 # What older Twisteds could break: some packages use nothing of Twisted but Deferreds, and kills, floods and
 # outages are about our own order of things.
 NEWEST_ONLY := smtp message config house monitoring multinode compose adoption durability mailout cluster \
-	policies spool limits policy/test_example_package.py \
+	policies spool limits history ctl bench policy/test_example_package.py \
 	$(addprefix delivery/test_,$(addsuffix .py,destinations every_part_ends faults_before_the_record \
 	flood_of_dead_domains large_queue memory_of_destinations outage_of_ours wake_heap))
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
