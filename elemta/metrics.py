@@ -309,8 +309,8 @@ class DeliveryMetrics:
         )
         self.destinations = new.reported_gauge(
             "elemta_delivery_destinations",
-            "Destinations with mail in the queue, by state: those that may be tried, those that are down, and "
-            "those that an operator paused.",
+            "Destinations with mail in the queue, by state: those that may be tried, those that are down, "
+            "and those that an operator paused.",
             "state",
         )
 

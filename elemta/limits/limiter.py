@@ -178,10 +178,11 @@ class Limiter:
     def _counted(self, rule: Rule, subject: Subject) -> list[Request]:
         """What to ask of the store, of each key the amount for all recipients together."""
         about = subject.transaction
-        if rule.counts is not Counts.RECIPIENTS or subject.recipient is not None or about is None:
+        each = () if about is None or subject.recipient is not None else about.recipients
+        if rule.counts is not Counts.RECIPIENTS or not each:
             return self._requests(rule, subject)
         found: dict[str, Request] = {}
-        for recipient in about.recipients:
+        for recipient in each:
             for one in self._requests(rule, replace(subject, recipient=recipient)):
                 known = found.get(one.key)
                 found[one.key] = one if known is None else replace(one, amount=known.amount + one.amount)

@@ -89,7 +89,7 @@ class PastNodes:
 
     async def names(self) -> Sequence[str]:
         """All nodes of the last week, those that live too. Fails with StoreUnavailable."""
-        found = await self._keys.ask("ZREVRANGE", self._keys.index_key(), 0, MOST_LISTED - 1)
+        found = await self._keys.ask("ZRANGE", self._keys.index_key(), 0, MOST_LISTED - 1, "REV")
         return [name.decode("utf-8", "replace") for name in found]
 
     async def last_words(self, name: str) -> Mapping[bytes, bytes]:

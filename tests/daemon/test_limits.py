@@ -126,7 +126,7 @@ def test_who_is_limited_is_shown_and_let_in_again_by_the_operator(make_daemon: M
     assert [greeting(daemon)[:3] for _ in range(3)] == ["220", "220", "421"]
     shown = json.loads(daemon.ctl("--json", "limits", "show", "127.0.0.1").stdout)
     (fill,) = [each for each in shown["limits"] if each["limit"] == "ip"]
-    assert fill["bounds"] == [{"used": 2, "limit": 2, "window": 60.0}]
+    assert fill["bounds"] == [{"used": 2, "limit": 2, "window": 60.0, "share": None}]
     assert 0 < fill["retry_after"] <= 60
     assert daemon.ctl("limits", "reset", "ip:127.0.0.1").stdout == "ip: 127.0.0.1 reset\n"
     assert greeting(daemon).startswith("220")

@@ -260,7 +260,7 @@ async def test_a_status_that_the_spool_can_not_give_does_not_end_the_status(
     await until_serving(service)
     assert service.parts is not None
 
-    async def fails() -> None:
+    async def fails(**_: object) -> None:
         raise SpoolError("the disk is gone")
 
     monkeypatch.setattr(service.parts.spool, "stats", fails)

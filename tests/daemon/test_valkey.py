@@ -46,7 +46,7 @@ def test_one_limit_holds_on_two_nodes_and_any_of_them_shows_and_resets_it(
         assert [greeting(second) for _ in range(3)] == ["220", "421", "421"]
 
         (fill,) = ask(first, "limits", "show", "ip:127.0.0.1")["limits"]
-        assert fill["bounds"] == [{"used": 4, "limit": 4, "window": 3600.0}]
+        assert fill["bounds"] == [{"used": 4, "limit": 4, "window": 3600.0, "share": None}]
         assert 3000 < fill["retry_after"] <= 3600
         assert ask(first, "limits", "top", "ip")["limits"][0]["identity"] == "127.0.0.1"
         until(lambda: len(ask(first, "nodes")["nodes"]) == 2, "the nodes know each other")

@@ -17,6 +17,10 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import About, Nodes, NodeState
+from elemta.limits.override_registry import ClusterOverrides
+from elemta.limits.overrides import Override
+from elemta.limits.push_registry import KeptVersion, PushRegistry
+from elemta.limits.pushed import PushedLimits
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
@@ -47,7 +51,10 @@ EVERYWHERE = [
     "hmget",
     "hset",
     "hdel",
+    "hexists",
+    "hkeys",
     "hincrby",
+    "incr",
     "zadd",
     "zcard",
     "zcount",
@@ -58,7 +65,14 @@ EVERYWHERE = [
     "zremrangebyscore",
 ]
 # Of these only a script of rare cases makes use, so that a test asks for them by themselves.
-RARE = {"get": "", "hdel": ", 'f'", "zremrangebyrank": ", 0, 1"}
+RARE = {
+    "get": "",
+    "hdel": ", 'f'",
+    "hexists": ", 'f'",
+    "hkeys": "",
+    "incr": "",
+    "zremrangebyrank": ", 0, 1",
+}
 IN_A_CLUSTER = ["cluster|slots", "asking"]
 OF_SENTINELS = ["ping", "sentinel|master"]
 
@@ -129,6 +143,21 @@ async def use_everything(valkey: Any) -> None:
         await nodes.announce_reset("ip", "192.0.2.1")
     finally:
         await nodes.stop()
+    await nodes.list_gone(())
+    await use_what_operators_share(valkey)
+
+
+async def use_what_operators_share(valkey: Any) -> None:
+    """Overrides of limits, and limits that are pushed to the fleet."""
+    runtime = Runtime.of(reactor)
+    overrides = ClusterOverrides(runtime, valkey, PREFIX)
+    await overrides.put(Override("ip", "192.0.2.1", ("5/1m",), 0.0), 60)
+    assert await overrides.remove("ip", "192.0.2.1")
+    pushed = PushRegistry(runtime, valkey, PREFIX, KeptVersion("/nonexistent"))
+    base = await pushed.current()
+    await pushed.push(PushedLimits(0, ""), base)
+    assert (await pushed.history())[0].version == base + 1
+    assert await pushed.get(base + 1) is not None
 
 
 def refusals(server: ValkeyServer) -> list[Any]:
