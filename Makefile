@@ -11,7 +11,8 @@ DEV := etc/elemta-dev.toml
 NEWEST_ONLY := smtp message config house monitoring multinode compose adoption durability mailout cluster \
 	policies spool limits history ctl bench policy/test_example_package.py \
 	$(addprefix delivery/test_,$(addsuffix .py,destinations every_part_ends faults_before_the_record \
-	flood_of_dead_domains large_queue memory_of_destinations outage_of_ours wake_heap))
+	flood_of_dead_domains large_queue memory_of_destinations outage_of_ours wake_heap)) \
+	$(addprefix daemon/test_,$(addsuffix .py,clock_steps find pushed_limits recipes setups simulated_runtime))
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
