@@ -86,13 +86,17 @@ def _answer(answer: Mapping[str, Any]) -> str:
 
 
 def _limit(limit: Mapping[str, Any]) -> str:
+    override = limit.get("override", "")
+    if override.startswith("exempt"):
+        return f"{limit['limit']} {limit['identity']}: {override}"
     used = ", ".join(bound_in_words(bound) for bound in limit["bounds"]) or "not known"
     passes = "passes"
     if not limit["passes"]:
         wait = limit["retry_after"]
         passes = "refuses" if limit["mode"] == "enforce" else "would refuse"
         passes += " for ever" if wait is None else f" for {age(max(1, wait + 0.999))}"
-    return f"{limit['limit']} {limit['identity']}: {used}, {passes}"
+    by = f" (override {override})" if override else ""
+    return f"{limit['limit']} {limit['identity']}: {used}, {passes}{by}"
 
 
 def _route(route: Mapping[str, Any]) -> str:

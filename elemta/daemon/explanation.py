@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from elemta.daemon.limit_operations import BoundFill
 from elemta.limits.explaining_limiter import LimitLook
+from elemta.limits.overrides import Override
 from elemta.limits.store import Usage
 from elemta.net.explained_session import Exchange
 from elemta.policy.explained_chain import PolicyAnswer
@@ -52,7 +53,8 @@ class ExplainedLimit:
 
     ``bounds`` is how full it is before the client is counted; empty where that is not known, because Valkey
     does not answer. ``passes`` is whether the limit lets it pass, or in mode observe, would. ``retry_after``
-    is the seconds until it would pass, 0 for now, and null for never.
+    is the seconds until it would pass, 0 for now, and null for never. ``override`` names the override that
+    holds in place of the limit's rates: these or ``exempt``, its author and its note.
     """
 
     limit: str
@@ -63,6 +65,7 @@ class ExplainedLimit:
     amount: int
     passes: bool
     retry_after: float
+    override: str = ""
 
     @classmethod
     def of(cls, look: LimitLook) -> ExplainedLimit:
@@ -79,7 +82,16 @@ class ExplainedLimit:
             look.request.amount,
             look.passes,
             wait,
+            _override(look.override),
         )
+
+
+def _override(override: Override | None) -> str:
+    if override is None:
+        return ""
+    words = " ".join(override.rates) or "exempt"
+    author = f" by {override.author}" if override.author else ""
+    return f"{words}{author}{': ' if override.note else ''}{override.note}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from elemta.config import Mode
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.limits.charge import Charge
 from elemta.limits.limiter import Limiter
-from elemta.limits.rules import Rule
+from elemta.limits.overrides import Override
+from elemta.limits.rules import Rule, Subject
 from elemta.limits.scratch_store import ScratchStore
 from elemta.limits.store import Denial, ILimitStore, Request, Usage
 
@@ -19,7 +20,8 @@ class LimitLook:
     """One limit as a conversation found it, before it was charged.
 
     ``used`` is for each bound of ``usage``'s request; None where the store could not be asked. ``passes`` is
-    whether the limit let this pass. ``remembered``: it was refused without asking.
+    whether the limit let this pass. ``remembered``: it was refused without asking. ``override`` held in place
+    of the limit's own rates.
     """
 
     rule: Rule
@@ -27,6 +29,7 @@ class LimitLook:
     usage: Usage | None
     passes: bool
     remembered: bool = False
+    override: Override | None = None
 
 
 class ExplainingLimiter(Limiter):
@@ -37,6 +40,16 @@ class ExplainingLimiter(Limiter):
         super().__init__(real.rules, self._scratch, None, wall, real.mailbox, overrides=real.overrides)
         self._refusals.follow(real.remembered_refusals)
         self.looks: list[LimitLook] = []
+        self._overridden: dict[str, Override] = {}
+
+    def _requests(self, rule: Rule, subject: Subject) -> list[Request]:
+        for request in rule.requests(subject) if len(self.overrides) else ():
+            override = self.overrides.of(rule.name, request.identity, subject.session.client_ip)
+            if override is not None and override.exempt:
+                self.looks.append(LimitLook(rule, request, None, passes=True, override=override))
+            elif override is not None:
+                self._overridden[request.key] = override
+        return super()._requests(rule, subject)
 
     def _acquire(
         self, asked: list[Request], covered: tuple[Request, ...] = (), no: str = "refused"
@@ -55,7 +68,10 @@ class ExplainingLimiter(Limiter):
             rule = self._by_name.get(request.spec.name)
             if rule is not None and not (remembered and request.key not in remembered):
                 passes = not refused or (charge.refusal is None and rule.mode is Mode.ENFORCE)
-                self.looks.append(LimitLook(rule, request, usage, passes, request.key in remembered))
+                override = self._overridden.get(request.key)
+                self.looks.append(
+                    LimitLook(rule, request, usage, passes, request.key in remembered, override)
+                )
         return charge
 
     def _observe(self, denial: Denial, seconds: float) -> None:

@@ -22,6 +22,7 @@ from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
 from elemta.daemon.service import DaemonState, Elemta
 from elemta.limits.memory import LocalStore
+from elemta.limits.overrides import Override
 from elemta.ops.admin_calls import CallTable
 from tests.support.daemon import Daemon
 from tests.support.metrics import samples
@@ -279,6 +280,22 @@ def test_the_route_is_named_with_the_state_of_its_destination(world: World) -> N
         ("bert@example.test", found["routes"][1]["route"], ""),
     ]
     assert found["routes"][1]["route"].startswith("maildir:")
+
+
+@pytest.mark.parametrize(
+    ("rates", "words", "passes"),
+    [((), "exempt by anna: a test", True), (("1",), "1 by anna: a test", True)],
+    ids=["exempt", "other rates"],
+)
+def test_the_override_that_decided_is_named(
+    world: World, rates: tuple[str, ...], words: str, passes: bool
+) -> None:
+    overrides = world.daemon.fleet.overrides.overrides
+    end = overrides.seconds() + 3600
+    overrides.replace([Override("connections-per-ip", "10.0.0.0/8", rates, end, "anna", "a test")])
+    found = world.explain(Conversation("10.1.1.1", "h.example", "a@b.example", ("x@held.example",), None))
+    (limit,) = (each for each in found["stages"][0]["limits"] if each["limit"] == "connections-per-ip")
+    assert (limit["override"], limit["passes"]) == (words, passes)
 
 
 def test_a_client_that_gets_no_session_is_told_so(world: World) -> None:
