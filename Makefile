@@ -12,7 +12,8 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 	policies spool limits history ctl bench policy/test_example_package.py \
 	$(addprefix delivery/test_,$(addsuffix .py,destinations every_part_ends faults_before_the_record \
 	flood_of_dead_domains large_queue memory_of_destinations outage_of_ours wake_heap)) \
-	$(addprefix daemon/test_,$(addsuffix .py,clock_steps find pushed_limits recipes setups simulated_runtime))
+	$(addprefix daemon/test_,$(addsuffix .py,clock_steps destinations explain find pushed_limits \
+	recipes setups simulated_runtime start trace))
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
