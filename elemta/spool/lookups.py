@@ -14,7 +14,7 @@ from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queries import Queries
-from elemta.spool.queue_listing import QueueListing, seen
+from elemta.spool.queue_list import QueueList, seen
 from elemta.spool.records import (
     ArrivalPage,
     DestinationDue,
@@ -30,7 +30,7 @@ from elemta.spool.schedule import Schedule
 from elemta.spool.threads import SpoolThreads
 from elemta.spool.waits import NO_WAITS, Waits, with_views
 
-# A page of a filter looks at so many times `queue_listing.LOOKED_AT` messages, others being served between.
+# A page of a filter looks at so many times `queue_list.LOOKED_AT` messages, others being served between.
 _QUESTIONS_FOR_A_PAGE = 20
 
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ class QueueLookups:
     settings: SpoolSettings
     _threads: SpoolThreads
     _queries: Queries
-    _listing: QueueListing
+    _listing: QueueList
     _schedule: Schedule
     _damaged: DamagedRows
     _recent: RecentContents

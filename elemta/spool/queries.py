@@ -16,7 +16,7 @@ from elemta.outcome import Outcome, Status
 from elemta.spool.content import Content
 from elemta.spool.damaged_rows import DAMAGE, reason_of
 from elemta.spool.queue_id import known_key, row_key, unknown_message
-from elemta.spool.queue_listing import PARTS, parts_of, words
+from elemta.spool.queue_list import PARTS, parts_of, words
 from elemta.spool.reader import Reader
 from elemta.spool.records import MessageRecord, RecipientRecord, StoredPart
 from elemta.spool.rows import FINISHED, MESSAGE_COLUMNS, message_of

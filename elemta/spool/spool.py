@@ -40,8 +40,8 @@ from elemta.spool.operations import (
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queue_id import QueueIds, known_key, row_key, unknown_message
+from elemta.spool.queue_list import QueueList
 from elemta.spool.queue_listeners import QueueListeners
-from elemta.spool.queue_listing import QueueListing
 from elemta.spool.reader import Reader
 from elemta.spool.records import (
     HeldPart,
@@ -102,7 +102,7 @@ class Spool(QueueLookups, Intake):
         self._space = space
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
-        self._listing = QueueListing(self._reader)
+        self._listing = QueueList(self._reader)
         self.waits = None
         # Messages on hold before this place are undeliverable notices, since so many changes.
         self._held_from = self._changes_of_holds = 0

@@ -20,7 +20,7 @@ from elemta.spool.operations import Assignment, DeliveryResult, NewMessage, Oper
 from elemta.spool.partition import Partition
 from elemta.spool.queries import Queries
 from elemta.spool.queue_id import QueueIds, row_key
-from elemta.spool.queue_listing import QueueListing
+from elemta.spool.queue_list import QueueList
 from elemta.spool.reader import Reader
 from elemta.spool.rows import encode_envelope
 from elemta.spool.schedule import Schedule
@@ -96,7 +96,7 @@ class Queue(RuleBasedStateMachine):
         self.ledger = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)
-        self.listing = QueueListing(self.reader)
+        self.listing = QueueList(self.reader)
         self.schedule = Schedule(self.reader)
 
     def stop(self) -> None:

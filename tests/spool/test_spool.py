@@ -168,7 +168,7 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
 
     from elemta.spool.partition import Places
     from elemta.spool.queries import Queries
-    from elemta.spool.queue_listing import QueueListing
+    from elemta.spool.queue_list import QueueList
     from elemta.spool.reader import Reader
     from elemta.spool.schedule import Schedule
     from elemta.spool.waits import NO_WAITS
@@ -192,7 +192,7 @@ async def test_looking_for_due_messages_uses_an_index_however_many_there_are(ope
     schedule.due(1e12, {"": 10}, {"": [("0" * 18, 0)]}, {})
     schedule.older(1e12, -1, 10, unwarned=True)
     queries = Queries(reader)
-    listing = QueueListing(reader)
+    listing = QueueList(reader)
     listing.oldest(0)
     listing.find(QueueFilter(MessageState.HOLD), NO_WAITS, 10, "0" * 18)
     listing.find(QueueFilter(MessageState.DEFERRED), NO_WAITS, 10, None)
@@ -248,7 +248,7 @@ async def test_the_listing_pages_through_the_queue_in_the_order_of_arrival(open_
 async def test_pages_of_a_filter_bring_all_that_fits_once_and_in_order(
     open_spool, tmp_path, monkeypatch, spools, limit, chosen, wanted
 ):
-    monkeypatch.setattr("elemta.spool.queue_listing.LOOKED_AT", 3)
+    monkeypatch.setattr("elemta.spool.queue_list.LOOKED_AT", 3)
     monkeypatch.setattr("elemta.spool.lookups._QUESTIONS_FOR_A_PAGE", 2)
     opened = [await open_spool(tmp_path / str(number)) for number in range(spools)]
     ids = []

@@ -93,7 +93,7 @@ _DESTINATIONS = """SELECT CAST(found.lane AS TEXT), found.messages, found.active
         LIMIT ?) found"""
 
 
-class QueueListing:
+class QueueList:
     """Lists messages and counts them as operators see them."""
 
     def __init__(self, reader: Reader) -> None:
