@@ -30,6 +30,7 @@ from elemta.net.connection_state import (
     next_state,
 )
 from elemta.net.context import ListenerContext
+from elemta.net.input_flow import InputFlow
 from elemta.net.live_sessions import LiveSession
 from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.socket_address import address_of
@@ -54,16 +55,6 @@ from elemta.smtp.memory import SessionMemory
 from elemta.smtp.session import ServerSession
 from elemta.smtp.session_info import SessionInfo
 
-# Input that waits behind an open question; above it reading pauses. One read more may have come by then.
-MOST_WAITING_INPUT = 4 * 1024
-# Octets of one read while commands come. A client with so many unsent octets of replies does not read.
-READ_COMMANDS = 16 * 1024
-# Beneath TLS there is one read, one record and what was made of them: OpenSSL keeps a buffer of each.
-READ_COMMANDS_BY_TLS = 8 * 1024
-# Octets of one read while a message comes.
-READ_MESSAGE = 64 * 1024
-READ_MESSAGE_BY_TLS = 32 * 1024
-
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol, IPushProducer)
 class ESMTPProtocol(ClientConnection):
@@ -87,17 +78,15 @@ class ESMTPProtocol(ClientConnection):
         self._log = ConnectionLog(registry, terms.metrics, facts, health_check=health_check)
         self._handshake: tls.ServerHandshake | None = None
         self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
+        self._reading = InputFlow(registry, self._deadlines)
         # The answer that the open question waits for
         self._pending: Deferred[Response] | None = None
-        self._paused_for: set[str] = set()
         self._state = ConnectionState.OPEN
         self._heard_all = False
         self._draining = False
         self._continuing = False
         # Whether a reply was sent since the last deadline was set.
         self._has_replied = False
-        # What is counted in the registry for input that waits.
-        self._input_memory = 0
 
     def _change(self, change: ConnectionChange) -> None:
         self._state = next_state(self._state, change)
@@ -108,7 +97,7 @@ class ESMTPProtocol(ClientConnection):
         # A Unix socket of older Twisteds has the method, and raises.
         if hasattr(self.transport, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self.transport.bufferSize = READ_COMMANDS
+        self._reading.begin(self.transport)
         self.transport.registerProducer(self, True)
         if not self.facts.server_port:
             self.facts.server_ip, self.facts.server_port = address_of(self.transport.getHost())
@@ -174,7 +163,7 @@ class ESMTPProtocol(ClientConnection):
                 self._session.state.trace.ended()
         finally:
             # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
-            self._count_input(0)
+            self._reading.count_waiting(0)
             self._registry.remove(self)
             self._log.closed(reason)
 
@@ -183,17 +172,17 @@ class ESMTPProtocol(ClientConnection):
     def pauseProducing(self) -> None:
         self._deadlines.unread(self._registry.seconds())
         self._session.unread = True
-        self._pause_reading("unread replies")
+        self._reading.pause("unread replies", self._state)
 
     def resumeProducing(self) -> None:
         self._deadlines.read_again()
         self._session.unread = False
-        self._resume_reading("unread replies")
+        self._reading.resume("unread replies", self._state)
         if not self._continuing:
             self._use_input()
 
     def stopProducing(self) -> None:
-        self._pause_reading("connection is closing")
+        self._reading.pause("connection is closing", self._state)
 
     # From the registry of connections
 
@@ -239,7 +228,7 @@ class ESMTPProtocol(ClientConnection):
 
     def _time_out(self, now: float) -> None:
         waiting = self._deadlines.waiting
-        if self._paused_for and waiting in (TimeoutKind.COMMAND, TimeoutKind.MESSAGE):
+        if self._reading.paused_for and waiting in (TimeoutKind.COMMAND, TimeoutKind.MESSAGE):
             self._deadlines.hold(now, reading=False)
             return
         self._log.timed_out(waiting.value)
@@ -335,15 +324,12 @@ class ESMTPProtocol(ClientConnection):
             self._run(self._session.answer(answer))
 
     def _message_started(self, event: MessageStarted) -> None:
-        self._read_at_once(READ_MESSAGE, READ_MESSAGE_BY_TLS)
+        self._reading.take_message(by_tls=self.facts.tls is not None)
         self._backend.message_started(event.transaction)
 
     def _transaction_ended(self, event: TransactionEnded) -> None:
-        self._read_at_once(READ_COMMANDS, READ_COMMANDS_BY_TLS)
+        self._reading.take_commands(by_tls=self.facts.tls is not None)
         self._backend.transaction_ended(event.transaction, event.accepted)
-
-    def _read_at_once(self, octets: int, octets_by_tls: int) -> None:
-        self.transport.bufferSize = octets if self.facts.tls is None else octets_by_tls
 
     def _replied(self, event: Replied) -> None:
         self._has_replied = True
@@ -358,9 +344,9 @@ class ESMTPProtocol(ClientConnection):
 
     def _take(self, event: MessageData) -> None:
         behind = self._backend.message_data(event.data)
-        if behind is not None and "disk" not in self._paused_for:
-            self._pause_reading("disk")
-            behind.when_drained().addBoth(lambda _: self._resume_reading("disk"))
+        if behind is not None and "disk" not in self._reading.paused_for:
+            self._reading.pause("disk", self._state)
+            behind.when_drained().addBoth(lambda _: self._reading.resume("disk", self._state))
 
     def _expect(self) -> None:
         """What the connection waits for now, and until when."""
@@ -376,20 +362,14 @@ class ESMTPProtocol(ClientConnection):
             self._has_replied = False
             self._deadlines.wait(waiting, self._registry.seconds())
         buffered = session.input.octets
-        if buffered or self._input_memory:
-            self._count_input(session.input_memory if buffered else 0)
+        reading = self._reading
+        if buffered or reading.waiting_memory:
+            reading.count_waiting(session.input_memory if buffered else 0)
         # A line whose rest is to come waits for nothing else, and must not stop the reading.
-        if buffered and (waiting is TimeoutKind.ANSWER or session.held_up) and self._is_too_much(buffered):
-            self._pause_reading("input")
-        elif "input" in self._paused_for:
-            self._resume_reading("input")
-
-    def _is_too_much(self, buffered: int) -> bool:
-        return buffered > (0 if self._registry.waiting_input.crowded else MOST_WAITING_INPUT)
-
-    def _count_input(self, octets: int) -> None:
-        self._registry.waiting_input.taken += octets - self._input_memory
-        self._input_memory = octets
+        if buffered and (waiting is TimeoutKind.ANSWER or session.held_up) and reading.is_too_much(buffered):
+            reading.pause("input", self._state)
+        elif "input" in reading.paused_for:
+            reading.resume("input", self._state)
 
     def _flush(self) -> None:
         output = self._session.take_output()
@@ -406,7 +386,7 @@ class ESMTPProtocol(ClientConnection):
             self._close("no certificate")
             return
         self._change(ConnectionChange.START_TLS)
-        self.transport.bufferSize = READ_COMMANDS_BY_TLS
+        self._reading.take_commands(by_tls=True)
         self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
         self._handshake = certificate.handshake(self._tls_closed)
         self.transport.startTLS(self._handshake)
@@ -440,18 +420,6 @@ class ESMTPProtocol(ClientConnection):
         open_still = self._state is ConnectionState.OPEN
         if self._heard_all and open_still and session.question is None and not session.held_up:
             self._close("the client has closed")
-
-    def _pause_reading(self, reason: str) -> None:
-        if not self._paused_for and self._state is not ConnectionState.LOST:
-            self._deadlines.stop_reading(self._registry.seconds())
-            self.transport.pauseProducing()
-        self._paused_for.add(reason)
-
-    def _resume_reading(self, reason: str) -> None:
-        self._paused_for.discard(reason)
-        if not self._paused_for and self._state not in ENDING:
-            self._deadlines.hold(self._registry.seconds(), reading=True)
-            self.transport.resumeProducing()
 
 
 _ACTIONS: dict[type[Event], Callable[[ESMTPProtocol, Any], None]] = {

@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from elemta.config import ListenerTLS
 from elemta.metrics import NetMetrics
-from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS, READ_COMMANDS_BY_TLS
+from elemta.net.input_flow import MOST_WAITING_INPUT, READ_COMMANDS, READ_COMMANDS_BY_TLS
 from elemta.net.proxy import ProxyPreamble
 from elemta.policy import CONTINUE
 from elemta.smtp.memory import SMALL_ENVELOPE, SessionMemory

@@ -14,7 +14,7 @@ from twisted.logger import LogEvent
 from elemta.config import ListenerTLS
 from elemta.net import backend, protocol
 from elemta.net.factory import RefusalProtocol
-from elemta.net.protocol import MOST_WAITING_INPUT, READ_COMMANDS
+from elemta.net.input_flow import MOST_WAITING_INPUT, READ_COMMANDS
 from elemta.net.timeouts import CLOSING_SECONDS
 from elemta.policy import CONTINUE, Reject
 from elemta.smtp import events as session_events
