@@ -11,7 +11,7 @@ from elemta import __version__
 from elemta.auth.roles import AccessRole, Caller
 from elemta.console import actions, limit_views, mail_views, views
 from elemta.console.access import ConsoleAccess, LoginRefused
-from elemta.console.rendering import Renderer
+from elemta.console.renderer import Renderer
 from elemta.console.visit import Answer, Page, Visit, fields, session_cookie
 from elemta.ops import audit
 from elemta.ops.admin import AdminRequest

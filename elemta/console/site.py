@@ -21,7 +21,7 @@ from elemta.auth.roles import AccessRole
 from elemta.console.access import ConsoleAccess
 from elemta.console.events import EventStreams
 from elemta.console.pages import Pages
-from elemta.console.rendering import Renderer
+from elemta.console.renderer import Renderer
 from elemta.console.visit import Answer
 from elemta.ops.admin import (
     DEADLINE_SECONDS,
