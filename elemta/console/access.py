@@ -81,7 +81,7 @@ class ConsoleAccess:
         """Read the accounts, and make the first token where there is no user."""
         self._authenticator.start()
         self._threads.start()
-        await self._look()
+        await self.refresh()
 
     async def stop(self) -> None:
         """End the threads."""
@@ -133,7 +133,7 @@ class ConsoleAccess:
 
     async def caller(self, request: AdminRequest) -> Caller | None:
         """The caller by its token or its session; None without valid ones."""
-        accounts = await self._look()
+        accounts = await self.refresh()
         authorization = request.header(b"authorization")
         if authorization is not None:
             return self._of_token(authorization, accounts)
@@ -190,7 +190,8 @@ class ConsoleAccess:
             return None
         return Caller(account.name, account.role, session.csrf)
 
-    async def _look(self) -> Accounts:
+    async def refresh(self) -> Accounts:
+        """The accounts as the file has them now, or had them a second ago."""
         if self._accounts.is_stale:
             return await self._threads.call(self._look_now)
         return self._accounts.accounts
@@ -210,7 +211,7 @@ class ConsoleAccess:
     async def log_in(self, request: AdminRequest, username: str, password: bytes) -> str:
         """The cookie of a new session. Raises :class:`LoginRefused`, after a delay for a wrong password."""
         ip = client_ip(request)
-        await self._look()
+        await self.refresh()
         try:
             actor, proof = await self._verify(username, password, ip)
         except UnauthorizedLogin:

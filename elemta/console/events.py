@@ -19,6 +19,9 @@ from elemta.ops.admin_json import Json
 MOST_STREAMS = 64
 TICK_SECONDS = 1.0
 STALLED_SECONDS = 60.0
+LOOK_SECONDS = 10.0
+# A comment, in the words of HTML's event streams: nothing for the reader but a sign of life.
+_NO_STATE = b": the state could not be read\n\n"
 # So many octets wait in this process before a reader is passed over; Twisted's own measure is 64 KiB.
 _BUFFER = 4096
 _CHECKED_EVERY = 15
@@ -56,13 +59,13 @@ class EventStream:
     def send(self, event: bytes, now: float) -> None:
         """Send an event, unless the reader is behind."""
         self._ticks += 1
-        if self._paused_at is not None:
+        if self._ticks % _CHECKED_EVERY == 0 and not self._still_valid():
+            self.close(at_once=self._paused_at is not None)
+        elif self._paused_at is not None:
             if self._paused_at == 0.0:
                 self._paused_at = now
             elif now - self._paused_at > STALLED_SECONDS:
                 self.close(at_once=True)
-        elif self._ticks % _CHECKED_EVERY == 0 and not self._still_valid():
-            self.close()
         else:
             self._request.write(event)
 
@@ -132,12 +135,7 @@ class EventStreams:
         return Deferred.fromCoroutine(self._send_state())
 
     async def _send_state(self) -> None:
-        try:
-            state = await self._look()
-        except Exception:
-            _log.failure("the state for the console could not be read", event="console.state_failed")
-            return
-        event = b"event: state\ndata: " + json.dumps(state, ensure_ascii=True).encode("ascii") + b"\n\n"
+        event = await self._event()
         now = self._clock.seconds()
         for stream in self._streams:
             if not stream.closed:
@@ -145,6 +143,16 @@ class EventStreams:
         self._streams = [stream for stream in self._streams if not stream.closed]
         if not self._streams and self._loop.running:
             self._loop.stop()
+
+    async def _event(self) -> bytes:
+        looking: Any = self._look()
+        try:
+            state = await Deferred.fromCoroutine(looking).addTimeout(LOOK_SECONDS, self._clock)
+        except Exception:
+            # Whatever fails in it: readers stay bounded and checked, and the next look may succeed.
+            _log.failure("the state for the console could not be read", event="console.state_failed")
+            return _NO_STATE
+        return b"event: state\ndata: " + json.dumps(state, ensure_ascii=True).encode("ascii") + b"\n\n"
 
 
 def _loop_ended(failure: Failure) -> None:

@@ -33,7 +33,7 @@ from elemta.ops.admin import (
 )
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
-from elemta.ops.admin_json import to_json
+from elemta.ops.admin_json import Json, to_json
 
 MOST_CONNECTIONS = 256
 
@@ -69,13 +69,20 @@ class ConsoleSite(Site):
     def open(self, calls: CallTable, access: ConsoleAccess, now: Callable[[], float], state: Any) -> None:
         """Serve these calls. ``now`` gives seconds since the epoch; ``state`` what the events say."""
         renderer = Renderer(now)
+
+        async def look() -> Json:
+            # For still_valid: the streams may be all that is asked for.
+            await access.refresh()
+            found: Json = await state()
+            return found
+
         self.requestFactory = request_factory(calls.max_body)
         self._access = access
         self._root.parts = _Parts(
             access=access,
             api=AdminResource(calls, self._clock, DEADLINE_SECONDS, access.identify),
             pages=Pages(calls, access, renderer),
-            streams=EventStreams(self._clock, state),
+            streams=EventStreams(self._clock, look),
             renderer=renderer,
             clock=self._clock,
         )

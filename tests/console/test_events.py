@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from elemta.console.events import MOST_STREAMS, STALLED_SECONDS
+from elemta.console.events import LOOK_SECONDS, MOST_STREAMS, STALLED_SECONDS
 from elemta.ops.admin_calls import CallTable
 from tests.support.console import HOST, TOKENS, Console, ReadersTransport
 
@@ -91,8 +93,35 @@ def test_readers_are_bounded_and_the_look_ends_with_them(console: Console) -> No
 def test_a_stream_ends_with_the_token_of_its_reader(console: Console) -> None:
     transport = listen(console)
     console.path.write_text("")
-    console.clock.advance(2)
-    console.ask("GET", "/v1/session", token=TOKENS["operator"])
     for _ in range(20):
         console.clock.advance(1)
     assert transport.value().endswith(b"0\r\n\r\n")
+
+
+def test_a_stream_ends_with_the_token_of_a_reader_that_reads_nothing(console: Console) -> None:
+    transport = listen(console)
+    transport.producer.pauseProducing()
+    console.path.write_text("")
+    for _ in range(20):
+        console.clock.advance(1)
+    assert transport.aborted
+
+
+@pytest.mark.parametrize("answer", [Deferred, partial(fail, OSError())], ids=["late", "failed"])
+def test_a_state_that_cannot_be_read_leaves_the_streams_going(console: Console, answer: Any) -> None:
+    async def look() -> Any:
+        return await answer() if broken else {"state": "serving"}
+
+    broken = True
+    console.site.open(console.calls, console.access, console.runtime.wall, look)
+    reader, stalled = listen(console), listen(console)
+    stalled.producer.pauseProducing()
+    for _ in range(int(STALLED_SECONDS + 3 * LOOK_SECONDS)):
+        console.clock.advance(1)
+    assert stalled.aborted
+    assert events(reader) == 0
+    assert b": the state could not be read\n\n" in reader.value()
+    broken = False
+    for _ in range(int(LOOK_SECONDS) + 2):
+        console.clock.advance(1)
+    assert events(reader) > 0
