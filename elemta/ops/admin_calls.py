@@ -163,6 +163,7 @@ class AdminCall:
         try:
             result = await self._carry_out(parts, query, body, caller)
         except Exception as error:
+            # Any failure: each attempt to change something has its record.
             if self.route.audited:
                 refusal = refusal_of(error)
                 target = self._target(parts, {**query, **body})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as OutOfTime
 
 from elemta.errors import (
@@ -82,6 +83,7 @@ def _about_the_daemon(error: BaseException | None) -> AdminRefusal:
         return AdminRefusal(unavailable, str(error), "see the log")
     if isinstance(error, HistoryError):
         return AdminRefusal(unavailable, f"the history can't be read: {error}", "see the log")
-    if isinstance(error, OutOfTime):
+    # What is cancelled is a call that missed its deadline: so it reads for the audit log.
+    if isinstance(error, OutOfTime | CancelledError):
         return AdminRefusal(HTTPStatus.GATEWAY_TIMEOUT, "no answer in time", "it may still be carried out")
     return AdminRefusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error", "see the log")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import CancelledError
 
 from elemta.address import NULL, Address
 from elemta.errors import (
@@ -195,6 +196,7 @@ def test_what_has_no_form_in_json_is_an_error() -> None:
         (SpoolFull("x"), 503),
         (SpoolError("x"), 503),
         (StoreUnavailable("x"), 503),
+        (CancelledError(), 504),
         (RuntimeError("secret"), 500),
     ],
 )
