@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from elemta.console.visit import Page, Visit, segment
-from elemta.ops.admin_errors import AdminRefusal, refusal_of
+from elemta.errors import UnknownMessage
+from elemta.ops.admin_errors import AdminRefusal
 
 PAGE_ROWS = "100"
 # What a page acts on at once.
@@ -78,9 +79,9 @@ async def message(visit: Visit) -> Page:
     life = await _life(visit, queue_id)
     try:
         record = await visit.get(f"/v1/queue/{segment(queue_id)}")
-    except Exception as error:
+    except UnknownMessage:
         # It may be gone from the queue, and is in the history then.
-        if life is None or refusal_of(error).status is not HTTPStatus.NOT_FOUND:
+        if life is None:
             raise
         record = None
     values = {

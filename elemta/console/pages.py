@@ -89,6 +89,7 @@ class Pages:
         try:
             return await self._answer_caller(request, method, path, caller)
         except Exception as error:
+            # Operations raise errors of many types; those that have an answer get it as a page with the menu.
             refusal = refusal_of(error)
             if refusal.status is HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
