@@ -38,6 +38,19 @@ class Address:
         """Whether the address can only travel under SMTPUTF8 (RFC 6531 §3.4)."""
         return not (self.local.isascii() and self.domain.isascii())
 
+    @classmethod
+    def of_words(cls, text: str) -> Address:
+        """The mailbox in what another program says, which may stand in brackets and have no domain.
+
+        There are no quotes in it: what is before the last ``@`` is the local-part. Nothing, and ``<>``, is
+        the null reverse-path.
+        """
+        bare = text.strip()
+        if bare.startswith("<") and bare.endswith(">"):
+            bare = bare[1:-1]
+        local, at, domain = bare.rpartition("@")
+        return cls(local, domain.lower().rstrip(".")) if at else cls(bare, "")
+
 
 NULL = Address("", "")
 

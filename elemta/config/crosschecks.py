@@ -10,6 +10,7 @@ from typing import Any
 from elemta.config.choices import AddressFamily, Counts, Identity, ListenerTLS, Role
 from elemta.config.config import Config
 from elemta.config.faults import Faults
+from elemta.config.limit_rates import MOST_RATES, misfit
 from elemta.config.schema import LimitConfig, RouteConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.values import Address, did_you_mean
@@ -46,8 +47,6 @@ _ON_THE_WAY_OUT = frozenset(
         Identity.RECIPIENT_DOMAIN,
     }
 )
-# Every charge checks each rate, and a script call takes at most 32.
-_MOST_RATES = 16
 _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
 # Numbers with dots, or what has a colon or a dot and ends in the length of a prefix
 _LIKE_A_NETWORK = re.compile(r"[0-9]+(?:\.[0-9]+){3}(?:/.*)?|(?=[^/]*[.:])[0-9A-Fa-f.:]+/[0-9]+")
@@ -118,20 +117,13 @@ def _limits(config: Config) -> Iterator[Fault]:
 
 
 def _rates(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:
-    open_at_once = limit.counts is Counts.OPEN_CONNECTIONS
-    if len(limit.rates) > _MOST_RATES:
-        problem = f"found {len(limit.rates)} rates: must be at most {_MOST_RATES}"
+    if len(limit.rates) > MOST_RATES:
+        problem = f"found {len(limit.rates)} rates: must be at most {MOST_RATES}"
         yield _fault(config, f"{key}.rates", problem)
     for number, rate in enumerate(limit.rates, start=1):
-        if rate.is_size and limit.counts is not Counts.BYTES:
-            problem = f"found a size: must be a number, for {limit.counts}"
-            yield _fault(config, f"{key}.rates[{number}]", problem, 'sizes are for counts = "bytes"')
-        elif open_at_once and rate.seconds is not None:
-            problem = f'found "{rate}": must be a plain number for open_connections'
-            yield _fault(config, f"{key}.rates[{number}]", problem, f'did you mean "{rate.limit}"?')
-        elif not open_at_once and rate.seconds is None:
-            problem = f'found "{rate}": must have a window for {limit.counts}'
-            yield _fault(config, f"{key}.rates[{number}]", problem, f'did you mean "{rate}/1m"?')
+        wrong = misfit(limit.counts, rate)
+        if wrong is not None:
+            yield _fault(config, f"{key}.rates[{number}]", *wrong)
 
 
 def _identities(config: Config, key: str, limit: LimitConfig) -> Iterator[Fault]:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, ip_address
 from typing import Annotated
 
-from elemta.address import NULL, Address
+from elemta.address import Address
 from elemta.auth.roles import AccessRole
 from elemta.config import Counts
 from elemta.deferred_value import value_of
@@ -102,7 +102,9 @@ class CheckOperations:
         size: Annotated[int, Count(0, 2**53)] = 0,
     ) -> LimitCheck:
         """Charge all limits for a stage of a session at another server, or none where one refuses."""
-        asked = _Asked(_address(ip), helo, user or None, _mailbox(sender), _recipients(recipients), size)
+        asked = _Asked(
+            _address(ip), helo, user or None, Address.of_words(sender), _recipients(recipients), size
+        )
         only = asked.recipients[0] if len(asked.recipients) == 1 else None
         charge = await value_of(self._limiter().charge_counts(_COUNTED[stage], asked, asked, only))
         refusal = charge.refusal
@@ -126,16 +128,5 @@ def _address(text: str) -> IPAddress:
         raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"ip: {error}", "an address without a port") from None
 
 
-def _mailbox(text: str) -> Address:
-    """An address with or without brackets; what has no ``@`` is a local part."""
-    bare = text.strip()
-    if bare.startswith("<") and bare.endswith(">"):
-        bare = bare[1:-1]
-    local, at, domain = bare.rpartition("@")
-    if not bare:
-        return NULL
-    return Address(local, domain.lower().rstrip(".")) if at else Address(bare, "")
-
-
 def _recipients(texts: tuple[str, ...]) -> tuple[Recipient, ...]:
-    return tuple(Recipient(_mailbox(text)) for text in texts)
+    return tuple(Recipient(Address.of_words(text)) for text in texts)

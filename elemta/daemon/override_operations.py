@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_network
-from typing import Annotated, Any
+from typing import Annotated
 
 from twisted.logger import Logger
 
 from elemta.auth.roles import Caller
-from elemta.config.values import Unacceptable, parse_duration
+from elemta.config.limit_rates import MOST_RATES
+from elemta.config.values import Unacceptable
 from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components
 from elemta.limits import Rule
 from elemta.limits.lookup import requests_for
-from elemta.limits.overrides import MAX_NOTE, MAX_RATES, Override, check_rates, takes_networks
+from elemta.limits.overrides import MAX_NOTE, Override, check_rates, takes_networks
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
-from elemta.ops.admin_json import Flag, Text, Texts
+from elemta.ops.admin_json import Duration, Flag, Text, Texts
 
 _log = Logger()
 
 LONGEST_SECONDS = 366 * 86400.0
 _Limit = Annotated[str, Text(256, "the name of a limit")]
 _Identity = Annotated[str, Text(2048, "an identity, or a network")]
-_Rates = Annotated[tuple[str, ...], Texts(Text(64, "a rate, such as 100/1m"), MAX_RATES, 0)]
-
-
-@dataclass(frozen=True, slots=True)
-class Duration:
-    """A duration as the configuration writes it: ``90m``, ``2h``, or a number of seconds."""
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        return {"type": "string", "minLength": 1, "maxLength": 32}
-
-    def parse(self, name: str, text: str) -> float:
-        hint = "such as 1h, or a number of seconds"
-        try:
-            seconds = parse_duration(float(text) if text.replace(".", "", 1).isdecimal() else text)
-        except Unacceptable as error:
-            raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} {error}", error.hint or hint) from None
-        if not 0 < seconds <= LONGEST_SECONDS:
-            raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} must be more than 0 and at most 366d", hint)
-        return seconds
+_Rates = Annotated[tuple[str, ...], Texts(Text(64, "a rate, such as 100/1m"), MOST_RATES, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +74,7 @@ class OverrideOperations:
         *,
         limit: _Limit,
         identity: _Identity,
-        for_: Annotated[float, Duration()],
+        for_: Annotated[float, Duration(0.0, LONGEST_SECONDS)],
         caller: Caller,
         exempt: Annotated[bool, Flag()] = False,
         rates: _Rates = (),

@@ -167,10 +167,11 @@ class PushOperations:
     async def _push(self, pushed: PushedLimits, base: int | None, *, dry_run: bool) -> PushReport:
         registry = self._registry
         before = await registry.current() if base is None else base
-        new = {limit.name: limit for limit in self._own(pushed)}
+        limits = self._own(pushed)
+        new = {limit.name: limit for limit in limits}
         old = {limit.name: limit for limit in self._components().config.limits}
         changed = [name for name, limit in new.items() if name in old and limit != old[name]]
-        refused, complete = await self._refused_then(changed, pushed)
+        refused, complete = await self._refused_then(changed, limits)
         made = pushed if dry_run else await registry.push(pushed, before)
         if not dry_run:
             _log.info(
@@ -205,11 +206,11 @@ class PushOperations:
             ) from None
 
     async def _refused_then(
-        self, changed: Sequence[str], pushed: PushedLimits
+        self, changed: Sequence[str], limits: Sequence[LimitConfig]
     ) -> tuple[list[RefusedThen], bool]:
         """The identities that the changed limits would refuse now, by the live counts."""
         own = self._components().own_config
-        new = {rule.name: rule for rule in rules_from_config(own.resources, self._own(pushed))}
+        new = {rule.name: rule for rule in rules_from_config(own.resources, limits)}
         old = {rule.name: rule for rule in self._components().limiter.rules}
         found: list[RefusedThen] = []
         complete = True

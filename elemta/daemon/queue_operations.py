@@ -14,13 +14,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.auth.roles import Caller
-from elemta.config.values import Unacceptable, parse_duration
 from elemta.daemon.queue_answers import MessageDetails, MessagePage, QueueEntry, QueueStats
 from elemta.delivery.notices import ReturnedMessage
 from elemta.message.header_reader import header_size
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
-from elemta.ops.admin_json import Count, Flag, Text
+from elemta.ops.admin_json import Count, Duration, Flag, Text
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import unknown_message
@@ -57,24 +56,6 @@ class QueueIdList:
             hint = f"{name}=ID,ID,… takes 1 to {MOST_IDS}"
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{len(ids)} queue ids", hint)
         return ids
-
-
-@dataclass(frozen=True, slots=True)
-class Age:
-    """A duration, such as ``2h``, or seconds."""
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        return {"type": "string", "minLength": 1}
-
-    def parse(self, name: str, text: str) -> float:
-        try:
-            return parse_duration(text)
-        except Unacceptable as error:
-            hint = "a number of seconds, or such as 90s, 5m, 2h, 5d"
-            raise AdminRefusal(
-                HTTPStatus.BAD_REQUEST, f"{name} {text[:32]!r} is no duration", hint
-            ) from error
 
 
 _Pattern = Annotated[str, Text(_LONGEST_PATTERN)]
@@ -179,7 +160,7 @@ class QueueOperations:
         to: _Pattern | None = None,
         destination: _Pattern | None = None,
         reason: _Pattern | None = None,
-        older_than: Annotated[float, Age()] | None = None,
+        older_than: Annotated[float, Duration()] | None = None,
         limit: Annotated[int, Count()] = 100,
         after: str | None = None,
     ) -> MessagePage:

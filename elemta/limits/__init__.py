@@ -1,6 +1,6 @@
 """Limits: the rules of a configuration, the window that they are counted in, and where it is kept."""
 
-from elemta.limits.charge import Charge, LimitRefusal, LimitState, RefusalCause
+from elemta.limits.charge import Charge, LimitRefusal, RefusalCause
 from elemta.limits.limiter import Limiter
 from elemta.limits.memory import LocalStore
 from elemta.limits.rules import OutboundCharge, Rule, rules_from_config
@@ -10,7 +10,6 @@ __all__ = [
     "Charge",
     "ILimitStore",
     "LimitRefusal",
-    "LimitState",
     "Limiter",
     "LocalStore",
     "OutboundCharge",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from elemta.config import Counts, Identity, Mode, OnExceed, Rate
+from elemta.config import Counts, Identity, OnExceed, Rate
 from elemta.limits.store import Receipt, Request
 
 
@@ -67,19 +67,3 @@ class Charge:
     def of_transaction(self) -> tuple[Receipt, ...]:
         """The receipts that are given back when the transaction comes to nothing."""
         return tuple([receipt for receipt in self.receipts if not receipt.request.spec.of_session])
-
-
-@dataclass(frozen=True, slots=True)
-class LimitState:
-    """How full a limit is for an identity, for a person to read."""
-
-    limit: str
-    mode: Mode
-    identity: str
-    used: tuple[int, ...]
-    allowed: tuple[int, ...]
-    retry_after: float
-
-    @property
-    def would_pass(self) -> bool:
-        return self.retry_after == 0

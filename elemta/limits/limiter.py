@@ -14,7 +14,7 @@ from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
-from elemta.limits.charge import Charge, LimitRefusal, LimitState, RefusalCause
+from elemta.limits.charge import Charge, LimitRefusal, RefusalCause
 from elemta.limits.known_logins import KnownLogins, LoginHistory
 from elemta.limits.overrides import Overrides
 from elemta.limits.refusals import RememberedRefusal, RememberedRefusals
@@ -27,7 +27,7 @@ from elemta.limits.rules import (
     TransactionLike,
     rates_of,
 )
-from elemta.limits.store import Decision, Denial, ILimitStore, LimitSpec, Ranking, Receipt, Request, Usage
+from elemta.limits.store import Decision, Denial, ILimitStore, Receipt, Request, Usage
 from elemta.metrics import LimitMetrics
 from elemta.stage import Stage
 
@@ -110,16 +110,10 @@ class Limiter:
 
     def _requests(self, rule: Rule, subject: Subject) -> list[Request]:
         """What to ask of the store, with the overrides that hold."""
-        requests = rule.requests(subject)
-        if not len(self.overrides):
-            return requests
-        return self.overrides.applied(rule, requests, subject.session.client_ip)
+        return self.overrides.applied(rule, rule.requests(subject), subject.session.client_ip)
 
     def _outbound_requests(self, rule: Rule, departure: OutboundCharge) -> list[Request]:
-        requests = rule.outbound_requests(departure)
-        if not len(self.overrides):
-            return requests
-        return self.overrides.applied(rule, requests, departure.client_ip)
+        return self.overrides.applied(rule, rule.outbound_requests(departure), departure.client_ip)
 
     def charge(
         self,
@@ -284,34 +278,6 @@ class Limiter:
         asked = [request for rule in self._of_refusals for request in self._requests(rule, subject)]
         return self._acquire(asked) if asked else _NOTHING
 
-    def would(
-        self,
-        stage: Stage,
-        session: SessionLike,
-        transaction: TransactionLike | None = None,
-        recipient: Recipient | None = None,
-    ) -> MaybeDeferred[tuple[LimitState, ...]]:
-        """How full the limits of a stage are for a client, and whether each would pass. Charges nothing.
-
-        Raises, or fails with, :class:`StoreUnavailable`.
-        """
-        subject = Subject(session, transaction, recipient, self.mailbox)
-        rules = self._rules(stage, transaction)
-        requests = [request for rule in rules for request in self._requests(rule, subject)]
-        return run(self._peek(requests))
-
-    def _peek(self, requests: Sequence[Request]) -> Steps[tuple[LimitState, ...]]:
-        usages: Sequence[Usage] = yield self._store.peek(requests)
-        return tuple(map(self._state, usages))
-
-    def top(self, limit: str, count: int = 20) -> MaybeDeferred[tuple[LimitState, ...]]:
-        """The fullest identities of a limit. KeyError when there is no such limit; else fails as above."""
-        return run(self._top(self._by_name[limit].spec, count))
-
-    def _top(self, spec: LimitSpec, count: int) -> Steps[tuple[LimitState, ...]]:
-        ranking: Ranking = yield self._store.top(spec, count)
-        return tuple(map(self._state, ranking.usages))
-
     def reset(self, limit: str, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
         spec = self._by_name[limit].spec
@@ -474,12 +440,6 @@ class Limiter:
             return
         for receipt in due:
             self._refusals.forget(receipt.request.key)
-
-    def _state(self, usage: Usage) -> LimitState:
-        spec = usage.request.spec
-        allowed = tuple(bound.limit for bound in spec.bounds) if spec.leases is None else (spec.leases,)
-        mode = self._by_name[spec.name].mode
-        return LimitState(spec.name, mode, usage.request.identity, usage.used, allowed, _seconds(usage.wait))
 
 
 def _seconds(wait: int | None) -> float:

@@ -14,6 +14,7 @@ from ipaddress import ip_network
 from typing import Any, TypeAlias
 
 from elemta.config import Counts, Identity, Rate
+from elemta.config.limit_rates import MOST_RATES, misfit
 from elemta.config.values import Network, Unacceptable, parse_rate
 from elemta.limits.identity import IPAddress
 from elemta.limits.rules import Rule, bound_of
@@ -22,7 +23,6 @@ from elemta.limits.store import LimitSpec, Request
 MAX_NOTE = 500
 """The characters that a note may have."""
 
-MAX_RATES = 10
 _OF_ADDRESSES = frozenset({Identity.IP, Identity.NETWORK})
 
 Clock: TypeAlias = Callable[[], float]
@@ -96,16 +96,12 @@ class Override:
 
 def check_rates(rule: Rule, rates: Sequence[str]) -> None:
     """Raises :class:`~elemta.config.values.Unacceptable` when ``rates`` can't be those of this limit."""
-    if len(rates) > MAX_RATES:
-        raise Unacceptable(f"must be at most {MAX_RATES} rates")
+    if len(rates) > MOST_RATES:
+        raise Unacceptable(f"found {len(rates)} rates: must be at most {MOST_RATES}")
     for text in rates:
-        rate = parse_rate(text)
-        if rule.spec.leases is not None and rate.seconds is not None:
-            raise Unacceptable(f'"{text}" must be a plain number: {rule.name} counts open connections')
-        if rule.spec.leases is None and rate.seconds is None:
-            raise Unacceptable(f'"{text}" must have a window, such as "{text}/1m"')
-        if rate.is_size and rule.counts is not Counts.BYTES:
-            raise Unacceptable(f'"{text}" must be a number: {rule.name} counts {rule.counts.value}')
+        wrong = misfit(rule.counts, parse_rate(text))
+        if wrong is not None:
+            raise Unacceptable(*wrong)
 
 
 def client_of(identity: str) -> IPAddress | None:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.errors import ConfigError, PushedMeanwhile
 from elemta.limits.pushed import MAX_TEXT, PushedLimits
@@ -193,7 +194,8 @@ class PushRegistry:
             author=pushed.author,
             note=pushed.note,
         )
-        await self._pool.call(self._kept.write, pushed)
+        # Not waited for: a disk that hangs keeps no node from the next version.
+        self._pool.call(self._kept.write, pushed).addErrback(_not_kept)
 
     def _refused(self, pushed: PushedLimits | None, error: ConfigError, kept: PushedLimits | None) -> None:
         _log.error(
@@ -207,6 +209,10 @@ class PushRegistry:
     async def _run(self, *words: str | int) -> Sequence[bytes]:
         reply: Sequence[bytes] = await self._valkey.run(_SCRIPT, self._keys, words, deadline=DEADLINE)
         return reply
+
+
+def _not_kept(failure: Failure) -> None:
+    _log.failure("the pushed limits could not be kept", failure, event="limits.push_not_kept")
 
 
 def _nothing() -> None:

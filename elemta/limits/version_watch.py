@@ -24,7 +24,7 @@ DEADLINE = 1.0
 
 def shared_keys(prefix: str, name: str, *, clustered: bool) -> list[bytes]:
     """The key of something that all nodes share, and that of its version: on one server of a cluster."""
-    key = f"{prefix}{{{name}}}" if clustered and "{" not in prefix else f"{prefix}{name}"
+    key = f"{prefix}{{{name}}}" if clustered else f"{prefix}{name}"
     return [key.encode(), f"{key}:version".encode()]
 
 

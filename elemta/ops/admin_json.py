@@ -20,6 +20,7 @@ from http import HTTPStatus
 from typing import Any, Protocol, runtime_checkable
 
 from elemta.address import Address
+from elemta.config.values import Unacceptable, format_duration, parse_duration
 from elemta.ops.admin_errors import AdminRefusal
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -138,6 +139,34 @@ class Flag:
         if text not in ("true", "false"):
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} {text[:16]!r} is neither true nor false")
         return text == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A duration as the configuration writes it, ``90s`` or ``2h``, or a number of seconds; in seconds.
+
+    It is above ``above``, where that is given, and at most ``most``.
+    """
+
+    above: float = -1.0
+    most: float = 100 * 366 * 86400.0
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1, "maxLength": 32}
+
+    def parse(self, name: str, text: str) -> float:
+        hint = "a number of seconds, or such as 90s, 5m, 2h, 5d"
+        try:
+            seconds = parse_duration(text[:64])
+        except Unacceptable as error:
+            problem = f"{name} {text[:32]!r} is no duration"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, hint) from error
+        if not self.above < seconds <= self.most:
+            least = f"more than {format_duration(self.above)} and " if self.above >= 0 else ""
+            problem = f"{name} must be {least}at most {format_duration(self.most)}"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, hint)
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 
-from elemta.address import NULL, Address
+from elemta.address import Address
 from elemta.envelope import Recipient
 from elemta.errors import PolicyRequestError
 from elemta.limits.identity import IPAddress
@@ -91,7 +91,7 @@ def _attributes(text: str) -> Mapping[str, str]:
 
 def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest:
     """The request that attributes describe. Raises :class:`PolicyRequestError` where one is invalid."""
-    recipient = attributes.get("recipient", "")
+    recipient = Address.of_words(attributes.get("recipient", ""))
     return PolicyRequest(
         state=attributes.get("protocol_state", "").upper(),
         instance=attributes.get("instance", ""),
@@ -99,8 +99,8 @@ def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest
         listener=service,
         helo=attributes.get("helo_name", ""),
         user=attributes.get("sasl_username") or None,
-        sender=_address(attributes.get("sender", "")) or NULL,
-        recipient=Recipient(address) if (address := _address(recipient)) is not None else None,
+        sender=Address.of_words(attributes.get("sender", "")),
+        recipient=Recipient(recipient) if recipient else None,
         size=_size(attributes.get("size", "")),
     )
 
@@ -112,15 +112,6 @@ def _client_ip(text: str) -> IPAddress:
         return ip_address(text.partition("%")[0])
     except ValueError as error:
         raise PolicyRequestError("client_address is no address") from error
-
-
-def _address(text: str) -> Address | None:
-    """A mailbox as Postfix writes it, without quotes and perhaps without a domain; None for no mailbox."""
-    text = text.strip()
-    if text in ("", "<>"):
-        return None
-    local, at, domain = text.rpartition("@")
-    return Address(local, domain.lower().rstrip(".")) if at else Address(text, "")
 
 
 def _size(text: str) -> int:

@@ -49,7 +49,7 @@ async def test_an_exempt_network_is_shown_as_such_for_each_of_its_addresses(daem
         (("ip", "192.0.2.1", "--for", "1h"), "either --exempt or --rates"),
         (("ip", "192.0.2.1", "--for", "1h", "--exempt", "--rates", "1/1m"), "either --exempt or --rates"),
         (("ip", "192.0.2.1", "--exempt"), "--for DURATION"),
-        (("ip", "192.0.2.1", "--exempt", "--for", "soon"), "for must be"),
+        (("ip", "192.0.2.1", "--exempt", "--for", "soon"), "for 'soon' is no duration"),
         (("ip", "192.0.2.1", "--exempt", "--for", "0"), "for must be more than 0"),
         (("ip", "192.0.2.1", "--exempt", "--for", "9999d"), "at most 366d"),
         (("ip", "192.0.2.1", "--rates", "5", "--for", "1h"), "must have a window"),

@@ -27,7 +27,7 @@ from elemta.envelope import MailParameters, Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, LimitRefusal, LocalStore, rules_from_config
 from elemta.limits.known_logins import LoginHistory
-from elemta.limits.store import Decision, Request
+from elemta.limits.store import Decision, Request, Usage
 from elemta.policies import limits as limits_module
 from elemta.policies.limits import LimitsOptions, LimitsPlugin
 from elemta.policy import (
@@ -83,9 +83,13 @@ class Harness:
 
     def used(self, name: str) -> int:
         """What counts against the fullest key of a limit."""
-        top = self.limiter.top(name, 1)
-        assert not isinstance(top, Deferred)
+        top = self.top(name, 1)
         return top[0].used[0] if top else 0
+
+    def top(self, name: str, count: int) -> Sequence[Usage]:
+        """The fullest keys of a limit."""
+        (spec,) = (rule.spec for rule in self.limiter.rules if rule.name == name)
+        return self.store.top(spec, count).usages
 
 
 class LateStore(LocalStore):

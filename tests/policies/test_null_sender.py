@@ -20,9 +20,7 @@ from tests.policies.test_limits import Harness, limit
 
 
 def used(harness: Harness, name: str = "m") -> dict[str, int]:
-    states = harness.limiter.top(name, 50)
-    assert isinstance(states, tuple)
-    return {state.identity: state.used[0] for state in states}
+    return {usage.request.identity: usage.used[0] for usage in harness.top(name, 50)}
 
 
 def send(client: PolicyTester, sender: str, *recipients: str) -> list[bool]:
