@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from elemta.ctl.text import age, size
+
 HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 # Controls, and what turns the direction of a text or hides in it; RFC 3454's and Unicode's TR 36.
@@ -20,7 +22,6 @@ _INVISIBLE = re.compile(
     "\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 NOTHING = "\N{EN DASH}"
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def visible(value: object) -> object:
@@ -37,29 +38,9 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
-def size(octets: float) -> str:
-    """A size with its unit."""
-    value = float(octets)
-    for unit in _UNITS[:-1]:
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} {_UNITS[-1]}"
-
-
 def duration(seconds: float | None) -> str:
     """A duration in its two largest units; a dash where there is none."""
-    if seconds is None:
-        return NOTHING
-    left = int(max(0.0, seconds))
-    if left < 60:
-        return f"{left} s"
-    parts = []
-    for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if left >= length:
-            parts.append(f"{left // length} {name}")
-            left %= length
-    return " ".join(parts[:2])
+    return NOTHING if seconds is None else age(seconds)
 
 
 def moment(at: float | None) -> str:
