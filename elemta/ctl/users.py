@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from elemta.auth.accounts import Account, add_account, add_token, delete_account, read_accounts
-from elemta.auth.names import UnusableName, canonical_name
+from elemta.auth.names import canonical_name
 from elemta.auth.roles import AccessRole
 from elemta.auth.users_editor import (
     DuplicateUser,
-    NoSuchUser,
     add_user,
     delete_user,
     list_users,
@@ -38,7 +39,7 @@ def add(invocation: CommandContext) -> int:
     randomness = invocation.runtime.randomness
     if bool(args.role) != args.console:
         raise CommandFailed(EX_USAGE, "--console needs --role, and --role needs --console")
-    try:
+    with _editing(path, "--replace sets a new password"):
         canonical_name(args.name)
         password = _password(invocation)
         if args.console:
@@ -46,28 +47,16 @@ def add(invocation: CommandContext) -> int:
             name = add_account(path, args.name, role, password, randomness=randomness, replace=args.replace)
         else:
             name = add_user(path, args.name, password, randomness=randomness, replace=args.replace)
-    except ValueError as error:
-        raise CommandFailed(EX_USAGE, str(error)) from error
-    except DuplicateUser as error:
-        raise CommandFailed(EX_FAILED, str(error), "--replace sets a new password") from error
-    except (UsersFileError, OSError) as error:
-        raise _file_trouble(path, error) from error
     return _done(invocation, name, path, "added")
 
 
 def delete(invocation: CommandContext) -> int:
     path = _file(invocation)
-    try:
+    with _editing(path):
         if invocation.args.console:
             name = delete_account(path, invocation.args.name, token=False)
         else:
             name = delete_user(path, invocation.args.name)
-    except UnusableName as error:
-        raise CommandFailed(EX_USAGE, str(error)) from error
-    except NoSuchUser as error:
-        raise CommandFailed(EX_FAILED, str(error)) from error
-    except (UsersFileError, OSError) as error:
-        raise _file_trouble(path, error) from error
     return _done(invocation, name, path, "deleted")
 
 
@@ -107,14 +96,8 @@ def add_console_token(invocation: CommandContext) -> int:
     """``token add``: the only time that the token is shown."""
     args, path = invocation.args, _console_file(invocation)
     role = AccessRole(args.role)
-    try:
+    with _editing(path, "token delete removes it"):
         text = add_token(path, args.name, role, randomness=invocation.runtime.randomness)
-    except UnusableName as error:
-        raise CommandFailed(EX_USAGE, str(error)) from error
-    except DuplicateUser as error:
-        raise CommandFailed(EX_FAILED, str(error), "token delete removes it") from error
-    except (UsersFileError, OSError) as error:
-        raise _file_trouble(path, error) from error
     if invocation.json:
         invocation.give({"name": args.name, "role": role.value, "file": path, "token": text})
     else:
@@ -125,14 +108,8 @@ def add_console_token(invocation: CommandContext) -> int:
 
 def delete_console_token(invocation: CommandContext) -> int:
     path = _console_file(invocation)
-    try:
+    with _editing(path):
         name = delete_account(path, invocation.args.name, token=True)
-    except UnusableName as error:
-        raise CommandFailed(EX_USAGE, str(error)) from error
-    except NoSuchUser as error:
-        raise CommandFailed(EX_FAILED, str(error)) from error
-    except (UsersFileError, OSError) as error:
-        raise _file_trouble(path, error) from error
     return _done(invocation, name, path, "deleted")
 
 
@@ -147,6 +124,19 @@ def show_console_tokens(invocation: CommandContext) -> int:
     else:
         invocation.say("no token")
     return EX_OK
+
+
+@contextmanager
+def _editing(path: str, hint: str = "") -> Iterator[None]:
+    """What fails in it is said as ``CommandFailed``; ``hint`` is for a name that is there already."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandFailed(EX_USAGE, str(error)) from error
+    except DuplicateUser as error:
+        raise CommandFailed(EX_FAILED, str(error), hint) from error
+    except (UsersFileError, OSError) as error:
+        raise _file_trouble(path, error) from error
 
 
 def _accounts(path: str) -> list[Account]:
