@@ -10,7 +10,7 @@ from typing import Any
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK, CommandFailed
 from elemta.ctl.limits import bound_in_words
-from elemta.ctl.text import age
+from elemta.ctl.text import remaining
 
 _STAGE = 10
 MAX_MESSAGE = 1024 * 1024
@@ -44,9 +44,10 @@ def explain(invocation: CommandContext) -> int:
 
 def _read(invocation: CommandContext, name: str) -> bytes:
     if name == "-":
-        return invocation.stdin.buffer.read()
+        return invocation.stdin.buffer.read(MAX_MESSAGE + 1)
     try:
-        return Path(name).read_bytes()
+        with Path(name).open("rb") as file:
+            return file.read(MAX_MESSAGE + 1)
     except OSError as error:
         raise CommandFailed(EX_FAILED, f"{name} can't be read: {error.strerror or error}") from error
 
@@ -94,7 +95,7 @@ def _limit(limit: Mapping[str, Any]) -> str:
     if not limit["passes"]:
         wait = limit["retry_after"]
         passes = "refuses" if limit["mode"] == "enforce" else "would refuse"
-        passes += " for ever" if wait is None else f" for {age(max(1, wait + 0.999))}"
+        passes += " for ever" if wait is None else f" for {remaining(wait)}"
     by = f" (override {override})" if override else ""
     return f"{limit['limit']} {limit['identity']}: {used}, {passes}{by}"
 
