@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -42,6 +42,16 @@ class AdminClient:
 
     def post(self, *segments: str, **query: str) -> dict[str, Any]:
         return self.call("POST", *segments, **query)
+
+    def entries(self, listing: str, key: str = "", **query: str) -> Iterator[Mapping[str, Any]]:
+        """What a listing has under ``key``, which is by default its own name, page by page."""
+        after: str | None = None
+        while True:
+            page = self.get(listing, **query, **({"after": after} if after else {}))
+            yield from page[key or listing]
+            after = page["next"]
+            if after is None:
+                return
 
     def delete(self, *segments: str) -> dict[str, Any]:
         return self.call("DELETE", *segments)

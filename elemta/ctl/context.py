@@ -92,6 +92,12 @@ class CommandContext:
             self.stdout.flush()
             binary.write(octets)
 
+    def agreed(self, question: str) -> bool:
+        """Whether the answer to a question, which goes to standard error, is yes."""
+        self.stderr.write(f"{safe(question)} [y/N] ")
+        self.stderr.flush()
+        return self.stdin.readline().strip().lower() in ("y", "yes")
+
     def note(self, line: str) -> None:
         """A line to standard error."""
         self.stderr.write(f"elemtactl: {safe(line)}\n")

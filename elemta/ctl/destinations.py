@@ -8,7 +8,7 @@ from typing import Any
 from elemta.ctl.client import AdminClient
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_OK
-from elemta.ctl.text import Column, age
+from elemta.ctl.text import Column, age, due
 
 _PAGE = 500
 _DESTINATIONS = (
@@ -37,23 +37,17 @@ def show_list(invocation: CommandContext) -> int:
 
 def destinations(client: AdminClient) -> Iterator[Mapping[str, Any]]:
     """All destinations, page by page."""
-    after: str | None = None
-    while True:
-        page = client.get("destinations", limit=str(_PAGE), **({"after": after} if after else {}))
-        yield from page["destinations"]
-        after = page["next"]
-        if after is None:
-            return
+    return client.entries("destinations", limit=str(_PAGE))
 
 
 def _row(destination: Mapping[str, Any], now: float) -> Sequence[str]:
-    oldest, at = destination["oldest_at"], destination["next_attempt_at"]
+    oldest = destination["oldest_at"]
     return (
         destination["name"],
         destination["state"],
         str(destination["waiting"]),
         "" if oldest is None else age(now - oldest),
-        "-" if at is None else f"in {age(at - now)}" if at - now >= 1 else "now",
+        due(destination["next_attempt_at"], now),
         "" if destination["route"] == destination["name"] else destination["route"],
         destination["paced_by"] or "",
         destination["last_error"],

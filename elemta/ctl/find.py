@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK
-from elemta.ctl.text import age, safe, size
+from elemta.ctl.text import age, moment, safe, size
 
 PAGE = 100
 WIDTH = 80
@@ -74,7 +73,7 @@ def _lines(message: Mapping[str, Any], now: float, width: int) -> Iterator[str]:
     if more > 0:
         yield from _wrapped(f"and {more} more recipients (--json has those that are kept)", "  to", width, 14)
     for at, words in _events(message):
-        yield from _wrapped(words, f"  {_moment(at)}", width, 23)
+        yield from _wrapped(words, f"  {moment(at)[:19]}", width, 23)
     for cut in message["cut"]:
         yield from _wrapped(cut, "  not here", width, _TITLE + 2)
 
@@ -146,7 +145,3 @@ def _wrapped(text: str, title: str, width: int, indent: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     ) or [first.rstrip()]
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")[:19]

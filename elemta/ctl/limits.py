@@ -8,7 +8,7 @@ from typing import Any
 from elemta.config.values import format_duration
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_OK
-from elemta.ctl.text import Column, age
+from elemta.ctl.text import Column, remaining
 
 _LIMITS = (
     Column("LIMIT"),
@@ -136,7 +136,7 @@ def _passes(fill: Mapping[str, Any]) -> str:
     if wait is None:
         return "never"
     leases = fill["counts"] == "open_connections"
-    passes = "when one closes" if leases else f"in {age(max(1, wait + 0.999))}"
+    passes = "when one closes" if leases else f"in {remaining(wait)}"
     return passes if fill["mode"] == "enforce" else f"now (else {passes})"
 
 

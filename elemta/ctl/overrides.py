@@ -7,7 +7,7 @@ from typing import Any
 
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_OK, EX_USAGE, CommandFailed
-from elemta.ctl.text import Column, age
+from elemta.ctl.text import Column, remaining
 
 _OVERRIDES = (
     Column("LIMIT", flexible=True),
@@ -35,7 +35,7 @@ def _row(override: Mapping[str, Any]) -> Sequence[str]:
         override["limit"],
         override["identity"],
         _rates(override),
-        age(override["left"] + 0.999),
+        remaining(override["left"]),
         override["author"],
         override["note"],
     )
@@ -63,7 +63,7 @@ def change(invocation: CommandContext) -> int:
     answer = invocation.client().post(
         "limits", "overrides", limit=args.limit, identity=args.id, **{"for": args.duration}, **query
     )
-    words = f"{answer['limit']}: {answer['identity']} {_rates(answer)} for {age(answer['left'] + 0.999)}"
+    words = f"{answer['limit']}: {answer['identity']} {_rates(answer)} for {remaining(answer['left'])}"
     return _give(invocation, answer, words)
 
 

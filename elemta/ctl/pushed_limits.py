@@ -64,7 +64,7 @@ def _change(invocation: CommandContext, path: Sequence[str], body: dict[str, Any
         _say(invocation, report)
     if args.dry_run:
         return EX_OK
-    if asks and not _agreed(invocation):
+    if asks and not invocation.agreed("Let these hold in the whole fleet?"):
         invocation.say("nothing was changed")
         return EX_FAILED
     # In place of the version that was looked at, and of no other.
@@ -85,12 +85,6 @@ def _send(invocation: CommandContext, path: Sequence[str], body: Mapping[str, An
             raise
         faults = [Fault(file, each["key"], each["problem"], each["hint"]) for each in found]
         raise CommandFailed(EX_CONFIG, str(refused.content["error"]), faults=faults) from refused
-
-
-def _agreed(invocation: CommandContext) -> bool:
-    invocation.stdout.write("let these hold in the whole fleet? [y/N] ")
-    invocation.stdout.flush()
-    return invocation.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _say(invocation: CommandContext, report: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +12,7 @@ from elemta.ctl.client import AdminClient, DaemonRefused
 from elemta.ctl.context import CommandContext
 from elemta.ctl.daemon import spool_lines
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
-from elemta.ctl.text import Column, age, safe, size
+from elemta.ctl.text import Column, age, due, moment, safe, size
 
 PAGE = 500
 # Messages that one call changes; the daemon takes no more.
@@ -84,7 +83,7 @@ def _row(message: Mapping[str, Any], now: float) -> Sequence[str]:
         size(message["size"]),
         age(now - message["received_at"]),
         f"{message['pending']}/{message['recipients']}",
-        _next(message, now),
+        due(message["next_attempt_at"], now),
         f"<{message['sender']}>",
         _recipients(message),
         message["destination"],
@@ -97,13 +96,6 @@ def _recipients(message: Mapping[str, Any]) -> str:
         return ""
     others = message["pending"] - 1
     return f"<{message['recipient']}>" + (f" and {others} more" if others > 0 else "")
-
-
-def _next(message: Mapping[str, Any], now: float) -> str:
-    at = message["next_attempt_at"]
-    if at is None:
-        return "-"
-    return f"in {age(at - now)}" if at - now >= 1 else "now"
 
 
 def cat(invocation: CommandContext) -> int:
@@ -144,7 +136,7 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
     said = {
         "id": record["queue_id"],
         "state": record["state"] + (f": {record['hold_reason']}" if record["hold_reason"] else ""),
-        "received": f"{_moment(record['received_at'])} ({age(now - record['received_at'])} ago)",
+        "received": f"{moment(record['received_at'])} ({age(now - record['received_at'])} ago)",
         "size": _exact_size(record["size"]),
         "from": f"<{record['sender']}>",
         "client": f"{client['ip']} helo {client['helo']}, listener {client['listener']}",
@@ -152,7 +144,7 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
         "user": client["user"] or "",
         "tls": client["tls"] or "",
         "attempts": str(record["attempts"]),
-        "next": "" if record["next_attempt_at"] is None else _next(record, now),
+        "next": "" if record["next_attempt_at"] is None else due(record["next_attempt_at"], now),
     }
     invocation.say(*(f"{name:<10}{value}" for name, value in said.items() if value))
     for recipient in record["recipients"]:
@@ -163,7 +155,7 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
             invocation.say(f"          {_standing(recipient, now)}")
     for attempt in record["history"]:
         invocation.say(
-            f"tried     {_moment(attempt['at'])} #{attempt['number']} <{attempt['recipient']}> "
+            f"tried     {moment(attempt['at'])} #{attempt['number']} <{attempt['recipient']}> "
             f"{attempt['status']}{_by(attempt)}{_words(attempt)}"
         )
 
@@ -171,7 +163,7 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
 def _standing(recipient: Mapping[str, Any], now: float) -> str:
     """How a recipient that is left stands: its state, where its mail goes, when it is tried, and why then."""
     at = recipient["next_attempt_at"]
-    when = "" if at is None else f", next {_next(recipient, now)}"
+    when = "" if at is None else f", next {due(at, now)}"
     destination = f", by {recipient['destination']}" if recipient["destination"] else ""
     why = f": {recipient['reason']}" if recipient["reason"] else ""
     return f"{recipient['state']}{destination}{when}{why}"
@@ -192,10 +184,6 @@ def _words(said: Mapping[str, Any]) -> str:
     reply = " ".join(str(part) for part in (said["code"], said["enhanced"], said["text"]) if part)
     hop = f" at {said['next_hop']}" if said["next_hop"] else ""
     return f"{hop}: {reply}" if reply else hop
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def stats(invocation: CommandContext) -> int:
@@ -307,9 +295,7 @@ def _failure(result: Mapping[str, Any]) -> str:
 
 def _confirm(invocation: CommandContext, what: str) -> None:
     question, done = _QUESTIONS[invocation.args.action]
-    invocation.stderr.write(f"{question.format(what)} [y/N] ")
-    invocation.stderr.flush()
-    if invocation.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not invocation.agreed(question.format(what)):
         raise CommandFailed(EX_FAILED, f"nothing was {done}")
 
 
@@ -326,14 +312,5 @@ def _matching(
     }
     chosen = {name: value for name, value in filters.items() if value is not None}
     for state in states:
-        yield from _pages(client, {**chosen, **({"state": state} if state else {})})
-
-
-def _pages(client: AdminClient, query: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
-    after: str | None = None
-    while True:
-        page = client.get("queue", **query, limit=str(PAGE), **({"after": after} if after else {}))
-        yield from page["messages"]
-        after = page["next"]
-        if after is None:
-            return
+        query = {**chosen, **({"state": state} if state else {})}
+        yield from client.entries("queue", "messages", **query, limit=str(PAGE))

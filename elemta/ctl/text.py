@@ -1,10 +1,11 @@
-"""Text for a terminal: tables that fit, sizes and ages for people, and no control characters."""
+"""Text for people: tables that fit a terminal, sizes, durations and times, and no control characters."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 ELLIPSIS = "…"
 GAP = "  "
@@ -79,6 +80,23 @@ def age(seconds: float) -> str:
         if len(parts) == 2:
             break
     return " ".join(part for part in parts if part) or "0s"
+
+
+def remaining(seconds: float) -> str:
+    """An age that is still to come, rounded up: when it has passed, all of ``seconds`` have."""
+    return age(max(1, seconds + 0.999))
+
+
+def due(at: float | None, now: float) -> str:
+    """When the next attempt is: ``in 5m``, ``now``, or ``-`` where there is none."""
+    if at is None:
+        return "-"
+    return f"in {age(at - now)}" if at - now >= 1 else "now"
+
+
+def moment(at: float) -> str:
+    """A time in this host's zone, with its offset."""
+    return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True)
