@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 from tests.support.daemon import Daemon, DaemonFailed
 from tests.support.places import HERE, Place
+from tests.support.wire import Wire
 
 PREFIX = "elemta:ratelimit:"
 NODES = 3
@@ -56,6 +58,15 @@ class Node(Daemon):
         before, _, rest = self.config.read_text().partition("[resources]\n")
         after = rest[rest.index("[[listener]]") :]
         self.config.write_text(f"{before}[resources]\n{lines}{after}")
+
+    def greeting(self) -> str:
+        """The code of the greeting that a new connection gets."""
+        with Wire(self.socket()) as wire:
+            return wire.reply()[:3]
+
+    def ask(self, *command: str) -> Any:
+        """What ``elemtactl --json`` says."""
+        return json.loads(self.ctl("--json", *command).stdout)
 
     @property
     def mode(self) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cluster.fleet import PREFIX, Fleet, Node, until
 from tests.support.valkey import ValkeyServer, valkey_server
-from tests.support.wire import Wire
 
 RESOURCES = {"max_requests_per_window": 0, "valkey_deadline": "4s"}
 TWO = """
@@ -30,17 +28,8 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
-def greeting(node: Node) -> str:
-    with Wire(node.socket()) as wire:
-        return wire.reply()[:3]
-
-
-def ask(node: Node, *command: str) -> Any:
-    return json.loads(node.ctl("--json", *command).stdout)
-
-
 def names(node: Node) -> list[str]:
-    return [limit["name"] for limit in ask(node, "limits", "list")["limits"]]
+    return [limit["name"] for limit in node.ask("limits", "list")["limits"]]
 
 
 def write(place: Path, text: str) -> str:
@@ -59,25 +48,25 @@ def test_a_set_of_limits_holds_on_every_node_and_after_a_start_without_valkey(
         assert first.ctl("limits", "push", two, "--yes", "--note", "a test").returncode == 0
         assert "per-address" in names(first)
         assert second.wait_for("limits.push_taken")["version"] == 1
-        assert [greeting(first), greeting(second), greeting(first)] == ["220", "220", "421"]
+        assert [first.greeting(), second.greeting(), first.greeting()] == ["220", "220", "421"]
         until(
-            lambda: [node["limits_version"] for node in ask(first, "nodes")["nodes"]] == [1, 1],
+            lambda: [node["limits_version"] for node in first.ask("nodes")["nodes"]] == [1, 1],
             "each node says which version it runs",
         )
 
         # Looser: the same count, and nothing that passes now would be refused. Tighter again: one would be.
-        pushed = ask(first, "limits", "push", five, "--yes")
+        pushed = first.ask("limits", "push", five, "--yes")
         assert (pushed["version"], pushed["changed"], pushed["refused_then"]) == (2, ["per-address"], [])
         second.wait_for("limits.push_taken", version=2)
-        assert greeting(second) == "220"
-        (refused,) = ask(first, "limits", "push", two, "--dry-run")["refused_then"]
+        assert second.greeting() == "220"
+        (refused,) = first.ask("limits", "push", two, "--dry-run")["refused_then"]
         assert (refused["identity"], refused["used"], refused["rates"]) == ("127.0.0.1", [3], ["2/1h"])
-        history = ask(second, "limits", "history")
+        history = second.ask("limits", "history")
         assert [(each["version"], each["note"]) for each in history["versions"]] == [(2, ""), (1, "a test")]
 
         assert first.ctl("limits", "rollback", "1", "--yes").returncode == 0
         second.wait_for("limits.push_taken", version=3)
-        assert greeting(second) == "421"
+        assert second.greeting() == "421"
 
         # Valkey loses all: the nodes give it back.
         valkey.restart_empty()
@@ -115,7 +104,7 @@ def test_what_a_node_cannot_take_it_names_and_keeps_its_own(tmp_path: Path, valk
         record = node.wait_for("limits.push_refused")
         assert (record["version"], record["kept"]) == (2, 1)
         assert any("weighs" in fault for fault in record["faults"])
-        history = ask(node, "limits", "history")
+        history = node.ask("limits", "history")
         assert (history["version"], history["running"]) == (2, 1)
         assert [fault["event"] for fault in fleet.faults()] == ["limits.push_refused"]
 

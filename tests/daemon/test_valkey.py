@@ -6,14 +6,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster.fleet import CLUSTER, LOCAL, PREFIX, Fleet, Node, until
+from tests.cluster.fleet import CLUSTER, LOCAL, PREFIX, Fleet, until
 from tests.support.valkey import ValkeyServer, valkey_server
 from tests.support.valkey_groups import Cluster, Replicated
-from tests.support.wire import Wire
 
 # With time enough, so that a slow machine is not taken for a Valkey that is away.
 PATIENT = {"valkey_deadline": "4s"}
@@ -27,38 +25,29 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
-def greeting(node: Node) -> str:
-    with Wire(node.socket()) as wire:
-        return wire.reply()[:3]
-
-
-def ask(node: Node, *command: str) -> Any:
-    return json.loads(node.ctl("--json", *command).stdout)
-
-
 def test_one_limit_holds_on_two_nodes_and_any_of_them_shows_and_resets_it(
     tmp_path: Path, valkey: ValkeyServer
 ) -> None:
     with Fleet(tmp_path, valkey.url, resources=RESOURCES, size=2) as fleet:
         first, second = fleet.nodes
-        assert [greeting(first) for _ in range(3)] == ["220"] * 3
+        assert [first.greeting() for _ in range(3)] == ["220"] * 3
         assert valkey.command("ZCARD", KEY) == 3
-        assert [greeting(second) for _ in range(3)] == ["220", "421", "421"]
+        assert [second.greeting() for _ in range(3)] == ["220", "421", "421"]
 
-        (fill,) = ask(first, "limits", "show", "ip:127.0.0.1")["limits"]
+        (fill,) = first.ask("limits", "show", "ip:127.0.0.1")["limits"]
         assert fill["bounds"] == [{"used": 4, "limit": 4, "window": 3600.0, "share": None}]
         assert 3000 < fill["retry_after"] <= 3600
-        assert ask(first, "limits", "top", "ip")["limits"][0]["identity"] == "127.0.0.1"
-        until(lambda: len(ask(first, "nodes")["nodes"]) == 2, "the nodes know each other")
-        assert [node["this"] for node in ask(second, "nodes")["nodes"]] == [False, True]
+        assert first.ask("limits", "top", "ip")["limits"][0]["identity"] == "127.0.0.1"
+        until(lambda: len(first.ask("nodes")["nodes"]) == 2, "the nodes know each other")
+        assert [node["this"] for node in second.ask("nodes")["nodes"]] == [False, True]
         # The one that refuses without asking is named to a caller that asks another one.
         until(
-            lambda: ask(first, "limits", "show", "ip:127.0.0.1")["limits"][0]["refused_by"] == ["n1"],
+            lambda: first.ask("limits", "show", "ip:127.0.0.1")["limits"][0]["refused_by"] == ["n1"],
             "the other node's refusal is seen",
         )
 
         assert first.ctl("limits", "reset", "ip:127.0.0.1").stdout == "ip: 127.0.0.1 reset\n"
-        until(lambda: greeting(second) == "220", "the other node has forgotten its refusal")
+        until(lambda: second.greeting() == "220", "the other node has forgotten its refusal")
         until(lambda: first.metric("elemta_live_nodes{") == 2, "the first node has heard of the second")
         assert "counted in Valkey, by 2 nodes" in first.ctl("status").stdout
 
@@ -71,7 +60,7 @@ def test_one_limit_holds_on_two_nodes_and_any_of_them_shows_and_resets_it(
         second.stop()
         assert second.records("daemon.stopped")
         assert fleet.faults() == []
-        assert [node["node_id"] for node in ask(first, "nodes")["nodes"]] == ["n0"]
+        assert [node["node_id"] for node in first.ask("nodes")["nodes"]] == ["n0"]
 
 
 def test_mail_goes_on_while_valkey_is_away_and_the_cluster_counts_when_it_is_back(
@@ -87,11 +76,11 @@ def test_mail_goes_on_while_valkey_is_away_and_the_cluster_counts_when_it_is_bac
         assert json.loads(node.get("/readyz")) == {"ready": True, "reasons": []}
         until(lambda: node.metric("valkey_up{") == 0, "valkey_up tells it")
         assert "Valkey is away" in node.ctl("status").stdout
-        assert ask(node, "status")["valkey"]["up"] is False
-        assert [each["node_id"] for each in ask(node, "nodes")["nodes"]] == ["n0"]
+        assert node.ask("status")["valkey"]["up"] is False
+        assert [each["node_id"] for each in node.ask("nodes")["nodes"]] == ["n0"]
         valkey.start()
         fleet.wait_for_mode(CLUSTER)
-        assert greeting(node) == "220"
+        assert node.greeting() == "220"
         node.stop()
         assert node.records("daemon.stopped")
         assert fleet.faults() == []
@@ -106,11 +95,11 @@ def test_a_node_that_starts_without_valkey_serves_at_once_and_joins_later(
         assert node.mode == LOCAL
         assert "\nvalkey_up{" in node.get("/metrics")
         assert node.metric("valkey_up{") == 0
-        assert greeting(node) == "220"
+        assert node.greeting() == "220"
         assert node.wait_for("limits.mode_changed")["mode"] == LOCAL
         valkey.start()
         fleet.wait_for_mode(CLUSTER)
-        assert greeting(node) == "220"
+        assert node.greeting() == "220"
         assert valkey.command("ZCARD", KEY) >= 1
 
 
@@ -137,13 +126,13 @@ def test_after_one_decision_without_an_answer_valkey_is_not_up_and_with_the_firs
     with _kind(kind) as (url, servers), Fleet(tmp_path, url, resources=resources, size=1) as fleet:
         (node,) = fleet.nodes
         until(lambda: node.metric("valkey_up{") == 1, "it is up")
-        until(lambda: ask(node, "status")["valkey"]["up"], "the status says so")
+        until(lambda: node.ask("status")["valkey"]["up"], "the status says so")
         for server in servers:
             server.pause()
-        assert greeting(node) == "220"
+        assert node.greeting() == "220"
         # Three decisions open the breaker; this was one.
         assert node.metric("valkey_up{") == 0
-        status = ask(node, "status")
+        status = node.ask("status")
         assert status["valkey"]["up"] is False
         assert status["valkey"]["trouble"]
         assert status["limiter"] == LOCAL
@@ -153,7 +142,7 @@ def test_after_one_decision_without_an_answer_valkey_is_not_up_and_with_the_firs
         for server in servers:
             server.resume()
         until(lambda: node.metric("valkey_up{") == 1, "the first answer is seen")
-        until(lambda: ask(node, "status")["limiter"] == CLUSTER, "limits are counted in Valkey")
+        until(lambda: node.ask("status")["limiter"] == CLUSTER, "limits are counted in Valkey")
 
 
 def test_where_valkey_is_may_only_change_with_a_restart(tmp_path: Path, valkey: ValkeyServer) -> None:

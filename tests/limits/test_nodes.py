@@ -25,18 +25,6 @@ from tests.support.waiting import failure_of, until
 PREFIX = "t:"
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: ValkeyServer) -> ValkeyServer:
-    shared_server.command("FLUSHALL")
-    return shared_server
-
-
 class Fleet:
     """Nodes whose hearts beat when the test says so."""
 
@@ -85,8 +73,8 @@ class Fleet:
 
 
 @pytest_twisted.async_yield_fixture
-async def fleet(server: ValkeyServer) -> AsyncIterator[Fleet]:
-    fleet = Fleet(server)
+async def fleet(empty_server: ValkeyServer) -> AsyncIterator[Fleet]:
+    fleet = Fleet(empty_server)
     yield fleet
     for nodes in fleet.nodes:
         await nodes.stop()

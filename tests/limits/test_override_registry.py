@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_twisted
@@ -24,18 +24,6 @@ from tests.support.waiting import until
 PREFIX = "t:"
 ONE = Override("ip", "192.0.2.1", ("5/1m",), 0.0, "anna", "a customer's migration")
 TWO = Override("ip", "192.0.2.2", (), 0.0, "bert", "")
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: ValkeyServer) -> ValkeyServer:
-    shared_server.command("FLUSHALL")
-    return shared_server
 
 
 class Fleet:
@@ -68,8 +56,8 @@ class Fleet:
 
 
 @pytest_twisted.async_yield_fixture
-async def fleet(server: ValkeyServer) -> AsyncIterator[Fleet]:
-    fleet = Fleet(server)
+async def fleet(empty_server: ValkeyServer) -> AsyncIterator[Fleet]:
+    fleet = Fleet(empty_server)
     yield fleet
     for node in fleet.nodes:
         node.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -83,9 +84,9 @@ MINUTE = 60_000_000
 
 
 def documented_users() -> str:
-    """The users.acl of the page, as a file takes it."""
-    (block,) = re.findall(r"```\n(# /etc/valkey/users\.acl\n.*?)```", PAGE, re.DOTALL)
-    return "".join(f"{line}\n" for line in block.splitlines() if not line.startswith("#"))
+    """The users.acl that the page lets a shell write."""
+    (command,) = re.findall(r"^cat >/etc/valkey/users\.acl (<<END\n.*?\nEND\n)", PAGE, re.M | re.S)
+    return subprocess.run(["sh", "-c", f"cat {command}"], check=True, capture_output=True, text=True).stdout
 
 
 def granted() -> set[str]:
