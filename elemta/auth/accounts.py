@@ -99,22 +99,22 @@ class AccountsFile:
         """The accounts as the file has them now, looked at again at most once a second. Blocks."""
         with self._lock:
             if self.is_stale:
-                self._looked_at = self._runtime.monotonic()
-                self._refresh()
+                first, self._looked_at = self._looked_at is None, self._runtime.monotonic()
+                self._refresh(first=first)
             return self.accounts
 
     def verify(self, name: str, password: bytes) -> str | None:
         """The canonical name of the user whose password this is, or None. Blocks."""
         return self.look().verify(name, password)
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, first: bool) -> None:
         version = FileVersion.of(self.path)
-        if version == self._version:
+        if version == self._version and not first:
             return
         # Taken before the reading: a change during it is then seen the next time.
         self._version = version
         try:
-            found = () if version is None else read_accounts(self.path)
+            found = self._read()
         except UsersFileError as error:
             self.broken = True
             _log.error(
@@ -133,6 +133,15 @@ class AccountsFile:
             users=len(self.accounts.users),
             tokens=len(self.accounts.tokens),
         )
+
+    def _read(self) -> tuple[Account, ...]:
+        try:
+            return read_accounts(self.path)
+        except UsersFileError as error:
+            # Only a file that is not there has no account: one that can't be looked at may have any.
+            if isinstance(error.__cause__, FileNotFoundError):
+                return ()
+            raise
 
 
 def read_accounts(path: str) -> tuple[Account, ...]:

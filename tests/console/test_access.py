@@ -218,6 +218,18 @@ def test_there_is_no_first_token_while_the_accounts_cannot_be_read(tmp_path: Pat
     assert console.ask("GET", "/v1/session", token="").status == 401
 
 
+def test_accounts_that_cannot_be_looked_at_stay_in_force(tmp_path: Path) -> None:
+    console = Console(tmp_path, TABLE)
+    assert console.ask("GET", "/v1/session", token=TOKENS["viewer"]).status == 200
+    console.path.unlink()
+    console.path.symlink_to(console.path)
+    console.clock.advance(2)
+    assert console.ask("GET", "/v1/session", token=TOKENS["viewer"]).status == 200
+    again = Console(tmp_path, TABLE, file="")
+    assert again.ask("GET", "/v1/session", token=TOKENS["viewer"]).status == 401
+    assert not (tmp_path / "console-token").exists()
+
+
 def test_a_link_in_the_place_of_the_first_token_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("chosen\n")
     os.symlink(tmp_path / "elsewhere", tmp_path / "console-token")
