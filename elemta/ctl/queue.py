@@ -206,6 +206,8 @@ def change(invocation: CommandContext) -> int:
         found = list(_matching(client, args, states))
         ids = [message["queue_id"] for message in found]
         if ids and not args.yes:
+            # The daemon ends a connection that is idle for a minute; the next call opens another.
+            client.close()
             _confirm(invocation, _counted(found))
     else:
         ids = args.ids

@@ -17,7 +17,7 @@ import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
-from twisted.internet.threads import deferToThread
+from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from elemta.address import NULL, Address
 from elemta.ctl.client import AdminClient
@@ -364,6 +364,29 @@ async def test_delete_asks_on_a_terminal_and_takes_no_for_an_answer(daemon: Daem
         assert await daemon.ids() == [queue_id]
     assert (await daemon.ctl("queue", "delete", queue_id, terminal=True, stdin="y\n"))[0] == 0
     assert await daemon.ids() == []
+
+
+@ensureDeferred
+async def test_a_question_may_wait_longer_than_an_idle_connection(daemon: Daemon, monkeypatch) -> None:
+    ids = [await daemon.queue() for _ in range(2)]
+    opened: list[Any] = []
+    build = AdminSite.buildProtocol
+
+    def keep(site: AdminSite, address: Any) -> Any:
+        opened.append(build(site, address))
+        return opened[-1]
+
+    class Late(Terminal):
+        def readline(self, *_: int) -> str:
+            for channel in opened:
+                blockingCallFromThread(reactor, channel._channel.loseConnection)
+            return "y\n"
+
+    monkeypatch.setattr(AdminSite, "buildProtocol", keep)
+    out, err = Terminal(), Terminal()
+    arguments = ("--socket", daemon.socket, "queue", "delete", "--all")
+    assert await deferToThread(main, arguments, out, err, {}, Late()) == 0, err.getvalue()
+    assert out.getvalue().count(" deleted") == len(ids)
 
 
 @ensureDeferred
