@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 from typing import Annotated
 
 from elemta.address import Address
@@ -17,8 +16,7 @@ from elemta.envelope import Recipient
 from elemta.limits import Limiter
 from elemta.limits.identity import IPAddress
 from elemta.ops.admin_calls import route
-from elemta.ops.admin_errors import AdminRefusal
-from elemta.ops.admin_json import Count, Text, Texts
+from elemta.ops.admin_json import ClientAddress, Count, Text, Texts
 from elemta.policy import limit_verdict
 from elemta.stage import Stage
 
@@ -94,7 +92,7 @@ class CheckOperations:
         self,
         *,
         stage: CheckStage,
-        ip: _Words = "",
+        ip: Annotated[IPAddress, ClientAddress()] | None = None,
         helo: _Words = "",
         user: _Words = "",
         sender: _Words = "",
@@ -103,7 +101,7 @@ class CheckOperations:
     ) -> LimitCheck:
         """Charge all limits for a stage of a session at another server, or none where one refuses."""
         asked = _Asked(
-            _address(ip), helo, user or None, Address.of_words(sender), _recipients(recipients), size
+            ip or NO_ADDRESS, helo, user or None, Address.of_words(sender), _recipients(recipients), size
         )
         only = asked.recipients[0] if len(asked.recipients) == 1 else None
         charge = await value_of(self._limiter().charge_counts(_COUNTED[stage], asked, asked, only))
@@ -117,15 +115,6 @@ class CheckOperations:
             retry_after=refusal.retry_after,
             text=getattr(limit_verdict(refusal, _STAGES[stage]), "text", ""),
         )
-
-
-def _address(text: str) -> IPAddress:
-    if not text:
-        return NO_ADDRESS
-    try:
-        return ip_address(text.partition("%")[0])
-    except ValueError as error:
-        raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"ip: {error}", "an address without a port") from None
 
 
 def _recipients(texts: tuple[str, ...]) -> tuple[Recipient, ...]:

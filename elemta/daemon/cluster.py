@@ -6,6 +6,7 @@ import enum
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -26,7 +27,7 @@ from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.override_registry import ClusterOverrides, LocalOverrides, OverrideRegistry
-from elemta.limits.push_registry import KeptVersion, PushRegistry
+from elemta.limits.push_registry import RECORD, KeptVersion, PushRegistry
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
@@ -34,6 +35,7 @@ from elemta.metrics import Metrics, one_of
 from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore
 from elemta.policy.policy_store import Store, ValkeyStores
 from elemta.runtime import Runtime
+from elemta.spool.record_file import RecordFile
 from elemta.valkey import Valkey
 
 
@@ -278,7 +280,8 @@ class ClusterMembership:
             metrics=metrics.limits,
         )
         self.overrides: OverrideRegistry = ClusterOverrides(runtime, self._valkey, prefix)
-        self._pushed = PushRegistry(runtime, self._valkey, prefix, KeptVersion(config.spool.directory))
+        kept = RecordFile(Path(config.spool.directory), RECORD, runtime.disk)
+        self._pushed = PushRegistry(runtime, self._valkey, prefix, KeptVersion(kept))
         self.pushed: PushRegistry | None = self._pushed
         self._policy_stores = ValkeyStores(self._valkey, self.store, prefix)
         self._renewals = LoopingCall(self._renew)

@@ -14,12 +14,12 @@ from elemta.daemon.explainer import (
     Explainer,
     SupposedClient,
     as_sent,
-    client_ip,
 )
 from elemta.daemon.explanation import Explanation
+from elemta.net.registry import IPAddress
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
-from elemta.ops.admin_json import Text, Texts
+from elemta.ops.admin_json import ClientAddress, Text, Texts
 
 _LONGEST = 1024
 # Base64 writes three octets as four.
@@ -38,7 +38,7 @@ class ExplainOperations:
     async def explain(
         self,
         *,
-        ip: Annotated[str, Text(64, "the address of the client")],
+        ip: Annotated[IPAddress, ClientAddress()],
         listener: Annotated[str, Text(_LONGEST, "the name of a listener")] | None = None,
         helo: Annotated[str, Text(_LONGEST, "the name of the client")] | None = None,
         user: Annotated[str, Text(_LONGEST, "a user that has logged in")] | None = None,
@@ -48,7 +48,7 @@ class ExplainOperations:
         message_base64: Annotated[str, Text(2 * MAX_MESSAGE, "the same in base64")] | None = None,
     ) -> Explanation:
         """What would happen to this client and its message now. Changes and counts nothing."""
-        client = SupposedClient(client_ip(ip), helo or "", user, from_, to, _content(message, message_base64))
+        client = SupposedClient(ip, helo or "", user, from_, to, _content(message, message_base64))
         return await self._explainer.explain(client, listener)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from itertools import count
 
 from elemta.address import Address
@@ -97,16 +97,6 @@ class SupposedClient:
         # RFC 5321 §4.5.2
         yield re.sub(rb"(?m)^\.", b"..", message)
         yield b".\r\n"
-
-
-def client_ip(text: str) -> IPAddress:
-    """The address of a client. Raises :class:`AdminRefusal`."""
-    try:
-        ip: IPv4Address | IPv6Address = ip_address(text.strip())
-    except ValueError:
-        problem = f"{text[:64]!r} is no IP address"
-        raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, "such as 192.0.2.7 or 2001:db8::7") from None
-    return (ip.ipv4_mapped if isinstance(ip, IPv6Address) else None) or ip
 
 
 def as_sent(content: bytes) -> bytes:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elemta.daemon.limit_operations import BoundFill
+from elemta.daemon.limit_operations import BoundFill, bounds_of
 from elemta.limits.explaining_limiter import LimitLook
 from elemta.limits.overrides import Override
-from elemta.limits.store import Usage
 from elemta.net.explained_session import Exchange
 from elemta.policy.explained_chain import PolicyAnswer
 from elemta.policy.verdicts import Accept, Discard, Quarantine, name_of, reply_of
@@ -78,7 +77,7 @@ class ExplainedLimit:
             look.request.identity,
             look.rule.counts.value,
             look.rule.mode.value,
-            () if usage is None else _bounds(usage),
+            () if usage is None else bounds_of(usage.request.spec, usage.used),
             look.request.amount,
             look.passes,
             wait,
@@ -89,9 +88,8 @@ class ExplainedLimit:
 def _override(override: Override | None) -> str:
     if override is None:
         return ""
-    words = " ".join(override.rates) or "exempt"
     author = f" by {override.author}" if override.author else ""
-    return f"{words}{author}{': ' if override.note else ''}{override.note}"
+    return f"{override.words}{author}{': ' if override.note else ''}{override.note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +146,6 @@ class Explanation:
     held: str | None
     discarded: bool
     not_asked: tuple[str, ...]
-
-
-def _bounds(usage: Usage) -> tuple[BoundFill, ...]:
-    """How full each bound is; of this node's share, while it decides alone."""
-    spec = usage.request.spec
-    if spec.leases is not None:
-        return (BoundFill(usage.used[0], spec.leases, None),)
-    return tuple(
-        BoundFill(used, bound.limit, bound.window / _MICROSECONDS)
-        for used, bound in zip(usage.used, spec.bounds, strict=True)
-    )
 
 
 def stage_of(

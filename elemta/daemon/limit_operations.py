@@ -273,10 +273,10 @@ class LimitOperations:
             identity=usage.request.identity,
             counts=rule.counts.value,
             mode=rule.mode.value,
-            bounds=_bounds(spec, usage.used, self._nodes_alone(rule)),
+            bounds=bounds_of(spec, usage.used, self._nodes_alone(rule)),
             retry_after=max([wait, *(refusal.wait for refusal in by)]),
             refused_by=tuple(refusal.node_id for refusal in by),
-            override=_words(override),
+            override="" if override is None else override.words,
         )
 
 
@@ -286,13 +286,9 @@ def _urgency(usage: LimitFill) -> tuple[bool, float]:
     return usage.retry_after > 0, max(fills, default=0.0)
 
 
-def _words(override: Override | None) -> str:
-    if override is None:
-        return ""
-    return "exempt" if override.exempt else " ".join(override.rates)
+def bounds_of(spec: LimitSpec, used: Sequence[int], nodes: int | None = None) -> tuple[BoundFill, ...]:
+    """How full each bound is; ``nodes`` is among how many this one counts alone, None while it does not."""
 
-
-def _bounds(spec: LimitSpec, used: Sequence[int], nodes: int | None) -> tuple[BoundFill, ...]:
     def bound(count: int, limit: int, window: float | None) -> BoundFill:
         return BoundFill(count, limit, window, None if nodes is None else share_of(limit, nodes))
 

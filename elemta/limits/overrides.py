@@ -49,6 +49,11 @@ class Override:
         return not self.rates
 
     @property
+    def words(self) -> str:
+        """What holds: the rates, or ``exempt``."""
+        return " ".join(self.rates) or "exempt"
+
+    @property
     def key(self) -> str:
         return f"{self.limit}:{self.identity}"
 

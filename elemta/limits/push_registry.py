@@ -11,74 +11,65 @@ version in force back from the first node that notices.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.errors import ConfigError, PushedMeanwhile
-from elemta.limits.pushed import MAX_TEXT, PushedLimits
+from elemta.errors import ConfigError, PushedMeanwhile, SpoolError
+from elemta.limits.pushed import PushedLimits
 from elemta.limits.version_watch import DEADLINE, VersionWatch, shared_keys
 from elemta.runtime import Runtime, WorkerPool
 from elemta.valkey import Script, ValkeyCommands
 
 _log = Logger()
 
-FILE_NAME = "pushed-limits.json"
+RECORD = "pushed-limits"
 VERSIONS_KEPT = 50
 _SCRIPT = Script.of_package("elemta.limits", "scripts/pushed.lua")
 
 Apply = Callable[[], Awaitable[None]]
 
 
-class KeptVersion:
-    """The version that was taken last, in a file of the spool directory. All methods block."""
+class TextRecord(Protocol):
+    """A list of texts on stable storage. Its calls block; SpoolError where the disk fails."""
 
-    def __init__(self, directory: str | Path) -> None:
-        self.path = Path(directory) / FILE_NAME
+    def read(self) -> Sequence[str]: ...
+
+    def write(self, texts: Iterable[str]) -> None: ...
+
+
+class KeptVersion:
+    """The version that was taken last, in a record of this node. All methods block."""
+
+    def __init__(self, record: TextRecord) -> None:
+        self._record = record
 
     def read(self) -> PushedLimits | None:
         """None where there is none that can be read, which the log says."""
         try:
-            with self.path.open("rb") as file:
-                text = file.read(4 * MAX_TEXT).decode("utf-8")
-            version = json.loads(text)["version"]
-            return PushedLimits.of_json(version, text) if isinstance(version, int) else None
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            texts = self._record.read()
+        except SpoolError as error:
             _log.warn(
                 "the limits that were pushed last can't be read; the file's own hold until Valkey answers",
                 event="limits.push_not_read",
-                path=str(self.path),
-                error=str(error),
+                reason=str(error),
             )
             return None
+        version, text = texts if len(texts) == 2 else ("", "")
+        return PushedLimits.of_json(int(version), text) if version.isdecimal() else None
 
     def write(self, pushed: PushedLimits) -> None:
         """A failure is logged: then a start without Valkey has what was there before."""
-        text = json.dumps({"version": pushed.version, **json.loads(pushed.to_json())}, ensure_ascii=False)
-        unfinished = self.path.with_suffix(".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(unfinished, flags, 0o600), "wb") as file:
-                file.write(text.encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
+            self._record.write([str(pushed.version), pushed.to_json()])
+        except SpoolError as error:
             _log.error(
                 "the pushed limits could not be kept for a start without Valkey",
                 event="limits.push_not_kept",
-                path=str(self.path),
-                error=str(error),
+                reason=str(error),
             )
 
 

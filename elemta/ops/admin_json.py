@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol, runtime_checkable
 
 from elemta.address import Address
@@ -139,6 +140,24 @@ class Flag:
         if text not in ("true", "false"):
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{name} {text[:16]!r} is neither true nor false")
         return text == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAddress:
+    """The IP address of a client, without a port; one that is IPv4-mapped is IPv4."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1, "maxLength": 64}
+
+    def parse(self, name: str, text: str) -> IPv4Address | IPv6Address:
+        try:
+            ip = ip_address(text.strip())
+        except ValueError:
+            problem = f"{name} {text[:64]!r} is no IP address"
+            hint = "such as 192.0.2.7 or 2001:db8::7"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, hint) from None
+        return (ip.ipv4_mapped if isinstance(ip, IPv6Address) else None) or ip
 
 
 @dataclass(frozen=True, slots=True)

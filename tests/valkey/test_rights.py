@@ -26,6 +26,7 @@ from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 from elemta.runtime import Runtime
+from elemta.spool.record_file import RecordFile
 from elemta.valkey import Script, ValkeyError, ValkeyFailure
 from elemta.valkey.rights import Rights
 from tests.support.valkey import Talk, ValkeyServer
@@ -154,7 +155,7 @@ async def use_what_operators_share(valkey: Any) -> None:
     overrides = ClusterOverrides(runtime, valkey, PREFIX)
     await overrides.put(Override("ip", "192.0.2.1", ("5/1m",), 0.0), 60)
     assert await overrides.remove("ip", "192.0.2.1")
-    pushed = PushRegistry(runtime, valkey, PREFIX, KeptVersion("/nonexistent"))
+    pushed = PushRegistry(runtime, valkey, PREFIX, KeptVersion(RecordFile(Path("/nonexistent"), "none")))
     base = await pushed.current()
     await pushed.push(PushedLimits(0, ""), base)
     assert (await pushed.history())[0].version == base + 1
