@@ -11,21 +11,19 @@ Time stands still until :attr:`PolicyTester.clock` is advanced. Errors of the po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
-from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from elemta.address import NULL
 from elemta.config import read_policy
 from elemta.envelope import Envelope, MailParameters, Recipient
 from elemta.outcome import Outcome
-from elemta.policy.call_context import as_deferred
 from elemta.policy.contract import takes
 from elemta.policy.discovery import problem_with
 from elemta.policy.doubles import (
@@ -46,6 +44,7 @@ from elemta.policy.doubles import (
 )
 from elemta.policy.interfaces import STAGE_INTERFACES, IDeliveryPolicy, IPolicyPlugin, LoginOutcome
 from elemta.policy.message_view import OutgoingMessage
+from elemta.policy.policy_driver import PolicyDriver
 from elemta.policy.policy_resolver import Resolver
 from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
@@ -60,9 +59,6 @@ from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TLSInfo
 from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "HttpRequest",
@@ -89,7 +85,7 @@ __all__ = [
 _T = TypeVar("_T")
 
 
-class PolicyTester:
+class PolicyTester(PolicyDriver):
     """One policy and one client's session with it.
 
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
@@ -203,19 +199,15 @@ class PolicyTester:
         """Publish a note on the current transaction in the name of another policy."""
         self._transaction_board[policy, key] = value
 
-    @property
-    def _deadline(self) -> float:
-        return self.clock.seconds() + self.common.timeout
-
     # Its life
 
     def start(self, predecessor: object | None = None, *, wait: float = 0) -> None:
         """Start the policy, as the daemon does before it is first asked."""
-        self._wait(self._tell("start", predecessor), wait)
+        self._tell("start", predecessor, wait=wait)
 
     def stop(self, *, wait: float = 0) -> None:
         """Stop the policy, as the daemon does at its end."""
-        self._wait(self._tell("stop"), wait)
+        self._tell("stop", wait=wait)
 
     # The session
 
@@ -234,7 +226,7 @@ class PolicyTester:
         self, username: str, outcome: LoginOutcome = LoginOutcome.GOOD, *, wait: float = 0
     ) -> None:
         """Tell the policy how the attempt to log in ended."""
-        self._wait(self._tell("login_ended", self.session, username, outcome), wait)
+        self._tell("login_ended", self.session, username, outcome, wait=wait)
 
     def authenticated(self, user: str, *, wait: float = 0) -> Verdict:
         self.facts.user = user
@@ -249,8 +241,7 @@ class PolicyTester:
 
     def rcpt(self, recipient: str | Recipient, *, wait: float = 0) -> Verdict:
         """Name a recipient, which is one of the transaction's afterwards unless it was refused."""
-        if isinstance(recipient, str):
-            recipient = Recipient(parse_address(recipient, []))
+        recipient = _recipient_of(recipient)
         transaction = self.transaction
         if self.transaction_facts is not None:
             self.transaction_facts.replacement = None
@@ -287,12 +278,12 @@ class PolicyTester:
         shown: tuple[Any, ...] = self.session, self.transaction
         if takes(getattr(self.policy, "committed", None), 3):
             shown += (self.transaction.queue_id,)
-        self._wait(self._tell("committed", *shown), wait)
+        self._tell("committed", *shown, wait=wait)
         self._end()
 
     def refused(self, *, wait: float = 0) -> None:
         """Tell the policy that the transaction ended without a message; it is over then."""
-        self._wait(self._tell("refused", self.session, self.transaction), wait)
+        self._tell("refused", self.session, self.transaction, wait=wait)
         self._end()
 
     def refused_at(
@@ -300,18 +291,18 @@ class PolicyTester:
     ) -> None:
         """Tell the policy that the client gets a reply that refuses; from MAIL on in the transaction."""
         early = stage in (Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH)
-        about = None if recipient is None else Recipient(parse_address(recipient, []))
+        about = None if recipient is None else _recipient_of(recipient)
         transaction = None if early else self.transaction
-        self._wait(self._tell("refused_at", self.session, stage, reply, transaction, about), wait)
+        self._tell("refused_at", self.session, stage, reply, transaction, about, wait=wait)
 
     def decided(
         self, stage: Stage, verdict: Verdict = CONTINUE, policy: str = "", *, wait: float = 0
     ) -> None:
         """Tell the policy what those of a stage decided; ``policy`` is the name of the one that did."""
-        self._wait(self._tell("decided", self.session, policy, stage, verdict), wait)
+        self._tell("decided", self.session, policy, stage, verdict, wait=wait)
 
     def disconnected(self, *, wait: float = 0) -> None:
-        self._wait(self._tell("disconnected", self.session), wait)
+        self._tell("disconnected", self.session, wait=wait)
 
     # Delivery
 
@@ -322,14 +313,11 @@ class PolicyTester:
 
         Without an envelope it is that of the transaction under way, to this recipient too.
         """
-        if isinstance(recipient, str):
-            recipient = Recipient(parse_address(recipient, []))
+        recipient = _recipient_of(recipient)
         if not IDeliveryPolicy.providedBy(self.policy):
             return CONTINUE
-        answer = self.policy.route(envelope or self._envelope(recipient), recipient)
-        pending = as_deferred(answer, self._deadline)
-        result: Deferred[Any] = succeed(answer) if pending is None else pending
-        return cast(Verdict, self._wait(result.addCallback(_valid, route_problem), wait))
+        about = envelope or self._envelope(recipient)
+        return self._wait(self._answer(self.policy.route, about, recipient, problem_of=route_problem), wait)
 
     def sign(self, content: bytes, envelope: Envelope | None = None, *, wait: float = 0) -> bytes:
         """Let the policy sign a message; returns the fields that it put on top.
@@ -340,14 +328,14 @@ class PolicyTester:
         view = OutgoingMessage(shared, observed=False)
         about = envelope or self._envelope(None)
         try:
-            self._wait(self._tell("sign", about, view), wait)
+            self._tell("sign", about, view, wait=wait)
         finally:
             view.close()
         return b"".join(shared.header.top)
 
     def attempted(self, outcome: Outcome, *, wait: float = 0) -> None:
         """Tell the policy of a delivery attempt."""
-        self._wait(self._tell("attempted", outcome), wait)
+        self._tell("attempted", outcome, wait=wait)
 
     def recording(
         self,
@@ -358,9 +346,8 @@ class PolicyTester:
         wait: float = 0,
     ) -> None:
         """Let the policy keep what came of a recipient, before the queue records it."""
-        if isinstance(recipient, str):
-            recipient = Recipient(parse_address(recipient))
-        self._wait(self._tell("recording", envelope or self._envelope(recipient), recipient, outcome), wait)
+        recipient = _recipient_of(recipient)
+        self._tell("recording", envelope or self._envelope(recipient), recipient, outcome, wait=wait)
 
     def ended(
         self,
@@ -371,9 +358,8 @@ class PolicyTester:
         wait: float = 0,
     ) -> None:
         """Tell the policy that nothing more is tried for a recipient."""
-        if isinstance(recipient, str):
-            recipient = Recipient(parse_address(recipient))
-        self._wait(self._tell("ended", envelope or self._envelope(recipient), recipient, outcome), wait)
+        recipient = _recipient_of(recipient)
+        self._tell("ended", envelope or self._envelope(recipient), recipient, outcome, wait=wait)
 
     def _envelope(self, recipient: Recipient | None) -> Envelope:
         return make_envelope(self.transaction, self.facts, recipient)
@@ -399,32 +385,8 @@ class PolicyTester:
             shown.append(view)
         if about is not None:
             shown.append(about)
-        answer = getattr(self.policy, method)(*shown)
-        pending = as_deferred(answer, self._deadline)
-        result: Deferred[Any] = succeed(answer) if pending is None else pending
-        return result.addBoth(self._judged, view)
-
-    def _judged(self, answer: object, view: Transaction | None) -> object:
-        if view is not None:
-            view.close()
-        return answer if isinstance(answer, Failure) else _valid(answer, verdict_problem)
-
-    def _tell(self, fact: str, *shown: object) -> Deferred[None]:
-        method = getattr(self.policy, fact, None)
-        pending = as_deferred(method(*shown), self._deadline) if method is not None else None
-        return succeed(None) if pending is None else pending
-
-    def _wait(self, answer: Deferred[_T], seconds: float) -> _T:
-        results: list[_T] = []
-        failures: list[Failure] = []
-        answer.addCallbacks(results.append, failures.append)
-        if seconds and not results and not failures:
-            self.clock.advance(seconds)
-        if failures:
-            failures[0].raiseException()
-        if not results:
-            raise AssertionError(f"no answer within {seconds:g} s")
-        return results[0]
+        answer = self._answer(getattr(self.policy, method), *shown, problem_of=verdict_problem)
+        return answer if view is None else answer.addBoth(_close, view)
 
     def _begin(self, sender: str, parameters: MailParameters) -> Transaction:
         address = parse_address(sender, []) if sender else NULL
@@ -448,8 +410,10 @@ Rehearsal = PolicyTester
 """The name of :class:`PolicyTester` before version 2 of the contract."""
 
 
-def _valid(answer: _T, problem_of: Callable[[object], str | None]) -> _T:
-    problem = problem_of(answer)
-    if problem is not None:
-        raise AssertionError(problem)
+def _recipient_of(recipient: str | Recipient) -> Recipient:
+    return Recipient(parse_address(recipient, [])) if isinstance(recipient, str) else recipient
+
+
+def _close(answer: _T, view: Transaction) -> _T:
+    view.close()
     return answer
