@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from tests.interop.matrix_table import (
     rendered,
     summary,
 )
+from tests.support.open_directory import open_directory
 
 
 def tried(program: str, feature: str, try_it: Callable[[], None]) -> Cell:
@@ -92,9 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--strict", action="store_true", help="fail where a program could not be run")
     parser.add_argument("--verbose", action="store_true", help="tracebacks")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="elemta-interop-", ignore_cleanup_errors=True) as name:
-        directory = Path(name)
-        directory.chmod(0o755)
+    with open_directory("elemta-interop-") as directory:
         sending = senders(directory, options.programs)
         receiving = hops(directory, options.programs)
     print()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mailout.world import World
+from tests.support.open_directory import open_directory
 
 
-@pytest.fixture(scope="module")
-def open_directory() -> Iterator[Path]:
-    """A directory that the servers' own users can enter, which pytest's are not, with a short name."""
-    with tempfile.TemporaryDirectory(prefix="mailout-", ignore_cleanup_errors=True) as name:
-        path = Path(name)
-        path.chmod(0o755)
+@pytest.fixture(scope="module", name="open_directory")
+def _open_directory() -> Iterator[Path]:
+    """A directory that the servers' own users can enter."""
+    with open_directory("mailout-") as path:
         yield path
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.multinode.topology import Topology
+from tests.support.open_directory import open_directory
 from tests.support.showing import pytest_terminal_summary, show
 
 __all__ = ["pytest_terminal_summary", "show"]
@@ -21,12 +20,10 @@ _VALKEY_DEADLINE = os.environ.get("ELEMTA_VALKEY_DEADLINE_IN_TESTS", "2s")
 @pytest.fixture(scope="module")
 def topology() -> Iterator[Topology]:
     """A fleet for the tests of a module; at the end a look at what any part complained about."""
-    with tempfile.TemporaryDirectory(prefix=f"multinode-{os.getpid()}-", ignore_cleanup_errors=True) as name:
-        # HAProxy and nginx change to users of their own.
-        Path(name).chmod(0o755)
-        with Topology(Path(name), _VALKEY_DEADLINE) as topology:
-            yield topology
-            assert topology.faults() == []
+    # HAProxy and nginx change to users of their own.
+    with open_directory(f"multinode-{os.getpid()}-") as path, Topology(path, _VALKEY_DEADLINE) as topology:
+        yield topology
+        assert topology.faults() == []
 
 
 @pytest.fixture

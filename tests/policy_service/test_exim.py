@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import smtplib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.interop.exim import Exim
 from tests.support.daemon import Daemon
+from tests.support.open_directory import open_directory
 
 pytestmark = pytest.mark.servers
 
@@ -64,10 +64,7 @@ def node(tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def exim(node: Daemon) -> Iterator[Exim]:
-    # Exim's own user must be able to enter it, which it can't pytest's.
-    with tempfile.TemporaryDirectory(prefix="policy-", ignore_cleanup_errors=True) as name:
-        place = Path(name)
-        place.chmod(0o755)
+    with open_directory("policy-") as place:
         server = Exim(place / "exim", before_accept=statements(node.port_of("exim"))).start()
         yield server
         server.stop()

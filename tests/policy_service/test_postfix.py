@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import smtplib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.interop.postfix import Postfix
 from tests.support.daemon import Daemon
+from tests.support.open_directory import open_directory
 
 pytestmark = pytest.mark.servers
 
@@ -32,12 +32,10 @@ on_exceed = "reject"
 """
 
 
-@pytest.fixture(scope="module")
-def open_directory() -> Iterator[Path]:
-    """A directory that Postfix's own users can enter, which pytest's are not."""
-    with tempfile.TemporaryDirectory(prefix="policy-", ignore_cleanup_errors=True) as name:
-        path = Path(name)
-        path.chmod(0o755)
+@pytest.fixture(scope="module", name="open_directory")
+def _open_directory() -> Iterator[Path]:
+    """A directory that Postfix's own users can enter."""
+    with open_directory("policy-") as path:
         yield path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.interop.programs import Server, free_port, program, wait_until
+
+GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+"""What every spam filter takes for spam."""
 
 
 def listens(port: int) -> bool:
@@ -239,8 +243,8 @@ class Postfwd:
         wait_until("postfwd ends", lambda: not listens(self.port))
 
 
-_SPAM_RULES = """
-body GTUBE_OF_TEST /XJS\\*C4JDBQADN1\\.NSBN3\\*2IDNEN\\*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL\\*C\\.34X/
+_SPAM_RULES = f"""
+body GTUBE_OF_TEST /{re.escape(GTUBE)}/
 describe GTUBE_OF_TEST the test pattern
 score GTUBE_OF_TEST 1000
 header MARKED_BY_TEST Subject =~ /mark me/

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.policies.real.programs import Rspamd
+from tests.policies.real.programs import GTUBE, Rspamd
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.servers
-
-GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 
 
 @pytest.fixture(scope="module")

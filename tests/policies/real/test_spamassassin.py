@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.policies.real.programs import SpamAssassin
+from tests.policies.real.programs import GTUBE, SpamAssassin
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.servers
-
-GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 
 
 @pytest.fixture(scope="module")
