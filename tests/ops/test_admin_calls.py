@@ -15,6 +15,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError
 
 from elemta.address import NULL, Address
+from elemta.auth.roles import AccessRole
 from elemta.errors import (
     MessageOnHold,
     NoSender,
@@ -237,6 +238,18 @@ def test_every_call_has_its_line_in_the_page_and_every_key_its_word(call: AdminC
     assert as_written(call) in page().replace("\n  ", " ")
     words = {word for quoted in re.findall(r"`([^`]*)`", page()) for word in quoted.split()}
     assert keys_of(call.result) <= words
+
+
+def test_a_call_for_another_role_than_its_method_has_says_so_in_the_page() -> None:
+    entries = page().replace("\n  ", " ").split("\n- ")
+    others = [
+        (as_written(call), call.route.role.value)
+        for call in CALLS
+        if call.route.role is not (AccessRole.VIEWER if call.method == "GET" else AccessRole.OPERATOR)
+    ]
+    assert len(others) > 2
+    for written, role in others:
+        assert [role in entry for entry in entries if entry.startswith(written)] == [True], written
 
 
 def test_the_page_has_no_other_call() -> None:
