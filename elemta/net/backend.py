@@ -51,9 +51,6 @@ MAX_HOPS_HERE = 2
 
 _PROCEED = Proceed()
 
-# Aliases of a message that stand in the log, and addresses of each.
-_MOST_LOGGED = 20
-
 
 class SessionBackend:
     """One session's way through policies, credentials and spool.
