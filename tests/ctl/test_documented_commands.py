@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from elemta.ctl.main import parser
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-PAGES += [*(ROOT / "deployments").rglob("*.md"), *(ROOT / "monitoring").glob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [
+    page for name in ("docs", "deployments", "monitoring") for page in sorted((ROOT / name).rglob("*.md"))
+]
 # In a code span, which may be wrapped, or behind a prompt or the path of the environment in a code block.
 NAMED = re.compile(r"`elemtactl\s+([^`]+)`|^\s*(?:[#$] )?(?:\S+/)?elemtactl ([^`\n]+)$", re.MULTILINE)
 
@@ -26,7 +29,25 @@ def commands(of: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Itera
             yield from commands(inner, (*before, name))
 
 
-ALL = set(commands(parser()))
+TOP = parser()
+ALL = set(commands(TOP))
+
+
+def options(words: Sequence[str], of: argparse.ArgumentParser) -> set[str]:
+    """The options that may stand somewhere in a command of these words."""
+    found = set(of._option_string_actions)
+    for group in of._actions:
+        if isinstance(group, argparse._SubParsersAction):
+            for at, word in enumerate(words):
+                if word in group.choices:
+                    return found | options(words[at + 1 :], group.choices[word])
+    return found
+
+
+def unknown_options(text: str) -> set[str]:
+    """The options among these words that their command does not have."""
+    words = shlex.split(text, comments=True)
+    return {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)} - options(words, TOP)
 
 
 def is_there(text: str) -> bool:
@@ -38,7 +59,7 @@ def is_there(text: str) -> bool:
     )
 
 
-def test_every_command_that_a_document_names_is_there() -> None:
+def test_every_command_that_a_document_names_is_there_with_its_options() -> None:
     named = [
         (page.name, first or second)
         for page in PAGES
@@ -46,6 +67,7 @@ def test_every_command_that_a_document_names_is_there() -> None:
     ]
     assert len(named) > 40
     assert [(page, words) for page, words in named if not is_there(words)] == []
+    assert [(page, words, unknown_options(words)) for page, words in named if unknown_options(words)] == []
 
 
 def test_the_page_lists_every_command() -> None:
@@ -65,3 +87,5 @@ def test_a_command_that_is_not_there_is_noticed() -> None:
     assert is_there("queue")
     assert not is_there("queue flush ID")
     assert not is_there("stop")
+    assert unknown_options("--json user add --console NAME --role operator --fast") == {"--fast"}
+    assert unknown_options("queue retry --all --role=operator") == {"--role"}

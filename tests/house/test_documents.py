@@ -34,7 +34,11 @@ def targets() -> set[str]:
 def test_every_make_target_that_a_document_names_exists() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         named = set(
-            re.findall(r"`make ([a-z][a-z0-9.-]*)`|^make ([a-z][a-z0-9.-]*)", page.read_text(), re.MULTILINE)
+            re.findall(
+                r"`(?:sudo )?make ([a-z][a-z0-9.-]*)[` ]|^(?:[#$] )?(?:sudo )?make ([a-z][a-z0-9.-]*)",
+                page.read_text(),
+                re.MULTILINE,
+            )
         )
         words = {first or second for first, second in named}
         assert words <= targets(), page
@@ -51,13 +55,7 @@ def test_make_alone_lists_every_target_with_its_words() -> None:
 
 
 def test_every_link_inside_the_project_leads_somewhere() -> None:
-    pages = [
-        ROOT / "README.md",
-        ROOT / "CHANGELOG.md",
-        ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").rglob("*.md"),
-    ]
-    for page in pages:
+    for page in [path for path in tracked() if path.suffix == ".md"]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -81,6 +79,15 @@ def test_every_link_to_a_heading_finds_it() -> None:
 def test_the_readmes_map_names_what_is_there() -> None:
     for name in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / name).exists(), name
+
+
+def test_the_rates_in_the_readme_are_those_of_the_page_about_performance() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    ((ours, theirs),) = re.findall(
+        r"^\| messages/s of 1 KB, on 2 cores \| (\S+) \| (\S+) \|", README, re.MULTILINE
+    )
+    (beside,) = re.findall(r"^### Beside Postfix\n.*?^### ", page, re.MULTILINE | re.DOTALL)
+    assert f"\n| connections reused, 20 sessions, 1 KB | {ours} | {theirs} |" in beside
 
 
 @pytest.mark.parametrize(
