@@ -92,7 +92,7 @@ class DestinationOperations:
         if known in delivering.pauses.names:
             raise AdminRefusal(HTTPStatus.CONFLICT, "the destination is paused", "resume it instead")
         for delivery in delivering.deliveries:
-            delivery.probe(known)
+            delivery.commands.probe(known)
         _log.info("an operator probes a destination", event="admin.destination_probed", destination=known)
         return await self._shown(known)
 
@@ -103,7 +103,7 @@ class DestinationOperations:
         delivering = self._delivering()
         await delivering.pauses.add(known)
         for delivery in delivering.deliveries:
-            delivery.pause([known])
+            delivery.commands.pause([known])
         _log.info("an operator paused a destination", event="admin.destination_paused", destination=known)
         return await self._shown(known)
 
@@ -116,7 +116,7 @@ class DestinationOperations:
             raise AdminRefusal(HTTPStatus.CONFLICT, "the destination is not paused", "probe has it tried now")
         await delivering.pauses.remove(known)
         for delivery in delivering.deliveries:
-            delivery.resume(known)
+            delivery.commands.resume(known)
         _log.info("an operator resumed a destination", event="admin.destination_resumed", destination=known)
         return await self._shown(known)
 
@@ -125,7 +125,7 @@ class DestinationOperations:
         delivering = self._delivering()
         if name in delivering.pauses.names:
             return name
-        found = delivering.deliveries[0].destination_of(name)
+        found = delivering.deliveries[0].waits.destination_of(name)
         if found is None and await self._queue.destination(name) is not None:
             return name
         if found is None:
@@ -142,7 +142,7 @@ class DestinationOperations:
         status = next((each for each in statuses if each is not OPEN), OPEN)
         return DestinationEntry(
             name=name,
-            route=deliveries[0].route_of(name),
+            route=deliveries[0].waits.route_of(name),
             waiting=0 if mail is None else mail.messages,
             oldest_at=None if mail is None else mail.oldest_at,
             state=status.state,

@@ -101,7 +101,7 @@ class DeliveryFactory:
     def from_own(self, spool: Spool) -> DeliveryScheduler:
         """For this node's own spool; it is not started."""
         delivery = self._from(spool)
-        self._shared.metrics.delivery.destinations.poll_labelled(delivery.destination_states)
+        self._shared.metrics.delivery.destinations.poll_labelled(delivery.waits.states)
         return delivery
 
     def from_adopted(self, spool: Spool) -> DeliveryScheduler:
@@ -168,7 +168,7 @@ class DeliveryFactory:
             hooks=self._components.chain.delivery_hooks,
             memory=self._shared.hop_memory,
         )
-        delivery.pause(self._pauses.names)
+        delivery.commands.pause(self._pauses.names)
         spool.waits = delivery.waits
         return delivery
 

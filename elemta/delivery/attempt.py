@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
@@ -21,16 +20,15 @@ from elemta.delivery.delivery_record import (
     settle_surely,
 )
 from elemta.delivery.destination import Key
+from elemta.delivery.destination_judge import DestinationJudge
 from elemta.delivery.destinations import Destinations
-from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.faulty_parts import LONGEST_REASON, RecentFaults, hold_faulty
-from elemta.delivery.local_faults import broke_off, lacking, working
 from elemta.delivery.notices import follow_up, record
 from elemta.delivery.outbound_limits import FREE, OutboundLimiter, Permit, Throttled, log_not_released
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.router import Router, SortedRecipients, moved
-from elemta.delivery.routes import AS_CONFIGURED, HELD, LOCAL
+from elemta.delivery.routes import AS_CONFIGURED, HELD
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
@@ -50,7 +48,7 @@ T = TypeVar("T")
 
 
 class AttemptRunner:
-    """Makes attempts; what the destination of one does is noted in its destination."""
+    """Makes attempts. ``judge`` notes how the destination of each one did."""
 
     def __init__(
         self,
@@ -60,7 +58,7 @@ class AttemptRunner:
         transports: Transports,
         *,
         expiry: ExpiryScanner,
-        early_probes: EarlyProbes,
+        judge: DestinationJudge,
         ways: Router,
         settings: DeliverySettings,
         pace: OutboundLimiter | None,
@@ -74,7 +72,7 @@ class AttemptRunner:
         self._destinations = destinations
         self._transports = transports
         self._expiry = expiry
-        self._early_probes = early_probes
+        self._judge = judge
         self._ways = ways
         self._settings = settings
         self._limits = pace
@@ -218,23 +216,9 @@ class AttemptRunner:
             if self._is_too_old(message):
                 await self._record(message, (*rest, *kept), None)
             return
-        retry_at = self._judged(message, carried, began)
+        retry_at = self._judge.judged(message.destination, carried, *began)
         if rest or kept:
             await self._record(message, (*rest, *kept), retry_at)
-
-    def _judged(
-        self, message: QueuedMessage, carried: Sequence[Outcome], began: tuple[int, float]
-    ) -> float | None:
-        try:
-            return self._judge(message.destination, carried, *began)
-        except Exception:
-            # What is thought of a destination costs no record.
-            _log.failure(
-                "a destination could not be judged",
-                event="delivery.judgement_failed",
-                destination=message.destination,
-            )
-            return None
 
     async def _give_back(self, go: Permit, *, sent: bool) -> None:
         """Give back what an attempt held of the outbound limits. A failure is logged, and nothing more."""
@@ -363,60 +347,6 @@ class AttemptRunner:
         recorded = await record(self._queue, message, outcomes, following, settings, now=now)
         if recorded.retry_at is not None:
             self._destinations.due_at(message.destination, recorded.retry_at)
-
-    # What it says about the destination
-
-    def _judge(
-        self, destination: str, carried: Sequence[Outcome], epoch: int, started: float
-    ) -> float | None:
-        """Note how the destination did; when it is to be tried again, if it decides that."""
-        if destination == LOCAL:
-            return None
-        now = self._clock.seconds()
-        if furthest(carried) is ReachedStage.NOWHERE:
-            down = self._destinations.failed(destination, epoch, started)
-        elif broke_off(carried):
-            down = self._destinations.broke_off(destination) and self._destinations.failed(
-                destination, epoch, started
-            )
-        else:
-            self._note_answer(destination, carried, now)
-            return None
-        if down:
-            answered_before = self._destinations.answered_before(destination)
-            self._block(destination, carried[0], now)
-            self._early_probes.failed(destination, lacking(carried), started, answered_before=answered_before)
-        found = self._destinations.find(destination)
-        if found is None or not found.failures:
-            return None
-        # While an operator has paused the destination, its back-off goes on.
-        return found.shut_until if found.shut_until < inf else found.regular_probe
-
-    def _note_answer(self, destination: str, carried: Sequence[Outcome], now: float) -> None:
-        works = working(carried)
-        if works:
-            names_known = self._destinations.is_answering(destination)
-            self._early_probes.answered(works, now, names_known=names_known)
-        delivered = any(outcome.status is Status.DELIVERED for outcome in carried)
-        if self._destinations.answered(destination, now, delivered=delivered):
-            self._early_probes.forget(destination)
-            _log.info("a destination is back", event="delivery.destination_reopened", destination=destination)
-
-    def _block(self, destination: str, reason: Outcome, now: float) -> None:
-        # A probe before its time, of an operator, does not move its back-off.
-        regular = self._destinations.regular_probe(destination, now)
-        failures = self._destinations.failures(destination) + (regular is None)
-        until = self._settings.retries.next_probe(failures, now) if regular is None else regular
-        self._destinations.block(destination, until, reason, early=regular is not None)
-        _log.info(
-            "a destination is down; its mail waits",
-            event="delivery.destination_blocked",
-            destination=destination,
-            next_hop=reason.next_hop,
-            failures=failures,
-            seconds=round(until - now, 1),
-            reason=reason.text,
-        )
 
 
 def _all_deferred(

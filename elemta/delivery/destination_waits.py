@@ -1,4 +1,4 @@
-"""Why mail waits: for a destination that is down or paused, or for a limit. It is for operators to see."""
+"""How destinations do, and why mail waits: for one that is down or paused, or for a limit. For operators."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from elemta.delivery.destination_status import OPEN, DestinationState, Destinati
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.router import Router
+from elemta.metric_registry import LabelledValue
 from elemta.outcome import Outcome
 from elemta.runtime import SteadyWall
 from elemta.spool.queue_id import row_key
@@ -18,6 +19,7 @@ from elemta.spool.waits import KnownWaits, Wait
 
 if TYPE_CHECKING:
     from elemta.delivery.attempt import AttemptRunner
+    from elemta.delivery.transports import Transports
 
 # Destinations that a question to the queue names at most, and so many are looked at for them.
 _MOST_NAMED = 2000
@@ -29,8 +31,8 @@ _NO_CONNECTION = "it waits for a free connection"
 class DestinationWaits:
     """Tells how destinations do, and what each part waits for; the spool's `Waits`.
 
-    ``ways`` and ``attempts`` give what is in use at the moment, ``under_way`` the parts that are attempted;
-    ``is_kept_from`` says whether these wait for a connection that a limit does not let be made.
+    ``ways``, ``attempts`` and ``transports`` give what is in use at the moment, ``under_way`` the parts that
+    are attempted.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class DestinationWaits:
         ways: Callable[[], Router],
         attempts: Callable[[], AttemptRunner],
         under_way: Callable[[], Mapping[Key, QueuedMessage]],
-        is_kept_from: Callable[[str], bool],
+        transports: Callable[[], Transports],
         pace: OutboundLimiter | None,
     ) -> None:
         self._clock = clock
@@ -49,8 +51,27 @@ class DestinationWaits:
         self._ways = ways
         self._attempts = attempts
         self._under_way = under_way
-        self._is_kept_from = is_kept_from
+        self._transports = transports
         self._limits = pace
+
+    def states(self) -> list[LabelledValue]:
+        """How many destinations with mail may be tried now, and how many are blocked or paused, for the
+        metrics."""
+        destinations = self._destinations
+        blocked, paused = destinations.blocked, len(destinations.paused)
+        # One that is paused and blocked counts as paused.
+        blocked -= sum(1 for name in destinations.paused if destinations.failures(name))
+        open_now = len(destinations) - blocked - destinations.paused_with_mail
+        return [(("open",), open_now), (("blocked",), blocked), (("paused",), paused)]
+
+    def destination_of(self, name: str) -> str | None:
+        """The destination that an operator means by a name: a domain, or a route's target; None where mail
+        goes to none of that name."""
+        return self._ways().destination_of(name)
+
+    def route_of(self, destination: str) -> str:
+        """The target of the route by which mail for a destination goes."""
+        return self._ways().target_of(destination)
 
     def status(self, name: str) -> DestinationStatus:
         """How a destination does."""
@@ -71,7 +92,7 @@ class DestinationWaits:
 
     def wait(self, destination: str, part: Key) -> Wait | None:
         """Why a part in this destination is not attempted now; None where it may be, or is."""
-        if part in self._under_way() and not self._is_kept_from(destination):
+        if part in self._under_way() and not self._transports().is_kept_from(destination):
             return None
         limit, until = self._attempts().throttled.get(part, ("", 0.0))
         status = self.status(destination)
@@ -103,7 +124,7 @@ class DestinationWaits:
                 key
                 for message in self._under_way().values()
                 if (key := row_key(message.queue_id)) is not None
-                and not self._is_kept_from(message.destination)
+                and not self._transports().is_kept_from(message.destination)
             ],
         )
 

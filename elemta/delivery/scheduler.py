@@ -12,8 +12,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.attempt import AttemptRunner
-from elemta.delivery.commanded_probes import CommandedProbes
 from elemta.delivery.destination import Key
+from elemta.delivery.destination_commands import DestinationCommands
+from elemta.delivery.destination_judge import DestinationJudge
 from elemta.delivery.destination_waits import DestinationWaits
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
@@ -30,7 +31,6 @@ from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
 from elemta.delivery.under_way import PartsUnderWay, log_not_recorded
 from elemta.errors import SpoolError
-from elemta.metric_registry import LabelledValue
 from elemta.metrics import DeliveryMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime, SteadyWall
@@ -81,7 +81,8 @@ class DeliveryScheduler(Service):
         self._ways = router_of(routes, settings, hooks)
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
-        self._probes = CommandedProbes(
+        #: What operators do about destinations.
+        self.commands = DestinationCommands(
             runtime.reactor, self._time, self._destinations, lambda: bool(self.running), self._look_soon
         )
         self._notices = SuccessNotices(self._time, queue, settings)
@@ -92,12 +93,13 @@ class DeliveryScheduler(Service):
             ways=lambda: self._ways,
             attempts=lambda: self._attempts,
             under_way=lambda: self._under_way,
-            is_kept_from=self._is_kept_from,
+            transports=lambda: self._transports,
             pace=pace,
         )
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
         )
+        self._judge = DestinationJudge(self._time, self._destinations, self._early_probes, settings.retries)
         self._listing = DestinationScan(queue, self._destinations, lambda: bool(self.running), self._listed)
         self._age_scan = AgeScan(
             runtime.reactor,
@@ -141,7 +143,7 @@ class DeliveryScheduler(Service):
             self._destinations,
             self._transports,
             expiry=self._expiry,
-            early_probes=self._early_probes,
+            judge=self._judge,
             ways=self._ways,
             settings=self._settings,
             pace=self._limits,
@@ -159,42 +161,6 @@ class DeliveryScheduler(Service):
         """How many messages, or parts of them, are being delivered now."""
         return len(self._under_way)
 
-    def destination_states(self) -> list[LabelledValue]:
-        """How many destinations with mail may be tried now, and how many are blocked or paused, for the
-        metrics."""
-        destinations = self._destinations
-        blocked, paused = destinations.blocked, len(destinations.paused)
-        # One that is paused and blocked counts as paused.
-        blocked -= sum(1 for name in destinations.paused if destinations.failures(name))
-        open_now = len(destinations) - blocked - destinations.paused_with_mail
-        return [(("open",), open_now), (("blocked",), blocked), (("paused",), paused)]
-
-    def destination_of(self, name: str) -> str | None:
-        """The destination that an operator means by a name: a domain, or a route's target; None where mail
-        goes to none of that name."""
-        return self._ways.destination_of(name)
-
-    def route_of(self, destination: str) -> str:
-        """The target of the route by which mail for a destination goes."""
-        return self._ways.target_of(destination)
-
-    def pause(self, destinations: Collection[str]) -> None:
-        """Attempt nothing in these destinations until :meth:`resume`; what is under way goes on."""
-        for name in destinations:
-            self._destinations.pause(name)
-
-    def resume(self, destination: str) -> None:
-        """End the pause of a destination."""
-        self._destinations.resume(destination, self._time.seconds())
-        if self.running:
-            self._look_soon()
-
-    def probe(self, destination: str) -> None:
-        """Have one attempt made in a destination now, without a change of its back-off."""
-        if self.running:
-            self._destinations.probe(destination, self._time.seconds())
-            self._look_soon()
-
     def reconfigure(
         self, routes: Sequence[Route], settings: DeliverySettings, hooks: DeliveryHooks | None = None
     ) -> None:
@@ -202,13 +168,14 @@ class DeliveryScheduler(Service):
         self._settings, self._hooks = settings, hooks
         self._ways = router_of(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
+        self._judge.retries = settings.retries
         self._expiry.settings = self._notices.settings = settings
         self._age_scan.poll = settings.poll
         self._transports.reconfigure(settings, hooks)
         self._pool.resize(settings.threads)
         self._destinations.places = settings.max_messages
         self._early_probes.clear()
-        self._probes.of_all()
+        self.commands.probe_all()
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -220,7 +187,7 @@ class DeliveryScheduler(Service):
         if not self._subscribed:
             self._subscribed = True
             self._queue.on_committed(self._committed)
-            self._queue.on_due(self._became_due)
+            self._queue.on_due(self.commands.probe_due)
             self._queue.on_settled(self._look_soon)
         self._listing.start_anew()
         self._expiry.started(self._time.seconds())
@@ -275,15 +242,6 @@ class DeliveryScheduler(Service):
             except Exception:
                 self._broke(Failure())
             self._fill()
-
-    def _became_due(self, destinations: Collection[str]) -> None:
-        if self.running:
-            self._probes.of_command(destinations)
-            self._look_soon()
-
-    def _is_kept_from(self, destination: str) -> bool:
-        """Whether all attempts in a destination wait for a limit on open connections."""
-        return self._transports.is_kept_from(destination)
 
     def _probe_early(self, destinations: Collection[str]) -> None:
         if self.running:

@@ -70,7 +70,7 @@ def test_a_known_good_destination_waits_a_second_at_most_beside_any_number_of_de
         sent.append((simulation.send(GOOD_DOMAIN), simulation.now))
         simulation.run(2.0)
         sent.append((simulation.send(GOOD_DOMAIN, tell=False), simulation.now))
-        simulation.delivery._became_due([GOOD_DOMAIN])
+        simulation.delivery.commands.probe_due([GOOD_DOMAIN])
         simulation.run(2.0)
     assert max(waits_of(simulation, sent)) <= 1.0
     # The dead ones are attempted all the same.

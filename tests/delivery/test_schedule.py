@@ -284,7 +284,7 @@ async def test_no_number_of_retries_moves_the_back_off_of_a_destination(post: Po
     regular, attempts = _next_probe(delivery, route.target), len(post.observer.outcomes)
     for _ in range(3):
         # Each is a command of its own.
-        delivery._probes.commanded.clear()
+        delivery.commands.commanded.clear()
         await post.spool.retry(first)
         attempts += 1
         await post.idle(attempts)

@@ -39,6 +39,10 @@ class Destined:
     def waits(self) -> Destined:
         return self
 
+    @property
+    def commands(self) -> Destined:
+        return self
+
     def status(self, name: str) -> DestinationStatus:
         return PAUSED if name in self.pauses.names else self.said.get(name, OPEN)
 

@@ -1,4 +1,4 @@
-"""Destinations that an operator or a reload has tried again before their time."""
+"""What operators and reloads do about destinations: pause, resume, and have them tried before their time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SAME_COMMAND = 2.0
 _MOST_COMMANDED = 10_000
 
 
-class CommandedProbes:
-    """Has destinations tried again. ``look_soon`` has the queue looked into for them."""
+class DestinationCommands:
+    """Carries out commands while ``runs`` says so. ``look_soon`` has the queue looked into for them."""
 
     def __init__(
         self,
@@ -36,12 +36,30 @@ class CommandedProbes:
         #: When a command last had a destination tried that was down.
         self.commanded: BoundedMap[str, float] = BoundedMap(_MOST_COMMANDED)
 
-    def of_command(self, destinations: Collection[str]) -> None:
-        """An operator made something due in these."""
-        self._destinations.probe_now([name for name in destinations if self._is_new_command(name)])
+    def pause(self, destinations: Collection[str]) -> None:
+        """Attempt nothing in these destinations until :meth:`resume`; what is under way goes on."""
+        for name in destinations:
+            self._destinations.pause(name)
 
-    def of_all(self) -> None:
-        """Routes or settings are new: try all of them again."""
+    def resume(self, destination: str) -> None:
+        """End the pause of a destination."""
+        self._destinations.resume(destination, self._clock.seconds())
+        self._look_soon()
+
+    def probe(self, destination: str) -> None:
+        """Have one attempt made in a destination now, without a change of its back-off."""
+        if self._runs():
+            self._destinations.probe(destination, self._clock.seconds())
+            self._look_soon()
+
+    def probe_due(self, destinations: Collection[str]) -> None:
+        """Have those of these destinations tried in which an operator made something due."""
+        if self._runs():
+            self._destinations.probe_now([name for name in destinations if self._is_new_command(name)])
+            self._look_soon()
+
+    def probe_all(self) -> None:
+        """Have all of them tried again: routes or settings are new."""
         self._probe_some(self._destinations.names())
 
     def _is_new_command(self, destination: str) -> bool:
