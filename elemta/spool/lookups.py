@@ -13,6 +13,7 @@ from elemta.message.notice import Notice
 from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows, Found
 from elemta.spool.filters import QueueFilter
+from elemta.spool.group_commit import GroupCommit
 from elemta.spool.queries import Queries
 from elemta.spool.queue_list import QueueList, seen
 from elemta.spool.records import (
@@ -25,8 +26,10 @@ from elemta.spool.records import (
     MessageState,
     MessageSummary,
     SpoolSettings,
+    SpoolStats,
 )
 from elemta.spool.schedule import Schedule
+from elemta.spool.space_watch import SpaceWatch
 from elemta.spool.threads import SpoolThreads
 from elemta.spool.waits import NO_WAITS, Waits, with_views
 
@@ -52,6 +55,12 @@ class QueueLookups:
     _schedule: Schedule
     _damaged: DamagedRows
     _recent: RecentContents
+    _commits: GroupCommit
+    _space_watch: SpaceWatch
+    _now: Callable[[], float]
+    # Messages on hold before this place are undeliverable notices, since so many changes.
+    _held_from: int
+    _changes_of_holds: int
     _closed: bool
 
     async def owed(self, after: str | None, limit: int) -> list[Notice]:
@@ -129,6 +138,32 @@ class QueueLookups:
     async def destination(self, name: str) -> DestinationMail | None:
         """The mail that waits for one destination; None where there is none."""
         return await self._read(self._listing.destination, name)
+
+    async def stats(self, *, as_listed: bool = False) -> SpoolStats:
+        """The queue in numbers; ``as_listed`` takes a look at each message that was never tried, as one that
+        waits for its destination is not active."""
+        ledger, changes = self._commits.ledger, self._changes_of_holds
+        oldest, held_from = await self._read(self._listing.oldest, self._held_from)
+        if self._changes_of_holds == changes:
+            self._held_from = held_from
+        messages = {state: ledger.messages[state] for state in MessageState}
+        octets = {state: ledger.octets[state] for state in MessageState}
+        waits = self.waits
+        known = waits.known_waits() if waits is not None and as_listed else NO_WAITS
+        if known.destinations:
+            moving, size = await self._read(self._listing.still_moving, known)
+            for numbers, active in ((messages, moving), (octets, size)):
+                others = max(0, numbers[MessageState.ACTIVE] - active)
+                numbers[MessageState.DEFERRED] += others
+                numbers[MessageState.ACTIVE] -= others
+        return SpoolStats(
+            messages=messages,
+            octets=octets,
+            oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
+            free=self._space_watch.space.free,
+            healthy=self._commits.healthy,
+            undeliverable=ledger.undeliverable,
+        )
 
     async def received_since(
         self, at: float, limit: int, after: str | None = None

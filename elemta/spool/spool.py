@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.errors import SpoolError
@@ -51,13 +49,12 @@ from elemta.spool.records import (
     PlannedPart,
     QueuedMessage,
     SpoolSettings,
-    SpoolStats,
     Submission,
 )
 from elemta.spool.schedule import Schedule
+from elemta.spool.space_watch import SpaceWatch
 from elemta.spool.startup import Permit, take_up
 from elemta.spool.threads import SpoolThreads
-from elemta.spool.waits import NO_WAITS
 from elemta.spool.writer import QueueWriter
 
 _log = Logger()
@@ -93,18 +90,15 @@ class Spool(QueueLookups, Intake):
         self.history = history
         self._runtime = runtime
         self._now = now
-        self._reactor = runtime.reactor
-        disk = self._disk = runtime.disk
+        disk = runtime.disk
         self._partition = partition
         self._threads = threads
         self._store = store
         self._leftovers = leftovers
-        self._space = space
         self._reader = Reader(partition.places, disk)
         self._queries = Queries(self._reader)
         self._listing = QueueList(self._reader)
         self.waits = None
-        # Messages on hold before this place are undeliverable notices, since so many changes.
         self._held_from = self._changes_of_holds = 0
         self._schedule = Schedule(self._reader)
         self._commits = GroupCommit(
@@ -133,7 +127,14 @@ class Spool(QueueLookups, Intake):
             RecentContents(settings.recent),
         )
         self._closed = False
-        self._refresh_call: IDelayedCall | None = self._reactor.callLater(settings.refresh, self._refresh)
+        self._space_watch = SpaceWatch(
+            runtime.reactor,
+            settings.refresh,
+            space,
+            upkeep=self._upkeep,
+            ask=lambda: threads.files.call(runtime.disk.free_space, settings.directory),
+            found=self._look,
+        )
         if history is not None:
             history.open()
         self._look(space)
@@ -197,10 +198,8 @@ class Spool(QueueLookups, Intake):
         if self._closed:
             return
         self._closed = True
+        self._space_watch.stop()
         await self._close_intake()
-        if self._refresh_call is not None:
-            self._refresh_call.cancel()
-            self._refresh_call = None
         await self._commits.close()
         if self.history is not None:
             await self.history.close()
@@ -235,7 +234,7 @@ class Spool(QueueLookups, Intake):
 
     def has_space(self, size: int = 0) -> bool:
         """Whether a message of this size leaves ``minimum_free`` on the disk, as of a few seconds ago."""
-        space = self._space
+        space = self._space_watch.space
         return (
             self._store.reserve.held and space.free - size >= self.settings.minimum_free and space.files != 0
         )
@@ -347,32 +346,6 @@ class Spool(QueueLookups, Intake):
         await self._change(queue_id, OperatorAction.DELETE, by)
         observer.deleted(message)
 
-    async def stats(self, *, as_listed: bool = False) -> SpoolStats:
-        """The queue in numbers; ``as_listed`` takes a look at each message that was never tried, as one that
-        waits for its destination is not active."""
-        ledger, changes = self._commits.ledger, self._changes_of_holds
-        oldest, held_from = await self._read(self._listing.oldest, self._held_from)
-        if self._changes_of_holds == changes:
-            self._held_from = held_from
-        messages = {state: ledger.messages[state] for state in MessageState}
-        octets = {state: ledger.octets[state] for state in MessageState}
-        waits = self.waits
-        known = waits.known_waits() if waits is not None and as_listed else NO_WAITS
-        if known.destinations:
-            moving, size = await self._read(self._listing.still_moving, known)
-            for numbers, active in ((messages, moving), (octets, size)):
-                others = max(0, numbers[MessageState.ACTIVE] - active)
-                numbers[MessageState.DEFERRED] += others
-                numbers[MessageState.ACTIVE] -= others
-        return SpoolStats(
-            messages=messages,
-            octets=octets,
-            oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
-            free=self._space.free,
-            healthy=self.healthy,
-            undeliverable=ledger.undeliverable,
-        )
-
     def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
         """Call this with each new active message, in the reactor thread, after its commit."""
         self._listeners.committed.append(callback)
@@ -440,23 +413,9 @@ class Spool(QueueLookups, Intake):
         if self._leftovers.waiting:
             self._threads.files.start(self._leftovers.retry)
 
-    def _refresh(self) -> None:
-        self._refresh_call = None
-        try:
-            self._commits.maintain()
-            self._retry_leftovers()
-            found = self._threads.files.call(self._disk.free_space, self.settings.directory)
-        except Exception:
-            # It must come again, whatever broke.
-            self._refresh_failed(Failure())
-        else:
-            found.addCallbacks(self._refreshed, self._refresh_failed)
-
-    def _refreshed(self, space: FreeSpace) -> None:
-        self._space = space
-        if not self._closed:
-            self._look(space)
-            self._refresh_call = self._reactor.callLater(self.settings.refresh, self._refresh)
+    def _upkeep(self) -> None:
+        self._commits.maintain()
+        self._retry_leftovers()
 
     def _look(self, space: FreeSpace) -> None:
         """Let what may take only its share of the disk know how that is now."""
@@ -464,11 +423,3 @@ class Spool(QueueLookups, Intake):
         if self.history is not None:
             may = allowance(self.history, space, self.settings.minimum_free)
             self.history.tidy(may, spared(space))
-
-    def _refresh_failed(self, failure: Failure) -> None:
-        _log.error(
-            "the free space on the spool's disk is not known",
-            event="spool.space_unknown",
-            reason=str(failure.value),
-        )
-        self._refreshed(FreeSpace(0, None))
