@@ -8,7 +8,7 @@ from elemta.config import Config, dump
 from elemta.config.values import nearest
 from elemta.ctl.context import CommandContext
 from elemta.ctl.daemon import waits_for_restart
-from elemta.ctl.exit_codes import EX_CONFIG, EX_OK, CommandFailed
+from elemta.ctl.exit_codes import EX_CONFIG, CommandFailed
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
 from elemta.policy.discovery import available_plugins, policy_instance
@@ -30,13 +30,11 @@ def check(invocation: CommandContext) -> int:
     if faults:
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
     notes = [*config.without_effect(), *config.cautions(), *of_aliases, *expiry]
-    if invocation.json:
-        invocation.give({"ok": True, "config": config.source, "notes": [str(note) for note in notes]})
-        return EX_OK
-    for note in notes:
-        invocation.say(f"note: {note}")
-    invocation.say(f"{config.source}: the configuration is good")
-    return EX_OK
+    return invocation.give_answer(
+        {"ok": True, "config": config.source, "notes": [str(note) for note in notes]},
+        *(f"note: {note}" for note in notes),
+        f"{config.source}: the configuration is good",
+    )
 
 
 def show(invocation: CommandContext) -> int:
@@ -48,11 +46,7 @@ def show(invocation: CommandContext) -> int:
             invocation.note(waits_for_restart(key))
     else:
         text = dump(invocation.config())
-    if invocation.json:
-        invocation.give({"toml": text})
-    else:
-        invocation.say(*text.splitlines())
-    return EX_OK
+    return invocation.give_answer({"toml": text}, *text.splitlines())
 
 
 def _of_domains(config: Config) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:

@@ -15,7 +15,7 @@ from typing import TextIO
 from elemta.config import Config, load
 from elemta.config.spool_directory import spool_directory
 from elemta.ctl.client import AdminClient
-from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, CommandFailed
+from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, EX_OK, CommandFailed
 from elemta.ctl.text import Column, safe, table
 from elemta.errors import ConfigError
 from elemta.runtime import ProcessRuntime
@@ -109,6 +109,23 @@ class CommandContext:
     def give_table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """A table to standard output."""
         self.say(*table(columns, rows, self.width))
+
+    def give_answer(self, document: object, *lines: str) -> int:
+        """The end of a command that succeeded: its answer as JSON, or in words."""
+        if self.json:
+            self.give(document)
+        else:
+            self.say(*lines)
+        return EX_OK
+
+    def give_listing(
+        self, document: object, columns: Sequence[Column], rows: Sequence[Sequence[str]], nothing: str
+    ) -> int:
+        """The end of a command that lists: its answer as JSON, as a table, or ``nothing`` without rows."""
+        if not self.json and rows:
+            self.give_table(columns, rows)
+            return EX_OK
+        return self.give_answer(document, nothing)
 
 
 def config_path(named: str | None, environ: Mapping[str, str]) -> str | None:

@@ -199,13 +199,7 @@ def reload(invocation: CommandContext) -> int:
         if not faults:
             raise
         raise CommandFailed(EX_CONFIG, refused.problem, faults=faults) from refused
-    if invocation.json:
-        invocation.give(answer)
-        return EX_OK
-    invocation.say("reloaded")
-    for key in answer["needs_restart"]:
-        invocation.say(waits_for_restart(key))
-    return EX_OK
+    return invocation.give_answer(answer, "reloaded", *map(waits_for_restart, answer["needs_restart"]))
 
 
 def waits_for_restart(key: str) -> str:
@@ -215,20 +209,13 @@ def waits_for_restart(key: str) -> str:
 
 def drain(invocation: CommandContext) -> int:
     answer = invocation.client().post("drain")
-    if invocation.json:
-        invocation.give(answer)
-    else:
-        invocation.say("draining: no new session; open ones end after their message; undrain ends it")
-    return EX_OK
+    words = "draining: no new session; open ones end after their message; undrain ends it"
+    return invocation.give_answer(answer, words)
 
 
 def undrain(invocation: CommandContext) -> int:
     answer = invocation.client().post("undrain")
-    if invocation.json:
-        invocation.give(answer)
-    else:
-        invocation.say("serving: new sessions are taken again")
-    return EX_OK
+    return invocation.give_answer(answer, "serving: new sessions are taken again")
 
 
 def fault_of(value: Mapping[str, Any]) -> Fault:

@@ -7,7 +7,6 @@ from typing import Any
 
 from elemta.ctl.client import AdminClient
 from elemta.ctl.context import CommandContext
-from elemta.ctl.exit_codes import EX_OK
 from elemta.ctl.text import Column, age, due
 
 _PAGE = 500
@@ -25,14 +24,9 @@ _DESTINATIONS = (
 
 def show_list(invocation: CommandContext) -> int:
     found = sorted(destinations(invocation.client()), key=lambda each: -each["waiting"])
-    if invocation.json:
-        invocation.give({"destinations": found})
-    elif found:
-        now = invocation.runtime.wall()
-        invocation.give_table(_DESTINATIONS, [_row(each, now) for each in found])
-    else:
-        invocation.say("no mail waits")
-    return EX_OK
+    now = invocation.runtime.wall()
+    rows = [_row(each, now) for each in found]
+    return invocation.give_listing({"destinations": found}, _DESTINATIONS, rows, "no mail waits")
 
 
 def destinations(client: AdminClient) -> Iterator[Mapping[str, Any]]:
@@ -61,10 +55,6 @@ def change(invocation: CommandContext) -> int:
     """``destinations probe|pause|resume NAME``."""
     action = invocation.args.action
     answer = invocation.client().post("destinations", invocation.args.name, action)
-    if invocation.json:
-        invocation.give(answer)
-        return EX_OK
     waiting = answer["waiting"]
     messages = "message waits" if waiting == 1 else "messages wait"
-    invocation.say(f"{answer['name']}: {_DONE[action]}; {waiting} {messages}")
-    return EX_OK
+    return invocation.give_answer(answer, f"{answer['name']}: {_DONE[action]}; {waiting} {messages}")

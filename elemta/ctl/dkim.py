@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from elemta.config.names import check_domain
 from elemta.ctl.context import CommandContext
-from elemta.ctl.exit_codes import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
+from elemta.ctl.exit_codes import EX_FAILED, EX_USAGE, CommandFailed
 
 KEY_TYPES = ("rsa", "ed25519")
 RSA_BITS = 2048
@@ -38,12 +38,11 @@ def generate(invocation: CommandContext) -> int:
     key = _new_key(args.type, args.bits)
     _write(file, key)
     name, text = f"{args.selector}._domainkey.{args.domain}.", _record(key)
-    if invocation.json:
-        invocation.give({"file": str(file), "name": name, "type": "TXT", "value": text})
-    else:
-        invocation.say(f"wrote {file}; add this record to DNS:")
-        invocation.say(f"{name} IN TXT {_quoted(text)}")
-    return EX_OK
+    return invocation.give_answer(
+        {"file": str(file), "name": name, "type": "TXT", "value": text},
+        f"wrote {file}; add this record to DNS:",
+        f"{name} IN TXT {_quoted(text)}",
+    )
 
 
 def _new_key(kind: str, bits: int) -> RSAPrivateKey | Ed25519PrivateKey:

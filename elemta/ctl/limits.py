@@ -7,7 +7,6 @@ from typing import Any
 
 from elemta.config.values import format_duration
 from elemta.ctl.context import CommandContext
-from elemta.ctl.exit_codes import EX_OK
 from elemta.ctl.text import Column, remaining
 
 _LIMITS = (
@@ -33,13 +32,8 @@ WATCH_SECONDS = 2.0
 
 def show_list(invocation: CommandContext) -> int:
     answer = invocation.client().get("limits")
-    if invocation.json:
-        invocation.give(answer)
-    elif answer["limits"]:
-        invocation.give_table(_LIMITS, [_limit(limit) for limit in answer["limits"]])
-    else:
-        invocation.say("no limit")
-    return EX_OK
+    rows = [_limit(limit) for limit in answer["limits"]]
+    return invocation.give_listing(answer, _LIMITS, rows, "no limit")
 
 
 def _limit(limit: Mapping[str, Any]) -> Sequence[str]:
@@ -78,19 +72,15 @@ def show(invocation: CommandContext) -> int:
 
 
 def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -> int:
+    done = invocation.give_listing(answer, _FILLS, [_fill(fill) for fill in answer["limits"]], nothing)
     if invocation.json:
-        invocation.give(answer)
-        return EX_OK
-    if answer["limits"]:
-        invocation.give_table(_FILLS, [_fill(fill) for fill in answer["limits"]])
-    else:
-        invocation.say(nothing)
+        return done
     if answer["counted_in"] == "local":
         invocation.say(*_shares(answer["limits"]))
         invocation.note("Valkey is away: what other nodes count is not known")
     elif not answer["complete"]:
         invocation.note("there is more than could be looked at")
-    return EX_OK
+    return done
 
 
 def _fill(fill: Mapping[str, Any]) -> Sequence[str]:
@@ -142,8 +132,5 @@ def _passes(fill: Mapping[str, Any]) -> str:
 
 def reset(invocation: CommandContext) -> int:
     answer = invocation.client().post("limits", "reset", id=invocation.args.id)
-    if invocation.json:
-        invocation.give(answer)
-    else:
-        invocation.say(*(f"{done['limit']}: {done['identity']} reset" for done in answer["reset"]))
-    return EX_OK
+    lines = (f"{done['limit']}: {done['identity']} reset" for done in answer["reset"])
+    return invocation.give_answer(answer, *lines)

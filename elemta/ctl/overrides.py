@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elemta.ctl.context import CommandContext
-from elemta.ctl.exit_codes import EX_OK, EX_USAGE, CommandFailed
+from elemta.ctl.exit_codes import EX_USAGE, CommandFailed
 from elemta.ctl.text import Column, remaining
 
 _OVERRIDES = (
@@ -21,13 +21,8 @@ _OVERRIDES = (
 
 def show_list(invocation: CommandContext) -> int:
     answer = invocation.client().get("limits", "overrides")
-    if invocation.json:
-        invocation.give(answer)
-    elif answer["overrides"]:
-        invocation.give_table(_OVERRIDES, [_row(each) for each in answer["overrides"]])
-    else:
-        invocation.say("no override")
-    return EX_OK
+    rows = [_row(each) for each in answer["overrides"]]
+    return invocation.give_listing(answer, _OVERRIDES, rows, "no override")
 
 
 def _row(override: Mapping[str, Any]) -> Sequence[str]:
@@ -52,7 +47,7 @@ def change(invocation: CommandContext) -> int:
         if args.exempt or args.rates or args.duration or args.note:
             raise CommandFailed(EX_USAGE, "--remove goes with no other option")
         answer = invocation.client().call("DELETE", "limits", "overrides", limit=args.limit, identity=args.id)
-        return _give(invocation, answer, f"{args.limit}: {args.id} has the limit's own rates again")
+        return invocation.give_answer(answer, f"{args.limit}: {args.id} has the limit's own rates again")
     if bool(args.rates) == args.exempt:
         raise CommandFailed(EX_USAGE, "name either --exempt or --rates")
     if not args.duration:
@@ -64,12 +59,4 @@ def change(invocation: CommandContext) -> int:
         "limits", "overrides", limit=args.limit, identity=args.id, **{"for": args.duration}, **query
     )
     words = f"{answer['limit']}: {answer['identity']} {_rates(answer)} for {remaining(answer['left'])}"
-    return _give(invocation, answer, words)
-
-
-def _give(invocation: CommandContext, answer: Mapping[str, Any], words: str) -> int:
-    if invocation.json:
-        invocation.give(answer)
-    else:
-        invocation.say(words)
-    return EX_OK
+    return invocation.give_answer(answer, words)

@@ -69,11 +69,7 @@ def _change(invocation: CommandContext, path: Sequence[str], body: dict[str, Any
         return EX_FAILED
     # In place of the version that was looked at, and of no other.
     made = _send(invocation, path, {**body, "base": report["base"]}, file)
-    if invocation.json:
-        invocation.give(made)
-    else:
-        invocation.say(f"version {made['version']} holds in the fleet")
-    return EX_OK
+    return invocation.give_answer(made, f"version {made['version']} holds in the fleet")
 
 
 def _send(invocation: CommandContext, path: Sequence[str], body: Mapping[str, Any], file: str) -> Any:

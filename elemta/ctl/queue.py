@@ -188,11 +188,7 @@ def _words(said: Mapping[str, Any]) -> str:
 
 def stats(invocation: CommandContext) -> int:
     answer = invocation.client().get("queue", "stats")
-    if invocation.json:
-        invocation.give(answer)
-    else:
-        invocation.say(*(f"{name:<10}{value}" for name, value in spool_lines(answer)))
-    return EX_OK
+    return invocation.give_answer(answer, *(f"{name:<10}{value}" for name, value in spool_lines(answer)))
 
 
 def change(invocation: CommandContext) -> int:

@@ -54,8 +54,4 @@ def adopt(invocation: CommandContext) -> int:
 def give_back(invocation: CommandContext) -> int:
     directory = os.path.abspath(invocation.args.directory)
     answer = invocation.client().post("spools", "give-back", directory=directory)
-    if invocation.json:
-        invocation.give(answer)
-    else:
-        invocation.say(f"{answer['directory']} given back")
-    return EX_OK
+    return invocation.give_answer(answer, f"{answer['directory']} given back")

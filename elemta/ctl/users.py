@@ -69,27 +69,16 @@ def show_list(invocation: CommandContext) -> int:
     except (UsersFileError, OSError) as error:
         raise _file_trouble(path, error, writing=False) from error
     names = sorted(users)
-    if invocation.json:
-        invocation.give(
-            {"file": path, "users": [{"name": name, "scheme": users[name].scheme} for name in names]}
-        )
-    elif names:
-        invocation.give_table(_USERS, [(name, users[name].scheme) for name in names])
-    else:
-        invocation.say("no user")
-    return EX_OK
+    listed = [{"name": name, "scheme": users[name].scheme} for name in names]
+    rows = [(name, users[name].scheme) for name in names]
+    return invocation.give_listing({"file": path, "users": listed}, _USERS, rows, "no user")
 
 
 def _show_accounts(invocation: CommandContext, path: str) -> int:
     users = [each for each in _accounts(path) if not each.digest]
-    if invocation.json:
-        listed = [{"name": each.name, "role": each.role.value, "scheme": each.scheme} for each in users]
-        invocation.give({"file": path, "users": listed})
-    elif users:
-        invocation.give_table(_ACCOUNTS, [(each.name, each.role.value, each.scheme) for each in users])
-    else:
-        invocation.say("no user")
-    return EX_OK
+    listed = [{"name": each.name, "role": each.role.value, "scheme": each.scheme} for each in users]
+    rows = [(each.name, each.role.value, each.scheme) for each in users]
+    return invocation.give_listing({"file": path, "users": listed}, _ACCOUNTS, rows, "no user")
 
 
 def add_console_token(invocation: CommandContext) -> int:
@@ -116,14 +105,9 @@ def delete_console_token(invocation: CommandContext) -> int:
 def show_console_tokens(invocation: CommandContext) -> int:
     path = _console_file(invocation)
     tokens = [each for each in _accounts(path) if each.digest]
-    if invocation.json:
-        listed = [{"name": each.name, "role": each.role.value} for each in tokens]
-        invocation.give({"file": path, "tokens": listed})
-    elif tokens:
-        invocation.give_table(_TOKENS, [(each.name, each.role.value) for each in tokens])
-    else:
-        invocation.say("no token")
-    return EX_OK
+    listed = [{"name": each.name, "role": each.role.value} for each in tokens]
+    rows = [(each.name, each.role.value) for each in tokens]
+    return invocation.give_listing({"file": path, "tokens": listed}, _TOKENS, rows, "no token")
 
 
 @contextmanager
@@ -153,11 +137,8 @@ def _console_file(invocation: CommandContext) -> str:
 
 
 def _done(invocation: CommandContext, name: str, path: str, done: str) -> int:
-    if invocation.json:
-        invocation.give({"name": name, "file": path, "done": done})
-    else:
-        invocation.say(f"{name} {done} in {path}")
-    return EX_OK
+    document = {"name": name, "file": path, "done": done}
+    return invocation.give_answer(document, f"{name} {done} in {path}")
 
 
 def _file(invocation: CommandContext) -> str:
