@@ -9,6 +9,7 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from elemta.auth import Authenticator
@@ -250,9 +251,11 @@ class ConsoleAccess:
                 raise _too_many(charge.refusal)
             try:
                 proof = await self._look_at_password(username, password, ip, standing)
-            except UnauthorizedLogin:
+            except (UnauthorizedLogin, CancelledError):
+                # The password may have been looked at, so it stays charged.
                 raise
-            except BaseException:
+            except Exception:
+                # Whatever it is, it is no guess.
                 await value_of(limiter.refund(charge.receipts))
                 raise
             await value_of(limiter.refund(charge.receipts))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
@@ -15,6 +16,7 @@ from elemta.config import AuthConfig
 from elemta.console.pages import CHANGE, MENU, READ
 from elemta.console.sessions import IDLE_SECONDS, LIFETIME_SECONDS, MOST_OF_ONE
 from elemta.console.site import ConsoleSite
+from elemta.ops.admin import DEADLINE_SECONDS
 from tests.support.administered import Administered
 from tests.support.console import PASSWORD, TOKENS, Console, cheap_hash, harmless
 from tests.support.runtime import simulated_runtime
@@ -251,6 +253,14 @@ def test_guesses_are_slowed_and_then_refused(tmp_path: Path) -> None:
     assert reply.status == 429
     assert int(reply.headers["retry-after"]) > 60
     assert console.log_in("viewer")
+
+
+def test_a_guess_that_misses_the_deadline_stays_charged(tmp_path: Path, monkeypatch) -> None:
+    console = Console(tmp_path, TABLE, auth=AuthConfig(guesses_per_user="2/15m"))
+    monkeypatch.setattr(console.access._authenticator, "verify", lambda *_, **__: Deferred())
+    guess = {"username": "operator", "password": "guess"}
+    statuses = [console.post("/login", guess, seconds=DEADLINE_SECONDS + 1).status for _ in range(3)]
+    assert statuses == [504, 504, 429]
 
 
 def test_a_wrong_password_waits_for_its_answer(tmp_path: Path) -> None:
