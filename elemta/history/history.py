@@ -117,6 +117,7 @@ class MessageHistory:
                 self._octets += len(entry[4])
                 waiting.append(entry)
         except Exception:
+            # The mail that it is about is stored, and goes on.
             _log.failure(
                 "an event can't be kept in the history",
                 event="history.internal_error",
@@ -165,7 +166,9 @@ class MessageHistory:
 
     def _is_time(self) -> None:
         self._call = None
-        self._write()
+        # What the thread does not come to would wait there without a bound.
+        if not self._writing:
+            self._write()
 
     def _write(self) -> None:
         """Hand what waits to the thread."""
@@ -181,13 +184,20 @@ class MessageHistory:
     def _write_in_pieces(self, entries: list[HistoryEntry]) -> None:
         """In the thread."""
         for start in range(0, len(entries), TOGETHER):
-            self._store.write(entries[start : start + TOGETHER])
+            piece = entries[start : start + TOGETHER]
+            try:
+                self._store.write(piece)
+            except Exception:
+                # A fault of ours costs this piece, and is counted.
+                _log.failure("the history could not be written", event="history.write_failed")
+                self._drop("fault", len(piece))
 
     def _written(self, result: Failure | None) -> None:
         self._writing -= 1
         if isinstance(result, Failure):
             _log.failure("the history could not be written", result, event="history.write_failed")
-        if len(self._waiting) >= TOGETHER and not self._writing and not self._closed:
+        is_time = self._call is None or len(self._waiting) >= TOGETHER
+        if is_time and not self._writing and not self._closed:
             self._write()
 
     def _step(self) -> None:

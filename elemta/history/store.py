@@ -218,6 +218,7 @@ class HistoryStore:
         except OSError as error:
             self._fail(HistoryError(str(error)))
         except Exception:
+            # A fault of ours: what could not be done is tried again the next time.
             _log.failure("the history could not be tidied", event="history.internal_error", queue_id=None)
         return False
 
