@@ -123,6 +123,7 @@ class PolicyOutbox:
         self._pending: list[tuple[Sequence[bytes], Deferred[int]]] = []
         self._octets = 0
         self._is_writing = False
+        self._is_closed = False
 
     async def start(self) -> OutboxStart:
         file, worker = self._open()
@@ -163,7 +164,15 @@ class PolicyOutbox:
         await self._answer(worker.call(file.finish, self._runtime.wall()))
 
     def close(self) -> None:
-        """The daemon ends, or no chain has the policy any more. What was appended is written."""
+        """The daemon ends, or no chain has the policy any more. What was appended is written.
+
+        A policy that still has this outbox gets BackendError from then on.
+        """
+        waiting, self._pending = self._pending, []
+        if waiting:
+            Deferred.fromCoroutine(self._write_batch(waiting))
+        # A thread that was started again would keep the process from its end.
+        self._is_closed = True
         opened, self._opened = self._opened, None
         if opened is not None:
             file, worker = opened
@@ -171,6 +180,8 @@ class PolicyOutbox:
             worker.stop()
 
     def _open(self) -> tuple[OutboxFile, OrderedWorker]:
+        if self._is_closed:
+            raise BackendError(f"the outbox of {self._name} is closed")
         if self._opened is None:
             path = self._path()
             if path is None:
@@ -183,16 +194,19 @@ class PolicyOutbox:
         """Write what waits until nothing does. It never fails."""
         while self._pending:
             batch, self._pending = self._pending[:_AT_ONCE], self._pending[_AT_ONCE:]
-            records = [each for some, _ in batch for each in some]
-            answer: int | BackendError
-            try:
-                file, worker = self._open()
-                answer = await self._answer(worker.call(file.append, records, self._runtime.wall()))
-            except BackendError as error:
-                answer = error
-            self._octets -= sum(map(len, records))
-            _tell_all([done for _, done in batch], answer)
+            await self._write_batch(batch)
         self._is_writing = False
+
+    async def _write_batch(self, batch: Sequence[tuple[Sequence[bytes], Deferred[int]]]) -> None:
+        records = [each for some, _ in batch for each in some]
+        answer: int | BackendError
+        try:
+            file, worker = self._open()
+            answer = await self._answer(worker.call(file.append, records, self._runtime.wall()))
+        except BackendError as error:
+            answer = error
+        self._octets -= sum(map(len, records))
+        _tell_all([done for _, done in batch], answer)
 
     async def _answer(self, asked: Deferred[R]) -> R:
         try:

@@ -162,6 +162,18 @@ def test_to_cancel_a_wait_loses_nothing(outbox, result_of):
     assert octets(result_of(kept.read())) == [b"one"]
 
 
+def test_what_waits_for_a_write_is_written_at_the_end_and_nothing_opens_it_again(outbox, result_of):
+    kept = outbox()
+    first, second = kept.append(b"one"), kept.append(b"two")
+    kept.close()
+    assert [result_of(first), result_of(second)] == [0, 0]
+    with pytest.raises(BackendError, match="closed"):
+        result_of(kept.append(b"late"))
+    with pytest.raises(BackendError, match="closed"):
+        result_of(kept.read())
+    assert octets(result_of(outbox().read())) == [b"one", b"two"]
+
+
 def test_a_record_that_is_too_large_is_a_fault_of_its_caller(outbox, result_of):
     with pytest.raises(ValueError, match="at most"):
         outbox().append(b"x" * (MAX_RECORD + 1))
