@@ -63,7 +63,7 @@ SAID = {
         f"up to {outbox_file.MOST_OCTETS // MIB} MiB",
     ],
     "policies/mail-auth.md": [
-        f"A header over {message_reader.MAX_HEADER // MIB} MiB or {message_reader.MAX_FIELDS:,} lines",
+        f"A header over {message_reader.MAX_HEADER // MIB} MiB or {message_reader.MAX_LINES:,} lines",
         f"A signature over {signatures.MAX_SIGNATURE // KIB} KiB",
         f"ARC sets over {signatures.MAX_SET_OCTETS // KIB} KiB together",
         f"From fields over {dmarc.MAX_FROM // KIB} KiB",

@@ -11,8 +11,8 @@ from elemta.policies.mail_auth.signatures import Header
 MAX_HEADER = 1024 * 1024
 """Octets of a header."""
 
-MAX_FIELDS = 20_000
-"""Fields of a header."""
+MAX_LINES = 20_000
+"""Lines of a header, those that continue a field too."""
 
 
 def read_header(stream: BinaryIO) -> Header | None:
@@ -25,7 +25,7 @@ def read_header(stream: BinaryIO) -> Header | None:
         if line == b"\r\n" or len(raw) > MAX_HEADER:
             break
         raw += line
-    if len(raw) > MAX_HEADER or raw.count(b"\n") > MAX_FIELDS:
+    if len(raw) > MAX_HEADER or raw.count(b"\n") > MAX_LINES:
         return None
     try:
         fields, _ = dkim.rfc822_parse(bytes(raw))
