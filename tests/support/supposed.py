@@ -117,9 +117,7 @@ class Conversation:
         return found
 
 
-def conversations(
-    seed: int, count: int, *, ips: Sequence[str] = _IPS, user: str | None = None
-) -> Iterator[Conversation]:
+def conversations(seed: int, count: int, *, user: str | None = None) -> Iterator[Conversation]:
     """So many conversations, the same for the same seed."""
     chance = Random(seed)
     for _ in range(count):
