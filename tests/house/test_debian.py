@@ -42,6 +42,26 @@ def test_the_libraries_of_an_extra_are_in_a_package_of_its_own() -> None:
     assert {name for name in libraries if name in packages["elemta"]} == set()
 
 
+def test_the_installation_page_lists_the_packages_that_are_built() -> None:
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \|", INSTALL.partition("## What is installed")[0], re.MULTILINE)
+    controls = [ROOT / place / "control" for place in ("debian", "packaging/txredisapi/debian")]
+    texts = [control.read_text(encoding="utf-8") for control in controls]
+    assert listed == re.findall(r"^Package: (\S+)$", "".join(texts), re.MULTILINE)
+    assert f"It builds {({4: 'four'})[len(listed)]} packages:" in INSTALL
+
+
+def test_the_installation_page_says_where_a_daemon_listens_that_is_not_configured(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "elemta.toml").touch()
+    config = load(str(tmp_path / "elemta.toml"), {})
+    endpoints = config.listeners[0].endpoint, config.metrics.endpoint, config.console.endpoint
+    ports = [each.removeprefix("tcp:").removesuffix(":interface=127.0.0.1") for each in endpoints]
+    shown = re.search(r"It listens on (.*?) only\.", INSTALL, re.DOTALL)
+    assert shown is not None
+    assert re.findall(r"127\.0\.0\.1:(\d+)", shown[1]) == ports
+
+
 def test_the_source_of_txredisapi_is_pinned_by_its_hash() -> None:
     pinned = (ROOT / "packaging/txredisapi/requirements.txt").read_text(encoding="utf-8")
     (version,) = re.findall(r"^txredisapi==(\S+) --hash=sha256:[0-9a-f]{64}$", pinned, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The bounds that the pages about the console, the history and web hooks name are those of the code."""
+"""The bounds and times that pages name are those of the code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from elemta import conversation_trace
 from elemta.auth import slowdown
 from elemta.console import events as streams
 from elemta.console import mail_views, sessions
-from elemta.daemon import trace_operations
+from elemta.ctl import limits
+from elemta.daemon import explainer, trace_operations
 from elemta.history import events, history, retention, store
-from elemta.limits import push_registry
+from elemta.limits import nodes, past_nodes, push_registry
 from elemta.net import recent_refusals
 from elemta.policies import webhook_poster, webhooks
 from elemta.policies.mail_auth import dmarc, message_reader, signatures, spf
@@ -37,6 +38,13 @@ SAID = {
         f"it takes at most {mail_views.MOST_TOGETHER:,} at once",
     ],
     "elemtactl.md": [
+        f"A node writes it every {({3.0: 'three'})[nodes.HEARTBEAT]} seconds",
+        f"leaves the list {({10.0: 'ten'})[nodes.TIME_TO_LIVE]} seconds after its last heartbeat",
+        f"are gone, for {({7 * 86400.0: 'seven'})[past_nodes.KEPT_SECONDS]} days after their last heartbeat",
+        f"shown again every {({2.0: 'two'})[limits.WATCH_SECONDS]} seconds",
+        f"`--message` is a file of up to {explainer.MAX_MESSAGE // MIB} MiB",
+        f"from their last {conversation_trace._RECENT} lines on",
+        f"Each keeps up to {conversation_trace.MOST_LINES:,} lines",
         f"It keeps the last {recent_refusals.MOST_REFUSALS:,} in memory",
         f"409 where there are {({4: 'four'})[conversation_trace.MOST_WATCHES]}",
         f"not read for {conversation_trace.UNREAD_SECONDS:g} s ends",
