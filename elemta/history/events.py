@@ -48,15 +48,37 @@ class VerdictNote:
 
 
 @dataclass(slots=True, eq=False)
-class Accepted:
-    """A message is on stable storage. ``envelope`` is JSON, as the queue keeps it."""
+class HistoryEvent:
+    """Something happened to the message with a key. ``ended``: nothing is left of it in the queue."""
 
-    is_kept: ClassVar[bool] = True
-    is_new: ClassVar[bool] = True
+    #: Whether it is the first that is known of the message.
+    is_new: ClassVar[bool] = False
 
     key: int
     queue_id: str
     at: float
+    ended: bool = field(default=False, kw_only=True)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is written down."""
+        return True
+
+    def text(self) -> str:
+        """The event as JSON; "" where there is nothing to say but that the message ended."""
+        return ""
+
+    def words(self) -> Sequence[str]:
+        """What the message is found by, in the form of `normal`."""
+        return ()
+
+
+@dataclass(slots=True, eq=False)
+class Accepted(HistoryEvent):
+    """A message is on stable storage. ``envelope`` is JSON, as the queue keeps it."""
+
+    is_new: ClassVar[bool] = True
+
     size: int
     envelope: str
     sender: Address
@@ -67,10 +89,8 @@ class Accepted:
     cause: str = ""
     verdicts: Sequence[VerdictNote] = ()
     discarded: bool = False
-    ended: bool = False
 
     def text(self) -> str:
-        """The event as JSON."""
         message_id, subject = self.summary
         envelope = self.envelope if len(self.envelope) <= LONGEST_ENVELOPE else _cut(self.envelope)
         named = f',"message_id":{quote(message_id)}' if message_id else ""
@@ -94,7 +114,6 @@ class Accepted:
         return "".join(parts)
 
     def words(self) -> Sequence[str]:
-        """What the message is found by, in the form of `normal`."""
         client, message_id = self.client, self.summary.message_id
         found = [client.ip, word_of(self.sender)]
         if message_id:
@@ -109,27 +128,21 @@ class Accepted:
 
 
 @dataclass(slots=True, eq=False)
-class Attempted:
+class Attempted(HistoryEvent):
     """What came of an attempt. ``before`` is how many outcomes the message had.
 
     With ``held`` the recipients that failed are kept on hold.
     """
 
-    is_new: ClassVar[bool] = False
-
-    key: int
-    queue_id: str
-    at: float
     recorded: Sequence[Place]
     before: int
     retry_at: float | None
     held: str | None
     cause: str
-    ended: bool = False
 
     @property
     def is_kept(self) -> bool:
-        """Whether it is written down: the first attempts are, and what ends something."""
+        """The first attempts are written down, and what ends something."""
         if self.ended or self.held is not None or self.before < MOST_ATTEMPTS * max(1, len(self.recorded)):
             return True
         return any(outcome.status is Status.DELIVERED for outcome, _ in self.recorded)
@@ -193,54 +206,19 @@ class Attempted:
 
 
 @dataclass(slots=True, eq=False)
-class Changed:
+class Changed(HistoryEvent):
     """An operator did something to a message: hold, release, retry or delete. ``by`` is the operator."""
 
-    is_kept: ClassVar[bool] = True
-    is_new: ClassVar[bool] = False
-
-    key: int
-    queue_id: str
-    at: float
     action: str
     by: str
     reason: str
-    ended: bool = False
 
     def text(self) -> str:
-        """The event as JSON."""
         return (
             f'{{"k":{quote(self.action)},"at":{self.at!r},"by":{quote(self.by[:_LONGEST_TEXT])},'
             f'"reason":{quote(self.reason[:_LONGEST_TEXT])}}}'
         )
 
-    def words(self) -> Sequence[str]:
-        """It adds none."""
-        return ()
-
-
-@dataclass(slots=True, eq=False)
-class Ended:
-    """Nothing is left of a message in the queue."""
-
-    is_kept: ClassVar[bool] = True
-    is_new: ClassVar[bool] = False
-
-    key: int
-    queue_id: str
-    at: float
-    ended: bool = field(default=True)
-
-    def text(self) -> str:
-        """All that there is to say is that it ended."""
-        return ""
-
-    def words(self) -> Sequence[str]:
-        """It adds none."""
-        return ()
-
-
-HistoryEvent = Accepted | Attempted | Changed | Ended
 
 HistoryEntry = tuple[int, float, bool, bool, str, tuple[int, ...]]
 """An event as it is handed to the thread that writes: the key of its message, its time, whether that ended,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elemta.address import Address
+from elemta.envelope import Client
 from elemta.history.events import positions_of, word_of
 from elemta.history.words import normal, remote_id, words_of_reply
 
@@ -78,18 +79,6 @@ class LifeVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class LifeClient:
-    """Where a message came from."""
-
-    ip: str = ""
-    helo: str = ""
-    listener: str = ""
-    session_id: str = ""
-    user: str | None = None
-    tls: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class MessageLife:
     """All that is recorded of one message.
 
@@ -105,7 +94,7 @@ class MessageLife:
     sender: str
     recipients: tuple[LifeRecipient, ...]
     recipient_count: int
-    client: LifeClient
+    client: Client
     size: int
     received_at: float | None
     ended_at: float | None
@@ -323,10 +312,10 @@ def _verdict(parts: Any) -> LifeVerdict:
     return LifeVerdict(stage, policy, verdict, reason, recipient, each.get("observed") is True)
 
 
-def _client(envelope: Mapping[str, Any]) -> LifeClient:
+def _client(envelope: Mapping[str, Any]) -> Client:
     parts = [each if isinstance(each, str) else None for each in _list(envelope.get("client"))]
     ip, helo, listener, session_id, user, tls = (parts + [None] * 6)[:6]
-    return LifeClient(ip or "", helo or "", listener or "", session_id or "", user, tls)
+    return Client(ip or "", helo or "", listener or "", session_id or "", user, tls)
 
 
 def _address(parts: Any) -> Address:

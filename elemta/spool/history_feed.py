@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from elemta.address import Address
 from elemta.envelope import Recipient
 from elemta.errors import HistoryError, SpoolError
-from elemta.history.events import Accepted, Attempted, Changed, Ended, HistoryEvent
+from elemta.history.events import Accepted, Attempted, Changed, HistoryEvent
 from elemta.history.history import MessageHistory
 from elemta.message.summary import NO_SUMMARY, read_summary
 from elemta.metrics import HistoryMetrics
@@ -121,7 +121,7 @@ def _feed(history: MessageHistory, batch: Batch, now: float) -> None:
             del gone[event.key]
         history.add(event)
     for key in gone:
-        history.add(Ended(key, "", now))
+        history.add(HistoryEvent(key, "", now, ended=True))
 
 
 def _event_of(operation: object) -> HistoryEvent | None:

@@ -9,7 +9,6 @@ from elemta.errors import SpoolError, UnknownMessage, UnknownPlace
 from elemta.history.finder import Sought
 from elemta.history.lives import (
     LifeAttempt,
-    LifeClient,
     LifeRecipient,
     MessageLife,
     RecordedLife,
@@ -143,7 +142,7 @@ class _SpoolSearch:
 
     def _life(self, record: MessageRecord) -> MessageLife:
         """The life of a message that only the queue knows."""
-        envelope, client = record.envelope, record.envelope.client
+        envelope = record.envelope
         return MessageLife(
             node_id=self._spool.settings.node,
             queue_id=record.queue_id,
@@ -155,9 +154,7 @@ class _SpoolSearch:
                 for each in record.recipients
             ),
             recipient_count=len(record.recipients),
-            client=LifeClient(
-                client.ip, client.helo, client.listener, client.session_id, client.user, client.tls
-            ),
+            client=envelope.client,
             size=envelope.size,
             received_at=envelope.received_at,
             ended_at=None,

@@ -132,7 +132,7 @@ def accepted(key: int, at: float, queue_id: str = "") -> Accepted:
 def attempted(key: int, at: float, status: Status = Status.DELIVERED) -> Attempted:
     outcome = Outcome(f"Q{key}", Address("c", "d.test"), status, "queued as X1", "mx:", "hop", at)
     ended = status is Status.DELIVERED
-    return Attempted(key, f"Q{key}", at, [(outcome, [0])], 0, None, None, "", ended)
+    return Attempted(key, f"Q{key}", at, [(outcome, [0])], 0, None, None, "", ended=ended)
 
 
 @pytest.fixture
