@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -33,7 +32,7 @@ from elemta.ops.admin import (
 )
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
-from elemta.ops.admin_json import Json, to_json
+from elemta.ops.admin_json import Json
 
 MOST_CONNECTIONS = 256
 
@@ -154,9 +153,8 @@ class _Parts:
         try:
             self.access.check_origin(request)
         except AdminRefusal as refusal:
-            request.setResponseCode(refusal.status)
-            request.setHeader(b"content-type", b"application/json")
-            return _as_json(refusal)
+            AdminExchange(request).refuse(refusal)
+            return NOT_DONE_YET
         path = request.path
         if path.startswith(b"/static/"):
             return self._asset(request)
@@ -170,19 +168,20 @@ class _Parts:
         exchange = AdminExchange(request)
         answer = Deferred.fromCoroutine(cast(Any, answering))
         answer.addTimeout(DEADLINE_SECONDS, self.clock)
-        answer.addErrback(self._failed, request)
+        answer.addErrback(self._failed, request, exchange)
         answer.addCallback(lambda found: None if found is None else found.send(exchange))
         answer.addErrback(
             lambda failure: _log.failure("a page could not be sent", failure, event="console.page_failed")
         )
         return NOT_DONE_YET
 
-    def _failed(self, failure: Failure, request: AdminRequest) -> Answer:
+    def _failed(self, failure: Failure, request: AdminRequest, exchange: AdminExchange) -> Answer | None:
         refusal = refusal_of(failure.value)
         if refusal.status is HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.failure("a page failed", failure, event="console.page_failed", path=request.path)
         if request.path.startswith(b"/v1/"):
-            return Answer(refusal.status, _as_json(refusal), "application/json")
+            exchange.refuse(refusal)
+            return None
         return self.pages.error(refusal)
 
     async def _page(self, request: AdminRequest) -> Answer:
@@ -206,10 +205,6 @@ class _Parts:
         request.setHeader(b"content-type", asset.content_type.encode())
         request.setHeader(b"cache-control", _LONGEST_CACHE)
         return asset.content
-
-
-def _as_json(refusal: AdminRefusal) -> bytes:
-    return json.dumps(to_json(refusal.content)).encode("ascii") + b"\n"
 
 
 def _plain(request: Request, status: int, text: str) -> bytes:

@@ -117,11 +117,9 @@ class AdminResource(Resource):
 
     def _refuse(self, failure: Failure, exchange: AdminExchange) -> None:
         refusal = refusal_of(failure.value)
-        if refusal.status is HTTPStatus.UNAUTHORIZED:
-            exchange.challenge()
         if refusal.status is HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.failure("an admin call failed", failure, event="admin.failed", path=exchange.path)
-        exchange.send(to_json(refusal.content), refusal.status, allow=refusal.hint)
+        exchange.refuse(refusal)
 
 
 class AdminExchange:
@@ -137,15 +135,22 @@ class AdminExchange:
         # The call goes on: a message that was to be held is held.
         self._gone = True
 
-    def challenge(self) -> None:
-        """Say how credentials are given."""
-        # RFC 6750 §3
-        self._request.setHeader(b"www-authenticate", b'Bearer realm="elemta"')
+    def send(self, content: Json) -> None:
+        self._send_json(content, http.OK)
 
-    def send(self, content: Json, status: int = http.OK, allow: str = "") -> None:
+    def refuse(self, refusal: AdminRefusal) -> None:
+        """Answer with what is wrong; a 401 says how credentials are given, a 405 which methods there are."""
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        if refusal.status is HTTPStatus.UNAUTHORIZED:
+            # RFC 6750 §3
+            headers = ((b"www-authenticate", b'Bearer realm="elemta"'),)
+        elif refusal.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = ((b"allow", refusal.hint.encode("ascii")),)
+        self._send_json(to_json(refusal.content), refusal.status, headers)
+
+    def _send_json(self, content: Json, status: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         body = json.dumps(content, ensure_ascii=True).encode("ascii") + b"\n"
-        more = ((b"allow", allow.encode("ascii")),) if status == http.NOT_ALLOWED else ()
-        self.send_octets(body, status, "application/json", more)
+        self.send_octets(body, status, "application/json", headers)
 
     def send_octets(
         self, body: bytes, status: int, content_type: str, headers: Sequence[tuple[bytes, bytes]] = ()

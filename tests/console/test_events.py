@@ -45,6 +45,12 @@ def test_a_reader_gets_the_state_each_second(console: Console) -> None:
     assert events(transport) == before + 5
 
 
+def test_the_stream_is_refused_as_any_call_is(console: Console) -> None:
+    reply = console.ask("POST", "/v1/events", token=TOKENS["viewer"])
+    assert (reply.status, reply.headers["allow"]) == (405, "GET")
+    assert reply.json == {"error": "only GET is for this path", "hint": "GET"}
+
+
 def test_what_a_reader_does_not_read_is_dropped(console: Console) -> None:
     transport = listen(console)
     assert transport.bufferSize < 8192
