@@ -1,5 +1,6 @@
 """The packages of docs/examples are built, installed and run, found in both ways, by pip and as .deb."""
 
+import json
 import os
 import re
 import shutil
@@ -79,15 +80,18 @@ def run(site, *arguments):
     )
 
 
+def ask(site, place, chain, *addresses, more=""):
+    """Asks the policies of a chain, found from ``site``, about recipients; ``more`` is configuration."""
+    file = place / "elemta.toml"
+    file.write_text(f'[domains]\nlocal = ["example.com"]\n[policies]\nchain = {json.dumps(chain)}\n{more}')
+    return run(site, "-c", ASK, str(file), *addresses)
+
+
 def test_the_installed_package_refuses_one_recipient_and_no_other(installed, tmp_path):
     variant, site = installed
-    file = tmp_path / "elemta.toml"
-    file.write_text(
-        '[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["refuse-future", "relay"]\n'
-        '[policy.refuse-future]\nprefix = "next-"\n'
-    )
     addresses = ["next-boss@example.com", "boss@example.com", "future-boss@example.com", "boss@example.org"]
-    result = run(site, "-c", ASK, str(file), *addresses)
+    more = '[policy.refuse-future]\nprefix = "next-"\n'
+    result = ask(site, tmp_path, ["refuse-future", "relay"], *addresses, more=more)
     assert result.stdout.splitlines() == [
         "next-boss@example.com refuse-future 550 5.1.1 no such mailbox yet",
         "boss@example.com - accepted",
@@ -98,9 +102,7 @@ def test_the_installed_package_refuses_one_recipient_and_no_other(installed, tmp
 
 
 def test_without_the_package_a_chain_that_names_it_does_not_load(tmp_path):
-    file = tmp_path / "elemta.toml"
-    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["refuse-future", "relay"]\n')
-    result = run(ROOT, "-c", ASK, str(file), "boss@example.com")
+    result = ask(ROOT, tmp_path, ["refuse-future", "relay"], "boss@example.com")
     assert result.returncode != 0
     assert 'no policy is called "refuse-future"' in result.stderr
 
@@ -139,9 +141,7 @@ def test_the_debian_package_is_built_and_its_policy_runs(tmp_path):
     assert package.name == "elemta-refuse-future_1.0_all.deb"
     subprocess.run(["dpkg-deb", "-x", str(package), str(tmp_path / "root")], check=True)
     site = tmp_path / "root/usr/lib/python3/dist-packages"
-    file = tmp_path / "elemta.toml"
-    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["refuse-future", "relay"]\n')
-    result = run(site, "-c", ASK, str(file), "future-boss@example.com", "boss@example.com")
+    result = ask(site, tmp_path, ["refuse-future", "relay"], "future-boss@example.com", "boss@example.com")
     assert result.stdout.splitlines()[:2] == [
         "future-boss@example.com refuse-future 550 5.1.1 no such mailbox yet",
         "boss@example.com - accepted",
@@ -151,9 +151,7 @@ def test_the_debian_package_is_built_and_its_policy_runs(tmp_path):
 def test_the_first_policy_runs_without_a_package(tmp_path):
     site = tmp_path / "first"
     shutil.copytree(EXAMPLES / "first", site)
-    file = tmp_path / "elemta.toml"
-    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["limits", "first", "relay"]\n')
-    result = run(site, "-c", ASK, str(file), "future-boss@example.com", "boss@example.com")
+    result = ask(site, tmp_path, ["limits", "first", "relay"], "future-boss@example.com", "boss@example.com")
     assert result.stdout.splitlines() == [
         "future-boss@example.com first 550 5.7.1 no such mailbox yet",
         "boss@example.com - accepted",
@@ -265,9 +263,9 @@ def test_a_policy_of_version_1_runs_unchanged():
 def test_a_dropin_package_of_version_1_runs_unchanged(tmp_path):
     shutil.copy(Path(__file__).parent / "version_1" / "refuse_future.py", tmp_path)
     shutil.copytree(EXAMPLES / "refuse-future-dropin" / "twisted", tmp_path / "twisted")
-    file = tmp_path / "elemta.toml"
-    file.write_text('[domains]\nlocal = ["example.com"]\n[policies]\nchain = ["refuse-future", "relay"]\n')
-    result = run(tmp_path, "-c", ASK, str(file), "future-boss@example.com", "boss@example.com")
+    result = ask(
+        tmp_path, tmp_path, ["refuse-future", "relay"], "future-boss@example.com", "boss@example.com"
+    )
     assert result.stdout.splitlines()[:2] == [
         "future-boss@example.com refuse-future 550 5.1.1 no such mailbox yet",
         "boss@example.com - accepted",
