@@ -12,6 +12,7 @@ from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_CONFIG, EX_FAILED, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column
 from elemta.errors import Fault
+from elemta.limits.pushed import MAX_TEXT
 
 _VERSIONS = (
     Column("VERSION", right=True),
@@ -41,11 +42,17 @@ def rollback(invocation: CommandContext) -> int:
 def _text(invocation: CommandContext, name: str) -> str:
     try:
         if name == "-":
-            return invocation.stdin.read()
-        return Path(name).read_text(encoding="utf-8-sig")
+            text = invocation.stdin.read(MAX_TEXT + 1)
+        else:
+            with Path(name).open(encoding="utf-8-sig") as file:
+                text = file.read(MAX_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8"
         raise CommandFailed(EX_FAILED, f"{name} can't be read: {reason}") from error
+    if len(text) > MAX_TEXT:
+        # The daemon ends a connection that sends much more, and that says nothing.
+        raise CommandFailed(EX_FAILED, f"{name} has more than {MAX_TEXT} characters")
+    return text
 
 
 def _change(invocation: CommandContext, path: Sequence[str], body: dict[str, Any], file: str) -> int:

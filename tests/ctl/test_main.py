@@ -27,6 +27,7 @@ from elemta.daemon.reload import ReloadReport
 from elemta.delivery.destination_status import DestinationState, DestinationStatus
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
+from elemta.limits.pushed import MAX_TEXT
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome
@@ -804,6 +805,17 @@ def test_a_second_policy_of_a_plugin_is_no_fault_and_a_plugin_that_is_not_there_
         config.write_text(f"{text}[policy.second]\nuse = {plugin}\n")
         code, _, err = run("config", "check", "--config", str(config))
         assert (code, fault in err) == (78 if fault else 0, True)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["file", "stdin"])
+def test_limits_that_are_too_long_to_push_are_refused_before_they_are_sent(
+    tmp_path: Path, named: bool
+) -> None:
+    (tmp_path / "limits.toml").write_text("#" * (MAX_TEXT + 1))
+    name = str(tmp_path / "limits.toml") if named else "-"
+    more = ("limits", "push", "--yes", "--socket", str(tmp_path / "absent"))
+    code, _, err = run(*more, name, stdin="#" * (MAX_TEXT + 1))
+    assert (code, f"{name} has more than {MAX_TEXT} characters" in err) == (1, True)
 
 
 def test_a_configuration_that_was_named_and_is_not_there_is_a_fault(tmp_path: Path) -> None:
