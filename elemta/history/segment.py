@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elemta.errors import HistoryError
-from elemta.runtime.disk import Disk
+from elemta.runtime.disk import Disk, transaction
 
 APPLICATION_ID = 0x454C4D48  # "ELMH"
 FORMAT = 1
@@ -89,12 +89,11 @@ class HistorySegment:
             try:
                 for pragma in _PRAGMAS:
                     connection.execute(f"PRAGMA {pragma}")
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-                about = (("node", node), ("opened_at", at), ("messages", 0), ("newest", at))
-                connection.executemany("INSERT INTO about VALUES (?, ?)", about)
-                connection.execute("COMMIT")
+                with transaction(connection):
+                    for statement in _SCHEMA:
+                        connection.execute(statement)
+                    about = (("node", node), ("opened_at", at), ("messages", 0), ("newest", at))
+                    connection.executemany("INSERT INTO about VALUES (?, ?)", about)
                 return cls(path, connection, SegmentFigures(node, at, newest=at))
             except BaseException:
                 connection.close()
@@ -142,8 +141,7 @@ class HistorySegment:
         newest = max([figures.newest, *[row[1] for row in rows]])
         connection = self._connection
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(connection):
                 # Statements that take many rows: at each step of one, Python's lock is given up and won back.
                 for start in range(0, len(rows), _CHUNK):
                     part = rows[start : start + _CHUNK]
@@ -159,11 +157,6 @@ class HistorySegment:
                     " WHERE name IN ('messages', 'newest')",
                     (figures.messages + messages, newest),
                 )
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
         except sqlite3.Error as error:
             raise HistoryError(f"{self.path} can't be written: {error}") from error
         self._next = first + len(rows)
@@ -174,15 +167,9 @@ class HistorySegment:
         """Sort its keys, and let nothing change in it any more."""
         connection = self._connection
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(connection):
                 for statement in _SEAL:
                     connection.execute(statement)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
             # One file from now on, and nothing to recover when it is read.
             connection.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error as error:

@@ -15,6 +15,7 @@ import sqlite3
 from twisted.logger import Logger
 
 from elemta.errors import SpoolFormatError
+from elemta.runtime.disk import transaction
 
 _log = Logger()
 
@@ -197,12 +198,6 @@ def format_of(connection: sqlite3.Connection) -> int:
 
 
 def _run(connection: sqlite3.Connection, statements: tuple[str, ...]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         for statement in statements:
             connection.execute(statement)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFormatError, SpoolFull
 from elemta.runtime import Runtime
+from elemta.runtime.disk import transaction
 from elemta.spool.database import clean_up, connect, count, write_a_page
 from elemta.spool.disk import DiskFailure, Reserve, failure_of, refusal
 from elemta.spool.leftovers import Leftovers
@@ -115,14 +116,8 @@ class QueueWriter:
     def _write_probe(self) -> None:
         connection = self._connection
         assert connection is not None  # noqa: S101 - it was just made
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             write_a_page(connection)
-            connection.execute("COMMIT")
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
