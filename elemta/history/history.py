@@ -118,16 +118,20 @@ class MessageHistory:
                 waiting.append(entry)
         except Exception:
             # The mail that it is about is stored, and goes on.
-            _log.failure(
-                "an event can't be kept in the history",
-                event="history.internal_error",
-                queue_id=event.queue_id,
-            )
-            self._metrics.dropped.labels("fault").inc()
+            self.failed(event.queue_id)
         if len(waiting) >= TOGETHER and not self._writing:
             self._write()
         elif self._call is None:
             self._call = self._reactor.callLater(INTERVAL, self._is_time)
+
+    def failed(self, queue_id: str) -> None:
+        """Log and count the exception that is handled: what happened to a message can't be kept."""
+        _log.failure(
+            "an event can't be kept in the history",
+            event="history.internal_error",
+            queue_id=queue_id,
+        )
+        self._metrics.dropped.labels("fault").inc()
 
     def tidy(self, allowance: int | None, spared: int = 0) -> None:
         """Do what is due; ``allowance`` is the space that the history may take, None where unknown.

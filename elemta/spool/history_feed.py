@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-from twisted.logger import Logger
-
 from elemta.address import Address
 from elemta.envelope import Recipient
 from elemta.errors import HistoryError, SpoolError
@@ -20,14 +18,12 @@ from elemta.outcome import Outcome, Status
 from elemta.runtime import Runtime
 from elemta.runtime.disk import Disk, FreeSpace
 from elemta.spool.bodies import HEAD
-from elemta.spool.operations import Batch, DeliveryResult, NewMessage, OperatorChange
+from elemta.spool.operations import Batch, DeliveryResult, NewMessage, Operation, OperatorChange
 from elemta.spool.partition import Places
 from elemta.spool.queue_id import known_key
 from elemta.spool.reader import Reader
 from elemta.spool.records import SpoolSettings, Submission
 from elemta.spool.rows import decode_envelope, encode_envelope
-
-_log = Logger()
 
 # The part of the disk that the history may take, as 1 in so many.
 _SHARE = 10
@@ -77,43 +73,14 @@ def feed(history: MessageHistory, batch: Batch, now: float) -> None:
     """Note what a transaction changed, which is on stable storage. Never fails."""
     if history.keep <= 0:
         return
-    try:
-        _feed(history, batch, now)
-    except Exception:
-        _log.failure(
-            "what a commit changed can't be kept in the history",
-            event="history.internal_error",
-            queue_id=None,
-        )
-
-
-def keep_discarded(history: MessageHistory | None, queue_id: str, size: int, submission: Submission) -> None:
-    """Note a message that was accepted and stored nowhere, because a policy said so."""
-    if history is None or history.keep <= 0:
-        return
-    at = submission.received_at
-    history.add(
-        Accepted(
-            known_key(queue_id),
-            queue_id,
-            at,
-            size,
-            encode_envelope(submission),
-            submission.sender,
-            submission.recipients,
-            submission.client,
-            submission.summary,
-            verdicts=submission.verdicts,
-            discarded=True,
-            ended=True,
-        )
-    )
-
-
-def _feed(history: MessageHistory, batch: Batch, now: float) -> None:
     gone = dict.fromkeys(batch.gone)
     for operation in batch.open():
-        event = _event_of(operation)
+        try:
+            event = _event_of(operation)
+        except Exception:
+            # What was changed is on stable storage, and its callers wait for their answers.
+            history.failed(operation.queue_id)
+            continue
         if event is None:
             continue
         if event.key in gone:
@@ -124,7 +91,33 @@ def _feed(history: MessageHistory, batch: Batch, now: float) -> None:
         history.add(HistoryEvent(key, "", now, ended=True))
 
 
-def _event_of(operation: object) -> HistoryEvent | None:
+def keep_discarded(history: MessageHistory | None, queue_id: str, size: int, submission: Submission) -> None:
+    """Note a message that was accepted and stored nowhere, because a policy said so. Never fails."""
+    if history is None or history.keep <= 0:
+        return
+    try:
+        event = Accepted(
+            known_key(queue_id),
+            queue_id,
+            submission.received_at,
+            size,
+            encode_envelope(submission),
+            submission.sender,
+            submission.recipients,
+            submission.client,
+            submission.summary,
+            verdicts=submission.verdicts,
+            discarded=True,
+            ended=True,
+        )
+    except Exception:
+        # The message is accepted all the same.
+        history.failed(queue_id)
+    else:
+        history.add(event)
+
+
+def _event_of(operation: Operation) -> HistoryEvent | None:
     if isinstance(operation, DeliveryResult):
         if not operation.recorded and operation.hold_reason is None:
             return None

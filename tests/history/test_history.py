@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from elemta.history.history import INTERVAL, TOGETHER, MessageHistory
 from elemta.history.store import HistoryStore
 from elemta.metric_registry import MetricRegistry
 from elemta.metrics import HistoryMetrics
+from elemta.spool.history_feed import feed
+from elemta.spool.operations import Batch, OperatorAction, OperatorChange
 from tests.history.test_store import KEEP, Queue, accepted
 from tests.support.metrics import value
 from tests.support.runtime import SimulatedReactor, SimulatedThreads, simulated_runtime
@@ -84,3 +87,17 @@ def test_a_fault_costs_what_it_concerns_and_is_counted(kept: Kept, monkeypatch: 
     kept.disk.pump([0, 0, 0, 0])
     assert kept.dropped("fault") == TOGETHER
     assert kept.history.messages == 6
+
+
+def test_a_fault_about_one_message_costs_the_others_of_its_commit_nothing(kept: Kept) -> None:
+    changes = [OperatorChange(key, f"Q{key}", OperatorAction.DELETE, 0.0, None) for key in (1, 2, 3)]
+    changes[1].action = None  # type: ignore[assignment]
+    batch = Batch([*changes], gone=[1, 2, 3])
+    feed(kept.history, batch, 5.0)
+    kept.accept([])
+    kept.disk.pump([0, 0])
+    assert kept.dropped("fault") == 1
+    (segment,) = kept.history._store.segments
+    with sqlite3.connect(segment.path) as connection:
+        rows = connection.execute("SELECT message, ended, data <> '' FROM record ORDER BY message").fetchall()
+    assert rows == [(1, 1, 1), (2, 1, 0), (3, 1, 1)]
