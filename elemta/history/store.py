@@ -112,7 +112,7 @@ class HistoryStore:
         try:
             segment = HistorySegment.open(self._disk, path)
         except HistoryError as error:
-            _log.error("a part of the history can't be read", event="history.unreadable", reason=str(error))
+            _unreadable(error)
             try:
                 status = path.stat()
             except OSError:
@@ -129,10 +129,11 @@ class HistoryStore:
             try:
                 segment = HistorySegment.open(self._disk, known.path)
             except HistoryError:
-                continue
+                continue  # `_look` has said so
             try:
                 newest = segment.newest_message()
-            except HistoryError:
+            except HistoryError as error:
+                _unreadable(error)
                 newest = -1
             finally:
                 self._close(segment)
@@ -288,7 +289,7 @@ class HistoryStore:
             try:
                 segment = HistorySegment.open(self._disk, each.path)
             except HistoryError:
-                continue
+                continue  # it is logged once: when it is the oldest
             try:
                 known |= segment.known(messages)
             finally:
@@ -334,7 +335,9 @@ class HistoryStore:
         if self._oldest is None:
             try:
                 self._oldest = HistorySegment.open(self._disk, self.segments[0].path)
-            except HistoryError:
+            except HistoryError as error:
+                # It goes with what is not over in it: nothing can be copied from it.
+                _unreadable(error)
                 return False
             self._carried = -1
         messages = self._oldest.unended(self._carried, _TOGETHER)
@@ -384,3 +387,7 @@ class HistoryStore:
             segment.close()
         except HistoryError as error:
             _log.error("a part of the history can't be closed", event="history.failed", reason=str(error))
+
+
+def _unreadable(error: HistoryError) -> None:
+    _log.error("a part of the history can't be read", event="history.unreadable", reason=str(error))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import Any
+
+from twisted.logger import Logger
 
 from elemta.address import Address
 from elemta.envelope import Recipient
@@ -24,6 +25,8 @@ from elemta.spool.queue_id import known_key
 from elemta.spool.reader import Reader
 from elemta.spool.records import SpoolSettings, Submission
 from elemta.spool.rows import decode_envelope, encode_envelope
+
+_log = Logger()
 
 # The part of the disk that the history may take, as 1 in so many.
 _SHARE = 10
@@ -179,8 +182,15 @@ class QueueForHistory:
 
     def look(self) -> None:
         """What is in the queue now was there before the history hears of anything. Never fails."""
-        with suppress(HistoryError):
+        try:
             self._newest = self._all("SELECT coalesce(max(id), -1) FROM message", ())[0][0]
+        except HistoryError as error:
+            # Mail goes on; of what is queued the history knows what happens from now on.
+            _log.error(
+                "what is queued can't be read for the history",
+                event="history.unreadable",
+                reason=str(error),
+            )
 
     def queued(self, messages: Collection[int]) -> set[int]:
         """Those of these messages that are in the queue."""

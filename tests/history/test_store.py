@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.address import Address
 from elemta.envelope import Client, Recipient
@@ -325,6 +326,22 @@ def test_a_damaged_file_costs_its_own_records(place: Place, damage: bytes) -> No
     place.accept(3)
     assert place.known(1) is not None
     assert place.known(3) is not None
+
+
+def test_a_part_that_is_damaged_meanwhile_is_logged_when_it_goes(place: Place) -> None:
+    place.accept(1)
+    place.store._end_current()
+    place.accept(2)
+    sorted(place.directory.glob("*.db"))[0].write_bytes(b"x" * 5000)
+    seen: list[LogEvent] = []
+    globalLogPublisher.addObserver(seen.append)
+    try:
+        place.days(10)
+    finally:
+        globalLogPublisher.removeObserver(seen.append)
+    assert [each["event"] for each in seen if "event" in each] == ["history.unreadable"]
+    assert place.known(1) is None
+    assert place.known(2) is not None
 
 
 def test_another_node_writes_its_own_files(place: Place) -> None:
