@@ -125,6 +125,30 @@ class StoreUnavailable(ElemtaError):
     """The store of the limits did not answer in time or at all."""
 
 
+class ChannelError(ElemtaError):
+    """The process at the other end of a channel did not answer a question."""
+
+
+class ChannelClosed(ChannelError):
+    """The channel is closed: the other process is gone, or one of the two broke the rules of the channel."""
+
+
+class ChannelTimeout(ChannelError):
+    """There was no answer in time. The question may have taken effect."""
+
+
+class ChannelBusy(ChannelError):
+    """So much is under way on the channel that the question was not asked."""
+
+
+class ChannelRefused(ChannelError):
+    """The other process answered that it can't; ``code`` says why in a word."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 class TooManyOverrides(ElemtaError):
     """There are as many overrides of limits as there may be."""
 

@@ -1,0 +1,1 @@
+"""What the workers of one host and their supervisor say to each other: ``[server] workers``."""
