@@ -28,7 +28,7 @@ Elemta logs one record a line to standard output, or to twistd's `--logfile`. `[
 or `text`, and `level` is the lowest level that is written: `debug`, `info`, `warn`, `error`, `critical`.
 
 ```json
-{"time":"2026-01-31T12:00:00.123Z","level":"info","event":"message.queued","node_id":"mx1",…}
+{"time":"2026-01-31T12:00:00.123Z","level":"info","event":"message.accepted","node_id":"mx1",…}
 ```
 
 | field | what it is |
@@ -77,18 +77,94 @@ class Logged:
 
 def logged(path: Path) -> Iterator[Logged]:
     """The events that one module logs, as far as their names are written there."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+    tree = ast.parse(path.read_bytes())
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _logged_by(function, _levels_of_methods(tree))
+
+
+def _levels_of_methods(tree: ast.Module) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The functions of a module that log the ``**facts`` that they get: the level, and fields of their own."""
+    found = {}
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef) or function.args.kwarg is None:
             continue
-        level = node.func.attr
-        keywords = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
-        event = keywords.pop("event", None)
+        for call in ast.walk(function):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                handed_on = [ast.unparse(each.value) for each in call.keywords if each.arg is None]
+                if call.func.attr in LEVELS and function.args.kwarg.arg in handed_on:
+                    own = tuple(each.arg for each in call.keywords if each.arg)
+                    found[function.name] = call.func.attr, own
+    return found
+
+
+def _logged_by(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, methods: dict[str, tuple[str, tuple[str, ...]]]
+) -> Iterator[Logged]:
+    dicts, choices = _dicts_of(function), _choices_of(function)
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Call):
+            continue
+        keywords = {each.arg: each.value for each in node.keywords if each.arg}
+        fields: tuple[str, ...] = tuple(each for each in keywords if each != "event")
+        event = keywords.get("event")
+        for each in node.keywords:
+            if each.arg is None and isinstance(each.value, ast.Name) and each.value.id in dicts:
+                event, more = dicts[each.value.id]
+                fields = (*more, *fields)
+        level = node.func.attr if isinstance(node.func, ast.Attribute) else None
+        if isinstance(node.func, ast.Name):
+            level = choices.get(node.func.id)
+        if level in methods and isinstance(event, ast.Constant):
+            level, more = methods[level]
+            fields = (*more, *fields)
         if level not in LEVELS or not isinstance(event, ast.Constant):
             continue
         sentence = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
         shown = "critical" if level == "failure" else level
-        fields = tuple(keywords) + (("error", "traceback") if level == "failure" else ())
-        yield Logged(str(event.value), LEVELS[level], shown, str(sentence), fields)
+        fields += ("error", "traceback") if level == "failure" else ()
+        yield Logged(str(event.value), LEVELS[level], shown, str(sentence), tuple(dict.fromkeys(fields)))
+
+
+def _dicts_of(function: ast.AST) -> dict[str, tuple[ast.expr, tuple[str, ...]]]:
+    """The dictionaries of fields that a function makes: the event, and the names that it puts there."""
+    found: dict[str, tuple[ast.expr, tuple[str, ...]]] = {}
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Dict):
+            pairs = {
+                key.value: value
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if isinstance(key, ast.Constant)
+            }
+            if "event" in pairs:
+                found[target.id] = pairs.pop("event"), tuple(map(str, pairs))
+        elif isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name):
+            event, names = found.get(target.value.id, (None, ()))
+            if event is not None and isinstance(target.slice, ast.Constant):
+                found[target.value.id] = event, (*names, str(target.slice.value))
+    return found
+
+
+def _choices_of(function: ast.AST) -> dict[str, str]:
+    """The names that stand for one of two levels; the higher one."""
+    return {
+        node.targets[0].id: max(levels, key=LEVELS.__getitem__)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.IfExp)
+        and len(
+            levels := [
+                each.attr
+                for each in (node.value.body, node.value.orelse)
+                if isinstance(each, ast.Attribute) and each.attr in LEVELS
+            ]
+        )
+        == 2
+    }
 
 
 def render() -> str:

@@ -197,6 +197,27 @@ def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert module.main(["--check"]) == 1
 
 
+def test_every_event_is_on_the_page_about_the_log() -> None:
+    text = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
+    events: set[str] = set()
+    for path in (ROOT / "elemta").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            pairs = [(each.arg, each.value) for each in node.keywords] if isinstance(node, ast.Call) else []
+            if isinstance(node, ast.Dict):
+                pairs = [
+                    (key.value, value)
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if isinstance(key, ast.Constant)
+                ]
+            events |= {
+                str(value.value)
+                for name, value in pairs
+                if name == "event" and isinstance(value, ast.Constant)
+            }
+    assert {"policy.verdict", "command.refused", "policy.slow"} <= events
+    assert [event for event in sorted(events) if f"\n- `{event}`, " not in text] == []
+
+
 def test_a_test_may_be_named_on_one_line_or_on_two() -> None:
     text = "- It holds.\n  `tests/a/test_b.py::test_c`\n- `tests/a/test_b.py::`\n  `test_d`\n  `test_e`\n"
     assert REFERENCE.findall(text) == [("tests/a/test_b.py", "test_c"), ("tests/a/test_b.py", "test_d")]
