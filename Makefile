@@ -17,7 +17,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-policies bench-window campaign multinode api-test interop house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-policies bench-window bench-retries campaign multinode api-test interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -71,6 +71,9 @@ bench-policies: $(VENV)/.test ## the CPU of each bundled policy and of the ready
 
 bench-window: $(VENV)/.test ## how far an adversary gets past each way to limit a rate; octets of a key
 	$(VENV)/bin/python bench/window_accuracy $(ARGS)
+
+bench-retries: $(VENV)/.test ## clients that a limit refused together: when each comes again, simulated
+	$(VENV)/bin/python bench/retries $(ARGS)
 
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and similar ones
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)

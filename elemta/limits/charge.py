@@ -24,7 +24,8 @@ class LimitRefusal:
     ``retry_after`` is the seconds until the same charge would pass if nothing else were charged;
     infinite when the amount alone is more than the limit (``IMPOSSIBLE``), and a guess when the store
     could not be asked (``UNAVAILABLE``) or when it depends on others closing their connections.
-    ``per`` and ``rates`` are those of the limit.
+    ``per`` and ``rates`` are those of the limit. ``reply_wait`` is the seconds that the reply names: at
+    least ``retry_after``, and more where many clients would come at once.
     """
 
     limit: str
@@ -35,6 +36,7 @@ class LimitRefusal:
     cause: RefusalCause = RefusalCause.EXCEEDED
     per: tuple[Identity, ...] = ()
     rates: tuple[Rate, ...] = ()
+    reply_wait: float | None = None
 
     @property
     def delays(self) -> bool:

@@ -39,6 +39,7 @@ class ExplainingLimiter(Limiter):
         self._scratch = ScratchStore(store)
         super().__init__(real.rules, self._scratch, None, wall, real.mailbox, overrides=real.overrides)
         self._refusals.follow(real.remembered_refusals)
+        self._return_times.follow(real.return_times)
         self.looks: list[LimitLook] = []
         self._overridden: dict[str, Override] = {}
 
@@ -52,16 +53,22 @@ class ExplainingLimiter(Limiter):
         return super()._requests(rule, subject)
 
     def _acquire(
-        self, asked: list[Request], covered: tuple[Request, ...] = (), no: str = "refused"
+        self,
+        asked: list[Request],
+        subject: Subject | None,
+        covered: tuple[Request, ...] = (),
+        no: str = "refused",
     ) -> MaybeDeferred[Charge]:
-        return run(self._acquire_and_note(asked, covered, no))
+        return run(self._acquire_and_note(asked, subject, covered, no))
 
-    def _acquire_and_note(self, asked: list[Request], covered: tuple[Request, ...], no: str) -> Steps[Charge]:
+    def _acquire_and_note(
+        self, asked: list[Request], subject: Subject | None, covered: tuple[Request, ...], no: str
+    ) -> Steps[Charge]:
         remembered = {denial.request.key for denial in self._remembered(asked, self._store.seconds())}
         before: dict[str, Usage | None] = {}
         if not remembered:
             before = yield from self._scratch.look(asked)
-        charge: Charge = yield super()._acquire(asked, covered, no)
+        charge: Charge = yield super()._acquire(asked, subject, covered, no)
         for request in asked:
             usage = before.get(request.key)
             refused = request.key in remembered or usage is None or usage.wait != 0

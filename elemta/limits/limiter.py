@@ -17,7 +17,8 @@ from elemta.errors import StoreUnavailable
 from elemta.limits.charge import Charge, LimitRefusal, RefusalCause
 from elemta.limits.known_logins import KnownLogins, LoginHistory
 from elemta.limits.overrides import Overrides
-from elemta.limits.refusals import RememberedRefusal, RememberedRefusals
+from elemta.limits.refusals import RETURNABLE_REMEMBERED, ObservedLog, RememberedRefusal, RememberedRefusals
+from elemta.limits.return_times import ReturnTimes
 from elemta.limits.rules import (
     LoginAttempt,
     OutboundCharge,
@@ -33,12 +34,7 @@ from elemta.stage import Stage
 
 _log = Logger()
 
-LOG_INTERVAL = 10.0
 RETRY_WHEN_UNAVAILABLE = 10.0
-RETURNABLE_REMEMBERED = 1.0
-"""Seconds for which a refusal is repeated without asking, where what fills the limit may be given back."""
-LEASE_REMEMBERED = 0.1
-"""The same for open connections: another node may close one at any moment, and a flood still asks little."""
 _MICROSECONDS = 1_000_000
 _REFUSED = "refused"
 # Outbound mail waits and is never refused.
@@ -85,10 +81,10 @@ class Limiter:
         self._departing = tuple(rule for rule in rules if rule.is_outbound)
         self.known_logins = KnownLogins(store, store.seconds if wall is None else wall)
         self._refusals = RememberedRefusals()
+        self._return_times = ReturnTimes()
         self.overrides = Overrides(store.seconds) if overrides is None else overrides
         self._generation = self.overrides.generation
-        self._next_log: dict[str, float] = {}
-        self._unlogged: dict[str, int] = {}
+        self._observed = ObservedLog()
 
     def seconds(self) -> float:
         """The store's steady time."""
@@ -98,6 +94,11 @@ class Limiter:
     def remembered_refusals(self) -> RememberedRefusals:
         """What is refused without asking the store."""
         return self._refusals
+
+    @property
+    def return_times(self) -> ReturnTimes:
+        """The times that refused clients got."""
+        return self._return_times
 
     def charges(self, stage: Stage) -> bool:
         """Whether any limit is charged at this stage."""
@@ -143,7 +144,7 @@ class Limiter:
                 (covered if known else asked).append(request)
         if not asked:
             return Charge(covered=tuple(covered)) if covered else _NOTHING
-        return self._acquire(asked, tuple(covered), _DELAYED if may_delay else _REFUSED)
+        return self._acquire(asked, subject, tuple(covered), _DELAYED if may_delay else _REFUSED)
 
     def charge_counts(
         self,
@@ -167,7 +168,7 @@ class Limiter:
             for request in self._counted(rule, subject)
             if request.key not in already or rule.counts is Counts.RECIPIENTS
         ]
-        return self._acquire(asked) if asked else _NOTHING
+        return self._acquire(asked, subject) if asked else _NOTHING
 
     def _counted(self, rule: Rule, subject: Subject) -> list[Request]:
         """What to ask of the store, of each key the amount for all recipients together."""
@@ -192,7 +193,7 @@ class Limiter:
         departure = replace(departure, sender=self.mailbox(departure.sender))
         rules = [rule for rule in self._departing if rule.counts is counts]
         asked = [request for rule in rules for request in self._outbound_requests(rule, departure)]
-        return self._acquire(asked, no=_WAITS) if asked else _NOTHING
+        return self._acquire(asked, None, no=_WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:
         """Give back what was charged. Leases and receipts that were given back already are left alone."""
@@ -216,8 +217,9 @@ class Limiter:
         standing: LoginHistory = yield self.known_logins.standing(username, session.client_ip)
         attempt = LoginAttempt(session.client_ip, session.listener, session.helo, username)
         rules = [rule for rule in self._of_logins if standing in rule.standings]
-        asked = [request for rule in rules for request in self._requests(rule, Subject(attempt))]
-        charge: Charge = (yield self._acquire(asked)) if asked else _NOTHING
+        subject = Subject(attempt)
+        asked = [request for rule in rules for request in self._requests(rule, subject)]
+        charge: Charge = (yield self._acquire(asked, subject)) if asked else _NOTHING
         return charge
 
     def remember_login(self, session: SessionLike, username: str) -> None:
@@ -247,13 +249,17 @@ class Limiter:
             return None
         now = self._store.seconds()
         known = self._remembered(asked, now)
-        return self._refused(known, now).refusal if known else run(self._look_at_refusals(asked, now))
+        if known:
+            return self._refused(known, subject, now).refusal
+        return run(self._look_at_refusals(asked, subject, now))
 
-    def _look_at_refusals(self, asked: Sequence[Request], began: float) -> Steps[LimitRefusal | None]:
+    def _look_at_refusals(
+        self, asked: Sequence[Request], subject: Subject, began: float
+    ) -> Steps[LimitRefusal | None]:
         try:
             usages: Sequence[Usage] = yield self._store.peek(asked)
         except StoreUnavailable:
-            return self._unavailable(asked, began)
+            return self._unavailable(asked, subject, began)
         full = [Denial(usage.request, usage.wait) for usage in usages if usage.wait != 0]
         if not full:
             return None
@@ -262,7 +268,7 @@ class Limiter:
             until = now + _seconds(denial.wait)
             # For a moment: it may be this node's own word while the shared store is away.
             self._refusals.remember(denial.request, until, min(until, now + RETURNABLE_REMEMBERED))
-        return self._refused(full, began).refusal
+        return self._refused(full, subject, began).refusal
 
     def charge_refusal(
         self,
@@ -276,7 +282,7 @@ class Limiter:
         """
         subject = Subject(session, transaction, recipient, self.mailbox)
         asked = [request for rule in self._of_refusals for request in self._requests(rule, subject)]
-        return self._acquire(asked) if asked else _NOTHING
+        return self._acquire(asked, subject) if asked else _NOTHING
 
     def reset(self, limit: str, identity: str) -> MaybeDeferred[bool]:
         """Forget what is counted for an identity, and its refusal. KeyError when there is no such limit."""
@@ -294,34 +300,40 @@ class Limiter:
         return self._refusals.latest(count, self._store.seconds())
 
     def _acquire(
-        self, asked: list[Request], covered: tuple[Request, ...] = (), no: str = _REFUSED
+        self,
+        asked: list[Request],
+        subject: Subject | None,
+        covered: tuple[Request, ...] = (),
+        no: str = _REFUSED,
     ) -> MaybeDeferred[Charge]:
-        """Charge what is asked for; ``no`` is what a refusal is called in the metrics."""
+        """Charge what is asked for, of a client or of mail that leaves (None); ``no`` is for the metrics."""
         began = self._store.seconds()
         known = self._remembered(asked, began)
         if known:
-            return self._refused(known, began, no)
+            return self._refused(known, subject, began, no)
         try:
             decision = self._store.acquire(asked)
         except StoreUnavailable:
-            return Charge((), self._unavailable(asked, began), covered)
+            return Charge((), self._unavailable(asked, subject, began), covered)
         if isinstance(decision, Decision):
-            return self._charged(covered, began, no, decision)
-        return run(self._charge_when_decided(decision, asked, covered, began, no))
+            return self._charged(subject, covered, began, no, decision)
+        return run(self._charge_when_decided(decision, asked, subject, covered, began, no=no))
 
     def _charge_when_decided(
         self,
         decision: Deferred[Decision],
         asked: list[Request],
+        subject: Subject | None,
         covered: tuple[Request, ...],
         began: float,
+        *,
         no: str,
     ) -> Steps[Charge]:
         try:
             decided: Decision = yield decision
         except StoreUnavailable:
-            return Charge((), self._unavailable(asked, began), covered)
-        return self._charged(covered, began, no, decided)
+            return Charge((), self._unavailable(asked, subject, began), covered)
+        return self._charged(subject, covered, began, no, decided)
 
     def _follow_overrides(self) -> None:
         """Where other rates hold, ask anew: what was refused may pass."""
@@ -337,10 +349,17 @@ class Limiter:
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Denial(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(self, covered: tuple[Request, ...], began: float, no: str, answer: Decision) -> Charge:
+    def _charged(
+        self,
+        subject: Subject | None,
+        covered: tuple[Request, ...],
+        began: float,
+        no: str,
+        answer: Decision,
+    ) -> Charge:
         if not answer.granted:
-            self._remember(answer.denials)
-            return self._refused(answer.denials, began, no)
+            self._refusals.remember_all(answer.denials, self._store.seconds())
+            return self._refused(answer.denials, subject, began, no)
         seconds = self._store.seconds() - began
         for receipt in answer.receipts:
             self._refusals.forget(receipt.request.key)
@@ -349,36 +368,19 @@ class Limiter:
             self._observe(denial, seconds)
         return Charge(answer.receipts, None, covered)
 
-    def _remember(self, denials: Sequence[Denial]) -> None:
-        now = self._store.seconds()
-        for denial in denials:
-            if denial.wait is None:
-                continue
-            request = denial.request
-            until = now + denial.wait / _MICROSECONDS
-            if denial.provisional:
-                # The time when the shared store is back is unknown.
-                self._refusals.remember(request, until, now)
-            elif request.spec.leases is not None:
-                # When another node closes a connection of theirs is unknown; this one forgets when it does.
-                self._refusals.remember(request, until, min(until, now + LEASE_REMEMBERED))
-            elif not request.spec.of_session:
-                # Attempts that turn out to be good, and messages that come to nothing, on any node.
-                self._refusals.remember(request, until, min(until, now + RETURNABLE_REMEMBERED))
-            else:
-                self._refusals.remember(request, until)
-
-    def _refused(self, denials: Sequence[Denial], began: float, no: str = _REFUSED) -> Charge:
+    def _refused(
+        self, denials: Sequence[Denial], subject: Subject | None, began: float, no: str = _REFUSED
+    ) -> Charge:
         # The one to wait for longest: a client that comes back then finds all of them open.
         longest = max(denials, key=lambda denial: _seconds(denial.wait))
-        refusal = self._refusal(longest.request, longest.wait)
+        refusal = self._refusal(longest.request, longest.wait, subject)
         outcome = _REFUSED if no == _DELAYED and not refusal.delays else no
         seconds = self._store.seconds() - began
         for denial in denials:
             self._metrics.checked(denial.request.spec.name, outcome, seconds)
         return Charge((), refusal)
 
-    def _refusal(self, request: Request, wait: int | None) -> LimitRefusal:
+    def _refusal(self, request: Request, wait: int | None, subject: Subject | None) -> LimitRefusal:
         rule = self._by_name[request.spec.name]
         cause = RefusalCause.IMPOSSIBLE if wait is None else RefusalCause.EXCEEDED
         return LimitRefusal(
@@ -390,27 +392,22 @@ class Limiter:
             cause,
             rule.per,
             rates_of(request.spec),
+            self._reply_wait(request, rule, _seconds(wait), subject),
         )
+
+    def _reply_wait(self, request: Request, rule: Rule, exact: float, subject: Subject | None) -> float:
+        if subject is None:
+            return exact
+        return self._return_times.wait(request, rule.counts, exact, self._store.seconds(), subject)
 
     def _observe(self, denial: Denial, seconds: float) -> None:
         """Tell of what a limit in observe mode would have refused; in the log only now and then."""
-        name = denial.request.spec.name
-        self._metrics.checked(name, "observed", seconds)
-        now = self._store.seconds()
-        if now < self._next_log.get(name, -math.inf):
-            self._unlogged[name] = self._unlogged.get(name, 0) + 1
-            return
-        self._next_log[name] = now + LOG_INTERVAL
-        _log.info(
-            "a limit with mode = observe would have refused",
-            event="limit.observed",
-            limit=name,
-            identity=denial.request.identity,
-            retry_after=_seconds(denial.wait),
-            others_since=self._unlogged.pop(name, 0),
-        )
+        self._metrics.checked(denial.request.spec.name, "observed", seconds)
+        self._observed.note(denial, self._store.seconds())
 
-    def _unavailable(self, requests: Sequence[Request], began: float) -> LimitRefusal | None:
+    def _unavailable(
+        self, requests: Sequence[Request], subject: Subject | None, began: float
+    ) -> LimitRefusal | None:
         """What the limits say when the store can't: the first that defers then, else nothing."""
         seconds = self._store.seconds() - began
         refusal = None
@@ -426,6 +423,7 @@ class Limiter:
                     request.identity,
                     rule.counts,
                     RefusalCause.UNAVAILABLE,
+                    reply_wait=self._reply_wait(request, rule, RETRY_WHEN_UNAVAILABLE, subject),
                 )
         return refusal
 

@@ -43,7 +43,8 @@ def _text(refusal: LimitRefusal) -> str:
         if refusal.counts is Counts.BYTES:
             return f"Message is larger than rate limit {refusal.limit} ever allows"
         return f"Rate limit {refusal.limit} allows nothing"
-    when = f"try again in {_in_words(refusal.retry_after)}"
+    wait = refusal.retry_after if refusal.reply_wait is None else refusal.reply_wait
+    when = f"try again in {_in_words(wait)}"
     if refusal.cause is RefusalCause.UNAVAILABLE:
         return f"Rate limit {refusal.limit} can't be checked now, {when}"
     subject = " ".join((_too_much(refusal), *_whose(refusal)))

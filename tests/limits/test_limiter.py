@@ -28,8 +28,7 @@ from elemta.config import (
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Charge, Limiter, LocalStore, RefusalCause, rules_from_config
-from elemta.limits.limiter import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED
-from elemta.limits.refusals import RememberedRefusals
+from elemta.limits.refusals import LEASE_REMEMBERED, LOG_INTERVAL, RETURNABLE_REMEMBERED, RememberedRefusals
 from elemta.limits.rules import Subject
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Request, Usage
 from elemta.metrics import LimitMetrics
