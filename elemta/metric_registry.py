@@ -105,6 +105,29 @@ class Labelled(Generic[_M]):
         words = (str(each.value if isinstance(each, enum.Enum) else each) for each in values)
         return cast(_M, self._metric.labels(self._node_id, *words))
 
+    def children(self) -> Iterator[tuple[tuple[str, ...], _M]]:
+        """Each child with its label values, in the order in which they were first counted."""
+        for (_, *values), child in tuple(self._metric._metrics.items()):
+            yield tuple(values), cast(_M, child)
+
+
+def histogram_quantile(share: float, histogram: Histogram) -> float | None:
+    """The number that this share of what was observed does not exceed; None where nothing was observed.
+
+    It is as exact as the buckets, as Prometheus' function of this name: what is between two bounds is taken
+    as evenly spread, and what is above the last bound as the last bound.
+    """
+    counts = [bucket.get() for bucket in histogram._buckets]
+    rank = share * sum(counts)
+    if not rank:
+        return None
+    lower = before = 0.0
+    for upper, count in zip(histogram._upper_bounds, counts, strict=True):
+        if before + count >= rank:
+            return lower if upper == float("inf") else lower + (upper - lower) * (rank - before) / count
+        lower, before = upper, before + count
+    return lower
+
 
 class ReportedMetric:
     """Numbers that are not counted here, but read elsewhere. There is no sample before the first report.

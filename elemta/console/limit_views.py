@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
+from ipaddress import ip_network
 from typing import Any
 
+from elemta.console.limit_networks import IPNetwork, groups_by_network, percent_full, wider_networks
 from elemta.console.mail_views import PAGE_ROWS
 from elemta.console.visit import Page, Visit
+from elemta.errors import StoreUnavailable
+from elemta.ops.admin_errors import AdminRefusal
+
+MOST_IDENTITIES = "1000"
 
 
 async def limits(visit: Visit) -> Page:
@@ -23,6 +30,7 @@ async def limits(visit: Visit) -> Page:
     if may_override:
         overrides = await visit.get("/v1/limits/overrides")
     values = {
+        "pushed": await _pushed(visit),
         "overrides": overrides["overrides"],
         "may_override": may_override,
         "limits": [_with_fill(each) for each in listing["limits"]],
@@ -31,17 +39,62 @@ async def limits(visit: Visit) -> Page:
         "in_force": in_force["limits"],
         "chosen": chosen,
         "sought": sought,
+        "by_network": [each["name"] for each in in_force["limits"] if each["per"] in (["ip"], ["network"])],
         "done": visit.query.get("done", ""),
     }
     return Page("limits.html", values)
 
 
+async def _pushed(visit: Visit) -> Any:
+    """The sets of limits that were pushed; None where there is no fleet, or it can't be asked now."""
+    try:
+        return await visit.get("/v1/limits/history")
+    except StoreUnavailable:
+        return None
+    except AdminRefusal as refusal:
+        if refusal.status is HTTPStatus.CONFLICT:
+            return None
+        raise
+
+
+async def confirm_rollback(visit: Visit) -> Page:
+    """What a rollback to a version would change, before it changes anything."""
+    version = visit.query.get("version", "")
+    report = await visit.post("/v1/limits/rollback", {"version": version, "dry_run": "true"})
+    return Page("rollback.html", {"version": version, "report": report})
+
+
+async def networks(visit: Visit) -> Page:
+    """The fullest identities of a limit by network, from /8 to /32 and from /32 to /64."""
+    limit = visit.query.get("limit", "")
+    in_force = await visit.get("/v1/limits")
+    names = [each["name"] for each in in_force["limits"] if each["per"] in (["ip"], ["network"])]
+    limit = limit or next(iter(names), "")
+    within = _network(visit.query.get("within", ""))
+    listing: Any = {"limits": (), "complete": True, "counted_in": ""}
+    if limit:
+        listing = await visit.get("/v1/limits/top", {"limit": limit, "count": MOST_IDENTITIES})
+    values = {
+        "limit": limit,
+        "names": names,
+        "within": within,
+        "wider": () if within is None else tuple(wider_networks(within)),
+        "groups": groups_by_network(listing["limits"], within),
+        "complete": listing["complete"] and len(listing["limits"]) < int(MOST_IDENTITIES),
+    }
+    return Page("networks.html", values)
+
+
+def _network(text: str) -> IPNetwork | None:
+    try:
+        return ip_network(text.strip(), strict=False) if text.strip() else None
+    except ValueError:
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "this is no network", "such as 198.51.0.0/16") from None
+
+
 def _with_fill(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with its fullest bound in percent."""
-    fullest = max(
-        (bound["used"] / bound["limit"] for bound in entry["bounds"] if bound["limit"]), default=0.0
-    )
-    return {**entry, "percent": min(100, round(100 * fullest))}
+    return {**entry, "percent": percent_full(entry)}
 
 
 EXPLAINED = ("ip", "listener", "helo", "user", "from", "to")

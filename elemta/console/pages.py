@@ -47,6 +47,8 @@ READ: Mapping[str, Handler] = {
     "/destinations": mail_views.destinations,
     "/refused": views.refused,
     "/limits": limit_views.limits,
+    "/limits/networks": limit_views.networks,
+    "/limits/rollback": limit_views.confirm_rollback,
     "/fleet": views.fleet,
     "/sessions": views.sessions,
     "/policies": views.policies,
@@ -59,6 +61,7 @@ CHANGE: Mapping[str, Handler] = {
     "/destinations/{action}": actions.act_on_destination,
     "/daemon/{action}": actions.act_on_daemon,
     "/limits/reset": actions.reset_limit,
+    "/limits/rollback": actions.roll_back,
     "/limits/override": actions.override_limit,
     "/limits/override/remove": actions.remove_override,
 }

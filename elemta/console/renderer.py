@@ -43,6 +43,15 @@ def duration(seconds: float | None) -> str:
     return NOTHING if seconds is None else age(seconds)
 
 
+def brief_seconds(value: float | None) -> str:
+    """A short time with its unit, to two figures; a dash where there is none."""
+    if value is None:
+        return NOTHING
+    if value >= 1:
+        return f"{value:g} s"
+    return f"{value * 1000:.2g} ms" if value < 0.0995 else f"{value * 1000:.0f} ms"
+
+
 def moment(at: float | None) -> str:
     """A time of day, in UTC; a dash where there is none."""
     if at is None:
@@ -83,7 +92,9 @@ class Renderer:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.filters.update(size=size, duration=duration, moment=moment, short=short)
+        self._templates.filters.update(
+            size=size, duration=duration, moment=moment, short=short, seconds=brief_seconds
+        )
         self._templates.globals.update(asset=self._asset)
         for name in self._templates.list_templates():
             # Now, since it reads files.

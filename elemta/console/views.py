@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elemta.console.traffic_chart import traffic_chart
 from elemta.console.visit import Page, Visit
+
+_SOON_DAYS = 14
+_EXPIRY = ("the certificate expires", "the certificate has expired")
 
 
 async def overview(visit: Visit) -> Page:
@@ -13,14 +17,23 @@ async def overview(visit: Visit) -> Page:
     status = await visit.get("/v1/status")
     nodes = await visit.get("/v1/nodes")
     top = await visit.get("/v1/limits/top", {"count": "10"})
+    chain = await visit.get("/v1/policies")
+    traffic = await visit.get("/v1/traffic")
     refused = [each for each in top["limits"] if each["retry_after"] != 0 and each["mode"] == "enforce"]
+    attention = [*_attention(status, nodes), *_policies_attention(chain["policies"])]
+    # What is worse comes first; otherwise the order stays.
+    attention.sort(key=lambda each: each[0] != "bad")
     return Page(
         "overview.html",
         {
             "status": status,
             "nodes": nodes,
             "refused": refused,
-            "attention": tuple(_attention(status, nodes)),
+            "attention": attention,
+            "charts": (
+                traffic_chart("Last hour", traffic["hour"]),
+                traffic_chart("Last 24 hours", traffic["day"]),
+            ),
             "done": visit.query.get("done", ""),
             "undrains": visit.calls.has("POST", "/v1/undrain"),
         },
@@ -37,7 +50,7 @@ def _attention(status: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[tupl
     if not status["spool"]["healthy"]:
         found.append(("bad", "The disk of the spool has failed."))
     for each in status["certificates"]:
-        if each["days_left"] < 14:
+        if each["days_left"] < _SOON_DAYS:
             grave = "bad" if each["days_left"] < 3 else "warn"
             names = ", ".join(each["names"])
             found.append((grave, f"The certificate of {names} has {each['days_left']} days left."))
@@ -45,7 +58,21 @@ def _attention(status: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[tupl
         found.append(("warn", "Other nodes can't be seen now."))
     if status["needs_restart"]:
         found.append(("warn", f"Waiting for a restart: {', '.join(status['needs_restart'])}."))
-    found += [("warn", f"{each['key']}: {each['problem']}") for each in status["notes"]]
+    # Those of a certificate that expires are above, with its names.
+    notes = (each for each in status["notes"] if not each["problem"].startswith(_EXPIRY))
+    found += [("warn", f"{each['key']}: {each['problem']}") for each in notes]
+    return found
+
+
+def _policies_attention(chain: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    found = []
+    for each in chain:
+        why = each["last_failure"]
+        reason = f": {why['reason']}" if why else ""
+        if not each["asked"]:
+            found.append(("bad", f"The policy {each['name']} has not started{reason}."))
+        elif each["breaker"] == "open":
+            found.append(("bad", f"The policy {each['name']} answers no client{reason}."))
     return found
 
 
@@ -74,9 +101,9 @@ async def refused(visit: Visit) -> Page:
 
 async def policies(visit: Visit) -> Page:
     """The chain of policies and the plugins that are installed."""
-    status = await visit.get("/v1/status")
+    chain = await visit.get("/v1/policies")
     plugins = await visit.get("/v1/plugins")
-    return Page("policies.html", {"chain": status["policies"], "plugins": plugins["plugins"]})
+    return Page("policies.html", {"chain": chain["policies"], "plugins": plugins["plugins"]})
 
 
 async def configuration(visit: Visit) -> Page:

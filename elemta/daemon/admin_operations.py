@@ -10,6 +10,7 @@ from typing import Annotated
 
 from elemta import __version__
 from elemta.config import ListenerTLS, dump
+from elemta.daemon.activity_operations import ActivityOperations
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.cluster import NodeLife, NodeStatus, ValkeyStatus, endpoints
@@ -62,11 +63,17 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
         QueueOperations(adoptions.queue, give_up, now),
         FindOperations(adoptions.queue.own, lambda: adoptions.spools, daemon.config.server.node_id),
         DestinationOperations(adoptions.queue, delivering, now),
-        LimitOperations(lambda: daemon.components, daemon.fleet),
+        LimitOperations(lambda: daemon.components, daemon.fleet, daemon.shared.traffic.limits_today),
         OverrideOperations(lambda: daemon.components, daemon.fleet),
         PushOperations(lambda: daemon.components, daemon.fleet),
         CheckOperations(lambda: daemon.components.limiter),
         SpoolOperations(adoptions),
+        ActivityOperations(
+            daemon.shared.traffic,
+            lambda: daemon.components.chain,
+            daemon.shared.metrics.policy,
+            daemon.shared.runtime.reactor.seconds,
+        ),
         ExplainOperations(Explainer(daemon)),
         SessionOperations(daemon.listeners.registry),
         TraceOperations(daemon.shared.runtime, daemon.shared.trace, daemon.listeners.registry),

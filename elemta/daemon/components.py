@@ -29,6 +29,7 @@ from elemta.net.submission import SubmissionRules
 from elemta.net.tls import TLSContexts, load_context
 from elemta.ops.metrics import MetricsExporter
 from elemta.ops.plugin_metrics import PluginMetricsRegistry
+from elemta.ops.traffic import TrafficHistory
 from elemta.policies.limits import LimitsPolicy
 from elemta.policy import Services
 from elemta.policy.backends import PolicyBackends
@@ -52,6 +53,7 @@ class SharedResources:
     policy_backends: PolicyBackends
     hop_memory: HopMemory
     trace: ConversationTrace
+    traffic: TrafficHistory
 
     @classmethod
     def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
@@ -70,6 +72,7 @@ class SharedResources:
             PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store, runtime),
             HopMemory(runtime.reactor.seconds),
             ConversationTrace(runtime.wall, runtime.monotonic),
+            TrafficHistory(metrics, wall=runtime.wall, monotonic=runtime.monotonic),
         )
 
 

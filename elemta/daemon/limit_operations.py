@@ -35,7 +35,11 @@ _NodesByKey = Mapping[str, Sequence[RemoteRefusal]]
 
 @dataclass(frozen=True, slots=True)
 class LimitTerms:
-    """A limit in force, in the words of the configuration; ``per`` is empty where all count as one."""
+    """A limit in force, in the words of the configuration; ``per`` is empty where all count as one.
+
+    ``today`` are the checks of this node since midnight (UTC), by outcome: ``admitted``, ``refused``,
+    ``delayed``, ``throttled``, ``error``, and ``observed``, which enforcing it would have refused.
+    """
 
     name: str
     per: tuple[str, ...]
@@ -45,6 +49,7 @@ class LimitTerms:
     on_exceed: str
     when_valkey_is_down: str
     mode: str
+    today: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +121,20 @@ class LimitResets:
 
 
 class LimitOperations:
-    """Shows and resets the limits of the configuration in force, as the whole cluster counts them."""
+    """Shows and resets the limits of the configuration in force, as the whole cluster counts them.
 
-    def __init__(self, components: Callable[[], Components], fleet: Membership) -> None:
+    ``today`` gives this node's checks of the day, by limit and outcome.
+    """
+
+    def __init__(
+        self,
+        components: Callable[[], Components],
+        fleet: Membership,
+        today: Callable[[], Mapping[tuple[str, ...], int]] = dict,
+    ) -> None:
         self._components = components
         self._fleet = fleet
+        self._today = today
 
     @property
     def _rules(self) -> tuple[Rule, ...]:
@@ -129,7 +143,10 @@ class LimitOperations:
     @route("GET", "/v1/limits")
     async def in_force(self) -> LimitsInForce:
         """The limits in force."""
-        return LimitsInForce(tuple(_spec(rule) for rule in self._rules))
+        today: dict[str, dict[str, int]] = {}
+        for (name, outcome), count in self._today().items():
+            today.setdefault(name, {})[outcome] = count
+        return LimitsInForce(tuple(_spec(rule, today.get(rule.name, {})) for rule in self._rules))
 
     @route("GET", "/v1/limits/top")
     async def top(self, limit: str | None = None, count: Annotated[int, Count()] = 20) -> LimitListing:
@@ -300,7 +317,7 @@ def bounds_of(spec: LimitSpec, used: Sequence[int], nodes: int | None = None) ->
     )
 
 
-def _spec(rule: Rule) -> LimitTerms:
+def _spec(rule: Rule, today: Mapping[str, int]) -> LimitTerms:
     spec = rule.spec
     return LimitTerms(
         name=rule.name,
@@ -311,4 +328,5 @@ def _spec(rule: Rule) -> LimitTerms:
         on_exceed=rule.on_exceed.value,
         when_valkey_is_down=rule.when_valkey_is_down.value,
         mode=rule.mode.value,
+        today=today,
     )

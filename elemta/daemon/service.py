@@ -34,6 +34,7 @@ from elemta.net.registry import LOOK_SECONDS
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
+from elemta.ops.traffic import SAMPLE_SECONDS
 from elemta.policy.lifecycle import PolicyLives
 from elemta.spool import Spool
 
@@ -206,7 +207,11 @@ class Elemta(Service):
             shared=self.shared,
             components=self.components,
             places=self.listeners.addresses,
-            tasks=((LOOK_SECONDS, self.listeners.registry.check_deadlines), (5.0, self._update_status)),
+            tasks=(
+                (LOOK_SECONDS, self.listeners.registry.check_deadlines),
+                (5.0, self._update_status),
+                (SAMPLE_SECONDS, self.shared.traffic.sample),
+            ),
         )
 
     def _say_ready(self) -> None:

@@ -87,6 +87,16 @@ class PolicyFailure:
         return self.problem or self.kind.value
 
 
+@dataclass(frozen=True, slots=True)
+class RecentFailure:
+    """The last failure of a policy: ``at`` is by the clock of the chain."""
+
+    at: float
+    stage: str
+    kind: str
+    reason: str
+
+
 class PolicyRunner:
     """A policy with its breakers and the count of its unanswered calls, shared by all sessions.
 
@@ -102,6 +112,7 @@ class PolicyRunner:
         "breakers",
         "facts",
         "grants_relaying",
+        "last_failure",
         "listeners",
         "name",
         "observed",
@@ -129,6 +140,7 @@ class PolicyRunner:
         self.facts = UnansweredCalls(settings.max_outstanding)
         self._settings = settings
         self.grants_relaying = grants_relaying
+        self.last_failure: RecentFailure | None = None
         self._clock = clock
         self._metrics = metrics
         self._next_traceback: dict[str, float] = {}
@@ -165,7 +177,10 @@ class PolicyRunner:
 
     def lifecycle_failed(self, method: str, failure: Failure, retry_in: float | None = None) -> None:
         """Log and count that the policy could not start or stop."""
-        self._metrics.failures.labels(self.name, method, FailureKind.ERROR.value).inc()
+        kind = FailureKind.ERROR.value
+        self._metrics.failures.labels(self.name, method, kind).inc()
+        reason = repr(failure.value)[:300]
+        self.last_failure = RecentFailure(self._clock.seconds(), method, kind, reason)
         if method == "start":
             _log.failure(
                 "a policy could not start and is not asked",
@@ -210,6 +225,7 @@ class PolicyRunner:
         if call.stage is not None:
             facts["verdict"] = name_of(verdict)
         now = self._clock.seconds()
+        self.last_failure = RecentFailure(now, call.stage_name, failed.kind.value, failed.reason)
         if failed.failure is not None and now >= self._next_traceback.get(call.stage_name, now):
             self._next_traceback[call.stage_name] = now + TRACEBACK_EVERY
             _log.failure("a policy failed", failed.failure, **facts)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
+from twisted.internet.task import Clock
+
 from elemta.certificates import Certificate
 from elemta.config import ListenerTLS, Role
+from elemta.daemon.activity_operations import ActivityOperations
 from elemta.daemon.admin_operations import (
     ConfigInForce,
     DaemonOperations,
@@ -32,9 +36,12 @@ from elemta.daemon.trace_operations import TraceOperations
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault
 from elemta.message.notice import NoticeSettings
+from elemta.metrics import Metrics
 from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.openapi import ApiOperations
+from elemta.ops.traffic import TrafficHistory
+from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.combined import CombinedQueue
 from tests.support.adopted import Adopted
@@ -75,6 +82,7 @@ class Administered:
             CheckOperations(lambda: self.overseen.limiter),
             OverrideOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             SpoolOperations(self.spools),
+            ActivityOperations(self.traffic, lambda: self.chain, self.metrics.policy, time.monotonic),
             ExplainOperations(Explainer(self)),  # type: ignore[arg-type]
             SessionOperations(registry),
             TraceOperations(simulated_runtime(), registry.trace, registry),
@@ -82,6 +90,18 @@ class Administered:
         )
         api.calls = calls
         return calls
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics("mx1")
+
+    @cached_property
+    def traffic(self) -> TrafficHistory:
+        return TrafficHistory(self.metrics, wall=time.time, monotonic=time.monotonic)
+
+    @cached_property
+    def chain(self) -> PolicyChain:
+        return PolicyChain((), Clock(), self.metrics.policy)
 
     @property
     def limits(self) -> LimitOperations:
