@@ -125,6 +125,10 @@ class StoreUnavailable(ElemtaError):
     """The store of the limits did not answer in time or at all."""
 
 
+class StoreUndecided(StoreUnavailable):
+    """The store of the limits answers, and says itself that it can't decide: it says nothing of the store."""
+
+
 class ChannelError(ElemtaError):
     """The process at the other end of a channel did not answer a question."""
 

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.deferred_value import MaybeDeferred, Steps, detached, handled, run, value_of
-from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
+from elemta.errors import StoreUnavailable, StoreUndecided, ValkeyError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLink
 from elemta.limits.local_fallback import LocalFallback
 from elemta.limits.memory import LocalStore
@@ -78,7 +78,8 @@ class ClusterNodes(Protocol):
 class FailoverStore:
     """The shared store and this node's memory behind one face. See the module's words.
 
-    ``link`` tells whether the connection to the shared store is there.
+    ``link`` tells whether the connection to the shared store is there. ``host_wide``: it counts every limit,
+    those of one node too, because this process is one worker of that node.
     """
 
     def __init__(
@@ -90,12 +91,16 @@ class FailoverStore:
         *,
         nodes: ClusterNodes,
         metrics: LimitMetrics | None = None,
+        host_wide: bool = False,
     ) -> None:
         self._remote = remote
         self._local = local
         self._nodes = nodes
+        self._host_wide = host_wide
         self._returns = PendingReturns(remote)
-        self._fallback = LocalFallback(local, lambda: nodes.live, self._returns.add_lease)
+        self._fallback = LocalFallback(
+            local, lambda: nodes.live, self._returns.add_lease, host_wide=host_wide
+        )
         self._failover = Failover(clock, link, self, metrics)
         nodes.on_reset(local.forget)
 
@@ -158,15 +163,25 @@ class FailoverStore:
 
     # Decisions
 
+    def _shared(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Those that the shared store counts."""
+        if self._host_wide:
+            return requests
+        return [request for request in requests if request.spec.cluster]
+
+    def _own(self, requests: Sequence[Request]) -> list[Request]:
+        """Those that this node alone counts."""
+        return [] if self._host_wide else [request for request in requests if not request.spec.cluster]
+
     def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]:
-        shared = [request for request in requests if request.spec.cluster]
+        shared = self._shared(requests)
         if not shared:
             return self._local.acquire(requests)
         if not self._failover.cluster:
             return self._fallback.acquire(requests)
         before = _NOTHING
         if len(shared) != len(requests):
-            before = self._local.acquire(_own(requests))
+            before = self._local.acquire(self._own(requests))
             if not before.granted:
                 return before
         answer = handled(self._remote.acquire(shared), self.decided, self._failed, requests, before)
@@ -188,7 +203,9 @@ class FailoverStore:
 
     def _failed(self, failure: Failure, requests: Sequence[Request], before: Decision) -> Decision:
         error = cast(BaseException, failure.value)
-        if not isinstance(error, StoreUnavailable):
+        if isinstance(error, StoreUndecided):
+            self._failover.succeeded()
+        if isinstance(error, StoreUndecided) or not isinstance(error, StoreUnavailable):
             self.take_back(before.receipts)
             raise error
         return self.unanswered(requests, before, error)
@@ -243,6 +260,13 @@ class FailoverStore:
             return None
         return run(self._ask(lambda: how(receipts)))
 
+    def hold(self, request: Request) -> Receipt:
+        """A lease that was given without asking: the shared store knows it from the next renewal on."""
+        receipt = self._local.record(request)
+        if request.spec.cluster:
+            self._returns.add_lease(receipt)
+        return receipt
+
     def renew(self) -> MaybeDeferred[None]:
         """Prolong this node's leases, if there is a connection; the breaker handles failures."""
         return run(self._renew()) if self._failover.cluster else None
@@ -258,7 +282,8 @@ class FailoverStore:
         try:
             answer: T = yield how()
         except StoreUnavailable as error:
-            self._failover.failed(error)
+            if not isinstance(error, StoreUndecided):
+                self._failover.failed(error)
             raise
         return answer
 
@@ -279,7 +304,7 @@ class FailoverStore:
     # For people
 
     def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]:
-        shared = [request for request in requests if request.spec.cluster]
+        shared = self._shared(requests)
         if not shared:
             return self._local.peek(requests)
         if not self._failover.cluster:
@@ -289,14 +314,16 @@ class FailoverStore:
     def _peek(self, requests: Sequence[Request], shared: Sequence[Request]) -> Steps[tuple[Usage, ...]]:
         try:
             there: Sequence[Usage] = yield from self._ask(lambda: self._remote.peek(shared))
+        except StoreUndecided:
+            raise
         except StoreUnavailable:
             return self._fallback.peek(requests)
         self._failover.succeeded()
-        known = {usage.request.key: usage for usage in (*there, *self._local.peek(_own(requests)))}
+        known = {usage.request.key: usage for usage in (*there, *self._local.peek(self._own(requests)))}
         return tuple(known[request.key] for request in requests)
 
     def snapshot(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Snapshot, ...]]:
-        shared = [request for request in requests if request.spec.cluster]
+        shared = self._shared(requests)
         if not shared:
             return self._local.snapshot(requests)
         if not self._failover.cluster:
@@ -308,19 +335,21 @@ class FailoverStore:
     ) -> Steps[tuple[Snapshot, ...]]:
         try:
             there: Sequence[Snapshot] = yield from self._ask(lambda: self._remote.snapshot(shared))
+        except StoreUndecided:
+            raise
         except StoreUnavailable:
             return self._fallback.snapshot(requests)
         self._failover.succeeded()
-        for each in there:
+        for each in () if self._host_wide else there:
             # What only this node counts is decided before the shared store is asked.
             each.turn = 1
-        known = {each.request.key: each for each in (*there, *self._local.snapshot(_own(requests)))}
+        known = {each.request.key: each for each in (*there, *self._local.snapshot(self._own(requests)))}
         return tuple(known[request.key] for request in requests)
 
     def reset(self, spec: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget it here, in the shared store, and on every node that hears of it."""
         here = self._local.reset(spec, identity)
-        if not spec.cluster:
+        if not (spec.cluster or self._host_wide):
             return here
         if not self._failover.cluster:
             raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
@@ -332,13 +361,9 @@ class FailoverStore:
         return there
 
     def top(self, spec: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
-        if not spec.cluster:
+        if not (spec.cluster or self._host_wide):
             return self._local.top(spec, count)
         return self._remote.top(spec, count) if self._failover.cluster else self._fallback.top(spec, count)
-
-
-def _own(requests: Sequence[Request]) -> list[Request]:
-    return [request for request in requests if not request.spec.cluster]
 
 
 def _log_unwanted(failure: Failure) -> None:

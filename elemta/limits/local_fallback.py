@@ -59,12 +59,18 @@ class LocalFallback:
     """Counts in this node's memory, where its own admissions of better times are noted already.
 
     ``live`` gives the number of live nodes. ``grant_lease`` gets each lease that is given here though it is
-    one of the cluster's.
+    one of the cluster's. ``host_wide``: limits of one node are divided, too, among its workers.
     """
 
     def __init__(
-        self, local: LocalStore, live: Callable[[], int], grant_lease: Callable[[Receipt], object]
+        self,
+        local: LocalStore,
+        live: Callable[[], int],
+        grant_lease: Callable[[Receipt], object],
+        *,
+        host_wide: bool = False,
     ) -> None:
+        self._host_wide = host_wide
         self._local = local
         self._live = live
         self._grant_lease = grant_lease
@@ -76,7 +82,7 @@ class LocalFallback:
         allowed: list[Request] = []
         for request in requests:
             spec = request.spec
-            if not spec.cluster:
+            if not (spec.cluster or self._host_wide):
                 asked.append(request)
             elif spec.when_down is WhenValkeyIsDown.ALLOW:
                 allowed.append(request)
@@ -86,7 +92,7 @@ class LocalFallback:
                 asked.append(self._share(request))
         whole = {request.key: request for request in requests}
         answer = self._local.acquire(asked) if asked else _NOTHING
-        denials = tuple(_provisional(denial, whole) for denial in answer.denials)
+        denials = tuple(self._provisional(denial, whole) for denial in answer.denials)
         if not answer.granted:
             return Decision((), denials, granted=False)
         receipts = list(answer.receipts)
@@ -95,7 +101,7 @@ class LocalFallback:
         # An open connection is a fact that the cluster will want to know.
         receipts += [self._local.record(request) for request in allowed if request.spec.leases is not None]
         for receipt in receipts:
-            if receipt.is_lease and receipt.request.spec.cluster:
+            if receipt.is_lease and (receipt.request.spec.cluster or self._host_wide):
                 self._grant_lease(receipt)
         return Decision(tuple(receipts), denials)
 
@@ -109,7 +115,7 @@ class LocalFallback:
 
     def _usage(self, request: Request) -> Usage:
         spec = request.spec
-        if not spec.cluster:
+        if not (spec.cluster or self._host_wide):
             return self._local.peek([request])[0]
         if spec.when_down is WhenValkeyIsDown.DEFER:
             raise StoreUnavailable("Valkey does not answer")
@@ -122,12 +128,13 @@ class LocalFallback:
         """What this node alone would decide each by."""
         found = []
         for request in requests:
-            when_down = request.spec.when_down if request.spec.cluster else None
-            share = self._share(request) if request.spec.cluster else request
+            divided = request.spec.cluster or self._host_wide
+            when_down = request.spec.when_down if divided else None
+            share = self._share(request) if divided else request
             (copied,) = self._local.snapshot([share])
             copied.allowed = when_down is WhenValkeyIsDown.ALLOW
             copied.unavailable = when_down is WhenValkeyIsDown.DEFER
-            copied.alone = request.spec.cluster
+            copied.alone = divided
             found.append(copied)
         return tuple(found)
 
@@ -136,17 +143,16 @@ class LocalFallback:
         share = self._share(Request(spec, "")).spec
         return Ranking(self._local.top(share, count).usages, complete=False)
 
-
-def _provisional(denial: Denial, whole: dict[str, Request]) -> Denial:
-    request = whole[denial.request.key]
-    if not request.spec.cluster:
-        return denial
-    return Denial(request, wait_alone(denial.wait, request), provisional=True)
+    def _provisional(self, denial: Denial, whole: dict[str, Request]) -> Denial:
+        request = whole[denial.request.key]
+        if not (request.spec.cluster or self._host_wide):
+            return denial
+        return Denial(request, wait_alone(denial.wait, request), provisional=True)
 
 
 def wait_alone(wait: int | None, request: Request) -> int | None:
     """What is more than this node's share, though not more than the limit, is not impossible."""
-    if wait is not None or not request.spec.cluster:
+    if wait is not None:
         return wait
     spec = request.spec
     limits = [bound.limit for bound in spec.bounds] if spec.leases is None else [spec.leases]

@@ -76,6 +76,10 @@ class LocalStore:
         """
         return self._charge(request, self._now(), newest=True)
 
+    def hold(self, request: Request) -> Receipt:
+        """A lease that was given without asking."""
+        return self.record(request)
+
     def refund(self, receipts: Sequence[Receipt]) -> None:
         for receipt in receipts:
             origin, request = receipt.origin, receipt.request

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -62,6 +62,10 @@ class Series:
         for time, amount in zip(self._times, self._amounts, strict=True):
             other.add(time, amount)
         return other
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The charges: the time and the amount of each."""
+        return zip(self._times, self._amounts, strict=True)
 
     @property
     def expires(self) -> int:
@@ -160,6 +164,10 @@ class WindowCounter:
             for at, amount in known:
                 series.add(at, amount)
         return counter
+
+    def charges(self) -> list[list[tuple[int, int]]]:
+        """What :meth:`of_charges` makes the same counter of."""
+        return [list(series) for series in self._series]
 
     def copy(self) -> WindowCounter:
         twin = WindowCounter(self.bounds)

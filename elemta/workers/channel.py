@@ -116,7 +116,11 @@ class Channel(Protocol):
         return len(self._questions)
 
     def handle(self, name: str, handler: QuestionHandler) -> None:
-        """Answer the questions of this name. A handler that raises ChannelRefused refuses with its code."""
+        """Answer the questions of this name. A handler that raises ChannelRefused refuses with its code.
+
+        One that raises :class:`~elemta.workers.frames.FrameError` at once says that the other end broke the
+        rules: the channel closes.
+        """
         self._handlers[name] = handler
 
     def handle_notice(self, name: str, handler: NoticeHandler) -> None:
@@ -201,7 +205,7 @@ class Channel(Protocol):
                     return
                 self._take(frame)
         except FrameError as error:
-            self._break(str(error))
+            self.break_off(str(error))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.close(f"the other end is gone: {reason.getErrorMessage()}")
@@ -231,7 +235,7 @@ class Channel(Protocol):
         self._unsent.append(data)
         self._unsent_octets += len(data)
         if self._unsent_octets > MOST_UNSENT:
-            self._break(f"the other end leaves more than {MOST_UNSENT} octets unread")
+            self.break_off(f"the other end leaves more than {MOST_UNSENT} octets unread")
 
     def _next_number(self) -> int:
         number = self._number
@@ -279,6 +283,8 @@ class Channel(Protocol):
         self._answering.add(number)
         try:
             handled(handler(frame.body), self._answer, self._refuse, number, frame.name)
+        except FrameError:
+            raise
         except Exception:
             self._refuse(Failure(), number, frame.name)
 
@@ -315,14 +321,16 @@ class Channel(Protocol):
             return
         try:
             handled(handler(frame.body), _taken, self._notice_failed, frame.name)
+        except FrameError:
+            raise
         except Exception:
             self._notice_failed(Failure(), frame.name)
 
     def _notice_failed(self, failure: Failure, name: str) -> None:
         _log.failure("a notice failed", failure, event="channel.notice_failed", peer=self.name, about=name)
 
-    def _break(self, reason: str) -> None:
-        """The other end broke the rules."""
+    def break_off(self, reason: str) -> None:
+        """The other end broke the rules: close, with a record. For handlers that see it later."""
         if self._reason is not None:
             return
         _log.error(
