@@ -233,3 +233,7 @@ class PolicyRequestError(ElemtaError):
 
 class ExplanationFailed(ElemtaError):
     """What would happen can't be said now."""
+
+
+class PeerFailed(ElemtaError):
+    """Another daemon did not answer what it was asked; the text says why."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from elemta.console.limit_networks import IPNetwork, groups_by_network, percent_full, wider_networks
 from elemta.console.mail_views import PAGE_ROWS
-from elemta.console.visit import Page, Visit
+from elemta.console.visit import Page, Visit, silent_nodes
 from elemta.errors import StoreUnavailable
 from elemta.ops.admin_errors import AdminRefusal
 
@@ -36,6 +36,7 @@ async def limits(visit: Visit) -> Page:
         "limits": [_with_fill(each) for each in listing["limits"]],
         "counted_in": listing["counted_in"],
         "complete": listing["complete"],
+        "silent": silent_nodes(listing),
         "in_force": in_force["limits"],
         "chosen": chosen,
         "sought": sought,

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from elemta.console.visit import Page, Visit, segment
+from elemta.console.visit import Page, Visit, own_node, segment, silent_nodes
 from elemta.errors import UnknownMessage
 from elemta.ops.admin_errors import AdminRefusal
 
@@ -120,15 +120,22 @@ async def find(visit: Visit) -> Page | str:
     if text:
         found = await visit.get("/v1/find", {"text": text, "after": visit.query.get("after", "")})
     following = urlencode({"text": text, "after": found["next"]}) if found["next"] else ""
-    return Page("find.html", {"text": text, "messages": found["messages"], "following": following})
+    values = {"text": text, "messages": found["messages"], "following": following}
+    return Page(
+        "find.html", {**values, "many": len(found.get("nodes", ())) > 1, "silent": silent_nodes(found)}
+    )
 
 
 async def destinations(visit: Visit) -> Page:
     """Where mail waits, since when, why, and what paces it."""
     found = await visit.get("/v1/destinations", {"limit": PAGE_ROWS, "after": visit.query.get("after", "")})
     following = urlencode({"after": found["next"]}) if found.get("next") else ""
-    rows = found["destinations"]
-    return Page(
-        "destinations.html",
-        {"destinations": rows, "following": following, "done": visit.query.get("done", "")},
-    )
+    values = {
+        "destinations": found["destinations"],
+        "following": following,
+        "done": visit.query.get("done", ""),
+        "many": len(found.get("nodes", ())) > 1,
+        "own": own_node(found),
+        "silent": silent_nodes(found),
+    }
+    return Page("destinations.html", values)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elemta.console.traffic_chart import traffic_chart
-from elemta.console.visit import Page, Visit
+from elemta.console.visit import Page, Visit, silent_nodes
 
 _SOON_DAYS = 14
 _EXPIRY = ("the certificate expires", "the certificate has expired")
@@ -92,11 +92,12 @@ async def sessions(visit: Visit) -> Page:
 
 
 async def refused(visit: Visit) -> Page:
-    """What this node refused lately, with the reply."""
+    """What the nodes refused lately, with the reply."""
     filters = {name: visit.query.get(name, "").strip() for name in ("policy", "limit", "client")}
     listing = await visit.get("/v1/refused", {**filters, "count": "200"})
     explains = visit.calls.has("POST", "/v1/explain")
-    return Page("refused.html", {"listing": listing, "filters": filters, "explains": explains})
+    values = {"listing": listing, "filters": filters, "explains": explains, "silent": silent_nodes(listing)}
+    return Page("refused.html", {**values, "many": len(listing.get("nodes", ())) > 1})
 
 
 async def policies(visit: Visit) -> Page:

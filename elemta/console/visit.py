@@ -87,6 +87,17 @@ class Visit:
         return await self.calls.answer(method, uri, caller=self.caller)
 
 
+def silent_nodes(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The nodes whose part is not in an answer."""
+    return [node for node in answer.get("nodes", ()) if not node["answered"]]
+
+
+def own_node(answer: Mapping[str, Any]) -> str:
+    """The node that was asked; empty where the answer names none."""
+    nodes = answer.get("nodes") or ({"node_id": ""},)
+    return str(nodes[0]["node_id"])
+
+
 def segment(text: str) -> str:
     """A text as one segment of a path."""
     return quote(text, safe="")

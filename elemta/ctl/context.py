@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from elemta.config import Config, load
 from elemta.config.spool_directory import spool_directory
@@ -101,6 +101,12 @@ class CommandContext:
     def note(self, line: str) -> None:
         """A line to standard error."""
         self.stderr.write(f"elemtactl: {safe(line)}\n")
+
+    def note_silent(self, answer: Mapping[str, Any]) -> None:
+        """A line for each node whose part is not in an answer."""
+        for node in answer.get("nodes", ()):
+            if not node["answered"]:
+                self.note(f"node {node['node_id']} is not in this: {node['problem']}")
 
     def give(self, document: object) -> None:
         """One JSON document to standard output."""

@@ -23,10 +23,23 @@ _DESTINATIONS = (
 
 
 def show_list(invocation: CommandContext) -> int:
-    found = sorted(destinations(invocation.client()), key=lambda each: -each["waiting"])
+    client, query, found = invocation.client(), {"limit": str(_PAGE)}, []
+    while True:
+        page = client.get("destinations", **query)
+        found += page["destinations"]
+        if page["next"] is None:
+            break
+        query["after"] = page["next"]
+    found.sort(key=lambda each: -each["waiting"])
     now = invocation.runtime.wall()
-    rows = [_row(each, now) for each in found]
-    return invocation.give_listing({"destinations": found}, _DESTINATIONS, rows, "no mail waits")
+    many = len(page["nodes"]) > 1
+    columns = (*_DESTINATIONS, Column("NODE", whole=True)) if many else _DESTINATIONS
+    rows = [(*_row(each, now), each["node_id"]) if many else _row(each, now) for each in found]
+    document = {"destinations": found, "nodes": page["nodes"]}
+    done = invocation.give_listing(document, columns, rows, "no mail waits")
+    if not invocation.json:
+        invocation.note_silent(page)
+    return done
 
 
 def destinations(client: AdminClient) -> Iterator[Mapping[str, Any]]:
@@ -57,4 +70,6 @@ def change(invocation: CommandContext) -> int:
     answer = invocation.client().post("destinations", invocation.args.name, action)
     waiting = answer["waiting"]
     messages = "message waits" if waiting == 1 else "messages wait"
-    return invocation.give_answer(answer, f"{answer['name']}: {_DONE[action]}; {waiting} {messages}")
+    # In a fleet: it is done on the node that was asked, and nowhere else.
+    node = f" on node {answer['node_id']}" if "node_id" in answer else ""
+    return invocation.give_answer(answer, f"{answer['name']}{node}: {_DONE[action]}; {waiting} {messages}")

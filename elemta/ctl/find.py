@@ -32,6 +32,7 @@ def find(invocation: CommandContext) -> int:
             break
     if invocation.json:
         document = {"node_id": page["node_id"], "history": page["history"], "messages": found}
+        document["nodes"] = page["nodes"]
         invocation.give({**document, "complete": after is None})
         return EX_OK if found else EX_FAILED
     now, width = invocation.runtime.wall(), max(40, invocation.width or WIDTH)
@@ -41,6 +42,7 @@ def find(invocation: CommandContext) -> int:
         invocation.say(*_lines(message, now, width))
     if not page["history"]:
         invocation.note("[spool] history is 0: only queued messages were looked through, by id and address")
+    invocation.note_silent(page)
     if not found:
         invocation.say("no message")
     elif after is not None:

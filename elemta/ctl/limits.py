@@ -75,6 +75,7 @@ def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -
     done = invocation.give_listing(answer, _FILLS, [_fill(fill) for fill in answer["limits"]], nothing)
     if invocation.json:
         return done
+    invocation.note_silent(answer)
     if answer["counted_in"] == "local":
         invocation.say(*_shares(answer["limits"]))
         invocation.note("Valkey is away: what other nodes count is not known")
@@ -85,7 +86,7 @@ def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -
 
 def _fill(fill: Mapping[str, Any]) -> Sequence[str]:
     return (
-        fill["limit"],
+        f"{fill['limit']} on {fill['node_id']}" if fill.get("node_id") else fill["limit"],
         fill["identity"],
         ", ".join(bound_in_words(bound) for bound in fill["bounds"]) + _override(fill),
         _passes(fill),

@@ -18,6 +18,7 @@ from elemta.daemon.destination_operations import Delivering, DestinationOperatio
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
+from elemta.daemon.fleet_calls import FleetCalls
 from elemta.daemon.limit_operations import LimitOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.push_operations import PushOperations
@@ -56,14 +57,14 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
             raise SpoolError("the daemon is starting or stopping")
         return daemon.parts
 
-    now = daemon.shared.runtime.wall
+    now, node_id = daemon.shared.runtime.wall, daemon.config.server.node_id
     api = ApiOperations()
     calls = CallTable(
         DaemonOperations(daemon, adoptions.queue),
         QueueOperations(adoptions.queue, give_up, now),
-        FindOperations(adoptions.queue.own, lambda: adoptions.spools, daemon.config.server.node_id),
-        DestinationOperations(adoptions.queue, delivering, now),
-        LimitOperations(lambda: daemon.components, daemon.fleet, daemon.shared.traffic.limits_today),
+        FindOperations(adoptions.queue.own, lambda: adoptions.spools, node_id),
+        DestinationOperations(adoptions.queue, delivering, now, node_id),
+        LimitOperations(lambda: daemon.components, daemon.fleet, node_id, daemon.shared.traffic.limits_today),
         OverrideOperations(lambda: daemon.components, daemon.fleet),
         PushOperations(lambda: daemon.components, daemon.fleet),
         CheckOperations(lambda: daemon.components.limiter),
@@ -75,12 +76,15 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
             daemon.shared.runtime.reactor.seconds,
         ),
         ExplainOperations(Explainer(daemon)),
-        SessionOperations(daemon.listeners.registry),
+        SessionOperations(daemon.listeners.registry, node_id),
         TraceOperations(daemon.shared.runtime, daemon.shared.trace, daemon.listeners.registry),
         api,
     )
     api.calls = calls
-    return calls
+    questions = daemon.fleet.questions
+    if questions is None:
+        return calls
+    return FleetCalls(calls, daemon.fleet, questions, node_id, daemon.shared.runtime)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from elemta import __version__
 from elemta.config import Config
 from elemta.config.redaction import redacted_url
 from elemta.config.valkey_url import parse_valkey_url
+from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
 from elemta.errors import StoreUnavailable
@@ -178,6 +179,10 @@ class Membership(Protocol):
     def pushed(self) -> PushRegistry | None:
         """The limits that were pushed to the fleet; None where there is no Valkey."""
 
+    @property
+    def questions(self) -> NodeQuestions | None:
+        """How the other nodes are asked; None where there are none."""
+
     def policy_store(self, policy: str) -> Store:
         """Where a policy keeps what is shared with the other nodes."""
 
@@ -197,6 +202,7 @@ class SingleNode:
         self.store: ILimitStore = LocalStore(runtime)
         self.overrides: OverrideRegistry = LocalOverrides(runtime)
         self.pushed: PushRegistry | None = None
+        self.questions: NodeQuestions | None = None
         self._seconds = runtime.monotonic
 
     def start(self, member: LocalNode) -> None:  # noqa: ARG002 - there are no other nodes
@@ -283,6 +289,8 @@ class ClusterMembership:
         kept = RecordFile(Path(config.spool.directory), RECORD, runtime.disk)
         self._pushed = PushRegistry(runtime, self._valkey, prefix, KeptVersion(kept))
         self.pushed: PushRegistry | None = self._pushed
+        self._asked = NodeQuestions(runtime, self._valkey, prefix, server.node_id)
+        self.questions: NodeQuestions | None = self._asked
         self._policy_stores = ValkeyStores(self._valkey, self.store, prefix)
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = reactor
@@ -296,6 +304,7 @@ class ClusterMembership:
         self._nodes.start()
         self.overrides.start()
         self._pushed.start(member.take_limits)
+        self._asked.start()
         if self.store.renewal is not None:
             self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
 
@@ -318,6 +327,7 @@ class ClusterMembership:
         self.store.stop()
         self.overrides.stop()
         self._pushed.stop()
+        self._asked.stop()
         leaving = Deferred.fromCoroutine(self._leave()).addTimeout(_LEAVING, self._runtime.reactor)
         leaving.addErrback(lambda failure: failure.trap(OutOfTime, StoreUnavailable) and None)
         await leaving

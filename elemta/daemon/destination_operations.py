@@ -10,6 +10,7 @@ from typing import Annotated, Protocol
 from twisted.logger import Logger
 
 from elemta.daemon.destination_pauses import DestinationPauses
+from elemta.daemon.joined_answers import NodeAnswer
 from elemta.delivery import DeliveryScheduler
 from elemta.delivery.destination_status import OPEN, DestinationState, DestinationStatus
 from elemta.ops.admin_calls import route
@@ -45,10 +46,15 @@ class DestinationEntry:
 
 @dataclass(frozen=True, slots=True)
 class DestinationListing:
-    """A page of destinations by name; ``next`` is the ``after`` of the next one, None at the end."""
+    """A page of destinations by name; ``next`` is the ``after`` of the next one, None at the end.
+
+    ``nodes`` are those that were asked. In a fleet a name has a row for each node whose mail waits for it,
+    with the ``node_id``.
+    """
 
     destinations: tuple[DestinationEntry, ...]
     next: str | None
+    nodes: tuple[NodeAnswer, ...]
 
 
 class Delivering(Protocol):
@@ -62,11 +68,16 @@ class Delivering(Protocol):
 
 
 class DestinationOperations:
-    """Shows and changes destinations; ``now`` gives seconds since the epoch."""
+    """Shows and changes the destinations of one node; ``now`` gives seconds since the epoch."""
 
     def __init__(
-        self, queue: CombinedQueue, delivering: Callable[[], Delivering], now: Callable[[], float]
+        self,
+        queue: CombinedQueue,
+        delivering: Callable[[], Delivering],
+        now: Callable[[], float],
+        node_id: str,
     ) -> None:
+        self._node_id = node_id
         self._queue = queue
         self._delivering = delivering
         self._now = now
@@ -82,7 +93,8 @@ class DestinationOperations:
         for name in self._delivering().pauses.names:
             if name > (after or "") and (place is None or name <= place):
                 names[name] = None
-        return DestinationListing(tuple(self._entry(name, mail.get(name)) for name in sorted(names)), place)
+        rows = tuple(self._entry(name, mail.get(name)) for name in sorted(names))
+        return DestinationListing(rows, place, (NodeAnswer(self._node_id),))
 
     @route("POST", "/v1/destinations/{name}/probe")
     async def probe(self, name: _Name) -> DestinationEntry:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
 
+from elemta.daemon.joined_answers import LONGEST_PLACE, NodeAnswer
 from elemta.errors import UnknownPlace
 from elemta.history.lives import MessageLife
 from elemta.ops.admin_calls import route
@@ -23,12 +24,14 @@ class FoundPage:
     """A page of messages, the newest first; ``next`` is the ``after`` of the next page, None at the end.
 
     ``history`` is false where ``[spool] history`` is 0, so that only queued messages were looked through.
+    ``node_id`` is the node that was asked, ``nodes`` are those whose messages were sought.
     """
 
     node_id: str
     history: bool
     messages: tuple[MessageLife, ...]
     next: str | None
+    nodes: tuple[NodeAnswer, ...]
 
 
 class FindOperations:
@@ -45,7 +48,7 @@ class FindOperations:
             str, Text(LONGEST_TEXT, "text=…: a queue id, a Message-ID, an address, an IP address")
         ],
         limit: Annotated[int, Count(most=MOST_FOUND)] = 20,
-        after: str | None = None,
+        after: Annotated[str, Text(LONGEST_PLACE)] | None = None,
     ) -> FoundPage:
         """What became of messages: by queue id, Message-ID, address, client IP or the next hop's id."""
         try:
@@ -53,4 +56,6 @@ class FindOperations:
         except UnknownPlace as error:
             hint = "after is the next of the page before"
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, str(error), hint) from error
-        return FoundPage(self._node_id, found.history, found.messages, found.next)
+        return FoundPage(
+            self._node_id, found.history, found.messages, found.next, (NodeAnswer(self._node_id),)
+        )

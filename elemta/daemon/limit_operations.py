@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from elemta.config import Scope, WhenValkeyIsDown
 from elemta.daemon.cluster import Membership, RemoteRefusal
 from elemta.daemon.components import Components
+from elemta.daemon.joined_answers import NodeAnswer
 from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits import Rule
@@ -73,6 +74,7 @@ class LimitFill:
     ``retry_after`` is the seconds until one more would pass: 0 when it would pass now. ``refused_by`` are
     the nodes that refuse this identity now without asking, because they know until when they must.
     ``override`` has the rates of the override that holds, or ``exempt``; ``bounds`` are those then.
+    ``node_id`` is the node that counted by itself, for a limit of the scope ``node``; else it is empty.
     """
 
     limit: str
@@ -83,6 +85,7 @@ class LimitFill:
     retry_after: float
     refused_by: tuple[str, ...] = ()
     override: str = ""
+    node_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,13 @@ class LimitListing:
     """How full limits are.
 
     They were counted in ``memory``, in the ``cluster``, or ``local`` while Valkey is away. ``complete`` is
-    False where there was more than could be looked at.
+    False where there was more than could be looked at. ``nodes`` were asked for limits of the scope ``node``.
     """
 
     limits: tuple[LimitFill, ...]
     counted_in: str
     complete: bool = True
+    nodes: tuple[NodeAnswer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +134,12 @@ class LimitOperations:
         self,
         components: Callable[[], Components],
         fleet: Membership,
+        node_id: str,
         today: Callable[[], Mapping[tuple[str, ...], int]] = dict,
     ) -> None:
         self._components = components
         self._fleet = fleet
+        self._node_id = node_id
         self._today = today
 
     @property
@@ -149,12 +155,15 @@ class LimitOperations:
         return LimitsInForce(tuple(_spec(rule, today.get(rule.name, {})) for rule in self._rules))
 
     @route("GET", "/v1/limits/top")
-    async def top(self, limit: str | None = None, count: Annotated[int, Count()] = 20) -> LimitListing:
-        """The identities that are refused now, and those nearest to it: of one limit, or of all."""
+    async def top(
+        self, limit: str | None = None, count: Annotated[int, Count()] = 20, scope: Scope | None = None
+    ) -> LimitListing:
+        """The identities that are refused now, and those nearest to it: of one limit, a scope, or all."""
         rules = [rule for rule in self._rules if limit is None or rule.name == limit]
         if limit is not None and not rules:
             known = ", ".join(rule.name for rule in self._rules) or "none"
             raise AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}")
+        rules = [rule for rule in rules if _is_of(rule.spec, scope)]
         rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.spec, count)) for rule in rules]
         usages = {usage.request.key: usage for ranking in rankings for usage in ranking.usages}
         usages |= await self._overridden([usage.request for usage in usages.values()])
@@ -164,13 +173,15 @@ class LimitOperations:
         usages.update((usage.request.key, usage) for usage in await self._fills(missing))
         shown = [self._shown(usage, refused) for usage in usages.values()]
         complete = all(ranking.complete for ranking in rankings)
-        return LimitListing(tuple(heapq.nlargest(count, shown, key=_urgency)), self._counted_in, complete)
+        fullest = tuple(heapq.nlargest(count, shown, key=_urgency))
+        return LimitListing(fullest, self._counted_in, complete, (NodeAnswer(self._node_id),))
 
     @route("GET", "/v1/limits/show")
-    async def show(self, id_: _Identity) -> LimitListing:
+    async def show(self, id_: _Identity, scope: Scope | None = None) -> LimitListing:
         """How full the limits are for an identity; a limit's name may stand before it."""
         limiter = self._components().limiter
-        found = requests_for(limiter.rules, id_, limiter.mailbox)
+        sought = requests_for(limiter.rules, id_, limiter.mailbox)
+        found = [request for request in sought if _is_of(request.spec, scope)]
         requests = [self._with_override(request) for request in found]
         usages = await self._fills(requests)
         refused = await self._refused([request.spec.name for request in requests])
@@ -179,6 +190,7 @@ class LimitOperations:
             tuple(usage for usage in shown if usage.refused_by or any(bound.used for bound in usage.bounds)),
             self._counted_in,
             complete=len(usages) == len(requests),
+            nodes=(NodeAnswer(self._node_id),),
         )
 
     def _override(self, request: Request) -> Override | None:
@@ -294,7 +306,13 @@ class LimitOperations:
             retry_after=max([wait, *(refusal.wait for refusal in by)]),
             refused_by=tuple(refusal.node_id for refusal in by),
             override="" if override is None else override.words,
+            node_id="" if spec.cluster else self._node_id,
         )
+
+
+def _is_of(spec: LimitSpec, scope: Scope | None) -> bool:
+    """Whether a limit is of the scope, if one is asked for."""
+    return scope is None or spec.cluster is (scope is Scope.CLUSTER)
 
 
 def _urgency(usage: LimitFill) -> tuple[bool, float]:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from typing import Annotated
 
+from elemta.daemon.joined_answers import NodeAnswer
 from elemta.net.live_sessions import LiveSession
 from elemta.net.recent_refusals import MOST_REFUSALS, ClientRefusal
 from elemta.net.registry import ConnectionRegistry
@@ -28,20 +29,23 @@ class SessionListing:
 
 @dataclass(frozen=True, slots=True)
 class RefusalListing:
-    """What this node refused lately, the newest first.
+    """What was refused lately, the newest first.
 
-    The last 1,000 refusals are kept. ``total`` counts all since the start.
+    Each node keeps its last 1,000 refusals. ``total`` counts all since the start of each, ``nodes`` are those
+    that were asked. In a fleet each refusal has the ``node_id`` of its node.
     """
 
     refused: tuple[ClientRefusal, ...]
     total: int
+    nodes: tuple[NodeAnswer, ...]
 
 
 class SessionOperations:
     """Shows the clients of one node."""
 
-    def __init__(self, registry: ConnectionRegistry) -> None:
+    def __init__(self, registry: ConnectionRegistry, node_id: str) -> None:
         self._registry = registry
+        self._node_id = node_id
 
     @route("GET", "/v1/sessions")
     async def sessions(
@@ -66,7 +70,8 @@ class SessionOperations:
         refusals = self._registry.refusals
         wanted = None if client is None else network_of_text(client)
         found = refusals.latest(policy=policy, limit=limit, client=wanted)
-        return RefusalListing(tuple(islice(found, count)), refusals.total)
+        rows = tuple(islice(found, count))
+        return RefusalListing(rows, refusals.total, (NodeAnswer(self._node_id),))
 
 
 def network_of_text(text: str) -> Network:

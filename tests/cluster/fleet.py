@@ -103,6 +103,7 @@ class Fleet:
         *,
         resources: Mapping[str, int | str],
         tables: str = "",
+        domains: str = "",
         size: int = NODES,
         environs: Sequence[dict[str, str]] = (),
         waits: bool = True,
@@ -115,6 +116,7 @@ class Fleet:
                 name=f"n{number}",
                 resources=resources,
                 tables=tables,
+                domains=domains,
                 environ=environs[number] if environs else None,
             )
             for number in range(size)

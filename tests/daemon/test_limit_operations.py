@@ -55,7 +55,7 @@ async def test_a_reset_without_valkey_forgets_on_this_node_beside_a_limit_that_d
 
     components: Any = SimpleNamespace(limiter=Limiter(RULES, node.store))
     fleet: Any = Fleet()
-    asked = Deferred.fromCoroutine(LimitOperations(lambda: components, fleet).reset(JANE))
+    asked = Deferred.fromCoroutine(LimitOperations(lambda: components, fleet, "mx1").reset(JANE))
     pass_time(clock, 0.01)
     with pytest.raises(StoreUnavailable, match="only this node forgot"):
         await asked

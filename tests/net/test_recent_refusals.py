@@ -18,7 +18,7 @@ from tests.net.conftest import Client, Place
 
 
 async def ask(place: Place, path: str) -> Any:
-    return await CallTable(SessionOperations(place.registry)).answer("GET", path)
+    return await CallTable(SessionOperations(place.registry, "mx1")).answer("GET", path)
 
 
 def in_transaction(client: Client) -> Client:

@@ -76,7 +76,7 @@ class Administered:
             _Operations(self, self.spool),
             QueueOperations(queue, self._give_up, time.time),
             FindOperations(self.spool, list, "mx1"),
-            DestinationOperations(queue, lambda: self.destined, time.time),  # type: ignore[arg-type, return-value]
+            DestinationOperations(queue, lambda: self.destined, time.time, "mx1"),  # type: ignore[arg-type, return-value]
             self.limits,
             PushOperations(lambda: self.overseen, self.overseen),  # type: ignore[arg-type, return-value]
             CheckOperations(lambda: self.overseen.limiter),
@@ -84,7 +84,7 @@ class Administered:
             SpoolOperations(self.spools),
             ActivityOperations(self.traffic, lambda: self.chain, self.metrics.policy, time.monotonic),
             ExplainOperations(Explainer(self)),  # type: ignore[arg-type]
-            SessionOperations(registry),
+            SessionOperations(registry, "mx1"),
             TraceOperations(simulated_runtime(), registry.trace, registry),
             api,
         )

@@ -38,7 +38,7 @@ class Overseen:
         self.store = LocalStore(self.clock)
         self.overrides = LocalOverrides(Runtime.of(self.clock))
         self.limiter = Limiter(RULES, self.store, overrides=self.overrides.overrides)
-        self.oversight = LimitOperations(lambda: self, self)  # type: ignore[arg-type, return-value]
+        self.oversight = LimitOperations(lambda: self, self, "mx1")  # type: ignore[arg-type, return-value]
         self.elsewhere: list[RemoteRefusal] = []
         self.told: list[Request] = []
         self.mode = "memory"

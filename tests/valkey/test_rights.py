@@ -16,6 +16,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.logger import LogEvent, globalLogPublisher
 
+from elemta.daemon.node_questions import NodeQuestions
+from elemta.daemon.peers import PeerRequest
 from elemta.errors import StoreUnavailable
 from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.override_registry import ClusterOverrides
@@ -146,7 +148,25 @@ async def use_everything(valkey: Any) -> None:
     finally:
         await nodes.stop()
     await nodes.list_gone(())
+    await ask_another_node(valkey)
     await use_what_operators_share(valkey)
+
+
+async def ask_another_node(valkey: Any) -> None:
+    """A question between nodes, and its answer."""
+    runtime = Runtime.of(reactor)
+    asking, asked = (NodeQuestions(runtime, valkey, PREFIX, name) for name in ("mx1", "mx2"))
+
+    async def serve(_: str, request: PeerRequest) -> Any:
+        return {"uri": request.uri}
+
+    asked.serve(serve)
+    asked.start()
+    try:
+        request = PeerRequest.get("/v1/find", {"text": "x"})
+        assert await asking.ask("mx2", request, 30.0) == {"uri": "/v1/find?text=x"}
+    finally:
+        asked.stop()
 
 
 async def use_what_operators_share(valkey: Any) -> None:

@@ -1,0 +1,117 @@
+"""Other daemons that are asked what this one is asked: what they are asked, and what they answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlencode
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import TimeoutError as OutOfTime
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.errors import PeerFailed
+from elemta.ops.admin_json import Json
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRequest:
+    """An admin call: its method, its path with the query, and a body of JSON."""
+
+    method: str
+    uri: str
+    body: bytes = b""
+
+    @classmethod
+    def get(cls, path: str, query: Mapping[str, str]) -> PeerRequest:
+        """A call that reads."""
+        return cls("GET", f"{path}?{urlencode(query)}" if query else path)
+
+    @classmethod
+    def of_json(cls, text: bytes) -> PeerRequest | None:
+        """What :meth:`to_json` wrote; None for anything else."""
+        try:
+            found = json.loads(text)
+            method, uri = found["method"], found["uri"]
+        except (ValueError, RecursionError, TypeError, KeyError):
+            return None
+        return cls(method, uri) if isinstance(method, str) and isinstance(uri, str) else None
+
+    def to_json(self) -> str:
+        """The call without its body."""
+        return json.dumps({"method": self.method, "uri": self.uri})
+
+    @property
+    def path(self) -> str:
+        return self.uri.partition("?")[0]
+
+    def with_fewer_rows(self) -> PeerRequest | None:
+        """The same for a quarter of the rows; None where it asks for one, or says no number."""
+        path, _, text = self.uri.partition("?")
+        query = dict(parse_qsl(text, keep_blank_values=True))
+        for name in ("limit", "count"):
+            rows = query.get(name, "")
+            if rows.isdecimal() and int(rows) > 1:
+                return PeerRequest.get(path, {**query, name: str(int(rows) // 4 or 1)})
+        return None
+
+
+class Peer(Protocol):
+    """Another daemon."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ask(self, request: PeerRequest, seconds: float) -> Deferred[Json]:
+        """Its answer to an admin call, within so many seconds.
+
+        Fails with :class:`~elemta.errors.PeerFailed` where there is none, and with AdminRefusal.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAnswer:
+    """What a peer answered, or the ``problem`` that kept it from that."""
+
+    name: str
+    content: Json = None
+    problem: str = ""
+
+
+async def ask_each(
+    asked: Sequence[tuple[Peer, PeerRequest, float]], clock: IReactorTime
+) -> Sequence[PeerAnswer]:
+    """Ask peers at the same time, each within its seconds. What one of them fails with is its problem."""
+    waiting = [
+        peer.ask(request, seconds).addTimeout(seconds + _GRACE, clock).addErrback(_problem)
+        for peer, request, seconds in asked
+    ]
+    answers = await DeferredList(waiting)
+    found: list[Any] = [answer for _, answer in answers]
+    return [
+        PeerAnswer(peer.name, problem=str(content))
+        if isinstance(content, PeerFailed)
+        else PeerAnswer(peer.name, content)
+        for (peer, _, _), content in zip(asked, found, strict=True)
+    ]
+
+
+# What a peer that keeps its own deadline needs to say so.
+_GRACE = 0.05
+
+
+def _problem(failure: Failure) -> PeerFailed:
+    error = failure.value
+    if isinstance(error, PeerFailed):
+        return error
+    if isinstance(error, OutOfTime):
+        return PeerFailed("no answer in time")
+    # A peer of another version, or an internal error: neither may keep an answer from the others.
+    _log.failure("a peer could not be asked", failure, event="admin.peer_failed")
+    return PeerFailed("it could not be asked: see the log")
