@@ -90,10 +90,13 @@ class _OpenPartition:
 
 
 class Adoption:
-    """All partitions of a directory, or none of them."""
+    """All partitions of a directory, or none of them; ``numbers`` are those, where it is not all."""
 
-    def __init__(self, directory: Path, environment: AdoptionEnvironment) -> None:
+    def __init__(
+        self, directory: Path, environment: AdoptionEnvironment, numbers: tuple[int, ...] | None = None
+    ) -> None:
         self.directory = directory
+        self._only = numbers
         self.stage = AdoptionStage.OPENING
         self.reason = ""
         self.left: tuple[str, ...] = ()
@@ -131,8 +134,16 @@ class Adoption:
             and not any(delivery.under_way for delivery in self.deliveries)
         )
 
+    @property
+    def is_leftover(self) -> bool:
+        """Whether it is partitions of this node's own directory."""
+        return self._only is not None
+
     def status(self) -> SpoolStatus:
-        return SpoolStatus.of(str(self.directory), self.stage.value, self.reason, self.messages, self.left)
+        where = str(self.directory)
+        if self._only is not None:
+            where = " ".join(str(self.directory / f"p{number}") for number in self._only)
+        return SpoolStatus.of(where, self.stage.value, self.reason, self.messages, self.left)
 
     async def begin(self, note: Callable[[], Awaitable[None]] | None = None) -> None:
         """Open it and deliver from it, after ``note`` has noted it durably. Nothing is open where it fails.
@@ -172,7 +183,10 @@ class Adoption:
     # Beginning
 
     async def _open(self) -> None:
-        for number in await self._environment.in_thread(self._numbers):
+        numbers = self._only
+        if numbers is None:
+            numbers = await self._environment.in_thread(self._numbers)
+        for number in numbers:
             ownership = self._environment.ownership()
             try:
                 spool = await self._environment.open(self.directory, number, self._permit(ownership))
@@ -180,7 +194,8 @@ class Adoption:
                 await ownership.leave()
                 raise
             self._held.append(_OpenPartition(spool, ownership))
-        self.left = await self._environment.in_thread(self._left)
+        if self._only is None:
+            self.left = await self._environment.in_thread(self._left)
 
     def _numbers(self) -> tuple[int, ...]:
         try:
@@ -282,15 +297,17 @@ class SpoolOpener:
         self._shared = shared
         self._config = config
 
-    async def open_own(self, goes_on: Callable[[], bool]) -> tuple[Spool, PartitionOwnership]:
-        """This node's spool. SpoolLocked: another has it. SpoolError."""
+    async def open_own(
+        self, goes_on: Callable[[], bool], number: int = 0
+    ) -> tuple[Spool, PartitionOwnership]:
+        """This process's partition of the spool. SpoolLocked: another has it. SpoolError."""
         ownership = self._ownership()
 
         async def permit(partition: Partition) -> None:
             await ownership.claim_own(partition, goes_on)
 
         try:
-            return await self._open(Path(self._config.spool.directory), 0, permit), ownership
+            return await self._open(Path(self._config.spool.directory), number, permit), ownership
         except BaseException:
             await ownership.leave()
             raise

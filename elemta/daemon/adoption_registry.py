@@ -47,16 +47,27 @@ class _AdoptionTask:
 class AdoptionRegistry:
     """Adopts spools, looks after them until they are empty, and remembers them in the spool ``own``.
 
-    ``queue`` is the own spool and all adopted ones together.
+    ``queue`` is the own spool and all adopted ones together. ``leftover`` are partitions of the own directory
+    that no worker has any more; they are no other node's, and so are not recorded. ``record_in`` is where the
+    record is kept when that is not the spool's directory.
     """
 
-    def __init__(self, runtime: Runtime, own: Spool, environment: AdoptionEnvironment) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        own: Spool,
+        environment: AdoptionEnvironment,
+        *,
+        leftover: tuple[int, ...] = (),
+        record_in: Path | None = None,
+    ) -> None:
         self.queue = CombinedQueue(own, lambda: self.spools)
         self._clock: IReactorTime = runtime.reactor
         self._own = own
         self._root = Path(own.settings.directory)
         self._environment = environment
-        self._record = AdoptedSpools(self._root, runtime.disk)
+        self._record = AdoptedSpools(record_in or self._root, runtime.disk)
+        self._leftover = leftover
         self._known: dict[Path, _AdoptionTask] = {}
         self._writing = DeferredLock()
         self._unreadable: SpoolError | None = None
@@ -92,6 +103,10 @@ class AdoptionRegistry:
             care = self._known[directory] = _AdoptionTask(Adoption(directory, self._environment))
             care.adoption.recorded = True
             care.adoption.wait("it is taken up again")
+        if self._leftover:
+            adoption = Adoption(self._root, self._environment, self._leftover)
+            self._known[self._root] = _AdoptionTask(adoption)
+            adoption.wait("no worker has it")
         self._looks.start(LOOK_EVERY).addErrback(
             lambda failure: _log.failure(
                 "the maintenance of adopted spools ended", failure, event="spool.internal_error"
@@ -133,7 +148,7 @@ class AdoptionRegistry:
         """Stop delivering from a spool that was adopted, and let its node have it. NoSpool: it was not."""
         path = await self._real(directory)
         care = self._known.get(path)
-        if care is None:
+        if care is None or care.adoption.is_leftover:
             raise NoSpool(f"this node has not adopted {path}")
         messages = care.adoption.messages
         await _to_its_end(self._give_back(care))
@@ -155,9 +170,9 @@ class AdoptionRegistry:
         adoption = care.adoption
         care.busy = True
         try:
-            await adoption.begin(lambda: self._note(care))
+            await adoption.begin(None if adoption.is_leftover else lambda: self._note(care))
         except BaseException:
-            if not adoption.recorded:
+            if not adoption.recorded and not adoption.is_leftover:
                 self._known.pop(adoption.directory, None)
             raise
         finally:

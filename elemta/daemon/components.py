@@ -6,6 +6,7 @@ the others do too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.logger import Logger
@@ -56,11 +57,18 @@ class SharedResources:
     traffic: TrafficHistory
 
     @classmethod
-    def from_config(cls, config: Config, runtime: Runtime) -> SharedResources:
-        """What the daemon begins with; nothing is opened and no thread started."""
+    def from_config(
+        cls, config: Config, runtime: Runtime, join: Callable[[Metrics], Membership] | None = None
+    ) -> SharedResources:
+        """What the daemon begins with; nothing is opened and no thread started.
+
+        ``join`` makes the membership where that is not this process's own.
+        """
         metrics = Metrics(config.server.node_id)
         fleet: Membership = SingleNode(runtime)
-        if config.resources.valkey_url:
+        if join is not None:
+            fleet = join(metrics)
+        elif config.resources.valkey_url:
             fleet = ClusterMembership(runtime, config, metrics)
         return cls(
             runtime,
@@ -223,6 +231,7 @@ def needs_restart(old: Components, new: Components) -> tuple[str, ...]:
     before, after = old.config, new.config
     changed = {
         "server.node_id": before.server.node_id != after.server.node_id,
+        "server.workers": before.server.workers != after.server.workers,
         "listener": [(c.name, c.endpoint) for c in before.listeners]
         != [(c.name, c.endpoint) for c in after.listeners],
         "policy_service": [(c.name, c.endpoint) for c in before.policy_services]

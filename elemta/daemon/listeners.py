@@ -9,6 +9,7 @@ from elemta.certificates import Certificate
 from elemta.config import Config
 from elemta.console.site import ConsoleSite
 from elemta.daemon.components import Components, SharedResources
+from elemta.daemon.worker_orders import WorkerOrders
 from elemta.delivery.maildir import Mailboxes
 from elemta.delivery.routes import RouteTable
 from elemta.metric_registry import LabelledValue
@@ -54,12 +55,27 @@ class Listeners:
 
     def bind(self, config: Config, ready: Ready) -> None:
         """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""
-        provide_descriptors(config.resources.max_connections)
         if config.metrics.endpoint:
             site = metrics_site(self._exporter, ready, self._reactor)
             self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
         if config.console.endpoint:
             self.console.append(Listener("console", config.console.endpoint, self.console_site))
+        self._make(config)
+        listeners = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
+        take_inherited_sockets(listeners, self._reactor)
+        for bound in listeners:
+            bound.bind(self._reactor)
+
+    def adopt(self, config: Config, orders: WorkerOrders) -> None:
+        """Take connections from the supervisor's sockets. Raises :class:`~elemta.errors.ListenFailed`."""
+        self._make(config)
+        for listener in self.smtp:
+            listener.adopt(orders.listeners.get(listener.name, ()), self._reactor)
+        for service in self.policy_services:
+            service.adopt(orders.policy_services.get(service.name, ()), self._reactor)
+
+    def _make(self, config: Config) -> None:
+        provide_descriptors(config.resources.max_connections)
         for listener in config.listeners:
             factory = ESMTPFactory(self.registry, listener, self._metrics.net)
             self.factories[listener.name] = factory
@@ -68,10 +84,6 @@ class Listeners:
             asked = PolicyServiceFactory(service, self._metrics.policy_service, self._reactor)
             self.policy_factories[service.name] = asked
             self.policy_services.append(Listener(service.name, service.endpoint, asked))
-        listeners = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
-        take_inherited_sockets(listeners, self._reactor)
-        for bound in listeners:
-            bound.bind(self._reactor)
 
     def open_monitoring(self) -> None:
         """Open the sockets for monitoring: during a long recovery it sees a daemon that is not ready."""

@@ -19,6 +19,12 @@ from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.destination_pauses import DestinationPauses
 from elemta.daemon.listeners import ListenAddress
 from elemta.daemon.spool_ownership import PartitionOwnership
+from elemta.daemon.worker_orders import (
+    METRICS_SOCKET,
+    WorkerOrders,
+    leftover_partitions,
+    worker_directory,
+)
 from elemta.deferred_value import MaybeDeferred
 from elemta.delivery import DeliveryScheduler
 from elemta.delivery.delivery_record import tell_ended
@@ -30,6 +36,7 @@ from elemta.metric_registry import LabelledValue
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
+from elemta.ops.http import Ready, metrics_site
 from elemta.ops.metrics import LoopLag
 from elemta.outcome import Outcome, Status
 from elemta.policy import QueuePage
@@ -37,6 +44,7 @@ from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.policy.message_view import MessageContent
 from elemta.spool import MessageWriter, Spool, Submission
 from elemta.spool.content import Content
+from elemta.spool.partition import partitions_in
 from elemta.spool.records import QueuedMessage
 
 _DELETED = "removed by an operator"
@@ -204,7 +212,7 @@ class RunningServices:
     delivery: DeliveryScheduler
     adoptions: AdoptionRegistry
     pauses: DestinationPauses
-    admin: AdminSocket
+    sockets: tuple[AdminSocket, ...]
     calls: CallTable
     loops: tuple[LoopingCall, ...]
     lag: LoopLag
@@ -221,18 +229,36 @@ class RunningServices:
         components: Components,
         places: Sequence[ListenAddress],
         tasks: Sequence[Task],
+        ready: Ready,
+        orders: WorkerOrders | None = None,
     ) -> RunningServices:
-        """Open everything beside the spool, in order; ``places`` are where this host takes mail itself."""
+        """Open everything beside the spool, in order; ``places`` are where this host takes mail itself.
+
+        ``ready`` says why mail would not be accepted now. A worker with ``orders`` has sockets of its own.
+        """
         reactor = shared.runtime.reactor
         root = Path(spool.settings.directory)
+        own = root if orders is None else worker_directory(str(root), orders.number)
+        own.mkdir(0o700, parents=True, exist_ok=True)
         pauses = DestinationPauses(root, shared.runtime.disk, spool.in_disk_thread)
         pauses.read()
         delivering = DeliveryFactory(shared, components, places, pauses)
         delivery = delivering.from_own(spool)
-        adoptions = AdoptionRegistry(shared.runtime, spool, environment(delivering.from_adopted))
+        number, count = (0, 1) if orders is None else (orders.number, orders.count)
+        adoptions = AdoptionRegistry(
+            shared.runtime,
+            spool,
+            environment(delivering.from_adopted),
+            leftover=leftover_partitions(partitions_in(root), number, count),
+            record_in=root if number == 0 else own,
+        )
         calls = admin_calls(adoptions)
-        admin = AdminSocket(root / SOCKET_NAME, AdminSite(calls, reactor), reactor)
-        admin.open()
+        sockets = [AdminSocket(own / SOCKET_NAME, AdminSite(calls, reactor), reactor)]
+        if orders is not None:
+            site = metrics_site(shared.exporter, ready, reactor)
+            sockets.append(AdminSocket(own / METRICS_SOCKET, site, reactor))
+        for each in sockets:
+            each.open()
         components.authenticator.start()
         shared.resolver.start()
         delivery.startService()
@@ -248,7 +274,7 @@ class RunningServices:
             delivery=delivery,
             adoptions=adoptions,
             pauses=pauses,
-            admin=admin,
+            sockets=tuple(sockets),
             calls=calls,
             loops=loops,
             lag=lag,
@@ -288,7 +314,8 @@ class RunningServices:
 
     async def close(self) -> None:
         """Close everything; delivery has been stopped, and no session is left."""
-        await self.admin.close()
+        for each in self.sockets:
+            await each.close()
         for loop in self.loops:
             loop.stop()
         self.lag.stop()

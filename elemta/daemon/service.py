@@ -27,6 +27,7 @@ from elemta.daemon.listeners import Listeners
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
 from elemta.daemon.running_services import QueueForPolicies, RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
+from elemta.daemon.worker_orders import WorkerOrders
 from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
 from elemta.limits.refusals import RememberedRefusal
@@ -60,6 +61,8 @@ class Elemta(Service):
 
     ``admin_calls`` makes the calls of the admin API on it. ``config_path`` and ``environ`` are read again
     at a reload. ``in_background``: twistd forks, and its first process waits to hear how the start went.
+    ``orders`` and ``notifier`` are those of a worker: it has what the supervisor does not, and says to that
+    what a daemon says to systemd.
     """
 
     name = "elemta"
@@ -74,6 +77,8 @@ class Elemta(Service):
         environ: Mapping[str, str],
         log_observer: LogObserver | None = None,
         in_background: bool = False,
+        orders: WorkerOrders | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.shared = shared
         self.components = components
@@ -86,7 +91,8 @@ class Elemta(Service):
         self._log_observer = log_observer
         self._in_background = in_background
         self._started_with = components
-        self._notifier = Notifier(environ, shared.runtime)
+        self._orders = orders
+        self._notifier = notifier or Notifier(environ, shared.runtime)
         self._reloading = ConfigReloader(
             config_path,
             environ,
@@ -140,7 +146,10 @@ class Elemta(Service):
         """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
         Service.privilegedStartService(self)
         try:
-            self.listeners.bind(self.config, self.why_not_ready)
+            if self._orders is None:
+                self.listeners.bind(self.config, self.why_not_ready)
+            else:
+                self.listeners.adopt(self.config, self._orders)
         except ListenFailed as error:
             _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
             if self._in_background:
@@ -151,7 +160,8 @@ class Elemta(Service):
 
     def startService(self) -> None:
         Service.startService(self)
-        signal.signal(signal.SIGHUP, self._hang_up)
+        if self._orders is None:
+            signal.signal(signal.SIGHUP, self._hang_up)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._start_failed)
 
@@ -165,7 +175,8 @@ class Elemta(Service):
         self.listeners.open_monitoring()
         self.fleet.start(self)
         spools = SpoolOpener(self.shared, self.config)
-        spool, ownership = await spools.open_own(lambda: self.state is not DaemonState.STOPPING)
+        number = 0 if self._orders is None else self._orders.number
+        spool, ownership = await spools.open_own(lambda: self.state is not DaemonState.STOPPING, number)
         ownership.watch(self._lost_spool)
         try:
             # Before anything asks them: deliveries do as soon as the parts are open.
@@ -183,7 +194,7 @@ class Elemta(Service):
         if self.parts is None:
             return
         self.listeners.set_context(self.components, spool)
-        if self.config.console.endpoint:
+        if self.config.console.endpoint and self._orders is None:
             await open_console(
                 self.listeners.console_site,
                 self.parts.calls,
@@ -194,7 +205,9 @@ class Elemta(Service):
         self.listeners.open()
         self.state = DaemonState.SERVING
         self._notifier.ready("serving")
-        self._say_ready()
+        if self._orders is None:
+            # Of workers their supervisor says it, for all.
+            say_ready(self.components, self.listeners, self.shared.runtime.wall())
 
     def _open_parts(
         self, spool: Spool, ownership: PartitionOwnership, spools: SpoolOpener
@@ -212,27 +225,12 @@ class Elemta(Service):
                 (5.0, self._update_status),
                 (SAMPLE_SECONDS, self.shared.traffic.sample),
             ),
-        )
-
-    def _say_ready(self) -> None:
-        say_cautions(self.components.cautions(self.shared.runtime.wall()))
-        for note in self.config.without_effect():
-            _log.warn(
-                "a setting has no effect", event="config.effect_missing", key=note.key, note=note.problem
-            )
-        _log.info(
-            "ready",
-            event="daemon.ready",
-            config=self.config.source,
-            listeners=[f"{listener.name} {listener.address}" for listener in self.listeners.smtp],
-            policy_services=[f"{each.name} {each.address}" for each in self.listeners.policy_services],
-            metrics=[listener.address for listener in self.listeners.monitoring],
-            console=[listener.address for listener in self.listeners.console],
-            spool=self.config.spool.directory,
-            policies=list(self.config.policies.chain),
+            ready=self.why_not_ready,
+            orders=self._orders,
         )
 
     def _start_failed(self, failure: Failure) -> None:
+        self._notifier.status(f"could not start: {failure.getErrorMessage()}")
         _log.critical(
             "the daemon could not start",
             event="daemon.start_failed",
@@ -240,14 +238,14 @@ class Elemta(Service):
             log_failure=None if failure.check(ElemtaError) else failure,
         )
         # twistd exits with 0 after a plain stop; its own cleaning (pid file) must still happen first.
-        atexit.register(_exit_with, EX_TEMPFAIL)
+        atexit.register(exit_with, EX_TEMPFAIL)
         if self.state is not DaemonState.STOPPING:
             self.reactor.callWhenRunning(self.reactor.stop)
 
     def _lost_spool(self, reason: str) -> None:
         """Another host works on the spool: every further word of ours in it would do harm."""
         _log.critical("another node owns this spool", event="spool.ownership_lost", reason=reason)
-        _exit_with(EX_TEMPFAIL)
+        exit_with(EX_TEMPFAIL)
 
     # While it runs
 
@@ -405,7 +403,27 @@ class Elemta(Service):
                 late.cancel()
 
 
-def _exit_with(status: int) -> None:
+def say_ready(components: Components, listeners: Listeners, now: float) -> None:
+    """Say in the log that mail is taken, where, and what is remarkable about the configuration."""
+    config = components.config
+    say_cautions(components.cautions(now))
+    for note in config.without_effect():
+        _log.warn("a setting has no effect", event="config.effect_missing", key=note.key, note=note.problem)
+    _log.info(
+        "ready",
+        event="daemon.ready",
+        config=config.source,
+        listeners=[f"{listener.name} {listener.address}" for listener in listeners.smtp],
+        policy_services=[f"{each.name} {each.address}" for each in listeners.policy_services],
+        metrics=[listener.address for listener in listeners.monitoring],
+        console=[listener.address for listener in listeners.console],
+        spool=config.spool.directory,
+        policies=list(config.policies.chain),
+    )
+
+
+def exit_with(status: int) -> None:
+    """End the process at once."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from elemta.config.endpoint import systemd_index, tcp_endpoint
 from elemta.errors import ListenFailed
+from elemta.net.handed_sockets import descriptor_of, listen_at
 from elemta.net.inherited_sockets import InheritedSocket, inherited_sockets, sockets_for, warn_of_unused
 
 _log = Logger()
@@ -92,6 +93,19 @@ class Listener:
         self._ports.append(port)
         if hasattr(port, "stopReading"):
             port.stopReading()
+
+    def adopt(self, descriptors: Sequence[int], reactor: IReactorCore) -> None:
+        """Listen at sockets that another process bound, as :meth:`bind` does. Raises ListenFailed."""
+        for descriptor in descriptors:
+            try:
+                self._ports.append(listen_at(descriptor, self.factory, reactor))
+            except OSError as error:
+                raise ListenFailed(f"listener {self.name}: descriptor {descriptor}: {error}") from error
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of its sockets, for a process that shall accept from them. Raises ListenFailed."""
+        return tuple(descriptor_of(port, f"listener {self.name}: {self.endpoint}") for port in self._ports)
 
     def _listen(self, endpoint: str, reactor: IReactorCore) -> Deferred[IListeningPort]:
         listening: Deferred[IListeningPort] = serverFromString(reactor, endpoint).listen(self.factory)

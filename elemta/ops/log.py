@@ -100,7 +100,11 @@ def observer(
 
 @implementer(ILogObserver)
 class LogObserver:
-    """Turns events into lines. Never raises, whatever is in an event."""
+    """Turns events into lines. Never raises, whatever is in an event.
+
+    ``journald``: each line begins with its priority. ``worker`` is the number of this process among those of
+    its node, where it is one of several.
+    """
 
     def __init__(
         self,
@@ -111,10 +115,12 @@ class LogObserver:
         stream: TextStream,
         journald: bool,
         wall: Callable[[], float],
+        worker: int | None = None,
     ) -> None:
         self._wall = wall
         self._node_id = node_id
-        self._journald = journald
+        self._worker = worker
+        self.journald = journald
         self.configure(format, level)
         self._lines = LogWriter(stream, self._lost_notice)
         self._second = -1
@@ -122,7 +128,7 @@ class LogObserver:
 
     def configure(self, format: str, level: str) -> None:  # noqa: A002 - the name of the setting
         """Write what comes from now on as ``format``, from ``level`` on; as at a reload."""
-        in_text = render_for_journald if self._journald else render_text
+        in_text = render_for_journald if self.journald else render_text
         self._render: Format = render_json if str(format) == "json" else in_text
         self._least = _RANKS[str(level)]
         FastLogger.wants_debug = self._least == 0
@@ -130,6 +136,10 @@ class LogObserver:
     def reopen(self) -> None:
         """Go on in the file of the same name, after a rotation; OSError: in the old one."""
         self._lines.reopen()
+
+    def pass_on(self, lines: str) -> None:
+        """Write whole lines of another process, which are rendered already."""
+        self._lines.write(lines)
 
     def __call__(self, event: LogEvent) -> None:
         level = _level(event)
@@ -141,7 +151,7 @@ class LogObserver:
             line = self._render(self._record(event, level))
         except Exception as error:  # an event may hold any object, and a log must survive it
             line = self._render(self._plain_record("error", "log.unrenderable", type(error).__name__))
-        return _PRIORITIES[level] + line if self._journald else line
+        return _PRIORITIES[level] + line if self.journald else line
 
     def _record(self, event: LogEvent, level: str) -> Record:
         name = event.get("event")
@@ -152,6 +162,8 @@ class LogObserver:
             "node_id": self._node_id,
             "message": _message(event),
         }
+        if self._worker is not None:
+            record["worker"] = self._worker
         # A policy's record has all that it was given, whether or not it has a name.
         ours = name is not None or str(event.get("log_namespace")).startswith(_OF_POLICIES)
         for key, value in event.items():
@@ -191,7 +203,7 @@ class LogObserver:
     def _lost_notice(self, count: int) -> str:
         record = self._plain_record("warn", "log.lines_lost", "the log's reader did not take these lines")
         record["count"] = count
-        return (_PRIORITIES["warn"] if self._journald else "") + self._render(record)
+        return (_PRIORITIES["warn"] if self.journald else "") + self._render(record)
 
 
 def _is_explained(event: LogEvent) -> bool:

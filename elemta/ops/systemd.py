@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -20,16 +20,20 @@ class Notifier:
     """Speaks to the socket that ``NOTIFY_SOCKET`` in ``environ`` names; without one it does nothing.
 
     Where ``WATCHDOG_USEC`` is set (and ``WATCHDOG_PID``, if given, is this process), signs of life are sent
-    twice as often as systemd wants them: proof that the event loop turns.
+    twice as often as systemd wants them: proof that the event loop turns. While ``alive`` gives False there
+    is none.
     """
 
-    def __init__(self, environ: Mapping[str, str], runtime: Runtime) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], runtime: Runtime, alive: Callable[[], bool] = lambda: True
+    ) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         micros = environ.get("WATCHDOG_USEC", "")
         meant = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._watchdog = int(micros) / 1e6 if meant and micros.isdecimal() else 0.0
-        self._beat = LoopingCall(self._send, "WATCHDOG=1")
+        self._alive = alive
+        self._beat = LoopingCall(self._send_beat)
         self._beat.clock = runtime.reactor
         self._monotonic = runtime.monotonic
 
@@ -60,6 +64,10 @@ class Notifier:
         """No more signs of life."""
         if self._beat.running:
             self._beat.stop()
+
+    def _send_beat(self) -> None:
+        if self._alive():
+            self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
         if not self._address or not lines:

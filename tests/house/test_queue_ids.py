@@ -13,6 +13,7 @@ OTHER_SUBJECTS = (
     "admin.",
     "audit.",
     "auth.",
+    "channel.",
     "command.forgiven",
     "config.",
     "connection.",
@@ -38,6 +39,7 @@ OTHER_SUBJECTS = (
     "session.",
     "thread.",
     "valkey.",
+    "worker.",
     # A recipient is asked for before there is a message.
     "recipient.not_checked",
     "recipient.smtputf8_refused",

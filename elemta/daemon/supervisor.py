@@ -1,0 +1,400 @@
+"""``[server] workers`` above 1: the process that owns the sockets and keeps the workers, and takes no mail.
+
+It is the node of the fleet: to the other nodes, to Valkey, to systemd and to operators. Each worker is the
+daemon of :mod:`elemta.daemon.service`, on the sockets that are bound here, with a partition of the spool.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any, cast
+
+from twisted.application.service import IServiceCollection, Service
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock
+from twisted.internet.interfaces import IReactorSocket
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from elemta.config import Config
+from elemta.daemon.cluster import Membership
+from elemta.daemon.components import Components, SharedResources, needs_restart
+from elemta.daemon.listeners import Listeners
+from elemta.daemon.reload import ConfigReloader, ReloadReport, refused
+from elemta.daemon.service import EX_TEMPFAIL, DaemonState, exit_with, say_ready
+from elemta.daemon.worker_process import (
+    CLOSING_SECONDS,
+    FACTS_EVERY,
+    WorkerLauncher,
+    WorkerProcess,
+    WorkerState,
+)
+from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
+from elemta.errors import ChannelError, ElemtaError, Fault, ListenFailed
+from elemta.limits.refusals import RememberedRefusal
+from elemta.ops.log import LogObserver
+from elemta.ops.systemd import Notifier
+from elemta.workers.channel import Channel, open_channel
+
+_log = Logger()
+
+# A reload reads files and starts policies, each within its own deadline.
+_COMMAND_SECONDS = 60.0
+# A look at the workers that is later than this was kept from being done, and so was hearing them.
+_STANDSTILL = 5.0
+
+
+class Supervisor(Service):
+    """Binds before privileges go, starts the workers, is ready when each of them serves or has failed.
+
+    ``launcher`` gives what starts a worker, once the sockets are bound. The rest is as in
+    :class:`~elemta.daemon.service.Elemta`.
+    """
+
+    name = "elemta"
+
+    def __init__(
+        self,
+        *,
+        shared: SharedResources,
+        components: Components,
+        count: int,
+        launcher: Callable[[Listeners], WorkerLauncher],
+        open_operations: Callable[[Supervisor], Any],
+        config_path: str | None,
+        environ: Mapping[str, str],
+        log_observer: LogObserver | None = None,
+        in_background: bool = False,
+    ) -> None:
+        self.shared = shared
+        self.components = components
+        self.state = DaemonState.STARTING
+        self.listeners = Listeners(shared, components.config.resources.max_connections)
+        self._started = shared.runtime.monotonic()
+        self._started_with = components
+        self._launcher = launcher
+        self._open_operations = open_operations
+        self._operations: Any = None
+        self._log_observer = log_observer
+        self._in_background = in_background
+        self._notifier = Notifier(environ, shared.runtime, alive=self._workers_live)
+        self._reloading = ConfigReloader(
+            config_path,
+            environ,
+            shared,
+            self._put_into_force,
+            notifier=self._notifier,
+            log_observer=log_observer,
+        )
+        self._changing = DeferredLock()
+        self._starting: Deferred[None] | None = None
+        self.workers = tuple(self._worker(number) for number in range(count))
+        self._looks = LoopingCall(self._look)
+        self._looks.clock = shared.runtime.reactor
+        self._looked_at = 0.0
+
+    def _worker(self, number: int) -> WorkerProcess:
+        runtime = self.shared.runtime
+        return WorkerProcess(
+            number,
+            runtime.reactor,
+            launch=self._launch,
+            open_channel=partial(_open, runtime.reactor),
+            speak=self._speak,
+            serves=self._worker_serves,
+            write=self._write_lines,
+        )
+
+    @property
+    def config(self) -> Config:
+        return self.components.config
+
+    @property
+    def fleet(self) -> Membership:
+        return self.shared.fleet
+
+    @property
+    def reactor(self) -> ReactorBase:
+        return self.shared.runtime.reactor
+
+    @property
+    def started_at(self) -> float:
+        """When it was started, in seconds since the epoch: by the time of day as that is set now."""
+        runtime = self.shared.runtime
+        return runtime.wall() - (runtime.monotonic() - self._started)
+
+    @property
+    def state_name(self) -> str:
+        return self.state.value
+
+    @property
+    def needs_restart(self) -> tuple[str, ...]:
+        """The keys of settings that reloads have changed and only a restart puts into force."""
+        return needs_restart(self._started_with, self.components)
+
+    @property
+    def serving(self) -> Sequence[WorkerProcess]:
+        """The workers that run, in the order of their numbers."""
+        return [worker for worker in self.workers if worker.state is WorkerState.RUNNING]
+
+    # What twistd calls
+
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        """Become part of twistd's application, and give it our log observer."""
+        if self._log_observer is not None and isinstance(parent, Componentized):
+            Componentized.setComponent(parent, ILogObserver, self._log_observer)
+        Service.setServiceParent(self, parent)
+
+    def privilegedStartService(self) -> None:
+        """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
+        Service.privilegedStartService(self)
+        try:
+            self.listeners.bind(self.config, self.why_not_ready)
+            self._launch_process = self._launcher(self.listeners)
+        except ListenFailed as error:
+            _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
+            if self._in_background:
+                # As in Elemta.
+                raise
+            raise SystemExit(f"elemta: {error}") from None
+
+    def startService(self) -> None:
+        Service.startService(self)
+        signal.signal(signal.SIGHUP, self._hang_up)
+        # Not before the reactor hears of the ends of processes.
+        self.reactor.callWhenRunning(self._begin)
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    # Start
+
+    def _begin(self) -> None:
+        if self.state is not DaemonState.STOPPING:
+            self._starting = Deferred.fromCoroutine(self._start())
+            self._starting.addErrback(self._start_failed)
+
+    async def _start(self) -> None:
+        self.listeners.open_monitoring()
+        self.fleet.start(self)
+        await self.fleet.joined()
+        if self.state is DaemonState.STOPPING:
+            return
+        self._looked_at = self.reactor.seconds()
+        self._looks.start(FACTS_EVERY, now=False)
+        for worker in self.workers:
+            worker.start()
+        await DeferredList([worker.settled for worker in self.workers])
+        if not self.running:
+            return
+        if not self.serving:
+            raise ElemtaError(f"no worker serves: {self.workers[0].trouble}")
+        self._operations = await self._open_operations(self)
+        self.state = DaemonState.SERVING
+        self._notifier.ready(self._status())
+        say_ready(self.components, self.listeners, self.shared.runtime.wall())
+
+    def _start_failed(self, failure: Failure) -> None:
+        _log.critical(
+            "the daemon could not start",
+            event="daemon.start_failed",
+            error=failure.getErrorMessage(),
+            log_failure=None if failure.check(ElemtaError) else failure,
+        )
+        atexit.register(exit_with, EX_TEMPFAIL)
+        if self.state is not DaemonState.STOPPING:
+            self.reactor.stop()
+
+    def _launch(self, number: int, channel: int, protocol: Any) -> Any:
+        return self._launch_process(number, channel, protocol)
+
+    def _speak(self, worker: WorkerProcess, channel: Channel) -> None:
+        """Answer what the worker asks over its new channel."""
+
+    def _worker_serves(self, worker: WorkerProcess) -> None:
+        """One that was started again joins a drain of the others."""
+        if self.state is DaemonState.DRAINING:
+            self._command([worker], "drain")
+
+    def _write_lines(self, lines: str) -> None:
+        if self._log_observer is not None:
+            self._log_observer.pass_on(lines)
+
+    # While it runs
+
+    def _look(self) -> None:
+        """Whether the workers live, and what they do."""
+        now = self.reactor.seconds()
+        late, self._looked_at = now - self._looked_at > _STANDSTILL, now
+        for worker in self.workers:
+            if late:
+                worker.excuse(now)
+            worker.check(now)
+        self._notifier.status(self._status())
+
+    def _workers_live(self) -> bool:
+        """Whether systemd may hear that the daemon lives: a worker that hangs is killed before that."""
+        now = self.reactor.seconds()
+        return not any(worker.is_silent(now) for worker in self.workers)
+
+    def _status(self) -> str:
+        words = f"{len(self.serving)} of {len(self.workers)} workers, queue {self.queued}"
+        return f"{words}, sessions {self.sessions}"
+
+    def why_not_ready(self) -> tuple[str, ...]:
+        """Why mail would not be accepted now; empty when any worker would accept it."""
+        if self.state is not DaemonState.SERVING:
+            return (self.state.value,)
+        reasons = {reason: None for worker in self.workers for reason in worker.facts.not_ready}
+        if any(not worker.facts.not_ready for worker in self.serving):
+            return ()
+        return tuple(reasons)
+
+    @property
+    def sessions(self) -> int:
+        return sum(worker.facts.sessions for worker in self.workers)
+
+    @property
+    def queued(self) -> int:
+        return sum(worker.facts.queued for worker in self.workers)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new session, and serves those that are open."""
+        return self.state in (DaemonState.DRAINING, DaemonState.STOPPING)
+
+    def refused(self) -> Sequence[RememberedRefusal]:
+        return self.components.limiter.refused()
+
+    def forget(self, limit: str, identity: str) -> None:
+        self.components.limiter.forget(limit, identity)
+
+    def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
+        self.reactor.callFromThread(self._reload_on_signal)
+
+    def _reload_on_signal(self) -> None:
+        Deferred.fromCoroutine(value_of(self.reload())).addErrback(
+            lambda failure: _log.failure(
+                "a reload failed with an internal error", failure, event="config.reload_failed"
+            )
+        )
+
+    def reload(self) -> MaybeDeferred[ReloadReport]:
+        """Check the configuration here, then have all workers put it into force.
+
+        Where it can't be used here nothing is changed. A worker that refuses it all the same is named in the
+        result, by its fault, and goes on as it was.
+        """
+        return run(self._reload())
+
+    def _reload(self) -> Steps[ReloadReport]:
+        yield self._changing.acquire()
+        try:
+            if self.state is DaemonState.STOPPING:
+                return refused((Fault(self.config.source, "", "the daemon is stopping"),))
+            report = yield from self._reloading.reload()
+            if report.faults:
+                return report
+            faults: list[Fault] = []
+            for worker in self.serving:
+                faults += yield Deferred.fromCoroutine(self._reload_worker(worker))
+            return ReloadReport(tuple(faults), report.needs_restart)
+        finally:
+            self._changing.release()
+
+    async def _reload_worker(self, worker: WorkerProcess) -> Sequence[Fault]:
+        problem = f"worker {worker.number} did not put it into force"
+        try:
+            faults, _ = json.loads(await self.command(worker, "reload"))
+        except ChannelError as error:
+            faults = [[self.config.source, "", str(error), ""]]
+        found = [
+            Fault(place, key, f"{problem}: {what}", hint) for place, key, what, hint in cast("Any", faults)
+        ]
+        return refused(found).faults if found else ()
+
+    def command(self, worker: WorkerProcess, name: str, body: bytes = b"") -> Deferred[bytes]:
+        """Have a worker do something. Fails with ChannelError."""
+        assert worker.channel is not None  # noqa: S101 - a worker that runs has one
+        return worker.channel.ask(name, body, _COMMAND_SECONDS)
+
+    async def take_limits(self) -> None:
+        await value_of(run(self._take_limits()))
+
+    def _take_limits(self) -> Steps[None]:
+        yield self._changing.acquire()
+        try:
+            if self.state is not DaemonState.STOPPING:
+                yield from self._reloading.rebuild(self.components.own_config)
+        finally:
+            self._changing.release()
+
+    def _put_into_force(self, components: Components) -> Steps[tuple[str, ...] | None]:
+        yield from ()
+        if self.state is DaemonState.STOPPING:
+            return None
+        components.authenticator.inherit(self.components.authenticator)
+        self.components = components
+        return self.needs_restart
+
+    # End
+
+    def drain(self) -> None:
+        """Have all workers take no new session; delivery goes on."""
+        if self.state is DaemonState.SERVING:
+            self.state = DaemonState.DRAINING
+            _log.info("draining", event="daemon.draining", sessions=self.sessions)
+            self._command(self.serving, "drain")
+
+    def undrain(self) -> None:
+        """End a drain: take new sessions again."""
+        if self.state is DaemonState.DRAINING:
+            self.state = DaemonState.SERVING
+            _log.info("serving again", event="daemon.undrained", sessions=self.sessions)
+            self._command(self.serving, "undrain")
+
+    def _command(self, workers: Sequence[WorkerProcess], name: str) -> None:
+        for worker in workers:
+            self.command(worker, name).addErrback(self._not_done, worker.number, name)
+
+    def _not_done(self, failure: Failure, number: int, name: str) -> None:
+        failure.trap(ChannelError)
+        _log.error(
+            "a worker did not do a command",
+            event="worker.command_failed",
+            worker=number,
+            command=name,
+            reason=failure.getErrorMessage(),
+        )
+
+    async def _stop(self) -> None:
+        grace = self.config.server.shutdown_grace
+        self.state = DaemonState.STOPPING
+        self._notifier.stopping("draining")
+        self._notifier.extend(grace + CLOSING_SECONDS)
+        # First of all: a start waits for them.
+        ended = DeferredList([worker.stop(grace) for worker in self.workers])
+        if self._starting is not None:
+            await self._starting
+        if self._operations is not None:
+            await self._operations.close()
+        await self.listeners.close()
+        await ended
+        if self._looks.running:
+            self._looks.stop()
+        await self.fleet.stop()
+        await self.components.authenticator.stop()
+        self._notifier.close()
+        _log.info("stopped", event="daemon.stopped")
+
+
+def _open(reactor: ReactorBase, channel: Channel, end: Any) -> None:
+    open_channel(cast(IReactorSocket, reactor), channel, end)
