@@ -17,7 +17,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-policies bench-window bench-retries campaign multinode api-test interop house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-policies bench-window bench-retries campaign multinode api-test console-test screenshots interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -83,6 +83,20 @@ multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, 
 
 api-test: $(VENV)/.test .venv-schemathesis/bin/schemathesis ## asks a daemon all that its openapi.json describes (schemathesis)
 	@PYTHONPATH=. $(VENV)/bin/python tests/console/run_schemathesis.py $(CURDIR)/.venv-schemathesis/bin/schemathesis $(ARGS)
+
+console-test: $(VENV)/.test .venv-axe/axe.min.js ## the console in Chromium, with axe-core (needs chromium, chromedriver, npm)
+	@chromium --version && chromedriver --version
+	ELEMTA_AXE=$(CURDIR)/.venv-axe/axe.min.js $(VENV)/$(PYTEST) tests/console -n 0 $(ARGS)
+
+screenshots: $(VENV)/.test .venv-pictures/bin/python ## takes the pictures of docs/console.md again (needs chromium, chromedriver)
+	PYTHONPATH=. $(VENV)/bin/python tests/console/take_screenshots.py docs/screenshots
+	@.venv-pictures/bin/python .ci/shrink-png docs/screenshots/*.png
+
+.venv-axe/axe.min.js:
+	@.ci/axe $@
+
+.venv-pictures/bin/python:
+	@.ci/venv .venv-pictures 'pillow>=10'
 
 .venv-schemathesis/bin/schemathesis:
 	@.ci/venv .venv-schemathesis 'schemathesis>=4.32'

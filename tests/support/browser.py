@@ -15,6 +15,8 @@ from typing import Any
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
 AVAILABLE = bool(CHROMIUM and DRIVER)
+# https://www.w3.org/TR/webdriver2/#keyboard-actions
+KEYS = {"TAB": "\ue004", "ENTER": "\ue007", "SPACE": " "}
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -46,6 +48,7 @@ class Browser:
                 "--no-sandbox",
                 "--disable-dev-shm-usage",
                 "--disable-gpu",
+                "--hide-scrollbars",
                 f"--user-data-dir={directory / 'profile'}",
             ],
         }
@@ -108,6 +111,23 @@ class Browser:
     def type(self, selector: str, text: str) -> None:
         self._call("POST", f"/element/{self.find(selector)}/value", {"text": text})
 
+    def press(self, key: str) -> None:
+        """Press and let go a key, such as ``TAB`` or ``ENTER``."""
+        value = KEYS[key]
+        strokes = [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}]
+        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
+
+    def tab_to(self, selector: str, most: int = 200) -> None:
+        """Press TAB until what has the focus is this; it has to be seen that it has the focus."""
+        quoted = json.dumps(selector)
+        for _ in range(most):
+            self.press("TAB")
+            if self.run(f"return document.activeElement.matches({quoted})"):
+                outline = self.run("return getComputedStyle(document.activeElement).outlineStyle")
+                assert outline != "none", f"{selector}: nothing shows the focus"
+                return
+        raise BrowserFailed(f"{selector} is not reached with {most} TABs")
+
     def text(self, selector: str = "main") -> str:
         return str(self._call("GET", f"/element/{self.find(selector)}/text"))
 
@@ -143,7 +163,9 @@ class Browser:
             "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
         )
 
-    def picture(self, path: Path) -> None:
-        """Write a picture of the whole page."""
-        answer = self.command("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, path: Path, width: int, most: int) -> None:
+        """Write a picture of the page from its top, at most so many pixels high."""
+        whole = self.run("return Math.ceil(document.body.getBoundingClientRect().height)")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(whole, most), "scale": 1}
+        answer = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(answer["data"]))
