@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.config import Counts, Mode, OnExceed, WhenValkeyIsDown
-from elemta.deferred_value import MaybeDeferred, Steps, run
+from elemta.deferred_value import MaybeDeferred, Steps, handled, run
 from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits.charge import Charge, LimitRefusal, RefusalCause
@@ -43,6 +43,17 @@ _WAITS = "throttled"
 
 
 _NOTHING = Charge()
+
+
+@dataclass(slots=True)
+class _Question:
+    """What is asked of the store; ``subject`` is None for mail that leaves, ``no`` is for the metrics."""
+
+    asked: list[Request]
+    subject: Subject | None
+    covered: tuple[Request, ...]
+    began: float
+    no: str
 
 
 def _as_written(address: Address) -> Address:
@@ -307,33 +318,25 @@ class Limiter:
         no: str = _REFUSED,
     ) -> MaybeDeferred[Charge]:
         """Charge what is asked for, of a client or of mail that leaves (None); ``no`` is for the metrics."""
-        began = self._store.seconds()
-        known = self._remembered(asked, began)
+        question = _Question(asked, subject, covered, self._store.seconds(), no)
+        known = self._remembered(asked, question.began)
         if known:
-            return self._refused(known, subject, began, no)
+            return self._refused(known, subject, question.began, no)
         try:
             decision = self._store.acquire(asked)
         except StoreUnavailable:
-            return Charge((), self._unavailable(asked, subject, began), covered)
+            return self._undecided(question)
         if isinstance(decision, Decision):
-            return self._charged(subject, covered, began, no, decision)
-        return run(self._charge_when_decided(decision, asked, subject, covered, began, no=no))
+            return self._charged(decision, question)
+        return handled(decision, self._charged, self._not_charged, question)
 
-    def _charge_when_decided(
-        self,
-        decision: Deferred[Decision],
-        asked: list[Request],
-        subject: Subject | None,
-        covered: tuple[Request, ...],
-        began: float,
-        *,
-        no: str,
-    ) -> Steps[Charge]:
-        try:
-            decided: Decision = yield decision
-        except StoreUnavailable:
-            return Charge((), self._unavailable(asked, subject, began), covered)
-        return self._charged(subject, covered, began, no, decided)
+    def _not_charged(self, failure: Failure, question: _Question) -> Charge:
+        failure.trap(StoreUnavailable)
+        return self._undecided(question)
+
+    def _undecided(self, question: _Question) -> Charge:
+        refusal = self._unavailable(question.asked, question.subject, question.began)
+        return Charge((), refusal, question.covered)
 
     def _follow_overrides(self) -> None:
         """Where other rates hold, ask anew: what was refused may pass."""
@@ -349,24 +352,17 @@ class Limiter:
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Denial(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(
-        self,
-        subject: Subject | None,
-        covered: tuple[Request, ...],
-        began: float,
-        no: str,
-        answer: Decision,
-    ) -> Charge:
+    def _charged(self, answer: Decision, question: _Question) -> Charge:
         if not answer.granted:
             self._refusals.remember_all(answer.denials, self._store.seconds())
-            return self._refused(answer.denials, subject, began, no)
-        seconds = self._store.seconds() - began
+            return self._refused(answer.denials, question.subject, question.began, question.no)
+        seconds = self._store.seconds() - question.began
         for receipt in answer.receipts:
             self._refusals.forget(receipt.request.key)
             self._metrics.checked(receipt.request.spec.name, "admitted", seconds)
         for denial in answer.denials:
             self._observe(denial, seconds)
-        return Charge(answer.receipts, None, covered)
+        return Charge(answer.receipts, None, question.covered)
 
     def _refused(
         self, denials: Sequence[Denial], subject: Subject | None, began: float, no: str = _REFUSED

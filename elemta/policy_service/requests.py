@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 
 from elemta.address import Address
@@ -18,6 +19,7 @@ MAX_REQUEST = 64 * 1024
 """Octets of one request, its empty line included."""
 
 NO_ADDRESS = IPv4Address("0.0.0.0")
+_MAX_ADDRESS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,17 @@ class RequestReader:
 
 
 def _attributes(text: str) -> Mapping[str, str]:
-    attributes: dict[str, str] = {}
-    for line in text.split("\n"):
-        name, equals, value = line.removesuffix("\r").partition("=")
-        if not equals or not name:
-            raise PolicyRequestError("a line of the request is not name=value")
-        # Postfix never sends an attribute twice; the first counts.
-        attributes.setdefault(name, value)
+    lines = text.split("\n")
+    try:
+        attributes = dict([line.split("=", 1) for line in lines])
+    except ValueError as error:
+        raise PolicyRequestError("a line of the request is not name=value") from error
+    if "" in attributes:
+        raise PolicyRequestError("a line of the request is not name=value")
+    if len(attributes) != len(lines) or "\r" in text:
+        # Not what Postfix sends. The first of several values counts.
+        pairs = [line.removesuffix("\r").split("=", 1) for line in reversed(lines)]
+        return dict(reversed(dict(pairs).items()))
     return attributes
 
 
@@ -108,10 +114,18 @@ def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest
 def _client_ip(text: str) -> IPAddress:
     if not text or text == "unknown":
         return NO_ADDRESS
+    if len(text) > _MAX_ADDRESS:
+        raise PolicyRequestError("client_address is no address")
     try:
-        return ip_address(text.partition("%")[0])
+        return _address(text.partition("%")[0])
     except ValueError as error:
         raise PolicyRequestError("client_address is no address") from error
+
+
+# To read one takes longer than to find it.
+@lru_cache(maxsize=4096)
+def _address(text: str) -> IPAddress:
+    return ip_address(text)
 
 
 def _size(text: str) -> int:

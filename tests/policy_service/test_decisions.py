@@ -139,8 +139,9 @@ def test_an_instance_is_forgotten_in_time_and_their_number_is_bounded(monkeypatc
     world = World(limit(Counts.RECIPIENTS, Identity.SENDER, 1000))
     for number in range(100):
         world.ask(instance=number)
-    assert len(world.decider._remembered) == 10
-    world.ask(instance=99)
+        assert len(world.decider._remembered) <= 20
+    assert len(world.decider._remembered) >= 10
+    assert world.ask(instance=99) == DUNNO
     world.clock.advance(REMEMBERED_SECONDS + 1)
     small = World(limit(Counts.RECIPIENTS, Identity.SENDER, 1))
     small.ask(instance=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from ipaddress import ip_address
 
 import pytest
@@ -138,3 +139,34 @@ def test_addresses_are_taken_as_postfix_writes_them(text, address):
 
 def test_an_answer_is_an_action_and_an_empty_line():
     assert encode_answer("DUNNO") == b"action=DUNNO\n\n"
+
+
+def attributes_as_the_readme_has_them(text: str) -> dict[str, str] | None:
+    """Line by line; the first of several values counts. None: no request."""
+    found: dict[str, str] = {}
+    for line in text.split("\n"):
+        name, equals, value = line.removesuffix("\r").partition("=")
+        if not equals or not name:
+            return None
+        found.setdefault(name, value)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_attributes_are_read_as_line_by_line(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(3000):
+        pieces = dice.choices(
+            ["a", "b", "=", "\n", "\r", "c=d", "\nx=", "\r\n", "\ny=1"], k=dice.randrange(1, 14)
+        )
+        text = "".join(pieces).strip("\n")
+        if "\n\n" in text:
+            continue
+        reader = RequestReader()
+        reader.receive(text.encode() + b"\n\n")
+        expected = attributes_as_the_readme_has_them(text)
+        if expected is None:
+            with pytest.raises(PolicyRequestError):
+                reader.next_request()
+        else:
+            assert reader.next_request() == expected
