@@ -22,13 +22,14 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
-from elemta.errors import StoreUnavailable
+from elemta.errors import ConfigError, StoreUnavailable
 from elemta.limits import ILimitStore, LocalStore
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.override_registry import ClusterOverrides, LocalOverrides, OverrideRegistry
 from elemta.limits.push_registry import RECORD, KeptVersion, PushRegistry
+from elemta.limits.pushed import PushedLimits
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
@@ -141,6 +142,18 @@ class LocalNode(Protocol):
         """Another node has reset a limit for an identity: ask anew."""
 
 
+class PushesInForce(Protocol):
+    """The pushed limits that this process has in force; where it can push some itself, a PushRegistry."""
+
+    @property
+    def in_force(self) -> PushedLimits | None: ...
+
+    @property
+    def version(self) -> int: ...
+
+    def give_up(self, error: ConfigError) -> None: ...
+
+
 class Membership(Protocol):
     """The nodes that count together, as this one sees them."""
 
@@ -176,7 +189,7 @@ class Membership(Protocol):
         """The overrides of limits, and where they are made."""
 
     @property
-    def pushed(self) -> PushRegistry | None:
+    def pushed(self) -> PushesInForce | None:
         """The limits that were pushed to the fleet; None where there is no Valkey."""
 
     @property

@@ -148,7 +148,7 @@ class PushOperations:
     @property
     def _registry(self) -> PushRegistry:
         registry = self._fleet.pushed
-        if registry is None:
+        if not isinstance(registry, PushRegistry):
             problem = "there is no fleet to push to: no valkey_url is configured"
             raise AdminRefusal(
                 HTTPStatus.CONFLICT, problem, "change the [[limit]] tables of the file, and reload"

@@ -154,7 +154,7 @@ class _Held:
 
 
 class ChannelLimitStore:
-    """The supervisor's store, as a worker asks it. Its calls end within ``deadline`` seconds.
+    """The supervisor's store, as a worker asks it: one for each channel. Its calls end within ``deadline``.
 
     They fail with :class:`~elemta.errors.ValkeyError` where the supervisor does not answer, which is what a
     FailoverStore knows, and with :class:`~elemta.errors.StoreUndecided` where it answers that it can't.

@@ -284,9 +284,9 @@ class ServedLimits:
             charged.append([place, receipt.at])
             self._keep(first + place, receipt)
         if decision.granted and not denials and len(receipts) == len(requests):
-            times = {at for _, at in charged}
-            if len(times) == 1:
-                return times.pop()
+            at = receipts[0].at
+            if all(receipt.at == at for receipt in receipts):
+                return at
         denied = [[places[id(denial.request)], denial.wait, denial.provisional] for denial in denials]
         return [decision.granted, charged, denied]
 

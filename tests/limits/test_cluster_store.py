@@ -107,6 +107,20 @@ def test_what_is_given_back_is_given_back_in_both_places(clock: Clock, server: L
     assert used(node.local, HERE, "jane") == 0
 
 
+def test_a_lease_that_a_worker_gave_by_itself_is_known_from_the_next_renewal_on(
+    clock: Clock, server: LocalStore
+) -> None:
+    node = Node(clock, server)
+    receipt = node.store.hold(one(OPEN))
+    assert [used(store, OPEN, "jane") for store in (server, node.local)] == [0, 1]
+    node.store.renew()
+    pass_time(clock, 0.1)
+    assert [used(store, OPEN, "jane") for store in (server, node.local)] == [1, 1]
+    node.store.release([receipt])
+    pass_time(clock, 0.1)
+    assert [used(store, OPEN, "jane") for store in (server, node.local)] == [0, 0]
+
+
 @pytest.mark.parametrize("network", [Network.UP, Network.SILENT])
 def test_a_client_that_goes_away_meanwhile_is_charged_nothing(
     clock: Clock, server: LocalStore, network: Network

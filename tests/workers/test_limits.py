@@ -33,7 +33,7 @@ from elemta.workers.limit_bodies import write
 from elemta.workers.limit_client import CANCEL, DECIDE, PEEK, ChannelLimitStore, worker_store
 from elemta.workers.limit_server import LimitServer
 from tests.support.channels import ChannelPair, socket_channels
-from tests.support.remote import ScriptedFleet
+from tests.support.remote import Node, ScriptedFleet, pass_time
 from tests.support.worker_process import OPEN as HELD
 from tests.support.worker_process import RATE as HOURLY
 
@@ -73,10 +73,9 @@ class SlowStore(LocalStore):
 class Host:
     """A supervisor with a store, and its workers, on one clock."""
 
-    def __init__(self, store: LocalStore | None = None, workers: int = 2) -> None:
-        self.clock = Clock()
+    def __init__(self, store: Any = None, clock: Clock | None = None, *, workers: int = 2) -> None:
+        self.clock = Clock() if clock is None else clock
         self.store = LocalStore(self.clock) if store is None else store
-        self.store._clock = self.clock
         self.server = LimitServer(self.store)
         self.fleet = ScriptedFleet("here", workers)
         self.pairs: list[ChannelPair] = []
@@ -104,6 +103,11 @@ class Host:
         )
         store.start()
         self.carry()
+        if not isinstance(self.store, LocalStore):
+            pass_time(self.clock, 0.002)
+            self.carry()
+            pass_time(self.clock, 0.002)
+            self.carry()
         assert store.mode.value == "cluster"
         return store
 
@@ -167,7 +171,7 @@ def histories(draw: st.DrawFn) -> list[tuple[float, int, list[list[Request]], in
     return draw(st.lists(turn, min_size=1, max_size=15))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history=histories(), piece=st.sampled_from([0, 0, 5]))
 def test_workers_get_what_the_store_would_say(
     history: list[tuple[float, int, list[list[Request]], int, str]], piece: int
@@ -197,6 +201,7 @@ def test_workers_get_what_the_store_would_say(
                 host.raw[owner].release([real])
             model.refund([modelled])
             model.release([modelled])
+            host.carry(piece)
         one = decisions[0][0]
         if beside == "reset":
             answer = store.reset(one.spec, one.identity)
@@ -218,9 +223,10 @@ def test_workers_get_what_the_store_would_say(
 @pytest.mark.parametrize("slow", [True, False])
 @pytest.mark.parametrize("spec", [RATE, OPEN, HERE])
 def test_of_more_than_the_limit_exactly_the_limit_passes(slow: bool, spec: LimitSpec) -> None:
-    store = SlowStore(Clock())
+    clock = Clock()
+    store = SlowStore(clock)
     store.slow = False
-    host = Host(store)
+    host = Host(store, clock)
     workers = [host.worker(0), host.worker(1)]
     store.slow = slow
     answers = [workers[number % 2].acquire([jane(spec)]) for number in range(13)]
@@ -249,9 +255,10 @@ def test_what_is_asked_in_one_turn_goes_in_one_frame() -> None:
 
 @pytest.mark.parametrize("undecided", [False, True])
 def test_the_leases_of_a_dead_worker_are_free_at_once_and_its_charges_stay(undecided: bool) -> None:
-    store = SlowStore(Clock())
+    clock = Clock()
+    store = SlowStore(clock)
     store.slow = undecided
-    host = Host(store)
+    host = Host(store, clock)
     for _ in range(3):
         host.raw[0].acquire([jane(OPEN), jane(RATE)]).addErrback(lambda _: None)
     other = host.raw[1].acquire([jane(OPEN)])
@@ -297,8 +304,9 @@ def test_while_the_supervisor_stands_still_a_worker_decides_by_its_share_within_
 
 
 def test_what_the_supervisor_decides_too_late_is_taken_back() -> None:
-    store = SlowStore(Clock())
-    host = Host(store)
+    clock = Clock()
+    store = SlowStore(clock)
+    host = Host(store, clock)
     answer = host.raw[0].acquire([jane(RATE), jane(OPEN)])
     host.carry()
     host.clock.advance(DEADLINE)
@@ -360,6 +368,31 @@ def test_an_internal_error_fails_its_decision_and_no_other() -> None:
     assert not isinstance(now(answers[0]), (Decision, StoreUnavailable))
     assert now(answers[1]).granted
     assert host.pairs[0].worker.is_open
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_workers_of_a_node_of_a_fleet_have_one_share_of_it(away: bool) -> None:
+    clock = Clock()
+    fleet = LocalStore(clock)
+    node = Node(clock, fleet, live=2)
+    host = Host(node.store, clock)
+    workers = [host.worker(0), host.worker(1)]
+    if away:
+        node.lose()
+    for shared, passed in ((RATE, 4 if away else 8), (HERE, 8), (OPEN, 4 if away else 8)):
+        answers = [workers[number % 2].acquire([jane(shared)]) for number in range(13)]
+        for _ in range(4):
+            clock.advance(0.001)
+            host.carry()
+        decisions = [now(answer) for answer in answers]
+        assert sum(decision.granted for decision in decisions) == passed
+        # What one node of two says alone is provisional.
+        denied = [denial for decision in decisions for denial in decision.denials]
+        assert {denial.provisional for denial in denied} == {away and shared.cluster}
+    host.pairs[0].kill_worker()
+    host.pairs[1].kill_worker()
+    pass_time(clock, 0.1)
+    assert [used(store, OPEN) for store in (node.local, fleet)] == [0, 0]
 
 
 # Resets

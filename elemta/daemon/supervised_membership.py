@@ -1,0 +1,263 @@
+"""What workers share, at both ends of their channels: at the supervisor, and in each worker.
+
+The supervisor is the node; it has the one membership, and serves it::
+
+    served = MembershipServer(runtime, fleet)
+    served.serve(channel)                        # before the channel is opened, one for each worker
+    served.start()                               # after fleet.start(member)
+    served.forget(limit, identity)               # from LocalNode.forget, and after a reset
+
+A worker has no other way to the cluster::
+
+    fleet = SupervisedMembership(runtime, config, metrics, channel, workers=4)
+    SharedResources.from_config(config, runtime, fleet)
+
+The supervisor itself asks Valkey within :data:`~elemta.workers.limit_client.SUPERVISOR_SHARE` of the
+configured deadline (:func:`supervisor_config`), so that a worker has an answer within all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elemta.config import Config
+from elemta.daemon.cluster import (
+    JOIN_SECONDS,
+    LimiterStatus,
+    LocalNode,
+    Membership,
+    NodeStatus,
+    RemoteRefusal,
+    ValkeyStatus,
+)
+from elemta.daemon.spool_lease import SpoolLease
+from elemta.deferred_value import Steps, run
+from elemta.errors import ChannelRefused, StoreUnavailable
+from elemta.limits.failover import BreakerState, CountingMode
+from elemta.limits.memory import LocalStore
+from elemta.limits.store import LimitSpec, Request
+from elemta.metrics import Metrics, one_of
+from elemta.policy.policy_store import Store
+from elemta.runtime import Runtime
+from elemta.workers.channel import Channel
+from elemta.workers.host_state import HostState, HostStateServer
+from elemta.workers.limit_bodies import Words, distrust, read, text, write
+from elemta.workers.limit_client import SUPERVISOR_SHARE, UNAVAILABLE, as_unavailable, worker_store
+from elemta.workers.limit_server import FORGET, LimitServer, ServedStore
+from elemta.workers.policy_stores import PolicyStoreServer, WorkerPolicyStores
+
+_log = Logger()
+
+_ANNOUNCE = "host.announce_reset"
+_ANNOUNCE_SECONDS = 2.0
+
+
+def supervisor_config(config: Config) -> Config:
+    """The configuration by which the supervisor asks Valkey."""
+    resources = config.resources
+    return replace(
+        config, resources=replace(resources, valkey_deadline=resources.valkey_deadline * SUPERVISOR_SHARE)
+    )
+
+
+class MembershipServer:
+    """Serves the supervisor's membership to its workers. See the module's words."""
+
+    def __init__(self, runtime: Runtime, fleet: Membership) -> None:
+        self._fleet = fleet
+        store: Any = fleet.store
+        served: ServedStore = store
+        self._limits = LimitServer(served)
+        self._stores = PolicyStoreServer(fleet.policy_store)
+        self._state = HostStateServer(
+            runtime, overrides=fleet.overrides, pushed=fleet.pushed, status=self._status
+        )
+
+    def start(self) -> None:
+        """Send the workers what changes, from now on."""
+        self._state.start()
+
+    def stop(self) -> None:
+        self._state.stop()
+
+    def serve(self, channel: Channel) -> None:
+        """Serve this worker until its channel closes; then all that it holds is free."""
+        self._limits.serve(channel)
+        self._stores.serve(channel)
+        self._state.serve(channel)
+        channel.handle(_ANNOUNCE, self._announce)
+
+    def look(self) -> None:
+        """Send the workers what has changed, now."""
+        self._state.look()
+
+    def forget(self, limit: str, identity: str) -> None:
+        """Have all workers forget what they remember of an identity: a limit was reset for it."""
+        self._limits.forget(limit, identity)
+
+    def _status(self) -> Words:
+        status = self._fleet.status()
+        valkey = status.valkey
+        of_valkey = None if valkey is None else [valkey.url, valkey.up, valkey.breaker, valkey.trouble]
+        return [status.mode, status.live_nodes, of_valkey]
+
+    def _announce(self, body: bytes) -> Deferred[bytes]:
+        with distrust("a reset"):
+            limit, identity = map(text, read(body))
+        return Deferred.fromCoroutine(
+            self._announce_reset(Request(LimitSpec(limit, cluster=False), identity))
+        )
+
+    async def _announce_reset(self, request: Request) -> bytes:
+        try:
+            await self._fleet.announce_reset(request)
+        except StoreUnavailable as error:
+            raise ChannelRefused(UNAVAILABLE, str(error)) from error
+        return b""
+
+
+class WorkerNodes:
+    """By how many a worker divides a limit while it decides alone: the workers of all nodes.
+
+    Every node is taken to have as many workers as this one.
+    """
+
+    def __init__(self, node_id: str, workers: int, live_nodes: Callable[[], int]) -> None:
+        self.node_id = node_id
+        self._workers = workers
+        self._live_nodes = live_nodes
+        self._callbacks: list[Callable[[str, str], object]] = []
+
+    @property
+    def live(self) -> int:
+        return self._workers * self._live_nodes()
+
+    def announce_reset(self, limit: str, identity: str) -> None:
+        """Nothing: the supervisor, which was asked to reset it, tells the other workers."""
+
+    def on_reset(self, callback: Callable[[str, str], object]) -> None:
+        self._callbacks.append(callback)
+
+    def take_reset(self, body: bytes) -> None:
+        """The supervisor says that a limit was reset for an identity."""
+        with distrust("a reset"):
+            limit, identity = map(text, read(body))
+        for callback in self._callbacks:
+            callback(limit, identity)
+
+
+class SupervisedMembership:
+    """The membership of one of ``workers`` workers: all of it is the supervisor's.
+
+    The supervisor holds the leases of spools, and knows the other nodes: here there are none.
+    """
+
+    def __init__(
+        self, runtime: Runtime, config: Config, metrics: Metrics, channel: Channel, *, workers: int
+    ) -> None:
+        deadline = config.resources.valkey_deadline
+        self._channel = channel
+        self._metrics = metrics
+        self._state = HostState(runtime, channel)
+        self._nodes = WorkerNodes(config.server.node_id, workers, self._live_nodes)
+        self.store = worker_store(
+            runtime.reactor,
+            channel,
+            LocalStore(runtime),
+            nodes=self._nodes,
+            deadline=deadline,
+            metrics=metrics.limits,
+        )
+        self.overrides = self._state.overrides
+        self.pushed = self._state.pushed
+        self._policy_stores = WorkerPolicyStores(channel, self.store, deadline)
+        self._renewals = LoopingCall(self._renew)
+        self._renewals.clock = runtime.reactor
+        channel.handle_notice(FORGET, self._nodes.take_reset)
+
+    def start(self, member: LocalNode) -> None:
+        limits, store = self._metrics.limits, self.store
+        limits.mode.poll_labelled(lambda: one_of(("memory", *map(_value, CountingMode)), self.status().mode))
+        limits.breaker.poll_labelled(lambda: one_of([*map(_value, BreakerState)], store.breaker.value))
+        limits.live_nodes.poll(self._live_nodes)
+        self._nodes.on_reset(member.forget)
+        store.start()
+        self._state.start(member.take_limits)
+        if store.renewal is not None:
+            self._renewals.start(store.renewal, now=False).addErrback(_renewals_ended)
+
+    async def joined(self) -> None:
+        await self._state.known(JOIN_SECONDS)
+        await self.store.joined(JOIN_SECONDS)
+
+    async def stop(self) -> None:
+        if self._renewals.running:
+            self._renewals.stop()
+        self.store.stop()
+        self._state.stop()
+
+    def _live_nodes(self) -> int:
+        return self._said.live_nodes
+
+    @property
+    def _said(self) -> LimiterStatus:
+        """What the supervisor said last."""
+        words = self._state.status
+        if words is None:
+            return LimiterStatus()
+        mode, live_nodes, valkey = words
+        return LimiterStatus(mode, live_nodes, None if valkey is None else ValkeyStatus(*valkey))
+
+    def status(self) -> LimiterStatus:
+        said = self._said
+        if self.store.mode is CountingMode.CLUSTER:
+            return said
+        return replace(said, mode=CountingMode.LOCAL.value)
+
+    async def others(self) -> Sequence[NodeStatus]:
+        return ()
+
+    async def gone(self) -> Sequence[NodeStatus]:
+        return ()
+
+    async def refusals(self) -> Sequence[RemoteRefusal]:
+        return ()
+
+    async def announce_reset(self, request: Request) -> None:
+        if not request.spec.cluster:
+            body = write([request.spec.name, request.identity])
+            await self._channel.ask(_ANNOUNCE, body, _ANNOUNCE_SECONDS).addErrback(_not_announced)
+
+    def policy_store(self, policy: str) -> Store:
+        return self._policy_stores.of_policy(policy)
+
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - the supervisor's
+        return None
+
+    def _renew(self) -> Any:
+        return run(self._renew_leases())
+
+    def _renew_leases(self) -> Steps[None]:
+        try:
+            yield self.store.renew()
+        except StoreUnavailable:
+            return
+
+
+def _value(each: Any) -> str:
+    return str(each.value)
+
+
+def _not_announced(failure: Failure) -> Any:
+    raise as_unavailable(failure)
+
+
+def _renewals_ended(failure: Failure) -> None:
+    _log.failure("leases are not renewed any more", failure, event="limits.internal_error")
