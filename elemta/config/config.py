@@ -38,7 +38,7 @@ class Config:
     ``policy`` holds the raw ``[policy.NAME]`` tables, which :func:`read_policy` reads when the policy's
     own options are known. ``source`` is the file's path (``defaults`` without one), ``explicit`` names the
     keys that were set, such as ``server.workers`` or ``limit[1].scope``, and ``environment`` the variable
-    of each key that one has set; these three are no part of a comparison.
+    of each key that one has set, and ``text`` is the file's; these four are no part of a comparison.
     """
 
     server: ServerConfig
@@ -62,6 +62,7 @@ class Config:
     source: str = field(default=DEFAULTS, compare=False)
     explicit: frozenset[str] = field(default=frozenset(), compare=False)
     environment: Mapping[str, str] = field(default_factory=dict, compare=False)
+    text: str | None = field(default=None, compare=False, repr=False)
 
     def place_of(self, key: str) -> str:
         """The file or the environment variable that a key's value is from."""

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,24 @@ Document = Mapping[str, object]
 _TOML_POSITION = re.compile(r" \(at (?P<where>line \d+, column \d+|end of document)\)$")
 
 
-def load(path: str | None, environ: Mapping[str, str]) -> Config:
+def load(path: str | None, environ: Mapping[str, str], text: str | None = None) -> Config:
     """Read a configuration file (None: all defaults) and the overrides of an environment.
 
-    Raises ConfigError with every fault that was found. The files that it names are not opened: certificates,
-    users and recipients are read where they are used.
+    ``text`` is the file's where that was read before: it is not read again. Raises ConfigError with every
+    fault that was found. The files that it names are not opened: certificates, users and recipients are read
+    where they are used.
     """
     source = DEFAULTS if path is None else path
-    document = {} if path is None else _read_document(path)
+    if path is not None and text is None:
+        text = _read_text(path)
+    document = {} if text is None else _parsed(source, text)
     faults = Faults(source)
     overrides = read_environment(environ, faults)
     faults.places.update({f"{each.table}.{each.key}": each.variable for each in overrides})
     tables = _tables(document, overrides, faults)
     config = _read(document, tables, source, faults)
     if config is not None:
+        config = dataclasses.replace(config, text=text)
         check_together(config, faults)
     return faults.unless_any(config)
 
@@ -49,7 +53,7 @@ def load_limits(text: str, source: str, base: Config) -> tuple[LimitConfig, ...]
 
     Raises ConfigError with every fault that was found.
     """
-    document = _parsed(source, lambda: text)
+    document = _parsed(source, text)
     faults = Faults(source)
     for name in document:
         if name != "limit":
@@ -66,22 +70,27 @@ def load_limits(text: str, source: str, base: Config) -> tuple[LimitConfig, ...]
     return faults.unless_any(None if read is None else read.limits)
 
 
-def _read_document(path: str) -> dict[str, Any]:
-    return _parsed(path, lambda: Path(path).read_bytes().decode("utf-8-sig"))
-
-
-def _parsed(path: str, text: Callable[[], str]) -> dict[str, Any]:
+def _read_text(path: str) -> str:
     try:
-        return tomllib.loads(text())
+        return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         fault = Fault(path, "", f"is not UTF-8: byte 0x{error.object[error.start]:02x} in line {line}")
+    except OSError as error:
+        fault = Fault(path, "", f"can't be read: {error.strerror or error}")
+    except ValueError as error:
+        # A NUL in the name.
+        fault = Fault(path, "", f"can't be read: {error}")
+    raise ConfigError([fault])
+
+
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         fault = Fault(path, "", _syntax_problem(str(error)))
     except RecursionError:
         fault = Fault(path, "", "is not TOML that can be read: lists or tables are nested too deep")
-    except OSError as error:
-        fault = Fault(path, "", f"can't be read: {error.strerror or error}")
     except ValueError as error:
         fault = Fault(path, "", f"can't be read: {error}")
     raise ConfigError([fault])

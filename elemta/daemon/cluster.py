@@ -38,7 +38,7 @@ from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore
 from elemta.policy.policy_store import Store, ValkeyStores
 from elemta.runtime import Runtime
 from elemta.spool.record_file import RecordFile
-from elemta.valkey import Valkey
+from elemta.valkey import ScriptRunner, Valkey
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,10 @@ class Membership(Protocol):
     def policy_store(self, policy: str) -> Store:
         """Where a policy keeps what is shared with the other nodes."""
 
+    @property
+    def scripts(self) -> ScriptRunner | None:
+        """What runs the scripts of leases; None where there are no other nodes, and for a worker."""
+
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         """The lease that shows the owner of a spool to other nodes; None where there are no others."""
 
@@ -210,6 +214,8 @@ def endpoints(config: Config) -> str:
 
 class SingleNode:
     """A node that counts in its own memory, and knows no other."""
+
+    scripts: ScriptRunner | None = None
 
     def __init__(self, runtime: Runtime) -> None:
         self.store: ILimitStore = LocalStore(runtime)
@@ -280,6 +286,7 @@ class ClusterMembership:
             prefix=prefix,
             metrics=metrics.valkey,
         )
+        self.scripts: ScriptRunner | None = self._valkey
         self._remote = ValkeyStore(self._valkey, prefix=prefix, node_id=server.node_id, runtime=runtime)
         self._member: LocalNode | None = None
         self._nodes = Nodes(

@@ -49,11 +49,14 @@ class ConfigReloader:
         self._notifier = notifier
         self._log_observer = log_observer
 
-    def reload(self) -> Steps[ReloadReport]:
-        """Faults in the configuration are in the result and in the log; nothing was changed then."""
+    def reload(self, text: str | None = None) -> Steps[ReloadReport]:
+        """Faults in the configuration are in the result and in the log; nothing was changed then.
+
+        ``text`` is the file's where another process has read it.
+        """
         self._notifier.reloading()
         try:
-            components = build_components(load(self._config_path, self._environ), self._shared)
+            components = build_components(load(self._config_path, self._environ, text), self._shared)
         except ConfigError as error:
             return refused(error.faults)
         except PolicyUnavailable as error:

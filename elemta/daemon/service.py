@@ -298,20 +298,21 @@ class Elemta(Service):
             )
         )
 
-    def reload(self) -> MaybeDeferred[ReloadReport]:
+    def reload(self, text: str | None = None) -> MaybeDeferred[ReloadReport]:
         """Read the configuration again and put it into force as a whole, or leave everything as it is.
 
-        What needs a new socket or spool stays as it was and is named in the result. It takes time only where
-        a policy takes time to start, or another reload is under way.
+        ``text`` is the file's where another process has read it. What needs a new socket or spool stays as it
+        was and is named in the result. It takes time only where a policy takes time to start, or another
+        reload is under way.
         """
-        return run(self._reload())
+        return run(self._reload(text))
 
-    def _reload(self) -> Steps[ReloadReport]:
+    def _reload(self, text: str | None) -> Steps[ReloadReport]:
         yield self._changing.acquire()
         try:
             if self.state is DaemonState.STOPPING:
                 return refused((Fault(self.config.source, "", "the daemon is stopping"),))
-            return (yield from self._reloading.reload())
+            return (yield from self._reloading.reload(text))
         finally:
             self._changing.release()
 

@@ -30,9 +30,15 @@ RENEWED_EVERY = 5.0
 SURE_FOR = 18.0
 """Seconds after its last renewal in which the owner is sure of it, with time left to stop everything."""
 
-_DEADLINE = 1.0
+DEADLINE = 1.0
+"""Seconds that a call about a lease waits for Valkey."""
+
 _OWN = Script.of_package("elemta.daemon", "scripts/own.lua")
 _DISOWN = Script.of_package("elemta.daemon", "scripts/disown.lua")
+
+
+SCRIPTS = {script.name: script for script in (_OWN, _DISOWN)}
+"""The scripts about leases, by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class SpoolLease:
         asked_at = self._seconds()
         owner = self._owner
         args = (int(TIME_TO_LIVE * 1000), owner.boot, owner.place, owner.node, owner.host)
-        found = await self._valkey.run(_OWN, [self._key], args, deadline=_DEADLINE)
+        found = await self._valkey.run(_OWN, [self._key], args, deadline=DEADLINE)
         if found:
             return LeaseOwner(*((word or b"").decode("utf-8", "replace") for word in found))
         self._renewed_at = asked_at
@@ -101,7 +107,7 @@ class SpoolLease:
             return
         self._renewed_at = None
         try:
-            await self._valkey.run(_DISOWN, [self._key], [self._owner.boot], deadline=_DEADLINE)
+            await self._valkey.run(_DISOWN, [self._key], [self._owner.boot], deadline=DEADLINE)
         except StoreUnavailable:
             _log.debug("the lease of a spool will run out by itself", event="spool.lease_not_released")
 

@@ -18,6 +18,7 @@ configured deadline (:func:`supervisor_config`), so that a worker has an answer 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,7 +38,9 @@ from elemta.daemon.cluster import (
     RemoteRefusal,
     ValkeyStatus,
 )
-from elemta.daemon.spool_lease import SpoolLease
+from elemta.daemon.lease_link import SupervisorScripts, serve_leases
+from elemta.daemon.node_questions import NodeQuestions
+from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
 from elemta.errors import ChannelRefused, StoreUnavailable
 from elemta.limits.failover import BreakerState, CountingMode
@@ -46,6 +49,7 @@ from elemta.limits.store import LimitSpec, Request
 from elemta.metrics import Metrics, one_of
 from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
+from elemta.valkey import ScriptRunner
 from elemta.workers.channel import Channel
 from elemta.workers.host_state import HostState, HostStateServer
 from elemta.workers.limit_bodies import Words, distrust, read, text, write
@@ -54,6 +58,12 @@ from elemta.workers.limit_server import FORGET, LimitServer, ServedStore
 from elemta.workers.policy_stores import PolicyStoreServer, WorkerPolicyStores
 
 _log = Logger()
+
+WITHOUT_VALKEY_SECONDS = 1.0
+"""Seconds that a decision waits for the supervisor where there is no Valkey.
+
+The supervisor decides at once then. A worker that decides by its share is worse than one that waits.
+"""
 
 _ANNOUNCE = "host.announce_reset"
 _ANNOUNCE_SECONDS = 2.0
@@ -70,8 +80,9 @@ def supervisor_config(config: Config) -> Config:
 class MembershipServer:
     """Serves the supervisor's membership to its workers. See the module's words."""
 
-    def __init__(self, runtime: Runtime, fleet: Membership) -> None:
+    def __init__(self, runtime: Runtime, fleet: Membership, prefix: str = "") -> None:
         self._fleet = fleet
+        self._prefix = prefix
         store: Any = fleet.store
         served: ServedStore = store
         self._limits = LimitServer(served)
@@ -93,6 +104,8 @@ class MembershipServer:
         self._stores.serve(channel)
         self._state.serve(channel)
         channel.handle(_ANNOUNCE, self._announce)
+        if self._fleet.scripts is not None:
+            serve_leases(channel, self._fleet.scripts, self._prefix)
 
     def look(self) -> None:
         """Send the workers what has changed, now."""
@@ -156,13 +169,20 @@ class WorkerNodes:
 class SupervisedMembership:
     """The membership of one of ``workers`` workers: all of it is the supervisor's.
 
-    The supervisor holds the leases of spools, and knows the other nodes: here there are none.
+    The supervisor knows the other nodes: here there are none.
     """
+
+    scripts: ScriptRunner | None = None
+    questions: NodeQuestions | None = None
 
     def __init__(
         self, runtime: Runtime, config: Config, metrics: Metrics, channel: Channel, *, workers: int
     ) -> None:
-        deadline = config.resources.valkey_deadline
+        resources = config.resources
+        deadline = resources.valkey_deadline if resources.valkey_url else WITHOUT_VALKEY_SECONDS
+        self._runtime = runtime
+        self._prefix = resources.valkey_key_prefix if resources.valkey_url else None
+        self._owner = LeaseOwner(runtime.token(8), "", config.server.node_id, socket.gethostname())
         self._channel = channel
         self._metrics = metrics
         self._state = HostState(runtime, channel)
@@ -238,8 +258,16 @@ class SupervisedMembership:
     def policy_store(self, policy: str) -> Store:
         return self._policy_stores.of_policy(policy)
 
-    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - the supervisor's
-        return None
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:
+        if self._prefix is None:
+            return None
+        return SpoolLease(
+            self._runtime,
+            SupervisorScripts(self._channel),
+            prefix=self._prefix,
+            spool_id=spool_id,
+            owner=replace(self._owner, place=place),
+        )
 
     def _renew(self) -> Any:
         return run(self._renew_leases())

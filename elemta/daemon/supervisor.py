@@ -16,8 +16,9 @@ from typing import Any, cast
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock
-from twisted.internet.interfaces import IReactorSocket
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
+from twisted.internet.interfaces import IProcessTransport, IReactorSocket
+from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
@@ -29,6 +30,7 @@ from elemta.daemon.components import Components, SharedResources, needs_restart
 from elemta.daemon.listeners import Listeners
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused
 from elemta.daemon.service import EX_TEMPFAIL, DaemonState, exit_with, say_ready
+from elemta.daemon.supervised_membership import MembershipServer
 from elemta.daemon.worker_process import (
     CLOSING_SECONDS,
     FACTS_EVERY,
@@ -66,7 +68,7 @@ class Supervisor(Service):
         shared: SharedResources,
         components: Components,
         count: int,
-        launcher: Callable[[Listeners], WorkerLauncher],
+        launcher: Callable[[Supervisor], WorkerLauncher],
         open_operations: Callable[[Supervisor], Any],
         config_path: str | None,
         environ: Mapping[str, str],
@@ -84,6 +86,9 @@ class Supervisor(Service):
         self._operations: Any = None
         self._log_observer = log_observer
         self._in_background = in_background
+        self._served = MembershipServer(
+            shared.runtime, shared.fleet, prefix=components.config.resources.valkey_key_prefix
+        )
         self._notifier = Notifier(environ, shared.runtime, alive=self._workers_live)
         self._reloading = ConfigReloader(
             config_path,
@@ -105,7 +110,7 @@ class Supervisor(Service):
         return WorkerProcess(
             number,
             runtime.reactor,
-            launch=self._launch,
+            launch=self._launch_worker,
             open_channel=partial(_open, runtime.reactor),
             speak=self._speak,
             serves=self._worker_serves,
@@ -157,7 +162,7 @@ class Supervisor(Service):
         Service.privilegedStartService(self)
         try:
             self.listeners.bind(self.config, self.why_not_ready)
-            self._launch_process = self._launcher(self.listeners)
+            self._launch = self._launcher(self)
         except ListenFailed as error:
             _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
             if self._in_background:
@@ -185,6 +190,7 @@ class Supervisor(Service):
     async def _start(self) -> None:
         self.listeners.open_monitoring()
         self.fleet.start(self)
+        self._served.start()
         await self.fleet.joined()
         if self.state is DaemonState.STOPPING:
             return
@@ -213,11 +219,12 @@ class Supervisor(Service):
         if self.state is not DaemonState.STOPPING:
             self.reactor.stop()
 
-    def _launch(self, number: int, channel: int, protocol: Any) -> Any:
-        return self._launch_process(number, channel, protocol)
+    def _launch_worker(self, number: int, channel: int, protocol: ProcessProtocol) -> IProcessTransport:
+        return self._launch(number, channel, protocol)
 
-    def _speak(self, worker: WorkerProcess, channel: Channel) -> None:
-        """Answer what the worker asks over its new channel."""
+    def _speak(self, channel: Channel) -> None:
+        """Answer what a worker asks over its new channel."""
+        self._served.serve(channel)
 
     def _worker_serves(self, worker: WorkerProcess) -> None:
         """One that was started again joins a drain of the others."""
@@ -276,6 +283,7 @@ class Supervisor(Service):
 
     def forget(self, limit: str, identity: str) -> None:
         self.components.limiter.forget(limit, identity)
+        self._served.forget(limit, identity)
 
     def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
         self.reactor.callFromThread(self._reload_on_signal)
@@ -313,7 +321,8 @@ class Supervisor(Service):
     async def _reload_worker(self, worker: WorkerProcess) -> Sequence[Fault]:
         problem = f"worker {worker.number} did not put it into force"
         try:
-            faults, _ = json.loads(await self.command(worker, "reload"))
+            text = self.components.own_config.text or ""
+            faults, _ = json.loads(await self.command(worker, "reload", text.encode()))
         except ChannelError as error:
             faults = [[self.config.source, "", str(error), ""]]
         found = [
@@ -347,23 +356,26 @@ class Supervisor(Service):
 
     # End
 
-    def drain(self) -> None:
-        """Have all workers take no new session; delivery goes on."""
+    def drain(self) -> Deferred[Any]:
+        """Have all workers take no new session; delivery goes on. Fires when they have heard it."""
         if self.state is DaemonState.SERVING:
             self.state = DaemonState.DRAINING
             _log.info("draining", event="daemon.draining", sessions=self.sessions)
-            self._command(self.serving, "drain")
+            return self._command(self.serving, "drain")
+        return succeed(None)
 
-    def undrain(self) -> None:
-        """End a drain: take new sessions again."""
+    def undrain(self) -> Deferred[Any]:
+        """End a drain: take new sessions again. Fires when the workers have heard it."""
         if self.state is DaemonState.DRAINING:
             self.state = DaemonState.SERVING
             _log.info("serving again", event="daemon.undrained", sessions=self.sessions)
-            self._command(self.serving, "undrain")
+            return self._command(self.serving, "undrain")
+        return succeed(None)
 
-    def _command(self, workers: Sequence[WorkerProcess], name: str) -> None:
-        for worker in workers:
-            self.command(worker, name).addErrback(self._not_done, worker.number, name)
+    def _command(self, workers: Sequence[WorkerProcess], name: str) -> Deferred[Any]:
+        return DeferredList(
+            [self.command(each, name).addErrback(self._not_done, each.number, name) for each in workers]
+        )
 
     def _not_done(self, failure: Failure, number: int, name: str) -> None:
         failure.trap(ChannelError)
@@ -390,6 +402,7 @@ class Supervisor(Service):
         await ended
         if self._looks.running:
             self._looks.stop()
+        self._served.stop()
         await self.fleet.stop()
         await self.components.authenticator.stop()
         self._notifier.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+from elemta.daemon.admin_operations import DrainResult
 from elemta.daemon.reload import ReloadReport
 from elemta.daemon.supervisor import Supervisor
 from elemta.deferred_value import value_of
@@ -77,6 +78,21 @@ class SupervisorCalls:
                 HTTPStatus.UNPROCESSABLE_ENTITY, "the configuration can't be used", "", faults=report.faults
             )
         return report
+
+    @route("POST", "/v1/drain")
+    async def drain(self) -> DrainResult:
+        """Take no new session, and end the others as soon as their message is done."""
+        await self._supervisor.drain()
+        return DrainResult(self._supervisor.state_name)
+
+    @route("POST", "/v1/undrain")
+    async def undrain(self) -> DrainResult:
+        """End a drain: take new sessions again."""
+        if self._supervisor.state_name not in ("draining", "serving"):
+            problem = f"the daemon is {self._supervisor.state_name}"
+            raise AdminRefusal(HTTPStatus.CONFLICT, problem, "only a drain can be ended")
+        await self._supervisor.undrain()
+        return DrainResult(self._supervisor.state_name)
 
 
 class SupervisorOperations:

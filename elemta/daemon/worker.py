@@ -22,6 +22,7 @@ from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_at_start
 from elemta.daemon.service import Elemta
+from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.daemon.worker_orders import WorkerOrders
 from elemta.daemon.worker_process import FACTS, FACTS_EVERY, NOTIFY, WorkerFacts
 from elemta.deferred_value import MaybeDeferred, Steps, run
@@ -72,11 +73,11 @@ class WorkerCommands:
         facts = WorkerFacts(daemon.state_name, daemon.why_not_ready(), daemon.sessions, daemon.queued)
         self._channel.tell(FACTS, facts.encode())
 
-    def _reload(self, _: bytes) -> MaybeDeferred[bytes]:
-        return run(self._reload_and_say())
+    def _reload(self, body: bytes) -> MaybeDeferred[bytes]:
+        return run(self._reload_and_say(body.decode()))
 
-    def _reload_and_say(self) -> Steps[bytes]:
-        report = yield self._daemon.reload()
+    def _reload_and_say(self, text: str) -> Steps[bytes]:
+        report = yield self._daemon.reload(text)
         faults = [[each.place, each.key, each.problem, each.hint] for each in report.faults]
         return json.dumps([faults, report.needs_restart]).encode()
 
@@ -113,8 +114,13 @@ def main(arguments: list[str]) -> None:
     runtime = Runtime.system(cast(ReactorBase, reactor))
     channel = Channel(runtime.reactor, "the supervisor")
     try:
-        config = load(orders.config, os.environ)
-        shared = SharedResources.from_config(config, runtime)
+        with os.fdopen(orders.text, encoding="utf-8") as file:
+            config = load(orders.config, os.environ, file.read())
+        shared = SharedResources.from_config(
+            config,
+            runtime,
+            lambda metrics: SupervisedMembership(runtime, config, metrics, channel, workers=orders.count),
+        )
         components = build_at_start(config, shared)
     except (ConfigError, PolicyUnavailable) as error:
         sys.stderr.write(f"elemta: worker {orders.number}: the configuration can't be used: {error}\n")

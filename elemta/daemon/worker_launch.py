@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.base import ReactorBase
@@ -32,8 +32,9 @@ _NOT_INHERITED = (
 class ProcessLauncher:
     """Starts workers as children of this process, on the sockets that ``listeners`` has bound.
 
-    ``reactor_name`` is what twistd was asked for, "" for Twisted's choice; ``journald`` says whether the log
-    goes to the journal. Raises :class:`~elemta.errors.ListenFailed` for a listener that has no descriptor.
+    ``config_text`` gives the text of the configuration in force. ``reactor_name`` is what twistd was asked
+    for, "" for Twisted's choice; ``journald`` says whether the log goes to the journal. Raises
+    :class:`~elemta.errors.ListenFailed` for a listener that has no descriptor.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ProcessLauncher:
         *,
         count: int,
         config_path: str | None,
+        config_text: Callable[[], str | None],
         environ: Mapping[str, str],
         journald: bool,
         reactor_name: str = "",
@@ -51,6 +53,7 @@ class ProcessLauncher:
         self._count = count
         # twistd changes to another directory.
         self._config_path = None if config_path is None else os.path.abspath(config_path)
+        self._config_text = config_text
         self._environ = {key: value for key, value in environ.items() if key not in _NOT_INHERITED}
         # A plugin of a site may be anywhere where this process finds it.
         self._environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -61,7 +64,18 @@ class ProcessLauncher:
 
     def __call__(self, number: int, channel: int, protocol: ProcessProtocol) -> IProcessTransport:
         """Start worker ``number``; ``channel`` is its end of the channel. Raises OSError."""
-        given = [channel]
+        text = os.memfd_create("elemta.toml")
+        try:
+            return self._start(number, channel, text, protocol)
+        finally:
+            os.close(text)
+
+    def _start(self, number: int, channel: int, text: int, protocol: ProcessProtocol) -> IProcessTransport:
+        octets = (self._config_text() or "").encode()
+        while octets:
+            octets = octets[os.write(text, octets) :]
+        os.lseek(text, 0, os.SEEK_SET)
+        given = [channel, text]
 
         def places(sockets: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
             found = {}
@@ -75,6 +89,7 @@ class ProcessLauncher:
             count=self._count,
             channel=_CHANNEL,
             config=self._config_path,
+            text=_CHANNEL + 1,
             listeners=places(self._smtp),
             policy_services=places(self._policy_services),
             journald=self._journald,

@@ -23,7 +23,8 @@ def worker_count(workers: int) -> int:
 class WorkerOrders:
     """The orders of worker ``number`` of ``count``, from 0 on; it owns the partition of its number.
 
-    ``channel`` is the descriptor over which it speaks with the supervisor. ``listeners`` and
+    ``channel`` is the descriptor over which it speaks with the supervisor, ``text`` that of the
+    configuration in force, whose file is ``config`` and may have been changed meanwhile. ``listeners`` and
     ``policy_services`` are descriptors of listening sockets by name. ``journald``: the supervisor writes to
     the journal, so lines begin with a priority. ``reactor`` is the one that twistd was asked for, "" for
     Twisted's choice.
@@ -33,6 +34,7 @@ class WorkerOrders:
     count: int
     channel: int
     config: str | None
+    text: int
     listeners: Mapping[str, tuple[int, ...]]
     policy_services: Mapping[str, tuple[int, ...]]
     journald: bool = False
@@ -49,12 +51,6 @@ class WorkerOrders:
         for name in ("listeners", "policy_services"):
             fields[name] = {key: tuple(value) for key, value in fields[name].items()}
         return cls(**fields)
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """All that the worker inherits, its standard streams aside."""
-        sockets = (*self.listeners.values(), *self.policy_services.values())
-        return (self.channel, *(each for own in sockets for each in own))
 
 
 def worker_directory(spool: str, number: int) -> Path:

@@ -95,7 +95,7 @@ class WorkerProcess:
         *,
         launch: WorkerLauncher,
         open_channel: Callable[[Channel, socket.socket], object],
-        speak: Callable[[WorkerProcess, Channel], object],
+        speak: Callable[[Channel], object],
         serves: Callable[[WorkerProcess], object],
         write: Callable[[str], object],
     ) -> None:
@@ -179,7 +179,7 @@ class WorkerProcess:
         channel.handle_notice(FACTS, self._take_facts)
         channel.handle_notice(NOTIFY, self._take_notification)
         channel.on_close(self._channel_closed)
-        self._speak(self, channel)
+        self._speak(channel)
         self._started_at = self._heard_at = self._clock.seconds()
         self.facts, self.status, self._killed = WorkerFacts(), "", False
         try:

@@ -60,7 +60,7 @@ class Host:
             self.clock,
             launch=self._launch,
             open_channel=lambda _, ours: ours.close(),
-            speak=lambda _, channel: self.channels.append(channel),
+            speak=self.channels.append,
             serves=lambda worker: self.served.append(worker.number),
             write=self._write,
         )
