@@ -9,7 +9,7 @@ import pytest
 from elemta import conversation_trace
 from elemta.auth import slowdown
 from elemta.console import events as streams
-from elemta.console import mail_views, sessions
+from elemta.console import limit_views, mail_views, sessions, views
 from elemta.ctl import limits
 from elemta.daemon import explainer, trace_operations
 from elemta.history import events, history, retention, store
@@ -36,6 +36,8 @@ SAID = {
         f"reads nothing for {MINUTE[streams.STALLED_SECONDS]} is disconnected",
         f"at most {streams.MOST_STREAMS} streams",
         f"it takes at most {mail_views.MOST_TOGETHER:,} at once",
+        f"looks at the {int(limit_views.MOST_IDENTITIES):,} fullest identities",
+        f"fewer than {views._SOON_DAYS} days left",
     ],
     "elemtactl.md": [
         f"A node writes it every {({3.0: 'three'})[nodes.HEARTBEAT]} seconds",
@@ -45,7 +47,7 @@ SAID = {
         f"`--message` is a file of up to {explainer.MAX_MESSAGE // MIB} MiB",
         f"from their last {conversation_trace._RECENT} lines on",
         f"Each keeps up to {conversation_trace.MOST_LINES:,} lines",
-        f"It keeps the last {recent_refusals.MOST_REFUSALS:,} in memory",
+        f"keeps the last {recent_refusals.MOST_REFUSALS:,} in memory",
         f"409 where there are {({4: 'four'})[conversation_trace.MOST_WATCHES]}",
         f"not read for {conversation_trace.UNREAD_SECONDS:g} s ends",
         f"after {({10.0: 'ten'})[trace_operations.WAIT_SECONDS]} seconds without one",
