@@ -17,7 +17,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-relay bench-limits bench-fleet bench-policies bench-window bench-retries campaign multinode api-test console-test screenshots interop house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-accept bench-relay bench-limits bench-fleet bench-policies bench-window bench-retries campaign multinode api-test console-test screenshots interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -54,7 +54,10 @@ test-twisted-22.4: .venv-22.4/.test ## the tests with the Twisted of Debian 12 (
 test-twisted-24.11: .venv-24.11/.test ## the tests with the Twisted of Debian 13
 	.venv-24.11/$(PYTEST) $(PARALLEL) $(OLDER) $(ARGS)
 
-bench: $(VENV)/.test ## messages a second, beside Postfix on the same disk (needs postfix)
+bench: $(VENV)/.test .venv-bench/.done ## all benchmarks of docs/performance.md in one run (up to an hour; ARGS=--quick: ten minutes); as root
+	$(VENV)/bin/python bench/suite $(ARGS)
+
+bench-accept: $(VENV)/.test ## messages a second, beside Postfix on the same disk (needs postfix)
 	$(VENV)/bin/python bench/accept $(ARGS)
 
 bench-relay: $(VENV)/.test ## the same for messages that go in and out again
@@ -134,6 +137,11 @@ $(VENV)/.check: $(PACKAGING)
 	@.ci/venv $(VENV) -e '.[test,check]'
 	@.ci/suites $(VENV)
 	@touch $@ $(VENV)/.run $(VENV)/.test
+
+# What the benchmarks alone need.
+.venv-bench/.done:
+	@.ci/venv .venv-bench 'aiosmtpd>=1.4.6'
+	@touch $@
 
 # Twisted 22.4 needs the standard library's cgi module, which Python 3.13 no longer has.
 .venv-22.4/.test: $(PACKAGING) .ci/constraints-22.4.txt

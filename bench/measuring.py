@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +39,10 @@ Started = TypeVar("Started", bound=Server)
 
 @dataclass(frozen=True)
 class Scenario:
-    """What smtp-source sends: ``messages`` of ``octets`` each over ``sessions`` at a time."""
+    """What is sent: ``messages`` of ``octets`` each over ``sessions`` at a time.
+
+    smtp-source sends it, unless it is ``pipelined``, over ``tls``, or with a ``login``.
+    """
 
     name: str
     words: str
@@ -47,17 +50,26 @@ class Scenario:
     octets: int
     sessions: int
     reuse: bool
+    pipelined: bool = False
+    tls: bool = False
+    login: bool = False
 
     def sized(self, factor: float) -> Scenario:
-        messages = max(self.sessions, round(self.messages * factor))
-        return Scenario(self.name, self.words, messages, self.octets, self.sessions, self.reuse)
+        return replace(self, messages=max(self.sessions, round(self.messages * factor)))
+
+    @property
+    def special(self) -> list[str]:
+        """The options of load.py for what smtp-source can't do."""
+        return [f"--{name}" for name in ("pipelined", "tls", "login") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
 class Run:
     """One measured run. ``rate`` is messages a second, ``cpu`` seconds per 1,000.
 
-    ``behind`` is how many seconds after the last 250 everything had arrived where it is counted.
+    ``behind`` is how many seconds after the last 250 everything had arrived where it is counted. ``memory``
+    is the octets of the server's processes then, and ``others`` the part of all cores that other programs
+    used meanwhile.
     """
 
     server: str
@@ -65,6 +77,8 @@ class Run:
     rate: float
     cpu: float
     behind: float
+    memory: float = 0.0
+    others: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,20 @@ class Bench:
 
 
 def send(port: int, scenario: Scenario, messages: int) -> float:
-    """Send with smtp-source, which ends at the first refusal; seconds that it took."""
+    """Send; seconds that it took. The first refusal raises BenchError."""
+    if scenario.special:
+        return float(
+            made_by_load(
+                port,
+                scenario.sessions,
+                *scenario.special,
+                *(["--reuse"] if scenario.reuse else []),
+                "--messages",
+                str(messages),
+                "--octets",
+                str(scenario.octets),
+            )
+        )
     command = ["smtp-source", "-s", str(min(scenario.sessions, messages)), "-m", str(messages)]
     command += ["-l", str(scenario.octets), "-f", f"sender@{DOMAIN}", "-t", f"someone@{DOMAIN}"]
     command += ["-M", "client.test", *(["-d"] if scenario.reuse else []), f"127.0.0.1:{port}"]
@@ -93,6 +120,16 @@ def send(port: int, scenario: Scenario, messages: int) -> float:
     if done.returncode or done.stderr:
         raise BenchError(f"smtp-source: {done.stderr.strip()}")
     return seconds
+
+
+def made_by_load(port: int, sessions: int, *options: str) -> float:
+    """The answer of load.py."""
+    command = [sys.executable, str(Path(__file__).with_name("load.py")), "--port", str(port)]
+    command += ["--sessions", str(sessions), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(done.stderr.strip())
+    return float(json.loads(done.stdout))
 
 
 @contextmanager

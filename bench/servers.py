@@ -47,6 +47,16 @@ class Server(ABC):
     @abstractmethod
     def pid(self) -> int: ...
 
+    def pids(self) -> tuple[int, ...]:
+        """The processes that it consists of, with all of their children."""
+        return (self.pid(),)
+
+    def port_for(self, *, login: bool) -> int:
+        """Where a client connects that logs in, or does not."""
+        if login:
+            raise BenchError(f"{self.name} has no users here")
+        return self.port
+
     @abstractmethod
     def held(self) -> tuple[int, int]:
         """Messages in the hold queue, and in all others."""
@@ -84,6 +94,7 @@ class ElemtaServer(Server):
     name = "Elemta"
     python = Path(sys.executable)
     environment: Mapping[str, str] = {}
+    prefix: tuple[str, ...] = ()
 
     def configuration(self) -> str:
         """Its elemta.toml."""
@@ -117,7 +128,16 @@ endpoint = ""
         twistd = self.python.with_name("twistd")
         with (self.directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(self.python), str(twistd), "-n", "--pidfile=", "elemta", "--config", str(config)],
+                [
+                    *self.prefix,
+                    str(self.python),
+                    str(twistd),
+                    "-n",
+                    "--pidfile=",
+                    "elemta",
+                    "--config",
+                    str(config),
+                ],
                 cwd=self.directory,
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -250,10 +270,18 @@ smtp_tls_security_level = none
         for name in ("config", "queue", "data"):
             (self.directory / name).mkdir()
         shutil.chown(self.directory / "data", "postfix")
-        (self._config / "main.cf").write_text(self.SETTINGS.format(**settings))
-        (self._config / "master.cf").write_text(self.SERVICES.format(**settings))
+        (self._config / "main.cf").write_text(self.settings().format(**settings))
+        (self._config / "master.cf").write_text(self.services().format(**settings))
         self._postfix("start")
         self.wait_until_serving()
+
+    def settings(self) -> str:
+        """Its main.cf, with places for the names."""
+        return self.SETTINGS
+
+    def services(self) -> str:
+        """Its master.cf."""
+        return self.SERVICES
 
     def stop(self) -> None:
         with suppress(BenchError):
@@ -331,6 +359,31 @@ def free_port() -> int:
 
 def cpu_seconds(root: int) -> float:
     """User and system time of a process, its descendants, and the children that they waited for."""
+    _, used = _processes()
+    return sum(used.get(pid, 0) for pid in descendants(root)) / TICKS
+
+
+def descendants(root: int) -> list[int]:
+    """A process, and all below it."""
+    children, _ = _processes()
+    found = [root]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return found
+
+
+def memory(root: int) -> float:
+    """Octets of a process and of all below it; what processes share is counted once (PSS)."""
+    total = 0
+    for pid in descendants(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return float(total)
+
+
+def _processes() -> tuple[dict[int, list[int]], dict[int, int]]:
+    """The children of each process, and the ticks that each has used."""
     children: dict[int, list[int]] = {}
     used: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -343,9 +396,4 @@ def cpu_seconds(root: int) -> float:
         pid = int(entry.name)
         children.setdefault(int(fields[1]), []).append(pid)
         used[pid] = sum(map(int, fields[11:15]))
-    total, waiting = 0, [root]
-    while waiting:
-        pid = waiting.pop()
-        total += used.get(pid, 0)
-        waiting.extend(children.get(pid, ()))
-    return total / TICKS
+    return children, used
