@@ -138,6 +138,7 @@ class Components:
             may_relay=self.domains.may_relay,
             strict=listener.strict,
             reject_early_talkers=listener.early_talkers is EarlyTalkers.REJECT,
+            unasked=self.chain.unasked,
         )
 
 

@@ -93,6 +93,11 @@ class PolicyChain:
         """Whether :meth:`PolicySession.ask` decides anything at ``stage``: at RCPT always."""
         return stage is Stage.RCPT or stage in self._stages
 
+    @property
+    def unasked(self) -> frozenset[Stage]:
+        """The stages that a session need not ask about, because no policy says anything there."""
+        return frozenset(stage for stage in (Stage.HELO, Stage.DATA) if not self.asks(stage))
+
     def open(self, facts: SessionInfo) -> PolicySession:
         """Begin a session with the policies of its listener."""
         calls = self._calls.get(facts.listener)

@@ -72,7 +72,10 @@ class Command:
             self.effect(session, arguments)
         else:
             question = self.question(session, arguments)
-            session.ask(question, partial(self._conclude, session, arguments))
+            if question.stage in session.settings.unasked:
+                self.effect(session, arguments)
+            else:
+                session.ask(question, partial(self._conclude, session, arguments))
 
     def _forgive(self, session: SessionState, argument: str, reply: Reply) -> Any:
         """What can be meant by an argument that is not well-formed; ``reply`` where that is not clear."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from elemta.stage import Stage
+
 _KIB = 1024
 _MIB = 1024 * _KIB
 
@@ -36,6 +38,8 @@ class SessionSettings:
     auth_needs_tls: bool
     require_auth: bool
     postmaster_domain: str
+    #: Stages at which the shell is not asked, because its answer would be to proceed: HELO or DATA.
+    unasked: frozenset[Stage] = frozenset()
     #: TLS stands before the greeting (RFC 8314 §3): there are no early talkers.
     implicit_tls: bool = False
     #: The grammar of RFC 5321 to the letter; otherwise what :mod:`elemta.smtp.leniency` lists is forgiven.

@@ -29,6 +29,8 @@ from elemta.smtp.session_state import ExpectedInput, SessionState
 #: The verb under which the reply to the end of DATA is reported.
 END_OF_DATA = "."
 
+_PROCEED = Proceed()
+
 
 def _current(session: SessionState) -> TransactionInfo:
     transaction = session.transaction
@@ -183,9 +185,11 @@ def start_chunk(session: SessionState, command: BdatCommand) -> None:
     if command.size is None:
         chunk_rejected(session, command, replies.BDAT_SYNTAX)
     elif session.message is None:
-        transaction = _current(session)
-        question = DataQuestion(session.facts, transaction)
-        session.ask(question, partial(_first_chunk_judged, session, command))
+        question = ask_data(session, command)
+        if question.stage in session.settings.unasked:
+            _first_chunk_judged(session, command, _PROCEED)
+        else:
+            session.ask(question, partial(_first_chunk_judged, session, command))
     else:
         _read_chunk(session, Chunk(command.size, command.last))
 

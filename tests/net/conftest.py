@@ -263,6 +263,7 @@ class Place:
                 postmaster_domain="example.test",
                 implicit_tls=self.listener.tls is ListenerTLS.IMPLICIT,
                 max_idle_commands=1_000_000,
+                unasked=chain.unasked,
             ),
             chain=chain,
             limiter=Limiter((), LocalStore(self.clock)),
