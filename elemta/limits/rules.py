@@ -41,6 +41,7 @@ from elemta.limits.known_logins import LoginHistory
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.window import Bound
 from elemta.stage import Stage
+from elemta.value_type import value_type
 
 RATE_PER_IP = "ip"
 CONNECTIONS_PER_IP = "connections-per-ip"
@@ -78,7 +79,7 @@ def _as_written(address: Address) -> Address:
     return address
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Subject:
     """The subject of a charge: the session, and what of a transaction there is at the stage.
 

@@ -20,6 +20,7 @@ from zope.interface import Attribute, Interface
 from elemta.config import WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred
 from elemta.limits.window import Bound, WindowCounter
+from elemta.value_type import value_type
 
 T = TypeVar("T")
 # What delivery calls MaybeDeferred.
@@ -50,7 +51,7 @@ class LimitSpec:
     when_down: WhenValkeyIsDown = WhenValkeyIsDown.LOCAL
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Request:
     """``amount`` for one identity of one limit. One call never has two requests with the same key."""
 
@@ -93,7 +94,7 @@ class Receipt:
         return self.request.spec.leases is not None
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Denial:
     """A request that did not pass. ``wait`` is exactly how many microseconds later the same request would,
 
@@ -107,7 +108,7 @@ class Denial:
     provisional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Decision:
     """What became of the requests of one call: a receipt for each that was charged."""
 

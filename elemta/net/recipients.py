@@ -10,6 +10,7 @@ from elemta.aliases import Way
 from elemta.domains import Domains
 from elemta.envelope import Notify, Recipient
 from elemta.smtp.session_info import TransactionInfo
+from elemta.value_type import value_type
 
 # What a mailbox takes in a set: an address and its texts
 _MAILBOX = 250
@@ -29,7 +30,7 @@ class ExpandedAlias:
         return len(self.targets) > 1 and notify is not None and Notify.SUCCESS in notify
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class FinalRecipients:
     """The recipients of copies, and their aliases; ``only_named`` where the client named one only."""
 

@@ -68,7 +68,7 @@ class LimitsOptions:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Charged:
     """The subject of a charge, with the ledgers it goes into."""
 

@@ -7,7 +7,6 @@ recipient's route. As long as policies answer at once, no Deferred is made.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,13 +21,14 @@ from elemta.policy.interfaces import FailureKind
 from elemta.policy.runner import SLOW, PolicyCall, PolicyFailure
 from elemta.policy.verdicts import CONTINUE, Continue, Verdict, verdict_problem
 from elemta.policy.views import Message
+from elemta.value_type import value_type
 
 _log = Logger()
 
 Q = TypeVar("Q")
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class ChainDecision:
     """What the chain decided: a verdict and the name of its policy ("" where no policy had an opinion)."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -13,9 +12,10 @@ from twisted.python.failure import Failure
 from elemta.policy.call_context import as_deferred, cancel
 from elemta.policy.interfaces import FailureKind
 from elemta.policy.runner import PolicyCall, PolicyFailure
+from elemta.value_type import value_type
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class PolicyFact:
     """A fact for a policy: the arguments of the policy's method, and the parties that it is about.
 

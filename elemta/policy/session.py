@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,6 +33,7 @@ from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo
 from elemta.smtp.session_info import TransactionInfo as TransactionFacts
 from elemta.stage import Stage
+from elemta.value_type import value_type
 
 _log = Logger()
 
@@ -49,7 +49,7 @@ _MOST_NOTED = 20
 _SESSION_STAGES = frozenset({Stage.CONNECT, Stage.HELO, Stage.LOGIN, Stage.AUTH})
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class LoginQuestion(StageQuestion):
     """May the client try to log in as ``username``? The password was not looked at yet."""
 

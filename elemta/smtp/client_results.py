@@ -6,12 +6,12 @@ What a client session says to its shell: facts and instructions, in order.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from elemta.outcome import Outcome, ReachedStage, Status
 from elemta.smtp.client_commands import ClientTransaction, Features, is_sendable
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
+from elemta.value_type import value_type
 
 _LONGEST_TEXT = 500
 _STATUS = {2: Status.DELIVERED, 4: Status.DEFERRED, 5: Status.FAILED}
@@ -214,12 +214,12 @@ class TransactionResults:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Ready(Event):
     """A fact: the server was greeted and takes a transaction."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class ContentWanted(Event):
     """An instruction: give the message by ``content`` in chunks of any size, then call ``end_content``.
 
@@ -228,33 +228,33 @@ class ContentWanted(Event):
     """
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class CredentialsRefused(Event):
     """A fact: the server did not take the credentials. Its reply is for the operator's log."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class OfferRefused(Event):
     """A fact: the server offers this in its answer to EHLO, and refuses it; without it goes what follows."""
 
     keyword: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class RecipientsLimited(Event):
     """A fact: the server takes no more recipients with one envelope, and goes on with the next."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class TransactionDone(Event):
     """A fact: the transaction is over; the session's ``outcomes`` say what it came to."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Hangup(Event):
     """An instruction: send the outgoing bytes and close the connection. ``reason`` is for the log."""
 

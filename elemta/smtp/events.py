@@ -7,7 +7,6 @@ behind it, until the shell has given exactly one answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from elemta.envelope import Recipient
@@ -15,14 +14,15 @@ from elemta.smtp.leniency import Leniency
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.stage import Stage as Stage  # noqa: PLC0414 - part of what is said here
+from elemta.value_type import value_type
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Event:
     """Anything that a session tells its shell."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Replied(Event):
     """A fact: this reply was put into the outgoing bytes.
 
@@ -36,7 +36,7 @@ class Replied(Event):
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Forgave(Event):
     """A fact: something outside of the grammar was taken for what it can only mean.
 
@@ -48,21 +48,21 @@ class Forgave(Event):
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class MessageStarted(Event):
     """A fact: the client may send the message now (354 was sent, or the first BDAT accepted)."""
 
     transaction: TransactionInfo
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class MessageData(Event):
     """A fact: the next octets of the message, dot-stuffing removed, line endings CRLF."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class TransactionEnded(Event):
     """A fact: the transaction is over. ``accepted`` only after the answer was :class:`Queued`.
 
@@ -73,12 +73,12 @@ class TransactionEnded(Event):
     accepted: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class StartTLS(Event):
     """An instruction: send the outgoing bytes, start TLS, then call ``tls_started``."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Close(Event):
     """An instruction: send the outgoing bytes and close. ``reason`` is for the log.
 
@@ -90,14 +90,14 @@ class Close(Event):
     in_message: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Question(Event):
     """The session waits for one answer."""
 
     session: SessionInfo
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class CredentialsQuestion(Question):
     """Are these credentials good? Answered by :class:`Authenticated` or :class:`Refuse`."""
 
@@ -108,57 +108,57 @@ class CredentialsQuestion(Question):
         return "CredentialsQuestion(...)"
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class PauseQuestion(Question):
     """Are so many seconds over? Answered by :class:`Proceed` when they are."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class StageQuestion(Question):
     """What do the policies of :attr:`stage` say? Answered by :class:`Proceed` or :class:`Refuse`."""
 
     stage: ClassVar[Stage]
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class ConnectQuestion(StageQuestion):
     stage = Stage.CONNECT
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class HeloQuestion(StageQuestion):
     stage = Stage.HELO
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class AuthQuestion(StageQuestion):
     """The credentials were good and ``session.user`` is set; 235 was not sent yet."""
 
     stage = Stage.AUTH
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class MailQuestion(StageQuestion):
     stage = Stage.MAIL
     transaction: TransactionInfo
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class RcptQuestion(StageQuestion):
     stage = Stage.RCPT
     transaction: TransactionInfo
     recipient: Recipient
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class DataQuestion(StageQuestion):
     stage = Stage.DATA
     transaction: TransactionInfo
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class MessageQuestion(StageQuestion):
     """The whole message was received. Answered by :class:`Queued` once it is durable, or :class:`Refuse`."""
 
@@ -166,17 +166,17 @@ class MessageQuestion(StageQuestion):
     transaction: TransactionInfo
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Response:
     """What the shell answers to a question."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Proceed(Response):
     """Go on: the session sends its own positive reply."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Refuse(Response):
     """Send this reply instead; ``close`` ends the connection after it.
 
@@ -191,14 +191,14 @@ class Refuse(Response):
     of_refused_client: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Authenticated(Response):
     """The credentials are those of ``user``."""
 
     user: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Queued(Response):
     """The message is on stable storage under this id."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from elemta.address import Address
 from elemta.envelope import MailParameters, Recipient
@@ -13,6 +12,7 @@ from elemta.smtp.parameters import parse_mail_parameters, parse_rcpt_parameters
 from elemta.smtp.path import MAX_DOMAIN, parse_forward_path, parse_reverse_path
 from elemta.smtp.reply import Reply
 from elemta.smtp.settings import SessionSettings
+from elemta.value_type import value_type
 
 # A path in angle brackets, which may stand in a quoted local-part, then parameters. RFC 5321 §4.1.1.2 has no
 # space before the path; so many clients send one that it is let pass: it changes nothing of what is meant.
@@ -23,13 +23,13 @@ _HELO_NAME = re.compile(r"[A-Za-z0-9._:%\[\]-]+")
 _CHUNK = re.compile(r"([0-9]{1,20})(?: +([A-Za-z]+))?")
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class MailCommand:
     sender: Address
     parameters: MailParameters
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class BdatCommand:
     """``size`` is None where the command is malformed, and the end of its chunk is unknown."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+
+from elemta.value_type import value_type
 
 # RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
 _LONGEST_TEXT = 480
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Reply:
     """One reply to the client: ``code``, ``enhanced`` ("" where there is none, as in 354), lines of text.
 

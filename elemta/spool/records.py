@@ -9,15 +9,17 @@ from pathlib import Path
 
 from elemta.address import Address
 from elemta.envelope import Client, Envelope, MailParameters, Recipient
+from elemta.fast_enum import FastEnum
 from elemta.history.events import VerdictNote
 from elemta.message.summary import NO_SUMMARY, HeaderSummary
 from elemta.outcome import Outcome
+from elemta.value_type import value_type
 
 _KIB = 1024
 _MIB = 1024 * _KIB
 
 
-class MessageState(enum.Enum):
+class MessageState(FastEnum):
     """Where a queued message stands.
 
     ACTIVE: to be delivered as soon as possible. DEFERRED: an attempt failed for now, the next has a
@@ -104,7 +106,7 @@ class SpoolSettings:
     longest_reopen: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Submission:
     """What the spool needs beside the body to take responsibility for a message.
 
