@@ -8,7 +8,6 @@ escaped, so one record is one line whatever is in it, and no value is longer tha
 from __future__ import annotations
 
 import enum
-import json
 import os
 import re
 import time
@@ -21,6 +20,8 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
+from elemta.fast_enum import FastEnum
+from elemta.json_text import json_text
 from elemta.ops.log_writer import LogWriter, TextStream
 from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp.session_info import EXPLAINED
@@ -55,7 +56,7 @@ _NOT_FIELDS = frozenset(
         "failure",
         "logLevel",
         "debugInfo",
-        # Those of every event of twisted.logger, which need no look at their beginning then.
+        # Those of every event of twisted.logger.
         "log_logger",
         "log_level",
         "log_namespace",
@@ -66,6 +67,33 @@ _NOT_FIELDS = frozenset(
 )
 _OF_POLICIES = "elemta.policy."
 _NEVER_LOGGED = frozenset(["password", "passwd", "secret", "credentials", "authorization", "token"])
+# Keys of policies may be any number, and are not all kept.
+_MOST_KEYS = 1000
+
+
+class _Shown(FastEnum):
+    """How a record has what an event has under a key."""
+
+    AS_IT_IS = "as it is"
+    HIDDEN = "without its value"
+    NOT = "not"
+
+
+class _ShownKeys(dict[str, _Shown]):
+    """The same for each key, looked at once."""
+
+    def __missing__(self, key: str) -> _Shown:
+        shown = _Shown.AS_IT_IS
+        if key in _NOT_FIELDS or key.startswith("log_"):
+            shown = _Shown.NOT
+        elif key in _NEVER_LOGGED:
+            shown = _Shown.HIDDEN
+        if len(self) < _MOST_KEYS:
+            self[key] = shown
+        return shown
+
+
+_SHOWN = _ShownKeys()
 _NOISE = (
     "Starting factory ",
     "Stopping factory ",
@@ -167,11 +195,10 @@ class LogObserver:
         # A policy's record has all that it was given, whether or not it has a name.
         ours = name is not None or str(event.get("log_namespace")).startswith(_OF_POLICIES)
         for key, value in event.items():
-            if key in _NOT_FIELDS or key.startswith("log_"):
-                continue
             kind = type(value)
-            if key in _NEVER_LOGGED:
-                record[key] = "[not logged]"
+            if _SHOWN[key] is not _Shown.AS_IT_IS:
+                if _SHOWN[key] is _Shown.HIDDEN:
+                    record[key] = "[not logged]"
             elif value is None or kind is int or (kind is str and len(value) <= MAX_VALUE):
                 # Nearly every value, as it is: `_plain` would come to the same in ten times as long.
                 record[key] = value
@@ -212,9 +239,6 @@ def _is_explained(event: LogEvent) -> bool:
     return type(session_id) is str and session_id.startswith(EXPLAINED)
 
 
-_encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":")).encode
-
-
 class _EncodedKeys(dict[str, str]):
     """The keys of records as JSON has them; those of policies may be any number, and are not all kept."""
 
@@ -225,7 +249,6 @@ class _EncodedKeys(dict[str, str]):
         return encoded
 
 
-_MOST_KEYS = 1000
 _KEYS = _EncodedKeys()
 
 
@@ -238,7 +261,7 @@ def render_json(record: Record) -> str:
         if kind is str:
             value = encode_basestring_ascii(value)  # noqa: PLW2901
         elif kind is not int:
-            value = "null" if value is None else _encode(value)  # noqa: PLW2901
+            value = "null" if value is None else json_text(value)  # noqa: PLW2901
         line += f",{_KEYS[key]}{value}"
     return f"{{{line[1:]}}}\n"
 
@@ -277,16 +300,16 @@ def _text_fields(record: Record, one_line: bool = False) -> str:
 
 
 def _word(value: object) -> str:
-    text = value if isinstance(value, str) else _encode(value)
+    text = value if isinstance(value, str) else json_text(value)
     if not text.isprintable():
-        return _encode(text)
+        return json_text(text)
     if isinstance(value, str) and (not text or any(char in text for char in ' "=\\')):
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text
 
 
 def _printable(text: str) -> str:
-    return text if text.isprintable() else _encode(text)[1:-1]
+    return text if text.isprintable() else json_text(text)[1:-1]
 
 
 def _level(event: LogEvent) -> str:
@@ -325,11 +348,11 @@ def _describe(failure: Failure, record: Record) -> None:
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """``value`` as something JSON can hold, bounded."""
-    if isinstance(value, str | bytes | bytearray) or depth == _MAX_DEPTH:
-        return _text(value)
+    if isinstance(value, (str, bytes, bytearray)) or depth == _MAX_DEPTH:
+        return value if type(value) is str and len(value) <= MAX_VALUE else _text(value)
     if isinstance(value, enum.Enum):
         return _plain(value.value, depth + 1)
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, Mapping):
         return {_text(key): _plain(value[key], depth + 1) for key in list(value)[:_MAX_ELEMENTS]}

@@ -18,6 +18,7 @@ from elemta.envelope import (
     Recipient,
     Return,
 )
+from elemta.json_text import json_text
 from elemta.spool.queue_id import row_key
 from elemta.spool.records import MessageState, QueuedMessage, Submission
 
@@ -56,8 +57,6 @@ FINISHED = (
     " WHERE r.message_id = m.id AND NOT r.pending)"
 )
 
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-
 
 def encode_envelope(submission: Submission) -> str:
     """The parts of an envelope that no query looks into, as JSON; ASCII, so that any text survives."""
@@ -69,7 +68,7 @@ def encode_envelope(submission: Submission) -> str:
     }
     if submission.parameters is not NO_PARAMETERS and submission.parameters != NO_PARAMETERS:
         value["mail"] = _parameter_parts(submission.parameters)
-    return _encode(value)
+    return json_text(value)
 
 
 def _address_parts(address: Address) -> tuple[object, ...]:
