@@ -133,17 +133,21 @@ class Domains:
         """
         if not self.is_local(address.domain):
             return not address.domain and address.local.lower() == "postmaster"
+        if not self.aliases.lines:
+            return self.is_mailbox(address)
         return any(
             self.is_mailbox(each) if self.is_local(each.domain) else True for each in self.expand(address)
         )
 
     def is_mailbox(self, address: Address) -> bool:
         """Whether the address itself is a mailbox at a local domain, whatever its alias is."""
-        mailbox = self.mailbox(address)
-        if not address.local or mailbox.domain not in self.local:
+        if not address.local or not self.is_local(address.domain):
             return False
+        if self.recipients is None:
+            return True
+        mailbox = self.mailbox(address)
         # RFC 5321 §4.5.1
-        if self.recipients is None or mailbox.local == "postmaster":
+        if mailbox.local == "postmaster":
             return True
         listed = {f"{mailbox.local}@{mailbox.domain}", f"@{mailbox.domain}"}
         return not self.recipients.isdisjoint(listed) or self.aliases.leads_to(mailbox)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from elemta.address import Address
+from elemta.fast_enum import FastEnum
 
 
-class Status(enum.Enum):
+class Status(FastEnum):
     """What one attempt came to."""
 
     DELIVERED = "delivered"
@@ -20,7 +21,7 @@ class Status(enum.Enum):
     FAILED = "failed"
 
 
-class ReachedStage(enum.Enum):
+class ReachedStage(FastEnum):
     """How far an attempt came; it says which party a failure is about.
 
     NOTHING_FREE: no connection was allowed in time, which is no fault of the next hop. NOWHERE: nothing could

@@ -7,7 +7,6 @@ from functools import partial
 from typing import BinaryIO
 
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.connections import Connections
@@ -25,10 +24,11 @@ from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Attempt, LocalFault, Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime, WorkerPool
+from elemta.runtime.fast_logger import FastLogger
 from elemta.spool import Content
 from elemta.spool.records import QueuedMessage
 
-_log = Logger()
+_log = FastLogger()
 
 _CHUNK = 64 * 1024
 

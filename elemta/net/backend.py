@@ -65,10 +65,13 @@ class SessionBackend:
         self._facts = facts
         self._health_check = health_check
         self._policies = terms.chain.open(facts)
+        self._tells_refusals = self._policies.tells_refusals and not health_check
         #: The queue id of the message that the transaction has come to; "" before there is one.
         self.queue_id = ""
         #: The last question, unless a password is in it.
         self.asked: Question | None = None
+        # Of the transaction
+        self._rules: SubmissionRules | None = None
         self._writer: MessageWriter | None = None
         # Of the message that the writer takes
         self._header: HeaderReader
@@ -90,7 +93,7 @@ class SessionBackend:
                 answer = run(self._answer_counted(question, self._refusal_limits))
         except Exception:  # whatever it is, it is ours, and the client may try again
             answer = self._internal_error(Failure())
-        tells = self._policies.tells_refusals and not self._health_check
+        tells = self._tells_refusals
         # Nearly every answer is there at once.
         if isinstance(answer, Response):
             return self._tell_refusal(answer, question) if tells else answer
@@ -188,7 +191,8 @@ class SessionBackend:
 
     def _answer_mail(self, question: MailQuestion) -> MaybeDeferred[Response]:
         self.queue_id = ""
-        rules = self._submission_rules()
+        # No client logs in between MAIL and its message, so they hold for that, too.
+        self._rules = rules = self._submission_rules()
         refused = rules and rules.refuse_sender(self._facts, question.transaction.mail_from)
         if refused:
             return self._refuse_submission(refused, question.stage)
@@ -206,7 +210,7 @@ class SessionBackend:
     def message_started(self, transaction: TransactionInfo) -> None:
         self._writer = self._terms.spool.begin()
         self.queue_id = transaction.queue_id = self._writer.queue_id
-        rules = self._submission_rules()
+        rules = self._rules
         if rules is None:
             self._submitted, self._header = None, HeaderReader(host=self._terms.server.hostname)
         else:

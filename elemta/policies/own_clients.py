@@ -13,4 +13,6 @@ Networks = Sequence[IPv4Network | IPv6Network]
 def is_exempt(session: Session, domains: Domains, exempt: Networks = ()) -> bool:
     """Whether the client logged in, may relay anywhere, or is in one of ``exempt``."""
     ip = session.client_ip
-    return session.user is not None or domains.may_relay(ip) or any(ip in network for network in exempt)
+    if session.user is not None or domains.may_relay(ip):
+        return True
+    return bool(exempt) and any(ip in network for network in exempt)

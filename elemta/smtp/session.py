@@ -359,11 +359,14 @@ class ServerSession:
     def _execute(self, line: bytes) -> None:
         state = self.state
         text, reply = None, replies.CONTROL_IN_COMMAND
-        if _CONTROL.search(line) is None:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            if _CONTROL.search(line) is None:
                 reply = replies.NOT_UTF8
+        # What can be printed has no control in it. That is nearly every line, and soon found.
+        if text is not None and not text.isprintable() and _CONTROL.search(line) is not None:
+            text = None
         if text is None and not self._settings.strict:
             text = lenient_grammar.text_of(line, state.kinds)
         if text is None:
