@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from elemta.smtp.framing import has_bare_newline
+from elemta.smtp.framing import first_line_dot, has_bare_newline
 
 # Enough to make the replies cost nothing, little enough to be held in memory by every connection.
 CHUNK = 256 * 1024
@@ -41,11 +41,13 @@ class ContentEncoder:
         if has_bare_newline(chunk):
             chunk = _LINE_END.sub(b"\r\n", chunk)
         at_line_start, self._at_line_start = self._at_line_start, chunk.endswith(b"\r\n")
-        if not self._dots or b"." not in chunk:
+        if not self._dots:
             return chunk
         # RFC 5321 §4.5.2
-        stuffed = chunk.replace(b"\r\n.", b"\r\n..")
-        return b"." + stuffed if at_line_start and chunk.startswith(b".") else stuffed
+        begins_with_dot = at_line_start and chunk.startswith(b".")
+        if first_line_dot(chunk) >= 0:
+            chunk = chunk.replace(b"\r\n.", b"\r\n..")
+        return b"." + chunk if begins_with_dot else chunk
 
     def finish(self) -> bytes:
         """The octets that end the message: the end of its last line where it has none, and the dot."""
