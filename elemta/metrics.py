@@ -37,6 +37,9 @@ class NetMetrics:
             "Health checks of a load balancer; no other count of connections or replies includes them.",
             "listener",
         )
+        self.overloaded = new.gauge(
+            "elemta_overloaded", "1 while new connections are refused since there is more to do than time."
+        )
         self.session_memory = new.reported_gauge(
             "elemta_session_memory_bytes",
             "Memory of all sessions beyond that of idle ones, as Python takes it: input that waits, replies "

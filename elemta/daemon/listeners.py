@@ -33,7 +33,7 @@ class Listeners:
     """
 
     def __init__(self, shared: SharedResources, max_connections: int) -> None:
-        self.registry = ConnectionRegistry(shared.runtime, max_connections)
+        self.registry = ConnectionRegistry(shared.runtime, max_connections, shared.metrics.net)
         self.registry.trace = shared.trace
         shared.metrics.net.session_memory.poll_labelled(self._session_memory)
         self.smtp: list[Listener] = []
@@ -123,6 +123,7 @@ class Listeners:
         self.registry.max_connections = resources.max_connections
         self.registry.max_connections_per_ip = resources.max_connections_per_ip
         self.registry.envelopes.admit(components.max_envelope)
+        self.registry.overload.commit_seconds = lambda: spool.commit_seconds
         self.mailboxes.forget()
         routes = None if components.chain.delivery_hooks.asks else RouteTable(components.routes)
         configured = {listener.name: listener for listener in components.config.listeners}

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import Logger
 
 from elemta.config import ListenerConfig, ListenerTLS
+from elemta.directwrite import write_at_once
 from elemta.metrics import NetMetrics
 from elemta.net.context import ListenerContext
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
 from elemta.net.registry import ConnectionRegistry, IPAddress
 from elemta.net.socket_address import address_of
+from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo
 
-_log = Logger()
+_log = FastLogger()
+
+# A reason for which each refused connection has no record of its own: there are very many of them.
+_OVERLOAD = "overload"
 
 
 class RefusalProtocol(Protocol):
@@ -29,7 +33,7 @@ class RefusalProtocol(Protocol):
     def connectionMade(self) -> None:
         assert self.transport is not None  # noqa: S101 - Twisted sets it before this call
         if self._reply is not None:
-            self.transport.write(self._reply.encode())
+            write_at_once(self.transport, self._reply.encode())
         self.transport.loseConnection()
 
 
@@ -90,6 +94,8 @@ class ESMTPFactory(Factory):
             return closed_with or replies.STARTING, "closed"
         if not self._registry.has_capacity():
             return replies.TOO_MANY_CONNECTIONS, "max_connections"
+        if not (health_check or self._registry.overload.has_capacity):
+            return replies.OVERLOADED, _OVERLOAD
         if self.context.implicit_tls and not (health_check or self._registry.has_handshake_capacity(ip)):
             return replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip"
         return None
@@ -97,13 +103,16 @@ class ESMTPFactory(Factory):
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
         self._metrics.connections_refused.labels(self.listener.name, reason).inc()
         self._registry.refusals.no_session(str(ip), self.listener.name, reply, reason)
-        _log.info(
-            "connection refused",
-            event="connection.refused",
-            listener=self.listener.name,
-            client_ip=str(ip),
-            reason=reason,
-        )
+        if reason == _OVERLOAD:
+            self._registry.overload.refused += 1
+        else:
+            _log.info(
+                "connection refused",
+                event="connection.refused",
+                listener=self.listener.name,
+                client_ip=str(ip),
+                reason=reason,
+            )
         return self._refusal_protocol(reply)
 
     def _refuse_health_check(self, reply: Reply) -> RefusalProtocol:

@@ -15,8 +15,10 @@ from twisted.logger import Logger
 
 from elemta.conversation_trace import ConversationTrace
 from elemta.limits.identity import ip_identity
+from elemta.metrics import NetMetrics
 from elemta.net.handshake_log import HandshakeLog
 from elemta.net.live_sessions import LiveSession
+from elemta.net.overload import OverloadLimit
 from elemta.net.recent_refusals import RecentRefusals
 from elemta.runtime import Runtime
 from elemta.smtp import replies
@@ -84,7 +86,7 @@ class ConnectionRegistry:
     reply, every new client gets it.
     """
 
-    def __init__(self, runtime: Runtime, max_connections: int) -> None:
+    def __init__(self, runtime: Runtime, max_connections: int, metrics: NetMetrics | None = None) -> None:
         self._reactor: IReactorTime = runtime.reactor
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections
@@ -99,6 +101,12 @@ class ConnectionRegistry:
         self._stood_still = 0.0
         self.handshake_log = HandshakeLog(self.seconds)
         self.refusals = RecentRefusals(runtime.wall)
+        self.overload = OverloadLimit(
+            self._reactor,
+            metrics or NetMetrics(),
+            lambda: len(self.connections),
+            lambda: self.max_connections,
+        )
         self.trace = ConversationTrace(runtime.wall, runtime.monotonic)
 
     def seconds(self) -> float:
@@ -138,6 +146,7 @@ class ConnectionRegistry:
         if not self.connections:
             self._looked_at = max(self._looked_at, self._reactor.seconds() - LOOK_SECONDS)
         self.connections[connection] = None
+        self.overload.watch()
 
     def remove(self, connection: ClientConnection) -> None:
         self.connections.pop(connection, None)

@@ -147,6 +147,8 @@ STARTING = Reply.of(421, "4.3.2", "Service not ready yet, try again later")
 # RFC 5321 §6.3
 TOO_MANY_HOPS = Reply.of(554, "5.4.6", "Too many hops, mail loop suspected")
 TOO_MANY_CONNECTIONS = Reply.of(421, "4.7.0", "Too many connections, try again later")
+# RFC 3463 §3.4 X.3.2
+OVERLOADED = Reply.of(421, "4.3.2", "Too busy, try again later")
 
 #: Replies that only repeat what an earlier refusal has said.
 CONSEQUENCES = frozenset({MAIL_FIRST, NO_VALID_RECIPIENTS})

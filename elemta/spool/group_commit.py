@@ -66,6 +66,7 @@ class GroupCommit:
         self._state = CommitState.IDLE
         self._settings = settings
         self._reactor = runtime.reactor
+        self._monotonic = runtime.monotonic
         self._threads = threads
         self._store = store
         self._metrics = metrics
@@ -83,6 +84,12 @@ class GroupCommit:
         self._at_work: list[tuple[list[PendingOperation], list[DeliveryResult]]] = []
         self._doubtful: list[NewMessage] = []
         self._idle: list[Deferred[None]] = []
+        self._begun_at = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the transaction that is under way has taken so far; 0.0 where there is none."""
+        return self._monotonic() - self._begun_at if self._at_work else 0.0
 
     @property
     def settled(self) -> bool:
@@ -195,6 +202,7 @@ class GroupCommit:
             late, self._late = self._late, []
             self._unsettled += len(late)
             self._at_work.append((entries, late))
+            self._begun_at = self._monotonic()
             done: Deferred[Batch] = Deferred()
             done.addCallback(self._finished, entries, late).addErrback(self._broke)
             work = partial(self._work, entries, late, maintain, done)

@@ -220,6 +220,11 @@ class Spool(QueueLookups, Intake):
         return self._commits.healthy
 
     @property
+    def commit_seconds(self) -> float:
+        """How long the commit that is under way has taken so far; 0.0 where there is none."""
+        return self._commits.seconds
+
+    @property
     def settled(self) -> bool:
         """Whether an attempt may be made: the disk is trusted, and all that came of earlier ones is written.
 

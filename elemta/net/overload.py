@@ -1,0 +1,114 @@
+"""Overload: how many connections may be open while this process has more work than time.
+
+All sessions share one event loop, so each one more makes all of them slower, and no message is taken sooner.
+A new client gets 421 at once instead, and tries again later or elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+
+from elemta.metrics import NetMetrics
+from elemta.runtime.fast_logger import FastLogger
+
+_log = FastLogger()
+
+BEAT_SECONDS = 0.1
+"""Seconds from one look at the event loop to the next."""
+
+LATE_SECONDS = 0.05
+"""A look that comes so late was kept by other work. A session of one message takes some ten such turns."""
+
+SLOW_COMMIT_SECONDS = 0.5
+"""A commit that takes so long keeps all sessions waiting that have sent a message."""
+
+FEWEST_CONNECTIONS = 100
+"""So many connections are always allowed: where fewer are slow, the load is not theirs."""
+
+_LOOKS_TO_BEGIN = 5
+
+
+class OverloadLimit:
+    """The number of connections that may be open, beside ``max_connections``.
+
+    ``open_connections()`` says how many are open, ``most()`` is ``max_connections``. Looks begin with
+    :meth:`watch` and end by themselves. A late look cuts the number to nine tenths of what is open, and one
+    in time adds a tenth. A few late looks do not begin that: the collector of garbage may have caused them.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        metrics: NetMetrics,
+        open_connections: Callable[[], int],
+        most: Callable[[], int],
+    ) -> None:
+        self._reactor = reactor
+        self._metrics = metrics
+        self._open = open_connections
+        self._most = most
+        #: How long the commit that is under way has taken so far; 0.0 where there is none.
+        self.commit_seconds: Callable[[], float] = float
+        #: None: there is no overload.
+        self.limit: int | None = None
+        self.refused = 0
+        self._late_looks = 0
+        self._due = 0.0
+        self._watches = False
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether one more connection may be open."""
+        return self.limit is None or self._open() < self.limit
+
+    def watch(self) -> None:
+        """Begin to look, if there are enough connections; called for each new one."""
+        if not self._watches and self._open() >= FEWEST_CONNECTIONS:
+            self._watches = True
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._due = self._reactor.seconds() + BEAT_SECONDS
+        self._reactor.callLater(BEAT_SECONDS, self._look)
+
+    def _look(self) -> None:
+        late = self._reactor.seconds() - self._due
+        commit = self.commit_seconds()
+        connections = self._open()
+        if late >= LATE_SECONDS or commit >= SLOW_COMMIT_SECONDS:
+            self._late_looks += 1
+            if self.limit is not None or self._late_looks >= _LOOKS_TO_BEGIN:
+                self._cut(connections, late, commit)
+        else:
+            self._late_looks = 0
+            if self.limit is not None:
+                self._grow(self.limit)
+        self._watches = self.limit is not None or connections >= FEWEST_CONNECTIONS
+        if self._watches:
+            self._schedule()
+
+    def _cut(self, connections: int, late: float, commit: float) -> None:
+        if self.limit is None:
+            if connections < FEWEST_CONNECTIONS:
+                return
+            self.refused = 0
+            self._metrics.overloaded.inc()
+            _log.warn(
+                "there is more to do than time; new connections are refused",
+                event="overload.begun",
+                connections=connections,
+                late_seconds=round(late, 3),
+                commit_seconds=round(commit, 3),
+            )
+        self.limit = max(FEWEST_CONNECTIONS, min(connections, self._most()) * 9 // 10)
+
+    def _grow(self, limit: int) -> None:
+        limit += limit // 10
+        if limit < self._most():
+            self.limit = limit
+            return
+        self.limit = None
+        self._metrics.overloaded.dec()
+        _log.info("new connections are taken again", event="overload.ended", refused=self.refused)

@@ -1,0 +1,120 @@
+"""More load than this process can take: new clients get 421 at once, the others are served."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from twisted.internet.task import Clock
+
+from elemta.metrics import NetMetrics
+from elemta.net.overload import (
+    BEAT_SECONDS,
+    FEWEST_CONNECTIONS,
+    LATE_SECONDS,
+    SLOW_COMMIT_SECONDS,
+    OverloadLimit,
+)
+
+from .conftest import Place
+
+MOST = 1000
+
+
+class Load:
+    """A loop of events with so many connections."""
+
+    def __init__(self, connections: int) -> None:
+        self.clock = Clock()
+        self.connections = connections
+        self.commit = 0.0
+        self.metrics = NetMetrics()
+        self.overload = OverloadLimit(self.clock, self.metrics, lambda: self.connections, lambda: MOST)
+        self.overload.commit_seconds = lambda: self.commit
+        self.overload.watch()
+
+    def look(self, times: int = 1, *, late: float = 0.0) -> None:
+        """So many looks, each so late."""
+        for _ in range(times):
+            self.clock.advance(BEAT_SECONDS + late)
+
+    @property
+    def shown(self) -> float:
+        return self.metrics.overloaded._value.get()
+
+
+def test_a_loop_that_stays_late_takes_fewer_connections_step_by_step() -> None:
+    load = Load(500)
+    load.look(4, late=LATE_SECONDS)
+    # Pauses may be none of the clients' doing.
+    assert load.overload.has_capacity
+    assert load.shown == 0
+    load.look(1, late=LATE_SECONDS)
+    assert load.overload.limit == 450
+    assert not load.overload.has_capacity
+    assert load.shown == 1
+    load.connections = 440
+    assert load.overload.has_capacity
+    load.look(1, late=LATE_SECONDS)
+    assert load.overload.limit == 396
+
+
+def test_single_late_looks_with_others_between_them_change_nothing() -> None:
+    load = Load(500)
+    for _ in range(20):
+        load.look(1, late=1.0)
+        load.look(1)
+    assert load.overload.limit is None
+
+
+def test_it_ends_by_itself_when_the_loop_is_in_time_again() -> None:
+    load = Load(500)
+    load.look(5, late=LATE_SECONDS)
+    load.connections = 0
+    limits = []
+    while load.overload.limit is not None:
+        limits.append(load.overload.limit)
+        load.look()
+    assert limits == sorted(set(limits))
+    assert len(limits) * BEAT_SECONDS < 3.0
+    assert load.shown == 0
+    # Nothing looks any more, until there are enough connections again.
+    assert load.clock.getDelayedCalls() == []
+    load.connections = FEWEST_CONNECTIONS
+    load.overload.watch()
+    load.overload.watch()
+    assert len(load.clock.getDelayedCalls()) == 1
+
+
+def test_a_commit_that_hangs_counts_as_late() -> None:
+    load = Load(500)
+    load.commit = SLOW_COMMIT_SECONDS
+    load.look(5)
+    assert not load.overload.has_capacity
+    load.commit = 0.0
+    load.look(30)
+    assert load.overload.limit is None
+
+
+def test_few_connections_are_never_refused_and_not_even_looked_at() -> None:
+    load = Load(FEWEST_CONNECTIONS - 1)
+    assert load.clock.getDelayedCalls() == []
+    load.connections = FEWEST_CONNECTIONS
+    load.overload.watch()
+    load.connections = FEWEST_CONNECTIONS - 1
+    load.look(1, late=9.0)
+    assert load.clock.getDelayedCalls() == []
+    load = Load(FEWEST_CONNECTIONS + 1)
+    load.look(50, late=9.0)
+    assert load.overload.limit == FEWEST_CONNECTIONS
+
+
+def test_a_refused_client_gets_421_and_is_counted_but_a_health_check_is_answered(place: Place) -> None:
+    place.registry.overload.limit = 0
+    refused = place.connect()
+    assert refused.said() == ["421 4.3.2 Too busy, try again later"]
+    assert refused.transport.disconnecting
+    assert place.counted.refused == [("mx", "overload")]
+    assert place.registry.overload.refused == 1
+    assert place.factory.why_refused(ip_address("192.0.2.1"), health_check=True) is None
+    place.registry.overload.limit = None
+    assert place.connect().said()[0].startswith("220 ")
