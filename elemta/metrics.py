@@ -389,6 +389,11 @@ class Metrics:
             "Figures that were not available in time for a scrape.",
             "source",
         )
+        self.worker_scrapes_missed = new.counter(
+            "elemta_worker_scrapes_missed_total",
+            "Scrapes that a worker did not answer in time; its gauges are left out of them.",
+            "worker",
+        )
 
 
 def one_of(words: Iterable[str], current: str) -> list[LabelledValue]:

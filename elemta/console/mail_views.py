@@ -29,6 +29,7 @@ async def queue(visit: Visit) -> Page:
     following = urlencode({**filters, "after": page["next"]}) if page["next"] else ""
     values = {
         "messages": page["messages"],
+        "problems": page.get("problems", ()),
         "stats": stats,
         "filters": {name: filters.get(name, "") for name in known_filters(visit)},
         "following": following,

@@ -27,6 +27,7 @@ async def overview(visit: Visit) -> Page:
         "overview.html",
         {
             "status": status,
+            "workers": status.get("workers", ()),
             "nodes": nodes,
             "refused": refused,
             "attention": attention,
@@ -47,6 +48,11 @@ def _attention(status: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[tupl
     if valkey is not None and status["limiter"] == "local":
         why = f": {valkey['trouble']}" if valkey["trouble"] else ""
         found.append(("bad", f"Valkey is away, so limits are counted by this node alone{why}."))
+    for each in status.get("workers", ()):
+        if each["state"] != "running":
+            why = each["trouble"] or each["state"]
+            found.append(("warn", f"Worker {each['number']} does not run: {why}."))
+    found += [("warn", f"{problem}.") for problem in status.get("problems", ())]
     if not status["spool"]["healthy"]:
         found.append(("bad", "The disk of the spool has failed."))
     for each in status["certificates"]:
@@ -88,7 +94,8 @@ async def sessions(visit: Visit) -> Page:
     """The open sessions of this node."""
     client = visit.query.get("client", "").strip()
     listing = await visit.get("/v1/sessions", {"limit": "500", "client": client})
-    return Page("sessions.html", {"listing": listing, "client": client})
+    values = {"listing": listing, "client": client, "problems": listing.get("problems", ())}
+    return Page("sessions.html", values)
 
 
 async def refused(visit: Visit) -> Page:

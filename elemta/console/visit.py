@@ -88,8 +88,8 @@ class Visit:
 
 
 def silent_nodes(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The nodes whose part is not in an answer."""
-    return [node for node in answer.get("nodes", ()) if not node["answered"]]
+    """The nodes whose part, or some of it, is not in an answer."""
+    return [node for node in answer.get("nodes", ()) if node["problem"]]
 
 
 def own_node(answer: Mapping[str, Any]) -> str:

@@ -103,10 +103,11 @@ class CommandContext:
         self.stderr.write(f"elemtactl: {safe(line)}\n")
 
     def note_silent(self, answer: Mapping[str, Any]) -> None:
-        """A line for each node whose part is not in an answer."""
+        """A line for each node whose part, or some of it, is not in an answer."""
         for node in answer.get("nodes", ()):
-            if not node["answered"]:
-                self.note(f"node {node['node_id']} is not in this: {node['problem']}")
+            if node["problem"]:
+                missing = "some of it" if node["answered"] else "it"
+                self.note(f"node {node['node_id']}: {missing} is not in this: {node['problem']}")
 
     def give(self, document: object) -> None:
         """One JSON document to standard output."""

@@ -24,6 +24,15 @@ _CERTIFICATES = (
     Column("KEY"),
     Column("DAYS LEFT", right=True),
 )
+_WORKERS = (
+    Column("WORKER", right=True),
+    Column("STATE"),
+    Column("PID", right=True),
+    Column("SESSIONS", right=True),
+    Column("QUEUE", right=True),
+    Column("STARTS", right=True),
+    Column("TROUBLE", spare=1, folds=True),
+)
 _NODES = (
     Column("NODE", whole=True),
     Column("STATE"),
@@ -76,12 +85,17 @@ def status(invocation: CommandContext) -> int:
         invocation.say(f"{name:<10}{value}")
     invocation.say("")
     invocation.give_table(_LISTENERS, [_listener(listener) for listener in answer["listeners"]])
+    if answer.get("workers"):
+        invocation.say("")
+        invocation.give_table(_WORKERS, [_worker(worker) for worker in answer["workers"]])
     if answer["certificates"]:
         invocation.say("")
         rows = [_certificate(certificate) for certificate in answer["certificates"]]
         invocation.give_table(_CERTIFICATES, rows)
     for key in answer["needs_restart"]:
         invocation.say(f"note: {waits_for_restart(key)}")
+    for problem in answer.get("problems", ()):
+        invocation.note(f"{problem}; its part is not in this")
     for note in answer["notes"]:
         invocation.say(f"note: {fault_of(note)}")
     return EX_OK
@@ -94,6 +108,19 @@ def _listener(listener: Mapping[str, Any]) -> Sequence[str]:
         listener["tls"],
         listener["address"],
         str(listener["connections"]),
+    )
+
+
+def _worker(worker: Mapping[str, Any]) -> Sequence[str]:
+    """One of the processes of ``[server] workers``."""
+    return (
+        str(worker["number"]),
+        worker["state"],
+        "" if worker["pid"] is None else str(worker["pid"]),
+        str(worker["sessions"]),
+        str(worker["queued"]),
+        str(worker["starts"]),
+        worker["trouble"],
     )
 
 

@@ -56,6 +56,12 @@ LISTINGS: Mapping[str, JoinedListing] = {
 """The calls that speak for the fleet. Each of them reads."""
 
 
+def _partly(content: Any) -> str:
+    """What is missing in the part of a node itself: that of a worker which does not answer."""
+    nodes = content.get("nodes") if isinstance(content, dict) else None
+    return str(nodes[0]["problem"]) if nodes else ""
+
+
 @dataclass(frozen=True, slots=True)
 class FleetPeer:
     """Another node, asked through Valkey."""
@@ -77,7 +83,7 @@ class FleetCalls(CallTable):
         self, own: CallTable, fleet: Membership, questions: NodeQuestions, node_id: str, runtime: Runtime
     ) -> None:
         CallTable.__init__(self)
-        self.calls = own.calls
+        self.set_calls(own.calls)
         self._own = own
         self._fleet = fleet
         self._questions = questions
@@ -139,8 +145,10 @@ class FleetCalls(CallTable):
                 row["node_id"] = name
         missing = [each.name for each in others if each.problem]
         joined = listing.join(query, parts, missing)
-        nodes = [NodeAnswer(each.name, not each.problem, each.problem) for each in others]
-        return {**joined, "nodes": to_json((NodeAnswer(self._node_id), *nodes))}
+        nodes = [NodeAnswer(self._node_id, problem=_partly(own))]
+        for each in others:
+            nodes.append(NodeAnswer(each.name, not each.problem, each.problem or _partly(each.content)))
+        return {**joined, "nodes": to_json(nodes)}
 
     # The others
 

@@ -24,7 +24,10 @@ Parts = Mapping[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """A node that was asked, and whether its part is in the answer; else ``problem`` says why it is not."""
+    """A node that was asked, and whether its part is in the answer.
+
+    ``problem`` says why it is not, or what is missing in that part.
+    """
 
     node_id: str
     answered: bool = True

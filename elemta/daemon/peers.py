@@ -14,7 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.auth.roles import LOCAL, Caller
 from elemta.errors import PeerFailed
+from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Json
 
 _log = Logger()
@@ -22,11 +24,13 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class PeerRequest:
-    """An admin call: its method, its path with the query, and a body of JSON."""
+    """An admin call of ``caller``: its method, its path with the query, and a body."""
 
     method: str
     uri: str
     body: bytes = b""
+    content_type: str = ""
+    caller: Caller = LOCAL
 
     @classmethod
     def get(cls, path: str, query: Mapping[str, str]) -> PeerRequest:
@@ -77,11 +81,12 @@ class Peer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
-    """What a peer answered, or the ``problem`` that kept it from that."""
+    """What a peer answered, its ``refusal``, or the ``problem`` that kept it from an answer."""
 
     name: str
     content: Json = None
     problem: str = ""
+    refusal: AdminRefusal | None = None
 
 
 async def ask_each(
@@ -94,21 +99,24 @@ async def ask_each(
     ]
     answers = await DeferredList(waiting)
     found: list[Any] = [answer for _, answer in answers]
-    return [
-        PeerAnswer(peer.name, problem=str(content))
-        if isinstance(content, PeerFailed)
-        else PeerAnswer(peer.name, content)
-        for (peer, _, _), content in zip(asked, found, strict=True)
-    ]
+    return [_answer(peer.name, content) for (peer, _, _), content in zip(asked, found, strict=True)]
+
+
+def _answer(name: str, content: Any) -> PeerAnswer:
+    if isinstance(content, AdminRefusal):
+        return PeerAnswer(name, problem=content.error, refusal=content)
+    if isinstance(content, PeerFailed):
+        return PeerAnswer(name, problem=str(content))
+    return PeerAnswer(name, content)
 
 
 # What a peer that keeps its own deadline needs to say so.
 _GRACE = 0.05
 
 
-def _problem(failure: Failure) -> PeerFailed:
+def _problem(failure: Failure) -> PeerFailed | AdminRefusal:
     error = failure.value
-    if isinstance(error, PeerFailed):
+    if isinstance(error, PeerFailed | AdminRefusal):
         return error
     if isinstance(error, OutOfTime):
         return PeerFailed("no answer in time")

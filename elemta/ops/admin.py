@@ -12,6 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import quote, unquote
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -32,6 +33,7 @@ _log = Logger()
 DEADLINE_SECONDS = 30.0
 IDLE_SECONDS = 60
 
+_ACTOR, _ROLE = "x-elemta-actor", "x-elemta-role"
 _UCRED = struct.Struct("3i")
 
 
@@ -171,14 +173,22 @@ class AdminExchange:
 class AdminSite(Site):
     """The factory of the admin socket: these calls, for any peer that may open it.
 
-    ``deadline`` is seconds for one call.
+    ``deadline`` is seconds for one call. ``identify`` says which peer makes it; by default the process at the
+    other end of the socket.
     """
 
     displayTracebacks = False
     requestFactory = AdminRequest
 
-    def __init__(self, calls: CallTable, reactor: ReactorBase, *, deadline: float = DEADLINE_SECONDS) -> None:
-        resource = AdminResource(calls, reactor, deadline, _peer)
+    def __init__(
+        self,
+        calls: CallTable,
+        reactor: ReactorBase,
+        *,
+        deadline: float = DEADLINE_SECONDS,
+        identify: Identify | None = None,
+    ) -> None:
+        resource = AdminResource(calls, reactor, deadline, identify or _peer)
         Site.__init__(self, resource, timeout=IDLE_SECONDS, reactor=reactor)
         self.requestFactory = request_factory(calls.max_body)
 
@@ -195,6 +205,22 @@ class AdminSite(Site):
 def request_factory(max_body: int) -> type[AdminRequest]:
     """The class of requests whose bodies have up to so many octets."""
     return type("AdminRequest", (AdminRequest,), {"max_body": max(max_body, MAX_BODY)})
+
+
+def caller_headers(caller: Caller) -> dict[str, str]:
+    """The headers by which a supervisor says to its worker which peer makes a call."""
+    return {_ACTOR: quote(caller.actor, safe=""), _ROLE: caller.role.value}
+
+
+async def identify_handed_on(request: AdminRequest) -> Caller:
+    """The peer that the supervisor named; without a name, the process at the other end of the Unix socket."""
+    actor, role = request.header(_ACTOR.encode()), request.header(_ROLE.encode())
+    if actor is None or role is None:
+        return await _peer(request)
+    try:
+        return Caller(unquote(actor), AccessRole(role))
+    except ValueError:
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "an unknown role") from None
 
 
 async def _peer(request: AdminRequest) -> Caller:

@@ -175,13 +175,17 @@ class AdminCall:
             audit.change_made(caller, self.action, self._target(parts, {**query, **body}))
         return result
 
-    async def _carry_out(
-        self, parts: Mapping[str, str], query: Mapping[str, str], body: Mapping[str, Json], caller: Caller
-    ) -> Json:
+    def check_role(self, caller: Caller) -> None:
+        """Refuse a caller that may not make it. Raises :class:`AdminRefusal`."""
         if not caller.role.may(self.route.role):
             hint = f"it needs the role {self.route.role.value}"
             problem = f"the role {caller.role.value} may not do this"
             raise AdminRefusal(HTTPStatus.FORBIDDEN, problem, hint)
+
+    async def _carry_out(
+        self, parts: Mapping[str, str], query: Mapping[str, str], body: Mapping[str, Json], caller: Caller
+    ) -> Json:
+        self.check_role(caller)
         names = [parameter.name for parameter in self.parameters if not parameter.in_path]
         for name in (*query, *body):
             # A misspelt filter must not mean "everything".
@@ -211,7 +215,11 @@ class CallTable:
     """The calls of some operations, in the order of their definition."""
 
     def __init__(self, *operations: object) -> None:
-        self.calls: tuple[AdminCall, ...] = tuple(call for each in operations for call in _calls_of(each))
+        self.set_calls(tuple(call for each in operations for call in _calls_of(each)))
+
+    def set_calls(self, calls: tuple[AdminCall, ...]) -> None:
+        """Make these the calls of the table."""
+        self.calls = calls
         names = [(call.method, call.path) for call in self.calls]
         if len(set(names)) != len(names):
             raise ValueError("two admin calls have the same method and path")
@@ -233,12 +241,13 @@ class CallTable:
         """What a request for ``uri`` is answered. Raises :class:`AdminRefusal`, or what the operations
         raise."""
         path, _, query = uri.partition("?")
-        call, parts = self._find(method, path)
+        call, parts = self.find_call(method, path)
         # A GET has no use for a body, and ignores one.
         given = parse_body(body, content_type, call.route.max_body) if call.method != "GET" else {}
         return await call.answer(parts, _query(query), given, caller)
 
-    def _find(self, method: str, path: str) -> tuple[AdminCall, Mapping[str, str]]:
+    def find_call(self, method: str, path: str) -> tuple[AdminCall, Mapping[str, str]]:
+        """The call for a path, and the parameters in that. Raises :class:`AdminRefusal`."""
         if not path.startswith("/v1/"):
             raise AdminRefusal(HTTPStatus.NOT_FOUND, "no such path", "every path begins with /v1/")
         segments = path.split("/")
@@ -257,14 +266,29 @@ class CallTable:
         raise AdminRefusal(HTTPStatus.NOT_FOUND, "no such path")
 
 
+def declared_calls(*operations: type) -> tuple[AdminCall, ...]:
+    """The calls that classes of operations declare; they can't be carried out."""
+    return tuple(call for each in operations for call in _calls_of_class(each, lambda _: _not_here))
+
+
 def _calls_of(operations: object) -> Iterator[AdminCall]:
+    return _calls_of_class(type(operations), lambda name: getattr(operations, name))
+
+
+def _calls_of_class(
+    kind: type, operation: Callable[[str], Callable[..., Awaitable[object]]]
+) -> Iterator[AdminCall]:
     seen = set()
-    for cls in reversed(type(operations).__mro__):
+    for cls in reversed(kind.__mro__):
         for name, declared in vars(cls).items():
             found = getattr(declared, _ROUTE, None)
             if found is not None and name not in seen:
                 seen.add(name)
-                yield _call(found, declared, getattr(operations, name))
+                yield _call(found, declared, operation(name))
+
+
+async def _not_here(**arguments: object) -> object:
+    raise TypeError(f"a call that is only declared was made with {sorted(arguments)}")
 
 
 def _call(

@@ -35,6 +35,11 @@ class MetricsExporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(metrics.registry)
         self._polls: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._join: Callable[[], Awaitable[bytes]] | None = None
+
+    def join_with(self, gather: Callable[[], Awaitable[bytes]]) -> None:
+        """Show what ``gather()`` gives: these metrics, with those of the workers of this daemon."""
+        self._join = gather
 
     def poll(self, source: str, refresh: Callable[[], Awaitable[None]]) -> None:
         """Await ``refresh()`` before each scrape, for at most :data:`POLL_DEADLINE` seconds.
@@ -74,7 +79,7 @@ class MetricsExporter:
                     source=source,
                     error=repr(error),
                 )
-        return self.render()
+        return self.render() if self._join is None else await self._join()
 
 
 class LoopLag:

@@ -191,8 +191,8 @@ def test_nodes_that_do_not_answer_are_named_and_stall_nothing(fleet: Fleet, valk
         answer = ask(asked, "destinations")
         assert answered(answer) == {"n0": True, "n1": False, "n2": False}
         said = asked.ctl("find", "bob@held.test")
-        assert "node n1 is not in this" in said.stderr
-        assert "node n2 is not in this" in said.stderr
+        assert "node n1: it is not in this" in said.stderr
+        assert "node n2: it is not in this" in said.stderr
         # They are gone for the others by and by, and still named.
         until(
             lambda: any("vanished" in node["problem"] for node in ask(asked, "find", text="x")["nodes"]),

@@ -37,6 +37,8 @@ UNSEEN |= {
 }
 #: A hold ends days after it began.
 UNSEEN |= {"elemta_spool_holds_ended_total"}
+#: The fleet's nodes have no workers.
+UNSEEN |= {"elemta_worker_scrapes_missed_total"}
 #: The fleet's disk takes all of the history.
 UNSEEN |= {"elemta_history_dropped_total"}
 
