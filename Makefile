@@ -17,7 +17,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-accept bench-relay bench-limits bench-fleet bench-policies bench-window bench-retries campaign multinode api-test console-test screenshots interop house deb deb-test compose-test clean
+.PHONY: help run test check format generate test-twisted-22.4 test-twisted-24.11 bench bench-accept bench-relay bench-limits bench-policy-service bench-fleet bench-policies bench-window bench-retries campaign multinode api-test console-test screenshots interop house deb deb-test compose-test clean
 
 help: ## this list
 	@echo 'usage: make TARGET'
@@ -65,6 +65,9 @@ bench-relay: $(VENV)/.test ## the same for messages that go in and out again
 
 bench-limits: $(VENV)/.test ## decisions a second through Valkey, their CPU and latency, and memory
 	$(VENV)/bin/python bench/limits $(ARGS)
+
+bench-policy-service: $(VENV)/.test ## decisions a second by Postfix's policy protocol, beside other daemons; as root
+	PATH="$$PATH:/usr/sbin" $(VENV)/bin/python bench/policy_service $(ARGS)
 
 bench-fleet: $(VENV)/.test ## messages a second through 1, 2, 3 nodes on one Valkey, and larger fleets simulated
 	$(VENV)/bin/python bench/fleet $(ARGS)
