@@ -22,6 +22,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run
+from elemta.delivery.pool import HostSlots
 from elemta.errors import ConfigError, StoreUnavailable
 from elemta.limits import ILimitStore, LocalStore
 from elemta.limits.failover import BreakerState, CountingMode
@@ -34,6 +35,7 @@ from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.metrics import Metrics, one_of
+from elemta.net.registry import ClientCredit
 from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore
 from elemta.policy.policy_store import Store, ValkeyStores
 from elemta.runtime import Runtime
@@ -206,6 +208,14 @@ class Membership(Protocol):
     def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         """The lease that shows the owner of a spool to other nodes; None where there are no others."""
 
+    @property
+    def credit(self) -> ClientCredit | None:
+        """The part of the node's ``max_connections`` that this worker has; None where it is the node."""
+
+    @property
+    def slots(self) -> HostSlots | None:
+        """The connections to next hops that the node's workers have together; None where it is the node."""
+
 
 def endpoints(config: Config) -> str:
     """Where a node takes mail, in the words of its configuration."""
@@ -216,6 +226,8 @@ class SingleNode:
     """A node that counts in its own memory, and knows no other."""
 
     scripts: ScriptRunner | None = None
+    credit: ClientCredit | None = None
+    slots: HostSlots | None = None
 
     def __init__(self, runtime: Runtime) -> None:
         self.store: ILimitStore = LocalStore(runtime)
@@ -268,6 +280,9 @@ class ClusterMembership:
 
     Nothing is opened before :meth:`start`.
     """
+
+    credit: ClientCredit | None = None
+    slots: HostSlots | None = None
 
     def __init__(self, runtime: Runtime, config: Config, metrics: Metrics) -> None:
         resources, server = config.resources, config.server

@@ -35,6 +35,7 @@ class Listeners:
     def __init__(self, shared: SharedResources, max_connections: int) -> None:
         self.registry = ConnectionRegistry(shared.runtime, max_connections, shared.metrics.net)
         self.registry.trace = shared.trace
+        self.registry.credit = shared.fleet.credit
         shared.metrics.net.session_memory.poll_labelled(self._session_memory)
         self.smtp: list[Listener] = []
         self.policy_services: list[Listener] = []

@@ -175,6 +175,7 @@ class DeliveryFactory:
             pace=self._pace,
             hooks=self._components.chain.delivery_hooks,
             memory=self._shared.hop_memory,
+            host=self._shared.fleet.slots,
         )
         delivery.commands.pause(self._pauses.names)
         spool.waits = delivery.waits

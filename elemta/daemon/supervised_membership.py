@@ -2,7 +2,7 @@
 
 The supervisor is the node; it has the one membership, and serves it::
 
-    served = MembershipServer(runtime, fleet)
+    served = MembershipServer(runtime, fleet, prefix, max_connections=most)
     served.serve(channel)                        # before the channel is opened, one for each worker
     served.start()                               # after fleet.start(member)
     served.forget(limit, identity)               # from LocalNode.forget, and after a reset
@@ -56,6 +56,8 @@ from elemta.workers.limit_bodies import Words, distrust, read, text, write
 from elemta.workers.limit_client import SUPERVISOR_SHARE, UNAVAILABLE, as_unavailable, worker_store
 from elemta.workers.limit_server import FORGET, LimitServer, ServedStore
 from elemta.workers.policy_stores import PolicyStoreServer, WorkerPolicyStores
+from elemta.workers.slot_client import ConnectionCredit, WorkerSlots
+from elemta.workers.slot_server import SlotServer
 
 _log = Logger()
 
@@ -78,15 +80,21 @@ def supervisor_config(config: Config) -> Config:
 
 
 class MembershipServer:
-    """Serves the supervisor's membership to its workers. See the module's words."""
+    """Serves the supervisor's membership to its workers. See the module's words.
 
-    def __init__(self, runtime: Runtime, fleet: Membership, prefix: str = "") -> None:
+    ``max_connections`` gives the number of clients that all of them may have, as it is now.
+    """
+
+    def __init__(
+        self, runtime: Runtime, fleet: Membership, prefix: str = "", *, max_connections: Callable[[], int]
+    ) -> None:
         self._fleet = fleet
         self._prefix = prefix
         store: Any = fleet.store
         served: ServedStore = store
         self._limits = LimitServer(served)
         self._stores = PolicyStoreServer(fleet.policy_store)
+        self._slots = SlotServer(max_connections)
         self._state = HostStateServer(
             runtime, overrides=fleet.overrides, pushed=fleet.pushed, status=self._status
         )
@@ -102,6 +110,7 @@ class MembershipServer:
         """Serve this worker until its channel closes; then all that it holds is free."""
         self._limits.serve(channel)
         self._stores.serve(channel)
+        self._slots.serve(channel)
         self._state.serve(channel)
         channel.handle(_ANNOUNCE, self._announce)
         if self._fleet.scripts is not None:
@@ -198,6 +207,8 @@ class SupervisedMembership:
         self.overrides = self._state.overrides
         self.pushed = self._state.pushed
         self._policy_stores = WorkerPolicyStores(channel, self.store, deadline)
+        self.credit = ConnectionCredit(runtime.reactor, channel)
+        self.slots = WorkerSlots(runtime.reactor, channel)
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = runtime.reactor
         channel.handle_notice(FORGET, self._nodes.take_reset)
@@ -210,18 +221,21 @@ class SupervisedMembership:
         self._nodes.on_reset(member.forget)
         store.start()
         self._state.start(member.take_limits)
+        self.credit.start(lambda: member.sessions)
         if store.renewal is not None:
             self._renewals.start(store.renewal, now=False).addErrback(_renewals_ended)
 
     async def joined(self) -> None:
-        await self._state.known(JOIN_SECONDS)
-        await self.store.joined(JOIN_SECONDS)
+        if await self._state.known(JOIN_SECONDS):
+            await self.credit.known(JOIN_SECONDS)
+            await self.store.joined(JOIN_SECONDS)
 
     async def stop(self) -> None:
         if self._renewals.running:
             self._renewals.stop()
         self.store.stop()
         self._state.stop()
+        self.credit.stop()
 
     def _live_nodes(self) -> int:
         return self._said.live_nodes

@@ -87,7 +87,10 @@ class Supervisor(Service):
         self._log_observer = log_observer
         self._in_background = in_background
         self._served = MembershipServer(
-            shared.runtime, shared.fleet, prefix=components.config.resources.valkey_key_prefix
+            shared.runtime,
+            shared.fleet,
+            prefix=components.config.resources.valkey_key_prefix,
+            max_connections=lambda: self.config.resources.max_connections,
         )
         self._notifier = Notifier(environ, shared.runtime, alive=self._workers_live)
         self._reloading = ConfigReloader(

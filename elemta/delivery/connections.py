@@ -14,7 +14,7 @@ from elemta.delivery.happy_eyeballs import NextHopUnreachableError
 from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, all_local, of_route
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
-from elemta.delivery.pool import ConnectionPool, Gate, PooledConnection
+from elemta.delivery.pool import ConnectionPool, Gate, HostSlots, PooledConnection
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError
 from elemta.dns import AddressResolver
@@ -47,6 +47,7 @@ class Connections:
         metrics: DeliveryMetrics | None = None,
         *,
         gate: Gate | None = None,
+        host: HostSlots | None = None,
         authorities: str = "",
         resolver: AddressResolver | None = None,
         memory: HopMemory | None = None,
@@ -54,7 +55,7 @@ class Connections:
         self.metrics = metrics or DeliveryMetrics()
         #: Reads the content of a message in chunks.
         self.read = read
-        self.pool = ConnectionPool(reactor, settings, self.metrics, gate)
+        self.pool = ConnectionPool(reactor, settings, self.metrics, gate, host)
         self.dialling = Dialer(reactor, settings, read, authorities, resolver, memory=memory)
         #: Changes when everything that is under way has to be given up.
         self.abandoned = 0

@@ -9,9 +9,10 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from elemta.deferred_value import value_of
 from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.next_hop import NextHop
-from elemta.delivery.outbound_limits import Permit, Throttled, log_not_released
+from elemta.delivery.outbound_limits import LOOK_AGAIN, Permit, Throttled, log_not_released
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
@@ -109,16 +110,46 @@ class Gate(Protocol):
         """It is closed."""
 
 
+class HostSlots(Protocol):
+    """The connections that all workers of this host may have together."""
+
+    def take(self, route: str, destination: str, most: int, per_destination: int) -> MaybeLater[bool]:
+        """Whether there may be one more of the route, and to the destination."""
+
+    def give_back(self, route: str, destination: str) -> None:
+        """It is closed, or did not come about."""
+
+    def is_wanted(self, route: str, destination: str) -> bool:
+        """Whether another worker waits for one."""
+
+    def watch(self, user: ConnectionPool) -> None:
+        """Call :meth:`ConnectionPool.offered` and :meth:`ConnectionPool.wanted` from now on."""
+
+    def leave(self, user: ConnectionPool) -> None:
+        """Call them no more."""
+
+
 class ConnectionPool:
-    """All open connections. A message gets one from :meth:`claim` and gives it back when it is done."""
+    """All open connections. A message gets one from :meth:`claim` and gives it back when it is done.
+
+    ``host`` is None where this process has no other workers beside it.
+    """
 
     def __init__(
-        self, clock: Any, settings: DeliverySettings, metrics: DeliveryMetrics, gate: Gate | None = None
+        self,
+        clock: Any,
+        settings: DeliverySettings,
+        metrics: DeliveryMetrics,
+        gate: Gate | None = None,
+        host: HostSlots | None = None,
     ) -> None:
         self._clock = clock
         self._settings = settings
         self._metrics = metrics
         self._gate = gate
+        self._host = host
+        if host is not None:
+            host.watch(self)
         self._slots: ConnectionSlots[PooledConnection] = ConnectionSlots(clock, settings.max_per_destination)
         self._open: dict[PooledConnection, None] = {}
         self._by_terms: dict[Terms, dict[PooledConnection, None]] = {}
@@ -159,12 +190,50 @@ class ConnectionPool:
             )
             if not isinstance(claimed, ConnectionSlot):
                 return claimed
+            if self._host is not None and not await self._take_of_host(self._host, hop, claimed):
+                self._slots.keep_back(claimed, LOOK_AGAIN)
+                if self._clock.seconds() >= until:
+                    raise NoSlotError("no connection was free: the workers of this host have all")
+                continue
             permit = await self._permit(hop, claimed)
             if isinstance(permit, Permit):
                 return replace(claimed, permit=permit)
+            self._give_back_to_host(claimed)
             self._slots.keep_back(claimed, permit.seconds)
             if self._clock.seconds() >= until:
                 raise NoSlotError(f"no connection was free: the limit {permit.limit} is full")
+
+    async def _take_of_host(self, host: HostSlots, hop: NextHop, slot: ConnectionSlot) -> bool:
+        most = hop.per_destination or self._slots.per_destination
+        try:
+            return await value_of(host.take(slot.route, slot.destination, hop.max_connections, most))
+        except BaseException:
+            self._slots.release(slot)
+            raise
+
+    def _give_back_to_host(self, slot: ConnectionSlot) -> None:
+        if self._host is not None:
+            self._host.give_back(slot.route, slot.destination)
+
+    def offered(self, route: str, destination: str) -> None:
+        """The other workers of this host have left a connection to this one."""
+        self._slots.look_again(route, destination)
+
+    def wanted(self, route: str, destination: str) -> None:
+        """Another worker waits for a connection, of the whole route where no destination is named."""
+        for kept in self._open:
+            slot = kept.slot
+            if slot is None or not kept.resting or slot.route != route:
+                continue
+            if not destination or slot.destination == destination:
+                kept.quit()
+                return
+
+    def _is_over_for_others(self, slot: ConnectionSlot, served: int) -> bool:
+        """Whether another worker is to have this connection's place now."""
+        if self._host is None or not self._host.is_wanted(slot.route, slot.destination):
+            return False
+        return served % _TURN == 0 or not self._slots.has_waiters(slot)
 
     def _resting_for(self, hop: NextHop) -> PooledConnection | None:
         """A connection that rests and leads to the hop: to the first of its candidates that has one."""
@@ -185,6 +254,7 @@ class ConnectionPool:
             answer = self._gate.connect(hop.name)
             return await answer if isinstance(answer, Deferred) else answer
         except BaseException:
+            self._give_back_to_host(slot)
             self._slots.release(slot)
             raise
 
@@ -235,13 +305,18 @@ class ConnectionPool:
         finally:
             # Whatever happened: no slot is taken without a connection.
             self._slots.release(slot)
+            self._give_back_to_host(slot)
 
     def give_back(self, kept: PooledConnection) -> None:
         """The message is done: let the connection serve the next one, rest, or close."""
         if not kept.connection.idle or kept.slot is None:
             return
         served = kept.connection.served
-        if kept.generation != self._generation or served >= self._settings.messages_per_connection:
+        if (
+            kept.generation != self._generation
+            or served >= self._settings.messages_per_connection
+            or self._is_over_for_others(kept.slot, served)
+        ):
             kept.quit()
         elif self._pass_on(kept, kept.slot, served):
             pass
@@ -287,4 +362,6 @@ class ConnectionPool:
 
     def refuse(self, text: str) -> None:
         """End all waits for a connection."""
+        if self._host is not None:
+            self._host.leave(self)
         self._slots.give_up(text)

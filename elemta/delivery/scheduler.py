@@ -22,6 +22,7 @@ from elemta.delivery.expiry import ExpiryScanner
 from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
+from elemta.delivery.pool import HostSlots
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.queue_scans import AgeScan, DestinationScan, log_not_read
 from elemta.delivery.router import router_of
@@ -69,8 +70,10 @@ class DeliveryScheduler(Service):
         pace: OutboundLimiter | None = None,
         hooks: DeliveryHooks | None = None,
         memory: HopMemory | None = None,
+        host: HostSlots | None = None,
     ) -> None:
         self._runtime = runtime
+        self._host = host
         self._reactor = runtime.reactor
         self._time = SteadyWall(runtime)
         self._queue = queue
@@ -136,6 +139,7 @@ class DeliveryScheduler(Service):
             hooks=self._hooks,
             pace=self._limits,
             memory=self._memory,
+            host=self._host,
         )
         self._attempts = AttemptRunner(
             self._time,

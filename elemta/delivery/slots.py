@@ -119,6 +119,10 @@ class ConnectionSlots(Generic[T]):
             self._kept_back[place] = self._clock.callLater(seconds, self._let_go, place)
         self._serve(slot.route)
 
+    def look_again(self, route: str, destination: str) -> None:
+        """What kept connections of this place back may be over."""
+        self._let_go((route, destination))
+
     def _free(self, slot: ConnectionSlot) -> None:
         self._lines[slot.route].taken -= 1
         self._taken[slot.route, slot.destination] -= 1

@@ -14,6 +14,7 @@ from elemta.delivery.delivery_record import Taken
 from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.mx import MailResolver
 from elemta.delivery.outbound_limits import OutboundLimiter
+from elemta.delivery.pool import HostSlots
 from elemta.delivery.queue import DeliveryQueue
 from elemta.delivery.routes import Route
 from elemta.delivery.settings import DeliverySettings
@@ -48,6 +49,7 @@ class Transports:
         hooks: DeliveryHooks | None = None,
         pace: OutboundLimiter | None = None,
         memory: HopMemory | None = None,
+        host: HostSlots | None = None,
     ) -> None:
         self._settings = settings
         self._runtime = runtime
@@ -56,7 +58,14 @@ class Transports:
         self._metrics = metrics
         self._hooks = hooks
         self._connections = Connections(
-            runtime.reactor, settings, self._read, metrics, gate=pace, resolver=resolver, memory=memory
+            runtime.reactor,
+            settings,
+            self._read,
+            metrics,
+            gate=pace,
+            host=host,
+            resolver=resolver,
+            memory=memory,
         )
         self._transports = make_transports(
             TransportServices(runtime, pool, self._connections, settings, resolver)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
@@ -79,17 +80,25 @@ class ClientConnection(Protocol):
         self.transport.abortConnection()
 
 
+class ClientCredit(typing.Protocol):
+    """The part of the host's ``max_connections`` that this worker has."""
+
+    def has_one(self, used: int) -> bool:
+        """Whether there is a place for one more client beside ``used``."""
+
+
 class ConnectionRegistry:
     """All connections of this node, over all listeners: their number is bounded, their deadlines are kept.
 
     ``max_connections`` and ``max_connections_per_ip`` may change at a reload. While ``closed_with`` is a
-    reply, every new client gets it.
+    reply, every new client gets it. ``credit`` is None where this process has no other workers beside it.
     """
 
     def __init__(self, runtime: Runtime, max_connections: int, metrics: NetMetrics | None = None) -> None:
         self._reactor: IReactorTime = runtime.reactor
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections
+        self.credit: ClientCredit | None = None
         self.closed_with: Reply | None = replies.STARTING
         self.connections: dict[ClientConnection, None] = {}
         self.waiting_input = MemoryBudget()
@@ -126,7 +135,8 @@ class ConnectionRegistry:
         return sum((connection.memory for connection in self.connections), SessionMemory())
 
     def has_capacity(self) -> bool:
-        return len(self.connections) < self.max_connections
+        used = len(self.connections)
+        return used < self.max_connections and (self.credit is None or self.credit.has_one(used))
 
     def has_handshake_capacity(self, ip: IPAddress) -> bool:
         """Whether a client may begin with a handshake.

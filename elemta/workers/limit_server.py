@@ -283,7 +283,7 @@ class ServedLimits:
             place = places[id(receipt.request)]
             charged.append([place, receipt.at])
             self._keep(first + place, receipt)
-        if decision.granted and not denials and len(receipts) == len(requests):
+        if receipts and decision.granted and not denials and len(receipts) == len(requests):
             at = receipts[0].at
             if all(receipt.at == at for receipt in receipts):
                 return at

@@ -74,7 +74,7 @@ class Host:
         self.config = load(None, {"ELEMTA_SERVER_HOSTNAME": "mx1.example.org"})
         self.fleet = SingleNode(self.runtime)
         self.fleet.pushed = Pushes()  # type: ignore[assignment]
-        self.server = MembershipServer(self.runtime, self.fleet)
+        self.server = MembershipServer(self.runtime, self.fleet, max_connections=lambda: 20)
         self.server.start()
         self.pairs: list[ChannelPair] = []
         self.workers: list[SupervisedMembership] = []
@@ -254,6 +254,19 @@ def test_the_supervisor_waits_for_valkey_less_long_than_its_workers_for_it() -> 
     assert supervisor_config(config).resources.valkey_deadline < config.resources.valkey_deadline
 
 
+# Places for connections
+
+
+def test_workers_have_places_for_clients_and_connections_before_they_serve() -> None:
+    host = Host()
+    assert [worker.credit.granted > 0 for worker in host.workers] == [True, True]
+    taken = [host.now(worker.slots.take("mx:", "b.example", 20, 1)) for worker in host.workers]
+    assert taken == [True, False]
+    host.pairs[0].kill_worker()
+    host.carry()
+    assert host.now(host.workers[1].slots.take("mx:", "b.example", 20, 1)) is True
+
+
 # The stores of policies
 
 
@@ -313,7 +326,7 @@ def test_no_body_makes_the_supervisor_raise(name: str, body: bytes) -> None:
     clock = Clock()
     runtime = simulated_runtime(clock)
     pair = ChannelPair(clock)
-    MembershipServer(runtime, SingleNode(runtime)).serve(pair.supervisor)
+    MembershipServer(runtime, SingleNode(runtime), max_connections=lambda: 1).serve(pair.supervisor)
     pair.worker.handle_notice("host.overrides", lambda _: None)
     pair.worker.handle_notice("host.pushed", lambda _: None)
     pair.worker.handle_notice("host.status", lambda _: None)

@@ -1,0 +1,101 @@
+"""Connections to next hops over several workers of a host: one bound, and no standstill."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+from typing import BinaryIO
+
+import pytest_twisted
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred, gatherResults
+
+from elemta.address import Address
+from elemta.delivery.connections import Connections
+from elemta.delivery.next_hop import Candidate, NextHop
+from elemta.delivery.settings import DeliverySettings
+from elemta.envelope import MailParameters, Recipient
+from elemta.outcome import Outcome, Status
+from elemta.smtp.client_commands import ClientTransaction
+from elemta.workers.slot_client import WorkerSlots
+from elemta.workers.slot_server import SlotServer
+from tests.support.channels import socket_channels
+from tests.support.post import Hop as Server
+from tests.support.post import Post, reactor
+
+CONTENT = b"Subject: x\r\n\r\nhello\r\n"
+
+
+async def open_content() -> BinaryIO:
+    return io.BytesIO(CONTENT)
+
+
+async def read(content: BinaryIO) -> bytes:
+    return content.read(65536)
+
+
+class Worker:
+    """The connections of one worker."""
+
+    def __init__(self, server: SlotServer, port: int, most: int, *, keep_idle: float) -> None:
+        self.supervisor, channel = socket_channels(reactor)
+        server.serve(self.supervisor)
+        settings = DeliverySettings("me.example", keep_idle=keep_idle, connection_wait=30.0)
+        self.connections = Connections(reactor, settings, read, host=WorkerSlots(reactor, channel))
+        self.hop = NextHop(
+            "big.example",
+            (Candidate("127.0.0.1", port),),
+            route="mx:",
+            destination="big.example",
+            per_destination=most,
+        )
+
+    def send(self) -> Deferred[tuple[Outcome, ...]]:
+        people = (Recipient(Address("bob", "big.example")),)
+        transaction = ClientTransaction(Address("a", "b.example"), people, MailParameters(), len(CONTENT))
+        return Deferred.fromCoroutine(self.connections.send(self.hop, transaction, open_content))
+
+
+@pytest_twisted.async_yield_fixture
+async def workers() -> AsyncIterator[list[Worker]]:
+    workers: list[Worker] = []
+    yield workers
+    for worker in workers:
+        await worker.connections.stop()
+        worker.supervisor.close()
+
+
+@ensureDeferred
+async def test_workers_never_have_more_connections_open_than_the_destination_may_have(
+    post: Post, workers: list[Worker]
+) -> None:
+    hop, server = Server(), SlotServer(lambda: 1)
+    port = (await post.listen(hop)).port
+    workers += [Worker(server, port, 2, keep_idle=0.2) for _ in range(3)]
+    sent = await gatherResults([worker.send() for _ in range(15) for worker in workers])
+    assert [each[0].status for each in sent] == [Status.DELIVERED] * 45
+    assert hop.most_sessions == 2
+
+
+@ensureDeferred
+async def test_a_connection_that_rests_makes_place_for_another_worker(
+    post: Post, workers: list[Worker]
+) -> None:
+    hop, server = Server(), SlotServer(lambda: 1)
+    port = (await post.listen(hop)).port
+    # It would rest for an hour.
+    workers += [Worker(server, port, 1, keep_idle=3600.0) for _ in range(2)]
+    for worker in (*workers, *workers):
+        assert (await worker.send())[0].status is Status.DELIVERED
+    assert hop.most_sessions == 1
+
+
+@ensureDeferred
+async def test_a_dead_worker_leaves_its_connections_to_the_others(post: Post, workers: list[Worker]) -> None:
+    hop, server = Server(), SlotServer(lambda: 1)
+    port = (await post.listen(hop)).port
+    workers += [Worker(server, port, 1, keep_idle=3600.0) for _ in range(2)]
+    await workers[0].send()
+    workers[0].supervisor.close()
+    assert (await workers[1].send())[0].status is Status.DELIVERED
+    assert server.held("mx:") == 1
