@@ -6,20 +6,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated
 
 from elemta import __version__
 from elemta.config import ListenerTLS, dump
 from elemta.daemon.activity_operations import ActivityOperations
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
-from elemta.daemon.cluster import NodeLife, NodeStatus, ValkeyStatus, endpoints
+from elemta.daemon.cluster import ValkeyStatus
 from elemta.daemon.destination_operations import Delivering, DestinationOperations
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.fleet_calls import FleetCalls
 from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.node_operations import NodeOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.push_operations import PushOperations
 from elemta.daemon.queue_answers import QueueSize, QueueStats
@@ -31,12 +31,11 @@ from elemta.daemon.spool_operations import SpoolOperations
 from elemta.daemon.trace_operations import TraceOperations
 from elemta.deferred_value import value_of
 from elemta.delivery.notices import ReturnedMessage, return_to_sender
-from elemta.errors import Fault, SpoolError, StoreUnavailable
+from elemta.errors import Fault, SpoolError
 from elemta.message.notice import NoticeSettings
 from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
-from elemta.ops.admin_json import Flag
 from elemta.ops.openapi import ApiOperations
 from elemta.policy import PluginInfo, available_plugins
 from elemta.policy.discovery import PluginDetails, plugin_details
@@ -61,6 +60,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     api = ApiOperations()
     calls = CallTable(
         DaemonOperations(daemon, adoptions.queue),
+        NodeOperations(daemon, daemon.shared.runtime.wall),
         QueueOperations(adoptions.queue, give_up, now),
         FindOperations(adoptions.queue.own, lambda: adoptions.spools, node_id),
         DestinationOperations(adoptions.queue, delivering, now, node_id),
@@ -168,14 +168,6 @@ class DaemonStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeListing:
-    """Nodes by name, those that live first. Not ``complete`` while Valkey is away: then it is this one."""
-
-    nodes: tuple[NodeStatus, ...]
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True)
 class PluginListing:
     """Every installed policy plugin, those that can't be used too."""
 
@@ -233,36 +225,6 @@ class DaemonOperations:
             needs_restart=daemon.needs_restart,
             notes=(*daemon.components.cautions(self._now()), *config.without_effect()),
         )
-
-    @route("GET", "/v1/nodes")
-    async def nodes(self, all_: Annotated[bool, Flag()] = False) -> NodeListing:
-        """The nodes of the cluster that are alive; ``all``: those of the last week that are gone, too."""
-        daemon = self._daemon
-        config = daemon.components.config
-        own = NodeStatus(
-            node_id=config.server.node_id,
-            this=True,
-            hostname=config.server.hostname,
-            version=__version__,
-            address=endpoints(config),
-            started_at=daemon.started_at,
-            uptime=self._uptime(),
-            seen_ago=0.0,
-            sessions=daemon.sessions,
-            queue=daemon.queued,
-            mode=daemon.fleet.status().mode,
-            state=NodeLife.DRAINING if daemon.draining else NodeLife.SERVING,
-            last_seen_at=self._now(),
-            queued=daemon.queued,
-            limits_version=0 if daemon.fleet.pushed is None else daemon.fleet.pushed.version,
-        )
-        try:
-            others = await daemon.fleet.others()
-            gone = await daemon.fleet.gone() if all_ else ()
-        except StoreUnavailable:
-            return NodeListing((own,), complete=False)
-        live = sorted((own, *others), key=lambda node: node.node_id)
-        return NodeListing((*live, *gone), complete=True)
 
     @route("GET", "/v1/plugins")
     async def plugins(self) -> PluginListing:

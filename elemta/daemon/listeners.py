@@ -93,9 +93,15 @@ class Listeners:
 
     def open(self) -> None:
         """Open all listeners."""
-        for listener in (*self.smtp, *self.policy_services, *self.console):
+        for listener in (*self.smtp, *self.policy_services):
             listener.accept()
+        self.open_console()
         self.registry.closed_with = None
+
+    def open_console(self) -> None:
+        """Open the sockets for administration."""
+        for listener in self.console:
+            listener.accept()
 
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""

@@ -17,7 +17,6 @@ from elemta.daemon.admin_operations import (
     ConfigInForce,
     DaemonOperations,
     DaemonStatus,
-    NodeListing,
     PluginListing,
 )
 from elemta.daemon.check_operations import CheckOperations
@@ -26,6 +25,7 @@ from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.node_operations import NodeListing, NodeOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.push_operations import PushOperations
 from elemta.daemon.queue_operations import QueueOperations
@@ -74,6 +74,7 @@ class Administered:
         registry = ConnectionRegistry(simulated_runtime(), 10)
         calls = CallTable(
             _Operations(self, self.spool),
+            _Nodes(self, time.time),
             QueueOperations(queue, self._give_up, time.time),
             FindOperations(self.spool, list, "mx1"),
             DestinationOperations(queue, lambda: self.destined, time.time, "mx1"),  # type: ignore[arg-type, return-value]
@@ -177,11 +178,6 @@ class _Operations(DaemonOperations):
     async def status(self) -> DaemonStatus:
         return replace(await super().status(), version="0.1.0", pid=42)
 
-    async def nodes(self, all_: bool = False) -> NodeListing:
-        overseen = self._daemon.overseen
-        gone = await overseen.gone() if all_ else ()
-        return NodeListing((*await overseen.others(), *gone), complete=not overseen.away)
-
     async def plugins(self) -> PluginListing:
         if self._daemon.broken:
             raise RuntimeError("secret of the inside")
@@ -189,3 +185,14 @@ class _Operations(DaemonOperations):
 
     async def config(self) -> ConfigInForce:
         return ConfigInForce(self._daemon.toml, self._daemon.needs_restart)
+
+
+class _Nodes(NodeOperations):
+    """As the test says, too."""
+
+    _node: Any
+
+    async def nodes(self, all_: bool = False) -> NodeListing:
+        overseen = self._node.overseen
+        gone = await overseen.gone() if all_ else ()
+        return NodeListing((*await overseen.others(), *gone), complete=not overseen.away)
