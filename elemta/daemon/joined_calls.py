@@ -35,6 +35,7 @@ _BY_ALL = ("/v1/reload", "/v1/drain", "/v1/undrain")
 _FIND = "/v1/find"
 _MESSAGE = "/v1/queue/{queue_id}"
 _TRACE = "/v1/trace"
+_DESTINATION = "/v1/destinations/"
 # Workers count in their own metrics what the supervisor can't know.
 _NOT_OWN = ("/v1/limits",)
 
@@ -180,14 +181,20 @@ class JoinedCalls(CallTable):
         if call.path == "/v1/spools/adopt":
             # Its partition is the one that is always there.
             return await self._ask_one(workers[0], request)
-        answers = await self._ask([(worker, request) for worker in workers], CHANGE_SECONDS)
+        if call.path.startswith(_DESTINATION):
+            # One after the other: all of them write what is paused into the same file.
+            answers = [
+                each for worker in workers for each in await self._ask([(worker, request)], CHANGE_SECONDS)
+            ]
+        else:
+            answers = await self._ask([(worker, request) for worker in workers], CHANGE_SECONDS)
         parts = [each.content for each in answers if isinstance(each.content, dict)]
         silent = [each for each in answers if each.problem and each.refusal is None]
         if not parts or (silent and call.path in _BY_ALL):
             raise worst_refusal(answers)
         if call.path.startswith("/v1/queue/"):
             return with_problems(join_results(parts), silent)
-        if call.path.startswith("/v1/destinations/"):
+        if call.path.startswith(_DESTINATION):
             return with_problems(join_destination(parts), silent)
         return with_problems(parts[0], silent)
 
