@@ -35,6 +35,14 @@ Elemta also exports `elemta_process_*` (CPU seconds, memory, file descriptors, s
 `elemta_plugin_POLICY_NAME`, the metrics of a policy. Each of those has at most 200 sets of label values;
 further ones are counted under `other`.
 
+Of a daemon with several worker processes, a scrape of the supervisor has the metrics of all.
+Counters and histograms are summed; what a worker counted stays in the sum when it ends, or does not
+answer the scrape within three seconds (`elemta_worker_scrapes_missed_total`). Gauges that count are
+summed over the workers that answer. Of states and ages the largest is shown, and the smallest of
+`elemta_spool_healthy` and `elemta_spool_free_bytes`. `elemta_limiter_mode`,
+`elemta_limiter_breaker_state`, `elemta_live_nodes` and `valkey_*` are the supervisor's.
+`elemta_process_*` has the label `worker`: its number, or `supervisor`.
+
 ## Buckets
 
 These are the upper bounds of the histograms' buckets:
