@@ -164,7 +164,9 @@ class Failover:
         link: StoreLink,
         target: FailoverTarget,
         metrics: LimitMetrics | None = None,
+        say: Callable[[CountingMode, float, str, int], None] | None = None,
     ) -> None:
+        self._say = say or log_mode
         self._clock = clock
         self._link = link
         self._target = target
@@ -337,21 +339,26 @@ class Failover:
     def _announce(self) -> None:
         self._announced = self.mode
         seconds = round(self._clock.seconds() - self._since, 3)
-        if self.cluster:
-            _log.info(
-                "limits are counted in the cluster",
-                event="limits.mode_changed",
-                mode=self.mode.value,
-                after_seconds=seconds,
-            )
-        else:
-            _log.warn(
-                "limits are counted by this node alone, because Valkey does not answer",
-                event="limits.mode_changed",
-                mode=self.mode.value,
-                reason=self._reason,
-                live_nodes=self._target.live_nodes,
-            )
+        self._say(self.mode, seconds, self._reason, self._target.live_nodes)
+
+
+def log_mode(mode: CountingMode, seconds: float, reason: str, live_nodes: int) -> None:
+    """Log that a node counts in another mode, after so many seconds in the one before."""
+    if mode is CountingMode.CLUSTER:
+        _log.info(
+            "limits are counted in the cluster",
+            event="limits.mode_changed",
+            mode=mode.value,
+            after_seconds=seconds,
+        )
+    else:
+        _log.warn(
+            "limits are counted by this node alone, because Valkey does not answer",
+            event="limits.mode_changed",
+            mode=mode.value,
+            reason=reason,
+            live_nodes=live_nodes,
+        )
 
 
 def _reason(failure: Failure) -> str:

@@ -80,6 +80,7 @@ class FailoverStore:
 
     ``link`` tells whether the connection to the shared store is there. ``host_wide``: it counts every limit,
     those of one node too, because this process is one worker of that node.
+    ``say`` logs a change of the mode, in place of what a node logs.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class FailoverStore:
         nodes: ClusterNodes,
         metrics: LimitMetrics | None = None,
         host_wide: bool = False,
+        say: Callable[[CountingMode, float, str, int], None] | None = None,
     ) -> None:
         self._remote = remote
         self._local = local
@@ -101,7 +103,7 @@ class FailoverStore:
         self._fallback = LocalFallback(
             local, lambda: nodes.live, self._returns.add_lease, host_wide=host_wide
         )
-        self._failover = Failover(clock, link, self, metrics)
+        self._failover = Failover(clock, link, self, metrics, say)
         nodes.on_reset(local.forget)
 
     @property

@@ -35,6 +35,7 @@ from elemta.errors import (
     ValkeyError,
     ValkeyFailure,
 )
+from elemta.limits.failover import CountingMode
 from elemta.limits.failover_store import ClusterNodes, FailoverStore
 from elemta.limits.memory import LocalStore
 from elemta.limits.store import Decision, Denial, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
@@ -410,4 +411,18 @@ def worker_store(
     memory, which notes what the supervisor granted.
     """
     remote = ChannelLimitStore(clock, channel, deadline)
-    return FailoverStore(clock, remote, remote, local, nodes=nodes, metrics=metrics, host_wide=True)
+    return FailoverStore(
+        clock, remote, remote, local, nodes=nodes, metrics=metrics, host_wide=True, say=_log_mode
+    )
+
+
+def _log_mode(mode: CountingMode, seconds: float, reason: str, live_nodes: int) -> None:
+    if mode is CountingMode.CLUSTER:
+        _log.info("limits are counted at the supervisor", event="worker.limits_shared", after_seconds=seconds)
+    else:
+        _log.warn(
+            "limits are counted by this worker alone, because the supervisor does not answer",
+            event="worker.limits_alone",
+            reason=reason,
+            parts=live_nodes,
+        )
