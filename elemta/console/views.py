@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elemta.console.attention import attention
 from elemta.console.traffic_chart import traffic_chart
 from elemta.console.visit import Page, Visit, silent_nodes
-
-_SOON_DAYS = 14
-_EXPIRY = ("the certificate expires", "the certificate has expired")
 
 
 async def overview(visit: Visit) -> Page:
     """The daemon at one moment, and what needs attention first."""
     status = await visit.get("/v1/status")
-    nodes = await visit.get("/v1/nodes")
+    nodes = await _nodes(visit)
+    destinations = await visit.get("/v1/destinations", {"limit": "1000"})
     top = await visit.get("/v1/limits/top", {"count": "10"})
     chain = await visit.get("/v1/policies")
     traffic = await visit.get("/v1/traffic")
     refused = [each for each in top["limits"] if each["retry_after"] != 0 and each["mode"] == "enforce"]
-    attention = [*_attention(status, nodes), *_policies_attention(chain["policies"])]
-    # What is worse comes first; otherwise the order stays.
-    attention.sort(key=lambda each: each[0] != "bad")
     return Page(
         "overview.html",
         {
             "status": status,
             "workers": status.get("workers", ()),
-            "nodes": nodes,
+            "nodes": {**nodes, "nodes": [each for each in nodes["nodes"] if each["state"] != "gone"]},
             "refused": refused,
-            "attention": attention,
+            "attention": attention(
+                status, nodes, chain["policies"], destinations["destinations"], more=destinations["next"]
+            ),
             "charts": (
                 traffic_chart("Last hour", traffic["hour"]),
                 traffic_chart("Last 24 hours", traffic["day"]),
@@ -41,51 +38,15 @@ async def overview(visit: Visit) -> Page:
     )
 
 
-def _attention(status: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What an operator looks at first: how grave it is, and what it is."""
-    found = [("bad", f"This node takes no mail: {why}.") for why in status["not_ready"]]
-    valkey = status["valkey"]
-    if valkey is not None and status["limiter"] == "local":
-        why = f": {valkey['trouble']}" if valkey["trouble"] else ""
-        found.append(("bad", f"Valkey is away, so limits are counted by this node alone{why}."))
-    for each in status.get("workers", ()):
-        if each["state"] != "running":
-            why = each["trouble"] or each["state"]
-            found.append(("warn", f"Worker {each['number']} does not run: {why}."))
-    found += [("warn", f"{problem}.") for problem in status.get("problems", ())]
-    if not status["spool"]["healthy"]:
-        found.append(("bad", "The disk of the spool has failed."))
-    for each in status["certificates"]:
-        if each["days_left"] < _SOON_DAYS:
-            grave = "bad" if each["days_left"] < 3 else "warn"
-            names = ", ".join(each["names"])
-            found.append((grave, f"The certificate of {names} has {each['days_left']} days left."))
-    if not nodes["complete"] and valkey is not None:
-        found.append(("warn", "Other nodes can't be seen now."))
-    if status["needs_restart"]:
-        found.append(("warn", f"Waiting for a restart: {', '.join(status['needs_restart'])}."))
-    # Those of a certificate that expires are above, with its names.
-    notes = (each for each in status["notes"] if not each["problem"].startswith(_EXPIRY))
-    found += [("warn", f"{each['key']}: {each['problem']}") for each in notes]
-    return found
-
-
-def _policies_attention(chain: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    found = []
-    for each in chain:
-        why = each["last_failure"]
-        reason = f": {why['reason']}" if why else ""
-        if not each["asked"]:
-            found.append(("bad", f"The policy {each['name']} has not started{reason}."))
-        elif each["breaker"] == "open":
-            found.append(("bad", f"The policy {each['name']} answers no client{reason}."))
-    return found
+async def _nodes(visit: Visit) -> Any:
+    """The nodes, with those that are gone."""
+    every = {"all": "true"} if visit.takes("GET", "/v1/nodes", "all") else {}
+    return await visit.get("/v1/nodes", every)
 
 
 async def fleet(visit: Visit) -> Page:
     """The nodes."""
-    every = {"all": "true"} if visit.takes("GET", "/v1/nodes", "all") else {}
-    listing = await visit.get("/v1/nodes", every)
+    listing = await _nodes(visit)
     gone = sum(node["state"] == "gone" for node in listing["nodes"])
     return Page("fleet.html", {"listing": listing, "gone": gone})
 

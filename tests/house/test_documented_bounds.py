@@ -8,8 +8,8 @@ import pytest
 
 from elemta import conversation_trace
 from elemta.auth import slowdown
+from elemta.console import attention, limit_views, mail_views, sessions
 from elemta.console import events as streams
-from elemta.console import limit_views, mail_views, sessions, views
 from elemta.ctl import limits
 from elemta.daemon import explainer, trace_operations
 from elemta.history import events, history, retention, store
@@ -37,7 +37,7 @@ SAID = {
         f"at most {streams.MOST_STREAMS} streams",
         f"it takes at most {mail_views.MOST_TOGETHER:,} at once",
         f"looks at the {int(limit_views.MOST_IDENTITIES):,} fullest identities",
-        f"fewer than {views._SOON_DAYS} days left",
+        f"fewer than {attention.SOON_DAYS} days left",
     ],
     "elemtactl.md": [
         f"A node writes it every {({3.0: 'three'})[nodes.HEARTBEAT]} seconds",
