@@ -139,14 +139,18 @@ class Runtime(ProcessRuntime):
     def system(cls, reactor: ReactorBase) -> Runtime:
         """The world of this system. From now on ``reactor`` measures with the monotonic clock, too.
 
+        It also makes no context of the old log for each socket, which none of our records shows.
+
         Twisted's reactors take the time of day for ``seconds``, by which all their delayed calls go. To be
         called before anything is scheduled.
         """
         from elemta.runtime.disk import Disk  # noqa: PLC0415
+        from elemta.runtime.polling import skip_log_contexts  # noqa: PLC0415
         from elemta.runtime.threads import SystemThreads  # noqa: PLC0415 - a command needs no Twisted
 
         # An attribute of the instance: of a static method a class's own would be one, too.
         setattr(reactor, "seconds", time.monotonic)  # noqa: B010 - mypy lets no method be assigned
+        skip_log_contexts(reactor)
         threads = SystemThreads(reactor)
         return cls(time.monotonic, time.time, SYSTEM_RANDOMNESS, reactor, _since_boot, threads, Disk())
 
