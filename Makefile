@@ -144,6 +144,10 @@ $(VENV)/.check: $(PACKAGING)
 # What the benchmarks alone need.
 .venv-bench/.done:
 	@.ci/venv .venv-bench 'aiosmtpd>=1.4.6'
+	@if command -v npm >/dev/null; then \
+		npm install --silent --no-audit --no-fund --omit=dev --prefix .venv-bench/npm Haraka || \
+			echo "npm could not bring Haraka: it is left out"; \
+	else echo "there is no npm: Haraka is left out"; fi
 	@touch $@
 
 # Twisted 22.4 needs the standard library's cgi module, which Python 3.13 no longer has.

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from valkeys import ValkeyServer, server_program
 ROOT = Path(__file__).resolve().parents[1]
 NAMESERVER = "127.0.0.78"
 AIOSMTPD = ROOT / ".venv-bench" / "bin" / "python"
+NODE_MODULES = ROOT / ".venv-bench" / "npm" / "node_modules"
 USER = f"sender@{DOMAIN}"
 TLS_SERVICE = "tlsmgr    unix       - - n 1000? 1 tlsmgr\n"
 
@@ -202,18 +204,21 @@ def tls_of_postfix(settings: str, directory: Path) -> str:
     return settings.replace("smtpd_tls_security_level = none", files)
 
 
-class Aiosmtpd(Server):
-    """aiosmtpd of PyPI with a handler that keeps each message in a file."""
+class FileServer(Server):
+    """One that writes each message to a file of its own, and syncs it before it answers."""
 
-    name = "aiosmtpd"
+    @property
+    @abstractmethod
+    def command(self) -> list[str]:
+        """What is started."""
 
     def start(self) -> None:
         self._store = self.directory / "store"
         self._store.mkdir()
-        program = Path(__file__).with_name("aiosmtpd_server.py")
         with (self.directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(AIOSMTPD), str(program), str(self.port), str(self._store)],
+                self.command,
+                env={**os.environ, "STORE": str(self._store), "NODE_PATH": str(NODE_MODULES)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         self.wait_until_serving()
@@ -229,6 +234,39 @@ class Aiosmtpd(Server):
         return len(os.listdir(self._store)), 0
 
 
+class Aiosmtpd(FileServer):
+    """aiosmtpd of PyPI."""
+
+    name = "aiosmtpd"
+
+    @property
+    def command(self) -> list[str]:
+        program = Path(__file__).with_name("aiosmtpd_server.py")
+        return [str(AIOSMTPD), str(program), str(self.port), str(self._store)]
+
+
+class Haraka(FileServer):
+    """Haraka of npm, in one process, without its usual plugins."""
+
+    name = "Haraka"
+
+    @property
+    def command(self) -> list[str]:
+        config, plugins = self.directory / "config", self.directory / "plugins"
+        shutil.copytree(NODE_MODULES / "Haraka" / "config", config)
+        plugins.mkdir()
+        shutil.copy(Path(__file__).with_name("haraka_store.js"), plugins / "store.js")
+        for name, text in {
+            "smtp.ini": f"listen=127.0.0.1:{self.port}\nnodes=0\n",
+            "plugins": "store\n",
+            "databytes": "104857600\n",
+            "me": f"{DOMAIN}\n",
+            "loglevel": "LOGNOTICE\n",
+        }.items():
+            (config / name).write_text(text)
+        return ["node", str(NODE_MODULES / "Haraka" / "bin" / "haraka"), "-c", str(self.directory)]
+
+
 class Floor(Sink):
     """smtp-sink: takes everything, keeps nothing."""
 
@@ -236,7 +274,7 @@ class Floor(Sink):
 
 
 ELEMTA = (SuiteElemta, ValkeyElemta, EdgeElemta)
-ALL: tuple[type[Server], ...] = (*ELEMTA, TunedPostfix, ShippedPostfix, Aiosmtpd, Floor)
+ALL: tuple[type[Server], ...] = (*ELEMTA, TunedPostfix, ShippedPostfix, Aiosmtpd, Haraka, Floor)
 #: Short names, for columns.
 SHORT = {
     SuiteElemta.name: "Elemta",
@@ -245,12 +283,13 @@ SHORT = {
     TunedPostfix.name: "Postfix",
     ShippedPostfix.name: "as shipped",
     Aiosmtpd.name: "aiosmtpd",
+    Haraka.name: "Haraka",
     Floor.name: "smtp-sink",
 }
 
 
 #: They get fewer messages, so that a run of theirs takes no minutes.
-SLOW = (ShippedPostfix, Aiosmtpd)
+SLOW = (ShippedPostfix, Aiosmtpd, Haraka)
 SLOWER = 0.3
 
 
@@ -271,8 +310,7 @@ def present() -> tuple[list[type[Server]], list[str]]:
         missing[ValkeyElemta] = "valkey-server is not installed"
     if not root or shutil.which("nsd", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
         missing[EdgeElemta] = "the edge chain needs root and nsd, for a resolver of its own"
+    if not (NODE_MODULES / "Haraka").is_dir():
+        missing[Haraka] = "it is not installed: `make .venv-bench/.done` does that where there is npm"
     skipped = [f"{kind.name}: {reason}" for kind, reason in missing.items()]
-    skipped.append(
-        "Haraka: " + ("this suite does not run it yet" if shutil.which("npm") else "there is no npm")
-    )
     return [kind for kind in ALL if kind not in missing], skipped
