@@ -20,6 +20,7 @@ LARGEST = frozenset(
         "elemta_build_info",
         "elemta_certificate_not_after_seconds",
         "elemta_history_oldest_age_seconds",
+        "elemta_overloaded",
         "elemta_policy_breaker_open",
         "elemta_spool_oldest_message_age_seconds",
     }

@@ -519,6 +519,7 @@ async def test_the_limits_in_force_are_told_in_the_words_of_the_configuration(
         "on_exceed": "defer",
         "when_valkey_is_down": "local",
         "mode": "observe",
+        "today": {},
     }
     assert answer["limits"][1]["rates"] == ["2"]
 
