@@ -33,7 +33,7 @@ from elemta.envelope import Envelope, Recipient
 from elemta.errors import BackendError, SpoolError
 from elemta.history.history import MessageHistory
 from elemta.metric_registry import LabelledValue
-from elemta.ops.admin import AdminSite
+from elemta.ops.admin import AdminSite, identify_handed_on
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.http import Ready, metrics_site
@@ -254,10 +254,13 @@ class RunningServices:
             record_in=root if number == 0 else own,
         )
         calls = admin_calls(adoptions)
-        sockets = [AdminSocket(own / SOCKET_NAME, AdminSite(calls, reactor), reactor)]
+        # A supervisor says which operator asks it.
+        identify = None if orders is None else identify_handed_on
+        site = AdminSite(calls, reactor, identify=identify)
+        sockets = [AdminSocket(own / SOCKET_NAME, site, reactor)]
         if orders is not None:
-            site = metrics_site(shared.exporter, ready, reactor)
-            sockets.append(AdminSocket(own / METRICS_SOCKET, site, reactor))
+            shown = metrics_site(shared.exporter, ready, reactor)
+            sockets.append(AdminSocket(own / METRICS_SOCKET, shown, reactor))
         for each in sockets:
             each.open()
         components.authenticator.start()

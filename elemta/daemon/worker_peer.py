@@ -80,8 +80,9 @@ class WorkersMetrics:
         self._reactor = reactor
 
     async def __call__(self) -> bytes:
-        """Ask all workers at the same time. One that does not answer in time is left out, and counted."""
+        """Ask all workers that run, at the same time. One that does not answer is left out, and counted."""
         asked = [(name, self._ask(path)) for name, path in self._sockets()]
+        self._joined.keep_gauges_of([name for name, _ in asked])
         for name, answering in asked:
             try:
                 answer = await answering

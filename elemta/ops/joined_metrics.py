@@ -8,7 +8,7 @@ Valkey and the fleet are the supervisor's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 PROCESS_PREFIX = "elemta_process_"
@@ -126,6 +126,11 @@ class JoinedMetrics:
     def missed(self, name: str) -> None:
         """The process of this name does not answer: what it counted stays, its gauges do not."""
         self._processes.setdefault(name, _Process()).answers = False
+
+    def keep_gauges_of(self, names: Collection[str]) -> None:
+        """Only the processes of these names are there: of the others, only what they counted stays."""
+        for name, process in self._processes.items():
+            process.answers = process.answers and name in names
 
     def render(self) -> bytes:
         """All of them, in Prometheus' text format."""
