@@ -35,6 +35,8 @@ class AdminClient:
 
     def __init__(self, path: str, timeout: float = TIMEOUT_SECONDS) -> None:
         self.path = path
+        #: What says that a part of an answer is missing, where the answer does not say so of its nodes.
+        self.problems: dict[str, None] = {}
         self._connection = _UnixConnection(path, timeout)
 
     def get(self, *segments: str, **query: str) -> dict[str, Any]:
@@ -114,6 +116,8 @@ class AdminClient:
             raise CommandFailed(EX_UNAVAILABLE, f"what answers at {self.path} is not Elemta's admin API")
         if status != http.client.OK:
             raise DaemonRefused(status, content)
+        if "problems" in content and "nodes" not in content:
+            self.problems |= dict.fromkeys(map(str, content["problems"]))
         return content
 
 

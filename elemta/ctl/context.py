@@ -69,7 +69,12 @@ class CommandContext:
         named = getattr(self.args, "socket", None)
         client = AdminClient(named or usual_socket(self.config_path, self.environ))
         self.closing.callback(client.close)
+        self.closing.callback(self._note_problems, client)
         return client
+
+    def _note_problems(self, client: AdminClient) -> None:
+        for problem in client.problems:
+            self.note(f"{problem}; its part is not in this")
 
     # Output
 

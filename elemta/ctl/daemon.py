@@ -94,8 +94,6 @@ def status(invocation: CommandContext) -> int:
         invocation.give_table(_CERTIFICATES, rows)
     for key in answer["needs_restart"]:
         invocation.say(f"note: {waits_for_restart(key)}")
-    for problem in answer.get("problems", ()):
-        invocation.note(f"{problem}; its part is not in this")
     for note in answer["notes"]:
         invocation.say(f"note: {fault_of(note)}")
     return EX_OK

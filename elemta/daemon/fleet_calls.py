@@ -24,7 +24,7 @@ from elemta.daemon.joined_answers import (
 )
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.peer_json import read_json
-from elemta.daemon.peers import Peer, PeerAnswer, PeerRequest, ask_each
+from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, ask_each
 from elemta.errors import StoreUnavailable
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal
@@ -102,7 +102,9 @@ class FleetCalls(CallTable):
         """This node's own part, for another node: it reads as a viewer."""
         if request.method != "GET" or request.path not in LISTINGS:
             raise AdminRefusal(HTTPStatus.FORBIDDEN, "other nodes may not ask this")
-        return await self._own.answer("GET", request.uri, caller=Caller(f"node:{asking}", AccessRole.VIEWER))
+        return await self._own.answer(
+            "GET", request.uri, caller=Caller(f"{NODE_ACTOR}{asking}", AccessRole.VIEWER)
+        )
 
     async def answer(
         self, method: str, uri: str, body: bytes = b"", content_type: str = "", caller: Caller = LOCAL

@@ -13,14 +13,17 @@ from twisted.internet.interfaces import IReactorTime
 from elemta.auth.roles import LOCAL, AccessRole, Caller
 from elemta.daemon.joined_answers import FoundMessagesOfAll
 from elemta.daemon.joined_traces import JoinedTraces
-from elemta.daemon.peers import Peer, PeerAnswer, PeerRequest, ask_each
+from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, ask_each
 from elemta.daemon.worker_answers import JOINERS, join_destination, join_results
 from elemta.ops.admin_calls import AdminCall, CallTable
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Json
 
-READ_SECONDS = 5.0
+READ_SECONDS = 3.0
 """The longest that an answer waits for a worker that it reads from."""
+
+NODE_READ_SECONDS = 0.6
+"""The same for the answer to another node, which waits a second for it."""
 
 SILENT_SECONDS = 0.5
 """The longest that it waits for one that did not answer the last time, a moment ago."""
@@ -104,6 +107,8 @@ class JoinedCalls(CallTable):
 
     def _patience(self, peer: Peer, request: PeerRequest, seconds: float) -> float:
         """A change is waited for: it may be carried out."""
+        if request.caller.actor.startswith(NODE_ACTOR):
+            seconds = min(seconds, NODE_READ_SECONDS)
         silent = self._silent.get(peer.name, 0.0) > self._clock.seconds()
         return min(seconds, SILENT_SECONDS) if silent and request.method == "GET" else seconds
 

@@ -21,6 +21,9 @@ from elemta.ops.admin_json import Json
 
 _log = Logger()
 
+NODE_ACTOR = "node:"
+"""What the name of a caller begins with that is another node."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeerRequest:

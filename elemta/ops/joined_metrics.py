@@ -31,6 +31,7 @@ OF_NODE = frozenset(
     {
         "elemta_limiter_breaker_state",
         "elemta_limiter_mode",
+        "elemta_limiter_mode_changes_total",
         "elemta_live_nodes",
         "valkey_commands_processed_total",
         "valkey_connected_clients",

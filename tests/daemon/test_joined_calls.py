@@ -250,6 +250,7 @@ async def test_a_worker_that_hangs_or_is_gone_is_named_and_the_other_answers(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("elemta.daemon.joined_calls.READ_SECONDS", 0.5)
+    monkeypatch.setattr("elemta.daemon.joined_calls.NODE_READ_SECONDS", 0.1)
     sent = [send(daemon, "carl@held.test") for daemon in two.daemons]
     hung = two.daemons[1]
     hung.signal(signal.SIGSTOP)
