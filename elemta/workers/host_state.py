@@ -70,6 +70,7 @@ class HostStateServer:
         self._channels: dict[Channel, None] = {}
         self._sent: dict[str, bytes] = {}
         self._generation = -1
+        self._in_force: PushedLimits | None = None
         self._looks = LoopingCall(self.look)
         self._looks.clock = runtime.reactor
 
@@ -98,7 +99,9 @@ class HostStateServer:
             self._generation = overrides.generation
             self._send(OVERRIDES, _override_lines(overrides))
         in_force = None if self._pushed is None else self._pushed.in_force
-        self._send(PUSHED, b"" if in_force is None else _pushed_lines(in_force))
+        if PUSHED not in self._sent or in_force is not self._in_force:
+            self._in_force = in_force
+            self._send(PUSHED, b"" if in_force is None else _pushed_lines(in_force))
         self._send(STATUS, write(self._status()))
 
     def _send(self, name: str, body: bytes) -> None:

@@ -169,12 +169,14 @@ class SlotServer:
         waiting = slots.line.get(key)
         if waiting is not None:
             waiting.most, waiting.per_destination = most, per_destination
+            if waiting.wants != wants:
+                self._not_wanted(route, waiting.wants)
+                waiting.wants = wants
+                self._want(route, wants)
         elif self._in_line[channel] < MOST_WAITING:
             slots.line[key] = _Waiting(most, per_destination, wants)
             self._in_line[channel] += 1
-            slots.wanted[wants] += 1
-            if slots.wanted[wants] == 1:
-                self._tell_wanted(route, wants, wanted=True)
+            self._want(route, wants)
         return b"0"
 
     def _give(self, channel: Channel, body: bytes) -> None:
@@ -216,12 +218,21 @@ class SlotServer:
                 channel.tell(OFFER, write([route, destination]))
 
     def _leave_line(self, route: str, key: tuple[Channel, str]) -> None:
-        slots = self._routes[route]
-        wants = slots.line.pop(key).wants
+        wants = self._routes[route].line.pop(key).wants
         self._in_line[key[0]] -= 1
-        slots.wanted[wants] -= 1
-        if not slots.wanted[wants]:
-            del slots.wanted[wants]
+        self._not_wanted(route, wants)
+
+    def _want(self, route: str, wants: str) -> None:
+        wanted = self._routes[route].wanted
+        wanted[wants] += 1
+        if wanted[wants] == 1:
+            self._tell_wanted(route, wants, wanted=True)
+
+    def _not_wanted(self, route: str, wants: str) -> None:
+        wanted = self._routes[route].wanted
+        wanted[wants] -= 1
+        if not wanted[wants]:
+            del wanted[wants]
             self._tell_wanted(route, wants, wanted=False)
 
     def _tell_wanted(self, route: str, destination: str, *, wanted: bool) -> None:

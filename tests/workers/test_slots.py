@@ -282,6 +282,22 @@ def test_a_full_route_wants_any_of_its_connections() -> None:
     assert host.take(1, "b", most=1)
 
 
+def test_what_is_wanted_follows_what_is_full() -> None:
+    host = Host(2)
+    assert host.take(0, "a", most=2, per_destination=1)
+    assert host.take(0, "b", most=2, per_destination=1)
+    assert not host.take(1, "a", most=2, per_destination=1)
+    assert host.workers[0].slots.is_wanted("route", "b")
+    host.give(0, "b")
+    # A connection to another destination is of no use now.
+    assert not host.take(1, "a", most=2, per_destination=1)
+    assert not host.workers[0].slots.is_wanted("route", "b")
+    assert host.workers[0].slots.is_wanted("route", "a")
+    host.give(0, "a")
+    assert host.take(1, "a", most=2, per_destination=1)
+    assert not host.workers[0].slots.is_wanted("route", "a")
+
+
 def test_a_dead_worker_leaves_its_connections_and_its_place_in_line() -> None:
     host = Host(3)
     for _ in range(3):
