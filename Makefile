@@ -13,7 +13,7 @@ NEWEST_ONLY := smtp message config house monitoring multinode compose adoption d
 	$(addprefix delivery/test_,$(addsuffix .py,destinations every_part_ends faults_before_the_record \
 	flood_of_dead_domains large_queue memory_of_destinations outage_of_ours wake_heap)) \
 	$(addprefix daemon/test_,$(addsuffix .py,clock_steps destinations explain find pushed_limits \
-	recipes setups simulated_runtime start trace))
+	questions recipes renewal setups simulated_runtime start trace))
 OLDER := -o filterwarnings=default -m 'not campaign and not servers' $(addprefix --ignore=tests/,$(NEWEST_ONLY))
 
 .DEFAULT_GOAL := help

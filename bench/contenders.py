@@ -15,6 +15,8 @@ from load import PASSWORD
 from servers import DOMAIN, ElemtaServer, PostfixServer, Server, Sink, free_port
 from valkeys import ValkeyServer, server_program
 
+from elemta.config import load
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMESERVER = "127.0.0.78"
 AIOSMTPD = ROOT / ".venv-bench" / "bin" / "python"
@@ -82,6 +84,15 @@ class IdleElemta(SuiteElemta):
         text = super().configuration().replace("[[listener]]", "[[listener]]", 1)
         text = text.replace("max_connections_per_ip = 1000", "max_connections_per_ip = 100000")
         return text.replace("[resources]", "[resources]\nmax_connections = 25000", 1)
+
+
+class WorkersElemta(SuiteElemta):
+    """Elemta with two processes that receive mail."""
+
+    name = "Elemta, 2 workers"
+
+    def configuration(self) -> str:
+        return super().configuration().replace("[server]", "[server]\nworkers = 2", 1)
 
 
 class ValkeyElemta(SuiteElemta):
@@ -273,11 +284,12 @@ class Floor(Sink):
     name = "smtp-sink (keeps nothing)"
 
 
-ELEMTA = (SuiteElemta, ValkeyElemta, EdgeElemta)
+ELEMTA = (SuiteElemta, WorkersElemta, ValkeyElemta, EdgeElemta)
 ALL: tuple[type[Server], ...] = (*ELEMTA, TunedPostfix, ShippedPostfix, Aiosmtpd, Haraka, Floor)
 #: Short names, for columns.
 SHORT = {
     SuiteElemta.name: "Elemta",
+    WorkersElemta.name: "2 workers",
     ValkeyElemta.name: "in Valkey",
     EdgeElemta.name: "edge",
     TunedPostfix.name: "Postfix",
@@ -297,6 +309,9 @@ def present() -> tuple[list[type[Server]], list[str]]:
     """The servers that can be run here, and why the others can't."""
     missing: dict[type[Server], str] = {}
     root = os.geteuid() == 0
+    several = load(None, {"ELEMTA_SERVER_WORKERS": "2"})
+    if any(fault.key == "server.workers" for fault in several.without_effect()):
+        missing[WorkersElemta] = "`[server] workers` has no effect yet"
     for kind in (TunedPostfix, ShippedPostfix):
         if shutil.which("postfix") is None:
             missing[kind] = "postfix is not installed"

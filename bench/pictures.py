@@ -17,7 +17,7 @@ Results = Mapping[str, Any]
 
 _WIDTH, _LEFT, _BAR, _GAP = 760, 250, 13, 14
 # Seen by all eyes, on light and dark ground (Okabe and Ito).
-_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#d55e00", "#e69f00", "#cc79a7", "#f0e442", "#999999")
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#d55e00", "#e69f00", "#cc79a7", "#f0e442", "#999999", "#000000")
 
 
 def medians(results: Results, part: str, figure: str) -> dict[str, dict[str, float]]:
@@ -97,6 +97,7 @@ def page(results: Results, pictures: str) -> str:
         BEGIN,
         f"`bench/suite` wrote this section from one run, of {results['at']}. Rounds: {results['rounds']}.",
         "\n".join(f"- {name}: {value}" for name, value in where.items()),
+        "Messages have 1 KB where a row does not say otherwise. Connections are *reused* for many messages.",
     ]
     busy = busy_runs(results)
     if results["quick"]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -158,14 +159,16 @@ endpoint = ""
         return self._process.pid
 
     def held(self) -> tuple[int, int]:
-        (database,) = (self.directory / "spool").rglob("queue.db")
-        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-        try:
-            states = dict(connection.execute("SELECT state, count(*) FROM message GROUP BY state").fetchall())
-        finally:
-            connection.close()
+        states: Counter[int] = Counter()
+        # Each worker has its own.
+        for database in (self.directory / "spool").rglob("queue.db"):
+            connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+            try:
+                states.update(dict(connection.execute("SELECT state, count(*) FROM message GROUP BY state")))
+            finally:
+                connection.close()
         held = states.pop(2, 0)
-        return held, sum(states.values())
+        return held, states.total()
 
 
 def checkout_server(checkout: Path) -> type[ElemtaServer]:

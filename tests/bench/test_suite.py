@@ -27,7 +27,7 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-load, pictures, busy = map(_module, ("load", "pictures", "busy"))
+load, pictures, busy, contenders = map(_module, ("load", "pictures", "busy", "contenders"))
 _loader = SourceFileLoader("bench_suite", str(BENCH / "suite"))
 _spec = importlib.util.spec_from_loader("bench_suite", _loader)
 assert _spec is not None
@@ -177,6 +177,23 @@ def test_a_table_has_medians_and_the_ratio_of_each_round(results: dict[str, Any]
         assert words in text
     assert "busy" not in text
     assert "Other programs" not in text
+
+
+def test_all_servers_and_scenarios_fit_into_the_page_and_have_their_colours(results: dict[str, Any]) -> None:
+    results["short"] = contenders.SHORT
+    results["words"] = {part: {each.name: each.words for each in some} for part, some in suite.WORDS.items()}
+    results["runs"] = [
+        _run(part, each.name, server, 9876.5, 0)
+        for part, some in suite.WORDS.items()
+        for each in some
+        for server in contenders.SHORT
+    ]
+    text = pictures.page(results, "performance")
+    assert max(map(len, text.splitlines())) <= 110
+    picture = pictures.picture(results, "accept", "rate", "all")
+    fills = [each.get("fill") for each in ElementTree.fromstring(picture).iter() if each.get("fill")]
+    assert len(set(fills)) == len(contenders.SHORT) + 1
+    assert {kind.name for kind in contenders.ALL} == set(contenders.SHORT)
 
 
 def test_a_picture_is_xml_whatever_a_server_is_called(results: dict[str, Any]) -> None:
