@@ -60,6 +60,11 @@ def makeService(options: Options) -> IService:
     from elemta.daemon.admin_operations import admin_calls
     from elemta.daemon.components import SharedResources, build_at_start
     from elemta.daemon.service import Elemta
+    from elemta.daemon.supervised_membership import supervisor_config
+    from elemta.daemon.supervisor import Supervisor
+    from elemta.daemon.supervisor_operations import SupervisorOperations, join_metrics
+    from elemta.daemon.worker_launch import ProcessLauncher
+    from elemta.daemon.worker_orders import worker_count
     from elemta.runtime import Runtime
 
     runtime = Runtime.system(cast(ReactorBase, reactor))
@@ -67,7 +72,8 @@ def makeService(options: Options) -> IService:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(options["config"], os.environ)
-        shared = SharedResources.from_config(config, runtime)
+        count = worker_count(config.server.workers)
+        shared = SharedResources.from_config(supervisor_config(config) if count > 1 else config, runtime)
         components = build_at_start(config, shared)
     except (ConfigError, PolicyUnavailable) as error:
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
@@ -83,15 +89,45 @@ def makeService(options: Options) -> IService:
     # every session waits: that is some 70,000 objects, or most of what a quiet daemon has.
     gc.collect()
     gc.freeze()
+    log_observer = _log_observer(config, options.parent, runtime.wall)
+    in_background = not _is_in_foreground(options.parent)
+    if count > 1:
+        supervisor = Supervisor(
+            shared=shared,
+            components=components,
+            count=count,
+            launcher=lambda supervisor: ProcessLauncher(
+                supervisor.listeners,
+                runtime.reactor,
+                count=count,
+                config_path=options["config"],
+                config_text=lambda: supervisor.components.own_config.text,
+                environ=os.environ,
+                journald=log_observer.journald,
+                reactor_name=_reactor_name(options.parent),
+            ),
+            open_operations=SupervisorOperations.open,
+            config_path=options["config"],
+            environ=os.environ,
+            log_observer=log_observer,
+            in_background=in_background,
+        )
+        join_metrics(supervisor)
+        return supervisor
     return Elemta(
         shared=shared,
         components=components,
         admin_calls=admin_calls,
         config_path=options["config"],
         environ=os.environ,
-        log_observer=_log_observer(config, options.parent, runtime.wall),
-        in_background=not _is_in_foreground(options.parent),
+        log_observer=log_observer,
+        in_background=in_background,
     )
+
+
+def _reactor_name(twistd: usage.Options | None) -> str:
+    """The reactor that twistd was asked for; "" where it was not."""
+    return "" if twistd is None else str(twistd.get("reactor") or "")
 
 
 def _log_observer(config: Config, twistd: usage.Options | None, wall: Callable[[], float]) -> LogObserver:

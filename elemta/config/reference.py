@@ -50,10 +50,9 @@ has the file, the key, what was found, what is allowed and the nearest known key
 Tables in double brackets are counted from 1, as are the elements of lists: `limit[2].rates[1]` is the
 first rate of the second `[[limit]]`.
 
-Elemta accepts settings of later versions, and logs at the start that they have no effect yet. It logs
-the same for tables `[policy.NAME]` that the chain does not name, and for routes behind a route that
-matches before them. It also warns of settings that are allowed but dangerous, such as all networks in
-`relay_from`.
+Elemta logs at the start which settings have no effect: tables `[policy.NAME]` that the chain does not
+name, for example, and routes behind a route that matches before them. It also warns of settings that are
+allowed but dangerous, such as all networks in `relay_from`.
 
 ## Values
 

@@ -33,7 +33,7 @@ _USED_OFFERS = ("8BITMIME", "AUTH", "CHUNKING", "DSN", "PIPELINING", "SIZE", "SM
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    every = (_server, _listeners, _tls, _submission, _valkey, _limits, _policies, _routes)
+    every = (_listeners, _tls, _submission, _valkey, _limits, _policies, _routes)
     for find in every:
         yield from find(config)
 
@@ -58,43 +58,38 @@ def _note(config: Config, key: str, problem: str, hint: str = "") -> Fault:
     return Fault(config.place_of(key), key, problem, hint)
 
 
-def _given(config: Config, key: str, problem: str, *, never: bool = False) -> Iterator[Fault]:
+def _given(config: Config, key: str, problem: str) -> Iterator[Fault]:
     if key in config.explicit:
-        yield _note(config, key, f"has no effect{'' if never else ' yet'}: {problem}")
-
-
-def _server(config: Config) -> Iterator[Fault]:
-    if config.server.workers != 1:
-        yield from _given(config, "server.workers", "one process receives mail")
+        yield _note(config, key, f"has no effect: {problem}")
 
 
 def _listeners(config: Config) -> Iterator[Fault]:
     for number, listener in enumerate(config.listeners, start=1):
         if listener.tls is ListenerTLS.IMPLICIT and listener.early_talkers is EarlyTalkers.REJECT:
             problem = "the TLS handshake comes before the greeting"
-            yield from _given(config, f"listener[{number}].early_talkers", problem, never=True)
+            yield from _given(config, f"listener[{number}].early_talkers", problem)
 
 
 def _tls(config: Config) -> Iterator[Fault]:
     if config.tls.minimum is TLSVersion.TLS_1_3:
-        yield from _given(config, "tls.ciphers", "these are ciphers of TLS 1.2, which is off", never=True)
+        yield from _given(config, "tls.ciphers", "these are ciphers of TLS 1.2, which is off")
     if not config.tls.certificate:
         for number, _ in enumerate(config.certificates, start=1):
             problem = "there is no TLS, as [tls] has no certificate for clients that ask for no name"
-            yield from _given(config, f"certificate[{number}].certificate", problem, never=True)
+            yield from _given(config, f"certificate[{number}].certificate", problem)
 
 
 def _submission(config: Config) -> Iterator[Fault]:
     if config.submission.senders is Senders.ANY:
         problem = 'with senders = "any" users may name any sender'
-        yield from _given(config, "submission.sender_map", problem, never=True)
+        yield from _given(config, "submission.sender_map", problem)
 
 
 def _valkey(config: Config) -> Iterator[Fault]:
     if config.resources.valkey_url:
         return
     for name in ("valkey_key_prefix", "valkey_deadline"):
-        yield from _given(config, f"resources.{name}", _ALONE, never=True)
+        yield from _given(config, f"resources.{name}", _ALONE)
 
 
 def _limits(config: Config) -> Iterator[Fault]:
@@ -102,14 +97,14 @@ def _limits(config: Config) -> Iterator[Fault]:
     for number, limit in enumerate(config.limits, start=1):
         key = f"limit[{number}]"
         if alone and limit.scope is Scope.CLUSTER:
-            yield from _given(config, f"{key}.scope", _ALONE, never=True)
+            yield from _given(config, f"{key}.scope", _ALONE)
         if alone:
-            yield from _given(config, f"{key}.when_valkey_is_down", _ALONE, never=True)
+            yield from _given(config, f"{key}.when_valkey_is_down", _ALONE)
         elif limit.scope is Scope.NODE:
             problem = "each node counts this limit for itself anyway"
-            yield from _given(config, f"{key}.when_valkey_is_down", problem, never=True)
+            yield from _given(config, f"{key}.when_valkey_is_down", problem)
         if Identity.DESTINATION in limit.per:
-            yield from _given(config, f"{key}.on_exceed", "outbound mail waits", never=True)
+            yield from _given(config, f"{key}.on_exceed", "outbound mail waits")
 
 
 def _policies(config: Config) -> Iterator[Fault]:
@@ -133,18 +128,18 @@ def _routes(config: Config) -> Iterator[Fault]:
         key = f"route[{number}]"
         kind = parse_route_target(route.to).kind
         if route.tls is not RouteTLS.NONE and "tls" not in kind.settings:
-            yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}", never=True)
+            yield from _given(config, f"{key}.tls", f"there is no TLS on the way to {route.to}")
         for name in ("address_family", "source", "ca"):
             if name not in kind.settings:
-                yield from _given(config, f"{key}.{name}", f"{route.to} is no address", never=True)
+                yield from _given(config, f"{key}.{name}", f"{route.to} is no address")
         if "ca" in kind.settings and not route.tls.is_verified:
             problem = f'tls = "{route.tls}" verifies no certificate'
-            yield from _given(config, f"{key}.ca", problem, never=True)
+            yield from _given(config, f"{key}.ca", problem)
         yield from _ignored_offers(config, f"{key}.ignore_offers", route, kind)
         if "refuse_networks" not in kind.settings:
-            yield from _given(config, f"{key}.refuse_networks", "it is for mx:", never=True)
+            yield from _given(config, f"{key}.refuse_networks", "it is for mx:")
         if "create_mailboxes" not in kind.settings:
-            yield from _given(config, f"{key}.create_mailboxes", "it is for maildir:", never=True)
+            yield from _given(config, f"{key}.create_mailboxes", "it is for maildir:")
         for domain in route.domains:
             earlier = seen.get("*", seen.get(domain.lower()))
             if earlier is not None:
@@ -155,7 +150,7 @@ def _routes(config: Config) -> Iterator[Fault]:
 
 def _ignored_offers(config: Config, key: str, route: RouteConfig, kind: TargetKind) -> Iterator[Fault]:
     if "ignore_offers" not in kind.settings:
-        yield from _given(config, key, f"{route.to} is no server", never=True)
+        yield from _given(config, key, f"{route.to} is no server")
         return
     for number, keyword in enumerate(route.ignore_offers, start=1):
         if keyword.upper() not in _USED_OFFERS:

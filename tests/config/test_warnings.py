@@ -43,7 +43,6 @@ def test_the_defaults_say_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "note"),
     [
-        ("[server]\nworkers = 4", "server.workers: has no effect yet: one process receives mail"),
         (
             '[resources]\nvalkey_key_prefix = "x:"',
             "resources.valkey_key_prefix: has no effect: without valkey_url each node counts for itself",
@@ -128,6 +127,7 @@ def test_a_setting_without_effect_is_told_with_the_reason(read: Read, text: str,
     "text",
     [
         "[server]\nworkers = 1",
+        "[server]\nworkers = 4",
         '[resources]\nvalkey_url = ""',
         f'{VALKEY}valkey_key_prefix = "x:"\nvalkey_deadline = "10ms"',
         f'{VALKEY}{LIMIT}scope = "cluster"\nwhen_valkey_is_down = "allow"',

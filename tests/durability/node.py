@@ -27,12 +27,20 @@ class Node:
     """One node, its spool, the next hop for part of its mail, and everything that it ever logged as wrong."""
 
     def __init__(
-        self, directory: Path, ledger: Ledger, sink_port: int, *, spool: str = "", retry: str = "1s"
+        self,
+        directory: Path,
+        ledger: Ledger,
+        sink_port: int,
+        *,
+        spool: str = "",
+        retry: str = "1s",
+        workers: int = 1,
     ) -> None:
         self.ledger = ledger
         self.daemon = Daemon(
             directory,
             f'[[route]]\ndomains = ["sink.test"]\nto = "smtp://127.0.0.1:{sink_port}"\n',
+            server=f"workers = {workers}\n",
             spool=f'retry = ["{retry}"]\n' + spool,
             domains='relay_from = ["127.0.0.0/8"]\n[submission]\nadd_missing = false\n',
         )

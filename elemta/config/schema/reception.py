@@ -33,7 +33,12 @@ class ServerConfig:
         default_words="the value of hostname",
     )
     workers: int = setting(
-        1, "Processes that receive mail; 0 is one per core.", unit="processes", minimum=0, maximum=256
+        1,
+        "Processes that receive and deliver mail, behind one more that keeps them; 0 is one per core. With 1 "
+        "there is one process and no other.",
+        unit="processes",
+        minimum=0,
+        maximum=256,
     )
     max_message_size: int = setting(
         50 * MIB,

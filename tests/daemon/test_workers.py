@@ -1,0 +1,395 @@
+"""``[server] workers``: several processes behind the sockets of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import smtplib
+import socketserver
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.test_systemd import Systemd
+from tests.support.daemon import Daemon
+from tests.support.valkey import valkey_server
+
+TABLES = """
+[[route]]
+domains = ["later.test"]
+to = "smtp://127.0.0.1:1"
+"""
+PATIENCE = 60.0
+
+
+def make(directory: Path, tables: str = "", **options: Any) -> Daemon:
+    """A daemon with two workers, through which mail for ``later.test`` stays in the queue."""
+    domains = 'relay_from = ["127.0.0.0/8"]\n'
+    return Daemon(directory, TABLES + tables, server="workers = 2\n", domains=domains, **options)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One for the tests that leave it running."""
+    daemon = make(tmp_path_factory.mktemp("workers")).start()
+    yield daemon
+    daemon.kill()
+
+
+def submit(
+    client: smtplib.SMTP, recipient: str = "box@example.test", *, sender: str = "a@client.test"
+) -> str:
+    """Send a message; its queue id."""
+    client.mail(sender)
+    client.rcpt(recipient)
+    code, reply = client.data(b"Subject: x\r\n\r\nx\r\n")
+    assert code == 250, reply
+    found = re.search(rb"queued as ([0-9A-Z]+)", reply)
+    assert found is not None
+    return found[1].decode()
+
+
+def worker_of(daemon: Daemon, queue_id: str) -> int:
+    """The worker that took a message."""
+    return int(daemon.wait_for("message.accepted", queue_id=queue_id)["worker"])
+
+
+@contextlib.contextmanager
+def a_client_of_each(daemon: Daemon, *, sender: str = "a@client.test") -> Iterator[dict[int, smtplib.SMTP]]:
+    """A session on each of the two workers, over which a message was sent already."""
+    with contextlib.ExitStack() as opened:
+        found: dict[int, smtplib.SMTP] = {}
+        while len(found) < 2:
+            client = daemon.client()
+            client.ehlo()
+            if found.setdefault(worker_of(daemon, submit(client, sender=sender)), client) is client:
+                opened.enter_context(client)
+            else:
+                client.quit()
+        yield found
+
+
+def pid_of(daemon: Daemon, worker: int) -> int:
+    """The process id of a worker's newest process."""
+    ready = [record for record in daemon.records("worker.ready") if record["worker"] == worker]
+    return int(ready[-1]["pid"])
+
+
+def until_gone(pid: int) -> None:
+    """Wait until there is no such process, or only its entry is left."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"process {pid} is still there")
+
+
+def test_mail_over_two_workers_arrives(daemon: Daemon) -> None:
+    before = len(daemon.mailbox("both"))
+    with a_client_of_each(daemon) as clients:
+        ids = [submit(client, "both@example.test") for client in clients.values() for _ in range(10)]
+    assert len(set(ids)) == 20
+    assert len(daemon.wait_for_mail("both", before + 20)) == 20
+
+
+def test_operators_and_monitoring_see_one_daemon(daemon: Daemon) -> None:
+    with a_client_of_each(daemon) as clients:
+        queued = {worker: submit(client, "seen@later.test") for worker, client in clients.items()}
+        for worker in clients:
+            daemon.wait_for("delivery.attempted", queue_id=queued[worker], status="deferred")
+        status = json.loads(daemon.ctl("--json", "status").stdout)
+    assert (status["pid"], status["ready"], status["state"]) == (daemon.pid, True, "serving")
+    assert [(each["number"], each["state"]) for each in status["workers"]] == [(0, "running"), (1, "running")]
+    listed = json.loads(daemon.ctl("--json", "queue", "list", "--to", "seen@later.test").stdout)
+    assert [each["queue_id"] for each in listed["messages"]] == sorted(queued.values())
+    for queue_id in queued.values():
+        assert queue_id in daemon.ctl("find", queue_id).stdout
+        daemon.ctl("queue", "delete", queue_id)
+    accepted = len(daemon.records("message.accepted"))
+    assert daemon.metric(r"elemta_messages_accepted_total\{") == accepted
+    assert json.loads(daemon.get("/readyz")) == {"ready": True, "reasons": []}
+
+
+def test_a_worker_that_is_killed_loses_nothing_and_clients_of_the_other_do_not_notice(
+    daemon: Daemon,
+) -> None:
+    with a_client_of_each(daemon) as clients:
+        kept = [submit(clients[1], "x@later.test") for _ in range(5)]
+        os.kill(pid_of(daemon, 1), signal.SIGKILL)
+        # New connections find the other one, and nothing that waits at the socket is lost.
+        for _ in range(5):
+            submit(clients[0])
+            with daemon.client() as client:
+                client.ehlo()
+                submit(client)
+        daemon.wait_for("worker.ended", worker=1)
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            clients[1].noop()
+        deadline = time.monotonic() + PATIENCE
+        while len([each for each in daemon.records("worker.ready") if each["worker"] == 1]) < 2:
+            assert time.monotonic() < deadline, daemon.output()
+            time.sleep(0.02)
+        opened = [each for each in daemon.records("spool.opened") if each["worker"] == 1][-1]
+        assert opened["active"] + opened["deferred"] == len(kept)
+
+
+def test_a_reload_reaches_every_worker(daemon: Daemon) -> None:
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace("mx.example.test", "renamed.example.test"))
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("config.reloaded", worker=0)
+    daemon.wait_for("config.reloaded", worker=1)
+    with a_client_of_each(daemon) as clients:
+        for client in clients.values():
+            assert b"renamed.example.test" in client.ehlo()[1]
+    daemon.config.write_text("nonsense = 1\n")
+    daemon.signal(signal.SIGHUP)
+    refused = daemon.wait_for("config.reload_refused")
+    assert "worker" not in refused
+    daemon.config.write_text(text)
+
+
+def accepted(clients: Iterable[smtplib.SMTP], sender: str) -> int:
+    """How many of eight messages of this sender over each of the sessions are accepted."""
+    taken = 0
+    for client in [*clients] * 8:
+        client.rset()
+        refused = client.mail(sender)[0] != 250 or client.rcpt("box@example.test")[0] != 250
+        taken += not refused and client.data(b"Subject: x\r\n\r\nx\r\n")[0] == 250
+    return taken
+
+
+def test_a_limit_holds_over_all_workers_without_valkey(tmp_path: Path) -> None:
+    limits = """
+[[limit]]
+name = "mail-per-sender"
+per = ["sender"]
+counts = "messages"
+rates = ["9/1h"]
+
+[[limit]]
+name = "held"
+per = ["ip"]
+counts = "open_connections"
+rates = ["4"]
+"""
+    daemon = make(tmp_path / "node", limits)
+    try:
+        daemon.start()
+        with a_client_of_each(daemon, sender="other@client.test") as clients:
+            taken = accepted(clients.values(), "limited@client.test")
+            assert taken == 9
+        # The places of a worker that died are free at once.
+        with contextlib.ExitStack() as opened, contextlib.suppress(smtplib.SMTPException):
+            sessions = [opened.enter_context(daemon.client()) for _ in range(4)]
+            assert len(sessions) == 4
+            with pytest.raises(smtplib.SMTPConnectError):
+                daemon.client()
+            os.kill(pid_of(daemon, 0), signal.SIGKILL)
+            os.kill(pid_of(daemon, 1), signal.SIGKILL)
+            daemon.wait_for("worker.ended", worker=0)
+            daemon.wait_for("worker.ended", worker=1)
+            again = [opened.enter_context(daemon.client()) for _ in range(4)]
+            assert len(again) == 4
+            with pytest.raises(smtplib.SMTPConnectError):
+                daemon.client()
+    finally:
+        daemon.kill()
+
+
+def test_with_valkey_all_workers_are_one_node(tmp_path: Path) -> None:
+    limit = """
+[[limit]]
+name = "mail-per-sender"
+per = ["sender"]
+counts = "messages"
+rates = ["9/1h"]
+"""
+    with valkey_server() as valkey:
+        environ = {"VALKEY_URL": valkey.url, "ELEMTA_RESOURCES_VALKEY_DEADLINE": "2s"}
+        daemon = make(tmp_path / "node", limit, environ=environ)
+        try:
+            daemon.start()
+            (node,) = json.loads(daemon.ctl("--json", "nodes").stdout)["nodes"]
+            assert node["mode"] == "cluster"
+            status = json.loads(daemon.ctl("--json", "status").stdout)
+            assert (status["limiter"], status["live_nodes"]) == ("cluster", 1)
+            with a_client_of_each(daemon, sender="limited@client.test") as clients:
+                taken = len(daemon.records("message.accepted"))
+                taken += accepted(clients.values(), "limited@client.test")
+            assert taken == 9
+            # Each partition has its lease, in the name of the one node.
+            leases = valkey.command("KEYS", "elemta:ratelimit:spool:*")
+            assert [valkey.command("HGET", each, "node") for each in leases] == [b"mx.example.test"] * 2
+        finally:
+            daemon.stop()
+        assert valkey.command("KEYS", "elemta:ratelimit:spool:*") == []
+
+
+class Hop(socketserver.ThreadingTCPServer):
+    """A next hop that takes everything, slowly enough that connections meet, and counts these."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HopSession)
+        self.lock = threading.Lock()
+        self.open = self.most = self.messages = 0
+
+
+class HopSession(socketserver.StreamRequestHandler):
+    """One connection to it."""
+
+    server: Hop
+
+    def handle(self) -> None:
+        hop = self.server
+        with hop.lock:
+            hop.open += 1
+            hop.most = max(hop.most, hop.open)
+        try:
+            self.serve()
+        finally:
+            with hop.lock:
+                hop.open -= 1
+
+    def serve(self) -> None:
+        self.wfile.write(b"220 hop.test\r\n")
+        in_message = False
+        for line in self.rfile:
+            if in_message and line != b".\r\n":
+                continue
+            verb = line[:4].upper()
+            if in_message:
+                with self.server.lock:
+                    self.server.messages += 1
+                in_message, reply = False, b"250 taken"
+            elif verb == b"DATA":
+                in_message, reply = True, b"354 go on"
+            elif verb == b"QUIT":
+                self.wfile.write(b"221 bye\r\n")
+                return
+            else:
+                reply = b"250 good"
+            self.wfile.write(reply + b"\r\n")
+
+
+def test_connections_are_bounded_over_all_workers(tmp_path: Path) -> None:
+    with Hop() as hop:
+        serving = threading.Thread(target=hop.serve_forever, daemon=True)
+        serving.start()
+        route = f"""
+[[route]]
+domains = ["hop.test"]
+to = "smtp://127.0.0.1:{hop.server_address[1]}"
+max_connections = 1
+"""
+        daemon = make(tmp_path / "node", route, environ={"ELEMTA_RESOURCES_MAX_CONNECTIONS": "6"})
+        try:
+            daemon.start()
+            with a_client_of_each(daemon) as clients:
+                for _ in range(20):
+                    for client in clients.values():
+                        submit(client, "x@hop.test")
+                more, refused = [], 0
+                for _ in range(8):
+                    wire = daemon.socket()
+                    more.append(wire)
+                    refused += wire.recv(100).startswith(b"421 ")
+                assert refused == 4
+                for wire in more:
+                    wire.close()
+            deadline = time.monotonic() + PATIENCE
+            while hop.messages < 40:
+                assert time.monotonic() < deadline, (hop.messages, daemon.output()[-3000:])
+                time.sleep(0.02)
+            assert hop.most == 1
+            assert {each["worker"] for each in daemon.records("delivery.attempted")} == {0, 1}
+        finally:
+            daemon.kill()
+            hop.shutdown()
+            serving.join()
+
+
+def test_a_drain_holds_for_every_worker_until_it_ends(daemon: Daemon) -> None:
+    with contextlib.suppress(smtplib.SMTPException), a_client_of_each(daemon):
+        daemon.ctl("drain")
+        for _ in range(8):
+            with daemon.socket() as client:
+                assert client.recv(100).startswith(b"421 ")
+        daemon.ctl("undrain")
+        for _ in range(8):
+            with daemon.socket() as client:
+                assert client.recv(100).startswith(b"220 ")
+
+
+def test_systemd_hears_of_all_workers(tmp_path: Path) -> None:
+    systemd = Systemd(tmp_path / "notify")
+    daemon = make(tmp_path / "node", environ=systemd.environ)
+    try:
+        daemon.launch()
+        systemd.hears("READY=1")
+        assert len(daemon.records("worker.ready")) == 2
+        systemd.hears("WATCHDOG=1")
+        systemd.hears("STATUS=2 of 2 workers, queue 0, sessions 0")
+        daemon.signal(signal.SIGHUP)
+        systemd.hears("RELOADING=1")
+        systemd.hears("READY=1")
+    finally:
+        daemon.stop()
+    systemd.hears("STOPPING=1")
+    systemd.close()
+
+
+def test_a_stop_ends_every_worker_in_order(tmp_path: Path) -> None:
+    daemon = make(tmp_path / "node").start()
+    try:
+        pids = [pid_of(daemon, worker) for worker in (0, 1)]
+        with contextlib.suppress(smtplib.SMTPException), a_client_of_each(daemon):
+            assert daemon.stop() in (0, -signal.SIGTERM)
+        assert [record.get("worker") for record in daemon.records("daemon.stopped")][-1] is None
+        assert {record.get("worker") for record in daemon.records("daemon.stopped")} == {0, 1, None}
+        for pid in pids:
+            until_gone(pid)
+        assert not (daemon.spool / "admin.sock").exists()
+    finally:
+        daemon.kill()
+
+
+def test_workers_end_with_their_supervisor_and_one_alone_delivers_what_they_left(tmp_path: Path) -> None:
+    daemon = make(tmp_path / "node").start()
+    try:
+        pids = [pid_of(daemon, worker) for worker in (0, 1)]
+        with a_client_of_each(daemon) as clients:
+            for client in clients.values():
+                submit(client, "x@later.test")
+            daemon.wait_for("delivery.attempted", status="deferred", worker=0)
+            daemon.wait_for("delivery.attempted", status="deferred", worker=1)
+        daemon.kill()
+        for pid in pids:
+            until_gone(pid)
+        daemon.configure(f"""[[route]]
+domains = ["later.test"]
+to = "maildir:{daemon.spool}/mail/{{domain}}/{{local}}"
+create_mailboxes = true
+""")
+        daemon.start()
+        assert "worker" not in daemon.records("daemon.ready")[0]
+        daemon.wait_for("spool.adopted", directory=str(daemon.spool))
+        daemon.ctl("queue", "retry", "--yes", "--to", "later.test")
+        daemon.wait_for_mail("x", 2, domain="later.test")
+        daemon.wait_for("spool.adoption_done", directory=str(daemon.spool))
+    finally:
+        daemon.kill()
