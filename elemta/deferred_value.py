@@ -47,7 +47,7 @@ def run(steps: Steps[T]) -> MaybeDeferred[T]:
     except StopIteration as end:
         at_once: T = end.value
         return at_once
-    waiting = _Waiting(steps)
+    waiting = _WaitingSteps(steps)
     waiting.wait(value)
     if not waiting.ended:
         return waiting.result
@@ -146,7 +146,7 @@ def detached(
     return awaited
 
 
-class _Waiting(Generic[T]):
+class _WaitingSteps(Generic[T]):
     """Steps that have met a Deferred. ``result`` fires unless they end before :func:`run` returns it."""
 
     __slots__ = ("_arrived", "_awaited", "_steps", "ended", "failure", "result", "value")

@@ -69,7 +69,7 @@ class LimitCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _AskedSession:
     """A session and a transaction of another server, as far as limits read them."""
 
     client_ip: IPAddress
@@ -100,7 +100,7 @@ class CheckOperations:
         size: Annotated[int, Count(0, 2**53)] = 0,
     ) -> LimitCheck:
         """Charge all limits for a stage of a session at another server, or none where one refuses."""
-        asked = _Asked(
+        asked = _AskedSession(
             ip or NO_ADDRESS, helo, user or None, Address.of_words(sender), _recipients(recipients), size
         )
         only = asked.recipients[0] if len(asked.recipients) == 1 else None

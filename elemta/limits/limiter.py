@@ -46,7 +46,7 @@ _NOTHING = Charge()
 
 
 @dataclass(slots=True)
-class _Question:
+class _StoreQuestion:
     """What is asked of the store; ``subject`` is None for mail that leaves, ``no`` is for the metrics."""
 
     asked: list[Request]
@@ -318,7 +318,7 @@ class Limiter:
         no: str = _REFUSED,
     ) -> MaybeDeferred[Charge]:
         """Charge what is asked for, of a client or of mail that leaves (None); ``no`` is for the metrics."""
-        question = _Question(asked, subject, covered, self._store.seconds(), no)
+        question = _StoreQuestion(asked, subject, covered, self._store.seconds(), no)
         known = self._remembered(asked, question.began)
         if known:
             return self._refused(known, subject, question.began, no)
@@ -330,11 +330,11 @@ class Limiter:
             return self._charged(decision, question)
         return handled(decision, self._charged, self._not_charged, question)
 
-    def _not_charged(self, failure: Failure, question: _Question) -> Charge:
+    def _not_charged(self, failure: Failure, question: _StoreQuestion) -> Charge:
         failure.trap(StoreUnavailable)
         return self._undecided(question)
 
-    def _undecided(self, question: _Question) -> Charge:
+    def _undecided(self, question: _StoreQuestion) -> Charge:
         refusal = self._unavailable(question.asked, question.subject, question.began)
         return Charge((), refusal, question.covered)
 
@@ -352,7 +352,7 @@ class Limiter:
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
         return [Denial(request, math.ceil(wait * _MICROSECONDS)) for request, wait in waits if wait > 0]
 
-    def _charged(self, answer: Decision, question: _Question) -> Charge:
+    def _charged(self, answer: Decision, question: _StoreQuestion) -> Charge:
         if not answer.granted:
             self._refusals.remember_all(answer.denials, self._store.seconds())
             return self._refused(answer.denials, question.subject, question.began, question.no)
