@@ -92,10 +92,10 @@ class ReplyReader:
         if self._lines and not _same_meaning(self._lines[-1].code, code):
             # RFC 5321 §4.2.1: every line has the same code. One that says yes and no has no meaning.
             raise MalformedReplyError(f"a reply whose code changes from {self._lines[-1].code} to {code}")
-        self._lines.append(_Line(code, printable(text)))
         if separator == b"-":
+            self._lines.append(_Line(code, printable(text)))
             return None
-        reply = _reply(code, [each.text for each in self._lines])
+        reply = _reply(code, [*[each.text for each in self._lines], printable(text)])
         self._lines, self._size = [], 0
         return reply
 
@@ -114,10 +114,10 @@ def printable(text: bytes) -> str:
 
 
 def _reply(code: int, lines: list[str]) -> Reply:
-    lines = [line.lstrip() for line in lines[:1]] + lines[1:]
+    lines[0] = lines[0].lstrip()
     match = _ENHANCED.match(lines[0])
     # RFC 2034 §4: the class of the enhanced code is that of the reply; one that is not is only text.
     if match is None or match[1][0] != str(code)[0]:
         return Reply(code, "", tuple(lines))
     prefix = match[1]
-    return Reply(code, prefix, tuple(line.removeprefix(prefix).lstrip(" ") for line in lines))
+    return Reply(code, prefix, tuple([line.removeprefix(prefix).lstrip(" ") for line in lines]))
