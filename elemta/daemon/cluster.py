@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,6 +186,9 @@ class Membership(Protocol):
     async def announce_reset(self, request: Request) -> None:
         """Let the other nodes forget, too, what each has counted for itself. Raises StoreUnavailable."""
 
+    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
+        """Have it called with a limit's name and an identity that this process has reset."""
+
     @property
     def overrides(self) -> OverrideRegistry:
         """The overrides of limits, and where they are made."""
@@ -222,6 +225,19 @@ def endpoints(config: Config) -> str:
     return " ".join(listener.endpoint for listener in config.listeners)
 
 
+class OwnResets:
+    """What is to hear of the resets of this process."""
+
+    __slots__ = ("callbacks",)
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[str, str], object]] = []
+
+    def tell(self, request: Request) -> None:
+        for callback in self.callbacks:
+            callback(request.spec.name, request.identity)
+
+
 class SingleNode:
     """A node that counts in its own memory, and knows no other."""
 
@@ -235,6 +251,7 @@ class SingleNode:
         self.pushed: PushRegistry | None = None
         self.questions: NodeQuestions | None = None
         self._seconds = runtime.monotonic
+        self._own_resets = OwnResets()
 
     def start(self, member: LocalNode) -> None:  # noqa: ARG002 - there are no other nodes
         self.overrides.start()
@@ -258,7 +275,11 @@ class SingleNode:
         return ()
 
     async def announce_reset(self, request: Request) -> None:
-        """There are no other nodes."""
+        """There are no other nodes; what listens here hears of it."""
+        self._own_resets.tell(request)
+
+    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
+        self._own_resets.callbacks.append(callback)
 
     def policy_store(self, policy: str) -> Store:  # noqa: ARG002 - each has a memory of its own
         return MemoryPolicyStore(self._seconds)
@@ -287,6 +308,7 @@ class ClusterMembership:
     def __init__(self, runtime: Runtime, config: Config, metrics: Metrics) -> None:
         resources, server = config.resources, config.server
         reactor = runtime.reactor
+        self._own_resets = OwnResets()
         self._runtime = runtime
         self._url = redacted_url(resources.valkey_url)
         self._metrics = metrics
@@ -404,7 +426,11 @@ class ClusterMembership:
             for refused in node.state.refused
         ]
 
+    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
+        self._own_resets.callbacks.append(callback)
+
     async def announce_reset(self, request: Request) -> None:
+        self._own_resets.tell(request)
         if not request.spec.cluster:
             # Of the others the store itself tells.
             await self._nodes.announce_reset(request.spec.name, request.identity)

@@ -5,7 +5,7 @@ The supervisor is the node; it has the one membership, and serves it::
     served = MembershipServer(runtime, fleet, prefix, max_connections=most)
     served.serve(channel)                        # before the channel is opened, one for each worker
     served.start()                               # after fleet.start(member)
-    served.forget(limit, identity)               # from LocalNode.forget, and after a reset
+    served.forget(limit, identity)               # from LocalNode.forget: another node reset a limit
 
 A worker has no other way to the cluster::
 
@@ -35,6 +35,7 @@ from elemta.daemon.cluster import (
     LocalNode,
     Membership,
     NodeStatus,
+    OwnResets,
     RemoteRefusal,
     ValkeyStatus,
 )
@@ -95,6 +96,7 @@ class MembershipServer:
         self._limits = LimitServer(served)
         self._stores = PolicyStoreServer(fleet.policy_store)
         self._slots = SlotServer(max_connections)
+        fleet.on_own_reset(self.forget)
         self._state = HostStateServer(
             runtime, overrides=fleet.overrides, pushed=fleet.pushed, status=self._status
         )
@@ -207,6 +209,7 @@ class SupervisedMembership:
         self.overrides = self._state.overrides
         self.pushed = self._state.pushed
         self._policy_stores = WorkerPolicyStores(channel, self.store, deadline)
+        self._own_resets = OwnResets()
         self.credit = ConnectionCredit(runtime.reactor, channel)
         self.slots = WorkerSlots(runtime.reactor, channel)
         self._renewals = LoopingCall(self._renew)
@@ -264,7 +267,11 @@ class SupervisedMembership:
     async def refusals(self) -> Sequence[RemoteRefusal]:
         return ()
 
+    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
+        self._own_resets.callbacks.append(callback)
+
     async def announce_reset(self, request: Request) -> None:
+        self._own_resets.tell(request)
         if not request.spec.cluster:
             body = write([request.spec.name, request.identity])
             await self._channel.ask(_ANNOUNCE, body, _ANNOUNCE_SECONDS).addErrback(_not_announced)

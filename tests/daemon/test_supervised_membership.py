@@ -141,9 +141,12 @@ def test_a_reset_anywhere_is_one_everywhere(spec: LimitSpec) -> None:
     assert host.now(host.workers[0].store.acquire([Request(spec, "jane", 8)])).granted
     assert host.now(host.workers[0].store.reset(spec, "jane")) is True
     host.now(host.workers[0].announce_reset(Request(spec, "jane")))
-    assert host.members[1].forgot == [(spec.name, "jane")]
+    assert host.members[1].forgot[0] == (spec.name, "jane")
     assert host.now(host.workers[1].store.acquire([Request(spec, "jane", 8)])).granted
-    # One that reached the supervisor.
+    # One that an operator asked of the supervisor.
+    host.now(host.fleet.announce_reset(Request(spec, "joe")))
+    assert [member.forgot[-1] for member in host.members] == [(spec.name, "joe")] * 2
+    # One that reached the supervisor from another node.
     host.server.forget(spec.name, "jane")
     host.carry()
     assert [member.forgot[-1] for member in host.members] == [(spec.name, "jane")] * 2
