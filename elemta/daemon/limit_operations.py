@@ -164,7 +164,7 @@ class LimitOperations:
             known = ", ".join(rule.name for rule in self._rules) or "none"
             raise AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no limit {limit!r}", f"known: {known}")
         rules = [rule for rule in rules if _is_of(rule.spec, scope)]
-        rankings: list[Ranking] = [await value_of(self._fleet.store.top(rule.spec, count)) for rule in rules]
+        rankings = await self._rankings(rules, count)
         usages = {usage.request.key: usage for ranking in rankings for usage in ranking.usages}
         usages |= await self._overridden([usage.request for usage in usages.values()])
         refused = await self._refused([rule.name for rule in rules])
@@ -175,6 +175,21 @@ class LimitOperations:
         complete = all(ranking.complete for ranking in rankings)
         fullest = tuple(heapq.nlargest(count, shown, key=_urgency))
         return LimitListing(fullest, self._counted_in, complete, (NodeAnswer(self._node_id),))
+
+    async def _rankings(self, rules: Sequence[Rule], count: int) -> Sequence[Ranking]:
+        """The fullest identities of each limit; of none, and not all, once Valkey has not answered."""
+        found: list[Ranking] = []
+        away = False
+        for rule in rules:
+            ranking = Ranking((), complete=False)
+            if not (away and rule.spec.cluster):
+                try:
+                    ranking = await value_of(self._fleet.store.top(rule.spec, count))
+                except StoreUnavailable:
+                    # Each further question would wait as long.
+                    away = True
+            found.append(ranking)
+        return found
 
     @route("GET", "/v1/limits/show")
     async def show(self, id_: _Identity, scope: Scope | None = None) -> LimitListing:

@@ -207,5 +207,6 @@ def test_nodes_that_do_not_answer_are_named_and_stall_nothing(fleet: Fleet, valk
         assert answered(answer)["n0"] is True
         assert answered(answer)["n1"] is False
         assert {each["node_id"] for each in answer["messages"]} == {"n0"}
+        assert ask(asked, "limits", "top")["complete"] is False
     finally:
         valkey.resume()

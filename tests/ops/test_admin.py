@@ -593,6 +593,23 @@ async def test_what_nobody_can_tell_while_valkey_is_away_is_left_out_and_said_to
 
 
 @ensureDeferred
+async def test_the_fullest_identities_are_not_complete_when_valkey_does_not_answer(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(spec: LimitSpec, _count: int) -> Any:
+        asked.append(spec.name)
+        raise StoreUnavailable("Valkey does not answer")
+
+    monkeypatch.setattr(daemon.overseen.store, "top", away)
+    status, answer = await ask(tmp_path, "GET", "/v1/limits/top")
+    assert (status, answer["limits"], answer["complete"]) == (200, [], False)
+    # One question waits for the deadline, not each.
+    assert len(asked) == 1
+
+
+@ensureDeferred
 async def test_a_reset_lets_a_client_in_again_and_is_told_to_the_other_nodes(
     daemon: Daemon, tmp_path: Path
 ) -> None:
