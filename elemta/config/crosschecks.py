@@ -27,6 +27,9 @@ _RESERVED_LIMIT_NAMES = {
     "guesses-per-known-client": "guesses_per_user of [auth]",
     "node": "the nodes of the cluster",
     "nodepast": "the nodes that are gone",
+    "override": "the overrides of limits",
+    "policy": "the data of policies",
+    "pushed": "the limits that the fleet shares",
     "spool": "the owners of spools",
 }
 _OF_A_MESSAGE = frozenset(

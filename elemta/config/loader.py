@@ -23,6 +23,13 @@ from elemta.errors import ConfigError, Fault
 
 Document = Mapping[str, object]
 
+MAX_PUSHED = 1000
+"""The most [[limit]] tables of one set of pushed limits."""
+# A key begins a line, a header, or a pair of an inline table.
+_LONG_KEY = re.compile(
+    r"""(?:^[ \t]*\[{0,2}|[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""",
+    re.MULTILINE,
+)
 _TOML_POSITION = re.compile(r" \(at (?P<where>line \d+, column \d+|end of document)\)$")
 
 
@@ -58,7 +65,11 @@ def load_limits(text: str, source: str, base: Config) -> tuple[LimitConfig, ...]
     for name in document:
         if name != "limit":
             faults.add(name, "must not be here", "a set of limits has [[limit]] tables and nothing else")
-    known = {"limit": document["limit"]} if "limit" in document else {}
+    tables = document.get("limit")
+    if isinstance(tables, list) and len(tables) > MAX_PUSHED:
+        faults.add("limit", f"found {len(tables)} tables: must be at most {MAX_PUSHED}")
+        return faults.unless_any(None)
+    known = {"limit": tables} if "limit" in document else {}
     read = _read(known, _tables(known, (), faults), source, faults)
     if read is not None:
         both = base.explicit | {key for key in read.explicit if key.startswith("limit[")}
@@ -85,6 +96,12 @@ def _read_text(path: str) -> str:
 
 
 def _parsed(path: str, text: str) -> dict[str, Any]:
+    long = _LONG_KEY.search(text)
+    if long is not None:
+        # tomllib takes the square of the number of parts for each.
+        line = text.count("\n", 0, long.end()) + 1
+        problem = f"is not TOML that can be read: line {line} has a key of too many parts"
+        raise ConfigError([Fault(path, "", problem)])
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

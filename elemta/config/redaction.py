@@ -15,6 +15,7 @@ SECRET_NAME = re.compile(
 CHECKERS_WITH_PATHS = frozenset({"elemta-users", "file", "unix", "pam", "sshkey"})
 
 STARS = "***"
+_LONGEST_SHOWN = 2000
 
 
 def redacted_url(text: str) -> str:
@@ -43,10 +44,11 @@ def redacted_table(value: object, key: str = "") -> object:
 def shown(key: str, found: object) -> str:
     """What was found at a dotted key as TOML writes it, bounded and without secrets, for a fault."""
     name = re.sub(r"\[\d+\]$", "", key).rpartition(".")[2]
-    if isinstance(found, bool):
-        return "true" if found else "false"
-    if isinstance(found, dict):
-        return "a table"
+    if isinstance(found, bool | dict):
+        return "a table" if isinstance(found, dict) else str(found).lower()
+    if isinstance(found, str) and len(found) > _LONGEST_SHOWN:
+        # To look for secrets in it takes the square of its length.
+        return f"a text of {len(found)} characters"
     if isinstance(found, list):
         return "a list" if found else "an empty list"
     if key.startswith("policy.") and SECRET_NAME.search(name):

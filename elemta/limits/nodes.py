@@ -375,7 +375,7 @@ def _refused(text: str, age: float) -> Iterator[RememberedRefusal]:
     """The refusals that still hold; none where another version writes them in another way."""
     try:
         entries = [(str(limit), str(identity), float(wait)) for limit, identity, wait in json.loads(text)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return
     for limit, identity, wait in entries:
         if wait > age:

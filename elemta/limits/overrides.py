@@ -95,7 +95,7 @@ class Override:
                 str(found.get("note", "")),
                 float(found.get("made_at", 0.0)),
             )
-        except (ValueError, TypeError, KeyError, Unacceptable):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, Unacceptable):
             return None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -88,6 +89,7 @@ class PushRegistry:
         # What the fleet has, whether this node could take it or not.
         self._known = self.in_force
         self._apply: Apply | None = None
+        self._taking = DeferredLock()
         self._pool: WorkerPool = runtime.threads.pool("elemta-pushed-limits", 1)
         self._watch = VersionWatch(
             runtime, valkey, self._keys[1], self._look, before=_nothing, reconnected=_nothing
@@ -163,7 +165,17 @@ class PushRegistry:
             )
 
     async def _take(self, pushed: PushedLimits) -> None:
-        """Put it into force, or go on with what holds."""
+        """Put it into force, or go on with what holds.
+
+        One after the other: what a version that can't be taken gives way to is the one before it.
+        """
+        await self._taking.acquire()
+        try:
+            await self._take_now(pushed)
+        finally:
+            self._taking.release()
+
+    async def _take_now(self, pushed: PushedLimits) -> None:
         if self._apply is None or pushed == self._known:
             return
         before, self._known = self.in_force, pushed

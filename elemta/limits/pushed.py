@@ -46,7 +46,7 @@ class PushedLimits:
                 return None
             author, note = str(found.get("author", "")), str(found.get("note", ""))
             return cls(version, toml, author, note, float(found.get("made_at", 0.0)))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
 
 
