@@ -142,3 +142,47 @@ def test_a_network_leads_to_the_addresses_in_it(fleet: HostileFleet) -> None:
         path = link
     page = check(fleet.page(path)[1], path)
     assert "/limits?id=mail-per-ip%3A127.0.0.1" in [each["href"] for each in page.of("a")]
+
+
+JUNK = (
+    "%00",
+    "%FF",
+    "-1",
+    "9" * 30,
+    "1e9",
+    "10.0.0.0/99",
+    "::/0",
+    "%0D%0Ax:y",
+    "%E2%80%AE",
+    "a" * 900,
+    "%22%3E%3Cb%3E",
+)
+FIELDS = (
+    "id",
+    "limit",
+    "within",
+    "version",
+    "text",
+    "after",
+    "from",
+    "state",
+    "older_than",
+    "client",
+    "offset",
+    "ip",
+    "to",
+)
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_no_field_of_an_address_is_a_fault_of_the_console(fleet: HostileFleet, junk: str) -> None:
+    queue_id = fleet.queue_ids("hold.test")[0]
+    query = "&".join(f"{field}={junk}" for field in FIELDS)
+    for path in READ:
+        for uri in (f"{path}?{query}", *(f"{path}?{field}={junk}" for field in FIELDS[:4])):
+            status, text = fleet.page(uri.replace("{id}", queue_id))
+            assert status in (200, 400, 404, 409), (uri, text)
+            check(text, uri)
+        if "{id}" in path:
+            status, text = fleet.page(path.replace("{id}", junk))
+            assert status in (200, 400, 404), (path, text)
