@@ -38,6 +38,7 @@ or `text`, and `level` is the lowest level that is written: `debug`, `info`, `wa
 | `event` | the name of the event, from the list below; `twisted` for what Twisted itself logs |
 | `node_id` | `[server] node_id` |
 | `message` | the same for people, a constant text for one event |
+| `worker` | the number of the [worker](workers.md), on records of one |
 | `session_id` | one connection; on every record about it |
 | `queue_id` | one message, as in the 250 reply, the Received field and the queue listing |
 | `client_ip` | the client's address, behind a load balancer too |

@@ -102,6 +102,9 @@ class Supervisor(Service):
             log_observer=log_observer,
         )
         self._changing = DeferredLock()
+        # How often another configuration came into force, and how often it had when each worker was started.
+        self._changes = 0
+        self._launched_after: dict[int, int] = {}
         self._starting: Deferred[None] | None = None
         self.workers = tuple(self._worker(number) for number in range(count))
         self._looks = LoopingCall(self._look)
@@ -223,6 +226,7 @@ class Supervisor(Service):
             self.reactor.stop()
 
     def _launch_worker(self, number: int, channel: int, protocol: ProcessProtocol) -> IProcessTransport:
+        self._launched_after[number] = self._changes
         return self._launch(number, channel, protocol)
 
     def _speak(self, channel: Channel) -> None:
@@ -230,7 +234,13 @@ class Supervisor(Service):
         self._served.serve(channel)
 
     def _worker_serves(self, worker: WorkerProcess) -> None:
-        """One that was started again joins a drain of the others."""
+        """One that was started again joins a drain of the others, and has a reload that came meanwhile."""
+        if self._launched_after[worker.number] != self._changes:
+            Deferred.fromCoroutine(self._reload_worker(worker)).addErrback(
+                lambda failure: _log.failure(
+                    "a reload failed with an internal error", failure, event="config.reload_failed"
+                )
+            )
         if self.state is DaemonState.DRAINING:
             self._command([worker], "drain")
 
@@ -355,6 +365,7 @@ class Supervisor(Service):
             return None
         components.authenticator.inherit(self.components.authenticator)
         self.components = components
+        self._changes += 1
         return self.needs_restart
 
     # End

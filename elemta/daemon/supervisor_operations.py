@@ -97,7 +97,10 @@ class SupervisorCalls:
         if report.faults:
             # RFC 9110 §15.5.21
             raise AdminRefusal(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "the configuration can't be used", "", faults=report.faults
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "the configuration can't be used",
+                "correct the faults and reload again",
+                faults=report.faults,
             )
         return report
 

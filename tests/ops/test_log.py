@@ -329,6 +329,19 @@ def test_for_journald_a_line_starts_with_its_priority_and_text_has_no_time(pipe:
     assert third.startswith('<4>{"time":')
 
 
+def test_lines_of_a_worker_name_it_and_are_passed_on_as_they_are(pipe: tuple[Any, int]) -> None:
+    stream, read = pipe
+    lines = io.StringIO()
+    worker = module.LogObserver(
+        "json", "info", node_id="mx1", stream=lines, journald=True, wall=lambda: 0.0, worker=3
+    )
+    worker({"log_time": 0.0, "log_format": "m", "event": "e", "log_level": LogLevel.info})
+    assert lines.getvalue().startswith("<6>{")
+    assert json.loads(lines.getvalue().removeprefix("<6>"))["worker"] == 3
+    observer("json", "info", "mx1", stream, {}).pass_on(lines.getvalue())
+    assert os.read(read, 1000).decode() == lines.getvalue()
+
+
 def test_another_stream_than_journalds_gets_no_priorities(pipe: tuple[Any, int]) -> None:
     stream, read = pipe
     out = observer("text", "info", "mx1", stream, {"JOURNAL_STREAM": "1:1"})
