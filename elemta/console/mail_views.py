@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from elemta.console.visit import Page, Visit, own_node, segment, silent_nodes
 from elemta.errors import UnknownMessage
-from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_errors import AdminRefusal, refusal_of
 
 PAGE_ROWS = "100"
 # What a page acts on at once.
@@ -80,9 +80,9 @@ async def message(visit: Visit) -> Page:
     life = await _life(visit, queue_id)
     try:
         record = await visit.get(f"/v1/queue/{segment(queue_id)}")
-    except UnknownMessage:
-        # It may be gone from the queue, and is in the history then.
-        if life is None:
+    except (UnknownMessage, AdminRefusal) as error:
+        # It may be gone from the queue, and is in the history then, or in that of another node.
+        if life is None or refusal_of(error).status is not HTTPStatus.NOT_FOUND:
             raise
         record = None
     values = {

@@ -25,7 +25,7 @@ READ_SECONDS = 3.0
 NODE_READ_SECONDS = 0.6
 """The same for the answer to another node, which waits a second for it."""
 
-SILENT_SECONDS = 0.5
+SILENT_SECONDS = 0.2
 """The longest that it waits for one that did not answer the last time, a moment ago."""
 
 CHANGE_SECONDS = 25.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -469,6 +470,11 @@ class HostileOperations(OwnOperations):
         rows: Any = [life("AAAA", 1.0, "mx1")]
         return FoundPage("mx1", True, rows, None, ())
 
+    @route("GET", "/v1/queue/{queue_id}")
+    async def show(self, queue_id: str) -> Any:
+        """Not here, in the words of a worker."""
+        raise AdminRefusal(HTTPStatus.NOT_FOUND, f"no {queue_id}")
+
     @route("GET", "/v1/refused")
     async def refused(self, count: str = "") -> RefusalListing:
         """Refused."""
@@ -502,6 +508,10 @@ def test_pages_name_the_node_of_each_row_and_those_that_did_not_answer(tmp_path:
         assert "Not in this list" in reply.text
         assert "<script>alert" not in reply.text
         assert "\u202e" not in reply.text
+    # A message of another node, which this one has not in its queue.
+    reply = console.ask("GET", "/messages/BBBB", token=TOKENS["operator"])
+    assert (reply.status, "mx2" in reply.text) == (200, True)
+    assert console.ask("GET", "/messages/CCCC", token=TOKENS["operator"]).status == 404
     page = console.ask("GET", "/destinations", token=TOKENS["operator"]).text
     # What can be done is done on this node.
     assert page.count('aria-label="Pause own.test"') == 1
