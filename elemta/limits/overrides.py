@@ -153,6 +153,7 @@ class Overrides:
         self._known: tuple[Override, ...] = ()
         self._by_limit: dict[str, _OfLimit] = {}
         self._specs: dict[tuple[int, tuple[str, ...]], tuple[LimitSpec, LimitSpec]] = {}
+        self._callbacks: list[Callable[[], object]] = []
         self.generation = 0
         """Another number whenever others hold than before."""
 
@@ -162,6 +163,10 @@ class Overrides:
     def seconds(self) -> float:
         """The time by which overrides end: seconds since the epoch."""
         return self._seconds()
+
+    def on_change(self, callback: Callable[[], object]) -> None:
+        """Have it called whenever others hold than before."""
+        self._callbacks.append(callback)
 
     def replace(self, overrides: Iterable[Override]) -> None:
         """From now on these hold."""
@@ -180,6 +185,8 @@ class Overrides:
         for of_limit in self._by_limit.values():
             of_limit.networks.sort(key=lambda entry: -entry[0].prefixlen)
         self.generation += 1
+        for callback in self._callbacks:
+            callback()
 
     def drop_ended(self) -> None:
         """Forget those that have ended. To be called every second or so."""

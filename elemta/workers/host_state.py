@@ -1,7 +1,7 @@
 """What all workers of a host have to know alike: overrides, pushed limits, and where limits are counted.
 
-The supervisor's end looks at what it has every :data:`LOOK_SECONDS` seconds and sends what is another than
-before, as a whole; a new worker gets all of it at once::
+The supervisor's end sends overrides when they change. It looks at the rest every :data:`LOOK_SECONDS` seconds
+and sends what is another than before, as a whole. A new worker gets all of it at once::
 
     server = HostStateServer(runtime, overrides=registry, pushed=push_registry, status=words)
     server.serve(channel)
@@ -71,6 +71,7 @@ class HostStateServer:
         self._sent: dict[str, bytes] = {}
         self._generation = -1
         self._in_force: PushedLimits | None = None
+        overrides.overrides.on_change(self.look)
         self._looks = LoopingCall(self.look)
         self._looks.clock = runtime.reactor
 
@@ -136,8 +137,7 @@ class HostStateServer:
             raise ChannelRefused(UNAVAILABLE, str(error)) from error
         except TooManyOverrides as error:
             raise ChannelRefused(_TOO_MANY, str(error)) from error
-        # The worker that asked knows it before its answer.
-        self.look()
+        # The worker that asked knows it before its answer: what changes is sent at once.
         return answer
 
 

@@ -176,9 +176,9 @@ def test_overrides_hold_in_all_workers() -> None:
     assert made == host.fleet.overrides.overrides.named("rate", "jane")
     for worker in (*host.workers, host.add(3)):
         assert worker.overrides.overrides.in_force() == (made,)
-    # Made at the supervisor, and noticed within a moment.
+    # Made at the supervisor.
     host.now(host.fleet.overrides.put(override("joe"), 30))
-    host.carry(host_state.LOOK_SECONDS)
+    host.carry()
     assert [len(worker.overrides.overrides) for worker in host.workers] == [2, 2, 2]
     assert host.now(host.workers[1].overrides.remove("rate", "jane")) is True
     assert host.now(host.workers[1].overrides.remove("rate", "jane")) is False

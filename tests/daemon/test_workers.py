@@ -194,6 +194,12 @@ rates = ["4"]
         with a_client_of_each(daemon, sender="other@client.test") as clients:
             taken = accepted(clients.values(), "limited@client.test")
             assert taken == 9
+            # A reset reaches what each worker remembers, and so does an override.
+            daemon.ctl("limits", "reset", "mail-per-sender:limited@client.test")
+            assert accepted(clients.values(), "limited@client.test") == 9
+            change = ("--rates", "12/1h", "--for", "1h")
+            daemon.ctl("limits", "override", "mail-per-sender", "limited@client.test", *change)
+            assert accepted(clients.values(), "limited@client.test") == 3
         # The places of a worker that died are free at once.
         with contextlib.ExitStack() as opened, contextlib.suppress(smtplib.SMTPException):
             sessions = [opened.enter_context(daemon.client()) for _ in range(4)]
