@@ -74,6 +74,8 @@ class OverloadLimit:
         self._reactor.callLater(BEAT_SECONDS, self._look)
 
     def _look(self) -> None:
+        # Whatever goes wrong below: the next connection begins it again.
+        self._watches = False
         late = self._reactor.seconds() - self._due
         commit = self.commit_seconds()
         connections = self._open()

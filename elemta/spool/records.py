@@ -128,7 +128,7 @@ class Submission:
     verdicts: tuple[VerdictNote, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class PlannedPart:
     """Recipients of one message that go one way.
 
