@@ -79,6 +79,8 @@ def test_every_link_to_a_heading_finds_it() -> None:
 def test_the_readmes_map_names_what_is_there() -> None:
     for name in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / name).exists(), name
+    packages = [path.parent.name for path in (ROOT / "elemta").glob("*/__init__.py")]
+    assert [name for name in sorted(packages) if f"`elemta/{name}`" not in README] == []
 
 
 def test_the_rates_in_the_readme_are_those_of_the_page_about_performance() -> None:
