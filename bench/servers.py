@@ -164,7 +164,10 @@ endpoint = ""
         for database in (self.directory / "spool").rglob("queue.db"):
             connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
             try:
-                states.update(dict(connection.execute("SELECT state, count(*) FROM message GROUP BY state")))
+                # One that a worker is making has no table yet.
+                if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'message'").fetchone():
+                    query = "SELECT state, count(*) FROM message GROUP BY state"
+                    states.update(dict(connection.execute(query).fetchall()))
             finally:
                 connection.close()
         held = states.pop(2, 0)
