@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IReactorCore
@@ -43,6 +44,7 @@ def listener(endpoint: str) -> tuple[Listener, Counting]:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
+@ensureDeferred
 async def test_the_end_of_one_leaves_the_socket_to_the_others(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "smtp.sock"
     bound, at_owner = listener("tcp:0:interface=127.0.0.1" if kind == "tcp" else f"unix:{path}:mode=640")
