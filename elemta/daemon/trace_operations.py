@@ -115,7 +115,10 @@ class TraceOperations:
         return watch
 
     def _forget(self, name: str) -> None:
-        self._trace.end(self._watches.pop(name))
+        watch = self._watches.pop(name, None)
+        # Its end may have been asked for while a reader waited.
+        if watch is not None:
+            self._trace.end(watch)
 
     def _forget_ended(self) -> None:
         """Let go of watches that ended, because they were not read, and that no call asks for."""

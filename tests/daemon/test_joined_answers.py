@@ -23,7 +23,9 @@ from elemta.daemon.node_questions import MOST_OCTETS, MOST_WAITING, NodeQuestion
 from elemta.daemon.peer_json import read_json
 from elemta.daemon.peers import PeerRequest
 from elemta.daemon.session_operations import RefusalListing
+from elemta.daemon.trace_operations import TraceOperations
 from elemta.errors import PeerFailed, StoreUnavailable
+from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
 from tests.support.administered import Administered
@@ -516,6 +518,18 @@ def test_pages_name_the_node_of_each_row_and_those_that_did_not_answer(tmp_path:
     # What can be done is done on this node.
     assert page.count('aria-label="Pause own.test"') == 1
     assert 'aria-label="Pause far.test"' not in page
+
+
+def test_a_reader_of_a_trace_that_waits_has_an_answer_when_the_trace_is_ended() -> None:
+    runtime = simulated_runtime()
+    registry = ConnectionRegistry(runtime, 10)
+    operations = TraceOperations(runtime, registry.trace, registry)
+    name = value_of(operations.begin()).id
+    pages: list[Any] = []
+    Deferred.fromCoroutine(operations.read(name)).addBoth(pages.append)
+    assert pages == []
+    assert value_of(operations.end(name)).ended
+    assert [page.ended for page in pages] == [True]
 
 
 def test_the_calls_of_a_fleet_are_those_of_one_node() -> None:
