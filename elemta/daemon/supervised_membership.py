@@ -46,6 +46,8 @@ from elemta.deferred_value import Steps, run
 from elemta.errors import ChannelRefused, StoreUnavailable
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.memory import LocalStore
+from elemta.limits.nodes import MAX_PUBLISHED
+from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import LimitSpec, Request
 from elemta.metrics import Metrics, one_of
 from elemta.policy.policy_store import Store
@@ -68,7 +70,8 @@ WITHOUT_VALKEY_SECONDS = 1.0
 The supervisor decides at once then. A worker that decides by its share is worse than one that waits.
 """
 
-_ANNOUNCE = "host.announce_reset"
+_ANNOUNCE, _REFUSED = "host.announce_reset", "host.refused"
+_REFUSED_SECONDS = 1.0
 _ANNOUNCE_SECONDS = 2.0
 
 
@@ -96,6 +99,8 @@ class MembershipServer:
         self._limits = LimitServer(served)
         self._stores = PolicyStoreServer(fleet.policy_store)
         self._slots = SlotServer(max_connections)
+        self._seconds = runtime.monotonic
+        self._refused: dict[Channel, tuple[float, Sequence[RememberedRefusal]]] = {}
         fleet.on_own_reset(self.forget)
         self._state = HostStateServer(
             runtime, overrides=fleet.overrides, pushed=fleet.pushed, status=self._status
@@ -115,6 +120,8 @@ class MembershipServer:
         self._slots.serve(channel)
         self._state.serve(channel)
         channel.handle(_ANNOUNCE, self._announce)
+        channel.handle_notice(_REFUSED, lambda body: self._take_refused(channel, body))
+        channel.on_close(lambda _: self._refused.pop(channel, None))
         if self._fleet.scripts is not None:
             serve_leases(channel, self._fleet.scripts, self._prefix)
 
@@ -125,6 +132,28 @@ class MembershipServer:
     def forget(self, limit: str, identity: str) -> None:
         """Have all workers forget what they remember of an identity: a limit was reset for it."""
         self._limits.forget(limit, identity)
+
+    def refused(self) -> Sequence[RememberedRefusal]:
+        """What the workers refuse from memory, as of the last second: one entry for each identity."""
+        now = self._seconds()
+        found: dict[tuple[str, str], RememberedRefusal] = {}
+        for at, refused in self._refused.values():
+            for one in refused:
+                left = one.seconds - (now - at)
+                known = found.get((one.limit, one.identity))
+                if left > 0 and (known is None or known.seconds < left):
+                    found[one.limit, one.identity] = replace(one, seconds=left)
+        return tuple(found.values())
+
+    def _take_refused(self, channel: Channel, body: bytes) -> None:
+        with distrust("what a worker refuses"):
+            refused = tuple(
+                RememberedRefusal(text(limit), text(identity), float(seconds))
+                for limit, identity, seconds in read(body)
+            )
+            if len(refused) > MAX_PUBLISHED:
+                raise ValueError
+        self._refused[channel] = self._seconds(), refused
 
     def _status(self) -> Words:
         status = self._fleet.status()
@@ -214,6 +243,10 @@ class SupervisedMembership:
         self.slots = WorkerSlots(runtime.reactor, channel)
         self._renewals = LoopingCall(self._renew)
         self._renewals.clock = runtime.reactor
+        self._member: LocalNode | None = None
+        self._told_refused = False
+        self._tells = LoopingCall(self._tell_refused)
+        self._tells.clock = runtime.reactor
         channel.handle_notice(FORGET, self._nodes.take_reset)
 
     def start(self, member: LocalNode) -> None:
@@ -225,6 +258,8 @@ class SupervisedMembership:
         store.start()
         self._state.start(member.take_limits)
         self.credit.start(lambda: member.sessions)
+        self._member = member
+        self._tells.start(_REFUSED_SECONDS, now=False).addErrback(_tells_ended)
         if store.renewal is not None:
             self._renewals.start(store.renewal, now=False).addErrback(_renewals_ended)
 
@@ -234,8 +269,9 @@ class SupervisedMembership:
             await self.store.joined(JOIN_SECONDS)
 
     async def stop(self) -> None:
-        if self._renewals.running:
-            self._renewals.stop()
+        for call in (self._renewals, self._tells):
+            if call.running:
+                call.stop()
         self.store.stop()
         self._state.stop()
         self.credit.stop()
@@ -290,6 +326,14 @@ class SupervisedMembership:
             owner=replace(self._owner, place=place),
         )
 
+    def _tell_refused(self) -> None:
+        """The supervisor tells the fleet."""
+        refused = () if self._member is None else tuple(self._member.refused())[:MAX_PUBLISHED]
+        if refused or self._told_refused:
+            self._told_refused = bool(refused)
+            words = [[one.limit, one.identity, round(one.seconds, 3)] for one in refused]
+            self._channel.tell(_REFUSED, write(words))
+
     def _renew(self) -> Any:
         return run(self._renew_leases())
 
@@ -306,6 +350,10 @@ def _value(each: Any) -> str:
 
 def _not_announced(failure: Failure) -> Any:
     raise as_unavailable(failure)
+
+
+def _tells_ended(failure: Failure) -> None:
+    _log.failure("the supervisor hears of no refusals", failure, event="worker.internal_error")
 
 
 def _renewals_ended(failure: Failure) -> None:

@@ -292,7 +292,7 @@ class Supervisor(Service):
         return self.state in (DaemonState.DRAINING, DaemonState.STOPPING)
 
     def refused(self) -> Sequence[RememberedRefusal]:
-        return self.components.limiter.refused()
+        return self._served.refused()
 
     def forget(self, limit: str, identity: str) -> None:
         self.components.limiter.forget(limit, identity)

@@ -41,10 +41,11 @@ class Member:
     def __init__(self) -> None:
         self.forgot: list[tuple[str, str]] = []
         self.taken = 0
+        self.refuses_now: tuple[RememberedRefusal, ...] = ()
         self.refuses = False
 
     def refused(self) -> Sequence[RememberedRefusal]:
-        return ()
+        return self.refuses_now
 
     async def take_limits(self) -> None:
         if self.refuses:
@@ -150,6 +151,27 @@ def test_a_reset_anywhere_is_one_everywhere(spec: LimitSpec) -> None:
     host.server.forget(spec.name, "jane")
     host.carry()
     assert [member.forgot[-1] for member in host.members] == [(spec.name, "jane")] * 2
+
+
+def test_the_supervisor_knows_what_its_workers_refuse_from_memory() -> None:
+    host = Host()
+    host.members[0].refuses_now = (
+        RememberedRefusal("rate", "jane", 5.0),
+        RememberedRefusal("rate", "joe", 9.0),
+    )
+    host.members[1].refuses_now = (RememberedRefusal("rate", "jane", 7.0),)
+    host.carry(1.0)
+    known = {one.identity: one.seconds for one in host.server.refused()}
+    assert known == {"jane": 7.0, "joe": 9.0}
+    host.members[0].refuses_now = ()
+    host.members[1].refuses_now = ()
+    host.carry(0.5)
+    assert {one.seconds for one in host.server.refused()} == {6.5, 8.5}
+    host.pairs[0].kill_worker()
+    host.carry()
+    assert [one.identity for one in host.server.refused()] == ["jane"]
+    host.carry(0.5)
+    assert host.server.refused() == ()
 
 
 def test_a_worker_whose_supervisor_is_gone_counts_alone_by_its_share() -> None:
@@ -336,6 +358,14 @@ def test_no_body_makes_the_supervisor_raise(name: str, body: bytes) -> None:
     pair.open()
     pair.worker.ask(name, body, 1).addErrback(lambda _: None)
     pair.carry()
+
+
+@pytest.mark.parametrize("body", [b"x", b"[1]", b'[["rate","jane",null]]', b'[["rate",1,1]]'])
+def test_a_garbled_list_of_refusals_closes_the_channel(body: bytes) -> None:
+    host = Host(1)
+    host.pairs[0].worker.tell("host.refused", body)
+    host.carry()
+    assert not host.pairs[0].supervisor.is_open
 
 
 @pytest.mark.parametrize("name", ["host.overrides", "host.pushed", "host.status", "limits.forget"])
