@@ -25,7 +25,10 @@ SLOW_COMMIT_SECONDS = 0.5
 """A commit that takes so long keeps all sessions waiting that have sent a message."""
 
 FEWEST_CONNECTIONS = 100
-"""So many connections are always allowed: where fewer are slow, the load is not theirs."""
+"""There is no overload with fewer connections: where these are slow, the load is not theirs."""
+
+LEAST_LIMIT = 20
+"""So many connections are always allowed."""
 
 _LOOKS_TO_BEGIN = 5
 
@@ -104,7 +107,7 @@ class OverloadLimit:
                 late_seconds=round(late, 3),
                 commit_seconds=round(commit, 3),
             )
-        self.limit = max(FEWEST_CONNECTIONS, min(connections, self._most()) * 9 // 10)
+        self.limit = max(LEAST_LIMIT, min(connections, self._most()) * 9 // 10)
 
     def _grow(self, limit: int) -> None:
         limit += limit // 10

@@ -11,6 +11,7 @@ from elemta.net.overload import (
     BEAT_SECONDS,
     FEWEST_CONNECTIONS,
     LATE_SECONDS,
+    LEAST_LIMIT,
     SLOW_COMMIT_SECONDS,
     OverloadLimit,
 )
@@ -103,9 +104,18 @@ def test_few_connections_are_never_refused_and_not_even_looked_at() -> None:
     load.connections = FEWEST_CONNECTIONS - 1
     load.look(1, late=9.0)
     assert load.clock.getDelayedCalls() == []
-    load = Load(FEWEST_CONNECTIONS + 1)
-    load.look(50, late=9.0)
-    assert load.overload.limit == FEWEST_CONNECTIONS
+
+
+def test_sessions_that_stay_slow_become_few_but_never_none() -> None:
+    load = Load(FEWEST_CONNECTIONS)
+    for _ in range(100):
+        load.look(1, late=9.0)
+        load.connections = min(load.connections, load.overload.limit or MOST)
+    assert load.overload.limit == LEAST_LIMIT
+    # What is open and idle does not make the limit smaller, so that it grows back soon.
+    load.connections = 900
+    load.look(1, late=9.0)
+    assert load.overload.limit == 810
 
 
 def test_a_refused_client_gets_421_and_is_counted_but_a_health_check_is_answered(place: Place) -> None:
