@@ -188,7 +188,9 @@ class FleetCalls(CallTable):
 
     async def _look_up(self) -> None:
         """Which nodes live, and which vanished. Raises StoreUnavailable."""
-        self._known = [node.node_id for node in await self._fleet.others()]
+        before, self._known = self._known, [node.node_id for node in await self._fleet.others()]
+        if any(name not in self._known for name in before):
+            self._gone_until = float("-inf")
         self._silent = {name: until for name, until in self._silent.items() if name in self._known}
         if self._clock.seconds() >= self._gone_until:
             self._gone = [node for node in await self._fleet.gone() if not node.left]

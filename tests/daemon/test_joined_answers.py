@@ -418,6 +418,15 @@ def test_each_row_says_its_node_and_each_silent_node_is_named() -> None:
     assert value_of(calls.answer("POST", "/v1/destinations/x/pause")) == {"name": "x", "node_id": "mx1"}
 
 
+def test_a_node_that_vanishes_is_named_at_once() -> None:
+    fleet = Fleet({"mx2": {"/v1/destinations": listing()}})
+    calls = fleet_calls(CallTable(OwnOperations()), fleet)
+    assert len(value_of(calls.answer("GET", "/v1/destinations"))["nodes"]) == 2
+    fleet._others, fleet._gone = {}, {"mx2": False}
+    nodes = value_of(calls.answer("GET", "/v1/destinations"))["nodes"]
+    assert [(each["node_id"], each["answered"]) for each in nodes] == [("mx1", True), ("mx2", False)]
+
+
 def test_a_wrong_question_is_refused_before_a_node_is_asked() -> None:
     fleet = Fleet({"mx2": {}})
     calls = fleet_calls(CallTable(OwnOperations()), fleet)
