@@ -110,6 +110,11 @@ def _identities(client: AdminClient) -> Iterator[str]:
     return (text for each in found for text in (each["identity"], f"{each['limit']}:{each['identity']}"))
 
 
+def _limits_and_identities(client: AdminClient) -> Iterator[str]:
+    yield from _limits(client)
+    yield from _identities(client)
+
+
 def _plugins(client: AdminClient) -> Iterator[str]:
     return (each["name"] for each in client.get("plugins")["plugins"])
 
@@ -126,6 +131,7 @@ _ASKED: Mapping[tuple[tuple[str, ...], str], Ask] = {
     (("destinations",), "name"): _destinations,
     (("limits",), "limit"): _limits,
     (("limits",), "name"): _limits,
+    (("limits",), "of"): _limits_and_identities,
     (("limits",), "id"): _identities,
     (("limits",), "identity"): _identities,
     (("plugins",), "name"): _plugins,

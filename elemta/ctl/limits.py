@@ -7,6 +7,7 @@ from typing import Any
 
 from elemta.config.values import format_duration
 from elemta.ctl.context import CommandContext
+from elemta.ctl.exit_codes import EX_USAGE, CommandFailed
 from elemta.ctl.text import Column, remaining
 
 _LIMITS = (
@@ -66,9 +67,20 @@ def top(invocation: CommandContext) -> int:
 
 
 def show(invocation: CommandContext) -> int:
-    identity = invocation.args.id
+    identity = _identity(invocation)
     answer = invocation.client().get("limits", "show", id=identity)
     return _give(invocation, answer, f"nothing is counted for {identity}")
+
+
+def _identity(invocation: CommandContext) -> str:
+    """What the daemon is asked for: the identity, behind the limit that was named."""
+    name, identity = invocation.args.of, str(invocation.args.id)
+    if name is None:
+        return identity
+    known = [limit["name"] for limit in invocation.client().get("limits")["limits"]]
+    if name not in known:
+        raise CommandFailed(EX_USAGE, f'no limit is called "{name}": there are {", ".join(known) or "none"}')
+    return f"{name}:{identity}"
 
 
 def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -> int:
@@ -132,6 +144,6 @@ def _passes(fill: Mapping[str, Any]) -> str:
 
 
 def reset(invocation: CommandContext) -> int:
-    answer = invocation.client().post("limits", "reset", id=invocation.args.id)
+    answer = invocation.client().post("limits", "reset", id=_identity(invocation))
     lines = (f"{done['limit']}: {done['identity']} reset" for done in answer["reset"])
     return invocation.give_answer(answer, *lines)

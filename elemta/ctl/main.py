@@ -291,10 +291,11 @@ def _add_limits(commands: Any) -> None:
         ("reset", limits.reset, "forget what was counted for an identity, in the whole cluster"),
     ):
         added = _add(commands, name, command, words)
+        added.add_argument("of", nargs="?", metavar="NAME", help="of this limit only")
         added.add_argument(
             "id",
             metavar="ID",
-            help="an IP address, a mail address, a user, a domain ...; or one limit's: LIMIT:ID",
+            help="an IP address, a mail address, a user, a domain ...; NAME:ID is the same as NAME ID",
         )
 
 

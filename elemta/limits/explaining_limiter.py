@@ -65,9 +65,8 @@ class ExplainingLimiter(Limiter):
         self, asked: list[Request], subject: Subject | None, covered: tuple[Request, ...], no: str
     ) -> Steps[Charge]:
         remembered = {denial.request.key for denial in self._remembered(asked, self._store.seconds())}
-        before: dict[str, Usage | None] = {}
-        if not remembered:
-            before = yield from self._scratch.look(asked)
+        # What is refused from memory is looked up all the same: an operator wants to see how full it is.
+        before: dict[str, Usage | None] = yield from self._scratch.look(asked)
         charge: Charge = yield super()._acquire(asked, subject, covered, no)
         for request in asked:
             usage = before.get(request.key)

@@ -64,6 +64,8 @@ def completed(*words: str, daemon: Any = Daemon()) -> Sequence[str]:  # noqa: B0
         (("limits", "override", "mail"), ["mail-per-sender"]),
         (("limits", "override", "mail-per-sender", "192"), ["192.0.2.1"]),
         (("limits", "reset", "i"), ["ip:192.0.2.1"]),
+        (("limits", "show", "mail"), ["mail-per-sender"]),
+        (("limits", "show", "ip", "192"), ["192.0.2.1"]),
         (("plugins", "show", ""), ["relay"]),
         (("spool", "give-back", "/s"), ["/shared/mx2"]),
         (("queue", "cat", "32XZASS01HVZ8F1KRY", "3"), []),

@@ -936,6 +936,19 @@ async def test_who_is_limited_is_shown_with_how_full_and_until_when(daemon: Daem
 
 
 @ensureDeferred
+async def test_the_name_of_a_limit_and_an_identity_are_two_words_or_one(daemon: Daemon) -> None:
+    daemon.overseen.connect("192.0.2.1", 4)
+    for command in ("show", "reset"):
+        _, of_both, _ = await daemon.ctl("limits", "show", "192.0.2.1")
+        assert "watch" in of_both
+        code, out, _ = await daemon.ctl("limits", command, "ip", "192.0.2.1")
+        assert (code, "ip" in out, "watch" in out) == (0, True, False)
+    code, _, err = await daemon.ctl("limits", "reset", "ipp", "192.0.2.1")
+    assert code == 2
+    assert 'no limit is called "ipp": there are ip, ' in err
+
+
+@ensureDeferred
 async def test_the_board_of_limits_is_shown_until_it_is_interrupted(daemon: Daemon, monkeypatch) -> None:
     slept: list[float] = []
 
