@@ -230,7 +230,7 @@ class Elemta(Service):
         )
 
     def _start_failed(self, failure: Failure) -> None:
-        self._notifier.status(f"could not start: {failure.getErrorMessage()}")
+        self._notifier.failed(failure.getErrorMessage())
         _log.critical(
             "the daemon could not start",
             event="daemon.start_failed",

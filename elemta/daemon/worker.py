@@ -24,7 +24,7 @@ from elemta.daemon.components import SharedResources, build_at_start
 from elemta.daemon.service import Elemta
 from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.daemon.worker_orders import WorkerOrders
-from elemta.daemon.worker_process import FACTS, FACTS_EVERY, NOTIFY, WorkerFacts
+from elemta.daemon.worker_process import FACTS, FACTS_EVERY, FAILED, NOTIFY, WorkerFacts
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.ops.log import LogObserver
@@ -44,6 +44,11 @@ class SupervisorNotifier(Notifier):
     def __init__(self, channel: Channel, runtime: Runtime) -> None:
         super().__init__({}, runtime)
         self._channel = channel
+
+    def failed(self, reason: str) -> None:
+        """The start has failed: the supervisor shows why."""
+        super().failed(reason)
+        self._send(f"{FAILED}={' '.join(reason.split())}")
 
     def _send(self, *lines: str) -> None:
         if lines:

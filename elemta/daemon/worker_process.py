@@ -27,6 +27,9 @@ FACTS = "facts"
 NOTIFY = "notify"
 """The notice with what a daemon says to systemd, in the same words."""
 
+FAILED = "FAILED"
+"""What it says, there, of a start that failed: why."""
+
 FACTS_EVERY = 1.0
 """Seconds between two notices of facts."""
 
@@ -121,6 +124,7 @@ class WorkerProcess:
         self._heard_at = 0.0
         self._quick_deaths = 0
         self._killed = False
+        self._failure = ""
         self._again: IDelayedCall | None = None
         self._kill: IDelayedCall | None = None
         self._wanted = False
@@ -181,7 +185,7 @@ class WorkerProcess:
         channel.on_close(self._channel_closed)
         self._speak(channel)
         self._started_at = self._heard_at = self._clock.seconds()
-        self.facts, self.status, self._killed = WorkerFacts(), "", False
+        self.facts, self.status, self._failure, self._killed = WorkerFacts(), "", "", False
         try:
             self._transport = self._launch(self.number, theirs.fileno(), _Output(self))
         except OSError as error:
@@ -228,7 +232,6 @@ class WorkerProcess:
     def _ended(self, how: str) -> None:
         """The process is gone, and all its words were read."""
         lived = self._clock.seconds() - self._started_at
-        served = self.state in (WorkerState.RUNNING, WorkerState.ENDING)
         self.state, self._transport = WorkerState.DEAD, None
         self.facts = WorkerFacts("dead", ("it is not running",))
         if self._kill is not None:
@@ -236,7 +239,7 @@ class WorkerProcess:
             self._kill = None
         if self.channel is not None:
             self.channel.close(how)
-        self.trouble = self.status if not served and self.status else how
+        self.trouble = self._failure or how
         self._settle()
         if self._wanted:
             self._quick_deaths = self._quick_deaths + 1 if lived < _QUICK_DEATH else 0
@@ -270,6 +273,8 @@ class WorkerProcess:
         for line in body.decode("utf-8", "replace").splitlines():
             if line.startswith("STATUS="):
                 self.status = line.removeprefix("STATUS=")
+            elif line.startswith(f"{FAILED}="):
+                self._failure = line.removeprefix(f"{FAILED}=")
             elif line == "READY=1" and self.state is WorkerState.STARTING:
                 self.state, self.trouble, self.facts = WorkerState.RUNNING, "", WorkerFacts("serving", ())
                 _log.info("a worker serves", event="worker.ready", worker=self.number, pid=self.pid)

@@ -56,6 +56,10 @@ class Notifier:
         """One line that ``systemctl status`` shows."""
         self._send(*_status(text))
 
+    def failed(self, reason: str) -> None:
+        """The start has failed, and the daemon ends."""
+        self.status(f"could not start: {reason}")
+
     def extend(self, seconds: float) -> None:
         """Ask for so much more time to start, reload or stop: a long recovery is no hang."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")

@@ -127,9 +127,10 @@ def test_it_is_started_again_at_once_and_after_quick_deaths_with_a_growing_pause
 def test_the_trouble_is_what_a_worker_said_before_it_could_serve(host: Host) -> None:
     settled: list[object] = []
     host.worker.settled.addCallback(settled.append)
-    host.say(NOTIFY, b"STATUS=could not start: the spool is damaged")
+    host.say(NOTIFY, b"STATUS=could not start: it is damaged\nFAILED=the spool is damaged")
+    host.say(NOTIFY, b"STOPPING=1\nSTATUS=draining")
     host.process.end(75)
-    assert host.worker.trouble == "could not start: the spool is damaged"
+    assert host.worker.trouble == "the spool is damaged"
     assert settled == [None]
     host.clock.advance(0)
     host.say(NOTIFY, b"READY=1")

@@ -345,30 +345,21 @@ def test_a_drain_holds_for_every_worker_until_it_ends(daemon: Daemon) -> None:
                 assert client.recv(100).startswith(b"220 ")
 
 
-def test_systemd_hears_of_all_workers(tmp_path: Path) -> None:
+def test_systemd_hears_of_all_workers_and_a_stop_ends_each_in_order(tmp_path: Path) -> None:
     systemd = Systemd(tmp_path / "notify")
     daemon = make(tmp_path / "node", environ=systemd.environ)
     try:
         daemon.launch()
         systemd.hears("READY=1")
-        assert len(daemon.records("worker.ready")) == 2
         systemd.hears("WATCHDOG=1")
         systemd.hears("STATUS=2 of 2 workers, queue 0, sessions 0")
         daemon.signal(signal.SIGHUP)
         systemd.hears("RELOADING=1")
         systemd.hears("READY=1")
-    finally:
-        daemon.stop()
-    systemd.hears("STOPPING=1")
-    systemd.close()
-
-
-def test_a_stop_ends_every_worker_in_order(tmp_path: Path) -> None:
-    daemon = make(tmp_path / "node").start()
-    try:
         pids = [pid_of(daemon, worker) for worker in (0, 1)]
         with contextlib.suppress(smtplib.SMTPException), a_client_of_each(daemon):
             assert daemon.stop() in (0, -signal.SIGTERM)
+        systemd.hears("STOPPING=1")
         assert [record.get("worker") for record in daemon.records("daemon.stopped")][-1] is None
         assert {record.get("worker") for record in daemon.records("daemon.stopped")} == {0, 1, None}
         for pid in pids:
@@ -376,6 +367,27 @@ def test_a_stop_ends_every_worker_in_order(tmp_path: Path) -> None:
         assert not (daemon.spool / "admin.sock").exists()
     finally:
         daemon.kill()
+        systemd.close()
+
+
+def test_a_worker_that_can_not_start_leaves_the_others_at_work_and_says_why(tmp_path: Path) -> None:
+    daemon = make(tmp_path / "node")
+    (daemon.spool / "p1").mkdir(parents=True, mode=0o700)
+    (daemon.spool / "p1/queue.db").write_bytes(b"this is no database\n" * 1000)
+    try:
+        daemon.start()
+        with daemon.client() as client:
+            client.ehlo()
+            submit(client)
+        daemon.wait_for_mail("box")
+        failed = daemon.wait_for("worker.ended", worker=1)
+        status = json.loads(daemon.ctl("--json", "status").stdout)
+        assert status["ready"]
+        assert "is not a database" in failed["reason"]
+        assert status["workers"][1]["trouble"] == failed["reason"]
+        assert "worker 1" in status["problems"][0]
+    finally:
+        daemon.stop()
 
 
 def test_workers_end_with_their_supervisor_and_one_alone_delivers_what_they_left(tmp_path: Path) -> None:
