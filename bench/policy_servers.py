@@ -242,20 +242,20 @@ class Rspamd(PolicyServer):
         config = self.directory / "rspamd.conf"
         config.write_text(
             f"""
+{_RSPAMD_DISABLED}
 .include "$CONFDIR/common.conf"
 options {{
     pidfile = "{self.directory}/rspamd.pid";
-    .include "$CONFDIR/options.inc"
+    dns {{ nameserver = ["127.0.0.1:{free_port()}"]; timeout = 0.1s; retransmits = 1; }}
     filters = "";
     disable_hyperscan = true;
     tempdir = "{self.directory}";
     control_socket = "{self.directory}/control.sock mode=0600";
-    dns {{ nameserver = ["127.0.0.1:{free_port()}"]; timeout = 0.1s; retransmits = 1; }}
+    .include "$CONFDIR/options.inc"
 }}
 logging {{ type = "console"; level = "error"; }}
 worker "normal" {{ bind_socket = "{self._socket} mode=0666"; count = 1; }}
 redis {{ servers = "127.0.0.1:{self._valkey_port}"; }}
-{_RSPAMD_DISABLED}
 ratelimit {{
     max_rate_mult = 1; max_bucket_mult = 1;
     rates {{ per_user = {{ selector = "user"; bucket = {{ burst = {LIMIT}; rate = "{LIMIT} / 1h"; }} }} }}
