@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import smtplib
+import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.daemon.test_start import AS_SYSTEMD
 from tests.daemon.test_systemd import Systemd
 from tests.support.daemon import Daemon
 from tests.support.valkey import valkey_server
@@ -368,6 +371,37 @@ def test_systemd_hears_of_all_workers_and_a_stop_ends_each_in_order(tmp_path: Pa
     finally:
         daemon.kill()
         systemd.close()
+
+
+def test_a_restart_refuses_no_connection_at_a_socket_of_systemd(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        place, descriptor = listening.getsockname(), listening.fileno()
+        daemon = make(
+            tmp_path / "node",
+            f"""
+[[listener]]
+name = "handed"
+endpoint = "tcp:{place[1]}:interface=127.0.0.1"
+""",
+        )
+
+        def launch() -> None:
+            daemon.launch(
+                environ={"LISTEN_FDS": "1", "LISTEN_FDNAMES": "smtp"},
+                before=[sys.executable, "-c", AS_SYSTEMD, str(descriptor)],
+                pass_fds=[descriptor],
+            )
+            daemon.wait_until_ready()
+
+        try:
+            launch()
+            daemon.stop()
+            with contextlib.ExitStack() as waiting:
+                clients = [waiting.enter_context(socket.create_connection(place, 90)) for _ in range(6)]
+                launch()
+                assert all(client.recv(100).startswith(b"220 ") for client in clients)
+        finally:
+            daemon.kill()
 
 
 def test_a_worker_that_can_not_start_leaves_the_others_at_work_and_says_why(tmp_path: Path) -> None:
