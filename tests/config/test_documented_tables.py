@@ -78,12 +78,16 @@ def with_files(text: str, directory: Path) -> str:
 
 
 def write_half_of_certificate(path: Path, directory: Path) -> None:
-    """A certificate, or the key of the one that has the same name."""
+    """A certificate with its key, or the key of the one that has the same name alone."""
     host = path.stem.removeprefix("private_")
     whole = directory / f"{host}-certificate.pem", directory / f"{host}-key.pem"
     if not whole[0].exists():
         make_certificate(directory, f"{host}.test", stem=f"{host}-")
-    path.write_bytes(whole[path.suffix == ".key"].read_bytes())
+    if path.suffix != ".key":
+        # A page that names no key has it in the same file.
+        path.write_bytes(b"".join(half.read_bytes() for half in whole))
+        return
+    path.write_bytes(whole[1].read_bytes())
 
 
 @pytest.mark.parametrize("name", SHOWN)
