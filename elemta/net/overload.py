@@ -18,19 +18,17 @@ _log = FastLogger()
 BEAT_SECONDS = 0.1
 """Seconds from one look at the event loop to the next."""
 
-LATE_SECONDS = 0.05
+LATE_SECONDS = 0.1
 """A look that comes so late was kept by other work. A session of one message takes some ten such turns."""
 
 SLOW_COMMIT_SECONDS = 0.5
 """A commit that takes so long keeps all sessions waiting that have sent a message."""
 
 FEWEST_CONNECTIONS = 100
-"""There is no overload with fewer connections: where these are slow, the load is not theirs."""
+"""So many connections are always allowed: where fewer are slow, the load is not theirs."""
 
-LEAST_LIMIT = 20
-"""So many connections are always allowed."""
-
-_LOOKS_TO_BEGIN = 5
+LOOKS_TO_BEGIN = 10
+"""So many late looks in a row begin an overload, after two seconds at least: a burst of clients is none."""
 
 
 class OverloadLimit:
@@ -38,7 +36,8 @@ class OverloadLimit:
 
     ``open_connections()`` says how many are open, ``most()`` is ``max_connections``. Looks begin with
     :meth:`watch` and end by themselves. A late look cuts the number to nine tenths of what is open, and one
-    in time adds a tenth. A few late looks do not begin that: the collector of garbage may have caused them.
+    in time adds a tenth. A few late looks do not begin that: a burst or the collector of garbage may have
+    caused them.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class OverloadLimit:
         connections = self._open()
         if late >= LATE_SECONDS or commit >= SLOW_COMMIT_SECONDS:
             self._late_looks += 1
-            if self.limit is not None or self._late_looks >= _LOOKS_TO_BEGIN:
+            if self.limit is not None or self._late_looks >= LOOKS_TO_BEGIN:
                 self._cut(connections, late, commit)
         else:
             self._late_looks = 0
@@ -107,7 +106,7 @@ class OverloadLimit:
                 late_seconds=round(late, 3),
                 commit_seconds=round(commit, 3),
             )
-        self.limit = max(LEAST_LIMIT, min(connections, self._most()) * 9 // 10)
+        self.limit = max(FEWEST_CONNECTIONS, min(connections, self._most()) * 9 // 10)
 
     def _grow(self, limit: int) -> None:
         limit += limit // 10
