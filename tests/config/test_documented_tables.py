@@ -61,7 +61,11 @@ def with_files(text: str, directory: Path) -> str:
         path = directory / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name == "aliases":
-            path.write_text(first_text_under("## The file", "docs/aliases.md"))
+            aliases = first_text_under("## The file", "docs/aliases.md")
+            # Its addresses are at a local domain.
+            path.write_text(
+                aliases if '"example.com"' in text else aliases.replace("example.com", "example.net")
+            )
         elif path.name == "senders":
             path.write_text(first_text_under("## The file of senders", "docs/submission.md"))
         elif path.name == "recipients":
