@@ -32,6 +32,7 @@ OTHER_SUBJECTS = (
     "metrics.",
     "nodes.",
     "notify.",
+    "overload.",
     "policy_service.",
     "proxy.",
     "queue.expiry_failed",
