@@ -39,7 +39,7 @@ from elemta.daemon.worker_process import (
     WorkerState,
 )
 from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
-from elemta.errors import ChannelError, ElemtaError, Fault, ListenFailed
+from elemta.errors import ChannelClosed, ChannelError, ElemtaError, Fault, ListenFailed
 from elemta.limits.refusals import RememberedRefusal
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
@@ -336,6 +336,9 @@ class Supervisor(Service):
         try:
             text = self.components.own_config.text or ""
             faults, _ = json.loads(await self.command(worker, "reload", text.encode()))
+        except ChannelClosed:
+            # It died, perhaps while another had its turn: the process that takes its place starts with it.
+            return ()
         except ChannelError as error:
             faults = [[self.config.source, "", str(error), ""]]
         found = [
@@ -345,8 +348,7 @@ class Supervisor(Service):
 
     def command(self, worker: WorkerProcess, name: str, body: bytes = b"") -> Deferred[bytes]:
         """Have a worker do something. Fails with ChannelError."""
-        assert worker.channel is not None  # noqa: S101 - a worker that runs has one
-        return worker.channel.ask(name, body, _COMMAND_SECONDS)
+        return worker.ask(name, body, _COMMAND_SECONDS)
 
     async def take_limits(self) -> None:
         await value_of(run(self._take_limits()))

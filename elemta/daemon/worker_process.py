@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.errors import ChannelClosed
 from elemta.workers.channel import Channel
 
 _log = Logger()
@@ -35,6 +36,9 @@ FACTS_EVERY = 1.0
 
 SILENT_SECONDS = 30.0
 """Seconds without a word after which a worker hangs, and is killed."""
+
+FIRST_WORD_SECONDS = 120.0
+"""The same for a process that has not said anything yet: many may start on few cores at the same time."""
 
 _QUICK_DEATH = 30.0
 _LONGEST_PAUSE = 30.0
@@ -122,6 +126,7 @@ class WorkerProcess:
         self._transport: IProcessTransport | None = None
         self._started_at = 0.0
         self._heard_at = 0.0
+        self._has_spoken = False
         self._quick_deaths = 0
         self._killed = False
         self._failure = ""
@@ -162,7 +167,7 @@ class WorkerProcess:
                 event="worker.silent",
                 worker=self.number,
                 pid=self.pid,
-                seconds=SILENT_SECONDS,
+                seconds=self._patience,
             )
             self._signal(signal.SIGKILL)
 
@@ -172,7 +177,17 @@ class WorkerProcess:
 
     def is_silent(self, now: float) -> bool:
         """Whether there is a process that has not said anything for too long."""
-        return self._transport is not None and now - self._heard_at > SILENT_SECONDS
+        return self._transport is not None and now - self._heard_at > self._patience
+
+    @property
+    def _patience(self) -> float:
+        return SILENT_SECONDS if self._has_spoken else FIRST_WORD_SECONDS
+
+    def ask(self, name: str, body: bytes, seconds: float) -> Deferred[bytes]:
+        """Ask it something. Fails with a :class:`~elemta.errors.ChannelError`, at once while it does not run."""
+        if self.channel is None:
+            return fail(ChannelClosed(self.trouble or "it is not running"))
+        return self.channel.ask(name, body, seconds)
 
     # Its process
 
@@ -185,7 +200,8 @@ class WorkerProcess:
         channel.on_close(self._channel_closed)
         self._speak(channel)
         self._started_at = self._heard_at = self._clock.seconds()
-        self.facts, self.status, self._failure, self._killed = WorkerFacts(), "", "", False
+        self.facts, self.status, self._failure = WorkerFacts(), "", ""
+        self._killed = self._has_spoken = False
         try:
             self._transport = self._launch(self.number, theirs.fileno(), _Output(self))
         except OSError as error:
@@ -264,12 +280,15 @@ class WorkerProcess:
 
     # What it says
 
+    def _hear(self) -> None:
+        self._heard_at, self._has_spoken = self._clock.seconds(), True
+
     def _take_facts(self, body: bytes) -> None:
-        self._heard_at = self._clock.seconds()
+        self._hear()
         self.facts = WorkerFacts.decode(body)
 
     def _take_notification(self, body: bytes) -> None:
-        self._heard_at = self._clock.seconds()
+        self._hear()
         for line in body.decode("utf-8", "replace").splitlines():
             if line.startswith("STATUS="):
                 self.status = line.removeprefix("STATUS=")

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from elemta.daemon.worker_process import (
     CLOSING_SECONDS,
     FACTS,
+    FIRST_WORD_SECONDS,
     NOTIFY,
     SILENT_SECONDS,
     WorkerFacts,
@@ -21,6 +22,7 @@ from elemta.daemon.worker_process import (
     WorkerState,
     restart_pause,
 )
+from elemta.errors import ChannelClosed
 from elemta.workers.channel import Channel
 from elemta.workers.frames import Frame, FrameKind
 
@@ -150,6 +152,7 @@ def test_a_process_that_can_not_be_started_is_tried_again(host: Host) -> None:
 
 
 def test_one_that_says_nothing_is_killed_once(host: Host) -> None:
+    host.say(FACTS, WorkerFacts().encode())
     host.clock.advance(SILENT_SECONDS)
     host.worker.check(host.clock.seconds())
     assert host.process.signals == []
@@ -162,8 +165,37 @@ def test_one_that_says_nothing_is_killed_once(host: Host) -> None:
     assert not host.worker.is_silent(host.clock.seconds())
 
 
+def test_a_process_has_longer_for_its_first_word(host: Host) -> None:
+    for _ in range(2):
+        host.clock.advance(FIRST_WORD_SECONDS)
+        host.worker.check(host.clock.seconds())
+        assert host.process.signals == []
+        host.say(NOTIFY, b"STATUS=recovery")
+        host.clock.advance(SILENT_SECONDS + 1)
+        host.worker.check(host.clock.seconds())
+        assert host.process.signals == ["KILL"]
+        host.process.end(None, 9)
+        host.clock.advance(0)
+    host.clock.advance(FIRST_WORD_SECONDS + 1)
+    host.worker.check(host.clock.seconds())
+    assert host.process.signals == ["KILL"]
+
+
+def test_a_question_to_one_that_does_not_run_fails_at_once(host: Host) -> None:
+    """A worker may die while the supervisor has another reload: nothing but its answer is missing."""
+    host.say(NOTIFY, b"READY=1")
+    failed = host.worker.ask("reload", b"", 60)
+    host.process.end(None, 9)
+    failures = [failed, host.worker.ask("reload", b"", 60)]
+    for each in failures:
+        found: list[Failure] = []
+        each.addErrback(found.append)
+        assert found[0].check(ChannelClosed), found
+        assert "SIGKILL" in found[0].getErrorMessage()
+
+
 def test_the_time_in_which_nothing_was_heard_here_does_not_count(host: Host) -> None:
-    host.clock.advance(SILENT_SECONDS * 10)
+    host.clock.advance(FIRST_WORD_SECONDS * 10)
     host.worker.excuse(host.clock.seconds())
     host.worker.check(host.clock.seconds())
     assert host.process.signals == []
