@@ -66,6 +66,8 @@ def _of_daemon(status: Mapping[str, Any]) -> Iterator[AttentionItem]:
         if each["state"] != "running":
             why = each["trouble"] or each["state"]
             yield AttentionItem("warn", f"Worker {each['number']} does not run: {why}.")
+        elif each["trouble"]:
+            yield AttentionItem("warn", f"Worker {each['number']} takes no mail: {each['trouble']}.")
     for problem in status.get("problems", ()):
         yield AttentionItem("warn", f"{problem}.")
 

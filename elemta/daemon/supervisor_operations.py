@@ -41,7 +41,7 @@ from elemta.ops.openapi import ApiOperations
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker. ``trouble`` says why it does not run; ``starts`` counts its processes."""
+    """One worker. ``trouble`` says why it does not run, or takes no mail; ``starts`` counts its processes."""
 
     number: int
     state: str
@@ -84,7 +84,7 @@ class SupervisorCalls:
                     worker.facts.sessions,
                     worker.facts.queued,
                     worker.starts,
-                    worker.trouble,
+                    worker.problem,
                 )
                 for worker in supervisor.workers
             ),

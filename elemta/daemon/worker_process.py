@@ -180,11 +180,17 @@ class WorkerProcess:
         return self._transport is not None and now - self._heard_at > self._patience
 
     @property
+    def problem(self) -> str:
+        """Why it does not run, or why it takes no mail although it could; empty when neither is so."""
+        takes_mail_if_ready = self.state is WorkerState.RUNNING and self.facts.state == "serving"
+        return self.trouble or (", ".join(self.facts.not_ready) if takes_mail_if_ready else "")
+
+    @property
     def _patience(self) -> float:
         return SILENT_SECONDS if self._has_spoken else FIRST_WORD_SECONDS
 
     def ask(self, name: str, body: bytes, seconds: float) -> Deferred[bytes]:
-        """Ask it something. Fails with a :class:`~elemta.errors.ChannelError`, at once while it does not run."""
+        """Ask it something. Fails with ChannelError, at once while it does not run."""
         if self.channel is None:
             return fail(ChannelClosed(self.trouble or "it is not running"))
         return self.channel.ask(name, body, seconds)

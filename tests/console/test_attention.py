@@ -44,6 +44,16 @@ def test_a_node_that_is_well_needs_none() -> None:
         ({"spool": {"healthy": False}}, "bad", "disk of the spool"),
         ({"certificates": [{"names": ["mx.test"], "days_left": 13}]}, "warn", "mx.test has 13 days left"),
         ({"certificates": [{"names": ["mx.test"], "days_left": 2}]}, "bad", "mx.test has 2 days left"),
+        (
+            {"workers": [{"number": 1, "state": "running", "trouble": "its disk has failed"}]},
+            "warn",
+            "Worker 1 takes no mail: its disk has failed.",
+        ),
+        (
+            {"workers": [{"number": 1, "state": "dead", "trouble": ""}]},
+            "warn",
+            "Worker 1 does not run: dead.",
+        ),
         ({"needs_restart": ["server.node_id"]}, "warn", "restart: server.node_id"),
         ({"notes": [{"key": "tls.ciphers", "problem": "is weak"}]}, "warn", "tls.ciphers: is weak"),
     ],

@@ -141,6 +141,17 @@ def test_the_trouble_is_what_a_worker_said_before_it_could_serve(host: Host) -> 
     assert host.worker.trouble == "it was killed by SIGKILL"
 
 
+def test_one_that_serves_without_taking_mail_says_why(host: Host) -> None:
+    assert host.worker.problem == ""
+    host.say(NOTIFY, b"READY=1")
+    host.say(FACTS, WorkerFacts("serving", ("the spool's disk has failed",)).encode())
+    assert host.worker.problem == "the spool's disk has failed"
+    host.say(FACTS, WorkerFacts("draining", ("draining",)).encode())
+    assert host.worker.problem == ""
+    host.process.end(None, 9)
+    assert host.worker.problem == "it was killed by SIGKILL"
+
+
 def test_a_process_that_can_not_be_started_is_tried_again(host: Host) -> None:
     host.fails = True
     host.process.end()
