@@ -18,18 +18,18 @@ _COMMENT = re.compile(r"(?:^|(?<=\s))#")
 _UNQUOTED = re.compile(r'[^\s()<>\[\]:;@\\,"]+')
 
 
-def read_lines(path: str) -> Iterator[tuple[int, str]]:
+def read_lines(path: str, key: str) -> Iterator[tuple[int, str]]:
     """The lines of a file that say something, with their numbers; ``#`` begins a comment.
 
     The ``#`` of a comment stands at the start of a line or behind a blank. ConfigError: the file can't be
-    read, or is not UTF-8.
+    read, or is not UTF-8; it names ``key``, the setting that has the path.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ConfigError([Fault(path, "", "is not UTF-8")]) from None
+        raise ConfigError([Fault(path, key, "is not UTF-8")]) from None
     except OSError as error:
-        raise ConfigError([Fault(path, "", f"can't be read: {error.strerror or error}")]) from error
+        raise ConfigError([Fault(path, key, f"can't be read: {error.strerror or error}")]) from error
     for number, line in enumerate(lines, start=1):
         text = _without_comment(line).strip()
         if text:

@@ -309,7 +309,7 @@ def read_aliases(path: str, keys: MailboxKeys) -> tuple[AliasLine, ...]:
     """The lines of a file of aliases. ConfigError: it can't be read, or has lines that can't be used."""
     lines: dict[str, AliasLine] = {}
     faults: list[Fault] = []
-    for number, text in read_lines(path):
+    for number, text in read_lines(path, "domains.aliases"):
         line = _line(path, number, text, faults)
         if line is None:
             continue

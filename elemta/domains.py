@@ -191,7 +191,7 @@ def read_recipients(path: str) -> frozenset[str]:
     """
     entries: set[str] = set()
     faults = []
-    for number, text in read_lines(path):
+    for number, text in read_lines(path, "domains.recipients"):
         entry = _entry(text)
         if entry is None:
             faults.append(_line_fault(path, number, text))

@@ -47,6 +47,11 @@ class Options(usage.Options):
         ],
     ]
 
+    def parseArgs(self, *words: str) -> None:
+        """Refuse a word that is no option, and say how a file is named."""
+        if words:
+            raise usage.UsageError(f"{words[0]}: is no option (the configuration is --config {words[0]})")
+
     def opt_version(self) -> NoReturn:
         """Show the version of Elemta and exit."""
         sys.stdout.write(f"elemta {__version__}\n")

@@ -62,7 +62,7 @@ def read_sender_map(path: str) -> dict[str, frozenset[str]]:
     """
     found: dict[str, set[str]] = {}
     faults: list[Fault] = []
-    for number, text in read_lines(path):
+    for number, text in read_lines(path, "submission.sender_map"):
         words = split_words(text)
         if words is None or not words[1]:
             problem = f'found "{shortened(text)}": {_SYNTAX}'

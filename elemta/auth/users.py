@@ -111,6 +111,8 @@ def read_text(path: str) -> str:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UsersFileError(f"{path}: not a regular file")
             content = file.read(MAX_FILE_OCTETS + 1)
+    except FileNotFoundError as error:
+        raise UsersFileError(f"{path}: {error.strerror} (elemtactl user add makes it)") from error
     except OSError as error:
         raise UsersFileError(f"{path}: {error.strerror or error}") from error
     if len(content) > MAX_FILE_OCTETS:

@@ -22,6 +22,10 @@ DURATION_WORDS = 'a duration such as "5m" or a number of seconds'
 ADDRESS_WORDS = 'an IP address such as "192.0.2.7"'
 NETWORK_WORDS = 'a network such as "192.0.2.0/24" or an address'
 RATE_WORDS = 'a rate such as "100/1m", or a plain number such as "20"'
+_RATE_IN_WORDS = re.compile(
+    r"(\d+(?: ?[kmg]i?b)?) ?(?:/|per|an?|each|every) ?(\d*) ?([smhd])(?:ec|econd|in|inute|our|r|ay)?s?",
+    re.IGNORECASE,
+)
 
 _SIZE_UNITS = {
     "B": 1,
@@ -189,10 +193,19 @@ def parse_rate(found: object) -> Rate:
         # "100/m" is what people say.
         seconds = parse_duration(f"1{window}" if window in _DURATION_UNITS else window) if slash else None
     except Unacceptable as error:
-        raise Unacceptable(f"must be {RATE_WORDS}", error.hint) from None
+        raise Unacceptable(f"must be {RATE_WORDS}", _rate_hint(found) or error.hint) from None
     if seconds is not None and not 0.001 <= seconds <= 366 * 86400:
         raise Unacceptable('must have a window from "1ms" to "366d"')
     return Rate(limit, seconds, is_size=not number.strip().isdecimal())
+
+
+def _rate_hint(found: str) -> str:
+    """For a rate in words, such as "100/minute" or "10 per hour"."""
+    words = _RATE_IN_WORDS.fullmatch(found.strip())
+    if words is None:
+        return ""
+    number, count, unit = words.groups()
+    return f'did you mean "{number.replace(" ", "")}/{count or 1}{unit.lower()}"?'
 
 
 def check_optional_rate(text: str) -> None:

@@ -29,6 +29,7 @@ from elemta.ctl import (
 from elemta.ctl.client import AdminClient
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG, CommandContext, config_path, usual_socket
 from elemta.ctl.exit_codes import EX_FAILED, EX_INTERRUPTED, EX_OK, EX_USAGE, CommandFailed
+from elemta.ctl.grammar import CommandGrammar
 from elemta.ctl.text import safe
 from elemta.runtime import ProcessRuntime
 
@@ -124,7 +125,7 @@ def _fail(invocation: CommandContext, failed: CommandFailed) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The whole grammar; the options of :func:`_shared` may stand before or behind a command."""
-    top = argparse.ArgumentParser(
+    top = CommandGrammar(
         prog="elemtactl",
         description="Look at a running Elemta and tell it what to do.",
         epilog=EPILOG,

@@ -6,7 +6,7 @@ the others do too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from twisted.logger import Logger
@@ -147,6 +147,29 @@ def build_components(config: Config, shared: SharedResources) -> Components:
 
     Raises :class:`~elemta.errors.ConfigError` or :class:`~elemta.errors.PolicyUnavailable`.
     """
+    try:
+        return _build_components(config, shared)
+    except ConfigError as first:
+        more = [fault for fault in _faults_of_files(config) if fault not in first.faults]
+        if not more:
+            raise
+        raise type(first)([*first.faults, *more]) from first
+
+
+def _faults_of_files(config: Config) -> Iterator[Fault]:
+    """What is wrong with the files that need no other part: told together, as an operator mends them."""
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: Domains.from_config(config.domains),
+        lambda: load_context(config.tls, config.certificates),
+    )
+    for read in readers:
+        try:
+            read()
+        except ConfigError as error:
+            yield from error.faults
+
+
+def _build_components(config: Config, shared: SharedResources) -> Components:
     own_config, pushed = config, shared.fleet.pushed
     config = with_pushed(config, None if pushed is None else pushed.in_force)
     metrics = shared.metrics

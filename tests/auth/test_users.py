@@ -129,7 +129,7 @@ def test_an_argon2_line_without_the_library_stops_the_start_with_line_and_remedy
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsersFileError, match=r"absent: No such file"):
+    with pytest.raises(UsersFileError, match=r"absent: No such file.*\(elemtactl user add makes it\)"):
         UsersFile(str(tmp_path / "absent"), ProcessRuntime.of_system())
 
 

@@ -224,7 +224,7 @@ def test_faults_of_both_files_are_told_together(tmp_path: Path) -> None:
         str(tmp_path / "recipients"),
         str(tmp_path / "aliases"),
     ]
-    with pytest.raises(ConfigError, match=r"none: can't be read: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"none: domains.aliases: can't be read: No such file or directory"):
         Domains.from_config(DomainsConfig(aliases=str(tmp_path / "none")))
 
 

@@ -148,10 +148,12 @@ def test_every_line_of_the_file_that_is_no_address_is_told_with_its_number(tmp_p
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none: can't be read: No such file or directory"):
+    with pytest.raises(
+        ConfigError, match=r"none: domains.recipients: can't be read: No such file or directory"
+    ):
         Domains.from_config(DomainsConfig(recipients=str(tmp_path / "none")))
     (tmp_path / "bytes").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="bytes: is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"bytes: domains\.recipients: is not UTF-8"):
         Domains.from_config(DomainsConfig(recipients=str(tmp_path / "bytes")))
 
 

@@ -197,3 +197,21 @@ def test_a_network_with_bits_of_a_host_is_refused_with_the_network_that_it_may_m
         parse_network("192.0.2.7/24")
     assert caught.value.problem == 'must be a network such as "192.0.2.0/24" or an address'
     assert caught.value.hint == 'did you mean "192.0.2.0/24"?'
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("100/minute", "100/1m"),
+        ("100 per hour", "100/1h"),
+        ("10/15min", "10/15m"),
+        ("5 a day", "5/1d"),
+        ("20 per 30 seconds", "20/30s"),
+        ("50 MiB per Hour", "50MiB/1h"),
+        ("many/1h", ""),
+    ],
+)
+def test_a_rate_in_words_is_answered_with_the_rate(written: str, meant: str) -> None:
+    with pytest.raises(Unacceptable) as caught:
+        parse_rate(written)
+    assert caught.value.hint == (f'did you mean "{meant}"?' if meant else "")

@@ -132,6 +132,16 @@ def test_the_policies_say_how_fast_they_answer_and_why_one_fails(fleet: HostileF
     assert "error 6" in check(fleet.page("/policies")[1], "/policies").text
 
 
+# Where tables become lists, on a phone, it would be a name without a value.
+BARE_CELL = re.compile(r'<td data-h="[^"]+"(?![^>]*class="(?:n )?e")[^>]*>\s*(?=<td|</tr)')
+
+
+def test_a_cell_without_content_says_that_it_is_empty(fleet: HostileFleet) -> None:
+    explained = "/explain?ip=192.0.2.66&helo=a.example&from=a@b.example&to=c@d.example"
+    bare = {(path, *BARE_CELL.findall(fleet.page(path)[1])) for path in [*fleet.paths(), explained]}
+    assert [found for found in sorted(bare) if len(found) > 1] == []
+
+
 def test_a_network_leads_to_the_addresses_in_it(fleet: HostileFleet) -> None:
     path = "/limits/networks?limit=mail-per-ip"
     for network in ("127.0.0.0/8", "127.0.0.0/16", "127.0.0.0/24"):

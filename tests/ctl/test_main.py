@@ -1019,3 +1019,33 @@ async def test_one_plugin_is_shown_with_its_options(daemon: Daemon) -> None:
     code, _, err = await daemon.ctl("plugins", "show", "none")
     assert code != 0
     assert "no plugin is called none" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "usage", "fault"),
+    [
+        (["stauts"], "elemtactl [-h]", "(did you mean status?)"),
+        (["queue", "lst"], "elemtactl queue [-h]", "(did you mean list?)"),
+        (["queue", "list", "--state", "defered"], "elemtactl queue list [-h]", "(did you mean deferred?)"),
+        (
+            ["config", "dump", "--runing"],
+            "elemtactl config dump [-h]",
+            "unrecognized arguments: --runing (did you mean --running?)",
+        ),
+        (["status", "--sockt=x"], "elemtactl status [-h]", "(did you mean --socket?)"),
+        (
+            ["explain", "--ip", "192.0.2.7", "a@example.com"],
+            "elemtactl explain [-h]",
+            "unrecognized arguments: a@example.com\n",
+        ),
+        (["spool"], "elemtactl spool [-h]", "required: COMMAND (one of "),
+        ([], "elemtactl [-h]", "required: COMMAND (one of config, "),
+    ],
+)
+def test_wrong_use_shows_the_usage_of_the_command_and_what_was_probably_meant(
+    argv: list[str], usage: str, fault: str
+) -> None:
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"usage: {usage}")
+    assert fault in err

@@ -10,7 +10,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 from elemta.config import load
 from elemta.daemon.components import Components, SharedResources, build_components, needs_restart
-from elemta.errors import ConfigError
+from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.metric_registry import MetricRegistry
 from elemta.runtime import Runtime
 
@@ -93,3 +93,23 @@ def test_the_parts_that_outlive_a_reload_count_in_the_registry_of_the_node(
     valkey = 'node_id = "a"\n[resources]\nvalkey_url = "valkey://127.0.0.1:1"\n'
     assembled(tmp_path, LIMIT.replace("ACTION", "defer").replace("[[limit]]", f"{valkey}[[limit]]"))
     assert made == ["a"]
+
+
+def test_faults_of_all_files_are_told_together(tmp_path: Path) -> None:
+    text = f'''
+[server]
+hostname = "mx.example.test"
+[tls]
+certificate = "{tmp_path}/mx.pem"
+[domains]
+recipients = "{tmp_path}/recipients"
+[policies]
+chain = ["limits", "unheard-of", "relay"]
+'''
+    with pytest.raises(ConfigError) as caught:
+        assembled(tmp_path, text)
+    assert [fault.key for fault in caught.value.faults] == ["domains.recipients", "tls.certificate"]
+    (tmp_path / "recipients").write_text("anna@example.test\n")
+    with pytest.raises(PolicyUnavailable) as missing:
+        assembled(tmp_path, text)
+    assert [fault.key for fault in missing.value.faults] == ["policies.chain[2]", "tls.certificate"]

@@ -294,3 +294,10 @@ def test_max_connections_gets_the_open_files_it_needs_or_a_warning(
     daemon.wait_until_ready()
     assert open_files_allowed(daemon.pid) == allowed
     assert len(daemon.records("descriptors.too_few")) == warned
+
+
+def test_a_file_without_its_option_is_refused_with_the_option(tmp_path: Path) -> None:
+    command = [sys.executable, TWISTD, "elemta", "--check", "mx.toml"]
+    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0
+    assert "mx.toml: is no option (the configuration is --config mx.toml)" in ended.stdout + ended.stderr
