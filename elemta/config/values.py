@@ -23,7 +23,8 @@ ADDRESS_WORDS = 'an IP address such as "192.0.2.7"'
 NETWORK_WORDS = 'a network such as "192.0.2.0/24" or an address'
 RATE_WORDS = 'a rate such as "100/1m", or a plain number such as "20"'
 _RATE_IN_WORDS = re.compile(
-    r"([0-9]{1,20}(?: ?[kmg]i?b)?) ?(?:/|per|an?|each|every) ?([0-9]{0,9}) ?([smhd])(?:ec|econd|in|inute|our|r|ay)?s?",
+    r"([0-9]{1,20}(?: ?[kmg]i?b)?) ?(?:/|per|an?|each|every) ?"
+    r"([0-9]{0,9}) ?([smhd])(?:ec|econd|in|inute|our|r|ay)?s?",
     re.IGNORECASE,
 )
 

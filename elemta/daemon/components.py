@@ -157,7 +157,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
 
 
 def _faults_of_files(config: Config) -> Iterator[Fault]:
-    """What is wrong with the files that need no other part: told together, as an operator mends them."""
+    """What is wrong with the files that need no other part: told together."""
     readers: tuple[Callable[[], object], ...] = (
         lambda: Domains.from_config(config.domains),
         lambda: load_context(config.tls, config.certificates),
