@@ -39,6 +39,8 @@ _ROUTE = "admin_route"
 # A character has up to 12 octets in a URI, and Twisted reads no line of more than 16 KiB.
 _MAX_TEXT = 1000
 _MAX_FIELDS = 16
+# The parameters that are whole files. By mistake that may be the daemon's own, with its passwords.
+_DOCUMENTS = frozenset({"toml"})
 MAX_BODY = 64 * 1024
 """The octets that the body of a call may have, unless the call says more."""
 
@@ -166,7 +168,7 @@ class AdminCall:
             # Any failure: each attempt to change something has its record.
             if self.route.audited:
                 refusal = refusal_of(error)
-                target = self._target(parts, {**query, **body})
+                target = self._target(parts, _without_documents({**query, **body}))
                 audit.change_refused(
                     caller, self.action, target, status=refusal.status, problem=refusal.error
                 )
@@ -209,6 +211,14 @@ class AdminCall:
         if len(known) == 1 and isinstance(given[known[0]], str):
             return str(given[known[0]])
         return " ".join(f"{name}={given[name]}" for name in known)
+
+
+def _without_documents(given: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The parameters of a refused call: what is not known to be a set of limits may hold passwords."""
+    return {
+        name: f"({len(str(value))} characters)" if name in _DOCUMENTS else value
+        for name, value in given.items()
+    }
 
 
 class CallTable:

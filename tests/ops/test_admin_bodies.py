@@ -205,3 +205,33 @@ def test_a_number_beyond_its_bound_is_refused_however_long_it_is(text: str) -> N
     assert count.parse("size", "9007199254740992") == 2**53
     with pytest.raises(AdminRefusal):
         count.parse("size", text)
+
+
+class Pushing:
+    @route("POST", "/v1/sets/push")
+    async def push(self, toml: str, note: str = "") -> str:
+        """Take a set."""
+        if "password" in toml:
+            raise AdminRefusal(400, "this is no set")
+        return note
+
+
+@ensureDeferred
+async def test_a_file_that_is_refused_is_not_in_the_audit_log() -> None:
+    targets: list[str] = []
+
+    def keep(event: dict[str, Any]) -> None:
+        if str(event.get("event", "")).startswith("audit."):
+            targets.append(event["target"])
+
+    calls = CallTable(Pushing())
+    globalLogPublisher.addObserver(keep)
+    try:
+        for body in ({"toml": "password = 1", "note": "sale"}, {"toml": "password = 1"}):
+            octets = json.dumps(body).encode()
+            with pytest.raises(AdminRefusal):
+                await calls.answer("POST", "/v1/sets/push", octets, "application/json", ANNA)
+        await calls.answer("POST", "/v1/sets/push", b'{"toml": "[[limit]]"}', "application/json", ANNA)
+    finally:
+        globalLogPublisher.removeObserver(keep)
+    assert targets == ["toml=(12 characters) note=sale", "(12 characters)", "[[limit]]"]
