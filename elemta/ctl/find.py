@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from elemta.ctl.text import age, moment, safe, size
 PAGE = 100
 WIDTH = 80
 _TITLE = 12
+_DOMAIN = re.compile(r"@?[\w-]+(\.[\w-]+)*\.[^\W\d_]{2,}")
 _QUEUED = ("active", "deferred", "hold", "quarantine", "undeliverable")
 # Recipients of one message that are listed.
 _MOST_RECIPIENTS = 50
@@ -45,6 +47,11 @@ def find(invocation: CommandContext) -> int:
     invocation.note_silent(page)
     if not found:
         invocation.say("no message")
+        if _DOMAIN.fullmatch(invocation.args.text):
+            invocation.note(
+                "a domain is not looked for, an address is; what waits for one: "
+                f"elemtactl queue list --to @{invocation.args.text.lstrip('@')}"
+            )
     elif after is not None:
         invocation.note(f"only the newest {len(found)}; --limit 0 shows all")
     return EX_OK if found else EX_FAILED

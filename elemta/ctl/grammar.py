@@ -40,7 +40,7 @@ class CommandGrammar(argparse.ArgumentParser):
 
     def _hint(self, unknown: Sequence[str]) -> str:
         """For the first option that is not known; an argument too many has none."""
-        option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
         return "" if option is None else _did_you_mean(option, list(self._option_string_actions))
 
 

@@ -75,7 +75,7 @@ class WorkersMetrics:
         reactor: ReactorBase,
     ) -> None:
         self._joined = JoinedMetrics(own.render)
-        self._missed = metrics.worker_scrapes_missed
+        self._metrics = metrics
         self._sockets = sockets
         self._reactor = reactor
 
@@ -92,7 +92,7 @@ class WorkersMetrics:
                 self._joined.take(name, answer.body.decode("utf-8", "replace"))
             else:
                 self._joined.missed(name)
-                self._missed.labels(name).inc()
+                self._metrics.worker_scrapes_missed.labels(name).inc()
         return self._joined.render()
 
     def _ask(self, path: Path) -> Deferred[UnixAnswer]:

@@ -1032,6 +1032,7 @@ async def test_one_plugin_is_shown_with_its_options(daemon: Daemon) -> None:
             "elemtactl config dump [-h]",
             "unrecognized arguments: --runing (did you mean --running?)",
         ),
+        (["nodes", "-all"], "elemtactl nodes [-h]", "(did you mean --all?)"),
         (["status", "--sockt=x"], "elemtactl status [-h]", "(did you mean --socket?)"),
         (
             ["explain", "--ip", "192.0.2.7", "a@example.com"],

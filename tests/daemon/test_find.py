@@ -89,7 +89,10 @@ def test_the_life_of_a_message_is_found_and_outlives_a_kill(make_daemon: Callabl
     assert life["recipients"][0]["status"] == "delivered"
     assert daemon.metric(r"elemta_history_messages\{.*\}") == 2
     nothing = daemon.ctl("find", "nothing@client.test", check=False)
-    assert (nothing.returncode, nothing.stdout) == (1, "no message\n")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (1, "no message\n", "")
+    domain = daemon.ctl("find", "client.test", check=False)
+    assert (domain.returncode, domain.stdout) == (1, "no message\n")
+    assert domain.stderr.endswith(": elemtactl queue list --to @client.test\n")
 
 
 def test_hostile_subjects_and_questions_are_harmless(make_daemon: Callable[..., Daemon]) -> None:
