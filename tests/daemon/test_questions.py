@@ -325,10 +325,17 @@ def _run(fleet: Fleet, command: str) -> None:
 
 
 def _trace(fleet: Fleet, command: str) -> subprocess.CompletedProcess[str]:
-    """It ends with the first conversation that it sees; until it has begun it sees none."""
-    tracing = fleet.start(command)
-    while tracing.poll() is None:
-        with fleet.client("127.0.0.2") as client:
-            client.ehlo()
-    out, error = tracing.communicate(timeout=120)
+    """It ends with the first conversation that it sees; until it has begun it sees none.
+
+    Where it began in the middle of one, it saw no EHLO, and is started again.
+    """
+    out = error = ""
+    for _ in range(9):
+        tracing = fleet.start(command)
+        while tracing.poll() is None:
+            with fleet.client("127.0.0.2") as client:
+                client.ehlo()
+        out, error = tracing.communicate(timeout=120)
+        if "EHLO" in out:
+            break
     return subprocess.CompletedProcess(command, tracing.returncode, out, error)
