@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from elemta.daemon.components import SharedResources, build_at_start
 from elemta.daemon.service import Elemta
 from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.daemon.worker_orders import WorkerOrders
-from elemta.daemon.worker_process import FACTS, FACTS_EVERY, FAILED, NOTIFY, WorkerFacts
+from elemta.daemon.worker_process import CLOSING_SECONDS, FACTS, FACTS_EVERY, FAILED, NOTIFY, WorkerFacts
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.ops.log import LogObserver
@@ -98,6 +99,8 @@ class WorkerCommands:
 
     def _alone(self, reason: str) -> None:
         """Without a supervisor there are no limits over all workers, and no other worker is started."""
+        # The supervisor would kill what does not end, and is not there to do it.
+        signal.alarm(math.ceil(self._daemon.config.server.shutdown_grace + CLOSING_SECONDS))
         if self._facts.running:
             self._facts.stop()
         reactor = self._daemon.reactor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from elemta.daemon.worker import WorkerCommands
 from elemta.daemon.worker_process import (
     CLOSING_SECONDS,
     FACTS,
@@ -256,3 +258,17 @@ def test_its_log_is_passed_on_in_whole_lines(host: Host) -> None:
     host.process.write(b"cut sh\xff")
     host.process.end()
     assert host.log == "one\ntwo\nthree\ncut sh\\xff\n"
+
+
+def test_a_worker_without_its_supervisor_is_killed_where_it_does_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would hold its partition, and the next start would fail."""
+    alarms: list[int] = []
+    monkeypatch.setattr("signal.alarm", alarms.append)
+    server = SimpleNamespace(shutdown_grace=2.5)
+    daemon: Any = SimpleNamespace(reactor=Clock(), running=False, config=SimpleNamespace(server=server))
+    channel = Channel(daemon.reactor, "the supervisor")
+    WorkerCommands(channel, daemon)
+    channel.close("it is gone")
+    assert alarms == [3 + CLOSING_SECONDS]
