@@ -24,22 +24,33 @@ class BrowserFailed(AssertionError):
     """The browser did not do it."""
 
 
+def _start_driver(log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A chromedriver that runs, and its port.
+
+    It takes any free port of IPv6, and ends where another program has the same of IPv4: try again then.
+    """
+    assert DRIVER
+    found = "started successfully on port "
+    deadline = time.monotonic() + 60
+    while True:
+        with log.open("wb") as output:
+            driver = subprocess.Popen([DRIVER, "--port=0"], stdout=output, stderr=subprocess.STDOUT)
+        while driver.poll() is None and time.monotonic() < deadline:
+            if found in (said := log.read_text()):
+                return driver, said.partition(found)[2].partition(".")[0]
+            time.sleep(0.05)
+        driver.kill()
+        driver.wait()
+        assert time.monotonic() < deadline, log.read_text()
+
+
 class Browser:
     """One window. ``directory`` gets the profile."""
 
     def __init__(self, directory: Path) -> None:
         assert DRIVER
         assert CHROMIUM
-        log = directory / "chromedriver.log"
-        with log.open("wb") as output:
-            self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=output, stderr=subprocess.STDOUT)
-        self._base = ""
-        found = "started successfully on port "
-        deadline = time.monotonic() + 60
-        while found not in log.read_text():
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        port = log.read_text().partition(found)[2].partition(".")[0]
+        self._driver, port = _start_driver(directory / "chromedriver.log")
         self._base = f"http://127.0.0.1:{port}"
         options = {
             "binary": CHROMIUM,
