@@ -141,13 +141,13 @@ def submission(make_daemon: MakeDaemon, tmp_path: Path) -> Iterator[tuple[Daemon
                 "/etc/elemta/tls/smtp.example.org.pem": str(certificate.certificate),
                 "/etc/elemta/tls/smtp.example.org.key": str(certificate.key),
                 "/etc/elemta/users": str(users),
-                "/etc/elemta/senders": str(senders),
                 "tcp:587": "tcp:0:interface=127.0.0.1",
                 "tcp:465": "tcp:0:interface=127.0.0.1",
                 "lmtp+unix:///run/dovecot/lmtp": f"lmtp://127.0.0.1:{store.port}",
             },
         )
         text += f'[[route]]\ndomains = ["*"]\nto = "smtp://127.0.0.1:{world.port}"\n'
+        text += f'[submission]\nsender_map = "{senders}"\n'
         daemon = node(make_daemon, "submission", text)
         daemon.add_user("alice", "correct horse")
         daemon.add_user("app1", "battery staple")
