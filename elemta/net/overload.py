@@ -27,8 +27,8 @@ SLOW_COMMIT_SECONDS = 0.5
 FEWEST_CONNECTIONS = 100
 """So many connections are always allowed: where fewer are slow, the load is not theirs."""
 
-LOOKS_TO_BEGIN = 10
-"""So many late looks in a row begin an overload, after two seconds at least: a burst of clients is none."""
+LOOKS_TO_BEGIN = 3
+"""So many late looks in a row begin an overload, after 0.6 s at least: a burst of clients is none."""
 
 
 class OverloadLimit:
