@@ -12,13 +12,13 @@ from elemta.config import ListenerTLS, dump
 from elemta.daemon.activity_operations import ActivityOperations
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
-from elemta.daemon.cluster import ValkeyStatus
 from elemta.daemon.destination_operations import Delivering, DestinationOperations
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.explainer import Explainer
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.fleet_calls import FleetCalls
 from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.membership import ValkeyStatus
 from elemta.daemon.node_operations import NodeOperations
 from elemta.daemon.override_operations import OverrideOperations
 from elemta.daemon.push_operations import PushOperations

@@ -16,7 +16,8 @@ from elemta.auth.senders import SenderAddresses
 from elemta.certificates import Certificate, certificate_cautions
 from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, ListenerTLS, OnExceed, Role
 from elemta.conversation_trace import ConversationTrace
-from elemta.daemon.cluster import ClusterMembership, Membership, SingleNode
+from elemta.daemon.cluster import ClusterMembership
+from elemta.daemon.membership import Membership, SingleNode
 from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings

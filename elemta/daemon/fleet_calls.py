@@ -12,7 +12,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
 
 from elemta.auth.roles import LOCAL, AccessRole, Caller
-from elemta.daemon.cluster import Membership, NodeStatus
 from elemta.daemon.joined_answers import (
     DestinationsOfAll,
     FoundMessagesOfAll,
@@ -22,6 +21,7 @@ from elemta.daemon.joined_answers import (
     Query,
     RefusedOfAll,
 )
+from elemta.daemon.membership import Membership, NodeStatus
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.peer_json import read_json
 from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, ask_each

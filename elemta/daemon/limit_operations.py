@@ -12,9 +12,9 @@ from typing import Annotated
 from twisted.logger import Logger
 
 from elemta.config import Scope, WhenValkeyIsDown
-from elemta.daemon.cluster import Membership, RemoteRefusal
 from elemta.daemon.components import Components
 from elemta.daemon.joined_answers import NodeAnswer
+from elemta.daemon.membership import Membership, RemoteRefusal
 from elemta.deferred_value import value_of
 from elemta.errors import StoreUnavailable
 from elemta.limits import Rule

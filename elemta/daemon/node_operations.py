@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 
 from elemta import __version__
 from elemta.config import Config
-from elemta.daemon.cluster import Membership, NodeLife, NodeStatus, endpoints
+from elemta.daemon.membership import Membership, NodeLife, NodeStatus, endpoints
 from elemta.errors import StoreUnavailable
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_json import Flag

@@ -13,8 +13,8 @@ from twisted.logger import Logger
 from elemta.auth.roles import Caller
 from elemta.config.limit_rates import MOST_RATES
 from elemta.config.values import Unacceptable
-from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components
+from elemta.daemon.membership import Membership
 from elemta.limits import Rule
 from elemta.limits.lookup import requests_for
 from elemta.limits.overrides import MAX_NOTE, Override, check_rates, takes_networks

@@ -11,8 +11,8 @@ from twisted.logger import Logger
 
 from elemta.auth.roles import Caller
 from elemta.config import LimitConfig, load_limits
-from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components
+from elemta.daemon.membership import Membership
 from elemta.deferred_value import value_of
 from elemta.errors import ConfigError
 from elemta.limits import rules_from_config

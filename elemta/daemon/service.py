@@ -20,10 +20,10 @@ from twisted.python.failure import Failure
 from elemta.config import Config
 from elemta.daemon.adoption import SpoolOpener
 from elemta.daemon.adoption_registry import AdoptionRegistry
-from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components, SharedResources, needs_restart
 from elemta.daemon.console import open_console
 from elemta.daemon.listeners import Listeners
+from elemta.daemon.membership import Membership
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
 from elemta.daemon.running_services import QueueForPolicies, RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from elemta.daemon.cluster import Membership
+from elemta.daemon.membership import Membership
 from elemta.daemon.spool_lease import TIME_TO_LIVE, LeaseOwner, SpoolLease
 from elemta.errors import SpoolError, SpoolLocked, StoreUnavailable
 from elemta.spool.partition import Partition

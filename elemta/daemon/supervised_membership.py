@@ -29,8 +29,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.config import Config
-from elemta.daemon.cluster import (
-    JOIN_SECONDS,
+from elemta.daemon.cluster import JOIN_SECONDS
+from elemta.daemon.lease_link import SupervisorScripts, serve_leases
+from elemta.daemon.membership import (
     LimiterStatus,
     LocalNode,
     Membership,
@@ -39,7 +40,6 @@ from elemta.daemon.cluster import (
     RemoteRefusal,
     ValkeyStatus,
 )
-from elemta.daemon.lease_link import SupervisorScripts, serve_leases
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.deferred_value import Steps, run

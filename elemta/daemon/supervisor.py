@@ -25,9 +25,9 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from elemta.config import Config
-from elemta.daemon.cluster import Membership
 from elemta.daemon.components import Components, SharedResources, needs_restart
 from elemta.daemon.listeners import Listeners
+from elemta.daemon.membership import Membership
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused
 from elemta.daemon.service import EX_TEMPFAIL, DaemonState, exit_with, say_ready
 from elemta.daemon.supervised_membership import MembershipServer

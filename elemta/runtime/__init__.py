@@ -145,7 +145,7 @@ class Runtime(ProcessRuntime):
         called before anything is scheduled.
         """
         from elemta.runtime.disk import Disk  # noqa: PLC0415
-        from elemta.runtime.polling import skip_log_contexts  # noqa: PLC0415
+        from elemta.runtime.epoll_turn import skip_log_contexts  # noqa: PLC0415
         from elemta.runtime.threads import SystemThreads  # noqa: PLC0415 - a command needs no Twisted
 
         # An attribute of the instance: of a static method a class's own would be one, too.

@@ -22,7 +22,7 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 from elemta.address import NULL, Address
 from elemta.ctl.client import AdminClient
 from elemta.ctl.main import main
-from elemta.daemon.cluster import NodeLife
+from elemta.daemon.membership import NodeLife
 from elemta.daemon.reload import ReloadReport
 from elemta.delivery.destination_status import DestinationState, DestinationStatus
 from elemta.envelope import Client, MailParameters, Recipient

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 
-from elemta.daemon.cluster import NodeLife, NodeStatus
 from elemta.daemon.destination_operations import DestinationListing
 from elemta.daemon.find_operations import FoundPage
 from elemta.daemon.fleet_calls import MOST_AT_ONCE, FleetCalls
 from elemta.daemon.joined_answers import DestinationsOfAll, FoundMessagesOfAll
 from elemta.daemon.limit_operations import LimitListing
+from elemta.daemon.membership import NodeLife, NodeStatus
 from elemta.daemon.node_questions import MOST_OCTETS, MOST_WAITING, NodeQuestions
 from elemta.daemon.peer_json import read_json
 from elemta.daemon.peers import PeerRequest

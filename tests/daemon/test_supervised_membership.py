@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.config import load
-from elemta.daemon.cluster import LimiterStatus, Membership, SingleNode, ValkeyStatus
+from elemta.daemon.membership import LimiterStatus, Membership, SingleNode, ValkeyStatus
 from elemta.daemon.supervised_membership import MembershipServer, SupervisedMembership, supervisor_config
 from elemta.errors import ConfigError, Fault, StoreUnavailable, TooManyOverrides
 from elemta.limits import override_registry

@@ -22,7 +22,7 @@ from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from elemta.address import NULL, Address
-from elemta.daemon.cluster import RemoteRefusal
+from elemta.daemon.membership import RemoteRefusal
 from elemta.daemon.reload import ReloadReport
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault, ListenFailed, SpoolError, StoreUnavailable

@@ -11,8 +11,8 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from elemta.config import Counts, Identity, LimitConfig, Mode, Rate, ResourcesConfig
-from elemta.daemon.cluster import LimiterStatus, NodeStatus, RemoteRefusal, ValkeyStatus
 from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.membership import LimiterStatus, NodeStatus, RemoteRefusal, ValkeyStatus
 from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.limits.override_registry import LocalOverrides
 from elemta.limits.store import Request
