@@ -27,7 +27,7 @@ MAX_PUSHED = 1000
 """The most [[limit]] tables of one set of pushed limits."""
 # A key begins a line, a header, or a pair of an inline table.
 _LONG_KEY = re.compile(
-    r"""(?:^[ \t]*\[{0,2}|[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""",
+    r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""",
     re.MULTILINE,
 )
 _TOML_POSITION = re.compile(r" \(at (?P<where>line \d+, column \d+|end of document)\)$")

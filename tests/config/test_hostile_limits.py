@@ -14,6 +14,8 @@ SETS = {
     "a header of many parts": "[" + "a." * 100_000 + "a]",
     "tables of many parts": "[[" + "a . " * 60_000 + "a]]",
     "a key in an inline table": "x = {b = 1, " + "a." * 100_000 + "a = 1}",
+    "a line of spaces": " " * 250_000 + "x",
+    "spaces in a header": "[" + " " * 250_000 + "x",
     "deep lists": "x = " + "[" * 200_000,
     "deep tables": "x = " + "{a=" * 60_000,
     "many limits": LIMIT.splitlines()[0] + "\n" + '[[limit]]\nname = "a"\n' * 11_000,
