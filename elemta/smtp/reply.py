@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
-
-from elemta.value_type import value_type
+from dataclasses import dataclass, field, replace
 
 # RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
 _LONGEST_TEXT = 480
 
 
-@value_type
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One reply to the client: ``code``, ``enhanced`` ("" where there is none, as in 354), lines of text.
 

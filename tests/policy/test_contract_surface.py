@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -97,6 +97,14 @@ def exported(name: str) -> Any:
 @pytest.mark.parametrize("name", (NAMES + " " + FIRST_NAMES).split())
 def test_every_name_is_exported(name: str) -> None:
     assert exported(name) is not None
+
+
+def test_nothing_that_a_policy_gets_can_be_changed_by_mistake() -> None:
+    exported = {name: getattr(elemta.policy, name) for name in elemta.policy.__all__}
+    found = {name for name, each in exported.items() if isinstance(each, type) and is_dataclass(each)}
+    changeable = {name for name in found if not exported[name].__dataclass_params__.frozen}
+    # What a chain answers to the daemon, and what a store knows by identity.
+    assert changeable == {"ChainDecision", "Decision", "Receipt"}
 
 
 def test_the_kit_is_exported_under_both_its_names() -> None:
