@@ -19,7 +19,10 @@ BEAT_SECONDS = 0.1
 """Seconds from one look at the event loop to the next."""
 
 LATE_SECONDS = 0.1
-"""A look that comes so late was kept by other work. A session of one message takes some ten such turns."""
+"""Looks that come so late begin an overload. A session of one message takes some ten turns of the loop."""
+
+STILL_LATE_SECONDS = 0.05
+"""As long as looks come so late, an overload goes on: those that were let in are to take less than a second."""
 
 SLOW_COMMIT_SECONDS = 0.5
 """A commit that takes so long keeps all sessions waiting that have sent a message."""
@@ -81,7 +84,8 @@ class OverloadLimit:
         late = self._reactor.seconds() - self._due
         commit = self.commit_seconds()
         connections = self._open()
-        if late >= LATE_SECONDS or commit >= SLOW_COMMIT_SECONDS:
+        most = LATE_SECONDS if self.limit is None else STILL_LATE_SECONDS
+        if late >= most or commit >= SLOW_COMMIT_SECONDS:
             self._late_looks += 1
             if self.limit is not None or self._late_looks >= LOOKS_TO_BEGIN:
                 self._cut(connections, late, commit)

@@ -13,6 +13,7 @@ from elemta.net.overload import (
     LATE_SECONDS,
     LOOKS_TO_BEGIN,
     SLOW_COMMIT_SECONDS,
+    STILL_LATE_SECONDS,
     OverloadLimit,
 )
 
@@ -58,6 +59,18 @@ def test_a_loop_that_stays_late_takes_fewer_connections_step_by_step() -> None:
     assert load.overload.has_capacity
     load.look(1, late=LATE_SECONDS)
     assert load.overload.limit == 396
+
+
+def test_it_begins_with_more_lateness_than_it_goes_on_with() -> None:
+    load = Load(500)
+    load.look(3 * LOOKS_TO_BEGIN, late=STILL_LATE_SECONDS)
+    assert load.overload.limit is None
+    load.look(LOOKS_TO_BEGIN, late=LATE_SECONDS)
+    load.connections = 440
+    load.look(1, late=STILL_LATE_SECONDS)
+    assert load.overload.limit == 396
+    load.look(1)
+    assert load.overload.limit == 435
 
 
 def test_single_late_looks_with_others_between_them_change_nothing() -> None:
