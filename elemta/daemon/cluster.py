@@ -6,11 +6,9 @@ import enum
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -30,12 +28,12 @@ from elemta.daemon.membership import (
 )
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
-from elemta.deferred_value import Steps, run
 from elemta.delivery.pool import HostSlots
 from elemta.errors import StoreUnavailable
 from elemta.limits import LocalStore
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.failover_store import FailoverStore
+from elemta.limits.lease_renewal import LeaseRenewal
 from elemta.limits.nodes import About, NodeInfo, Nodes, NodeState
 from elemta.limits.override_registry import ClusterOverrides, OverrideRegistry
 from elemta.limits.push_registry import RECORD, KeptVersion, PushRegistry
@@ -109,8 +107,7 @@ class ClusterMembership:
         self._asked = NodeQuestions(runtime, self._valkey, prefix, server.node_id)
         self.questions: NodeQuestions | None = self._asked
         self._policy_stores = ValkeyStores(self._valkey, self.store, prefix)
-        self._renewals = LoopingCall(self._renew)
-        self._renewals.clock = reactor
+        self._renewal = LeaseRenewal(reactor, self.store)
 
     def start(self, member: LocalNode) -> None:
         self._member = member
@@ -122,8 +119,7 @@ class ClusterMembership:
         self.overrides.start()
         self._pushed.start(member.take_limits)
         self._asked.start()
-        if self.store.renewal is not None:
-            self._renewals.start(self.store.renewal, now=False).addErrback(_renewals_ended)
+        self._renewal.start()
 
     def _show_in_metrics(self) -> None:
         limits, store = self._metrics.limits, self.store
@@ -139,8 +135,7 @@ class ClusterMembership:
         if self._member is None:
             return
         self._member = None
-        if self._renewals.running:
-            self._renewals.stop()
+        self._renewal.stop()
         self.store.stop()
         self.overrides.stop()
         self._pushed.stop()
@@ -223,18 +218,6 @@ class ClusterMembership:
             limits_version=self._pushed.version,
         )
 
-    def _renew(self) -> Any:
-        return run(self._renew_leases())
-
-    def _renew_leases(self) -> Steps[None]:
-        # After a failure the next renewal comes in a few seconds.
-        try:
-            yield self.store.renew()
-        except StoreUnavailable:
-            return
-        except Exception:
-            _log.failure("the leases of open connections could not be renewed", event="limits.not_renewed")
-
 
 def _values(kind: type[enum.Enum]) -> list[str]:
     return [each.value for each in kind]
@@ -260,10 +243,6 @@ def _status(node: NodeInfo, now: float) -> NodeStatus:
         limits_version=node.state.limits_version,
         left=node.left,
     )
-
-
-def _renewals_ended(failure: Failure) -> None:
-    _log.failure("the renewal of leases ended", failure, event="limits.not_renewed")
 
 
 def _not_stopped(failure: Failure) -> None:

@@ -42,9 +42,9 @@ from elemta.daemon.membership import (
 )
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
-from elemta.deferred_value import Steps, run
 from elemta.errors import ChannelRefused, StoreUnavailable
 from elemta.limits.failover import BreakerState, CountingMode
+from elemta.limits.lease_renewal import LeaseRenewal
 from elemta.limits.memory import LocalStore
 from elemta.limits.nodes import MAX_PUBLISHED
 from elemta.limits.refusals import RememberedRefusal
@@ -241,8 +241,7 @@ class SupervisedMembership:
         self._own_resets = OwnResets()
         self.credit = ConnectionCredit(runtime.reactor, channel)
         self.slots = WorkerSlots(runtime.reactor, channel)
-        self._renewals = LoopingCall(self._renew)
-        self._renewals.clock = runtime.reactor
+        self._renewal = LeaseRenewal(runtime.reactor, self.store)
         self._member: LocalNode | None = None
         self._told_refused = False
         self._tells = LoopingCall(self._tell_refused)
@@ -260,8 +259,7 @@ class SupervisedMembership:
         self.credit.start(lambda: member.sessions)
         self._member = member
         self._tells.start(_REFUSED_SECONDS, now=False).addErrback(_tells_ended)
-        if store.renewal is not None:
-            self._renewals.start(store.renewal, now=False).addErrback(_renewals_ended)
+        self._renewal.start()
 
     async def joined(self) -> None:
         if await self._state.known(JOIN_SECONDS):
@@ -269,9 +267,9 @@ class SupervisedMembership:
             await self.store.joined(JOIN_SECONDS)
 
     async def stop(self) -> None:
-        for call in (self._renewals, self._tells):
-            if call.running:
-                call.stop()
+        self._renewal.stop()
+        if self._tells.running:
+            self._tells.stop()
         self.store.stop()
         self._state.stop()
         self.credit.stop()
@@ -334,15 +332,6 @@ class SupervisedMembership:
             words = [[one.limit, one.identity, round(one.seconds, 3)] for one in refused]
             self._channel.tell(_REFUSED, write(words))
 
-    def _renew(self) -> Any:
-        return run(self._renew_leases())
-
-    def _renew_leases(self) -> Steps[None]:
-        try:
-            yield self.store.renew()
-        except StoreUnavailable:
-            return
-
 
 def _value(each: Any) -> str:
     return str(each.value)
@@ -354,7 +343,3 @@ def _not_announced(failure: Failure) -> Any:
 
 def _tells_ended(failure: Failure) -> None:
     _log.failure("the supervisor hears of no refusals", failure, event="worker.internal_error")
-
-
-def _renewals_ended(failure: Failure) -> None:
-    _log.failure("leases are not renewed any more", failure, event="limits.internal_error")

@@ -22,7 +22,7 @@ LATE_SECONDS = 0.1
 """Looks that come so late begin an overload. A session of one message takes some ten turns of the loop."""
 
 STILL_LATE_SECONDS = 0.05
-"""As long as looks come so late, an overload goes on: those that were let in are to take less than a second."""
+"""As long as looks come so late, an overload goes on: those that were let in are to be done in a second."""
 
 SLOW_COMMIT_SECONDS = 0.5
 """A commit that takes so long keeps all sessions waiting that have sent a message."""
