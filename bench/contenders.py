@@ -186,22 +186,7 @@ class ShippedPostfix(PostfixServer):
 
     name = "Postfix, as shipped"
     SERVICES = f"{PostfixServer.SERVICES.replace('{processes} smtpd', '- smtpd')}{TLS_SERVICE}"
-    CHANGED = """
-compatibility_level = 3.6
-queue_directory = {directory}/queue
-data_directory = {directory}/data
-maillog_file = {directory}/maillog
-maillog_file_prefixes = {directory}
-myhostname = {domain}
-mynetworks = 127.0.0.0/8
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-alias_maps =
-alias_database =
-local_recipient_maps =
-smtpd_tls_security_level = none
-{way}
-"""
+    CHANGED = f"{PostfixServer.PLACES}smtpd_tls_security_level = none\n{{way}}\n"
     RELAY = "mydestination =\nrelayhost = [127.0.0.1]:{port}\nsmtp_tls_security_level = none\n"
 
     def settings(self) -> str:

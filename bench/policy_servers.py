@@ -68,7 +68,29 @@ class PolicyServer(ABC):
         raise BenchError(f"{self.name} does not listen; its log is in {self.directory}")
 
 
-class Elemta(PolicyServer):
+class OneProcess(PolicyServer):
+    """One that stays in the foreground."""
+
+    _process: subprocess.Popen[bytes] | None = None
+
+    def run(self, command: list[str]) -> None:
+        """Start it, and wait until it listens."""
+        with (self.directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.wait_until_serving()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=60)
+
+    def pids(self) -> list[int]:
+        return [] if self._process is None else [self._process.pid]
+
+
+class Elemta(OneProcess):
     name = "Elemta"
     words = "Elemta, in Valkey"
 
@@ -101,12 +123,7 @@ endpoint = ""
 """
         )
         twistd = Path(sys.executable).with_name("twistd")
-        with (self.directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(twistd), "-n", "--pidfile=", "elemta", "--config", str(config)],
-                cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.wait_until_serving()
+        self.run([sys.executable, str(twistd), "-n", "--pidfile=", "elemta", "--config", str(config)])
         self._wait_until_joined()
 
     def _wait_until_joined(self) -> None:
@@ -123,16 +140,11 @@ endpoint = ""
         raise BenchError(f"Elemta does not count in Valkey; its log is in {self.directory}")
 
     def stop(self) -> None:
-        with suppress(AttributeError):
-            self._process.terminate()
-            self._process.wait(timeout=60)
+        super().stop()
         self._valkey.stop()
 
-    def pids(self) -> list[int]:
-        return [self._process.pid]
 
-
-class RateLimit(PolicyServer):
+class RateLimit(OneProcess):
     name = "policyd-rate-limit"
     words = "policyd-rate-limit, in SQLite"
     programs = ("policyd-rate-limit",)
@@ -172,19 +184,7 @@ smtp_credentials: null
 delay_to_close: 300
 """
         )
-        with (self.directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                ["policyd-rate-limit", "--file", str(config)],
-                cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.wait_until_serving()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=60)
-
-    def pids(self) -> list[int]:
-        return [self._process.pid]
+        self.run(["policyd-rate-limit", "--file", str(config)])
 
 
 class Postfwd(PolicyServer):
@@ -225,7 +225,7 @@ class Postfwd(PolicyServer):
         return [int(self._pid_file.read_text())]
 
 
-class Rspamd(PolicyServer):
+class Rspamd(OneProcess):
     """rspamd has no policy protocol: it is asked over HTTP about a message, with its other modules off."""
 
     name = "rspamd"
@@ -269,21 +269,11 @@ ratelimit {{
         if os.geteuid() == 0:
             shutil.chown(self.directory, "_rspamd", "_rspamd")
             user = ["-u", "_rspamd", "-g", "_rspamd"]
-        with (self.directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                ["rspamd", "-f", "-c", str(config), *variables, *user],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.wait_until_serving()
+        self.run(["rspamd", "-f", "-c", str(config), *variables, *user])
 
     def stop(self) -> None:
-        with suppress(AttributeError):
-            self._process.terminate()
-            self._process.wait(timeout=60)
+        super().stop()
         self._valkey.stop()
-
-    def pids(self) -> list[int]:
-        return [self._process.pid]
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)

@@ -225,7 +225,8 @@ smtp      unix       - - n - - smtp
 scache    unix       - - n - 1 scache
 postlog   unix-dgram n - n - 1 postlogd
 """
-    SETTINGS = """
+    # What any Postfix of a benchmark needs to run here.
+    PLACES = """
 compatibility_level = 3.6
 queue_directory = {directory}/queue
 data_directory = {directory}/data
@@ -238,6 +239,10 @@ inet_protocols = ipv4
 alias_maps =
 alias_database =
 local_recipient_maps =
+"""
+    SETTINGS = (
+        PLACES
+        + """\
 local_header_rewrite_clients =
 smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination
 smtpd_peername_lookup = no
@@ -255,6 +260,7 @@ message_size_limit = 0
 mailbox_size_limit = 0
 {way}
 """
+    )
     HOLD = f"mydestination = {DOMAIN}\nsmtpd_client_restrictions = check_client_access static:HOLD"
     RELAY = f"""mydestination =
 relayhost = [127.0.0.1]:{{port}}
