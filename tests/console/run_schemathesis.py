@@ -38,12 +38,10 @@ def main(arguments: list[str]) -> int:
         users = Path(top, "console-users")
         users.write_text(accounts())
         daemon = Daemon(Path(top, "node"))
-        console = f'[console]\nendpoint = "tcp:0:interface=127.0.0.1"\nusers = "{users}"'
-        text = daemon.config.read_text()
-        daemon.config.write_text(text.replace('[console]\nendpoint = ""', console))
+        daemon.open_console(users)
         daemon.start()
         try:
-            base = "http://" + daemon.wait_for("daemon.ready")["console"][0]
+            base = daemon.console
             asked = urllib.request.Request(f"{base}/v1/openapi.json")
             asked.add_header("Authorization", f"Bearer {TOKENS['viewer']}")
             with urllib.request.urlopen(asked) as answer:

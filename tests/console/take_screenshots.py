@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import smtplib
 import socket
-import socketserver
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from tests.support.browser import AVAILABLE, Browser
 from tests.support.certificates import make_certificate
 from tests.support.console import PASSWORD, accounts
 from tests.support.daemon import Daemon
+from tests.support.refusing_hop import RefusingHop
 from tests.support.valkey import ValkeyServer, eventually, free_port
 
 # Name, path, width, scheme. Of these the page shows all.
@@ -82,32 +81,20 @@ SUBJECTS = (
 )
 
 
-class NextHop(socketserver.StreamRequestHandler):
-    """A server that takes no mail yet."""
-
-    def handle(self) -> None:
-        self.wfile.write(b"220 mx.slow.example ESMTP\r\n")
-        for line in self.rfile:
-            verb = line[:4].upper()
-            reply = {b"RCPT": b"451 4.7.1 Greylisted, please come back in 5 minutes", b"QUIT": b"221 bye"}
-            self.wfile.write(reply.get(verb, b"250 ok") + b"\r\n")
-
-
 class SampleFleet:
     """Two nodes on one Valkey; the first has the console."""
 
     def __init__(self, top: Path) -> None:
         self.valkey = ValkeyServer().start()
-        self.hop = socketserver.ThreadingTCPServer(("127.0.0.1", 0), NextHop)
-        self.hop.daemon_threads = True
-        threading.Thread(target=self.hop.serve_forever, daemon=True).start()
+        greylisted = "451 4.7.1 Greylisted, please come back in 5 minutes"
+        self.hop = RefusingHop(greylisted, greeting="220 mx.slow.example ESMTP")
         certificate = make_certificate(top, "mx1.example.org", "mx2.example.org", days=9)
         users = top / "console-users"
         users.write_text(accounts())
         for secret in (users, certificate.key):
             secret.chmod(0o600)
         tables = certificate.table + TABLES.replace("{down}", str(free_port())).replace(
-            "{hop}", str(self.hop.server_address[1])
+            "{hop}", str(self.hop.port)
         )
         self.nodes = []
         for name in ("mx1", "mx2"):
@@ -118,22 +105,19 @@ class SampleFleet:
                 listener='proxy_protocol_from = ["127.0.0.0/8"]',
                 domains='relay_from = ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "127.0.0.0/8"]',
             )
-            text = node.config.read_text().replace(
-                'hostname = "mx.example.test"', f'hostname = "{name}.example.org"'
-            )
-            text = text.replace("[resources]", f'[resources]\nvalkey_url = "{self.valkey.url}"')
-            text = text.replace("example.test", "example.org")
-            console = f'[console]\nendpoint = "tcp:0:interface=127.0.0.1"\nusers = "{users}"'
-            node.config.write_text(text.replace('[console]\nendpoint = ""', console))
+            node.open_console(users)
+            node.count_in(self.valkey.url)
+            text = node.config.read_text().replace("mx.example.test", f"{name}.example.org")
+            node.config.write_text(text.replace("example.test", "example.org"))
             node.launch([sys.executable, str(Path(__file__).with_name("sampled_twistd.py"))])
             node.wait_until_ready()
             self.nodes.append(node)
-        self.base = "http://" + self.nodes[0].wait_for("daemon.ready")["console"][0]
+        self.base = self.nodes[0].console
 
     def close(self) -> None:
         for node in self.nodes:
             node.kill()
-        self.hop.shutdown()
+        self.hop.close()
         self.valkey.stop()
 
     def send(self, ip: str, sender: str, recipient: str, subject: str, helo: str) -> None:

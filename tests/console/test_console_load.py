@@ -49,12 +49,9 @@ rates = ["100/1h"]
 def with_console(daemon: Daemon, users: Path, valkey: str = "") -> Daemon:
     """The daemon with a console, started."""
     users.write_text(accounts())
-    text = daemon.config.read_text()
-    console = f'[console]\nendpoint = "tcp:0:interface=127.0.0.1"\nusers = "{users}"'
-    text = text.replace('[console]\nendpoint = ""', console)
+    daemon.open_console(users)
     if valkey:
-        text = text.replace("[resources]", f'[resources]\nvalkey_url = "{valkey}"')
-    daemon.config.write_text(text)
+        daemon.count_in(valkey)
     return daemon.start()
 
 
@@ -62,7 +59,7 @@ class Reader:
     """Asks the console of one daemon."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self.base = "http://" + daemon.wait_for("daemon.ready")["console"][0]
+        self.base = daemon.console
 
     def open(self, path: str) -> Any:
         request = urllib.request.Request(self.base + path)

@@ -171,8 +171,7 @@ class Fleet:
         )
 
     def get(self, path: str) -> int:
-        console = self.daemon.records("daemon.ready")[-1]["console"][0]
-        request = urllib.request.Request(f"http://{console}{self.here(path)}")
+        request = urllib.request.Request(self.daemon.console + self.here(path))
         request.add_header("Authorization", f"Bearer {self.token}")
         with urllib.request.urlopen(request, timeout=90) as answer:
             return int(answer.status)
@@ -195,13 +194,12 @@ def _configure(daemon: Daemon, node: str, valkey: ValkeyServer) -> None:
         server=f'node_id = "{node}"',
         domains='relay_from = ["127.0.0.2"]',
     )
+    daemon.open_console(daemon.directory / "console-users")
+    daemon.count_in(valkey.url)
     text = daemon.config.read_text()
     for old, new in {
         "mx.example.test": f"{node}.example.org",
         '"example.test"': '"example.org"',
-        '[console]\nendpoint = ""': '[console]\nendpoint = "tcp:0:interface=127.0.0.1"\n'
-        f'users = "{daemon.directory}/console-users"',
-        "[resources]": f'[resources]\nvalkey_url = "{valkey.url}"',
     }.items():
         assert old in text
         text = text.replace(old, new)

@@ -87,6 +87,22 @@ endpoint = "tcp:0:interface=127.0.0.1"
 """
         )
 
+    def open_console(self, users: Path) -> None:
+        """Have a console for the users in this file, from the next start on."""
+        self._replace(
+            '[console]\nendpoint = ""',
+            f'[console]\nendpoint = "tcp:0:interface=127.0.0.1"\nusers = "{users}"',
+        )
+
+    def count_in(self, valkey_url: str) -> None:
+        """Count limits in this Valkey, from the next start on."""
+        self._replace("[resources]", f'[resources]\nvalkey_url = "{valkey_url}"')
+
+    def _replace(self, old: str, new: str) -> None:
+        text = self.config.read_text()
+        assert text.count(old) == 1, old
+        self.config.write_text(text.replace(old, new))
+
     @property
     def _route(self) -> str:
         return f"""[[route]]
@@ -182,6 +198,11 @@ create_mailboxes = true
     @property
     def metrics_port(self) -> int:
         return int(self.records("daemon.ready")[-1]["metrics"][0].rpartition(":")[2])
+
+    @property
+    def console(self) -> str:
+        """The URL of its console."""
+        return "http://" + str(self.wait_for("daemon.ready")["console"][0])
 
     @property
     def pid(self) -> int:

@@ -6,8 +6,6 @@ import base64
 import contextlib
 import json
 import smtplib
-import socketserver
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from urllib.parse import quote
 from elemta.console.pages import MENU
 from tests.support.console import TOKENS, accounts
 from tests.support.daemon import Daemon
+from tests.support.refusing_hop import RefusingHop
 from tests.support.valkey import ValkeyServer, eventually
 
 SCRIPT = "<script>window.harmed=1</script><img/src=x/onerror=window.harmed=1>"
@@ -56,35 +55,20 @@ to = "smtp://127.0.0.1:{hop}"
 """
 
 
-class HostileHop(socketserver.StreamRequestHandler):
-    """A next hop that takes no mail, and says so in its own way."""
-
-    def handle(self) -> None:
-        self.wfile.write(b"220 hop ESMTP\r\n")
-        for line in self.rfile:
-            words = f"451 4.7.1 {SCRIPT} {TURNED} \x1b[31m" if line[:4].upper() == b"RCPT" else "250 ok"
-            self.wfile.write(words.encode() + b"\r\n")
-
-
 class HostileFleet:
     """The node and what it got. ``base`` is the URL of its console."""
 
     def __init__(self, directory: Path) -> None:
         self.valkey = ValkeyServer().start()
-        self._hop = socketserver.ThreadingTCPServer(("127.0.0.1", 0), HostileHop)
-        self._hop.daemon_threads = True
-        threading.Thread(target=self._hop.serve_forever, daemon=True).start()
+        self._hop = RefusingHop(f"451 4.7.1 {SCRIPT} {TURNED} \x1b[31m")
         users = directory / "console-users"
         users.write_text(accounts())
-        tables = TABLES.replace("{hop}", str(self._hop.server_address[1]))
+        tables = TABLES.replace("{hop}", str(self._hop.port))
         self.daemon = Daemon(directory / "node", tables, domains='relay_from = ["127.0.0.0/8"]')
-        text = self.daemon.config.read_text()
-        console = f'[console]\nendpoint = "tcp:0:interface=127.0.0.1"\nusers = "{users}"'
-        text = text.replace('[console]\nendpoint = ""', console)
-        text = text.replace("[resources]", f'[resources]\nvalkey_url = "{self.valkey.url}"')
-        self.daemon.config.write_text(text)
+        self.daemon.open_console(users)
+        self.daemon.count_in(self.valkey.url)
         self.daemon.start()
-        self.base = "http://" + self.daemon.wait_for("daemon.ready")["console"][0]
+        self.base = self.daemon.console
 
     def fill(self) -> None:
         """Send the mail, be refused, and write into free fields."""
@@ -94,8 +78,7 @@ class HostileFleet:
 
     def close(self) -> None:
         self.daemon.kill()
-        self._hop.shutdown()
-        self._hop.server_close()
+        self._hop.close()
         self.valkey.stop()
 
     def _send_mail(self) -> None:
