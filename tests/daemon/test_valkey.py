@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.fleet import CLUSTER, LOCAL, PREFIX, Fleet, until
 from tests.support.valkey import ValkeyServer, valkey_server
-from tests.support.valkey_groups import Cluster, Replicated
+from tests.support.valkey_groups import kind_of_valkey
 
 # With time enough, so that a slow machine is not taken for a Valkey that is away.
 PATIENT = {"valkey_deadline": "4s"}
@@ -103,27 +102,12 @@ def test_a_node_that_starts_without_valkey_serves_at_once_and_joins_later(
         assert valkey.command("ZCARD", KEY) >= 1
 
 
-@contextmanager
-def _kind(kind: str) -> Iterator[tuple[str, list[ValkeyServer]]]:
-    """The URL of a set-up, and the servers that count in it."""
-    if kind == "single":
-        with valkey_server() as server:
-            yield server.url, [server]
-    elif kind == "sentinel":
-        # No replica takes the place of a primary that stands still.
-        with Replicated(down_after=600_000) as group:
-            yield group.url, [group.primary]
-    else:
-        with Cluster(node_timeout=600_000) as group:
-            yield group.url, group.servers[:3]
-
-
 @pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
 def test_after_one_decision_without_an_answer_valkey_is_not_up_and_with_the_first_answer_it_is(
     tmp_path: Path, kind: str
 ) -> None:
     resources = {"max_requests_per_window": 100, "rate_limit_window": 3600, "valkey_deadline": "300ms"}
-    with _kind(kind) as (url, servers), Fleet(tmp_path, url, resources=resources, size=1) as fleet:
+    with kind_of_valkey(kind) as (url, servers), Fleet(tmp_path, url, resources=resources, size=1) as fleet:
         (node,) = fleet.nodes
         until(lambda: node.metric("valkey_up{") == 1, "it is up")
         until(lambda: node.ask("status")["valkey"]["up"], "the status says so")

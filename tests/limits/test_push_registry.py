@@ -21,7 +21,7 @@ from elemta.spool.record_file import RecordFile
 from elemta.valkey import Valkey
 from tests.support.runtime import simulated_runtime
 from tests.support.valkey import ValkeyServer
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 PREFIX = "t:"
 
@@ -99,20 +99,34 @@ async def push(node: Node, name: str, base: int) -> None:
     await pushing
 
 
-@ensureDeferred
-async def test_a_version_that_is_refused_does_not_undo_one_that_came_meanwhile(nodes: Nodes) -> None:
-    """The second waits for the first; what it gives way to is what held before the first."""
+async def both_at_one(nodes: Nodes) -> tuple[Node, Node]:
+    """Two nodes that have taken version 1."""
     node, other = await nodes.add(), await nodes.add()
     await push(node, "one", 0)
     other.look()
     await other.take()
+    return node, other
+
+
+async def two_under_way(nodes: Nodes) -> tuple[Node, defer.Deferred[PushedLimits]]:
+    """A node that sees version 2 and takes it, while an operator pushes version 3 through it."""
+    node, other = await both_at_one(nodes)
     await push(other, "two", 1)
-    # This node sees version 2 and takes it, while an operator pushes version 3 through it.
     node.look()
     await until(lambda: node.under_way)
     third = defer.ensureDeferred(node.registry.push(limits("three"), 2))
-    while await node.registry.current() < 3:
-        pass
+
+    async def pushed() -> bool:
+        return await node.registry.current() == 3
+
+    await eventually(pushed)
+    return node, third
+
+
+@ensureDeferred
+async def test_a_version_that_is_refused_does_not_undo_one_that_came_meanwhile(nodes: Nodes) -> None:
+    """The second waits for the first; what it gives way to is what held before the first."""
+    node, third = await two_under_way(nodes)
     await node.refuse()
     await node.take()
     assert (await third).version == 3
@@ -126,16 +140,7 @@ async def test_a_version_that_is_refused_does_not_undo_one_that_came_meanwhile(n
 
 @ensureDeferred
 async def test_both_of_two_versions_that_are_refused_leave_what_held(nodes: Nodes) -> None:
-    node, other = await nodes.add(), await nodes.add()
-    await push(node, "one", 0)
-    other.look()
-    await other.take()
-    await push(other, "two", 1)
-    node.look()
-    await until(lambda: node.under_way)
-    third = defer.ensureDeferred(node.registry.push(limits("three"), 2))
-    while await node.registry.current() < 3:
-        pass
+    node, third = await two_under_way(nodes)
     await node.refuse()
     await node.refuse()
     await third
@@ -149,10 +154,7 @@ async def test_both_of_two_versions_that_are_refused_leave_what_held(nodes: Node
 
 @ensureDeferred
 async def test_one_of_two_operators_wins_and_the_other_changes_nothing(nodes: Nodes) -> None:
-    node, other = await nodes.add(), await nodes.add()
-    await push(node, "one", 0)
-    other.look()
-    await other.take()
+    node, other = await both_at_one(nodes)
     pushes = [
         defer.ensureDeferred(each.registry.push(limits(name), 1))
         for each, name in ((node, "left"), (other, "right"), (node, "again"), (other, "late"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from binascii import crc_hqx
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.valkey import ServerError, ValkeyServer, eventually, free_port
+from tests.support.valkey import ServerError, ValkeyServer, eventually, free_port, valkey_server
 
 SLOTS = 16384
 
@@ -217,3 +218,20 @@ class Cluster(_Group):
         return all(len(role[2]) == 1 for role in roles[:3]) and all(
             role[3] == b"connected" for role in roles[3:]
         )
+
+
+@contextmanager
+def kind_of_valkey(kind: str) -> Iterator[tuple[str, list[ValkeyServer]]]:
+    """The URL of a set-up ("single", "sentinel" or "cluster"), and the servers that have its keys.
+
+    No other server takes the place of one that stands still.
+    """
+    if kind == "single":
+        with valkey_server() as server:
+            yield server.url, [server]
+    elif kind == "sentinel":
+        with Replicated(down_after=600_000) as group:
+            yield group.url, [group.primary]
+    else:
+        with Cluster(node_timeout=600_000) as group:
+            yield group.url, group.servers[:3]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,32 +13,17 @@ from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.peers import PeerRequest
 from elemta.errors import PeerFailed
 from elemta.runtime import Runtime
-from tests.support.valkey import ValkeyServer
-from tests.support.valkey_groups import Cluster, Replicated
+from tests.support.valkey_groups import kind_of_valkey
 from tests.support.waiting import eventually, failure_of
 
 PREFIX = "elemta:ratelimit:"
 NODES = [f"mx{number}" for number in range(4)]
 
 
-@contextmanager
-def _kind(kind: str) -> Iterator[tuple[str, list[ValkeyServer]]]:
-    """The URL of a set-up, and the servers that have the keys."""
-    if kind == "single":
-        with ValkeyServer() as server:
-            yield server.url, [server]
-    elif kind == "sentinel":
-        with Replicated(down_after=600_000) as group:
-            yield group.url, [group.primary]
-    else:
-        with Cluster(node_timeout=600_000) as group:
-            yield group.url, group.servers[:3]
-
-
 @pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
 @ensureDeferred
 async def test_each_node_is_asked_and_answers(kind: str, connect: Any) -> None:
-    with _kind(kind) as (url, servers):
+    with kind_of_valkey(kind) as (url, servers):
         valkey = await connect(url)
         nodes = {name: NodeQuestions(Runtime.of(reactor), valkey, PREFIX, name) for name in NODES}
         for name, node in nodes.items():
