@@ -111,6 +111,12 @@ class Labelled(Generic[_M]):
             yield tuple(values), cast(_M, child)
 
 
+def counts_of(counter: Labelled[Counter]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """What was counted under each set of label values."""
+    for values, child in counter.children():
+        yield values, int(child._value.get())
+
+
 def histogram_quantile(share: float, histogram: Histogram) -> float | None:
     """The number that this share of what was observed does not exceed; None where nothing was observed.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from elemta.metric_registry import histogram_quantile
+from elemta.metric_registry import counts_of, histogram_quantile
 from elemta.metrics import PolicyMetrics
 from elemta.ops.admin_calls import route
 from elemta.ops.traffic import TrafficHistory, TrafficSeries
@@ -131,14 +131,10 @@ class ActivityOperations:
         metrics = self._metrics
         of_stage = (runner.name, stage)
         verdicts = {
-            labels[2]: int(child._value.get())
-            for labels, child in metrics.verdicts.children()
-            if labels[:2] == of_stage
+            labels[2]: count for labels, count in counts_of(metrics.verdicts) if labels[:2] == of_stage
         }
         failures = {
-            labels[2]: int(child._value.get())
-            for labels, child in metrics.failures.children()
-            if labels[:2] == of_stage
+            labels[2]: count for labels, count in counts_of(metrics.failures) if labels[:2] == of_stage
         }
         durations = [child for labels, child in metrics.duration.children() if labels == of_stage]
         breaker = runner.breakers.get(stage)

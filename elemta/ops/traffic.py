@@ -7,12 +7,10 @@ slot of that moment. Everything is in memory and begins anew with the daemon.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import Counter
-
-from elemta.metric_registry import Labelled
+from elemta.metric_registry import counts_of
 from elemta.metrics import Metrics
 
 SAMPLE_SECONDS = 5.0
@@ -80,7 +78,7 @@ class TrafficHistory:
         self._hour = TrafficRing(*HOUR, now)
         self._day = TrafficRing(*DAY, now)
         self._totals = self._read_totals()
-        self._checked = dict(_counts(self._checks))
+        self._checked = dict(counts_of(self._checks))
         self._date = self._today_number()
         self._today: dict[tuple[str, ...], int] = {}
 
@@ -99,7 +97,7 @@ class TrafficHistory:
         if date != self._date:
             self._date = date
             self._today = {}
-        for labels, count in _counts(self._checks):
+        for labels, count in counts_of(self._checks):
             grown = count - self._checked.get(labels, 0)
             if grown:
                 self._checked[labels] = count
@@ -123,12 +121,7 @@ class TrafficHistory:
     def _read_totals(self) -> tuple[int, ...]:
         net = self._net
         counters = (net.messages_accepted, net.messages_deferred, net.messages_rejected)
-        return tuple(sum(count for _, count in _counts(counter)) for counter in counters)
+        return tuple(sum(count for _, count in counts_of(counter)) for counter in counters)
 
     def _today_number(self) -> int:
         return int(self._wall() // _DAY_SECONDS)
-
-
-def _counts(counter: Labelled[Counter]) -> Iterator[tuple[tuple[str, ...], int]]:
-    for labels, child in counter.children():
-        yield labels, int(child._value.get())
