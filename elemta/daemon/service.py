@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
-import enum
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
-from twisted.application.service import IServiceCollection, Service
-from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred, DeferredLock
-from twisted.logger import ILogObserver, Logger
-from twisted.python.components import Componentized
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
-from elemta.config import Config
 from elemta.daemon.adoption import SpoolOpener
 from elemta.daemon.adoption_registry import AdoptionRegistry
-from elemta.daemon.components import Components, SharedResources, needs_restart
+from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.console import open_console
-from elemta.daemon.listeners import Listeners
-from elemta.daemon.membership import Membership
-from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
+from elemta.daemon.daemon_service import EX_TEMPFAIL, DaemonService, DaemonState, exit_with
 from elemta.daemon.running_services import QueueForPolicies, RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
 from elemta.daemon.worker_orders import WorkerOrders
-from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
-from elemta.errors import ElemtaError, Fault, ListenFailed, SpoolError
+from elemta.deferred_value import Steps, run, value_of
+from elemta.errors import SpoolError
 from elemta.limits.refusals import RememberedRefusal
 from elemta.net.registry import LOOK_SECONDS
 from elemta.ops.admin_calls import CallTable
@@ -41,31 +28,14 @@ from elemta.spool import Spool
 
 _log = Logger()
 
-# sysexits.h: EX_TEMPFAIL; another try may succeed, so a supervisor should restart us.
-EX_TEMPFAIL = 75
-# What comes after the grace: the last commits, the files.
-_CLOSING_SECONDS = 60.0
 
-
-class DaemonState(enum.Enum):
-    """Where the daemon is in its life."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-
-
-class Elemta(Service):
+class Elemta(DaemonService):
     """The daemon: binds before privileges go, starts its parts in order, is ready only when all of them are.
 
-    ``admin_calls`` makes the calls of the admin API on it. ``config_path`` and ``environ`` are read again
-    at a reload. ``in_background``: twistd forks, and its first process waits to hear how the start went.
-    ``orders`` and ``notifier`` are those of a worker: it has what the supervisor does not, and says to that
-    what a daemon says to systemd.
+    ``admin_calls`` makes the calls of the admin API on it. ``orders`` and ``notifier`` are those of a worker:
+    it has what the supervisor does not, and says to that what a daemon says to systemd. The rest is as in
+    :class:`~elemta.daemon.daemon_service.DaemonService`.
     """
-
-    name = "elemta"
 
     def __init__(
         self,
@@ -80,94 +50,34 @@ class Elemta(Service):
         orders: WorkerOrders | None = None,
         notifier: Notifier | None = None,
     ) -> None:
-        self.shared = shared
-        self.components = components
-        self.state = DaemonState.STARTING
-        self._started = shared.runtime.monotonic()
-        self.listeners = Listeners(shared, components.config.resources.max_connections)
+        DaemonService.__init__(
+            self,
+            shared=shared,
+            components=components,
+            notifier=notifier or Notifier(environ, shared.runtime),
+            config_path=config_path,
+            environ=environ,
+            log_observer=log_observer,
+            in_background=in_background,
+        )
         self.parts: RunningServices | None = None
         self.queued = 0
         self._admin_calls = admin_calls
-        self._log_observer = log_observer
-        self._in_background = in_background
-        self._started_with = components
         self._orders = orders
-        self._notifier = notifier or Notifier(environ, shared.runtime)
-        self._reloading = ConfigReloader(
-            config_path,
-            environ,
-            shared,
-            self._put_into_force,
-            notifier=self._notifier,
-            log_observer=log_observer,
-        )
-        self._starting: Deferred[None] | None = None
         self._lives = PolicyLives(shared.runtime.reactor, shared.policy_backends)
-        # One reload, or the start, puts a configuration into force at a time.
-        self._changing = DeferredLock()
         self._policies_started = False
 
-    @property
-    def config(self) -> Config:
-        return self.components.config
-
-    @property
-    def fleet(self) -> Membership:
-        return self.shared.fleet
-
-    @property
-    def started_at(self) -> float:
-        """When it was started, in seconds since the epoch: by the time of day as that is set now."""
-        runtime = self.shared.runtime
-        return runtime.wall() - (runtime.monotonic() - self._started)
-
-    @property
-    def reactor(self) -> ReactorBase:
-        return self.shared.runtime.reactor
-
-    @property
-    def state_name(self) -> str:
-        return self.state.value
-
-    @property
-    def needs_restart(self) -> tuple[str, ...]:
-        """The keys of settings that reloads have changed and only a restart puts into force."""
-        return needs_restart(self._started_with, self.components)
-
-    # What twistd calls
-
-    def setServiceParent(self, parent: IServiceCollection) -> None:
-        """Become part of twistd's application, and give it our log observer."""
-        if self._log_observer is not None and isinstance(parent, Componentized):
-            Componentized.setComponent(parent, ILogObserver, self._log_observer)
-        Service.setServiceParent(self, parent)
-
-    def privilegedStartService(self) -> None:
-        """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
-        Service.privilegedStartService(self)
-        try:
-            if self._orders is None:
-                self.listeners.bind(self.config, self.why_not_ready)
-            else:
-                self.listeners.adopt(self.config, self._orders)
-        except ListenFailed as error:
-            _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
-            if self._in_background:
-                # twistd passes any other error on to the process that waits, and lets that wait for ever
-                # after a SystemExit.
-                raise
-            raise SystemExit(f"elemta: {error}") from None
+    def _bind(self) -> None:
+        if self._orders is None:
+            self.listeners.bind(self.config, self.why_not_ready)
+        else:
+            self.listeners.adopt(self.config, self._orders)
 
     def startService(self) -> None:
-        Service.startService(self)
+        DaemonService.startService(self)
         if self._orders is None:
-            signal.signal(signal.SIGHUP, self._hang_up)
-        self._starting = Deferred.fromCoroutine(self._start())
-        self._starting.addErrback(self._start_failed)
-
-    def stopService(self) -> Deferred[None]:
-        Service.stopService(self)
-        return Deferred.fromCoroutine(self._stop())
+            self._reload_on_hang_up()
+        self._begin()
 
     # Start
 
@@ -207,7 +117,7 @@ class Elemta(Service):
         self._notifier.ready("serving")
         if self._orders is None:
             # Of workers their supervisor says it, for all.
-            say_ready(self.components, self.listeners, self.shared.runtime.wall())
+            self._say_ready()
 
     def _open_parts(
         self, spool: Spool, ownership: PartitionOwnership, spools: SpoolOpener
@@ -228,19 +138,6 @@ class Elemta(Service):
             ready=self.why_not_ready,
             orders=self._orders,
         )
-
-    def _start_failed(self, failure: Failure) -> None:
-        self._notifier.failed(failure.getErrorMessage())
-        _log.critical(
-            "the daemon could not start",
-            event="daemon.start_failed",
-            error=failure.getErrorMessage(),
-            log_failure=None if failure.check(ElemtaError) else failure,
-        )
-        # twistd exits with 0 after a plain stop; its own cleaning (pid file) must still happen first.
-        atexit.register(exit_with, EX_TEMPFAIL)
-        if self.state is not DaemonState.STOPPING:
-            self.reactor.callWhenRunning(self.reactor.stop)
 
     def _lost_spool(self, reason: str) -> None:
         """Another host works on the spool: every further word of ours in it would do harm."""
@@ -277,55 +174,11 @@ class Elemta(Service):
     def sessions(self) -> int:
         return len(self.listeners.registry.connections)
 
-    @property
-    def draining(self) -> bool:
-        """Whether it takes no new session, and serves those that are open."""
-        return self.state in (DaemonState.DRAINING, DaemonState.STOPPING)
-
     def refused(self) -> Sequence[RememberedRefusal]:
         return self.components.limiter.refused()
 
     def forget(self, limit: str, identity: str) -> None:
         self.components.limiter.forget(limit, identity)
-
-    def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
-        self.reactor.callFromThread(self._reload_on_signal)
-
-    def _reload_on_signal(self) -> None:
-        Deferred.fromCoroutine(value_of(self.reload())).addErrback(
-            lambda failure: _log.failure(
-                "a reload failed with an internal error", failure, event="config.reload_failed"
-            )
-        )
-
-    def reload(self, text: str | None = None) -> MaybeDeferred[ReloadReport]:
-        """Read the configuration again and put it into force as a whole, or leave everything as it is.
-
-        ``text`` is the file's where another process has read it. What needs a new socket or spool stays as it
-        was and is named in the result. It takes time only where a policy takes time to start, or another
-        reload is under way.
-        """
-        return run(self._reload(text))
-
-    def _reload(self, text: str | None) -> Steps[ReloadReport]:
-        yield self._changing.acquire()
-        try:
-            if self.state is DaemonState.STOPPING:
-                return refused((Fault(self.config.source, "", "the daemon is stopping"),))
-            return (yield from self._reloading.reload(text))
-        finally:
-            self._changing.release()
-
-    async def take_limits(self) -> None:
-        await value_of(run(self._take_limits()))
-
-    def _take_limits(self) -> Steps[None]:
-        yield self._changing.acquire()
-        try:
-            if self.state is not DaemonState.STOPPING:
-                yield from self._reloading.rebuild(self.components.own_config)
-        finally:
-            self._changing.release()
 
     def _start_policies(self) -> Steps[None]:
         """Start the policies of the configuration that the daemon begins with."""
@@ -354,25 +207,15 @@ class Elemta(Service):
 
     def drain(self) -> None:
         """Take no new session and end the others as soon as their message is done; delivery goes on."""
-        if self.state is DaemonState.SERVING:
-            self.state = DaemonState.DRAINING
-            registry = self.listeners.registry
-            _log.info("draining", event="daemon.draining", sessions=self.sessions)
-            registry.drain()
+        if self._begin_drain():
+            self.listeners.registry.drain()
 
     def undrain(self) -> None:
         """End a drain: take new sessions again."""
-        if self.state is DaemonState.DRAINING:
-            self.state = DaemonState.SERVING
-            _log.info("serving again", event="daemon.undrained", sessions=self.sessions)
+        if self._end_drain():
             self.listeners.registry.undrain()
 
-    async def _stop(self) -> None:
-        grace = self.config.server.shutdown_grace
-        self.state = DaemonState.STOPPING
-        self._notifier.stopping("draining")
-        # The unit's own timeout may be less than the grace that was set.
-        self._notifier.extend(grace + _CLOSING_SECONDS)
+    async def _stop_parts(self, grace: float) -> None:
         if self._starting is not None:
             await self._starting
         await self.listeners.close()
@@ -387,10 +230,6 @@ class Elemta(Service):
         if running is not None:
             await running.close()
         self.listeners.mailboxes.stop()
-        await self.fleet.stop()
-        await self.components.authenticator.stop()
-        self._notifier.close()
-        _log.info("stopped", event="daemon.stopped")
 
     async def _wait_until_empty(self, grace: float) -> None:
         registry = self.listeners.registry
@@ -402,29 +241,3 @@ class Elemta(Service):
         finally:
             if late.active():
                 late.cancel()
-
-
-def say_ready(components: Components, listeners: Listeners, now: float) -> None:
-    """Say in the log that mail is taken, where, and what is remarkable about the configuration."""
-    config = components.config
-    say_cautions(components.cautions(now))
-    for note in config.without_effect():
-        _log.warn("a setting has no effect", event="config.effect_missing", key=note.key, note=note.problem)
-    _log.info(
-        "ready",
-        event="daemon.ready",
-        config=config.source,
-        listeners=[f"{listener.name} {listener.address}" for listener in listeners.smtp],
-        policy_services=[f"{each.name} {each.address}" for each in listeners.policy_services],
-        metrics=[listener.address for listener in listeners.monitoring],
-        console=[listener.address for listener in listeners.console],
-        spool=config.spool.directory,
-        policies=list(config.policies.chain),
-    )
-
-
-def exit_with(status: int) -> None:
-    """End the process at once."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -6,40 +6,26 @@ daemon of :mod:`elemta.daemon.service`, on the sockets that are bound here, with
 
 from __future__ import annotations
 
-import atexit
 import json
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import FrameType
 from typing import Any, cast
 
-from twisted.application.service import IServiceCollection, Service
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IProcessTransport, IReactorSocket
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
-from twisted.logger import ILogObserver, Logger
-from twisted.python.components import Componentized
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.config import Config
-from elemta.daemon.components import Components, SharedResources, needs_restart
-from elemta.daemon.listeners import Listeners
-from elemta.daemon.membership import Membership
-from elemta.daemon.reload import ConfigReloader, ReloadReport, refused
-from elemta.daemon.service import EX_TEMPFAIL, DaemonState, exit_with, say_ready
+from elemta.daemon.components import Components, SharedResources
+from elemta.daemon.daemon_service import DaemonService, DaemonState, log_reload_failure
+from elemta.daemon.reload import ReloadReport, refused
 from elemta.daemon.supervised_membership import MembershipServer
-from elemta.daemon.worker_process import (
-    CLOSING_SECONDS,
-    FACTS_EVERY,
-    WorkerLauncher,
-    WorkerProcess,
-    WorkerState,
-)
-from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
-from elemta.errors import ChannelClosed, ChannelError, ElemtaError, Fault, ListenFailed
+from elemta.daemon.worker_process import FACTS_EVERY, WorkerLauncher, WorkerProcess, WorkerState
+from elemta.deferred_value import Steps
+from elemta.errors import ChannelClosed, ChannelError, ElemtaError, Fault
 from elemta.limits.refusals import RememberedRefusal
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
@@ -53,14 +39,12 @@ _COMMAND_SECONDS = 60.0
 _STANDSTILL = 5.0
 
 
-class Supervisor(Service):
+class Supervisor(DaemonService):
     """Binds before privileges go, starts the workers, is ready when each of them serves or has failed.
 
     ``launcher`` gives what starts a worker, once the sockets are bound. The rest is as in
-    :class:`~elemta.daemon.service.Elemta`.
+    :class:`~elemta.daemon.daemon_service.DaemonService`.
     """
-
-    name = "elemta"
 
     def __init__(
         self,
@@ -75,37 +59,28 @@ class Supervisor(Service):
         log_observer: LogObserver | None = None,
         in_background: bool = False,
     ) -> None:
-        self.shared = shared
-        self.components = components
-        self.state = DaemonState.STARTING
-        self.listeners = Listeners(shared, components.config.resources.max_connections)
-        self._started = shared.runtime.monotonic()
-        self._started_with = components
+        DaemonService.__init__(
+            self,
+            shared=shared,
+            components=components,
+            notifier=Notifier(environ, shared.runtime, alive=self._workers_live),
+            config_path=config_path,
+            environ=environ,
+            log_observer=log_observer,
+            in_background=in_background,
+        )
         self._launcher = launcher
         self._open_operations = open_operations
         self._operations: Any = None
-        self._log_observer = log_observer
-        self._in_background = in_background
         self._served = MembershipServer(
             shared.runtime,
             shared.fleet,
             prefix=components.config.resources.valkey_key_prefix,
             max_connections=lambda: self.config.resources.max_connections,
         )
-        self._notifier = Notifier(environ, shared.runtime, alive=self._workers_live)
-        self._reloading = ConfigReloader(
-            config_path,
-            environ,
-            shared,
-            self._put_into_force,
-            notifier=self._notifier,
-            log_observer=log_observer,
-        )
-        self._changing = DeferredLock()
         # How often another configuration came into force, and how often it had when each worker was started.
         self._changes = 0
         self._launched_after: dict[int, int] = {}
-        self._starting: Deferred[None] | None = None
         self.workers = tuple(self._worker(number) for number in range(count))
         self._looks = LoopingCall(self._look)
         self._looks.clock = shared.runtime.reactor
@@ -124,74 +99,21 @@ class Supervisor(Service):
         )
 
     @property
-    def config(self) -> Config:
-        return self.components.config
-
-    @property
-    def fleet(self) -> Membership:
-        return self.shared.fleet
-
-    @property
-    def reactor(self) -> ReactorBase:
-        return self.shared.runtime.reactor
-
-    @property
-    def started_at(self) -> float:
-        """When it was started, in seconds since the epoch: by the time of day as that is set now."""
-        runtime = self.shared.runtime
-        return runtime.wall() - (runtime.monotonic() - self._started)
-
-    @property
-    def state_name(self) -> str:
-        return self.state.value
-
-    @property
-    def needs_restart(self) -> tuple[str, ...]:
-        """The keys of settings that reloads have changed and only a restart puts into force."""
-        return needs_restart(self._started_with, self.components)
-
-    @property
     def serving(self) -> Sequence[WorkerProcess]:
         """The workers that run, in the order of their numbers."""
         return [worker for worker in self.workers if worker.state is WorkerState.RUNNING]
 
-    # What twistd calls
-
-    def setServiceParent(self, parent: IServiceCollection) -> None:
-        """Become part of twistd's application, and give it our log observer."""
-        if self._log_observer is not None and isinstance(parent, Componentized):
-            Componentized.setComponent(parent, ILogObserver, self._log_observer)
-        Service.setServiceParent(self, parent)
-
-    def privilegedStartService(self) -> None:
-        """Bind every socket while that is still allowed; exits with the reason when one can't be bound."""
-        Service.privilegedStartService(self)
-        try:
-            self.listeners.bind(self.config, self.why_not_ready)
-            self._launch = self._launcher(self)
-        except ListenFailed as error:
-            _log.critical("a socket could not be opened", event="listener.failed", error=str(error))
-            if self._in_background:
-                # As in Elemta.
-                raise
-            raise SystemExit(f"elemta: {error}") from None
+    def _bind(self) -> None:
+        self.listeners.bind(self.config, self.why_not_ready)
+        self._launch = self._launcher(self)
 
     def startService(self) -> None:
-        Service.startService(self)
-        signal.signal(signal.SIGHUP, self._hang_up)
+        DaemonService.startService(self)
+        self._reload_on_hang_up()
         # Not before the reactor hears of the ends of processes.
         self.reactor.callWhenRunning(self._begin)
 
-    def stopService(self) -> Deferred[None]:
-        Service.stopService(self)
-        return Deferred.fromCoroutine(self._stop())
-
     # Start
-
-    def _begin(self) -> None:
-        if self.state is not DaemonState.STOPPING:
-            self._starting = Deferred.fromCoroutine(self._start())
-            self._starting.addErrback(self._start_failed)
 
     async def _start(self) -> None:
         self.listeners.open_monitoring()
@@ -212,18 +134,7 @@ class Supervisor(Service):
         self._operations = await self._open_operations(self)
         self.state = DaemonState.SERVING
         self._notifier.ready(self._status())
-        say_ready(self.components, self.listeners, self.shared.runtime.wall())
-
-    def _start_failed(self, failure: Failure) -> None:
-        _log.critical(
-            "the daemon could not start",
-            event="daemon.start_failed",
-            error=failure.getErrorMessage(),
-            log_failure=None if failure.check(ElemtaError) else failure,
-        )
-        atexit.register(exit_with, EX_TEMPFAIL)
-        if self.state is not DaemonState.STOPPING:
-            self.reactor.stop()
+        self._say_ready()
 
     def _launch_worker(self, number: int, channel: int, protocol: ProcessProtocol) -> IProcessTransport:
         self._launched_after[number] = self._changes
@@ -236,11 +147,7 @@ class Supervisor(Service):
     def _worker_serves(self, worker: WorkerProcess) -> None:
         """One that was started again joins a drain of the others, and has a reload that came meanwhile."""
         if self._launched_after[worker.number] != self._changes:
-            Deferred.fromCoroutine(self._reload_worker(worker)).addErrback(
-                lambda failure: _log.failure(
-                    "a reload failed with an internal error", failure, event="config.reload_failed"
-                )
-            )
+            log_reload_failure(Deferred.fromCoroutine(self._reload_worker(worker)))
         if self.state is DaemonState.DRAINING:
             self._command([worker], "drain")
 
@@ -286,11 +193,6 @@ class Supervisor(Service):
     def queued(self) -> int:
         return sum(worker.facts.queued for worker in self.workers)
 
-    @property
-    def draining(self) -> bool:
-        """Whether it takes no new session, and serves those that are open."""
-        return self.state in (DaemonState.DRAINING, DaemonState.STOPPING)
-
     def refused(self) -> Sequence[RememberedRefusal]:
         return self._served.refused()
 
@@ -298,38 +200,19 @@ class Supervisor(Service):
         self.components.limiter.forget(limit, identity)
         self._served.forget(limit, identity)
 
-    def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what signal gives
-        self.reactor.callFromThread(self._reload_on_signal)
-
-    def _reload_on_signal(self) -> None:
-        Deferred.fromCoroutine(value_of(self.reload())).addErrback(
-            lambda failure: _log.failure(
-                "a reload failed with an internal error", failure, event="config.reload_failed"
-            )
-        )
-
-    def reload(self) -> MaybeDeferred[ReloadReport]:
+    def _reload_in_turn(self, text: str | None) -> Steps[ReloadReport]:
         """Check the configuration here, then have all workers put it into force.
 
         Where it can't be used here nothing is changed. A worker that refuses it all the same is named in the
         result, by its fault, and goes on as it was.
         """
-        return run(self._reload())
-
-    def _reload(self) -> Steps[ReloadReport]:
-        yield self._changing.acquire()
-        try:
-            if self.state is DaemonState.STOPPING:
-                return refused((Fault(self.config.source, "", "the daemon is stopping"),))
-            report = yield from self._reloading.reload()
-            if report.faults:
-                return report
-            faults: list[Fault] = []
-            for worker in self.serving:
-                faults += yield Deferred.fromCoroutine(self._reload_worker(worker))
-            return ReloadReport(tuple(faults), report.needs_restart)
-        finally:
-            self._changing.release()
+        report = yield from self._reloading.reload(text)
+        if report.faults:
+            return report
+        faults: list[Fault] = []
+        for worker in self.serving:
+            faults += yield Deferred.fromCoroutine(self._reload_worker(worker))
+        return ReloadReport(tuple(faults), report.needs_restart)
 
     async def _reload_worker(self, worker: WorkerProcess) -> Sequence[Fault]:
         problem = f"worker {worker.number} did not put it into force"
@@ -350,17 +233,6 @@ class Supervisor(Service):
         """Have a worker do something. Fails with ChannelError."""
         return worker.ask(name, body, _COMMAND_SECONDS)
 
-    async def take_limits(self) -> None:
-        await value_of(run(self._take_limits()))
-
-    def _take_limits(self) -> Steps[None]:
-        yield self._changing.acquire()
-        try:
-            if self.state is not DaemonState.STOPPING:
-                yield from self._reloading.rebuild(self.components.own_config)
-        finally:
-            self._changing.release()
-
     def _put_into_force(self, components: Components) -> Steps[tuple[str, ...] | None]:
         yield from ()
         if self.state is DaemonState.STOPPING:
@@ -374,19 +246,11 @@ class Supervisor(Service):
 
     def drain(self) -> Deferred[Any]:
         """Have all workers take no new session; delivery goes on. Fires when they have heard it."""
-        if self.state is DaemonState.SERVING:
-            self.state = DaemonState.DRAINING
-            _log.info("draining", event="daemon.draining", sessions=self.sessions)
-            return self._command(self.serving, "drain")
-        return succeed(None)
+        return self._command(self.serving, "drain") if self._begin_drain() else succeed(None)
 
     def undrain(self) -> Deferred[Any]:
         """End a drain: take new sessions again. Fires when the workers have heard it."""
-        if self.state is DaemonState.DRAINING:
-            self.state = DaemonState.SERVING
-            _log.info("serving again", event="daemon.undrained", sessions=self.sessions)
-            return self._command(self.serving, "undrain")
-        return succeed(None)
+        return self._command(self.serving, "undrain") if self._end_drain() else succeed(None)
 
     def _command(self, workers: Sequence[WorkerProcess], name: str) -> Deferred[Any]:
         return DeferredList(
@@ -403,11 +267,7 @@ class Supervisor(Service):
             reason=failure.getErrorMessage(),
         )
 
-    async def _stop(self) -> None:
-        grace = self.config.server.shutdown_grace
-        self.state = DaemonState.STOPPING
-        self._notifier.stopping("draining")
-        self._notifier.extend(grace + CLOSING_SECONDS)
+    async def _stop_parts(self, grace: float) -> None:
         # First of all: a start waits for them.
         ended = DeferredList([worker.stop(grace) for worker in self.workers])
         if self._starting is not None:
@@ -419,10 +279,6 @@ class Supervisor(Service):
         if self._looks.running:
             self._looks.stop()
         self._served.stop()
-        await self.fleet.stop()
-        await self.components.authenticator.stop()
-        self._notifier.close()
-        _log.info("stopped", event="daemon.stopped")
 
 
 def _open(reactor: ReactorBase, channel: Channel, end: Any) -> None:

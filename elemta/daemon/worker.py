@@ -22,10 +22,11 @@ from twisted.logger import Logger, globalLogBeginner
 from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_at_start
+from elemta.daemon.daemon_service import CLOSING_SECONDS
 from elemta.daemon.service import Elemta
 from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.daemon.worker_orders import WorkerOrders
-from elemta.daemon.worker_process import CLOSING_SECONDS, FACTS, FACTS_EVERY, FAILED, NOTIFY, WorkerFacts
+from elemta.daemon.worker_process import FACTS, FACTS_EVERY, FAILED, NOTIFY, WorkerFacts
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.ops.log import LogObserver

@@ -17,6 +17,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.daemon.daemon_service import CLOSING_SECONDS
 from elemta.errors import ChannelClosed
 from elemta.workers.channel import Channel
 
@@ -43,8 +44,6 @@ FIRST_WORD_SECONDS = 120.0
 _QUICK_DEATH = 30.0
 _LONGEST_PAUSE = 30.0
 _LONGEST_LINE = 1024 * 1024
-# What comes after the grace: the last commits, the files.
-CLOSING_SECONDS = 60.0
 
 
 class WorkerState(enum.Enum):

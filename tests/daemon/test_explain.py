@@ -20,7 +20,8 @@ from elemta.config import load
 from elemta.ctl.client import AdminClient
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
-from elemta.daemon.service import DaemonState, Elemta
+from elemta.daemon.daemon_service import DaemonState
+from elemta.daemon.service import Elemta
 from elemta.limits.memory import LocalStore
 from elemta.limits.overrides import Override
 from elemta.ops.admin_calls import CallTable

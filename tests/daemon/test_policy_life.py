@@ -18,7 +18,8 @@ from zope.interface import implementer
 from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
-from elemta.daemon.service import DaemonState, Elemta
+from elemta.daemon.daemon_service import DaemonState
+from elemta.daemon.service import Elemta
 from elemta.deferred_value import value_of
 from elemta.policy import CONTINUE, ILifecycle, IPolicyPlugin, IRcptPolicy, NoOptions, Services, discovery
 from elemta.runtime import Runtime

@@ -19,8 +19,9 @@ from twisted.internet.threads import deferToThread
 from elemta.config import ListenerTLS, load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
+from elemta.daemon.daemon_service import DaemonState
 from elemta.daemon.reload import ReloadReport
-from elemta.daemon.service import DaemonState, Elemta
+from elemta.daemon.service import Elemta
 from elemta.errors import SpoolError
 from elemta.runtime import Runtime
 from elemta.spool import Spool
@@ -169,7 +170,7 @@ async def test_a_recovery_that_fails_when_the_daemon_is_already_stopping_is_no_s
     service: Elemta, recovery: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exits: list[object] = []
-    monkeypatch.setattr("elemta.daemon.service.atexit.register", lambda *call: exits.append(call))
+    monkeypatch.setattr("elemta.daemon.daemon_service.atexit.register", lambda *call: exits.append(call))
     start(service)
     stopping = service.stopService()
     recovery.opening.errback(SpoolError("the disk is gone"))
@@ -182,7 +183,7 @@ async def test_a_recovery_that_fails_when_the_daemon_is_already_stopping_is_no_s
 async def test_a_start_that_fails_stops_the_reactor_once(
     service: Elemta, recovery: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elemta.daemon.service.atexit.register", lambda *call: None)
+    monkeypatch.setattr("elemta.daemon.daemon_service.atexit.register", lambda *call: None)
     start(service)
     recovery.opening.errback(SpoolError("the disk is gone"))
     assert service.reactor.stopped == 1

@@ -15,7 +15,8 @@ from twisted.logger import globalLogPublisher
 from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_components
-from elemta.daemon.service import DaemonState, Elemta
+from elemta.daemon.daemon_service import DaemonState
+from elemta.daemon.service import Elemta
 from elemta.metric_registry import MetricRegistry
 from elemta.runtime.disk import Disk, FreeSpace
 from tests.support.metrics import value

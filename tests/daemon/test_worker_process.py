@@ -12,9 +12,9 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from elemta.daemon.daemon_service import CLOSING_SECONDS
 from elemta.daemon.worker import WorkerCommands
 from elemta.daemon.worker_process import (
-    CLOSING_SECONDS,
     FACTS,
     FIRST_WORD_SECONDS,
     NOTIFY,
