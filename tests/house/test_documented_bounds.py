@@ -6,24 +6,38 @@ from pathlib import Path
 
 import pytest
 
-from elemta import conversation_trace
+from elemta import certificates, conversation_trace
 from elemta.auth import slowdown
+from elemta.config import ServerConfig, loader
+from elemta.config.setting import settings_of
 from elemta.console import attention, limit_views, mail_views, sessions
 from elemta.console import events as streams
 from elemta.ctl import limits
-from elemta.daemon import explainer, trace_operations
+from elemta.daemon import (
+    explainer,
+    fleet_calls,
+    joined_calls,
+    node_questions,
+    supervised_membership,
+    trace_operations,
+    worker_process,
+)
+from elemta.daemon.service import EX_TEMPFAIL
 from elemta.history import events, history, retention, store
-from elemta.limits import nodes, past_nodes, push_registry
-from elemta.net import recent_refusals
+from elemta.limits import failover, nodes, past_nodes, push_registry, pushed, return_times
+from elemta.net import overload, recent_refusals
 from elemta.policies import webhook_poster, webhooks
 from elemta.policies.mail_auth import dmarc, message_reader, signatures, spf
 from elemta.policy import outbox_file
-from elemta.policy_service import decisions
+from elemta.policy_service import decisions, requests, service
 from elemta.spool import history_feed
+from elemta.workers import limit_client
 
 DOCS = Path(__file__).parents[2] / "docs"
 KIB, MIB = 1024, 1024 * 1024
 
+NUMBERS = {2: "two", 3: "three", 5: "five", 8: "eight", 10: "ten", 20: "twenty"}
+(MOST_WORKERS,) = (each.about.maximum for each in settings_of(ServerConfig) if each.name == "workers")
 HOUR = {3600.0: "an hour"}
 MINUTE = {60.0: "a minute"}
 
@@ -35,6 +49,9 @@ SAID = {
         f"waits longer for its answer, up to {slowdown.MOST_SECONDS:g} seconds",
         f"reads nothing for {MINUTE[streams.STALLED_SECONDS]} is disconnected",
         f"at most {streams.MOST_STREAMS} streams",
+        f"within {streams._CHECKED_EVERY * streams.TICK_SECONDS:g} seconds",
+        f"for at most {({1.0: 'a second'})[fleet_calls.DEADLINE_SECONDS]}",
+        f"and for {fleet_calls.SILENT_SECONDS} s where a node did not answer the last time",
         f"it takes at most {mail_views.MOST_TOGETHER:,} at once",
         f"looks at the {int(limit_views.MOST_IDENTITIES):,} fullest identities",
         f"fewer than {attention.SOON_DAYS} days left",
@@ -79,8 +96,57 @@ SAID = {
         f"From fields over {dmarc.MAX_FROM // KIB} KiB",
         f"an SPF record over {spf.MAX_RECORD // KIB} KiB",
     ],
-    "rate-limiting.md": [f"The last {push_registry.VERSIONS_KEPT} versions are kept"],
-    "postfix.md": [f"{decisions.MAX_REMEMBERED:,} charges for {HOUR[decisions.REMEMBERED_SECONDS]}"],
+    "rate-limiting.md": [
+        f"The last {push_registry.VERSIONS_KEPT} versions are kept",
+        f"{loader.MAX_PUSHED:,} tables in {pushed.MAX_TEXT // KIB} KiB",
+        f"The first {NUMBERS[return_times.CLIENTS_A_SECOND]} clients that would come in one second",
+        f"counts as {MINUTE[return_times.SHORTEST_SPREAD]} at least",
+        f"and as {NUMBERS[return_times.LONGEST_SPREAD // 60]} minutes at most",
+        f"the times of {return_times.MAX_PROMISES:,} clients",
+        f"Without Valkey a worker waits for {supervised_membership.WITHOUT_VALKEY_SECONDS:g} s",
+        f"After {NUMBERS[failover.FAILURES]} answers that did not come in time",
+    ],
+    "postfix.md": [
+        f"{decisions.MAX_REMEMBERED:,} charges for {HOUR[decisions.REMEMBERED_SECONDS]}",
+        f"longer than {requests.MAX_REQUEST // KIB} KiB",
+        f"not finished after {service.REQUEST_SECONDS:g} s",
+    ],
+    "questions.md": [
+        f"A node keeps its last {recent_refusals.MOST_REFUSALS:,} refusals",
+        f"Below {certificates.SOON_DAYS} days each start and each reload warns",
+    ],
+    "valkey.md": [
+        f"At most {node_questions.MOST_WAITING} wait",
+        f"expire within {NUMBERS[node_questions._GOOD_SECONDS]} seconds",
+        f"looks {NUMBERS[round(1 / node_questions.IDLE_SECONDS)]} times a second",
+        f"{NUMBERS[round(1 / node_questions.BUSY_SECONDS)]} times for",
+        f"for {NUMBERS[node_questions._BUSY_FOR]} seconds after it was asked",
+        f"expires after {NUMBERS[node_questions._ANSWER_KEPT_SECONDS]} seconds",
+        f"at most {node_questions.MOST_OCTETS // MIB} MiB before it is compressed",
+        f"A node answers {NUMBERS[node_questions.MOST_AT_ONCE]} questions at a time",
+    ],
+    "attacks.md": [
+        f"stays {overload.LATE_SECONDS * 1000:g} ms late",
+        f"more than {overload.SLOW_COMMIT_SECONDS * 1000:g} ms, for {NUMBERS[overload.LOOKS_TO_BEGIN]} looks",
+        f"{overload.BEAT_SECONDS * 1000:g} ms after each other",
+        f"at least {overload.FEWEST_CONNECTIONS} connections are open",
+        f"stays {overload.STILL_LATE_SECONDS * 1000:g} ms late, but {overload.FEWEST_CONNECTIONS} at least",
+    ],
+    "workers.md": [
+        f"any number to {MOST_WORKERS:g}",
+        f"does not answer within {NUMBERS[joined_calls.READ_SECONDS]} seconds",
+        f"{joined_calls.SILENT_SECONDS} s where it did not the last time",
+        f"the supervisor waits {({0.8: 'four fifths'})[limit_client.SUPERVISOR_SHARE]} of that",
+        f"Without Valkey it waits {supervised_membership.WITHOUT_VALKEY_SECONDS:g} s",
+        f"sends a sign of life {({1.0: 'once a second'})[worker_process.FACTS_EVERY]}",
+        f"that sends none for {worker_process.SILENT_SECONDS:g} s",
+        f"or {worker_process.FIRST_WORD_SECONDS:g} s after its start",
+        f"After three deaths within {worker_process._QUICK_DEATH:g} s of their starts",
+        f"it waits {worker_process.restart_pause(3):g} s, and longer each time",
+        f"up to {worker_process.restart_pause(99):g} s",
+        f"is killed {MINUTE[worker_process.CLOSING_SECONDS]} after that",
+        f"fails with status {EX_TEMPFAIL}",
+    ],
 }
 
 
