@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from elemta.ctl.exit_codes import EX_FAILED, EX_NOPERM, EX_UNAVAILABLE, CommandFailed
+from elemta.socket_path import SocketPath
 
 # The daemon answers or gives up within 30 seconds.
 TIMEOUT_SECONDS = 35.0
 MAX_ANSWER = 64 * 1024 * 1024
-# unix(7): sun_path has 108 octets with the NUL at the end
-MAX_PATH_OCTETS = 107
 
 
 class DaemonRefused(CommandFailed):
@@ -45,15 +44,20 @@ class AdminClient:
     def post(self, *segments: str, **query: str) -> dict[str, Any]:
         return self.call("POST", *segments, **query)
 
-    def entries(self, listing: str, key: str = "", **query: str) -> Iterator[Mapping[str, Any]]:
-        """What a listing has under ``key``, which is by default its own name, page by page."""
+    def pages(self, listing: str, **query: str) -> Iterator[Mapping[str, Any]]:
+        """The answers of a listing, page by page."""
         after: str | None = None
         while True:
             page = self.get(listing, **query, **({"after": after} if after else {}))
-            yield from page[key or listing]
+            yield page
             after = page["next"]
             if after is None:
                 return
+
+    def entries(self, listing: str, key: str = "", **query: str) -> Iterator[Mapping[str, Any]]:
+        """What a listing has under ``key``, which is by default its own name."""
+        for page in self.pages(listing, **query):
+            yield from page[key or listing]
 
     def delete(self, *segments: str) -> dict[str, Any]:
         return self.call("DELETE", *segments)
@@ -125,6 +129,18 @@ def _path_of(segments: Sequence[str]) -> str:
     return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
+def nodes_of(pages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The nodes that answered a listing: a problem with any page of one is a problem with its part."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for node in (node for page in pages for node in page["nodes"]):
+        before = known.get(node["node_id"], node)
+        known[node["node_id"]] = {
+            **(before if before["problem"] else node),
+            "answered": before["answered"] or node["answered"],
+        }
+    return list(known.values())
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP/1.1 over the Unix socket at ``path``."""
 
@@ -136,20 +152,9 @@ class _UnixConnection(http.client.HTTPConnection):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(self.timeout)
-            _connect(sock, self._path)
+            with closing(SocketPath(Path(self._path))) as place:
+                sock.connect(place.text)
         except BaseException:
             sock.close()
             raise
         self.sock = sock
-
-
-def _connect(sock: socket.socket, path: str) -> None:
-    if len(os.fsencode(path)) <= MAX_PATH_OCTETS:
-        sock.connect(path)
-        return
-    # The same file by a short name
-    directory = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sock.connect(f"/proc/self/fd/{directory}/{Path(path).name}")
-    finally:
-        os.close(directory)

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +107,9 @@ class CommandContext:
         """A line to standard error."""
         self.stderr.write(f"elemtactl: {safe(line)}\n")
 
-    def note_silent(self, answer: Mapping[str, Any]) -> None:
+    def note_silent(self, nodes: Iterable[Mapping[str, Any]]) -> None:
         """A line for each node whose part, or some of it, is not in an answer."""
-        for node in answer.get("nodes", ()):
+        for node in nodes:
             if node["problem"]:
                 missing = "some of it" if node["answered"] else "it"
                 self.note(f"node {node['node_id']}: {missing} is not in this: {node['problem']}")

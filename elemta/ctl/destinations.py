@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from elemta.ctl.client import AdminClient
+from elemta.ctl.client import AdminClient, nodes_of
 from elemta.ctl.context import CommandContext
 from elemta.ctl.text import Column, age, due
 
@@ -23,22 +23,18 @@ _DESTINATIONS = (
 
 
 def show_list(invocation: CommandContext) -> int:
-    client, query, found = invocation.client(), {"limit": str(_PAGE)}, []
-    while True:
-        page = client.get("destinations", **query)
-        found += page["destinations"]
-        if page["next"] is None:
-            break
-        query["after"] = page["next"]
+    pages = list(invocation.client().pages("destinations", limit=str(_PAGE)))
+    nodes = nodes_of(pages)
+    found = [each for page in pages for each in page["destinations"]]
     found.sort(key=lambda each: -each["waiting"])
     now = invocation.runtime.wall()
-    many = len(page["nodes"]) > 1
+    many = len(nodes) > 1
     columns = (*_DESTINATIONS, Column("NODE", whole=True)) if many else _DESTINATIONS
     rows = [(*_row(each, now), each["node_id"]) if many else _row(each, now) for each in found]
-    document = {"destinations": found, "nodes": page["nodes"]}
+    document = {"destinations": found, "nodes": nodes}
     done = invocation.give_listing(document, columns, rows, "no mail waits")
     if not invocation.json:
-        invocation.note_silent(page)
+        invocation.note_silent(nodes)
     return done
 
 

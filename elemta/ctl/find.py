@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from elemta.ctl.client import nodes_of
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK
 from elemta.ctl.text import age, moment, safe, size
@@ -24,17 +25,19 @@ _ACTIONS = {"hold": "put on hold", "release": "released", "retry": "to be retrie
 def find(invocation: CommandContext) -> int:
     args, client = invocation.args, invocation.client()
     found: list[Mapping[str, Any]] = []
+    pages: list[Mapping[str, Any]] = []
     after: str | None = None
     while True:
         most = min(PAGE, args.limit - len(found)) if args.limit else PAGE
         page = client.get("find", text=args.text, limit=str(most), **({"after": after} if after else {}))
+        pages.append(page)
         found += page["messages"]
         after = page["next"]
         if after is None or (args.limit and len(found) >= args.limit):
             break
     if invocation.json:
         document = {"node_id": page["node_id"], "history": page["history"], "messages": found}
-        document["nodes"] = page["nodes"]
+        document["nodes"] = nodes_of(pages)
         invocation.give({**document, "complete": after is None})
         return EX_OK if found else EX_FAILED
     now, width = invocation.runtime.wall(), max(40, invocation.width or WIDTH)
@@ -44,7 +47,7 @@ def find(invocation: CommandContext) -> int:
         invocation.say(*_lines(message, now, width))
     if not page["history"]:
         invocation.note("[spool] history is 0: only queued messages were looked through, by id and address")
-    invocation.note_silent(page)
+    invocation.note_silent(nodes_of(pages))
     if not found:
         invocation.say("no message")
         if _DOMAIN.fullmatch(invocation.args.text):

@@ -87,7 +87,7 @@ def _give(invocation: CommandContext, answer: Mapping[str, Any], nothing: str) -
     done = invocation.give_listing(answer, _FILLS, [_fill(fill) for fill in answer["limits"]], nothing)
     if invocation.json:
         return done
-    invocation.note_silent(answer)
+    invocation.note_silent(answer.get("nodes", ()))
     if answer["counted_in"] == "local":
         invocation.say(*_shares(answer["limits"]))
         invocation.note("Valkey is away: what other nodes count is not known")
