@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +17,12 @@ from twisted.logger import Logger
 from twisted.web.server import Site
 
 from elemta.errors import ListenFailed
+from elemta.socket_path import SocketPath
 
 _log = Logger()
 
 SOCKET_NAME = "admin.sock"
 MODE = 0o600
-# unix(7): sun_path has 108 octets with the NUL at the end
-MAX_PATH_OCTETS = 107
 
 
 class AdminSocket:
@@ -34,7 +33,7 @@ class AdminSocket:
         self._factory = factory
         self._reactor = reactor
         self._port: IListeningPort | None = None
-        self._directory: int | None = None
+        self._place: SocketPath | None = None
 
     def open(self) -> None:
         """Bind and accept.
@@ -46,7 +45,7 @@ class AdminSocket:
             _clear_place(self.path)
             self._port = self._listen()
         except (OSError, CannotListenError) as error:
-            self._close_directory()
+            self._close_place()
             if self._factory.numPorts:
                 # Twisted starts a factory before it binds, and leaves it so when that fails.
                 self._factory.doStop()
@@ -58,25 +57,17 @@ class AdminSocket:
         port, self._port = self._port, None
         if port is not None:
             await maybeDeferred(port.stopListening)
-        self._close_directory()
+        self._close_place()
 
     def _listen(self) -> IListeningPort:
         # Twisted sets the mode between bind and listen: no client can connect before it is right.
         reactor = IReactorUNIX(self._reactor)
-        return reactor.listenUNIX(self._bindable_path(), cast(Any, self._factory), mode=MODE, wantPID=False)
+        self._place = SocketPath(self.path)
+        return reactor.listenUNIX(self._place.text, cast(Any, self._factory), mode=MODE, wantPID=False)
 
-    def _bindable_path(self) -> str:
-        path = str(self.path)
-        if len(os.fsencode(path)) <= MAX_PATH_OCTETS:
-            return path
-        # The same file by a short name, which lasts as long as the directory is open.
-        self._directory = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._directory}/{self.path.name}"
-
-    def _close_directory(self) -> None:
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            os.close(directory)
+    def _close_place(self) -> None:
+        if self._place is not None:
+            self._place.close()
 
 
 def _clear_place(path: Path) -> None:
@@ -95,10 +86,7 @@ def _clear_place(path: Path) -> None:
 
 
 def _is_in_use(path: Path) -> bool:
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            # A full backlog is EAGAIN: a daemon that is busy, not one that is gone.
-            return probe.connect_ex(f"/proc/self/fd/{directory}/{path.name}") != errno.ECONNREFUSED
-    finally:
-        os.close(directory)
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with closing(SocketPath(path)) as place, probe:
+        # A full backlog is EAGAIN: a daemon that is busy, not one that is gone.
+        return probe.connect_ex(place.text) != errno.ECONNREFUSED

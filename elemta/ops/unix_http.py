@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any, cast
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
-from twisted.internet.error import ConnectError, ConnectionClosed
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorUNIX
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.python.failure import Failure
 
 from elemta.errors import PeerFailed
+from elemta.socket_path import SocketPath
 
 MOST_OCTETS = 64 * 1024 * 1024
 """The octets of the longest answer: that of a page of the largest messages."""
-
-# unix(7): sun_path has 108 octets with the NUL at the end
-_MAX_PATH_OCTETS = 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +58,11 @@ class UnixHttp:
         return answer.addTimeout(seconds, self._reactor).addErrback(_out_of_time)
 
     def _connect(self, exchange: _Exchange, seconds: float) -> None:
-        reactor, path = IReactorUNIX(self._reactor), str(self._path)
-        if len(os.fsencode(path)) <= _MAX_PATH_OCTETS:
-            exchange.connector = reactor.connectUNIX(path, cast(Any, exchange), timeout=seconds)
-            return
-        # The same file by a short name, which lasts as long as the directory is open.
-        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        exchange.directory = directory
-        short = f"/proc/self/fd/{directory}/{self._path.name}"
-        exchange.connector = reactor.connectUNIX(short, cast(Any, exchange), timeout=seconds)
+        exchange.place = SocketPath(self._path)
+        connecting = cast(Any, exchange)
+        exchange.connector = IReactorUNIX(self._reactor).connectUNIX(
+            exchange.place.text, connecting, timeout=seconds
+        )
 
 
 class _Exchange(ClientFactory):
@@ -79,7 +72,7 @@ class _Exchange(ClientFactory):
 
     def __init__(self, sent: bytes, answer: Deferred[UnixAnswer]) -> None:
         self.connector: Any = None
-        self.directory: int | None = None
+        self.place: SocketPath | None = None
         self.sent = sent
         self._answer: Deferred[UnixAnswer] | None = answer
         self._parts: list[bytes] = []
@@ -88,9 +81,8 @@ class _Exchange(ClientFactory):
     def doStop(self) -> None:
         """The connection has ended, or there is none."""
         super().doStop()  # type: ignore[no-untyped-call]
-        directory, self.directory = self.directory, None
-        if directory is not None:
-            os.close(directory)
+        if self.place is not None:
+            self.place.close()
 
     def buildProtocol(self, addr: object) -> Protocol:  # noqa: ARG002 - twisted's signature
         return _Connection(self)
@@ -126,8 +118,8 @@ class _Exchange(ClientFactory):
         if not separator or len(words) < 2 or not words[1].isdigit():
             self.fail("it ended without an answer")
             return
-        lengths = [int(each[15:]) for each in fields if each.lower().startswith(b"content-length:")]
-        if lengths and lengths[-1] != len(body):
+        lengths = [each[15:].strip() for each in fields if each.lower().startswith(b"content-length:")]
+        if lengths and lengths[-1] != b"%d" % len(body):
             self.fail("its answer is cut short")
             return
         answer, self._answer = self._answer, None
@@ -151,6 +143,6 @@ class _Connection(Protocol):
 
 
 def _out_of_time(failure: Failure) -> Failure:
-    if failure.check(OutOfTime, ConnectError):
+    if failure.check(OutOfTime):
         return Failure(PeerFailed("no answer in time"))
     return failure
