@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from elemta.config import load
+from elemta.console.pages import MENU
 from tests.support.generators import generator
 from tests.support.references import REFERENCE
 
@@ -90,6 +91,16 @@ def test_the_rates_in_the_readme_are_those_of_the_page_about_performance() -> No
     )
     (beside,) = re.findall(r"^### Beside Postfix\n.*?^### ", page, re.MULTILINE | re.DOTALL)
     assert f"\n| connections reused, 20 sessions, 1 KB | {ours} | {theirs} |" in beside
+
+
+def test_the_page_about_the_console_names_its_pages_and_those_that_renew_themselves() -> None:
+    page = " ".join((ROOT / "docs" / "console.md").read_text(encoding="utf-8").split())
+    (listed,) = re.findall(r"(Overview, find, .*?)\. A page shows", page)
+    assert [title for _, title, *_ in MENU if title.lower() not in listed.lower()] == []
+    (renewed,) = re.findall(r"([A-Z][a-z, ]*) renew themselves", page)
+    templates = (ROOT / "elemta" / "console" / "templates").glob("*.html")
+    live = {each.stem for each in templates if "data-refresh=" in each.read_text(encoding="utf-8")}
+    assert set(re.split(r", | and ", renewed.lower())) == live
 
 
 @pytest.mark.parametrize(

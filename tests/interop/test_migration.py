@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from elemta.config import BareNewline, load
+from elemta.config.setting import settings_of
+from elemta.policies.reverse_dns import ReverseDnsOptions
+from elemta.policy import available_plugins
 from tests.daemon.test_life import run_twistd
 from tests.interop.postfix import Postfix
 from tests.support.certificates import make_certificate
@@ -21,6 +25,7 @@ from tests.support.open_directory import open_directory
 from tests.support.valkey import eventually
 
 DOCS = Path(__file__).parents[2] / "docs"
+MIB = 1024 * 1024
 PAGE = (DOCS / "migrating-from-postfix.md").read_text(encoding="utf-8")
 with_postfix = pytest.mark.skipif(shutil.which("postconf") is None, reason="needs Postfix")
 
@@ -55,6 +60,37 @@ def test_every_setting_of_the_table_is_there() -> None:
         part = re.search(rf"^## `\[+{table}\]+`$(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
         assert part is not None, table
         assert f"**`{key}`**" in part[1], f"[{table}] {key}"
+
+
+def test_the_defaults_that_the_table_names_are_those_of_elemta() -> None:
+    config = load(None, {})
+    bare = {BareNewline.REJECT: "refused"}[config.server.bare_newline]
+    said = {row[0]: row[2] for row in rows() if len(row) == 3}
+    found = {
+        "`message_size_limit`": f"{config.server.max_message_size // MIB} MiB, not 10 MB",
+        "`smtpd_recipient_limit`": f"the same default, {config.server.max_recipients:,}",
+        "`smtpd_tls_protocols`": config.tls.minimum.value.replace("v", " "),
+        "`recipient_delimiter`": f"`{config.domains.recipient_delimiter}` by default",
+        "`delay_warning_time`": f"{config.spool.warn_after / 3600:g} h, not off",
+        "`queue_minfree`": f"{config.spool.minimum_free // MIB} MiB",
+        "`smtpd_forbid_bare_newline`": f"{bare} by default",
+        "`smtpd_tls_auth_only`": f"{({True: 'on'})[config.auth.require_tls]} by default",
+        "`mynetworks`": f"{({(): 'empty'})[tuple(config.domains.relay_from)]} by default",
+    }
+    assert {name: said[name] for name in found} == found
+
+
+def test_every_policy_of_the_page_is_bundled_and_takes_what_the_page_requires() -> None:
+    bundled = {each.name for each in available_plugins() if each.origin.endswith(".elemta_policies")}
+    restrictions = PAGE.partition("| restriction | policy |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"\| \[?`([a-z-]+)`[^|]*\|$", restrictions, re.MULTILINE))
+    (others,) = re.findall(r"the policies ((?:`[a-z]+`(?:, )?)+)", PAGE)
+    named |= {"srs", *re.findall(r"`([a-z]+)`", others)}
+    assert len(named) > 8
+    assert named <= bundled
+    required = set(re.findall(r'require = \["(\w+)"\]', restrictions))
+    (require,) = (each for each in settings_of(ReverseDnsOptions) if each.name == "require")
+    assert required == set(require.about.choices)
 
 
 @with_postfix
