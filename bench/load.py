@@ -190,7 +190,7 @@ def stay(port: int, sessions: int) -> float:
         some = [connected(port, number) for number in range(first, min(first + 100, sessions))]
         for words in (b"", b"EHLO client.test\r\n"):
             for sock in some:
-                sock.setblocking(True)
+                sock.settimeout(PATIENCE)
                 sock.sendall(words)
                 heard = b""
                 while not (heard.endswith(b"\r\n") and heard.splitlines()[-1][3:4] == b" "):

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 
-from servers import START_SECONDS, BenchError, free_port
+from servers import START_SECONDS, BenchError, end, free_port
 from valkeys import ValkeyServer
 
 LIMIT, WINDOW = 1000, 3600
@@ -83,8 +83,7 @@ class OneProcess(PolicyServer):
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=60)
+            end(self._process)
 
     def pids(self) -> list[int]:
         return [] if self._process is None else [self._process.pid]

@@ -148,12 +148,7 @@ endpoint = ""
         self.wait_until_serving()
 
     def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
 
     def pid(self) -> int:
         return self._process.pid
@@ -361,6 +356,16 @@ class Sink(Server):
         if counted != messages:
             raise BenchError(f"smtp-sink has {counted} of {messages} messages")
         return time.perf_counter()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server, by force where it takes more than a minute."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -98,6 +98,7 @@ class Client(threading.Thread):
                 with socket.create_connection(("127.0.0.1", self._node.port_of("postfix")), 20) as connection:
                     self._ask(connection)
             except (OSError, AssertionError, IndexError):
+                # The operator has killed the node: it has no process, no port in its log, or no connection.
                 self._over.wait(0.1)
 
     def _ask(self, connection: socket.socket) -> None:
