@@ -15,6 +15,7 @@ from elemta.daemon.joined_answers import FoundMessagesOfAll
 from elemta.daemon.joined_traces import JoinedTraces
 from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, ask_each
 from elemta.daemon.worker_answers import JOINERS, join_destination, join_results
+from elemta.daemon.worker_peer import parts_of, with_problems, worst_refusal
 from elemta.ops.admin_calls import AdminCall, CallTable
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Json
@@ -153,10 +154,12 @@ class JoinedCalls(CallTable):
         queue_id = request.path.split("/")[3]
         look = PeerRequest("GET", f"/v1/queue/{queue_id}", caller=Caller("supervisor", AccessRole.VIEWER))
         answers = await self._ask([(worker, look) for worker in self._all()], READ_SECONDS)
-        owner = next((each.name for each in answers if not each.problem), None)
+        owner = next((each for each in answers if not each.problem), None)
         if owner is None:
             raise worst_refusal(answers)
-        worker = next(each for each in self._all() if each.name == owner)
+        if (request.method, request.uri) == (look.method, look.uri):
+            return owner.content
+        worker = next(each for each in self._all() if each.name == owner.name)
         return await self._ask_one(worker, request)
 
     async def _ask_one(self, worker: Peer, request: PeerRequest) -> Json:
@@ -207,38 +210,3 @@ class JoinedCalls(CallTable):
 def query_of(request: PeerRequest) -> dict[str, str]:
     """The parameters in the query of a request."""
     return dict(parse_qsl(request.uri.partition("?")[2], keep_blank_values=True))
-
-
-def parts_of(answers: Sequence[PeerAnswer]) -> list[dict[str, Any]]:
-    """What was answered. Raises AdminRefusal where a request was refused, or nothing was answered."""
-    refusals = [each.refusal for each in answers if each.refusal is not None]
-    if refusals:
-        raise refusals[0]
-    parts = [each.content for each in answers if isinstance(each.content, dict)]
-    if answers and not parts:
-        raise worst_refusal(answers)
-    return parts
-
-
-def worst_refusal(answers: Sequence[PeerAnswer]) -> AdminRefusal:
-    """Why there is no answer: a worker that is silent may have what the others have not."""
-    silent = [each for each in answers if each.problem and each.refusal is None]
-    if silent:
-        words = "; ".join(f"worker {each.name}: {each.problem}" for each in silent)
-        problem = f"a worker does not answer: {words}"
-        return AdminRefusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, "see the log")
-    known = [each.refusal for each in answers if each.refusal is not None]
-    other = [refusal for refusal in known if refusal.status is not HTTPStatus.NOT_FOUND]
-    return (other or known or [AdminRefusal(HTTPStatus.SERVICE_UNAVAILABLE, "no worker answers")])[0]
-
-
-def with_problems(content: dict[str, Any], answers: Sequence[PeerAnswer]) -> dict[str, Any]:
-    """An answer with the workers whose part is not in it."""
-    problems = [f"worker {each.name}: {each.problem}" for each in answers if each.problem]
-    if not problems:
-        return content
-    nodes = content.get("nodes")
-    if nodes:
-        first = {**nodes[0], "problem": "; ".join(problems)}
-        content = {**content, "nodes": [first, *nodes[1:]]}
-    return {**content, "problems": problems}

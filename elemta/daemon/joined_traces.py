@@ -10,17 +10,23 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.daemon.peers import Peer, PeerRequest
+from elemta.daemon.peers import Peer, PeerRequest, ask_each
+from elemta.daemon.worker_peer import parts_of, with_problems
+from elemta.errors import PeerFailed
 from elemta.ops.admin_calls import AdminCall
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Json
+
+_log = Logger()
 
 WAIT_SECONDS = 10.0
 """The longest that a call waits for a line, as with one worker."""
 
 _MOST_WATCHES = 4
+_BEGIN_SECONDS = 3.0
 _ANSWER_SECONDS = 15.0
 _UNREAD_SECONDS = 30.0
 _MOST_KEPT = 2000
@@ -86,15 +92,18 @@ class JoinedTraces:
         if len(self._watches) >= _MOST_WATCHES:
             hint = "end one, or wait half a minute after its reader is gone"
             raise AdminRefusal(HTTPStatus.CONFLICT, "there are as many watches as there may be", hint)
-        sources = []
+        answers = await ask_each([(worker, request, _BEGIN_SECONDS) for worker in workers], self._clock)
         # Where one refuses, the watches of the others end unread.
-        for worker in workers:
-            begun: Any = await worker.ask(request, _ANSWER_SECONDS)
-            sources.append(_Source(worker, begun["id"]))
+        parts_of(answers)
+        sources = [
+            _Source(worker, str(answer.content["id"]))
+            for worker, answer in zip(workers, answers, strict=True)
+            if isinstance(answer.content, dict)
+        ]
         name = sources[0].name
         only_one = "one=true" in request.uri or _is_one(request.body)
         self._watches[name] = _JoinedTrace(name, only_one, sources, self._clock.seconds())
-        return {"id": name}
+        return with_problems({"id": name}, answers)
 
     async def _read(self, watch: _JoinedTrace, request: PeerRequest) -> Json:
         watch.read_at = self._clock.seconds()
@@ -136,7 +145,8 @@ class JoinedTraces:
 
     def _lose(self, failure: Failure, watch: _JoinedTrace, source: _Source) -> None:
         """The worker is gone, or forgot the watch: it has no more lines."""
-        del failure
+        if failure.check(PeerFailed, AdminRefusal) is None:
+            _log.failure("a worker's watch could not be read", failure, event="admin.peer_failed")
         source.reading, source.ended = False, True
         if watch.ended:
             watch.wake()
@@ -146,7 +156,7 @@ class JoinedTraces:
         for source in watch.sources:
             if not source.ended:
                 over = replace(request, method="DELETE", uri=f"/v1/trace/{source.name}", body=b"")
-                source.peer.ask(over, _ANSWER_SECONDS).addErrback(lambda _: None)
+                source.peer.ask(over, _ANSWER_SECONDS).addErrback(_ends_unread)
 
     def _forget_unread(self) -> None:
         old = self._clock.seconds() - _UNREAD_SECONDS
@@ -159,6 +169,11 @@ def _page(watch: _JoinedTrace) -> dict[str, Json]:
     lost, watch.lost = watch.lost, 0
     lines.sort(key=lambda line: float(line["at"]) if isinstance(line, dict) else 0.0)  # type: ignore[arg-type]
     return {"lines": lines, "lost": lost, "ended": watch.ended}
+
+
+def _ends_unread(failure: Failure) -> None:
+    """The worker is gone, or forgot the watch, or ends it by itself soon."""
+    failure.trap(PeerFailed, AdminRefusal)
 
 
 def _is_one(body: bytes) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 
-from elemta.daemon.peers import PeerRequest
+from elemta.daemon.peers import PeerAnswer, PeerRequest
 from elemta.errors import PeerFailed
 from elemta.metrics import Metrics
 from elemta.ops.admin import caller_headers
@@ -55,6 +55,41 @@ def _content(answer: UnixAnswer) -> Json:
     error, hint = str(more.get("error", "it refused")), str(more.get("hint", ""))
     rest = {key: value for key, value in more.items() if key not in ("error", "hint")}
     raise AdminRefusal(HTTPStatus(answer.status), error, hint, **rest)
+
+
+def parts_of(answers: Sequence[PeerAnswer]) -> list[dict[str, Any]]:
+    """What was answered. Raises AdminRefusal where a request was refused, or nothing was answered."""
+    refusals = [each.refusal for each in answers if each.refusal is not None]
+    if refusals:
+        raise refusals[0]
+    parts = [each.content for each in answers if isinstance(each.content, dict)]
+    if answers and not parts:
+        raise worst_refusal(answers)
+    return parts
+
+
+def worst_refusal(answers: Sequence[PeerAnswer]) -> AdminRefusal:
+    """Why there is no answer: a worker that is silent may have what the others have not."""
+    silent = [each for each in answers if each.problem and each.refusal is None]
+    if silent:
+        words = "; ".join(f"worker {each.name}: {each.problem}" for each in silent)
+        problem = f"a worker does not answer: {words}"
+        return AdminRefusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, "see the log")
+    known = [each.refusal for each in answers if each.refusal is not None]
+    other = [refusal for refusal in known if refusal.status is not HTTPStatus.NOT_FOUND]
+    return (other or known or [AdminRefusal(HTTPStatus.SERVICE_UNAVAILABLE, "no worker answers")])[0]
+
+
+def with_problems(content: dict[str, Any], answers: Sequence[PeerAnswer]) -> dict[str, Any]:
+    """An answer with the workers whose part is not in it."""
+    problems = [f"worker {each.name}: {each.problem}" for each in answers if each.problem]
+    if not problems:
+        return content
+    nodes = content.get("nodes")
+    if nodes:
+        first = {**nodes[0], "problem": "; ".join(problems)}
+        content = {**content, "nodes": [first, *nodes[1:]]}
+    return {**content, "problems": problems}
 
 
 SCRAPE_SECONDS = 3.0

@@ -108,7 +108,6 @@ class WorkerProcess:
         self.number = number
         self.state = WorkerState.DEAD
         self.facts = WorkerFacts()
-        self.status = ""
         self.channel: Channel | None = None
         self.pid: int | None = None
         self.starts = 0
@@ -205,7 +204,7 @@ class WorkerProcess:
         channel.on_close(self._channel_closed)
         self._speak(channel)
         self._started_at = self._heard_at = self._clock.seconds()
-        self.facts, self.status, self._failure = WorkerFacts(), "", ""
+        self.facts, self._failure = WorkerFacts(), ""
         self._killed = self._has_spoken = False
         try:
             self._transport = self._launch(self.number, theirs.fileno(), _Output(self))
@@ -295,9 +294,7 @@ class WorkerProcess:
     def _take_notification(self, body: bytes) -> None:
         self._hear()
         for line in body.decode("utf-8", "replace").splitlines():
-            if line.startswith("STATUS="):
-                self.status = line.removeprefix("STATUS=")
-            elif line.startswith(f"{FAILED}="):
+            if line.startswith(f"{FAILED}="):
                 self._failure = line.removeprefix(f"{FAILED}=")
             elif line == "READY=1" and self.state is WorkerState.STARTING:
                 self.state, self.trouble, self.facts = WorkerState.RUNNING, "", WorkerFacts("serving", ())

@@ -175,6 +175,7 @@ class Channel(Protocol):
             try:
                 callback(reason)
             except Exception:
+                # Each of the others has to hear of it, too.
                 _log.failure("the end of a channel was not dealt with", event="channel.internal_error")
 
     def _leave_transport(self) -> None:
@@ -286,6 +287,7 @@ class Channel(Protocol):
         except FrameError:
             raise
         except Exception:
+            # It fails one question, as a Deferred of the handler would; what it is goes into the log.
             self._refuse(Failure(), number, frame.name)
 
     def _answer(self, body: bytes, number: int, _name: str) -> None:
@@ -324,6 +326,7 @@ class Channel(Protocol):
         except FrameError:
             raise
         except Exception:
+            # As above: logged, and the channel goes on.
             self._notice_failed(Failure(), frame.name)
 
     def _notice_failed(self, failure: Failure, name: str) -> None:

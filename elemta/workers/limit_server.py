@@ -70,7 +70,6 @@ MOST_LEASES = 200_000
 MOST_OPERATIONS = 5_000
 """Decisions and returns of one batch."""
 
-
 MOST_REQUESTS = 500_000
 """Requests of one decision: more do not fit into a frame."""
 
@@ -204,6 +203,7 @@ class ServedLimits:
         try:
             quietly(how, receipts)
         except Exception:
+            # What the others of the batch ask is done all the same.
             _log.failure("a limit could not be given back", event="limits.internal_error")
 
     # Batches
@@ -248,6 +248,7 @@ class ServedLimits:
         try:
             decision = self._store.acquire(requests)
         except Exception:
+            # One decision fails, and is logged there; the others of the batch have their answers.
             batch.add(_trouble(Failure()))
             return
         if isinstance(decision, Decision):

@@ -112,7 +112,7 @@ class SlotServer:
         if self.granted > total:
             # The setting was lowered.
             channel.tell(RECALL, write(0))
-        spare = max(1, total // (SPARE_PART * len(self._clients)))
+        spare = self._spare()
         need = max(spare - free, 0)
         more = max(0, min(need, total - self.granted))
         clients.granted += more

@@ -17,20 +17,11 @@ from twisted.internet import reactor
 from twisted.internet.base import ReactorBase
 
 from elemta.auth.roles import AccessRole, Caller
-from elemta.daemon.activity_operations import ActivityOperations
-from elemta.daemon.admin_operations import DaemonOperations
-from elemta.daemon.destination_operations import DestinationOperations
-from elemta.daemon.explain_operations import ExplainOperations
-from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.joined_calls import JoinedCalls
-from elemta.daemon.limit_operations import LimitOperations
-from elemta.daemon.queue_operations import QueueOperations
-from elemta.daemon.session_operations import SessionOperations
-from elemta.daemon.spool_operations import SpoolOperations
-from elemta.daemon.trace_operations import TraceOperations
+from elemta.daemon.supervisor_operations import WORKER_CALLS
 from elemta.daemon.worker_peer import WorkerPeer
 from elemta.ops.admin import AdminSite, identify_handed_on
-from elemta.ops.admin_calls import CallTable, declared_calls, route
+from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_socket import AdminSocket
 from tests.support.daemon import Daemon
@@ -38,18 +29,6 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 
-DECLARED = declared_calls(
-    DaemonOperations,
-    QueueOperations,
-    FindOperations,
-    DestinationOperations,
-    LimitOperations,
-    SpoolOperations,
-    ExplainOperations,
-    ActivityOperations,
-    SessionOperations,
-    TraceOperations,
-)
 ANNA = Caller("anna", AccessRole.OPERATOR)
 
 
@@ -102,7 +81,7 @@ to = "hold:"
             real = cast(ReactorBase, reactor)
             sockets = [each.spool / "admin.sock" for each in daemons]
             peers = [WorkerPeer(str(number), each, real) for number, each in enumerate(sockets)]
-            yield Two(daemons, JoinedCalls(CallTable(Own()), DECLARED, lambda: peers, cast(Any, reactor)))
+            yield Two(daemons, JoinedCalls(CallTable(Own()), WORKER_CALLS, lambda: peers, cast(Any, reactor)))
         finally:
             for daemon in daemons:
                 daemon.kill()
@@ -275,6 +254,10 @@ async def test_a_worker_that_hangs_or_is_gone_is_named_and_the_other_answers(
     hung.kill()
     answer = await two.get("/v1/queue?to=carl")
     assert "does not listen" in answer["problems"][0]
+    begun = await two.post("/v1/trace")
+    assert "does not listen" in begun["problems"][0]
+    last: Any = await two.calls.answer("DELETE", f"/v1/trace/{begun['id']}", caller=ANNA)
+    assert last["ended"] is True
 
 
 class Names:
@@ -316,7 +299,7 @@ async def test_a_socket_with_a_long_name_and_one_that_is_not_there(
     daemon = make_daemon(name="x" * 120).start()
     peer = WorkerPeer("0", daemon.spool / "admin.sock", cast(ReactorBase, reactor))
     peers = [peer]
-    calls = JoinedCalls(CallTable(), DECLARED, lambda: peers, cast(Any, reactor))
+    calls = JoinedCalls(CallTable(), WORKER_CALLS, lambda: peers, cast(Any, reactor))
     status: Any = await calls.answer("GET", "/v1/status")
     assert status["ready"]
     peers[0] = WorkerPeer("0", tmp_path / "none.sock", cast(ReactorBase, reactor))

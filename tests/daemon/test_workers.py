@@ -86,6 +86,13 @@ def a_client_of_each(daemon: Daemon) -> Iterator[dict[int, smtplib.SMTP]]:
         yield found
 
 
+def until_queued(daemon: Daemon, count: int) -> None:
+    """Wait until so many messages are left in the queue."""
+    deadline = time.monotonic() + PATIENCE
+    while json.loads(daemon.ctl("--json", "queue", "stats").stdout)["total"]["messages"] != count:
+        assert time.monotonic() < deadline, daemon.output()
+
+
 def pid_of(daemon: Daemon, worker: int) -> int:
     """The process id of a worker's newest process."""
     ready = [record for record in daemon.records("worker.ready") if record["worker"] == worker]
@@ -136,6 +143,8 @@ def test_a_worker_that_is_killed_loses_nothing_and_clients_of_the_other_do_not_n
 ) -> None:
     with a_client_of_each(daemon) as clients:
         kept = [submit(clients[1], "x@later.test") for _ in range(5)]
+        # Until the mail of before has left the queue, too: it counts below.
+        until_queued(daemon, len(kept))
         os.kill(pid_of(daemon, 1), signal.SIGKILL)
         # New connections find the other one, and nothing that waits at the socket is lost.
         for _ in range(5):
