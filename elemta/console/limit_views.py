@@ -40,7 +40,7 @@ async def limits(visit: Visit) -> Page:
         "in_force": in_force["limits"],
         "chosen": chosen,
         "sought": sought,
-        "by_network": [each["name"] for each in in_force["limits"] if each["per"] in (["ip"], ["network"])],
+        "by_network": _of_networks(in_force),
         "done": visit.query.get("done", ""),
     }
     return Page("limits.html", values)
@@ -69,7 +69,7 @@ async def networks(visit: Visit) -> Page:
     """The fullest identities of a limit by network, from /8 to /32 and from /32 to /64."""
     limit = visit.query.get("limit", "")
     in_force = await visit.get("/v1/limits")
-    names = [each["name"] for each in in_force["limits"] if each["per"] in (["ip"], ["network"])]
+    names = _of_networks(in_force)
     limit = limit or next(iter(names), "")
     within = _network(visit.query.get("within", ""))
     listing: Any = {"limits": (), "complete": True, "counted_in": ""}
@@ -84,6 +84,11 @@ async def networks(visit: Visit) -> Page:
         "complete": listing["complete"] and len(listing["limits"]) < int(MOST_IDENTITIES),
     }
     return Page("networks.html", values)
+
+
+def _of_networks(in_force: Mapping[str, Any]) -> list[str]:
+    """The limits whose identities are addresses or networks, and nothing else."""
+    return [each["name"] for each in in_force["limits"] if each["per"] in (["ip"], ["network"])]
 
 
 def _network(text: str) -> IPNetwork | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from elemta.console.attention import attention
+from elemta.certificates import Certificate, certificate_cautions
+from elemta.console.attention import SOON_DAYS, attention
 
 WELL: dict[str, Any] = {
     "not_ready": [],
@@ -64,9 +65,14 @@ def test_what_is_wrong_with_the_daemon_is_told(status: Any, grave: str, words: s
     assert words in text
 
 
-def test_a_certificate_that_expires_is_told_once() -> None:
-    notes = [{"key": "tls.certificate", "problem": "the certificate expires on 2027-01-01, in 9 days"}]
-    assert len(found(certificates=[{"names": ["mx.test"], "days_left": 9}], notes=notes)) == 1
+@pytest.mark.parametrize("days", [-2, 0, 9, SOON_DAYS - 1])
+def test_a_certificate_that_expires_is_told_once(days: int) -> None:
+    certificate = Certificate("tls", "mx.pem", ("mx.test",), "RSA", 0.0, 86400.0 * (30 + days), (), b"")
+    now = 86400.0 * 30
+    notes = [{"key": each.key, "problem": each.problem} for each in certificate_cautions([certificate], now)]
+    assert notes
+    left = certificate.days_left(now)
+    assert len(found(certificates=[{"names": ["mx.test"], "days_left": left}], notes=notes)) == 1
 
 
 def test_a_policy_that_answers_no_client_is_told_with_the_reason() -> None:

@@ -100,6 +100,16 @@ def test_it_ends_by_itself_when_the_loop_is_in_time_again() -> None:
     assert len(load.clock.getDelayedCalls()) == 1
 
 
+def test_it_grows_back_within_five_seconds_also_where_looks_are_nearly_late() -> None:
+    load = Load(FEWEST_CONNECTIONS)
+    load.look(LOOKS_TO_BEGIN, late=LATE_SECONDS)
+    assert load.overload.limit == FEWEST_CONNECTIONS
+    began = load.clock.seconds()
+    while load.overload.limit is not None and load.clock.seconds() - began <= 5.0:
+        load.look(late=0.9 * STILL_LATE_SECONDS)
+    assert load.overload.limit is None
+
+
 def test_a_commit_that_hangs_counts_as_late() -> None:
     load = Load(500)
     load.commit = SLOW_COMMIT_SECONDS
