@@ -24,7 +24,7 @@ from elemta.daemon.joined_answers import (
 from elemta.daemon.membership import Membership, NodeStatus
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.peer_json import read_json
-from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, ask_each
+from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, SilentPeers, ask_each
 from elemta.errors import StoreUnavailable
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal
@@ -37,7 +37,6 @@ DEADLINE_SECONDS = 1.0
 SILENT_SECONDS = 0.3
 """The longest that it waits for one that did not answer the last time, a moment ago."""
 
-_REMEMBERED_SECONDS = 15.0
 _GONE_GOOD_SECONDS = 15.0
 MOST_NODES = 200
 """Nodes that are asked; those beyond are named as not asked."""
@@ -94,7 +93,7 @@ class FleetCalls(CallTable):
         self._known: list[str] = []
         self._gone: Sequence[NodeStatus] = ()
         self._gone_until = float("-inf")
-        self._silent: dict[str, float] = {}
+        self._silent = SilentPeers(runtime.reactor, SILENT_SECONDS)
         self._under_way = 0
         questions.serve(self.serve)
 
@@ -177,12 +176,10 @@ class FleetCalls(CallTable):
             wanted = listing.query(query, name, own=False)
             if wanted is not None:
                 request = PeerRequest.get(path, wanted)
-                asked.append((FleetPeer(name, self._questions), request, self._patience(name, end)))
+                patience = self._silent.patience(name, max(0.0, end - self._clock.seconds()))
+                asked.append((FleetPeer(name, self._questions), request, patience))
         answers = [self._read(path, each) for each in await ask_each(asked, self._clock)]
-        for each in answers:
-            self._silent.pop(each.name, None)
-            if each.problem:
-                self._silent[each.name] = self._clock.seconds() + _REMEMBERED_SECONDS
+        self._silent.note(answers)
         too_many = [PeerAnswer(name, problem="not asked") for name in self._known[MOST_NODES:]]
         return [*answers, *too_many, *map(self._vanished, self._gone)]
 
@@ -191,16 +188,11 @@ class FleetCalls(CallTable):
         before, self._known = self._known, [node.node_id for node in await self._fleet.others()]
         if any(name not in self._known for name in before):
             self._gone_until = float("-inf")
-        self._silent = {name: until for name, until in self._silent.items() if name in self._known}
+        self._silent.keep(self._known)
         if self._clock.seconds() >= self._gone_until:
             self._gone = [node for node in await self._fleet.gone() if not node.left]
             self._gone_until = self._clock.seconds() + _GONE_GOOD_SECONDS
         self._gone = [node for node in self._gone if node.node_id not in self._known]
-
-    def _patience(self, name: str, end: float) -> float:
-        now: float = self._clock.seconds()
-        left = max(0.0, end - now)
-        return min(left, SILENT_SECONDS) if self._silent.get(name, 0.0) > now else left
 
     def _read(self, path: str, answer: PeerAnswer) -> PeerAnswer:
         """An answer by its type, and by the name of the node that gave it."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from elemta.ops.admin_errors import AdminRefusal
 
@@ -34,17 +34,31 @@ class NodeAnswer:
     problem: str = ""
 
 
-class JoinedListing(Protocol):
-    """How the answers to one call become one."""
+class JoinedListing:
+    """How the answers to one call become one: the parameter ``rows`` bounds it, or ``default``."""
 
-    def query(self, query: Query, name: str, *, own: bool) -> Query | None:
+    rows: ClassVar[str] = "limit"
+    default: ClassVar[int] = 100
+
+    def query(self, query: Query, _name: str, /, *, own: bool) -> Query | None:
         """What the daemon of this name is asked, where the caller gave ``query``; None for nothing.
 
         Raises AdminRefusal.
         """
+        del own
+        return self.bounded(query)
 
-    def join(self, query: Query, parts: Parts, missing: Sequence[str]) -> dict[str, Any]:
+    def join(self, query: Query, parts: Parts, missing: Sequence[str], /) -> dict[str, Any]:
         """One answer; ``missing`` are those that were asked and did not answer."""
+        raise NotImplementedError
+
+    def bounded(self, query: Query) -> Query:
+        """The same, with the bound that holds."""
+        return {**query, self.rows: query.get(self.rows) or str(self.default)}
+
+    def most(self, query: Query) -> int:
+        """The rows that one answer has at the most, by a query that was answered."""
+        return int(query.get(self.rows) or self.default)
 
 
 _PLACES = "nodes:"
@@ -53,29 +67,27 @@ LONGEST_PLACE = 8000
 """The characters of an ``after`` that names a place on several nodes."""
 
 
-class FoundMessagesOfAll:
+class FoundMessagesOfAll(JoinedListing):
     """``find``: the newest messages of all; ``after`` says how far each daemon's were shown.
 
     A daemon names the page that it gave, not each of its rows: the next page has what is left of it.
     """
 
-    _DEFAULT = 20
+    default = 20
 
-    def query(self, query: Query, name: str, *, own: bool) -> Query | None:
+    def query(self, query: Query, name: str, /, *, own: bool) -> Query | None:
         after = query.get("after", "")
-        limit = {"limit": query.get("limit") or str(self._DEFAULT)}
         if not after.startswith(_PLACES):
             # A page of a daemon that was alone goes on there.
-            return None if after and not own else {**query, **limit}
+            return None if after and not own else self.bounded(query)
         places = _places(after)
         if name not in places:
             return None
         place = places[name][0]
         rest = {key: value for key, value in query.items() if key != "after"}
-        return {**rest, **limit, **({"after": place} if place else {})}
+        return {**self.bounded(rest), **({"after": place} if place else {})}
 
-    def join(self, query: Query, parts: Parts, missing: Sequence[str]) -> dict[str, Any]:
-        limit = int(query.get("limit") or self._DEFAULT)
+    def join(self, query: Query, parts: Parts, missing: Sequence[str], /) -> dict[str, Any]:
         after = query.get("after", "")
         before = _places(after) if after.startswith(_PLACES) else {}
         left = [
@@ -84,7 +96,7 @@ class FoundMessagesOfAll:
         ]
         # The order that each daemon gave stays.
         rows = list(heapq.merge(*left, key=lambda each: -(each[1]["received_at"] or math.inf)))
-        end = min(limit, _known(rows, parts))
+        end = min(self.most(query), _known(rows, parts))
         shown, rest = rows[:end], rows[end:]
         places: dict[str, tuple[str, int]] = {}
         for name, part in parts.items():
@@ -131,17 +143,11 @@ def _places(after: str) -> Mapping[str, tuple[str, int]]:
         raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, "after is the next of the page before") from None
 
 
-class DestinationsOfAll:
+class DestinationsOfAll(JoinedListing):
     """``destinations``: each row is one daemon's; ``limit`` counts names."""
 
-    _DEFAULT = 100
-
-    def query(self, query: Query, name: str, *, own: bool) -> Query | None:  # noqa: ARG002 - the same for all
-        return {**query, "limit": query.get("limit") or str(self._DEFAULT)}
-
-    def join(self, query: Query, parts: Parts, missing: Sequence[str]) -> dict[str, Any]:  # noqa: ARG002
-        limit = int(query.get("limit") or self._DEFAULT)
-        rows, following = whole_names(parts.values(), limit)
+    def join(self, query: Query, parts: Parts, _missing: Sequence[str], /) -> dict[str, Any]:
+        rows, following = whole_names(parts.values(), self.most(query))
         return {**next(iter(parts.values())), "destinations": rows, "next": following}
 
 
@@ -159,43 +165,40 @@ def whole_names(pages: Iterable[dict[str, Any]], limit: int) -> tuple[list[dict[
     return sorted(found, key=lambda row: str(row["name"])), known
 
 
-class RefusedOfAll:
+class RefusedOfAll(JoinedListing):
     """``refused``: the newest of all, and how many there were together."""
 
-    _DEFAULT = 100
+    rows = "count"
 
-    def query(self, query: Query, name: str, *, own: bool) -> Query | None:  # noqa: ARG002 - the same for all
-        return {**query, "count": query.get("count") or str(self._DEFAULT)}
-
-    def join(self, query: Query, parts: Parts, missing: Sequence[str]) -> dict[str, Any]:  # noqa: ARG002
-        count = int(query.get("count") or self._DEFAULT)
+    def join(self, query: Query, parts: Parts, _missing: Sequence[str], /) -> dict[str, Any]:
         rows = (row for part in parts.values() for row in part["refused"])
         return {
             **next(iter(parts.values())),
-            "refused": heapq.nlargest(count, rows, key=lambda row: row["at"] or 0.0),
+            "refused": heapq.nlargest(self.most(query), rows, key=lambda row: row["at"] or 0.0),
             "total": sum(part["total"] for part in parts.values()),
         }
 
 
-class LimitsOfAll:
+class LimitsOfAll(JoinedListing):
     """``limits top`` and ``show``: what all count together comes from the daemon that is asked.
 
     The others are asked for the limits that each counts by itself.
     """
 
-    _DEFAULT = 20
+    rows = "count"
+    default = 20
 
-    def query(self, query: Query, name: str, *, own: bool) -> Query | None:  # noqa: ARG002 - the same for all
+    def query(self, query: Query, _name: str, /, *, own: bool) -> Query | None:
         if own:
             return query
         return None if query.get("scope") == "cluster" else {**query, "scope": "node"}
 
-    def join(self, query: Query, parts: Parts, missing: Sequence[str]) -> dict[str, Any]:  # noqa: ARG002
+    def join(self, query: Query, parts: Parts, _missing: Sequence[str], /) -> dict[str, Any]:
         own, *others = parts.values()
         alone = [row for part in others for row in part["limits"] if row["node_id"]]
         rows = [*own["limits"], *alone]
         if "id" not in query:
-            rows = heapq.nlargest(int(query.get("count") or self._DEFAULT), rows, key=_urgency)
+            rows = heapq.nlargest(self.most(query), rows, key=_urgency)
         return {**own, "limits": rows, "complete": all(part["complete"] for part in parts.values())}
 
 

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from elemta.auth.roles import LOCAL, AccessRole, Caller
 from elemta.daemon.joined_answers import FoundMessagesOfAll
 from elemta.daemon.joined_traces import JoinedTraces
-from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, ask_each
+from elemta.daemon.peers import NODE_ACTOR, Peer, PeerAnswer, PeerRequest, SilentPeers, ask_each
 from elemta.daemon.worker_answers import JOINERS, join_destination, join_results
 from elemta.daemon.worker_peer import parts_of, with_problems, worst_refusal
 from elemta.ops.admin_calls import AdminCall, CallTable
@@ -31,8 +31,6 @@ SILENT_SECONDS = 0.2
 
 CHANGE_SECONDS = 25.0
 """The longest that a change waits for its worker: less than a call of the admin API has."""
-
-_REMEMBERED_SECONDS = 15.0
 
 _BY_ANY = ("/v1/config", "/v1/plugins", "/v1/plugins/{name}", "/v1/explain")
 _BY_ALL = ("/v1/reload", "/v1/drain", "/v1/undrain")
@@ -67,7 +65,7 @@ class JoinedCalls(CallTable):
         self._status = status
         self._find = FoundMessagesOfAll()
         self._traces = JoinedTraces(clock)
-        self._silent: dict[str, float] = {}
+        self._silent = SilentPeers(clock, SILENT_SECONDS)
 
     async def answer(
         self, method: str, uri: str, body: bytes = b"", content_type: str = "", caller: Caller = LOCAL
@@ -100,18 +98,14 @@ class JoinedCalls(CallTable):
     async def _ask(self, requests: Sequence[tuple[Peer, PeerRequest]], seconds: float) -> list[PeerAnswer]:
         asked = [(peer, request, self._patience(peer, request, seconds)) for peer, request in requests]
         answers = list(await ask_each(asked, self._clock))
-        for each in answers:
-            self._silent.pop(each.name, None)
-            if each.problem and each.refusal is None:
-                self._silent[each.name] = self._clock.seconds() + _REMEMBERED_SECONDS
+        self._silent.note(answers)
         return answers
 
     def _patience(self, peer: Peer, request: PeerRequest, seconds: float) -> float:
         """A change is waited for: it may be carried out."""
         if request.caller.actor.startswith(NODE_ACTOR):
             seconds = min(seconds, NODE_READ_SECONDS)
-        silent = self._silent.get(peer.name, 0.0) > self._clock.seconds()
-        return min(seconds, SILENT_SECONDS) if silent and request.method == "GET" else seconds
+        return self._silent.patience(peer.name, seconds) if request.method == "GET" else seconds
 
     # What is read from all of them
 
@@ -170,8 +164,7 @@ class JoinedCalls(CallTable):
 
     async def _by_any(self, request: PeerRequest) -> Json:
         """The first that answers: all have the same configuration."""
-        now = self._clock.seconds()
-        workers = sorted(self._all(), key=lambda each: self._silent.get(each.name, 0.0) > now)
+        workers = sorted(self._all(), key=lambda each: self._silent.has(each.name))
         answers: list[PeerAnswer] = []
         for worker in workers:
             (answer,) = await self._ask([(worker, request)], READ_SECONDS)

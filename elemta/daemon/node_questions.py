@@ -102,7 +102,7 @@ class NodeQuestions:
     async def ask(self, node_id: str, request: PeerRequest, seconds: float) -> Json:
         """What another node answers within so many seconds. Raises PeerFailed."""
         end = self._clock.seconds() + seconds
-        question, text = self._token(16), json.dumps({"from": self._node_id, **json.loads(request.to_json())})
+        question, text = self._token(16), _question_text(self._node_id, request)
         key = self._answer_key(question)
         try:
             if not await self._write(node_id, question, text, seconds):
@@ -166,11 +166,10 @@ class NodeQuestions:
             _log.failure("another node could not be answered", result, event="nodes.question_failed")
 
     async def _answer(self, question: str, text: bytes) -> None:
-        request, serve = PeerRequest.of_json(text), self._serve
-        if request is None or serve is None:
+        asked, serve = _read_question(text), self._serve
+        if asked is None or serve is None:
             return
-        asking = str(json.loads(text).get("from", ""))[:255]
-        found: Any = Deferred.fromCoroutine(_served(serve, asking, request))
+        found: Any = Deferred.fromCoroutine(_served(serve, *asked))
         octets = await found.addTimeout(_ANSWER_SECONDS, self._clock)
         key, kept = self._answer_key(question), int(_ANSWER_KEPT_SECONDS * 1000)
         await self._valkey.command("SET", key, octets, "PX", kept, key=key, deadline=_ANSWER_SECONDS)
@@ -182,6 +181,22 @@ class NodeQuestions:
 
     def _answer_key(self, question: str) -> bytes:
         return f"{self._prefix}answer:{question}".encode()
+
+
+def _question_text(asking: str, request: PeerRequest) -> str:
+    return json.dumps({"from": asking, "method": request.method, "uri": request.uri})
+
+
+def _read_question(text: bytes) -> tuple[str, PeerRequest] | None:
+    """The node that asks, and what; None for anything but a question."""
+    try:
+        found = json.loads(text)
+        method, uri = found["method"], found["uri"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    if not isinstance(method, str) or not isinstance(uri, str):
+        return None
+    return str(found.get("from", ""))[:255], PeerRequest(method, uri)
 
 
 async def _served(serve: Serve, asking: str, request: PeerRequest) -> bytes:

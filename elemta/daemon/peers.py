@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
@@ -39,20 +38,6 @@ class PeerRequest:
     def get(cls, path: str, query: Mapping[str, str]) -> PeerRequest:
         """A call that reads."""
         return cls("GET", f"{path}?{urlencode(query)}" if query else path)
-
-    @classmethod
-    def of_json(cls, text: bytes) -> PeerRequest | None:
-        """What :meth:`to_json` wrote; None for anything else."""
-        try:
-            found = json.loads(text)
-            method, uri = found["method"], found["uri"]
-        except (ValueError, RecursionError, TypeError, KeyError):
-            return None
-        return cls(method, uri) if isinstance(method, str) and isinstance(uri, str) else None
-
-    def to_json(self) -> str:
-        """The call without its body."""
-        return json.dumps({"method": self.method, "uri": self.uri})
 
     @property
     def path(self) -> str:
@@ -90,6 +75,36 @@ class PeerAnswer:
     content: Json = None
     problem: str = ""
     refusal: AdminRefusal | None = None
+
+
+class SilentPeers:
+    """Those that did not answer the last time, a moment ago: they are waited for ``seconds`` at the most."""
+
+    _REMEMBERED_SECONDS = 15.0
+
+    def __init__(self, clock: IReactorTime, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._until: dict[str, float] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether this one did not answer."""
+        return self._until.get(name, 0.0) > self._clock.seconds()
+
+    def patience(self, name: str, seconds: float) -> float:
+        """How many of so many seconds it is waited for."""
+        return min(seconds, self._seconds) if self.has(name) else seconds
+
+    def note(self, answers: Sequence[PeerAnswer]) -> None:
+        """Remember which of them are no answers. A refusal is one."""
+        for each in answers:
+            self._until.pop(each.name, None)
+            if each.problem and each.refusal is None:
+                self._until[each.name] = self._clock.seconds() + self._REMEMBERED_SECONDS
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget all others."""
+        self._until = {name: until for name, until in self._until.items() if name in names}
 
 
 async def ask_each(
