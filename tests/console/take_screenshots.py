@@ -16,6 +16,8 @@ from tests.support.browser import AVAILABLE, Browser
 from tests.support.certificates import make_certificate
 from tests.support.console import PASSWORD, accounts
 from tests.support.daemon import Daemon
+from tests.support.hostile_fleet import FAILING_CHAIN
+from tests.support.limit_tables import limit_table
 from tests.support.refusing_hop import RefusingHop
 from tests.support.valkey import ValkeyServer, eventually, free_port
 
@@ -38,29 +40,12 @@ PICTURES = (
     ),
 )
 HEIGHTS = {1280: 1000, 400: 1000}
-TABLES = """
-[policies]
-chain = ["limits", "clamav", "relay"]
-[policy.clamav]
-endpoint = "unix:/run/no-clamd-here.ctl"
-on_error = "accept"
-timeout = "2s"
-[[limit]]
-name = "mail-per-sender"
-per = ["sender"]
-counts = "messages"
-rates = ["20/1h"]
-[[limit]]
-name = "mail-per-address"
-per = ["ip"]
-counts = "messages"
-rates = ["30/1h"]
-[[limit]]
-name = "recipients-per-domain"
-per = ["sender_domain"]
-counts = "recipients"
-rates = ["12/1h"]
-mode = "observe"
+LIMITS = (
+    limit_table("mail-per-sender", "sender", "messages", "20/1h")
+    + limit_table("mail-per-address", "ip", "messages", "30/1h")
+    + limit_table("recipients-per-domain", "sender_domain", "recipients", "12/1h", mode="observe")
+)
+ROUTES = """\
 [[route]]
 domains = ["partner.example"]
 to = "smtp://127.0.0.1:{down}"
@@ -93,9 +78,8 @@ class SampleFleet:
         users.write_text(accounts())
         for secret in (users, certificate.key):
             secret.chmod(0o600)
-        tables = certificate.table + TABLES.replace("{down}", str(free_port())).replace(
-            "{hop}", str(self.hop.port)
-        )
+        routes = ROUTES.format(down=free_port(), hop=self.hop.port)
+        tables = certificate.table + FAILING_CHAIN + LIMITS + routes
         self.nodes = []
         for name in ("mx1", "mx2"):
             node = Daemon(
@@ -139,8 +123,7 @@ class SampleFleet:
     def fill(self) -> None:
         node = self.nodes[0]
         limits = node.directory / "limits.toml"
-        found = TABLES.partition("[[limit]]")[2].partition("[[route]]")[0]
-        limits.write_text("[[limit]]" + found.replace("12/1h", "10/1h"))
+        limits.write_text(LIMITS.replace("12/1h", "10/1h"))
         node.ctl("limits", "push", str(limits), "--yes")
         places = ("anna@example.org", "info@partner.example", "desk@slow.example", "board@review.example")
         for number in range(32):

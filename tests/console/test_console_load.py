@@ -21,6 +21,7 @@ from tests.cluster.fleet import PREFIX
 from tests.spool.large import fill
 from tests.support.console import TOKENS, accounts
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import limit_table
 from tests.support.valkey import ValkeyServer, eventually, free_port, valkey_server
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
@@ -32,18 +33,12 @@ FIRST_PAGE, FILTER, LONGEST_LAG = 0.2, 1.0, 0.05
 SHARE = 0.01
 """Of one core, while a page is open."""
 
-LIMIT = """
-[[limit]]
-name = "mail-per-sender"
-per = ["sender"]
-counts = "messages"
-rates = ["100000/1h"]
-[[limit]]
-name = "few-per-sender"
-per = ["sender"]
-counts = "messages"
-rates = ["100/1h"]
-"""
+LIMITS = "".join(
+    (
+        limit_table("mail-per-sender", "sender", "messages", "100000/1h"),
+        limit_table("few-per-sender", "sender", "messages", "100/1h"),
+    )
+)
 
 
 def with_console(daemon: Daemon, users: Path, valkey: str = "") -> Daemon:
@@ -156,7 +151,7 @@ def cpu_seconds(daemon: Daemon) -> float:
 
 
 def test_an_open_page_costs_little_cpu(tmp_path: Path) -> None:
-    daemon = with_console(Daemon(tmp_path / "node", LIMIT), tmp_path / "users")
+    daemon = with_console(Daemon(tmp_path / "node", LIMITS), tmp_path / "users")
     try:
         reader = Reader(daemon)
         reader.seconds("/")
@@ -195,7 +190,7 @@ def fleet(tmp_path: Path) -> Iterator[tuple[ValkeyServer, list[Daemon]]]:
             with_console(
                 Daemon(
                     tmp_path / name,
-                    LIMIT,
+                    LIMITS,
                     server=f'node_id = "{name}"',
                     domains='relay_from = ["127.0.0.0/8"]',
                 ),

@@ -8,38 +8,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 
 from elemta.daemon.lease_link import SupervisorScripts, serve_leases
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.errors import StoreUnavailable
 from elemta.valkey import Script
-from elemta.workers.channel import Channel
+from tests.support.channels import ChannelPair
 from tests.support.runtime import simulated_runtime
-
-
-class Ends:
-    """The two ends of a channel in memory."""
-
-    def __init__(self) -> None:
-        clock = Clock()
-        self.worker, self.supervisor = Channel(clock, "the supervisor"), Channel(clock, "worker 0")
-        self._transports: dict[Channel, Any] = {}
-        for end in (self.worker, self.supervisor):
-            self._transports[end] = StringTransport()
-            end.makeConnection(self._transports[end])
-
-    def exchange(self) -> None:
-        """Carry what was said, until nothing more is."""
-        moved = True
-        while moved:
-            moved = False
-            for end, other in ((self.worker, self.supervisor), (self.supervisor, self.worker)):
-                data = self._transports[end].value()
-                self._transports[end].clear()
-                if data:
-                    moved = True
-                    other.dataReceived(data)
 
 
 class Valkey:
@@ -66,44 +41,44 @@ OWNER = LeaseOwner("boot", "place", "mx1", "höst")
 
 
 @pytest.fixture
-def ends() -> Ends:
-    return Ends()
+def ends() -> ChannelPair:
+    return ChannelPair(Clock()).open()
 
 
-def lease_of(ends: Ends, prefix: str = "elemta:") -> SpoolLease:
+def lease_of(ends: ChannelPair, prefix: str = "elemta:") -> SpoolLease:
     runtime = simulated_runtime()
     return SpoolLease(runtime, SupervisorScripts(ends.worker), prefix=prefix, spool_id="1f", owner=OWNER)
 
 
-def take(ends: Ends, lease: SpoolLease) -> Any:
+def take(ends: ChannelPair, lease: SpoolLease) -> Any:
     """What the worker comes to."""
     found: list[Any] = []
     Deferred.fromCoroutine(lease.take()).addBoth(found.append)
-    ends.exchange()
+    ends.carry()
     return found[0]
 
 
-def test_a_worker_takes_and_gives_up_its_lease(ends: Ends) -> None:
+def test_a_worker_takes_and_gives_up_its_lease(ends: ChannelPair) -> None:
     valkey = Valkey()
     serve_leases(ends.supervisor, valkey, "elemta:")
     lease = lease_of(ends)
     assert take(ends, lease) is None
     Deferred.fromCoroutine(lease.give_up())
-    ends.exchange()
+    ends.carry()
     assert [(name, keys, args[-1]) for name, keys, args in valkey.asked] == [
         ("own", [b"elemta:spool:1f"], "höst"),
         ("disown", [b"elemta:spool:1f"], "boot"),
     ]
 
 
-def test_another_owner_is_named(ends: Ends) -> None:
+def test_another_owner_is_named(ends: ChannelPair) -> None:
     valkey = Valkey()
     valkey.answer = succeed([b"b", b"p", b"mx2", "hö".encode()])
     serve_leases(ends.supervisor, valkey, "elemta:")
     assert take(ends, lease_of(ends)) == LeaseOwner("b", "p", "mx2", "hö")
 
 
-def test_valkey_that_is_away_is_a_store_that_is_unavailable(ends: Ends) -> None:
+def test_valkey_that_is_away_is_a_store_that_is_unavailable(ends: ChannelPair) -> None:
     valkey = Valkey()
     valkey.answer = fail(StoreUnavailable("no answer"))
     serve_leases(ends.supervisor, valkey, "elemta:")
@@ -112,7 +87,7 @@ def test_valkey_that_is_away_is_a_store_that_is_unavailable(ends: Ends) -> None:
     assert "no answer" in found.getErrorMessage()
 
 
-def test_nothing_else_can_be_run(ends: Ends) -> None:
+def test_nothing_else_can_be_run(ends: ChannelPair) -> None:
     valkey = Valkey()
     serve_leases(ends.supervisor, valkey, "elemta:")
     assert take(ends, lease_of(ends, prefix="other:")).check(StoreUnavailable)

@@ -11,39 +11,24 @@ import pytest
 
 from tests.interop.exim import Exim
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import limit_table
 from tests.support.open_directory import open_directory
 
 pytestmark = pytest.mark.servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "postfix.md"
-TABLES = """
+TABLES = (
+    """\
 [[policy_service]]
 name = "exim"
 endpoint = "tcp:0:interface=127.0.0.1"
 charge_messages_at = "rcpt"
-[[limit]]
-name = "recipients-per-sender"
-per = ["sender"]
-counts = "recipients"
-rates = ["3/1h"]
-[[limit]]
-name = "messages-per-domain"
-per = ["sender_domain"]
-counts = "messages"
-rates = ["2/1h"]
-on_exceed = "reject"
-[[limit]]
-name = "bytes-per-helo"
-per = ["helo"]
-counts = "bytes"
-rates = ["10MiB/1h"]
-on_exceed = "disconnect"
-[[limit]]
-name = "recipients-per-user"
-per = ["user"]
-counts = "recipients"
-rates = ["1/1h"]
 """
+    + limit_table("recipients-per-sender", "sender", "recipients", "3/1h")
+    + limit_table("messages-per-domain", "sender_domain", "messages", "2/1h", on_exceed="reject")
+    + limit_table("bytes-per-helo", "helo", "bytes", "10MiB/1h", on_exceed="disconnect")
+    + limit_table("recipients-per-user", "user", "recipients", "1/1h")
+)
 
 
 def statements(port: int) -> str:

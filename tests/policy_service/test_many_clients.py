@@ -8,19 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import limit_table
 from tests.support.valkey import eventually
 
 CLIENTS = 400
-TABLES = """
+TABLES = """\
 [[policy_service]]
 name = "postfix"
 endpoint = "tcp:0:interface=127.0.0.1"
-[[limit]]
-name = "per-user"
-per = ["user"]
-counts = "recipients"
-rates = ["3/1h"]
-"""
+""" + limit_table("per-user", "user", "recipients", "3/1h")
 REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nsasl_username=%s\n\n"
 
 

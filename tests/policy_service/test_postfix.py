@@ -10,26 +10,20 @@ import pytest
 
 from tests.interop.postfix import Postfix
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import limit_table
 from tests.support.open_directory import open_directory
 
 pytestmark = pytest.mark.servers
 
-TABLES = """
+TABLES = (
+    """\
 [[policy_service]]
 name = "postfix"
 endpoint = "tcp:0:interface=127.0.0.1"
-[[limit]]
-name = "recipients-per-sender"
-per = ["sender"]
-counts = "recipients"
-rates = ["5/1h"]
-[[limit]]
-name = "messages-per-domain"
-per = ["sender_domain"]
-counts = "messages"
-rates = ["4/1h"]
-on_exceed = "reject"
 """
+    + limit_table("recipients-per-sender", "sender", "recipients", "5/1h")
+    + limit_table("messages-per-domain", "sender_domain", "messages", "4/1h", on_exceed="reject")
+)
 
 
 @pytest.fixture(scope="module", name="open_directory")

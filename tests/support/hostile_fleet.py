@@ -16,36 +16,28 @@ from urllib.parse import quote
 from elemta.console.pages import MENU
 from tests.support.console import TOKENS, accounts
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import limit_table
 from tests.support.refusing_hop import RefusingHop
 from tests.support.valkey import ValkeyServer, eventually
 
 SCRIPT = "<script>window.harmed=1</script><img/src=x/onerror=window.harmed=1>"
 TURNED = "\u202egro.elpmaxe\u2066"
 LONG = 1_000_000
-TABLES = """
+FAILING_CHAIN = """\
 [policies]
 chain = ["limits", "clamav", "relay"]
 [policy.clamav]
 endpoint = "unix:/run/no-clamd-here.ctl"
 on_error = "accept"
 timeout = "2s"
-[[limit]]
-name = "mail-per-sender"
-per = ["sender"]
-counts = "messages"
-rates = ["2/1h"]
-mode = "observe"
-[[limit]]
-name = "mail-per-helo"
-per = ["helo"]
-counts = "messages"
-rates = ["2/1h"]
-mode = "observe"
-[[limit]]
-name = "mail-per-ip"
-per = ["ip"]
-counts = "messages"
-rates = ["50/1h"]
+"""
+"""A chain with one policy that fails for each message, and lets it pass."""
+LIMITS = (
+    limit_table("mail-per-sender", "sender", "messages", "2/1h", mode="observe")
+    + limit_table("mail-per-helo", "helo", "messages", "2/1h", mode="observe")
+    + limit_table("mail-per-ip", "ip", "messages", "50/1h")
+)
+ROUTES = """\
 [[route]]
 domains = ["hold.test"]
 to = "hold:"
@@ -63,7 +55,7 @@ class HostileFleet:
         self._hop = RefusingHop(f"451 4.7.1 {SCRIPT} {TURNED} \x1b[31m")
         users = directory / "console-users"
         users.write_text(accounts())
-        tables = TABLES.replace("{hop}", str(self._hop.port))
+        tables = FAILING_CHAIN + LIMITS + ROUTES.format(hop=self._hop.port)
         self.daemon = Daemon(directory / "node", tables, domains='relay_from = ["127.0.0.0/8"]')
         self.daemon.open_console(users)
         self.daemon.count_in(self.valkey.url)
@@ -108,9 +100,8 @@ class HostileFleet:
 
     def _operate(self) -> None:
         """What an operator, or a program with a token, writes into free fields."""
-        pushed = "[[limit]]" + TABLES.partition("[[limit]]")[2].partition("[[route]]")[0]
         note = f"{SCRIPT} {TURNED}"
-        for given in ({"toml": pushed}, {"toml": pushed.replace("50/1h", "60/1h")}):
+        for given in ({"toml": LIMITS}, {"toml": LIMITS.replace("50/1h", "60/1h")}):
             self.call("/v1/limits/push", {**given, "note": note})
         override = {"limit": "mail-per-sender", "identity": "a@b.test", "for": "1h", "exempt": True}
         self.call("/v1/limits/overrides", {**override, "note": note})

@@ -9,60 +9,28 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from tests.support.limit_tables import limit_table
+
 MESSAGE = "From: a@one.example\r\nSubject: x\r\n\r\n.body\r\n"
 LOOP = "".join(f"Received: from h{n}.example by h{n + 1}.example\r\n" for n in range(101)) + MESSAGE
 BARE = "Subject: x\r\n\r\nbare\rreturn\r\n"
 
-LIMITS = """
-[[limit]]
-name = "per-ip"
-per = ["ip"]
-counts = "connections"
-rates = ["5/2m", "300/1h"]
-[[limit]]
-name = "per-helo"
-per = ["helo"]
-counts = "messages"
-rates = ["4/1m"]
-on_exceed = "reject"
-[[limit]]
-name = "senders"
-per = ["sender_domain"]
-counts = "messages"
-rates = ["9/5m", "200/1d"]
-[[limit]]
-name = "rcpt"
-per = ["ip", "recipient_domain"]
-counts = "recipients"
-rates = ["6/3m"]
-on_exceed = "disconnect"
-[[limit]]
-name = "octets"
-per = ["network"]
-counts = "bytes"
-rates = ["6KiB/10m"]
-[[limit]]
-name = "watched"
-per = ["recipient"]
-counts = "recipients"
-rates = ["1/1h"]
-mode = "observe"
-[[limit]]
-name = "node-only"
-per = ["sender"]
-counts = "messages"
-rates = ["7/4m"]
-scope = "node"
-[[limit]]
-name = "no"
-per = ["ip"]
-counts = "refusals"
-rates = ["9/5m"]
+LIMITS = (
+    limit_table("per-ip", "ip", "connections", "5/2m", "300/1h")
+    + limit_table("per-helo", "helo", "messages", "4/1m", on_exceed="reject")
+    + limit_table("senders", "sender_domain", "messages", "9/5m", "200/1d")
+    + limit_table("rcpt", "ip recipient_domain", "recipients", "6/3m", on_exceed="disconnect")
+    + limit_table("octets", "network", "bytes", "6KiB/10m")
+    + limit_table("watched", "recipient", "recipients", "1/1h", mode="observe")
+    + limit_table("node-only", "sender", "messages", "7/4m", scope="node")
+    + limit_table("no", "ip", "refusals", "9/5m")
+    + """\
 [policy.greylist]
 delay = "40s"
 within = "1h"
 pass_with = []
 """
+)
 
 _IPS = ("192.0.2.7", "192.0.2.8", "198.51.100.1", "2001:db8::1", "2001:db8::2", "203.0.113.99", "10.1.1.1")
 _SENDERS = (
