@@ -175,6 +175,9 @@ class FailoverStore:
         """Those that this node alone counts."""
         return [] if self._host_wide else [request for request in requests if not request.spec.cluster]
 
+    def _is_shared(self, spec: LimitSpec) -> bool:
+        return spec.cluster or self._host_wide
+
     def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]:
         shared = self._shared(requests)
         if not shared:
@@ -205,12 +208,13 @@ class FailoverStore:
 
     def _failed(self, failure: Failure, requests: Sequence[Request], before: Decision) -> Decision:
         error = cast(BaseException, failure.value)
-        if isinstance(error, StoreUndecided):
+        undecided = isinstance(error, StoreUndecided)
+        if isinstance(error, StoreUnavailable) and not undecided:
+            return self.unanswered(requests, before, error)
+        if undecided:
             self._failover.succeeded()
-        if isinstance(error, StoreUndecided) or not isinstance(error, StoreUnavailable):
-            self.take_back(before.receipts)
-            raise error
-        return self.unanswered(requests, before, error)
+        self.take_back(before.receipts)
+        raise error
 
     def unanswered(self, requests: Sequence[Request], before: Decision, error: BaseException) -> Decision:
         """It did not: the whole decision is made here. Raises StoreUnavailable where a limit is to defer."""
@@ -265,7 +269,7 @@ class FailoverStore:
     def hold(self, request: Request) -> Receipt:
         """A lease that was given without asking: the shared store knows it from the next renewal on."""
         receipt = self._local.record(request)
-        if request.spec.cluster:
+        if self._is_shared(request.spec):
             self._returns.add_lease(receipt)
         return receipt
 
@@ -351,7 +355,7 @@ class FailoverStore:
     def reset(self, spec: LimitSpec, identity: str) -> MaybeDeferred[bool]:
         """Forget it here, in the shared store, and on every node that hears of it."""
         here = self._local.reset(spec, identity)
-        if not (spec.cluster or self._host_wide):
+        if not self._is_shared(spec):
             return here
         if not self._failover.cluster:
             raise StoreUnavailable("Valkey does not answer, so only this node forgot what it had counted")
@@ -363,7 +367,7 @@ class FailoverStore:
         return there
 
     def top(self, spec: LimitSpec, count: int) -> MaybeDeferred[Ranking]:
-        if not (spec.cluster or self._host_wide):
+        if not self._is_shared(spec):
             return self._local.top(spec, count)
         return self._remote.top(spec, count) if self._failover.cluster else self._fallback.top(spec, count)
 

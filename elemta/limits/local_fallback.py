@@ -82,7 +82,7 @@ class LocalFallback:
         allowed: list[Request] = []
         for request in requests:
             spec = request.spec
-            if not (spec.cluster or self._host_wide):
+            if not self._is_divided(spec):
                 asked.append(request)
             elif spec.when_down is WhenValkeyIsDown.ALLOW:
                 allowed.append(request)
@@ -101,7 +101,7 @@ class LocalFallback:
         # An open connection is a fact that the cluster will want to know.
         receipts += [self._local.record(request) for request in allowed if request.spec.leases is not None]
         for receipt in receipts:
-            if receipt.is_lease and (receipt.request.spec.cluster or self._host_wide):
+            if receipt.is_lease and self._is_divided(receipt.request.spec):
                 self._grant_lease(receipt)
         return Decision(tuple(receipts), denials)
 
@@ -115,7 +115,7 @@ class LocalFallback:
 
     def _usage(self, request: Request) -> Usage:
         spec = request.spec
-        if not (spec.cluster or self._host_wide):
+        if not self._is_divided(spec):
             return self._local.peek([request])[0]
         if spec.when_down is WhenValkeyIsDown.DEFER:
             raise StoreUnavailable("Valkey does not answer")
@@ -128,7 +128,7 @@ class LocalFallback:
         """What this node alone would decide each by."""
         found = []
         for request in requests:
-            divided = request.spec.cluster or self._host_wide
+            divided = self._is_divided(request.spec)
             when_down = request.spec.when_down if divided else None
             share = self._share(request) if divided else request
             (copied,) = self._local.snapshot([share])
@@ -143,9 +143,13 @@ class LocalFallback:
         share = self._share(Request(spec, "")).spec
         return Ranking(self._local.top(share, count).usages, complete=False)
 
+    def _is_divided(self, spec: LimitSpec) -> bool:
+        """Whether this process has only a share of the limit."""
+        return spec.cluster or self._host_wide
+
     def _provisional(self, denial: Denial, whole: dict[str, Request]) -> Denial:
         request = whole[denial.request.key]
-        if not (request.spec.cluster or self._host_wide):
+        if not self._is_divided(request.spec):
             return denial
         return Denial(request, wait_alone(denial.wait, request), provisional=True)
 
