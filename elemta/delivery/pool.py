@@ -303,9 +303,10 @@ class ConnectionPool:
         except Exception:
             log_not_released(Failure())
         finally:
-            # Whatever happened: no slot is taken without a connection.
-            self._slots.release(slot)
+            # Whatever happened: no slot is taken without a connection. The host has it back before one that
+            # waits here asks for it, or the supervisor would have other workers close theirs.
             self._give_back_to_host(slot)
+            self._slots.release(slot)
 
     def give_back(self, kept: PooledConnection) -> None:
         """The message is done: let the connection serve the next one, rest, or close."""

@@ -9,12 +9,16 @@ from typing import BinaryIO
 import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock
 
 from elemta.address import Address
 from elemta.delivery.connections import Connections
 from elemta.delivery.next_hop import Candidate, NextHop
+from elemta.delivery.pool import ConnectionPool
 from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.slots import ConnectionSlot
 from elemta.envelope import MailParameters, Recipient
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Outcome, Status
 from elemta.smtp.client_commands import ClientTransaction
 from elemta.workers.slot_client import WorkerSlots
@@ -32,6 +36,27 @@ async def open_content() -> BinaryIO:
 
 async def read(content: BinaryIO) -> bytes:
     return content.read(65536)
+
+
+class Told:
+    """Places without a bound, and what was said about them."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def take(self, route: str, destination: str, most: int, per_destination: int) -> bool:
+        self.words.append("take")
+        return True
+
+    def give_back(self, route: str, destination: str) -> None:
+        self.words.append("give")
+
+    def is_wanted(self, route: str, destination: str) -> bool:
+        return False
+
+    def watch(self, user: object) -> None: ...
+
+    def leave(self, user: object) -> None: ...
 
 
 class Worker:
@@ -75,6 +100,21 @@ async def test_workers_never_have_more_connections_open_than_the_destination_may
     sent = await gatherResults([worker.send() for _ in range(15) for worker in workers])
     assert [each[0].status for each in sent] == [Status.DELIVERED] * 45
     assert hop.most_sessions == 2
+
+
+@ensureDeferred
+async def test_the_host_has_a_place_back_before_it_is_asked_for_the_next() -> None:
+    host = Told()
+    settings = DeliverySettings("me.example", connection_wait=30.0)
+    pool = ConnectionPool(Clock(), settings, DeliveryMetrics(), host=host)
+    hop = NextHop("b.example", (), route="mx:", destination="b.example", per_destination=1)
+    first = await pool.claim(hop)
+    assert isinstance(first, ConnectionSlot)
+    second = Deferred.fromCoroutine(pool.claim(hop))
+    assert host.words == ["take"]
+    pool.release(first)
+    assert host.words == ["take", "give", "take"]
+    assert isinstance(await second, ConnectionSlot)
 
 
 @ensureDeferred
