@@ -15,8 +15,6 @@ from load import PASSWORD
 from servers import DOMAIN, ElemtaServer, PostfixServer, Server, Sink, free_port
 from valkeys import ValkeyServer, server_program
 
-from elemta.config import load
-
 ROOT = Path(__file__).resolve().parents[1]
 NAMESERVER = "127.0.0.78"
 AIOSMTPD = ROOT / ".venv-bench" / "bin" / "python"
@@ -294,9 +292,6 @@ def present() -> tuple[list[type[Server]], list[str]]:
     """The servers that can be run here, and why the others can't."""
     missing: dict[type[Server], str] = {}
     root = os.geteuid() == 0
-    several = load(None, {"ELEMTA_SERVER_WORKERS": "2"})
-    if any(fault.key == "server.workers" for fault in several.without_effect()):
-        missing[WorkersElemta] = "`[server] workers` has no effect yet"
     for kind in (TunedPostfix, ShippedPostfix):
         if shutil.which("postfix") is None:
             missing[kind] = "postfix is not installed"

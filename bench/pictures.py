@@ -36,7 +36,7 @@ def busy_runs(results: Results) -> list[str]:
     """The runs during which other programs used the machine, in words."""
     return [
         f"{run['part']} {run['scenario']}, {run['server']}: {run['others']:.0%}"
-        for run in (*results["runs"], *results["idle"], *results["queue"])
+        for run in (*results["runs"], *results["idle"], *results["queue"], *results["limits"])
         if run["others"] > MOST
     ]
 

@@ -158,8 +158,8 @@ def results() -> dict[str, Any]:
         "queue": [{"part": "queue", "scenario": "10", "server": "Elemta", "messages": 10, "start": 1.0,
                    "list": 0.1, "memory": 2**26, "drain": 900.0, "others": 0.0}],
         "calls": {"connections reused": 2128.0},
-        "limits": [{"words": "one", "in flight": 64, "rate": 28757.0, "cpu us": 22.9, "p50 ms": 2.16,
-                    "p99 ms": 3.0}],
+        "limits": [{"part": "limits", "scenario": "one", "server": "Elemta", "words": "one", "in flight": 64,
+                    "rate": 28757.0, "cpu us": 22.9, "p50 ms": 2.16, "p99 ms": 3.0, "others": 0.0}],
     }  # fmt: skip
 
 
@@ -226,12 +226,14 @@ def test_a_run_is_written_between_the_marks_and_can_be_written_again(
         ElementTree.parse(tmp_path / "performance" / f"{name}.svg")
 
 
-@pytest.mark.parametrize("what", ["busy", "quick"])
+@pytest.mark.parametrize("what", ["busy", "busy with limits", "quick"])
 def test_nothing_is_written_of_a_busy_machine_or_a_quick_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, Any], what: str
 ) -> None:
     if what == "quick":
         results["quick"] = True
+    elif what == "busy with limits":
+        results["limits"][0]["others"] = 0.2
     else:
         results["runs"].append(_run("relay", "new", "Elemta", 10.0, 3, others=0.2))
     code, page = _written(tmp_path, monkeypatch, results)
