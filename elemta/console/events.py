@@ -19,12 +19,12 @@ from elemta.ops.admin_json import Json
 MOST_STREAMS = 64
 TICK_SECONDS = 1.0
 STALLED_SECONDS = 60.0
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 5.0
+"""The longest that a look takes. Two looks after its credentials ended a reader is disconnected, at most."""
 # A comment, in the words of HTML's event streams: nothing for the reader but a sign of life.
 _NO_STATE = b": the state could not be read\n\n"
 # So many octets wait in this process before a reader is passed over; Twisted's own measure is 64 KiB.
 _BUFFER = 4096
-_CHECKED_EVERY = 15
 
 _log = Logger()
 
@@ -39,7 +39,6 @@ class EventStream:
         self._request = request
         self._still_valid = still_valid
         self._paused_at: float | None = None
-        self._ticks = 0
         self.closed = False
 
     def open(self) -> None:
@@ -57,9 +56,8 @@ class EventStream:
         request.write(b"retry: 2000\n\n")
 
     def send(self, event: bytes, now: float) -> None:
-        """Send an event, unless the reader is behind."""
-        self._ticks += 1
-        if self._ticks % _CHECKED_EVERY == 0 and not self._still_valid():
+        """Send an event, unless the reader is behind. A reader that may read no more is disconnected."""
+        if not self._still_valid():
             self.close(at_once=self._paused_at is not None)
         elif self._paused_at is not None:
             if self._paused_at == 0.0:

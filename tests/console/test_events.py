@@ -99,7 +99,7 @@ def test_readers_are_bounded_and_the_look_ends_with_them(console: Console) -> No
 def test_a_stream_ends_with_the_token_of_its_reader(console: Console) -> None:
     transport = listen(console)
     console.path.write_text("")
-    for _ in range(20):
+    for _ in range(15):
         console.clock.advance(1)
     assert transport.value().endswith(b"0\r\n\r\n")
 
@@ -108,9 +108,21 @@ def test_a_stream_ends_with_the_token_of_a_reader_that_reads_nothing(console: Co
     transport = listen(console)
     transport.producer.pauseProducing()
     console.path.write_text("")
-    for _ in range(20):
+    for _ in range(15):
         console.clock.advance(1)
     assert transport.aborted
+
+
+def test_a_stream_ends_with_its_token_also_where_the_state_is_not_there(console: Console) -> None:
+    async def look() -> Any:
+        return await Deferred()
+
+    console.site.open(console.calls, console.access, console.runtime.wall, look)
+    reader = listen(console)
+    console.path.write_text("")
+    for _ in range(15):
+        console.clock.advance(1)
+    assert reader.value().endswith(b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize("answer", [Deferred, partial(fail, OSError())], ids=["late", "failed"])
