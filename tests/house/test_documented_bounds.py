@@ -49,7 +49,7 @@ SAID = {
         f"waits longer for its answer, up to {slowdown.MOST_SECONDS:g} seconds",
         f"reads nothing for {MINUTE[streams.STALLED_SECONDS]} is disconnected",
         f"at most {streams.MOST_STREAMS} streams",
-        f"within {streams._CHECKED_EVERY * streams.TICK_SECONDS:g} seconds",
+        f"within {3 * streams.LOOK_SECONDS:g} seconds",
         f"for at most {({1.0: 'a second'})[fleet_calls.DEADLINE_SECONDS]}",
         f"and for {fleet_calls.SILENT_SECONDS} s where a node did not answer the last time",
         f"it takes at most {mail_views.MOST_TOGETHER:,} at once",
