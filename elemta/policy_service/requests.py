@@ -66,18 +66,26 @@ class RequestReader:
 
         Raises :class:`PolicyRequestError` where it is too long, or no request.
         """
-        end = self._buffer.find(b"\n\n", self._searched)
+        end, length = self._end()
         if end < 0:
             if len(self._buffer) >= MAX_REQUEST:
                 raise PolicyRequestError(f"the request is longer than {MAX_REQUEST} octets")
-            self._searched = max(0, len(self._buffer) - 1)
+            self._searched = max(0, len(self._buffer) - 2)
             return None
-        if end + 2 > MAX_REQUEST:
+        if end + length > MAX_REQUEST:
             raise PolicyRequestError(f"the request is longer than {MAX_REQUEST} octets")
         text = self._buffer[:end].decode("utf-8", "surrogateescape")
-        del self._buffer[: end + 2]
+        del self._buffer[: end + length]
         self._searched = 0
         return _attributes(text)
+
+    def _end(self) -> tuple[int, int]:
+        """Where the first empty line begins, less the end of the line before, and its length with that."""
+        buffer, searched = self._buffer, self._searched
+        end = buffer.find(b"\n\n", searched)
+        # Not what Postfix sends. What is behind an empty line is the next request's.
+        with_cr = buffer.find(b"\n\r\n", searched, end if end >= 0 else len(buffer))
+        return (with_cr, 3) if with_cr >= 0 else (end, 2)
 
 
 def _attributes(text: str) -> Mapping[str, str]:
@@ -88,6 +96,8 @@ def _attributes(text: str) -> Mapping[str, str]:
         raise PolicyRequestError("a line of the request is not name=value") from error
     if "" in attributes:
         raise PolicyRequestError("a line of the request is not name=value")
+    if "\0" in text:  # SMTPD_POLICY_README: neither names nor values contain it
+        raise PolicyRequestError("the request contains NUL")
     if len(attributes) != len(lines) or "\r" in text:
         # Not what Postfix sends. The first of several values counts.
         pairs = [line.removesuffix("\r").split("=", 1) for line in reversed(lines)]

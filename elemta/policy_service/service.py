@@ -30,7 +30,8 @@ REQUEST_SECONDS = 30.0
 """The time for the rest of a request that has begun. Postfix keeps a connection that is idle."""
 MAX_CONNECTIONS = 20_000
 LOCAL_TROUBLE = "DEFER_IF_PERMIT 4.3.0 Local trouble, try again later"
-_KINDS = {"DUNNO": "dunno", "DEFER_IF_PERMIT": "defer", "REJECT": "reject", "421": "disconnect"}
+_REQUEST_KIND = "smtpd_access_policy"
+_ACTION_KINDS = {"DUNNO": "dunno", "DEFER_IF_PERMIT": "defer", "REJECT": "reject", "421": "disconnect"}
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -95,10 +96,16 @@ class PolicyServiceProtocol(Protocol):
         self.close()
 
     def close(self) -> None:
-        """Close without an answer: Postfix asks again elsewhere, or takes its default action."""
+        """Close without a further answer: Postfix asks again elsewhere, or takes its default action.
+
+        A client that does not read the answers that were sent gets as long as any other.
+        """
         transport: Any = self.transport
+        self._closed = True
         transport.unregisterProducer()
         transport.loseConnection()
+        self._stop_deadline()
+        self._deadline = self._owner.reactor.callLater(REQUEST_SECONDS, transport.abortConnection)
 
     def _give_up(self) -> None:
         self._closed = True
@@ -113,12 +120,14 @@ class PolicyServiceProtocol(Protocol):
                 attributes = self._reader.next_request()
                 if attributes is None:
                     break
-                request = policy_request(attributes, self._owner.name)
+                self._stop_deadline()  # it was for the request that is whole now
                 kind = attributes.get("request")
+                if kind in (None, _REQUEST_KIND):
+                    request = policy_request(attributes, self._owner.name)
             except PolicyRequestError as error:
                 self._refuse(str(error))
                 return
-            if kind != "smtpd_access_policy":
+            if kind != _REQUEST_KIND:  # what its attributes mean is not known
                 self._send(DUNNO)
                 continue
             began = self._owner.reactor.seconds()
@@ -163,7 +172,6 @@ class PolicyServiceProtocol(Protocol):
 
     def _refuse(self, why: str) -> None:
         transport: Any = self.transport
-        self._closed = True
         self._owner.refuse(str(transport.getPeer()), why)
         self.close()
 
@@ -184,9 +192,8 @@ class PolicyServiceProtocol(Protocol):
             transport.resumeProducing()
 
     def _watch_the_rest(self) -> None:
-        """A request that has begun has to end."""
-        self._stop_deadline()
-        if len(self._reader) and not self._closed:
+        """A request that has begun has to end, in one time for all of its octets."""
+        if self._deadline is None and len(self._reader) and not self._closed:
             self._deadline = self._owner.reactor.callLater(
                 REQUEST_SECONDS, self._refuse, "the request did not end in time"
             )
@@ -213,7 +220,7 @@ class PolicyServiceFactory(Factory):
         self._metrics = metrics
         self._connections = metrics.connections.labels(service.name)
         self._refused = metrics.refused_requests.labels(service.name)
-        self._actions = {kind: metrics.requests.labels(service.name, kind) for kind in _KINDS.values()}
+        self._actions = {kind: metrics.requests.labels(service.name, kind) for kind in _ACTION_KINDS.values()}
         self._seconds = metrics.seconds.labels(service.name)
 
     def set_limits(self, limiter: Limiter, charge_messages_at: ChargeMessagesAt) -> None:
@@ -240,7 +247,7 @@ class PolicyServiceFactory(Factory):
             self._connections.dec()
 
     def count(self, action: str) -> None:
-        self._actions[_KINDS[action.partition(" ")[0]]].inc()
+        self._actions[_ACTION_KINDS[action.partition(" ")[0]]].inc()
 
     def observe(self, seconds: float) -> None:
         self._seconds.observe(seconds)

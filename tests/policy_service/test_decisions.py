@@ -19,7 +19,7 @@ from elemta.config import (
 )
 from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.policy_service.decisions import DUNNO, REMEMBERED_SECONDS, PolicyDecider
-from elemta.policy_service.requests import policy_request
+from elemta.policy_service.requests import RequestReader, policy_request
 from tests.support.runtime import runtime_of
 
 NO_OTHERS = ResourcesConfig(max_requests_per_window=0, max_connections_per_ip=0)
@@ -222,3 +222,94 @@ def test_several_limits_charge_all_or_none():
     assert world.ask(recipient="b@example.com") == DUNNO
     assert world.ask(recipient="c@example.com") == DUNNO
     assert world.ask(recipient="d@example.com") != DUNNO
+
+
+ODD_NAMES = [
+    b"a b",
+    b" a",
+    b'"a"',
+    b"a\\b",
+    b"a'b",
+    b"a\tb",
+    b"a|b",
+    b"a=b",
+    b"{a}",
+    b"%s",
+    b"*",
+    b"#a",
+    b"a~",
+    b"x" * 5000,
+    "jürg".encode(),
+    "\u2028".encode(),
+    "\U0001f600".encode(),
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+]
+
+
+@pytest.mark.parametrize(
+    ("per", "attribute", "behind"),
+    [
+        (Identity.USER, "sasl_username", b""),
+        (Identity.HELO, "helo_name", b""),
+        (Identity.SENDER, "sender", b"@example.org"),
+        (Identity.SENDER, "sender", b""),
+        (Identity.RECIPIENT, "recipient", b"@example.org"),
+        (Identity.RECIPIENT_DOMAIN, "recipient", b""),
+    ],
+)
+def test_whatever_a_name_consists_of_it_is_counted_by_itself(per, attribute, behind):
+    world = World(limit(Counts.RECIPIENTS, per, 2))
+    for name in ODD_NAMES:
+        given = b"a@" + name if per is Identity.RECIPIENT_DOMAIN else name + behind
+        lines = {"protocol_state": b"RCPT", "recipient": b"b@b.test", attribute: given}
+        reader = RequestReader()
+        reader.receive(b"".join(key.encode() + b"=" + value + b"\n" for key, value in lines.items()) + b"\n")
+        attributes = reader.next_request()
+        answers = [world.decider.decide(policy_request(attributes, "postfix")) for _ in range(3)]
+        assert passed(answers) == 2, name
+        assert answers[2].startswith("DEFER_IF_PERMIT 4.7.1 "), name
+        assert answers[2].isascii(), name
+        assert answers[2].isprintable(), name
+
+
+@pytest.mark.parametrize("per", [Identity.IP, Identity.NETWORK])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+        ("::ffff:192.0.2.1", "::FFFF:c000:0201"),
+        ("2001:db8::1", "2001:DB8:0:0:ffff::2"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("unknown", ""),
+    ],
+)
+def test_two_spellings_of_a_client_are_counted_together(per, one, other):
+    world = World(limit(Counts.RECIPIENTS, per, 3))
+    answers = [world.ask(client_address=each) for each in (one, other, one, other, one)]
+    assert passed(answers) == 3
+
+
+def test_an_instance_is_charged_for_each_state_by_itself():
+    world = World(
+        limit(Counts.RECIPIENTS, Identity.USER, 1, name="recipients"),
+        limit(Counts.MESSAGES, Identity.USER, 1, name="messages"),
+    )
+    about = {"instance": "1.2", "sasl_username": "anna"}
+    for state in ("CONNECT", "EHLO", "MAIL", "RCPT", "RCPT", "DATA", "END-OF-MESSAGE", "END-OF-MESSAGE"):
+        assert world.ask(state, **about) == DUNNO
+    about["instance"] = "1.3"
+    assert world.ask("END-OF-MESSAGE", **about) != DUNNO
+    assert world.ask("RCPT", **about) != DUNNO
+
+
+@pytest.mark.parametrize("count", ["", "0", "1", "1000", "-1", "many"])
+def test_the_number_of_recipients_changes_no_amount(count):
+    world = World(
+        limit(Counts.RECIPIENTS, Identity.USER, 2, name="recipients"),
+        limit(Counts.MESSAGES, Identity.USER, 2, name="messages"),
+    )
+    for state in ("RCPT", "END-OF-MESSAGE"):
+        answers = [world.ask(state, sasl_username="anna", recipient_count=count) for _ in range(3)]
+        assert passed(answers) == 2
+    assert passed([world.ask("DATA", sasl_username="anna", recipient_count=count) for _ in range(5)]) == 5

@@ -91,7 +91,7 @@ def test_hostile_clients_do_not_keep_others_from_their_answers(tmp_path: Path) -
             elif kind is cut_off:
                 assert answers(client) == []
             client.close()
-        connections = r'elemta_policy_service_connections\{service="postfix"'
+        connections = r"elemta_policy_service_connections_open\{"
         eventually(lambda: daemon.metric(connections) == 0, "every connection is closed")
         assert not daemon.records("policy_service.internal_error")
         # Each user passed three times, whatever the connection.

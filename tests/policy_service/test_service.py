@@ -119,6 +119,42 @@ def test_a_request_that_does_not_end_closes_the_connection_in_time_and_an_idle_o
     assert world.transport.disconnecting
 
 
+def test_octets_that_come_one_by_one_do_not_lengthen_the_time_of_a_request(world):
+    for octet in (b"a", b"=", b"b"):
+        world.receive(octet)
+        world.clock.advance(REQUEST_SECONDS / 3)
+    assert world.transport.disconnecting
+
+
+def test_each_request_has_a_time_of_its_own(world):
+    world.at_once = True
+    whole = request()
+    for _ in range(10):  # each leaves a part of the next one
+        world.receive(whole[20:] if world.sent else whole)
+        world.receive(whole[:20])
+        world.clock.advance(REQUEST_SECONDS - 1)
+    assert world.sent == b"action=DUNNO\n\n" * 10
+    assert not world.transport.disconnecting
+
+
+def test_a_request_that_waits_for_its_answer_has_ended(world):
+    whole = request()
+    world.receive(whole[:20])
+    world.receive(whole[20:])
+    world.clock.advance(REQUEST_SECONDS + 1)
+    assert not world.transport.disconnecting
+
+
+def test_a_client_that_reads_no_answer_does_not_keep_a_connection_that_is_closed(world):
+    aborted = []
+    world.transport.abortConnection = lambda: aborted.append(True)
+    world.receive(b"nonsense\n\n")
+    world.clock.advance(REQUEST_SECONDS + 1)
+    assert aborted
+    world.protocol.connectionLost()
+    assert world.clock.getDelayedCalls() == []
+
+
 @pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("a fault"), RecursionError()])
 def test_local_trouble_defers_and_the_connection_goes_on(world, error):
     world.receive(request() + request())
@@ -127,9 +163,12 @@ def test_local_trouble_defers_and_the_connection_goes_on(world, error):
     assert world.sent == f"action={LOCAL_TROUBLE}\n\naction=DUNNO\n\n".encode()
 
 
-def test_a_request_of_another_kind_gets_dunno(world):
-    world.receive(request(request="junk_mail_policy"))
-    assert world.sent == b"action=DUNNO\n\n"
+@pytest.mark.parametrize("more", [{}, {"size": "huge"}, {"client_address": "nowhere"}])
+def test_a_request_of_another_kind_gets_dunno_whatever_its_attributes_mean(world, more):
+    world.receive(request(request="junk_mail_policy", **more))
+    world.receive(request(request="", **more))
+    world.receive(b"size=1\nprotocol_state=RCPT\n\n")
+    assert world.sent == b"action=DUNNO\n\n" * 3
     assert world.asked == []
 
 
