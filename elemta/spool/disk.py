@@ -16,7 +16,8 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from elemta.errors import SpoolError, SpoolFull
-from elemta.runtime.disk import Disk
+from elemta.runtime.disk import Disk, FreeSpace
+from elemta.spool.partition import Places
 
 
 class DiskFailure(enum.Enum):
@@ -66,6 +67,17 @@ def refusal(error: BaseException, what: str) -> SpoolError:
     refused = kind(f"{what}: {error}")
     refused.__cause__ = error
     return refused
+
+
+def space_for_mail(disk: Disk, places: Places) -> FreeSpace:
+    """The free space where a partition writes mail. OSError.
+
+    The partition, or its large bodies, may be on a file system of their own; then it is that with less space.
+    """
+    found = [disk.free_space(path) for path in (places.directory, places.bodies)]
+    least = min(found, key=lambda space: space.free)
+    files = min((space.files for space in found if space.files is not None), default=None)
+    return FreeSpace(least.free, files, least.total)
 
 
 _log = Logger()

@@ -20,6 +20,7 @@ from elemta.runtime.disk import FreeSpace
 from elemta.spool.bodies import Bodies
 from elemta.spool.content import RecentContents
 from elemta.spool.damaged_rows import DamagedRows
+from elemta.spool.disk import space_for_mail
 from elemta.spool.group_commit import GroupCommit, PendingOperation
 from elemta.spool.history_feed import allowance, feed, history_of, keep_discarded, spared
 from elemta.spool.holds import Holds
@@ -132,7 +133,7 @@ class Spool(QueueLookups, Intake):
             settings.refresh,
             space,
             upkeep=self._upkeep,
-            ask=lambda: threads.files.call(runtime.disk.free_space, settings.directory),
+            ask=lambda: threads.files.call(space_for_mail, disk, partition.places),
             found=self._look,
         )
         if history is not None:
@@ -163,7 +164,7 @@ class Spool(QueueLookups, Intake):
         store = QueueWriter(settings, partition.places, leftovers, runtime)
         threads = SpoolThreads(runtime.threads, settings.file_threads)
         try:
-            ledger, space = await take_up(partition, store, threads, permit, disk=disk, root=root)
+            ledger, space = await take_up(partition, store, threads, permit, disk=disk)
         except BaseException:
             threads.stop()
             raise

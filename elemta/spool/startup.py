@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from elemta.runtime.disk import Disk, FreeSpace
+from elemta.spool.disk import space_for_mail
 from elemta.spool.operations import QueueCounts
 from elemta.spool.partition import Partition
 from elemta.spool.threads import SpoolThreads
@@ -22,13 +22,12 @@ async def take_up(
     permit: Permit | None,
     *,
     disk: Disk,
-    root: Path,
 ) -> tuple[QueueCounts, FreeSpace]:
     """Take the partition, upgrade its format, clean up after a crash, and count. SpoolError."""
 
     def prepare() -> tuple[QueueCounts, FreeSpace]:
         try:
-            return store.open(), disk.free_space(root)
+            return store.open(), space_for_mail(disk, partition.places)
         except BaseException:
             store.close()
             raise

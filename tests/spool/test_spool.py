@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 
@@ -12,10 +13,12 @@ from twisted.internet.defer import Deferred
 from elemta.address import NULL, Address
 from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient, Return
 from elemta.errors import SpoolError, UnknownMessage
-from elemta.spool import MessageState, QueuedMessage, Submission
+from elemta.runtime.disk import FreeSpace
+from elemta.spool import Disk, MessageState, QueuedMessage, Submission
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from tests.spool.mail import HEADER, due, put, read, recipients, submission, written
+from tests.support.waiting import until
 
 NO_SUCH_ID = "0" * 18
 
@@ -407,3 +410,43 @@ async def test_room_is_what_the_disk_has_beyond_the_minimum(open_spool):
     assert not spool.has_space(1 << 60)
     await spool.close()
     assert not (await open_spool(minimum_free=1 << 60)).has_space()
+
+
+class OtherFileSystem(Disk):
+    """A disk on which what is below ``place`` is on a file system with less space."""
+
+    def __init__(self, place: str) -> None:
+        self.place, self.free = place, 100
+
+    def free_space(self, path):
+        on_it = self.place in path.parts
+        return FreeSpace(self.free, 50, 1000) if on_it else FreeSpace(1 << 40, None, 1 << 41)
+
+
+@pytest.mark.parametrize("place", ["p0", "bodies"])
+@ensureDeferred
+async def test_space_is_measured_where_mail_is_written(open_spool, place):
+    disk = OtherFileSystem(place)
+    spool = await open_spool(disk=disk, minimum_free=40, refresh=0.01)
+    assert (spool.has_space(60), spool.has_space(61)) == (True, False)
+    disk.free = 39
+    await until(lambda: not spool.has_space())
+    disk.free = 41
+    await until(spool.has_space)
+    assert (await spool.stats()).free == 41
+
+
+@ensureDeferred
+async def test_a_partition_behind_a_link_is_measured_at_its_own_file_system(open_spool, tmp_path):
+    seen = []
+
+    class Watched(Disk):
+        def free_space(self, path):
+            seen.append(os.path.realpath(path))
+            return super().free_space(path)
+
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "spool/p0").symlink_to(tmp_path / "elsewhere")
+    await open_spool(disk=Watched())
+    assert seen == [str(tmp_path / "elsewhere"), str(tmp_path / "elsewhere/bodies")]
